@@ -1,0 +1,145 @@
+"""Reach the choices of any `nn.Module`: relax, hold, restrict, sample; its logits and its weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from archgrad.choices.architecture import Architecture
+from archgrad.choices.modules import Choice
+from archgrad.choices.relaxations import Held
+from archgrad.errors import ArchitectureError, ChoiceError
+
+Space = TypeVar("Space", bound=nn.Module)
+
+
+def choices(space: nn.Module) -> dict[str, list[Choice]]:
+    """All choices by name, in the order they stand in the network; one name is one decision.
+
+    Raises:
+        ChoiceError: two choices of one name differ in kind or size.
+    """
+    found: dict[str, list[Choice]] = {}
+    for module in space.modules():
+        if isinstance(module, Choice):
+            found.setdefault(module.name, []).append(module)
+    for name, same in found.items():
+        kinds = {(type(c).__name__, c.size) for c in same}
+        if len(kinds) > 1:
+            raise ChoiceError(f"choices named {name!r} differ: {sorted(kinds)}; give them different names")
+    return found
+
+
+def relax(space: Space, relaxation: Callable[[int], nn.Module]) -> Space:
+    """Give every choice a relaxation; choices of one name share one. In place; returns the space.
+
+    Args:
+        space: any network that contains choices.
+        relaxation: from a choice's size to its relaxation module, for instance `archgrad.softmax`.
+
+    Raises:
+        ChoiceError: the network has no choice.
+    """
+    found = choices(space)
+    if not found:
+        raise ChoiceError(
+            f"{type(space).__name__} has no choice to relax; put OpChoice, InputChoice or Gate modules in it, "
+            f"or gate an ordinary network with archgrad.slim"
+        )
+    for same in found.values():
+        shared = relaxation(same[0].size).to(same[0].live.device)
+        for choice in same:
+            choice.relaxation = shared
+    return space
+
+
+def hold(space: Space, architecture: Architecture) -> Space:
+    """A copy of the space that computes this architecture alone; the space itself is not changed.
+
+    Raises:
+        ArchitectureError: the architecture names other choices than the space has, or picks what is not there.
+    """
+    held = copy.deepcopy(space)
+    for name, same in matched(held, architecture).items():
+        kept = same[0].picked(architecture[name]).to(same[0].live.device)
+        for choice in same:
+            choice.relaxation = Held(kept)
+            choice.live = choice.live & kept
+    return held
+
+
+def matched(space: nn.Module, architecture: Architecture) -> dict[str, list[Choice]]:
+    """`choices(space)`, once it is sure that the architecture has a pick for each and for no other.
+
+    Raises:
+        ArchitectureError: names are missing, or belong to another space.
+    """
+    found = choices(space)
+    missing = [name for name in found if name not in architecture]
+    foreign = [name for name in architecture if name not in found]
+    if missing or foreign:
+        raise ArchitectureError(
+            f"the architecture is for another space: it lacks {missing[:5]} ({len(missing)} in all) and has "
+            f"{foreign[:5]} ({len(foreign)}) that the space does not know; use the space that it was found in"
+        )
+    return found
+
+
+def restrict(space: nn.Module, support: Mapping[str, Sequence[int] | Tensor]) -> None:
+    """Narrow choices to part of their live candidates, in place; what is dead stays dead.
+
+    Args:
+        space: any network that contains choices.
+        support: for each choice the indices that may live on, or a [size] bool mask.
+
+    Raises:
+        ChoiceError: no such choice, an index out of range, or nothing left alive.
+    """
+    found = choices(space)
+    for name, allowed in support.items():
+        if name not in found:
+            raise ChoiceError(f"no choice is named {name!r}; there are {sorted(found)[:10]}")
+        size = found[name][0].size
+        if isinstance(allowed, Tensor) and allowed.dtype == torch.bool:
+            mask = allowed
+        else:
+            indices = [int(i) for i in allowed]
+            if any(not 0 <= i < size for i in indices):
+                raise ChoiceError(f"choice {name!r} has candidates 0 to {size - 1}; given {indices}")
+            mask = torch.zeros(size, dtype=torch.bool)
+            mask[indices] = True
+        for choice in found[name]:
+            alive = choice.live & mask.to(choice.live.device)
+            if not bool(alive.any()):
+                raise ChoiceError(f"choice {name!r}: nothing would be left alive; leave at least one candidate")
+            choice.live.copy_(alive)
+
+
+def sample(space: nn.Module, *, generator: torch.Generator | None = None) -> Architecture:
+    """A random architecture of the space, each choice drawn on its own from its live candidates.
+
+    Raises:
+        ChoiceError: the network has no choice.
+    """
+    found = choices(space)
+    if not found:
+        raise ChoiceError(f"{type(space).__name__} has no choice to sample")
+    return Architecture({name: same[0].sampled(generator) for name, same in found.items()})
+
+
+def logits(network: nn.Module) -> list[nn.Parameter]:
+    """The architecture parameters of any network that contains a space, each once."""
+    found = (c.relaxation for same in choices(network).values() for c in same if c.relaxation is not None)
+    return list(dict.fromkeys(p for relaxation in found for p in relaxation.parameters()))
+
+
+def weights(network: nn.Module) -> list[nn.Parameter]:
+    """All parameters that are not architecture parameters, each once."""
+    architecture = set(logits(network))
+    return [p for p in network.parameters() if p not in architecture]
+
+

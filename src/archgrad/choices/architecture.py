@@ -1,0 +1,123 @@
+"""An architecture: one pick per choice, frozen, hashable, kept as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from archgrad.errors import ArchitectureError
+
+Pick = int | tuple[int, ...]
+FORMAT = "archgrad.architecture"
+VERSION = 1
+
+
+class Architecture(Mapping[str, Pick]):
+    """One pick per choice: `{choice name: pick}`.
+
+    The pick of an `OpChoice` is the index of its candidate. The pick of an `InputChoice` or a `Gate` is the
+    sorted tuple of the inputs or channels that are kept. Equal architectures are equal and hash alike,
+    whatever the order they were written in.
+    """
+
+    __slots__ = ("_picks",)
+    _picks: dict[str, Pick]
+
+    def __init__(self, picks: Mapping[str, Pick]) -> None:
+        object.__setattr__(self, "_picks", {name: _pick(name, picks[name]) for name in sorted(picks)})
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("an Architecture is frozen; make a new one: Architecture({**old, name: pick})")
+
+    def __getitem__(self, name: str) -> Pick:
+        return self._picks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._picks)
+
+    def __len__(self) -> int:
+        return len(self._picks)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._picks.items()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Architecture) and self._picks == other._picks
+
+    def __repr__(self) -> str:
+        return f"Architecture({self._picks!r})"
+
+    def __reduce__(self) -> tuple[type[Architecture], tuple[dict[str, Pick]]]:
+        return Architecture, (self._picks,)
+
+    def to_json(self) -> str:
+        """The architecture as JSON text, one choice a line."""
+        body = {"format": FORMAT, "version": VERSION, "picks": self._picks}
+        rows = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in body["picks"].items())  # type: ignore[attr-defined]
+        return f'{{"format": "{FORMAT}", "version": {VERSION}, "picks": {{\n{rows}\n}}}}\n'
+
+    @staticmethod
+    def from_json(text: str, *, source: str = "the text") -> Architecture:
+        """Read `to_json` back.
+
+        Raises:
+            ArchitectureError: damaged text, another format or version, or a pick that is none.
+        """
+        try:
+            body = json.loads(text)
+        except ValueError as error:
+            raise ArchitectureError(
+                f"{source} is not JSON ({error}); an architecture is a file that Architecture.save wrote"
+            ) from None
+        if not isinstance(body, dict) or body.get("format") != FORMAT:
+            found = body.get("format") if isinstance(body, dict) else type(body).__name__
+            raise ArchitectureError(
+                f'{source} holds no architecture: "format" is {found!r}, expected {FORMAT!r}; '
+                f"give a file that Architecture.save wrote"
+            )
+        if body.get("version") != VERSION:
+            raise ArchitectureError(
+                f"{source} has format version {body.get('version')!r}; this archgrad reads version {VERSION}"
+            )
+        picks = body.get("picks")
+        if not isinstance(picks, dict):
+            raise ArchitectureError(f'{source} has no "picks": the file is damaged; save the architecture again')
+        return Architecture({name: tuple(p) if isinstance(p, list) else p for name, p in picks.items()})
+
+    def save(self, path: str | Path) -> None:
+        """Write the JSON file, all or nothing."""
+        path = Path(path)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(self.to_json())
+        Path(temporary).replace(path)
+
+    @staticmethod
+    def load(path: str | Path) -> Architecture:
+        """Read a file that `save` wrote.
+
+        Raises:
+            ArchitectureError: no such file, or what `from_json` raises.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArchitectureError(f"cannot read an architecture from {path}: {error}") from None
+        return Architecture.from_json(text, source=str(path))
+
+
+def _pick(name: object, pick: object) -> Pick:
+    if not isinstance(name, str):
+        raise ArchitectureError(f"a choice is named by a string, given {name!r}")
+    if isinstance(pick, int) and not isinstance(pick, bool) and pick >= 0:
+        return pick
+    if isinstance(pick, tuple) and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in pick):
+        if len(set(pick)) != len(pick):
+            raise ArchitectureError(f"choice {name!r}: the pick names one entry twice: {pick}")
+        return tuple(sorted(pick))
+    raise ArchitectureError(
+        f"choice {name!r}: the pick is {pick!r}; allowed are an index (0, 1, ...) or a tuple of indices"
+    )

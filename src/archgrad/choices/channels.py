@@ -1,0 +1,106 @@
+"""Which channels of which layers live and die together, and how to take them out of a network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Coupling:
+    """One side of one module that a gate's entries reach.
+
+    Attributes:
+        module: path of the module in the network ("" is the network itself).
+        side: "in", "out" or "heads"; "branch" where the whole module goes with the gate's only entry.
+        places: [channels of that side], the gate entry that each channel belongs to, or -1 for none.
+        tensors: (name, dimension) of the module's tensors that are cut along this side.
+        counts: integer attributes of the module that shrink in proportion.
+    """
+
+    module: str
+    side: str
+    places: Tensor
+    tensors: tuple[tuple[str, int], ...] = ()
+    counts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Vanishing:
+    """What stays of a residual block once its branch is gone.
+
+    Attributes:
+        module: path of the block.
+        parts: what computes the block without its branch, in order: paths inside the block (a projection
+            shortcut, an activation) or new modules; nothing means identity.
+    """
+
+    module: str
+    parts: tuple[str | nn.Module, ...]
+
+
+def open_channels(coupling: Coupling, kept: Iterable[int]) -> Tensor:
+    """[channels] bool: the channels of that side which stay when the gate keeps the entries `kept`."""
+    places = coupling.places
+    return (places < 0) | torch.isin(places, torch.tensor(sorted(kept), dtype=places.dtype))
+
+
+def remove_channels(network: nn.Module, couplings: Mapping[str, Sequence[Coupling]], kept: Mapping[str, Iterable[int]]) -> None:
+    """Cut the closed channels out of the network's layers, in place.
+
+    A side that several gates reach (the input of a layer behind a concatenation) is cut once, to the channels
+    that all of them keep.
+
+    Args:
+        network: a network without parametrizations on the tensors to be cut.
+        couplings: for each gate its couplings.
+        kept: for each gate the entries that stay.
+    """
+    sides: dict[tuple[str, str], tuple[Coupling, Tensor]] = {}
+    for name, members in couplings.items():
+        stays = frozenset(kept[name])
+        for member in members:
+            if member.side == "branch":
+                continue
+            key = (member.module, member.side)
+            mask = open_channels(member, stays)
+            sides[key] = (member, sides[key][1] & mask if key in sides else mask)
+    for (path, _), (member, mask) in sides.items():
+        if not bool(mask.all()):
+            _cut(network.get_submodule(path), member, mask)
+
+
+def _cut(module: nn.Module, member: Coupling, mask: Tensor) -> None:
+    index = mask.nonzero().flatten()
+    for name, dim in member.tensors:
+        tensor = getattr(module, name, None)
+        if tensor is None:
+            continue
+        smaller = tensor.detach().index_select(dim, index.to(tensor.device)).clone()
+        if isinstance(tensor, nn.Parameter):
+            setattr(module, name, nn.Parameter(smaller, requires_grad=tensor.requires_grad))
+        else:
+            setattr(module, name, smaller)
+    for name in member.counts:
+        total = getattr(module, name)
+        scaled, rest = divmod(total * len(index), len(mask))
+        assert rest == 0, f"{member.module}.{name}: {total} does not shrink from {len(mask)} to {len(index)}"
+        setattr(module, name, scaled)
+
+
+def remove_branch(network: nn.Module, vanishing: Vanishing) -> None:
+    """Put in a residual block's place what it computes without its branch, in place."""
+    block = network.get_submodule(vanishing.module)
+    parts = [block.get_submodule(p) if isinstance(p, str) else copy.deepcopy(p) for p in vanishing.parts]
+    rest: nn.Module
+    if not parts:
+        rest = nn.Identity()
+    else:
+        rest = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+    rest.train(block.training)
+    parent, _, child = vanishing.module.rpartition(".")
+    setattr(network.get_submodule(parent), child, rest)

@@ -1,0 +1,228 @@
+"""Places where a network may vary: `OpChoice`, `InputChoice`, `Gate`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from archgrad.choices.architecture import Pick
+from archgrad.choices.channels import Coupling, Vanishing
+from archgrad.errors import ArchitectureError, ChoiceError
+
+
+class Choice(nn.Module):
+    """What all choices share: a name, a size, a live support and, once relaxed, a relaxation.
+
+    Choices of one name are one decision: they share one relaxation and one support.
+
+    Attributes:
+        live: [size] bool, the support: candidates still alive. A dead candidate is never executed.
+        relaxation: from logits to mixing weights, or None before `relax` or `hold`.
+    """
+
+    live: Tensor
+
+    def __init__(self, size: int, *, name: str) -> None:
+        super().__init__()
+        if size < 1:
+            raise ChoiceError(f"choice {name!r} has {size} candidates; a choice has at least one")
+        if not name:
+            raise ChoiceError("a choice needs a name: its key in every Architecture")
+        self.name = name
+        self.size = size
+        self.relaxation: nn.Module | None = None
+        self.register_buffer("live", torch.ones(size, dtype=torch.bool))
+
+    def mixing(self) -> Tensor | None:
+        """[size] mixing weights, or None while there is no relaxation."""
+        return None if self.relaxation is None else self.relaxation(self.live)
+
+    @abstractmethod
+    def picked(self, pick: Pick) -> Tensor:
+        """[size] bool: what this pick keeps.
+
+        Raises:
+            ArchitectureError: the pick is none of this choice's.
+        """
+
+    @abstractmethod
+    def sampled(self, generator: torch.Generator | None) -> Pick:
+        """A pick drawn uniformly from the live candidates."""
+
+    def _entries(self, pick: Pick) -> Tensor:
+        """[size] bool from a tuple of indices."""
+        if isinstance(pick, int) or not pick or max(pick) >= self.size:
+            raise ArchitectureError(
+                f"choice {self.name!r}: the pick is {pick!r}; allowed is a tuple of one or more different "
+                f"indices from 0 to {self.size - 1}; was the architecture made for another space?"
+            )
+        kept = torch.zeros(self.size, dtype=torch.bool)
+        kept[list(pick)] = True
+        return kept
+
+    def _ready(self) -> Tensor:
+        weights = self.mixing()
+        if weights is None:
+            raise ChoiceError(
+                f"choice {self.name!r} is undecided: relax the space (archgrad.relax(space, archgrad.softmax)) "
+                f"or hold it at an architecture (archgrad.hold(space, architecture)) before running it"
+            )
+        return weights
+
+
+class OpChoice(Choice):
+    """One of several operations on the same input.
+
+        y = sum over live candidates o of  w_o * op_o(x)
+
+    Args:
+        candidates: modules with the same input and output shapes; their pick is an index.
+        name: key of the choice in an architecture.
+    """
+
+    def __init__(self, candidates: Iterable[nn.Module], *, name: str) -> None:
+        modules = nn.ModuleList(candidates)
+        super().__init__(len(modules), name=name)
+        self.candidates = modules
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """The mixture of the live candidates; a single live candidate runs alone, unscaled if held."""
+        weights = self._ready()
+        outputs = {i: self.candidates[i](*inputs) for i in self.live.nonzero().flatten().tolist()}
+        shapes = {tuple(y.shape) for y in outputs.values()}
+        if len(shapes) > 1:
+            listed = ", ".join(f"{type(self.candidates[i]).__name__}: {tuple(y.shape)}" for i, y in outputs.items())
+            raise ChoiceError(f"candidates of choice {self.name!r} differ in output shape ({listed}); make them equal")
+        return _mix(weights, outputs)
+
+    def picked(self, pick: Pick) -> Tensor:
+        """[size] bool with one true entry."""
+        if not isinstance(pick, int) or pick >= self.size:
+            raise ArchitectureError(
+                f"choice {self.name!r}: the pick is {pick!r}; allowed is an index from 0 to {self.size - 1}; "
+                f"was the architecture made for another space?"
+            )
+        kept = torch.zeros(self.size, dtype=torch.bool)
+        kept[pick] = True
+        return kept
+
+    def sampled(self, generator: torch.Generator | None) -> int:
+        """One live candidate, uniformly."""
+        alive = self.live.nonzero().flatten().cpu()
+        return int(alive[torch.randint(len(alive), (), generator=generator)])
+
+
+class InputChoice(Choice):
+    """Some of several inputs, summed.
+
+        y = sum over live inputs i of  w_i * x_i
+
+    Args:
+        size: number of inputs.
+        keep: how many inputs an architecture keeps.
+        name: key of the choice in an architecture.
+    """
+
+    def __init__(self, size: int, *, name: str, keep: int = 1) -> None:
+        super().__init__(size, name=name)
+        if not 1 <= keep <= size:
+            raise ChoiceError(f"choice {name!r} keeps {keep} of {size} inputs; allowed is 1 to {size}")
+        self.keep = keep
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The mixture of the live inputs, all of one shape."""
+        if len(inputs) != self.size:
+            raise ChoiceError(f"choice {self.name!r} takes {self.size} inputs, given {len(inputs)}")
+        return _mix(self._ready(), {i: inputs[i] for i in self.live.nonzero().flatten().tolist()})
+
+    def picked(self, pick: Pick) -> Tensor:
+        """[size] bool with `keep` true entries."""
+        kept = self._entries(pick)
+        if int(kept.sum()) != self.keep:
+            raise ArchitectureError(f"choice {self.name!r} keeps {self.keep} inputs; the pick {pick!r} does not")
+        return kept
+
+    def sampled(self, generator: torch.Generator | None) -> tuple[int, ...]:
+        """`keep` live inputs, uniformly."""
+        alive = self.live.nonzero().flatten().cpu()
+        order = torch.randperm(len(alive), generator=generator)[: self.keep]
+        return tuple(sorted(alive[order].tolist()))
+
+
+class Gate(Choice):
+    """One factor a channel (or attention head, or residual branch): what is closed can be removed.
+
+        y = x * w[places]   along dimension `dim`
+
+    A gate may stand in a network's forward on an activation [B, C, ...], or parametrize a weight: scaling the
+    input columns of a layer's weight is the same function as scaling its input, at no cost per image.
+    Without a relaxation a gate is open: y = x where all entries are live.
+
+    Args:
+        size: number of entries; the pick is the tuple of those that stay.
+        name: key of the choice in an architecture.
+        places: [x.shape[dim]], the entry that each channel belongs to, -1 for none; default: one each.
+        dim: the dimension that is gated.
+        couplings: what goes with each entry when the gate is closed for good.
+        vanishing: for a gate over a residual branch: what stays without the branch.
+    """
+
+    places: Tensor | None
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        name: str,
+        places: Tensor | None = None,
+        dim: int = 1,
+        couplings: Sequence[Coupling] = (),
+        vanishing: Vanishing | None = None,
+    ) -> None:
+        super().__init__(size, name=name)
+        self.dim = dim
+        self.couplings = tuple(couplings)
+        self.vanishing = vanishing
+        # Entry `size` stands for "not of this gate": the vector of factors is extended by a 1.
+        index = None if places is None else torch.where(places < 0, size, places)
+        self.register_buffer("places", index, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x with its channels scaled."""
+        weights = self.mixing()
+        if weights is None:
+            if bool(self.live.all()):
+                return x
+            weights = self.live.to(x.dtype)
+        if self.places is not None:
+            weights = torch.cat([weights, weights.new_ones(1)])[self.places]
+        shape = [1] * x.dim()
+        shape[self.dim] = -1
+        return x * weights.to(x.dtype).view(shape)
+
+    def picked(self, pick: Pick) -> Tensor:
+        """[size] bool; only the gate of a residual branch may close altogether."""
+        if self.vanishing is not None and pick == ():
+            return torch.zeros(self.size, dtype=torch.bool)
+        return self._entries(pick)
+
+    def sampled(self, generator: torch.Generator | None) -> tuple[int, ...]:
+        """A uniform number of live entries, then which; at least one unless the branch may vanish."""
+        alive = self.live.nonzero().flatten().cpu()
+        least = 0 if self.vanishing is not None else 1
+        count = int(torch.randint(least, len(alive) + 1, (), generator=generator))
+        return tuple(sorted(alive[torch.randperm(len(alive), generator=generator)[:count]].tolist()))
+
+
+def _mix(weights: Tensor, terms: dict[int, Tensor]) -> Tensor:
+    if not terms:
+        raise ChoiceError("no candidate is alive: restrict a choice to at least one")
+    total: Tensor | None = None
+    for i, term in terms.items():
+        part = term * weights[i].to(term.dtype)
+        total = part if total is None else total + part
+    assert total is not None
+    return total

@@ -1,0 +1,236 @@
+"""Counted costs: multiply-accumulates and parameters.
+
+One multiply-add counts as one MAC. What counts is what `torch.utils.flop_counter` counts (convolutions, matrix
+products, attention), halved; normalisation, activations and pooling are left out, as in the published tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from archgrad.choices.access import choices, weights
+from archgrad.choices.channels import Coupling
+from archgrad.choices.modules import Gate, OpChoice
+from archgrad.costs.limits import Limit
+from archgrad.errors import ModelError
+
+Example = Tensor | Sequence[Tensor]
+
+
+def macs_by_module(network: nn.Module, example: Example) -> dict[str, float]:
+    """MACs that each module runs itself (its children's not included), by path, for one example.
+
+    Args:
+        network: any network; it is left as it is.
+        example: inputs [B, ...]; the count is divided by B.
+
+    Raises:
+        ModelError: the network fails on the example.
+    """
+    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    modes = {m: m.training for m in network.modules()}
+    # The fused attention kernels are not in the counter's table; the plain form of the same sum is.
+    try:
+        network.eval()
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            network(*inputs)
+    except (RuntimeError, ValueError, TypeError) as error:
+        shapes = [tuple(x.shape) for x in inputs]
+        raise ModelError(f"{type(network).__name__} fails on inputs of shape {shapes}: {error}") from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    totals = {name: sum(flops.values()) / 2 for name, flops in counter.get_flop_counts().items()}
+    total, root = totals.pop("Global", 0), type(network).__name__
+    paths = {"" if n == root else n.removeprefix(f"{root}."): v for n, v in totals.items()}
+    paths[""] = total
+    own = dict(paths)
+    for path, value in paths.items():
+        if path:
+            parent = path.rpartition(".")[0]
+            while parent and parent not in paths:
+                parent = parent.rpartition(".")[0]
+            own[parent] -= value
+    batch = inputs[0].shape[0] if inputs[0].dim() else 1
+    return {path: value / batch for path, value in own.items() if value}
+
+
+class Counter:
+    """A counted cost as a differentiable function of a space's mixing weights.
+
+        cost = sum over terms t of  amount_t * prod over sides s of t of  open_s,
+        open_s = mean over the channels c of side s of  w[entry that c belongs to]
+
+    A convolution is one term with two sides (its inputs and its outputs), a depthwise one has one side, an
+    attention product has its heads. The sum is exact when every weight is 0 or 1, and equals the mean over
+    independent draws where no two sides of a term share a choice.
+
+    Args:
+        space: where the choices are; the same space, or a copy of it, is given to the call.
+        amounts: (module path, tensor or "" for the module's work, amount at full width).
+    """
+
+    def __init__(self, space: nn.Module, amounts: Sequence[tuple[str, str, float]]) -> None:
+        self.offsets: dict[str, int] = {}
+        total = 0
+        for name, same in choices(space).items():
+            self.offsets[name] = total
+            total += same[0].size
+        self.rows: dict[tuple[str, ...], int] = {}
+        self._entries: list[tuple[int, int, float]] = []
+        self._known: set[tuple[str, ...]] = set()
+        sides = self._sides(space)
+        terms = [(value, self._rows_of(space, path, tensor, sides)) for path, tensor, value in amounts]
+        self.amounts = torch.tensor([v for v, _ in terms], dtype=torch.float64)
+        longest = max((len(r) for _, r in terms), default=0)
+        # Row 0 of the extended vector of fractions is the constant 1 that shorter terms are padded with.
+        self.index = torch.tensor([[r + 1 for r in rows] + [0] * (longest - len(rows)) for _, rows in terms]).long()
+        index = torch.tensor([[r, e] for r, e, _ in self._entries]).long().reshape(-1, 2).T
+        values = torch.tensor([v for _, _, v in self._entries], dtype=torch.float64)
+        self.matrix = torch.sparse_coo_tensor(index, values, (len(self.rows), total), check_invariants=True).coalesce()
+        self.constant = 1.0 - torch.sparse.sum(self.matrix, dim=1).to_dense() if self._entries else torch.zeros(0)
+
+    def __call__(self, space: nn.Module) -> Tensor:
+        """The cost at the space's present mixing weights, a float64 scalar on the CPU."""
+        weights = []
+        for same in choices(space).values():
+            mixing = same[0].mixing()
+            weights.append((same[0].live if mixing is None else mixing).to("cpu", torch.float64))
+        if not weights or not self.rows:
+            return self.amounts.sum()
+        return self.at(torch.cat(weights))
+
+    def at(self, weights: Tensor) -> Tensor:
+        """The cost at given mixing weights, [entries of all choices in order], float64."""
+        fractions = self.constant + torch.sparse.mm(self.matrix, weights[:, None])[:, 0]
+        extended = torch.cat([fractions.new_ones(1), fractions])
+        return (self.amounts * extended[self.index].prod(dim=1)).sum()
+
+    def _sides(self, space: nn.Module) -> dict[str, list[tuple[str, Coupling]]]:
+        """For each module path the gates that reach it."""
+        found: dict[str, list[tuple[str, Coupling]]] = {}
+        for name, same in choices(space).items():
+            for member in same[0].couplings if isinstance(same[0], Gate) else ():
+                found.setdefault(member.module, []).append((name, member))
+        return found
+
+    def _rows_of(
+        self, space: nn.Module, path: str, tensor: str, sides: dict[str, list[tuple[str, Coupling]]]
+    ) -> list[int]:
+        rows: dict[int, None] = {}
+        reaching = sides.get(path, [])
+        grouped = getattr(space.get_submodule(path), "groups", 1) > 1
+        for name, member in reaching:
+            if member.side == "branch":
+                key: tuple[str, ...] = ("branch", name)
+            elif tensor and all(attribute != tensor for attribute, _ in member.tensors):
+                continue
+            elif not tensor and (member.side.startswith("param") or (grouped and member.side == "in")):
+                continue
+            else:
+                key = (path, member.side)
+            fresh = (*key, name) not in self._known
+            self._known.add((*key, name))
+            row = self.rows.setdefault(key, len(self.rows))
+            if fresh:
+                self._enter(row, name, member.places)
+            rows[row] = None
+        for name, candidate in self._inside(space, path):
+            key = ("candidate", name, str(candidate))
+            if key not in self.rows:
+                self.rows[key] = len(self.rows)
+                self._entries.append((self.rows[key], self.offsets[name] + candidate, 1.0))
+            rows[self.rows[key]] = None
+        return list(rows)
+
+    def _enter(self, row: int, name: str, places: Tensor) -> None:
+        members, counts = places[places >= 0].unique(return_counts=True)
+        for entry, count in zip(members.tolist(), counts.tolist(), strict=True):
+            self._entries.append((row, self.offsets[name] + entry, count / len(places)))
+
+    @staticmethod
+    def _inside(space: nn.Module, path: str) -> list[tuple[str, int]]:
+        """The (choice, candidate) pairs that a module belongs to."""
+        found, parts = [], path.split(".")
+        for i in range(len(parts) - 1):
+            module = space.get_submodule(".".join(parts[:i]))
+            if isinstance(module, OpChoice) and parts[i] == "candidates":
+                found.append((module.name, int(parts[i + 1])))
+        return found
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of one forward pass on one example.
+
+    Attributes:
+        example: inputs [B, ...] that fix the resolution; the count is for one of the B.
+    """
+
+    example: Example
+    name: str = "macs"
+    unit: str = "MACs"
+    measured: bool = False
+
+    def of(self, network: nn.Module) -> float:
+        """MACs of the network as it stands; closed gates count as open until they are removed."""
+        return sum(macs_by_module(network, self.example).values())
+
+    def expected(self, space: nn.Module) -> Tensor:
+        """MACs at the present mixing weights, a scalar; see `Counter`."""
+        return self.counter(space)(space)
+
+    def counter(self, space: nn.Module) -> Counter:
+        """The same with the counting done once, for a loop."""
+        return Counter(space, [(path, "", value) for path, value in macs_by_module(space, self.example).items()])
+
+    def at_most(self, bound: float | None = None, *, fraction: float | None = None) -> Limit:
+        """A limit, in MACs or as a fraction of the unchanged network's."""
+        return Limit(self, bound, fraction)
+
+
+@dataclass(frozen=True)
+class Params:
+    """Number of parameters; those of the architecture are not counted."""
+
+    name: str = "params"
+    unit: str = "parameters"
+    measured: bool = False
+
+    def of(self, network: nn.Module) -> float:
+        """Parameters of the network as it stands, shared ones once."""
+        return float(sum(p.numel() for p in weights(network)))
+
+    def expected(self, space: nn.Module) -> Tensor:
+        """Parameters at the present mixing weights, a scalar; see `Counter`."""
+        return self.counter(space)(space)
+
+    def counter(self, space: nn.Module) -> Counter:
+        """The same with the counting done once, for a loop."""
+        own, amounts = set(weights(space)), []
+        for path, parameter in space.named_parameters():
+            if parameter in own:
+                # A parametrized tensor is kept at <module>.parametrizations.<tensor>.original.
+                module, _, tensor = path.removesuffix(".original").replace("parametrizations.", "").rpartition(".")
+                amounts.append((module, tensor, float(parameter.numel())))
+        return Counter(space, amounts)
+
+    def at_most(self, bound: float | None = None, *, fraction: float | None = None) -> Limit:
+        """A limit, in parameters or as a fraction of the unchanged network's."""
+        return Limit(self, bound, fraction)
+
+
+def macs(example: Example) -> Macs:
+    """The cost in multiply-accumulates at the resolution of `example`, [B, ...]."""
+    return Macs(example)
+
+
+def params() -> Params:
+    """The cost in parameters."""
+    return Params()

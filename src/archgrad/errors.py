@@ -1,0 +1,63 @@
+"""What can go wrong, as exceptions.
+
+    ArchgradError
+    ├── InputError (ValueError)        something a user gave; the command line exits with status 2
+    │   ├── ModelError                 a network that cannot be loaded, run or gated
+    │   ├── DataError                  data that cannot be read or learnt from
+    │   ├── LimitError                 a limit that makes no sense or cannot be met
+    │   ├── ArchitectureError          an architecture that is damaged, foreign, or for another space
+    │   ├── ChoiceError                choices that contradict each other or are used before they can be
+    │   ├── ConfigError                an option or configuration file
+    │   └── RunError                   a run folder, a checkpoint, or a full disk
+    ├── MissingExtra (ImportError)     an optional dependency that is not installed
+    └── NonFiniteError (ArithmeticError)  a loss or parameter that became NaN or infinite
+
+Every message says what was given, what is allowed, and what to do.
+"""
+
+
+class ArchgradError(Exception):
+    """Anything that archgrad raises on purpose."""
+
+
+class InputError(ArchgradError, ValueError):
+    """Something that the user gave cannot be used."""
+
+
+class ModelError(InputError):
+    """A network cannot be loaded, run on its example, or gated."""
+
+
+class DataError(InputError):
+    """Data cannot be read, or cannot be learnt from."""
+
+
+class LimitError(InputError):
+    """A limit makes no sense, or no network of the space meets it."""
+
+
+class ArchitectureError(InputError):
+    """An architecture is damaged, foreign, or belongs to another space."""
+
+
+class ChoiceError(InputError):
+    """Choices contradict each other, or are used before they are relaxed or held."""
+
+
+class ConfigError(InputError):
+    """An option or a configuration file is wrong."""
+
+
+class RunError(InputError):
+    """A run folder or a checkpoint cannot be used, or the disk is full."""
+
+
+class MissingExtra(ArchgradError, ImportError):
+    """An optional dependency is missing; the message names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed. It comes with an extra: pip install 'archgrad[{extra}]'")
+
+
+class NonFiniteError(ArchgradError, ArithmeticError):
+    """A loss, gradient or parameter became NaN or infinite; the last good state is kept."""

@@ -1,0 +1,109 @@
+"""What a person sees of a run: a live display on a terminal, plain lines elsewhere, both on stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import Progress as Display
+
+_LINE_SECONDS = 10.0
+_REFRESH_SECONDS = 0.2
+
+
+class ProgressView:
+    """Shows a phase, its step of n, the rate, the time that remains and the latest figures.
+
+    `console` is where to show it (default: stderr); `enabled=False` shows nothing.
+    """
+
+    def __init__(self, *, enabled: bool = True, console: Console | None = None) -> None:
+        self._enabled = enabled
+        self._console = console or Console(stderr=True)
+        self._display: Display | None = None
+        self._task = TaskID(0)
+        self._phase = ""
+        self._total = 0
+        self._first = self._step = 0
+        self._began = self._shown = 0.0
+        self._figures = ""
+
+    def start(self, phase: str, *, total: int, done: int) -> None:
+        """Begin a phase of `total` steps of which `done` were taken before."""
+        self._phase, self._total, self._first, self._step = phase, total, done, done
+        self._began = self._shown = time.monotonic()
+        self._figures = ""
+        if not self._enabled or not self._console.is_terminal:
+            return
+        self._display = Display(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[pace]}", markup=False),
+            TextColumn("{task.fields[figures]}", markup=False),
+            console=self._console,
+            # Refreshing by hand keeps threads out of programs that fork data loaders.
+            auto_refresh=False,
+        )
+        self._task = self._display.add_task(phase, total=total, completed=done, pace="", figures="")
+        self._display.start()
+
+    def step(self, done: int) -> None:
+        """Tell that `done` steps of the phase are taken."""
+        self._step = done
+        if not self._enabled:
+            return
+        wait = _REFRESH_SECONDS if self._display else _LINE_SECONDS
+        if time.monotonic() - self._shown >= wait:
+            self._show()
+
+    def figures(self, figures: Mapping[str, float]) -> None:
+        """Take the latest figures; they are shown with the next step."""
+        if self._enabled:
+            self._figures = "  ".join(f"{name} {_short(value)}" for name, value in figures.items())
+
+    def note(self, text: str) -> None:
+        """Show one line at once."""
+        if self._enabled:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        """Show the phase's last state and end it."""
+        if not self._phase:
+            return
+        if self._enabled:
+            self._show()
+        if self._display is not None:
+            self._display.stop()
+            self._display = None
+        self._phase = ""
+
+    def _show(self) -> None:
+        self._shown = time.monotonic()
+        pace = self._pace()
+        if self._display is not None:
+            self._display.update(self._task, completed=self._step, pace=pace, figures=self._figures)
+            self._display.refresh()
+            return
+        parts = [f"{self._phase} {self._step}/{self._total}", pace, self._figures]
+        self.note("  ".join(part for part in parts if part))
+
+    def _pace(self) -> str:
+        """The rate and the time that remains, from the steps taken by this process."""
+        taken, seconds = self._step - self._first, time.monotonic() - self._began
+        if taken == 0 or seconds == 0:
+            return ""
+        rate = taken / seconds
+        speed = f"{rate:.1f} steps/s" if rate >= 1 else f"{1 / rate:.1f} s/step"
+        left = round((self._total - self._step) / rate)
+        if left == 0:
+            return speed
+        hours, rest = divmod(left, 3600)
+        clock = f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+        return f"{speed}  {clock} left"
+
+
+def _short(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"

@@ -1,0 +1,151 @@
+"""The largest architecture under a limit, in the order that scores give to a space's gate entries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from archgrad.choices.access import choices
+from archgrad.choices.architecture import Architecture
+from archgrad.choices.modules import Gate
+from archgrad.costs.limits import Limit
+from archgrad.derive.discretise import build
+from archgrad.errors import ChoiceError, LimitError
+
+# A measured bound is aimed at with this much room, since the clock is read again on what is handed back.
+MEASURED_ROOM = 0.95
+NARROW = 4  # a gate keeps at least this many steps of rounding to choose from
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Widths as multiples that hardware likes.
+
+    Attributes:
+        to: the multiple asked for; None for 8, or less where a gate has fewer than four times as many channels.
+    """
+
+    to: int | None = None
+
+    def step(self, gate: Gate) -> int:
+        """The multiple for one gate; whole heads and branches are not rounded."""
+        if gate.name.endswith((".heads", ".branch")):
+            return 1
+        width = gate.size
+        if self.to is not None:
+            return min(self.to, width)
+        return next((s for s in (8, 4, 2) if width >= NARROW * s and width % s == 0), 1)
+
+    def count(self, gate: Gate, wanted: int) -> int:
+        """The nearest multiple to `wanted`, at least one step (none at all only for a branch)."""
+        if gate.vanishing is not None:
+            return wanted
+        step = self.step(gate)
+        return min(gate.size, max(step, step * math.floor(wanted / step + 0.5)))
+
+
+def gates(space: nn.Module) -> dict[str, Gate]:
+    """The space's gates, one for each name.
+
+    Raises:
+        ChoiceError: the space has a choice that is not a gate, or no gate.
+    """
+    found = {name: same[0] for name, same in choices(space).items()}
+    other = [name for name, choice in found.items() if not isinstance(choice, Gate)]
+    if other or not found:
+        raise ChoiceError(
+            f"this needs a space of gates alone, as archgrad.slim makes it; "
+            f"{f'{other[:3]} are no gates' if other else 'there is no choice in it'}"
+        )
+    return {name: choice for name, choice in found.items() if isinstance(choice, Gate)}
+
+
+def above(space: nn.Module, scores: Mapping[str, Tensor], threshold: float, rounded: Rounded) -> Architecture:
+    """For each gate its best entries: as many as score above the threshold, rounded, never none.
+
+    A branch whose inner gates would all close vanishes with them.
+    """
+    found = gates(space)
+    wanted = {name: int((scores[name] > threshold).sum()) for name in found}
+    for name, gate in found.items():
+        if gate.vanishing is not None:
+            inside = {c.module for c in gate.couplings}
+            inner = [n for n, g in found.items() if n != name and all(c.module in inside for c in g.couplings)]
+            if inner and not any(wanted[n] for n in inner):
+                wanted[name] = 0
+    return Architecture({
+        name: tuple(scores[name].topk(rounded.count(gate, wanted[name])).indices.tolist())
+        for name, gate in found.items()
+    })  # fmt: skip
+
+
+def uniform(space: nn.Module, width: float, rounded: Rounded) -> Architecture:
+    """Each gate's first entries, the same share of every gate; branches stay."""
+    return Architecture({
+        name: tuple(range(gate.size if gate.vanishing else rounded.count(gate, round(width * gate.size))))
+        for name, gate in gates(space).items()
+    })  # fmt: skip
+
+
+class Budget:
+    """A limit on one space, made ready for repeated use.
+
+    Attributes:
+        reference: what the space takes with every gate open.
+        bound: the limit as an absolute number.
+    """
+
+    def __init__(self, space: nn.Module, limit: Limit, rounded: Rounded) -> None:
+        self.space, self.limit, self.rounded = space, limit, rounded
+        self.cost = limit.cost
+        self.counter = None if self.cost.measured else self.cost.counter(space)  # type: ignore[attr-defined]
+        self.reference = self.of(uniform(space, 1.0, rounded))
+        self.bound = limit.resolve(self.reference)
+        self._refuse_the_impossible()
+
+    def of(self, architecture: Architecture) -> float:
+        """The cost of an architecture: counted exactly, or measured on its network."""
+        if self.counter is None:
+            return self.cost.of(build(self.space, architecture))
+        masks = [same[0].picked(architecture[name]) for name, same in choices(self.space).items()]
+        return float(self.counter.at(torch.cat(masks).double()))
+
+    def largest(self, scores: Mapping[str, Tensor]) -> Architecture:
+        """The architecture with the lowest threshold on the scores that keeps the limit."""
+        room = MEASURED_ROOM if self.cost.measured else 1.0
+        values = torch.cat([s.flatten() for s in scores.values()]).double().unique()
+        thresholds = [float(values[0]) - 1.0, *values.tolist()]
+        low, high = 0, len(thresholds) - 1  # the highest threshold closes all that can close
+        while low < high:
+            middle = (low + high) // 2
+            if self.of(above(self.space, scores, thresholds[middle], self.rounded)) <= room * self.bound:
+                high = middle
+            else:
+                low = middle + 1
+        return above(self.space, scores, thresholds[high], self.rounded)
+
+    def as_counted_fraction(self, counter_of: Limit) -> float:
+        """The share of another, counted cost at which uniform widths meet this limit; by bisection."""
+        other = Budget(self.space, counter_of, self.rounded)
+        low, high = 0.0, 1.0
+        for _ in range(5):
+            middle = (low + high) / 2
+            if self.of(uniform(self.space, middle, self.rounded)) <= MEASURED_ROOM * self.bound:
+                low = middle
+            else:
+                high = middle
+        return other.of(uniform(self.space, low, self.rounded)) / other.reference
+
+    def _refuse_the_impossible(self) -> None:
+        scores = {name: torch.zeros(gate.size) for name, gate in gates(self.space).items()}
+        lowest = self.of(above(self.space, scores, 1.0, self.rounded))
+        if lowest > self.bound:
+            raise LimitError(
+                f"no network of this space takes at most {self.bound:,.6g} {self.cost.unit}: the lowest reachable is "
+                f"{lowest:,.6g} ({lowest / self.reference:.1%} of {self.reference:,.6g}); raise the limit, or allow "
+                f"narrower layers with round_to=1"
+            )

@@ -1,0 +1,161 @@
+"""Checks of what a Run is given: each returns the value in its one form, or raises ConfigError."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from archgrad.errors import ConfigError, MissingExtra, RunError
+
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
+_RESERVED = frozenset({"phase", "step", "time"})
+
+
+def count(name: str, value: int | None, *, zero: bool = False) -> int | None:
+    """A positive whole number (or zero where allowed), or None."""
+    least = 0 if zero else 1
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= least):
+        return value
+    raise ConfigError(f"{name}={value!r} was given. Allowed is a whole number of at least {least}.")
+
+
+def seconds(name: str, value: float | None, *, zero: bool = False) -> float | None:
+    """A positive finite time in seconds (or zero where allowed), or None."""
+    if value is None:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if number and (value > 0 or (zero and value == 0)):
+        return float(value)
+    bound = "at least 0" if zero else "greater than 0"
+    raise ConfigError(f"{name}={value!r} was given. Allowed is a number of seconds {bound}.")
+
+
+def seed(value: int) -> int:
+    """A seed that torch, numpy and `random` all take."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32:
+        return value
+    raise ConfigError(f"seed={value!r} was given. Allowed is a whole number from 0 to {2**32 - 1}.")
+
+
+def device(name: str) -> torch.device:
+    """The device for "auto", "cpu", "cuda", "cuda:N" or "mps"."""
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
+    available = [
+        "cpu",
+        *(["cuda"] if cuda else []),
+        *(f"cuda:{i}" for i in range(cuda)),
+        *(["mps"] if mps else []),
+    ]
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    if name in available:
+        return torch.device(name)
+    fix = (
+        ' PyTorch finds no CUDA device here: use device="cpu".'
+        if name.startswith("cuda") and not cuda
+        else ""
+    )
+    raise ConfigError(f"device={name!r} was given. Available are auto, {', '.join(available)}.{fix}")
+
+
+def precision(name: str, where: torch.device) -> str:
+    """A precision by Lightning Fabric's name."""
+    if name not in _PRECISIONS:
+        raise ConfigError(f"precision={name!r} was given. Allowed are {', '.join(_PRECISIONS)}.")
+    if name == "16-mixed" and where.type == "cpu":
+        raise ConfigError('precision="16-mixed" was given with the CPU, which lacks it. Use "bf16-mixed".')
+    return name
+
+
+def processes(given: int, where: torch.device) -> int:
+    """A number of processes that the device and torchrun allow."""
+    number = count("processes", given) or 1
+    if where.index is not None and number > 1:
+        raise ConfigError(
+            f'processes={number} was given with the one device {where}. Use device="{where.type}", '
+            "or processes=1."
+        )
+    world = os.environ.get("WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" in os.environ and number > 1 and str(number) != world:
+        raise ConfigError(
+            f"processes={number} was given, but torchrun started {world}. Leave processes out under torchrun."
+        )
+    return number
+
+
+def layout(number: int) -> tuple[int, int]:
+    """Processes on this machine, and machines: torchrun's where it started us, else `number` on one."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return number, 1
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    return local, int(os.environ["WORLD_SIZE"]) // local
+
+
+def tensorboard(wanted: bool, folder: Path | None) -> bool:
+    """Whether to write for TensorBoard. Raises MissingExtra when it is not installed."""
+    if wanted and folder is None:
+        raise ConfigError("tensorboard=True was given without a folder. Give folder=... as well.")
+    if wanted and importlib.util.find_spec("tensorboard") is None:
+        raise MissingExtra("tensorboard", "tensorboard")
+    return wanted
+
+
+def phase(name: str, share: float) -> None:
+    """Check a phase's name, which becomes part of file names, and its share of the seconds."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ConfigError(f"phase={name!r} was given. Allowed are letters, digits, '_', '.' and '-'.")
+    if not 0 < share <= 1:
+        raise ConfigError(f"share={share!r} was given. Allowed is more than 0 and at most 1.")
+
+
+def identity(method: str, given: Mapping[str, Any], budgets: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes two runs the same run, as it will read after a round through JSON."""
+    try:
+        text = json.dumps({"method": method, "settings": dict(given), **budgets}, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"The settings of {method} cannot be written as JSON ({error}). Allowed are dict, list, str, "
+            "bool, None and finite numbers: give names in place of objects."
+        ) from error
+    normal: dict[str, Any] = json.loads(text)
+    return normal
+
+
+def plain(key: str, value: Any) -> Any:
+    """A figure to remember, as it will read after a round through JSON."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise RunError(
+            f"run.remember({key!r}) computed {value!r}, which is not JSON ({error}). "
+            "Allowed are dict, list, str, bool, None and finite numbers."
+        ) from error
+
+
+def figures(given: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """Figures as Python numbers, from numbers and tensors of one element."""
+    clash = sorted(_RESERVED & given.keys())
+    if clash:
+        raise RunError(f"The figures {clash} are named like what every record holds. Rename them.")
+    return {name: _number(name, value) for name, value in given.items()}
+
+
+def _number(name: str, value: float | Tensor) -> float:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise RunError(
+                f"The figure {name!r} is a tensor of shape {list(value.shape)}. Allowed is one "
+                "number: take its mean."
+            )
+        value = value.item()
+    return value if isinstance(value, int) else float(value)

@@ -1,0 +1,48 @@
+"""SIGINT and SIGTERM as a wish to stop at the next step, instead of anywhere."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+_Handler = Callable[[int, FrameType | None], Any] | int | None
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal stopped the run after its state was saved; running the same program again goes on from there.
+
+    `signal` is which, `exit_status` what the program should exit with: 130 for SIGINT, 143 for SIGTERM.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.signal = signal.Signals(number)
+        self.exit_status = 128 + number
+
+
+class Listener:
+    """Between `listen` and `rest`, takes note of the first signal; `wanted` is its number, or 0."""
+
+    def __init__(self) -> None:
+        self.wanted = 0
+        self._handlers: dict[int, _Handler] = {}
+
+    def listen(self) -> None:
+        """Take over SIGINT and SIGTERM. Python allows that in the main thread only: elsewhere, do nothing."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._note)
+
+    def rest(self) -> None:
+        """Give both signals back to whoever had them."""
+        while self._handlers:
+            number, handler = self._handlers.popitem()
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.wanted:
+            raise KeyboardInterrupt
+        self.wanted = self.wanted or number

@@ -1,0 +1,78 @@
+"""Attention heads as removable units: `qkv` or `query, key, value` projections, heads, an output projection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from archgrad.choices.channels import Coupling
+
+HEADS = ("num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_heads")
+
+
+def heads(network: nn.Module) -> Iterator[tuple[str, list[list[Coupling]]]]:
+    """For each attention module its path and the ways in which its heads may be laid out, to be tried in order.
+
+    An attention module has an integer attribute that counts heads, linear children that produce
+    `3 * heads * head_dim` features (or three that produce `heads * head_dim`), and one that reads
+    `heads * head_dim`. What else counts features (`all_head_size`) or heads (a position bias table) shrinks along.
+    """
+    for path, module in network.named_modules():
+        count = next((getattr(module, a) for a in HEADS if isinstance(getattr(module, a, None), int)), 0)
+        linears = {n: m for n, m in module.named_children() if isinstance(m, nn.Linear)}
+        if count < 2 or len(linears) < 2:
+            continue
+        ways = list(_ways(path, module, count, linears))
+        if ways:
+            yield path, ways
+
+
+def _ways(path: str, module: nn.Module, count: int, linears: dict[str, nn.Linear]) -> Iterator[list[Coupling]]:
+    for last_name, last in list(linears.items())[::-1]:
+        if last.in_features % count:
+            continue
+        inner = last.in_features
+        produce = {n: m for n, m in linears.items() if n != last_name}
+        fused = [n for n, m in produce.items() if m.out_features == 3 * inner]
+        apart = [n for n, m in produce.items() if m.out_features == inner]
+        per_head = torch.arange(count).repeat_interleave(inner // count)
+        if len(fused) == 1:
+            layouts = [(fused, per_head.repeat(3)), (fused, torch.arange(count).repeat_interleave(3 * inner // count))]
+        elif len(apart) == 3:
+            layouts = [(apart, per_head)]
+        else:
+            continue
+        dot = f"{path}." if path else ""
+        for names, places in layouts:
+            for counts in _attributes(module, count, inner):
+                members = [
+                    Coupling(dot + n, "out", places, (("weight", 0), ("bias", 0)), ("out_features",)) for n in names
+                ]
+                members.append(Coupling(dot + last_name, "in", per_head, (("weight", 1),), ("in_features",)))
+                members.append(Coupling(path, "heads", torch.arange(count), _tables(module, count), counts))
+                yield members
+        return
+
+
+def _attributes(module: nn.Module, count: int, inner: int) -> Iterator[tuple[str, ...]]:
+    """Integer attributes that may count heads or their features: the narrow reading first, then the wide one."""
+    own = {n: v for n, v in vars(module).items() if isinstance(v, int) and not isinstance(v, bool)}
+    of_heads = tuple(n for n, v in own.items() if n in HEADS and v == count)
+    of_features = tuple(n for n, v in own.items() if v in (inner, 3 * inner))
+    yield of_heads
+    if of_features:
+        yield of_heads + of_features
+        for name in of_features:
+            yield (*of_heads, name)
+
+
+def _tables(module: nn.Module, count: int) -> tuple[tuple[str, int], ...]:
+    """Bare parameters with one dimension that counts heads."""
+    found = []
+    for name, parameter in module.named_parameters(recurse=False):
+        dims = [d for d, size in enumerate(parameter.shape) if size == count]
+        if len(dims) == 1:
+            found.append((name, dims[0]))
+    return tuple(found)

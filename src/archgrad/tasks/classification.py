@@ -1,0 +1,318 @@
+"""Classification: images, feature vectors or several inputs at once, one label each."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from archgrad.errors import ArchgradError, DataError, ModelError
+from archgrad.tasks.datasets import load
+from archgrad.tasks.orders import Order, Stream, sampled, shuffled
+from archgrad.tasks.parts import Data, Part, check_parts, count_classes, open_part, split_off
+from archgrad.tasks.sources import MemorySource, channel_statistics
+from archgrad.tasks.task import Batch, Inputs, stable_seed
+
+PARTS = ("train", "valid", "test")
+EVALUATION_BATCH = 512
+
+Augment = Callable[[Any, torch.Generator], Any]
+
+
+class Classification:
+    """Networks judged by their accuracy on held-out data.
+
+    train, valid, test: each a map-style Dataset of (x, y), a DataLoader of one (its dataset, batch size,
+    collate_fn, workers and sampler are kept, so train with shuffle=True), a pair of arrays or tensors, or
+    `Samples`. x may be a tuple of tensors [B, ...], for networks of several inputs. Missing parts are split
+    off the training part for good, stratified: a share `valid_fraction` each, drawn by `split_seed`.
+    Images given as uint8 arrays are scaled and normalised with the training part's mean and deviation; what
+    a Dataset returns is passed as it is (also its own augmentation, in parts split off it too: give separate
+    datasets to avoid that).
+
+    augment: callables (x, generator) -> x for training batches, such as `crop(4)`, `flip()`, `cutout(8)`.
+    smoothing: label smoothing of the training loss. workers: processes that read a Dataset.
+
+    Batches are a pure function of (seed, step) where the dataset draws from the global generators of Python,
+    NumPy or torch, with workers or without; one that keeps a generator of its own is not reseeded.
+
+    `splits` is a JSON record of the parts; `test_reads` counts the evaluations on the test part.
+    Raises DataError.
+    """
+
+    def __init__(
+        self,
+        train: Data,
+        valid: Data = None,
+        test: Data = None,
+        *,
+        batch_size: int = 128,
+        classes: int | None = None,
+        augment: Sequence[Augment] = (),
+        valid_fraction: float = 0.2,
+        split_seed: int = 0,
+        workers: int = 0,
+        smoothing: float = 0.0,
+    ) -> None:
+        _check_options(
+            batch_size, classes, valid_fraction=valid_fraction, workers=workers, smoothing=smoothing
+        )
+        first = open_part(train, "train", classes=classes, class_names=None, workers=workers)
+        held = first.source.held if isinstance(first.source, MemorySource) else None
+        names = held.class_names if held else None
+        self._parts = {"train": first}
+        for name, data in (("valid", valid), ("test", test)):
+            if data is not None:
+                part = open_part(data, name, classes=classes, class_names=names, workers=workers)
+                self._parts[name] = part
+        missing = [name for name in PARTS if name not in self._parts]
+        self.classes = len(names) if names else count_classes(first, classes, missing)
+        check_parts(self._parts, self.classes)
+        if missing:
+            self._parts |= split_off(first, missing, fraction=valid_fraction, seed=split_seed)
+        self.splits: dict[str, Any] = {
+            **{name: _record(part, split_off=name in missing) for name, part in self._parts.items()},
+            "split_seed": split_seed,
+            "valid_fraction": valid_fraction,
+            "classes": self.classes,
+            "class_names": list(names or map(str, range(self.classes))),
+            "normalisation": _normalise(self._parts),
+            "input_shape": _shape(self.example),
+            "batch_size": first.loader.batch_size if first.loader is not None else batch_size,
+            "augmentation": [_name(augmentation) for augmentation in augment],
+            "smoothing": smoothing,
+            "skipped": list(held.skipped) if held else [],
+        }
+        self._order = _training_order(self._parts["train"], batch_size, drawable=len(first.indices))
+        self._augment = tuple(augment)
+        self._smoothing = smoothing
+        self.steps_per_epoch = self._order.steps
+        self.test_reads = 0
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        size: int | tuple[int, int] | None = None,
+        skip_corrupt: bool = False,
+        batch_size: int = 128,
+        classes: int | None = None,
+        augment: Sequence[Augment] = (),
+        valid_fraction: float = 0.2,
+        split_seed: int = 0,
+        smoothing: float = 0.0,
+    ) -> Classification:
+        """A task from "digits", a `.npz` file, a folder of images or a saved Hugging Face data set.
+
+        size, skip_corrupt: as in `archgrad.tasks.datasets.load`. Raises DataError and MissingExtra.
+        """
+        parts = load(path, size=size, skip_corrupt=skip_corrupt, classes=classes)
+        return cls(
+            parts.train,
+            parts.valid,
+            parts.test,
+            batch_size=batch_size,
+            classes=classes,
+            augment=augment,
+            valid_fraction=valid_fraction,
+            split_seed=split_seed,
+            smoothing=smoothing,
+        )
+
+    @property
+    def example(self) -> Inputs:
+        """The first training sample as a network sees it: [1, ...], or a tuple of such."""
+        return self._fetch("train", self._parts["train"].indices[:1].tolist())[0]
+
+    def stream(self, *, seed: int, rank: int = 0, world: int = 1) -> Stream:
+        """Training batch number `step`: a function of (seed, step, rank, world) alone.
+
+        Each epoch is a new permutation without its incomplete last batch. With several processes each takes
+        an equal share of the batch, so that `batch_size` and `steps_per_epoch` are those of all together.
+        Raises DataError where the batch cannot be shared equally.
+        """
+        if not 0 <= rank < world:
+            raise DataError(f"rank={rank}, world={world}: ranks are 0..{world - 1}")
+        smallest = self.splits["batch_size"]
+        if smallest is not None and smallest % world:
+            raise DataError(
+                f"batch_size={smallest} cannot be shared equally by {world} processes; "
+                f"give a multiple of {world}"
+            )
+        if min(len(batch) for batch in self._order.epoch(seed, 0)) < world:
+            raise DataError(
+                f"a batch has fewer samples than there are processes ({world}); use fewer processes"
+            )
+        return Stream(
+            self._parts["train"].source, self._order, seed=seed, rank=rank, world=world, augment=self._augment
+        )
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Mean cross entropy of the network's logits [B, classes], with label smoothing where asked for."""
+        inputs, target = batch
+        output = network(*inputs) if isinstance(inputs, tuple) else network(inputs)
+        return functional.cross_entropy(self._logits(output), target, label_smoothing=self._smoothing)
+
+    def evaluate(self, network: nn.Module, part: str = "valid") -> dict[str, float]:
+        """Accuracy in [0, 1], mean cross entropy, and with more than ten classes top-5 accuracy.
+
+        Runs in eval mode without gradients on the device of the network's parameters, and restores the mode
+        of every submodule. part: "train" (not augmented), "valid" or "test". Raises DataError for another
+        part, ModelError where the network fails.
+        """
+        if part not in PARTS:
+            raise DataError(f"part={part!r}: give one of {', '.join(map(repr, PARTS))}")
+        if part == "test":
+            self.test_reads += 1
+        total = torch.zeros(3, dtype=torch.float64)
+        count = 0
+        device = _device(network)
+        with _evaluating(network):
+            for batch in self._whole(part):
+                inputs, target = _to(batch[0], device), batch[1].to(device)
+                logits = self._logits(_forward(network, inputs)).float()
+                ranked = logits.topk(min(5, self.classes)).indices == target[:, None]
+                loss = functional.cross_entropy(logits, target, reduction="sum")
+                total += torch.stack([ranked[:, 0].sum(), loss, ranked.sum()]).cpu().double()
+                count += len(target)
+        accuracy, loss_mean, top5 = (total / count).tolist()
+        figures = {"accuracy": accuracy, "loss": loss_mean}
+        return figures | {"top5": top5} if self.classes > 10 else figures
+
+    def check(self, network: nn.Module) -> None:
+        """Run the network on two training samples, in eval mode, before anything long starts.
+
+        Leaves the network and the random states as they were. Raises ModelError where it fails or its output
+        is not [B, classes], DataError where the samples hold NaN or infinite numbers.
+        """
+        device = _device(network)
+        indices = self._parts["train"].indices
+        inputs = _to(self._fetch("train", indices[:2].tolist())[0], device)
+        for tensor in inputs if isinstance(inputs, tuple) else (inputs,):
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise DataError("NaN or infinite numbers in the first training samples; repair them")
+        accelerators = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=accelerators), _evaluating(network):
+            self._logits(_forward(network, inputs))
+
+    def _fetch(self, part: str, indices: list[int]) -> Batch:
+        key = (indices, stable_seed("evaluate", part, indices[0]))
+        return self._parts[part].source.one(key)
+
+    def _whole(self, name: str) -> Iterator[Batch]:
+        part = self._parts[name]
+        size = (part.loader and part.loader.batch_size) or EVALUATION_BATCH
+        batches = (rows.tolist() for rows in torch.split(part.indices, min(size, EVALUATION_BATCH)))
+        return part.source.batches((rows, stable_seed("evaluate", name, rows[0])) for rows in batches)
+
+    def _logits(self, output: Any) -> Tensor:
+        """Logits [B, classes] from what a network returns: a tensor, its first element, or `.logits`."""
+        if not isinstance(output, Tensor):
+            found = getattr(output, "logits", None)
+            if found is None and isinstance(output, tuple | list) and output:
+                found = output[0]
+            if not isinstance(found, Tensor):
+                raise ModelError(
+                    f"the network returns a {type(output).__name__}; it must return logits "
+                    f"[B, {self.classes}], a tuple that begins with them, or an object with .logits"
+                )
+            output = found
+        assert isinstance(output, Tensor)
+        if output.ndim != 2 or output.shape[1] != self.classes:
+            raise ModelError(
+                f"the network's output is {list(output.shape)}, but the data has {self.classes} classes; the "
+                f"output must be [B, {self.classes}]. Change its last layer, or give the data's classes="
+            )
+        return output
+
+
+def _check_options(
+    batch_size: int, classes: int | None, *, valid_fraction: float, workers: int, smoothing: float
+) -> None:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise DataError(f"batch_size={batch_size!r}: give a whole number, at least 1")
+    if classes is not None and classes < 2:
+        raise DataError(f"classes={classes}: classification needs at least two")
+    if not 0 < valid_fraction < 1:
+        raise DataError(f"valid_fraction={valid_fraction}: give a share between 0 and 1, for instance 0.2")
+    if workers < 0:
+        raise DataError(f"workers={workers}: give 0 (none) or more")
+    if not 0 <= smoothing < 1:
+        raise DataError(f"smoothing={smoothing}: label smoothing is at least 0 and below 1")
+
+
+def _training_order(train: Part, batch_size: int, *, drawable: int) -> Order:
+    if train.loader is None:
+        return shuffled(train.indices, batch_size)
+    return sampled(train.loader, train.indices, bounded=train.bounded, drawable=drawable)
+
+
+def _normalise(parts: dict[str, Part]) -> dict[str, list[float]] | None:
+    source = parts["train"].source
+    if not isinstance(source, MemorySource) or source.held.x.dtype != torch.uint8:
+        return None
+    mean, std = channel_statistics(source.held.x, parts["train"].indices)
+    for part in parts.values():
+        if isinstance(part.source, MemorySource):
+            part.source.normalise(mean, std)
+    return {"mean": mean, "std": std}
+
+
+def _record(part: Part, *, split_off: bool) -> dict[str, Any]:
+    digest = hashlib.sha256(part.indices.numpy().astype("<i8").tobytes()).hexdigest()
+    return {"size": len(part.indices), "indices_sha256": digest, "split_off_train": split_off}
+
+
+def _shape(inputs: Inputs) -> list[Any]:
+    if isinstance(inputs, tuple):
+        return [list(tensor.shape[1:]) for tensor in inputs]
+    return list(inputs.shape[1:])
+
+
+def _name(augmentation: Augment) -> str:
+    named = getattr(augmentation, "name", None) or getattr(augmentation, "__qualname__", None)
+    return str(named or type(augmentation).__qualname__)
+
+
+def _device(network: nn.Module) -> torch.device:
+    tensor = next(itertools.chain(network.parameters(), network.buffers()), None)
+    return tensor.device if tensor is not None else torch.device("cpu")
+
+
+def _to(inputs: Inputs, device: torch.device) -> Inputs:
+    if isinstance(inputs, tuple):
+        return tuple(tensor.to(device) for tensor in inputs)
+    return inputs.to(device)
+
+
+@contextlib.contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _forward(network: nn.Module, inputs: Inputs) -> Any:
+    try:
+        return network(*inputs) if isinstance(inputs, tuple) else network(inputs)
+    except (ArchgradError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+        given = ", ".join(f"{list(tensor.shape)} {tensor.dtype}" for tensor in tensors)
+        raise ModelError(
+            f"the network fails on a batch of shape {given}: {error}. Change the network or the data"
+        ) from error

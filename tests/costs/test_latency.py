@@ -1,0 +1,151 @@
+"""Latency: what is measured, in which order, and what is put back. Nothing here asserts a speed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from archgrad.costs import latency as rooms
+from archgrad.costs.latency import Timing, compare, latency, measure, measure_onnx
+from archgrad.costs.limits import Cost, Limit
+from archgrad.errors import ConfigError, LimitError, ModelError
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(x))).mean((2, 3))
+
+
+class Recorder(nn.Module):
+    """Writes down each forward pass, with the state it ran in. Copies share the list."""
+
+    def __init__(self, label: str, calls: list[tuple[str, int, bool, bool]]) -> None:
+        super().__init__()
+        self.label = label
+        self.calls = calls
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Recorder:
+        return Recorder(self.label, self.calls)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.append(
+            (self.label, torch.get_num_threads(), self.training, torch.is_inference_mode_enabled())
+        )
+        return x
+
+
+def _sound(timing: Timing) -> bool:
+    return 0 < timing.low_ms <= timing.median_ms <= timing.high_ms
+
+
+def test_eager_timing_leaves_the_network_as_it_was() -> None:
+    network = Small().train()
+    network.conv.weight.grad = torch.ones_like(network.conv.weight)
+    mean = network.norm.running_mean.clone()
+    timing = measure(network, torch.randn(2, 3, 8, 8), repeats=7, warmup=1)
+    assert _sound(timing)
+    assert (timing.repeats, timing.runtime, timing.device, timing.threads) == (7, "eager", "cpu", 1)
+    assert network.training and torch.equal(network.norm.running_mean, mean)
+    assert network.conv.weight.grad is not None and network.norm.num_batches_tracked == 0
+
+
+def test_onnx_timing_of_a_network_and_of_its_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    network, x = Small(), torch.randn(1, 3, 8, 8)
+    timing = latency(x, runtime="onnx", repeats=5).timing(network)
+    assert _sound(timing) and timing.runtime == "onnx" and timing.repeats == 5
+    path = tmp_path / "a.onnx"
+    path.write_bytes(rooms._onnx_bytes(network.eval(), (x,)))
+    assert _sound(measure_onnx(path, x, repeats=5, threads=2))
+    with pytest.raises(ModelError, match="does not run on the example"):
+        measure_onnx(path, torch.randn(2, 3, 8, 8), repeats=5)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_passes_take_turns_in_inference_mode_on_the_threads_asked_for() -> None:
+    calls: list[tuple[str, int, bool, bool]] = []
+    networks = {label: Recorder(label, calls) for label in "AB"}
+    torch.set_num_threads(1)
+    timings = compare(networks, torch.ones(1, 2), repeats=3, warmup=2, threads=2)
+    assert list(timings) == ["A", "B"]
+    timed = calls[2:]  # the first pass of each only checks that it runs
+    assert [label for label, *_ in timed] == ["A", "B"] * 5
+    assert all(call[1:] == (2, False, True) for call in timed)
+    assert torch.get_num_threads() == 1
+
+
+def test_threads_are_put_back_when_a_pass_fails() -> None:
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if torch.get_num_threads() == 2:
+                raise KeyError("late")
+            return x
+
+    torch.set_num_threads(1)
+    with pytest.raises(KeyError, match="late"):
+        measure(Failing(), torch.ones(1), threads=2)
+    assert torch.get_num_threads() == 1
+
+
+def test_spread_and_noise() -> None:
+    timing = Timing(2.0, 1.9, 2.4, repeats=9, runtime="eager", device="cpu", threads=1)
+    assert timing.spread == pytest.approx(0.25) and not timing.noisy
+    assert dataclasses.replace(timing, high_ms=3.1).noisy
+
+
+def test_percentiles_by_hand() -> None:
+    timing = rooms._timing([float(k) for k in range(11)], runtime="eager", device="cpu", threads=1)
+    assert (timing.low_ms, timing.median_ms, timing.high_ms) == (1.0, 5.0, 9.0)
+
+
+def test_latency_is_a_measured_cost() -> None:
+    cost: Cost = latency((torch.randn(1, 3), torch.randn(1, 4)), repeats=3)
+    assert (cost.name, cost.unit, cost.measured) == ("latency", "ms", True)
+    assert cost.of(nn.Bilinear(3, 4, 2)) > 0
+    with pytest.raises(LimitError, match=r"score-function part.*surrogate"):
+        cost.expected(Small())
+
+
+def test_limits() -> None:
+    cost = latency(torch.randn(1, 3))
+    assert cost.at_most(ms=4.0) == Limit(cost, bound=4.0)
+    assert cost.at_most(fraction=0.5).resolve(6.0) == 3.0
+    with pytest.raises(LimitError, match="not both"):
+        cost.at_most()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"runtime": "tensorrt"}, "unknown"),
+        ({"repeats": 0}, "repeats=0"),
+        ({"threads": 0}, "threads=0"),
+        ({"device": "nowhere"}, "nowhere"),
+        ({"device": "meta", "runtime": "onnx"}, "timed on the CPU"),
+    ],
+)
+def test_wrong_options_are_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        latency(torch.randn(1, 3), **wrong)
+
+
+def test_a_network_that_does_not_run_is_named() -> None:
+    with pytest.raises(ModelError, match=r"Small does not run on the example of \[1, 5, 8, 8\]"):
+        measure(Small(), torch.randn(1, 5, 8, 8))
+
+
+def test_a_file_that_is_not_onnx_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is no file"):
+        measure_onnx(tmp_path / "absent.onnx", torch.ones(1))
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(b"not a network")
+    with pytest.raises(ModelError, match="ONNX network does not run"):
+        measure_onnx(damaged, torch.ones(1))

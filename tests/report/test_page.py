@@ -1,0 +1,157 @@
+"""The page: what it shows, that it fetches nothing, and that names from outside stay text."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from archgrad.errors import RunError
+from archgrad.report.page import page, write
+
+VOID = {"meta", "br", "link", "img", "hr"}
+
+
+class Reader(HTMLParser):
+    """Reads the page's text, and fails on tags that are not closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+
+def read(html: str) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+def record() -> dict[str, Any]:
+    figures = {"accuracy": 0.98, "params": 120_000, "macs": 45_600, "size_bytes": 4_940}
+    timing = {"median_ms": 3.2, "low_ms": 3.0, "high_ms": 3.9}
+    return {
+        "method": "dnal",
+        "title": "Net <script>alert(1)</script> & co",
+        "settings": {"limit": {"macs": 0.5}, "gate": "<img src=x>"},
+        "run": {"seed": 7, "epochs": 60},
+        "versions": {"torch": "2.13"},
+        "device": "cpu",
+        "before": {**figures, "latency_ms": {"eager": timing}},
+        "after": {**figures, "accuracy": 0.971, "macs": 20_000, "latency_ms": {"onnx": timing}},
+        "limit": {"cost": "macs", "unit": "MACs", "bound": 22_800, "reached": 20_000},
+        "layers": [{"name": f"block{k}.<script>", "before": 64, "after": 64 - k // 4} for k in range(130)],
+        "frozen": [{"name": "head", "reason": "its width is the <classes>"}],
+        "notes": ["<script>note</script>"],
+        "data": {"train": 1000, "test": 300},
+        "baselines": [{"name": "uniform width", "accuracy": 0.96, "macs": 21_000}],
+        "load": "net = torch.export.load('small.pt2').module()  # a < b",
+    }
+
+
+def history() -> list[dict[str, Any]]:
+    first = [{"phase": "weights", "step": k, "loss": 1 / (k + 1)} for k in range(10)]
+    return first + [{"phase": "gates", "step": k, "expected_macs": 4e4 - 2e3 * k} for k in range(10, 20)]
+
+
+def test_the_page_shows_the_record_and_fetches_nothing() -> None:
+    html = page(record(), history())
+    reader = read(html)
+    words = " ".join(" ".join(reader.words).split())
+    for shown in (
+        *("98.00 %", "97.10 %", "-0.90 points", "x 0.439", "3.20 ms (3.00 to 3.90)"),
+        "limit on MACs: at most 22,800; reached 20,000 (kept)",
+        *("uniform width", "96.00 %", "block129.<script>", "32 of 64", "its width is the <classes>"),
+        *('{"macs": 0.5}', "<img src=x>", "2.13", "1000", "# a < b", "Net <script>alert(1)</script> & co"),
+        *("Loss", "Expected cost against the limit"),
+    ):
+        assert shown in words, shown
+    assert "script" not in reader.tags and "img" not in reader.tags
+    assert all(load.startswith("#") for load in reader.loads)
+    assert "http" not in html and "url(" not in html.replace("url(#", "") and "@import" not in html
+    assert reader.tags.count("svg") == 2
+    assert reader.tags.count("li") == 130 + 1
+
+
+def test_the_reader_notices_what_it_is_there_to_notice() -> None:
+    assert "script" in read("<p><script>x</script></p>").tags
+    assert read('<img src="http://x">').loads == ["http://x"]
+    with pytest.raises(AssertionError):
+        read("<p><b></p>")
+
+
+def test_any_part_may_be_missing() -> None:
+    whole = record()
+    for part in whole:
+        reader = read(page({key: value for key, value in whole.items() if key != part}))
+        assert "svg" not in reader.tags
+    assert "Before and after" not in page({"after": whole["after"]}) and "97.10 %" in page(
+        {"after": whole["after"]}
+    )
+    assert read(page({})).tags.count("table") == 0
+    assert read(page({"layers": [{"name": "a"}, {}], "frozen": [{}], "baselines": [{}]})).tags
+
+
+def test_bars_share_the_scale_of_the_widest_layer() -> None:
+    html = page(
+        {"layers": [{"name": "a", "before": 200, "after": 50}, {"name": "b", "before": 100, "after": 100}]}
+    )
+    assert html.count("width: 100.00%") == 1 and html.count("width: 25.00%") == 1
+    assert html.count("width: 50.00%") == 2
+
+
+def test_write_reads_the_folder_and_replaces_the_page(tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_text(json.dumps(record()), encoding="utf-8")
+    (tmp_path / "history.jsonl").write_text("\n".join(map(json.dumps, history())) + "\n", encoding="utf-8")
+    (tmp_path / "report.html").write_text("old", encoding="utf-8")
+    assert write(tmp_path) == tmp_path / "report.html"
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page(record(), history())
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["history.jsonl", "record.json", "report.html"]
+
+
+@pytest.mark.parametrize(
+    ("record_text", "history_text", "message"),
+    [
+        (None, "", r"record\.json is missing"),
+        ("{}", None, r"history\.jsonl is missing"),
+        ('{"method": ', "", r"record\.json is damaged \(line 1"),
+        ("[]", "", "JSON object"),
+        ("{}", '{"step": 1}\n{"ste', r"history\.jsonl is damaged \(line 2"),
+        ("{}", "3\n", "line 1 is no JSON object"),
+        ('{"before": 3}', "", "damaged at before"),
+    ],
+)
+def test_missing_and_damaged_files(
+    record_text: str | None, history_text: str | None, message: str, tmp_path: Path
+) -> None:
+    for name, content in (("record.json", record_text), ("history.jsonl", history_text)):
+        if content is not None:
+            (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(RunError, match=message):
+        write(tmp_path)
+    assert not (tmp_path / "report.html").exists()

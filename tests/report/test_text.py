@@ -1,0 +1,99 @@
+"""The before and after table, its limit line and its notes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from archgrad.errors import RunError
+from archgrad.report import text
+
+RECORD: dict[str, Any] = {
+    "method": "dnal",
+    "title": "MyCNN slimmed by DNAL",
+    "before": {
+        "accuracy": 0.98,
+        "params": 1_230_000,
+        "macs": 45_600,
+        "size_bytes": 4_940_000,
+        "latency_ms": {"eager": {"median_ms": 3.2, "low_ms": 3.0, "high_ms": 3.9}},
+    },
+    "after": {
+        "accuracy": 0.9725,
+        "params": 307_500,
+        "macs": 22_800,
+        "size_bytes": 999_999,
+        "latency_ms": {
+            "eager": {"median_ms": 1.6, "low_ms": 1.5, "high_ms": 2.6},
+            "onnx": {"median_ms": 0.5, "low_ms": 0.4, "high_ms": 0.6},
+        },
+    },
+    "limit": {"cost": "macs", "unit": "MACs", "bound": 23_000, "reached": 22_800},
+    "frozen": [{"name": "head", "reason": "its width is the classes"}],
+    "notes": ["rounded to multiples of 8"],
+}
+
+
+def test_rows_by_hand() -> None:
+    assert [tuple(row) for row in text.rows(RECORD)] == [
+        ("accuracy", "98.00 %", "97.25 %", "-0.75 points"),
+        ("parameters", "1.23 M", "308 k", "x 0.25"),
+        ("MACs", "45,600", "22,800", "x 0.5"),
+        ("size on disk", "4.94 MB", "1.00 MB", "x 0.202"),
+        ("latency, eager", "3.20 ms (3.00 to 3.90)", "1.60 ms (1.50 to 2.60)", "x 0.5"),
+        ("latency, ONNX", "-", "0.500 ms (0.400 to 0.600)", "-"),
+    ]
+
+
+def test_plain_is_ascii_with_limit_frozen_and_notes() -> None:
+    shown = text.plain(RECORD)
+    assert shown.isascii() and "\x1b" not in shown
+    assert shown.startswith("MyCNN slimmed by DNAL\n")
+    assert "limit on MACs: at most 23,000; reached 22,800 (kept)" in shown
+    assert "frozen: 1 layer (its width is the classes)" in shown
+    assert "note: rounded to multiples of 8" in shown
+    assert "latency after (eager) is noisy" in shown and "latency before" not in shown
+
+
+def test_a_broken_limit_is_said_out_loud() -> None:
+    limit = {"cost": "latency", "unit": "ms", "bound": 4.0, "reached": 4.2}
+    line = text.limit_line({"limit": limit})
+    assert line == "limit on latency: at most 4 ms; reached 4.2 ms (NOT KEPT)"
+
+
+def test_figures_of_other_names_and_odd_values() -> None:
+    rows = text.rows(
+        {
+            "before": {"energy_mj": 2.5, "loss": float("nan")},
+            "after": {"energy_mj": 1, "loss": 0.5, "tag": "x"},
+        }
+    )
+    assert [tuple(row) for row in rows] == [
+        ("loss", "not finite", "0.5", "-"),
+        ("energy mj", "2.5", "1", "x 0.4"),
+    ]
+
+
+@pytest.mark.parametrize("record", [{}, {"method": "freenas", "before": None, "limit": None, "notes": None}])
+def test_an_almost_empty_record(record: dict[str, Any]) -> None:
+    assert text.plain(record).strip() in ("archgrad run", "freenas")
+
+
+def test_markup_in_names_is_not_obeyed() -> None:
+    assert "[red]x[/red]" in text.plain({"title": "[red]x[/red]", "notes": ["[/oops]"]})
+
+
+@pytest.mark.parametrize(
+    ("record", "part"),
+    [
+        ([], "not list"),
+        ({"before": 3}, "before"),
+        ({"layers": [1]}, "layers"),
+        ({"notes": "one"}, "notes"),
+        ({"after": {"latency_ms": {"eager": 1.0}}}, "after.latency_ms"),
+    ],
+)
+def test_damage_is_named(record: Any, part: str) -> None:
+    with pytest.raises(RunError, match=part):
+        text.table(record)

@@ -1,0 +1,110 @@
+"""What is refused, and in which words."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from archgrad.errors import ArchgradError, DataError
+from archgrad.tasks.classification import Classification
+from archgrad.tasks.datasets import digits
+
+ONE = torch.arange(200, dtype=torch.float32)[:, None]
+LABEL = torch.arange(200) % 4
+
+
+class Items(Dataset):
+    def __init__(self, items: list) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> object:
+        return self.items[index]
+
+
+GOOD = [(torch.zeros(2), index % 2) for index in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ("photos", "train is a str; .*Classification.load reads a path"),
+        (ONE, "train is a Tensor; give a torch Dataset or DataLoader"),
+        (None, "train is a NoneType"),
+        (Items([]), "the dataset has no samples"),
+        (Items([{"x": 1, "y": 2}] * 8), "a sample of the dataset is a dict of 2; it must be a pair"),
+        (Items([(torch.zeros(1), torch.zeros(1), 0)] * 8), "a sample of the dataset is a tuple of 3"),
+        (Items([(torch.zeros(1), 1)] * 8), r"train: only one class \(1\) among 8 samples"),
+        (Items([(torch.zeros(1), -1), (torch.zeros(1), 1)]), "train: label -1 is outside 0..1"),
+        (Items([(torch.zeros(1), "cat"), (torch.zeros(1), "dog")]), "labels are not whole numbers"),
+        (Items([(torch.zeros(1), 0.5)] * 8), "the dataset's labels are torch.float32"),
+        (Items([(object(), 0), (object(), 1)] * 4), "samples do not form a batch"),
+        (Items([("a", 0), ("b", 1)] * 4), "the inputs of a batch are str; they must be a tensor"),
+        ((ONE[:2], LABEL[:2]), "2 samples are too few to split off valid and test"),
+    ],
+)
+def test_bad_training_data(train: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Classification(train)
+
+
+def test_bad_batches() -> None:
+    uneven = Items([(torch.zeros(1 + index % 3), index % 2) for index in range(30)])
+    with pytest.raises(DataError, match="samples do not form a batch"):
+        Classification(uneven).stream(seed=0)(0)
+    for collate, message in (
+        (lambda items: torch.zeros(3), "collate_fn gave a Tensor; a batch is a pair"),
+        (lambda items: (torch.zeros(2, 2), torch.zeros(2)), r"labels of a batch are torch.float32 \[2\]"),
+        (lambda items: (torch.zeros(2, 2), [0, 1]), "labels of a batch are list"),
+    ):
+        with pytest.raises(DataError, match=message):
+            Classification(DataLoader(Items(GOOD), collate_fn=collate))
+    held = Items([(torch.zeros(2), 5)])
+    task = Classification(Items(GOOD), held, Items(GOOD[:]))
+    with pytest.raises(DataError, match=r"label 5 in a batch; labels are 0..1"):
+        task.evaluate(nn.Linear(2, 2))
+    poisoned = Classification(Items([(torch.full((2,), math.nan), index % 2) for index in range(20)]))
+    with pytest.raises(DataError, match="NaN or infinite numbers in the first training samples"):
+        poisoned.check(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0: give a whole number"),
+        ({"batch_size": 2.5}, "batch_size=2.5"),
+        ({"classes": 1}, "classes=1: classification needs at least two"),
+        ({"classes": 3}, "label 3 with classes=3"),
+        ({"valid_fraction": 0.0}, "valid_fraction=0.0: give a share"),
+        ({"valid_fraction": 0.5}, "valid_fraction=0.5 for each of valid and test leaves nothing"),
+        ({"workers": -1}, "workers=-1"),
+        ({"smoothing": 1.0}, "smoothing=1.0"),
+        ({"valid": (ONE, LABEL)}, "train and valid have 200 samples in common"),
+        ({"valid": (ONE + 1, LABEL + 1)}, "valid: labels 4 are outside the 4 classes 0, 1, 2, 3"),
+        ({"valid": (ONE.repeat(1, 2), LABEL)}, r"train is torch.float32 \[1\], valid is torch.float32 \[2\]"),
+        ({"test": (ONE.byte(), LABEL)}, "train is torch.float32 .* test is torch.uint8"),
+        ({"valid": TensorDataset(ONE, LABEL)}, "train and valid are of two kinds"),
+        ({"valid": digits()}, "valid has the classes 0, 1.*the training part 0, 1, 2, 3"),
+    ],
+)
+def test_bad_options(options: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        Classification((ONE, LABEL), **options)
+    assert isinstance(caught.value, ArchgradError)
+
+
+def test_classes_given_for_a_dataset() -> None:
+    assert Classification(Items(GOOD), classes=6).classes == 6
+    assert Classification(Items(GOOD), Items(GOOD[:]), Items(GOOD[:]), classes=6).classes == 6
+    with pytest.raises(DataError, match=r"train: label 1 is outside|classes=1"):
+        Classification(Items(GOOD), classes=1)
+    with pytest.raises(DataError, match=r"train: label 7 is outside 0..2"):
+        Classification(Items([*GOOD, (torch.zeros(2), 7)]), classes=3)
+    with pytest.raises(DataError, match="classes=3, but the data has 10 classes"):
+        Classification(digits(), classes=3)
