@@ -46,7 +46,9 @@ def small(hidden: int) -> nn.Module:
     return nn.Sequential(nn.Linear(6, hidden), nn.BatchNorm1d(hidden), nn.Dropout(0.3), nn.Linear(hidden, 1))
 
 
-def program(folder: Path | None, report: Report, *, checkpoint_seconds: float = 0.02, pause: float = 0.0) -> Any:
+def program(
+    folder: Path | None, report: Report, *, checkpoint_seconds: float = 0.02, pause: float = 0.0
+) -> Any:
     """Two phases, the second's network shaped by the first's result; returns all that must be exact."""
     run = Run(seed=3, folder=folder, device="cpu", progress=False, checkpoint_seconds=checkpoint_seconds)
     run.begin("two phases", {"lr": 0.05, "hidden": 8})
@@ -182,7 +184,8 @@ def test_a_new_process_resumes_exactly_after_kill_9(tmp_path: Path, whole: Any) 
 
 
 @pytest.mark.parametrize(
-    ("phase", "step"), [("first", 0), ("first", STEPS - 1), ("second", 0), ("second", STEPS - 3), ("third", 2)]
+    ("phase", "step"),
+    [("first", 0), ("first", STEPS - 1), ("second", 0), ("second", STEPS - 3), ("third", 2)],
 )
 def test_kill_9_at_a_step(tmp_path: Path, whole: Any, phase: str, step: int) -> None:
     assert ended(forked(tmp_path / "run", at(phase, step, signal.SIGKILL))) == -signal.SIGKILL
@@ -251,6 +254,43 @@ def test_a_fallback_is_noted(tmp_path: Path) -> None:
     again = started(folder=tmp_path / "run")
     assert next(again.steps(10)) == 3
     assert [newest.name in note for note in again.notes] == [True]
+
+
+def test_a_damaged_end_makes_later_phases_void(tmp_path: Path) -> None:
+    run = started(folder=tmp_path / "run", checkpoint_seconds=0)
+    for phase in ("a", "b"):
+        assert len(list(run.steps(4, phase=phase))) == 4
+    run.close()
+    (tmp_path / "run" / "checkpoints" / "0000-a-end.safetensors").write_bytes(b"")
+    again = started(folder=tmp_path / "run")
+    steps = again.steps(4, phase="a")
+    assert next(steps) == 0
+    names = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert names == ["0000-a-0000000000.safetensors"]
+    assert "later phases are void" in again.notes[-1]
+
+
+def test_a_break_ends_the_phase_for_good_once_the_program_goes_on(tmp_path: Path) -> None:
+    run = started(folder=tmp_path / "run")
+    for step in run.steps(10, phase="a"):
+        if step == 3:
+            break
+    next(steps := run.steps(10, phase="b"))
+    run.close()
+    del steps
+    again = started(folder=tmp_path / "run")
+    assert list(again.steps(10, phase="a")) == []
+    assert next(again.steps(10, phase="b")) == 0
+
+
+def test_an_error_in_the_loop_ends_no_phase(tmp_path: Path) -> None:
+    run = started(folder=tmp_path / "run", checkpoint_seconds=0)
+    with pytest.raises(ZeroDivisionError):
+        for step in run.steps(10):
+            if step == 3:
+                raise ZeroDivisionError
+    run.close()
+    assert list(started(folder=tmp_path / "run").steps(10)) == [3, 4, 5, 6, 7, 8, 9]
 
 
 @contextlib.contextmanager
@@ -425,7 +465,13 @@ def test_check_finite_names_the_figure_and_the_last_good_state(tmp_path: Path) -
             weight = torch.tensor([1.0, float("inf") if step == 2 else 0.0])
             run.check_finite({"loss": torch.tensor(0.5), "weight": weight})
     message = str(caught.value)
-    for part in ("weight", "'search' at step 2", "0000-search-0000000002.safetensors", "learning rate", "32-true"):
+    for part in (
+        "weight",
+        "'search' at step 2",
+        "0000-search-0000000002.safetensors",
+        "learning rate",
+        "32-true",
+    ):
         assert part in message
     assert "loss" not in message
 

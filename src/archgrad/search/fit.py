@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,8 @@ def descend(
         network: in training mode throughout; on the run's device.
         task: gives the batches and, by default, the objective.
         run: gives the budget; what it keeps is up to the caller (`run.keep`) before this.
-        optimiser: its learning rates are scaled by the schedule.
+        optimiser: its learning rates are scaled by the schedule, but for parameter groups marked
+            `"steady": True`; a group's `"clip"` is the largest norm of its gradient.
         steps: length of the phase.
         phase: its name in the history.
         objective: the loss; default: the task's.
@@ -76,18 +78,34 @@ def descend(
     for step in run.steps(steps, phase=phase, share=share):
         extra = each_epoch(step // task.steps_per_epoch) if each_epoch and step % task.steps_per_epoch == 0 else {}
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * schedule(step / steps)
+            group["lr"] = rate if group.get("steady") else rate * schedule(step / steps)
         network.train()
-        loss = loss_of(network, run.to_device(batches(step)))
+        with _autocast(run):
+            loss = loss_of(network, run.to_device(batches(step)))
         run.check_finite({"loss": loss})
         gradients = torch.autograd.grad(loss, watched, allow_unused=True)
-        for parameter, gradient in zip(watched, gradients, strict=True):
+        for parameter, gradient in zip(watched, _averaged(gradients, run), strict=True):
             parameter.grad = gradient
+        for group in optimiser.param_groups:
+            if "clip" in group:
+                nn.utils.clip_grad_norm_(group["params"], group["clip"])
         optimiser.step()
         optimiser.zero_grad()
         if each_step:
             each_step(step)
         run.log({"loss": loss.detach(), "lr": optimiser.param_groups[0]["lr"], **extra}, step=step)
+
+
+def _autocast(run: Run) -> AbstractContextManager[object]:
+    # Fabric takes seconds to import; plain float32 does not need it.
+    return nullcontext() if run.precision == "32-true" else run.fabric.autocast()
+
+
+def _averaged(gradients: Sequence[Tensor | None], run: Run) -> Sequence[Tensor | None]:
+    """The mean over all processes; the networks are not wrapped, so that any gradient can be taken of them."""
+    if run.world == 1:
+        return gradients
+    return [None if g is None else run.fabric.all_reduce(g, reduce_op="mean") for g in gradients]  # type: ignore[misc]
 
 
 def fit(

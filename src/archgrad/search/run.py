@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
@@ -290,7 +291,7 @@ class Run:
 
     def _leave(self, phase: Phase) -> None:
         """Save where a loop was left; it counts as the phase's end once the program has gone on."""
-        if self._signals.wanted:
+        if self._signals.wanted or sys.is_finalizing():
             return
         try:
             self._save(phase, "left")
