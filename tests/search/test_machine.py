@@ -57,7 +57,6 @@ def test_torchrun_decides_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def program(folder: Path, stop: int) -> None:
     """Two processes train one network on different data; one alone gets a signal at step `stop`."""
-    torch.set_num_threads(1)
     run = Run(folder=folder, device="cpu", progress=False, checkpoint_seconds=1000)
     run.begin("two", {})
     network = run.fabric.setup_module(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)))
@@ -72,47 +71,37 @@ def program(folder: Path, stop: int) -> None:
         run.log({"loss": loss})
         if step == stop and run.rank == 1:
             signal.raise_signal(signal.SIGTERM)
+    value = run.remember("rank", lambda: run.rank)
     run.finish()
     weights = [value.tolist() for value in network.state_dict().values()]
-    (folder / f"rank{run.rank}.json").write_text(json.dumps(weights))
+    (folder / f"rank{run.rank}.json").write_text(json.dumps([value, run.world, weights]))
+
+
+def main(place: Path) -> None:
+    torch.set_num_threads(1)
+    try:
+        program(place / "stopped", 3)
+    except Stopped:
+        (place / f"stopped{os.environ['RANK']}").touch()
+    program(place / "stopped", -1)
+    program(place / "whole", -1)
 
 
 def test_two_processes_stop_together_and_resume_exactly(tmp_path: Path) -> None:
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--master-port=0",
-        __file__,
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-
-    def start(folder: str, stop: int) -> int:
-        command = [*torchrun, str(tmp_path / folder), str(stop)]
-        return subprocess.run(
-            command, check=False, env=environment, capture_output=True, timeout=120
-        ).returncode
-
-    assert start("stopped", 3) != 0
-    kept = [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()]
-    assert sorted(kept) == ["0000-search-0000000000.safetensors", "0000-search-0000000004.safetensors"]
-    assert start("stopped", -1) == 0
-    assert start("whole", -1) == 0
-    results = [
-        (tmp_path / place / f"rank{rank}.json").read_text()
-        for place in ("stopped", "whole")
-        for rank in (0, 1)
-    ]
-    assert len(set(results)) == 1
-    steps = [
-        json.loads(line)["step"] for line in (tmp_path / "stopped" / "history.jsonl").read_text().splitlines()
-    ]
-    assert steps == list(range(8))
+    subprocess.run([*command, str(tmp_path)], check=True, env=environment, capture_output=True, timeout=120)
+    assert (tmp_path / "stopped0").exists()
+    assert (tmp_path / "stopped1").exists()
+    ranks = [("stopped", 0), ("stopped", 1), ("whole", 0), ("whole", 1)]
+    found = [(tmp_path / place / f"rank{rank}.json").read_text() for place, rank in ranks]
+    assert len(set(found)) == 1
+    assert json.loads(found[0])[:2] == [0, 2]
+    record = json.loads((tmp_path / "stopped" / "run.json").read_text())
+    assert (record["status"], len(record["resumed"])) == ("finished", 1)
+    lines = (tmp_path / "stopped" / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(8))
 
 
 if __name__ == "__main__":
-    try:
-        program(Path(sys.argv[1]), int(sys.argv[2]))
-    except Stopped as stopped:
-        raise SystemExit(stopped.exit_status) from None
+    main(Path(sys.argv[1]))

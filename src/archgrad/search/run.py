@@ -320,6 +320,10 @@ class Run:
         self._last_checkpoint = self._last_checkpoint if mark == "left" else path
         self._saved_at = time.monotonic()
 
+    def _need_begin(self, what: str) -> None:
+        if self._status == "not begun":
+            raise RunError(f"run.{what} was called on a run that is not begun. Call run.begin first.")
+
     def generator(self, name: str) -> torch.Generator:
         """The CPU generator of that name, seeded from (seed, name); its state is saved and restored."""
         return self._random.generator(name)
@@ -329,8 +333,8 @@ class Run:
 
         `time` is in seconds inside loops since the run began. Tensors must hold one number.
         """
-        numbers = checked.figures(figures)
-        phase = self._phase
+        self._need_begin("log")
+        numbers, phase = checked.figures(figures), self._phase
         seconds = self._seconds_used + (phase.seconds if phase else 0.0)
         at = step if step is not None or phase is None else phase.step
         record = {"phase": phase.name if phase else None, "step": at, "time": round(seconds, 3)}
@@ -355,10 +359,9 @@ class Run:
     def remember(self, key: str, compute: Callable[[], Any]) -> Any:
         """The JSON value of `compute()`, computed once in a run's life: for figures measured by a clock.
 
-        What `compute` draws at random does not change what is drawn after it.
+        A resumed program skips `compute`, so it must change nothing; what it draws at random does not count.
         """
-        if self._status == "not begun":
-            raise RunError("run.remember was called on a run that is not begun. Call run.begin first.")
+        self._need_begin("remember")
         if key not in self._remembered:
             before = self._random.state()
             value = self._machine.from_first(compute() if self.rank == 0 else None)
