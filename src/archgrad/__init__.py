@@ -1,1 +1,142 @@
-"""archgrad finds a neural network's architecture by gradient, under the limit that your device sets."""
+"""archgrad finds a neural network's architecture by gradient, under the limit that your device sets.
+
+The public names are imported when they are first used, so that `import archgrad` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+import types
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from archgrad.choices.access import hold, logits, relax, restrict, sample, weights
+    from archgrad.choices.architecture import Architecture
+    from archgrad.choices.modules import Gate, InputChoice, OpChoice
+    from archgrad.choices.relaxations import scaled_sigmoid, softmax
+    from archgrad.costs.count import macs, params
+    from archgrad.costs.latency import latency
+    from archgrad.derive.discretise import build, decide
+    from archgrad.derive.export import export_onnx, export_program
+    from archgrad.errors import (
+        ArchgradError,
+        ArchitectureError,
+        ChoiceError,
+        ConfigError,
+        DataError,
+        InputError,
+        LimitError,
+        MissingExtra,
+        ModelError,
+        NonFiniteError,
+        RunError,
+    )
+    from archgrad.methods.dnal import dnal
+    from archgrad.search.fit import fit, recalibrate
+    from archgrad.search.found import Found, derive
+    from archgrad.search.run import Run
+    from archgrad.search.signals import Stopped
+    from archgrad.spaces.slim import frozen, slim
+    from archgrad.tasks.augmentation import crop, cutout, flip
+    from archgrad.tasks.classification import Classification
+    from archgrad.tasks.datasets import digits
+
+__version__ = importlib.metadata.version("archgrad")
+
+__all__ = [
+    "ArchgradError",
+    "Architecture",
+    "ArchitectureError",
+    "ChoiceError",
+    "Classification",
+    "ConfigError",
+    "DataError",
+    "Found",
+    "Gate",
+    "InputChoice",
+    "InputError",
+    "LimitError",
+    "MissingExtra",
+    "ModelError",
+    "NonFiniteError",
+    "OpChoice",
+    "Run",
+    "RunError",
+    "Stopped",
+    "__version__",
+    "build",
+    "crop",
+    "cutout",
+    "decide",
+    "derive",
+    "digits",
+    "dnal",
+    "export_onnx",
+    "export_program",
+    "fit",
+    "flip",
+    "frozen",
+    "hold",
+    "latency",
+    "logits",
+    "macs",
+    "params",
+    "recalibrate",
+    "relax",
+    "restrict",
+    "sample",
+    "scaled_sigmoid",
+    "slim",
+    "softmax",
+    "weights",
+]
+
+_HOMES = {
+    "choices.access": ("hold", "logits", "relax", "restrict", "sample", "weights"),
+    "choices.architecture": ("Architecture",),
+    "choices.modules": ("Gate", "InputChoice", "OpChoice"),
+    "choices.relaxations": ("scaled_sigmoid", "softmax"),
+    "costs.count": ("macs", "params"),
+    "costs.latency": ("latency",),
+    "derive.discretise": ("build", "decide"),
+    "derive.export": ("export_onnx", "export_program"),
+    "errors": (
+        "ArchgradError", "ArchitectureError", "ChoiceError", "ConfigError", "DataError", "InputError",
+        "LimitError", "MissingExtra", "ModelError", "NonFiniteError", "RunError",
+    ),
+    "methods.dnal": ("dnal",),
+    "search.fit": ("fit", "recalibrate"),
+    "search.found": ("Found", "derive"),
+    "search.run": ("Run",),
+    "search.signals": ("Stopped",),
+    "spaces.slim": ("frozen", "slim"),
+    "tasks.augmentation": ("crop", "cutout", "flip"),
+    "tasks.classification": ("Classification",),
+    "tasks.datasets": ("digits",),
+}  # fmt: skip
+_HOME = {name: f"archgrad.{module}" for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'archgrad' has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(types.ModuleType):
+    """Importing the sub-package archgrad.derive does not put it in the place of the function `derive`."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name == "derive" and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

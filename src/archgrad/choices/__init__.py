@@ -1,0 +1,1 @@
+"""Where a network may vary: choices, their relaxations, and how to reach them."""

@@ -115,7 +115,9 @@ def restrict(space: nn.Module, support: Mapping[str, Sequence[int] | Tensor]) ->
         for choice in found[name]:
             alive = choice.live & mask.to(choice.live.device)
             if not bool(alive.any()):
-                raise ChoiceError(f"choice {name!r}: nothing would be left alive; leave at least one candidate")
+                raise ChoiceError(
+                    f"choice {name!r}: nothing would be left alive; leave at least one candidate"
+                )
             choice.live.copy_(alive)
 
 
@@ -141,5 +143,3 @@ def weights(network: nn.Module) -> list[nn.Parameter]:
     """All parameters that are not architecture parameters, each once."""
     architecture = set(logits(network))
     return [p for p in network.parameters() if p not in architecture]
-
-

@@ -49,7 +49,9 @@ def open_channels(coupling: Coupling, kept: Iterable[int]) -> Tensor:
     return (places < 0) | torch.isin(places, torch.tensor(sorted(kept), dtype=places.dtype))
 
 
-def remove_channels(network: nn.Module, couplings: Mapping[str, Sequence[Coupling]], kept: Mapping[str, Iterable[int]]) -> None:
+def remove_channels(
+    network: nn.Module, couplings: Mapping[str, Sequence[Coupling]], kept: Mapping[str, Iterable[int]]
+) -> None:
     """Cut the closed channels out of the network's layers, in place.
 
     A side that several gates reach (the input of a layer behind a concatenation) is cut once, to the channels

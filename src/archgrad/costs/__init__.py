@@ -1,0 +1,1 @@
+"""What a network takes: counted and measured costs, and limits on them."""

@@ -90,11 +90,17 @@ class Counter:
         self.amounts = torch.tensor([v for v, _ in terms], dtype=torch.float64)
         longest = max((len(r) for _, r in terms), default=0)
         # Row 0 of the extended vector of fractions is the constant 1 that shorter terms are padded with.
-        self.index = torch.tensor([[r + 1 for r in rows] + [0] * (longest - len(rows)) for _, rows in terms]).long()
+        self.index = torch.tensor(
+            [[r + 1 for r in rows] + [0] * (longest - len(rows)) for _, rows in terms]
+        ).long()
         index = torch.tensor([[r, e] for r, e, _ in self._entries]).long().reshape(-1, 2).T
         values = torch.tensor([v for _, _, v in self._entries], dtype=torch.float64)
-        self.matrix = torch.sparse_coo_tensor(index, values, (len(self.rows), total), check_invariants=True).coalesce()
-        self.constant = 1.0 - torch.sparse.sum(self.matrix, dim=1).to_dense() if self._entries else torch.zeros(0)
+        self.matrix = torch.sparse_coo_tensor(
+            index, values, (len(self.rows), total), check_invariants=True
+        ).coalesce()
+        self.constant = (
+            1.0 - torch.sparse.sum(self.matrix, dim=1).to_dense() if self._entries else torch.zeros(0)
+        )
 
     def __call__(self, space: nn.Module) -> Tensor:
         """The cost at the space's present mixing weights, a float64 scalar on the CPU."""
@@ -129,9 +135,7 @@ class Counter:
         for name, member in reaching:
             if member.side == "branch":
                 key: tuple[str, ...] = ("branch", name)
-            elif tensor and all(attribute != tensor for attribute, _ in member.tensors):
-                continue
-            elif not tensor and (member.side.startswith("param") or (grouped and member.side == "in")):
+            elif (tensor and all(attribute != tensor for attribute, _ in member.tensors)) or (not tensor and (member.side.startswith("param") or (grouped and member.side == "in"))):
                 continue
             else:
                 key = (path, member.side)
@@ -150,7 +154,7 @@ class Counter:
         return list(rows)
 
     def _enter(self, row: int, name: str, places: Tensor) -> None:
-        members, counts = places[places >= 0].unique(return_counts=True)
+        members, counts = torch.unique(places[places >= 0], return_counts=True)
         for entry, count in zip(members.tolist(), counts.tolist(), strict=True):
             self._entries.append((row, self.offsets[name] + entry, count / len(places)))
 
@@ -188,7 +192,9 @@ class Macs:
 
     def counter(self, space: nn.Module) -> Counter:
         """The same with the counting done once, for a loop."""
-        return Counter(space, [(path, "", value) for path, value in macs_by_module(space, self.example).items()])
+        return Counter(
+            space, [(path, "", value) for path, value in macs_by_module(space, self.example).items()]
+        )
 
     def at_most(self, bound: float | None = None, *, fraction: float | None = None) -> Limit:
         """A limit, in MACs or as a fraction of the unchanged network's."""
@@ -217,7 +223,9 @@ class Params:
         for path, parameter in space.named_parameters():
             if parameter in own:
                 # A parametrized tensor is kept at <module>.parametrizations.<tensor>.original.
-                module, _, tensor = path.removesuffix(".original").replace("parametrizations.", "").rpartition(".")
+                module, _, tensor = (
+                    path.removesuffix(".original").replace("parametrizations.", "").rpartition(".")
+                )
                 amounts.append((module, tensor, float(parameter.numel())))
         return Counter(space, amounts)
 

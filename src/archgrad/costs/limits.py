@@ -11,15 +11,22 @@ from archgrad.errors import LimitError
 
 
 class Cost(Protocol):
-    """What a network takes: MACs, parameters, latency.
+    """What a network takes: MACs, parameters, latency."""
 
-    `unit` is how the figure is written ("MACs", "parameters", "ms"); a `measured` cost is read off a clock
-    and has no gradient.
-    """
+    @property
+    def name(self) -> str:
+        """How the cost is called on the command line and in records: "macs"."""
+        ...
 
-    name: str
-    unit: str
-    measured: bool
+    @property
+    def unit(self) -> str:
+        """How its figures are written: "MACs"."""
+        ...
+
+    @property
+    def measured(self) -> bool:
+        """Whether it is read off a clock, and so has no gradient."""
+        ...
 
     def of(self, network: nn.Module) -> float:
         """What this network takes, counted or measured anew."""

@@ -31,7 +31,9 @@ def decide(space: nn.Module, *, threshold: float = 0.5) -> Architecture:
     for name, (choice, *_) in choices(space).items():
         weights = choice.mixing()
         if weights is None:
-            raise ChoiceError(f"choice {name!r} has no relaxation to decide by; call archgrad.relax(space, ...) first")
+            raise ChoiceError(
+                f"choice {name!r} has no relaxation to decide by; call archgrad.relax(space, ...) first"
+            )
         weights = weights.detach().masked_fill(~choice.live, -1.0)
         if isinstance(choice, OpChoice):
             picks[name] = int(weights.argmax())

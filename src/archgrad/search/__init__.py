@@ -1,0 +1,1 @@
+"""What search loops share: runs, training, selection under a limit, results."""

@@ -29,13 +29,11 @@ def constant(progress: float) -> float:
     return 1.0
 
 
-def sgd(*, learning_rate: float = 0.05, weight_decay: float = 5e-4) -> MakeOptimiser:
-    """SGD with Nesterov momentum 0.9."""
-
-    def make(parameters: Iterable[nn.Parameter]) -> Optimizer:
-        return SGD(parameters, lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
-
-    return make
+def sgd(
+    parameters: Iterable[nn.Parameter], *, learning_rate: float = 0.05, weight_decay: float = 5e-4
+) -> Optimizer:
+    """SGD with Nesterov momentum 0.9; for other rates: `functools.partial(sgd, learning_rate=0.01)`."""
+    return SGD(parameters, lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
 
 
 def descend(
@@ -76,7 +74,11 @@ def descend(
     rates = [group["lr"] for group in optimiser.param_groups]
     watched = [p for group in optimiser.param_groups for p in group["params"]]
     for step in run.steps(steps, phase=phase, share=share):
-        extra = each_epoch(step // task.steps_per_epoch) if each_epoch and step % task.steps_per_epoch == 0 else {}
+        extra = (
+            each_epoch(step // task.steps_per_epoch)
+            if each_epoch and step % task.steps_per_epoch == 0
+            else {}
+        )
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate if group.get("steady") else rate * schedule(step / steps)
         network.train()
@@ -113,7 +115,7 @@ def fit(
     task: Task,
     run: Run,
     *,
-    optimiser: MakeOptimiser | None = None,
+    optimiser: MakeOptimiser = sgd,
     schedule: Schedule = cosine,
 ) -> dict[str, float]:
     """Train a plain network on a task; returns what it scores on the validation part.
@@ -122,16 +124,18 @@ def fit(
         network: trained in place.
         task: what it is judged on.
         run: epochs (default 30), seed, folder, device.
-        optimiser: from parameters to their optimiser; default: `sgd()`.
+        optimiser: from parameters to their optimiser.
         schedule: from progress in [0, 1] to a factor on the learning rate; default: cosine with a short warm-up.
 
     Raises:
         NonFiniteError: the loss became NaN or infinite.
     """
-    run.begin("fit", {"network": type(network).__name__, "parameters": sum(p.numel() for p in network.parameters())})
+    run.begin(
+        "fit", {"network": type(network).__name__, "parameters": sum(p.numel() for p in network.parameters())}
+    )
     network.to(run.device)
     steps = run.total_steps(task.steps_per_epoch, default_epochs=30)
-    made = (optimiser or sgd())(p for p in network.parameters() if p.requires_grad)
+    made = optimiser(p for p in network.parameters() if p.requires_grad)
     run.keep(network=network, optimiser=made)
     descend(network, task, run, optimiser=made, steps=steps, phase="fit", schedule=schedule)
     figures = task.evaluate(network)

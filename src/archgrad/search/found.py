@@ -113,7 +113,7 @@ def latencies(networks: Mapping[str, nn.Module], example: Example) -> dict[str, 
     found: dict[str, dict[str, Any]] = {name: {} for name in networks}
     for runtime in ("eager", "onnx"):
         try:
-            timed = compare(plain, single, device="cpu", runtime=runtime)  # type: ignore[arg-type]
+            timed = compare(plain, single, device="cpu", runtime=runtime)
         except (MissingExtra, ModelError):
             continue
         for name, timing in timed.items():

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Gate
-from archgrad.costs.limits import Limit
+from archgrad.costs.count import Macs, Params
+from archgrad.costs.limits import Cost, Limit
 from archgrad.derive.discretise import build
 from archgrad.errors import ChoiceError, LimitError
 
-# A measured bound is aimed at with this much room, since the clock is read again on what is handed back.
-MEASURED_ROOM = 0.95
+# A measured bound is aimed at with room, since the clock is read again on what is handed back.
+MEASURED_ROOM = (0.95, 0.85, 0.7, 0.5)
 NARROW = 4  # a gate keeps at least this many steps of rounding to choose from
 
 
@@ -64,17 +65,24 @@ def gates(space: nn.Module) -> dict[str, Gate]:
     return {name: choice for name, choice in found.items() if isinstance(choice, Gate)}
 
 
-def above(space: nn.Module, scores: Mapping[str, Tensor], threshold: float, rounded: Rounded) -> Architecture:
+def above(
+    space: nn.Module, scores: Mapping[str, Tensor], threshold: float, rounded: Rounded, *, floor: float = 0.0
+) -> Architecture:
     """For each gate its best entries: as many as score above the threshold, rounded, never none.
 
-    A branch whose inner gates would all close vanishes with them.
+    No gate keeps less than the share `floor` of its entries. A branch whose inner gates would all close vanishes
+    with them.
     """
     found = gates(space)
-    wanted = {name: int((scores[name] > threshold).sum()) for name in found}
+    wanted = {
+        n: max(int((scores[n] > threshold).sum()), math.floor(floor * gate.size)) for n, gate in found.items()
+    }
     for name, gate in found.items():
         if gate.vanishing is not None:
             inside = {c.module for c in gate.couplings}
-            inner = [n for n, g in found.items() if n != name and all(c.module in inside for c in g.couplings)]
+            inner = [
+                n for n, g in found.items() if n != name and all(c.module in inside for c in g.couplings)
+            ]
             if inner and not any(wanted[n] for n in inner):
                 wanted[name] = 0
     return Architecture({
@@ -91,6 +99,11 @@ def uniform(space: nn.Module, width: float, rounded: Rounded) -> Architecture:
     })  # fmt: skip
 
 
+def whole(space: nn.Module) -> Architecture:
+    """The architecture that closes nothing."""
+    return Architecture({name: tuple(range(gate.size)) for name, gate in gates(space).items()})
+
+
 class Budget:
     """A limit on one space, made ready for repeated use.
 
@@ -100,10 +113,11 @@ class Budget:
     """
 
     def __init__(self, space: nn.Module, limit: Limit, rounded: Rounded) -> None:
-        self.space, self.limit, self.rounded = space, limit, rounded
-        self.cost = limit.cost
-        self.counter = None if self.cost.measured else self.cost.counter(space)  # type: ignore[attr-defined]
-        self.reference = self.of(uniform(space, 1.0, rounded))
+        self.space, self.rounded = space, rounded
+        self.cost: Cost = limit.cost
+        # Other costs, measured or a user's own, are asked for each network.
+        self.counter = self.cost.counter(space) if isinstance(self.cost, (Macs, Params)) else None
+        self.reference = self.of(whole(space))
         self.bound = limit.resolve(self.reference)
         self._refuse_the_impossible()
 
@@ -114,31 +128,55 @@ class Budget:
         masks = [same[0].picked(architecture[name]) for name, same in choices(self.space).items()]
         return float(self.counter.at(torch.cat(masks).double()))
 
-    def largest(self, scores: Mapping[str, Tensor]) -> Architecture:
-        """The architecture with the lowest threshold on the scores that keeps the limit."""
-        room = MEASURED_ROOM if self.cost.measured else 1.0
-        values = torch.cat([s.flatten() for s in scores.values()]).double().unique()
-        thresholds = [float(values[0]) - 1.0, *values.tolist()]
-        low, high = 0, len(thresholds) - 1  # the highest threshold closes all that can close
-        while low < high:
-            middle = (low + high) // 2
-            if self.of(above(self.space, scores, thresholds[middle], self.rounded)) <= room * self.bound:
-                high = middle
-            else:
-                low = middle + 1
-        return above(self.space, scores, thresholds[high], self.rounded)
-
-    def as_counted_fraction(self, counter_of: Limit) -> float:
-        """The share of another, counted cost at which uniform widths meet this limit; by bisection."""
-        other = Budget(self.space, counter_of, self.rounded)
+    def width(self) -> float:
+        """The largest share of every gate's entries that keeps the limit, by bisection."""
         low, high = 0.0, 1.0
-        for _ in range(5):
+        for _ in range(12 if self.counter else 5):
             middle = (low + high) / 2
-            if self.of(uniform(self.space, middle, self.rounded)) <= MEASURED_ROOM * self.bound:
+            if self.of(uniform(self.space, middle, self.rounded)) <= self.bound:
                 low = middle
             else:
                 high = middle
-        return other.of(uniform(self.space, low, self.rounded)) / other.reference
+        return low
+
+    def largest(self, scores: Mapping[str, Tensor], *, floor: float = 0.0) -> Architecture:
+        """The architecture with the lowest threshold on the scores that keeps the limit.
+
+        A measured limit is read off the clock once more for what is returned.
+
+        Args:
+            scores: for each gate a score for each entry; the higher stays.
+            floor: no gate keeps less than this share of its entries, if the limit allows that.
+
+        Raises:
+            LimitError: a measured limit is kept by nothing, not even on the way down.
+        """
+        for room in MEASURED_ROOM if self.cost.measured else (1.0,):
+            found = self._lowest_threshold(scores, floor, room * self.bound)
+            if self.of(found) <= self.bound:
+                return found
+        if floor > 0.0:
+            return self.largest(scores)
+        raise LimitError(
+            f"no network stayed under {self.bound:,.6g} {self.cost.unit} when measured again: the clock is too noisy "
+            f"for a limit this tight; raise it, or measure on a quieter machine"
+        )
+
+    def _lowest_threshold(self, scores: Mapping[str, Tensor], floor: float, bound: float) -> Architecture:
+        values = torch.unique(torch.cat([s.flatten() for s in scores.values()]).double())
+        thresholds = [float(values[0]) - 1.0, *values.tolist()]
+
+        def at(index: int) -> Architecture:
+            return above(self.space, scores, thresholds[index], self.rounded, floor=floor)
+
+        low, high = 0, len(thresholds) - 1  # the highest threshold closes all that can close
+        while low < high:
+            middle = (low + high) // 2
+            if self.of(at(middle)) <= bound:
+                high = middle
+            else:
+                low = middle + 1
+        return at(high)
 
     def _refuse_the_impossible(self) -> None:
         scores = {name: torch.zeros(gate.size) for name, gate in gates(self.space).items()}

@@ -29,7 +29,9 @@ def heads(network: nn.Module) -> Iterator[tuple[str, list[list[Coupling]]]]:
             yield path, ways
 
 
-def _ways(path: str, module: nn.Module, count: int, linears: dict[str, nn.Linear]) -> Iterator[list[Coupling]]:
+def _ways(
+    path: str, module: nn.Module, count: int, linears: dict[str, nn.Linear]
+) -> Iterator[list[Coupling]]:
     for last_name, last in list(linears.items())[::-1]:
         if last.in_features % count:
             continue
@@ -39,7 +41,10 @@ def _ways(path: str, module: nn.Module, count: int, linears: dict[str, nn.Linear
         apart = [n for n, m in produce.items() if m.out_features == inner]
         per_head = torch.arange(count).repeat_interleave(inner // count)
         if len(fused) == 1:
-            layouts = [(fused, per_head.repeat(3)), (fused, torch.arange(count).repeat_interleave(3 * inner // count))]
+            layouts = [
+                (fused, per_head.repeat(3)),
+                (fused, torch.arange(count).repeat_interleave(3 * inner // count)),
+            ]
         elif len(apart) == 3:
             layouts = [(apart, per_head)]
         else:
@@ -48,7 +53,8 @@ def _ways(path: str, module: nn.Module, count: int, linears: dict[str, nn.Linear
         for names, places in layouts:
             for counts in _attributes(module, count, inner):
                 members = [
-                    Coupling(dot + n, "out", places, (("weight", 0), ("bias", 0)), ("out_features",)) for n in names
+                    Coupling(dot + n, "out", places, (("weight", 0), ("bias", 0)), ("out_features",))
+                    for n in names
                 ]
                 members.append(Coupling(dot + last_name, "in", per_head, (("weight", 1),), ("in_features",)))
                 members.append(Coupling(path, "heads", torch.arange(count), _tables(module, count), counts))

@@ -98,7 +98,11 @@ def trace(network: nn.Module, example: tuple[Tensor, ...]) -> ChannelGraph:
 
 
 def _follow(
-    graph: tp.DependencyGraph, module: nn.Module, name: str, names: dict[nn.Module, str], components: _Components
+    graph: tp.DependencyGraph,
+    module: nn.Module,
+    name: str,
+    names: dict[nn.Module, str],
+    components: _Components,
 ) -> None:
     """Join every node that the removal of this layer's outputs reaches."""
     width = _width(module, "out")
@@ -107,7 +111,9 @@ def _follow(
         group = graph.get_pruning_group(module, handler, list(range(width)))
     except NETWORK_ERRORS as error:
         for i in range(width):
-            components.freeze((name, "out", i), f"its channels cannot be followed ({type(error).__name__}: {error})")
+            components.freeze(
+                (name, "out", i), f"its channels cannot be followed ({type(error).__name__}: {error})"
+            )
         return
     for item in group:
         target, indices, roots = item.dep.target.module, item.idxs, item.root_idxs
@@ -122,7 +128,9 @@ def _follow(
                 components.join((name, "out", root), (str(path), side, index))
 
 
-def _side(graph: tp.DependencyGraph, handler: object, target: nn.Module, names: dict[nn.Module, str]) -> tuple[str, str]:
+def _side(
+    graph: tp.DependencyGraph, handler: object, target: nn.Module, names: dict[nn.Module, str]
+) -> tuple[str, str]:
     """(side of the target that is reached, reason why it may not be); both empty for what has no channels."""
     if isinstance(target, _OutputOp):
         return "", "its channels reach the network's output"
@@ -170,7 +178,9 @@ def _tie_blocks(module: nn.Module, name: str, components: _Components) -> None:
             components.join((name, "out", i - i % block), (name, "out", i))
 
 
-def _tied_or_final(network: nn.Module, example: tuple[Tensor, ...], names: dict[nn.Module, str]) -> dict[str, str]:
+def _tied_or_final(
+    network: nn.Module, example: tuple[Tensor, ...], names: dict[nn.Module, str]
+) -> dict[str, str]:
     """Layers whose outputs may not be cut: those of the network's own output, and those with shared weights."""
     found: dict[str, str] = {}
     owners: dict[nn.Parameter, str] = {}
@@ -183,7 +193,9 @@ def _tied_or_final(network: nn.Module, example: tuple[Tensor, ...], names: dict[
     produced: dict[int, list[str]] = {}
     handles = [
         m.register_forward_hook(
-            lambda _m, _i, out, n=n: produced.setdefault(id(out.grad_fn), []).append(n) if isinstance(out, Tensor) else None
+            lambda _m, _i, out, n=n: (
+                produced.setdefault(id(out.grad_fn), []).append(n) if isinstance(out, Tensor) else None
+            )
         )
         for m, n in names.items()
         if isinstance(m, (_ConvNd, nn.Linear))
@@ -269,7 +281,11 @@ def _cuts(module: nn.Module, side: str) -> tuple[tuple[tuple[str, int], ...], tu
             return (("weight", 0 if transposed else 1),), ("in_channels",)
         return (("weight", 1 if transposed else 0), ("bias", 0)), ("out_channels",)
     if isinstance(module, nn.Linear):
-        return ((("weight", 1),), ("in_features",)) if side == "in" else ((("weight", 0), ("bias", 0)), ("out_features",))
+        return (
+            ((("weight", 1),), ("in_features",))
+            if side == "in"
+            else ((("weight", 0), ("bias", 0)), ("out_features",))
+        )
     if isinstance(module, _NormBase):
         return tuple((n, 0) for n in ("weight", "bias", "running_mean", "running_var")), ("num_features",)
     if isinstance(module, nn.GroupNorm):
@@ -296,7 +312,14 @@ def _width(module: nn.Module, side: str) -> int:
     for attribute in ("in_channels", "in_features") if side == "in" else ():
         if hasattr(module, attribute):
             return int(getattr(module, attribute))
-    for attribute in ("out_channels", "out_features", "num_features", "num_channels", "num_parameters", "embedding_dim"):
+    for attribute in (
+        "out_channels",
+        "out_features",
+        "num_features",
+        "num_channels",
+        "num_parameters",
+        "embedding_dim",
+    ):
         if hasattr(module, attribute):
             return int(getattr(module, attribute))
     raise AssertionError(f"{type(module).__name__} has no width")

@@ -65,7 +65,9 @@ def slim(net: Network, example: Example, *, keep: Sequence[str] = ()) -> Network
             _attach_branch(space, path, last, vanishing)
     if not groups:
         reasons = "; ".join(f"{n}: {r}" for n, r in list(graph.frozen.items())[:5])
-        raise ModelError(f"{type(net).__name__} has no channels that can be removed ({reasons or 'no layer found'})")
+        raise ModelError(
+            f"{type(net).__name__} has no channels that can be removed ({reasons or 'no layer found'})"
+        )
     setattr(space, FROZEN, dict(graph.frozen))
     log.info("%d gates, %d layers frozen", len(groups), len(graph.frozen))
     return space
@@ -101,7 +103,9 @@ def _traced(net: nn.Module, inputs: tuple[Tensor, ...]) -> ChannelGraph:
 
 
 def _within(couplings: Sequence[Coupling], keep: Sequence[str]) -> bool:
-    return any(c.side == "out" and (c.module == k or c.module.startswith(f"{k}.")) for c in couplings for k in keep)
+    return any(
+        c.side == "out" and (c.module == k or c.module.startswith(f"{k}.")) for c in couplings for k in keep
+    )
 
 
 def _sound(trial: Trial, graph: ChannelGraph) -> dict[str, list[Coupling]]:
@@ -134,7 +138,9 @@ def _heads(trial: Trial, graph: ChannelGraph, keep: Sequence[str]) -> dict[str, 
         if left and not trial.failure(left, seed=0):  # modules of one kind are laid out alike
             found |= left
         for path in left.keys() - found.keys():
-            reasons[path] = trial.failure({path: left[path]}, seed=0) if len(left) > 1 else "removal changes the output"
+            reasons[path] = (
+                trial.failure({path: left[path]}, seed=0) if len(left) > 1 else "removal changes the output"
+            )
             if not reasons[path]:
                 found[path] = left[path]
     for path in ways:
@@ -186,10 +192,14 @@ def _attach_branch(space: nn.Module, path: str, last: str, vanishing: Vanishing)
         for n, _ in space.named_modules()
         if (n == path or n.startswith(f"{path}.")) and ".parametrizations" not in n
     ]
-    couplings = [c for c in couplings if not any(c.module == s or c.module.startswith(f"{s}.") for s in stays)]
+    couplings = [
+        c for c in couplings if not any(c.module == s or c.module.startswith(f"{s}.") for s in stays)
+    ]
     for attribute in ("weight", "bias"):
         tensor = getattr(layer, attribute, None)
         if isinstance(tensor, Tensor):
             places = torch.zeros(tensor.shape[0], dtype=torch.long)
-            gate = Gate(1, name=f"{path}.branch", places=places, dim=0, couplings=couplings, vanishing=vanishing)
+            gate = Gate(
+                1, name=f"{path}.branch", places=places, dim=0, couplings=couplings, vanishing=vanishing
+            )
             parametrize.register_parametrization(layer, attribute, gate)

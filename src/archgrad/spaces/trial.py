@@ -93,7 +93,11 @@ def closed_copy(network: nn.Module, groups: Groups, kept: Mapping[str, Iterable[
 
 def reads(network: nn.Module, member: Coupling) -> bool:
     """Whether this side is the input of a layer whose weight has a column for each channel."""
-    return member.side == "in" and len(member.tensors) == 1 and getattr(network.get_submodule(member.module), "groups", 1) == 1
+    return (
+        member.side == "in"
+        and len(member.tensors) == 1
+        and getattr(network.get_submodule(member.module), "groups", 1) == 1
+    )
 
 
 def tensors_of(outputs: object) -> list[Tensor]:

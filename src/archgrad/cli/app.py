@@ -1,0 +1,221 @@
+"""The commands as typer shows them; what they do is in `archgrad.cli.commands`, imported when one runs.
+
+The options of slim, train and demo are the fields of their schemas, so that the command line, YAML files and
+command.json cannot differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from archgrad.cli import failures
+from archgrad.cli.configuration import DemoOptions, SlimOptions, TrainOptions, anchored, resolve
+from archgrad.cli.options import JSON, describe
+
+_RUN = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that was --out.", show_default=False)]
+_ONNX = Annotated[bool, typer.Option("--onnx", help="As ONNX, the only format so far.")]
+_FILE = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Default: RUN/network.onnx.")]
+
+
+class _Guarded(TyperGroup):
+    """Turns what a user can put right into one message and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; with --traceback nothing is turned into anything."""
+        if ctx.params["traceback"]:
+            return super().invoke(ctx)
+        try:
+            with _termination():
+                return super().invoke(ctx)
+        except (Exception, KeyboardInterrupt) as error:
+            # A fault of archgrad itself is not explained, and keeps its traceback.
+            failure = failures.explained(error)
+            if failure is None:
+                raise
+            typer.echo(failure.message, err=True)
+            raise typer.Exit(failure.status) from None
+
+
+app = typer.Typer(
+    cls=_Guarded,
+    help="Finds a neural network's architecture by gradient, under the limit that your device sets.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """The command `archgrad`."""
+    app(prog_name="archgrad")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from archgrad import __version__
+
+        typer.echo(f"archgrad {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show errors with their traceback.")] = False,
+) -> None:
+    pass
+
+
+def _demo(*, config: Path | None, as_json: bool, **given: Any) -> None:
+    options = resolve(DemoOptions, given, config)
+    with _quiet(as_json):
+        from archgrad.cli.commands import demo
+
+        record = demo(options)
+    _show(record, as_json, f"{_baseline(record)}\n{_NEXT}\n{_where(options.out)}")
+
+
+def _slim(*, config: Path | None, as_json: bool, **given: Any) -> None:
+    options = anchored(resolve(SlimOptions, given, config))
+    with _quiet(as_json):
+        from archgrad.cli.commands import slim
+
+        record = slim(options)
+    _show(record, as_json, _where(options.out))
+
+
+def _train(*, config: Path | None, as_json: bool, **given: Any) -> None:
+    options = anchored(resolve(TrainOptions, given, config))
+    with _quiet(as_json):
+        from archgrad.cli.commands import train
+
+        record = train(options)
+    _show(record, as_json, _where(options.out))
+
+
+app.command("demo", help="Slim a small CNN on real digits, end to end, in about a minute on two cores.")(
+    describe(_demo, DemoOptions, positional={})
+)
+app.command("slim", help="Slim a network of yours, or of timm, on your data, under a limit if you give one.")(
+    describe(_slim, SlimOptions, positional={"model": "MODEL", "data": "DATA"})
+)
+app.command("train", help="Train a network, or a slimmed architecture from fresh weights.")(
+    describe(_train, TrainOptions, positional={"network": "ARCHITECTURE.json|MODEL", "data": "DATA"})
+)
+
+
+@app.command()
+def export(run: _RUN, *, onnx: _ONNX = True, out: _FILE = None, as_json: JSON = False) -> None:
+    """Write the network of a finished run as ONNX, checked against PyTorch."""
+    with _quiet(as_json):
+        from archgrad.cli.commands import export as write
+
+        done = write(run, out)
+    figures = {
+        "path": str(done.path),
+        "dynamic_batch": done.dynamic_batch,
+        "largest_difference": done.largest_difference,
+    }
+    batch = "any batch size" if done.dynamic_batch else "the batch size of its example alone"
+    line = f"{done.path}: takes {batch}; largest difference from PyTorch {done.largest_difference:.2g}"
+    typer.echo(json.dumps(figures) if as_json else line)
+
+
+@app.command()
+def report(run: _RUN, *, as_json: JSON = False) -> None:
+    """Print the table of a finished run, and draw its report.html anew."""
+    with _quiet(as_json):
+        from archgrad.cli.commands import report as draw
+
+        record, page = draw(run)
+    _show(record, as_json, f"The report is {page}")
+
+
+@app.command()
+def resume(run: _RUN, *, as_json: JSON = False) -> None:
+    """Go on with a run that was stopped; the result is that of a run never stopped."""
+    with _quiet(as_json):
+        from archgrad.cli.commands import resume as repeat
+
+        record = repeat(run)
+    _show(record, as_json, _where(run))
+
+
+@app.command()
+def methods(*, as_json: JSON = False) -> None:
+    """List the methods."""
+    from archgrad.cli.methods import described
+
+    rows = described()
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "what for", "paper", box=None, padding=(0, 3, 0, 0), header_style="bold")
+    for row in rows:
+        table.add_row(row["name"], row["purpose"], row["paper"])
+    Console(highlight=False).print(table)
+
+
+@contextlib.contextmanager
+def _quiet(as_json: bool) -> Iterator[None]:
+    """Keep what a user's code prints off stdout where JSON is to be alone there."""
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, failures.terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _show(record: Mapping[str, Any], as_json: bool, more: str) -> None:
+    if as_json:
+        typer.echo(json.dumps(record))
+        return
+    from archgrad.report import text
+
+    typer.echo(text.plain(record))
+    typer.echo(more)
+
+
+def _where(out: str | Path) -> str:
+    written = [name for name in _WRITTEN if (Path(out) / name).exists()]
+    return f"{out} holds {', '.join(written)}"
+
+
+def _baseline(record: Mapping[str, Any]) -> str:
+    (baseline,) = record["baselines"]
+    return (
+        f"{baseline['name']}: accuracy {100 * baseline['accuracy']:.2f} %, {baseline['macs']:,.0f} MACs "
+        f"(slimmed: {100 * record['after']['accuracy']:.2f} %, {record['after']['macs']:,.0f})\n"
+    )
+
+
+_WRITTEN = ("report.html", "architecture.json", "network.safetensors", "network.pt2", "network.onnx")
+_NEXT = """Next, with a network and data of your own:
+  archgrad slim mymodel.py:MyCNN images/ --size 64 --limit macs=0.5 --out runs/mine
+  (any function or class that gives an nn.Module; a folder of images, one sub-folder a class, or a .npz file)
+  --weights FILE starts from trained weights; --limit latency_ms=4.0 is measured on this machine.
+"""

@@ -1,0 +1,246 @@
+"""What each command can be told: one schema for the command line, YAML files and command.json."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from archgrad.errors import ConfigError, LimitError
+
+Schema = TypeVar("Schema", bound="Options")
+
+LIMITS = (
+    "macs=0.5 or macs=50% (half of what the network takes), macs=20M, macs=20e6, params=0.5, params=300k, "
+    "latency_ms=4.0"
+)
+AUGMENTATIONS = "flip, crop=PIXELS and cutout=PIXELS, joined by commas: flip,crop=4,cutout=8"
+_SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+_NUMBER = r"(\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?"
+
+
+class LimitText(NamedTuple):
+    """A limit as it was written: a fraction of what the network takes, or a bound."""
+
+    cost: str
+    bound: float | None
+    fraction: float | None
+
+
+class Options(BaseModel):
+    """What all commands share: nothing is converted, and nothing unknown is let through."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    threads: int | None = Field(None, ge=1, description="CPU threads; default: what PyTorch takes.")
+
+
+class DataOptions(Options):
+    """The data and how batches are made of it."""
+
+    data: str = Field(
+        description='"digits", a .npz file, a folder of images (CLASS/*.png or train/CLASS/*.png), or '
+        "a saved Hugging Face data set."
+    )
+    size: int | None = Field(None, ge=1, description="Resize all images to this side, in pixels.")
+    skip_corrupt: bool = Field(False, description="Leave out images that cannot be read, and name them.")
+    batch_size: int = Field(128, ge=1, description="Samples in a training batch.")
+    augment: str = Field("", description=f"{AUGMENTATIONS}.")
+
+    @field_validator("augment")
+    @classmethod
+    def _augmentations(cls, text: str) -> str:
+        augmentations(text)
+        return text
+
+
+class RunOptions(Options):
+    """Budgets, seed, device and folder."""
+
+    epochs: int | None = Field(None, ge=1, description="Training epochs in all; default 60 (train: 30).")
+    steps: int | None = Field(None, ge=1, description="Training steps in all.")
+    seconds: float | None = Field(None, gt=0, description="Training time in all.")
+    seed: int = Field(0, ge=0, lt=2**32, description="The same seed gives the same network.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
+    precision: str = Field("32-true", description="Lightning Fabric's names, such as bf16-mixed.")
+    onnx: bool | None = Field(None, description="Write network.onnx; default: where the export extra is installed.")
+
+
+class WorkOptions(DataOptions, RunOptions):
+    """What slim and train share."""
+
+
+class SlimOptions(WorkOptions):
+    """`archgrad slim`."""
+
+    model: str = Field(description="package.module:callable, path/to/file.py:callable, or timm:NAME.")
+    out: str = Field("runs/slim", description="The run's folder.")
+    limit: str | None = Field(None, description=f"{LIMITS}. Default: as `sparsity` has it.")
+    weights: str | None = Field(
+        None, description="Trained weights: a .safetensors file, or a state dict by torch.save."
+    )
+    pretrained: bool | None = Field(
+        None, description="Whether the weights are trained; default: yes where --weights is given."
+    )
+    keep: list[str] = Field([], description="Leave this layer's channels as they are; may be repeated.")
+    round_to: int | None = Field(
+        None, ge=1, description="Widths are multiples of this; default 8, less for narrow layers."
+    )
+    sparsity: float = Field(3.0, ge=0, description="Strength of the pressure on gates, without a limit.")
+    joint: bool = Field(False, description="Train weights and gates at once.")
+    gate_epochs: int | None = Field(None, ge=1, description="Epochs of the gates; default: a sixth of all.")
+
+    @field_validator("limit", mode="before")
+    @classmethod
+    def _one_limit(cls, given: object) -> object:
+        if isinstance(given, Mapping) and len(given) == 1:
+            ((name, value),) = given.items()
+            given = f"{name}={value}"
+        if isinstance(given, str):
+            limit(given)
+        return given
+
+
+class TrainOptions(WorkOptions):
+    """`archgrad train`."""
+
+    network: str = Field(description="A MODEL as for slim, or ARCHITECTURE.json with --model.")
+    model: str | None = Field(None, description="The MODEL that the architecture was found in.")
+    out: str = Field("runs/train", description="The run's folder.")
+    keep: list[str] = Field([], description="As it was given to slim; may be repeated.")
+
+    @property
+    def architecture(self) -> str | None:
+        """The architecture's file, None to train a plain network."""
+        return self.network if self.network.endswith(".json") else None
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> TrainOptions:
+        if self.architecture and not self.model:
+            raise ValueError(
+                f"{self.network} is an architecture, and model= is missing. Give the network that it was "
+                "found in: --model package.module:callable"
+            )
+        if self.model and not self.architecture:
+            raise ValueError(
+                f"model={self.model!r} goes with an architecture, and {self.network!r} is no .json file. "
+                f"Leave --model out to train {self.network!r} as it is"
+            )
+        return self
+
+
+class DemoOptions(Options):
+    """`archgrad demo`."""
+
+    out: str = Field("runs/demo", description="The run's folder.")
+    seed: int = Field(0, ge=0, lt=2**32, description="The same seed gives the same network.")
+    epochs: int = Field(24, ge=3, description="Training epochs, for the slimmed network and for the baseline.")
+
+
+def resolve(schema: type[Schema], given: Mapping[str, Any], config: Path | None = None) -> Schema:
+    """The options of a command: those given, then those in the YAML file, then the defaults.
+
+    Raises ConfigError for a file that cannot be read, an unknown key or a value that is not allowed.
+    """
+    held = _read(config) if config else {}
+    told = {name: value for name, value in given.items() if value is not None and value != []}
+    try:
+        return schema.model_validate({**held, **told})
+    except ValidationError as error:
+        lines = []
+        for one in error.errors():
+            key = str(one["loc"][0]) if one["loc"] else ""
+            place = f"--{key.replace('_', '-')}" if key in told else f"{key} (in {config})" if config else key
+            lines.append(_explained(schema, one, key, place))
+        raise ConfigError("\n".join(lines)) from None
+
+
+def limit(text: str) -> LimitText:
+    """Read a limit such as macs=0.5. Raises LimitError."""
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or name not in ("macs", "params", "latency_ms"):
+        raise LimitError(f"limit {text!r} is not understood. Allowed are {LIMITS}")
+    match = re.fullmatch(rf"(?P<number>{_NUMBER})\s*(?P<unit>%|[kmgt]?)", value, flags=re.IGNORECASE)
+    if not match:
+        raise LimitError(f"limit {text!r}: {value!r} is not a number above 0. Allowed are {LIMITS}")
+    number, unit = float(match["number"]), match["unit"].lower()
+    if name == "latency_ms":
+        if unit or not 0 < number < math.inf:
+            raise LimitError(f"limit {text!r}: give milliseconds above 0, such as latency_ms=4.0")
+        return LimitText("latency_ms", number, None)
+    if unit == "%" or (not unit and number <= 1):
+        fraction = number / 100 if unit == "%" else number
+        if not 0 < fraction <= 1:
+            raise LimitError(
+                f"limit {text!r}: a fraction is above 0 and at most 1 (or 100%); for instance {name}=0.5"
+            )
+        return LimitText(name, None, fraction)
+    bound = number * _SCALES[unit]
+    if not 0 < bound < math.inf or not bound.is_integer():
+        raise LimitError(
+            f"limit {text!r} is neither a fraction (above 0, at most 1) nor a whole number of {name}. "
+            f"Allowed are {LIMITS}"
+        )
+    return LimitText(name, bound, None)
+
+
+def augmentations(text: str) -> list[tuple[str, int | None]]:
+    """Read augmentations such as flip,crop=4: their names and pixels. Raises ConfigError."""
+    found: list[tuple[str, int | None]] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = re.fullmatch(r"flip|(?:(crop|cutout)=([1-9]\d*))", part)
+        if not match:
+            raise ConfigError(f"augment={text!r}: {part!r} is not understood. Allowed are {AUGMENTATIONS}")
+        found.append((match[1], int(match[2])) if match[1] else ("flip", None))
+    return found
+
+
+def anchored(options: Schema) -> Schema:
+    """The same with absolute paths, so that the command means the same from any folder."""
+    update: dict[str, Any] = {}
+    for name in ("data", "weights", "model", "network"):
+        text = getattr(options, name, None)
+        path, colon, attribute = text.rpartition(":") if text else ("", "", "")
+        if text and name in ("model", "network") and not text.endswith(".json"):
+            if path.endswith(".py"):
+                update[name] = f"{Path(path).absolute()}{colon}{attribute}"
+        elif text and text != "digits":
+            update[name] = os.path.normpath(Path(text).absolute())
+    return options.model_copy(update=update)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The configuration {path} cannot be read: {error.strerror}. Check --config.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not YAML ({reason}). Write one `option: value` a line.") from None
+    if held is None:
+        return {}
+    if not isinstance(held, dict):
+        raise ConfigError(f"{path} holds a {type(held).__name__}. Write one `option: value` a line.")
+    return {str(key).replace("-", "_"): value for key, value in held.items()}
+
+
+def _explained(schema: type[Options], error: Any, key: str, place: str) -> str:
+    allowed = sorted(schema.model_fields)
+    if error["type"] == "extra_forbidden":
+        close = get_close_matches(key, allowed, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        return f"{place}: unknown option, given {error['input']!r}.{hint} Allowed are {', '.join(allowed)}."
+    reason = error["msg"].removeprefix("Value error, ").rstrip(".")
+    if error["type"] == "missing":
+        return f"{key.upper()} is missing: {schema.model_fields[key].description}"
+    if error["type"] == "value_error":
+        return f"{place}: {reason}." if place else f"{reason}."
+    return f"{place}: {error['input']!r} was given. {reason}. {schema.model_fields[key].description}"

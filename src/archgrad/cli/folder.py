@@ -1,0 +1,82 @@
+"""command.json in a run's folder: which command made it, so that `archgrad resume` can make it again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from archgrad.cli.configuration import Options
+from archgrad.errors import RunError
+from archgrad.search.checkpoint import replace_text
+from archgrad.search.signals import Stopped
+
+COMMAND = "command.json"
+# Where the result goes and which files are written beside it do not make another run.
+_NO_MATTER = ("out", "onnx")
+
+
+def check(folder: Path, command: str, options: Options) -> None:
+    """Raise RunError when the folder holds a run of another command or other options."""
+    if not (folder / "run.json").exists():
+        return
+    held = read(folder)
+    mine, theirs = options.model_dump(mode="json"), held["options"]
+    rows = {"command": (command, held["command"])} | {k: (v, theirs.get(k)) for k, v in mine.items()}
+    differences = [
+        f"{name} (given {one!r}, held {other!r})"
+        for name, (one, other) in rows.items()
+        if one != other and name not in _NO_MATTER
+    ]
+    if differences:
+        raise RunError(
+            f"{folder} holds another run. It differs in {'; '.join(differences)}. Choose another folder with "
+            f"--out, or go on with the run that is there: archgrad resume {folder}"
+        )
+
+
+def write(folder: Path, command: str, options: Options) -> None:
+    """Write command.json. Raises RunError when the folder cannot be written to."""
+    body = {
+        "command": command,
+        "directory": str(Path.cwd()),
+        "options": options.model_dump(mode="json", exclude={"out"}),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"The run folder {folder} cannot be made: {error}. Choose another with --out.") from error
+    replace_text(folder / COMMAND, json.dumps(body, indent=1) + "\n")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What `write` wrote. Raises RunError when there is none, or it is damaged."""
+    path = folder / COMMAND
+    try:
+        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        known = isinstance(body["command"], str) and isinstance(body["options"], dict)
+        known = known and isinstance(body["directory"], str)
+    except FileNotFoundError:
+        raise RunError(
+            f"{folder} is no folder of a run that the command line began: {COMMAND} is missing. Give the "
+            "folder that was --out, or run the program that made it again."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({error}). Give the command again in full, with --out.") from None
+    if not known:
+        raise RunError(f"{path} is damaged. Give the command again in full, with --out.")
+    return body
+
+
+@contextlib.contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Say how to go on when a signal ends what is inside. Raises Stopped."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        number = error.signal if isinstance(error, Stopped) else signal.SIGINT
+        text = str(error) or "Interrupted."
+        raise Stopped(f"{text}\nTo go on: archgrad resume {folder}", number) from error

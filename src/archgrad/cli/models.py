@@ -1,0 +1,189 @@
+"""The network that MODEL names, and its weights."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from archgrad.cli.failures import user_line
+from archgrad.errors import ConfigError, ModelError
+from archgrad.tasks.task import Inputs
+
+FORMS = "package.module:callable, path/to/file.py:callable, or timm:NAME"
+
+
+def load(name: str, *, classes: int, example: Inputs) -> nn.Module:
+    """The network of a MODEL.
+
+    A callable is called without arguments, or with the number of classes where it takes `classes` or
+    `num_classes`; timm's models also get the channels of `example`, [B, C, H, W].
+
+    Raises:
+        ConfigError: no such module, file, attribute or timm model.
+        ModelError: the user's code fails, or what it makes is no network.
+    """
+    place, colon, attribute = name.rpartition(":")
+    if not colon or not place or not attribute:
+        raise ConfigError(f"MODEL {name!r} is not understood. Give {FORMS}.")
+    if place == "timm":
+        return _from_timm(attribute, classes=classes, example=example)
+    module = _from_file(Path(place)) if place.endswith(".py") else _from_module(place)
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            own = [
+                n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__
+            ]
+            defined = ", ".join(own[:10]) or "no function and no class"
+            raise ConfigError(f"MODEL {name!r}: {place} has no {attribute!r}. It defines {defined}.")
+        found = getattr(found, part)
+    if not isinstance(found, nn.Module):
+        found = _called(found, name, classes)
+    if not isinstance(found, nn.Module):
+        raise ModelError(f"MODEL {name!r} gives a {type(found).__name__}. Allowed is a torch.nn.Module.")
+    return found
+
+
+def read_weights(network: nn.Module, path: str | Path) -> None:
+    """Load trained weights into a network, all of them.
+
+    Raises ModelError when the file cannot be read, or holds other tensors than the network has.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"weights {path}: there is no such file. Give a .safetensors file or a state dict.")
+    try:
+        if path.suffix == ".safetensors":
+            missing, unexpected = safetensors.torch.load_model(network, path, strict=False)
+        else:
+            missing, unexpected = network.load_state_dict(_state(path), strict=False)
+    except RuntimeError as error:
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:4]) or str(error)
+        raise ModelError(f"weights {path} do not fit {type(network).__name__}: {reason}") from None
+    except SafetensorError as error:
+        raise ModelError(f"weights {path} are damaged, or no safetensors file ({error}).") from None
+    if missing or unexpected:
+        raise ModelError(
+            f"weights {path} do not fit {type(network).__name__}: {_listed('missing', missing)}"
+            f"{_listed('unexpected', unexpected)}"
+            "give the weights of this very network, or leave --weights out."
+        )
+
+
+def _listed(word: str, names: Any) -> str:
+    some = sorted(names)
+    return f"{word} {', '.join(some[:5])}{', ...' if len(some) > 5 else ''} ({len(some)}); " if some else ""
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    """A state dict, also where it lies under "state_dict" or "model", as training scripts save it."""
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"weights {path} cannot be read ({reason}). Allowed are a .safetensors file and what "
+            "torch.save(network.state_dict(), file) writes; other pickles can execute code and are not read."
+        ) from None
+    for key in ("state_dict", "model"):
+        if isinstance(held, dict) and isinstance(held.get(key), dict):
+            held = held[key]
+    if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
+        raise ModelError(f"weights {path} hold no state dict. Save torch.save(network.state_dict(), file).")
+    return held
+
+
+def _from_timm(name: str, *, classes: int, example: Inputs) -> nn.Module:
+    if importlib.util.find_spec("timm") is None:
+        raise ConfigError(f"MODEL 'timm:{name}' needs timm, which is not installed: pip install timm")
+    if not isinstance(example, Tensor) or example.ndim != 4:
+        raise ModelError(f"MODEL 'timm:{name}' takes images [B, C, H, W], and the data holds something else.")
+    timm: Any = importlib.import_module("timm")
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name}*")[:5]) or "none; timm.list_models() shows all"
+        raise ConfigError(f"MODEL 'timm:{name}': timm has no model of this name. Near it are {near}.")
+    with _users_code(f"timm:{name}"):
+        network: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=example.shape[1])
+    return network
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ConfigError(f"MODEL: there is no file {path}. Give {FORMS}.")
+    # So that the file can import its neighbours, as it can when Python runs it.
+    _importable(path.parent.absolute())
+    spec = importlib.util.spec_from_file_location(f"archgrad_model_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    with _users_code(str(path)):
+        spec.loader.exec_module(module)
+    return module
+
+
+def _from_module(name: str) -> ModuleType:
+    _importable(Path.cwd())
+    try:
+        with _users_code(name):
+            return importlib.import_module(name)
+    except ModelError as error:
+        cause = error.__cause__
+        if isinstance(cause, ModuleNotFoundError) and cause.name and f"{name}.".startswith(f"{cause.name}."):
+            raise ConfigError(
+                f"MODEL: there is no module {cause.name!r}, seen from {Path.cwd()}. Give {FORMS}, and start "
+                "where the package can be imported."
+            ) from None
+        raise
+
+
+def _importable(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _called(make: Any, name: str, classes: int) -> object:
+    if not callable(make):
+        return make
+    try:
+        accepted = inspect.signature(make).parameters
+    except ValueError:
+        accepted = {}  # type: ignore[assignment]
+    given = next(({key: classes} for key in ("classes", "num_classes") if key in accepted), {})
+    missing = [
+        p.name
+        for p in accepted.values()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in given
+    ]
+    if missing:
+        raise ModelError(
+            f"MODEL {name!r} needs the arguments {', '.join(missing)}. It is called without arguments, or "
+            "with classes or num_classes: write a function that fills them in, and name that."
+        )
+    call: Callable[..., object] = make
+    with _users_code(name):
+        return call(**given)
+
+
+@contextlib.contextmanager
+def _users_code(what: str) -> Iterator[None]:
+    """Turn whatever the user's code raises into a ModelError that says where."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        place = f"{error.filename}, line {error.lineno}" if isinstance(error, SyntaxError) else user_line(error)
+        said = " ".join(str(getattr(error, "msg", None) or error).split())
+        where = f" ({place})" if place else ""
+        raise ModelError(f"{what} raised {type(error).__name__}: {said}{where}") from error

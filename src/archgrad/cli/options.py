@@ -1,0 +1,65 @@
+"""From a schema's fields to the options of a typer command."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from archgrad.cli.configuration import DataOptions, Options, RunOptions
+
+JSON = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else, on stdout.")
+]
+CONFIG = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE.yaml", help="Options by name; the command line wins over it."),
+]
+_DECLARED = {"pretrained": ("--pretrained/--retrain",)}
+_METAVARS = {"limit": "NAME=VALUE", "keep": "PATH", "weights": "FILE", "out": "DIR", "model": "MODEL"}
+
+
+def describe(run: Callable[..., None], schema: type[Options], *, positional: dict[str, str]) -> Callable[..., None]:
+    """Give a function `run(*, config, as_json, <fields>)` the signature that typer reads its options from.
+
+    Every field's default is None there: what was not given is told from what was, so that a file can say it.
+    `positional` maps the fields that are arguments to how they are written.
+    """
+    names = [*positional, *(name for name in schema.model_fields if name not in positional)]
+    parameters = [_parameter(name, schema, positional.get(name)) for name in names]
+    parameters += [_keyword("config", CONFIG, None), _keyword("as_json", JSON, False)]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _parameter(name: str, schema: type[Options], argument: str | None) -> inspect.Parameter:
+    field = schema.model_fields[name]
+    text = field.description or ""
+    info: Any
+    if argument:
+        info = typer.Argument(metavar=argument, help=text, show_default=False)
+    else:
+        default = field.get_default()
+        said = isinstance(default, int | float | str) and default is not False and default != ""
+        info = typer.Option(
+            *_DECLARED.get(name, ()),
+            metavar=_METAVARS.get(name),
+            help=f"{text} Default: {default}." if said else text,
+            show_default=False,
+            rich_help_panel=_panel(name),
+        )
+    return _keyword(name, Annotated[field.annotation | None, info], None)  # type: ignore[operator]
+
+
+def _keyword(name: str, annotation: Any, default: object) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _panel(name: str) -> str:
+    if name in Options.model_fields or name in RunOptions.model_fields or name == "out":
+        return "Run"
+    return "Data" if name in DataOptions.model_fields else "Network"

@@ -1,0 +1,61 @@
+"""The demo: a small CNN learns real digits, and is slimmed to half its multiply-accumulates or less."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from archgrad.costs.count import macs
+from archgrad.methods.dnal import dnal
+from archgrad.search.fit import fit
+from archgrad.search.found import Found, figures
+from archgrad.search.run import Run
+from archgrad.spaces.slim import slim
+from archgrad.tasks import Classification, digits
+
+
+class DigitsCNN(nn.Module):
+    """Four convolutions of 16, 32, 32 and 64 channels for images [B, 1, 8, 8]; logits [B, 10]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            *_layer(1, 16), *_layer(16, 32), nn.MaxPool2d(2), *_layer(32, 32), *_layer(32, 64)
+        )
+        self.classifier = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, 10] of images [B, 1, 8, 8]."""
+        pooled: Tensor = self.features(images).mean((2, 3))
+        logits: Tensor = self.classifier(pooled)
+        return logits
+
+
+def demo(folder: str | Path, *, seed: int = 0, epochs: int = 24) -> Found:
+    """Slim `DigitsCNN` on the digits of scikit-learn to half its MACs, on the CPU, into a folder.
+
+    The record's baseline is the network as it was, trained for as many epochs in all.
+
+    Raises:
+        RunError: the folder holds another run, or cannot be written to.
+    """
+    folder = Path(folder)
+    task = Classification(digits(), batch_size=64)
+    torch.manual_seed(seed)
+    network, x = DigitsCNN(), task.example
+    space = slim(network, x)
+    run = Run(epochs=epochs, seed=seed, folder=folder, device="cpu")
+    found = dnal(space, task, run, limit=macs(x).at_most(fraction=0.5))
+
+    whole = Run(epochs=epochs, seed=seed, folder=folder / "baseline", device="cpu")
+    fit(network, task, whole)
+    figured = whole.remember("figures", lambda: figures(network, task, x))
+    found.record["baselines"] = [{"name": f"not slimmed, {epochs} epochs", **figured}]
+    found.save(folder)
+    return found
+
+
+def _layer(channels: int, filters: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(channels, filters, 3, padding=1, bias=False), nn.BatchNorm2d(filters), nn.ReLU()
