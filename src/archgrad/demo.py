@@ -33,7 +33,7 @@ class DigitsCNN(nn.Module):
         return logits
 
 
-def demo(folder: str | Path, *, seed: int = 0, epochs: int = 24) -> Found:
+def demo(folder: str | Path, *, seed: int = 0, epochs: int = 60) -> Found:
     """Slim `DigitsCNN` on the digits of scikit-learn to half its MACs, on the CPU, into a folder.
 
     The record's baseline is the network as it was, trained for as many epochs in all.

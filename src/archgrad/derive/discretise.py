@@ -105,8 +105,9 @@ def _unparametrize(module: nn.Module) -> None:
     if not all(isinstance(step, Gate) for steps in parametrizations.values() for step in steps):  # type: ignore[attr-defined]
         return
     originals = {name: steps.original for name, steps in parametrizations.items()}
+    plain = parametrize.type_before_parametrizations(module)
     del module.parametrizations
-    module.__class__ = parametrize.type_before_parametrizations(module)
+    module.__class__ = plain
     for name, tensor in originals.items():
         module.register_parameter(name, tensor)  # type: ignore[arg-type]
 

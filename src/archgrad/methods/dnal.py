@@ -20,7 +20,8 @@ What the paper leaves open, or its code does otherwise, and what is done here:
 Ours: `limit`. The sum is replaced by a pressure along kappa, the cost of each channel, that keeps the expected cost
 at the limit (see `Steering`); the gates' learning rate is 1 instead of 0.01, or the pressure drowns the task's
 gradient; what is derived is the largest architecture under the limit in the order of s. Measured latency is
-searched through MACs as its surrogate, and decided on the clock. Ours: `joint`.
+searched through MACs as its surrogate, and decided on the clock. Ours: `joint`, weights go on training in stage 2, under
+one learning-rate schedule with stage 3.
 
 Checked against: the closed forms, the drift law and the separable problem, in the tests.
 """
@@ -42,10 +43,11 @@ from archgrad.costs.count import macs
 from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import build
 from archgrad.errors import ConfigError
-from archgrad.search.fit import MakeOptimiser, cosine, descend, recalibrate, sgd
+from archgrad.search.fit import MakeOptimiser, descend, recalibrate, sgd
 from archgrad.search.found import Found, assemble
 from archgrad.search.gating import Steering, entry_logits
 from archgrad.search.run import Run
+from archgrad.search.schedules import Schedule, cosine, span
 from archgrad.search.selection import Budget, Rounded, above, uniform, whole
 from archgrad.spaces.slim import frozen
 from archgrad.tasks.classification import Classification
@@ -105,12 +107,14 @@ def dnal(
 
     _train(space, task, run, make=optimiser, steps=first, phase="weights")
     before = build(space, whole(space))
-    _decide(space, task, run, make=optimiser, steps=second, budget=budget, settings=settings)
+    turn = second / (second + third) if joint else 0.0  # one schedule for both stages, or one each
+    rates = span(cosine, 0.0, turn or 1.0), span(cosine, turn, 1.0)
+    _decide(space, task, run, make=optimiser, steps=second, budget=budget, settings=settings, schedule=rates[0])
     architecture = _derived(space, run, budget=budget, rounded=rounded)
     network = build(space, architecture)
     recalibrate(network, task, run)
     run.log({f"derived_{name}": value for name, value in task.evaluate(network).items()})
-    _train(network, task, run, make=optimiser, steps=third, phase="finetune")
+    _train(network, task, run, make=optimiser, steps=third, phase="finetune", schedule=rates[1])
 
     networks, record = {"before": before, "after": network}, _record(space, budget, network, settings)
     found = assemble(space, architecture, networks, task=task, run=run, example=task.example, record=record)
@@ -119,13 +123,20 @@ def dnal(
 
 
 def _train(
-    network: nn.Module, task: Classification, run: Run, *, make: MakeOptimiser, steps: int, phase: str
+    network: nn.Module,
+    task: Classification,
+    run: Run,
+    *,
+    make: MakeOptimiser,
+    steps: int,
+    phase: str,
+    schedule: Schedule = cosine,
 ) -> None:
     """Stages 1 and 3."""
     if steps:
         optimiser = make(network.parameters())
         run.keep(network=network, optimiser=optimiser)
-        descend(network, task, run, optimiser=optimiser, steps=steps, phase=phase, schedule=cosine, share=0.4)
+        descend(network, task, run, optimiser=optimiser, steps=steps, phase=phase, schedule=schedule, share=0.4)
 
 
 def _decide(
@@ -137,6 +148,7 @@ def _decide(
     steps: int,
     budget: Budget | None,
     settings: dict[str, Any],
+    schedule: Schedule,
 ) -> None:
     """Stage 2."""
     relax(space, ScaledSigmoid)
@@ -153,7 +165,7 @@ def _decide(
     epochs = math.ceil(steps / task.steps_per_epoch)
     descend(
         space, task, run, optimiser=optimiser, steps=steps, phase="gates", objective=steering.objective,
-        schedule=cosine, share=0.2, each_step=steering.press,
+        schedule=schedule, share=0.2, each_step=steering.press,
         each_epoch=lambda epoch: steering.turn(epoch, of=epochs, optimiser=optimiser),
     )  # fmt: skip
 
@@ -198,9 +210,7 @@ def _counted(budget: Budget, task: Classification, run: Run) -> tuple[Budget, fl
     return surrogate, bound
 
 
-def _record(
-    space: nn.Module, budget: Budget | None, network: nn.Module, settings: dict[str, Any]
-) -> dict[str, Any]:
+def _record(space: nn.Module, budget: Budget | None, network: nn.Module, settings: dict[str, Any]) -> dict[str, Any]:
     limit = None
     if budget:
         cost = budget.cost

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -12,26 +11,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Optimizer
 
 from archgrad.search.run import Run
+from archgrad.search.schedules import Schedule, constant, cosine
 from archgrad.tasks.task import Batch, Task
 
 Objective = Callable[[nn.Module, Batch], Tensor]
 MakeOptimiser = Callable[[Iterable[nn.Parameter]], Optimizer]
-Schedule = Callable[[float], float]
 
 
-def cosine(progress: float) -> float:
-    """Share of the learning rate at `progress` in [0, 1]: half a cosine from 1 to 0, after 2 % of linear warm-up."""
-    return min(1.0, (progress + 1e-3) / 0.02) * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def constant(progress: float) -> float:
-    """The learning rate as given, throughout."""
-    return 1.0
-
-
-def sgd(
-    parameters: Iterable[nn.Parameter], *, learning_rate: float = 0.05, weight_decay: float = 5e-4
-) -> Optimizer:
+def sgd(parameters: Iterable[nn.Parameter], *, learning_rate: float = 0.05, weight_decay: float = 5e-4) -> Optimizer:
     """SGD with Nesterov momentum 0.9; for other rates: `functools.partial(sgd, learning_rate=0.01)`."""
     return SGD(parameters, lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
 
@@ -74,11 +61,7 @@ def descend(
     rates = [group["lr"] for group in optimiser.param_groups]
     watched = [p for group in optimiser.param_groups for p in group["params"]]
     for step in run.steps(steps, phase=phase, share=share):
-        extra = (
-            each_epoch(step // task.steps_per_epoch)
-            if each_epoch and step % task.steps_per_epoch == 0
-            else {}
-        )
+        extra = each_epoch(step // task.steps_per_epoch) if each_epoch and step % task.steps_per_epoch == 0 else {}
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate if group.get("steady") else rate * schedule(step / steps)
         network.train()
@@ -130,9 +113,7 @@ def fit(
     Raises:
         NonFiniteError: the loss became NaN or infinite.
     """
-    run.begin(
-        "fit", {"network": type(network).__name__, "parameters": sum(p.numel() for p in network.parameters())}
-    )
+    run.begin("fit", {"network": type(network).__name__, "parameters": sum(p.numel() for p in network.parameters())})
     network.to(run.device)
     steps = run.total_steps(task.steps_per_epoch, default_epochs=30)
     made = optimiser(p for p in network.parameters() if p.requires_grad)

@@ -117,9 +117,7 @@ class RunFolder:
         try:
             found: Record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         except (OSError, ValueError) as error:
-            raise RunError(
-                f"{path} is damaged ({error}). Remove it: its figures are measured again."
-            ) from error
+            raise RunError(f"{path} is damaged ({error}). Remove it: its figures are measured again.") from error
         return found
 
     def remember(self, figures: Record) -> None:

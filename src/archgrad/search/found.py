@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Gate
 from archgrad.costs.count import macs, params
-from archgrad.costs.latency import compare
+from archgrad.costs.latency import Runtime, compare
 from archgrad.derive.discretise import build, decide
 from archgrad.derive.export import export_program
 from archgrad.errors import MissingExtra, ModelError
@@ -103,7 +103,9 @@ def figures(network: nn.Module, task: Task, example: Example) -> dict[str, Any]:
     return {**scored, "params": params().of(network), "macs": macs(example).of(network), "size_bytes": size}
 
 
-def latencies(networks: Mapping[str, nn.Module], example: Example) -> dict[str, dict[str, Any]]:
+def latencies(
+    networks: Mapping[str, nn.Module], example: Example, *, runtimes: Sequence[Runtime]
+) -> dict[str, dict[str, Any]]:
     """{network: {runtime: timing}}, all timed in turns, one example at a time, on one CPU thread.
 
     A runtime that is not installed, or to which a network cannot be exported, is left out.
@@ -111,7 +113,7 @@ def latencies(networks: Mapping[str, nn.Module], example: Example) -> dict[str, 
     single = tuple(x[:1].cpu() for x in ((example,) if isinstance(example, Tensor) else example))
     plain = {name: copy.deepcopy(network).cpu().eval() for name, network in networks.items()}
     found: dict[str, dict[str, Any]] = {name: {} for name in networks}
-    for runtime in ("eager", "onnx"):
+    for runtime in runtimes:
         try:
             timed = compare(plain, single, device="cpu", runtime=runtime)
         except (MissingExtra, ModelError):
@@ -148,7 +150,9 @@ def assemble(
     columns: dict[str, dict[str, Any]] = run.remember(
         "figures", lambda: {name: figures(network, task, example) for name, network in networks.items()}
     )
-    times = run.remember("latency", lambda: latencies(networks, example))
+    # The export that ONNX Runtime needs takes longer than a small run: only where a report is kept.
+    runtimes: tuple[Runtime, ...] = ("eager", "onnx") if run.folder else ("eager",)
+    times = run.remember("latency", lambda: latencies(networks, example, runtimes=runtimes))
     full = {
         "layers": widths(space, architecture),
         "before": {**columns["before"], "latency_ms": times["before"]},

@@ -130,9 +130,7 @@ class Run:
         settings are not JSON.
         """
         if self._status != "not begun":
-            raise RunError(
-                f"run.begin was called on a run that is {self._status}. Make a Run for each method."
-            )
+            raise RunError(f"run.begin was called on a run that is {self._status}. Make a Run for each method.")
         budgets = {"epochs": self.epochs, "steps": self.max_steps, "trials": self.trials}
         same = budgets | {"seconds": self.seconds, "seed": self.seed, "precision": self.precision}
         identity = checked.identity(method, settings, same)
@@ -345,11 +343,7 @@ class Run:
         """Raise NonFiniteError when a number, or any element of a tensor `[...]`, is NaN or infinite."""
         bad = [name for name, value in figures.items() if not torch.isfinite(torch.as_tensor(value)).all()]
         if bad:
-            place = (
-                f"in phase {self._phase.name!r} at step {self._phase.step}"
-                if self._phase
-                else "between phases"
-            )
+            place = f"in phase {self._phase.name!r} at step {self._phase.step}" if self._phase else "between phases"
             saved = f"The last good state is {self._last_checkpoint}. " if self._last_checkpoint else ""
             raise NonFiniteError(
                 f"{', '.join(bad)} became NaN or infinite {place}. {saved}Try a lower learning rate, "

@@ -2,6 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
+# From progress in [0, 1] to a factor on the learning rates.
+Schedule = Callable[[float], float]
+
+
+def cosine(progress: float) -> float:
+    """Share of the learning rate at `progress` in [0, 1]: half a cosine from 1 to 0, after 2 % of linear warm-up."""
+    return min(1.0, (progress + 1e-3) / 0.02) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def constant(progress: float) -> float:
+    """The learning rate as given, throughout."""
+    return 1.0
+
+
+def span(schedule: Schedule, start: float, end: float) -> Schedule:
+    """The part of a schedule between two points of its progress, as a schedule of its own."""
+    return lambda progress: schedule(start + (end - start) * progress)
+
 
 def geometric(first: float, last: float, *, step: int, of: int) -> float:
     """Geometric growth that ends on `last`: first * (last / first)^((step + 1) / of), for step = 0 .. of - 1.

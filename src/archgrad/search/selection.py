@@ -74,15 +74,11 @@ def above(
     with them.
     """
     found = gates(space)
-    wanted = {
-        n: max(int((scores[n] > threshold).sum()), math.floor(floor * gate.size)) for n, gate in found.items()
-    }
+    wanted = {n: max(int((scores[n] > threshold).sum()), math.floor(floor * gate.size)) for n, gate in found.items()}
     for name, gate in found.items():
         if gate.vanishing is not None:
             inside = {c.module for c in gate.couplings}
-            inner = [
-                n for n, g in found.items() if n != name and all(c.module in inside for c in g.couplings)
-            ]
+            inner = [n for n, g in found.items() if n != name and all(c.module in inside for c in g.couplings)]
             if inner and not any(wanted[n] for n in inner):
                 wanted[name] = 0
     return Architecture({

@@ -60,11 +60,7 @@ def device(name: str) -> torch.device:
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
     if name in available:
         return torch.device(name)
-    fix = (
-        ' PyTorch finds no CUDA device here: use device="cpu".'
-        if name.startswith("cuda") and not cuda
-        else ""
-    )
+    fix = ' PyTorch finds no CUDA device here: use device="cpu".' if name.startswith("cuda") and not cuda else ""
     raise ConfigError(f"device={name!r} was given. Available are auto, {', '.join(available)}.{fix}")
 
 
@@ -82,8 +78,7 @@ def processes(given: int, where: torch.device) -> int:
     number = count("processes", given) or 1
     if where.index is not None and number > 1:
         raise ConfigError(
-            f'processes={number} was given with the one device {where}. Use device="{where.type}", '
-            "or processes=1."
+            f'processes={number} was given with the one device {where}. Use device="{where.type}", or processes=1.'
         )
     world = os.environ.get("WORLD_SIZE", "1")
     if "TORCHELASTIC_RUN_ID" in os.environ and number > 1 and str(number) != world:
@@ -154,8 +149,7 @@ def _number(name: str, value: float | Tensor) -> float:
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise RunError(
-                f"The figure {name!r} is a tensor of shape {list(value.shape)}. Allowed is one "
-                "number: take its mean."
+                f"The figure {name!r} is a tensor of shape {list(value.shape)}. Allowed is one number: take its mean."
             )
         value = value.item()
     return value if isinstance(value, int) else float(value)

@@ -1,0 +1,68 @@
+# Everything here makes the virtual environment .venv first, from pyproject.toml and constraints.txt.
+# Variables: PYTHON=python3.12 (3.11 or newer), ARGS="more arguments for pytest or the demo", ARCHGRAD_DATA=folder.
+
+PYTHON ?= $(shell for p in python3.11 python3 python; do \
+            $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+ARGS ?=
+
+# The larger data sets of the slow tests and benchmarks, where they lie beside the checkout.
+ifeq ($(origin ARCHGRAD_DATA),undefined)
+ifneq ($(wildcard ../shared/data),)
+export ARCHGRAD_DATA := $(abspath ../shared/data)
+endif
+endif
+
+# For small networks one thread is faster than several, many times so where other work shares the cores.
+demo test check bench: export OMP_NUM_THREADS := 1
+demo test check bench: export MKL_NUM_THREADS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench docs clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ :/' | while IFS=: read -r name text; do \
+	  printf 'make %-8s%s\n' "$$name" "$$text"; done
+
+demo: .venv/installed  ## slim a CNN on real digits, end to end, into runs/demo
+	$(BIN)/archgrad demo --out runs/demo --seed 0 $(ARGS)
+
+test: .venv/installed .venv/timm  ## all tests but the slow ones
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+check: .venv/installed .venv/timm  ## format, lint, types, import floors, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+bench: .venv/installed .venv/timm  ## the slow tests and the benchmark, on real data (ARCHGRAD_DATA)
+	@echo "data: $${ARCHGRAD_DATA:-ARCHGRAD_DATA is not set, so only data that comes with the packages}"
+	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python benchmarks/slim.py
+
+docs: .venv/installed  ## the documentation, into site/
+	$(BIN)/mkdocs build --strict
+
+clean:  ## remove .venv, caches and built files; runs/ stays
+	rm -rf .venv site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@if [ -z "$(PYTHON)" ]; then echo "archgrad needs Python 3.11 or newer, and none was found: install one, or name it with make PYTHON=..." >&2; exit 2; fi
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"archgrad needs Python 3.11 or newer; $(PYTHON) is {v[0]}.{v[1]}: name another with make PYTHON=...")'
+	@echo "== making .venv with $$($(PYTHON) --version) =="
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "python -m venv failed; some systems keep it in a package of its own, such as python3-venv" >&2; exit 2; }
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "== installing archgrad and its tools into .venv: minutes the first time, torch is large =="
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# timm's models are test subjects only. Without their dependencies, so that torch stays what constraints.txt says.
+.venv/timm: .venv/installed
+	@echo "== installing timm, for the tests on its models =="
+	@if $(BIN)/python -m pip install -q --retries 1 huggingface_hub && \
+	    $(BIN)/python -m pip install -q --retries 1 --no-deps timm==1.0.31 torchvision==0.28.0; \
+	then touch $@; else echo "timm could not be installed: the tests on its models will be skipped"; fi

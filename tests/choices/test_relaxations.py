@@ -1,0 +1,115 @@
+"""Relaxations at their limits and against their closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from archgrad.choices.relaxations import Held, ScaledSigmoid, Softmax, scaled_sigmoid, softmax
+
+LOGITS = st.lists(st.floats(-5, 5), min_size=1, max_size=6)
+
+
+def sigmoid_at(values: list[float], scale: float) -> ScaledSigmoid:
+    relaxation = ScaledSigmoid(len(values)).double()
+    with torch.no_grad():
+        relaxation.logits.copy_(torch.tensor(values, dtype=torch.float64))
+        relaxation.scale.fill_(scale)
+    return relaxation
+
+
+def everything(size: int) -> torch.Tensor:
+    return torch.ones(size, dtype=torch.bool)
+
+
+@given(LOGITS, st.sampled_from([1.0, 10.0, 100.0, 1e4]))
+def test_the_gate_is_close_to_the_step(values: list[float], scale: float) -> None:
+    """Spec 1h-1: |g - 1[s > 0]| <= exp(-scale |s|); g = 1/2 at s = 0."""
+    s = torch.tensor(values, dtype=torch.float64)
+    g = sigmoid_at(values, scale)(everything(len(values))).detach()
+    gap = (g - (s > 0).double()).abs()
+    assert bool((gap <= torch.exp(-scale * s.abs()) + 1e-12).all())
+    assert bool((g[s == 0] == 0.5).all())
+    assert torch.allclose(g, 1 / (1 + torch.exp(-scale * s)), rtol=1e-12, atol=1e-300)
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0, 1e4])
+def test_the_gate_starts_at_one_half(scale: float) -> None:
+    relaxation = ScaledSigmoid(3)
+    relaxation.scale.fill_(scale)
+    assert relaxation(everything(3)).tolist() == [0.5, 0.5, 0.5]
+    assert (ScaledSigmoid(3).logits == 0).all() and float(ScaledSigmoid(3).scale) == 1.0
+
+
+@given(LOGITS, st.sampled_from([1.0, 10.0, 100.0, 1e4]))
+def test_the_gradient_is_scale_g_one_minus_g(values: list[float], scale: float) -> None:
+    relaxation = sigmoid_at(values, scale)
+    g = relaxation(everything(len(values)))
+    (gradient,) = torch.autograd.grad(g.sum(), relaxation.logits)
+    expected = scale * g * (1 - g)
+    assert bool(((gradient - expected).abs() <= 1e-12 * scale).all())
+    assert bool((gradient <= scale / 4 + 1e-9).all())
+
+
+def test_the_bound_would_notice_another_scale() -> None:
+    s = torch.tensor([0.1], dtype=torch.float64)
+    g = sigmoid_at([0.1], 10.0)(everything(1)).detach()
+    assert float(1 - g) > math.exp(-100.0 * float(s))
+
+
+def test_dead_entries_are_exactly_zero_and_learn_nothing() -> None:
+    live = torch.tensor([True, False, True])
+    for relaxation in (ScaledSigmoid(3), Softmax(3)):
+        weights = relaxation(live)
+        assert float(weights[1]) == 0.0
+        (gradient,) = torch.autograd.grad((weights * torch.tensor([1.0, 7.0, 3.0])).sum(), relaxation.logits)
+        assert float(gradient[1]) == 0.0
+        assert bool(torch.isfinite(gradient).all())
+        assert float(gradient.abs().sum()) > 0
+
+
+@given(LOGITS)
+def test_softmax_is_the_softmax_of_the_live(values: list[float]) -> None:
+    relaxation = Softmax(len(values) + 1).double()
+    with torch.no_grad():
+        relaxation.logits.copy_(torch.tensor([*values, 3.0], dtype=torch.float64))
+    live = everything(len(values) + 1)
+    live[-1] = False
+    weights = relaxation(live).detach()
+    exponentials = [math.exp(v) for v in values]
+    expected = [e / math.fsum(exponentials) for e in exponentials]
+    assert weights.tolist()[:-1] == pytest.approx(expected, rel=1e-12)
+    assert float(weights.sum()) == pytest.approx(1.0, abs=1e-12)
+    assert float(weights[-1]) == 0.0
+
+
+def test_softmax_mixes_evenly_at_first_and_picks_at_last() -> None:
+    relaxation = Softmax(4)
+    assert relaxation(everything(4)).tolist() == [0.25] * 4
+    with torch.no_grad():
+        relaxation.logits[2] = 1e4
+    assert relaxation(everything(4)).tolist() == [0.0, 0.0, 1.0, 0.0]
+
+
+def test_a_single_live_candidate_has_weight_one() -> None:
+    live = torch.tensor([False, True, False])
+    assert Softmax(3)(live).tolist() == [0.0, 1.0, 0.0]
+
+
+def test_held_weights_do_not_move() -> None:
+    kept = torch.tensor([True, False, True])
+    held = Held(kept)
+    kept.fill_(False)
+    assert held(everything(3)).tolist() == [1, 0, 1]
+    assert held(torch.tensor([True, True, False])).tolist() == [1, 0, 0]
+    assert list(held.parameters()) == []
+
+
+def test_architecture_parameters_are_the_only_parameters() -> None:
+    for make in (scaled_sigmoid, softmax):
+        assert [name for name, _ in make(5).named_parameters()] == ["logits"]
+    assert set(ScaledSigmoid(5).state_dict()) == {"logits", "scale"}

@@ -1,0 +1,117 @@
+"""A small network, small data, and the command line run in this process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from archgrad.cli.app import app
+
+MODEL = """
+import os, signal
+import torch
+from torch import nn
+
+CALLS = [0]
+
+class Net(nn.Module):
+    def __init__(self, classes=3):
+        super().__init__()
+        self.first = nn.Conv2d(1, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Linear(8, classes)
+
+    def forward(self, x):
+        if self.training and "STOP_AT" in os.environ:
+            CALLS[0] += 1
+            if CALLS[0] == int(os.environ["STOP_AT"]):
+                os.kill(os.getpid(), int(os.environ["STOP_BY"]))
+        x = torch.relu(self.norm(self.first(x)))
+        return self.last(torch.relu(self.second(x)).mean((2, 3)))
+
+class Wide(Net):
+    def __init__(self, classes=3):
+        super().__init__(classes)
+        self.last = nn.Linear(16, classes)
+
+def talks(classes):
+    print("made by talks")
+    return Net(classes)
+
+def fails():
+    raise LookupError("no such thing")
+
+def needs(width):
+    return Net()
+
+class Breaks(Net):
+    def forward(self, x):
+        raise ZeroDivisionError("in forward")
+
+instance = Net()
+number = 3
+"""
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with net.py and data.npz."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "net.py").write_text(MODEL)
+    rng = np.random.default_rng(0)
+    y = np.arange(90) % 3
+    x = rng.normal(size=(90, 1, 8, 8)) + y[:, None, None, None]
+    np.savez(folder / "data.npz", x=x.astype(np.float32), y=y)
+    return folder
+
+
+def invoke(*arguments: str | Path) -> Result:
+    """The command line, in this process; what it raises and does not explain fails the test."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="archgrad")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def cli() -> Callable[..., Result]:
+    return invoke
+
+
+@pytest.fixture
+def refused() -> Callable[..., str]:
+    """Run a command that must end with status 2 and a message; returns the message."""
+
+    def run(*arguments: str | Path) -> str:
+        result = invoke(*arguments)
+        assert result.exit_code == 2, result.output
+        assert "Traceback" not in result.output
+        assert result.stdout == ""
+        return " ".join(result.stderr.split())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def slimmed(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of `archgrad slim`."""
+    out = tmp_path_factory.mktemp("slimmed") / "run"
+    torch.set_num_threads(1)
+    result = invoke("slim", f"{place / 'net.py'}:Net", place / "data.npz", *SLIM, "--out", out)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+SLIM = ["--limit", "macs=0.5", "--epochs", "6", "--batch-size", "18", "--threads", "1", "--no-onnx"]
+
+
+@pytest.fixture(autouse=True)
+def same_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])

@@ -1,0 +1,132 @@
+"""train, export, report, methods, demo, and the front door."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+
+import archgrad
+
+
+@pytest.fixture
+def no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporting for the clock takes seconds, and is not what these tests are about."""
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+
+
+def test_an_architecture_is_trained_from_fresh_weights(
+    slimmed: Path, place: Path, tmp_path: Path, cli: Callable, no_onnx: None
+) -> None:
+    result = cli(
+        "train", slimmed / "architecture.json", place / "data.npz", "--model", f"{place / 'net.py'}:Net",
+        "--epochs", "1", "--batch-size", "18", "--out", tmp_path / "run", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    found = json.loads((slimmed / "record.json").read_text())
+    for cost in ("macs", "params"):
+        assert record["after"][cost] == found["after"][cost]
+    assert "before" not in record
+    trained = torch.export.load(tmp_path / "run" / "network.pt2").module()
+    assert trained(torch.zeros(1, 1, 8, 8)).shape == (1, 3)
+    assert (tmp_path / "run" / "network.safetensors").read_bytes() != (slimmed / "network.safetensors").read_bytes()
+
+
+def test_a_plain_network_is_trained(place: Path, tmp_path: Path, cli: Callable, no_onnx: None) -> None:
+    arguments = (f"{place / 'net.py'}:Net", place / "data.npz", "--batch-size", "6", "--epochs", "12")
+    result = cli("train", *arguments, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "Net trained" in result.stdout
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["after"]["accuracy"] >= 0.8
+    again = cli("resume", tmp_path / "run", "--json")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["after"] == record["after"]
+
+
+def test_train_refuses_what_does_not_go_together(
+    slimmed: Path, place: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    architecture, data = slimmed / "architecture.json", place / "data.npz"
+    out = ("--out", tmp_path / "run")
+    net = f"{place / 'net.py'}:Net"
+    assert "model= is missing" in refused("train", architecture, data, *out)
+    assert "cannot read an architecture" in refused("train", tmp_path / "none.json", data, "--model", net, *out)
+    assert "is for another space" in refused("train", architecture, data, "--model", net, "--keep", "first", *out)
+
+
+def test_export_writes_a_checked_onnx_file(slimmed: Path, tmp_path: Path, cli: Callable) -> None:
+    result = cli("export", slimmed, "--onnx", "--out", tmp_path / "small.onnx", "--json")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert said["largest_difference"] < 1e-4
+    x = torch.randn(5, 1, 8, 8)
+    session = onnxruntime.InferenceSession(tmp_path / "small.onnx")
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    wanted = torch.export.load(slimmed / "network.pt2").module()(x)
+    torch.testing.assert_close(torch.from_numpy(got), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_export_refuses_what_is_missing_damaged_or_pickled(
+    slimmed: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    assert "There is no run folder" in refused("export", tmp_path / "none")
+    assert "network.pt2 is missing" in refused("export", tmp_path)
+    (tmp_path / "network.pt2").write_bytes(b"hello")
+    assert "network.pt2 is damaged" in refused("export", tmp_path)
+    shutil.copy(slimmed / "network.pt2", tmp_path / "network.pt2")
+    with zipfile.ZipFile(tmp_path / "network.pt2", "a") as archive:
+        archive.writestr("network/data/constants/custom_obj_0", b"pickled")
+    assert "custom_obj_0), which can execute code" in refused("export", tmp_path)
+
+
+def test_report_prints_the_table_and_draws_the_page(
+    slimmed: Path, tmp_path: Path, cli: Callable, refused: Callable[..., str]
+) -> None:
+    page = slimmed / "report.html"
+    before = page.read_text()
+    page.unlink()
+    result = cli("report", slimmed)
+    assert result.exit_code == 0, result.output
+    assert "MACs" in result.stdout
+    assert str(page) in result.stdout
+    assert page.read_text() == before
+    assert "There is no run folder" in refused("report", tmp_path / "none")
+    assert "record.json is missing" in refused("report", tmp_path)
+
+
+def test_methods_are_described_by_their_own_headers(cli: Callable) -> None:
+    (dnal,) = json.loads(cli("methods", "--json").stdout)
+    assert dnal["name"] == "dnal"
+    assert dnal["purpose"].startswith("slim a network")
+    assert "2103.02126" in dnal["paper"]
+    assert "dnal" in cli("methods").stdout
+
+
+def test_version_and_help(cli: Callable, refused: Callable[..., str]) -> None:
+    assert cli("--version").stdout == f"archgrad {archgrad.__version__}\n"
+    for command in ("demo", "slim", "train", "export", "report", "resume", "methods"):
+        assert command in cli("--help").stdout
+        assert cli(command, "--help").exit_code == 0
+    assert "dance" in refused("dance")
+
+
+def test_the_demo_slims_beside_a_baseline(tmp_path: Path, cli: Callable, no_onnx: None) -> None:
+    began = time.monotonic()
+    result = cli("demo", "--out", tmp_path / "demo", "--seed", "1", "--epochs", "3")
+    assert result.exit_code == 0, result.output
+    assert time.monotonic() - began < 60
+    record = json.loads((tmp_path / "demo" / "record.json").read_text())
+    (baseline,) = record["baselines"]
+    assert record["after"]["macs"] <= 0.5 * baseline["macs"]
+    assert baseline["name"] in (tmp_path / "demo" / "report.html").read_text()
+    assert "archgrad slim mymodel.py:MyCNN" in result.stdout

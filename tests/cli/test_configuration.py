@@ -1,0 +1,138 @@
+"""One schema for the command line, YAML files and command.json."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from archgrad.cli.configuration import (
+    LimitText,
+    SlimOptions,
+    TrainOptions,
+    anchored,
+    augmentations,
+    limit,
+    resolve,
+)
+from archgrad.errors import ConfigError, LimitError
+
+GIVEN = {"model": "net.py:Net", "data": "digits"}
+
+
+@pytest.mark.parametrize(
+    ("text", "cost", "bound", "fraction"),
+    [
+        ("macs=0.5", "macs", None, 0.5),
+        ("macs=50%", "macs", None, 0.5),
+        ("params=1", "params", None, 1.0),
+        ("macs=100%", "macs", None, 1.0),
+        ("macs=20M", "macs", 20e6, None),
+        ("macs=20e6", "macs", 20e6, None),
+        ("params=300k", "params", 300e3, None),
+        ("params = 1.5K", "params", 1500.0, None),
+        ("latency_ms=4.0", "latency_ms", 4.0, None),
+        ("latency_ms=0.5", "latency_ms", 0.5, None),
+    ],
+)
+def test_limits_are_read(text: str, cost: str, bound: float | None, fraction: float | None) -> None:
+    assert limit(text) == LimitText(cost, bound, fraction)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "macs", "macs=", "macs=x", "macs=0", "macs=-1", "macs=0%", "macs=101%", "macs=1.5", "macs=nan",
+        "macs=inf", "macs=1e999", "macs=20 apples", "flops=0.5", "latency_ms=0", "latency_ms=50%", "=0.5",
+        "0.5", "params=0k", "macs=0.5 macs=0.5",
+    ],
+)  # fmt: skip
+def test_other_limits_are_refused_with_what_is_allowed(text: str) -> None:
+    with pytest.raises(LimitError, match=r"macs=0\.5|such as latency_ms=4\.0|at most 1"):
+        limit(text)
+
+
+@given(st.text("0123456789.eE+-%kMGT xnai", max_size=12))
+def test_any_text_is_a_limit_or_refused(value: str) -> None:
+    try:
+        found = limit(f"macs={value}")
+    except LimitError:
+        return
+    amount = found.fraction if found.bound is None else found.bound
+    assert amount is not None and 0 < amount < math.inf
+
+
+def test_augmentations_are_read() -> None:
+    assert augmentations("flip, crop=4,cutout=8") == [("flip", None), ("crop", 4), ("cutout", 8)]
+    assert augmentations("") == []
+
+
+@pytest.mark.parametrize("text", ["crop", "flip=2", "crop=0", "crop=-1", "mixup=1", "crop=4;flip"])
+def test_other_augmentations_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"augment=.*flip,crop=4,cutout=8"):
+        resolve(SlimOptions, {**GIVEN, "augment": text})
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("epochs: 7\nbatch-size: 32\nlimit: {macs: 0.25}\nkeep: [conv1]\nsparsity: 2\n")
+    options = resolve(SlimOptions, {**GIVEN, "epochs": 3, "keep": [], "seed": None}, file)
+    assert (options.epochs, options.batch_size, options.seed, options.sparsity) == (3, 32, 0, 2.0)
+    assert (options.limit, options.keep) == ("macs=0.25", ["conv1"])
+    assert resolve(SlimOptions, options.model_dump(mode="json")) == options
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epoch: 7", "epoch .*run.yaml.*: unknown option, given 7. Did you mean epochs"),
+        ("epochs: 0", r"epochs \(in .*run.yaml\): 0 was given.*greater than or equal to 1"),
+        ("epochs: ten", "epochs .*'ten' was given.*integer"),
+        ("epochs: 1.5", "1.5 was given"),
+        ("seed: true", "True was given"),
+        ("seed: -1", "-1 was given"),
+        ("limit: macs=2.5", "neither a fraction"),
+        ("limit: [1, 2]", "limit"),
+        ("keep: conv1", "keep .*'conv1' was given.*list"),
+        ("- epochs", "holds a list"),
+        ("epochs: [", "is not YAML"),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        resolve(SlimOptions, GIVEN, file)
+
+
+def test_a_missing_file_and_a_missing_argument_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml cannot be read: No such file"):
+        resolve(SlimOptions, GIVEN, tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="MODEL is missing: package"):
+        resolve(SlimOptions, {"data": "digits"})
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"--epochs: -1 was given(.|\n)*--batch-size: 0 was given"):
+        resolve(SlimOptions, {**GIVEN, "epochs": -1, "batch_size": 0})
+
+
+def test_an_architecture_and_its_model_go_together() -> None:
+    with pytest.raises(ConfigError, match="model= is missing"):
+        resolve(TrainOptions, {"network": "a.json", "data": "digits"})
+    with pytest.raises(ConfigError, match=r"no \.json file"):
+        resolve(TrainOptions, {"network": "net.py:Net", "data": "digits", "model": "net.py:Net"})
+
+
+def test_paths_become_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = anchored(SlimOptions(model="net.py:Net", data="pictures/", weights="../w.safetensors"))
+    assert here.model == f"{tmp_path / 'net.py'}:Net"
+    assert here.data == str(tmp_path / "pictures")
+    assert here.weights == str(tmp_path.parent / "w.safetensors")
+    named = SlimOptions(model="package.net:Net", data="digits")
+    assert anchored(named) == named
+    assert anchored(TrainOptions(network="a.json", data="digits", model="timm:x")).network == str(tmp_path / "a.json")

@@ -1,0 +1,146 @@
+"""What MODEL may be, and weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from archgrad.cli.models import load, read_weights
+from archgrad.errors import ConfigError, ModelError
+
+EXAMPLE = torch.zeros(1, 1, 8, 8)
+
+
+@pytest.fixture
+def net(place: Path) -> str:
+    return str(place / "net.py")
+
+
+@pytest.mark.parametrize(("attribute", "classes"), [("Net", 5), ("talks", 5), ("instance", 3)])
+def test_a_class_a_function_and_an_instance(net: str, attribute: str, classes: int) -> None:
+    network = load(f"{net}:{attribute}", classes=5, example=EXAMPLE)
+    assert network(EXAMPLE).shape == (1, classes)
+
+
+def test_a_module_is_found_from_the_present_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.delitem(sys.modules, "net", raising=False)
+    assert isinstance(load("net:Net", classes=4, example=EXAMPLE), nn.Module)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("net", "Give package.module:callable, path/to/file.py:callable, or timm:NAME"),
+        ("net:", "is not understood"),
+        (":Net", "is not understood"),
+        ("no_such_package.net:Net", "there is no module 'no_such_package'"),
+        ("torch.no_such_module:Net", "there is no module 'torch.no_such_module'"),
+        ("no/such/file.py:Net", "there is no file no/such/file.py"),
+        ("FILE:Nett", "has no 'Nett'. It defines Net, Wide, talks"),
+    ],
+)
+def test_what_is_not_there_is_refused(net: str, name: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load(name.replace("FILE", net), classes=3, example=EXAMPLE)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "said"),
+    [
+        ("fails", r"raised LookupError: no such thing \(.*net\.py, line \d+\)"),
+        ("needs", "needs the arguments width"),
+        ("number", "gives a int. Allowed is a torch.nn.Module"),
+    ],
+)
+def test_a_callable_that_makes_no_network_is_refused(net: str, attribute: str, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        load(f"{net}:{attribute}", classes=3, example=EXAMPLE)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def f(:\n", r"bad\.py raised SyntaxError: .*bad\.py, line 1"),
+        (
+            "import no_such_thing\n",
+            r"raised ModuleNotFoundError: No module named 'no_such_thing' \(.*bad\.py, line 1",
+        ),
+        ("1 / 0\n", r"raised ZeroDivisionError: division by zero \(.*bad\.py, line 1"),
+        ("raise SystemExit(0)\n", "raised SystemExit"),
+    ],
+)
+def test_a_file_that_fails_is_named_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "bad.py").write_text(text)
+    with pytest.raises(ModelError, match=said):
+        load(f"{tmp_path / 'bad.py'}:f", classes=3, example=EXAMPLE)
+
+
+def test_a_module_whose_own_import_fails_is_no_missing_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "imports_nothing.py").write_text("import no_such_thing\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=r"raised ModuleNotFoundError: .*imports_nothing\.py, line 1"):
+        load("imports_nothing:f", classes=3, example=EXAMPLE)
+
+
+def test_a_file_can_import_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "neighbour_of_main.py").write_text("from torch import nn\n")
+    (tmp_path / "main.py").write_text("from neighbour_of_main import nn\ndef f():\n    return nn.Linear(2, 2)\n")
+    assert isinstance(load(f"{tmp_path / 'main.py'}:f", classes=3, example=EXAMPLE), nn.Linear)
+
+
+def test_timm_when_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ConfigError, match="pip install timm"):
+        load("timm:resnet18", classes=3, example=EXAMPLE)
+
+
+def test_weights_are_read_from_both_kinds_of_file(net: str, tmp_path: Path) -> None:
+    trained = load(f"{net}:Net", classes=3, example=EXAMPLE)
+    safetensors.torch.save_model(trained, str(tmp_path / "w.safetensors"))
+    torch.save(trained.state_dict(), tmp_path / "w.pt")
+    torch.save({"state_dict": trained.state_dict(), "epoch": 3}, tmp_path / "nested.pt")
+    for name in ("w.safetensors", "w.pt", "nested.pt"):
+        network = load(f"{net}:Net", classes=3, example=EXAMPLE)
+        assert not torch.equal(network.first.weight, trained.first.weight)
+        read_weights(network, tmp_path / name)
+        assert torch.equal(network.first.weight, trained.first.weight)
+
+
+def test_weights_that_do_not_fit_are_refused(net: str, tmp_path: Path) -> None:
+    network = load(f"{net}:Net", classes=3, example=EXAMPLE)
+    state = {**network.state_dict(), "extra.weight": torch.zeros(1)}
+    del state["first.bias"]
+    torch.save(state, tmp_path / "other.pt")
+    safetensors.torch.save_file(state, tmp_path / "other.safetensors")
+    wide = load(f"{net}:Wide", classes=3, example=EXAMPLE)
+    torch.save(wide.state_dict(), tmp_path / "wide.pt")
+    for name in ("other.pt", "other.safetensors"):
+        with pytest.raises(ModelError, match=r"missing first\.bias \(1\); unexpected extra\.weight \(1\)"):
+            read_weights(network, tmp_path / name)
+    with pytest.raises(ModelError, match=r"do not fit Net: .*last\.weight"):
+        read_weights(network, tmp_path / "wide.pt")
+
+
+def test_what_is_no_weights_file_is_refused(net: str, tmp_path: Path) -> None:
+    network = load(f"{net}:Net", classes=3, example=EXAMPLE)
+    torch.save(nn.Linear(2, 2), tmp_path / "pickled.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "text.safetensors").write_text("hello, this is no safetensors file")
+    for name, said in {
+        "pickled.pt": "can execute code",
+        "list.pt": "hold no state dict",
+        "text.pt": "cannot be read",
+        "text.safetensors": "damaged",
+        "none.pt": "there is no such file",
+    }.items():
+        with pytest.raises(ModelError, match=said):
+            read_weights(network, tmp_path / name)

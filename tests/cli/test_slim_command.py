@@ -1,0 +1,198 @@
+"""`archgrad slim`: what it writes and prints, and every input that it refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from archgrad.choices.architecture import Architecture
+from archgrad.cli.models import load
+from archgrad.costs.count import macs
+
+Refused = Callable[..., str]
+
+
+def test_the_folder_holds_everything(slimmed: Path) -> None:
+    names = {path.name for path in slimmed.iterdir()}
+    assert names >= {
+        "command.json", "architecture.json", "network.safetensors", "network.pt2", "record.json",
+        "history.jsonl", "report.html", "run.json",
+    }  # fmt: skip
+    command = json.loads((slimmed / "command.json").read_text())
+    assert command["command"] == "slim"
+    assert command["options"]["limit"] == "macs=0.5"
+    assert command["options"]["epochs"] == 6
+    assert Architecture.load(slimmed / "architecture.json")
+    network = torch.export.load(slimmed / "network.pt2").module()
+    assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
+
+
+def test_the_limit_is_kept(slimmed: Path, place: Path) -> None:
+    record = json.loads((slimmed / "record.json").read_text())
+    whole = macs(torch.zeros(1, 1, 8, 8)).of(load(f"{place / 'net.py'}:Net", classes=3, example=torch.zeros(1)))
+    assert record["before"]["macs"] == whole
+    assert record["after"]["macs"] <= 0.5 * whole
+
+
+def test_json_prints_one_object_and_nothing_else(place: Path, tmp_path: Path, cli: Callable) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(f"data: {place / 'data.npz'}\nbatch_size: 18\nepochs: 50\nlimit: params=0.6\nonnx: false\n")
+    result = cli(
+        "slim", f"{place / 'net.py'}:talks", "--config", config, "--epochs", "2", "--gate-epochs", "1",
+        "--joint", "--keep", "second", "--augment", "flip,crop=1", "--json", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record["after"]["params"] <= 0.6 * record["before"]["params"]
+    assert record["data"]["augmentation"] == ["flip()", "crop(1)"]
+    assert record["run"]["epochs"] == 2
+    assert "kept at the user's wish" in str(record["frozen"])
+    assert "made by talks" in result.stderr
+
+
+def test_weights_skip_the_first_stage_unless_retrained(place: Path, tmp_path: Path, cli: Callable) -> None:
+    trained = load(f"{place / 'net.py'}:Net", classes=3, example=torch.zeros(1))
+    safetensors.torch.save_model(trained, str(tmp_path / "w.safetensors"))
+    phases = {}
+    for flag in ("--pretrained", "--retrain"):
+        out = tmp_path / flag.strip("-")
+        result = cli(
+            "slim", f"{place / 'net.py'}:Net", place / "data.npz", "--weights", tmp_path / "w.safetensors",
+            *([flag] if flag == "--retrain" else []), "--steps", "8", "--batch-size", "18", "--no-onnx",
+            "--limit", "macs=90%", "--out", out,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        phases[flag] = [json.loads(line)["phase"] for line in (out / "history.jsonl").read_text().splitlines()]
+    assert "weights" not in phases["--pretrained"]
+    assert "weights" in phases["--retrain"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--limit", "macs=0"], "above 0 and at most 1"),
+        (["--limit", "macs=1.5"], "neither a fraction"),
+        (["--limit", "macs=lots"], "not a number"),
+        (["--limit", "macs=10"], "the lowest reachable is"),
+        (["--limit", "macs=0.0001"], "the lowest reachable is"),
+        (["--keep", "third"], "--keep third: the network has no such layer"),
+        (["--device", "tpu"], "device='tpu' was given. Available are auto, cpu"),
+        (["--precision", "8"], "Allowed are 32-true"),
+        (["--epochs", "0"], "--epochs: 0 was given"),
+        (["--epochs", "x"], "--epochs"),
+        (["--epoch", "3"], "--epoch"),
+        (["--size", "8"], "size and skip_corrupt are for folders of images"),
+        (["--steps", "1"], "gate_epochs"),
+        (["--weights", "none.safetensors"], "there is no such file"),
+        (["--config", "none.yaml"], "none.yaml cannot be read"),
+    ],
+)
+def test_options_that_are_refused(
+    place: Path, tmp_path: Path, refused: Refused, options: list[str], said: str
+) -> None:
+    message = refused(
+        "slim",
+        f"{place / 'net.py'}:Net",
+        place / "data.npz",
+        "--batch-size",
+        "18",
+        "--out",
+        tmp_path / "run",
+        *options,
+    )
+    assert said in message
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("no_such_package.net:Net", "there is no module 'no_such_package'"),
+        ("none.py:Net", "there is no file"),
+        ("PLACE/net.py:Nett", "has no 'Nett'"),
+        ("PLACE/net.py:fails", "raised LookupError: no such thing"),
+        ("PLACE/net.py:Breaks", "ZeroDivisionError"),
+        ("PLACE/net.py:Wide", "fails on a batch of shape [2, 1, 8, 8]"),
+        ("archgrad.demo:DigitsCNN", "the data has 3 classes"),
+    ],
+)
+def test_models_that_are_refused(place: Path, tmp_path: Path, refused: Refused, model: str, said: str) -> None:
+    message = refused("slim", model.replace("PLACE", str(place)), place / "data.npz", "--out", tmp_path / "run")
+    assert said in message
+    if "Breaks" in model or "Wide" in model or "fails" in model:
+        assert f"{place / 'net.py'}, line" in message
+
+
+def test_data_that_is_refused(place: Path, tmp_path: Path, refused: Refused) -> None:
+    model = f"{place / 'net.py'}:Net"
+    x = np.zeros((12, 1, 8, 8), np.float32)
+    np.savez(tmp_path / "one.npz", x=x, y=np.zeros(12, int))
+    np.savez(tmp_path / "range.npz", x_train=x, y_train=np.arange(12) % 3, x_valid=x[:2], y_valid=[2, 7])
+    np.savez(tmp_path / "negative.npz", x=x, y=np.arange(12) % 3 - 1)
+    (tmp_path / "data.csv").write_text("1,2\n")
+    for name, said in {
+        "none.npz": "no such file or folder",
+        "data.csv": "is not read. Data may be",
+        "one.npz": "only one class",
+        "range.npz": "labels 7 are outside",
+        "negative.npz": "label -1 is negative",
+    }.items():
+        assert said in refused("slim", model, tmp_path / name, "--out", tmp_path / "run")
+
+
+def test_folders_of_images_that_are_refused_or_read(
+    place: Path, tmp_path: Path, refused: Refused, cli: Callable
+) -> None:
+    model = f"{place / 'net.py'}:Net"
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for number in range(12):
+            pixels = rng.integers(0, 255, (8, 8), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / label / f"{number}.png")
+    (tmp_path / "images" / "fish").mkdir()
+    arguments = ("slim", model, tmp_path / "images", "--batch-size", "6", "--out", tmp_path / "run")
+    assert "fish: this class folder has no images" in refused(*arguments)
+    (tmp_path / "images" / "fish").rmdir()
+    bad = tmp_path / "images" / "cat" / "bad.png"
+    bad.write_bytes((tmp_path / "images" / "cat" / "0.png").read_bytes()[:40])
+    assert f"1 of 25 images cannot be read: {bad}" in refused(*arguments)
+    result = cli(*arguments, "--skip-corrupt", "--steps", "6", "--no-onnx", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["data"]["skipped"] == [str(bad)]
+
+
+def test_a_folder_with_another_run_is_refused(slimmed: Path, place: Path, refused: Refused) -> None:
+    message = refused(
+        "slim", f"{place / 'net.py'}:Net", place / "data.npz", "--epochs", "7", "--limit", "macs=0.5",
+        "--batch-size", "18", "--threads", "1", "--out", slimmed,
+    )  # fmt: skip
+    assert f"{slimmed} holds another run. It differs in epochs (given 7, held 6)." in message
+    assert f"archgrad resume {slimmed}" in message
+
+
+def test_a_folder_that_cannot_be_made_is_refused(place: Path, tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "file").write_text("")
+    message = refused("slim", f"{place / 'net.py'}:Net", place / "data.npz", "--out", tmp_path / "file" / "run")
+    assert "cannot be made" in message
+
+
+def test_onnx_asked_for_without_the_extra_is_refused(
+    place: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    message = refused("slim", f"{place / 'net.py'}:Net", place / "data.npz", "--onnx", "--out", tmp_path / "run")
+    assert "pip install 'archgrad[export]'" in message
+
+
+def test_traceback_raises_for_developers(place: Path, tmp_path: Path, cli: Callable) -> None:
+    with pytest.raises(Exception, match="no such file or folder"):
+        cli("--traceback", "slim", f"{place / 'net.py'}:Net", tmp_path / "none.npz")

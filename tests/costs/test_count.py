@@ -1,0 +1,259 @@
+"""Counted costs against hand counts, against enumeration, and as differentiable functions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from families import transformers
+from families.convolutional import mobilenet, plain, resnet, resnext
+from families.families import FAMILIES
+from torch import Tensor, nn
+
+from archgrad.choices.access import choices, hold, logits, relax, sample
+from archgrad.choices.architecture import Architecture
+from archgrad.choices.modules import Gate, InputChoice, OpChoice
+from archgrad.choices.relaxations import ScaledSigmoid, softmax
+from archgrad.costs.count import macs, macs_by_module, params
+from archgrad.derive.discretise import build
+from archgrad.errors import ModelError
+from archgrad.spaces.slim import slim
+
+BY_NAME = {f.name: f for f in FAMILIES}
+T, D = 5, 12  # tokens, features
+X = torch.randn(2, T, D)
+
+COUNTED = {
+    "linear": (nn.Linear(12, 7), X, T * 12 * 7),
+    "convolution": (nn.Conv2d(3, 8, 3, stride=2, padding=1), torch.randn(2, 3, 9, 9), 3 * 8 * 9 * 25),
+    "grouped": (nn.Conv2d(6, 8, 3, groups=2), torch.randn(2, 6, 5, 5), 3 * 8 * 9 * 9),
+    "depthwise": (nn.Conv2d(6, 6, 3, groups=6), torch.randn(2, 6, 5, 5), 6 * 9 * 9),
+    "dilated 1d": (nn.Conv1d(2, 4, 3, dilation=2), torch.randn(2, 2, 10), 2 * 4 * 3 * 6),
+    "3d": (nn.Conv3d(1, 2, 3), torch.randn(2, 1, 4, 4, 4), 2 * 27 * 8),
+    "transposed": (nn.ConvTranspose2d(3, 4, 2, 2), torch.randn(2, 3, 5, 5), 3 * 4 * 4 * 25),
+    "recurrent": (nn.GRU(12, 7, batch_first=True), X, T * 3 * (12 * 7 + 7 * 7)),
+    "fused attention": (transformers.Fused(D, 3), X, 4 * T * D * D + 2 * T * T * D),
+    "separate attention": (transformers.Separate(D, 4), X, 4 * T * D * D + 2 * T * T * D),
+    "torch's attention": (transformers.Packed(D, 4), X, 4 * T * D * D + 2 * T * T * D),
+    "encoder layer": (
+        nn.TransformerEncoderLayer(D, 4, 20, batch_first=True), X, 4 * T * D * D + 2 * T * T * D + 2 * T * D * 20,
+    ),
+    "nothing": (nn.Sequential(nn.BatchNorm1d(T), nn.ReLU(), nn.Flatten()), X, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("network", "example", "expected"), COUNTED.values(), ids=COUNTED)
+def test_macs_of_one_example_by_hand(network: nn.Module, example: Tensor, expected: int) -> None:
+    assert macs(example).of(network) == expected
+    assert macs(example[:1]).of(network) == expected
+
+
+def test_each_module_is_given_its_own_work() -> None:
+    net = plain()
+    found = macs_by_module(net, torch.randn(2, 3, 8, 8))
+    assert found == {
+        "stem.0": 3 * 8 * 9 * 64, "blocks.0.0": 8 * 12 * 9 * 16, "blocks.1.0": 12 * 6 * 9 * 16, "fc": 6 * 5
+    }  # fmt: skip
+    attention = transformers.Fused(D, 3)
+    assert macs_by_module(attention, X) == {
+        "": 2 * T * T * D, "qkv": 3 * T * D * D, "proj": T * D * D
+    }  # fmt: skip
+
+
+def test_a_module_called_twice_counts_twice() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(self.layer(x))
+
+    assert macs(torch.randn(1, 6)).of(Twice()) == 2 * 36
+    assert params().of(Twice()) == 42
+
+
+def test_counting_leaves_the_network_as_it_is() -> None:
+    net = resnet().train()
+    net.blocks[0].eval()
+    modes = [m.training for m in net.modules()]
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    macs(torch.randn(2, 3, 8, 8)).of(net)
+    assert [m.training for m in net.modules()] == modes
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in state.items())
+    with pytest.raises(ModelError, match=r"Trunk fails on inputs of shape \[\(2, 4, 8, 8\)\]"):
+        macs(torch.randn(2, 4, 8, 8)).of(net)
+    assert [m.training for m in net.modules()] == modes
+
+
+def test_parameters_by_hand() -> None:
+    assert params().of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))) == 3 * 8 * 9 + 8 + 16
+    tied = transformers.Language()
+    assert params().of(tied) == 20 * 12 + (12 * 16 + 16) + (16 * 12 + 12)
+    relaxed = relax(OpChoice([nn.Linear(3, 4), nn.Linear(3, 4, bias=False)], name="op"), softmax)
+    assert params().of(relaxed) == 16 + 12
+
+
+def test_several_inputs_and_tokens() -> None:
+    family = BY_NAME["two_inputs"]
+    x = family.example(batch=3)
+    assert macs(x).of(family.network()) == 3 * 8 * 9 * 64 + 4 * 6 + 14 * 10 + 10 * 5
+    tokens = BY_NAME["language"]
+    assert macs(tokens.example()[0]).of(tokens.network()) == 6 * (2 * 12 * 16 + 12 * 20)
+
+
+def open_gates(space: nn.Module) -> Architecture:
+    return Architecture({n: tuple(range(same[0].size)) for n, same in choices(space).items()})
+
+
+def test_a_slim_space_costs_what_its_network_costs() -> None:
+    net, x = resnet(), torch.randn(2, 3, 8, 8)
+    space = slim(net, x)
+    for cost in (macs(x), params()):
+        assert cost.of(space) == cost.of(net)
+        assert float(cost.expected(space)) == cost.of(net)
+        assert float(cost.expected(hold(space, open_gates(space)))) == cost.of(net)
+
+
+def test_the_expected_cost_of_half_open_gates_by_hand() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    space = relax(slim(plain(), x), ScaledSigmoid)  # every gate at 1/2
+    expected = 3 * 8 * 9 * 64 / 2 + (8 * 12 + 12 * 6) * 9 * 16 / 4 + 6 * 5 / 2
+    assert macs(x).expected(space).item() == pytest.approx(expected, rel=1e-12)
+    norms = 2 * (8 + 12 + 6) / 2
+    convolutions = 3 * 8 * 9 / 2 + (8 * 12 + 12 * 6) * 9 / 4
+    assert params().expected(space).item() == pytest.approx(convolutions + norms + 6 * 5 / 2 + 5, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "make", [plain, resnet, mobilenet, resnext, transformers.vit_fused, transformers.vit_separate]
+)
+def test_the_gradient_is_that_of_the_cost(make) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    space = slim(make(), x)
+    total = sum(same[0].size for same in choices(space).values())
+    at = torch.rand(total, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    for cost in (macs(x), params()):
+        counter = cost.counter(space)
+        scale = cost.of(space)
+        assert torch.autograd.gradcheck(lambda w, c=counter, s=scale: c.at(w) / s, (at,))
+        ones = torch.ones_like(at).requires_grad_()
+        (gradient,) = torch.autograd.grad(counter.at(ones), ones)
+        assert bool((gradient > 0).all())
+
+
+def test_the_cost_reaches_the_logits() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    space = relax(slim(resnet(), x), ScaledSigmoid)
+    macs(x).expected(space).backward()
+    assert all(p.grad is not None and bool((p.grad > 0).all()) for p in logits(space))
+    assert all(p.grad is None for n, p in space.named_parameters() if not n.endswith("logits"))
+
+
+def test_a_counter_may_be_kept_for_copies_and_other_weights() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    space = slim(mobilenet(), x)
+    cost = macs(x)
+    counter = cost.counter(space)
+    for seed in range(4):
+        architecture = sample(space, generator=torch.Generator().manual_seed(seed))
+        assert float(counter(hold(space, architecture))) == pytest.approx(
+            cost.of(build(space, architecture)), rel=1e-12
+        )
+
+
+class Cells(nn.Module):
+    """Three choices of operations; the second has one inside a candidate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inner = OpChoice([nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)], name="inner")
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.one = OpChoice([nn.Conv2d(4, 4, 3, padding=1), nn.Identity(), nn.AvgPool2d(3, 1, 1)], name="one")
+        self.two = OpChoice([nn.Sequential(inner, nn.ReLU()), nn.Conv2d(4, 4, 5, padding=2)], name="two")
+        self.sum = InputChoice(2, name="sum")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.two(self.sum([x, self.one(x)]))
+
+
+def test_the_expected_cost_is_the_mean_over_all_architectures() -> None:
+    """Additive and, for a choice in a candidate, a product of independent draws."""
+    torch.manual_seed(0)
+    x, space = torch.randn(1, 3, 6, 6), relax(Cells(), softmax)
+    with torch.no_grad():
+        for parameter in logits(space):
+            parameter.copy_(torch.randn(parameter.shape))
+    probabilities = {n: torch.softmax(c[0].relaxation.logits.detach().double(), 0) for n, c in choices(space).items()}
+    for cost in (macs(x), params()):
+        mean, seen = 0.0, set()
+        for one, two, inner in itertools.product(range(3), range(2), range(2)):
+            architecture = Architecture({"one": one, "two": two, "inner": inner, "sum": (1,)})
+            p = math.prod(float(probabilities[n][i]) for n, i in (("one", one), ("two", two), ("inner", inner)))
+            value = cost.of(build(space, architecture))
+            assert float(cost.expected(hold(space, architecture))) == pytest.approx(value, rel=1e-12)
+            mean += p * value
+            seen.add(value)
+        assert len(seen) > 3
+        assert cost.expected(space).item() == pytest.approx(mean, rel=1e-6)
+
+
+def test_the_expected_cost_is_a_mean_over_gate_draws_too() -> None:
+    """Independent gates: where no gate has both sides of a layer, the mean over all masks."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2))
+    x = torch.randn(2, 3)
+    space = slim(net, x)
+    counter = macs(x).counter(space)
+    w = torch.rand(5, dtype=torch.float64)
+    mean = torch.zeros((), dtype=torch.float64)
+    for mask in itertools.product((0.0, 1.0), repeat=5):
+        m = torch.tensor(mask, dtype=torch.float64)
+        mean += torch.where(m > 0, w, 1 - w).prod() * counter.at(m)
+    assert float(counter.at(w)) == pytest.approx(float(mean), rel=1e-12)
+    n, m = w[:3].sum(), w[3:].sum()
+    assert float(counter.at(w)) == pytest.approx(float(3 * n + n * m + m * 2), rel=1e-12)
+
+
+def test_attention_is_counted_by_heads() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    space = slim(transformers.vit_separate(), x)
+    full = open_gates(space)
+    one = Architecture({**full, "blocks.0.attn.heads": (2,)})
+    tokens, width, head = 17, 12, 3
+    saved = 3 * (4 * tokens * width * head + 2 * tokens * tokens * head)  # three heads of four are gone
+    cost = macs(x)
+    assert cost.of(build(space, full)) - cost.of(build(space, one)) == saved
+    assert float(cost.expected(hold(space, full)) - cost.expected(hold(space, one))) == saved
+
+
+def test_a_space_without_choices_costs_itself() -> None:
+    net = nn.Linear(3, 4)
+    assert float(macs(torch.randn(2, 3)).expected(net)) == 12
+    assert float(params().expected(net)) == 16
+
+
+def test_a_gate_in_the_forward_has_no_price() -> None:
+    """A gate of one's own has no couplings: nothing is removed, so nothing is saved."""
+    space = nn.Sequential(nn.Linear(3, 4), Gate(4, name="gate"), nn.Linear(4, 2))
+    held = hold(space, Architecture({"gate": (0,)}))
+    assert float(macs(torch.randn(1, 3)).expected(held)) == macs(torch.randn(1, 3)).of(
+        build(space, Architecture({"gate": (0,)}))
+    )
+
+
+def test_functional_work_belongs_to_the_module_that_calls_it() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.kernel)
+
+    net = nn.Sequential(nn.Linear(2, 3), Own())
+    assert macs_by_module(net, torch.randn(5, 2)) == {"0": 6, "1": 12}

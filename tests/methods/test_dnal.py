@@ -1,0 +1,196 @@
+"""DNAL's exact tests; numbers in brackets are those of the specification's list."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+import archgrad as ag
+from archgrad.costs.count import Macs
+from archgrad.errors import ConfigError, NonFiniteError
+from archgrad.search.gating import Steering, entry_logits
+from archgrad.search.schedules import geometric
+from archgrad.search.selection import Budget, Rounded, above, gates
+
+torch.set_num_threads(1)
+
+
+def conv_net() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def digits() -> ag.Classification:
+    return ag.Classification(ag.digits(), batch_size=64)
+
+
+def quiet(**settings: object) -> ag.Run:
+    return ag.Run(**{"epochs": 4, "device": "cpu", "progress": False, **settings})
+
+
+class NoLoss:
+    """A task whose loss is 0, or a given function of the gates."""
+
+    steps_per_epoch = 10
+
+    def loss(self, network: nn.Module, batch: object) -> torch.Tensor:
+        return torch.zeros((), dtype=torch.float64)
+
+
+def relaxed(net: nn.Module, x: torch.Tensor) -> nn.Module:
+    return ag.relax(ag.slim(net, x), ag.scaled_sigmoid)
+
+
+@pytest.mark.parametrize("of", [1, 2, 7, 10])
+def test_scale_ends_on_its_last_value_and_grows_by_a_constant_ratio(of: int) -> None:  # [2]
+    values = [geometric(1.0, 1e4, step=k, of=of) for k in range(of)]
+    assert values[-1] == 1e4
+    ratios = [b / a for a, b in zip([1.0, *values], values, strict=False)]
+    assert ratios == pytest.approx([1e4 ** (1 / of)] * of)
+    assert values == sorted(values)
+    if of == 10:
+        assert values[:3] == pytest.approx([2.51189, 6.30957, 15.8489], rel=1e-5)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_drift_law_without_a_data_gradient(scaled: bool) -> None:  # [6]
+    space = relaxed(conv_net(), torch.randn(2, 1, 8, 8)).double()
+    steering = Steering(space, NoLoss(), strength=0.3, scaled=scaled, scale=(1.0, 1e4))
+    for relaxation in steering.relaxations:
+        relaxation.scale.fill_(2.0)
+    optimiser = torch.optim.SGD(ag.logits(space), lr=0.1)
+    expected, factor = torch.zeros((), dtype=torch.float64), 2.0 if scaled else 1.0
+    for _ in range(50):
+        optimiser.zero_grad()
+        steering.objective(space, (torch.zeros(1), torch.zeros(1))).backward()
+        optimiser.step()
+        g = torch.sigmoid(factor * expected)
+        expected = expected - 0.1 * 0.3 * factor * g * (1 - g)
+    for logits in entry_logits(space).values():
+        assert torch.allclose(logits, expected.expand_as(logits), atol=1e-10, rtol=0)
+    # The law with the other regulariser would have been noticed.
+    assert abs(float(expected)) > 0.05
+
+
+def test_stage_two_moves_no_weight_and_the_others_no_logit(digits: ag.Classification) -> None:  # [7]
+    space = ag.slim(conv_net(), digits.example)
+    relaxed_space = ag.relax(space, ag.scaled_sigmoid)
+    before = [w.detach().clone() for w in ag.weights(relaxed_space)]
+    steering = Steering(relaxed_space, digits, strength=0.1, scaled=False, scale=(1.0, 1e4))
+    optimiser = torch.optim.SGD(ag.logits(relaxed_space), lr=0.5)
+    batches = digits.stream(seed=0)
+    for step in range(3):
+        loss = steering.objective(relaxed_space.train(), batches(step))
+        for p, g in zip(ag.logits(relaxed_space), torch.autograd.grad(loss, ag.logits(relaxed_space)), strict=True):
+            p.grad = g
+        optimiser.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, ag.weights(relaxed_space), strict=True))
+    assert all(float(v.abs().max()) > 0 for v in entry_logits(relaxed_space).values())
+    assert not set(ag.logits(relaxed_space)) & set(ag.weights(relaxed_space))
+
+
+@pytest.mark.parametrize("strength", [0.05, 0.2, 0.4])
+def test_separable_problem_keeps_exactly_the_useful(strength: float) -> None:  # [8]
+    q = torch.linspace(0.0, 0.5, 12)
+
+    class Separable(NoLoss):
+        def loss(self, network: nn.Module, batch: object) -> torch.Tensor:
+            gate = gates(network)[last]
+            return (q * (1 - gate.mixing())).sum()
+
+    space = relaxed(conv_net(), torch.randn(2, 1, 8, 8))
+    last = list(gates(space))[-1]
+    steering = Steering(space, Separable(), strength=strength, scaled=False, scale=(1.0, 1e4))
+    optimiser = torch.optim.SGD(ag.logits(space), lr=1.0)
+    for _ in range(200):
+        optimiser.zero_grad()
+        steering.objective(space, (torch.zeros(1), torch.zeros(1))).backward()
+        optimiser.step()
+    assert set((entry_logits(space)[last] > 0).nonzero().flatten().tolist()) == {
+        c for c in range(12) if float(q[c]) > strength
+    }
+
+
+def test_under_a_limit_the_pressure_holds_the_expected_cost_there() -> None:
+    x = torch.randn(2, 1, 8, 8)
+    space = relaxed(conv_net(), x)
+    budget = Budget(space, ag.macs(x).at_most(fraction=0.3), Rounded(1))
+    steering = Steering(space, NoLoss(), strength=0.0, scaled=False, scale=(1.0, 1e4))
+    steering.aim(budget, budget.bound)
+    optimiser = torch.optim.SGD(ag.logits(space), lr=1.0)
+    generator = torch.Generator().manual_seed(0)
+    for epoch in range(4):  # scale 2.5 to 40; beyond, the gates have decided and the pressure is faint
+        steering.turn(epoch, of=10, optimiser=optimiser)
+        for _ in range(30):
+            for relaxation in steering.relaxations:
+                relaxation.logits.data += 0.01 * torch.randn(relaxation.logits.shape, generator=generator)
+            for _ in range(4):
+                steering.press(0)
+        cost = float(Macs(x).expected(space).detach()) / budget.reference
+        assert cost == pytest.approx(0.3, abs=0.03), epoch
+    # kappa weighs by cost: an early channel is read at more places than a late one.
+    early, late = steering.kappa.split([8, 12])
+    assert float(early.mean()) > float(late.mean())
+
+
+def test_deriving_again_from_what_was_derived_changes_nothing() -> None:  # [9]
+    x = torch.randn(2, 1, 8, 8)
+    space = ag.slim(conv_net(), x)
+    scores = {n: torch.randn(g.size, generator=torch.Generator().manual_seed(1)) for n, g in gates(space).items()}
+    network = ag.build(space, above(space, scores, 0.0, Rounded(1)))
+    again_space = ag.slim(network, x)
+    kept = {n: s[s > 0] if bool((s > 0).any()) else s.max()[None] for n, s in scores.items()}
+    again = ag.build(again_space, above(again_space, kept, 0.0, Rounded(1)))
+    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_space_state_survives_a_round_trip() -> None:  # [9]
+    x = torch.randn(2, 1, 8, 8)
+    space, other = relaxed(conv_net(), x), relaxed(conv_net(), x)
+    for gate in gates(space).values():
+        gate.relaxation.logits.data.normal_()
+        gate.relaxation.scale.fill_(37.0)
+    ag.restrict(space, {next(iter(gates(space))): [0, 1]})
+    other.load_state_dict(space.state_dict())
+    assert torch.equal(space.eval()(x), other.eval()(x))
+
+
+def test_without_a_limit_more_sparsity_keeps_less(digits: ag.Classification) -> None:
+    sizes = []
+    for sparsity in (0.0, 3.0, 300.0):
+        found = ag.dnal(ag.slim(conv_net(), digits.example), digits, quiet(), sparsity=sparsity, round_to=1)
+        sizes.append(found.costs["macs"])
+    assert sizes[0] >= sizes[1] >= sizes[2]
+    assert sizes[2] < 0.1 * sizes[0]
+    assert all(len(p) >= 1 for p in found.architecture.values()), "no layer dies"
+
+
+def test_a_measured_limit_is_kept_on_the_clock(digits: ag.Classification) -> None:
+    net = nn.Sequential(*[
+        layer for i in range(4) for layer in (nn.Conv2d(1 if i == 0 else 64, 64, 3, padding=1), nn.ReLU())
+    ], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))  # fmt: skip
+    cost = ag.latency(digits.example, repeats=20)
+    limit = cost.at_most(fraction=0.7)
+    found = ag.dnal(ag.slim(net, digits.example), digits, quiet(epochs=2), limit=limit)
+    assert found.record["limit"]["reached"] <= found.record["limit"]["bound"]
+    assert ag.macs(digits.example).of(found.network) < ag.macs(digits.example).of(net)
+
+
+def test_a_stage_without_steps_is_refused(digits: ag.Classification) -> None:
+    with pytest.raises(ConfigError, match="gate_epochs from 1 to 1"):
+        ag.dnal(ag.slim(conv_net(), digits.example), digits, quiet(epochs=2), gate_epochs=2)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(digits: ag.Classification, tmp_path) -> None:
+    explosive = functools.partial(torch.optim.SGD, lr=1e30)
+    space = ag.slim(conv_net(), digits.example)
+    with pytest.raises(NonFiniteError, match=r"loss became NaN or infinite in phase 'weights'.*lower learning rate"):
+        ag.dnal(space, digits, quiet(folder=tmp_path / "run"), optimiser=explosive)
+    assert list((tmp_path / "run" / "checkpoints").iterdir()), "the last good state is kept"

@@ -1,0 +1,261 @@
+"""slim: what is gated, what is frozen and why, and that the user's network stays as it was."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from families import convolutional, transformers
+from families.checks import difference, outputs, stir
+from families.families import FAMILIES, Family
+from torch import Tensor, nn
+
+from archgrad.choices.access import choices, hold, sample
+from archgrad.choices.architecture import Architecture
+from archgrad.costs.count import macs
+from archgrad.derive.discretise import build
+from archgrad.errors import ModelError
+from archgrad.spaces.slim import frozen, slim
+
+BY_NAME = {f.name: f for f in FAMILIES}
+
+
+def sizes(space: nn.Module) -> dict[str, int]:
+    return {name: same[0].size for name, same in choices(space).items()}
+
+
+def snapshot(net: nn.Module) -> list[object]:
+    """Everything of a network that must not change, without its numbers."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_state_dict_hooks")
+    return [
+        *((p, id(m), type(m), m.training, [list(vars(m)[h]) for h in hooks]) for p, m in net.named_modules()),
+        *((p, id(t), t.requires_grad, t.grad is None) for p, t in net.named_parameters(remove_duplicate=False)),
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_gates_and_frozen_layers_are_those_worked_out_by_hand(family: Family) -> None:
+    space = slim(family.network(), family.example())
+    found = sizes(space)
+    if family.more:
+        found = {name: size for name, size in found.items() if name in family.gates}
+    assert found == dict(family.gates)
+    reasons = frozen(space)
+    assert set(family.frozen) <= set(reasons)
+    assert all(reasons.values())
+    assert not set(reasons) & set(sizes(space))
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_the_network_is_untouched_and_the_space_computes_the_same(family: Family) -> None:
+    net, x = family.network(), family.example()
+    stir(net)
+    net.train()
+    next(net.children()).eval()  # a mixed state has to survive
+    next(net.children()).register_forward_hook(lambda *_: None)
+    before, numbers = snapshot(net), {k: v.clone() for k, v in net.state_dict().items()}
+    space = slim(net, x)
+    assert snapshot(net) == before
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in numbers.items())
+    assert type(space) is type(net)
+    for path, module in net.named_modules():
+        assert space.get_submodule(path).training == module.training, path
+    shared = {p.data_ptr() for p in net.parameters()} & {p.data_ptr() for p in space.parameters()}
+    assert not shared
+    for training in (False, True):
+        torch.manual_seed(5)
+        expected = outputs(net, x, training=training)
+        torch.manual_seed(5)
+        assert all(torch.equal(a, b) for a, b in zip(expected, outputs(space, x, training=training), strict=True))
+
+
+def reason(name: str, layer: str) -> str:
+    family = BY_NAME[name]
+    return frozen(slim(family.network(), family.example()))[layer]
+
+
+def test_reasons_say_what_holds_a_layer() -> None:
+    assert "output" in reason("plain", "fc")
+    assert "output" in reason("autoencoder", "9")
+    assert "output" in reason("features_out", "second.0")
+    assert "LayerNorm" in reason("vit_fused", "patches") and "normalises" in reason("vit_fused", "patches")
+    assert "shared with two" in reason("tied_linears", "one")
+    assert "parametrized" in reason("parametrized", "second")
+    assert "mixes" in reason("softmaxed", "blocks.0.0")
+    assert "mixes" in reason("normalised", "blocks.0.0")
+
+
+def test_what_a_residual_sum_adds_shares_one_gate() -> None:
+    space = slim(BY_NAME["resnet"].network(), BY_NAME["resnet"].example())
+    (trunk, *_) = choices(space)["stem.0"]
+    producers = {c.module for c in trunk.couplings if c.side == "out"}
+    readers = {c.module for c in trunk.couplings if c.side == "in"}
+    assert producers == {"stem.0", "stem.1", "blocks.0.conv2", "blocks.0.bn2"}
+    assert readers == {"blocks.0.conv1", "blocks.1.conv1", "blocks.1.short.0"}
+    (second, *_) = choices(space)["blocks.1.conv2"]
+    assert {"blocks.1.conv2", "blocks.1.short.0", "blocks.2.conv2"} <= {c.module for c in second.couplings}
+
+
+def test_a_depthwise_convolution_goes_with_the_expansion() -> None:
+    space = slim(BY_NAME["mobilenet"].network(), BY_NAME["mobilenet"].example())
+    (expansion, *_) = choices(space)["blocks.0.body.0"]
+    assert {c.module for c in expansion.couplings} == {f"blocks.0.body.{i}" for i in (0, 1, 3, 4, 6)}
+    kept = (1, 5, 7)
+    full = {name: tuple(range(size)) for name, size in sizes(space).items()}
+    body = build(space, Architecture({**full, "blocks.0.body.0": kept})).get_submodule("blocks.0.body")
+    assert body[0].weight.shape == (3, 8, 1, 1)
+    assert body[3].weight.shape == (3, 1, 3, 3) and body[3].groups == 3
+    assert body[6].weight.shape == (6, 3, 1, 1)
+    for i in (0, 3):
+        original = space.get_submodule("blocks.0.body")[i].weight
+        assert torch.equal(body[i].weight, original[list(kept)])
+
+
+def test_a_concatenation_keeps_its_parts_apart() -> None:
+    space = slim(BY_NAME["inception"].network(), BY_NAME["inception"].example())
+    reader = "blocks.1.0"
+    places = {}
+    for name in ("blocks.0.one.0", "blocks.0.three.1.0", "blocks.0.pool.1.0"):
+        (member,) = [c for c in choices(space)[name][0].couplings if c.module == reader and c.side == "in"]
+        places[name] = (member.places >= 0).nonzero().flatten().tolist()
+    assert list(places.values()) == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9], [10, 11, 12]]
+
+
+def test_flattened_channels_are_read_as_blocks_of_places() -> None:
+    space = slim(BY_NAME["vgg"].network(), BY_NAME["vgg"].example())
+    (member,) = [c for c in choices(space)["4"][0].couplings if c.module == "9"]
+    assert torch.equal(member.places, torch.arange(6).repeat_interleave(16))
+
+
+@pytest.mark.parametrize(("name", "layers"), [("vit_fused", ("qkv",)), ("vit_separate", ("query", "key", "value"))])
+def test_heads_go_whole(name: str, layers: tuple[str, ...]) -> None:
+    family = BY_NAME[name]
+    space = slim(family.network(), family.example())
+    full = {n: tuple(range(size)) for n, size in sizes(space).items()}
+    attention = build(space, Architecture({**full, "blocks.0.attn.heads": (1,)})).get_submodule("blocks.0.attn")
+    head = 12 // full["blocks.0.attn.heads"].__len__()
+    assert sum(attention.get_submodule(n).out_features for n in layers) == 3 * head
+    assert getattr(attention, "num_heads", getattr(attention, "heads", 0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("family", "block", "left"),
+    [("resnet", "blocks.0", "ReLU"), ("resnet", "blocks.1", "Sequential"), ("preact", "blocks.0", "Identity"),
+     ("mobilenet", "blocks.1", "Identity"), ("convnext", "blocks.0", "Identity")],
+)  # fmt: skip
+def test_a_block_without_its_branch_is_its_skip(family: str, block: str, left: str) -> None:
+    space = slim(BY_NAME[family].network(), (x := BY_NAME[family].example()))
+    stir(space)
+    full = Architecture({n: tuple(range(size)) for n, size in sizes(space).items()})
+    gone = Architecture({**full, f"{block}.branch": ()})
+    built = build(space, gone)
+    assert type(built.get_submodule(block)).__name__ == left
+    assert difference(outputs(hold(space, gone), x), outputs(built, x)) < 1e-5
+    assert difference(outputs(hold(space, full), x), outputs(built, x)) > 1e-4
+    assert macs(x).of(built) < macs(x).of(build(space, full))
+
+
+def test_keep_leaves_layers_as_they_are() -> None:
+    net, x = BY_NAME["resnet"].network(), BY_NAME["resnet"].example()
+    space = slim(net, x, keep=["blocks.0.conv2", "blocks.1"])
+    # Kept too is what shares a sum with the kept layer.
+    assert sizes(space) == {
+        "blocks.0.conv1": 8,
+        "blocks.2.conv1": 12,
+        "blocks.0.branch": 1,
+        "blocks.2.branch": 1,
+    }
+    assert "wish" in frozen(space)["stem.0"]
+    for seed in range(3):
+        built = build(space, sample(space, generator=torch.Generator().manual_seed(seed)))
+        assert built.stem[0].weight.shape == net.stem[0].weight.shape
+        for name, parameter in net.blocks[1].named_parameters():
+            assert built.blocks[1].get_parameter(name).shape == parameter.shape
+
+
+def test_keep_covers_attention_and_whole_names_only() -> None:
+    space = slim(transformers.vit_fused(), torch.randn(2, 3, 8, 8), keep=["blocks.0.attn"])
+    assert sizes(space) == {"blocks.1.attn.heads": 3, "blocks.0.mlp.0": 20, "blocks.1.mlp.0": 16}
+    space = slim(convolutional.plain(), torch.randn(2, 3, 8, 8), keep=["blocks.1"])
+    assert set(sizes(space)) == {"stem.0", "blocks.0.0"}
+    space = slim(convolutional.plain(), torch.randn(2, 3, 8, 8), keep=["block"])  # no module, so no prefix either
+    assert set(sizes(space)) == {"stem.0", "blocks.0.0", "blocks.1.0"}
+
+
+def test_keeping_everything_leaves_nothing_to_remove() -> None:
+    with pytest.raises(ModelError, match="no channels that can be removed"):
+        slim(convolutional.plain(), torch.randn(2, 3, 8, 8), keep=["stem", "blocks"])
+
+
+def test_a_single_layer_has_nothing_to_remove() -> None:
+    with pytest.raises(ModelError, match=r"Linear has no channels that can be removed.*output"):
+        slim(nn.Linear(4, 3), torch.randn(2, 4))
+    with pytest.raises(ModelError, match="no layer found"):
+        slim(nn.Sequential(nn.Flatten(), nn.ReLU()), torch.randn(2, 4, requires_grad=True))
+
+
+@pytest.mark.parametrize(
+    "example",
+    [torch.randn(2, 4, 8, 8), torch.randn(8), torch.zeros(2, 3, 8, 8, dtype=torch.long),
+     torch.randn(2, 3, 8, 8).double(),
+     (torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)), ()],
+    ids=["channels", "axes", "integers", "double", "two inputs", "none"],
+)  # fmt: skip
+def test_an_example_that_does_not_fit_is_refused(example: Tensor | tuple[Tensor, ...]) -> None:
+    with pytest.raises(ModelError, match=r"Trunk fails on the example .*give an example"):
+        slim(convolutional.plain(), example)
+
+
+class Broken(nn.Module):
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.fault = fault
+        self.lock = threading.Lock() if fault == "lock" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fault == "raises":
+            raise NotImplementedError("not today")
+        y = self.second(torch.relu(self.first(x)))
+        return y.detach() if self.fault == "detached" else y
+
+
+@pytest.mark.parametrize("fault", ["raises", "lock", "detached"])
+def test_a_network_that_cannot_be_run_copied_or_traced_is_refused(fault: str) -> None:
+    with pytest.raises(ModelError, match="Broken"):
+        slim(Broken(fault), torch.randn(2, 4))
+
+
+class Remembers(nn.Module):
+    """Keeps its last features, as networks that show attention maps do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.features = torch.relu(self.first(x))
+        return self.second(self.features)
+
+
+def test_a_network_that_keeps_its_activations_is_gated() -> None:
+    assert sizes(slim(Remembers(), torch.randn(2, 4))) == {"first": 6}
+
+
+def test_weights_that_rest_stay_at_rest() -> None:
+    net, x = convolutional.plain(), torch.randn(2, 3, 8, 8)
+    for parameter in net.stem.parameters():
+        parameter.requires_grad_(False)
+    net.eval()
+    space = slim(net, x)
+    built = build(space, sample(space, generator=torch.Generator().manual_seed(0)))
+    assert {n: p.requires_grad for n, p in built.named_parameters()} == {
+        n: p.requires_grad for n, p in net.named_parameters()
+    }
+    assert not any(m.training for m in built.modules())
+
+
+def test_keep_refuses_a_path_that_is_not_there() -> None:
+    with pytest.raises(ModelError, match="stemm"):
+        slim(convolutional.plain(), torch.randn(2, 3, 8, 8), keep=["stemm"])
