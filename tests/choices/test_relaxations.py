@@ -65,7 +65,7 @@ def test_dead_entries_are_exactly_zero_and_learn_nothing() -> None:
     live = torch.tensor([True, False, True])
     for relaxation in (ScaledSigmoid(3), Softmax(3)):
         weights = relaxation(live)
-        assert float(weights[1]) == 0.0
+        assert weights[1].item() == 0.0
         (gradient,) = torch.autograd.grad((weights * torch.tensor([1.0, 7.0, 3.0])).sum(), relaxation.logits)
         assert float(gradient[1]) == 0.0
         assert bool(torch.isfinite(gradient).all())

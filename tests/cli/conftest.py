@@ -104,12 +104,20 @@ def slimmed(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of `archgrad slim`."""
     out = tmp_path_factory.mktemp("slimmed") / "run"
     torch.set_num_threads(1)
-    result = invoke("slim", f"{place / 'net.py'}:Net", place / "data.npz", *SLIM, "--out", out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "onnxscript", None)
+        result = invoke("slim", f"{place / 'net.py'}:Net", place / "data.npz", *SLIM, "--out", out)
     assert result.exit_code == 0, result.output
     return out
 
 
 SLIM = ["--limit", "macs=0.5", "--epochs", "6", "--batch-size", "18", "--threads", "1", "--no-onnx"]
+
+
+@pytest.fixture
+def no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporting for the clock takes seconds, and is not what most tests are about."""
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
 
 
 @pytest.fixture(autouse=True)

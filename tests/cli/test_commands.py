@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime
-import pytest
 import torch
 
 import archgrad
-
-
-@pytest.fixture
-def no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exporting for the clock takes seconds, and is not what these tests are about."""
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
 
 
 def test_an_architecture_is_trained_from_fresh_weights(

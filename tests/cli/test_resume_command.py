@@ -22,7 +22,7 @@ def _process(*arguments: str | Path, stop_at: int, by: signal.Signals) -> subpro
 
 
 def test_stopped_twice_damaged_and_resumed_is_the_run_never_stopped(
-    slimmed: Path, place: Path, tmp_path: Path, cli: Callable
+    slimmed: Path, place: Path, tmp_path: Path, cli: Callable, no_onnx: None
 ) -> None:
     out = tmp_path / "run"
     first = _process(

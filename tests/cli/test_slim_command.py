@@ -42,7 +42,7 @@ def test_the_limit_is_kept(slimmed: Path, place: Path) -> None:
     assert record["after"]["macs"] <= 0.5 * whole
 
 
-def test_json_prints_one_object_and_nothing_else(place: Path, tmp_path: Path, cli: Callable) -> None:
+def test_json_prints_one_object_and_nothing_else(place: Path, tmp_path: Path, cli: Callable, no_onnx: None) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(f"data: {place / 'data.npz'}\nbatch_size: 18\nepochs: 50\nlimit: params=0.6\nonnx: false\n")
     result = cli(
@@ -58,7 +58,9 @@ def test_json_prints_one_object_and_nothing_else(place: Path, tmp_path: Path, cl
     assert "made by talks" in result.stderr
 
 
-def test_weights_skip_the_first_stage_unless_retrained(place: Path, tmp_path: Path, cli: Callable) -> None:
+def test_weights_skip_the_first_stage_unless_retrained(
+    place: Path, tmp_path: Path, cli: Callable, no_onnx: None
+) -> None:
     trained = load(f"{place / 'net.py'}:Net", classes=3, example=torch.zeros(1))
     safetensors.torch.save_model(trained, str(tmp_path / "w.safetensors"))
     phases = {}
@@ -149,7 +151,7 @@ def test_data_that_is_refused(place: Path, tmp_path: Path, refused: Refused) -> 
 
 
 def test_folders_of_images_that_are_refused_or_read(
-    place: Path, tmp_path: Path, refused: Refused, cli: Callable
+    place: Path, tmp_path: Path, refused: Refused, cli: Callable, no_onnx: None
 ) -> None:
     model = f"{place / 'net.py'}:Net"
     rng = np.random.default_rng(0)

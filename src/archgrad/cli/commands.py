@@ -200,7 +200,9 @@ def _check_paths(network: nn.Module, paths: list[str]) -> None:
 def _trained(network: nn.Module, architecture: Architecture, *, task: Classification, run: Run) -> Found:
     example = run.to_device(task.example)
     columns: Record = run.remember("figures", lambda: figures(network, task, example))
-    times = run.remember("latency", lambda: latencies({"network": network}, example)["network"])
+    times = run.remember(
+        "latency", lambda: latencies({"network": network}, example, runtimes=("eager", "onnx"))["network"]
+    )
     record = {
         "method": "train",
         "title": f"{type(network).__name__} trained",

@@ -48,7 +48,7 @@ from archgrad.search.found import Found, assemble
 from archgrad.search.gating import Steering, entry_logits
 from archgrad.search.run import Run
 from archgrad.search.schedules import Schedule, cosine, span
-from archgrad.search.selection import Budget, Rounded, above, uniform, whole
+from archgrad.search.selection import Budget, Rounded, above, undone, uniform, whole
 from archgrad.spaces.slim import frozen
 from archgrad.tasks.classification import Classification
 
@@ -101,9 +101,9 @@ def dnal(
         "sparsity": sparsity, "reg": reg, "pretrained": pretrained, "joint": joint, "gate_epochs": gate_epochs,
         "round_to": round_to,
     }  # fmt: skip
+    first, second, third = _stages(run, task, settings)
     run.begin("dnal", settings)
     space = copy.deepcopy(space).to(run.device)
-    first, second, third = _stages(run, task, settings)
 
     _train(space, task, run, make=optimiser, steps=first, phase="weights")
     before = build(space, whole(space))
@@ -181,7 +181,14 @@ def _derived(space: nn.Module, run: Run, *, budget: Budget | None, rounded: Roun
 
     # Remembered, since a measured limit may decide otherwise when the clock is read again.
     remembered = run.remember("architecture", picks)
-    return Architecture({name: tuple(pick) for name, pick in remembered.items()})
+    architecture = Architecture({name: tuple(pick) for name, pick in remembered.items()})
+    exact = above(space, entry_logits(space), UNDECIDED, Rounded(1))
+    if whole_again := undone(space, architecture, exact):
+        run.note(
+            f"rounding widths left {len(whole_again)} layers whole that were to be cut ({', '.join(whole_again[:5])}); "
+            f"round_to=1 cuts them, at the price of widths that hardware likes less"
+        )
+    return architecture
 
 
 def _stages(run: Run, task: Classification, settings: dict[str, Any]) -> tuple[int, int, int]:

@@ -100,6 +100,11 @@ def whole(space: nn.Module) -> Architecture:
     return Architecture({name: tuple(range(gate.size)) for name, gate in gates(space).items()})
 
 
+def undone(space: nn.Module, rounded: Architecture, exact: Architecture) -> list[str]:
+    """The gates that rounding left whole although their scores asked for a cut."""
+    return [n for n, g in gates(space).items() if len(rounded[n]) == g.size > len(exact[n])]  # type: ignore[arg-type]
+
+
 class Budget:
     """A limit on one space, made ready for repeated use.
 

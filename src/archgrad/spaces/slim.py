@@ -43,10 +43,14 @@ def slim(net: Network, example: Example, *, keep: Sequence[str] = ()) -> Network
         A network of the same class. Without a relaxation it computes what `net` computes.
 
     Raises:
-        ModelError: the network fails on the example, cannot be copied, or has nothing to remove.
+        ModelError: the network fails on the example or has nothing to remove; `keep` names what is not there.
 
     Source: removable groups as in DNAL (arXiv 2103.02126), found through torch-pruning's dependency graph.
     """
+    absent = [path for path in keep if path not in dict(net.named_modules())]
+    if absent:
+        names = [name for name, _ in net.named_modules() if name]
+        raise ModelError(f"keep names {absent}, which {type(net).__name__} does not have; it has {names[:12]} ...")
     inputs = _checked(net, example)
     space = copy.deepcopy(net)
     graph = _traced(net, inputs)
