@@ -115,9 +115,7 @@ def restrict(space: nn.Module, support: Mapping[str, Sequence[int] | Tensor]) ->
         for choice in found[name]:
             alive = choice.live & mask.to(choice.live.device)
             if not bool(alive.any()):
-                raise ChoiceError(
-                    f"choice {name!r}: nothing would be left alive; leave at least one candidate"
-                )
+                raise ChoiceError(f"choice {name!r}: nothing would be left alive; leave at least one candidate")
             choice.live.copy_(alive)
 
 

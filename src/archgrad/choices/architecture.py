@@ -84,9 +84,7 @@ class Architecture(Mapping[str, Pick]):
             )
         picks = body.get("picks")
         if not isinstance(picks, dict):
-            raise ArchitectureError(
-                f'{source} has no "picks": the file is damaged; save the architecture again'
-            )
+            raise ArchitectureError(f'{source} has no "picks": the file is damaged; save the architecture again')
         return Architecture({name: tuple(p) if isinstance(p, list) else p for name, p in picks.items()})
 
     def save(self, path: str | Path) -> None:
@@ -116,9 +114,7 @@ def _pick(name: object, pick: object) -> Pick:
         raise ArchitectureError(f"a choice is named by a string, given {name!r}")
     if isinstance(pick, int) and not isinstance(pick, bool) and pick >= 0:
         return pick
-    if isinstance(pick, tuple) and all(
-        isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in pick
-    ):
+    if isinstance(pick, tuple) and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in pick):
         if len(set(pick)) != len(pick):
             raise ArchitectureError(f"choice {name!r}: the pick names one entry twice: {pick}")
         return tuple(sorted(pick))

@@ -98,11 +98,7 @@ def remove_branch(network: nn.Module, vanishing: Vanishing) -> None:
     """Put in a residual block's place what it computes without its branch, in place."""
     block = network.get_submodule(vanishing.module)
     parts = [block.get_submodule(p) if isinstance(p, str) else copy.deepcopy(p) for p in vanishing.parts]
-    rest: nn.Module
-    if not parts:
-        rest = nn.Identity()
-    else:
-        rest = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+    rest = (parts[0] if len(parts) == 1 else nn.Sequential(*parts)) if parts else nn.Identity()
     rest.train(block.training)
     parent, _, child = vanishing.module.rpartition(".")
     setattr(network.get_submodule(parent), child, rest)

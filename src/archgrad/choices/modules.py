@@ -94,9 +94,7 @@ class OpChoice(Choice):
         outputs = {i: self.candidates[i](*inputs) for i in self.live.nonzero().flatten().tolist()}
         shapes = {tuple(y.shape) for y in outputs.values()}
         if len(shapes) > 1:
-            listed = ", ".join(
-                f"{type(self.candidates[i]).__name__}: {tuple(y.shape)}" for i, y in outputs.items()
-            )
+            listed = ", ".join(f"{type(self.candidates[i]).__name__}: {tuple(y.shape)}" for i, y in outputs.items())
             raise ChoiceError(
                 f"candidates of choice {self.name!r} differ in output shape ({listed}); make them equal"
             )
@@ -146,9 +144,7 @@ class InputChoice(Choice):
         """[size] bool with `keep` true entries."""
         kept = self._entries(pick)
         if int(kept.sum()) != self.keep:
-            raise ArchitectureError(
-                f"choice {self.name!r} keeps {self.keep} inputs; the pick {pick!r} does not"
-            )
+            raise ArchitectureError(f"choice {self.name!r} keeps {self.keep} inputs; the pick {pick!r} does not")
         return kept
 
     def sampled(self, generator: torch.Generator | None) -> tuple[int, ...]:

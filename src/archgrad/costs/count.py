@@ -90,17 +90,13 @@ class Counter:
         self.amounts = torch.tensor([v for v, _ in terms], dtype=torch.float64)
         longest = max((len(r) for _, r in terms), default=0)
         # Row 0 of the extended vector of fractions is the constant 1 that shorter terms are padded with.
-        self.index = torch.tensor(
-            [[r + 1 for r in rows] + [0] * (longest - len(rows)) for _, rows in terms]
-        ).long()
+        self.index = torch.tensor([[r + 1 for r in rows] + [0] * (longest - len(rows)) for _, rows in terms]).long()
         index = torch.tensor([[r, e] for r, e, _ in self._entries]).long().reshape(-1, 2).T
         values = torch.tensor([v for _, _, v in self._entries], dtype=torch.float64)
         self.matrix = torch.sparse_coo_tensor(
             index, values, (len(self.rows), total), check_invariants=True
         ).coalesce()
-        self.constant = (
-            1.0 - torch.sparse.sum(self.matrix, dim=1).to_dense() if self._entries else torch.zeros(0)
-        )
+        self.constant = 1.0 - torch.sparse.sum(self.matrix, dim=1).to_dense() if self._entries else torch.zeros(0)
 
     def __call__(self, space: nn.Module) -> Tensor:
         """The cost at the space's present mixing weights, a float64 scalar on the CPU."""
@@ -130,19 +126,14 @@ class Counter:
         self, space: nn.Module, path: str, tensor: str, sides: dict[str, list[tuple[str, Coupling]]]
     ) -> list[int]:
         rows: dict[int, None] = {}
-        reaching = sides.get(path, [])
         grouped = getattr(space.get_submodule(path), "groups", 1) > 1
-        for name, member in reaching:
-            if member.side == "branch":
-                key: tuple[str, ...] = ("branch", name)
-            elif (tensor and all(attribute != tensor for attribute, _ in member.tensors)) or (not tensor and (member.side.startswith("param") or (grouped and member.side == "in"))):
+        for name, member in sides.get(path, []):
+            if not _concerns(member, tensor, grouped=grouped):
                 continue
-            else:
-                key = (path, member.side)
-            fresh = (*key, name) not in self._known
-            self._known.add((*key, name))
+            key: tuple[str, ...] = ("branch", name) if member.side == "branch" else (path, member.side)
             row = self.rows.setdefault(key, len(self.rows))
-            if fresh:
+            if (*key, name) not in self._known:
+                self._known.add((*key, name))
                 self._enter(row, name, member.places)
             rows[row] = None
         for name, candidate in self._inside(space, path):
@@ -169,6 +160,18 @@ class Counter:
         return found
 
 
+def _concerns(member: Coupling, tensor: str, *, grouped: bool) -> bool:
+    """Whether a side scales this tensor of its module, or (tensor "") the module's work.
+
+    The work of a grouped convolution goes with its outputs alone: each reads the inputs of its own block.
+    """
+    if member.side == "branch":
+        return True
+    if tensor:
+        return any(attribute == tensor for attribute, _ in member.tensors)
+    return not member.side.startswith("param") and not (grouped and member.side == "in")
+
+
 @dataclass(frozen=True)
 class Macs:
     """Multiply-accumulates of one forward pass on one example.
@@ -192,9 +195,7 @@ class Macs:
 
     def counter(self, space: nn.Module) -> Counter:
         """The same with the counting done once, for a loop."""
-        return Counter(
-            space, [(path, "", value) for path, value in macs_by_module(space, self.example).items()]
-        )
+        return Counter(space, [(path, "", value) for path, value in macs_by_module(space, self.example).items()])
 
     def at_most(self, bound: float | None = None, *, fraction: float | None = None) -> Limit:
         """A limit, in MACs or as a fraction of the unchanged network's."""
@@ -223,9 +224,7 @@ class Params:
         for path, parameter in space.named_parameters():
             if parameter in own:
                 # A parametrized tensor is kept at <module>.parametrizations.<tensor>.original.
-                module, _, tensor = (
-                    path.removesuffix(".original").replace("parametrizations.", "").rpartition(".")
-                )
+                module, _, tensor = path.removesuffix(".original").replace("parametrizations.", "").rpartition(".")
                 amounts.append((module, tensor, float(parameter.numel())))
         return Counter(space, amounts)
 

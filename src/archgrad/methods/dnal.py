@@ -20,8 +20,8 @@ What the paper leaves open, or its code does otherwise, and what is done here:
 Ours: `limit`. The sum is replaced by a pressure along kappa, the cost of each channel, that keeps the expected cost
 at the limit (see `Steering`); the gates' learning rate is 1 instead of 0.01, or the pressure drowns the task's
 gradient; what is derived is the largest architecture under the limit in the order of s. Measured latency is
-searched through MACs as its surrogate, and decided on the clock. Ours: `joint`, weights go on training in stage 2, under
-one learning-rate schedule with stage 3.
+searched through MACs as its surrogate, and decided on the clock. Ours: `joint`, weights go on training in stage 2,
+under one learning-rate schedule with stage 3.
 
 Checked against: the closed forms, the drift law and the separable problem, in the tests.
 """
@@ -185,8 +185,8 @@ def _derived(space: nn.Module, run: Run, *, budget: Budget | None, rounded: Roun
     exact = above(space, entry_logits(space), UNDECIDED, Rounded(1))
     if whole_again := undone(space, architecture, exact):
         run.note(
-            f"rounding widths left {len(whole_again)} layers whole that were to be cut ({', '.join(whole_again[:5])}); "
-            f"round_to=1 cuts them, at the price of widths that hardware likes less"
+            f"rounding widths left {len(whole_again)} layers whole that were to be cut "
+            f"({', '.join(whole_again[:5])}); round_to=1 cuts them, at the price of widths that hardware likes less"
         )
     return architecture
 

@@ -83,9 +83,7 @@ def write(folder: str | Path) -> Path:
         temporary.replace(target)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise RunError(
-            f"{target} cannot be written: {error.strerror}. Free space, or give write access"
-        ) from error
+        raise RunError(f"{target} cannot be written: {error.strerror}. Free space, or give write access") from error
     return target
 
 
@@ -109,16 +107,12 @@ def _json(path: Path, content: str, line: int = 1) -> Any:
 
 
 def _damaged(path: Path, what: str) -> RunError:
-    return RunError(
-        f"{path} is damaged ({what}). It must be JSON as a run writes it; resume or repeat the run"
-    )
+    return RunError(f"{path} is damaged ({what}). It must be JSON as a run writes it; resume or repeat the run")
 
 
 def _layers(record: text.Record) -> list[dict[str, Any]]:
     # Bars share one scale, the widest layer's, so that wide and narrow layers can be told apart.
-    layers = [
-        one for one in record.get("layers") or [] if text.is_number(one.get("before")) and one["before"] > 0
-    ]
+    layers = [one for one in record.get("layers") or [] if text.is_number(one.get("before")) and one["before"] > 0]
     widest = max((one["before"] for one in layers), default=1)
     result = []
     for one in layers:

@@ -115,9 +115,7 @@ def _phase_spans(history: History, positions: list[float]) -> list[tuple[str, fl
 
 
 def _curve(history: History, positions: list[float], name: str) -> _Curve:
-    points = [
-        (x, float(one[name])) for x, one in zip(positions, history, strict=True) if _is_finite(one.get(name))
-    ]
+    points = [(x, float(one[name])) for x, one in zip(positions, history, strict=True) if _is_finite(one.get(name))]
     per_point = math.ceil(len(points) / _MOST_POINTS)
     chunks = [points[start : start + per_point] for start in range(0, len(points), per_point)]
     means = [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in chunks]
@@ -132,9 +130,7 @@ def _chart(
     from matplotlib.figure import Figure
 
     # Text stays text, dollars stay dollars, and the same history gives the same bytes.
-    with mpl.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": heading, "text.parse_math": False, "font.size": 9}
-    ):
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": heading, "text.parse_math": False, "font.size": 9}):
         figure = Figure(figsize=(5.0, 2.5), layout="constrained")
         FigureCanvasSVG(figure)
         figure.patch.set_visible(False)

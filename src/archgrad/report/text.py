@@ -84,9 +84,7 @@ def check(record: object) -> None:
     ]
     for key in (*_LISTS_OF_MAPPINGS, "notes"):
         part = record.get(key) or []
-        if not isinstance(part, list) or (
-            key != "notes" and not all(isinstance(one, Mapping) for one in part)
-        ):
+        if not isinstance(part, list) or (key != "notes" and not all(isinstance(one, Mapping) for one in part)):
             wrong.append(key)
     if wrong:
         raise RunError(
@@ -97,8 +95,7 @@ def check(record: object) -> None:
 
 def _is_latency(part: object) -> bool:
     return part is None or (
-        isinstance(part, Mapping)
-        and all(isinstance(one, Mapping) for one in part.values() if one is not None)
+        isinstance(part, Mapping) and all(isinstance(one, Mapping) for one in part.values() if one is not None)
     )
 
 
@@ -147,9 +144,7 @@ def frozen_line(record: Record) -> str:
     if not frozen:
         return ""
     reasons = {str(one.get("reason", "")) for one in frozen} - {""}
-    why = (
-        f" ({next(iter(reasons))})" if len(reasons) == 1 else f" ({len(reasons)} reasons)" if reasons else ""
-    )
+    why = f" ({next(iter(reasons))})" if len(reasons) == 1 else f" ({len(reasons)} reasons)" if reasons else ""
     return f"frozen: {len(frozen)} {'layer' if len(frozen) == 1 else 'layers'}{why}"
 
 

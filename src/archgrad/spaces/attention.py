@@ -29,9 +29,7 @@ def heads(network: nn.Module) -> Iterator[tuple[str, list[list[Coupling]]]]:
             yield path, ways
 
 
-def _ways(
-    path: str, module: nn.Module, count: int, linears: dict[str, nn.Linear]
-) -> Iterator[list[Coupling]]:
+def _ways(path: str, module: nn.Module, count: int, linears: dict[str, nn.Linear]) -> Iterator[list[Coupling]]:
     for last_name, last in list(linears.items())[::-1]:
         if last.in_features % count:
             continue
@@ -53,8 +51,7 @@ def _ways(
         for names, places in layouts:
             for counts in _attributes(module, count, inner):
                 members = [
-                    Coupling(dot + n, "out", places, (("weight", 0), ("bias", 0)), ("out_features",))
-                    for n in names
+                    Coupling(dot + n, "out", places, (("weight", 0), ("bias", 0)), ("out_features",)) for n in names
                 ]
                 members.append(Coupling(dot + last_name, "in", per_head, (("weight", 1),), ("in_features",)))
                 members.append(Coupling(path, "heads", torch.arange(count), _tables(module, count), counts))

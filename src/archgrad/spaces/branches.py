@@ -66,9 +66,7 @@ def _block_inputs(trial: Trial) -> dict[str, tuple[Tensor, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-    return {
-        p: calls[0] for p, calls in seen.items() if len(calls) == 1 and calls[0][0].dim() == calls[0][1].dim()
-    }
+    return {p: calls[0] for p, calls in seen.items() if len(calls) == 1 and calls[0][0].dim() == calls[0][1].dim()}
 
 
 def _branch(block: nn.Module, x: Tensor) -> tuple[str, tuple[str | nn.Module, ...]] | None:

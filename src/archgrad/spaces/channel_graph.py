@@ -111,9 +111,7 @@ def _follow(
         group = graph.get_pruning_group(module, handler, list(range(width)))
     except NETWORK_ERRORS as error:
         for i in range(width):
-            components.freeze(
-                (name, "out", i), f"its channels cannot be followed ({type(error).__name__}: {error})"
-            )
+            components.freeze((name, "out", i), f"its channels cannot be followed ({type(error).__name__}: {error})")
         return
     for item in group:
         target, indices, roots = item.dep.target.module, item.idxs, item.root_idxs
@@ -178,9 +176,7 @@ def _tie_blocks(module: nn.Module, name: str, components: _Components) -> None:
             components.join((name, "out", i - i % block), (name, "out", i))
 
 
-def _tied_or_final(
-    network: nn.Module, example: tuple[Tensor, ...], names: dict[nn.Module, str]
-) -> dict[str, str]:
+def _tied_or_final(network: nn.Module, example: tuple[Tensor, ...], names: dict[nn.Module, str]) -> dict[str, str]:
     """Layers whose outputs may not be cut: those of the network's own output, and those with shared weights."""
     found: dict[str, str] = {}
     owners: dict[nn.Parameter, str] = {}

@@ -69,9 +69,7 @@ def slim(net: Network, example: Example, *, keep: Sequence[str] = ()) -> Network
             _attach_branch(space, path, last, vanishing)
     if not groups:
         reasons = "; ".join(f"{n}: {r}" for n, r in list(graph.frozen.items())[:5])
-        raise ModelError(
-            f"{type(net).__name__} has no channels that can be removed ({reasons or 'no layer found'})"
-        )
+        raise ModelError(f"{type(net).__name__} has no channels that can be removed ({reasons or 'no layer found'})")
     setattr(space, FROZEN, dict(graph.frozen))
     log.info("%d gates, %d layers frozen", len(groups), len(graph.frozen))
     return space
@@ -107,9 +105,7 @@ def _traced(net: nn.Module, inputs: tuple[Tensor, ...]) -> ChannelGraph:
 
 
 def _within(couplings: Sequence[Coupling], keep: Sequence[str]) -> bool:
-    return any(
-        c.side == "out" and (c.module == k or c.module.startswith(f"{k}.")) for c in couplings for k in keep
-    )
+    return any(c.side == "out" and (c.module == k or c.module.startswith(f"{k}.")) for c in couplings for k in keep)
 
 
 def _sound(trial: Trial, graph: ChannelGraph) -> dict[str, list[Coupling]]:
@@ -196,14 +192,10 @@ def _attach_branch(space: nn.Module, path: str, last: str, vanishing: Vanishing)
         for n, _ in space.named_modules()
         if (n == path or n.startswith(f"{path}.")) and ".parametrizations" not in n
     ]
-    couplings = [
-        c for c in couplings if not any(c.module == s or c.module.startswith(f"{s}.") for s in stays)
-    ]
+    couplings = [c for c in couplings if not any(c.module == s or c.module.startswith(f"{s}.") for s in stays)]
     for attribute in ("weight", "bias"):
         tensor = getattr(layer, attribute, None)
         if isinstance(tensor, Tensor):
             places = torch.zeros(tensor.shape[0], dtype=torch.long)
-            gate = Gate(
-                1, name=f"{path}.branch", places=places, dim=0, couplings=couplings, vanishing=vanishing
-            )
+            gate = Gate(1, name=f"{path}.branch", places=places, dim=0, couplings=couplings, vanishing=vanishing)
             parametrize.register_parametrization(layer, attribute, gate)

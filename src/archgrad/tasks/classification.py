@@ -61,9 +61,7 @@ class Classification:
         workers: int = 0,
         smoothing: float = 0.0,
     ) -> None:
-        _check_options(
-            batch_size, classes, valid_fraction=valid_fraction, workers=workers, smoothing=smoothing
-        )
+        _check_options(batch_size, classes, valid_fraction=valid_fraction, workers=workers, smoothing=smoothing)
         first = open_part(train, "train", classes=classes, class_names=None, workers=workers)
         held = first.source.held if isinstance(first.source, MemorySource) else None
         names = held.class_names if held else None
@@ -144,13 +142,10 @@ class Classification:
         smallest = self.splits["batch_size"]
         if smallest is not None and smallest % world:
             raise DataError(
-                f"batch_size={smallest} cannot be shared equally by {world} processes; "
-                f"give a multiple of {world}"
+                f"batch_size={smallest} cannot be shared equally by {world} processes; give a multiple of {world}"
             )
         if min(len(batch) for batch in self._order.epoch(seed, 0)) < world:
-            raise DataError(
-                f"a batch has fewer samples than there are processes ({world}); use fewer processes"
-            )
+            raise DataError(f"a batch has fewer samples than there are processes ({world}); use fewer processes")
         return Stream(
             self._parts["train"].source, self._order, seed=seed, rank=rank, world=world, augment=self._augment
         )
@@ -310,7 +305,15 @@ def _forward(network: nn.Module, inputs: Inputs) -> Any:
         return network(*inputs) if isinstance(inputs, tuple) else network(inputs)
     except (ArchgradError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        AssertionError,
+    ) as error:
         tensors = inputs if isinstance(inputs, tuple) else (inputs,)
         given = ", ".join(f"{list(tensor.shape)} {tensor.dtype}" for tensor in tensors)
         raise ModelError(

@@ -93,9 +93,7 @@ def load(
         return images.read_folder(place, size=size, skip_corrupt=skip_corrupt, classes=classes)
     if place.suffix.lower() == ".npz":
         return _read_npz(place, classes)
-    raise DataError(
-        f"{path}: this kind of file ({place.suffix or 'no suffix'}) is not read. Data may be {KINDS}"
-    )
+    raise DataError(f"{path}: this kind of file ({place.suffix or 'no suffix'}) is not read. Data may be {KINDS}")
 
 
 def samples(
@@ -118,18 +116,14 @@ def samples(
     inputs = _inputs(x, part)
     labels = _labels(y, part)
     if len(inputs) != len(labels):
-        raise DataError(
-            f"{part}: {len(inputs)} inputs but {len(labels)} labels; give one label for each input"
-        )
+        raise DataError(f"{part}: {len(inputs)} inputs but {len(labels)} labels; give one label for each input")
     if len(labels) == 0:
         raise DataError(f"{part}: no samples at all; give at least two classes with a sample each")
     distinct, position = np.unique(labels, return_inverse=True)
     if class_names is None:
         class_names = _name_classes(distinct, classes, part)
     if part == "train" and len(distinct) < 2:
-        raise DataError(
-            f"{part}: only one class ({distinct[0]}) among {len(labels)} samples; give at least two"
-        )
+        raise DataError(f"{part}: only one class ({distinct[0]}) among {len(labels)} samples; give at least two")
     number = {name: index for index, name in enumerate(class_names)}
     foreign = [str(label) for label in distinct.tolist() if str(label) not in number]
     if foreign:
@@ -172,9 +166,7 @@ def _from_array(x: Any, part: str) -> Tensor:
     try:
         array = np.asarray(x)
     except ValueError as error:
-        raise DataError(
-            f"{part}: the inputs do not form one array ({error}); make their shapes equal"
-        ) from error
+        raise DataError(f"{part}: the inputs do not form one array ({error}); make their shapes equal") from error
     if array.dtype.kind not in "biuf":
         raise DataError(f"{part}: inputs of type {array.dtype}; give numbers (uint8 or floating point)")
     if array.ndim == 4 and array.shape[-1] in CHANNELS and array.shape[1] not in CHANNELS:

@@ -47,9 +47,7 @@ def read_folder(path: Path, *, size: Size, skip_corrupt: bool, classes: int | No
     pictures = [picture for part, root in roots.items() for picture in _pictures(root, part)]
     names = tuple(sorted({picture.label for picture in pictures if picture.part == "train"}))
     if classes is not None and classes != len(names):
-        raise DataError(
-            f"{path}: classes={classes}, but there are {len(names)} class folders: {', '.join(names)}"
-        )
+        raise DataError(f"{path}: classes={classes}, but there are {len(names)} class folders: {', '.join(names)}")
     return _decode_all(pictures, class_names=names, size=size, skip_corrupt=skip_corrupt)
 
 
@@ -76,9 +74,7 @@ def read_saved(path: Path, *, size: Size, skip_corrupt: bool, classes: int | Non
             rows = enumerate(zip(images, labels, strict=True))
             pictures += [Picture(f"{name}[{row}]", part, y, _bytes(x, path)) for row, (x, y) in rows]
     if classes is not None and classes != len(names):
-        raise DataError(
-            f"{path}: classes={classes}, but its labels name {len(names)}: {', '.join(names[:10])}"
-        )
+        raise DataError(f"{path}: classes={classes}, but its labels name {len(names)}: {', '.join(names[:10])}")
     return _decode_all(pictures, class_names=names, size=size, skip_corrupt=skip_corrupt)
 
 
@@ -142,9 +138,7 @@ def _part_roots(path: Path, names: list[str]) -> dict[str, Path]:
         if found:
             roots[part] = path / found[0]
     if "train" not in roots:
-        raise DataError(
-            f"{path} has {', '.join(names)} but no train folder; add {path.name}/train/CLASS/*.png"
-        )
+        raise DataError(f"{path} has {', '.join(names)} but no train folder; add {path.name}/train/CLASS/*.png")
     return roots
 
 
@@ -168,9 +162,7 @@ def _pictures(root: Path, part: str) -> list[Picture]:
     return pictures
 
 
-def _decode_all(
-    pictures: list[Picture], *, class_names: tuple[str, ...], size: Size, skip_corrupt: bool
-) -> Parts:
+def _decode_all(pictures: list[Picture], *, class_names: tuple[str, ...], size: Size, skip_corrupt: bool) -> Parts:
     """Decode into one uint8 array [N, C, H, W]; C is 1 where every image is grey, else 3."""
     headers: list[tuple[Picture, str, tuple[int, int]]] = []
     bad: list[str] = []
@@ -219,9 +211,7 @@ def _common_size(headers: list[tuple[Picture, str, tuple[int, int]]], size: Size
     if not example:
         raise DataError("no image can be read; give at least one for each of two classes")
     if len(example) > 1:
-        shown = "; ".join(
-            f"{height} x {width} ({name})" for (height, width), name in list(example.items())[:3]
-        )
+        shown = "; ".join(f"{height} x {width} ({name})" for (height, width), name in list(example.items())[:3])
         raise DataError(
             f"the images have {len(example)} different sizes (height x width): {shown}. "
             f"Give size= to resize them all, e.g. size=64"

@@ -88,9 +88,7 @@ def sampled(loader: DataLoader[Any], part: Tensor, *, bounded: bool, drawable: i
             if not found or len(order) >= min(steps * batch_size, samples_drawn):
                 break
         if not order:
-            raise DataError(
-                "the DataLoader's sampler draws no sample of the training part; give valid and test"
-            )
+            raise DataError("the DataLoader's sampler draws no sample of the training part; give valid and test")
         order = order[: min(steps * batch_size, samples_drawn)]
         return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 

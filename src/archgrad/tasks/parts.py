@@ -94,9 +94,7 @@ def _drawable(loader: DataLoader[Any], name: str) -> tuple[Tensor, bool]:
     """The indices that a loader's sampler draws, and whether these are certainly all it can draw."""
     sampler: Any = loader.sampler
     if loader.batch_sampler is None:
-        raise DataError(
-            f"{name}: a DataLoader with batch_size=None has no samples to split; give it a batch_size"
-        )
+        raise DataError(f"{name}: a DataLoader with batch_size=None has no samples to split; give it a batch_size")
     if isinstance(sampler, DistributedSampler):
         raise DataError(
             f"{name}: a DistributedSampler would share the data twice; give a plain sampler, and each "

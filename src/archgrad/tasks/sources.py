@@ -204,9 +204,7 @@ def _unchanged(batch: Any) -> Any:
 
 def _checked(item: Any) -> tuple[Any, Any]:
     if not isinstance(item, tuple | list) or len(item) != 2:
-        given = (
-            f"{type(item).__name__} of {len(item)}" if isinstance(item, tuple | list | dict) else type(item)
-        )
+        given = f"{type(item).__name__} of {len(item)}" if isinstance(item, tuple | list | dict) else type(item)
         raise DataError(
             f"a sample of the dataset is a {given}; it must be a pair (x, y) of the input and its label "
             f"(x may be a tuple of tensors)"
@@ -224,12 +222,8 @@ def _as_batch(batch: Any) -> Batch:
         raise DataError(f"the inputs of a batch are {kinds}; they must be a tensor or a tuple of tensors")
     target = batch[1]
     if not isinstance(target, Tensor) or target.ndim != 1 or target.is_floating_point():
-        given = (
-            f"{target.dtype} {list(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
-        )
-        raise DataError(
-            f"the labels of a batch are {given}; they must be whole numbers, one for each sample [B]"
-        )
+        given = f"{target.dtype} {list(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
+        raise DataError(f"the labels of a batch are {given}; they must be whole numbers, one for each sample [B]")
     return inputs, target.long()
 
 
@@ -250,12 +244,9 @@ def labels_of(dataset: Any) -> Tensor:
     try:
         labels = torch.as_tensor(found)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"the dataset's labels are not whole numbers ({error}); number the classes from 0"
-        ) from error
+        raise DataError(f"the dataset's labels are not whole numbers ({error}); number the classes from 0") from error
     if labels.ndim != 1 or labels.is_floating_point():
         raise DataError(
-            f"the dataset's labels are {labels.dtype} {list(labels.shape)}; "
-            f"give one whole number for each sample"
+            f"the dataset's labels are {labels.dtype} {list(labels.shape)}; give one whole number for each sample"
         )
     return labels.long().cpu()
