@@ -49,7 +49,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("augmentation", "slow"), CASES, ids=str)
+@pytest.mark.parametrize(("augmentation", "slow"), CASES, ids=[str(case[0]) for case in CASES])
 def test_equals_the_slow_reference(augmentation: Augmentation, slow) -> None:
     x = torch.randn(40, 3, 9, 7)
     before = x.clone()

@@ -86,6 +86,13 @@ def matched(space: nn.Module, architecture: Architecture) -> dict[str, list[Choi
             f"the architecture is for another space: it lacks {missing[:5]} ({len(missing)} in all) and has "
             f"{foreign[:5]} ({len(foreign)}) that the space does not know; use the space that it was found in"
         )
+    for name, (choice, *_) in found.items():
+        dead = choice.picked(architecture[name]).to(choice.live.device) & ~choice.live
+        if bool(dead.any()):
+            raise ArchitectureError(
+                f"choice {name!r}: the pick {architecture[name]!r} names {dead.nonzero().flatten().tolist()[:5]}, which "
+                f"the space no longer has; alive are {choice.live.nonzero().flatten().tolist()[:10]}"
+            )
     return found
 
 
@@ -100,23 +107,32 @@ def restrict(space: nn.Module, support: Mapping[str, Sequence[int] | Tensor]) ->
         ChoiceError: no such choice, an index out of range, or nothing left alive.
     """
     found = choices(space)
-    for name, allowed in support.items():
-        if name not in found:
-            raise ChoiceError(f"no choice is named {name!r}; there are {sorted(found)[:10]}")
-        size = found[name][0].size
-        if isinstance(allowed, Tensor) and allowed.dtype == torch.bool:
-            mask = allowed
-        else:
-            indices = [int(i) for i in allowed]
-            if any(not 0 <= i < size for i in indices):
-                raise ChoiceError(f"choice {name!r} has candidates 0 to {size - 1}; given {indices}")
-            mask = torch.zeros(size, dtype=torch.bool)
-            mask[indices] = True
+    absent = [name for name in support if name not in found]
+    if absent:
+        raise ChoiceError(f"no choice is named {absent[0]!r}; there are {sorted(found)[:10]}")
+    alive = {name: found[name][0].live & _mask(found[name][0], allowed) for name, allowed in support.items()}
+    for name, mask in alive.items():  # all are looked at before any is narrowed
+        if not bool(mask.any()):
+            raise ChoiceError(f"choice {name!r}: nothing would be left alive; leave at least one candidate")
+    for name, mask in alive.items():
         for choice in found[name]:
-            alive = choice.live & mask.to(choice.live.device)
-            if not bool(alive.any()):
-                raise ChoiceError(f"choice {name!r}: nothing would be left alive; leave at least one candidate")
-            choice.live.copy_(alive)
+            choice.live.copy_(mask)
+
+
+def _mask(choice: Choice, allowed: Sequence[int] | Tensor) -> Tensor:
+    """[size] bool on the choice's device."""
+    if isinstance(allowed, Tensor) and allowed.dtype == torch.bool:
+        if allowed.shape != (choice.size,):
+            raise ChoiceError(
+                f"choice {choice.name!r}: the mask has shape {tuple(allowed.shape)}, not ({choice.size},)"
+            )
+        return allowed.to(choice.live.device)
+    indices = [int(i) for i in allowed]
+    if any(not 0 <= i < choice.size for i in indices):
+        raise ChoiceError(f"choice {choice.name!r} has candidates 0 to {choice.size - 1}; given {indices}")
+    mask = torch.zeros(choice.size, dtype=torch.bool, device=choice.live.device)
+    mask[indices] = True
+    return mask
 
 
 def sample(space: nn.Module, *, generator: torch.Generator | None = None) -> Architecture:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -55,8 +54,7 @@ class Architecture(Mapping[str, Pick]):
 
     def to_json(self) -> str:
         """The architecture as JSON text, one choice a line."""
-        body = {"format": FORMAT, "version": VERSION, "picks": self._picks}
-        rows = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in body["picks"].items())  # type: ignore[attr-defined]
+        rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(pick)}" for name, pick in self._picks.items())
         return f'{{"format": "{FORMAT}", "version": {VERSION}, "picks": {{\n{rows}\n}}}}\n'
 
     @staticmethod
@@ -68,7 +66,7 @@ class Architecture(Mapping[str, Pick]):
         """
         try:
             body = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ArchitectureError(
                 f"{source} is not JSON ({error}); an architecture is a file that Architecture.save wrote"
             ) from None
@@ -88,12 +86,18 @@ class Architecture(Mapping[str, Pick]):
         return Architecture({name: tuple(p) if isinstance(p, list) else p for name, p in picks.items()})
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON file, all or nothing."""
-        path = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(self.to_json())
-        Path(temporary).replace(path)
+        """Write the JSON file, all or nothing.
+
+        Raises:
+            ArchitectureError: the folder is not there, or not to be written in.
+        """
+        temporary = Path(f"{path}.{os.getpid()}.partial")
+        try:
+            temporary.write_text(self.to_json(), encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise ArchitectureError(f"cannot write the architecture to {path}: {error}") from None
 
     @staticmethod
     def load(path: str | Path) -> Architecture:

@@ -6,6 +6,7 @@ products, attention), halved; normalisation, activations and pooling are left ou
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,8 @@ def macs_by_module(network: nn.Module, example: Example) -> dict[str, float]:
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     modes = {m: m.training for m in network.modules()}
     # The fused attention kernels are not in the counter's table; the plain form of the same sum is.
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         network.eval()
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -44,6 +47,7 @@ def macs_by_module(network: nn.Module, example: Example) -> dict[str, float]:
         shapes = [tuple(x.shape) for x in inputs]
         raise ModelError(f"{type(network).__name__} fails on inputs of shape {shapes}: {error}") from error
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for module, mode in modes.items():
             module.training = mode
     totals = {name: sum(flops.values()) / 2 for name, flops in counter.get_flop_counts().items()}
@@ -223,8 +227,8 @@ class Params:
         own, amounts = set(weights(space)), []
         for path, parameter in space.named_parameters():
             if parameter in own:
-                # A parametrized tensor is kept at <module>.parametrizations.<tensor>.original.
-                module, _, tensor = path.removesuffix(".original").replace("parametrizations.", "").rpartition(".")
+                # A parametrized tensor is kept at <module>.parametrizations.<tensor>.original, or original0, ...
+                module, _, tensor = re.sub(r"parametrizations\.(.*)\.original\d*$", r"\1", path).rpartition(".")
                 amounts.append((module, tensor, float(parameter.numel())))
         return Counter(space, amounts)
 

@@ -34,7 +34,7 @@ def decide(space: nn.Module, *, threshold: float = 0.5) -> Architecture:
             raise ChoiceError(
                 f"choice {name!r} has no relaxation to decide by; call archgrad.relax(space, ...) first"
             )
-        weights = weights.detach().masked_fill(~choice.live, -1.0)
+        weights = weights.detach().double().masked_fill(~choice.live, -1.0)
         if isinstance(choice, OpChoice):
             picks[name] = int(weights.argmax())
         elif isinstance(choice, InputChoice):
@@ -68,7 +68,7 @@ def build(
         mask = same[0].picked(architecture[name])
         if isinstance(same[0], Gate):
             gates[name], kept[name] = same[0], mask.nonzero().flatten().tolist()
-    _plain(network, architecture)
+    network = _plain(network, architecture)
     couplings: dict[str, tuple[Coupling, ...]] = {name: gate.couplings for name, gate in gates.items()}
     remove_channels(network, couplings, kept)
     for name, gate in gates.items():
@@ -82,16 +82,18 @@ def build(
     return network
 
 
-def _plain(network: nn.Module, architecture: Architecture) -> None:
-    """Take the choices out of a network, in place; channels are not yet cut."""
+def _plain(network: nn.Module, architecture: Architecture) -> nn.Module:
+    """Take the choices out of a network, in place but for a network that is a choice; channels are not yet cut."""
     for module in list(network.modules()):
         if parametrize.is_parametrized(module):
             _unparametrize(module)
     vars(network).pop("_archgrad_frozen", None)
-    for path, module in list(network.named_modules()):
+    # Inner choices first, and a choice at every place where it stands.
+    for path, module in list(network.named_modules(remove_duplicate=False))[::-1]:
         if isinstance(module, Choice) and path:
             parent, _, child = path.rpartition(".")
             setattr(network.get_submodule(parent), child, _decided(module, architecture[module.name]))
+    return _decided(network, architecture[network.name]) if isinstance(network, Choice) else network
 
 
 def _unparametrize(module: nn.Module) -> None:

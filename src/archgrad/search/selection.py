@@ -43,7 +43,7 @@ class Rounded:
 
     def count(self, gate: Gate, wanted: int) -> int:
         """The nearest multiple to `wanted`, at least one step (none at all only for a branch)."""
-        if gate.vanishing is not None:
+        if gate.vanishing is not None or wanted == gate.size:
             return wanted
         step = self.step(gate)
         return min(gate.size, max(step, step * math.floor(wanted / step + 0.5)))

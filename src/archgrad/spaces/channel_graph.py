@@ -24,6 +24,7 @@ from torch_pruning.ops import OPTYPE, _OutputOp, module2type
 from archgrad.choices.channels import Coupling
 
 Node = tuple[str, str, int]
+CUTTABLE = (_ConvNd, nn.Linear, _NormBase, nn.GroupNorm, nn.PReLU, nn.Embedding)
 # What tracing or running a network of the user's may raise; nothing here is ours.
 NETWORK_ERRORS = (
     RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, AssertionError, NotImplementedError,
@@ -91,9 +92,9 @@ def trace(network: nn.Module, example: tuple[Tensor, ...]) -> ChannelGraph:
                 _follow(graph, module, name, names, components)
     for module, name in names.items():
         _tie_blocks(module, name, components)
-    for name, reason in _tied_or_final(traced, example, names).items():
-        for i in range(_width(traced.get_submodule(name), "out")):
-            components.freeze((name, "out", i), reason)
+    for (name, side), reason in (_tied(names) | _final(traced, example, names)).items():
+        for i in range(_width(traced.get_submodule(name), side)):
+            components.freeze((name, side, i), reason)
     return _collect(traced, components)
 
 
@@ -176,33 +177,36 @@ def _tie_blocks(module: nn.Module, name: str, components: _Components) -> None:
             components.join((name, "out", i - i % block), (name, "out", i))
 
 
-def _tied_or_final(network: nn.Module, example: tuple[Tensor, ...], names: dict[nn.Module, str]) -> dict[str, str]:
-    """Layers whose outputs may not be cut: those of the network's own output, and those with shared weights."""
-    found: dict[str, str] = {}
+def _tied(names: dict[nn.Module, str]) -> dict[tuple[str, str], str]:
+    """Both sides of every layer that shares a parameter with another: neither can be cut alone."""
+    found: dict[tuple[str, str], str] = {}
     owners: dict[nn.Parameter, str] = {}
-    for module, name in names.items():
+    layers = {name: module for module, name in names.items()}
+    for name, module in layers.items():
         for parameter in module.parameters(recurse=False):
             other = owners.setdefault(parameter, name)
-            if other != name:
-                found[name] = f"its weights are shared with {other}"
-                found[other] = f"its weights are shared with {name}"
+            for one, two in ((name, other), (other, name)) if other != name else ():
+                for side in ("in", "out") if isinstance(layers[one], (_ConvNd, nn.Linear)) else ("out",):
+                    found[one, side] = f"the weights of {one} are shared with {two}"
+    return {key: reason for key, reason in found.items() if isinstance(layers[key[0]], CUTTABLE)}
+
+
+def _final(
+    network: nn.Module, example: tuple[Tensor, ...], names: dict[nn.Module, str]
+) -> dict[tuple[str, str], str]:
+    """The output sides of layers whose outputs are the network's own."""
     produced: dict[int, list[str]] = {}
-    handles = [
-        m.register_forward_hook(
-            lambda _m, _i, out, n=n: (
-                produced.setdefault(id(out.grad_fn), []).append(n) if isinstance(out, Tensor) else None
-            )
-        )
-        for m, n in names.items()
-        if isinstance(m, (_ConvNd, nn.Linear))
-    ]
-    outputs = network(*example)
+
+    def note(module: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            produced.setdefault(id(output.grad_fn), []).append(names[module])
+
+    handles = [m.register_forward_hook(note) for m in names if isinstance(m, (_ConvNd, nn.Linear))]
+    outputs = tp.utils.flatten_as_list(network(*example))
     for handle in handles:
         handle.remove()
-    for output in tp.utils.flatten_as_list(outputs):
-        for name in produced.get(id(output.grad_fn), []) if isinstance(output, Tensor) else []:
-            found[name] = "its outputs are the network's output"
-    return {n: r for n, r in found.items() if isinstance(network.get_submodule(n), (_ConvNd, nn.Linear))}
+    last = [name for t in outputs if isinstance(t, Tensor) for name in produced.get(id(t.grad_fn), [])]
+    return {(name, "out"): "its outputs are the network's output" for name in last}
 
 
 def _collect(network: nn.Module, components: _Components) -> ChannelGraph:

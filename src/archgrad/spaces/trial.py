@@ -27,7 +27,8 @@ class Trial:
         self.network = _scrambled(network)
         self.inputs = _twice(self.network, example, torch.float64)
         try:
-            self.network(*self.inputs)
+            with torch.no_grad():
+                self.network(*self.inputs)
         except NETWORK_ERRORS:  # it computes in float32 on its own account
             self.dtype = torch.float32
             self.network.float()
@@ -67,6 +68,11 @@ class Trial:
                 if training and network is closed:  # for instance BatchNorm on a single value
                     return ""
                 raise
+        if training:  # functional dropout and the like: two runs of one network differ already
+            with torch.no_grad():
+                again = tensors_of(closed(*self.inputs))
+            if not all(torch.equal(a, b) for a, b in zip(outputs[0], again, strict=True)):
+                return ""
         for a, b in zip(*outputs, strict=True):
             if a.shape != b.shape:
                 return "its channels reach the network's output"
