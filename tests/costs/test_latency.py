@@ -37,9 +37,7 @@ class Recorder(nn.Module):
         return Recorder(self.label, self.calls)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls.append(
-            (self.label, torch.get_num_threads(), self.training, torch.is_inference_mode_enabled())
-        )
+        self.calls.append((self.label, torch.get_num_threads(), self.training, torch.is_inference_mode_enabled()))
         return x
 
 

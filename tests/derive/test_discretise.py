@@ -134,16 +134,17 @@ def test_a_choice_directly_in_a_choice() -> None:
     assert isinstance(built[0], nn.Sigmoid)
 
 
+class Alias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = OpChoice([nn.Tanh(), nn.ReLU()], name="op")
+        self.two = self.one
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(1 + self.one(x))
+
+
 def test_one_choice_at_two_places() -> None:
-    class Alias(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one = OpChoice([nn.Tanh(), nn.ReLU()], name="op")
-            self.two = self.one
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.two(1 + self.one(x))
-
     space, x = Alias(), torch.randn(3)
     built = build(space, Architecture({"op": 0}))
     assert_plain(built)

@@ -66,9 +66,7 @@ def _trained() -> Small:
     return network
 
 
-def test_onnx_file_computes_the_network_at_any_batch_size(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_onnx_file_computes_the_network_at_any_batch_size(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     network = _trained()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     grads = [parameter.grad for parameter in network.parameters()]
@@ -143,9 +141,7 @@ def test_a_wrong_example_is_named(tmp_path: Path) -> None:
         export_program(Small(), torch.randn(1, 2, 6, 6), tmp_path / "no.pt2")
 
 
-def test_a_file_that_computes_something_else_is_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_computes_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = export._program_bytes
 
     def spoilt(program: torch.export.ExportedProgram) -> bytes:

@@ -148,7 +148,9 @@ def test_deriving_again_from_what_was_derived_changes_nothing() -> None:  # [9]
     again_space = ag.slim(network, x)
     kept = {n: s[s > 0] if bool((s > 0).any()) else s.max()[None] for n, s in scores.items()}
     again = ag.build(again_space, above(again_space, kept, 0.0, Rounded(1)))
-    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True)
+    )
 
 
 def test_space_state_survives_a_round_trip() -> None:  # [9]

@@ -110,17 +110,13 @@ def test_any_part_may_be_missing() -> None:
     for part in whole:
         reader = read(page({key: value for key, value in whole.items() if key != part}))
         assert "svg" not in reader.tags
-    assert "Before and after" not in page({"after": whole["after"]}) and "97.10 %" in page(
-        {"after": whole["after"]}
-    )
+    assert "Before and after" not in page({"after": whole["after"]}) and "97.10 %" in page({"after": whole["after"]})
     assert read(page({})).tags.count("table") == 0
     assert read(page({"layers": [{"name": "a"}, {}], "frozen": [{}], "baselines": [{}]})).tags
 
 
 def test_bars_share_the_scale_of_the_widest_layer() -> None:
-    html = page(
-        {"layers": [{"name": "a", "before": 200, "after": 50}, {"name": "b", "before": 100, "after": 100}]}
-    )
+    html = page({"layers": [{"name": "a", "before": 200, "after": 50}, {"name": "b", "before": 100, "after": 100}]})
     assert html.count("width: 100.00%") == 1 and html.count("width: 25.00%") == 1
     assert html.count("width: 50.00%") == 2
 

@@ -50,9 +50,7 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, float):
         return struct.pack("<d", a) == struct.pack("<d", b)
     if isinstance(a, dict):
-        return list(a) == list(b) and all(
-            type(k) is type(m) and same(a[k], b[k]) for k, m in zip(a, b, strict=True)
-        )
+        return list(a) == list(b) and all(type(k) is type(m) and same(a[k], b[k]) for k, m in zip(a, b, strict=True))
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     return bool(a == b)
@@ -139,9 +137,7 @@ def test_states_of_torch_survive(tmp_path: Path) -> None:
     assert same(load(tmp_path / "a.safetensors"), state)
 
 
-@pytest.mark.parametrize(
-    "value", [object(), {1.5: 0}, {1, 2}, np.array([object()]), torch.eye(2).to_sparse()]
-)
+@pytest.mark.parametrize("value", [object(), {1.5: 0}, {1, 2}, np.array([object()]), torch.eye(2).to_sparse()])
 def test_what_cannot_be_saved_is_named(tmp_path: Path, value: Any) -> None:
     with pytest.raises(RunError, match="parts/net"):
         save(tmp_path / "a.safetensors", {"parts": {"net": value}})

@@ -46,9 +46,7 @@ def small(hidden: int) -> nn.Module:
     return nn.Sequential(nn.Linear(6, hidden), nn.BatchNorm1d(hidden), nn.Dropout(0.3), nn.Linear(hidden, 1))
 
 
-def program(
-    folder: Path | None, report: Report, *, checkpoint_seconds: float = 0.02, pause: float = 0.0
-) -> Any:
+def program(folder: Path | None, report: Report, *, checkpoint_seconds: float = 0.02, pause: float = 0.0) -> Any:
     """Two phases, the second's network shaped by the first's result; returns all that must be exact."""
     run = Run(seed=3, folder=folder, device="cpu", progress=False, checkpoint_seconds=checkpoint_seconds)
     run.begin("two phases", {"lr": 0.05, "hidden": 8})

@@ -41,9 +41,7 @@ def test_it_is_a_task() -> None:
     assert task.steps_per_epoch == 1078 // 128
 
 
-@pytest.mark.parametrize(
-    "given", [(ONE, LABEL), TensorDataset(ONE, LABEL), DataLoader(TensorDataset(ONE, LABEL))]
-)
+@pytest.mark.parametrize("given", [(ONE, LABEL), TensorDataset(ONE, LABEL), DataLoader(TensorDataset(ONE, LABEL))])
 def test_parts_are_stratified_disjoint_and_fixed(given: object) -> None:
     task = Classification(given, valid_fraction=0.2)
     parts = [members(task, part) for part in ("train", "valid", "test")]
@@ -120,9 +118,7 @@ def test_the_record_is_json() -> None:
     def brighten(x: Tensor, generator: torch.Generator) -> Tensor:
         return x + 1
 
-    task = Classification(
-        (ONE, np.array(list("abcd"))[LABEL]), augment=[brighten], smoothing=0.1, batch_size=8
-    )
+    task = Classification((ONE, np.array(list("abcd"))[LABEL]), augment=[brighten], smoothing=0.1, batch_size=8)
     record = json.loads(json.dumps(task.splits))
     assert record == task.splits
     assert record["class_names"] == list("abcd") and record["classes"] == 4

@@ -163,9 +163,7 @@ def hugging(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 def pictures(count: int, *, grey: bool = False) -> list[Image.Image]:
-    return [
-        Image.new("L" if grey else "RGB", (6, 5), index if grey else (index, 0, 0)) for index in range(count)
-    ]
+    return [Image.new("L" if grey else "RGB", (6, 5), index if grey else (index, 0, 0)) for index in range(count)]
 
 
 @pytest.mark.filterwarnings("default")

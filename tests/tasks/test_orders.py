@@ -116,9 +116,7 @@ def test_an_epoch_is_the_training_part_once() -> None:
     task = Classification((X, Y), batch_size=6, valid_fraction=0.2)
     assert task.steps_per_epoch == 6
     stream = task.stream(seed=0)
-    epochs = [
-        torch.cat([stream(6 * epoch + step)[0][:, 0] for step in range(6)]).tolist() for epoch in (0, 1)
-    ]
+    epochs = [torch.cat([stream(6 * epoch + step)[0][:, 0] for step in range(6)]).tolist() for epoch in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) and len(set(epochs[0])) == 36
     assert epochs[0] != epochs[1]
 
@@ -169,9 +167,7 @@ def test_a_sampler_never_draws_what_was_held_out() -> None:
     stream = task.stream(seed=0)
     drawn = {float(x) for step in range(60) for x in stream(step)[0]}
     sizes = Counter(len(stream(step)[1]) for step in range(12))
-    held_out = {
-        float(x) for part in ("valid", "test") for batch, _ in task._whole(part) for x in batch.flatten()
-    }
+    held_out = {float(x) for part in ("valid", "test") for batch, _ in task._whole(part) for x in batch.flatten()}
     assert sizes == {6: 12} and len(held_out) == 24 and len(drawn) > 30
     assert not drawn & held_out
 

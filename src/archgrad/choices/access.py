@@ -90,8 +90,8 @@ def matched(space: nn.Module, architecture: Architecture) -> dict[str, list[Choi
         dead = choice.picked(architecture[name]).to(choice.live.device) & ~choice.live
         if bool(dead.any()):
             raise ArchitectureError(
-                f"choice {name!r}: the pick {architecture[name]!r} names {dead.nonzero().flatten().tolist()[:5]}, which "
-                f"the space no longer has; alive are {choice.live.nonzero().flatten().tolist()[:10]}"
+                f"choice {name!r}: the pick {architecture[name]!r} names {dead.nonzero().flatten().tolist()[:5]}, "
+                f"which the space no longer has; alive are {choice.live.nonzero().flatten().tolist()[:10]}"
             )
     return found
 

@@ -75,16 +75,23 @@ def above(
     """
     found = gates(space)
     wanted = {n: max(int((scores[n] > threshold).sum()), math.floor(floor * gate.size)) for n, gate in found.items()}
-    for name, gate in found.items():
-        if gate.vanishing is not None:
-            inside = {c.module for c in gate.couplings}
-            inner = [n for n, g in found.items() if n != name and all(c.module in inside for c in g.couplings)]
-            if inner and not any(wanted[n] for n in inner):
-                wanted[name] = 0
+    for name, inner in _inner(found).items():
+        if inner and not any(wanted[n] for n in inner):
+            wanted[name] = 0
     return Architecture({
         name: tuple(scores[name].topk(rounded.count(gate, wanted[name])).indices.tolist())
         for name, gate in found.items()
     })  # fmt: skip
+
+
+def _inner(found: Mapping[str, Gate]) -> dict[str, list[str]]:
+    """For each gate over a branch the gates that stand in that branch alone."""
+    inner: dict[str, list[str]] = {}
+    for name, gate in found.items():
+        if gate.vanishing is not None:
+            inside = {c.module for c in gate.couplings}
+            inner[name] = [n for n, g in found.items() if n != name and all(c.module in inside for c in g.couplings)]
+    return inner
 
 
 def uniform(space: nn.Module, width: float, rounded: Rounded) -> Architecture:
@@ -143,7 +150,8 @@ class Budget:
     def largest(self, scores: Mapping[str, Tensor], *, floor: float = 0.0) -> Architecture:
         """The architecture with the lowest threshold on the scores that keeps the limit.
 
-        A measured limit is read off the clock once more for what is returned.
+        What rounding left of a counted limit is filled with the next-best entries. A measured
+        limit is read off the clock once more for what is returned.
 
         Args:
             scores: for each gate a score for each entry; the higher stays.
@@ -155,13 +163,30 @@ class Budget:
         for room in MEASURED_ROOM if self.cost.measured else (1.0,):
             found = self._lowest_threshold(scores, floor, room * self.bound)
             if self.of(found) <= self.bound:
-                return found
+                return found if self.counter is None else self._filled(found, scores)
         if floor > 0.0:
             return self.largest(scores)
         raise LimitError(
             f"no network stayed under {self.bound:,.6g} {self.cost.unit} when measured again: the clock is too noisy "
             f"for a limit this tight; raise it, or measure on a quieter machine"
         )
+
+    def _filled(self, architecture: Architecture, scores: Mapping[str, Tensor]) -> Architecture:
+        """Entries added, a step of rounding at a time and the best scores first, while the limit holds."""
+        found = gates(self.space)
+        ranks = {n: scores[n].argsort(descending=True, stable=True).tolist() for n in found}
+        counts = {name: len(architecture[name]) for name in found}  # type: ignore[arg-type]
+        gone = {n for name, inner in _inner(found).items() if not counts[name] for n in (name, *inner)}
+        open_to_more = [n for n, gate in found.items() if counts[n] < gate.size and n not in gone]
+        while open_to_more:
+            name = max(open_to_more, key=lambda n: float(scores[n][ranks[n][counts[n]]]))
+            more = min(counts[name] + self.rounded.step(found[name]), found[name].size)
+            larger = Architecture({**architecture, name: tuple(ranks[name][:more])})
+            if self.of(larger) <= self.bound:
+                architecture, counts[name] = larger, more
+            if architecture is not larger or more == found[name].size:
+                open_to_more.remove(name)
+        return architecture
 
     def _lowest_threshold(self, scores: Mapping[str, Tensor], floor: float, bound: float) -> Architecture:
         values = torch.unique(torch.cat([s.flatten() for s in scores.values()]).double())
