@@ -126,15 +126,15 @@ def test_under_a_limit_the_pressure_holds_the_expected_cost_there() -> None:
     steering.aim(budget, budget.bound)
     optimiser = torch.optim.SGD(ag.logits(space), lr=1.0)
     generator = torch.Generator().manual_seed(0)
-    for epoch in range(4):  # scale 2.5 to 40; beyond, the gates have decided and the pressure is faint
+    for epoch in range(10):
         steering.turn(epoch, of=10, optimiser=optimiser)
         for _ in range(30):
             for relaxation in steering.relaxations:
                 relaxation.logits.data += 0.01 * torch.randn(relaxation.logits.shape, generator=generator)
-            for _ in range(4):
-                steering.press(0)
+            steering.press(0)
         cost = float(Macs(x).expected(space).detach()) / budget.reference
-        assert cost == pytest.approx(0.3, abs=0.03), epoch
+        # Never above; below by no more than the precision of the bisection or, once decided, by one channel.
+        assert 0.3 - (0.01 if epoch < 5 else 0.1) < cost < 0.3001, epoch
     # kappa weighs by cost: an early channel is read at more places than a late one.
     early, late = steering.kappa.split([8, 12])
     assert float(early.mean()) > float(late.mean())

@@ -18,7 +18,7 @@ What the paper leaves open, or its code does otherwise, and what is done here:
   `scale` reaches 1e4. BatchNorm is recalibrated before anything is scored.
 
 Ours: `limit`. The sum is replaced by a pressure along kappa, the cost of each channel, that keeps the expected cost
-at the limit (see `Steering`); the gates' learning rate is 1 instead of 0.01, or the pressure drowns the task's
+at the limit (see `Steering`); the gates' learning rate is 0.1 instead of 0.01, or the pressure drowns the task's
 gradient; what is derived is the largest architecture under the limit in the order of s. Measured latency is
 searched through MACs as its surrogate, and decided on the clock. Ours: `joint`, weights go on training in stage 2,
 under one learning-rate schedule with stage 3.
@@ -55,7 +55,7 @@ from archgrad.tasks.classification import Classification
 SCALE = (1.0, 1e4)
 # A gate is open where sigmoid(1e4 * s) > 0.9, that is s > ln(9) / 1e4.
 UNDECIDED = math.log(0.9 / (1.0 - 0.9)) / SCALE[1]
-RATE, RATE_UNDER_LIMIT = 0.01, 1.0
+RATE, RATE_UNDER_LIMIT = 0.01, 0.1
 # Under a limit no layer keeps less than this part of the width that uniform scaling would leave it.
 FLOOR = 0.5
 
