@@ -31,6 +31,7 @@ from torch import nn
 import archgrad as ag
 from archgrad.costs.latency import compare
 from archgrad.search.fit import sgd
+from archgrad.search.gating import Steering
 from archgrad.search.selection import Budget, Rounded, gates, uniform
 
 DENSE_SHARE = 0.3
@@ -103,9 +104,7 @@ class Bench:
         network = ag.build(self.space, uniform(self.space, budget.width(), self.exact), weights="fresh")
         return self.tuned(network, self.epochs)
 
-    def torch_pruning(
-        self, fraction: float, importance: Callable[[], tp.importance.Importance]
-    ) -> dict[str, float]:
+    def torch_pruning(self, fraction: float, importance: Callable[[], tp.importance.Importance]) -> dict[str, float]:
         """Global pruning by Torch-Pruning, in small steps until the MACs are at the fraction."""
         network = copy.deepcopy(self.dense).cpu()
         last = [m for m in network.modules() if isinstance(m, nn.Linear)][-1]
@@ -141,9 +140,12 @@ def methods(bench: Bench) -> dict[str, Callable[[float], dict[str, float]]]:
 
 
 def step_ratio(name: str, task: ag.Classification, *, repeats: int = 30) -> dict[str, float]:
-    """Time of a gate step of DNAL over that of a plain training step, in turns, one thread."""
+    """Time of a gate step of DNAL under a limit over that of a plain training step, in turns, one thread."""
     network = NETWORKS[name]()
     space = ag.relax(ag.slim(network, task.example), ag.scaled_sigmoid)
+    steering = Steering(space, task, strength=0.0, scaled=False, scale=(1.0, 1e4))
+    budget = Budget(space, ag.macs(task.example).at_most(fraction=0.5), Rounded(1))
+    steering.aim(budget, budget.bound)
     batch = task.stream(seed=0)(0)
     pairs = {
         "plain": (network.train(), sgd(network.parameters())),
@@ -157,6 +159,8 @@ def step_ratio(name: str, task: ag.Classification, *, repeats: int = 30) -> dict
             for p, g in zip(watched, torch.autograd.grad(task.loss(net, batch), watched), strict=True):
                 p.grad = g
             optimiser.step()
+            if kind == "gate":
+                steering.press(turn)
             if turn >= 3:
                 times[kind].append(time.perf_counter() - start)
     medians = {kind: statistics.median(values) for kind, values in times.items()}
@@ -171,9 +175,7 @@ def speed_at_half(name: str, x: torch.Tensor) -> dict[str, object]:
     macs = {"full": ag.macs(x).of(network)}
     for step in (8, 1):
         budget = Budget(space, ag.macs(x).at_most(fraction=0.5), Rounded(step))
-        networks[f"half, multiples of {step}"] = ag.build(
-            space, uniform(space, budget.width(), Rounded(step))
-        ).eval()
+        networks[f"half, multiples of {step}"] = ag.build(space, uniform(space, budget.width(), Rounded(step))).eval()
     timings = {r: compare(networks, x, device="cpu", runtime=r, repeats=200) for r in ("eager", "onnx")}
     macs = {key: ag.macs(x).of(net) for key, net in networks.items()}
     return {
@@ -203,9 +205,7 @@ def table(rows: list[dict[str, object]], fractions: list[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=NETWORKS, default="small-vgg")
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--tests", type=int, default=5000)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from archgrad.costs.count import macs, params
 from archgrad.costs.latency import Runtime, compare
 from archgrad.derive.discretise import build, decide
 from archgrad.derive.export import export_program
-from archgrad.errors import MissingExtra, ModelError
+from archgrad.errors import ArchitectureError, MissingExtra, ModelError, RunError
 from archgrad.report import page, text
 from archgrad.search.run import Run
 from archgrad.tasks.task import Task
@@ -66,9 +67,21 @@ class Found:
 
         architecture.json, network.safetensors (weights), network.pt2 (loads with torch alone), record.json,
         history.jsonl and report.html. What cannot be exported is noted in the record and left out.
+
+        Raises:
+            RunError: the disk is full, or the folder cannot be written in.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._write(folder)
+        except (OSError, safetensors.SafetensorError, ArchitectureError) as error:
+            raise RunError(
+                f"the result could not be written to {folder}: {error}; make room there and run again: a run with a "
+                f"folder goes on from its last checkpoint"
+            ) from error
+
+    def _write(self, folder: Path) -> None:
         self.architecture.save(folder / "architecture.json")
         safetensors.torch.save_model(self.network, str(folder / "network.safetensors"))
         if self.example is not None:
