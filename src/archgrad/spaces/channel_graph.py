@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
+from torch_pruning.dependency.index_mapping import update_index_mapping, update_reshape_index_mapping
 from torch_pruning.ops import OPTYPE, _OutputOp, module2type
 
 from archgrad.choices.channels import Coupling
@@ -27,7 +28,7 @@ Node = tuple[str, str, int]
 CUTTABLE = (_ConvNd, nn.Linear, _NormBase, nn.GroupNorm, nn.PReLU, nn.Embedding)
 # What tracing or running a network of the user's may raise; nothing here is ours.
 NETWORK_ERRORS = (
-    RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, AssertionError, NotImplementedError,
+    RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError,
 )  # fmt: skip
 
 
@@ -85,7 +86,7 @@ def trace(network: nn.Module, example: tuple[Tensor, ...]) -> ChannelGraph:
     names = {module: name for name, module in traced.named_modules()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph = tp.DependencyGraph().build_dependency(traced, example, verbose=False)
+        graph = _graph(traced, example)
         components = _Components()
         for module, name in names.items():
             if isinstance(module, (_ConvNd, nn.Linear)) and module in graph.module2node:
@@ -96,6 +97,23 @@ def trace(network: nn.Module, example: tuple[Tensor, ...]) -> ChannelGraph:
         for i in range(_width(traced.get_submodule(name), side)):
             components.freeze((name, side, i), reason)
     return _collect(traced, components)
+
+
+def _graph(network: nn.Module, example: tuple[Tensor, ...]) -> tp.DependencyGraph:
+    graph = tp.DependencyGraph()
+    try:
+        graph.build_dependency(network, example, verbose=False)
+    except ZeroDivisionError:
+        # It divides by widths that it could not infer around some reshapes (channel shuffle). Those are taken for
+        # elementwise, and the trial tells whether that holds.
+        for node in graph.module2node.values():
+            if node.type == OPTYPE.RESHAPE:
+                try:
+                    update_reshape_index_mapping(graph, node)
+                except ZeroDivisionError:
+                    node.type = OPTYPE.ELEMENTWISE
+        update_index_mapping(graph)
+    return graph
 
 
 def _follow(

@@ -317,5 +317,6 @@ def _forward(network: nn.Module, inputs: Inputs) -> Any:
         tensors = inputs if isinstance(inputs, tuple) else (inputs,)
         given = ", ".join(f"{list(tensor.shape)} {tensor.dtype}" for tensor in tensors)
         raise ModelError(
-            f"the network fails on a batch of shape {given}: {error}. Change the network or the data"
+            f"the network fails on a batch of shape {given}: {type(error).__name__}: {error}. "
+            "Change the network or the data"
         ) from error
