@@ -92,6 +92,14 @@ class Bench:
         found = ag.dnal(self.space, self.task, run, limit=limit, pretrained=True, round_to=1, **options)
         return self.score(found.network)
 
+    def dnal_whole(self, fraction: float) -> dict[str, float]:
+        """All three stages from fresh weights, under one schedule."""
+        torch.manual_seed(self.seed)
+        space = ag.slim(self.make(), self.x)
+        limit = ag.macs(self.x).at_most(fraction=fraction)
+        run = quiet(self.seed, self.epochs, self.device)
+        return self.score(ag.dnal(space, self.task, run, limit=limit, round_to=1, joint=True).network)
+
     def random(self, fraction: float) -> dict[str, float]:
         generator = torch.Generator().manual_seed(self.seed)
         scores = {n: torch.rand(g.size, generator=generator) for n, g in gates(self.space).items()}
@@ -131,6 +139,7 @@ def methods(bench: Bench) -> dict[str, Callable[[float], dict[str, float]]]:
     return {
         "dnal": bench.dnal,
         "dnal-joint": lambda f: bench.dnal(f, joint=True),
+        "dnal-joint-whole": bench.dnal_whole,
         "tp-magnitude": lambda f: bench.torch_pruning(f, lambda: importance.GroupMagnitudeImportance(p=2)),
         "tp-bn-scale": lambda f: bench.torch_pruning(f, importance.BNScaleImportance),
         "tp-taylor": lambda f: bench.torch_pruning(f, importance.GroupTaylorImportance),

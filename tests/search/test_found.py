@@ -16,7 +16,9 @@ from archgrad.errors import RunError
 
 @pytest.fixture
 def found() -> ag.Found:
-    space = ag.relax(ag.slim(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.zeros(2, 4)), ag.softmax)
+    space = ag.relax(
+        ag.slim(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.zeros(2, 4)), ag.softmax
+    )
     for logits in ag.logits(space):
         logits.data[:3] = 9.0
     return ag.derive(space, threshold=0.1)
@@ -40,7 +42,7 @@ def test_a_full_disk_is_an_error_that_says_so(found: ag.Found, tmp_path: Path) -
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
     try:
-        with pytest.raises(RunError, match="could not be written to .*make room there"):
+        with pytest.raises(RunError, match=r"could not be written to .*make room there"):
             found.save(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -21,7 +21,7 @@ Ours: `limit`. The sum is replaced by a pressure along kappa, the cost of each c
 at the limit (see `Steering`); the gates' learning rate is 0.1 instead of 0.01, or the pressure drowns the task's
 gradient; what is derived is the largest architecture under the limit in the order of s. Measured latency is
 searched through MACs as its surrogate, and decided on the clock. Ours: `joint`, weights go on training in stage 2,
-under one learning-rate schedule with stage 3.
+under one learning-rate schedule for all stages.
 
 Checked against: the closed forms, the drift law and the separable problem, in the tests.
 """
@@ -47,7 +47,7 @@ from archgrad.search.fit import MakeOptimiser, descend, recalibrate, sgd
 from archgrad.search.found import Found, assemble
 from archgrad.search.gating import Steering, entry_logits
 from archgrad.search.run import Run
-from archgrad.search.schedules import Schedule, cosine, span
+from archgrad.search.schedules import Schedule, consecutive, constant, cosine
 from archgrad.search.selection import Budget, Rounded, above, undone, uniform, whole
 from archgrad.spaces.slim import frozen
 from archgrad.tasks.classification import Classification
@@ -105,16 +105,16 @@ def dnal(
     run.begin("dnal", settings)
     space = copy.deepcopy(space).to(run.device)
 
-    _train(space, task, run, make=optimiser, steps=first, phase="weights")
+    rates = consecutive(cosine, first, second, third) if joint else (cosine, constant, cosine)
+
+    _train(space, task, run, make=optimiser, steps=first, phase="weights", schedule=rates[0])
     before = build(space, whole(space))
-    turn = second / (second + third) if joint else 0.0  # one schedule for both stages, or one each
-    rates = span(cosine, 0.0, turn or 1.0), span(cosine, turn, 1.0)
-    _decide(space, task, run, make=optimiser, steps=second, budget=budget, settings=settings, schedule=rates[0])
+    _decide(space, task, run, make=optimiser, steps=second, budget=budget, settings=settings, schedule=rates[1])
     architecture = _derived(space, run, budget=budget, rounded=rounded)
     network = build(space, architecture)
     recalibrate(network, task, run)
     run.log({f"derived_{name}": value for name, value in task.evaluate(network).items()})
-    _train(network, task, run, make=optimiser, steps=third, phase="finetune", schedule=rates[1])
+    _train(network, task, run, make=optimiser, steps=third, phase="finetune", schedule=rates[2])
 
     networks, record = {"before": before, "after": network}, _record(space, budget, network, settings)
     found = assemble(space, architecture, networks, task=task, run=run, example=task.example, record=record)
@@ -130,7 +130,7 @@ def _train(
     make: MakeOptimiser,
     steps: int,
     phase: str,
-    schedule: Schedule = cosine,
+    schedule: Schedule,
 ) -> None:
     """Stages 1 and 3."""
     if steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -19,9 +20,17 @@ def constant(progress: float) -> float:
     return 1.0
 
 
-def span(schedule: Schedule, start: float, end: float) -> Schedule:
-    """The part of a schedule between two points of its progress, as a schedule of its own."""
-    return lambda progress: schedule(start + (end - start) * progress)
+def consecutive(schedule: Schedule, *lengths: int) -> tuple[Schedule, ...]:
+    """One schedule cut into consecutive phases of these lengths, each a schedule of its own."""
+    total = sum(lengths)
+    ends = [sum(lengths[: i + 1]) / total for i in range(len(lengths))]
+    return tuple(
+        functools.partial(_between, schedule, start, end) for start, end in zip([0.0, *ends], ends, strict=False)
+    )
+
+
+def _between(schedule: Schedule, start: float, end: float, progress: float) -> float:
+    return schedule(start + (end - start) * progress)
 
 
 def geometric(first: float, last: float, *, step: int, of: int) -> float:
