@@ -220,6 +220,7 @@ def main() -> None:
     parser.add_argument("--tests", type=int, default=5000)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.5, 0.25, 0.1])
     parser.add_argument("--methods", nargs="+", default=None)
     parser.add_argument("--device", default="cpu")
@@ -235,7 +236,7 @@ def main() -> None:
     }  # fmt: skip
     print(json.dumps(result, indent=1), flush=True)
     rows: list[dict[str, object]] = []
-    for seed in range(chosen.seeds):
+    for seed in range(chosen.first_seed, chosen.first_seed + chosen.seeds):
         bench = Bench(chosen.network, task, epochs=chosen.epochs, seed=seed, device=chosen.device)
         rows.append({"seed": seed, "method": "dense start", "fraction": 1.0, **bench.score(bench.dense)})
         for fraction in chosen.fractions:
