@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
+from archgrad.choices.channels import Coupling
 from archgrad.choices.modules import Gate, OpChoice
 from archgrad.costs.count import macs, params
 from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import build
-from archgrad.errors import ChoiceError, LimitError
+from archgrad.errors import ChoiceError, ConfigError, LimitError
 from archgrad.search.selection import Budget, Rounded, above, gates, uniform
 from archgrad.spaces.slim import slim
 
@@ -102,8 +103,9 @@ def test_the_impossible_names_the_lowest_that_can_be_reached() -> None:
         Budget(space, macs(X).at_most(10), Rounded())
 
 
-def gate(size: int, *, name: str = "gate") -> Gate:
-    return Gate(size, name=name)
+def gate(size: int, *, side: str = "out", channels: int = 1) -> Gate:
+    places = torch.arange(size).repeat_interleave(channels)
+    return Gate(size, name="gate", couplings=[Coupling("layer", side, places)])
 
 
 @pytest.mark.parametrize(
@@ -115,11 +117,21 @@ def test_the_default_step_leaves_four_to_choose_from(size: int, step: int) -> No
 
 
 def test_heads_and_branches_are_whole() -> None:
-    assert Rounded().step(gate(32, name="blocks.0.attn.heads")) == 1
-    assert Rounded(8).step(gate(32, name="blocks.0.attn.heads")) == 1
+    assert Rounded().step(gate(32, side="heads")) == 1
+    assert Rounded(8).step(gate(32, side="heads")) == 1
     space = slim(resnet(), X)
     branch = gates(space)["blocks.0.branch"]
     assert Rounded(8).count(branch, 0) == 0 and Rounded(8).count(branch, 1) == 1
+
+
+@pytest.mark.parametrize(("channels", "step"), [(1, 8), (2, 4), (3, 3), (4, 2), (8, 1), (16, 1)])
+def test_blocks_of_channels_are_rounded_as_channels(channels: int, step: int) -> None:
+    assert Rounded(8).step(gate(32, channels=channels)) == step
+
+
+def test_a_multiple_below_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match="round_to=0"):
+        Rounded(0)
 
 
 @pytest.mark.parametrize("to", [1, 2, 4, 8, 16])

@@ -15,7 +15,7 @@ from archgrad.choices.modules import Gate
 from archgrad.costs.count import Macs, Params
 from archgrad.costs.limits import Cost, Limit
 from archgrad.derive.discretise import build
-from archgrad.errors import ChoiceError, LimitError
+from archgrad.errors import ChoiceError, ConfigError, LimitError
 
 # A measured bound is aimed at with room, since the clock is read again on what is handed back.
 MEASURED_ROOM = (0.95, 0.85, 0.7, 0.5)
@@ -32,14 +32,21 @@ class Rounded:
 
     to: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.to is not None and self.to < 1:
+            raise ConfigError(
+                f"round_to={self.to}: widths are multiples of 1, 8, 16, ...; leave it out for the default"
+            )
+
     def step(self, gate: Gate) -> int:
-        """The multiple for one gate; whole heads and branches are not rounded."""
-        if gate.name.endswith((".heads", ".branch")):
+        """The multiple for one gate, in entries; whole heads and branches are not rounded."""
+        if gate.vanishing is not None or any(c.side == "heads" for c in gate.couplings):
             return 1
-        width = gate.size
-        if self.to is not None:
-            return min(self.to, width)
-        return next((s for s in (8, 4, 2) if width >= NARROW * s and width % s == 0), 1)
+        # An entry of a grouped convolution or a GroupNorm is a block of channels.
+        channels = max((int((c.places == 0).sum()) for c in gate.couplings if c.side == "out"), default=1)
+        width = gate.size * channels
+        fit = self.to or next((s for s in (8, 4, 2) if width >= NARROW * s and width % s == 0), 1)
+        return min(math.ceil(fit / channels), gate.size)
 
     def count(self, gate: Gate, wanted: int) -> int:
         """The nearest multiple to `wanted`, at least one step (none at all only for a branch)."""
