@@ -21,8 +21,8 @@ class Cell(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = OpChoice([nn.Linear(4, 4), nn.Tanh(), nn.Identity()], name="normal")
-        self.second = OpChoice([nn.Linear(4, 4), nn.Sigmoid(), nn.ReLU()], name="normal")
+        self.first = OpChoice({"mix": nn.Linear(4, 4), "bend": nn.Tanh(), "pass": nn.Identity()}, name="normal")
+        self.second = OpChoice({"mix": nn.Linear(4, 4), "bend": nn.Sigmoid(), "pass": nn.ReLU()}, name="normal")
         self.inputs = InputChoice(3, name="inputs", keep=2)
         self.gate = Gate(4, name="gate")
 
@@ -59,7 +59,7 @@ def test_choices_are_found_by_name_in_order() -> None:
 @pytest.mark.parametrize("other", [Gate(2, name="a"), OpChoice([nn.ReLU()] * 3, name="a")], ids=["kind", "size"])
 def test_choices_of_one_name_must_agree(other: nn.Module) -> None:
     space = nn.ModuleList([OpChoice([nn.ReLU(), nn.Tanh()], name="a"), other])
-    with pytest.raises(ChoiceError, match="'a' differ"):
+    with pytest.raises(ChoiceError, match="'a' are one decision, but differ"):
         choices(space)
 
 

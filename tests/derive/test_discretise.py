@@ -27,9 +27,9 @@ class Mixed(nn.Module):
         inner = OpChoice([nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)], name="inner")
         self.stem = nn.Conv2d(3, 4, 3, padding=1)
         self.first = OpChoice(
-            [nn.Conv2d(4, 4, 3, padding=1), nn.Identity(), nn.Sequential(inner, nn.Tanh())], name="op"
+            {"a": nn.Conv2d(4, 4, 3, padding=1), "b": nn.Identity(), "c": nn.Sequential(inner, nn.Tanh())}, name="op"
         )
-        self.second = OpChoice([nn.ReLU(), nn.Sigmoid(), nn.Tanh()], name="op")
+        self.second = OpChoice({"a": nn.ReLU(), "b": nn.Sigmoid(), "c": nn.Tanh()}, name="op")
         self.inputs = InputChoice(3, name="inputs", keep=2)
         self.gate = Gate(2, name="gate", places=torch.tensor([0, 1, -1, 1]))
         self.last = Gate(4, name="last", dim=-1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -21,25 +22,30 @@ def choices(space: nn.Module) -> dict[str, list[Choice]]:
     """All choices by name, in the order they stand in the network; one name is one decision.
 
     Raises:
-        ChoiceError: two choices of one name differ in kind or size.
+        ChoiceError: two choices of one name differ in kind, size or candidates.
     """
     found: dict[str, list[Choice]] = {}
     for module in space.modules():
         if isinstance(module, Choice):
             found.setdefault(module.name, []).append(module)
     for name, same in found.items():
-        kinds = {(type(c).__name__, c.size) for c in same}
+        kinds = dict.fromkeys((type(c).__name__, c.size, *getattr(c, "labels", ())) for c in same)
         if len(kinds) > 1:
-            raise ChoiceError(f"choices named {name!r} differ: {sorted(kinds)}; give them different names")
+            listed = "; ".join(f"{kind} of {size} {list(labels) or ''}".strip() for kind, size, *labels in kinds)
+            raise ChoiceError(
+                f"choices named {name!r} are one decision, but differ: {listed}; give them different names, or the "
+                f"same candidates (where these differ in class alone, label them: OpChoice({{label: module}}))"
+            )
     return found
 
 
-def relax(space: Space, relaxation: Callable[[int], nn.Module]) -> Space:
+def relax(space: Space, relaxation: Callable[[int], nn.Module], *, kind: type[Choice] = Choice) -> Space:
     """Give every choice a relaxation; choices of one name share one. In place; returns the space.
 
     Args:
         space: any network that contains choices.
         relaxation: from a choice's size to its relaxation module, for instance `archgrad.softmax`.
+        kind: only choices of this kind, for instance `archgrad.InputChoice`.
 
     Raises:
         ChoiceError: the network has no choice.
@@ -51,10 +57,43 @@ def relax(space: Space, relaxation: Callable[[int], nn.Module]) -> Space:
             f"or gate an ordinary network with archgrad.slim"
         )
     for same in found.values():
+        if not isinstance(same[0], kind):
+            continue
         shared = relaxation(same[0].size).to(same[0].live.device)
         for choice in same:
             choice.relaxation = shared
     return space
+
+
+@contextlib.contextmanager
+def using(space: nn.Module, given: Mapping[str, Tensor]) -> Iterator[None]:
+    """Mix by these weights inside the block, in place of the relaxations'.
+
+    Args:
+        space: any network that contains choices.
+        given: for each choice, [size], or [B, size]: a row for each example of the batch. Candidates of weight 0
+            are not run where the weights have no gradient.
+
+    Raises:
+        ChoiceError: no such choice, or weights of another size.
+    """
+    found = choices(space)
+    _refuse_absent(found, given)
+    for name, weights in given.items():
+        if weights.shape[-1:] != (found[name][0].size,) or weights.dim() > 2:
+            raise ChoiceError(
+                f"choice {name!r} has {found[name][0].size} entries, the weights given have shape "
+                f"{tuple(weights.shape)}; allowed are [size] and [B, size]"
+            )
+    reached = [(choice, weights) for name, weights in given.items() for choice in found[name]]
+    before = [choice.given for choice, _ in reached]
+    try:
+        for choice, weights in reached:
+            choice.given = weights
+        yield
+    finally:
+        for (choice, _), earlier in zip(reached, before, strict=True):
+            choice.given = earlier
 
 
 def hold(space: Space, architecture: Architecture) -> Space:
@@ -67,7 +106,7 @@ def hold(space: Space, architecture: Architecture) -> Space:
     for name, same in matched(held, architecture).items():
         kept = same[0].picked(architecture[name]).to(same[0].live.device)
         for choice in same:
-            choice.relaxation = Held(kept)
+            choice.relaxation, choice.given = Held(kept), None
             choice.live = choice.live & kept
     return held
 
@@ -107,9 +146,7 @@ def restrict(space: nn.Module, support: Mapping[str, Sequence[int] | Tensor]) ->
         ChoiceError: no such choice, an index out of range, or nothing left alive.
     """
     found = choices(space)
-    absent = [name for name in support if name not in found]
-    if absent:
-        raise ChoiceError(f"no choice is named {absent[0]!r}; there are {sorted(found)[:10]}")
+    _refuse_absent(found, support)
     alive = {name: found[name][0].live & _mask(found[name][0], allowed) for name, allowed in support.items()}
     for name, mask in alive.items():  # all are looked at before any is narrowed
         if not bool(mask.any()):
@@ -117,6 +154,12 @@ def restrict(space: nn.Module, support: Mapping[str, Sequence[int] | Tensor]) ->
     for name, mask in alive.items():
         for choice in found[name]:
             choice.live.copy_(mask)
+
+
+def _refuse_absent(found: Mapping[str, object], named: Iterable[str]) -> None:
+    absent = [name for name in named if name not in found]
+    if absent:
+        raise ChoiceError(f"no choice is named {absent[0]!r}; there are {sorted(found)[:10]}")
 
 
 def _mask(choice: Choice, allowed: Sequence[int] | Tensor) -> Tensor:

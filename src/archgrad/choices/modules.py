@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +21,10 @@ class Choice(nn.Module):
     Choices of one name are one decision: they share one relaxation and one support.
 
     Attributes:
-        live: [size] bool, the support: candidates still alive. A dead candidate is never executed.
+        live: [size] bool, the support: candidates still alive. A dead candidate is never executed, nor is one
+            whose weight is 0 and has no gradient.
         relaxation: from logits to mixing weights, or None before `relax` or `hold`.
+        given: mixing weights that stand in for the relaxation's for a while; see `archgrad.choices.access.using`.
     """
 
     live: Tensor
@@ -34,11 +38,19 @@ class Choice(nn.Module):
         self.name = name
         self.size = size
         self.relaxation: nn.Module | None = None
+        self.given: Tensor | None = None
         self.register_buffer("live", torch.ones(size, dtype=torch.bool))
 
     def mixing(self) -> Tensor | None:
-        """[size] mixing weights, or None while there is no relaxation."""
+        """[size] mixing weights ([B, size], a row an example, where given so); None without relaxation."""
+        if self.given is not None:
+            return self.given
         return None if self.relaxation is None else self.relaxation(self.live)
+
+    @property
+    def pickable(self) -> Tensor:
+        """[size] bool: what an architecture may pick by itself: the live candidates that are not barred."""
+        return self.live
 
     @abstractmethod
     def picked(self, pick: Pick) -> Tensor:
@@ -72,6 +84,29 @@ class Choice(nn.Module):
             )
         return weights
 
+    def _mix(self, weights: Tensor, run: Callable[[int], Tensor], labels: Sequence[str]) -> Tensor:
+        """Sum of weight * run(i) over the live entries i, without those of constant weight 0.
+
+        Weights are [size], or [B, size] with a row for each example of the batch.
+        """
+        alive = self.live.nonzero().flatten().tolist()
+        if not alive:
+            raise ChoiceError(f"no candidate of choice {self.name!r} is alive: restrict it to at least one")
+        if weights.requires_grad:
+            factors: dict[int, float | None] = dict.fromkeys(alive)
+        else:
+            top = (weights if weights.dim() == 1 else weights.abs().amax(dim=0)).tolist()
+            factors = {i: top[i] if weights.dim() == 1 else None for i in alive if top[i] != 0.0}
+        outputs = {i: run(i) for i in factors or alive[:1]}
+        shapes = {i: tuple(y.shape) for i, y in outputs.items() if isinstance(y, Tensor)}
+        if len(set(shapes.values())) > 1:
+            listed = ", ".join(f"{labels[i]}: {shape}" for i, shape in shapes.items())
+            raise ChoiceError(
+                f"candidates of choice {self.name!r} differ in output shape ({listed}); make them equal"
+            )
+        terms = [y if factors.get(i) == 1.0 else y * _spread(weights[..., i], y) for i, y in outputs.items()]
+        return functools.reduce(operator.add, terms)
+
 
 class OpChoice(Choice):
     """One of several operations on the same input.
@@ -79,26 +114,40 @@ class OpChoice(Choice):
         y = sum over live candidates o of  w_o * op_o(x)
 
     Args:
-        candidates: modules with the same input and output shapes; their pick is an index.
+        candidates: modules with the same input and output shapes, or {label: module}; their pick is an index.
         name: key of the choice in an architecture.
+        barred: labels of candidates that take part in a mixture but are never sampled or decided for, such as
+            the operation "none" of the DARTS space.
     """
 
-    def __init__(self, candidates: Iterable[nn.Module], *, name: str) -> None:
-        modules = nn.ModuleList(candidates)
+    def __init__(
+        self, candidates: Iterable[nn.Module] | Mapping[str, nn.Module], *, name: str, barred: Sequence[str] = ()
+    ) -> None:
+        labelled = dict(candidates) if isinstance(candidates, Mapping) else None
+        modules = nn.ModuleList(candidates if labelled is None else labelled.values())  # type: ignore[arg-type]
         super().__init__(len(modules), name=name)
         self.candidates = modules
+        self.labels = tuple(labelled or (type(m).__name__ for m in modules))
+        if strange := [label for label in barred if label not in self.labels]:
+            raise ChoiceError(f"choice {name!r} bars {strange}, which it does not have; it has {list(self.labels)}")
+        self.barred = tuple(barred)
+        if len(set(self.barred)) == self.size:
+            raise ChoiceError(f"choice {name!r} bars all its candidates; leave at least one to pick")
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The mixture of the live candidates; a single live candidate runs alone, unscaled if held."""
-        weights = self._ready()
-        outputs = {i: self.candidates[i](*inputs) for i in self.live.nonzero().flatten().tolist()}
-        shapes = {tuple(y.shape) for y in outputs.values()}
-        if len(shapes) > 1:
-            listed = ", ".join(f"{type(self.candidates[i]).__name__}: {tuple(y.shape)}" for i, y in outputs.items())
-            raise ChoiceError(
-                f"candidates of choice {self.name!r} differ in output shape ({listed}); make them equal"
-            )
-        return _mix(weights, outputs)
+        """The mixture of the live candidates; a candidate of constant weight 1 runs unscaled."""
+        return self._mix(self._ready(), lambda i: self.candidates[i](*inputs), self.labels)
+
+    @property
+    def pickable(self) -> Tensor:
+        """[size] bool: live and not barred; all that live where nothing else does."""
+        allowed = self.live.clone()
+        allowed[[self.labels.index(label) for label in self.barred]] = False
+        return allowed if bool(allowed.any()) else self.live
+
+    def shares(self, path: str) -> list[list[tuple[Choice, int]]]:
+        """What scales the work of a module at `path` below this one: a sum of products of (choice, entry)."""
+        return _own_share(self, path, "candidates")
 
     def picked(self, pick: Pick) -> Tensor:
         """[size] bool with one true entry."""
@@ -112,33 +161,43 @@ class OpChoice(Choice):
         return kept
 
     def sampled(self, generator: torch.Generator | None) -> int:
-        """One live candidate, uniformly."""
-        alive = self.live.nonzero().flatten().cpu()
+        """One live candidate that is not barred, uniformly."""
+        alive = self.pickable.nonzero().flatten().cpu()
         return int(alive[torch.randint(len(alive), (), generator=generator)])
 
 
 class InputChoice(Choice):
-    """Some of several inputs, summed.
+    """Some of several inputs, each through an edge of its own if wanted, summed.
 
-        y = sum over live inputs i of  w_i * x_i
+        y = sum over live inputs i of  w_i * edge_i(x_i)
 
     Args:
         size: number of inputs.
         keep: how many inputs an architecture keeps.
         name: key of the choice in an architecture.
+        edges: one module an input; those of inputs that are dead or have weight 0 are not run.
     """
 
-    def __init__(self, size: int, *, name: str, keep: int = 1) -> None:
+    def __init__(self, size: int, *, name: str, keep: int = 1, edges: Iterable[nn.Module] | None = None) -> None:
         super().__init__(size, name=name)
         if not 1 <= keep <= size:
             raise ChoiceError(f"choice {name!r} keeps {keep} of {size} inputs; allowed is 1 to {size}")
         self.keep = keep
+        self.edges = None if edges is None else nn.ModuleList(edges)
+        if self.edges is not None and len(self.edges) != size:
+            raise ChoiceError(f"choice {name!r} has {size} inputs and {len(self.edges)} edges; give one an input")
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """The mixture of the live inputs, all of one shape."""
+        """The mixture of the live inputs, all of one shape behind their edges."""
         if len(inputs) != self.size:
             raise ChoiceError(f"choice {self.name!r} takes {self.size} inputs, given {len(inputs)}")
-        return _mix(self._ready(), {i: inputs[i] for i in self.live.nonzero().flatten().tolist()})
+        edges = self.edges
+        labels = [f"input {i}" for i in range(self.size)]
+        return self._mix(self._ready(), lambda i: inputs[i] if edges is None else edges[i](inputs[i]), labels)
+
+    def shares(self, path: str) -> list[list[tuple[Choice, int]]]:
+        """What scales the work of a module at `path` below this one: a sum of products of (choice, entry)."""
+        return _own_share(self, path, "edges")
 
     def picked(self, pick: Pick) -> Tensor:
         """[size] bool with `keep` true entries."""
@@ -219,12 +278,11 @@ class Gate(Choice):
         return tuple(sorted(alive[torch.randperm(len(alive), generator=generator)[:count]].tolist()))
 
 
-def _mix(weights: Tensor, terms: dict[int, Tensor]) -> Tensor:
-    if not terms:
-        raise ChoiceError("no candidate is alive: restrict a choice to at least one")
-    total: Tensor | None = None
-    for i, term in terms.items():
-        part = term * weights[i].to(term.dtype)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
+def _spread(weight: Tensor, like: Tensor) -> Tensor:
+    """A weight (), or one an example [B], in the type of `like` [B, ...] and with as many dimensions."""
+    return weight.to(like.dtype).view(-1, *[1] * (like.dim() - 1)) if weight.dim() else weight.to(like.dtype)
+
+
+def _own_share(choice: Choice, path: str, container: str) -> list[list[tuple[Choice, int]]]:
+    first, _, rest = path.partition(".")
+    return [[(choice, int(rest.partition(".")[0]))]] if first == container else [[]]

@@ -51,6 +51,17 @@ class Softmax(nn.Module):
         return torch.softmax(self.logits.masked_fill(~live, float("-inf")), dim=0)
 
 
+class Open(nn.Module):
+    """Every live candidate at full strength: w = 1; no parameters. The inputs of a DARTS node are mixed so."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+
+    def forward(self, live: Tensor) -> Tensor:
+        """[size] ones, 0 where not live."""
+        return live.to(torch.get_default_dtype())
+
+
 class Held(nn.Module):
     """Mixing weights that do not move: 1 on what an architecture keeps, 0 elsewhere; no parameters."""
 

@@ -6,6 +6,7 @@ products, attention), halved; normalisation, activations and pooling are left ou
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from archgrad.choices.access import choices, weights
+from archgrad.choices.access import choices, using, weights
 from archgrad.choices.channels import Coupling
-from archgrad.choices.modules import Gate, OpChoice
+from archgrad.choices.modules import Choice, Gate
 from archgrad.costs.limits import Limit
 from archgrad.errors import ModelError
 
@@ -72,8 +73,10 @@ class Counter:
         open_s = mean over the channels c of side s of  w[entry that c belongs to]
 
     A convolution is one term with two sides (its inputs and its outputs), a depthwise one has one side, an
-    attention product has its heads. The sum is exact when every weight is 0 or 1, and equals the mean over
-    independent draws where no two sides of a term share a choice.
+    attention product has its heads; a module inside a candidate has the candidate's weight as a side, and is
+    several terms where several choices share it (`shares` of the module that runs it). The sum is exact when
+    every weight is 0 or 1, and equals the mean over independent draws where no two sides of a term share a
+    choice.
 
     Args:
         space: where the choices are; the same space, or a copy of it, is given to the call.
@@ -90,7 +93,11 @@ class Counter:
         self._entries: list[tuple[int, int, float]] = []
         self._known: set[tuple[str, ...]] = set()
         sides = self._sides(space)
-        terms = [(value, self._rows_of(space, path, tensor, sides)) for path, tensor, value in amounts]
+        terms = [
+            (value, [*self._rows_of(space, path, tensor, sides), *self._rows_inside(product)])
+            for path, tensor, value in amounts
+            for product in _shares(space, path)
+        ]
         self.amounts = torch.tensor([v for v, _ in terms], dtype=torch.float64)
         longest = max((len(r) for _, r in terms), default=0)
         # Row 0 of the extended vector of fractions is the constant 1 that shorter terms are padded with.
@@ -140,28 +147,33 @@ class Counter:
                 self._known.add((*key, name))
                 self._enter(row, name, member.places)
             rows[row] = None
-        for name, candidate in self._inside(space, path):
-            key = ("candidate", name, str(candidate))
+        return list(rows)
+
+    def _rows_inside(self, product: Sequence[tuple[Choice, int]]) -> list[int]:
+        rows = []
+        for choice, entry in product:
+            key = ("candidate", choice.name, str(entry))
             if key not in self.rows:
                 self.rows[key] = len(self.rows)
-                self._entries.append((self.rows[key], self.offsets[name] + candidate, 1.0))
-            rows[self.rows[key]] = None
-        return list(rows)
+                self._entries.append((self.rows[key], self.offsets[choice.name] + entry, 1.0))
+            rows.append(self.rows[key])
+        return rows
 
     def _enter(self, row: int, name: str, places: Tensor) -> None:
         members, counts = torch.unique(places[places >= 0], return_counts=True)
         for entry, count in zip(members.tolist(), counts.tolist(), strict=True):
             self._entries.append((row, self.offsets[name] + entry, count / len(places)))
 
-    @staticmethod
-    def _inside(space: nn.Module, path: str) -> list[tuple[str, int]]:
-        """The (choice, candidate) pairs that a module belongs to."""
-        found, parts = [], path.split(".")
-        for i in range(len(parts) - 1):
-            module = space.get_submodule(".".join(parts[:i]))
-            if isinstance(module, OpChoice) and parts[i] == "candidates":
-                found.append((module.name, int(parts[i + 1])))
-        return found
+
+def _shares(space: nn.Module, path: str) -> list[list[tuple[Choice, int]]]:
+    """A sum of products of (choice, entry): what the work of the module at `path` is scaled by."""
+    products: list[list[tuple[Choice, int]]] = [[]]
+    parts = path.split(".") if path else []
+    for i in range(len(parts)):
+        shares = getattr(space.get_submodule(".".join(parts[:i])), "shares", None)
+        if callable(shares):
+            products = [a + b for a, b in itertools.product(products, shares(".".join(parts[i:])))]
+    return products
 
 
 def _concerns(member: Coupling, tensor: str, *, grouped: bool) -> bool:
@@ -199,7 +211,10 @@ class Macs:
 
     def counter(self, space: nn.Module) -> Counter:
         """The same with the counting done once, for a loop."""
-        return Counter(space, [(path, "", value) for path, value in macs_by_module(space, self.example).items()])
+        whole = {n: torch.ones(c.size) for n, (c, *_) in choices(space).items() if not isinstance(c, Gate)}
+        with using(space, whole):
+            amounts = macs_by_module(space, self.example)
+        return Counter(space, [(path, "", value) for path, value in amounts.items()])
 
     def at_most(self, bound: float | None = None, *, fraction: float | None = None) -> Limit:
         """A limit, in MACs or as a fraction of the unchanged network's."""

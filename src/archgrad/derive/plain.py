@@ -1,0 +1,144 @@
+"""From a decided network to one that holds no object of ours."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.utils import parametrize
+
+from archgrad.choices.access import choices
+from archgrad.choices.architecture import Architecture, Pick
+from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
+from archgrad.choices.relaxations import Held
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def plain(network: nn.Module, architecture: Architecture) -> nn.Module:
+    """The same function of torch's and the user's modules alone; the network given is used up.
+
+    Choices become what was picked. A module of one of our classes (a cell of a ready space, an operation) becomes
+    the `torch.fx.GraphModule` of what it does, with the user's and torch's modules in it as they are.
+    """
+    vars(network).pop("_archgrad_frozen", None)
+    for name, same in choices(network).items():
+        kept = same[0].picked(architecture[name]).to(same[0].live.device)
+        for choice in same:
+            choice.relaxation, choice.given, choice.live = Held(kept), None, choice.live & kept
+    return _Plain(architecture).of(network)
+
+
+def unparametrize(network: nn.Module) -> None:
+    """Take the gates off all weights, in place."""
+    for module in list(network.modules()):
+        if parametrize.is_parametrized(module):
+            _without_gates(module)
+
+
+class _Plain:
+    """Makes modules plain, each once, however often it stands in the network."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        self.architecture = architecture
+        self.done: dict[nn.Module, nn.Module] = {}
+
+    def of(self, module: nn.Module) -> nn.Module:
+        if module not in self.done:
+            self.done[module] = self._made(module)
+        return self.done[module]
+
+    def _made(self, module: nn.Module) -> nn.Module:
+        if isinstance(module, Choice):
+            return self._decided(module, self.architecture[module.name])
+        if _is_ours(module):
+            self._make_leaves_plain(module)
+            return _traced(module)
+        for name, child in list(module._modules.items()):
+            if child is not None:
+                setattr(module, name, self.of(child))
+        return module
+
+    def _make_leaves_plain(self, module: nn.Module) -> None:
+        """What tracing does not look into may hold objects of ours in turn."""
+        for name, child in list(module._modules.items()):
+            if isinstance(child, Gate):
+                setattr(module, name, self.of(child))
+            elif child is not None and (_is_ours(child) or type(child) in _CONTAINERS):
+                self._make_leaves_plain(child)
+            elif child is not None:
+                self.of(child)
+
+    def _decided(self, choice: Choice, pick: Pick) -> nn.Module:
+        """The plain module that a choice in the forward path becomes."""
+        if isinstance(choice, OpChoice):
+            assert isinstance(pick, int)
+            return self.of(choice.candidates[pick])
+        graph = fx.Graph()
+        inputs = graph.placeholder("inputs")
+        rest = nn.Module()
+        if isinstance(choice, InputChoice):
+            assert isinstance(pick, tuple)
+            terms = [graph.call_function(operator.getitem, (inputs, i)) for i in pick]
+            if choice.edges is not None:
+                for i in pick:
+                    rest.add_module(f"edge_{i}", self.of(choice.edges[i]))
+                terms = [graph.call_module(f"edge_{i}", (term,)) for i, term in zip(pick, terms, strict=True)]
+            graph.output(functools.reduce(lambda a, b: graph.call_function(operator.add, (a, b)), terms))
+            return fx.GraphModule(rest, graph)
+        kept = choice.picked(pick)
+        if bool(kept.all()):
+            return nn.Identity()
+        # A gate that somebody wrote into their forward has no couplings: its mask stays, as a plain buffer.
+        assert isinstance(choice, Gate)
+        if choice.places is not None:
+            kept = torch.cat([kept, torch.ones(1, dtype=torch.bool)])[choice.places.cpu()]
+        rest.register_buffer("mask", kept.to(choice.live.device, torch.get_default_dtype()))
+        last = graph.call_function(torch.transpose, (inputs, choice.dim, -1))
+        masked = graph.call_function(operator.mul, (last, graph.get_attr("mask")))
+        graph.output(graph.call_function(torch.transpose, (masked, choice.dim, -1)))
+        return fx.GraphModule(rest, graph)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if type(m) in _CONTAINERS:
+            return not any(_is_ours(inner) for inner in m.modules())
+        return not _is_ours(m)
+
+
+def _traced(module: nn.Module) -> nn.Module:
+    graph = _Tracer().trace(module)
+    # A graph that named its tracer could only be unpickled where archgrad is.
+    graph._tracer_cls = None
+    made: Any = fx.GraphModule(module, graph, class_name=type(module).__name__)
+    made.graph.eliminate_dead_code()
+    made.delete_all_unused_submodules()
+    made.recompile()
+    made.train(module.training)
+    return made  # type: ignore[no-any-return]
+
+
+def _is_ours(module: nn.Module) -> bool:
+    return type(module).__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _without_gates(module: nn.Module) -> None:
+    """Put the plain tensors back.
+
+    `parametrize.remove_parametrizations` takes the property off the module's class, which a deep copy shares
+    with its original: it would break the space that was copied. So the class is put back instead.
+    """
+    parametrizations = module.parametrizations
+    assert isinstance(parametrizations, nn.ModuleDict)
+    if not all(isinstance(step, Gate) for steps in parametrizations.values() for step in steps):  # type: ignore[attr-defined]
+        return
+    originals = {name: steps.original for name, steps in parametrizations.items()}
+    plain = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    module.__class__ = plain
+    for name, tensor in originals.items():
+        module.register_parameter(name, tensor)  # type: ignore[arg-type]
