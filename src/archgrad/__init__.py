@@ -12,10 +12,10 @@ import types
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from archgrad.choices.access import hold, logits, relax, restrict, sample, weights
+    from archgrad.choices.access import draw, hold, logits, relax, restrict, sample, using, weights
     from archgrad.choices.architecture import Architecture
     from archgrad.choices.modules import Gate, InputChoice, OpChoice
-    from archgrad.choices.relaxations import scaled_sigmoid, softmax
+    from archgrad.choices.relaxations import gumbel_softmax, scaled_sigmoid, softmax
     from archgrad.costs.count import macs, params
     from archgrad.costs.latency import latency
     from archgrad.derive.discretise import build, decide
@@ -73,11 +73,13 @@ __all__ = [
     "derive",
     "digits",
     "dnal",
+    "draw",
     "export_onnx",
     "export_program",
     "fit",
     "flip",
     "frozen",
+    "gumbel_softmax",
     "hold",
     "latency",
     "logits",
@@ -90,14 +92,15 @@ __all__ = [
     "scaled_sigmoid",
     "slim",
     "softmax",
+    "using",
     "weights",
 ]
 
 _HOMES = {
-    "choices.access": ("hold", "logits", "relax", "restrict", "sample", "weights"),
+    "choices.access": ("draw", "hold", "logits", "relax", "restrict", "sample", "using", "weights"),
     "choices.architecture": ("Architecture",),
     "choices.modules": ("Gate", "InputChoice", "OpChoice"),
-    "choices.relaxations": ("scaled_sigmoid", "softmax"),
+    "choices.relaxations": ("gumbel_softmax", "scaled_sigmoid", "softmax"),
     "costs.count": ("macs", "params"),
     "costs.latency": ("latency",),
     "derive.discretise": ("build", "decide"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.access import restrict
+from archgrad.choices.access import hold, restrict, using
+from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
 from archgrad.choices.relaxations import Held, ScaledSigmoid, Softmax
 from archgrad.errors import ArchitectureError, ChoiceError
@@ -149,3 +152,63 @@ def test_samples_of_an_operation_are_uniform() -> None:
     draws = torch.tensor([op.sampled(g) for _ in range(3000)])
     # Standard deviation of each count is about 26.
     assert bool(((torch.bincount(draws) - 1000).abs() < 110).all())
+
+
+def test_an_input_runs_through_its_edge_and_only_where_it_counts() -> None:
+    ran: list[int] = []
+
+    class Edge(nn.Module):
+        def __init__(self, index: int) -> None:
+            super().__init__()
+            self.index = index
+
+        def forward(self, x: Tensor) -> Tensor:
+            ran.append(self.index)
+            return (self.index + 1) * x
+
+    space = InputChoice(3, name="inputs", keep=2, edges=[Edge(i) for i in range(3)])
+    with using(space, {"inputs": torch.tensor([1.0, 0.0, 0.5])}):
+        assert space([torch.ones(2)] * 3).tolist() == [2.5, 2.5]
+    assert ran == [0, 2]
+    held = hold(space, Architecture({"inputs": (1, 2)}))
+    assert held([torch.ones(2)] * 3).tolist() == [5.0, 5.0]
+    with pytest.raises(ChoiceError, match="3 inputs and 2 edges"):
+        InputChoice(3, name="inputs", edges=[nn.Identity()] * 2)
+
+
+def test_weights_may_differ_from_image_to_image() -> None:
+    space = OpChoice([nn.Identity(), nn.Tanh()], name="op")
+    rows = torch.tensor([[1.0, 0.0], [0.25, 0.75], [0.0, 1.0]])
+    x = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
+    with using(space, {"op": rows}):
+        together = space(x)
+    for i, row in enumerate(rows):
+        with using(space, {"op": row}):
+            assert torch.allclose(space(x[i : i + 1]), together[i : i + 1])
+    assert space.given is None
+
+
+def test_a_weight_of_zero_with_a_gradient_is_run() -> None:
+    space = OpChoice([nn.Identity(), nn.Tanh()], name="op")
+    weights = torch.tensor([1.0, 0.0], requires_grad=True)
+    with using(space, {"op": weights}):
+        y = space(torch.ones(3)).sum()
+    assert torch.autograd.grad(y, weights)[0][1] == pytest.approx(3 * math.tanh(1.0))
+
+
+def test_barred_candidates_mix_but_are_not_sampled() -> None:
+    space = OpChoice({"none": nn.Identity(), "tanh": nn.Tanh(), "relu": nn.ReLU()}, name="op", barred=("none",))
+    generator = torch.Generator().manual_seed(0)
+    assert {space.sampled(generator) for _ in range(50)} == {1, 2}
+    with pytest.raises(ChoiceError, match="bars"):
+        OpChoice({"a": nn.Tanh()}, name="op", barred=("b",))
+    with pytest.raises(ChoiceError, match="bars all"):
+        OpChoice({"a": nn.Tanh()}, name="op", barred=("a",))
+
+
+def test_given_weights_of_another_size_are_refused() -> None:
+    space = OpChoice([nn.Identity(), nn.Tanh()], name="op")
+    with pytest.raises(ChoiceError, match="2 entries"), using(space, {"op": torch.ones(3)}):
+        pass
+    with pytest.raises(ChoiceError, match="no choice is named 'other'"), using(space, {"other": torch.ones(2)}):
+        pass

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archgrad.choices.relaxations import Held, ScaledSigmoid, Softmax, scaled_sigmoid, softmax
+from archgrad.choices.relaxations import GumbelSoftmax, Held, Open, ScaledSigmoid, Softmax, scaled_sigmoid, softmax
+from archgrad.errors import ChoiceError
 
 LOGITS = st.lists(st.floats(-5, 5), min_size=1, max_size=6)
 
@@ -113,3 +114,49 @@ def test_architecture_parameters_are_the_only_parameters() -> None:
     for make in (scaled_sigmoid, softmax):
         assert [name for name, _ in make(5).named_parameters()] == ["logits"]
     assert set(ScaledSigmoid(5).state_dict()) == {"logits", "scale"}
+
+
+def test_gumbel_softmax_keeps_its_draw_until_the_next() -> None:
+    relaxation = GumbelSoftmax(4, temperature=0.5)
+    live = torch.tensor([True, True, False, True])
+    assert torch.equal(relaxation(live), Softmax(4)(live))
+    relaxation.draw(torch.Generator().manual_seed(0))
+    first = relaxation(live)
+    assert torch.equal(first, relaxation(live))
+    assert first[2] == 0
+    assert float(first.detach().sum()) == pytest.approx(1.0)
+    relaxation.draw()
+    assert not torch.equal(first, relaxation(live))
+    assert torch.allclose(relaxation.eval()(live), Softmax(4)(live))
+
+
+def test_gumbel_softmax_draws_one_hots_by_their_probability() -> None:
+    relaxation = GumbelSoftmax(3, temperature=0.01, straight_through=True)
+    with torch.no_grad():
+        relaxation.logits.copy_(torch.tensor([0.5, 0.3, 0.2]).log())
+    generator, live, counts = torch.Generator().manual_seed(0), torch.ones(3, dtype=torch.bool), torch.zeros(3)
+    for _ in range(3000):
+        relaxation.draw(generator)
+        weights = relaxation(live).detach()
+        assert weights.amax() == 1.0 and weights.sum() == 1.0
+        counts += weights
+    assert torch.allclose(counts / 3000, torch.tensor([0.5, 0.3, 0.2]), atol=0.035)  # four standard deviations
+
+
+def test_straight_through_has_the_gradient_of_the_soft_weights() -> None:
+    live, value = torch.ones(3, dtype=torch.bool), torch.tensor([1.0, -2.0, 0.5])
+    hard, soft = GumbelSoftmax(3, straight_through=True), GumbelSoftmax(3)
+    for relaxation in (hard, soft):
+        relaxation.draw(torch.Generator().manual_seed(1))
+    gradients = [torch.autograd.grad((r(live) * value).sum(), r.logits)[0] for r in (hard, soft)]
+    assert torch.equal(*gradients)
+
+
+def test_a_temperature_is_above_zero() -> None:
+    with pytest.raises(ChoiceError, match="above 0"):
+        GumbelSoftmax(3, temperature=0.0)
+
+
+def test_open_weighs_every_live_candidate_alike() -> None:
+    assert Open(3)(torch.tensor([True, False, True])).tolist() == [1.0, 0.0, 1.0]
+    assert not list(Open(3).parameters())

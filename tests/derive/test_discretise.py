@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from archgrad.choices.access import hold, relax, restrict, sample
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Gate, InputChoice, OpChoice
-from archgrad.choices.relaxations import ScaledSigmoid, softmax
+from archgrad.choices.relaxations import Open, ScaledSigmoid, Softmax, softmax
 from archgrad.derive.discretise import build, decide
 from archgrad.errors import ArchitectureError, ChoiceError
 from archgrad.spaces.slim import slim
@@ -199,3 +199,48 @@ def test_build_refuses_another_spaces_architecture() -> None:
         build(Mixed(), Architecture({"op": 0}))
     with pytest.raises(ArchitectureError, match="'op'"):
         build(nn.Sequential(OpChoice([nn.ReLU()], name="op")), Architecture({"op": 1}))
+
+
+def test_open_inputs_are_decided_by_their_heaviest_candidates() -> None:
+    edges = [
+        OpChoice({"none": nn.Identity(), "tanh": nn.Tanh()}, name=f"edge{i}", barred=("none",)) for i in range(3)
+    ]
+    space = InputChoice(3, name="inputs", keep=2, edges=edges)
+    relax(space, Open, kind=InputChoice)
+    relax(space, Softmax, kind=OpChoice)
+    with torch.no_grad():  # edge 0 is mostly "none", which counts for nothing
+        for edge, logits in zip(edges, ([9.0, 0.0], [0.0, 1.0], [0.0, 0.5]), strict=True):
+            edge.relaxation.logits.copy_(torch.tensor(logits))
+    assert dict(decide(space)) == {"inputs": (1, 2), "edge0": 1, "edge1": 1, "edge2": 1}
+
+
+def test_what_is_traced_is_plain_and_equal() -> None:
+    """A module of one of our classes in a user's network, and a user's in ours."""
+
+    class Mine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.choice = OpChoice([nn.Linear(4, 4), nn.Tanh()], name="inner")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.choice(x) if x.shape[0] else x  # not traceable
+
+    inner = Mine()
+    ours = InputChoice(2, name="inputs", edges=[inner, nn.Linear(4, 4)])
+
+    class Ours(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inputs = ours
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inputs([x, x.tanh()]) + x
+
+    Ours.__module__ = "archgrad.spaces.made_up"
+    space = nn.Sequential(Ours(), nn.ReLU())
+    x = torch.randn(3, 4)
+    for architecture in (Architecture({"inputs": (0,), "inner": 0}), Architecture({"inputs": (1,), "inner": 1})):
+        built = build(space, architecture)
+        assert torch.equal(built(x), hold(space, architecture)(x))
+        assert not any(type(m).__module__.startswith("archgrad") for m in built.modules())
+        assert built[0].graph._tracer_cls is None  # or it could only be unpickled where archgrad is

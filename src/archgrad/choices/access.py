@@ -65,6 +65,15 @@ def relax(space: Space, relaxation: Callable[[int], nn.Module], *, kind: type[Ch
     return space
 
 
+def draw(space: nn.Module, *, generator: torch.Generator | None = None) -> None:
+    """New noise for every relaxation that has some (`archgrad.gumbel_softmax`): call it once a step."""
+    drawn: set[nn.Module] = set()
+    for choice, *_ in choices(space).values():
+        if choice.relaxation is not None and hasattr(choice.relaxation, "draw") and choice.relaxation not in drawn:
+            drawn.add(choice.relaxation)
+            choice.relaxation.draw(generator)
+
+
 @contextlib.contextmanager
 def using(space: nn.Module, given: Mapping[str, Tensor]) -> Iterator[None]:
     """Mix by these weights inside the block, in place of the relaxations'.

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from archgrad.errors import ChoiceError
+
 
 class ScaledSigmoid(nn.Module):
     """Deterministic gates that a growing scale drives to 0 or 1.
@@ -51,6 +53,51 @@ class Softmax(nn.Module):
         return torch.softmax(self.logits.masked_fill(~live, float("-inf")), dim=0)
 
 
+class GumbelSoftmax(nn.Module):
+    """Mixing weights drawn from the Gumbel-softmax distribution; the draw stays until the next `draw`.
+
+        w = softmax((logits + g) / temperature) over the live candidates,   g_k ~ Gumbel(0, 1)
+
+    All choices that share the relaxation see the same draw, as often as the network runs, so that it can be
+    repeated (recomputation, several micro-batches). In eval mode there is no noise. Before the first draw
+    there is none either.
+
+    Args:
+        size: number of candidates; the logits start at 0.
+        temperature: towards 0 the weights go to one-hot samples of softmax(logits).
+        straight_through: the one-hot sample goes forward, the gradient is that of w.
+
+    Source: Jang, Gu, Poole 2017 (arXiv 1611.01144); Maddison, Mnih, Teh 2017 (arXiv 1611.00712).
+    """
+
+    noise: Tensor
+    temperature: Tensor
+
+    def __init__(self, size: int, *, temperature: float = 1.0, straight_through: bool = False) -> None:
+        super().__init__()
+        if not temperature > 0.0:
+            raise ChoiceError(f"a temperature of {temperature}: give a number above 0, for instance 0.4")
+        self.logits = nn.Parameter(torch.zeros(size))
+        self.straight_through = straight_through
+        self.register_buffer("noise", torch.zeros(size))
+        self.register_buffer("temperature", torch.tensor(float(temperature)))
+
+    def draw(self, generator: torch.Generator | None = None) -> None:
+        """New noise, from the CPU generator if one is given."""
+        # A uniform of 0 would be infinite noise.
+        uniform = torch.rand(self.noise.shape, generator=generator, dtype=torch.float64).clamp_min(1e-12)
+        self.noise.copy_(-torch.log(-torch.log(uniform)))
+
+    def forward(self, live: Tensor) -> Tensor:
+        """[size] weights that sum to 1, 0 where not live."""
+        noisy = self.logits + self.noise if self.training else self.logits
+        soft = torch.softmax((noisy / self.temperature).masked_fill(~live, float("-inf")), dim=0)
+        if not (self.straight_through and self.training):
+            return soft
+        hard = nn.functional.one_hot(soft.detach().argmax(), len(soft)).to(soft.dtype)
+        return hard + (soft - soft.detach())
+
+
 class Open(nn.Module):
     """Every live candidate at full strength: w = 1; no parameters. The inputs of a DARTS node are mixed so."""
 
@@ -76,5 +123,6 @@ class Held(nn.Module):
         return self.kept * live
 
 
+gumbel_softmax = GumbelSoftmax
 scaled_sigmoid = ScaledSigmoid
 softmax = Softmax

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from archgrad.choices.access import choices, matched
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.channels import Coupling, remove_branch, remove_channels
-from archgrad.choices.modules import Gate, InputChoice, OpChoice
+from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
+from archgrad.choices.relaxations import Open
 from archgrad.derive.plain import plain, unparametrize
-from archgrad.errors import ChoiceError
+from archgrad.errors import ChoiceError, ConfigError
+
+
+@runtime_checkable
+class Resizable(Protocol):
+    """A space whose architectures fit networks of any number of cells and channels."""
+
+    def resized(self, *, cells: int | None, channels: int | None, auxiliary: bool, drop_path: float) -> nn.Module:
+        """A fresh space of the same choices, in the form that is trained for good; None keeps the size."""
+        ...
 
 
 def decide(space: nn.Module, *, threshold: float = 0.5) -> Architecture:
@@ -20,18 +30,15 @@ def decide(space: nn.Module, *, threshold: float = 0.5) -> Architecture:
 
     An `OpChoice` takes its heaviest live candidate that is not barred, an `InputChoice` its `keep` heaviest
     inputs, a `Gate` all entries above `threshold`, at least the heaviest unless the gate's branch may vanish.
+    Inputs that are all mixed at full strength (relaxation `Open`) weigh what the heaviest candidate on their
+    edge does that is not barred: the rule of DARTS.
 
     Raises:
         ChoiceError: a choice has no relaxation yet.
     """
     picks: dict[str, Pick] = {}
     for name, (choice, *_) in choices(space).items():
-        weights = choice.mixing()
-        if weights is None:
-            raise ChoiceError(
-                f"choice {name!r} has no relaxation to decide by; call archgrad.relax(space, ...) first"
-            )
-        weights = weights.detach().double().masked_fill(~choice.pickable, -1.0)
+        weights = _weights(choice).masked_fill(~choice.pickable, -1.0)
         if isinstance(choice, OpChoice):
             picks[name] = int(weights.argmax())
         elif isinstance(choice, InputChoice):
@@ -43,8 +50,33 @@ def decide(space: nn.Module, *, threshold: float = 0.5) -> Architecture:
     return Architecture(picks)
 
 
+def _weights(choice: Choice) -> Tensor:
+    """[size], what the choice is decided by."""
+    relaxation = choice.relaxation
+    if relaxation is None:
+        raise ChoiceError(
+            f"choice {choice.name!r} has no relaxation to decide by; call archgrad.relax(space, ...) first"
+        )
+    mode = relaxation.training
+    relaxation.eval()  # without the noise of a draw
+    weights: Tensor = relaxation(choice.live).detach().double()
+    relaxation.train(mode)
+    if isinstance(relaxation, Open) and isinstance(choice, InputChoice) and choice.edges is not None:
+        for i, edge in enumerate(choice.edges):
+            if isinstance(edge, OpChoice):
+                weights[i] *= _weights(edge).masked_fill(~edge.pickable, 0.0).amax()
+    return weights
+
+
 def build(
-    space: nn.Module, architecture: Architecture, *, weights: Literal["inherit", "fresh"] = "inherit"
+    space: nn.Module,
+    architecture: Architecture,
+    *,
+    weights: Literal["inherit", "fresh"] = "inherit",
+    cells: int | None = None,
+    channels: int | None = None,
+    auxiliary: bool = False,
+    drop_path: float = 0.0,
 ) -> nn.Module:
     """The plain network of one architecture: closed channels, branches and candidates are gone.
 
@@ -54,10 +86,22 @@ def build(
         space: any network with choices; it is not changed.
         architecture: a pick for each of its choices.
         weights: "inherit" the space's, or draw them "fresh" (every module's `reset_parameters`).
+        cells, channels, auxiliary, drop_path: for the ready spaces of cells, the form that is trained for good, with
+            fresh weights: its number of cells and first channels, whether it also returns the logits of an auxiliary
+            head, and the probability of dropping an operation.
 
     Raises:
         ArchitectureError: the architecture is for another space.
+        ConfigError: the space has one size only.
     """
+    if cells is not None or channels is not None or auxiliary or drop_path:
+        if not isinstance(space, Resizable):
+            raise ConfigError(
+                f"{type(space).__name__} has one size only: leave out cells, channels, auxiliary and drop_path "
+                f"(spaces of cells, such as archgrad.darts_cells, take them), or give your space a method `resized`"
+            )
+        space = space.resized(cells=cells, channels=channels, auxiliary=auxiliary, drop_path=drop_path)
+        weights = "fresh"
     network = copy.deepcopy(space)
     gates: dict[str, Gate] = {}
     kept: dict[str, list[int]] = {}
