@@ -25,7 +25,7 @@ from archgrad.choices.estimators import (
     score_function,
     soften,
 )
-from archgrad.errors import ChoiceError, ConfigError, NonFiniteError
+from archgrad.errors import NonFiniteError
 
 SIZES = (3, 2, 4)
 CALLS, SAMPLES = 400, 500
@@ -100,7 +100,7 @@ def test_the_score_function_is_unbiased(loss: Callable[[list[Tensor]], Tensor]) 
 def test_rebar_stays_unbiased_with_softened_logits_and_a_baseline() -> None:
     """log p and the draw use the same softened logits; the gradient goes through the softening."""
     logits = logits_of()
-    truth = exact(lambda z: smooth(z), soft := soften(logits, 0.08))
+    truth = exact(smooth, soft := soften(logits, 0.08))
     truth = torch.cat(torch.autograd.grad(soft, logits, list(truth.split(SIZES))))
 
     def estimate(g: torch.Generator) -> Tensor:
@@ -123,14 +123,14 @@ def test_rebar_without_its_correction_fails() -> None:
 
 
 def test_a_correction_that_forgets_the_condition_fails() -> None:
-    """Negative control: y~ of the pick moves with its logit, as if z had not been given."""
+    """Negative control: zeta~ moves as if z had not been given, so grad c(zeta~) cancels grad c(zeta)."""
     logits = logits_of()
 
     def estimate(g: torch.Generator) -> Tensor:
         sample = draw(logits, temperature=0.7, samples=SAMPLES, generator=g)
         with torch.no_grad():
             hard = smooth(sample.hard)
-        return control_variate(hard, smooth([w.detach() for w in sample.relaxed]), sample.log_probability * 0.5)
+        return control_variate(hard, smooth(sample.relaxed).detach(), sample.log_probability)
 
     assert worst(estimate, exact(smooth, logits), logits) > 2 * CRITERION
 
@@ -203,9 +203,9 @@ def test_no_control_variate_is_the_score_function_exactly() -> None:
         relaxed=lambda weights: torch.zeros(len(weights[0]), dtype=torch.float64),
     )  # fmt: skip
     plain = score_function(table, logits, samples=64, generator=seeded(), baseline=2.0)
-    assert torch.equal(gradient_of(zero, logits), gradient_of(plain, logits)) and float(zero) == float(plain)
+    assert torch.equal(gradient_of(zero, logits), gradient_of(plain, logits)) and zero.item() == plain.item()
     z = one_hot(logits, samples=64, generator=seeded())
-    assert float(plain) == float(table(z).mean())
+    assert plain.item() == table(z).mean().item()
     scores = torch.cat([w - torch.softmax(x, 0) for w, x in zip(z, logits, strict=True)], -1)
     by_hand = ((table(z) - 2.0)[:, None] * scores).mean(0)
     assert torch.allclose(gradient_of(score_function(table, logits, samples=64, generator=seeded(), baseline=2.0),
@@ -228,11 +228,11 @@ def test_log_probability_is_that_of_the_enumeration() -> None:
     """Spec 2h-5."""
     logits = logits_of()
     z = every(SIZES)
-    q = [torch.softmax(x, 0) for x in logits]
+    q = [torch.softmax(x, 0).detach() for x in logits]
     expected = torch.tensor([math.prod(float(q[d][i]) for d, i in enumerate(picks))
                              for picks in itertools.product(*map(range, SIZES))], dtype=torch.float64)  # fmt: skip
     found = log_probability(logits, z)
-    assert torch.allclose(found.exp(), expected, atol=1e-12) and abs(float(found.exp().sum()) - 1) < 1e-12
+    assert torch.allclose(found.exp(), expected, atol=1e-12) and abs(found.exp().sum().item() - 1) < 1e-12
     assert torch.allclose(entropy(logits), torch.stack([-(p * p.log()).sum() for p in q]), atol=1e-12)
     sample = draw(logits, temperature=1.0, samples=50)
     assert torch.equal(sample.log_probability, log_probability(logits, sample.hard))
@@ -291,7 +291,7 @@ def test_dead_candidates_take_no_part(dtype: torch.dtype, eps: float | None) -> 
         first, second = torch.autograd.grad(scalar, [leaf, only], retain_graph=True)
         assert bool(first.isfinite().all()) and bool(first[alive].any()) and not first[~alive].any()
         assert not second.any()
-    assert float(log_probability(logits, [torch.eye(4)[[1]], torch.eye(2)[[1]]])) == -math.inf
+    assert log_probability(logits, [torch.eye(4)[[1]], torch.eye(2)[[1]]]).item() == -math.inf
 
 
 def test_dead_candidates_leave_the_estimate_unbiased() -> None:
@@ -303,7 +303,7 @@ def test_dead_candidates_leave_the_estimate_unbiased() -> None:
 
     def estimate(g: torch.Generator) -> Tensor:
         masked = [*logits[:2], logits[2].masked_fill(~alive, -math.inf)]
-        return rebar(smooth, masked, temperature=0.4, samples=SAMPLES, generator=g).nan_to_num()
+        return rebar(smooth, masked, temperature=0.4, samples=SAMPLES, generator=g)
 
     g = seeded(5)
     found = torch.stack([gradient_of(estimate(g), logits) for _ in range(100)])
@@ -336,11 +336,11 @@ def test_float32_logits_lose_only_their_own_rounding() -> None:
 def test_the_same_generator_gives_the_same_result() -> None:
     logits = logits_of()
     a, b, other = (rebar(smooth, logits, temperature=0.4, samples=9, generator=seeded(s)) for s in (1, 1, 2))
-    assert torch.equal(gradient_of(a, logits), gradient_of(b, logits)) and float(a) != float(other)
+    assert torch.equal(gradient_of(a, logits), gradient_of(b, logits)) and a.item() != other.item()
     torch.manual_seed(4)
-    x = float(score_function(smooth, logits, samples=9))
+    x = score_function(smooth, logits, samples=9).item()
     torch.manual_seed(4)
-    assert x == float(score_function(smooth, logits, samples=9))
+    assert x == score_function(smooth, logits, samples=9).item()
 
 
 def test_values_are_the_mean_loss_where_it_was_evaluated() -> None:
@@ -348,18 +348,18 @@ def test_values_are_the_mean_loss_where_it_was_evaluated() -> None:
     sample = draw(logits, temperature=0.4, samples=33, generator=seeded())
     at = {name: float(smooth([w.detach() for w in getattr(sample, name)]).mean()) for name in ("hard", "relaxed")}
     both = {"temperature": 0.4, "samples": 33}
-    assert float(rebar(smooth, logits, generator=seeded(), **both)) == pytest.approx(at["hard"], abs=1e-12)
-    assert float(rebar(smooth, logits, generator=seeded(), baseline=9.0, **both)) == pytest.approx(at["hard"])
-    assert float(pathwise(smooth, logits, generator=seeded(), **both)) == pytest.approx(at["relaxed"], abs=1e-12)
+    assert rebar(smooth, logits, generator=seeded(), **both).item() == pytest.approx(at["hard"], abs=1e-12)
+    assert rebar(smooth, logits, generator=seeded(), baseline=9.0, **both).item() == pytest.approx(at["hard"])
+    assert pathwise(smooth, logits, generator=seeded(), **both).item() == pytest.approx(at["relaxed"], abs=1e-12)
     st = pathwise(smooth, logits, generator=seeded(), straight_through=True, **both)
-    assert float(st) == pytest.approx(at["hard"], abs=1e-12)
+    assert st.item() == pytest.approx(at["hard"], abs=1e-12)
 
 
 def test_losses_of_other_types_are_taken() -> None:
     """A 0-1 error is a bool or an int; float32 logits are the usual ones."""
     logits = logits_of(dtype=torch.float32)
     scalar = score_function(lambda w: w[0][:, 0] > 0, logits, samples=20, generator=seeded())
-    assert scalar.dtype == torch.float32 and 0 <= float(scalar) <= 1
+    assert scalar.dtype == torch.float32 and 0 <= scalar.item() <= 1
 
 
 def test_a_baseline_for_each_sample() -> None:
@@ -367,72 +367,6 @@ def test_a_baseline_for_each_sample() -> None:
     one = score_function(smooth, logits, samples=6, generator=seeded(), baseline=torch.full((6,), 0.7))
     other = score_function(smooth, logits, samples=6, generator=seeded(), baseline=0.7)
     assert torch.allclose(gradient_of(one, logits), gradient_of(other, logits), atol=1e-6)
-
-
-BAD_LOGITS = [
-    [], torch.zeros(3), [torch.zeros(2, 2)], [torch.zeros(0)], [torch.zeros(3, dtype=torch.long)], [0.5, 1.0],
-    [torch.zeros(2), torch.tensor([math.nan, 0.0])], [torch.tensor([math.inf, 0.0])],
-    [torch.zeros(2), torch.full((2,), -math.inf)],
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("logits", BAD_LOGITS, ids=range(len(BAD_LOGITS)))
-def test_wrong_logits_are_refused(logits: list[Tensor]) -> None:
-    for call in (
-        lambda: rebar(smooth, logits, temperature=1.0, samples=2),
-        lambda: score_function(smooth, logits, samples=2),
-        lambda: one_hot(logits, samples=2),
-        lambda: entropy(logits),
-        lambda: soften(logits, 0.1),
-    ):
-        with pytest.raises(ChoiceError, match=r"give a list with one|allowed are finite numbers"):
-            call()
-
-
-def test_wrong_options_are_refused() -> None:
-    logits = logits_of()
-    for temperature in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ConfigError, match="temperature="):
-            rebar(smooth, logits, temperature=temperature, samples=2)
-    for samples in (0, -3, 2.5):
-        with pytest.raises(ConfigError, match="samples="):
-            score_function(smooth, logits, samples=samples)  # type: ignore[arg-type]
-    for eps in (-0.1, math.nan, math.inf):
-        with pytest.raises(ConfigError, match="eps="):
-            soften(logits, eps)
-    for decay in (-0.1, 1.0, math.nan):
-        with pytest.raises(ConfigError, match="decay="):
-            DecayingBaseline(decay)
-    for hard in ([], every(SIZES)[:2], every((2, 3, 4)), [every(SIZES)[0][:3], *every(SIZES)[1:]]):
-        with pytest.raises(ChoiceError, match="one-hots of shapes"):
-            log_probability(logits, hard)
-
-
-def test_wrong_losses_are_refused_with_their_shape() -> None:
-    logits = logits_of()
-    with pytest.raises(ChoiceError, match=r"is \(\); it must be a tensor of shape \(5,\)"):
-        rebar(lambda w: smooth(w).mean(), logits, temperature=1.0, samples=5)
-    with pytest.raises(ChoiceError, match=r"is \(5, 1\)"):
-        score_function(lambda w: smooth(w)[:, None], logits, samples=5)
-    with pytest.raises(ChoiceError, match="is float"):
-        pathwise(lambda w: 1.0, logits, temperature=1.0, samples=5)  # type: ignore[arg-type,return-value]
-    with pytest.raises(NonFiniteError, match="5 of 5 samples"):
-        score_function(lambda w: smooth(w) / 0, logits, samples=5)
-    with pytest.raises(NonFiniteError, match="relaxed weights"):
-        rebar(smooth, logits, temperature=1.0, samples=5, relaxed=lambda w: smooth(w) * math.nan)
-    with pytest.raises(ChoiceError, match=r"baseline has shape \(4,\)"):
-        score_function(smooth, logits, samples=5, baseline=torch.zeros(4))
-
-
-def test_a_loss_without_gradient_is_no_control_variate() -> None:
-    """The table read at the argmax of zeta equals L(z): without this check the gradient would be 0 in silence."""
-    logits = logits_of()
-    with pytest.raises(ChoiceError, match=r"give relaxed="):
-        rebar(table, logits, temperature=1.0, samples=5)
-    with pytest.raises(ChoiceError, match="use score_function"):
-        pathwise(table, logits, temperature=1.0, samples=5)
-    with torch.no_grad():
-        assert rebar(table, logits, temperature=1.0, samples=5).isfinite()
 
 
 def test_the_decaying_baseline() -> None:

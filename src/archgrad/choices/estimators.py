@@ -8,11 +8,10 @@ estimator returns a scalar whose gradient with respect to the logits is an estim
     rebar            none                        the same, with any differentiable function as control variate
     pathwise         some, less as it is colder  differentiable in the weights
 
-A logit of -inf is a dead candidate: never drawn, weight exactly 0, gradient 0. Noise and what is made of it are
-computed in float64; weights and log-probabilities have the dtype and device of the logits.
+A logit of -inf is a dead candidate: never drawn, weight exactly 0, gradient 0. Noise is handled in float64; weights
+and log-probabilities have the dtype and device of the logits.
 
-Source: Gumbel-softmax (arXiv 1611.01144, 1611.00712), REBAR (arXiv 1703.07370), as UNAS (arXiv 1912.07651) uses
-them.
+Source: Gumbel-softmax (arXiv 1611.01144), REBAR (arXiv 1703.07370), as the code of UNAS (arXiv 1912.07651) has them.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from torch.nn.utils.rnn import pad_sequence
 from archgrad.errors import ChoiceError, ConfigError, NonFiniteError
 
 Loss = Callable[[list[Tensor]], Tensor]
-# Gumbels lie in [-3.3, 27.6]: what is cut off has a probability of 1e-12. At 1e-3, candidates less likely than
-# about e^-8.8 of the likeliest would never be drawn; float32 uniforms end at 6e-8 of 1, which cuts at 16.6.
+# Gumbels then lie in [-3.3, 27.6]. With 1e-3, what is less likely than about e^-8.8 of the likeliest would never be
+# drawn; float32 uniforms end 6e-8 below 1, where Gumbels end at 16.6.
 CLAMP = 1e-12
 
 
@@ -75,7 +74,7 @@ def draw(
         ChoiceError: `logits` is no list of vectors, or a choice has NaN, +inf, or nothing alive.
     """
     if not 0 < temperature < math.inf:
-        raise ConfigError(f"temperature={temperature}: a finite number above 0 is allowed; UNAS uses 0.4")
+        raise ConfigError(f"temperature={temperature}: a finite number above 0 is allowed; UNAS's code has 0.4")
     log_q = _log_q(logits)
     noise = _noise(log_q, samples, generator)
     scores = log_q + noise
@@ -107,7 +106,7 @@ def rebar(
         gradient = mean of (L(z) - c(zeta) - baseline) grad log p(z) + grad c(zeta) - grad c(zeta~)
 
     The value of the scalar is the mean of L(z), itself an unbiased estimate of E[L(z)]. The loss is evaluated at
-    one-hots without gradient, and c once, at `Sample.mixed`. No promise that the variance is below that of
+    one-hots without gradient, and c once, at `Sample.mixed`. The variance need not be below that of
     `score_function` with a good baseline: it is above where c does not follow L, or the temperature is low.
 
     Args:
@@ -151,11 +150,10 @@ def score_function(
     The value of the scalar is the mean of L(z). Arguments and errors are those of `rebar`; of one generator both
     draw the same z.
     """
-    log_q = _log_q(logits)
-    index = (log_q + _noise(log_q, samples, generator)).argmax(-1)
-    log_p = _log_p(log_q, index).to(logits[0])
+    hard = one_hot(logits, samples=samples, generator=generator)
+    log_p = log_probability(logits, hard)
     with torch.no_grad():
-        hard_loss = loss(_split(indicator(index, log_q.shape[-1]), logits))
+        hard_loss = loss(hard)
     return control_variate(hard_loss, torch.zeros_like(log_p), log_p, baseline=baseline)
 
 
@@ -232,7 +230,7 @@ def resample(log_q: Tensor, noise: Tensor) -> Tensor:
         e = exp(-noise),  E = exp(-y_z),  r_k = e_k - q_k E   (held constant)
         y~_z = -log E,    y~_k = log q_k - log(r_k + q_k E)   (k != z)
 
-    With v_z = exp(-E) and v_k = exp(-r_k), independent uniforms given z, this is the conditional sample of REBAR;
+    With the uniforms v_z = exp(-E) and v_k = exp(-r_k), independent given z, this is REBAR's conditional sample;
     written so, nothing small is divided by. It depends on the logits through the q_k of the formula alone.
 
     Args:
@@ -294,7 +292,7 @@ def soften(logits: Sequence[Tensor], eps: float) -> list[Tensor]:
         ConfigError: eps is negative or not finite.
     """
     if not 0 <= eps < math.inf:
-        raise ConfigError(f"eps={eps}: a finite number, 0 or above, is allowed; UNAS uses 0.08 or 0")
+        raise ConfigError(f"eps={eps}: a finite number, 0 or above, is allowed; UNAS's code has 0.08 or 0")
     log_q = _log_q(logits)
     dead = log_q == -math.inf
     floor = log_q.new_tensor(math.log(eps) if eps else -math.inf)
@@ -305,8 +303,7 @@ def soften(logits: Sequence[Tensor], eps: float) -> list[Tensor]:
 class DecayingBaseline:
     """A running mean of losses: b <- decay b + (1 - decay) mean; the first mean starts it.
 
-    Use `value` for a sample before `update` with that sample: a baseline that knows the sample it is subtracted
-    from biases the estimate.
+    Use `value` for a sample before `update` with it: a baseline that knows its sample biases the estimate.
 
     Attributes:
         value: b; 0 before the first update.
@@ -392,8 +389,7 @@ def _losses(values: Tensor, like: Tensor, what: str) -> Tensor:
     if not isinstance(values, Tensor) or values.shape != like.shape:
         given = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ChoiceError(
-            f"{what} is {given}; it must be a tensor of shape {tuple(like.shape)}, one loss for each sample: "
-            f"average over images, not over samples"
+            f"{what} is {given}; give a tensor of shape {tuple(like.shape)}: a mean over images, not over samples"
         )
     if not bool(values.detach().isfinite().all()):
         raise NonFiniteError(
