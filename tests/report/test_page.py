@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,27 @@ def record() -> dict[str, Any]:
     }
 
 
+def search() -> dict[str, Any]:
+    nodes = [{"id": "x"}, {"id": "y", "label": "</svg><script>"}]
+    return {
+        "title": "Cell",
+        "after": {"accuracy": 0.9},
+        "graphs": [
+            {"name": "normal", "nodes": nodes, "edges": [{"source": "x", "target": "y", "label": "conv <b>"}]},
+            {"name": "<i>reduce", "nodes": nodes, "edges": []},
+        ],
+        "architecture_text": "conv | <none>",
+        "picks": [{"choice": "edge <0>", "pick": "conv", "weight": 0.25}],
+        "surrogate": {"predicted": [1.0, 2.0], "measured": [1.0, 2.2]},
+        "alarms": ["<script>collapse</script>"],
+    }
+
+
+def epochs(choices: int) -> list[dict[str, Any]]:
+    names = [f"weight/cell/{k} <i>/{candidate}" for k in range(choices) for candidate in ("conv", "skip <b>")]
+    return [{"phase": "search", "step": 10 * e, **dict.fromkeys(names, 0.1 * e)} for e in range(5)]
+
+
 def history() -> list[dict[str, Any]]:
     first = [{"phase": "weights", "step": k, "loss": 1 / (k + 1)} for k in range(10)]
     return first + [{"phase": "gates", "step": k, "expected_macs": 4e4 - 2e3 * k} for k in range(10, 20)]
@@ -115,10 +138,64 @@ def test_any_part_may_be_missing() -> None:
     assert read(page({"layers": [{"name": "a"}, {}], "frozen": [{}], "baselines": [{}]})).tags
 
 
+def test_the_page_of_a_search() -> None:
+    html = page(search(), epochs(8))
+    reader = read(html)
+    words = " ".join(" ".join(reader.words).split())
+    for shown in (
+        *(
+            "found",
+            "90.00 %",
+            "normal",
+            "<i>reduce",
+            "</svg><script>",
+            "conv <b>",
+            "conv | <none>",
+            "edge <0>",
+            "0.25",
+        ),
+        *("Alarms", "<script>collapse</script>", "Surrogate against measurement", "2 networks"),
+        *("cell/7 <i>", "skip <b>", "highest at the end: conv 0.40", "2 more choices"),
+    ):
+        assert shown in words, shown
+    assert not {"script", "b", "i"} & set(reader.tags)
+    assert "http" not in html and all(load.startswith("#") for load in reader.loads)
+    # Two graphs, the surrogate, two samples in the legend, and a picture a choice.
+    assert reader.tags.count("svg") == 2 + 1 + 2 + 8
+    assert "before" not in words and "Channels kept" not in words
+    for part in search():
+        read(page({key: value for key, value in search().items() if key != part}, epochs(1)))
+
+
+def test_every_colour_that_is_used_is_defined() -> None:
+    html = page({**search(), **record()}, [*history(), *epochs(8)])
+    used = set(re.findall(r"var\((--\w+)\)", html))
+    assert "--line1" in used and all(html.count(f"{name}: #") == 2 for name in used)
+
+
 def test_bars_share_the_scale_of_the_widest_layer() -> None:
     html = page({"layers": [{"name": "a", "before": 200, "after": 50}, {"name": "b", "before": 100, "after": 100}]})
     assert html.count("width: 100.00%") == 1 and html.count("width: 25.00%") == 1
     assert html.count("width: 50.00%") == 2
+
+
+def test_write_leaves_each_graph_as_a_picture(tmp_path: Path) -> None:
+    given = {**search(), "notes": ["half a character: \ud800"]}
+    (tmp_path / "record.json").write_text(json.dumps(given), encoding="utf-8")
+    (tmp_path / "history.jsonl").write_text("", encoding="utf-8")
+    write(tmp_path)
+    assert sorted(file.name for file in tmp_path.glob("*.svg")) == ["cell_i_reduce.svg", "cell_normal.svg"]
+    drawn = (tmp_path / "cell_normal.svg").read_text(encoding="utf-8")
+    assert ElementTree.fromstring(drawn).tag.endswith("svg") and "conv &lt;b&gt;" in drawn
+    assert sorted(file.name for file in tmp_path.glob(".*")) == []
+
+
+def test_figures_beyond_every_float_are_not_finite(tmp_path: Path) -> None:
+    huge = "9" * 5000
+    (tmp_path / "record.json").write_text(f'{{"after": {{"loss": {huge}}}, "seed": {10**80}}}', encoding="utf-8")
+    lines = f'{{"step": 1, "loss": {huge}, "weight/a/b": 1e300}}\n{{"step": 2, "loss": 1, "weight/a/b": -2}}\n'
+    (tmp_path / "history.jsonl").write_text(lines, encoding="utf-8")
+    assert "not finite" in write(tmp_path).read_text(encoding="utf-8")
 
 
 def test_write_reads_the_folder_and_replaces_the_page(tmp_path: Path) -> None:
@@ -140,6 +217,9 @@ def test_write_reads_the_folder_and_replaces_the_page(tmp_path: Path) -> None:
         ("{}", '{"step": 1}\n{"ste', r"history\.jsonl is damaged \(line 2"),
         ("{}", "3\n", "line 1 is no JSON object"),
         ('{"before": 3}', "", "damaged at before"),
+        ('{"graphs": [{"nodes": [{"id": 1}], "edges": [{"source": 1}]}]}', "", r"graphs\[0\]\.edges\[0\]\.target"),
+        ("[" * 100_000, "", "nested too deeply"),
+        ('{"surrogate": {"predicted": [1]}}', "", "damaged at surrogate"),
     ],
 )
 def test_missing_and_damaged_files(

@@ -6,9 +6,11 @@ import xml.etree.ElementTree as ElementTree
 from typing import Any
 
 import matplotlib as mpl
+import pytest
 
+from archgrad.errors import RunError
 from archgrad.report import pictures
-from archgrad.report.pictures import charts
+from archgrad.report.pictures import charts, scatter
 
 
 def _history() -> list[dict[str, Any]]:
@@ -36,6 +38,36 @@ def test_headings_and_order() -> None:
     assert charts([]) == []
 
 
+def test_figures_of_a_search() -> None:
+    row = {"expected_latency": 4.0, "cost": 3.0, "entropy": 2.0, "temperature": 1.0, "weight/a/b": 0.5}
+    history = [{"phase": "search", "step": k, **row} for k in range(4)]
+    found = {chart.heading: chart.svg for chart in charts(history, {"cost": "latency", "bound": 5.0})}
+    against = ["Expected cost against the limit", "Cost against the limit"]
+    assert list(found) == [*against, "Entropy of the choices", "Temperature"]
+    assert [heading for heading, drawn in found.items() if "var(--limit)" in drawn] == against
+    unlimited = [chart.heading for chart in charts(history)]
+    assert unlimited == ["Entropy of the choices", "Temperature", "Expected latency", "Cost"]
+
+
+def test_a_surrogate_beside_what_was_measured() -> None:
+    part = {"predicted": [1.0, 2.5, float("nan")], "measured": [1.1, 2.4, 3.0], "rmse": 0.1234, "unit": "ms"}
+    chart = scatter(part)
+    assert chart is not None
+    assert chart.caption == "2 networks, rmse 0.123 ms. On the dashed line the surrogate is right."
+    ElementTree.fromstring(chart.svg)
+    assert ">measured, ms</text>" in chart.svg and ">predicted, ms</text>" in chart.svg
+    assert chart.svg.count("<use ") >= 2 and "http" not in chart.svg
+    assert scatter({}) is None and scatter({"predicted": ["x"], "measured": [1.0]}) is None
+    one = scatter({"predicted": [2.0], "measured": [2.0], "rank_correlation": 1})
+    assert one is not None and one.caption.startswith("1 network, rank correlation 1.")
+
+
+@pytest.mark.parametrize("part", [{"predicted": [1.0]}, {"predicted": [1.0], "measured": 3}, {"measured": None}])
+def test_a_damaged_surrogate_is_named(part: dict[str, Any]) -> None:
+    with pytest.raises(RunError, match=r"damaged at surrogate: .* two lists"):
+        scatter(part)
+
+
 def test_svg_is_sound_and_coloured_by_the_page() -> None:
     settings = dict(mpl.rcParams)
     for chart in charts(_history(), {"cost": "macs", "bound": 5e6}):
@@ -52,18 +84,18 @@ def test_same_history_same_bytes() -> None:
 
 def test_stages_that_count_anew_are_laid_end_to_end() -> None:
     history = _history()
-    positions = pictures._positions(history)
+    positions = pictures.positions(history)
     assert positions == [float(k) for k in range(1, 21)]
     assert pictures._phase_spans(history, positions) == [("weights", 1.0, 10.0), ("gates", 11.0, 20.0)]
     alternating = [{"phase": "ab"[k % 2], "step": k // 2} for k in range(60)]
-    positions = pictures._positions(alternating)
+    positions = pictures.positions(alternating)
     assert positions == [float(k // 2) for k in range(60)]
     assert pictures._phase_spans(alternating, positions) == []
 
 
 def test_long_histories_are_averaged() -> None:
     history = [{"step": k, "loss": float(k % 2)} for k in range(1000)]
-    curve = pictures._curve(history, [float(k) for k in range(1000)], "loss")
+    curve = pictures.curve(history, [float(k) for k in range(1000)], "loss")
     assert curve.per_point == 3 and len(curve.x) == 334
     assert curve.y[:2] == [1 / 3, 2 / 3] and curve.x[0] == 1.0
     assert charts(history)[0].caption == "Each point is the mean of 3 records."

@@ -75,6 +75,53 @@ def test_figures_of_other_names_and_odd_values() -> None:
     ]
 
 
+SEARCH: dict[str, Any] = {
+    "title": "Cell found",
+    "after": {"accuracy": 0.9, "macs": 4_000, "latency_ms": {"eager": {"median_ms": 3.9}}},
+    "limit": {"cost": "latency", "unit": "ms", "bound": 4.0, "reached": 3.9},
+    "baselines": [{"name": "random search", "accuracy": 0.88, "kept": True}, {"name": "largest [b]", "macs": 9_000}],
+    "architecture_text": "|" + "nor_conv_3x3~0|" * 12,
+    "picks": [{"choice": "edge", "pick": "conv"}],
+    "alarms": ["skip connections everywhere"],
+    "notes": ["a note"],
+}
+
+
+def test_a_search_is_told_without_a_before() -> None:
+    shown = text.plain(SEARCH)
+    lines = shown.splitlines()
+    assert "architecture found:" in lines and f"  {SEARCH['architecture_text']}" in lines
+    tables = [line.split() for line in lines]
+    assert (
+        ["found"] in tables and ["accuracy", "90.00", "%"] in tables and ["latency,", "eager", "3.90", "ms"] in tables
+    )
+    assert "before" not in shown and "change" not in shown and "edge" not in shown
+    assert ["accuracy", "MACs"] in tables and ["this", "run", "90.00", "%", "4,000"] in tables
+    assert ["random", "search", "88.00", "%", "-"] in tables and ["largest", "[b]", "-", "9,000"] in tables
+    assert "limit on latency: at most 4 ms; reached 3.9 ms (kept)" in lines
+    assert lines.index("ALARM: skip connections everywhere") < lines.index("note: a note")
+
+
+def test_beside_a_before_the_text_leaves_the_baselines_to_the_page() -> None:
+    assert "random search" not in text.plain({**SEARCH, "before": {"accuracy": 0.9}})
+    assert text.columns({"before": {"macs": 1}}) == [("before", "before")]
+
+
+def test_picks_stand_in_for_a_string() -> None:
+    picks: list[Any] = [
+        {"choice": "op", "pick": "conv", "weight": 0.5},
+        {"choice": "inputs", "pick": [0, 2], "weight": [0.25, None]},
+        {"choice": "gate", "pick": 3},
+        {},
+    ]
+    assert text.picks({"picks": picks}) == [
+        ("op", "conv", "0.5"), ("inputs", "0, 2", "0.25, -"), ("gate", "3", ""), ("null", "null", "")
+    ]  # fmt: skip
+    lines = text.plain({"picks": picks}).splitlines()
+    assert "picks (weight):" in lines and "  inputs   0, 2 (0.25, -)" in lines and "  gate     3" in lines
+    assert "  and 60 more" in text.plain({"picks": picks * 25}).splitlines()
+
+
 @pytest.mark.parametrize("record", [{}, {"method": "freenas", "before": None, "limit": None, "notes": None}])
 def test_an_almost_empty_record(record: dict[str, Any]) -> None:
     assert text.plain(record).strip() in ("archgrad run", "freenas")
@@ -91,6 +138,11 @@ def test_markup_in_names_is_not_obeyed() -> None:
         ({"before": 3}, "before"),
         ({"layers": [1]}, "layers"),
         ({"notes": "one"}, "notes"),
+        ({"graphs": [1]}, "graphs"),
+        ({"picks": {"a": 1}}, "picks"),
+        ({"alarms": "one"}, "alarms"),
+        ({"surrogate": [1]}, "surrogate"),
+        ({"architecture_text": ["x"]}, "architecture_text"),
         ({"after": {"latency_ms": {"eager": 1.0}}}, "after.latency_ms"),
     ],
 )

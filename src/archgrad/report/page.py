@@ -11,8 +11,9 @@ from typing import Any
 from markupsafe import Markup
 
 from archgrad.errors import RunError
-from archgrad.report import text
-from archgrad.report.pictures import History, charts
+from archgrad.report import graphs, svg, text
+from archgrad.report.pictures import Chart, History, charts, scatter
+from archgrad.report.weights import weights
 
 _TEMPLATE = "page.html.jinja"
 
@@ -33,18 +34,27 @@ def page(record: text.Record, history: History = ()) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    given = record.get("graphs") or []
+    pictures = _pictures(record)
     facts = {"method": record.get("method"), "device": record.get("device"), **(record.get("run") or {})}
     return environment.get_template(_TEMPLATE).render(
         title=text.title(record),
         method=record.get("method"),
         device=record.get("device"),
-        has_before=bool(record.get("before")),
-        has_after=bool(record.get("after")),
+        light=svg.LIGHT,
+        dark=svg.DARK,
+        rules=Markup(svg.style(svg.variables())),
+        columns=text.columns(record),
         rows=text.rows(record),
         limit=text.limit_line(record),
         layers=_layers(record),
-        charts=[(chart, Markup(chart.svg)) for chart in charts(history, record.get("limit"))],
-        baselines=_baselines(record),
+        alarms=[str(alarm) for alarm in record.get("alarms") or []],
+        graphs=[(one.get("name") or "", Markup(drawn)) for one, drawn in zip(given, pictures, strict=True)],
+        architecture=str(record.get("architecture_text") or "").strip(),
+        picks=text.picks(record),
+        weights=_weights(history),
+        charts=_charts(record, history),
+        baselines=text.rivals(record),
         frozen=record.get("frozen") or [],
         notes=text.notes(record),
         groups=_groups(
@@ -62,6 +72,8 @@ def page(record: text.Record, history: History = ()) -> str:
 def write(folder: str | Path) -> Path:
     """Reads a run folder's record.json and history.jsonl, writes its report.html, and returns that path.
 
+    Each graph of the record is written beside it as an SVG file.
+
     Raises:
         RunError: a file is missing, damaged, or cannot be written.
     """
@@ -76,15 +88,43 @@ def write(folder: str | Path) -> Path:
             if not isinstance(one, dict):
                 raise _damaged(path, f"line {place} is no JSON object")
             history.append(one)
-    target = folder / "report.html"
-    temporary = folder / f".report.html.{os.getpid()}"
+    contents = {"report.html": page(record, history)}
+    names = graphs.file_names(record.get("graphs") or [])
+    contents |= {name: svg.alone(drawn) for name, drawn in zip(names, _pictures(record), strict=True)}
+    for name, content in contents.items():
+        _replace(folder / name, content)
+    return folder / "report.html"
+
+
+def _replace(target: Path, content: str) -> None:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        temporary.write_text(page(record, history), encoding="utf-8")
+        # JSON may hold halves of characters, which no file can.
+        temporary.write_text(content, encoding="utf-8", errors="replace")
         temporary.replace(target)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise RunError(f"{target} cannot be written: {error.strerror}. Free space, or give write access") from error
-    return target
+
+
+def _pictures(record: text.Record) -> list[str]:
+    given = record.get("graphs") or []
+    return [graphs.draw(one, part=f"graphs[{place}]") for place, one in enumerate(given)]
+
+
+def _charts(record: text.Record, history: History) -> list[tuple[Chart, Markup]]:
+    surrogate = scatter(record.get("surrogate") or {})
+    found = [*charts(history, record.get("limit")), *([surrogate] if surrogate else [])]
+    return [(chart, Markup(chart.svg)) for chart in found]
+
+
+def _weights(history: History) -> dict[str, Any]:
+    found = weights(history)
+    return {
+        "charts": [(one.choice, one.leader, Markup(one.svg)) for one in found.charts],
+        "legend": [(label, Markup(sample)) for label, sample in found.legend],
+        "left_out": found.left_out,
+    }
 
 
 def _read(path: Path) -> str:
@@ -101,9 +141,16 @@ def _read(path: Path) -> str:
 
 def _json(path: Path, content: str, line: int = 1) -> Any:
     try:
-        return json.loads(content)
+        return json.loads(content, parse_int=_integer)
     except json.JSONDecodeError as error:
         raise _damaged(path, f"line {line + error.lineno - 1}: {error.msg}") from error
+    except RecursionError as error:
+        raise _damaged(path, f"line {line}: nested too deeply") from error
+
+
+def _integer(digits: str) -> float:
+    # An integer that no float can hold is infinite, as a float of that size is.
+    return int(digits) if len(digits) < 300 else float(digits)
 
 
 def _damaged(path: Path, what: str) -> RunError:
@@ -128,21 +175,6 @@ def _layers(record: text.Record) -> list[dict[str, Any]]:
             }
         )
     return result
-
-
-def _baselines(record: text.Record) -> dict[str, Any]:
-    """Column headings and rows: the network found first, then each baseline."""
-    baselines = record.get("baselines") or []
-    keys = list({key: None for one in baselines for key, value in one.items() if text.is_number(value)})
-    after = record.get("after") or {}
-    found = [{"name": "this run", **after}] if any(text.is_number(after.get(key)) for key in keys) else []
-    return {
-        "headings": [text.label(key) for key in keys],
-        "rows": [
-            (str(one.get("name", "")), [text.figure(key, one.get(key)) for key in keys])
-            for one in (*found, *baselines)
-        ],
-    }
 
 
 def _groups(parts: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
+
+from archgrad.errors import RunError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,9 +26,18 @@ _VARIABLES = {
     **{colour: f"--line{place}" for place, colour in enumerate(_LINES, start=1)},
 }
 _AXES = ("phase", "step", "time", "epoch")
-_KNOWN = {"flips": "Gates flipping per epoch", "open_gates": "Open gates", "scale": "Scale of the gates"}
-_AGAINST_LIMIT = "Expected cost against the limit"
-_ORDER = ("Loss", "Accuracy", _AGAINST_LIMIT, *_KNOWN.values())
+# Drawn elsewhere, a picture a choice: see archgrad.report.weights.
+WEIGHT = "weight/"
+_KNOWN = {
+    "flips": "Gates flipping per epoch",
+    "open_gates": "Open gates",
+    "scale": "Scale of the gates",
+    "entropy": "Entropy of the choices",
+    "temperature": "Temperature",
+}
+_EXPECTED_AGAINST_LIMIT = "Expected cost against the limit"
+_AGAINST_LIMIT = "Cost against the limit"
+_ORDER = ("Loss", "Accuracy", _EXPECTED_AGAINST_LIMIT, _AGAINST_LIMIT, *_KNOWN.values())
 _MOST_POINTS = 400
 _MOST_MARKED_PHASES = 12
 _MOST_CHARTS = 24
@@ -42,7 +53,9 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class _Curve:
+class Curve:
+    """One figure over the steps; each point is the mean of `per_point` records."""
+
     name: str
     x: list[float]
     y: list[float]
@@ -54,12 +67,12 @@ def charts(history: History, limit: Mapping[str, Any] | None = None) -> list[Cha
 
     `history` holds records `{"phase", "step", "time", figure: number, ...}`; a figure may be on some only.
     """
-    positions = _positions(history)
-    groups: dict[str, list[_Curve]] = {}
+    places = positions(history)
+    groups: dict[str, list[Curve]] = {}
     for name in _figure_names(history):
-        groups.setdefault(_heading(name, limit), []).append(_curve(history, positions, name))
+        groups.setdefault(_heading(name, limit), []).append(curve(history, places, name))
     ordered = sorted(groups, key=lambda heading: _ORDER.index(heading) if heading in _ORDER else len(_ORDER))
-    spans = _phase_spans(history, positions)
+    spans = _phase_spans(history, places)
     return [
         _chart(heading, groups[heading][: len(_LINES)], spans=spans, bound=_bound(heading, limit))
         for heading in ordered[:_MOST_CHARTS]
@@ -72,40 +85,44 @@ def _heading(name: str, limit: Mapping[str, Any] | None) -> str:
     if name == "accuracy" or name.endswith("_accuracy"):
         return "Accuracy"
     if limit and name == f"expected_{limit.get('cost')}":
+        return _EXPECTED_AGAINST_LIMIT
+    if limit and name in ("cost", limit.get("cost")):
         return _AGAINST_LIMIT
     return _KNOWN.get(name, name.replace("_", " ").capitalize())
 
 
 def _bound(heading: str, limit: Mapping[str, Any] | None) -> float | None:
     bound = (limit or {}).get("bound")
-    return float(bound) if heading == _AGAINST_LIMIT and _is_finite(bound) else None
+    against = heading in (_EXPECTED_AGAINST_LIMIT, _AGAINST_LIMIT)
+    return float(bound) if against and is_finite(bound) else None
 
 
-def _is_finite(value: object) -> TypeGuard[float]:
+def is_finite(value: object) -> TypeGuard[float]:
+    """Whether this is a number, and neither NaN nor infinite."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _figure_names(history: History) -> list[str]:
-    names = {name: None for one in history for name in one if name not in _AXES}
-    return [name for name in names if any(_is_finite(one.get(name)) for one in history)]
+    names = {name: None for one in history for name in one if name not in _AXES and not name.startswith(WEIGHT)}
+    return [name for name in names if any(is_finite(one.get(name)) for one in history)]
 
 
-def _positions(history: History) -> list[float]:
-    # A step that falls back starts a stage that counts anew; the stages are laid end to end.
-    positions: list[float] = []
+def positions(history: History) -> list[float]:
+    """Where each record stands on the axis of steps: stages that count anew are laid end to end."""
+    places: list[float] = []
     offset, last = 0.0, 0.0
     for place, one in enumerate(history):
-        step = float(one["step"]) if _is_finite(one.get("step")) else float(place)
+        step = float(one["step"]) if is_finite(one.get("step")) else float(place)
         if step < last:
             offset += last
         last = step
-        positions.append(offset + step)
-    return positions
+        places.append(offset + step)
+    return places
 
 
-def _phase_spans(history: History, positions: list[float]) -> list[tuple[str, float, float]]:
+def _phase_spans(history: History, places: list[float]) -> list[tuple[str, float, float]]:
     spans: list[tuple[str, float, float]] = []
-    for one, x in zip(history, positions, strict=True):
+    for one, x in zip(history, places, strict=True):
         name = str(one.get("phase", ""))
         if spans and spans[-1][0] == name:
             spans[-1] = (name, spans[-1][1], x)
@@ -114,17 +131,17 @@ def _phase_spans(history: History, positions: list[float]) -> list[tuple[str, fl
     return spans if len(spans) <= _MOST_MARKED_PHASES else []
 
 
-def _curve(history: History, positions: list[float], name: str) -> _Curve:
-    points = [(x, float(one[name])) for x, one in zip(positions, history, strict=True) if _is_finite(one.get(name))]
-    per_point = math.ceil(len(points) / _MOST_POINTS)
+def curve(history: History, places: list[float], name: str) -> Curve:
+    """The finite values of one figure, averaged to at most 400 points."""
+    points = [(x, float(one[name])) for x, one in zip(places, history, strict=True) if is_finite(one.get(name))]
+    per_point = max(1, math.ceil(len(points) / _MOST_POINTS))
     chunks = [points[start : start + per_point] for start in range(0, len(points), per_point)]
     means = [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in chunks]
-    return _Curve(name, [x for x, _ in means], [y for _, y in means], per_point)
+    return Curve(name, [x for x, _ in means], [y for _, y in means], per_point)
 
 
-def _chart(
-    heading: str, curves: list[_Curve], *, spans: list[tuple[str, float, float]], bound: float | None
-) -> Chart:
+def drawn(heading: str, fill: Callable[[Axes], None]) -> str:
+    """What `fill` draws on empty axes, as SVG for the page."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -136,34 +153,74 @@ def _chart(
         figure.patch.set_visible(False)
         axes = figure.add_subplot()
         axes.patch.set_visible(False)
-        for colour, curve in zip(_LINES, curves, strict=False):
-            marker = "o" if len(curve.x) <= 40 else ""
-            axes.plot(
-                curve.x,
-                curve.y,
-                color=colour,
-                linewidth=1.5,
-                marker=marker,
-                markersize=3,
-                label=curve.name.replace("_", " "),
-            )
-        if bound is not None:
-            axes.axhline(bound, color=_LIMIT, linewidth=1.2, linestyle="--", label="limit")
-        _dress(axes, curves, spans)
-        if len(curves) + (bound is not None) > 1:
-            axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
+        fill(axes)
         out = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(out, format="svg", metadata=nothing)
-    averaged = max(curve.per_point for curve in curves)
+    return _inline(out.getvalue())
+
+
+def _chart(heading: str, curves: list[Curve], *, spans: list[tuple[str, float, float]], bound: float | None) -> Chart:
+    def fill(axes: Axes) -> None:
+        for colour, one in zip(_LINES, curves, strict=False):
+            marker = "o" if len(one.x) <= 40 else ""
+            name = one.name.replace("_", " ")
+            axes.plot(one.x, one.y, color=colour, linewidth=1.5, marker=marker, markersize=3, label=name)
+        if bound is not None:
+            axes.axhline(bound, color=_LIMIT, linewidth=1.2, linestyle="--", label="limit")
+        _scaled(axes, [y for one in curves for y in one.y])
+        _dress(axes)
+        _mark(axes, spans)
+        if len(curves) + (bound is not None) > 1:
+            axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
+
+    averaged = max(one.per_point for one in curves)
     caption = f"Each point is the mean of {averaged} records." if averaged > 1 else ""
-    return Chart(heading, caption, _inline(out.getvalue()))
+    return Chart(heading, caption, drawn(heading, fill))
 
 
-def _dress(axes: Axes, curves: list[_Curve], spans: list[tuple[str, float, float]]) -> None:
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+def scatter(part: Mapping[str, Any]) -> Chart | None:
+    """A surrogate's predictions over what was measured; None without a pair of finite figures.
 
-    figures = [y for curve in curves for y in curve.y]
+    `part` is `{"predicted": [...], "measured": [...], "rmse", "rank_correlation", "unit"}`, of which the last
+    three may be missing.
+
+    Raises:
+        RunError: the two lists are none, or differ in length.
+    """
+    lists = [part.get("measured", []), part.get("predicted", [])]
+    if not all(isinstance(one, list) for one in lists) or len(lists[0]) != len(lists[1]):
+        raise RunError(
+            "the record is damaged at surrogate: predicted and measured are two lists of numbers of one length; "
+            "run again to write it anew"
+        )
+    pairs = [(x, y) for x, y in zip(*lists, strict=True) if is_finite(x) and is_finite(y)]
+    if not pairs:
+        return None
+    unit = str(part.get("unit") or "")
+
+    def fill(axes: Axes) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        ends = [min(min(pair) for pair in pairs), max(max(pair) for pair in pairs)]
+        axes.plot(ends, ends, color=_FAINT, linewidth=1.2, linestyle="--")
+        axes.plot(*zip(*pairs, strict=True), color=_LINES[0], linestyle="", marker="o", markersize=3.5, alpha=0.8)
+        _dress(axes, x=f"measured, {unit}" if unit else "measured")
+        axes.set_ylabel(f"predicted, {unit}" if unit else "predicted", color=_INK)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+
+    known = {"rmse": f" {unit}".rstrip(), "rank_correlation": ""}
+    told = [
+        f"{name.replace('_', ' ')} {part[name]:.3g}{end}" for name, end in known.items() if is_finite(part.get(name))
+    ]
+    count = f"{len(pairs)} {'network' if len(pairs) == 1 else 'networks'}"
+    caption = f"{', '.join([count, *told])}. On the dashed line the surrogate is right."
+    return Chart("Surrogate against measurement", caption, drawn("surrogate", fill))
+
+
+def _scaled(axes: Axes, figures: list[float]) -> None:
+    from matplotlib.ticker import EngFormatter
+
     if min(figures) > 0 and max(figures) > 100 * min(figures):
         axes.set_yscale("log")
         # The usual labels are powers written as mathematics, which is switched off here.
@@ -171,13 +228,21 @@ def _dress(axes: Axes, curves: list[_Curve], spans: list[tuple[str, float, float
         axes.yaxis.set_minor_formatter("")
     elif max(abs(y) for y in figures) >= 1e4:
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _dress(axes: Axes, *, x: str = "step") -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.set_xlabel("step", color=_INK)
+    axes.set_xlabel(x, color=_INK)
     axes.tick_params(colors=_INK, color=_FAINT, which="both", labelsize=8)
     axes.grid(axis="y", color=_FAINT, linewidth=0.5, alpha=0.5)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(_FAINT)
+
+
+def _mark(axes: Axes, spans: list[tuple[str, float, float]]) -> None:
     low, high = axes.get_xlim()
     for place, (name, start, end) in enumerate(spans):
         if place and low < start < high:

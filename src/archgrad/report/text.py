@@ -1,4 +1,4 @@
-"""A run's record as text: before, after and change, with the limit and the notes.
+"""A run's record as text: before, after and change, or what a search found beside its rivals; limit and notes.
 
 A record is a plain dict, as in a run folder's record.json. Every part may be missing, and is then left out.
 Figures of other names than those in `_FIGURES` are shown under their own.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 from rich.console import Console, Group, RenderableType
@@ -20,8 +20,10 @@ from archgrad.errors import RunError
 
 Record = Mapping[str, Any]
 
-_MAPPINGS = ("settings", "run", "versions", "before", "after", "limit", "data")
-_LISTS_OF_MAPPINGS = ("layers", "frozen", "baselines")
+_MAPPINGS = ("settings", "run", "versions", "before", "after", "limit", "data", "surrogate")
+_LISTS_OF_MAPPINGS = ("layers", "frozen", "baselines", "graphs", "picks")
+_LISTS = (*_LISTS_OF_MAPPINGS, "notes", "alarms")
+_MOST_PICKS = 40
 _NOISY = 0.5
 _WIDTH = 100
 
@@ -35,6 +37,13 @@ class Row(NamedTuple):
     change: str
 
 
+class Rivals(NamedTuple):
+    """Column headings, and rows of a name and figures, written out."""
+
+    headings: list[str]
+    rows: list[tuple[str, list[str]]]
+
+
 def table(record: Record) -> RenderableType:
     """The record as a rich renderable.
 
@@ -43,17 +52,18 @@ def table(record: Record) -> RenderableType:
     """
     check(record)
     parts: list[RenderableType] = [Text(title(record), style="bold")]
+    parts += [Text(line, no_wrap=True, overflow="ignore") for line in _architecture(record)]
     figures = rows(record)
     if figures:
-        grid = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
-        both = bool(record.get("before")) and bool(record.get("after"))
-        grid.add_column("")
-        for heading in ("before", "after", "change"):
-            grid.add_column(heading if both or record.get(heading) else "", justify="right")
-        for row in figures:
-            grid.add_row(*(Text(cell) for cell in row))
-        parts += [Text(), grid]
+        shown = columns(record)
+        cells = [[row.label, *(getattr(row, name) for name, _ in shown)] for row in figures]
+        parts += [Text(), _grid([heading for _, heading in shown], cells)]
+    # A run with a before is told beside that; its baselines stand on the page.
+    others = rivals(record)
+    if others.rows and not record.get("before"):
+        parts += [Text(), _grid(others.headings, [[name, *cells] for name, cells in others.rows])]
     lines = [line for line in (limit_line(record), frozen_line(record)) if line]
+    lines += [f"ALARM: {alarm}" for alarm in record.get("alarms") or []]
     lines += [f"note: {note}" for note in notes(record)]
     if lines:
         parts += [Text(), *(Text(line) for line in lines)]
@@ -68,7 +78,8 @@ def plain(record: Record) -> str:
     """
     out = io.StringIO()
     console = Console(file=out, width=_WIDTH, color_system=None, force_terminal=False, highlight=False)
-    console.print(table(record))
+    # A string that is to be copied is not to be broken.
+    console.print(table(record), crop=False)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
@@ -82,15 +93,46 @@ def check(record: object) -> None:
         for key in ("before", "after")
         if isinstance(record.get(key), Mapping) and not _is_latency(record[key].get("latency_ms"))
     ]
-    for key in (*_LISTS_OF_MAPPINGS, "notes"):
+    for key in _LISTS:
         part = record.get(key) or []
-        if not isinstance(part, list) or (key != "notes" and not all(isinstance(one, Mapping) for one in part)):
+        of_mappings = key in _LISTS_OF_MAPPINGS
+        if not isinstance(part, list) or (of_mappings and not all(isinstance(one, Mapping) for one in part)):
             wrong.append(key)
+    if not isinstance(record.get("architecture_text") or "", str):
+        wrong.append("architecture_text")
     if wrong:
         raise RunError(
-            f"the record is damaged at {', '.join(wrong)}: allowed are JSON objects, and lists of them for "
-            f"{', '.join(_LISTS_OF_MAPPINGS)}; run again to write it anew"
+            f"the record is damaged at {', '.join(wrong)}: allowed are JSON objects, lists of them for "
+            f"{', '.join(_LISTS_OF_MAPPINGS)}, lists for notes and alarms, and a string for architecture_text; "
+            f"run again to write it anew"
         )
+
+
+def _architecture(record: Record) -> list[str]:
+    """What was found: its string where there is one, else pick by pick."""
+    string = str(record.get("architecture_text") or "").strip()
+    if string:
+        return ["", "architecture found:", *(f"  {line}" for line in string.splitlines())]
+    found = picks(record)
+    if not found:
+        return []
+    width = max(len(choice) for choice, _, _ in found[:_MOST_PICKS])
+    lines = [
+        f"  {choice:<{width}}   {pick}{f' ({weight})' if weight else ''}"
+        for choice, pick, weight in found[:_MOST_PICKS]
+    ]
+    more = [f"  and {len(found) - len(lines)} more"] if len(found) > len(lines) else []
+    return ["", "picks (weight):" if any(weight for _, _, weight in found) else "picks:", *lines, *more]
+
+
+def _grid(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    grid = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
+    grid.add_column("")
+    for heading in headings:
+        grid.add_column(Text(heading), justify="right")
+    for row in rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    return grid
 
 
 def _is_latency(part: object) -> bool:
@@ -102,6 +144,13 @@ def _is_latency(part: object) -> bool:
 def title(record: Record) -> str:
     """The record's title, or its method's name."""
     return str(record.get("title") or record.get("method") or "archgrad run")
+
+
+def columns(record: Record) -> list[tuple[str, str]]:
+    """Which columns of `rows` the record fills, and their headings; a search has no before, and says "found"."""
+    if record.get("before") and record.get("after"):
+        return [(name, name) for name in ("before", "after", "change")]
+    return [("before", "before")] if record.get("before") else [("after", "found")]
 
 
 def rows(record: Record) -> list[Row]:
@@ -136,6 +185,27 @@ def limit_line(record: Record) -> str:
     if not is_number(reached):
         return line
     return f"{line}; reached {number(reached)}{unit} ({'kept' if reached <= bound else 'NOT KEPT'})"
+
+
+def rivals(record: Record) -> Rivals:
+    """The network found first, then each baseline, with the figures that any baseline has."""
+    baselines = record.get("baselines") or []
+    keys = list({key: None for one in baselines for key, value in one.items() if is_number(value)})
+    after = record.get("after") or {}
+    found = [{**after, "name": "this run"}] if any(is_number(after.get(key)) for key in keys) else []
+    rows = [(str(one.get("name", "")), [figure(key, one.get(key)) for key in keys]) for one in (*found, *baselines)]
+    return Rivals([label(key) for key in keys], rows)
+
+
+def picks(record: Record) -> list[tuple[str, str, str]]:
+    """Choice, pick and weight, written out; the weight is empty where there is none."""
+    result = []
+    for one in record.get("picks") or []:
+        pick, weight = one.get("pick"), one.get("weight")
+        picked = ", ".join(map(value_text, pick)) if isinstance(pick, list) else value_text(pick)
+        weighed = [f"{w:.3g}" if is_number(w) else "-" for w in (weight if isinstance(weight, list) else [weight])]
+        result.append((value_text(one.get("choice")), picked, "" if weight is None else ", ".join(weighed)))
+    return result
 
 
 def frozen_line(record: Record) -> str:
