@@ -9,6 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from archgrad.choices.access import hold, relax
+from archgrad.choices.architecture import Architecture
+from archgrad.choices.modules import OpChoice
+from archgrad.choices.relaxations import softmax
 from archgrad.costs import latency as rooms
 from archgrad.costs.latency import Timing, compare, latency, measure, measure_onnx
 from archgrad.costs.limits import Cost, Limit
@@ -93,6 +97,49 @@ def test_threads_are_put_back_when_a_pass_fails() -> None:
     assert torch.get_num_threads() == 1
 
 
+class Caching(nn.Module):
+    """Keeps a tensor that it made, as position tables do, and cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.table: Tensor | None = None
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Caching:
+        raise AssertionError("copied")
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not self.training
+        if self.table is None:
+            self.table = x * 2
+        return self.table * self.weight
+
+
+def test_a_space_is_timed_in_place_and_stays_fit_for_training() -> None:
+    caching = Caching()
+    space = relax(nn.Sequential(OpChoice([caching, nn.Identity()], name="op"), nn.Dropout()), softmax).train()
+    space[1].eval()
+    assert _sound(latency(torch.ones(2, 3), repeats=2, warmup=0).timing(space))
+    assert [m.training for m in (space, space[0], caching, space[1])] == [True, True, True, False]
+    caching.eval()
+    caching(torch.ones(2, 3)).sum().backward()  # what is made in inference mode could not be saved for this
+    assert caching.weight.grad is not None
+    with pytest.raises(ModelError, match="does not run on the example"):
+        measure(space.train(), torch.ones(2, 4))
+    assert caching.training
+
+
+def test_a_held_space_runs_what_is_picked_alone() -> None:
+    calls: list[tuple[str, int, bool, bool]] = []
+    space = nn.Sequential(OpChoice([Recorder("A", calls), Recorder("B", calls)], name="op"))
+    held = hold(space, Architecture({"op": 1}))
+    latency(torch.ones(1, 2), repeats=3, warmup=2).timing(held)
+    assert [label for label, *_ in calls] == ["B"] * (1 + 2 + 3)
+    calls.clear()
+    latency(torch.ones(1, 2), repeats=1, warmup=0).timing(held)
+    assert len(calls) == 2
+
+
 def test_spread_and_noise() -> None:
     timing = Timing(2.0, 1.9, 2.4, repeats=9, runtime="eager", device="cpu", threads=1)
     assert timing.spread == pytest.approx(0.25) and not timing.noisy
@@ -126,6 +173,7 @@ def test_limits() -> None:
         ({"runtime": "tensorrt"}, "unknown"),
         ({"repeats": 0}, "repeats=0"),
         ({"threads": 0}, "threads=0"),
+        ({"warmup": -1}, "warmup=-1"),
         ({"device": "nowhere"}, "nowhere"),
         ({"device": "meta", "runtime": "onnx"}, "timed on the CPU"),
     ],

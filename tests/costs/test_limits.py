@@ -1,13 +1,16 @@
-"""Limits: absolute or a fraction, and what is refused."""
+"""Limits, absolute or a fraction; a function of one's own as a cost; what is refused."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from torch import nn
 
 from archgrad.costs.count import macs, params
-from archgrad.costs.limits import Limit
-from archgrad.errors import LimitError
+from archgrad.costs.limits import Cost, Limit, Predicts, black_box
+from archgrad.errors import LimitError, ModelError
 
 
 def test_a_bound_is_absolute_and_a_fraction_is_of_the_reference() -> None:
@@ -42,3 +45,37 @@ def test_a_limit_is_frozen() -> None:
     limit = params().at_most(10)
     with pytest.raises(AttributeError):
         limit.bound = 20
+
+
+def test_a_function_of_ones_own_is_a_measured_cost() -> None:
+    cost: Cost = black_box(lambda network: torch.tensor([network.out_features / 4]), name="energy", unit="mJ")
+    assert (cost.name, cost.unit, cost.measured) == ("energy", "mJ", True)
+    assert cost.of(nn.Linear(3, 6)) == 1.5
+    assert not isinstance(cost, Predicts)
+    limit = black_box(lambda network: 1, name="error", unit="of 1").at_most(0.25)
+    assert (limit.resolve(1.0), limit.cost.of(nn.Identity())) == (0.25, 1.0)
+    with pytest.raises(LimitError, match=r"energy is measured.*mixing weights of Linear.*score-function.*Surrogate"):
+        cost.expected(nn.Linear(3, 6))
+    with pytest.raises(LimitError, match="not both"):
+        black_box(lambda network: 1, name="error", unit="of 1").at_most()
+
+
+@pytest.mark.parametrize("given", [None, "many", math.nan, math.inf, torch.ones(2), [1.0], 10**400])
+def test_a_function_that_returns_no_number_is_named(given: object) -> None:
+    with pytest.raises(ModelError, match=r"the cost 'energy' of Linear is .* one finite number"):
+        black_box(lambda network: given, name="energy", unit="mJ").of(nn.Linear(3, 6))
+
+
+def test_an_error_of_the_function_is_the_user_s_own() -> None:
+    def fails(network: nn.Module) -> float:
+        raise ValueError("the device is off")
+
+    with pytest.raises(ValueError, match="the device is off") as raised:
+        black_box(fails, name="energy", unit="mJ").of(nn.Identity())
+    assert not isinstance(raised.value, ModelError)
+
+
+def test_what_is_no_black_box_is_refused() -> None:
+    for function, name in ((3.0, "energy"), (len, "")):
+        with pytest.raises(LimitError, match="black_box takes a function"):
+            black_box(function, name=name, unit="mJ")

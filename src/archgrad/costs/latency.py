@@ -10,6 +10,7 @@ import contextlib
 import copy
 import importlib.util
 import io
+import itertools
 import logging
 import time
 import warnings
@@ -22,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from archgrad.costs.limits import Limit
-from archgrad.errors import ConfigError, LimitError, MissingExtra, ModelError
+from archgrad.choices.modules import Choice
+from archgrad.costs.limits import Limit, refuse_gradient
+from archgrad.errors import ConfigError, MissingExtra, ModelError
 
 Runtime = Literal["eager", "onnx"]
 _NOISY = 0.5
@@ -65,6 +67,9 @@ def measure(
 ) -> Timing:
     """Times a copy of the network in evaluation mode; the network itself is not changed.
 
+    A network with choices (held, or inside `using`) is timed in place in eager mode, where its parameters are on
+    the device, and its modes are put back: a supernet takes longer to copy than to run.
+
     `example` is the input, or a tuple of inputs, each `[B, ...]`; its batch size is the one that is timed.
     It runs on `device`, or where the network's parameters are. "onnx" exports the copy and times it in ONNX
     Runtime, on the CPU. `threads` are the CPU threads of one forward pass; torch's own setting is put
@@ -105,16 +110,17 @@ def compare(
     _check(runtime, repeats=repeats, warmup=warmup, threads=threads)
     wanted = None if device is None else _present(device, runtime)
     passes, devices = [], []
-    for network in networks.values():
-        place = wanted or (torch.device("cpu") if runtime == "onnx" else _device_of(network))
-        inputs = tuple(tensor.detach().to(place) for tensor in _as_tuple(example))
-        plain = _plain_copy(network, inputs, place)
-        if runtime == "onnx":
-            passes.append(_onnx_pass(_onnx_bytes(plain, inputs), inputs, threads))
-        else:
-            passes.append(_eager_pass(plain, inputs, place))
-        devices.append(str(place))
-    with _threads(threads):
+    with contextlib.ExitStack() as stack:
+        for network in networks.values():
+            place = wanted or (torch.device("cpu") if runtime == "onnx" else _device_of(network))
+            inputs = tuple(tensor.detach().to(place) for tensor in _as_tuple(example))
+            ready = stack.enter_context(_ready(network, inputs, place, copied=runtime == "onnx"))
+            if runtime == "onnx":
+                passes.append(_onnx_pass(_onnx_bytes(ready, inputs), inputs, threads))
+            else:
+                passes.append(_eager_pass(ready, inputs, place))
+            devices.append(str(place))
+        stack.enter_context(_threads(threads))
         rows = _in_turns(passes, repeats=repeats, warmup=warmup)
     return {
         name: _timing(row, runtime=runtime, device=place, threads=threads)
@@ -153,15 +159,18 @@ def latency(
     device: str | torch.device = "cpu",
     runtime: Runtime = "eager",
     repeats: int = 50,
+    warmup: int = 10,
     threads: int = 1,
 ) -> Latency:
     """The time of one forward pass on input `x`, `[B, ...]` or a tuple of such, as a cost in milliseconds.
 
+    Few `repeats` and `warmup` passes keep a search cheap; "onnx" exports each network first, which takes seconds.
+
     Raises:
         ConfigError: a device that is not here; an unknown runtime; "onnx" on a device other than the CPU;
-            repeats or threads below 1.
+            repeats or threads below 1; warmup below 0.
     """
-    return Latency(x, device=device, runtime=runtime, repeats=repeats, threads=threads)
+    return Latency(x, device=device, runtime=runtime, repeats=repeats, warmup=warmup, threads=threads)
 
 
 class Latency:
@@ -178,13 +187,15 @@ class Latency:
         device: str | torch.device = "cpu",
         runtime: Runtime = "eager",
         repeats: int = 50,
+        warmup: int = 10,
         threads: int = 1,
     ) -> None:
-        _check(runtime, repeats=repeats, warmup=0, threads=threads)
+        _check(runtime, repeats=repeats, warmup=warmup, threads=threads)
         self.x = x
         self.device = _present(device, runtime)
         self.runtime: Runtime = runtime
         self.repeats = repeats
+        self.warmup = warmup
         self.threads = threads
 
     def timing(self, network: nn.Module) -> Timing:
@@ -195,6 +206,7 @@ class Latency:
             device=self.device,
             runtime=self.runtime,
             repeats=self.repeats,
+            warmup=self.warmup,
             threads=self.threads,
         )
 
@@ -204,11 +216,7 @@ class Latency:
 
     def expected(self, space: nn.Module) -> NoReturn:
         """Raises LimitError: what is read off a clock has no gradient with respect to the mixing weights."""
-        raise LimitError(
-            f"latency is measured, so it has no gradient with respect to the mixing weights of "
-            f"{type(space).__name__}. Use a method whose estimator has a score-function part, or give the "
-            f"search a surrogate with a gradient (dnal uses MACs) and check the latency of what it hands back"
-        )
+        refuse_gradient(self, space)
 
     def at_most(self, *, ms: float | None = None, fraction: float | None = None) -> Limit:
         """A limit of `ms` milliseconds, or of a fraction of what the unchanged network takes.
@@ -252,24 +260,46 @@ def _device_of(network: nn.Module) -> torch.device:
     return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
 
 
-def _plain_copy(network: nn.Module, inputs: tuple[Tensor, ...], device: torch.device) -> nn.Module:
+@contextlib.contextmanager
+def _ready(
+    network: nn.Module, inputs: tuple[Tensor, ...], device: torch.device, *, copied: bool
+) -> Iterator[nn.Module]:
+    """The network in evaluation mode on the device, once it has run: a copy, or a space itself for a while."""
+    here = {tensor.device for tensor in itertools.chain(network.parameters(), network.buffers())}
+    copied = copied or not _has_choices(network) or here != {torch.empty(0, device=device).device}
+    modes = {} if copied else {module: module.training for module in network.modules()}
     try:
-        plain = copy.deepcopy(network).to(device).eval()
-        with torch.inference_mode():
-            plain(*inputs)
-    except _FAULTS as error:
-        shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
-        raise ModelError(
-            f"{type(network).__name__} does not run on the example of {shapes}: {_one_line(error)}. Give the "
-            f"tensors that its forward takes, in order, as one tensor or a tuple"
-        ) from error
-    return plain
+        try:
+            ready = (copy.deepcopy(network).to(device) if copied else network).eval()
+            with _without_gradient(ready):
+                ready(*inputs)
+        except _FAULTS as error:
+            shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
+            raise ModelError(
+                f"{type(network).__name__} does not run on the example of {shapes}: {_one_line(error)}. Give the "
+                f"tensors that its forward takes, in order, as one tensor or a tuple"
+            ) from error
+        yield ready
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
-def _eager_pass(plain: nn.Module, inputs: tuple[Tensor, ...], device: torch.device) -> Callable[[], object]:
-    @torch.inference_mode()
+def _has_choices(network: nn.Module) -> bool:
+    return any(isinstance(module, Choice) for module in network.modules())
+
+
+def _without_gradient(network: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Inference mode, unless it is a space itself: what its modules might cache has to stay fit for training."""
+    return torch.no_grad() if _has_choices(network) else torch.inference_mode()
+
+
+def _eager_pass(ready: nn.Module, inputs: tuple[Tensor, ...], device: torch.device) -> Callable[[], object]:
+    quiet = _without_gradient(ready)
+
     def once() -> object:
-        result = plain(*inputs)
+        with quiet:
+            result = ready(*inputs)
         if device.type != "cpu":
             # Kernels are only queued by then.
             torch.accelerator.synchronize(device)
