@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from archgrad.choices.relaxations import gumbel_softmax, scaled_sigmoid, softmax
     from archgrad.costs.count import macs, params
     from archgrad.costs.latency import latency
+    from archgrad.costs.limits import Limit, black_box
     from archgrad.derive.discretise import build, decide
     from archgrad.derive.export import export_onnx, export_program
     from archgrad.errors import (
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
         NonFiniteError,
         RunError,
     )
+    from archgrad.methods.darts import darts
     from archgrad.methods.dnal import dnal
+    from archgrad.methods.random_search import random_search
+    from archgrad.methods.unas import unas
     from archgrad.search.fit import fit, recalibrate
     from archgrad.search.found import Found, derive
     from archgrad.search.run import Run
@@ -57,6 +61,7 @@ __all__ = [
     "Gate",
     "InputChoice",
     "InputError",
+    "Limit",
     "LimitError",
     "MissingExtra",
     "ModelError",
@@ -66,9 +71,11 @@ __all__ = [
     "RunError",
     "Stopped",
     "__version__",
+    "black_box",
     "build",
     "crop",
     "cutout",
+    "darts",
     "decide",
     "derive",
     "digits",
@@ -85,6 +92,7 @@ __all__ = [
     "logits",
     "macs",
     "params",
+    "random_search",
     "recalibrate",
     "relax",
     "restrict",
@@ -92,6 +100,7 @@ __all__ = [
     "scaled_sigmoid",
     "slim",
     "softmax",
+    "unas",
     "using",
     "weights",
 ]
@@ -103,13 +112,17 @@ _HOMES = {
     "choices.relaxations": ("gumbel_softmax", "scaled_sigmoid", "softmax"),
     "costs.count": ("macs", "params"),
     "costs.latency": ("latency",),
+    "costs.limits": ("Limit", "black_box"),
     "derive.discretise": ("build", "decide"),
     "derive.export": ("export_onnx", "export_program"),
     "errors": (
         "ArchgradError", "ArchitectureError", "ChoiceError", "ConfigError", "DataError", "InputError",
         "LimitError", "MissingExtra", "ModelError", "NonFiniteError", "RunError",
     ),
+    "methods.darts": ("darts",),
     "methods.dnal": ("dnal",),
+    "methods.random_search": ("random_search",),
+    "methods.unas": ("unas",),
     "search.fit": ("fit", "recalibrate"),
     "search.found": ("Found", "derive"),
     "search.run": ("Run",),

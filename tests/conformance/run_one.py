@@ -6,10 +6,9 @@ import sys
 import time
 
 import torch
-from planted import limit, space, task
-from test_methods import METHODS
+from planted import limit
+from test_methods import found_by, quiet
 
-import archgrad as ag
 from archgrad.tasks.classification import Classification
 
 if __name__ == "__main__":
@@ -22,5 +21,4 @@ if __name__ == "__main__":
         return loss(self, network, batch)
 
     Classification.loss = slow
-    run = ag.Run(epochs=6, seed=3, folder=folder, device="cpu", checkpoint_seconds=0.0, progress=False)
-    METHODS[name](space(), task(), run, limit=limit())
+    found_by(name, quiet(name, epochs=6, folder=folder, checkpoint_seconds=0.0), limit=limit())

@@ -8,51 +8,67 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from planted import GOOD, limit, space, task
+from planted import EXAMPLE, GATES, SUPERNET, Problem, limit, task
+from torch import nn
 
 import archgrad as ag
 from archgrad.errors import LimitError
+from archgrad.methods.unas import Terms
 
-METHODS = {
-    "dnal": functools.partial(ag.dnal, pretrained=True, round_to=1, gate_epochs=3),
-    "dnal, joint": functools.partial(ag.dnal, pretrained=True, round_to=1, gate_epochs=3, joint=True),
-    "dnal, from scratch": functools.partial(ag.dnal, round_to=1, gate_epochs=2),
+SLIM = functools.partial(ag.dnal, pretrained=True, round_to=1, gate_epochs=3)
+METHODS: dict[str, tuple[Callable[..., ag.Found], Problem]] = {
+    "dnal": (SLIM, GATES),
+    "dnal, joint": (functools.partial(SLIM, joint=True), GATES),
+    "dnal, from scratch": (functools.partial(ag.dnal, round_to=1, gate_epochs=2), GATES),
+    "darts": (ag.darts, SUPERNET),
+    "darts, second order": (functools.partial(ag.darts, second_order=True), SUPERNET),
+    "unas": (ag.unas, SUPERNET),
+    "unas, per image": (functools.partial(ag.unas, terms=Terms(per_image=True)), SUPERNET),
+    "unas, score function": (functools.partial(ag.unas, terms=Terms(estimator="score_function")), SUPERNET),
+    "random_search": (ag.random_search, SUPERNET),
+    "random_search, shared": (functools.partial(ag.random_search, shared=True), SUPERNET),
 }
 every_method = pytest.mark.parametrize("name", METHODS)
 HERE = Path(__file__).parent
 
 
-def quiet(**settings: object) -> ag.Run:
-    return ag.Run(**{"epochs": 6, "seed": 3, "device": "cpu", "progress": False, **settings})
+def quiet(name: str, **settings: object) -> ag.Run:
+    epochs = METHODS[name][1].epochs
+    return ag.Run(**{"epochs": epochs, "seed": 3, "device": "cpu", "progress": False, "trials": 18, **settings})
+
+
+def found_by(name: str, run: ag.Run, *, limit: ag.Limit | None, space: nn.Module | None = None) -> ag.Found:
+    method, problem = METHODS[name]
+    return method(space or problem.space(), task(), run, limit=limit)
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if "scratch" not in n])
 def test_finds_the_planted_answer(name: str) -> None:
-    found = METHODS[name](space(), task(), quiet(), limit=limit())
-    assert list(found.architecture.values()) == [GOOD]
+    found = found_by(name, quiet(name), limit=limit())
+    assert METHODS[name][1].answered(found.architecture), found.architecture
     assert found.score is not None and found.score > 0.9
 
 
 @every_method
 def test_same_seed_same_result_and_another_seed_another(name: str) -> None:
     first, again, other = (
-        METHODS[name](space(), task(), quiet(seed=s), limit=limit()).network.state_dict() for s in (3, 3, 4)
+        found_by(name, quiet(name, seed=s, epochs=6), limit=limit()).network.state_dict() for s in (3, 3, 4)
     )
     assert all(torch.equal(first[k], again[k]) for k in first)
-    assert first.keys() == other.keys()
-    assert not all(first[k].shape == other[k].shape and torch.equal(first[k], other[k]) for k in first)
+    assert not all(k in other and first[k].shape == other[k].shape and torch.equal(first[k], other[k]) for k in first)
 
 
 @every_method
 def test_leaves_the_space_as_it_was(name: str) -> None:
-    given = space()
+    given = METHODS[name][1].space()
     before = {k: v.clone() for k, v in given.state_dict().items()}
-    METHODS[name](given, task(), quiet(), limit=limit())
+    found_by(name, quiet(name, epochs=6), limit=limit(), space=given)
     after = given.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[k], after[k]) for k in before)
@@ -61,31 +77,31 @@ def test_leaves_the_space_as_it_was(name: str) -> None:
 @every_method
 @pytest.mark.parametrize("fraction", [1.0, 0.6, 0.3])
 def test_obeys_its_limit_on_a_recount(name: str, fraction: float) -> None:
-    cost = ag.macs(torch.zeros(1, 8))
-    found = METHODS[name](space(), task(), quiet(), limit=limit(fraction))
-    assert cost.of(found.network) <= fraction * cost.of(space())
-    assert cost.of(found.network) > (fraction - 0.2) * cost.of(space())
+    problem, cost = METHODS[name][1], ag.macs(EXAMPLE)
+    found = found_by(name, quiet(name, epochs=6), limit=limit(fraction))
+    assert cost.of(found.network) <= fraction * problem.reference()
+    assert cost.of(found.network) > (fraction - problem.tight) * problem.reference()
 
 
 @every_method
 def test_refuses_a_limit_that_nothing_meets_and_says_what_is_reachable(name: str) -> None:
-    with pytest.raises(LimitError, match="lowest reachable is 10 "):
-        METHODS[name](space(), task(), quiet(), limit=limit(0.01))
+    with pytest.raises(LimitError, match=f"lowest reachable is {METHODS[name][1].lowest}"):
+        found_by(name, quiet(name), limit=limit(0.01))
 
 
 @every_method
 def test_stops_on_a_budget_of_steps(name: str) -> None:
-    run = quiet(epochs=None, steps=40)
-    METHODS[name](space(), task(), run, limit=limit())
+    run = quiet(name, epochs=None, steps=40)
+    found_by(name, run, limit=limit())
     assert sum(1 for row in run.history if "loss" in row) == 40
 
 
 @every_method
 def test_architecture_survives_json_and_builds_the_same_network(name: str, tmp_path: Path) -> None:
-    found = METHODS[name](space(), task(), quiet(folder=tmp_path / "run"), limit=limit())
+    found = found_by(name, quiet(name, epochs=6, folder=tmp_path / "run"), limit=limit())
     loaded = ag.Architecture.load(tmp_path / "run" / "architecture.json")
     assert loaded == found.architecture
-    network = ag.build(space(), loaded)
+    network = ag.build(METHODS[name][1].space(), loaded)
     safetensors.torch.load_model(network, tmp_path / "run" / "network.safetensors")
     x = torch.randn(5, 8)
     assert torch.equal(network.eval()(x), found.network(x))
@@ -99,7 +115,14 @@ def launch(name: str, folder: Path, *, delay: float) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
 
 
-KILLED_IN = {"dnal": ("gates", "finetune"), "dnal, joint": ("gates",)}
+KILLED_IN = {
+    "dnal": ("gates", "finetune"),
+    "dnal, joint": ("gates",),
+    "darts": ("search",),
+    "unas": ("search", "train"),
+    "random_search": ("trial",),
+    "random_search, shared": ("supernet",),
+}
 
 
 @pytest.mark.parametrize("name", KILLED_IN)
@@ -115,7 +138,7 @@ def test_resumes_exactly_after_being_killed(name: str, tmp_path: Path) -> None:
         assert again.wait(120) == 0, again.stderr.read()
         again.stderr.close()
         process.stderr.close()
-    whole = METHODS[name](space(), task(), quiet(), limit=limit())
+    whole = found_by(name, quiet(name, epochs=6), limit=limit())
     for phase in KILLED_IN[name]:
         resumed = safetensors.torch.load_file(tmp_path / phase / "network.safetensors")
         assert all(torch.equal(resumed[k], v) for k, v in whole.network.state_dict().items())

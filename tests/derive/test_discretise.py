@@ -206,8 +206,8 @@ def test_open_inputs_are_decided_by_their_heaviest_candidates() -> None:
         OpChoice({"none": nn.Identity(), "tanh": nn.Tanh()}, name=f"edge{i}", barred=("none",)) for i in range(3)
     ]
     space = InputChoice(3, name="inputs", keep=2, edges=edges)
-    relax(space, Open, kind=InputChoice)
-    relax(space, Softmax, kind=OpChoice)
+    relax(space, Open, where=lambda choice: isinstance(choice, InputChoice))
+    relax(space, Softmax, where=lambda choice: isinstance(choice, OpChoice))
     with torch.no_grad():  # edge 0 is mostly "none", which counts for nothing
         for edge, logits in zip(edges, ([9.0, 0.0], [0.0, 1.0], [0.0, 0.5]), strict=True):
             edge.relaxation.logits.copy_(torch.tensor(logits))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Choice
-from archgrad.choices.relaxations import Held
+from archgrad.choices.relaxations import GumbelSoftmax, Held
 from archgrad.errors import ArchitectureError, ChoiceError
 
 Space = TypeVar("Space", bound=nn.Module)
@@ -39,13 +39,15 @@ def choices(space: nn.Module) -> dict[str, list[Choice]]:
     return found
 
 
-def relax(space: Space, relaxation: Callable[[int], nn.Module], *, kind: type[Choice] = Choice) -> Space:
+def relax(
+    space: Space, relaxation: Callable[[int], nn.Module], *, where: Callable[[Choice], bool] | None = None
+) -> Space:
     """Give every choice a relaxation; choices of one name share one. In place; returns the space.
 
     Args:
         space: any network that contains choices.
         relaxation: from a choice's size to its relaxation module, for instance `archgrad.softmax`.
-        kind: only choices of this kind, for instance `archgrad.InputChoice`.
+        where: which choices; default: all.
 
     Raises:
         ChoiceError: the network has no choice.
@@ -57,7 +59,7 @@ def relax(space: Space, relaxation: Callable[[int], nn.Module], *, kind: type[Ch
             f"or gate an ordinary network with archgrad.slim"
         )
     for same in found.values():
-        if not isinstance(same[0], kind):
+        if where is not None and not where(same[0]):
             continue
         shared = relaxation(same[0].size).to(same[0].live.device)
         for choice in same:
@@ -69,9 +71,10 @@ def draw(space: nn.Module, *, generator: torch.Generator | None = None) -> None:
     """New noise for every relaxation that has some (`archgrad.gumbel_softmax`): call it once a step."""
     drawn: set[nn.Module] = set()
     for choice, *_ in choices(space).values():
-        if choice.relaxation is not None and hasattr(choice.relaxation, "draw") and choice.relaxation not in drawn:
-            drawn.add(choice.relaxation)
-            choice.relaxation.draw(generator)
+        relaxation = choice.relaxation
+        if isinstance(relaxation, GumbelSoftmax) and relaxation not in drawn:
+            drawn.add(relaxation)
+            relaxation.draw(generator)
 
 
 @contextlib.contextmanager

@@ -31,16 +31,18 @@ class Coupling:
 
 @dataclass(frozen=True, eq=False)
 class Vanishing:
-    """What stays of a residual block once its branch is gone.
+    """What stays of a residual block once its branch is gone, or of a sum without one of its terms.
 
     Attributes:
-        module: path of the block.
+        module: path of the block, or of the term.
         parts: what computes the block without its branch, in order: paths inside the block (a projection
             shortcut, an activation) or new modules; nothing means identity.
+        term: the module stands in a list or dictionary of modules whose outputs are added up: it is taken out.
     """
 
     module: str
     parts: tuple[str | nn.Module, ...]
+    term: bool = False
 
 
 def open_channels(coupling: Coupling, kept: Iterable[int]) -> Tensor:
@@ -95,10 +97,14 @@ def _cut(module: nn.Module, member: Coupling, mask: Tensor) -> None:
 
 
 def remove_branch(network: nn.Module, vanishing: Vanishing) -> None:
-    """Put in a residual block's place what it computes without its branch, in place."""
+    """Put in a residual block's place what it computes without its branch, or take a term out, in place."""
     block = network.get_submodule(vanishing.module)
+    parent, _, child = vanishing.module.rpartition(".")
+    if vanishing.term:
+        # The other terms keep their keys, by which gates know them.
+        delattr(network.get_submodule(parent), child)
+        return
     parts = [block.get_submodule(p) if isinstance(p, str) else copy.deepcopy(p) for p in vanishing.parts]
     rest = (parts[0] if len(parts) == 1 else nn.Sequential(*parts)) if parts else nn.Identity()
     rest.train(block.training)
-    parent, _, child = vanishing.module.rpartition(".")
     setattr(network.get_submodule(parent), child, rest)

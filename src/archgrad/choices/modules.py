@@ -75,7 +75,12 @@ class Choice(nn.Module):
         kept[list(pick)] = True
         return kept
 
-    def _ready(self) -> Tensor:
+    def ready(self) -> Tensor:
+        """`mixing()`, once it is sure that there is one.
+
+        Raises:
+            ChoiceError: the choice is neither relaxed nor held.
+        """
         weights = self.mixing()
         if weights is None:
             raise ChoiceError(
@@ -85,27 +90,7 @@ class Choice(nn.Module):
         return weights
 
     def _mix(self, weights: Tensor, run: Callable[[int], Tensor], labels: Sequence[str]) -> Tensor:
-        """Sum of weight * run(i) over the live entries i, without those of constant weight 0.
-
-        Weights are [size], or [B, size] with a row for each example of the batch.
-        """
-        alive = self.live.nonzero().flatten().tolist()
-        if not alive:
-            raise ChoiceError(f"no candidate of choice {self.name!r} is alive: restrict it to at least one")
-        if weights.requires_grad:
-            factors: dict[int, float | None] = dict.fromkeys(alive)
-        else:
-            top = (weights if weights.dim() == 1 else weights.abs().amax(dim=0)).tolist()
-            factors = {i: top[i] if weights.dim() == 1 else None for i in alive if top[i] != 0.0}
-        outputs = {i: run(i) for i in factors or alive[:1]}
-        shapes = {i: tuple(y.shape) for i, y in outputs.items() if isinstance(y, Tensor)}
-        if len(set(shapes.values())) > 1:
-            listed = ", ".join(f"{labels[i]}: {shape}" for i, shape in shapes.items())
-            raise ChoiceError(
-                f"candidates of choice {self.name!r} differ in output shape ({listed}); make them equal"
-            )
-        terms = [y if factors.get(i) == 1.0 else y * _spread(weights[..., i], y) for i, y in outputs.items()]
-        return functools.reduce(operator.add, terms)
+        return mixture(weights, run, live=self.live, labels=labels, name=f"choice {self.name!r}")
 
 
 class OpChoice(Choice):
@@ -115,19 +100,25 @@ class OpChoice(Choice):
 
     Args:
         candidates: modules with the same input and output shapes, or {label: module}; their pick is an index.
+            Or labels alone, for a decision whose operations another module owns and runs by `ready()`.
         name: key of the choice in an architecture.
         barred: labels of candidates that take part in a mixture but are never sampled or decided for, such as
             the operation "none" of the DARTS space.
     """
 
     def __init__(
-        self, candidates: Iterable[nn.Module] | Mapping[str, nn.Module], *, name: str, barred: Sequence[str] = ()
+        self,
+        candidates: Iterable[nn.Module] | Mapping[str, nn.Module] | Sequence[str],
+        *,
+        name: str,
+        barred: Sequence[str] = (),
     ) -> None:
-        labelled = dict(candidates) if isinstance(candidates, Mapping) else None
-        modules = nn.ModuleList(candidates if labelled is None else labelled.values())  # type: ignore[arg-type]
-        super().__init__(len(modules), name=name)
-        self.candidates = modules
-        self.labels = tuple(labelled or (type(m).__name__ for m in modules))
+        listed = list(candidates)
+        modules = list(candidates.values()) if isinstance(candidates, Mapping) else listed
+        super().__init__(len(listed), name=name)
+        alone = all(isinstance(entry, str) for entry in modules)
+        self.candidates = nn.ModuleList([] if alone else modules)  # type: ignore[arg-type]
+        self.labels = tuple(entry if isinstance(entry, str) else type(entry).__name__ for entry in listed)
         if strange := [label for label in barred if label not in self.labels]:
             raise ChoiceError(f"choice {name!r} bars {strange}, which it does not have; it has {list(self.labels)}")
         self.barred = tuple(barred)
@@ -136,7 +127,9 @@ class OpChoice(Choice):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """The mixture of the live candidates; a candidate of constant weight 1 runs unscaled."""
-        return self._mix(self._ready(), lambda i: self.candidates[i](*inputs), self.labels)
+        if not len(self.candidates):
+            raise ChoiceError(f"choice {self.name!r} has labels alone; the module that owns its operations runs them")
+        return self._mix(self.ready(), lambda i: self.candidates[i](*inputs), self.labels)
 
     @property
     def pickable(self) -> Tensor:
@@ -193,7 +186,7 @@ class InputChoice(Choice):
             raise ChoiceError(f"choice {self.name!r} takes {self.size} inputs, given {len(inputs)}")
         edges = self.edges
         labels = [f"input {i}" for i in range(self.size)]
-        return self._mix(self._ready(), lambda i: inputs[i] if edges is None else edges[i](inputs[i]), labels)
+        return self._mix(self.ready(), lambda i: inputs[i] if edges is None else edges[i](inputs[i]), labels)
 
     def shares(self, path: str) -> list[list[tuple[Choice, int]]]:
         """What scales the work of a module at `path` below this one: a sum of products of (choice, entry)."""
@@ -276,6 +269,43 @@ class Gate(Choice):
         least = 0 if self.vanishing is not None else 1
         count = int(torch.randint(least, len(alive) + 1, (), generator=generator))
         return tuple(sorted(alive[torch.randperm(len(alive), generator=generator)[:count]].tolist()))
+
+
+def mixture(
+    weights: Tensor, run: Callable[[int], Tensor], *, live: Tensor, labels: Sequence[str], name: str
+) -> Tensor:
+    """Sum of weight * run(i) over the live entries i, without those of constant weight 0.
+
+    Args:
+        weights: [size], or [B, size] with a row for each example of the batch.
+        run: the output [B, ...] of entry i; an entry of constant weight 1 is not scaled.
+        live: [size] bool.
+        labels: what the entries are called in errors.
+        name: what the mixture is called in errors.
+
+    Raises:
+        ChoiceError: nothing is alive, or outputs differ in shape.
+    """
+    alive = live.nonzero().flatten().tolist()
+    if not alive:
+        raise ChoiceError(f"no candidate of {name} is alive: restrict it to at least one")
+    if weights.requires_grad:
+        factors: dict[int, float | None] = dict.fromkeys(alive)
+    else:
+        top = (weights if weights.dim() == 1 else weights.abs().amax(dim=0)).tolist()
+        factors = {i: top[i] if weights.dim() == 1 else None for i in alive if top[i] != 0.0}
+    outputs = {i: run(i) for i in factors or alive[:1]}
+    shapes = {i: tuple(y.shape) for i, y in outputs.items() if isinstance(y, Tensor)}
+    if len(set(shapes.values())) > 1:
+        listed = ", ".join(f"{labels[i]}: {shape}" for i, shape in shapes.items())
+        raise ChoiceError(f"candidates of {name} differ in output shape ({listed}); make them equal")
+    terms = []
+    for i, y in outputs.items():
+        factor = factors.get(i)
+        if factor is None:
+            y = y * _spread(weights[..., i], y)
+        terms.append(y if factor in (None, 1.0) else y * factor)
+    return functools.reduce(operator.add, terms)
 
 
 def _spread(weight: Tensor, like: Tensor) -> Tensor:

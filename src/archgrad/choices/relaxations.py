@@ -120,7 +120,7 @@ class Held(nn.Module):
 
     def forward(self, live: Tensor) -> Tensor:
         """[size] zeros and ones."""
-        return self.kept * live
+        return (self.kept & live).to(torch.get_default_dtype())
 
 
 gumbel_softmax = GumbelSoftmax

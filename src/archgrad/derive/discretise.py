@@ -12,7 +12,7 @@ from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.channels import Coupling, remove_branch, remove_channels
 from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
 from archgrad.choices.relaxations import Open
-from archgrad.derive.plain import plain, unparametrize
+from archgrad.derive.plain import picked, plain, unparametrize
 from archgrad.errors import ChoiceError, ConfigError
 
 
@@ -37,8 +37,9 @@ def decide(space: nn.Module, *, threshold: float = 0.5) -> Architecture:
         ChoiceError: a choice has no relaxation yet.
     """
     picks: dict[str, Pick] = {}
+    scores = strengths(space)
     for name, (choice, *_) in choices(space).items():
-        weights = _weights(choice).masked_fill(~choice.pickable, -1.0)
+        weights = scores[name].masked_fill(~choice.pickable, -1.0)
         if isinstance(choice, OpChoice):
             picks[name] = int(weights.argmax())
         elif isinstance(choice, InputChoice):
@@ -50,8 +51,16 @@ def decide(space: nn.Module, *, threshold: float = 0.5) -> Architecture:
     return Architecture(picks)
 
 
+def strengths(space: nn.Module) -> dict[str, Tensor]:
+    """What each choice is decided by: its mixing weights, [size], without noise; see `decide`.
+
+    Raises:
+        ChoiceError: a choice has no relaxation yet.
+    """
+    return {name: _weights(choice) for name, (choice, *_) in choices(space).items()}
+
+
 def _weights(choice: Choice) -> Tensor:
-    """[size], what the choice is decided by."""
     relaxation = choice.relaxation
     if relaxation is None:
         raise ChoiceError(
@@ -102,10 +111,13 @@ def build(
             )
         space = space.resized(cells=cells, channels=channels, auxiliary=auxiliary, drop_path=drop_path)
         weights = "fresh"
-    network = copy.deepcopy(space)
+    decided = matched(space, architecture)
+    gated = any(isinstance(same[0], Gate) for same in decided.values())
+    # Channels are cut where they stand in the space; without gates most of a supernet need not be copied.
+    network = copy.deepcopy(space) if gated else picked(space, architecture)
     gates: dict[str, Gate] = {}
     kept: dict[str, list[int]] = {}
-    for name, same in matched(network, architecture).items():
+    for name, same in (choices(network) if gated else {}).items():
         mask = same[0].picked(architecture[name])
         if isinstance(same[0], Gate):
             gates[name], kept[name] = same[0], mask.nonzero().flatten().tolist()

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import operator
-from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from archgrad.choices.access import choices
+from archgrad.choices.access import choices, using
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
 from archgrad.choices.relaxations import Held
-
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+from archgrad.choices.tracing import CONTAINERS, is_ours, traced
 
 
 def plain(network: nn.Module, architecture: Architecture) -> nn.Module:
@@ -30,6 +29,17 @@ def plain(network: nn.Module, architecture: Architecture) -> nn.Module:
         for choice in same:
             choice.relaxation, choice.given, choice.live = Held(kept), None, choice.live & kept
     return _Plain(architecture).of(network)
+
+
+def picked(space: nn.Module, architecture: Architecture) -> nn.Module:
+    """A copy of what runs of a space at an architecture; of a space of one of our classes that is a small part."""
+    if not is_ours(space) or isinstance(space, Choice):
+        return copy.deepcopy(space)
+    masks = {
+        n: same[0].picked(architecture[n]).to(same[0].live.device, torch.float) for n, same in choices(space).items()
+    }
+    with using(space, masks):
+        return copy.deepcopy(traced(space))
 
 
 def unparametrize(network: nn.Module) -> None:
@@ -54,9 +64,9 @@ class _Plain:
     def _made(self, module: nn.Module) -> nn.Module:
         if isinstance(module, Choice):
             return self._decided(module, self.architecture[module.name])
-        if _is_ours(module):
+        if is_ours(module):
             self._make_leaves_plain(module)
-            return _traced(module)
+            return traced(module)
         for name, child in list(module._modules.items()):
             if child is not None:
                 setattr(module, name, self.of(child))
@@ -67,7 +77,7 @@ class _Plain:
         for name, child in list(module._modules.items()):
             if isinstance(child, Gate):
                 setattr(module, name, self.of(child))
-            elif child is not None and (_is_ours(child) or type(child) in _CONTAINERS):
+            elif child is not None and (is_ours(child) or type(child) in CONTAINERS):
                 self._make_leaves_plain(child)
             elif child is not None:
                 self.of(child)
@@ -101,29 +111,6 @@ class _Plain:
         masked = graph.call_function(operator.mul, (last, graph.get_attr("mask")))
         graph.output(graph.call_function(torch.transpose, (masked, choice.dim, -1)))
         return fx.GraphModule(rest, graph)
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if type(m) in _CONTAINERS:
-            return not any(_is_ours(inner) for inner in m.modules())
-        return not _is_ours(m)
-
-
-def _traced(module: nn.Module) -> nn.Module:
-    graph = _Tracer().trace(module)
-    # A graph that named its tracer could only be unpickled where archgrad is.
-    graph._tracer_cls = None
-    made: Any = fx.GraphModule(module, graph, class_name=type(module).__name__)
-    made.graph.eliminate_dead_code()
-    made.delete_all_unused_submodules()
-    made.recompile()
-    made.train(module.training)
-    return made  # type: ignore[no-any-return]
-
-
-def _is_ours(module: nn.Module) -> bool:
-    return type(module).__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _without_gates(module: nn.Module) -> None:

@@ -6,6 +6,8 @@ import functools
 import math
 from collections.abc import Callable
 
+from archgrad.errors import ConfigError
+
 # From progress in [0, 1] to a factor on the learning rates.
 Schedule = Callable[[float], float]
 
@@ -13,6 +15,29 @@ Schedule = Callable[[float], float]
 def cosine(progress: float) -> float:
     """Share of the learning rate at `progress` in [0, 1]: half a cosine from 1 to 0, after 2 % of linear warm-up."""
     return min(1.0, (progress + 1e-3) / 0.02) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def warm_up_cosine(share: float = 0.05, *, last: float = 0.0) -> Schedule:
+    """A schedule: linear from 0.01 to 1 over the first `share` of the steps, then half a cosine from 1 to `last`.
+
+        30 of 600 epochs of warm-up:            warm_up_cosine(30 / 600)
+        from 0.025 to 0.001 without warm-up:    warm_up_cosine(0, last=0.001 / 0.025)
+
+    Raises:
+        ConfigError: `share` is not in [0, 1), or `last` not in [0, 1].
+    """
+    if not 0.0 <= share < 1.0 or not 0.0 <= last <= 1.0:
+        raise ConfigError(
+            f"warm_up_cosine({share!r}, last={last!r}) was given. Allowed are a share of the steps from 0 to below 1 "
+            "(epochs of warm-up / all epochs) and a last factor from 0 to 1 (last rate / learning rate)."
+        )
+    return functools.partial(_warm_up_cosine, share, last)
+
+
+def _warm_up_cosine(share: float, last: float, progress: float) -> float:
+    if progress < share:
+        return 0.01 + 0.99 * progress / share
+    return last + (1.0 - last) * 0.5 * (1.0 + math.cos(math.pi * (progress - share) / (1.0 - share)))
 
 
 def constant(progress: float) -> float:

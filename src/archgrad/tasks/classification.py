@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import copy
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +17,7 @@ from torch.nn import functional
 
 from archgrad.errors import ArchgradError, DataError, ModelError
 from archgrad.tasks.datasets import load
+from archgrad.tasks.halves import divide
 from archgrad.tasks.orders import Order, Stream, sampled, shuffled
 from archgrad.tasks.parts import Data, Part, check_parts, count_classes, open_part, split_off
 from archgrad.tasks.sources import MemorySource, channel_statistics
@@ -88,11 +91,14 @@ class Classification:
             "smoothing": smoothing,
             "skipped": list(held.skipped) if held else [],
         }
-        self._order = _training_order(self._parts["train"], batch_size, drawable=len(first.indices))
+        self._batch_size: int | None = self.splits["batch_size"]
+        self._drawable = len(first.indices)
+        self._order = _training_order(self._parts["train"], self._batch_size, drawable=self._drawable)
         self._augment = tuple(augment)
         self._smoothing = smoothing
         self.steps_per_epoch = self._order.steps
-        self.test_reads = 0
+        self._half: str | None = None
+        self._reads: collections.Counter[str] = collections.Counter()
 
     @classmethod
     def load(
@@ -125,6 +131,49 @@ class Classification:
             smoothing=smoothing,
         )
 
+    def halves(self, share: float = 0.5, *, seed: int | None = None) -> tuple[Classification, Classification]:
+        """Two tasks over disjoint, stratified shares of the training part: for weights, and for architectures.
+
+        Validation and test parts, normalisation, augmentation and batch size stay; a share smaller than the batch
+        size comes as one batch. The two draw their batches and augmentations independently under one seed.
+
+        Args:
+            share: the first task's share of the training samples of each class, between 0 and 1. A class of two
+                samples or more is in both, the sample of a class of one in the first.
+            seed: what the division is drawn by; default: `split_seed`.
+
+        Returns:
+            The two tasks. `splits["train"]` is the size and hash of each one's share, `splits["half"]` says which
+            it is of what. Reading the test part through either counts in `test_reads` of all three.
+
+        Raises:
+            DataError: a share or seed that makes no sense, no class of two samples, or a DataLoader with a sampler
+                of its own, which cannot be divided.
+        """
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise DataError(f"seed={seed!r}: give a whole number, or None for the task's split_seed")
+        seed = self.splits["split_seed"] if seed is None else seed
+        first, second = divide(self._parts["train"], share=share, seed=seed)
+        record = {"share": share, "seed": seed, "of": self.splits["train"]}
+        return self._share(first, record | {"half": "first"}), self._share(second, record | {"half": "second"})
+
+    def _share(self, train: Part, record: dict[str, Any]) -> Classification:
+        """This task on a part of its training part."""
+        task = copy.copy(self)
+        batch_size = min(self._batch_size or len(train.indices), len(train.indices))
+        task._parts = self._parts | {"train": train}
+        task._order = _training_order(train, batch_size, drawable=self._drawable)
+        task.steps_per_epoch = task._order.steps
+        task._half = "/".join(filter(None, (self._half, record["half"])))
+        size = _record(train, split_off=self.splits["train"]["split_off_train"])
+        task.splits = self.splits | {"train": size, "batch_size": batch_size, "half": record}
+        return task
+
+    @property
+    def test_reads(self) -> int:
+        """How often the test part was read; a task and its halves count together."""
+        return self._reads["test"]
+
     @property
     def example(self) -> Inputs:
         """The first training sample as a network sees it: [1, ...], or a tuple of such."""
@@ -139,22 +188,33 @@ class Classification:
         """
         if not 0 <= rank < world:
             raise DataError(f"rank={rank}, world={world}: ranks are 0..{world - 1}")
-        smallest = self.splits["batch_size"]
-        if smallest is not None and smallest % world:
+        given = self._batch_size
+        if given is not None and given % world:
             raise DataError(
-                f"batch_size={smallest} cannot be shared equally by {world} processes; give a multiple of {world}"
+                f"batch_size={given} cannot be shared equally by {world} processes; give a multiple of {world}"
             )
         if min(len(batch) for batch in self._order.epoch(seed, 0)) < world:
             raise DataError(f"a batch has fewer samples than there are processes ({world}); use fewer processes")
+        if self._half is not None:
+            seed = stable_seed(self._half, seed)
         return Stream(
             self._parts["train"].source, self._order, seed=seed, rank=rank, world=world, augment=self._augment
         )
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """Mean cross entropy of the network's logits [B, classes], with label smoothing where asked for."""
+        return self._cross_entropy(network, batch, reduction="mean")
+
+    def losses(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The cross entropy of each sample, [B]; their mean is `loss`, to the last bits, smoothed labels included."""
+        return self._cross_entropy(network, batch, reduction="none")
+
+    def _cross_entropy(self, network: nn.Module, batch: Batch, *, reduction: str) -> Tensor:
         inputs, target = batch
         output = network(*inputs) if isinstance(inputs, tuple) else network(inputs)
-        return functional.cross_entropy(self._logits(output), target, label_smoothing=self._smoothing)
+        return functional.cross_entropy(
+            self._logits(output), target, reduction=reduction, label_smoothing=self._smoothing
+        )
 
     def evaluate(self, network: nn.Module, part: str = "valid") -> dict[str, float]:
         """Accuracy in [0, 1], mean cross entropy, and with more than ten classes top-5 accuracy.
@@ -165,8 +225,7 @@ class Classification:
         """
         if part not in PARTS:
             raise DataError(f"part={part!r}: give one of {', '.join(map(repr, PARTS))}")
-        if part == "test":
-            self.test_reads += 1
+        self._reads[part] += 1
         total = torch.zeros(3, dtype=torch.float64)
         count = 0
         device = _device(network)
@@ -244,10 +303,12 @@ def _check_options(
         raise DataError(f"smoothing={smoothing}: label smoothing is at least 0 and below 1")
 
 
-def _training_order(train: Part, batch_size: int, *, drawable: int) -> Order:
+def _training_order(train: Part, batch_size: int | None, *, drawable: int) -> Order:
+    """The order of the loader's sampler, or a shuffled one; no batch size where a batch sampler has its own."""
     if train.loader is None:
+        assert batch_size is not None
         return shuffled(train.indices, batch_size)
-    return sampled(train.loader, train.indices, bounded=train.bounded, drawable=drawable)
+    return sampled(train.loader, train.indices, batch_size=batch_size, bounded=train.bounded, drawable=drawable)
 
 
 def _normalise(parts: dict[str, Part]) -> dict[str, list[float]] | None:

@@ -61,10 +61,11 @@ def shuffled(indices: Tensor, batch_size: int) -> Order:
     return Order(steps, epoch)
 
 
-def sampled(loader: DataLoader[Any], part: Tensor, *, bounded: bool, drawable: int) -> Order:
+def sampled(loader: DataLoader[Any], part: Tensor, *, batch_size: int | None, bounded: bool, drawable: int) -> Order:
     """Batches in the order of a loader's own sampler, from which samples outside `part` are left out.
 
-    `drawable` is how many samples the sampler draws from. Passes follow one another until the epoch is full,
+    `batch_size` is the loader's or less, None where a batch sampler makes the batches. `drawable` is how many
+    samples the sampler draws from. Passes follow one another until the epoch is full,
     which for a sampler over `part` alone is one pass.
     """
     sampler = order_of(loader)
@@ -72,9 +73,8 @@ def sampled(loader: DataLoader[Any], part: Tensor, *, bounded: bool, drawable: i
         length = len(sampler)
     except TypeError as error:
         raise DataError("the DataLoader's sampler has no length; give it a __len__") from error
-    if loader.batch_size is None:
+    if batch_size is None:
         return Order(length, lambda seed, number: draw(sampler, seed=seed, epoch=number))
-    batch_size = loader.batch_size
     samples_drawn = max(1, round(length * len(part) / drawable)) if bounded else length
     steps = max(1, samples_drawn // batch_size)
     members = set(part.tolist())

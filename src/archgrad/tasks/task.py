@@ -36,6 +36,12 @@ class Task(Protocol):
         ...
 
 
+def first(batch: Batch, count: int) -> Batch:
+    """The first `count` examples of a batch, all of them where there are no more."""
+    inputs, target = batch
+    return (tuple(x[:count] for x in inputs) if isinstance(inputs, tuple) else inputs[:count]), target[:count]
+
+
 def stable_seed(*parts: int | str) -> int:
     """A seed in [0, 2^63) that depends on `parts` alone: the same on every machine and in every process."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()

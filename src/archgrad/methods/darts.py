@@ -1,0 +1,174 @@
+"""DARTS: mix all candidates by a softmax, and descend the validation loss in the logits.
+
+Paper: Liu, Simonyan, Yang, "DARTS: differentiable architecture search", arXiv 1806.09055 (ICLR 2019). A baseline
+here. Implemented, alpha being the logits of all choices and w the weights of the supernet:
+
+    alpha = alpha - rate grad_alpha L_valid(w - xi grad_w L_train(w, alpha), alpha)     xi = 0: first order
+    w     = w - xi grad_w L_train(w, alpha)                                             one step of each, in turns
+    derive: each operation the heaviest of its choice; each node the two inputs whose heaviest operations weigh most
+
+Inputs of a node are mixed at full strength. The training data is divided in halves, one for w and one for alpha.
+Second order takes the paper's finite difference for the mixed derivative, with radius 0.01 / |grad_w' L_valid|.
+
+What the paper leaves open, or is done otherwise here:
+- Nodes keep the inputs of their heaviest operations, "none" left out, as in the authors' code.
+- The published rate of the logits, 3e-4, is raised in searches shorter than the published 19,500 steps, so that
+  they can travel as far. Ours.
+- `limit` is ours: a penalty on the expected cost while searching, and the heaviest architecture under the limit at
+  the end. The cost needs a gradient: a measured one is refused, since nothing here samples networks.
+
+Checked against: enumeration and the closed form of the second-order step, in the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+
+from archgrad.choices.access import logits, relax, weights
+from archgrad.choices.modules import InputChoice
+from archgrad.choices.relaxations import Open, Softmax
+from archgrad.costs.limits import Limit
+from archgrad.derive.discretise import decide, strengths
+from archgrad.errors import LimitError
+from archgrad.search.bilevel import alternate, logit_rate, mixed
+from archgrad.search.fit import MakeOptimiser
+from archgrad.search.found import Found
+from archgrad.search.run import Run
+from archgrad.search.schedules import cosine
+from archgrad.search.supernet import conclude, divided, supernet
+from archgrad.search.within import limited
+from archgrad.tasks.classification import Classification
+from archgrad.tasks.task import Batch
+
+RADIUS = 0.01
+
+
+def sgd_of_darts(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """The published optimiser of the weights: SGD, rate 0.025, momentum 0.9, decay 3e-4, gradient clipped at 5."""
+    return SGD([{"params": list(parameters), "clip": 5.0}], lr=0.025, momentum=0.9, weight_decay=3e-4)
+
+
+def darts(
+    space: nn.Module,
+    task: Classification,
+    run: Run,
+    *,
+    limit: Limit | None = None,
+    second_order: bool = False,
+    search: float = 0.5,
+    share: float = 0.5,
+    pressure: float = 1.0,
+    rate: float | None = None,
+    optimiser: MakeOptimiser = sgd_of_darts,
+) -> Found:
+    """Search a supernet by gradient descent on the validation loss; the algorithm is on top of this file.
+
+    Args:
+        space: a network with OpChoice and InputChoice, such as `archgrad.darts_cells()`; it is not changed.
+        task: what networks are trained and scored on; its test part is read once, at the end.
+        run: epochs of search and training together (default 60), seed, folder, device.
+        limit: for instance `archgrad.macs(x).at_most(3e6)`; not on a measured cost.
+        second_order: differentiate through one step of the weights.
+        search: share of the steps that is searched in; the rest trains what was found, from fresh weights.
+        share: part of the training data that the weights are trained on while searching.
+        pressure: of the limit's penalty, pressure * max(0, expected cost / bound - 1).
+        rate: of Adam on the logits; default as published, raised for short searches.
+        optimiser: from weights to their optimiser.
+
+    Raises:
+        ChoiceError: the space has no choice, or has gates.
+        LimitError: the cost is measured, or no network of the space meets the limit.
+        NonFiniteError: the loss became NaN or infinite.
+    """
+    if limit and limit.cost.measured:
+        raise LimitError(
+            f"{limit.cost.name} is measured and has no gradient, and DARTS knows mixtures alone: use archgrad.unas, "
+            f"which measures sampled networks, or a limit on archgrad.macs, archgrad.params or a table of prices"
+        )
+    space = supernet(space, run, needs="DARTS")
+    relax(space, Softmax)
+    relax(space, Open, where=lambda choice: isinstance(choice, InputChoice) and choice.keep > 1)
+    task.check(space)
+    steps, rest = divided(run, task, search)
+    settings = {
+        "limit": limit and limit.record(), "second_order": second_order, "search": search, "share": share,
+        "pressure": pressure, "rate": rate,
+    }  # fmt: skip
+    run.begin("darts", settings)
+    within = limited(space, limit, run)
+    for logit in logits(space):
+        nn.init.normal_(logit, std=1e-3)
+
+    made = optimiser(weights(space))
+    decided = Adam(
+        [{"params": logits(space), "steady": True}], betas=(0.5, 0.999), weight_decay=1e-3,
+        lr=rate or logit_rate(3e-4, steps),
+    )  # fmt: skip
+
+    def penalised(batch: Batch) -> Tensor:
+        loss = task.loss(space, batch)
+        if within is None:
+            return loss
+        return loss + pressure * torch.relu(within.expected(mixed(space)) / within.bound - 1.0).to(loss)
+
+    def gradient(train: Batch, valid: Batch) -> tuple[Tensor, Sequence[Tensor | None]]:
+        if second_order:
+            return unrolled(space, lambda: task.loss(space, train), lambda: penalised(valid), made)
+        loss = penalised(valid)
+        return loss, torch.autograd.grad(loss, logits(space), allow_unused=True)
+
+    run.keep(space=space, weights=made, architecture=decided)
+    alternate(
+        space, task.halves(share), run, weights=made, architecture=decided, steps=steps,
+        weight_loss=task.loss, architecture_gradient=gradient, schedule=cosine,
+    )  # fmt: skip
+    architecture = within.best(strengths(space)) if within else decide(space)
+    record = {"method": "darts", "title": f"{type(space).__name__} searched by DARTS", "settings": settings}
+    return conclude(
+        space, architecture, task, run, steps=rest, optimiser=optimiser, within=within, record=record
+    )  # fmt: skip
+
+
+def unrolled(
+    space: nn.Module, train: Callable[[], Tensor], valid: Callable[[], Tensor], optimiser: Optimizer
+) -> tuple[Tensor, list[Tensor]]:
+    """The validation loss one step of the weights ahead, and its gradient with respect to the logits.
+
+        w' = w - xi (momentum buffer + grad_w L_train + decay w),   xi the present learning rate
+        gradient = grad_alpha L_valid(w') - xi (grad_alpha L_train(w+) - grad_alpha L_train(w-)) / (2 e)
+        w+- = w +- e v,   v = grad_w' L_valid(w'),   e = 0.01 / |v|
+
+    The weights are left as they were.
+    """
+    group = optimiser.param_groups[0]
+    found, alpha = weights(space), logits(space)
+    before = [p.detach().clone() for p in found]
+    ahead = _gradients(train(), found)
+    with torch.no_grad():
+        for p, g in zip(found, ahead, strict=True):
+            buffer = optimiser.state.get(p, {}).get("momentum_buffer")
+            moved = g + group["weight_decay"] * p + (0.0 if buffer is None else group["momentum"] * buffer)
+            p.sub_(group["lr"] * moved)
+    loss = valid()
+    direct, v = _gradients(loss, alpha), _gradients(loss, found)
+    radius = RADIUS / float(torch.stack([g.norm() for g in v]).norm().clamp_min(1e-12))
+    sides = []
+    for sign in (1.0, -1.0):
+        with torch.no_grad():
+            for p, old, g in zip(found, before, v, strict=True):
+                p.copy_(old + sign * radius * g)
+        sides.append(_gradients(train(), alpha))
+    with torch.no_grad():
+        for p, old in zip(found, before, strict=True):
+            p.copy_(old)
+    mixed = [(plus - minus) / (2.0 * radius) for plus, minus in zip(*sides, strict=True)]
+    return loss, [g - group["lr"] * m for g, m in zip(direct, mixed, strict=True)]
+
+
+def _gradients(loss: Tensor, of: Sequence[Tensor]) -> list[Tensor]:
+    found = torch.autograd.grad(loss, of, allow_unused=True, retain_graph=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(of, found, strict=True)]

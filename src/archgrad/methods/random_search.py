@@ -1,0 +1,149 @@
+"""Random search: the baseline that every search has to beat at equal cost.
+
+Paper: Li, Talwalkar, "Random search and reproducibility for neural architecture search", arXiv 1902.07638 (UAI 2019).
+Implemented, both on the steps that any other method of ours would search in:
+
+    apart    draw n architectures, train each from fresh weights for steps / n, keep the best on validation data
+    shared   train the supernet, a uniformly drawn architecture a step; draw n, recalibrate each, keep the best
+
+Under a limit what is over it is drawn again. What was kept is trained from fresh weights on the rest of the budget.
+
+What the paper leaves open, and what is done here: n is `trials` of the Run (default 10 trained apart, 50 with shared
+weights); validation accuracy decides, equal ones by the order they were drawn in.
+
+Checked against: a search with a planted answer, in the tests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from archgrad.choices.access import choices, sample, using, weights
+from archgrad.choices.architecture import Architecture
+from archgrad.costs.limits import Limit
+from archgrad.derive.discretise import build
+from archgrad.errors import LimitError
+from archgrad.search.fit import MakeOptimiser, descend, recalibrate, sgd
+from archgrad.search.found import Found
+from archgrad.search.run import Run
+from archgrad.search.schedules import cosine
+from archgrad.search.supernet import conclude, divided, supernet
+from archgrad.search.within import Within, limited
+from archgrad.tasks.classification import Classification
+from archgrad.tasks.task import Batch
+
+DRAWS = 1000  # of one architecture, before a limit is taken for unreachable by chance
+
+
+def random_search(
+    space: nn.Module,
+    task: Classification,
+    run: Run,
+    *,
+    limit: Limit | None = None,
+    shared: bool = False,
+    search: float = 0.5,
+    optimiser: MakeOptimiser = sgd,
+) -> Found:
+    """Search a supernet's architectures at random; the algorithm is on top of this file.
+
+    Args:
+        space: a network with OpChoice and InputChoice; it is not changed.
+        task: what networks are trained and scored on; its test part is read once, at the end.
+        run: epochs of search and training together (default 60), trials, seed, folder, device.
+        limit: on any cost.
+        shared: try architectures with the weights of one supernet.
+        search: share of the steps that is searched in; the rest trains what was found, from fresh weights.
+        optimiser: from weights to their optimiser.
+
+    Raises:
+        ChoiceError: the space has no choice, or has gates.
+        LimitError: no network of the space meets the limit; the message says the lowest reachable.
+        NonFiniteError: the loss became NaN or infinite.
+    """
+    space = supernet(space, run, needs="random search")
+    steps, rest = divided(run, task, search)
+    trials = run.trials or (50 if shared else 10)
+    settings = {
+        "limit": limit and limit.record(), "shared": shared, "search": search,
+    }  # fmt: skip
+    run.begin("random_search", settings)
+    within = limited(space, limit, run)
+
+    drawn = [
+        Architecture.from_json(text) for text in run.remember("drawn", lambda: _drawn(space, run, trials, within))
+    ]
+    if shared:
+        _train_shared(space, task, run, steps=steps, optimiser=optimiser)
+    rows = [
+        _tried(space, architecture, task, run, steps=max(1, steps // trials), shared=shared, optimiser=optimiser)
+        for architecture in drawn
+    ]
+    best = max(range(len(rows)), key=lambda i: (rows[i]["score"], -i))
+    record = {
+        "method": "random_search", "title": f"{type(space).__name__} searched at random", "settings": settings,
+        "trials": rows,
+    }  # fmt: skip
+    return conclude(
+        space, drawn[best], task, run, steps=rest, optimiser=optimiser, within=within, record=record
+    )  # fmt: skip
+
+
+def _drawn(space: nn.Module, run: Run, trials: int, within: Within | None) -> list[str]:
+    """Different architectures under the limit, as JSON; fewer where the space has no more."""
+    generator, found = run.generator("architectures"), dict[Architecture, None]()
+    for _ in range(trials):
+        for _ in range(DRAWS if within else 10):
+            architecture = sample(space, generator=generator)
+            if architecture not in found and (within is None or within.price(architecture) <= within.bound):
+                found[architecture] = None
+                break
+    if within and not found:
+        raise LimitError(
+            f"none of {trials * DRAWS} architectures drawn at random takes at most {within.bound:,.6g} "
+            f"{within.cost.unit}, though some of the space do; raise the limit, or use a method that steers, such "
+            f"as archgrad.unas"
+        )
+    return [architecture.to_json() for architecture in found]
+
+
+def _tried(
+    space: nn.Module,
+    architecture: Architecture,
+    task: Classification,
+    run: Run,
+    *,
+    steps: int,
+    shared: bool,
+    optimiser: MakeOptimiser,
+) -> dict[str, Any]:
+    """What one architecture scores on the validation part, as a row of the record."""
+    network = build(space, architecture, weights="inherit" if shared else "fresh")
+    if shared:
+        recalibrate(network, task, run, batches=8)
+    else:
+        made = optimiser(network.parameters())
+        run.keep(network=network, optimiser=made)
+        descend(network, task, run, optimiser=made, steps=steps, phase="trial", schedule=cosine)
+    figures = task.evaluate(network)
+    run.log({f"trial_{name}": value for name, value in figures.items()})
+    return {"architecture": dict(architecture), "score": next(iter(figures.values()))}
+
+
+def _train_shared(space: nn.Module, task: Classification, run: Run, *, steps: int, optimiser: MakeOptimiser) -> None:
+    """Weights of the supernet, at an architecture drawn uniformly for each step."""
+    generator = run.generator("paths")
+
+    def loss(network: nn.Module, batch: Batch) -> Tensor:
+        architecture = sample(network, generator=generator)
+        masks = {name: same[0].picked(architecture[name]).float() for name, same in choices(network).items()}
+        with using(network, {name: mask.to(run.device) for name, mask in masks.items()}):
+            return task.loss(network, batch)
+
+    made = optimiser(weights(space))
+    run.keep(space=space, optimiser=made)
+    descend(
+        space, task, run, optimiser=made, steps=steps, phase="supernet", objective=loss, schedule=cosine
+    )  # fmt: skip

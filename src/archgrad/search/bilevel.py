@@ -1,0 +1,111 @@
+"""Search loops over a supernet: weights on one share of the training data, architecture on the other, in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from archgrad.choices.access import choices, logits
+from archgrad.choices.estimators import entropy
+from archgrad.choices.modules import OpChoice
+from archgrad.search.fit import autocast, take_step
+from archgrad.search.run import Run
+from archgrad.search.schedules import Schedule, constant
+from archgrad.tasks.task import Batch, Task
+
+TRAVEL = 6.0
+# From a training and a validation batch to a loss and its gradient with respect to the logits, in their order.
+ArchitectureGradient = Callable[[Batch, Batch], tuple[Tensor, Sequence[Tensor | None]]]
+
+
+def logit_rate(published: float, steps: int) -> float:
+    """Adam's rate for logits: as published, or as much more as takes them TRAVEL far in so few steps.
+
+    Adam moves a logit by at most about its rate a step. 6 is what DARTS's 3e-4 allows in its 19,500 steps.
+    """
+    return max(published, TRAVEL / steps)
+
+
+def alternate(
+    space: nn.Module,
+    shares: tuple[Task, Task],
+    run: Run,
+    *,
+    weights: Optimizer,
+    architecture: Optimizer,
+    steps: int,
+    weight_loss: Callable[[nn.Module, Batch], Tensor],
+    architecture_gradient: ArchitectureGradient,
+    warm_up: int = 0,
+    schedule: Schedule = constant,
+    figures: Callable[[], dict[str, float]] | None = None,
+) -> None:
+    """One architecture step, then one weight step, for one phase of a run; resumes exactly.
+
+    Args:
+        space: relaxed; in training mode throughout.
+        shares: the tasks that give the batches for the weights and for the architecture.
+        run: keeps whatever the caller named (`run.keep`) before this.
+        weights, architecture: optimisers of the weights and of the logits; a group's `"clip"` is the largest norm
+            of its gradient, and groups marked `"steady"` keep their rate.
+        steps: length of the phase, counted in weight steps.
+        weight_loss: what the weights descend.
+        architecture_gradient: from a batch of each share to a loss and its gradient with respect to `logits(space)`.
+        warm_up: the architecture rests for so many steps.
+        schedule: from progress in [0, 1] to a factor on all learning rates.
+        figures: more for the history, asked for before each epoch.
+
+    Raises:
+        NonFiniteError: a loss became NaN or infinite; no step is taken on it.
+    """
+    first, second = (share.stream(seed=run.seed, rank=run.rank, world=run.world) for share in shares)
+    decided = logits(space)
+    trained = [p for group in weights.param_groups for p in group["params"]]
+    groups = [*weights.param_groups, *architecture.param_groups]
+    rates = [group["lr"] for group in groups]
+    for step in run.steps(steps, phase="search"):
+        shown = _shown(space, figures) if step % shares[0].steps_per_epoch == 0 else {}
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate if group.get("steady") else rate * schedule(step / steps)
+        space.train()
+        train = run.to_device(first(step))
+        if step >= warm_up:
+            with autocast(run):
+                loss, gradients = architecture_gradient(train, run.to_device(second(step)))
+            run.check_finite({"architecture loss": loss})
+            take_step(architecture, decided, gradients, run)
+            shown["architecture_loss"] = float(loss.detach())
+        with autocast(run):
+            loss = weight_loss(space, train)
+        run.check_finite({"loss": loss})
+        take_step(weights, trained, torch.autograd.grad(loss, trained, allow_unused=True), run)
+        run.log({"loss": loss.detach(), "lr": weights.param_groups[0]["lr"], **shown}, step=step)
+
+
+def _shown(space: nn.Module, more: Callable[[], dict[str, float]] | None) -> dict[str, float]:
+    return state(space) | (more() if more else {})
+
+
+def mixed(space: nn.Module) -> dict[str, Tensor]:
+    """The present mixing weights of every relaxed choice, [size], with gradient."""
+    found = {name: same[0].mixing() for name, same in choices(space).items()}
+    return {name: row for name, row in found.items() if row is not None}
+
+
+def state(space: nn.Module) -> dict[str, float]:
+    """What the history shows of a relaxed space: mean entropy, and the weight of each candidate."""
+    figures: dict[str, float] = {}
+    entropies = []
+    for name, (choice, *_) in choices(space).items():
+        parameters = list(choice.relaxation.parameters()) if choice.relaxation is not None else []
+        if len(parameters) != 1:
+            continue
+        alive = parameters[0].detach().masked_fill(~choice.live, float("-inf"))
+        entropies.append(float(entropy([alive])))
+        labels = choice.labels if isinstance(choice, OpChoice) else range(choice.size)
+        for label, weight in zip(labels, torch.softmax(alive, 0).tolist(), strict=True):
+            figures[f"weight/{name}/{label}"] = weight
+    return {"entropy": sum(entropies) / len(entropies), **figures} if entropies else figures

@@ -1,0 +1,267 @@
+"""The best architecture of a supernet under a limit: prices of architectures, and the way down from the best."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from archgrad.choices.access import choices, sample
+from archgrad.choices.architecture import Architecture, Pick
+from archgrad.choices.modules import Choice, InputChoice, OpChoice
+from archgrad.costs.count import Macs, Params
+from archgrad.costs.limits import Limit, Predicts
+from archgrad.costs.surrogate import FEWEST, Surrogate
+from archgrad.costs.table import Table
+from archgrad.derive.discretise import build
+from archgrad.errors import LimitError
+from archgrad.search.run import Run
+
+# A measured bound is aimed at with room, since the clock is read again on what is handed back.
+MEASURED_ROOM = (1.0, 0.97, 0.92, 0.85, 0.75, 0.6, 0.4)
+# Architectures that the first surrogate is fitted on: twice as many as it has coefficients, within these bounds.
+SAMPLES = (100, 300)
+SWEEPS = 20  # of coordinate descent, which ends by itself long before
+
+
+class Within:
+    """A limit on the architectures of one supernet, made ready for repeated use.
+
+    Counted costs and tables are priced exactly and have a gradient. Any other cost is asked for each network, and
+    a ridge surrogate on sampled architectures stands in where a gradient or many prices are needed.
+
+    Args:
+        space: the supernet; priced as it is, choices restricted or not.
+        limit: the bound; `fraction` is of the most expensive architecture.
+        generator: draws the architectures that the surrogate is fitted on.
+
+    Attributes:
+        bound: the limit as an absolute number.
+        surrogate: for a measured cost.
+    """
+
+    def __init__(self, space: nn.Module, limit: Limit, *, generator: torch.Generator | None = None) -> None:
+        self.space, self.cost = space, limit.cost
+        self._counter = self.cost.counter(space) if isinstance(self.cost, (Macs, Params)) else None
+        self._linear = self.cost if isinstance(self.cost, (Table, Surrogate)) else None
+        self.surrogate: Surrogate | None = None
+        self._known: dict[Architecture, float] = {}
+        self._generator, self._limit = generator, limit
+        self.bound = math.nan
+
+    def ready(self, known: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Measure what the surrogate needs, fix the bound, and refuse what cannot be met.
+
+        Args:
+            known: what an earlier call returned: nothing is measured twice.
+
+        Returns:
+            {architecture as JSON: price} of what was measured.
+
+        Raises:
+            LimitError: nothing in the space is under the limit; the message says the lowest reachable.
+        """
+        self._known = {Architecture.from_json(text): value for text, value in (known or {}).items()}
+        wanted = min(max(2 * sum(c.size for c, *_ in choices(self.space).values()), SAMPLES[0]), SAMPLES[1])
+        for _ in range(0 if known or not self.measured else 3 * wanted):  # a small space has fewer different ones
+            if len(self._known) < wanted:
+                self.price(sample(self.space, generator=self._generator))
+        if len(self._known) >= FEWEST:
+            self.surrogate = self._linear = Surrogate(self.space, self.cost)
+            self.surrogate.fit(list(self._known), list(self._known.values()))
+        first = next(iter(self._known), None) or sample(self.space, generator=self._generator)
+        self._lowest = self._descended(first, self.predicted)
+        bound = math.nan
+        if self._limit.fraction is not None:
+            bound = self.price(self._descended(first, lambda a: -self.predicted(a)))
+        self.bound = self._limit.resolve(bound)
+        least = min([self.price(self._lowest), *self._known.values()])
+        if least > self.bound:
+            raise LimitError(
+                f"no network of this space takes at most {self.bound:,.6g} {self.cost.unit}: the lowest reachable is "
+                f"{least:,.6g}; raise the limit, or search a space with smaller networks (fewer cells or channels)"
+            )
+        self._lowest = min(self._known, key=self._known.__getitem__, default=self._lowest)
+        return {architecture.to_json(): value for architecture, value in self._known.items()}
+
+    @property
+    def measured(self) -> bool:
+        """Whether a network has to be asked for its price."""
+        return self._counter is None and not isinstance(self.cost, (Table, Surrogate))
+
+    def price(self, architecture: Architecture, *, anew: bool = False) -> float:
+        """What the architecture takes: counted, or measured once (again if `anew`) on its plain network."""
+        if not self.measured:
+            return self.predicted(architecture)
+        if anew or architecture not in self._known:
+            self._known[architecture] = value = self._asked(architecture)
+            if self.surrogate is not None:
+                self.surrogate.add([architecture], [value])
+        return self._known[architecture]
+
+    def _asked(self, architecture: Architecture) -> float:
+        if isinstance(self.cost, Predicts):
+            return self.cost.predict(architecture)
+        return self.cost.of(build(self.space, architecture))
+
+    def predicted(self, architecture: Architecture) -> float:
+        """The price by count, by table or by surrogate."""
+        masks = {name: same[0].picked(architecture[name]).double() for name, same in choices(self.space).items()}
+        return float(self.expected(masks))
+
+    def expected(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """The price at mixing weights, [size] for each choice: a float64 scalar on the CPU, with gradient.
+
+        Measured costs are the surrogate's; in a space too small for one, the mean of what was measured.
+        """
+        if self._counter is not None:
+            return self._counter.at(torch.cat([weights[name].cpu().double() for name in choices(self.space)]))
+        if self._linear is not None:
+            return self._linear.at({name: row.cpu() for name, row in weights.items()})
+        return torch.tensor(statistics.fmean(self._known.values()), dtype=torch.float64)
+
+    def reached(self, architecture: Architecture, network: nn.Module) -> float:
+        """What the network of an architecture takes, on a recount or a fresh measurement."""
+        return self.predicted(architecture) if isinstance(self.cost, Table) else self.cost.of(network)
+
+    def refit(self) -> None:
+        """Fit the surrogate, if there is one, to everything that was measured so far."""
+        if self.surrogate is not None:
+            self.surrogate.fit()
+
+    def best(self, scores: Mapping[str, Tensor]) -> Architecture:
+        """The architecture of the highest total score under the limit, found greedily.
+
+        From the best of all, the picks that lose least for what they save are changed until the price is under
+        the bound; then picks that gain are changed back while it stays there. A measured price is read again on
+        what is returned.
+
+        Args:
+            scores: for each choice [size], such as log-probabilities; an InputChoice scores the sum of its picks.
+
+        Raises:
+            LimitError: the clock is too noisy for a limit this tight.
+        """
+        for room in MEASURED_ROOM if self.measured else (1.0,):
+            found = self._greedy(scores, room * self.bound)
+            if self.price(found, anew=True) <= self.bound:
+                return found
+        if self.price(self._lowest, anew=True) <= self.bound:
+            return self._lowest
+        raise LimitError(
+            f"no network stayed under {self.bound:,.6g} {self.cost.unit} when measured again: the clock is too noisy "
+            f"for a limit this tight; raise it, or measure on a quieter machine"
+        )
+
+    def _greedy(self, scores: Mapping[str, Tensor], bound: float) -> Architecture:
+        value = _Scored(scores)
+        now = Architecture({name: value.best(same[0]) for name, same in choices(self.space).items()})
+        price = self.predicted(now)
+        while price > bound:
+            steps = []
+            for name, pick in self._changes(now):
+                other = Architecture({**now, name: pick})
+                saved = price - (cost := self.predicted(other))
+                if saved > 1e-9 * abs(price):
+                    lost = value.of(name, now[name]) - value.of(name, pick)
+                    steps.append((max(lost, 0.0) / saved, other, cost))
+            if not steps:
+                return self._lowest
+            _, now, price = min(steps, key=lambda step: step[0])
+        return self._improved(now, value, bound)
+
+    def _improved(self, now: Architecture, value: _Scored, bound: float) -> Architecture:
+        for _ in range(SWEEPS):
+            gains = sorted(
+                (
+                    (value.of(name, now[name]) - value.of(name, pick), name, pick)
+                    for name, pick in self._changes(now)
+                    if value.of(name, pick) > value.of(name, now[name])
+                ),
+                key=lambda gain: gain[0],
+            )
+            better = next((o for _, n, p in gains if self.predicted(o := Architecture({**now, n: p})) <= bound), None)
+            if better is None:
+                break
+            now = better
+        return now
+
+    def _descended(self, now: Architecture, price: Callable[[Architecture], float]) -> Architecture:
+        """Coordinate descent on the price."""
+        lowest = price(now)
+        for _ in range(SWEEPS):
+            before = lowest
+            for name, pick in self._changes(now):
+                other = Architecture({**now, name: pick})
+                if (cost := price(other)) < lowest:
+                    now, lowest = other, cost
+            if lowest == before:
+                break
+        return now
+
+    def _changes(self, architecture: Architecture) -> Iterator[tuple[str, Pick]]:
+        """All ways to decide one choice otherwise."""
+        for name, (choice, *_) in choices(self.space).items():
+            for pick in _picks(choice):
+                if pick != architecture[name]:
+                    yield name, pick
+
+    def record(self) -> dict[str, Any] | None:
+        """What the surrogate says of everything that was measured, beside the measurements; for the report."""
+        if self.surrogate is None:
+            return None
+        self.refit()
+        error = self.surrogate.error
+        return {
+            "predicted": [self.predicted(architecture) for architecture in self._known],
+            "measured": list(self._known.values()),
+            "rmse": error.rms,
+            "rank_correlation": error.rank,
+            "unit": self.cost.unit,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured so far."""
+        known = {architecture.to_json(): value for architecture, value in self._known.items()}
+        return {"known": known, "surrogate": self.surrogate.state_dict() if self.surrogate else None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where `state_dict` left off."""
+        self._known = {Architecture.from_json(text): value for text, value in state["known"].items()}
+        if self.surrogate is not None:
+            self.surrogate.load_state_dict(state["surrogate"])
+
+
+def limited(space: nn.Module, limit: Limit | None, run: Run) -> Within | None:
+    """The limit of a run that has begun, ready; what had to be measured is remembered for a resumed run."""
+    if limit is None:
+        return None
+    within = Within(space, limit, generator=run.generator("prices"))
+    within.ready(run.remember("prices", within.ready))
+    return within
+
+
+class _Scored:
+    """Total scores of picks."""
+
+    def __init__(self, scores: Mapping[str, Tensor]) -> None:
+        self.scores = {name: row.detach().double().cpu() for name, row in scores.items()}
+
+    def of(self, name: str, pick: Pick) -> float:
+        return float(self.scores[name][[pick] if isinstance(pick, int) else list(pick)].sum())
+
+    def best(self, choice: Choice) -> Pick:
+        return max(_picks(choice), key=lambda pick: self.of(choice.name, pick))
+
+
+def _picks(choice: Choice) -> list[Pick]:
+    alive = choice.pickable.nonzero().flatten().tolist()
+    if isinstance(choice, OpChoice):
+        return alive
+    assert isinstance(choice, InputChoice)
+    return list(itertools.combinations(alive, choice.keep))

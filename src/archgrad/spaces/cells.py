@@ -1,0 +1,279 @@
+"""Networks of cells in the macro-architecture of DARTS, and the nodes that cells are made of.
+
+A cell has two inputs, the outputs of the two cells before it, and a number of nodes. Each node sums operations on
+earlier states (states 0 and 1 are the inputs, node i is state i, from 2); the output is all nodes, concatenated.
+Cells at L // 3 and 2 L // 3 of L halve the map and double the channels.
+
+Source: DARTS (arXiv 1806.09055), the authors' code; the factorised nodes: UNAS (arXiv 1912.07651).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from archgrad.choices.modules import Choice, InputChoice, OpChoice, mixture
+from archgrad.errors import ConfigError
+from archgrad.spaces.cell_strings import KINDS
+from archgrad.spaces.operations import FactorizedReduce, operation, relu_conv_norm
+
+STEMS = ("cifar", "imagenet")
+NONE = "none"
+
+# From a source state and a label to the operation on that edge of a cell.
+Edge = Callable[[int, str], nn.Module]
+# From the kind of the cell, the number of the node and its edges to the node: from states to a state.
+NodeMaker = Callable[[str, int, Edge], nn.Module]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a network of cells is, its nodes left open.
+
+    Attributes:
+        channels: of the first cell's nodes; doubled by each reduction.
+        cells: number of cells, L.
+        classes: number of logits.
+        in_channels: channels of the input.
+        nodes: nodes a cell.
+        stem: "cifar": one convolution; "imagenet": three of stride 2.
+        affine: whether BatchNorm in the cells has a scale and a shift.
+        pool_norm: BatchNorm without scale and shift behind every pool.
+        auxiliary: second logits from behind cell 2 L // 3.
+        drop_path: probability of dropping an operation's output, image by image, in training.
+    """
+
+    channels: int
+    cells: int
+    classes: int
+    in_channels: int
+    nodes: int
+    stem: Literal["cifar", "imagenet"]
+    affine: bool = True
+    pool_norm: bool = False
+    auxiliary: bool = False
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "cells", "classes", "in_channels", "nodes"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name} is {value!r}; give a whole number from 1")
+        if self.stem not in STEMS:
+            raise ConfigError(f"stem is {self.stem!r}; allowed are {' and '.join(map(repr, STEMS))}")
+        if self.stem == "imagenet" and self.channels < 2:
+            raise ConfigError("the stem 'imagenet' starts at half the channels; give channels=2 or more")
+        if not isinstance(self.drop_path, int | float) or not 0.0 <= self.drop_path < 1.0:
+            raise ConfigError(f"drop_path is {self.drop_path!r}; give a probability from 0 to below 1")
+
+    @property
+    def reductions(self) -> tuple[int, ...]:
+        """The cells that reduce, by index."""
+        return tuple(sorted({self.cells // 3, 2 * self.cells // 3}))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of cells that there are; fewer than three cells are all reductions."""
+        present = {"reduce" if i in self.reductions else "normal" for i in range(self.cells)}
+        return tuple(kind for kind in KINDS if kind in present)
+
+
+class CellNetwork(nn.Module):
+    """Stem, cells and head: [B, in_channels, H, W] to logits [B, classes].
+
+    Args:
+        plan: what the network is.
+        make_node: the nodes of its cells.
+    """
+
+    def __init__(self, plan: Plan, make_node: NodeMaker) -> None:
+        super().__init__()
+        width = plan.channels if plan.stem == "imagenet" else 3 * plan.channels
+        self.stem, self.second_stem = _stems(plan.in_channels, width, plan.stem)
+        before = last = width
+        halved = self.second_stem is not None
+        channels, cells = plan.channels, []
+        self.auxiliary, self.auxiliary_after = None, 2 * plan.cells // 3
+        for i in range(plan.cells):
+            reduces = i in plan.reductions
+            channels *= 2 if reduces else 1
+            nodes = _nodes("reduce" if reduces else "normal", channels, plan, make_node)
+            cells.append(Cell(nodes, before, last, channels=channels, halved=halved, affine=plan.affine))
+            before, last, halved = last, plan.nodes * channels, reduces
+            if plan.auxiliary and i == self.auxiliary_after:
+                self.auxiliary = _auxiliary_head(last, plan.classes, plan.stem)
+        self.cells = nn.ModuleList(cells)
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, plan.classes))
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits [B, classes]; with an auxiliary head (logits, auxiliary logits)."""
+        before = self.stem(x)
+        last = before if self.second_stem is None else self.second_stem(before)
+        auxiliary = None
+        for i, cell in enumerate(self.cells):
+            before, last = last, cell(before, last)
+            if self.auxiliary is not None and i == self.auxiliary_after:
+                auxiliary = self.auxiliary(last)
+        logits: Tensor = self.head(last)
+        return logits if auxiliary is None else (logits, auxiliary)
+
+
+class Cell(nn.Module):
+    """One cell: the outputs of the two cells before to [B, nodes * channels, H, W].
+
+    Args:
+        nodes: each from the list of states so far, [B, channels, ...], to the next state.
+        before: channels of the cell before the last.
+        last: channels of the last cell.
+        channels: of every state.
+        halved: whether the last cell's map is half the size of the one before.
+        affine: whether BatchNorm has a scale and a shift.
+    """
+
+    def __init__(
+        self, nodes: Sequence[nn.Module], before: int, last: int, *, channels: int, halved: bool, affine: bool
+    ) -> None:
+        super().__init__()
+        if halved:
+            self.before: nn.Module = FactorizedReduce(before, channels, affine=affine)
+        else:
+            self.before = relu_conv_norm(before, channels, affine=affine)
+        self.last = relu_conv_norm(last, channels, affine=affine)
+        self.nodes = nn.ModuleList(nodes)
+
+    def forward(self, before: Tensor, last: Tensor) -> Tensor:
+        """The nodes' states, concatenated."""
+        states = [self.before(before), self.last(last)]
+        for node in self.nodes:
+            states.append(node(states))
+        return torch.cat(states[2:], dim=1)
+
+
+class SharedNode(nn.Module):
+    """A factorised node during search: both branches share the operations.
+
+        y = sum over sources j, operations o of  (in0_j * op0_o + in1_j * op1_o) * edge_jo(x_j)
+
+    An operation that both branches pick runs once and counts twice.
+
+    Args:
+        name: of the node; its choices are `name`.input0, `name`.op0, `name`.input1 and `name`.op1.
+        size: number of sources.
+        labels: of the candidate operations.
+        edge: makes them.
+    """
+
+    def __init__(self, name: str, size: int, *, labels: Sequence[str], edge: Edge) -> None:
+        super().__init__()
+        self.input0, self.input1 = (InputChoice(size, name=f"{name}.input{b}") for b in (0, 1))
+        self.op0, self.op1 = (OpChoice(labels, name=f"{name}.op{b}") for b in (0, 1))
+        self.edges = nn.ModuleList(nn.ModuleList(edge(j, label) for label in labels) for j in range(size))
+        self.name = name
+        self.places = [(j, o) for j in range(size) for o in range(len(labels))]
+        self.labels = [f"{j}:{label}" for j in range(size) for label in labels]
+
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        """From the states so far, each [B, C, H, W] behind its operation, to the next."""
+        branches = ((self.input0, self.op0), (self.input1, self.op1))
+        first, second = (i.ready()[..., :, None] * o.ready()[..., None, :] for i, o in branches)
+        live, other = (i.live[:, None] & o.live for i, o in branches)
+
+        def run(entry: int) -> Tensor:
+            source, op = self.places[entry]
+            made: Tensor = self.edges[source][op](states[source])  # type: ignore[index]
+            return made
+
+        weights = (first + second).flatten(-2)
+        return mixture(weights, run, live=(live | other).flatten(), labels=self.labels, name=f"node {self.name!r}")
+
+    def shares(self, path: str) -> list[list[tuple[Choice, int]]]:
+        """What scales the work of a module at `path` below this one: a sum of products of (choice, entry)."""
+        container, *rest = path.split(".")
+        if container != "edges":
+            return [[]]
+        source, op = int(rest[0]), int(rest[1])
+        return [[(self.input0, source), (self.op0, op)], [(self.input1, source), (self.op1, op)]]
+
+
+class SumNode(nn.Module):
+    """The sum of modules that each read the list of states, such as `InputChoice`s."""
+
+    def __init__(self, terms: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.terms = nn.ModuleList(terms)
+
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        """From the states so far to the next."""
+        first, *others = (term(states) for term in self.terms)
+        for other in others:
+            first = first + other
+        return first  # type: ignore[no-any-return]
+
+
+class FromState(nn.Module):
+    """An operation on one of the states."""
+
+    def __init__(self, source: int, op: nn.Module) -> None:
+        super().__init__()
+        self.source, self.op = source, op
+
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        """The operation's output."""
+        return self.op(states[self.source])  # type: ignore[no-any-return]
+
+
+class Dropped(nn.Module):
+    """An operation whose output is dropped with probability p for an image, and else divided by 1 - p.
+
+    Only in training. `drop_path.p` may be changed between epochs.
+    """
+
+    def __init__(self, op: nn.Module, p: float) -> None:
+        super().__init__()
+        self.op = op
+        self.drop_path = nn.Dropout3d(p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The output of the operation, [B, C, H, W], or zeros."""
+        # Dropout3d drops whole entries of dimension 1, here the one that holds all of an image.
+        return self.drop_path(self.op(x).unsqueeze(1)).squeeze(1)  # type: ignore[no-any-return]
+
+
+def _nodes(kind: str, channels: int, plan: Plan, make_node: NodeMaker) -> list[nn.Module]:
+    def edge(source: int, label: str) -> nn.Module:
+        stride = 2 if kind == "reduce" and source < 2 else 1
+        made = operation(label, channels, stride=stride, affine=plan.affine, pool_norm=plan.pool_norm)
+        whole = plan.drop_path == 0.0 or isinstance(made, nn.Identity)
+        return made if whole else Dropped(made, plan.drop_path)
+
+    return [make_node(kind, number, edge) for number in range(2, 2 + plan.nodes)]
+
+
+def _stems(inputs: int, width: int, stem: str) -> tuple[nn.Sequential, nn.Sequential | None]:
+    """What makes the first state and, where that is another, the second."""
+    if stem == "cifar":
+        return nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)), None
+    half = width // 2
+    first = nn.Sequential(
+        nn.Conv2d(inputs, half, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(half),
+        *relu_conv_norm(half, width, 3, stride=2),
+    )
+    return first, relu_conv_norm(width, width, 3, stride=2)
+
+
+def _auxiliary_head(inputs: int, classes: int, stem: str) -> nn.Sequential:
+    """[B, inputs, H, W] to [B, classes]; a map that is not of the published size is brought to it."""
+    size, stride = (8, 3) if stem == "cifar" else (7, 2)
+    # The published head for ImageNet leaves the second BatchNorm out.
+    norm = [nn.BatchNorm2d(768)] if stem == "cifar" else []
+    return nn.Sequential(
+        *(nn.ReLU(), nn.AdaptiveAvgPool2d(size), nn.AvgPool2d(5, stride)),
+        *(nn.Conv2d(inputs, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU()),
+        *(nn.Conv2d(128, 768, 2, bias=False), *norm, nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(768, classes)),
+    )

@@ -1,0 +1,319 @@
+"""The cell space of DARTS, as published and in the factorised form of UNAS.
+
+Both forms fill the same macro-architecture (`archgrad.spaces.cells`); what they call an architecture, two pairs of
+a source and an operation for each node of a normal and of a reduction cell, is the same but for these points:
+
+- DARTS: the two sources of a node differ, and the operations are `DARTS_LABELS`. Supernet: one operation choice an
+  edge, and one choice of two inputs a node.
+- UNAS: each of the two branches of a node chooses its source and its operation, independently, so that both may be
+  the same, and the operations are `UNAS_LABELS`. Supernet: four choices a node.
+
+Sources: DARTS (arXiv 1806.09055), UNAS (arXiv 1912.07651), and the authors' code.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from torch import Tensor, fx, nn
+
+from archgrad.choices.access import choices, matched
+from archgrad.choices.architecture import Architecture, Pick
+from archgrad.choices.modules import InputChoice, OpChoice
+from archgrad.errors import ArchitectureError, ChoiceError, ConfigError
+from archgrad.spaces.cell_strings import Cells, Node, Rules, parse, show
+from archgrad.spaces.cells import NONE, CellNetwork, Edge, FromState, Plan, SharedNode, SumNode
+from archgrad.spaces.operations import LABELS
+from archgrad.spaces.tracing import traced
+
+DARTS_LABELS = (
+    *("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect"),
+    *("sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"),
+)
+UNAS_LABELS = (
+    *("skip_connect", "sep_conv_3x3", "max_pool_3x3", "dil_conv_3x3"),
+    *("sep_conv_5x5", "avg_pool_3x3", "sep_conv_7x7"),
+)
+
+
+def darts_cells(
+    *,
+    channels: int = 16,
+    cells: int = 8,
+    classes: int = 10,
+    in_channels: int = 3,
+    factorised: bool = False,
+    operations: int | Sequence[str] | None = None,
+    nodes: int = 4,
+    stem: Literal["cifar", "imagenet"] = "cifar",
+    affine: bool = False,
+    auxiliary: bool = False,
+    drop_path: float = 0.0,
+) -> DartsCells:
+    """The cell space of DARTS: [B, in_channels, H, W] to logits [B, classes], for any H and W.
+
+    The defaults are the published supernet for CIFAR-10. The choices of all normal cells are the same, and so are
+    those of all reduction cells: "normal.2.inputs" and "normal.2.0" (kind, node, source), or, factorised,
+    "normal.2.input0", "normal.2.op0", "normal.2.input1" and "normal.2.op1".
+
+    Args:
+        channels: of a state of the first cell; each reduction doubles them.
+        cells: number of cells; those at a third and two thirds are reductions (fewer than three: all).
+        classes: number of logits.
+        in_channels: channels of the input.
+        factorised: the form of UNAS, in place of the form of DARTS.
+        operations: labels of the candidates, or how many of the form's published ones, from the first.
+        nodes: nodes a cell.
+        stem: "cifar": keeps the size; "imagenet": divides it by 8.
+        affine: whether BatchNorm in the cells has a scale and a shift.
+        auxiliary: return (logits, auxiliary logits), in training and in evaluation.
+        drop_path: probability of dropping an operation's output for an image in training; see `Dropped`.
+
+    Raises:
+        ConfigError: a number out of range, or an operation that there is not.
+    """
+    if not isinstance(factorised, bool):
+        raise ConfigError(f"factorised is {factorised!r}; give True for the form of UNAS, False for that of DARTS")
+    labels = _labels(operations, UNAS_LABELS if factorised else DARTS_LABELS)
+    if factorised and NONE in labels:
+        raise ConfigError("the factorised form has no operation 'none'; leave it out of operations")
+    plan = Plan(
+        channels=channels, cells=cells, classes=classes, in_channels=in_channels, nodes=nodes, stem=stem,
+        affine=affine, pool_norm=not factorised, auxiliary=auxiliary, drop_path=drop_path,
+    )  # fmt: skip
+    return DartsCells(plan, labels, factorised=factorised)
+
+
+def darts_network(
+    cell: str,
+    *,
+    cells: int = 20,
+    channels: int = 36,
+    classes: int = 10,
+    in_channels: int = 3,
+    stem: Literal["cifar", "imagenet"] = "cifar",
+    auxiliary: bool = False,
+    drop_path: float = 0.0,
+) -> nn.Module:
+    """The plain network of a cell in text, in the form that is trained from scratch.
+
+    Args:
+        cell: cells as `archgrad.spaces.cell_strings` reads them, of either form of the space.
+        cells: number of cells.
+        channels: of a state of the first cell.
+        classes: number of logits.
+        in_channels: channels of the input [B, in_channels, H, W].
+        stem: "cifar" or "imagenet".
+        auxiliary: return (logits, auxiliary logits), in training and in evaluation.
+        drop_path: probability of dropping an operation's output for an image in training.
+
+    Raises:
+        ArchitectureError: the text describes no cells.
+        ConfigError: a number out of range.
+    """
+    picked = parse(cell, Rules(LABELS, repeats=True))
+    plan = Plan(
+        channels=channels, cells=cells, classes=classes, in_channels=in_channels, stem=stem,
+        nodes=len(next(iter(picked.values()))), auxiliary=auxiliary, drop_path=drop_path,
+    )  # fmt: skip
+    _require(plan.kinds, picked)
+
+    def node(kind: str, number: int, edge: Edge) -> nn.Module:
+        return SumNode([FromState(source, edge(source, label)) for source, label in picked[kind][number - 2]])
+
+    network = traced(CellNetwork(plan, node))
+    assert isinstance(network, fx.GraphModule)
+    # A cell that reads one of its inputs nowhere does not bring it to its width either.
+    network.graph.eliminate_dead_code()
+    network.delete_all_unused_submodules()
+    network.recompile()
+    return network
+
+
+class DartsCells(nn.Module):
+    """A space of cells; made by `darts_cells`.
+
+    Args:
+        plan: of its network.
+        labels: of the candidate operations.
+        factorised: the form of UNAS, in place of the form of DARTS.
+        evaluation: the form that is trained from scratch: every pick has operations of its own.
+    """
+
+    def __init__(self, plan: Plan, labels: Sequence[str], *, factorised: bool, evaluation: bool = False) -> None:
+        super().__init__()
+        self.plan, self.labels = plan, tuple(labels)
+        self.factorised, self.evaluation = factorised, evaluation
+        self.network = CellNetwork(plan, self._node)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits [B, classes] of images [B, in_channels, H, W]; with an auxiliary head a pair of logits."""
+        logits: Tensor | tuple[Tensor, Tensor] = self.network(x)
+        return logits
+
+    def resized(
+        self,
+        *,
+        cells: int | None = None,
+        channels: int | None = None,
+        auxiliary: bool = False,
+        drop_path: float = 0.0,
+    ) -> DartsCells:
+        """A fresh space of the same choices in the form that is trained from scratch.
+
+        BatchNorm has a scale and a shift, pools have none, and in the factorised form each branch has its own
+        operations. Published sizes: 20 cells of 36 channels for CIFAR, 14 of 48 for ImageNet.
+
+        Raises:
+            ConfigError: a number out of range, or so few cells that a kind of cell is gone.
+        """
+        plan = replace(
+            self.plan,
+            cells=self.plan.cells if cells is None else cells,
+            channels=self.plan.channels if channels is None else channels,
+            affine=True,
+            pool_norm=False,
+            auxiliary=auxiliary,
+            drop_path=drop_path,
+        )
+        if plan.kinds != self.plan.kinds:
+            raise ConfigError(
+                f"{plan.cells} cells are of kind {' and '.join(plan.kinds)}, but the space of {self.plan.cells} has "
+                f"choices for {' and '.join(self.plan.kinds)}; give 3 cells or more to both, or fewer to both"
+            )
+        return DartsCells(plan, self.labels, factorised=self.factorised, evaluation=True)
+
+    def to_string(self, architecture: Architecture) -> str:
+        """The architecture's cells in one line; what the cells do not use is left out.
+
+        Raises:
+            ArchitectureError: the architecture is for another space.
+        """
+        matched(self, architecture)
+        numbers = range(2, 2 + self.plan.nodes)
+        return show({k: [self._read(f"{k}.{n}", architecture) for n in numbers] for k in self.plan.kinds})
+
+    def from_string(self, text: str) -> Architecture:
+        """The architecture of cells in text, as `archgrad.spaces.cell_strings` reads them.
+
+        In the published form the edges that no cell uses get the first operation that may be picked.
+
+        Raises:
+            ArchitectureError: the text describes no cells of this space.
+        """
+        cells = parse(text, Rules(self.labels, self.plan.nodes, self.factorised))
+        _require(self.plan.kinds, cells)
+        picks: dict[str, Pick] = {}
+        for name, (choice, *_) in choices(self).items():
+            if isinstance(choice, OpChoice):
+                picks[name] = int(choice.pickable.nonzero()[0])
+        for kind in self.plan.kinds:
+            for number, node in enumerate(cells[kind], start=2):
+                picks |= self._picks(f"{kind}.{number}", node)
+        architecture = Architecture(picks)
+        matched(self, architecture)
+        return architecture
+
+    def duplicates(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """How far the two branches of the nodes are one: UNAS's penalty S.
+
+            S = sum over nodes of <A0, A1> = sum over nodes of <in0, in1> * <op0, op1>,   A_b = outer(in_b, op_b)
+
+        A node adds 1 where both branches pick the same input and operation, and 0 where they differ in either.
+
+        Args:
+            weights: mixing weights of the choices by name, [size] or [B, size].
+
+        Returns:
+            [] or [B], differentiable.
+
+        Raises:
+            ChoiceError: the space is not factorised, or a choice has no weights.
+        """
+        if not self.factorised:
+            raise ChoiceError("the nodes of this space have no two branches; make it by darts_cells(factorised=True)")
+        shares = []
+        for kind, number in itertools.product(self.plan.kinds, range(2, 2 + self.plan.nodes)):
+            names = [f"{kind}.{number}.{part}" for part in ("input0", "input1", "op0", "op1")]
+            if absent := [name for name in names if name not in weights]:
+                raise ChoiceError(f"no weights for choice {absent[0]!r}; give those of every choice of the space")
+            in0, in1, op0, op1 = (weights[name] for name in names)
+            shares.append((in0 * in1).sum(dim=-1) * (op0 * op1).sum(dim=-1))
+        return functools.reduce(operator.add, shares)
+
+    def _node(self, kind: str, number: int, edge: Edge) -> nn.Module:
+        name = f"{kind}.{number}"
+        if not self.factorised:
+            edges = [self._operations(f"{name}.{j}", j, edge) for j in range(number)]
+            return InputChoice(number, name=f"{name}.inputs", keep=2, edges=edges)
+        if not self.evaluation:
+            return SharedNode(name, number, labels=self.labels, edge=edge)
+        return SumNode(
+            [
+                InputChoice(
+                    number,
+                    name=f"{name}.input{branch}",
+                    edges=[self._operations(f"{name}.op{branch}", j, edge) for j in range(number)],
+                )
+                for branch in (0, 1)
+            ]
+        )
+
+    def _operations(self, name: str, source: int, edge: Edge) -> OpChoice:
+        barred = [label for label in self.labels if label == NONE]
+        return OpChoice({label: edge(source, label) for label in self.labels}, name=name, barred=barred)
+
+    def _picks(self, name: str, node: Node) -> dict[str, Pick]:
+        (first, op0), (second, op1) = ((source, self.labels.index(label)) for source, label in node)
+        if self.factorised:
+            picks: dict[str, Pick] = {f"{name}.op0": op0, f"{name}.op1": op1}
+            return picks | {f"{name}.input0": (first,), f"{name}.input1": (second,)}
+        return {f"{name}.inputs": (first, second), f"{name}.{first}": op0, f"{name}.{second}": op1}
+
+    def _read(self, name: str, architecture: Architecture) -> Node:
+        if self.factorised:
+            sources = [_several(architecture[f"{name}.input{b}"])[0] for b in (0, 1)]
+            ops = [architecture[f"{name}.op{b}"] for b in (0, 1)]
+        else:
+            sources = list(_several(architecture[f"{name}.inputs"]))
+            ops = [architecture[f"{name}.{source}"] for source in sources]
+        first, second = ((s, self.labels[_single(o)]) for s, o in zip(sources, ops, strict=True))
+        return first, second
+
+
+def _labels(operations: int | Sequence[str] | None, published: tuple[str, ...]) -> tuple[str, ...]:
+    if operations is None:
+        return published
+    if isinstance(operations, int) and not isinstance(operations, bool):
+        if not 1 <= operations <= len(published):
+            raise ConfigError(f"operations={operations}; this form has 1 to {len(published)}: {', '.join(published)}")
+        labels = published[:operations]
+    else:
+        labels = tuple(operations) if isinstance(operations, list | tuple) else ()
+    strange = [label for label in labels if label not in LABELS]
+    if not labels or strange or len(set(labels)) != len(labels) or labels == (NONE,):
+        raise ConfigError(
+            f"operations is {operations!r}; give how many of the published ones, or a tuple of different labels "
+            f"with at least one besides 'none'; there are {', '.join(LABELS)}"
+        )
+    return labels
+
+
+def _require(kinds: Sequence[str], cells: Cells) -> None:
+    if missing := [kind for kind in kinds if kind not in cells]:
+        raise ArchitectureError(f"the text has no {missing[0]!r} cell; give one of each kind: normal and reduce")
+
+
+def _several(pick: Pick) -> tuple[int, ...]:
+    assert isinstance(pick, tuple)
+    return pick
+
+
+def _single(pick: Pick) -> int:
+    assert isinstance(pick, int)
+    return pick

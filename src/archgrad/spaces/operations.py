@@ -1,0 +1,137 @@
+"""The operations of cell spaces, from maps [B, C, H, W] to maps [B, C, ceil(H / stride), ceil(W / stride)].
+
+No operation changes its input in place, so candidates may share one. BatchNorm has torch's momentum and eps, as
+published. Source: DARTS (arXiv 1806.09055), the authors' code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from archgrad.errors import ConfigError
+
+
+def relu_conv_norm(
+    inputs: int, outputs: int, kernel: int = 1, *, stride: int = 1, affine: bool = True
+) -> nn.Sequential:
+    """ReLU, convolution, BatchNorm: [B, inputs, H, W] to [B, outputs, ceil(H / stride), ceil(W / stride)]."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs, affine=affine),
+    )
+
+
+def depthwise_separable(
+    channels: int, kernel: int, *, stride: int = 1, dilation: int = 1, affine: bool = True
+) -> nn.Sequential:
+    """ReLU, depthwise convolution, 1x1 convolution, BatchNorm; with dilation 2 it is DARTS's "dil_conv"."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(
+            *(channels, channels, kernel, stride, dilation * (kernel // 2), dilation),
+            groups=channels,
+            bias=False,
+        ),
+        nn.Conv2d(channels, channels, 1, bias=False),
+        nn.BatchNorm2d(channels, affine=affine),
+    )
+
+
+def sep_conv(channels: int, kernel: int, *, stride: int = 1, affine: bool = True) -> nn.Sequential:
+    """Two `depthwise_separable` in a row, the stride in the first; DARTS's "sep_conv"."""
+    first = depthwise_separable(channels, kernel, stride=stride, affine=affine)
+    return nn.Sequential(*first, *depthwise_separable(channels, kernel, affine=affine))
+
+
+class FactorizedReduce(nn.Module):
+    """Halves a map without losing pixels: two strided 1x1 convolutions, one on the map shifted by a pixel.
+
+        y = norm(concat(first(relu(x)), second(shifted relu(x))))
+
+    [B, inputs, H, W] to [B, outputs, ceil(H / 2), ceil(W / 2)]. The shifted map ends in zeros; these are read
+    only where H or W is odd, for which the published form is not defined.
+
+    Raises:
+        ConfigError: fewer than 2 output channels.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, affine: bool = True) -> None:
+        super().__init__()
+        if outputs < 2:
+            raise ConfigError(f"a factorised reduction makes {outputs} channels of two halves; give 2 or more")
+        self.relu = nn.ReLU()
+        self.first = nn.Conv2d(inputs, outputs - outputs // 2, 1, 2, bias=False)
+        self.second = nn.Conv2d(inputs, outputs // 2, 1, 2, bias=False)
+        self.norm = nn.BatchNorm2d(outputs, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] to [B, outputs, ceil(H / 2), ceil(W / 2)]."""
+        x = self.relu(x)
+        shifted = F.pad(x, (-1, 1, -1, 1))
+        return self.norm(torch.cat([self.first(x), self.second(shifted)], dim=1))  # type: ignore[no-any-return]
+
+
+class Zero(nn.Module):
+    """No connection: zeros [B, C, ceil(H / stride), ceil(W / stride)], whatever the input holds."""
+
+    def __init__(self, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zeros of the strided shape."""
+        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
+
+
+def _skip(channels: int, stride: int, affine: bool) -> nn.Module:
+    return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine=affine)
+
+
+_BUILDERS: dict[str, Callable[[int, int, bool], nn.Module]] = {
+    "none": lambda _, stride, __: Zero(stride),
+    "max_pool_3x3": lambda _, stride, __: nn.MaxPool2d(3, stride, 1),
+    "avg_pool_3x3": lambda _, stride, __: nn.AvgPool2d(3, stride, 1, count_include_pad=False),
+    "skip_connect": _skip,
+    "sep_conv_3x3": lambda channels, stride, affine: sep_conv(channels, 3, stride=stride, affine=affine),
+    "sep_conv_5x5": lambda channels, stride, affine: sep_conv(channels, 5, stride=stride, affine=affine),
+    "sep_conv_7x7": lambda channels, stride, affine: sep_conv(channels, 7, stride=stride, affine=affine),
+    "dil_conv_3x3": lambda channels, stride, affine: depthwise_separable(
+        channels, 3, stride=stride, dilation=2, affine=affine
+    ),
+    "dil_conv_5x5": lambda channels, stride, affine: depthwise_separable(
+        channels, 5, stride=stride, dilation=2, affine=affine
+    ),
+}
+LABELS = tuple(_BUILDERS)
+
+
+def operation(
+    label: str, channels: int, *, stride: int = 1, affine: bool = False, pool_norm: bool = False
+) -> nn.Module:
+    """The operation of a published label: [B, channels, H, W] to [B, channels, ceil(H / stride), ceil(W / stride)].
+
+    Args:
+        label: one of `LABELS`.
+        channels: channels in and out.
+        stride: 1 or 2.
+        affine: whether BatchNorm has a scale and a shift; supernets have none.
+        pool_norm: BatchNorm without scale and shift behind a pool, as in DARTS's supernet.
+
+    Raises:
+        ConfigError: another label or stride, or too few channels.
+    """
+    if label not in _BUILDERS:
+        raise ConfigError(f"no operation is labelled {label!r}; there are {', '.join(LABELS)}")
+    if stride not in (1, 2) or channels < 1:
+        raise ConfigError(
+            f"operation {label!r}: stride {stride}, {channels} channels; give stride 1 or 2, 1 channel up"
+        )
+    module = _BUILDERS[label](channels, stride, affine)
+    if pool_norm and isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+        return nn.Sequential(module, nn.BatchNorm2d(channels, affine=False))
+    return module

@@ -1,0 +1,49 @@
+"""Two disjoint, stratified shares of the training samples: one for the weights, one for the architecture."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from archgrad.errors import DataError
+from archgrad.tasks.parts import Part
+from archgrad.tasks.task import stable_seed
+
+
+def divide(train: Part, *, share: float, seed: int) -> tuple[Part, Part]:
+    """The training part as two: `share` of each class, to within one sample, and the rest.
+
+    Each class of two samples or more is in both; the sample of a class of one is in the first. Raises DataError
+    where nothing is left for the second, or where a sampler of the user's own may draw anything.
+    """
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+        raise DataError(f"share={share!r}: give the first part's share, above 0 and below 1, for instance 0.5")
+    if not train.bounded:
+        raise DataError(
+            "a training part with a sampler or batch sampler of your own cannot be divided, since the sampler may "
+            "draw for one share what belongs to the other; give the Dataset itself, a DataLoader with shuffle=True "
+            "or a SubsetRandomSampler, or make two Classification tasks of your own"
+        )
+    labels = train.source.labels()[train.indices]
+    generator = torch.Generator().manual_seed(stable_seed("halves", seed))
+    pieces: tuple[list[Tensor], list[Tensor]] = [], []
+    seen = taken = 0
+    for label in torch.unique(labels):
+        members = train.indices[labels == label]
+        members = members[torch.randperm(len(members), generator=generator)]
+        seen += len(members)
+        # Rounded so that the sum over classes comes near the share too, not each class alone.
+        fewest = int(share * len(members))
+        first = fewest + (share * seen - taken - fewest >= 0.5)
+        first = max(1, min(first, len(members) - 1))
+        taken += first
+        pieces[0].append(members[:first])
+        pieces[1].append(members[first:])
+    one, other = (torch.cat(found).sort().values for found in pieces)
+    if len(other) == 0:
+        raise DataError(
+            f"{len(labels)} training samples, one of each class, cannot be divided: give at least two samples of "
+            "some class"
+        )
+    first_part = Part(train.source, one, train.loader, train.bounded)
+    return first_part, Part(train.source, other, train.loader, train.bounded)
