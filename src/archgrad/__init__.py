@@ -38,10 +38,14 @@ if TYPE_CHECKING:
     from archgrad.methods.dnal import dnal
     from archgrad.methods.random_search import random_search
     from archgrad.methods.unas import unas
-    from archgrad.search.fit import fit, recalibrate
+    from archgrad.search.fit import adamw, fit, recalibrate, sgd
     from archgrad.search.found import Found, derive
     from archgrad.search.run import Run
+    from archgrad.search.schedules import warm_up_cosine
     from archgrad.search.signals import Stopped
+    from archgrad.spaces.darts import darts_cells, darts_network
+    from archgrad.spaces.mobile import mobile_backbone, mobile_network
+    from archgrad.spaces.nasbench201 import nasbench201_cells, nasbench201_network
     from archgrad.spaces.slim import frozen, slim
     from archgrad.tasks.augmentation import crop, cutout, flip
     from archgrad.tasks.classification import Classification
@@ -71,11 +75,14 @@ __all__ = [
     "RunError",
     "Stopped",
     "__version__",
+    "adamw",
     "black_box",
     "build",
     "crop",
     "cutout",
     "darts",
+    "darts_cells",
+    "darts_network",
     "decide",
     "derive",
     "digits",
@@ -91,6 +98,10 @@ __all__ = [
     "latency",
     "logits",
     "macs",
+    "mobile_backbone",
+    "mobile_network",
+    "nasbench201_cells",
+    "nasbench201_network",
     "params",
     "random_search",
     "recalibrate",
@@ -98,10 +109,12 @@ __all__ = [
     "restrict",
     "sample",
     "scaled_sigmoid",
+    "sgd",
     "slim",
     "softmax",
     "unas",
     "using",
+    "warm_up_cosine",
     "weights",
 ]
 
@@ -123,10 +136,14 @@ _HOMES = {
     "methods.dnal": ("dnal",),
     "methods.random_search": ("random_search",),
     "methods.unas": ("unas",),
-    "search.fit": ("fit", "recalibrate"),
+    "search.fit": ("adamw", "fit", "recalibrate", "sgd"),
+    "search.schedules": ("warm_up_cosine",),
     "search.found": ("Found", "derive"),
     "search.run": ("Run",),
     "search.signals": ("Stopped",),
+    "spaces.darts": ("darts_cells", "darts_network"),
+    "spaces.mobile": ("mobile_backbone", "mobile_network"),
+    "spaces.nasbench201": ("nasbench201_cells", "nasbench201_network"),
     "spaces.slim": ("frozen", "slim"),
     "tasks.augmentation": ("crop", "cutout", "flip"),
     "tasks.classification": ("Classification",),

@@ -17,6 +17,7 @@ from archgrad.choices.relaxations import Open, softmax
 from archgrad.costs.count import macs, params
 from archgrad.derive.discretise import build, decide
 from archgrad.errors import ArchgradError, ArchitectureError, ChoiceError, ConfigError
+from archgrad.report import graphs
 from archgrad.spaces.cells import Dropped
 from archgrad.spaces.darts import DARTS_LABELS, UNAS_LABELS, DartsCells, darts_cells, darts_network
 
@@ -541,3 +542,14 @@ def test_narrowed_spaces_still_run_and_read_text() -> None:
     shared = small(factorised=True, nodes=1)
     ag.restrict(shared, {"normal.2.op0": [1], "normal.2.op1": [0, 1]})
     assert ag.relax(shared, softmax)(torch.randn(2, 1, 8, 8)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("factorised", FORMS)
+def test_a_description_can_be_drawn(factorised: bool) -> None:
+    space = small(factorised=factorised)
+    described = space.describe(ag.sample(space, generator=torch.Generator().manual_seed(0)))
+    assert [graph["name"] for graph in described["graphs"]] == ["normal", "reduce"]
+    for graph in described["graphs"]:
+        assert len(graph["edges"]) == 2 * 2 + 2
+        assert "concatenation" in graphs.draw(graph)
+    assert space.from_string(described["architecture_text"])

@@ -160,7 +160,8 @@ def _decide(
     group = {"params": logits(space), "lr": rate, "weight_decay": 0.0, "clip": 1.0, "steady": True}
     optimiser: Optimizer = torch.optim.SGD([group], momentum=0.9)
     if settings["joint"]:
-        optimiser.add_param_group(make(weights(space)).param_groups[0])
+        for one in _sgd_groups(make(weights(space))):
+            optimiser.add_param_group(one)
     run.keep(space=space, optimiser=optimiser, steering=steering)
     epochs = math.ceil(steps / task.steps_per_epoch)
     descend(
@@ -168,6 +169,15 @@ def _decide(
         schedule=schedule, share=0.2, each_step=steering.press,
         each_epoch=lambda epoch: steering.turn(epoch, of=epochs, optimiser=optimiser),
     )  # fmt: skip
+
+
+def _sgd_groups(made: Optimizer) -> list[dict[str, Any]]:
+    if not isinstance(made, torch.optim.SGD):
+        raise ConfigError(
+            f"joint=True trains weights and gates in one SGD, and optimiser= gives a {type(made).__name__}; give an "
+            f"SGD, such as functools.partial(archgrad.sgd, learning_rate=0.01), or leave joint out"
+        )
+    return made.param_groups
 
 
 def _derived(space: nn.Module, run: Run, *, budget: Budget | None, rounded: Rounded) -> Architecture:

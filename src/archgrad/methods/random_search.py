@@ -77,10 +77,10 @@ def random_search(
     ]
     if shared:
         _train_shared(space, task, run, steps=steps, optimiser=optimiser)
-    rows = [
-        _tried(space, architecture, task, run, steps=max(1, steps // trials), shared=shared, optimiser=optimiser)
-        for architecture in drawn
-    ]
+    rows = []
+    for trial, architecture in enumerate(drawn):
+        part = max(1, (trial + 1) * steps // len(drawn) - trial * steps // len(drawn))
+        rows.append(_tried(space, architecture, task, run, steps=part, shared=shared, optimiser=optimiser))
     best = max(range(len(rows)), key=lambda i: (rows[i]["score"], -i))
     record = {
         "method": "random_search", "title": f"{type(space).__name__} searched at random", "settings": settings,

@@ -64,11 +64,11 @@ def alternate(
     first, second = (share.stream(seed=run.seed, rank=run.rank, world=run.world) for share in shares)
     decided = logits(space)
     trained = [p for group in weights.param_groups for p in group["params"]]
-    groups = [*weights.param_groups, *architecture.param_groups]
-    rates = [group["lr"] for group in groups]
+    rates = [group["lr"] for group in (*weights.param_groups, *architecture.param_groups)]
     for step in run.steps(steps, phase="search"):
         shown = _shown(space, figures) if step % shares[0].steps_per_epoch == 0 else {}
-        for group, rate in zip(groups, rates, strict=True):
+        # The groups are new ones once a resumed run has restored the optimisers.
+        for group, rate in zip((*weights.param_groups, *architecture.param_groups), rates, strict=True):
             group["lr"] = rate if group.get("steady") else rate * schedule(step / steps)
         space.train()
         train = run.to_device(first(step))
@@ -83,6 +83,7 @@ def alternate(
         run.check_finite({"loss": loss})
         take_step(weights, trained, torch.autograd.grad(loss, trained, allow_unused=True), run)
         run.log({"loss": loss.detach(), "lr": weights.param_groups[0]["lr"], **shown}, step=step)
+    run.log(_shown(space, figures), step=steps)
 
 
 def _shown(space: nn.Module, more: Callable[[], dict[str, float]] | None) -> dict[str, float]:

@@ -1,4 +1,6 @@
-"""Residual branches that may vanish: blocks which compute something simple once one inner layer is silent."""
+"""Branches that may vanish: of residual blocks, which compute something simple once one inner layer is silent, and
+of blocks that add up the outputs of a list of modules.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,12 @@ SCALABLE = (_ConvNd, nn.Linear, _NormBase, nn.GroupNorm)
 
 
 def branches(trial: Trial, gated: set[str]) -> Iterator[tuple[str, str, Vanishing]]:
-    """For each residual block: its path, the path of the branch's last layer, and what stays without the branch.
+    """For each branch: the path of what goes with it, that of its last layer, and what stays without it.
 
-    A block qualifies if, with one layer's weight and bias at zero, it equals the identity, a shortcut inside
-    it, an activation, or a shortcut and an activation, on random inputs. Equality is tried, not assumed.
+    A residual block qualifies if, with one layer's weight and bias at zero, it equals the identity, a shortcut
+    inside it, an activation, or a shortcut and an activation, on random inputs. A module in a `ModuleList` or
+    `ModuleDict` qualifies if the block around it computes the same without it as with its last layer at zero. In a
+    sum that nothing else is added to, the smallest term stays. Equality is tried, not assumed.
 
     Args:
         trial: a scrambled copy of the network.
@@ -45,6 +49,10 @@ def branches(trial: Trial, gated: set[str]) -> Iterator[tuple[str, str, Vanishin
             last, parts = found
             taken.append(path)
             yield path, f"{path}.{last}", Vanishing(path, parts)
+            continue
+        for term, last in _terms(block, x, [g.removeprefix(f"{path}.") for g in inside]).items():
+            taken.append(path)
+            yield f"{path}.{term}", f"{path}.{last}", Vanishing(f"{path}.{term}", (), term=True)
 
 
 def _block_inputs(trial: Trial) -> dict[str, tuple[Tensor, Tensor]]:
@@ -115,3 +123,51 @@ def _rests(block: nn.Module, x: Tensor) -> Iterator[tuple[tuple[str | nn.Module,
             for act in acts:
                 module = block.get_submodule(act) if isinstance(act, str) else act
                 yield (*parts, act), module(y.clone())
+
+
+def _terms(block: nn.Module, x: Tensor, gated: list[str]) -> dict[str, str]:
+    """{term: its last layer}, paths inside the block, for the terms of a sum that it can do without all together."""
+    sizes = {
+        f"{name}.{child}": sum(p.numel() for p in term.parameters())
+        for name, container in block.named_children()
+        if isinstance(container, (nn.ModuleList, nn.ModuleDict))
+        for child, term in container.named_children()
+    }
+    found: dict[str, str] = {}
+    left, whole = copy.deepcopy(block), _output(block, x)
+    for term in sorted(sizes, key=lambda t: -sizes[t]):
+        layers = [n for n, m in block.named_modules() if n.startswith(f"{term}.") and isinstance(m, SCALABLE)]
+        if len(layers) > MOST_LAYERS or not any(g.startswith(f"{term}.") for g in gated):
+            continue
+        without = copy.deepcopy(left)
+        parent, _, child = term.rpartition(".")
+        delattr(without.get_submodule(parent), child)
+        y = _output(without, x)
+        if y is None or whole is None or torch.equal(y, whole):
+            continue
+        last = next((n for n in layers[::-1] if _silences(left.get_submodule(n), left, x, y)), None)
+        if last is not None:
+            found[term], left, whole = last, without, y
+    return found
+
+
+def _silences(layer: nn.Module, block: nn.Module, x: Tensor, y: Tensor) -> bool:
+    """Whether the block computes y with this layer at zero."""
+    kept = [parameter.detach().clone() for parameter in layer.parameters()]
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+        silent = _output(block, x)
+        for parameter, values in zip(layer.parameters(), kept, strict=True):
+            parameter.copy_(values)
+    return silent is not None and torch.equal(silent, y)
+
+
+def _output(block: nn.Module, x: Tensor) -> Tensor | None:
+    """What the block computes; None if it fails."""
+    try:
+        with torch.no_grad():
+            y = block(x.clone())
+    except NETWORK_ERRORS:
+        return None
+    return y if isinstance(y, Tensor) else None

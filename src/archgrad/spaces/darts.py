@@ -18,18 +18,18 @@ import itertools
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from archgrad.choices.access import choices, matched
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.modules import InputChoice, OpChoice
+from archgrad.choices.tracing import traced
 from archgrad.errors import ArchitectureError, ChoiceError, ConfigError
 from archgrad.spaces.cell_strings import Cells, Node, Rules, parse, show
 from archgrad.spaces.cells import NONE, CellNetwork, Edge, FromState, Plan, SharedNode, SumNode
 from archgrad.spaces.operations import LABELS
-from archgrad.spaces.tracing import traced
 
 DARTS_LABELS = (
     *("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect"),
@@ -126,13 +126,7 @@ def darts_network(
     def node(kind: str, number: int, edge: Edge) -> nn.Module:
         return SumNode([FromState(source, edge(source, label)) for source, label in picked[kind][number - 2]])
 
-    network = traced(CellNetwork(plan, node))
-    assert isinstance(network, fx.GraphModule)
-    # A cell that reads one of its inputs nowhere does not bring it to its width either.
-    network.graph.eliminate_dead_code()
-    network.delete_all_unused_submodules()
-    network.recompile()
-    return network
+    return traced(CellNetwork(plan, node))
 
 
 class DartsCells(nn.Module):
@@ -218,6 +212,27 @@ class DartsCells(nn.Module):
         architecture = Architecture(picks)
         matched(self, architecture)
         return architecture
+
+    def describe(self, architecture: Architecture) -> dict[str, Any]:
+        """The architecture for a report: `architecture_text`, and one of `graphs` for each kind of cell.
+
+        Raises:
+            ArchitectureError: the architecture is for another space.
+        """
+        text = self.to_string(architecture)
+        numbers = range(2, 2 + self.plan.nodes)
+        ends = [{"id": 0, "label": "cell before last"}, {"id": 1, "label": "last cell"}]
+        nodes = [*ends, *({"id": n, "label": str(n)} for n in numbers), {"id": "out", "label": "concatenation"}]
+        graphs = []
+        for kind in self.plan.kinds:
+            edges = [
+                {"source": source, "target": n, "label": label}
+                for n in numbers
+                for source, label in self._read(f"{kind}.{n}", architecture)
+            ]
+            edges += [{"source": n, "target": "out"} for n in numbers]
+            graphs.append({"name": kind, "nodes": nodes, "edges": edges})
+        return {"architecture_text": text, "graphs": graphs}
 
     def duplicates(self, weights: Mapping[str, Tensor]) -> Tensor:
         """How far the two branches of the nodes are one: UNAS's penalty S.
