@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import archgrad as ag
 from archgrad.choices.access import choices, hold, relax, sample
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.relaxations import softmax
 from archgrad.costs.count import macs
 from archgrad.derive.discretise import build
 from archgrad.errors import ArchgradError, ArchitectureError, ConfigError
+from archgrad.report import graphs
 from archgrad.spaces.mobile import (
     LABELS,
     PROXYLESS,
@@ -222,3 +224,10 @@ def test_numbers_that_make_no_network(wrong: dict[str, object], problem: str) ->
 def test_settings_of_the_supernet(wrong: dict[str, object]) -> None:
     with pytest.raises(ArchgradError, match=next(iter(wrong))):
         tiny(**wrong)
+
+
+def test_a_description_can_be_drawn() -> None:
+    space = ag.mobile_backbone(classes=10)
+    described = space.describe(ag.sample(space, generator=torch.Generator().manual_seed(0)))
+    assert graphs.draw(described["graphs"][0])
+    assert space.from_string(described["architecture_text"])

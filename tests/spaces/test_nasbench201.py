@@ -10,12 +10,14 @@ from families.checks import assert_plain, stir
 from hypothesis import given
 from hypothesis import strategies as st
 
+import archgrad as ag
 from archgrad.choices.access import choices, hold, relax, sample
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import OpChoice
 from archgrad.choices.relaxations import softmax
 from archgrad.derive.discretise import build
 from archgrad.errors import ArchitectureError, ConfigError
+from archgrad.report import graphs
 from archgrad.spaces.nasbench201 import (
     EDGES,
     LABELS,
@@ -195,3 +197,10 @@ def test_numbers_that_make_no_network(wrong: dict[str, int]) -> None:
     if name in ("channels", "cells"):
         with pytest.raises(ConfigError, match=name):
             tiny().resized(**wrong)
+
+
+def test_a_description_can_be_drawn() -> None:
+    space = ag.nasbench201_cells()
+    described = space.describe(ag.sample(space, generator=torch.Generator().manual_seed(0)))
+    assert graphs.draw(described["graphs"][0])
+    assert space.from_string(described["architecture_text"])

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -164,6 +165,23 @@ class MobileNet(nn.Module):
         architecture = from_string(text)
         self.form.checked(text.split())
         return architecture
+
+    def describe(self, architecture: Architecture) -> dict[str, Any]:
+        """The architecture for a report: `architecture_text`, and the chain of its blocks as one of `graphs`.
+
+        Raises:
+            ArchitectureError: the architecture is for another space.
+        """
+        text = self.to_string(architecture)
+        nodes: list[dict[str, Any]] = []
+        for layer, label in self.form.checked(text.split()):
+            details: dict[str, Any] = {"channels": layer.outputs, "stride": layer.stride}
+            if label in BLOCKS:
+                kernel, expansion = label[1:].split("e")
+                details |= {"kernel": int(kernel), "expansion": int(expansion)}
+            nodes.append({"id": layer.name, "label": label, "details": details})
+        edges = [{"source": a["id"], "target": b["id"]} for a, b in itertools.pairwise(nodes)]
+        return {"architecture_text": text, "graphs": [{"name": "backbone", "nodes": nodes, "edges": edges}]}
 
 
 @dataclass(frozen=True)

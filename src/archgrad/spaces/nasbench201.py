@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -156,6 +157,23 @@ class NASBench201(nn.Module):
     def from_string(self, text: str) -> Architecture:
         """`from_string` of this module."""
         return from_string(text)
+
+    def describe(self, architecture: Architecture) -> dict[str, Any]:
+        """The architecture for a report: `architecture_text`, and the cell as one of `graphs`, without "none".
+
+        Raises:
+            ArchitectureError: the architecture is for another space.
+        """
+        text = self.to_string(architecture)
+        nodes = [{"id": i, "label": ("input", "1", "2", "output")[i]} for i in range(4)]
+        edges = []
+        for name in EDGES:
+            target, source = (int(part) for part in name.split("."))
+            pick = architecture[name]
+            assert isinstance(pick, int)
+            if LABELS[pick] != "none":
+                edges.append({"source": source, "target": target, "label": LABELS[pick]})
+        return {"architecture_text": text, "graphs": [{"name": "cell", "nodes": nodes, "edges": edges}]}
 
 
 class _Cell(nn.Module):
