@@ -59,12 +59,50 @@ instance = Net()
 number = 3
 """
 
+SPACE = """
+import os, signal
+import torch
+from torch import nn
+from archgrad import OpChoice
+
+CALLS = [0]
+
+def conv(width, kernel):
+    return nn.Sequential(nn.Conv2d(8, width, kernel, padding=kernel // 2), nn.BatchNorm2d(width))
+
+class Space(nn.Module):
+    def __init__(self, in_channels, classes, second=("one", "three", "skip")):
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels, 8, 3, padding=1)
+        kinds = {"one": conv(8, 1), "three": conv(8, 3), "skip": nn.Identity(), "wide": conv(16, 3)}
+        self.first = OpChoice({name: kinds[name] for name in ("one", "three", "skip")}, name="op")
+        self.second = OpChoice({name: kinds[name] for name in second}, name="op" if len(second) < 3 else "last")
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x):
+        if self.training and "STOP_AT" in os.environ:
+            CALLS[0] += 1
+            if CALLS[0] == int(os.environ["STOP_AT"]):
+                os.kill(os.getpid(), int(os.environ["STOP_BY"]))
+        return self.head(self.second(torch.relu(self.first(self.stem(x)))).mean((2, 3)))
+
+def differ(in_channels, classes):
+    return Space(in_channels, classes, second=("one", "wide", "skip"))
+
+def namesakes(in_channels, classes):
+    return Space(in_channels, classes, second=("one", "skip"))
+
+def five(in_channels):
+    return Space(in_channels, 5)
+"""
+
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with net.py and data.npz."""
+    """A folder with net.py, space.py and data.npz."""
     folder = tmp_path_factory.mktemp("place")
     (folder / "net.py").write_text(MODEL)
+    (folder / "space.py").write_text(SPACE)
     rng = np.random.default_rng(0)
     y = np.arange(90) % 3
     x = rng.normal(size=(90, 1, 8, 8)) + y[:, None, None, None]
@@ -111,6 +149,21 @@ def slimmed(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def searched(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of `archgrad search`, by UNAS in the factorised cells."""
+    out = tmp_path_factory.mktemp("searched") / "run"
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "onnxscript", None)
+        result = invoke("search", "--data", place / "data.npz", *SEARCH, "--limit", "macs=0.6", "--out", out)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+SEARCH = [
+    *("--cells", "3", "--channels", "2", "--steps", "6", "--batch-size", "18", "--threads", "1", "--no-onnx"),
+]
 SLIM = ["--limit", "macs=0.5", "--epochs", "6", "--batch-size", "18", "--threads", "1", "--no-onnx"]
 
 
