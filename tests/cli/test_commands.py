@@ -51,7 +51,7 @@ def test_train_refuses_what_does_not_go_together(
     architecture, data = slimmed / "architecture.json", place / "data.npz"
     out = ("--out", tmp_path / "run")
     net = f"{place / 'net.py'}:Net"
-    assert "model= is missing" in refused("train", architecture, data, *out)
+    assert "--model package.module:callable where it was slimmed" in refused("train", architecture, data, *out)
     assert "cannot read an architecture" in refused("train", tmp_path / "none.json", data, "--model", net, *out)
     assert "is for another space" in refused("train", architecture, data, "--model", net, "--keep", "first", *out)
 
@@ -97,16 +97,20 @@ def test_report_prints_the_table_and_draws_the_page(
 
 
 def test_methods_are_described_by_their_own_headers(cli: Callable) -> None:
-    (dnal,) = json.loads(cli("methods", "--json").stdout)
-    assert dnal["name"] == "dnal"
-    assert dnal["purpose"].startswith("slim a network")
-    assert "2103.02126" in dnal["paper"]
-    assert "dnal" in cli("methods").stdout
+    rows = {row["name"]: row for row in json.loads(cli("methods", "--json").stdout)}
+    assert list(rows) == ["unas", "darts", "random_search", "dnal"]
+    assert rows["dnal"]["purpose"].startswith("slim a network")
+    papers = {"unas": "1912.07651", "darts": "1806.09055", "random_search": "1902.07638", "dnal": "2103.02126"}
+    for name, row in rows.items():
+        assert papers[name] in row["paper"]
+        assert row["paper"].endswith(")")
+        assert row["purpose"]
+        assert name in cli("methods").stdout
 
 
 def test_version_and_help(cli: Callable, refused: Callable[..., str]) -> None:
     assert cli("--version").stdout == f"archgrad {archgrad.__version__}\n"
-    for command in ("demo", "slim", "train", "export", "report", "resume", "methods"):
+    for command in ("demo", "slim", "search", "train", "export", "report", "resume", "methods", "bench"):
         assert command in cli("--help").stdout
         assert cli(command, "--help").exit_code == 0
     assert "dance" in refused("dance")

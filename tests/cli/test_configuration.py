@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from archgrad.cli.configuration import (
     LimitText,
+    SearchOptions,
     SlimOptions,
     TrainOptions,
     anchored,
     augmentations,
     limit,
+    named_space,
     resolve,
 )
 from archgrad.errors import ConfigError, LimitError
@@ -121,10 +123,21 @@ def test_all_mistakes_are_named_at_once() -> None:
 
 
 def test_an_architecture_and_its_model_go_together() -> None:
-    with pytest.raises(ConfigError, match="model= is missing"):
-        resolve(TrainOptions, {"network": "a.json", "data": "digits"})
     with pytest.raises(ConfigError, match=r"no \.json file"):
         resolve(TrainOptions, {"network": "net.py:Net", "data": "digits", "model": "net.py:Net"})
+    with pytest.raises(ConfigError, match="channels may be given for an architecture that was searched alone"):
+        resolve(TrainOptions, {"network": "a.json", "data": "digits", "model": "net.py:Net", "channels": 3})
+
+
+@pytest.mark.parametrize("text", ["darts", "mobile", "package.net:Space", "net.py:Space", "/a/b:c/net.py:Space"])
+def test_spaces_are_known_or_a_model(text: str) -> None:
+    assert named_space(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "Darts", "dart s", "net.py", ":Space", "net.py:", "timm:resnet18"])
+def test_other_spaces_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not known.*Allowed are darts, nasbench201, mobile"):
+        resolve(SearchOptions, {"data": "digits", "space": text})
 
 
 def test_paths_become_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,4 +148,6 @@ def test_paths_become_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytes
     assert here.weights == str(tmp_path.parent / "w.safetensors")
     named = SlimOptions(model="package.net:Net", data="digits")
     assert anchored(named) == named
+    assert anchored(SearchOptions(data="digits", space="net.py:Space")).space == f"{tmp_path / 'net.py'}:Space"
+    assert anchored(SearchOptions(data="digits", space="mobile")).space == "mobile"
     assert anchored(TrainOptions(network="a.json", data="digits", model="timm:x")).network == str(tmp_path / "a.json")

@@ -16,7 +16,7 @@ import torch
 from conftest import SEARCH
 
 import archgrad
-from archgrad.spaces.darts import darts_cells
+from archgrad.spaces.nasbench201 import nasbench201_cells
 
 Refused = Callable[..., str]
 
@@ -39,19 +39,11 @@ def test_the_folder_holds_everything(searched: Path) -> None:
     assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
 
 
-def test_the_limit_is_kept(searched: Path) -> None:
-    record = json.loads((searched / "record.json").read_text())
-    space = darts_cells(cells=3, channels=2, classes=3, in_channels=1, factorised=True)
-    found = archgrad.build(space, archgrad.Architecture.load(searched / "architecture.json"))
-    counted = archgrad.macs(torch.zeros(1, 1, 8, 8)).of(found)
-    assert record["after"]["macs"] == counted <= record["limit"]["bound"]
-
-
 def test_json_prints_one_object_and_nothing_else(place: Path, tmp_path: Path, cli: Callable, no_onnx: None) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(
-        f"data: {place / 'data.npz'}\nmethod: darts\ncells: 2\nchannels: 8\nbatch-size: 18\nlimit: {{params: 0.5}}\n"
-        "search: 1.0\nonnx: false\n"
+        f"data: {place / 'data.npz'}\nmethod: darts\nspace: nasbench201\nchannels: 8\ncells: 1\nbatch-size: 18\n"
+        "limit: {macs: 0.5}\nsearch: 1.0\nonnx: false\n"
     )
     result = cli(
         "search", "--config", config, "--channels", "2", "--steps", "2", "--augment", "flip,cutout=2", "--json",
@@ -60,9 +52,12 @@ def test_json_prints_one_object_and_nothing_else(place: Path, tmp_path: Path, cl
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
     assert (record["method"], record["settings"]["search"]) == ("darts", 1.0)
-    assert (record["space"]["factorised"], record["space"]["cells"], record["space"]["channels"]) == (False, 2, 2)
+    assert record["space"] == {"kind": "nasbench201", "cells": 1, "channels": 2, "classes": 3, "in_channels": 1}
     assert record["data"]["augmentation"] == ["flip()", "cutout(2)"]
-    assert record["limit"]["reached"] <= record["limit"]["bound"]
+    space = nasbench201_cells(cells=1, channels=2, classes=3, in_channels=1)
+    found = archgrad.build(space, archgrad.Architecture.load(tmp_path / "run" / "architecture.json"))
+    counted = archgrad.macs(torch.zeros(1, 1, 8, 8)).of(found)
+    assert record["after"]["macs"] == counted <= record["limit"]["bound"]
     assert record == json.loads((tmp_path / "run" / "record.json").read_text())
 
 
@@ -71,7 +66,6 @@ def test_json_prints_one_object_and_nothing_else(place: Path, tmp_path: Path, cl
     [
         (["--method", "random_search", "--trials", "2", "--space", "nasbench201", "--cells", "1"], "nasbench201"),
         (["--method", "random_search", "--shared", "--trials", "3", "--published", "--cells", "2"], "darts"),
-        (["--method", "darts", "--factorised", "--cells", "2"], "darts"),
         (["--space", "mobile", "--cells", "1"], "mobile"),
     ],
 )
@@ -86,7 +80,7 @@ def test_methods_and_spaces(
     record = json.loads(result.stdout)
     assert record["space"]["kind"] == kind
     assert (record["space"]["classes"], record["space"]["in_channels"]) == (3, 1)
-    assert record["space"].get("factorised") == ({"darts": "--factorised" in options}.get(kind))
+    assert record["space"].get("factorised") == {"darts": False}.get(kind)
     if "--trials" in options:
         assert len(record["trials"]) == int(options[options.index("--trials") + 1])
 
@@ -100,7 +94,9 @@ def test_a_search_under_a_measured_limit(place: Path, tmp_path: Path, cli: Calla
     record = json.loads(result.stdout)
     assert record["limit"]["cost"] == "latency"
     assert record["space"] == {"kind": f"{place / 'space.py'}:Space", "classes": 3}
-    assert "--cells 20" not in cli("resume", tmp_path / "run").stdout
+    again = cli("resume", tmp_path / "run", "--json")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout) == record
 
 
 def test_stopped_and_resumed_is_the_search_never_stopped(
@@ -122,33 +118,27 @@ def test_stopped_and_resumed_is_the_search_never_stopped(
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_finished_search_is_resumed_to_the_same_record(searched: Path, cli: Callable) -> None:
-    before = (searched / "record.json").read_text()
-    result = cli("resume", searched)
-    assert result.exit_code == 0, result.output
-    assert f"archgrad train {searched}/architecture.json DATA --cells 20" not in result.stdout
-    assert (searched / "record.json").read_text() == before
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--method", "unass"], "'unass' was given. Allowed are unas, darts, random_search"),
         (["--method", "dnal"], "dnal slims a network that you have: archgrad slim"),
-        (["--space", "dart"], "space 'dart' is not known. Did you mean darts? Allowed are darts, nasbench201, mobile"),
+        (
+            ["--space", "dart"],
+            "space 'dart' is not known. Did you mean darts? Allowed are darts, nasbench201, mobile",
+        ),
         (["--space", "timm:resnet18"], "is not known"),
         (["--trials", "3"], "trials=3 goes with --method random_search"),
         (["--method", "darts", "--shared"], "shared goes with --method random_search"),
         (["--space", "mobile", "--factorised"], "only the space darts has a factorised and a published form"),
         (["--published"], "UNAS samples one candidate for each choice"),
         (["--method", "darts", "--limit", "latency_ms=4"], "archgrad.unas, which measures sampled networks"),
-        (["--limit", "macs=100"], "the lowest reachable is 20,1"),
+        (["--space", "nasbench201", "--limit", "macs=100"], "at most 100 MACs: the lowest reachable is"),
         (["--limit", "macs=0"], "a fraction is above 0"),
         (["--cells", "0"], "--cells: 0 was given"),
         (["--channels", "0"], "--channels: 0 was given"),
         (["--search", "0"], "--search: 0.0 was given"),
         (["--search", "1.5"], "--search: 1.5 was given"),
-        (["--batch-size", "1000"], "batch"),
         (["--device", "tpu"], "device='tpu' was given"),
     ],
 )
@@ -166,7 +156,7 @@ def test_options_that_are_refused(
     [
         ("net.py:Net", "has no choice to search"),
         ("space.py:differ", "candidates of choice 'last' differ in output shape (one: (2, 8, 8, 8), wide: (2, 16"),
-        ("space.py:namesakes", "choices named 'op' are one decision, but differ: OpChoice of 3 ['one', 'three', 'skip']"),
+        ("space.py:namesakes", "choices named 'op' are one decision, but differ: OpChoice of 3 ['one', 'three"),
         ("space.py:five", "the network's output is [2, 5], but the data has 3 classes"),
         ("space.py:Spaces", "has no 'Spaces'. It defines conv, Space"),
         ("none.py:Space", "there is no file"),
@@ -203,10 +193,3 @@ def test_a_folder_with_another_run_is_refused(searched: Path, place: Path, refus
     assert "seed (given 1, held 0)" in message
     # What a refused command must not do.
     assert (searched / "run.json").exists()
-
-
-def test_the_next_step_is_shown(place: Path, tmp_path: Path, cli: Callable, no_onnx: None) -> None:
-    out = tmp_path / "run"
-    result = cli("search", "--data", place / "data.npz", *SEARCH, "--search", "1", "--cells", "2", "--out", out)
-    assert result.exit_code == 0, result.output
-    assert f"archgrad train {out}/architecture.json DATA --cells 20" in result.stdout

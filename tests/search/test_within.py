@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,7 +70,6 @@ def test_the_best_under_a_limit_is_under_it_and_no_single_change_is_better(
 ) -> None:
     given = scores(seed)
     within = Within(Chain(), counted().at_most(bound))
-    within.ready()
     found = within.best(given)
     assert prices[found] <= bound
     for other in everything():
@@ -83,13 +83,12 @@ def test_the_best_under_a_limit_is_under_it_and_no_single_change_is_better(
 
 def test_a_fraction_is_of_the_most_expensive_architecture(prices: dict[ag.Architecture, float]) -> None:
     within = Within(Chain(), counted().at_most(fraction=0.5))
-    within.ready()
     assert within.bound == 0.5 * max(prices.values())
 
 
 def test_what_nothing_meets_is_refused_with_the_lowest() -> None:
     with pytest.raises(LimitError, match="lowest reachable is 24"):
-        Within(Chain(), counted().at_most(23)).ready()
+        Within(Chain(), counted().at_most(23))
 
 
 class Clock:
@@ -100,41 +99,57 @@ class Clock:
 
     def __call__(self, network: nn.Module) -> float:
         self.calls += 1
-        return sum(p.numel() for p in network.parameters()) * (1.0 if self.calls < 40 else self.drift)
+        return sum(p.numel() for p in network.parameters()) * (1.0 if self.calls <= 54 else self.drift)
 
 
-def test_a_measured_limit_is_kept_on_a_fresh_measurement_and_nothing_is_measured_twice() -> None:
-    clock = Clock()
-    cost = ag.black_box(clock, name="latency", unit="ms")
-    within = Within(Chain(), cost.at_most(100.0), generator=torch.Generator().manual_seed(0))
-    known = within.ready()
-    assert 5 <= len(known) <= 54 and clock.calls == len(known) + (len(within.state_dict()["known"]) - len(known))
+def begun(folder: Path | None = None) -> ag.Run:
+    run = ag.Run(steps=1, seed=0, folder=folder, device="cpu", progress=False)
+    run.begin("test", {})
+    return run
+
+
+def test_a_measured_limit_is_kept_on_a_fresh_measurement() -> None:
+    cost = ag.black_box(Clock(), name="latency", unit="ms")
+    within = Within(Chain(), cost.at_most(100.0))
+    within.begin(begun())
     assert within.record()["rank_correlation"] > 0.99
     for seed in range(5):
         found = within.best(scores(seed))
         assert cost.of(ag.build(Chain(), found)) <= 100.0
-    calls = clock.calls
-    again = Within(Chain(), cost.at_most(100.0))
-    again.ready(known)
-    assert clock.calls - calls <= 2  # the lowest, if it was not among the known
-    assert again.bound == within.bound
+    with pytest.raises(LimitError, match="lowest reachable is 39"):
+        Within(Chain(), cost.at_most(20.0)).begin(begun())
+
+
+def test_a_resumed_run_measures_nothing_twice(tmp_path: Path) -> None:
+    clocks, bounds, known = [], [], []
+    for _ in range(2):
+        clocks.append(Clock())
+        cost = ag.black_box(clocks[-1], name="latency", unit="ms")
+        within, run = Within(Chain(), cost.at_most(fraction=0.5)), begun(tmp_path)
+        within.begin(run)
+        run.close()
+        bounds.append(within.bound)
+        known.append([within.predicted(a) for a in everything()])
+    assert clocks[0].calls == 54 and clocks[1].calls == 0
+    assert bounds[0] == bounds[1] and known[0] == known[1]
 
 
 def test_state_survives() -> None:
     cost = ag.black_box(Clock(), name="latency", unit="ms")
-    within = Within(Chain(), cost.at_most(150.0), generator=torch.Generator().manual_seed(0))
-    known = within.ready()
-    within.price(everything()[7])
-    other = Within(Chain(), cost.at_most(150.0))
-    other.ready(known)
-    other.load_state_dict(within.state_dict())
-    assert [other.predicted(a) for a in everything()] == [within.predicted(a) for a in everything()]
+    one, other = (Within(Chain(), cost.at_most(150.0)) for _ in range(2))
+    for within in (one, other):
+        within.begin(begun())
+    one._take_up(everything()[7], 500.0)
+    one.refit()
+    assert one.predicted(everything()[7]) != other.predicted(everything()[7])
+    other.load_state_dict(one.state_dict())
+    assert [one.predicted(a) for a in everything()] == [other.predicted(a) for a in everything()]
 
 
 def test_a_clock_that_slows_down_is_not_trusted() -> None:
     cost = ag.black_box(Clock(drift=50.0), name="latency", unit="ms")
-    within = Within(Chain(), cost.at_most(100.0), generator=torch.Generator().manual_seed(0))
-    within.ready()
+    within = Within(Chain(), cost.at_most(100.0))
+    within.begin(begun())
     with pytest.raises(LimitError, match="too noisy"):
         within.best(scores(0))
 
@@ -143,7 +158,6 @@ def test_a_table_prices_without_a_network() -> None:
     space = Chain()
     table = measure_table(space, counted())
     within = Within(space, table.at_most(100.0))
-    assert within.ready() == {}
     for seed in range(5):
         found = within.best(scores(seed))
         assert counted().of(ag.build(space, found)) <= 100.0
@@ -153,6 +167,6 @@ def test_a_space_too_small_for_a_surrogate() -> None:
     space = nn.Sequential(ag.OpChoice([nn.Linear(4, 4), nn.Identity()], name="op"))
     clock = Clock()
     within = Within(space, ag.black_box(clock, name="latency", unit="ms").at_most(10.0))
-    within.ready()
+    within.begin(begun())
     assert dict(within.best({"op": torch.tensor([1.0, 0.0])})) == {"op": 1}
     assert math.isfinite(float(within.expected({"op": torch.ones(2)})))

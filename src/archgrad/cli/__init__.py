@@ -1,4 +1,4 @@
-"""The command line: `archgrad demo | slim | train | export | report | resume | methods`."""
+"""The command line: `archgrad demo | slim | search | train | export | report | resume | methods | bench`."""
 
 from archgrad.cli.app import main
 

@@ -1,6 +1,6 @@
 """The commands as typer shows them; what they do is in `archgrad.cli.commands`, imported when one runs.
 
-The options of slim, train and demo are the fields of their schemas, so that the command line, YAML files and
+The options of slim, search, train and demo are the fields of their schemas, so that the command line, YAML files and
 command.json cannot differ.
 """
 
@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from archgrad.cli import failures
-from archgrad.cli.configuration import DemoOptions, SlimOptions, TrainOptions, anchored, resolve
+from archgrad.cli.configuration import DemoOptions, SearchOptions, SlimOptions, TrainOptions, anchored, resolve
 from archgrad.cli.options import JSON, describe
 
 _RUN = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that was --out.", show_default=False)]
@@ -96,10 +96,20 @@ def _slim(*, config: Path | None, as_json: bool, **given: Any) -> None:
     _show(record, as_json, _where(options.out))
 
 
+def _search(*, config: Path | None, as_json: bool, **given: Any) -> None:
+    options = anchored(resolve(SearchOptions, given, config))
+    with _quiet(as_json):
+        from archgrad.cli.searching import search
+
+        record = search(options)
+    larger = _LARGER.format(out=options.out) if options.space == "darts" else ""
+    _show(record, as_json, f"{_where(options.out)}{larger}")
+
+
 def _train(*, config: Path | None, as_json: bool, **given: Any) -> None:
     options = anchored(resolve(TrainOptions, given, config))
     with _quiet(as_json):
-        from archgrad.cli.commands import train
+        from archgrad.cli.training import train
 
         record = train(options)
     _show(record, as_json, _where(options.out))
@@ -111,7 +121,10 @@ app.command("demo", help="Slim a small CNN on real digits, end to end, in about 
 app.command("slim", help="Slim a network of yours, or of timm, on your data, under a limit if you give one.")(
     describe(_slim, SlimOptions, positional={"model": "MODEL", "data": "DATA"})
 )
-app.command("train", help="Train a network, or a slimmed architecture from fresh weights.")(
+app.command("search", help="Search a space for an architecture, under a limit if you give one, and train it.")(
+    describe(_search, SearchOptions, positional={})
+)
+app.command("train", help="Train a network, or an architecture that was slimmed or searched, from fresh weights.")(
     describe(_train, TrainOptions, positional={"network": "ARCHITECTURE.json|MODEL", "data": "DATA"})
 )
 
@@ -171,6 +184,22 @@ def methods(*, as_json: JSON = False) -> None:
     Console(highlight=False).print(table)
 
 
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="estimators", show_default=False)],
+    *,
+    seeds: Annotated[int, typer.Option(metavar="N", help="Repetitions.")] = 3,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer samples and no data: about a second.")] = False,
+    as_json: JSON = False,
+) -> None:
+    """Measure the gradient estimators' bias and variance: estimators."""
+    with _quiet(as_json):
+        from archgrad.cli.bench import bench as measure
+
+        body, lines = measure(name, seeds=seeds, quick=quick)
+    typer.echo(json.dumps(body) if as_json else "\n".join(lines))
+
+
 @contextlib.contextmanager
 def _quiet(as_json: bool) -> Iterator[None]:
     """Keep what a user's code prints off stdout where JSON is to be alone there."""
@@ -214,6 +243,9 @@ def _baseline(record: Mapping[str, Any]) -> str:
 
 
 _WRITTEN = ("report.html", "architecture.json", "network.safetensors", "network.pt2", "network.onnx")
+_LARGER = """
+Next, a larger network of the same cells:
+  archgrad train {out}/architecture.json DATA --cells 20 --channels 36 --auxiliary 0.4 --drop-path 0.2"""
 _NEXT = """Next, with a network and data of your own:
   archgrad slim mymodel.py:MyCNN images/ --size 64 --limit macs=0.5 --out runs/mine
   (any function or class that gives an nn.Module; a folder of images, one sub-folder a class, or a .npz file)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -20,6 +20,8 @@ LIMITS = (
     "macs=0.5 or macs=50% (half of what the network takes), macs=20M, macs=20e6, params=0.5, params=300k, "
     "latency_ms=4.0"
 )
+METHODS = ("unas", "darts", "random_search")
+SPACES = ("darts", "nasbench201", "mobile")
 AUGMENTATIONS = "flip, crop=PIXELS and cutout=PIXELS, joined by commas: flip,crop=4,cutout=8"
 _SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?"
@@ -76,12 +78,28 @@ class WorkOptions(DataOptions, RunOptions):
     """What slim and train share."""
 
 
-class SlimOptions(WorkOptions):
+class LimitedOptions(WorkOptions):
+    """What slim and search share besides."""
+
+    limit: str | None = Field(None, description=f"{LIMITS}.")
+
+    @field_validator("limit", mode="before")
+    @classmethod
+    def _one_limit(cls, given: object) -> object:
+        if isinstance(given, Mapping) and len(given) == 1:
+            ((name, value),) = given.items()
+            given = f"{name}={value}"
+        if isinstance(given, str):
+            limit(given)
+        return given
+
+
+class SlimOptions(LimitedOptions):
     """`archgrad slim`."""
 
+    limit: str | None = Field(None, description=f"{LIMITS}. Default: as `sparsity` has it.")
     model: str = Field(description="package.module:callable, path/to/file.py:callable, or timm:NAME.")
     out: str = Field("runs/slim", description="The run's folder.")
-    limit: str | None = Field(None, description=f"{LIMITS}. Default: as `sparsity` has it.")
     weights: str | None = Field(
         None, description="Trained weights: a .safetensors file, or a state dict by torch.save."
     )
@@ -96,24 +114,88 @@ class SlimOptions(WorkOptions):
     joint: bool = Field(False, description="Train weights and gates at once.")
     gate_epochs: int | None = Field(None, ge=1, description="Epochs of the gates; default: a sixth of all.")
 
-    @field_validator("limit", mode="before")
+
+class SearchOptions(LimitedOptions):
+    """`archgrad search`."""
+
+    limit: str | None = Field(None, description=f"{LIMITS}; a fraction is of the most expensive architecture.")
+    method: str = Field("unas", description=f"{', '.join(METHODS)}.")
+    space: str = Field("darts", description=f"{', '.join(SPACES)}, or a MODEL of your own that contains choices.")
+    out: str = Field("runs/search", description="The run's folder.")
+    channels: int | None = Field(None, ge=1, description="Channels of the first cell or block; default 16.")
+    cells: int | None = Field(
+        None,
+        ge=1,
+        description="darts: cells, default 8; nasbench201: cells a stage, default 5; mobile: layers a stage but the "
+        "last, default 4.",
+    )
+    factorised: bool | None = Field(
+        None, description="The form of the darts space; default: as UNAS has it for unas, else as published."
+    )
+    search: float = Field(0.5, gt=0, le=1, description="Share of the steps searched in; the rest trains the result.")
+    shared: bool = Field(False, description="random_search: try architectures with the weights of one supernet.")
+    trials: int | None = Field(
+        None, ge=1, description="random_search: architectures tried; default 10, with --shared 50."
+    )
+
+    @field_validator("method")
     @classmethod
-    def _one_limit(cls, given: object) -> object:
-        if isinstance(given, Mapping) and len(given) == 1:
-            ((name, value),) = given.items()
-            given = f"{name}={value}"
-        if isinstance(given, str):
-            limit(given)
-        return given
+    def _known(cls, name: str) -> str:
+        if name == "dnal":
+            raise ValueError("dnal slims a network that you have: archgrad slim MODEL DATA")
+        if name not in METHODS:
+            raise ValueError(f"{name!r} was given. Allowed are {', '.join(METHODS)}")
+        return name
+
+    @field_validator("space")
+    @classmethod
+    def _space(cls, name: str) -> str:
+        return named_space(name)
+
+    @model_validator(mode="after")
+    def _together(self) -> SearchOptions:
+        if self.method != "random_search" and (self.shared or self.trials):
+            option = "shared" if self.shared else f"trials={self.trials}"
+            raise ValueError(
+                f"{option} goes with --method random_search; {self.method} trains one supernet: bound it by epochs, "
+                "steps or seconds"
+            )
+        if self.space != "darts" and self.factorised is not None:
+            raise ValueError(f"only the space darts has a factorised and a published form, {self.space!r} has one")
+        if self.space not in SPACES and (self.cells or self.channels):
+            raise ValueError(f"cells and channels are for {', '.join(SPACES)}; {self.space!r} makes its own")
+        return self
 
 
 class TrainOptions(WorkOptions):
     """`archgrad train`."""
 
-    network: str = Field(description="A MODEL as for slim, or ARCHITECTURE.json with --model.")
-    model: str | None = Field(None, description="The MODEL that the architecture was found in.")
+    network: str = Field(description="A MODEL as for slim, or the ARCHITECTURE.json of a run.")
+    model: str | None = Field(None, description="Of a slimmed architecture: the MODEL that it was found in.")
+    space: str | None = Field(
+        None, description="Of a searched architecture: its space; default: what the run's record beside it says."
+    )
     out: str = Field("runs/train", description="The run's folder.")
-    keep: list[str] = Field([], description="As it was given to slim; may be repeated.")
+    keep: list[str] = Field([], description="Of a slimmed architecture: as it was given to slim; may be repeated.")
+    cells: int | None = Field(None, ge=1, description="Cells; default: as searched (published for CIFAR: 20).")
+    channels: int | None = Field(
+        None, ge=1, description="Channels of the first cell; default: as searched (published for CIFAR: 36)."
+    )
+    auxiliary: float = Field(0.0, ge=0, description="Weight of the loss of an auxiliary head (published: 0.4).")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="Probability of dropping a path (published: 0.2).")
+    optimiser: Literal["sgd", "adamw"] = Field("sgd", description="sgd or adamw.")
+    learning_rate: float | None = Field(None, gt=0, description="Default: sgd 0.05, adamw 0.001.")
+    weight_decay: float | None = Field(None, ge=0, description="Default: sgd 0.0005, adamw 0.05.")
+    clip: float | None = Field(None, gt=0, description="Largest norm of the gradient, such as 5.")
+    average: float | None = Field(
+        None, gt=0, lt=1, description="Decay of a moving average of the weights, such as 0.999, which is kept."
+    )
+    smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing.")
+
+    @field_validator("space")
+    @classmethod
+    def _space(cls, name: str | None) -> str | None:
+        return name and named_space(name)
 
     @property
     def architecture(self) -> str | None:
@@ -121,16 +203,17 @@ class TrainOptions(WorkOptions):
         return self.network if self.network.endswith(".json") else None
 
     @model_validator(mode="after")
-    def _both_or_none(self) -> TrainOptions:
-        if self.architecture and not self.model:
-            raise ValueError(
-                f"{self.network} is an architecture, and model= is missing. Give the network that it was "
-                "found in: --model package.module:callable"
-            )
+    def _together(self) -> TrainOptions:
         if self.model and not self.architecture:
             raise ValueError(
                 f"model={self.model!r} goes with an architecture, and {self.network!r} is no .json file. "
                 f"Leave --model out to train {self.network!r} as it is"
+            )
+        given = [name for name in ("space", "cells", "channels") if getattr(self, name)]
+        if given and (self.model or not self.architecture):
+            raise ValueError(
+                f"{' and '.join(given)} may be given for an architecture that was searched alone: ARCHITECTURE.json, "
+                "without --model"
             )
         return self
 
@@ -192,6 +275,19 @@ def limit(text: str) -> LimitText:
     return LimitText(name, bound, None)
 
 
+def named_space(text: str) -> str:
+    """A ready space's name, or a MODEL's, unchanged. Raises ConfigError."""
+    place, colon, attribute = text.rpartition(":")
+    if text in SPACES or (colon and place not in ("", "timm") and attribute):
+        return text
+    near = get_close_matches(text, SPACES, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ConfigError(
+        f"space {text!r} is not known.{hint} Allowed are {', '.join(SPACES)}, and a network of your own with "
+        "choices: package.module:callable or path/to/file.py:callable"
+    )
+
+
 def augmentations(text: str) -> list[tuple[str, int | None]]:
     """Read augmentations such as flip,crop=4: their names and pixels. Raises ConfigError."""
     found: list[tuple[str, int | None]] = []
@@ -206,10 +302,10 @@ def augmentations(text: str) -> list[tuple[str, int | None]]:
 def anchored(options: Schema) -> Schema:
     """The same with absolute paths, so that the command means the same from any folder."""
     update: dict[str, Any] = {}
-    for name in ("data", "weights", "model", "network"):
+    for name in ("data", "weights", "model", "network", "space"):
         text = getattr(options, name, None)
         path, colon, attribute = text.rpartition(":") if text else ("", "", "")
-        if text and name in ("model", "network") and not text.endswith(".json"):
+        if text and name in ("model", "network", "space") and not text.endswith(".json"):
             if path.endswith(".py"):
                 update[name] = f"{Path(path).absolute()}{colon}{attribute}"
         elif text and text != "digits":

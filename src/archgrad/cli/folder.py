@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from archgrad.cli.configuration import Options
-from archgrad.errors import RunError
+from archgrad.errors import InputError, RunError
 from archgrad.search.checkpoint import replace_text
 from archgrad.search.signals import Stopped
 
@@ -73,10 +73,28 @@ def read(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Say how to go on when a signal ends what is inside. Raises Stopped."""
+    """Say how to go on when a signal ends what is inside; an input refused before its first step leaves no run.
+
+    Raises Stopped.
+    """
     try:
         yield
+    except InputError as error:
+        # A folder in use, or with another run in it, is not this one's to clear.
+        if not isinstance(error, RunError):
+            _forget(folder)
+        raise
     except KeyboardInterrupt as error:
         number = error.signal if isinstance(error, Stopped) else signal.SIGINT
         text = str(error) or "Interrupted."
         raise Stopped(f"{text}\nTo go on: archgrad resume {folder}", number) from error
+
+
+def _forget(folder: Path) -> None:
+    """Make the folder free for other options, where no step was taken in it."""
+    if any((folder / "checkpoints").glob("*")):
+        return
+    for name in ("run.json", "remembered.json", "history.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    if (folder / "checkpoints").is_dir():
+        (folder / "checkpoints").rmdir()

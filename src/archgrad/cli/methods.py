@@ -7,7 +7,12 @@ import importlib.util
 import re
 from pathlib import Path
 
-METHODS = {"dnal": "archgrad.methods.dnal:dnal"}
+METHODS = {
+    "unas": "archgrad.methods.unas:unas",
+    "darts": "archgrad.methods.darts:darts",
+    "random_search": "archgrad.methods.random_search:random_search",
+    "dnal": "archgrad.methods.dnal:dnal",
+}
 
 
 def described() -> list[dict[str, str]]:
@@ -18,6 +23,7 @@ def described() -> list[dict[str, str]]:
         assert found is not None and found.origin is not None
         header = ast.get_docstring(ast.parse(Path(found.origin).read_text(encoding="utf-8"))) or ""
         first, *rest = (" ".join(part.split()) for part in re.split(r"\n\s*\n", header))
-        paper = next((part.removeprefix("Paper: ") for part in rest if part.startswith("Paper: ")), "")
+        # Behind the year the header goes on to what is implemented.
+        paper = next((match[1] for part in rest if (match := re.match(r"Paper: (.+?\d{4}\))\.", part))), "")
         rows.append({"name": name, "purpose": first.partition(": ")[2] or first, "paper": paper})
     return rows

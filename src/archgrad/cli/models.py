@@ -28,8 +28,8 @@ FORMS = "package.module:callable, path/to/file.py:callable, or timm:NAME"
 def load(name: str, *, classes: int, example: Inputs) -> nn.Module:
     """The network of a MODEL.
 
-    A callable is called without arguments, or with the number of classes where it takes `classes` or
-    `num_classes`; timm's models also get the channels of `example`, [B, C, H, W].
+    A callable is called without arguments, or with those of these that it takes: the number of classes as `classes`
+    or `num_classes`, the channels of `example`, [B, C, H, W], as `in_channels` or `in_chans`.
 
     Raises:
         ConfigError: no such module, file, attribute or timm model.
@@ -51,7 +51,10 @@ def load(name: str, *, classes: int, example: Inputs) -> nn.Module:
             raise ConfigError(f"MODEL {name!r}: {place} has no {attribute!r}. It defines {defined}.")
         found = getattr(found, part)
     if not isinstance(found, nn.Module):
-        found = _called(found, name, classes)
+        known = {"classes": classes}
+        if isinstance(example, Tensor) and example.ndim == 4:
+            known["in_channels"] = example.shape[1]
+        found = _called(found, name, known)
     if not isinstance(found, nn.Module):
         raise ModelError(f"MODEL {name!r} gives a {type(found).__name__}. Allowed is a torch.nn.Module.")
     return found
@@ -154,14 +157,17 @@ def _importable(folder: Path) -> None:
         sys.path.insert(0, str(folder))
 
 
-def _called(make: Any, name: str, classes: int) -> object:
+def _called(make: Any, name: str, known: dict[str, int]) -> object:
     if not callable(make):
         return make
     try:
         accepted = inspect.signature(make).parameters
     except ValueError:
         accepted = {}  # type: ignore[assignment]
-    given = next(({key: classes} for key in ("classes", "num_classes") if key in accepted), {})
+    given = {}
+    for key, other in (("classes", "num_classes"), ("in_channels", "in_chans")):
+        if key in known and (word := next((word for word in (key, other) if word in accepted), None)):
+            given[word] = known[key]
     missing = [
         p.name
         for p in accepted.values()
@@ -170,7 +176,7 @@ def _called(make: Any, name: str, classes: int) -> object:
     if missing:
         raise ModelError(
             f"MODEL {name!r} needs the arguments {', '.join(missing)}. It is called without arguments, or "
-            "with classes or num_classes: write a function that fills them in, and name that."
+            "with classes and in_channels: write a function that fills them in, and name that."
         )
     call: Callable[..., object] = make
     with _users_code(name):

@@ -18,8 +18,19 @@ CONFIG = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE.yaml", help="Options by name; the command line wins over it."),
 ]
-_DECLARED = {"pretrained": ("--pretrained/--retrain",)}
-_METAVARS = {"limit": "NAME=VALUE", "keep": "PATH", "weights": "FILE", "out": "DIR", "model": "MODEL"}
+_DECLARED = {
+    "pretrained": ("--pretrained/--retrain",),
+    "factorised": ("--factorised/--published",),
+    "shared": ("--shared",),
+}
+_METAVARS = {
+    "limit": "NAME=VALUE", "keep": "PATH", "weights": "FILE", "out": "DIR", "model": "MODEL", "space": "SPACE",
+    "method": "METHOD", "data": "DATA",
+}  # fmt: skip
+_PANELS = dict.fromkeys(("method", "limit", "search", "shared", "trials"), "Search") | dict.fromkeys(
+    ("auxiliary", "drop_path", "optimiser", "learning_rate", "weight_decay", "clip", "average", "smoothing"),
+    "Training",
+)
 
 
 def describe(run: Callable[..., None], schema: type[Options], *, positional: dict[str, str]) -> Callable[..., None]:
@@ -62,4 +73,4 @@ def _keyword(name: str, annotation: Any, default: object) -> inspect.Parameter:
 def _panel(name: str) -> str:
     if name in Options.model_fields or name in RunOptions.model_fields or name == "out":
         return "Run"
-    return "Data" if name in DataOptions.model_fields else "Network"
+    return "Data" if name in DataOptions.model_fields else _PANELS.get(name, "Network")

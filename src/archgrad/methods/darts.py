@@ -35,12 +35,12 @@ from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import decide, strengths
 from archgrad.errors import LimitError
 from archgrad.search.bilevel import alternate, logit_rate, mixed
-from archgrad.search.fit import MakeOptimiser
+from archgrad.search.fit import MakeOptimiser, sgd
 from archgrad.search.found import Found
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.search.supernet import conclude, divided, supernet
-from archgrad.search.within import limited
+from archgrad.search.within import Within
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch
 
@@ -64,6 +64,7 @@ def darts(
     pressure: float = 1.0,
     rate: float | None = None,
     optimiser: MakeOptimiser = sgd_of_darts,
+    train_optimiser: MakeOptimiser = sgd,
 ) -> Found:
     """Search a supernet by gradient descent on the validation loss; the algorithm is on top of this file.
 
@@ -77,7 +78,8 @@ def darts(
         share: part of the training data that the weights are trained on while searching.
         pressure: of the limit's penalty, pressure * max(0, expected cost / bound - 1).
         rate: of Adam on the logits; default as published, raised for short searches.
-        optimiser: from weights to their optimiser.
+        optimiser: of the supernet's weights.
+        train_optimiser: of the weights of what was found.
 
     Raises:
         ChoiceError: the space has no choice, or has gates.
@@ -94,12 +96,14 @@ def darts(
     relax(space, Open, where=lambda choice: isinstance(choice, InputChoice) and choice.keep > 1)
     task.check(space)
     steps, rest = divided(run, task, search)
+    within = Within(space, limit) if limit else None
     settings = {
         "limit": limit and limit.record(), "second_order": second_order, "search": search, "share": share,
         "pressure": pressure, "rate": rate,
     }  # fmt: skip
     run.begin("darts", settings)
-    within = limited(space, limit, run)
+    if within:
+        within.begin(run)
     for logit in logits(space):
         nn.init.normal_(logit, std=1e-3)
 
@@ -129,7 +133,7 @@ def darts(
     architecture = within.best(strengths(space)) if within else decide(space)
     record = {"method": "darts", "title": f"{type(space).__name__} searched by DARTS", "settings": settings}
     return conclude(
-        space, architecture, task, run, steps=rest, optimiser=optimiser, within=within, record=record
+        space, architecture, task, run, steps=rest, optimiser=train_optimiser, within=within, record=record
     )  # fmt: skip
 
 

@@ -20,8 +20,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices, sample, using, weights
+from archgrad.choices.access import choices, relax, sample, using, weights
 from archgrad.choices.architecture import Architecture
+from archgrad.choices.relaxations import Softmax
 from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import build
 from archgrad.errors import LimitError
@@ -30,7 +31,7 @@ from archgrad.search.found import Found
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.search.supernet import conclude, divided, supernet
-from archgrad.search.within import Within, limited
+from archgrad.search.within import Within
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch
 
@@ -64,13 +65,17 @@ def random_search(
         NonFiniteError: the loss became NaN or infinite.
     """
     space = supernet(space, run, needs="random search")
+    relax(space, Softmax)  # to try every candidate before anything long starts
+    task.check(space)
     steps, rest = divided(run, task, search)
+    within = Within(space, limit) if limit else None
     trials = run.trials or (50 if shared else 10)
     settings = {
         "limit": limit and limit.record(), "shared": shared, "search": search,
     }  # fmt: skip
     run.begin("random_search", settings)
-    within = limited(space, limit, run)
+    if within:
+        within.begin(run)
 
     drawn = [
         Architecture.from_json(text) for text in run.remember("drawn", lambda: _drawn(space, run, trials, within))

@@ -51,7 +51,7 @@ from archgrad.search.run import Run
 from archgrad.search.sampling import Branched, Estimate, Hinge, Sampler
 from archgrad.search.schedules import cosine
 from archgrad.search.supernet import conclude, divided, supernet
-from archgrad.search.within import Within, limited
+from archgrad.search.within import Within
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch, first
 
@@ -135,12 +135,14 @@ def unas(
     relax(space, Softmax)
     task.check(space)
     steps, rest = divided(run, task, search)
+    within = Within(space, limit) if limit else None
     settings = {
         "limit": limit and limit.record(), "black_box": black_box is not None, "terms": asdict(terms),
         "search": search, "share": share, "rate": rate,
     }  # fmt: skip
     run.begin("unas", settings)
-    within = limited(space, limit, run)
+    if within:
+        within.begin(run)
 
     made = optimiser(weights(space))
     decided = Adam(logits(space), lr=rate or logit_rate(1e-3, steps), weight_decay=1e-6)

@@ -26,6 +26,8 @@ from archgrad.search.run import Run
 MEASURED_ROOM = (1.0, 0.97, 0.92, 0.85, 0.75, 0.6, 0.4)
 # Architectures that the first surrogate is fitted on: twice as many as it has coefficients, within these bounds.
 SAMPLES = (100, 300)
+READINGS, LAST_READINGS = 5, 10  # of what is chosen, and of what is handed back
+BUSY = 1.05  # how far a median may lie above the lowest reading before it is held for a sign of other work
 SWEEPS = 20  # of coordinate descent, which ends by itself long before
 
 
@@ -38,71 +40,88 @@ class Within:
     Args:
         space: the supernet; priced as it is, choices restricted or not.
         limit: the bound; `fraction` is of the most expensive architecture.
-        generator: draws the architectures that the surrogate is fitted on.
 
     Attributes:
-        bound: the limit as an absolute number.
-        surrogate: for a measured cost.
+        bound: the limit as an absolute number; for a measured cost only after `begin`.
+        surrogate: for a measured cost, after `begin`.
+
+    Raises:
+        LimitError: nothing in the space is under the limit; the message says the lowest reachable.
     """
 
-    def __init__(self, space: nn.Module, limit: Limit, *, generator: torch.Generator | None = None) -> None:
+    def __init__(self, space: nn.Module, limit: Limit) -> None:
         self.space, self.cost = space, limit.cost
+        self._limit, self.bound = limit, math.nan
+        self._choices = {name: same[0] for name, same in choices(space).items()}
         self._counter = self.cost.counter(space) if isinstance(self.cost, (Macs, Params)) else None
         self._linear = self.cost if isinstance(self.cost, (Table, Surrogate)) else None
         self.surrogate: Surrogate | None = None
         self._known: dict[Architecture, float] = {}
-        self._generator, self._limit = generator, limit
-        self.bound = math.nan
+        self._lowest: Architecture | None = None
+        if not self.measured:
+            self._settle(Architecture({name: _picks(choice)[0] for name, choice in self._choices.items()}))
 
-    def ready(self, known: Mapping[str, float] | None = None) -> dict[str, float]:
-        """Measure what the surrogate needs, fix the bound, and refuse what cannot be met.
-
-        Args:
-            known: what an earlier call returned: nothing is measured twice.
-
-        Returns:
-            {architecture as JSON: price} of what was measured.
+    def begin(self, run: Run) -> None:
+        """For a measured cost: measure what the surrogate and the bound need, once in the run's life.
 
         Raises:
             LimitError: nothing in the space is under the limit; the message says the lowest reachable.
         """
-        self._known = {Architecture.from_json(text): value for text, value in (known or {}).items()}
-        wanted = min(max(2 * sum(c.size for c, *_ in choices(self.space).values()), SAMPLES[0]), SAMPLES[1])
-        for _ in range(0 if known or not self.measured else 3 * wanted):  # a small space has fewer different ones
+        if not self.measured:
+            return
+        state = run.remember("prices", lambda: self._measured(run.generator("prices")))
+        if self._lowest is None:
+            self.bound, self._lowest = state["bound"], Architecture.from_json(state["lowest"])
+            self._known = {Architecture.from_json(text): value for text, value in state["known"].items()}
+            self._fit()
+
+    def _measured(self, generator: torch.Generator) -> dict[str, Any]:
+        wanted = min(max(2 * sum(choice.size for choice in self._choices.values()), SAMPLES[0]), SAMPLES[1])
+        for _ in range(3 * wanted):  # a small space has fewer different ones
             if len(self._known) < wanted:
-                self.price(sample(self.space, generator=self._generator))
+                self.price(sample(self.space, generator=generator))
+        self._fit()
+        lowest = self._settle(min(self._known, key=self._known.__getitem__))
+        known = {architecture.to_json(): value for architecture, value in self._known.items()}
+        return {"known": known, "bound": self.bound, "lowest": lowest.to_json()}
+
+    def _fit(self) -> None:
         if len(self._known) >= FEWEST:
             self.surrogate = self._linear = Surrogate(self.space, self.cost)
             self.surrogate.fit(list(self._known), list(self._known.values()))
-        first = next(iter(self._known), None) or sample(self.space, generator=self._generator)
-        self._lowest = self._descended(first, self.predicted)
-        bound = math.nan
+
+    def _settle(self, first: Architecture) -> Architecture:
+        """Fix the bound; returns the cheapest architecture, found from a first one on, if that is under it."""
+        lowest = min(first, self._descended(first, self.predicted), key=self.price)
+        dearest = math.nan
         if self._limit.fraction is not None:
-            bound = self.price(self._descended(first, lambda a: -self.predicted(a)))
-        self.bound = self._limit.resolve(bound)
-        least = min([self.price(self._lowest), *self._known.values()])
-        if least > self.bound:
+            dearest = self.price(self._descended(first, lambda a: -self.predicted(a)))
+        self.bound, self._lowest = self._limit.resolve(dearest), lowest
+        if self.price(lowest) > self.bound:
             raise LimitError(
                 f"no network of this space takes at most {self.bound:,.6g} {self.cost.unit}: the lowest reachable is "
-                f"{least:,.6g}; raise the limit, or search a space with smaller networks (fewer cells or channels)"
+                f"{self.price(lowest):,.6g}; raise the limit, or search a space with smaller networks (fewer cells "
+                f"or channels)"
             )
-        self._lowest = min(self._known, key=self._known.__getitem__, default=self._lowest)
-        return {architecture.to_json(): value for architecture, value in self._known.items()}
+        return lowest
 
     @property
     def measured(self) -> bool:
         """Whether a network has to be asked for its price."""
         return self._counter is None and not isinstance(self.cost, (Table, Surrogate))
 
-    def price(self, architecture: Architecture, *, anew: bool = False) -> float:
-        """What the architecture takes: counted, or measured once (again if `anew`) on its plain network."""
+    def price(self, architecture: Architecture) -> float:
+        """What the architecture takes: counted, or measured once on its plain network."""
         if not self.measured:
             return self.predicted(architecture)
-        if anew or architecture not in self._known:
-            self._known[architecture] = value = self._asked(architecture)
-            if self.surrogate is not None:
-                self.surrogate.add([architecture], [value])
+        if architecture not in self._known:
+            self._take_up(architecture, self._asked(architecture))
         return self._known[architecture]
+
+    def _take_up(self, architecture: Architecture, value: float) -> None:
+        self._known[architecture] = value
+        if self.surrogate is not None:
+            self.surrogate.add([architecture], [value])
 
     def _asked(self, architecture: Architecture) -> float:
         if isinstance(self.cost, Predicts):
@@ -111,7 +130,7 @@ class Within:
 
     def predicted(self, architecture: Architecture) -> float:
         """The price by count, by table or by surrogate."""
-        masks = {name: same[0].picked(architecture[name]).double() for name, same in choices(self.space).items()}
+        masks = {name: choice.picked(architecture[name]).double() for name, choice in self._choices.items()}
         return float(self.expected(masks))
 
     def expected(self, weights: Mapping[str, Tensor]) -> Tensor:
@@ -120,14 +139,30 @@ class Within:
         Measured costs are the surrogate's; in a space too small for one, the mean of what was measured.
         """
         if self._counter is not None:
-            return self._counter.at(torch.cat([weights[name].cpu().double() for name in choices(self.space)]))
+            return self._counter.at(torch.cat([weights[name].cpu().double() for name in self._choices]))
         if self._linear is not None:
             return self._linear.at({name: row.cpu() for name, row in weights.items()})
         return torch.tensor(statistics.fmean(self._known.values()), dtype=torch.float64)
 
     def reached(self, architecture: Architecture, network: nn.Module) -> float:
-        """What the network of an architecture takes, on a recount or a fresh measurement."""
-        return self.predicted(architecture) if isinstance(self.cost, Table) else self.cost.of(network)
+        """What the network handed back takes, on a recount or on a fresh measurement.
+
+        One that is over the bound is taken again, for the same reason as in the search.
+
+        Raises:
+            LimitError: every reading is over the bound.
+        """
+        readings: list[float] = []
+        while len(readings) < (LAST_READINGS if self.measured else 1):
+            priced = isinstance(self.cost, Table)
+            readings.append(self.predicted(architecture) if priced else self.cost.of(network))
+            if readings[-1] <= self.bound:
+                return readings[-1]
+        raise LimitError(
+            f"the network found takes {min(readings):,.6g} {self.cost.unit} at the best of {len(readings)} readings, "
+            f"over its limit of {self.bound:,.6g}: the machine is busier than when it was chosen. Run again when it "
+            f"is quieter (a run with a folder goes on from its end), or raise the limit"
+        )
 
     def refit(self) -> None:
         """Fit the surrogate, if there is one, to everything that was measured so far."""
@@ -149,18 +184,33 @@ class Within:
         """
         for room in MEASURED_ROOM if self.measured else (1.0,):
             found = self._greedy(scores, room * self.bound)
-            if self.price(found, anew=True) <= self.bound:
+            if self._holds(found):
                 return found
-        if self.price(self._lowest, anew=True) <= self.bound:
+        assert self._lowest is not None
+        if self._holds(self._lowest):
             return self._lowest
         raise LimitError(
             f"no network stayed under {self.bound:,.6g} {self.cost.unit} when measured again: the clock is too noisy "
             f"for a limit this tight; raise it, or measure on a quieter machine"
         )
 
+    def _holds(self, architecture: Architecture) -> bool:
+        """Whether the price is under the bound, by some fresh readings where it is measured.
+
+        Other work on the machine makes a reading longer, never shorter: a median far above the lowest says more of
+        the machine than of the network.
+        """
+        if not self.measured or isinstance(self.cost, Predicts):
+            return self.price(architecture) <= self.bound
+        network = build(self.space, architecture)
+        readings = [self.cost.of(network) for _ in range(READINGS)]
+        value = min(statistics.median(readings), BUSY * min(readings))
+        self._take_up(architecture, value)
+        return value <= self.bound
+
     def _greedy(self, scores: Mapping[str, Tensor], bound: float) -> Architecture:
         value = _Scored(scores)
-        now = Architecture({name: value.best(same[0]) for name, same in choices(self.space).items()})
+        now = Architecture({name: value.best(choice) for name, choice in self._choices.items()})
         price = self.predicted(now)
         while price > bound:
             steps = []
@@ -171,6 +221,7 @@ class Within:
                     lost = value.of(name, now[name]) - value.of(name, pick)
                     steps.append((max(lost, 0.0) / saved, other, cost))
             if not steps:
+                assert self._lowest is not None
                 return self._lowest
             _, now, price = min(steps, key=lambda step: step[0])
         return self._improved(now, value, bound)
@@ -206,7 +257,7 @@ class Within:
 
     def _changes(self, architecture: Architecture) -> Iterator[tuple[str, Pick]]:
         """All ways to decide one choice otherwise."""
-        for name, (choice, *_) in choices(self.space).items():
+        for name, choice in self._choices.items():
             for pick in _picks(choice):
                 if pick != architecture[name]:
                     yield name, pick
@@ -235,15 +286,6 @@ class Within:
         self._known = {Architecture.from_json(text): value for text, value in state["known"].items()}
         if self.surrogate is not None:
             self.surrogate.load_state_dict(state["surrogate"])
-
-
-def limited(space: nn.Module, limit: Limit | None, run: Run) -> Within | None:
-    """The limit of a run that has begun, ready; what had to be measured is remembered for a resumed run."""
-    if limit is None:
-        return None
-    within = Within(space, limit, generator=run.generator("prices"))
-    within.ready(run.remember("prices", within.ready))
-    return within
 
 
 class _Scored:
