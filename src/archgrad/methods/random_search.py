@@ -35,7 +35,7 @@ from archgrad.search.within import Within
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch
 
-DRAWS = 1000  # of one architecture, before a limit is taken for unreachable by chance
+MISSES = 500  # draws in a row that are over the limit, or known, before the space is taken for exhausted
 
 
 def random_search(
@@ -98,16 +98,16 @@ def random_search(
 
 def _drawn(space: nn.Module, run: Run, trials: int, within: Within | None) -> list[str]:
     """Different architectures under the limit, as JSON; fewer where the space has no more."""
-    generator, found = run.generator("architectures"), dict[Architecture, None]()
-    for _ in range(trials):
-        for _ in range(DRAWS if within else 10):
-            architecture = sample(space, generator=generator)
-            if architecture not in found and (within is None or within.price(architecture) <= within.bound):
-                found[architecture] = None
-                break
+    generator, found, missed = run.generator("architectures"), dict[Architecture, None](), 0
+    while len(found) < trials and missed < MISSES:
+        architecture = sample(space, generator=generator)
+        if architecture in found or (within and within.price(architecture) > within.bound):
+            missed += 1
+        else:
+            found[architecture], missed = None, 0
     if within and not found:
         raise LimitError(
-            f"none of {trials * DRAWS} architectures drawn at random takes at most {within.bound:,.6g} "
+            f"none of {MISSES} architectures drawn at random takes at most {within.bound:,.6g} "
             f"{within.cost.unit}, though some of the space do; raise the limit, or use a method that steers, such "
             f"as archgrad.unas"
         )

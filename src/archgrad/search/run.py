@@ -329,7 +329,8 @@ class Run:
     def log(self, figures: Mapping[str, float | Tensor], *, step: int | None = None) -> None:
         """Add a record {phase, step, time, figures} to `history` and history.jsonl, and show it.
 
-        `time` is in seconds inside loops since the run began. Tensors must hold one number.
+        Figures with a slash in their name, of which there may be hundreds, are not shown. `time` is in seconds
+        inside loops since the run began. Tensors must hold one number.
         """
         self._need_begin("log")
         numbers, phase = checked.figures(figures), self._phase
@@ -337,7 +338,7 @@ class Run:
         at = step if step is not None or phase is None else phase.step
         record = {"phase": phase.name if phase else None, "step": at, "time": round(seconds, 3)}
         self._history.add(record | numbers, numbers)
-        self._view.figures(numbers)
+        self._view.figures({name: value for name, value in numbers.items() if "/" not in name})
 
     def check_finite(self, figures: Mapping[str, float | Tensor]) -> None:
         """Raise NonFiniteError when a number, or any element of a tensor `[...]`, is NaN or infinite."""
