@@ -77,7 +77,7 @@ def test_the_first_block_of_the_readme_is_run_and_leaves_what_it_says() -> None:
 def test_code_in_documents_parses_and_names_what_exists(page: Path) -> None:
     for code, _ in blocks(page):
         ast.parse(code)
-    used = set(re.findall(r"\bag\.([A-Za-z_]+)", page.read_text(encoding="utf-8")))
+    used = set(re.findall(r"\bag\.(\w+)", page.read_text(encoding="utf-8")))
     assert not used - set(archgrad.__all__), "named as ag.NAME, but not a public name"
 
 

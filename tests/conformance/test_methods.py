@@ -96,6 +96,19 @@ def test_stops_on_a_budget_of_steps(name: str) -> None:
     assert sum(1 for row in run.history if "loss" in row) == 40
 
 
+@pytest.mark.parametrize("name", ["unas", "darts", "random_search", "random_search, shared"])
+def test_a_budget_of_seconds_is_shared_with_the_training(name: str) -> None:
+    run = quiet(name, epochs=1000, seconds=1.5, trials=2)
+    found_by(name, run, limit=None)
+    assert sum(row["phase"] == "train" for row in run.history) > 1
+
+
+def test_a_gap_of_pairs_prefers_what_answers_always_the_same() -> None:
+    """Why the difference of the batch means is UNAS's default here."""
+    found = ag.unas(SUPERNET.space(), task(), quiet("unas", seed=1), limit=limit(), terms=Terms(gap="pairwise"))
+    assert found.architecture["entries"] == 2, "the operation that erases everything"
+
+
 @every_method
 def test_architecture_survives_json_and_builds_the_same_network(name: str, tmp_path: Path) -> None:
     found = found_by(name, quiet(name, epochs=6, folder=tmp_path / "run"), limit=limit())

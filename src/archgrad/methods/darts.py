@@ -86,11 +86,7 @@ def darts(
         LimitError: the cost is measured, or no network of the space meets the limit.
         NonFiniteError: the loss became NaN or infinite.
     """
-    if limit and limit.cost.measured:
-        raise LimitError(
-            f"{limit.cost.name} is measured and has no gradient, and DARTS knows mixtures alone: use archgrad.unas, "
-            f"which measures sampled networks, or a limit on archgrad.macs, archgrad.params or a table of prices"
-        )
+    _refuse_measured(limit)
     space = supernet(space, run, needs="DARTS")
     relax(space, Softmax)
     relax(space, Open, where=lambda choice: isinstance(choice, InputChoice) and choice.keep > 1)
@@ -102,39 +98,42 @@ def darts(
         "pressure": pressure, "rate": rate,
     }  # fmt: skip
     run.begin("darts", settings)
-    if within:
-        within.begin(run)
     for logit in logits(space):
         nn.init.normal_(logit, std=1e-3)
 
     made = optimiser(weights(space))
-    decided = Adam(
-        [{"params": logits(space), "steady": True}], betas=(0.5, 0.999), weight_decay=1e-3,
-        lr=rate or logit_rate(3e-4, steps),
-    )  # fmt: skip
+    group = {"params": logits(space), "lr": rate or logit_rate(3e-4, steps), "steady": True}
+    decided = Adam([group], betas=(0.5, 0.999), weight_decay=1e-3)
 
-    def penalised(batch: Batch) -> Tensor:
+    def loss_of(batch: Batch) -> Tensor:
         loss = task.loss(space, batch)
-        if within is None:
-            return loss
-        return loss + pressure * torch.relu(within.expected(mixed(space)) / within.bound - 1.0).to(loss)
+        excess = 0.0 if within is None else torch.relu(within.expected(mixed(space)) / within.bound - 1.0).to(loss)
+        return loss + pressure * excess
 
     def gradient(train: Batch, valid: Batch) -> tuple[Tensor, Sequence[Tensor | None]]:
         if second_order:
-            return unrolled(space, lambda: task.loss(space, train), lambda: penalised(valid), made)
-        loss = penalised(valid)
+            return unrolled(space, lambda: task.loss(space, train), lambda: loss_of(valid), made)
+        loss = loss_of(valid)
         return loss, torch.autograd.grad(loss, logits(space), allow_unused=True)
 
     run.keep(space=space, weights=made, architecture=decided)
     alternate(
         space, task.halves(share), run, weights=made, architecture=decided, steps=steps,
-        weight_loss=task.loss, architecture_gradient=gradient, schedule=cosine,
+        weight_loss=task.loss, architecture_gradient=gradient, schedule=cosine, share=search,
     )  # fmt: skip
     architecture = within.best(strengths(space)) if within else decide(space)
     record = {"method": "darts", "title": f"{type(space).__name__} searched by DARTS", "settings": settings}
     return conclude(
         space, architecture, task, run, steps=rest, optimiser=train_optimiser, within=within, record=record
-    )  # fmt: skip
+    )
+
+
+def _refuse_measured(limit: Limit | None) -> None:
+    if limit and limit.cost.measured:
+        raise LimitError(
+            f"{limit.cost.name} is measured and has no gradient, and DARTS knows mixtures alone: use archgrad.unas, "
+            f"which measures sampled networks, or a limit on archgrad.macs, archgrad.params or a table of prices"
+        )
 
 
 def unrolled(

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices, relax, sample, using, weights
+from archgrad.choices.access import choices, sample, using, weights
 from archgrad.choices.architecture import Architecture
-from archgrad.choices.relaxations import Softmax
 from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import build
 from archgrad.errors import LimitError
@@ -65,8 +65,8 @@ def random_search(
         NonFiniteError: the loss became NaN or infinite.
     """
     space = supernet(space, run, needs="random search")
-    relax(space, Softmax)  # to try every candidate before anything long starts
-    task.check(space)
+    with using(space, {name: torch.ones(same[0].size) for name, same in choices(space).items()}):
+        task.check(space)  # every candidate, before anything long starts
     steps, rest = divided(run, task, search)
     within = Within(space, limit) if limit else None
     trials = run.trials or (50 if shared else 10)
@@ -81,11 +81,12 @@ def random_search(
         Architecture.from_json(text) for text in run.remember("drawn", lambda: _drawn(space, run, trials, within))
     ]
     if shared:
-        _train_shared(space, task, run, steps=steps, optimiser=optimiser)
+        _train_shared(space, task, run, steps=steps, share=search, optimiser=optimiser)
     rows = []
     for trial, architecture in enumerate(drawn):
         part = max(1, (trial + 1) * steps // len(drawn) - trial * steps // len(drawn))
-        rows.append(_tried(space, architecture, task, run, steps=part, shared=shared, optimiser=optimiser))
+        made = None if shared else optimiser
+        rows.append(_tried(space, architecture, task, run, steps=part, share=search / len(drawn), optimiser=made))
     best = max(range(len(rows)), key=lambda i: (rows[i]["score"], -i))
     record = {
         "method": "random_search", "title": f"{type(space).__name__} searched at random", "settings": settings,
@@ -121,23 +122,25 @@ def _tried(
     run: Run,
     *,
     steps: int,
-    shared: bool,
-    optimiser: MakeOptimiser,
+    share: float,
+    optimiser: MakeOptimiser | None,
 ) -> dict[str, Any]:
-    """What one architecture scores on the validation part, as a row of the record."""
-    network = build(space, architecture, weights="inherit" if shared else "fresh")
-    if shared:
+    """What one architecture scores on the validation part: trained apart, or without `optimiser` as it is."""
+    network = build(space, architecture, weights="fresh" if optimiser else "inherit")
+    if optimiser is None:
         recalibrate(network, task, run, batches=8)
     else:
         made = optimiser(network.parameters())
         run.keep(network=network, optimiser=made)
-        descend(network, task, run, optimiser=made, steps=steps, phase="trial", schedule=cosine)
+        descend(network, task, run, optimiser=made, steps=steps, phase="trial", schedule=cosine, share=share)
     figures = task.evaluate(network)
     run.log({f"trial_{name}": value for name, value in figures.items()})
     return {"architecture": dict(architecture), "score": next(iter(figures.values()))}
 
 
-def _train_shared(space: nn.Module, task: Classification, run: Run, *, steps: int, optimiser: MakeOptimiser) -> None:
+def _train_shared(
+    space: nn.Module, task: Classification, run: Run, *, steps: int, share: float, optimiser: MakeOptimiser
+) -> None:
     """Weights of the supernet, at an architecture drawn uniformly for each step."""
     generator = run.generator("paths")
 
@@ -150,5 +153,5 @@ def _train_shared(space: nn.Module, task: Classification, run: Run, *, steps: in
     made = optimiser(weights(space))
     run.keep(space=space, optimiser=made)
     descend(
-        space, task, run, optimiser=made, steps=steps, phase="supernet", objective=loss, schedule=cosine
+        space, task, run, optimiser=made, steps=steps, phase="supernet", objective=loss, schedule=cosine, share=share
     )  # fmt: skip

@@ -15,7 +15,7 @@ S counts nodes whose two branches are the same, in spaces that know it.
 What the paper leaves open, or its code does otherwise, and what is done here:
 - The authors' code takes the absolute value of each pair of images (`gap="pairwise"`), which also penalises losses
   that differ from image to image: where networks have learnt little it prefers those that answer always the same, as
-  a planted problem of our tests shows. The default is the difference of the two batch means ("batch").
+  a test of ours shows. The default is the difference of the two batch means ("batch").
 - One-hots are exact, log p(z) is that of the softened logits that are sampled from, uniforms are clamped at 1e-12.
 - One architecture a batch by default, with a decaying baseline, since images that share a BatchNorm but not an
   architecture bias the gradient a little and cost every operation; `per_image=True` is the published form.
@@ -153,7 +153,7 @@ def unas(
     alternate(
         space, task.halves(share), run, weights=made, architecture=decided, steps=steps,
         weight_loss=objective.weight_loss, architecture_gradient=objective.gradient,
-        warm_up=round(terms.warm_up * steps), schedule=cosine, figures=objective.figures,
+        warm_up=round(terms.warm_up * steps), schedule=cosine, share=search, figures=objective.figures,
     )  # fmt: skip
     architecture = _derived(space, run, within)
     record = {"method": "unas", "title": f"{type(space).__name__} searched by UNAS", "settings": settings}

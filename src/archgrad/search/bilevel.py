@@ -41,6 +41,7 @@ def alternate(
     architecture_gradient: ArchitectureGradient,
     warm_up: int = 0,
     schedule: Schedule = constant,
+    share: float = 1.0,
     figures: Callable[[], dict[str, float]] | None = None,
 ) -> None:
     """One architecture step, then one weight step, for one phase of a run; resumes exactly.
@@ -56,6 +57,7 @@ def alternate(
         architecture_gradient: from a batch of each share to a loss and its gradient with respect to `logits(space)`.
         warm_up: the architecture rests for so many steps.
         schedule: from progress in [0, 1] to a factor on all learning rates.
+        share: this phase's part of a budget in seconds.
         figures: more for the history, asked for before each epoch.
 
     Raises:
@@ -65,7 +67,7 @@ def alternate(
     decided = logits(space)
     trained = [p for group in weights.param_groups for p in group["params"]]
     rates = [group["lr"] for group in (*weights.param_groups, *architecture.param_groups)]
-    for step in run.steps(steps, phase="search"):
+    for step in run.steps(steps, phase="search", share=share):
         shown = _shown(space, figures) if step % shares[0].steps_per_epoch == 0 else {}
         # The groups are new ones once a resumed run has restored the optimisers.
         for group, rate in zip((*weights.param_groups, *architecture.param_groups), rates, strict=True):
