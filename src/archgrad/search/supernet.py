@@ -119,6 +119,11 @@ def conclude(
     limit = None
     if within:
         reached = run.remember("reached", lambda: within.reached(architecture, network))
+        if within.slower > 1.0:
+            run.note(
+                f"The machine was {within.slower:.2f} times slower at the end than when the limit was settled: the "
+                f"price under the limit is given at the earlier speed."
+            )
         limit = {"cost": within.cost.name, "unit": within.cost.unit, "bound": within.bound, "reached": reached}
     described = dict(space.describe(architecture)) if isinstance(space, Described) else {}
     if within and (surrogate := run.remember("surrogate", within.record)):

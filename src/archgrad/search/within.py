@@ -26,7 +26,7 @@ from archgrad.search.run import Run
 MEASURED_ROOM = (1.0, 0.97, 0.92, 0.85, 0.75, 0.6, 0.4)
 # Architectures that the first surrogate is fitted on: twice as many as it has coefficients, within these bounds.
 SAMPLES = (100, 300)
-READINGS, LAST_READINGS = 5, 10  # of what is chosen, and of what is handed back
+READINGS = 5  # of what is chosen, and of what is handed back
 BUSY = 1.05  # how far a median may lie above the lowest reading before it is held for a sign of other work
 SWEEPS = 20  # of coordinate descent, which ends by itself long before
 
@@ -44,6 +44,7 @@ class Within:
     Attributes:
         bound: the limit as an absolute number; for a measured cost only after `begin`.
         surrogate: for a measured cost, after `begin`.
+        slower: how many times slower than at the beginning the machine was when last found busy.
 
     Raises:
         LimitError: nothing in the space is under the limit; the message says the lowest reachable.
@@ -58,6 +59,8 @@ class Within:
         self.surrogate: Surrogate | None = None
         self._known: dict[Architecture, float] = {}
         self._lowest: Architecture | None = None
+        self._reference = (Architecture({}), math.nan)
+        self.slower = 1.0
         if not self.measured:
             self._settle(Architecture({name: _picks(choice)[0] for name, choice in self._choices.items()}))
 
@@ -73,6 +76,7 @@ class Within:
         if self._lowest is None:
             self.bound, self._lowest = state["bound"], Architecture.from_json(state["lowest"])
             self._known = {Architecture.from_json(text): value for text, value in state["known"].items()}
+            self._reference = (self._lowest, self._known[self._lowest])
             self._fit()
 
     def _measured(self, generator: torch.Generator) -> dict[str, Any]:
@@ -97,6 +101,7 @@ class Within:
         if self._limit.fraction is not None:
             dearest = self.price(self._descended(first, lambda a: -self.predicted(a)))
         self.bound, self._lowest = self._limit.resolve(dearest), lowest
+        self._reference = (lowest, self.price(lowest))
         if self.price(lowest) > self.bound:
             raise LimitError(
                 f"no network of this space takes at most {self.bound:,.6g} {self.cost.unit}: the lowest reachable is "
@@ -145,24 +150,39 @@ class Within:
         return torch.tensor(statistics.fmean(self._known.values()), dtype=torch.float64)
 
     def reached(self, architecture: Architecture, network: nn.Module) -> float:
-        """What the network handed back takes, on a recount or on a fresh measurement.
-
-        One that is over the bound is taken again, for the same reason as in the search.
+        """What the network handed back takes, on a recount or on a fresh measurement at the speed of the first ones.
 
         Raises:
-            LimitError: every reading is over the bound.
+            LimitError: it is over the bound.
         """
-        readings: list[float] = []
-        while len(readings) < (LAST_READINGS if self.measured else 1):
-            priced = isinstance(self.cost, Table)
-            readings.append(self.predicted(architecture) if priced else self.cost.of(network))
-            if readings[-1] <= self.bound:
-                return readings[-1]
-        raise LimitError(
-            f"the network found takes {min(readings):,.6g} {self.cost.unit} at the best of {len(readings)} readings, "
-            f"over its limit of {self.bound:,.6g}: the machine is busier than when it was chosen. Run again when it "
-            f"is quieter (a run with a folder goes on from its end), or raise the limit"
-        )
+        if isinstance(self.cost, Table):
+            return self.predicted(architecture)
+        value = self._read(network) if self.measured else self.cost.of(network)
+        if value > self.bound:
+            raise LimitError(
+                f"the network found takes {value:,.6g} {self.cost.unit} when measured again, over its limit of "
+                f"{self.bound:,.6g}: run again on a quieter machine (a run with a folder goes on from its end), or "
+                f"raise the limit"
+            )
+        return value
+
+    def _read(self, network: nn.Module) -> float:
+        """A fresh price, by several readings, at the speed that the machine had when the limit was settled.
+
+        Other work on the machine makes a reading longer, never shorter: a median far above the lowest says more of
+        the machine than of the network. Work that lasts makes all readings longer: what is over the bound is measured
+        beside the cheapest network known from before, and divided by how much slower that one has become.
+        """
+        readings = [self.cost.of(network) for _ in range(READINGS)]
+        value = min(statistics.median(readings), BUSY * min(readings))
+        if value <= self.bound:
+            return value
+        architecture, before = self._reference
+        known = build(self.space, architecture)
+        pairs = [(self.cost.of(known), self.cost.of(network)) for _ in range(READINGS)]
+        then = min(first for first, _ in pairs)
+        self.slower = max(1.0, then / before) if before > 0.0 else 1.0
+        return min(second for _, second in pairs) / self.slower
 
     def refit(self) -> None:
         """Fit the surrogate, if there is one, to everything that was measured so far."""
@@ -195,16 +215,10 @@ class Within:
         )
 
     def _holds(self, architecture: Architecture) -> bool:
-        """Whether the price is under the bound, by some fresh readings where it is measured.
-
-        Other work on the machine makes a reading longer, never shorter: a median far above the lowest says more of
-        the machine than of the network.
-        """
+        """Whether the price is under the bound, by fresh readings where it is measured."""
         if not self.measured or isinstance(self.cost, Predicts):
             return self.price(architecture) <= self.bound
-        network = build(self.space, architecture)
-        readings = [self.cost.of(network) for _ in range(READINGS)]
-        value = min(statistics.median(readings), BUSY * min(readings))
+        value = self._read(build(self.space, architecture))
         self._take_up(architecture, value)
         return value <= self.bound
 
