@@ -2,7 +2,7 @@
 
     python benchmarks/latency_front.py --seeds 2 --out benchmarks/results/latency_front.json
 
-A small mobile space on CIFAR-10, latency of one forward pass of eight images on this machine's CPU, one thread. Both
+A small mobile space on CIFAR-10, latency of one forward pass of 32 images on this machine's CPU, one thread. Both
 methods get the same CPU time in all, as numbers of steps worked out from the time of a step measured beforehand;
 half of the steps train what was found. Each network handed back is measured anew, `--again` times, and each of these
 readings is compared with the bound. Data: CIFAR-10 (JPEG copy), found through ARCHGRAD_DATA.
@@ -52,7 +52,7 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     data = cifar10(chosen.images, chosen.tests)
-    x = torch.cat([data.example] * 8)
+    x = torch.cat([data.example] * 32)
     cost: Latency = ag.latency(x, repeats=10, warmup=2)
     rows = []
     for name in METHODS:

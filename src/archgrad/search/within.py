@@ -99,7 +99,8 @@ class Within:
         lowest = min(first, self._descended(first, self.predicted), key=self.price)
         dearest = math.nan
         if self._limit.fraction is not None:
-            dearest = self.price(self._descended(first, lambda a: -self.predicted(a)))
+            top = self._descended(first, lambda a: -self.predicted(a))
+            dearest = max(self.price(top), *self._known.values(), self.price(first))
         self.bound, self._lowest = self._limit.resolve(dearest), lowest
         self._reference = (lowest, self.price(lowest))
         if self.price(lowest) > self.bound:
