@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from archgrad.tasks.augmentation import crop, cutout, flip
     from archgrad.tasks.classification import Classification
     from archgrad.tasks.datasets import digits
+    from archgrad.tasks.tabular import Tabular
 
 __version__ = importlib.metadata.version("archgrad")
 
@@ -74,6 +75,7 @@ __all__ = [
     "Run",
     "RunError",
     "Stopped",
+    "Tabular",
     "__version__",
     "adamw",
     "black_box",
@@ -148,6 +150,7 @@ _HOMES = {
     "tasks.augmentation": ("crop", "cutout", "flip"),
     "tasks.classification": ("Classification",),
     "tasks.datasets": ("digits",),
+    "tasks.tabular": ("Tabular",),
 }  # fmt: skip
 _HOME = {name: f"archgrad.{module}" for module, names in _HOMES.items() for name in names}
 

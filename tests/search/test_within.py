@@ -14,6 +14,7 @@ import archgrad as ag
 from archgrad.costs.count import Macs
 from archgrad.costs.table import measure_table
 from archgrad.errors import LimitError
+from archgrad.search import within as within_module
 from archgrad.search.within import Within
 
 X = torch.zeros(1, 4)
@@ -156,7 +157,9 @@ def test_a_machine_that_has_slowed_down_is_allowed_for() -> None:
     assert within.reached(found, ag.build(Chain(), found)) <= 100.0
 
 
-def test_a_clock_that_is_wrong_about_one_network_is_not() -> None:
+def test_a_clock_that_is_wrong_about_one_network_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(within_module, "PATIENCE", 2)
+
     class Wrong(Clock):
         def __call__(self, network: nn.Module) -> float:
             value = super().__call__(network)
