@@ -27,7 +27,8 @@ from archgrad.search.run import Run
 MEASURED_ROOM = (1.0, 0.97, 0.92, 0.85, 0.75, 0.6, 0.4)
 # Architectures that the first surrogate is fitted on: twice as many as it has coefficients, within these bounds.
 SAMPLES = (100, 300)
-READINGS, PATIENCE = 5, 10  # readings of what is chosen or handed back; rounds of them, a second apart, for the latter
+READINGS = 5  # of what is chosen, and of what is handed back
+PATIENCE = 10  # rounds of them for what is handed back, a second apart
 BUSY = 1.05  # how far a median may lie above the lowest reading before it is held for a sign of other work
 SWEEPS = 20  # of coordinate descent, which ends by itself long before
 
