@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from archgrad.methods.darts import darts
     from archgrad.methods.dnal import dnal
+    from archgrad.methods.freenas import freenas
     from archgrad.methods.random_search import random_search
     from archgrad.methods.unas import unas
     from archgrad.search.fit import adamw, fit, recalibrate, sgd
@@ -94,6 +95,7 @@ __all__ = [
     "export_program",
     "fit",
     "flip",
+    "freenas",
     "frozen",
     "gumbel_softmax",
     "hold",
@@ -136,6 +138,7 @@ _HOMES = {
     ),
     "methods.darts": ("darts",),
     "methods.dnal": ("dnal",),
+    "methods.freenas": ("freenas",),
     "methods.random_search": ("random_search",),
     "methods.unas": ("unas",),
     "search.fit": ("adamw", "fit", "recalibrate", "sgd"),
