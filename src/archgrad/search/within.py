@@ -229,15 +229,19 @@ class Within:
         self._take_up(architecture, value)
         return value <= self.bound
 
+    def _guess(self, architecture: Architecture) -> float:
+        """The price as it was measured, if it was; else as predicted."""
+        return self._known[architecture] if architecture in self._known else self.predicted(architecture)
+
     def _greedy(self, scores: Mapping[str, Tensor], bound: float) -> Architecture:
         value = _Scored(scores)
         now = Architecture({name: value.best(choice) for name, choice in self._choices.items()})
-        price = self.predicted(now)
+        price = self._guess(now)
         while price > bound:
             steps = []
             for name, pick in self._changes(now):
                 other = Architecture({**now, name: pick})
-                saved = price - (cost := self.predicted(other))
+                saved = price - (cost := self._guess(other))
                 if saved > 1e-9 * abs(price):
                     lost = value.of(name, now[name]) - value.of(name, pick)
                     steps.append((max(lost, 0.0) / saved, other, cost))
@@ -257,7 +261,7 @@ class Within:
                 ),
                 key=lambda gain: gain[0],
             )
-            better = next((o for _, n, p in gains if self.predicted(o := Architecture({**now, n: p})) <= bound), None)
+            better = next((o for _, n, p in gains if self._guess(o := Architecture({**now, n: p})) <= bound), None)
             if better is None:
                 break
             now = better
