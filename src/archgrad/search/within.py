@@ -211,17 +211,17 @@ class Within:
         """
         for room in MEASURED_ROOM if self.measured else (1.0,):
             found = self._greedy(scores, room * self.bound)
-            if self._holds(found):
+            if self.holds(found):
                 return found
         assert self._lowest is not None
-        if self._holds(self._lowest):
+        if self.holds(self._lowest):
             return self._lowest
         raise LimitError(
             f"no network stayed under {self.bound:,.6g} {self.cost.unit} when measured again: the clock is too noisy "
             f"for a limit this tight; raise it, or measure on a quieter machine"
         )
 
-    def _holds(self, architecture: Architecture) -> bool:
+    def holds(self, architecture: Architecture) -> bool:
         """Whether the price is under the bound, by fresh readings where it is measured."""
         if not self.measured or isinstance(self.cost, Predicts):
             return self.price(architecture) <= self.bound
