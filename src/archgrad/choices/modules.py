@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from archgrad.choices.architecture import Pick
 from archgrad.choices.channels import Coupling, Vanishing
 from archgrad.errors import ArchitectureError, ChoiceError
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Choice(nn.Module):
@@ -89,9 +91,6 @@ class Choice(nn.Module):
             )
         return weights
 
-    def _mix(self, weights: Tensor, run: Callable[[int], Tensor], labels: Sequence[str]) -> Tensor:
-        return mixture(weights, run, live=self.live, labels=labels, name=f"choice {self.name!r}")
-
 
 class OpChoice(Choice):
     """One of several operations on the same input.
@@ -104,6 +103,9 @@ class OpChoice(Choice):
         name: key of the choice in an architecture.
         barred: labels of candidates that take part in a mixture but are never sampled or decided for, such as
             the operation "none" of the DARTS space.
+
+    A candidate with an attribute `always_zero` that is True puts out zeros whatever it is given; it is not run
+    beside others. For `scaling_norm` see `scaled`.
     """
 
     def __init__(
@@ -129,7 +131,14 @@ class OpChoice(Choice):
         """The mixture of the live candidates; a candidate of constant weight 1 runs unscaled."""
         if not len(self.candidates):
             raise ChoiceError(f"choice {self.name!r} has labels alone; the module that owns its operations runs them")
-        return self._mix(self.ready(), lambda i: self.candidates[i](*inputs), self.labels)
+
+        def run(i: int, weight: Tensor | float) -> Tensor:
+            return scaled(self.candidates[i], inputs, weight)
+
+        zeros = [i for i, candidate in enumerate(self.candidates) if getattr(candidate, "always_zero", None) is True]
+        return mixture(
+            self.ready(), run, live=self.live, labels=self.labels, name=f"choice {self.name!r}", zeros=zeros
+        )
 
     @property
     def pickable(self) -> Tensor:
@@ -184,9 +193,12 @@ class InputChoice(Choice):
         """The mixture of the live inputs, all of one shape behind their edges."""
         if len(inputs) != self.size:
             raise ChoiceError(f"choice {self.name!r} takes {self.size} inputs, given {len(inputs)}")
-        edges = self.edges
+
+        def run(i: int, weight: Tensor | float) -> Tensor:
+            return scaled(nn.Identity() if self.edges is None else self.edges[i], (inputs[i],), weight)
+
         labels = [f"input {i}" for i in range(self.size)]
-        return self._mix(self.ready(), lambda i: inputs[i] if edges is None else edges[i](inputs[i]), labels)
+        return mixture(self.ready(), run, live=self.live, labels=labels, name=f"choice {self.name!r}")
 
     def shares(self, path: str) -> list[list[tuple[Choice, int]]]:
         """What scales the work of a module at `path` below this one: a sum of products of (choice, entry)."""
@@ -272,16 +284,24 @@ class Gate(Choice):
 
 
 def mixture(
-    weights: Tensor, run: Callable[[int], Tensor], *, live: Tensor, labels: Sequence[str], name: str
+    weights: Tensor,
+    run: Callable[[int, Tensor | float], Tensor],
+    *,
+    live: Tensor,
+    labels: Sequence[str],
+    name: str,
+    zeros: Sequence[int] = (),
 ) -> Tensor:
-    """Sum of weight * run(i) over the live entries i, without those of constant weight 0.
+    """Sum of weight * output over the live entries, without those of constant weight 0.
 
     Args:
         weights: [size], or [B, size] with a row for each example of the batch.
-        run: the output [B, ...] of entry i; an entry of constant weight 1 is not scaled.
+        run: the output [B, ...] of an entry times a weight: a number where that is constant, else () or [B];
+            see `scaled`.
         live: [size] bool.
         labels: what the entries are called in errors.
         name: what the mixture is called in errors.
+        zeros: entries whose output is 0 in any case; they run only where no other does.
 
     Raises:
         ChoiceError: nothing is alive, or outputs differ in shape.
@@ -289,23 +309,69 @@ def mixture(
     alive = live.nonzero().flatten().tolist()
     if not alive:
         raise ChoiceError(f"no candidate of {name} is alive: restrict it to at least one")
+    factors = _factors(weights, alive)
+    entries = [i for i in factors if i not in zeros] or list(factors)[:1]
+    total: Tensor | None = None
+    for count, i in enumerate(entries):
+        factor = factors[i]
+        y = run(i, weights[..., i] if factor is None else factor)
+        if total is None:
+            total = y
+            continue
+        traced = not isinstance(y, Tensor) or not isinstance(total, Tensor)
+        if not traced and y.shape != total.shape:
+            raise ChoiceError(
+                f"candidates of {name} differ in output shape ({labels[entries[0]]}: {tuple(total.shape)}, "
+                f"{labels[i]}: {tuple(y.shape)}); make them equal"
+            )
+        if count == 1 or traced or total.dtype != y.dtype:
+            total = total + y
+        else:
+            total += y  # a sum, which nothing else holds
+    assert total is not None
+    return total
+
+
+def _factors(weights: Tensor, alive: list[int]) -> dict[int, float | None]:
+    """For each entry that is to run its constant weight, or None if it has a gradient or varies over the batch."""
     if weights.requires_grad:
-        factors: dict[int, float | None] = dict.fromkeys(alive)
-    else:
-        top = (weights if weights.dim() == 1 else weights.abs().amax(dim=0)).tolist()
-        factors = {i: top[i] if weights.dim() == 1 else None for i in alive if top[i] != 0.0}
-    outputs = {i: run(i) for i in factors or alive[:1]}
-    shapes = {i: tuple(y.shape) for i, y in outputs.items() if isinstance(y, Tensor)}
-    if len(set(shapes.values())) > 1:
-        listed = ", ".join(f"{labels[i]}: {shape}" for i, shape in shapes.items())
-        raise ChoiceError(f"candidates of {name} differ in output shape ({listed}); make them equal")
-    terms = []
-    for i, y in outputs.items():
-        factor = factors.get(i)
-        if factor is None:
-            y = y * _spread(weights[..., i], y)
-        terms.append(y if factor in (None, 1.0) else y * factor)
-    return functools.reduce(operator.add, terms)
+        return dict.fromkeys(alive)
+    top = (weights if weights.dim() == 1 else weights.abs().amax(dim=0)).tolist()
+    return {i: top[i] if weights.dim() == 1 else None for i in alive if top[i] != 0.0} or {alive[0]: 0.0}
+
+
+def scaled(module: nn.Module, inputs: Sequence[Any], weight: Tensor | float) -> Tensor:
+    """weight * module(*inputs), for a number, a weight (), or weights [B], one an example; a 1 scales nothing.
+
+    In training a weight () of a module that ends in a BatchNorm scales that BatchNorm in place of its output, which
+    saves a copy of the output, also for the backward pass. A module that is no `nn.Sequential` says so by an
+    attribute `scaling_norm`, the path of the BatchNorm whose output it returns.
+    """
+    found = _scaling_norm(module) if isinstance(weight, Tensor) and not weight.dim() else None
+    if found is None or not isinstance(weight, Tensor):
+        y: Tensor = module(*inputs)
+        factor = _spread(weight, y) if isinstance(weight, Tensor) else weight
+        return y if isinstance(factor, float) and factor == 1.0 else y * factor
+    path, norm, kept = found
+    # Kernels read the vector as dense memory: an expanded number would not do.
+    each = weight.to(kept.dtype).expand(norm.num_features).contiguous()
+    given = {f"{path}.weight": each if norm.weight is None else each * norm.weight}
+    if norm.bias is not None:
+        given[f"{path}.bias"] = each * norm.bias
+    return torch.func.functional_call(module, given, tuple(inputs), tie_weights=False)  # type: ignore[no-any-return]
+
+
+def _scaling_norm(module: nn.Module) -> tuple[str, _BatchNorm, Tensor] | None:
+    """Path, module and running mean of the BatchNorm whose output is the module's; None if none is sure to be."""
+    path = str(len(module) - 1) if type(module) is nn.Sequential else getattr(module, "scaling_norm", None)
+    if not isinstance(path, str) or path == "-1":
+        return None
+    norm = module.get_submodule(path)
+    # Somebody's hook gets the output as it is; and outside training a norm may be passed by (`search/probe.py`).
+    hooked = module._forward_hooks or norm._forward_hooks
+    if not isinstance(norm, NORMS) or not norm.training or norm.running_mean is None or hooked:
+        return None
+    return path, norm, norm.running_mean
 
 
 def _spread(weight: Tensor, like: Tensor) -> Tensor:
