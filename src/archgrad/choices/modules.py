@@ -312,22 +312,15 @@ def mixture(
     factors = _factors(weights, alive)
     entries = [i for i in factors if i not in zeros] or list(factors)[:1]
     total: Tensor | None = None
-    for count, i in enumerate(entries):
+    for i in entries:
         factor = factors[i]
         y = run(i, weights[..., i] if factor is None else factor)
-        if total is None:
-            total = y
-            continue
-        traced = not isinstance(y, Tensor) or not isinstance(total, Tensor)
-        if not traced and y.shape != total.shape:
+        if isinstance(y, Tensor) and isinstance(total, Tensor) and y.shape != total.shape:
             raise ChoiceError(
                 f"candidates of {name} differ in output shape ({labels[entries[0]]}: {tuple(total.shape)}, "
                 f"{labels[i]}: {tuple(y.shape)}); make them equal"
             )
-        if count == 1 or traced or total.dtype != y.dtype:
-            total = total + y
-        else:
-            total += y  # a sum, which nothing else holds
+        total = y if total is None else total + y
     assert total is not None
     return total
 
@@ -343,9 +336,9 @@ def _factors(weights: Tensor, alive: list[int]) -> dict[int, float | None]:
 def scaled(module: nn.Module, inputs: Sequence[Any], weight: Tensor | float) -> Tensor:
     """weight * module(*inputs), for a number, a weight (), or weights [B], one an example; a 1 scales nothing.
 
-    In training a weight () of a module that ends in a BatchNorm scales that BatchNorm in place of its output, which
-    saves a copy of the output, also for the backward pass. A module that is no `nn.Sequential` says so by an
-    attribute `scaling_norm`, the path of the BatchNorm whose output it returns.
+    A weight () of a module that ends in a BatchNorm scales that BatchNorm in place of its output, which saves a
+    copy of the output, also for the backward pass. A module that is no `nn.Sequential` says so by an attribute
+    `scaling_norm`, the path of the BatchNorm whose output it returns.
     """
     found = _scaling_norm(module) if isinstance(weight, Tensor) and not weight.dim() else None
     if found is None or not isinstance(weight, Tensor):
@@ -367,9 +360,8 @@ def _scaling_norm(module: nn.Module) -> tuple[str, _BatchNorm, Tensor] | None:
     if not isinstance(path, str) or path == "-1":
         return None
     norm = module.get_submodule(path)
-    # Somebody's hook gets the output as it is; and outside training a norm may be passed by (`search/probe.py`).
-    hooked = module._forward_hooks or norm._forward_hooks
-    if not isinstance(norm, NORMS) or not norm.training or norm.running_mean is None or hooked:
+    # Somebody's hook gets the output as it is.
+    if not isinstance(norm, NORMS) or norm.running_mean is None or module._forward_hooks or norm._forward_hooks:
         return None
     return path, norm, norm.running_mean
 
