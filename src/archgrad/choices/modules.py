@@ -360,8 +360,9 @@ def _scaling_norm(module: nn.Module) -> tuple[str, _BatchNorm, Tensor] | None:
     if not isinstance(path, str) or path == "-1":
         return None
     norm = module.get_submodule(path)
-    # Somebody's hook gets the output as it is.
-    if not isinstance(norm, NORMS) or norm.running_mean is None or module._forward_hooks or norm._forward_hooks:
+    # Somebody's hook gets the output as it is; and outside training a norm may be passed by (`search/probe.py`).
+    hooked = module._forward_hooks or norm._forward_hooks
+    if not isinstance(norm, NORMS) or not norm.training or norm.running_mean is None or hooked:
         return None
     return path, norm, norm.running_mean
 
