@@ -5,6 +5,7 @@
 Every method gets the same number of training epochs in all. One dense network a seed is trained for the first
 share of them and is where DNAL, Torch-Pruning and the random mask start; DNAL's gate epochs count. The uniform
 network is trained from scratch for all epochs. The learning rate and schedule are the same for all.
+Rows that --out already holds are kept and not run again, so a run that was stopped goes on.
 Accuracy is on CIFAR-10 test images, read once a network. Data: CIFAR-10 (JPEG copy), found through ARCHGRAD_DATA.
 """
 
@@ -228,20 +229,30 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     task = cifar10(chosen.images, chosen.tests)
-    result: dict[str, object] = {
+    asked: dict[str, object] = {
         "data": f"CIFAR-10 (JPEG copy), first {chosen.images} training images, first {chosen.tests} test images",
-        "network": chosen.network, "epochs": chosen.epochs, "seeds": chosen.seeds, "torch": torch.__version__,
-        "torch_pruning": tp.__version__, "gate_step": step_ratio(chosen.network, task),
-        "half": speed_at_half(chosen.network, task.example),
+        "network": chosen.network, "epochs": chosen.epochs, "torch": torch.__version__,
+        "torch_pruning": tp.__version__,
     }  # fmt: skip
+    if chosen.out.is_file():
+        result = json.loads(chosen.out.read_text())
+        if other := {k: result.get(k) for k, v in asked.items() if result.get(k) != v}:
+            sys.exit(f"{chosen.out} holds rows of another run ({other}, not {asked}): name another file with --out")
+    else:
+        result = {
+            **asked, "gate_step": step_ratio(chosen.network, task), "half": speed_at_half(chosen.network, task.example),
+            "rows": [],
+        }  # fmt: skip
+    rows: list[dict[str, object]] = result.pop("rows")
+    done = {(r["seed"], r["method"], r["fraction"]) for r in rows}
     print(json.dumps(result, indent=1), flush=True)
-    rows: list[dict[str, object]] = []
     for seed in range(chosen.first_seed, chosen.first_seed + chosen.seeds):
         bench = Bench(chosen.network, task, epochs=chosen.epochs, seed=seed, device=chosen.device)
-        rows.append({"seed": seed, "method": "dense start", "fraction": 1.0, **bench.score(bench.dense)})
+        if (seed, "dense start", 1.0) not in done:
+            rows.append({"seed": seed, "method": "dense start", "fraction": 1.0, **bench.score(bench.dense)})
         for fraction in chosen.fractions:
             for name, method in methods(bench).items():
-                if chosen.methods and name not in chosen.methods:
+                if (chosen.methods and name not in chosen.methods) or (seed, name, fraction) in done:
                     continue
                 start = time.perf_counter()
                 row = {"seed": seed, "method": name, "fraction": fraction, **method(fraction)}
