@@ -183,7 +183,7 @@ def speed_at_half(name: str, x: torch.Tensor) -> dict[str, object]:
     space = ag.slim(network, x)
     networks: dict[str, nn.Module] = {"full": network.eval()}
     macs = {"full": ag.macs(x).of(network)}
-    for step in (8, 1):
+    for step in (16, 8, 1):
         budget = Budget(space, ag.macs(x).at_most(fraction=0.5), Rounded(step))
         networks[f"half, multiples of {step}"] = ag.build(space, uniform(space, budget.width(), Rounded(step))).eval()
     timings = {r: compare(networks, x, device="cpu", runtime=r, repeats=200) for r in ("eager", "onnx")}
