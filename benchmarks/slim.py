@@ -240,8 +240,8 @@ def main() -> None:
             sys.exit(f"{chosen.out} holds rows of another run ({other}, not {asked}): name another file with --out")
     else:
         result = {
-            **asked, "gate_step": step_ratio(chosen.network, task), "half": speed_at_half(chosen.network, task.example),
-            "rows": [],
+            **asked, "gate_step": step_ratio(chosen.network, task),
+            "half": speed_at_half(chosen.network, task.example), "rows": [],
         }  # fmt: skip
     rows: list[dict[str, object]] = result.pop("rows")
     done = {(r["seed"], r["method"], r["fraction"]) for r in rows}
