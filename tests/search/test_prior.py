@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from torch import nn
 import archgrad as ag
 from archgrad.choices.access import choices, relax
 from archgrad.errors import ChoiceError, ConfigError
-from archgrad.search.prior import prior, warm_start
+from archgrad.search.prior import prior, shares, warm_start
 from archgrad.search.proxies.flow import mean_channels, synflow_each
 from archgrad.tasks.tabular import Tabular
 
@@ -94,6 +94,29 @@ def test_warm_start_adds_to_logits_that_are_there() -> None:
     assert torch.allclose(found["1.0"], 2 * given["1.0"])
     assert not found["2.0"].any()
     warm_start(space(), given)  # not relaxed: nothing to add to
+
+
+def test_shares_are_the_probabilities() -> None:
+    found = shares({"a": [3.0, 1.0, 0.0], "b": [0.0, 0.0]}, least=0.02)
+    assert torch.allclose(found["a"].softmax(0), torch.tensor([0.75, 0.25, 0.02]) / 1.02)
+    assert torch.allclose(found["b"].softmax(0), torch.full((2,), 0.5))
+    with pytest.raises(ConfigError, match="not negative"):
+        shares({"a": [1.0, -1.0]})
+    with pytest.raises(ConfigError, match="least=0"):
+        shares({"a": [1.0]}, least=0.0)
+
+
+@pytest.mark.parametrize("method", [ag.darts, ag.unas])
+def test_a_search_begins_where_the_prior_says(method: Callable[..., ag.Found]) -> None:
+    task = ag.Classification.load("digits", batch_size=64)
+    cells = ag.nasbench201_cells(channels=4, cells=1, in_channels=1)
+    given = {name: torch.tensor([0.0, 0.0, 0.0, 0.0, 30.0]) for name in choices(cells)}
+    quiet = {"steps": 4, "seed": 0, "progress": False, "device": "cpu"}
+    found = method(cells, task, ag.Run(**quiet), prior=given)
+    assert set(found.architecture.values()) == {4}
+    assert set(method(cells, task, ag.Run(**quiet)).architecture.values()) != {4}
+    with pytest.raises(ChoiceError, match="another space"):
+        method(cells, task, ag.Run(**quiet), prior={"x": torch.zeros(5)})
 
 
 def test_bad_input() -> None:

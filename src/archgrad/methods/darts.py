@@ -37,6 +37,7 @@ from archgrad.errors import LimitError
 from archgrad.search.bilevel import alternate, logit_rate, mixed
 from archgrad.search.fit import MakeOptimiser, sgd
 from archgrad.search.found import Found
+from archgrad.search.prior import Prior, recorded, warm_start
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.search.supernet import conclude, divided, supernet
@@ -58,6 +59,7 @@ def darts(
     run: Run,
     *,
     limit: Limit | None = None,
+    prior: Prior | None = None,
     second_order: bool = False,
     search: float = 0.5,
     share: float = 0.5,
@@ -73,6 +75,7 @@ def darts(
         task: what networks are trained and scored on; its test part is read once, at the end.
         run: epochs of search and training together (default 60), seed, folder, device.
         limit: for instance `archgrad.macs(x).at_most(3e6)`; not on a measured cost.
+        prior: logits to begin with, such as `archgrad.prior(...)` from scores of untrained networks.
         second_order: differentiate through one step of the weights.
         search: share of the steps that is searched in; the rest trains what was found, from fresh weights.
         share: part of the training data that the weights are trained on while searching.
@@ -95,11 +98,12 @@ def darts(
     within = Within(space, limit) if limit else None
     settings = {
         "limit": limit and limit.record(), "second_order": second_order, "search": search, "share": share,
-        "pressure": pressure, "rate": rate,
+        "pressure": pressure, "rate": rate, "prior": recorded(prior),
     }  # fmt: skip
     run.begin("darts", settings)
     for logit in logits(space):
         nn.init.normal_(logit, std=1e-3)
+    warm_start(space, prior)
 
     made = optimiser(weights(space))
     group = {"params": logits(space), "lr": rate or logit_rate(3e-4, steps), "steady": True}

@@ -70,8 +70,36 @@ def prior(
     }
 
 
-def warm_start(space: nn.Module, given: Prior) -> None:
-    """Add the prior to the logits of a relaxed space, in place.
+def shares(scores: Mapping[str, Sequence[float]], *, strength: float = 1.0, least: float = 0.01) -> dict[str, Tensor]:
+    """Logits from scores of the candidates themselves, such as `found.full["scores"]` of `archgrad.freenas`.
+
+        logits_c,i = strength * log max(share_i, least),   share_i = score_i / sum of the scores of choice c
+
+    With strength 1 a choice is sampled by its shares. Ours.
+
+    Args:
+        scores: for each choice one score an entry, not negative.
+        strength: how much they are believed.
+        least: share that stands in for a smaller one, so that nothing is ruled out.
+
+    Raises:
+        ConfigError: a negative or undefined score, a negative strength, or `least` outside of (0, 1).
+    """
+    if not 0.0 <= strength < math.inf or not 0.0 < least < 1.0:
+        raise ConfigError(f"shares with strength={strength}, least={least}: give 0 or more, and a share in (0, 1)")
+    found = {}
+    for name, row in scores.items():
+        values = torch.as_tensor(row, dtype=torch.float64)
+        if not bool((values >= 0).all() & torch.isfinite(values).all()):
+            raise ConfigError(f"choice {name!r} has the scores {values.tolist()}: give finite ones, not negative")
+        share = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny)
+        logits = strength * share.clamp_min(least).log()
+        found[name] = (logits - logits.mean()).float()
+    return found
+
+
+def warm_start(space: nn.Module, given: Prior | None) -> None:
+    """Add a prior, if there is one, to the logits of a relaxed space, in place.
 
         logits_c <- logits_c + prior_c
 
@@ -81,6 +109,8 @@ def warm_start(space: nn.Module, given: Prior) -> None:
     Raises:
         ChoiceError: the prior names a choice that the space does not have, or has logits of another size, or NaN.
     """
+    if given is None:
+        return
     found = access.choices(space)
     if foreign := [name for name in given if name not in found]:
         raise ChoiceError(
@@ -98,6 +128,11 @@ def warm_start(space: nn.Module, given: Prior) -> None:
             logits = getattr(relaxation, "logits", None)
             if isinstance(logits, nn.Parameter) and logits.shape == values.shape:
                 logits.add_(values.to(logits))
+
+
+def recorded(given: Prior | None) -> dict[str, list[float]] | None:
+    """The prior as a run's folder keeps it."""
+    return None if given is None else {name: [round(v, 6) for v in row.tolist()] for name, row in given.items()}
 
 
 def _standing(scores: Sequence[float]) -> Tensor:
