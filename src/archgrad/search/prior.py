@@ -71,7 +71,7 @@ def prior(
 
 
 def shares(scores: Mapping[str, Sequence[float]], *, strength: float = 1.0, least: float = 0.01) -> dict[str, Tensor]:
-    """Logits from scores of the candidates themselves, such as `found.full["scores"]` of `archgrad.freenas`.
+    """Logits from scores of the candidates themselves, such as `found.record["scores"]` of `archgrad.freenas`.
 
         logits_c,i = strength * log max(share_i, least),   share_i = score_i / sum of the scores of choice c
 
