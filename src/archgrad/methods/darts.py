@@ -40,7 +40,7 @@ from archgrad.search.found import Found
 from archgrad.search.prior import Prior, recorded, warm_start
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
-from archgrad.search.supernet import conclude, divided, supernet
+from archgrad.search.supernet import conclude, divided, foresee, supernet
 from archgrad.search.within import Within
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch
@@ -105,6 +105,7 @@ def darts(
         nn.init.normal_(logit, std=1e-3)
     warm_start(space, prior)
 
+    foresee(space, task, run, optimiser=optimiser, passes=2 if second_order else 1)
     made = optimiser(weights(space))
     group = {"params": logits(space), "lr": rate or logit_rate(3e-4, steps), "steady": True}
     decided = Adam([group], betas=(0.5, 0.999), weight_decay=1e-3)

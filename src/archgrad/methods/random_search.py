@@ -30,7 +30,7 @@ from archgrad.search.fit import MakeOptimiser, descend, recalibrate, sgd
 from archgrad.search.found import Found
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
-from archgrad.search.supernet import conclude, divided, supernet
+from archgrad.search.supernet import conclude, divided, foresee, supernet
 from archgrad.search.within import Within
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch
@@ -156,12 +156,16 @@ def _train_shared(
     """Weights of the supernet, at an architecture drawn uniformly for each step."""
     generator = run.generator("paths")
 
+    def masks(network: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
+        found = choices(network).items()
+        return {name: same[0].picked(architecture[name]).float().to(run.device) for name, same in found}
+
     def loss(network: nn.Module, batch: Batch) -> Tensor:
-        architecture = sample(network, generator=generator)
-        masks = {name: same[0].picked(architecture[name]).float() for name, same in choices(network).items()}
-        with using(network, {name: mask.to(run.device) for name, mask in masks.items()}):
+        with using(network, masks(network, sample(network, generator=generator))):
             return task.loss(network, batch)
 
+    with using(space, masks(space, sample(space, generator=torch.Generator().manual_seed(run.seed)))):
+        foresee(space, task, run, optimiser=optimiser)
     made = optimiser(weights(space))
     run.keep(space=space, optimiser=made)
     descend(

@@ -51,7 +51,7 @@ from archgrad.search.prior import Prior, recorded, warm_start
 from archgrad.search.run import Run
 from archgrad.search.sampling import Branched, Estimate, Hinge, Sampler
 from archgrad.search.schedules import cosine
-from archgrad.search.supernet import conclude, divided, supernet
+from archgrad.search.supernet import conclude, divided, foresee, supernet
 from archgrad.search.within import Within
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch, first
@@ -147,6 +147,7 @@ def unas(
     if within:
         within.begin(run)
 
+    foresee(space, task, run, optimiser=optimiser, passes=1 if terms.gap == "none" else 2)
     made = optimiser(weights(space))
     decided = Adam(logits(space), lr=rate or logit_rate(1e-3, steps), weight_decay=1e-6)
     sampler = Sampler(space, run, temperature=terms.temperature, softening=terms.softening)

@@ -7,20 +7,22 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import InputChoice, OpChoice
 from archgrad.costs.latency import Runtime
+from archgrad.costs.memory import GIB, available_bytes, predict
 from archgrad.derive.discretise import build, strengths
-from archgrad.errors import ChoiceError, ConfigError
-from archgrad.search.fit import MakeOptimiser, descend, recalibrate
+from archgrad.errors import ChoiceError, ConfigError, LimitError, ModelError
+from archgrad.search.fit import MakeOptimiser, autocast, descend, recalibrate
 from archgrad.search.found import Found, figures, latencies
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.search.within import Within
 from archgrad.tasks.classification import Classification
+from archgrad.tasks.task import Batch
 
 LOAD = """import torch
 network = torch.export.load("network.pt2").module()   # needs torch alone
@@ -69,6 +71,49 @@ def supernet(space: nn.Module, run: Run, *, needs: str, single: bool = False) ->
             f"a choice of its own, as archgrad.darts_cells(factorised=True) does"
         )
     return copy.deepcopy(space).to(run.device)
+
+
+def foresee(
+    space: nn.Module, task: Classification, run: Run, *, optimiser: MakeOptimiser, passes: int = 1
+) -> int | None:
+    """The peak memory of a step of the search, in bytes, predicted before anything is trained; in the history too.
+
+    Args:
+        space: mixed as it will be while it is trained; nothing of it, and no random state, is changed.
+        task: of the batches that the weights are trained on.
+        run: begun.
+        optimiser: of the weights.
+        passes: forward passes whose activations the method holds at once.
+
+    Returns:
+        `predicted_peak_bytes`, or None where the network does not run on two or three examples; the notes say why.
+
+    Raises:
+        LimitError: the device has less memory available; the message says what would fit.
+    """
+    batch = run.to_device(task.stream(seed=run.seed, rank=run.rank, world=run.world)(0))
+
+    def loss(network: nn.Module, part: Batch) -> Tensor:
+        with autocast(run):
+            return torch.stack([task.loss(network, part) for _ in range(passes)]).sum()
+
+    try:
+        prediction = predict(space, batch, loss=loss, optimiser=optimiser)
+    except ModelError as error:
+        run.note(f"How much memory the search takes cannot be foreseen: {error}")
+        return None
+    needed = prediction.at(len(batch[1])).peak_bytes
+    free, here = available_bytes(run.device), prediction.fixed.parameter_bytes + prediction.fixed.buffer_bytes
+    if free is not None and needed > free + here:
+        fits = prediction.largest_batch(free + here)
+        less = f"a batch of at most {fits} (given: {len(batch[1])})" if fits else "fewer or smaller candidates"
+        raise LimitError(
+            f"training this supernet would take {needed / GIB:,.2f} GiB at its peak, and {(free + here) / GIB:,.2f} "
+            f"GiB are available on {run.device}. What fits: {less}, or archgrad.radars, which searches the same "
+            f"space part by part under a bound (memory=archgrad.peak_memory(x).at_most(gib=...))"
+        )
+    run.log({"predicted_peak_bytes": needed})
+    return needed
 
 
 def divided(run: Run, task: Classification, search: float) -> tuple[int, int]:
