@@ -3,8 +3,9 @@
     python benchmarks/collapse.py --seeds 3 --out benchmarks/results/collapse.json
 
 The supernet (8 channels, 1 cell a stage) is searched on CIFAR-10 (the JPEG copy, few images, halved to 16 x 16) for
-each of `--epochs` epochs by each method, short and long, so that a collapse to skip connections shows. Accuracies are those of the published table after 200 epochs; "random" is the mean of all cells. Nothing of the table
-is seen by a search. Data: found through ARCHGRAD_DATA.
+each of `--epochs` epochs by each method, few and many, so that a collapse to skip connections shows. Accuracies are
+those of the published table after 200 epochs; "random" is the mean of all cells. No search sees the table.
+Data: found through ARCHGRAD_DATA.
 """
 
 from __future__ import annotations

@@ -5,12 +5,13 @@
 1. SynFlow of every cell: one by one as published; many in a pass with the weights of one supernet; each distinct
    graph once; in the mean over draws of the weights, on one channel, at smaller images and fewer cells a stage. Each
    with cells a second, and the Spearman correlation with the one-by-one scores of `proxies.json` and with accuracy.
-2. One cell out of all, no accuracy used. First the `--share` of the distinct graphs of the highest mean SynFlow; of
-   these the highest sum of log ranks (the rule of AZ-NAS) of proxies on random inputs, for networks with fresh
-   weights a seed. Two combinations: "all" has expressivity, progressivity, trainability, MACs, NASWOT and SynFlow; it was
-   fixed before any accuracy was looked up. "without size" has trainability, NASWOT and jacob_cov; it was fixed after
-   the first cell of "all" had been looked up, and before any of its own: what grows with a network's size has its
-   maximum at six 3x3 convolutions whatever the data. A stopped run goes on with the next seed.
+2. One cell out of all, no accuracy used. First the `--share` of the distinct graphs of the highest mean
+   SynFlow; of these the highest sum of log ranks (the rule of AZ-NAS) of proxies on random inputs, for networks
+   with fresh weights a seed. Two combinations: "all" has expressivity, progressivity, trainability, MACs,
+   NASWOT and SynFlow; it was fixed before any accuracy was looked up. "without size" has trainability, NASWOT
+   and jacob_cov; it was fixed after the first cell of "all" had been looked up, and before any of its own: what
+   grows with a network's size has its maximum at six 3x3 convolutions whatever the data. A stopped run goes on
+   with the next seed.
 
 Data: found through ARCHGRAD_DATA.
 """
