@@ -16,6 +16,7 @@ from archgrad.costs.latency import Runtime
 from archgrad.costs.memory import GIB, available_bytes, predict
 from archgrad.derive.discretise import build, strengths
 from archgrad.errors import ChoiceError, ConfigError, LimitError, ModelError
+from archgrad.search import collapse
 from archgrad.search.fit import MakeOptimiser, autocast, descend, recalibrate
 from archgrad.search.found import Found, figures, latencies
 from archgrad.search.run import Run
@@ -135,8 +136,11 @@ def conclude(
     optimiser: MakeOptimiser,
     within: Within | None,
     record: Mapping[str, Any],
+    fresh: nn.Module | None = None,
 ) -> Found:
     """Train what was found from fresh weights, or recalibrate the supernet's for no steps; judge and record it.
+
+    Of a relaxed supernet the collapse and the gap to the network found are looked for (`search/collapse.py`).
 
     Args:
         space: the supernet.
@@ -147,11 +151,19 @@ def conclude(
         optimiser: from weights to their optimiser.
         within: the limit; it is checked on the network that is handed back.
         record: what the method adds to the report.
+        fresh: the space that the trained network is built from, where the supernet has parts of its own.
 
     Raises:
         LimitError: the network is over its limit when measured again.
     """
-    network = build(space, architecture, weights="fresh" if steps else "inherit")
+    warnings = collapse.alarms(space, architecture, run.history)
+    for warning in warnings:
+        run.note(warning)
+    jump = run.remember("discretisation", lambda: collapse.discretisation(space, architecture, task, run))
+    if jump:
+        run.log({f"discretisation_{name}": jump[name] for name in ("supernet", "derived", "gap")})
+    network = build(fresh or space if steps else space, architecture, weights="fresh" if steps else "inherit")
+    network.to(run.device)
     if steps:
         made = optimiser(network.parameters())
         run.keep(network=network, optimiser=made)
@@ -182,7 +194,9 @@ def conclude(
         "versions": {"torch": torch.__version__},
         "device": str(run.device),
         "data": task.splits,
-        "notes": list(run.notes),
+        "discretisation": jump,
+        "alarms": warnings,
+        "notes": [note for note in run.notes if note not in warnings],
         "load": LOAD,
         **record,
     }
