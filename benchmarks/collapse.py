@@ -24,6 +24,7 @@ import torch
 from slim import cifar10
 
 import archgrad as ag
+from archgrad.methods.darts_prime import Constraint, darts_prime
 from archgrad.methods.unas import Terms
 from archgrad.spaces import nasbench201
 from archgrad.tasks.tabular import DATA, Tabular
@@ -32,11 +33,10 @@ SKIP = nasbench201.LABELS.index("skip_connect")
 CONVOLUTIONS = [i for i, label in enumerate(nasbench201.LABELS) if "conv" in label]
 METHODS: dict[str, Callable[..., ag.Found]] = {
     "darts": ag.darts,
-    "darts, second order": functools.partial(ag.darts, second_order=True),
     "unas": ag.unas,
     "unas, no gap": functools.partial(ag.unas, terms=Terms(gap="none")),
-    "darts_prime": ag.darts_prime,
-    "darts_prime, no schedule": functools.partial(ag.darts_prime, dynamic=False),
+    "darts_prime": darts_prime,
+    "darts_prime, static": functools.partial(darts_prime, constraint=Constraint(schedule="static")),
     "single path": functools.partial(ag.random_search, shared=True),
 }
 
