@@ -347,8 +347,10 @@ def augmentations(text: str) -> list[tuple[str, int | None]]:
 def anchored(options: Schema) -> Schema:
     """The same with absolute paths, so that the command means the same from any folder."""
     update: dict[str, Any] = {}
-    for name in ("data", "weights", "table", "model", "network", "space"):
+    for name in ("data", "weights", "table", "architectures", "model", "network", "space"):
         text = getattr(options, name, None)
+        if isinstance(text, list):  # the models of score are named by their places
+            continue
         path, colon, attribute = text.rpartition(":") if text else ("", "", "")
         if text and name in ("model", "network", "space") and not text.endswith(".json"):
             if path.endswith(".py"):
