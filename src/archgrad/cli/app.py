@@ -1,7 +1,7 @@
 """The commands as typer shows them; what they do is in `archgrad.cli.commands`, imported when one runs.
 
-The options of slim, search, score, train and demo are the fields of their schemas, so that the command line, YAML files and
-command.json cannot differ.
+The options of slim, search, score, train and demo are the fields of their schemas, so that the command line, YAML
+files and command.json cannot differ.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def from_file(space: nn.Module, path: Path) -> list[Architecture]:
 
 
 def drawn(space: nn.Module, count: int, *, table: Tabular | None, seed: int) -> list[Architecture]:
-    """Different architectures of the table, or else of the space, at random. Raises ConfigError where it has fewer."""
+    """Different ones of the table, or else of the space, at random. Raises ConfigError where it has fewer."""
     generator = torch.Generator().manual_seed(seed)
     if table is not None:
         cells = list(table)
@@ -108,8 +108,8 @@ def _read(space: nn.Module, entry: object) -> Architecture:
     if isinstance(entry, str):
         if not isinstance(space, Written):
             raise ArchitectureError(
-                f"{entry[:60]!r} is text, and {type(space).__name__} reads none; give a JSON object {{choice: pick}}, "
-                f"its choices are {', '.join(list(choices(space))[:8])}"
+                f"{entry[:60]!r} is text, and {type(space).__name__} reads none; give a JSON object "
+                f"{{choice: pick}}; its choices are {', '.join(list(choices(space))[:8])}"
             )
         return space.from_string(entry)
     if not isinstance(entry, dict):

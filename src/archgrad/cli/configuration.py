@@ -154,7 +154,9 @@ class SearchOptions(LimitedOptions):
     seeds: int | None = Field(None, ge=1, description="freenas: draws of the weights; default 3.")
     classes: int | None = Field(None, ge=1, description="freenas without data: classes; default 10.")
     in_channels: int | None = Field(
-        None, ge=1, description="freenas without data: channels of the images; default 3. Their side is --size, or 32."
+        None,
+        ge=1,
+        description="freenas without data: channels of the images; default 3. Their side is --size, or 32.",
     )
     table: str | None = Field(
         None, description="freenas, nasbench201: a .npz table of accuracies that the scores are held against."

@@ -22,6 +22,7 @@ _DECLARED = {
     "pretrained": ("--pretrained/--retrain",),
     "factorised": ("--factorised/--published",),
     "shared": ("--shared",),
+    "partial": ("--partial",),
 }
 _METAVARS = {
     "limit": "NAME=VALUE", "keep": "PATH", "weights": "FILE", "out": "DIR", "model": "MODEL", "space": "SPACE",

@@ -82,7 +82,9 @@ class ScoreOptions(Options):
     classes: int | None = Field(None, ge=1, description="Without data: classes; default 10.")
     in_channels: int | None = Field(None, ge=1, description="Without data: channels of the images; default 3.")
     batch_size: int = Field(64, ge=1, description="Inputs that a score is made from, where it is made from any.")
-    table: str | None = Field(None, description="A .npz table of accuracies of nasbench201 to hold the scores against.")
+    table: str | None = Field(
+        None, description="A .npz table of accuracies of nasbench201 to hold the scores against."
+    )
     table_data: Literal["cifar10", "cifar100", "imagenet16_120"] | None = Field(
         None, description=f"The table's data set: {', '.join(TABLE_DATA)}; default: the first."
     )
@@ -114,7 +116,9 @@ class ScoreOptions(Options):
             raise ValueError("there is nothing to score: give a MODEL, --arch, --architectures or --sample")
         of_spaces = [*cells, *(name for name in ("cells", "channels", "factorised", "table") if getattr(self, name))]
         if self.model and of_spaces:
-            raise ValueError(f"MODEL {self.model[0]!r} and --{of_spaces[0]} do not go together: score them one by one")
+            raise ValueError(
+                f"MODEL {self.model[0]!r} and --{of_spaces[0]} do not go together: score them one by one"
+            )
         if self.table and self.space != "nasbench201":
             raise ValueError(f"a table holds cells of the space nasbench201, and the space is {self.space!r}")
         tabled = [name for name in ("table_data", "table_epochs", "partial") if getattr(self, name)]

@@ -116,7 +116,7 @@ def _subjects(options: ScoreOptions, fits: spaces.Fits, run: Run, table: Tabular
     if isinstance(space, Resizable):
         # Networks are scored in the form in which they are trained.
         space = space.resized(cells=None, channels=None, auxiliary=False, drop_path=0.0)
-    found = [architectures.given(space, text, f"--arch {text!r}") for text in options.arch]
+    found = [architectures.given(space, text, "--arch") for text in options.arch]
     if options.architectures:
         found += architectures.from_file(space, Path(options.architectures))
     if options.sample:
@@ -157,9 +157,14 @@ def _scored(
     for k in run.steps(len(subjects), phase="score"):
         # Every network has the weights that the seed gives it, whatever was scored before.
         seed(seed_of)
-        network = subjects[k].make().to(device)
-        theta(network)
-        run.log({f"{SCORE}{name}": _one(name, network, batch, run, strict=strict) for name in single})
+        try:
+            network = subjects[k].make()
+            theta(network)
+            network.to(device)
+            row = {name: _one(name, network, batch, run, strict=strict) for name in single}
+        except ModelError as error:
+            raise ModelError(f"{subjects[k].name}: {error}") from error
+        run.log({f"{SCORE}{name}": value for name, value in row.items()})
     found = {name: [float(row[f"{SCORE}{name}"]) for row in run.history] for name in single}
     if "az_nas" in names:
         found["az_nas"] = proxies.az_nas({name: found[name] for name in PROXIES["az_nas"].joins})
@@ -205,10 +210,10 @@ def _record(
         row = {"name": name, "needs": of.needs, "better": "lower" if of.lower else "higher"}
         measured = tables.agreement(better[name], known) if known else {}
         described.append({**row, "published": of.published, "darts": of.darts, **measured})
-    where = spaces.described(found.made) if found.made else "given"
+    where = f" of {spaces.described(found.made)}" if found.made else ""
     count = len(ranks)
     return {
-        "title": f"{count:,} {'network' if count == 1 else 'networks'}, {where}, scored without training",
+        "title": f"{count:,} {'network' if count == 1 else 'networks'}{where}, scored without training",
         "networks": networks,
         "proxies": described,
         "graphs": list(_graphs(found, order)),

@@ -106,7 +106,9 @@ def is_finite(value: object) -> TypeGuard[float]:
 
 
 def _figure_names(history: History) -> list[str]:
-    names = {name: None for one in history for name in one if name not in _AXES and not name.startswith((WEIGHT, SCORE))}
+    names = {
+        name: None for one in history for name in one if name not in _AXES and not name.startswith((WEIGHT, SCORE))
+    }
     return [name for name in names if any(is_finite(one.get(name)) for one in history)]
 
 

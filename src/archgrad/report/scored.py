@@ -1,8 +1,8 @@
 """Scored networks as text: their scores, and how far each proxy is to be trusted.
 
-Of a record it reads `networks`, `[{"name", "scores": {proxy: number}, "rank", "accuracy"}]`, the best rank first, and
-`proxies`, `[{"name", "needs", "better", "published", "darts", "spearman", "kendall", "top_tenth", "regret"}]`. Figures
-that are not finite are missing, or strings.
+Of a record it reads `networks`, `[{"name", "scores": {proxy: number}, "rank", "accuracy"}]`, the best rank first,
+and `proxies`, `[{"name", "needs", "better", "published", "darts", "spearman", "kendall", "top_tenth", "regret"}]`.
+Figures that are not finite are missing, or strings.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def check(record: Record) -> None:
     for key in ("networks", "proxies"):
         part = record.get(key) or []
         if not isinstance(part, list) or not all(isinstance(one, Mapping) for one in part):
-            raise RunError(f"the record is damaged at {key}: allowed is a list of objects; score again to write it anew")
+            raise RunError(
+                f"the record is damaged at {key}: allowed is a list of objects; score again to write it anew"
+            )
     if not all(isinstance(one.get("scores"), Mapping) for one in record.get("networks") or []):
         raise RunError("the record is damaged at networks: each has an object scores; score again to write it anew")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from archgrad.errors import RunError
 from archgrad.report import svg
-from archgrad.report.pictures import INK, LIMIT, LINES, Chart, dress, drawn, is_finite
+from archgrad.report.pictures import INK, LIMIT, LINES, Chart, drawn, dress, is_finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +67,9 @@ def _bars(name: str, labels: Sequence[str], rows: Sequence[Sequence[object]], ch
         size = f'width="{_BAR * max(mean[k], 0.0) / largest:.1f}" height="{_ROW - 8:.0f}"'
         parts.append(svg.words(labels[k], left - 8, y, anchor="end", kind="g-word" if kind == "g-bar" else "g-soft"))
         parts.append(f'<rect class="{kind}" x="{left:.1f}" y="{y - _ROW / 2 + 4:.1f}" {size}/>')
-        dots = [f'<circle class="g-dot" cx="{left + _BAR * row[k] / largest:.1f}" cy="{y:.1f}" r="2"/>' for row in draws]
+        dots = [
+            f'<circle class="g-dot" cx="{left + _BAR * row[k] / largest:.1f}" cy="{y:.1f}" r="2"/>' for row in draws
+        ]
         parts += dots if len(draws) > 1 else []
     drawn_here = svg.picture("".join(parts), width=left + _BAR + _MARGIN, height=2 * _MARGIN + _ROW * len(order))
     more = f", {len(labels) - len(order)} more left out" if len(labels) > len(order) else ""

@@ -204,7 +204,9 @@ def _least(choice: Choice) -> int:
 def labels(space: nn.Module) -> dict[str, list[str]]:
     """What the candidates of each choice are called; inputs by their numbers."""
     found = {name: same[0] for name, same in choices(space).items()}
-    return {n: list(c.labels) if isinstance(c, OpChoice) else [str(i) for i in range(c.size)] for n, c in found.items()}
+    return {
+        n: list(c.labels) if isinstance(c, OpChoice) else [str(i) for i in range(c.size)] for n, c in found.items()
+    }
 
 
 def mean(draws: Sequence[Scores]) -> Scores:
