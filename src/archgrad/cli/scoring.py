@@ -34,6 +34,7 @@ Record = dict[str, Any]
 
 _CLASSES, _CHANNELS, _SIDE = 10, 3, 32
 _MOST_DRAWN = 4
+_KEPT_EVERY = 5.0  # seconds; what is kept is small
 
 
 class _Subject(NamedTuple):
@@ -56,7 +57,7 @@ def score(options: ScoreOptions) -> Record:
     """Score the networks; returns the record, the best mean rank first."""
     set_threads(options)
     out = Path(options.out) if options.out else None
-    run = Run(seed=options.seed, folder=out, device=options.device)
+    run = Run(seed=options.seed, folder=out, device=options.device, checkpoint_seconds=_KEPT_EVERY)
     if out:
         folder.check(out, "score", options)
     batch, fits = _batch(options)

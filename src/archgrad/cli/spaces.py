@@ -64,8 +64,9 @@ class Shape:
     example: Inputs
 
     def check(self, network: nn.Module) -> None:
-        """Run the network on the example. Raises ModelError where it fails."""
+        """Run the network on the example. Raises ModelError where it fails, or has weights that give no scores."""
         assert isinstance(self.example, Tensor)
+        scoring.theta(network)
         with torch.no_grad():
             scoring.run(network.eval(), self.example)
 
