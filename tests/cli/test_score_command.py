@@ -86,7 +86,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_one_cell_is_scored_as_the_library_scores_it(cli: Callable) -> None:
-    result = cli("score", "--arch", CELL, *SMALL, "--proxy", "synflow", "--proxy", "params", "--json")
+    result = cli("score", "--arch", CELL, *SMALL, "--proxy", "synflow", "--json")
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
     (row,) = record["networks"]
@@ -97,7 +97,8 @@ def test_one_cell_is_scored_as_the_library_scores_it(cli: Callable) -> None:
     torch.manual_seed(0)
     network = ag.build(space, space.from_string(CELL), weights="fresh")
     assert row["scores"]["synflow"] == proxies.synflow(network, torch.zeros(1, 3, 8, 8))
-    assert [one["name"] for one in record["proxies"]] == ["synflow", "params"]
+    # The sizes stand beside whatever is asked for.
+    assert [one["name"] for one in record["proxies"]] == ["params", "macs", "synflow"]
     assert all("spearman" not in one for one in record["proxies"])
 
 
@@ -176,7 +177,7 @@ def test_joined_proxies_rank_a_population(cli: Callable) -> None:
     record = json.loads(result.stdout)
     scores = [one["scores"]["az_nas"] for one in record["networks"]]
     assert scores == sorted(scores, reverse=True)
-    assert set(record["networks"][0]["scores"]) == {*PROXIES["az_nas"].joins, "az_nas"}
+    assert set(record["networks"][0]["scores"]) == {*PROXIES["az_nas"].joins, "params", "az_nas"}
 
 
 @pytest.mark.parametrize(
@@ -264,7 +265,7 @@ def test_networks_that_are_refused(shelf: Path, refused: Callable[..., str], nam
     ],
 )
 def test_score_options_that_are_refused(refused: Callable[..., str], options: list[str], said: str) -> None:
-    size = [] if "darts" in options or "mobile" in options or "net.py:Net" in options else SMALL
+    size = SMALL if not {"darts", "mobile", "net.py:Net", "nowhere"} & set(options) else ()
     assert said in refused("score", *options, *size)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -114,7 +113,8 @@ def test_without_data_the_folder_holds_everything(tmp_path: Path, cli: Callable)
 
 
 def test_of_data_only_the_shape_counts(bench: Path, tmp_path: Path, cli: Callable) -> None:
-    given = ("--space", "nasbench201", "--cells", "1", "--channels", "2", "--threads", "1", "--no-onnx")
+    given = ("--space", "nasbench201", "--cells", "1", "--channels", "2", "--seeds", "1", "--threads", "1")
+    given = (*given, "--no-onnx")
     record = free(cli, *given, "--data", bench / "data.npz", out=tmp_path / "data")
     assert (record["space"]["classes"], record["space"]["in_channels"]) == (3, 1)
     bare = free(cli, *given, "--size", "8", "--classes", "3", "--in-channels", "1", out=tmp_path / "bare")
@@ -132,8 +132,8 @@ def test_freenas_in_every_space(bench: Path, tmp_path: Path, cli: Callable, spac
 
 
 def test_a_table_judges_and_does_not_decide(bench: Path, tmp_path: Path, cli: Callable) -> None:
-    record = free(cli, *SMALL, "--table", bench / "table.npz", out=tmp_path / "table")
-    bare = free(cli, *SMALL, out=tmp_path / "bare")
+    record = free(cli, *SMALL, "--seeds", "1", "--table", bench / "table.npz", out=tmp_path / "table")
+    bare = free(cli, *SMALL, "--seeds", "1", out=tmp_path / "bare")
     assert record["architecture_text"] == bare["architecture_text"] and record["scores"] == bare["scores"]
     table = Tabular.load(bench / "table.npz")
     against = record["against"]

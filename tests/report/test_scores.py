@@ -65,7 +65,7 @@ def test_each_choice_has_bars_for_means_and_dots_for_draws() -> None:
     ],
 )
 def test_damaged_scores_are_named(part: dict[str, Any]) -> None:
-    with pytest.raises(RunError, match="the record is damaged at .*score"):
+    with pytest.raises(RunError, match=r"the record is damaged at .*score"):
         candidates({**SCORES, **part})
 
 

@@ -34,6 +34,7 @@ Record = dict[str, Any]
 
 _CLASSES, _CHANNELS, _SIDE = 10, 3, 32
 _MOST_DRAWN = 4
+_SIZES = ("params", "macs")  # what any proxy has to rank better than
 _KEPT_EVERY = 5.0  # seconds; what is kept is small
 
 
@@ -148,9 +149,9 @@ def _accuracy(table: Tabular | None, subject: _Subject) -> float | None:
 def _scored(
     subjects: Sequence[_Subject], batch: Batch, run: Run, names: Sequence[str], *, seed_of: int, strict: bool
 ) -> dict[str, list[float]]:
-    """For each proxy one score a network, those included that others join; each is kept as soon as it is there."""
-    single = [one for name in names for one in (PROXIES[name].joins or (name,))]
-    single = list(dict.fromkeys(single))
+    """For each proxy one score a network, sizes and what others join included; kept as soon as they are there."""
+    parts = [one for name in names for one in (PROXIES[name].joins or (name,))]
+    single = list(dict.fromkeys([*_SIZES, *parts]))
     settings = {"networks": [one.name for one in subjects], "proxies": single}
     device = torch.device("cpu") if run.device.type == "mps" else run.device  # MPS has no float64
     run.begin("score", settings)

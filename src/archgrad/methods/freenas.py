@@ -1,8 +1,8 @@
 """FreeNAS: score every candidate of an untrained supernet by one gradient, without data or labels.
 
 Paper: Zhang, Su, Pan, Chang, Huang, Haffari, "Differentiable architecture search without training nor labels: a
-pruning perspective", arXiv 2106.11542 v1 (2021); v2 (FreeDARTS) is the version whose code was read. Implemented, with
-alpha the raw multiplicative weights of all candidates, no softmax, shared by the cells of a kind:
+pruning perspective" (arXiv 2106.11542, v1, 2021). Its v2 (FreeDARTS) is the version whose code was read. Implemented,
+with alpha the raw multiplicative weights of all candidates, no softmax, shared by the cells of a kind:
 
     theta = |theta|;   norms left out;   ReLU6 not clipped;   biases and shifts = 0;   alpha = 1;   float64
     repeat rounds r = 0 .. R - 1:
