@@ -11,6 +11,7 @@ METHODS = {
     "unas": "archgrad.methods.unas:unas",
     "darts": "archgrad.methods.darts:darts",
     "random_search": "archgrad.methods.random_search:random_search",
+    "freenas": "archgrad.methods.freenas:freenas",
     "dnal": "archgrad.methods.dnal:dnal",
 }
 

@@ -53,6 +53,7 @@ def supernet(space: nn.Module, run: Run, *, needs: str, single: bool = False) ->
 
     Raises:
         ChoiceError: a space without choices, with gates, or with an InputChoice of several inputs if `single`.
+        ModelError: parameters on the meta device.
     """
     found = {name: same[0] for name, same in choices(space).items()}
     if not found:
@@ -71,6 +72,8 @@ def supernet(space: nn.Module, run: Run, *, needs: str, single: bool = False) ->
             f"{needs} samples one candidate for each choice; {several[:3]} keep several inputs: give each input "
             f"a choice of its own, as archgrad.darts_cells(factorised=True) does"
         )
+    if meta := [path for path, tensor in space.state_dict().items() if tensor.is_meta]:
+        raise ModelError(f"{meta[:3]} are on the meta device and have no values; make the space on another device")
     return copy.deepcopy(space).to(run.device)
 
 
