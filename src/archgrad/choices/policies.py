@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices, matched
+from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.estimators import DecayingBaseline
 from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
@@ -34,6 +34,7 @@ from archgrad.errors import ArchitectureError, ChoiceError, ConfigError, NonFini
 Condition = Callable[[str, Mapping[str, Pick]], Sequence[int] | None]
 Prior = Mapping[str, Tensor]
 MOST = 4096  # options of one decision
+LOWEST = -1e30  # stands in for the log of 0, whose gradient would be NaN
 
 
 class _Decision:
@@ -44,7 +45,8 @@ class _Decision:
         self.picks = _picks(choice)
         self.places = {pick: place for place, pick in enumerate(self.picks)}
         self.members = torch.stack([choice.picked(pick) for pick in self.picks]).double()
-        self.prior = torch.zeros(choice.size, dtype=torch.float64) if prior is None else prior.detach().cpu().double()
+        self.prior = None if prior is None else prior.detach().cpu().double()
+        self.single = all(isinstance(pick, int) for pick in self.picks)
 
     def log_p(self, logits: Tensor, allowed: Sequence[int] | None) -> Tensor:
         """[options] log-probabilities, -inf for what may not be picked."""
@@ -53,13 +55,14 @@ class _Decision:
             wanted = torch.zeros_like(mask)
             wanted[list(allowed)] = True
             mask = mask & wanted
-        barred = (self.members @ (~mask).double()) > 0
+        barred = ~mask if self.single else (self.members @ (~mask).double()) > 0
         if bool(barred.all()):
             raise ChoiceError(
                 f"choice {self.name!r} has nothing left to pick: what is alive and what the condition allows "
                 f"({list(allowed) if allowed is not None else 'everything'}) have too little in common"
             )
-        scores = self.members @ (logits + self.prior)
+        entries = logits if self.prior is None else logits + self.prior
+        scores = entries if self.single else self.members @ entries
         return torch.log_softmax(scores.masked_fill(barred, -math.inf), 0)
 
 
@@ -82,7 +85,6 @@ class Policy(nn.Module):
             raise ChoiceError(f"{type(space).__name__} has no choice to draw from")
         _check_prior(prior, found)
         given = prior or {}
-        self._space = (space,)  # in a tuple, so that its weights are not the policy's
         self.decisions = [_Decision(same[0], given.get(name)) for name, same in found.items()]
         self.condition = condition
 
@@ -110,11 +112,15 @@ class Policy(nn.Module):
         Raises:
             ArchitectureError: the architecture is for another space, or the condition rules it out.
         """
-        matched(self._space[0], architecture)
+        if architecture.keys() != {decision.name for decision in self.decisions}:
+            raise ArchitectureError(
+                f"the architecture decides {list(architecture)[:5]}, the policy "
+                f"{[decision.name for decision in self.decisions[:5]]}; draw from a policy of the same space"
+            )
 
         def choose(decision: _Decision, log_p: Tensor) -> int:
-            place = decision.places[architecture[decision.name]]
-            if not math.isfinite(float(log_p[place].detach())):
+            place = decision.places.get(architecture[decision.name])
+            if place is None or not math.isfinite(float(log_p[place].detach())):
                 raise ArchitectureError(
                     f"choice {decision.name!r}: the pick {architecture[decision.name]!r} is not allowed here; draw "
                     f"architectures from the policy itself"
@@ -143,8 +149,7 @@ class Policy(nn.Module):
             option = choose(decision, log_p)
             picks[decision.name], last = decision.picks[option], decision.members[option]
             total = total + log_p[option]
-            alive = log_p[log_p > -math.inf]
-            entropy = entropy - (alive.exp() * alive).sum()
+            entropy = entropy - (log_p.exp() * log_p.clamp_min(LOWEST)).sum()
         return Architecture(picks), total, entropy
 
 
@@ -184,7 +189,7 @@ class Categorical(Policy):
 class Controller(Policy):
     """An LSTM that decides in sequence, each decision in view of the earlier ones.
 
-        (h_t, c_t) = LSTM(e_{t-1}, h_{t-1}, c_{t-1}),   z_t = W_t h_t + b_t,   e_t = the pick as zeros and ones, e_0 = 0
+        (h_t, c_t) = LSTM(e_{t-1}, h_{t-1}, c_{t-1}),   z_t = W_t h_t + b_t,   e_t the pick as zeros and ones, e_0 = 0
 
     W and b are 0 at first, so that the first draws are uniform, or those of the prior.
 
