@@ -30,13 +30,14 @@ from torch.optim import Adam, Optimizer
 
 from archgrad.choices.access import logits, relax, weights
 from archgrad.choices.modules import InputChoice
+from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Open, Softmax
 from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import decide, strengths
 from archgrad.search.bilevel import alternate, logit_rate, mixed
 from archgrad.search.fit import MakeOptimiser, sgd, sgd_of_darts
 from archgrad.search.found import Found
-from archgrad.search.prior import Prior, recorded, warm_start
+from archgrad.search.prior import recorded, warm_start
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.search.supernet import conclude, divided, foresee, supernet

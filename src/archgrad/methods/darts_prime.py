@@ -41,6 +41,7 @@ from torch.optim import Adam
 from archgrad.choices.access import choices, logits, relax, restrict, weights
 from archgrad.choices.clipped import Clipped, normalise_nodes
 from archgrad.choices.modules import InputChoice
+from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Open, Softmax
 from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import decide, strengths
@@ -50,7 +51,7 @@ from archgrad.search.dynamic import Dynamic, Every, weights_share
 from archgrad.search.fit import MakeOptimiser, sgd, sgd_of_darts
 from archgrad.search.found import Found
 from archgrad.search.objectives import Admm, Proximity, regularised
-from archgrad.search.prior import Prior, recorded, warm_start
+from archgrad.search.prior import recorded, warm_start
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.search.supernet import conclude, divided, foresee, supernet

@@ -41,6 +41,7 @@ from torch.optim import Adam, Optimizer
 
 from archgrad.choices.access import logits, relax, using, weights
 from archgrad.choices.architecture import Architecture
+from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Softmax
 from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import decide, strengths
@@ -48,7 +49,7 @@ from archgrad.search.bilevel import alternate, logit_rate
 from archgrad.search.dynamic import Every
 from archgrad.search.fit import MakeOptimiser, sgd
 from archgrad.search.found import Found
-from archgrad.search.prior import Prior, recorded, warm_start
+from archgrad.search.prior import recorded, warm_start
 from archgrad.search.run import Run
 from archgrad.search.sampling import Branched, Estimate, Hinge, Sampler
 from archgrad.search.schedules import cosine
@@ -147,7 +148,6 @@ def unas(
     run.begin("unas", settings)
     if within:
         within.begin(run)
-
     foresee(space, task, run, optimiser=optimiser, passes=1 if terms.gap == "none" else 2)
     made = optimiser(weights(space))
     decided = Adam(logits(space), lr=rate or logit_rate(1e-3, steps), weight_decay=1e-6)
