@@ -74,8 +74,8 @@ def supernet(space: nn.Module, run: Run, *, needs: str, single: bool = False) ->
             f"{needs} samples one candidate for each choice; {several[:3]} keep several inputs: give each input "
             f"a choice of its own, as archgrad.darts_cells(factorised=True) does"
         )
-    if meta := [path for path, tensor in space.state_dict().items() if tensor.is_meta]:
-        raise ModelError(f"{meta[:3]} are on the meta device and have no values; make the space on another device")
+    if any(tensor.is_meta for tensor in (*space.parameters(), *space.buffers())):
+        raise ModelError(f"{type(space).__name__} is on the meta device and has no values; make it on the CPU")
     return copy.deepcopy(space).to(run.device)
 
 
