@@ -93,7 +93,9 @@ def tables(rows: list[Row]) -> str:
         distance = ", ".join(f"{statistics.fmean(_at(row, share) for row in same):.2f}" for share in (0.25, 0.5, 1.0))
         cells = len({row["cell"] for row in same})
         figures = (_spread(same, "gap", 100, 1), f"{cells} of {len(same)}", _spread(same, "accuracy", 100, 1))
-        lines.append(f"| {', '.join(variant)} | {distance} | {' | '.join(figures)} | {_spread(same, 'params', 1, 0)} |")
+        lines.append(
+            f"| {', '.join(variant)} | {distance} | {' | '.join(figures)} | {_spread(same, 'params', 1, 0)} |"
+        )
     lines += ["", "| change, all else and the seed equal | pairs | distance at the end | gap, points "
               "| accuracy, points | parameters |", "|---" * 6 + "|"]  # fmt: skip
     for name, before, after in (

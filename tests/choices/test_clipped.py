@@ -127,7 +127,9 @@ def test_masking_all_candidates_is_refused() -> None:
 @pytest.mark.parametrize("factorised", [False, True])
 def test_nodes_are_normalised_and_the_derived_network_computes_the_same(factorised: bool) -> None:
     torch.manual_seed(0)
-    space = ag.darts_cells(channels=2, cells=3, in_channels=1, classes=3, nodes=2, factorised=factorised, operations=3)
+    space = ag.darts_cells(
+        channels=2, cells=3, in_channels=1, classes=3, nodes=2, factorised=factorised, operations=3
+    )
 
     def several(choice: Choice) -> bool:
         return isinstance(choice, ag.InputChoice) and choice.keep > 1

@@ -318,8 +318,8 @@ def refuse_measured(limit: Limit | None, *, method: str) -> None:
     if limit and limit.cost.measured:
         raise LimitError(
             f"{limit.cost.name} is measured and has no gradient, and {method} knows mixtures alone: use "
-            f"archgrad.unas, which measures sampled networks, or a limit on archgrad.macs, archgrad.params or a table "
-            f"of prices"
+            f"archgrad.unas, which measures sampled networks, or a limit on archgrad.macs, archgrad.params or a "
+            f"table of prices"
         )
 
 
