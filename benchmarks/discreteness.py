@@ -62,7 +62,7 @@ def searched(data: ag.Classification, variant: tuple[str, str, str], *, seed: in
     """One variant with one seed: all that the tables are made of."""
     activation, schedule, regulariser = variant
     run = ag.Run(steps=sum(steps), seed=seed, device="cpu", progress=False)
-    constraint = Constraint(activation, schedule, PACE[schedule], regulariser)  # type: ignore[arg-type]
+    constraint = Constraint(activation, schedule, PACE[schedule], regulariser=regulariser)  # type: ignore[arg-type]
     torch.manual_seed(seed)
     began = time.process_time()
     found = darts_prime(space(), data, run, constraint=constraint, search=steps[0] / sum(steps), share=0.8)

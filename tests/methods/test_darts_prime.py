@@ -95,7 +95,7 @@ def test_proximity_brings_the_weights_nearer_to_discrete_ones() -> None:
 
 def test_clipped_candidates_die_and_the_network_found_has_no_norm_of_the_nodes() -> None:
     given = space()
-    constraint = Constraint("clipped", "static", 1, "proximity", rho=20.0)
+    constraint = Constraint("clipped", "static", 1, rho=20.0)
     found = darts_prime(given, task(), run(steps=80), constraint=constraint, rate=0.1)
     last = [row for row in found.history if "distance" in row][-1]
     weights = {name: value for name, value in last.items() if name.startswith("weight/")}
@@ -108,7 +108,7 @@ def test_clipped_candidates_die_and_the_network_found_has_no_norm_of_the_nodes()
 
 def test_clipped_weights_keep_a_limit_too() -> None:
     limit = ag.macs(torch.zeros(1, 1, 8, 8)).at_most(fraction=0.9)
-    constraint = Constraint("clipped", "static", 1, "proximity", rho=20.0)
+    constraint = Constraint("clipped", "static", 1, rho=20.0)
     found = darts_prime(space(), task(), run(steps=60), limit=limit, constraint=constraint, rate=0.1)
     assert found.costs["macs"] <= found.record["limit"]["bound"]
 
@@ -147,7 +147,7 @@ def test_a_measured_limit_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"rho": -0.1}, "rho"), ({"f": 0}, "f=0"), ({"schedule": "static", "f": 2.5}, "whole numbers")],
+    [({"rho": -0.1}, "rho"), ({"f": 0}, "f=0"), ({"threshold": 0.0}, "threshold=0.0"), ({"schedule": "static", "f": 2.5}, "whole numbers")],
 )
 def test_constraints_that_make_no_sense_are_refused(wrong: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
