@@ -24,7 +24,7 @@ import torch
 from slim import cifar10
 
 import archgrad as ag
-from archgrad.methods.darts_prime import Constraint, darts_prime
+from archgrad.methods.darts_prime import Constraint
 from archgrad.methods.unas import Terms
 from archgrad.spaces import nasbench201
 from archgrad.tasks.tabular import DATA, Tabular
@@ -35,8 +35,8 @@ METHODS: dict[str, Callable[..., ag.Found]] = {
     "darts": ag.darts,
     "unas": ag.unas,
     "unas, no gap": functools.partial(ag.unas, terms=Terms(gap="none")),
-    "darts_prime": darts_prime,
-    "darts_prime, static": functools.partial(darts_prime, constraint=Constraint(schedule="static")),
+    "darts_prime": ag.darts_prime,
+    "darts_prime, static": functools.partial(ag.darts_prime, constraint=Constraint(schedule="static")),
     "single path": functools.partial(ag.random_search, shared=True),
 }
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from archgrad.cli import methods
 from archgrad.errors import ConfigError, LimitError
 
 Schema = TypeVar("Schema", bound="Options")
@@ -23,14 +24,15 @@ LIMITS = (
     "macs=0.5 or macs=50% (half of what the network takes), macs=20M, macs=20e6, params=0.5, params=300k, "
     "latency_ms=4.0"
 )
-METHODS = ("unas", "darts", "random_search", "freenas")
+METHODS = tuple(name for name in methods.METHODS if name != "dnal")
 SPACES = ("darts", "nasbench201", "mobile")
 TABLE_DATA = ("cifar10", "cifar100", "imagenet16_120")
 AUGMENTATIONS = "flip, crop=PIXELS and cutout=PIXELS, joined by commas: flip,crop=4,cutout=8"
-# What only one method has, and what a method that trains nothing has no use for.
+# What only some methods have, and what a method that trains nothing has no use for.
 _OWN = {
-    "random_search": ("shared", "trials"),
-    "freenas": ("rounds", "norm", "seeds", "classes", "in_channels", "table", "table_data"),
+    ("shared",): ("random_search",),
+    ("trials",): ("random_search", "monas"),
+    ("rounds", "norm", "seeds", "classes", "in_channels", "table", "table_data"): ("freenas",),
 }
 _OF_TRAINING = ("epochs", "steps", "seconds", "search", "batch_size", "augment", "precision")
 _SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
@@ -145,7 +147,7 @@ class SearchOptions(LimitedOptions):
     search: float = Field(0.5, gt=0, le=1, description="Share of the steps searched in; the rest trains the result.")
     shared: bool = Field(False, description="random_search: try architectures with the weights of one supernet.")
     trials: int | None = Field(
-        None, ge=1, description="random_search: architectures tried; default 10, with --shared 50."
+        None, ge=1, description="Architectures tried: random_search, default 10, with --shared 50; monas, 30."
     )
     rounds: int | None = Field(None, ge=1, description="freenas: rounds of scoring and dropping; default 1.")
     norm: Literal["off", "eval", "train"] | None = Field(
@@ -181,12 +183,11 @@ class SearchOptions(LimitedOptions):
 
     @model_validator(mode="after")
     def _together(self) -> SearchOptions:
-        for method, names in _OWN.items():
-            if method != self.method and (given := self._given(names)):
-                how = "trains one supernet: bound it by epochs, steps or seconds"
-                if method == "freenas" or self.method == "freenas":
-                    how = "has no use for it"
-                raise ValueError(f"{given} goes with --method {method}; {self.method} {how}")
+        for names, owners in _OWN.items():
+            if self.method not in owners and (given := self._given(names)):
+                trains = owners[0] != "freenas" and self.method not in ("freenas", "monas")
+                how = "trains one supernet: bound it by epochs, steps or seconds" if trains else "has no use for it"
+                raise ValueError(f"{given} goes with --method {' or '.join(owners)}; {self.method} {how}")
         if self.method == "freenas":
             self._free()
         elif not self.data:

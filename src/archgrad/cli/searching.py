@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import torch
 from archgrad.cli import folder, spaces
 from archgrad.cli.configuration import TABLE_DATA, SearchOptions
 from archgrad.cli.preparing import begin, limit_of, prepare, seed, write_onnx
+from archgrad.costs.count import macs, params
 from archgrad.methods.darts import darts
+from archgrad.methods.darts_prime import darts_prime
 from archgrad.methods.freenas import freenas
+from archgrad.methods.monas import monas
 from archgrad.methods.random_search import random_search
 from archgrad.methods.unas import unas
 from archgrad.report import page
@@ -20,6 +24,7 @@ from archgrad.search.checkpoint import replace_text
 from archgrad.search.found import Found
 from archgrad.search.run import Run
 
+_GRADIENT: dict[str, Callable[..., Found]] = {"unas": unas, "darts": darts, "darts_prime": darts_prime}
 _CLASSES, _CHANNELS, _SIDE = 10, 3, 32  # of images where no data says otherwise: those of CIFAR-10
 
 
@@ -33,12 +38,13 @@ def search(options: SearchOptions) -> dict[str, Any]:
     limit, share = limit_of(options.limit, task.example), options.search
     folder.write(out, "search", options)
     with folder.resumable(out):
-        if options.method == "unas":
-            found = unas(space, task, run, limit=limit, search=share)
-        elif options.method == "darts":
-            found = darts(space, task, run, limit=limit, search=share)
-        else:
+        if options.method == "random_search":
             found = random_search(space, task, run, limit=limit, shared=options.shared, search=share)
+        elif options.method == "monas":
+            costs = (macs(task.example), params())
+            found = monas(space, task, run, limit=limit, costs=costs, search=share)
+        else:
+            found = _GRADIENT[options.method](space, task, run, limit=limit, search=share)
         _record(found, out, made)
         write_onnx(found, out, onnx)
     return found.record

@@ -68,6 +68,8 @@ class Constraint:
         activation: "softmax" (v3) or "clipped" (v1, v2).
         schedule: "dynamic" or "static".
         f: steps of the weights for one of the architecture; a whole number for the static schedule.
+        threshold: theta at the beginning; below the first squared gradients the architecture waits, above them it
+            begins at once.
         regulariser: "proximity", "admm" or "none".
         rho: its weight.
         adjusted: proximity weighed entry by entry, in place of all alike.
@@ -77,6 +79,7 @@ class Constraint:
     activation: Literal["softmax", "clipped"] = "softmax"
     schedule: Literal["dynamic", "static"] = "dynamic"
     f: float = 10
+    threshold: float = 1.0
     regulariser: Literal["proximity", "admm", "none"] = "proximity"
     rho: float = 0.1
     adjusted: bool = False
@@ -93,7 +96,9 @@ class Constraint:
 
     def pace(self) -> Dynamic | Every:
         """A new schedule of the architecture's steps."""
-        return Dynamic(self.f) if self.schedule == "dynamic" else Every(self.f)  # type: ignore[arg-type]
+        if self.schedule == "dynamic":
+            return Dynamic(self.f, threshold=self.threshold)
+        return Every(self.f)  # type: ignore[arg-type]
 
     def term(self, space: nn.Module, run: Run) -> Proximity | Admm:
         """A new regulariser of a relaxed space; of weight 0 for "none"."""

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from archgrad.errors import RunError
 from archgrad.report import graphs, scored, scores, svg, text
-from archgrad.report.pictures import Chart, History, charts, scatter
+from archgrad.report.pictures import Chart, History, charts, jump, scatter
 from archgrad.report.weights import weights
 
 _TEMPLATE = "page.html.jinja"
@@ -49,6 +49,7 @@ def page(record: text.Record, history: History = ()) -> str:
         columns=text.columns(record),
         rows=text.rows(record),
         limit=text.limit_line(record),
+        gap=text.gap_line(record),
         layers=_layers(record),
         alarms=[str(alarm) for alarm in record.get("alarms") or []],
         graphs=[(one.get("name") or "", Markup(drawn)) for one, drawn in zip(given, pictures, strict=True)],
@@ -118,8 +119,8 @@ def _pictures(record: text.Record) -> list[str]:
 
 
 def _charts(record: text.Record, history: History) -> list[tuple[Chart, Markup]]:
-    surrogate = scatter(record.get("surrogate") or {})
-    found = [*charts(history, record.get("limit")), *([surrogate] if surrogate else [])]
+    others = (jump(record), scatter(record.get("surrogate") or {}))
+    found = [*charts(history, record.get("limit")), *(one for one in others if one)]
     return [(chart, Markup(chart.svg)) for chart in found]
 
 

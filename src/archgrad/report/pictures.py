@@ -31,16 +31,21 @@ _AXES = ("phase", "step", "time", "epoch")
 WEIGHT = "weight/"
 # Drawn elsewhere, over accuracies: see archgrad.report.scores.
 SCORE = "score/"
+# Drawn by `jump`.
+JUMP = "discretisation_"
 _KNOWN = {
     "flips": "Gates flipping per epoch",
     "open_gates": "Open gates",
     "scale": "Scale of the gates",
     "entropy": "Entropy of the choices",
+    "distance": "Distance from discrete weights",
+    "log10_fisher": "Squared gradient norm of the weights and its threshold, log10",
+    "log10_threshold": "Squared gradient norm of the weights and its threshold, log10",
     "temperature": "Temperature",
 }
 _EXPECTED_AGAINST_LIMIT = "Expected cost against the limit"
 _AGAINST_LIMIT = "Cost against the limit"
-_ORDER = ("Loss", "Accuracy", _EXPECTED_AGAINST_LIMIT, _AGAINST_LIMIT, *_KNOWN.values())
+_ORDER = ("Loss", "Accuracy", _EXPECTED_AGAINST_LIMIT, _AGAINST_LIMIT, *dict.fromkeys(_KNOWN.values()))
 _MOST_POINTS = 400
 _MOST_MARKED_PHASES = 12
 _MOST_CHARTS = 24
@@ -107,7 +112,10 @@ def is_finite(value: object) -> TypeGuard[float]:
 
 def _figure_names(history: History) -> list[str]:
     names = {
-        name: None for one in history for name in one if name not in _AXES and not name.startswith((WEIGHT, SCORE))
+        name: None
+        for one in history
+        for name in one
+        if name not in _AXES and not name.startswith((WEIGHT, SCORE, JUMP))
     }
     return [name for name in names if any(is_finite(one.get(name)) for one in history)]
 
@@ -221,6 +229,36 @@ def scatter(part: Mapping[str, Any]) -> Chart | None:
     count = f"{len(pairs)} {'network' if len(pairs) == 1 else 'networks'}"
     caption = f"{', '.join([count, *told])}. On the dashed line the surrogate is right."
     return Chart("Surrogate against measurement", caption, drawn("surrogate", fill))
+
+
+def jump(record: Mapping[str, Any]) -> Chart | None:
+    """What the supernet scored, the network found with its weights, and that network trained, as bars.
+
+    From a record's `discretisation`, {"score", "supernet", "derived"}, and `after`; None where the first is missing.
+    """
+    part = record.get("discretisation") or {}
+    name = str(part.get("score", "score"))
+    given = (
+        ("the supernet", part.get("supernet")),
+        ("the network found,\nwith its weights", part.get("derived")),
+        ("the network found,\ntrained", (record.get("after") or {}).get(name)),
+    )
+    bars = [(label, value) for label, value in given if is_finite(value)]
+    if not all(is_finite(part.get(key)) for key in ("supernet", "derived")):
+        return None
+
+    def fill(axes: Axes) -> None:
+        places = range(len(bars), 0, -1)
+        axes.barh(places, [value for _, value in bars], color=_LINES[: len(bars)], height=0.6)
+        for place, (_, value) in zip(places, bars, strict=True):
+            axes.annotate(f" {value:.3g}", (value, place), va="center", fontsize=8, color=_INK)
+        _dress(axes, x=name.replace("_", " "))
+        axes.set_yticks(list(places), [label for label, _ in bars])
+        axes.grid(visible=False)
+        axes.margins(x=0.12)
+
+    caption = "The first two on validation data, before any training of the network found; the last on test data."
+    return Chart("From the supernet to the network", caption, drawn("jump", fill))
 
 
 def _scaled(axes: Axes, figures: list[float]) -> None:
