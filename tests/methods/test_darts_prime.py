@@ -147,7 +147,12 @@ def test_a_measured_limit_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"rho": -0.1}, "rho"), ({"f": 0}, "f=0"), ({"threshold": 0.0}, "threshold=0.0"), ({"schedule": "static", "f": 2.5}, "whole numbers")],
+    [
+        ({"rho": -0.1}, "rho"),
+        ({"f": 0}, "f=0"),
+        ({"threshold": 0.0}, "threshold=0.0"),
+        ({"schedule": "static", "f": 2.5}, "whole numbers"),
+    ],
 )
 def test_constraints_that_make_no_sense_are_refused(wrong: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
