@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from archgrad.choices.modules import Gate, InputChoice, OpChoice
     from archgrad.choices.relaxations import gumbel_softmax, scaled_sigmoid, softmax
     from archgrad.costs.count import macs, params
+    from archgrad.costs.energy import energy
     from archgrad.costs.latency import latency
     from archgrad.costs.limits import Limit, black_box
+    from archgrad.costs.memory import peak_memory
     from archgrad.derive.discretise import build, decide
     from archgrad.derive.export import export_onnx, export_program
     from archgrad.errors import (
@@ -35,12 +37,15 @@ if TYPE_CHECKING:
         RunError,
     )
     from archgrad.methods.darts import darts
+    from archgrad.methods.darts_prime import darts_prime
     from archgrad.methods.dnal import dnal
     from archgrad.methods.freenas import freenas
+    from archgrad.methods.monas import monas
     from archgrad.methods.random_search import random_search
     from archgrad.methods.unas import unas
     from archgrad.search.fit import adamw, fit, recalibrate, sgd
     from archgrad.search.found import Found, derive
+    from archgrad.search.prior import prior, warm_start
     from archgrad.search.run import Run
     from archgrad.search.schedules import warm_up_cosine
     from archgrad.search.signals import Stopped
@@ -86,11 +91,13 @@ __all__ = [
     "darts",
     "darts_cells",
     "darts_network",
+    "darts_prime",
     "decide",
     "derive",
     "digits",
     "dnal",
     "draw",
+    "energy",
     "export_onnx",
     "export_program",
     "fit",
@@ -104,9 +111,12 @@ __all__ = [
     "macs",
     "mobile_backbone",
     "mobile_network",
+    "monas",
     "nasbench201_cells",
     "nasbench201_network",
     "params",
+    "peak_memory",
+    "prior",
     "random_search",
     "recalibrate",
     "relax",
@@ -118,6 +128,7 @@ __all__ = [
     "softmax",
     "unas",
     "using",
+    "warm_start",
     "warm_up_cosine",
     "weights",
 ]
@@ -128,8 +139,10 @@ _HOMES = {
     "choices.modules": ("Gate", "InputChoice", "OpChoice"),
     "choices.relaxations": ("gumbel_softmax", "scaled_sigmoid", "softmax"),
     "costs.count": ("macs", "params"),
+    "costs.energy": ("energy",),
     "costs.latency": ("latency",),
     "costs.limits": ("Limit", "black_box"),
+    "costs.memory": ("peak_memory",),
     "derive.discretise": ("build", "decide"),
     "derive.export": ("export_onnx", "export_program"),
     "errors": (
@@ -137,13 +150,16 @@ _HOMES = {
         "LimitError", "MissingExtra", "ModelError", "NonFiniteError", "RunError",
     ),
     "methods.darts": ("darts",),
+    "methods.darts_prime": ("darts_prime",),
     "methods.dnal": ("dnal",),
     "methods.freenas": ("freenas",),
+    "methods.monas": ("monas",),
     "methods.random_search": ("random_search",),
     "methods.unas": ("unas",),
     "search.fit": ("adamw", "fit", "recalibrate", "sgd"),
     "search.schedules": ("warm_up_cosine",),
     "search.found": ("Found", "derive"),
+    "search.prior": ("prior", "warm_start"),
     "search.run": ("Run",),
     "search.signals": ("Stopped",),
     "spaces.darts": ("darts_cells", "darts_network"),

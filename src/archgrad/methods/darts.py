@@ -30,15 +30,17 @@ from torch.optim import Adam, Optimizer
 
 from archgrad.choices.access import logits, relax, weights
 from archgrad.choices.modules import InputChoice
+from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Open, Softmax
 from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import decide, strengths
 from archgrad.search.bilevel import alternate, logit_rate, mixed
 from archgrad.search.fit import MakeOptimiser, sgd, sgd_of_darts
 from archgrad.search.found import Found
+from archgrad.search.prior import recorded, warm_start
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
-from archgrad.search.supernet import conclude, divided, supernet
+from archgrad.search.supernet import conclude, divided, foresee, supernet
 from archgrad.search.within import Within, refuse_measured
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch
@@ -52,6 +54,7 @@ def darts(
     run: Run,
     *,
     limit: Limit | None = None,
+    prior: Prior | None = None,
     second_order: bool = False,
     search: float = 0.5,
     share: float = 0.5,
@@ -67,6 +70,7 @@ def darts(
         task: what networks are trained and scored on; its test part is read once, at the end.
         run: epochs of search and training together (default 60), seed, folder, device.
         limit: for instance `archgrad.macs(x).at_most(3e6)`; not on a measured cost.
+        prior: logits to begin with, such as `archgrad.prior(...)` from scores of untrained networks.
         second_order: differentiate through one step of the weights.
         search: share of the steps that is searched in; the rest trains what was found, from fresh weights.
         share: part of the training data that the weights are trained on while searching.
@@ -89,12 +93,14 @@ def darts(
     within = Within(space, limit) if limit else None
     settings = {
         "limit": limit and limit.record(), "second_order": second_order, "search": search, "share": share,
-        "pressure": pressure, "rate": rate,
+        "pressure": pressure, "rate": rate, "prior": recorded(prior),
     }  # fmt: skip
     run.begin("darts", settings)
     for logit in logits(space):
         nn.init.normal_(logit, std=1e-3)
+    warm_start(space, prior)
 
+    foresee(space, task, run, optimiser=optimiser, passes=2 if second_order else 1)
     made = optimiser(weights(space))
     group = {"params": logits(space), "lr": rate or logit_rate(3e-4, steps), "steady": True}
     decided = Adam([group], betas=(0.5, 0.999), weight_decay=1e-3)

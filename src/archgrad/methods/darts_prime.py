@@ -41,6 +41,7 @@ from torch.optim import Adam
 from archgrad.choices.access import choices, logits, relax, restrict, weights
 from archgrad.choices.clipped import Clipped, normalise_nodes
 from archgrad.choices.modules import InputChoice
+from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Open, Softmax
 from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import decide, strengths
@@ -50,9 +51,10 @@ from archgrad.search.dynamic import Dynamic, Every, weights_share
 from archgrad.search.fit import MakeOptimiser, sgd, sgd_of_darts
 from archgrad.search.found import Found
 from archgrad.search.objectives import Admm, Proximity, regularised
+from archgrad.search.prior import recorded, warm_start
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
-from archgrad.search.supernet import conclude, divided, supernet
+from archgrad.search.supernet import conclude, divided, foresee, supernet
 from archgrad.search.within import Within, refuse_measured
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch
@@ -112,6 +114,7 @@ def darts_prime(
     run: Run,
     *,
     limit: Limit | None = None,
+    prior: Prior | None = None,
     constraint: Constraint = Constraint(),
     search: float = 0.5,
     share: float | None = None,
@@ -127,6 +130,7 @@ def darts_prime(
         task: what networks are trained and scored on; its test part is read once, at the end.
         run: epochs of search and training together (default 60), seed, folder, device.
         limit: for instance `archgrad.macs(x).at_most(3e6)`; not on a measured cost.
+        prior: logits to begin with, such as `archgrad.prior(...)` from scores of untrained networks.
         constraint: activation, schedule and regulariser.
         search: share of the steps that is searched in; the rest trains what was found, from fresh weights.
         share: part of the training data that the weights are trained on; default: 1 - 1 / (1 + f).
@@ -150,10 +154,12 @@ def darts_prime(
     within = Within(space, limit) if limit else None
     settings = {
         "limit": limit and limit.record(), "constraint": asdict(constraint), "search": search, "share": share,
-        "pressure": pressure, "rate": rate,
+        "pressure": pressure, "rate": rate, "prior": recorded(prior),
     }  # fmt: skip
     run.begin("darts_prime", settings)
     _start(space, clipped=clipped)
+    warm_start(space, prior)
+    foresee(space, task, run, optimiser=optimiser)
 
     made = optimiser(weights(space))
     moves = max(1.0, steps / (constraint.f + (constraint.schedule == "dynamic")))

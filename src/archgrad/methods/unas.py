@@ -41,6 +41,7 @@ from torch.optim import Adam, Optimizer
 
 from archgrad.choices.access import logits, relax, using, weights
 from archgrad.choices.architecture import Architecture
+from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Softmax
 from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import decide, strengths
@@ -48,10 +49,11 @@ from archgrad.search.bilevel import alternate, logit_rate
 from archgrad.search.dynamic import Every
 from archgrad.search.fit import MakeOptimiser, sgd
 from archgrad.search.found import Found
+from archgrad.search.prior import recorded, warm_start
 from archgrad.search.run import Run
 from archgrad.search.sampling import Branched, Estimate, Hinge, Sampler
 from archgrad.search.schedules import cosine
-from archgrad.search.supernet import conclude, divided, supernet
+from archgrad.search.supernet import conclude, divided, foresee, supernet
 from archgrad.search.within import Within
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch, first
@@ -102,6 +104,7 @@ def unas(
     run: Run,
     *,
     limit: Limit | None = None,
+    prior: Prior | None = None,
     black_box: BlackBox | None = None,
     terms: Terms = Terms(),
     search: float = 0.5,
@@ -118,6 +121,7 @@ def unas(
         task: what networks are trained and scored on; its test part is read once, at the end.
         run: epochs of search and training together (default 60), seed, folder, device.
         limit: on any cost, measured ones included: `archgrad.latency(x, device="cpu").at_most(ms=4.0)`.
+        prior: logits to begin with, such as `archgrad.prior(...)` from scores of untrained networks.
         black_box: (network, validation batch) to a loss (), or [B] for each image, without gradient: the 0-1 error,
             a figure from a device. It is added to the objective.
         terms: the rest of the objective, and its estimator.
@@ -133,18 +137,18 @@ def unas(
         NonFiniteError: a loss became NaN or infinite.
     """
     space = supernet(space, run, needs="UNAS", single=True)
-    relax(space, Softmax)
+    warm_start(relax(space, Softmax), prior)
     task.check(space)
     steps, rest = divided(run, task, search)
     within = Within(space, limit) if limit else None
     settings = {
         "limit": limit and limit.record(), "black_box": black_box is not None, "terms": asdict(terms),
-        "search": search, "share": share, "rate": rate,
+        "search": search, "share": share, "rate": rate, "prior": recorded(prior),
     }  # fmt: skip
     run.begin("unas", settings)
     if within:
         within.begin(run)
-
+    foresee(space, task, run, optimiser=optimiser, passes=1 if terms.gap == "none" else 2)
     made = optimiser(weights(space))
     decided = Adam(logits(space), lr=rate or logit_rate(1e-3, steps), weight_decay=1e-6)
     sampler = Sampler(space, run, temperature=terms.temperature, softening=terms.softening)
@@ -205,9 +209,7 @@ class _Objective:
         relaxed = torch.zeros_like(hard)
         if self.terms.estimator == "rebar":
             relaxed = self._loss(sample.mixed, train, valid)
-        loss = self.estimate(hard, relaxed, sample.log_probability)
-        if self.hinge:
-            loss = loss + self.hinge()
+        loss = self.estimate(hard, relaxed, sample.log_probability) + (self.hinge() if self.hinge else 0.0)
         self.relaxed = self.sampler.named(sample.relaxed)
         return loss, torch.autograd.grad(loss, logits(self.space), allow_unused=True)
 

@@ -16,18 +16,21 @@ if TYPE_CHECKING:
 
 History = Sequence[Mapping[str, Any]]
 
-_INK, _FAINT, _LIMIT = "#010101", "#020202", "#030303"
-_LINES = ("#040404", "#050505", "#060606", "#070707")
+# What axes are drawn in, by whoever fills them.
+INK, FAINT, LIMIT = "#010101", "#020202", "#030303"
+LINES = ("#040404", "#050505", "#060606", "#070707")
 # matplotlib writes fixed colours; each stands for a variable of the page's style sheet.
 _VARIABLES = {
-    _INK: "--ink",
-    _FAINT: "--faint",
-    _LIMIT: "--limit",
-    **{colour: f"--line{place}" for place, colour in enumerate(_LINES, start=1)},
+    INK: "--ink",
+    FAINT: "--faint",
+    LIMIT: "--limit",
+    **{colour: f"--line{place}" for place, colour in enumerate(LINES, start=1)},
 }
 _AXES = ("phase", "step", "time", "epoch")
 # Drawn elsewhere, a picture a choice: see archgrad.report.weights.
 WEIGHT = "weight/"
+# Drawn elsewhere, over accuracies: see archgrad.report.scores.
+SCORE = "score/"
 # Drawn by `jump`.
 JUMP = "discretisation_"
 _KNOWN = {
@@ -79,7 +82,7 @@ def charts(history: History, limit: Mapping[str, Any] | None = None) -> list[Cha
     ordered = sorted(groups, key=lambda heading: _ORDER.index(heading) if heading in _ORDER else len(_ORDER))
     spans = _phase_spans(history, places)
     return [
-        _chart(heading, groups[heading][: len(_LINES)], spans=spans, bound=_bound(heading, limit))
+        _chart(heading, groups[heading][: len(LINES)], spans=spans, bound=_bound(heading, limit))
         for heading in ordered[:_MOST_CHARTS]
     ]
 
@@ -109,7 +112,10 @@ def is_finite(value: object) -> TypeGuard[float]:
 
 def _figure_names(history: History) -> list[str]:
     names = {
-        name: None for one in history for name in one if name not in _AXES and not name.startswith((WEIGHT, JUMP))
+        name: None
+        for one in history
+        for name in one
+        if name not in _AXES and not name.startswith((WEIGHT, SCORE, JUMP))
     }
     return [name for name in names if any(is_finite(one.get(name)) for one in history)]
 
@@ -169,17 +175,17 @@ def drawn(heading: str, fill: Callable[[Axes], None]) -> str:
 
 def _chart(heading: str, curves: list[Curve], *, spans: list[tuple[str, float, float]], bound: float | None) -> Chart:
     def fill(axes: Axes) -> None:
-        for colour, one in zip(_LINES, curves, strict=False):
+        for colour, one in zip(LINES, curves, strict=False):
             marker = "o" if len(one.x) <= 40 else ""
             name = one.name.replace("_", " ")
             axes.plot(one.x, one.y, color=colour, linewidth=1.5, marker=marker, markersize=3, label=name)
         if bound is not None:
-            axes.axhline(bound, color=_LIMIT, linewidth=1.2, linestyle="--", label="limit")
+            axes.axhline(bound, color=LIMIT, linewidth=1.2, linestyle="--", label="limit")
         _scaled(axes, [y for one in curves for y in one.y])
-        _dress(axes)
+        dress(axes)
         _mark(axes, spans)
         if len(curves) + (bound is not None) > 1:
-            axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
+            axes.legend(frameon=False, labelcolor=INK, fontsize=8)
 
     averaged = max(one.per_point for one in curves)
     caption = f"Each point is the mean of {averaged} records." if averaged > 1 else ""
@@ -210,10 +216,10 @@ def scatter(part: Mapping[str, Any]) -> Chart | None:
         from matplotlib.ticker import MaxNLocator
 
         ends = [min(min(pair) for pair in pairs), max(max(pair) for pair in pairs)]
-        axes.plot(ends, ends, color=_FAINT, linewidth=1.2, linestyle="--")
-        axes.plot(*zip(*pairs, strict=True), color=_LINES[0], linestyle="", marker="o", markersize=3.5, alpha=0.8)
-        _dress(axes, x=f"measured, {unit}" if unit else "measured")
-        axes.set_ylabel(f"predicted, {unit}" if unit else "predicted", color=_INK)
+        axes.plot(ends, ends, color=FAINT, linewidth=1.2, linestyle="--")
+        axes.plot(*zip(*pairs, strict=True), color=LINES[0], linestyle="", marker="o", markersize=3.5, alpha=0.8)
+        dress(axes, x=f"measured, {unit}" if unit else "measured")
+        axes.set_ylabel(f"predicted, {unit}" if unit else "predicted", color=INK)
         axes.xaxis.set_major_locator(MaxNLocator(6))
 
     known = {"rmse": f" {unit}".rstrip(), "rank_correlation": ""}
@@ -267,23 +273,24 @@ def _scaled(axes: Axes, figures: list[float]) -> None:
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _dress(axes: Axes, *, x: str = "step") -> None:
+def dress(axes: Axes, *, x: str = "step") -> None:
+    """Give axes the look of the page; ticks at whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.set_xlabel(x, color=_INK)
-    axes.tick_params(colors=_INK, color=_FAINT, which="both", labelsize=8)
-    axes.grid(axis="y", color=_FAINT, linewidth=0.5, alpha=0.5)
+    axes.set_xlabel(x, color=INK)
+    axes.tick_params(colors=INK, color=FAINT, which="both", labelsize=8)
+    axes.grid(axis="y", color=FAINT, linewidth=0.5, alpha=0.5)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(_FAINT)
+        spine.set_color(FAINT)
 
 
 def _mark(axes: Axes, spans: list[tuple[str, float, float]]) -> None:
     low, high = axes.get_xlim()
     for place, (name, start, end) in enumerate(spans):
         if place and low < start < high:
-            axes.axvline(start, color=_FAINT, linewidth=0.8, linestyle=":")
+            axes.axvline(start, color=FAINT, linewidth=0.8, linestyle=":")
         # A name wider than its stage would run into the next.
         start, end = max(start, low), min(end, high)
         if name and (end - start) / (high - low) > 0.015 * len(name):
@@ -295,7 +302,7 @@ def _mark(axes: Axes, spans: list[tuple[str, float, float]]) -> None:
                 textcoords="offset points",
                 ha="center",
                 fontsize=8,
-                color=_INK,
+                color=INK,
             )
 
 

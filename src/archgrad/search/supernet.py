@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import InputChoice, OpChoice
+from archgrad.costs.count import params
 from archgrad.costs.latency import Runtime
+from archgrad.costs.memory import GIB, available_bytes, predict
 from archgrad.derive.discretise import build, strengths
-from archgrad.errors import ChoiceError, ConfigError
+from archgrad.errors import ChoiceError, ConfigError, LimitError, ModelError
 from archgrad.search import collapse
-from archgrad.search.fit import MakeOptimiser, descend, recalibrate
-from archgrad.search.found import Found, figures, latencies
+from archgrad.search.fit import MakeOptimiser, autocast, descend, recalibrate
+from archgrad.search.found import Example, Found, figures, latencies
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.search.within import Within
 from archgrad.tasks.classification import Classification
+from archgrad.tasks.task import Batch, Scored
 
 LOAD = """import torch
 network = torch.export.load("network.pt2").module()   # needs torch alone
@@ -51,6 +55,7 @@ def supernet(space: nn.Module, run: Run, *, needs: str, single: bool = False) ->
 
     Raises:
         ChoiceError: a space without choices, with gates, or with an InputChoice of several inputs if `single`.
+        ModelError: parameters on the meta device.
     """
     found = {name: same[0] for name, same in choices(space).items()}
     if not found:
@@ -69,13 +74,63 @@ def supernet(space: nn.Module, run: Run, *, needs: str, single: bool = False) ->
             f"{needs} samples one candidate for each choice; {several[:3]} keep several inputs: give each input "
             f"a choice of its own, as archgrad.darts_cells(factorised=True) does"
         )
+    if any(tensor.is_meta for tensor in (*space.parameters(), *space.buffers())):
+        raise ModelError(f"{type(space).__name__} is on the meta device and has no values; make it on the CPU")
     return copy.deepcopy(space).to(run.device)
 
 
-def divided(run: Run, task: Classification, search: float) -> tuple[int, int]:
-    """Steps of the search and of the training of what it found; together they are the run's budget."""
+def foresee(
+    space: nn.Module, task: Classification, run: Run, *, optimiser: MakeOptimiser, passes: int = 1
+) -> int | None:
+    """The peak memory of a step of the search, in bytes, predicted before anything is trained; in the history too.
+
+    Args:
+        space: mixed as it will be while it is trained; nothing of it, and no random state, is changed.
+        task: of the batches that the weights are trained on.
+        run: begun.
+        optimiser: of the weights.
+        passes: forward passes whose activations the method holds at once.
+
+    Returns:
+        `predicted_peak_bytes`, or None where the network does not run on two or three examples; the notes say why.
+
+    Raises:
+        LimitError: the device has less memory available; the message says what would fit.
+    """
+    batch = run.to_device(task.stream(seed=run.seed, rank=run.rank, world=run.world)(0))
+
+    def loss(network: nn.Module, part: Batch) -> Tensor:
+        with autocast(run):
+            return torch.stack([task.loss(network, part) for _ in range(passes)]).sum()
+
+    try:
+        prediction = predict(space, batch, loss=loss, optimiser=optimiser)
+    except ModelError as error:
+        run.note(f"How much memory the search takes cannot be foreseen: {error}")
+        return None
+    needed = prediction.at(len(batch[1])).peak_bytes
+    free, here = available_bytes(run.device), prediction.fixed.parameter_bytes + prediction.fixed.buffer_bytes
+    if free is not None and needed > free + here:
+        fits = prediction.largest_batch(free + here)
+        less = f"a batch of at most {fits} (given: {len(batch[1])})" if fits else "fewer or smaller candidates"
+        raise LimitError(
+            f"training this supernet would take {needed / GIB:,.2f} GiB at its peak, and {(free + here) / GIB:,.2f} "
+            f"GiB are available on {run.device}. What fits: {less}, or archgrad.radars, which searches the same "
+            f"space part by part under a bound (memory=archgrad.peak_memory(x).at_most(gib=...))"
+        )
+    run.log({"predicted_peak_bytes": needed})
+    return needed
+
+
+def divided(run: Run, task: Classification | Scored, search: float) -> tuple[int, int]:
+    """Steps of the search and of the training of what it found; together they are the run's budget.
+
+    A task that scores architectures itself takes none.
+    """
     if not 0.0 < search <= 1.0:
         raise ConfigError(f"search={search}: the share of the steps that is searched in is above 0 and at most 1")
+    if isinstance(task, Scored):
+        return 0, 0
     total = run.total_steps(task.steps_per_epoch, default_epochs=60)
     steps = max(1, round(search * total))
     return steps, total - steps
@@ -84,7 +139,7 @@ def divided(run: Run, task: Classification, search: float) -> tuple[int, int]:
 def conclude(
     space: nn.Module,
     architecture: Architecture,
-    task: Classification,
+    task: Classification | Scored,
     run: Run,
     *,
     steps: int,
@@ -92,10 +147,12 @@ def conclude(
     within: Within | None,
     record: Mapping[str, Any],
     fresh: nn.Module | None = None,
+    costs: Mapping[str, float] = MappingProxyType({}),
 ) -> Found:
     """Train what was found from fresh weights, or recalibrate the supernet's for no steps; judge and record it.
 
-    Of a relaxed supernet the collapse and the gap to the network found are looked for (`search/collapse.py`).
+    Of a relaxed supernet the collapse and the gap to the network found are looked for (`search/collapse.py`). Where
+    the task scores architectures itself nothing is trained: the network has fresh weights.
 
     Args:
         space: the supernet.
@@ -107,27 +164,20 @@ def conclude(
         within: the limit; it is checked on the network that is handed back.
         record: what the method adds to the report.
         fresh: the space that the trained network is built from, where the supernet has parts of its own.
+        costs: what the architecture takes by further costs of the search.
 
     Raises:
         LimitError: the network is over its limit when measured again.
     """
-    warnings = collapse.alarms(space, architecture, run.history)
-    for warning in warnings:
-        run.note(warning)
-    jump = run.remember("discretisation", lambda: collapse.discretisation(space, architecture, task, run))
-    if jump:
-        run.log({f"discretisation_{name}": jump[name] for name in ("supernet", "derived", "gap")})
-    network = build(fresh or space if steps else space, architecture, weights="fresh" if steps else "inherit")
-    network.to(run.device)
-    if steps:
-        made = optimiser(network.parameters())
-        run.keep(network=network, optimiser=made)
-        descend(network, task, run, optimiser=made, steps=steps, phase="train", schedule=cosine)
-    recalibrate(network, task, run)
-    example = run.to_device(task.example)
-    after = run.remember("figures", lambda: figures(network, task, example))
-    runtimes: tuple[Runtime, ...] = ("eager", "onnx") if run.folder else ("eager",)
-    times = run.remember("latency", lambda: latencies({"after": network}, example, runtimes=runtimes))
+    signs: dict[str, Any] = {}
+    if isinstance(task, Scored):
+        network, example = build(fresh or space, architecture, weights="fresh"), None
+        after: dict[str, Any] = {"score": task.score(architecture), "params": params().of(network)}
+    else:
+        signs = _signs(space, architecture, task, run)
+        source = (fresh or space) if steps else space
+        network, example = _trained(source, architecture, task, run, steps=steps, optimiser=optimiser)
+        after = _figures(network, task, run, example)
     limit = None
     if within:
         reached = run.remember("reached", lambda: within.reached(architecture, network))
@@ -141,28 +191,58 @@ def conclude(
     if within and (surrogate := run.remember("surrogate", within.record)):
         described["surrogate"] = surrogate
     full = {
-        "after": {**after, "latency_ms": times["after"]},
+        "after": {**costs, **after},
         "picks": _picks(space, architecture),
         **described,
         "limit": limit,
         "run": {"seed": run.seed, "epochs": run.epochs, "steps": run.max_steps, "seconds": run.seconds},
         "versions": {"torch": torch.__version__},
         "device": str(run.device),
-        "data": task.splits,
-        "discretisation": jump,
-        "alarms": warnings,
-        "notes": [note for note in run.notes if note not in warnings],
+        "data": {} if isinstance(task, Scored) else task.splits,
+        **signs,
+        "notes": [note for note in run.notes if note not in signs.get("alarms", ())],
         "load": LOAD,
         **record,
     }
-    costs = {name: after[name] for name in ("params", "macs")}
+    taken = dict(costs) | {name: after[name] for name in ("params", "macs") if name in after}
     if limit:
-        costs[limit["cost"]] = limit["reached"]
-    found = Found(architecture, network.eval(), next(iter(after.values())), costs, run.history, full, example)
+        taken[limit["cost"]] = limit["reached"]
+    found = Found(architecture, network.eval(), next(iter(after.values())), taken, run.history, full, example)
     if run.folder and run.rank == 0:
         found.save(run.folder)
     run.finish()
     return found
+
+
+def _signs(space: nn.Module, architecture: Architecture, task: Classification, run: Run) -> dict[str, Any]:
+    """The alarms of a relaxed search, and its discretisation gap; in the notes and the history too."""
+    alarms = collapse.alarms(space, architecture, run.history)
+    for alarm in alarms:
+        run.note(alarm)
+    jump = run.remember("discretisation", lambda: collapse.discretisation(space, architecture, task, run))
+    if jump:
+        run.log({f"discretisation_{name}": jump[name] for name in ("supernet", "derived", "gap")})
+    return {"discretisation": jump, "alarms": alarms}
+
+
+def _trained(
+    space: nn.Module, architecture: Architecture, task: Classification, run: Run, *, steps: int,
+    optimiser: MakeOptimiser,
+) -> tuple[nn.Module, Example]:  # fmt: skip
+    network = build(space, architecture, weights="fresh" if steps else "inherit").to(run.device)
+    if steps:
+        made = optimiser(network.parameters())
+        run.keep(network=network, optimiser=made)
+        descend(network, task, run, optimiser=made, steps=steps, phase="train", schedule=cosine)
+    recalibrate(network, task, run)
+    return network, run.to_device(task.example)
+
+
+def _figures(network: nn.Module, task: Classification, run: Run, example: Example) -> dict[str, Any]:
+    after: dict[str, Any] = run.remember("figures", lambda: figures(network, task, example))
+    runtimes: tuple[Runtime, ...] = ("eager", "onnx") if run.folder else ("eager",)
+    times = run.remember("latency", lambda: latencies({"after": network}, example, runtimes=runtimes))
+    return {**after, "latency_ms": times["after"]}
 
 
 def _picks(space: nn.Module, architecture: Architecture) -> list[dict[str, Any]]:

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices, sample
+from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
+from archgrad.choices.policies import Uniform
+from archgrad.costs.column import Column
 from archgrad.costs.count import Macs, Params
 from archgrad.costs.limits import Limit, Predicts
 from archgrad.costs.surrogate import FEWEST, Surrogate
@@ -66,15 +68,17 @@ class Within:
         if not self.measured:
             self._settle(Architecture({name: _picks(choice)[0] for name, choice in self._choices.items()}))
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: Run, *, key: str = "prices") -> None:
         """For a measured cost: measure what the surrogate and the bound need, once in the run's life.
+
+        `key` is what it is remembered under; a run with several limits gives each its own.
 
         Raises:
             LimitError: nothing in the space is under the limit; the message says the lowest reachable.
         """
         if not self.measured:
             return
-        state = run.remember("prices", lambda: self._measured(run.generator("prices")))
+        state = run.remember(key, lambda: self._measured(run.generator(key)))
         if self._lowest is None:
             self.bound, self._lowest = state["bound"], Architecture.from_json(state["lowest"])
             self._known = {Architecture.from_json(text): value for text, value in state["known"].items()}
@@ -83,9 +87,10 @@ class Within:
 
     def _measured(self, generator: torch.Generator) -> dict[str, Any]:
         wanted = min(max(2 * sum(choice.size for choice in self._choices.values()), SAMPLES[0]), SAMPLES[1])
+        policy = Uniform(self.space)
         for _ in range(3 * wanted):  # a small space has fewer different ones
             if len(self._known) < wanted:
-                self.price(sample(self.space, generator=generator))
+                self.price(policy.sample(generator))
         self._fit()
         lowest = self._settle(min(self._known, key=self._known.__getitem__))
         known = {architecture.to_json(): value for architecture, value in self._known.items()}
@@ -112,6 +117,11 @@ class Within:
                 f"or channels)"
             )
         return lowest
+
+    @property
+    def lowest(self) -> float:
+        """The price of the cheapest architecture known; for a measured cost only after `begin`."""
+        return self._reference[1]
 
     @property
     def measured(self) -> bool:
@@ -158,8 +168,8 @@ class Within:
         Raises:
             LimitError: it is over the bound.
         """
-        if isinstance(self.cost, Table):
-            return self.predicted(architecture)
+        if isinstance(self.cost, (Table, Column)):
+            return self.price(architecture)
         if not self.measured:
             return self.cost.of(network)
         for _ in range(PATIENCE):

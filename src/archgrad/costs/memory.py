@@ -1,0 +1,414 @@
+"""Memory: what a training step takes at its peak, predicted without running it at full size, and measured.
+
+    peak = parameters + buffers + optimiser state + batch + max over a step's moments of what the step holds then
+
+A step allocates and frees in the same order whatever the batch size B, and each amount is a + b B. So the order is
+traced on 2 and on 3 examples, and its amounts, and with them the peak, follow for any B. Counted are the tensors that
+torch allocates, each storage once; the scratch of a kernel, and what an allocator rounds up, are not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from archgrad.costs.limits import Limit, refuse_gradient
+from archgrad.errors import LimitError, ModelError
+
+GIB = 2**30
+FEW = (2, 3)  # examples that are traced: BatchNorm refuses a single one
+Batch = Any  # a tensor [B, ...], or a nest of tuples, lists and dicts of such
+Loss = Callable[[nn.Module, Batch], Tensor]
+MakeOptimiser = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+def momentum(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """SGD with momentum, which keeps one buffer a parameter: what is assumed where no optimiser is named."""
+    return SGD(parameters, lr=0.1, momentum=0.9)
+
+
+def summed(network: nn.Module, inputs: Batch) -> Tensor:
+    """The sum of the network's first output: a loss that saves next to nothing of its own."""
+    output = network(*inputs) if isinstance(inputs, tuple | list) else network(inputs)
+    return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)).sum()
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one training step takes, in bytes.
+
+    Attributes:
+        parameter_bytes, buffer_bytes, gradient_bytes, optimiser_bytes, batch_bytes: those of the network, its
+            optimiser, and the batch.
+        saved_bytes: what autograd saves for the backward pass, parameters, buffers and the batch left out.
+        peak_bytes: all that is held at once at the worst moment; gradients replace what was saved, so it is less
+            than the sum of all, but for what an operation needs while it runs.
+    """
+
+    parameter_bytes: int
+    buffer_bytes: int
+    gradient_bytes: int
+    optimiser_bytes: int
+    batch_bytes: int
+    saved_bytes: int
+    peak_bytes: int
+
+    @property
+    def resident_bytes(self) -> int:
+        """What is there between two steps."""
+        return self.parameter_bytes + self.buffer_bytes + self.optimiser_bytes + self.batch_bytes
+
+
+class Saved:
+    """Counts inside a `with` block what autograd saves for backward passes, each storage once.
+
+    Args:
+        known: tensors whose storages do not count, since they are there anyway: parameters, buffers, inputs.
+
+    Attributes:
+        saved_bytes: so far.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        self.saved_bytes = 0
+        # Storages are held until the end, so that no address comes twice.
+        self._seen = {id(storage): storage for storage in map(Tensor.untyped_storage, known)}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda packed: packed)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if id(storage) not in self._seen:
+            self._seen[id(storage)] = storage
+            self.saved_bytes += storage.nbytes()
+        return tensor
+
+    def __enter__(self) -> Saved:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hooks.__exit__(kind, value, trace)
+        self._seen.clear()
+
+
+class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Watches inside a `with` block what tensors are made and freed, on any device, each storage once.
+
+    Attributes:
+        events: what was allocated (above 0) and freed again (below 0), in bytes, in order.
+        held_bytes: what was made inside the block and is still there.
+        peak_bytes: the most that was held at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.events: list[int] = []
+        self.held_bytes = self.peak_bytes = 0
+        self._alive: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if _is_dense(t)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if _is_dense(tensor) and id(storage := tensor.untyped_storage()) not in given:
+                self._take_up(storage)
+        return result
+
+    def _take_up(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self._alive:
+            return
+
+        def freed(_: object) -> None:
+            del self._alive[key]
+            self.held_bytes -= size
+            self.events.append(-size)
+
+        self._alive[key] = weakref.ref(storage, freed)
+        self.held_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+        self.events.append(size)
+
+
+def _is_dense(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a training step takes as a function of the batch size; see `predict`."""
+
+    fixed: Footprint
+    saved: tuple[int, int]
+    events: tuple[Sequence[int], Sequence[int]]
+    batch_bytes: int
+    largest_bytes: int
+
+    def at(self, batch: int) -> Footprint:
+        """The footprint of a step on so many examples."""
+        few, more = self.events
+        if len(few) == len(more):
+            moments = accumulate(_affine(a, b, batch) for a, b in zip(few, more, strict=True))
+            step = max(moments, default=0)
+        else:  # the order depends on the batch size: the two peaks are drawn out
+            step = _affine(max(accumulate(few)), max(accumulate(more)), batch)
+        # The optimiser needs a temporary of one parameter at a time while all gradients are there.
+        step = max(step, self.fixed.gradient_bytes + self.largest_bytes)
+        given = self.batch_bytes * batch
+        rest = (self.fixed.parameter_bytes, self.fixed.buffer_bytes, self.fixed.gradient_bytes)
+        state = self.fixed.optimiser_bytes
+        peak = rest[0] + rest[1] + state + given + step
+        return Footprint(*rest, state, given, _affine(*self.saved, batch), peak)
+
+    def largest_batch(self, bound_bytes: float) -> int:
+        """The most examples whose step stays under the bound; 0 where two do not."""
+        low, high = 0, FEW[0]
+        while high < 2**24 and self.at(high).peak_bytes <= bound_bytes:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.at(middle).peak_bytes <= bound_bytes else (low, middle)
+        return low
+
+
+def predict(
+    network: nn.Module, batch: Batch, *, loss: Loss = summed, optimiser: MakeOptimiser = momentum
+) -> Prediction:
+    """What a training step takes, for any batch size, from two steps on 2 and on 3 examples.
+
+    Saved bytes are exact on the CPU for networks that do with each example what they do with any other. The network
+    is left as it is, random states too. A space is taken as it is mixed at present.
+
+    Args:
+        network: on the device that it is to be trained on, or on the CPU.
+        batch: what `loss` takes: a tensor [B, ...], or a nest of such; of any B.
+        loss: from (network, batch) to a scalar.
+        optimiser: from parameters to their optimiser, whose state is counted.
+
+    Raises:
+        ModelError: the network fails on the batch.
+    """
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    saved, events = [], []
+    for examples in FEW:
+        part = resized(batch, examples)
+        with _undisturbed(network):
+            saved.append(_saved(network, part, loss))
+            with Allocations() as seen:
+                _step(network, part, loss, parameters)
+            events.append(seen.events)
+    fixed = Footprint(
+        parameter_bytes=_total(network.parameters()),
+        buffer_bytes=_total(network.buffers()),
+        gradient_bytes=sum(p.nbytes for p in parameters),
+        optimiser_bytes=_state_bytes(parameters, optimiser),
+        batch_bytes=0, saved_bytes=0, peak_bytes=0,
+    )  # fmt: skip
+    each = _total(_tensors(resized(batch, 3))) - _total(_tensors(resized(batch, 2)))
+    largest = max((p.nbytes for p in parameters), default=0)
+    return Prediction(fixed, (saved[0], saved[1]), (events[0], events[1]), each, largest)
+
+
+def saved_bytes(network: nn.Module, batch: Batch, *, loss: Loss = summed) -> int:
+    """What autograd saves for the backward pass of this very batch: counted, not predicted.
+
+    Raises:
+        ModelError: the network fails on the batch.
+    """
+    with _undisturbed(network):
+        return _saved(network, batch, loss)
+
+
+def measured_peak(
+    network: nn.Module, batch: Batch, *, loss: Loss = summed, optimiser: MakeOptimiser = momentum
+) -> int:
+    """The peak of a step on this very batch, in bytes: what to hold against `predict(...).at(B).peak_bytes`.
+
+    On a GPU it is what its allocator says, on the CPU what tensors torch makes. The optimiser's state is added, as
+    it is after its first step; weights are not changed.
+
+    Raises:
+        ModelError: the network fails on the batch.
+    """
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    resident = _total([*network.parameters(), *network.buffers(), *_tensors(batch)])
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    with _undisturbed(network):
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            _step(network, batch, loss, parameters)
+            step = torch.cuda.max_memory_allocated(device) - before
+        else:
+            with Allocations() as seen:
+                _step(network, batch, loss, parameters)
+            step = seen.peak_bytes
+    return resident + _state_bytes(parameters, optimiser) + step
+
+
+def resized(batch: Batch, examples: int) -> Batch:
+    """So many examples of a batch, its own over and over where it has fewer."""
+    return tree_map(
+        lambda t: t[torch.arange(examples, device=t.device) % len(t)].contiguous() if isinstance(t, Tensor) else t,
+        batch,
+    )
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Free memory of the device, or of the machine and this process's container; None where it cannot be known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    return min((n for n in (_free_of_machine(), _free_of_container(Path("/sys/fs/cgroup"))) if n), default=None)
+
+
+def _free_of_machine() -> int | None:
+    if importlib.util.find_spec("psutil") is not None:
+        return int(importlib.import_module("psutil").virtual_memory().available)
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        # What is free here leaves out the disk's cache, which gives way: the whole is nearer to the truth.
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
+def _free_of_container(folder: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a bound ("max")
+        bound, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+        return max(0, bound - used)
+    return None
+
+
+class PeakMemory:
+    """The peak of a training step of a network, predicted, as a cost; see `peak_memory`.
+
+    Bound to a method's `limit` it is a limit on the network found; bound to `memory` of `archgrad.radars` it is one
+    on the search itself. A network has to be asked for it, so it has no gradient.
+    """
+
+    name: str = "peak_memory"
+    unit: str = "bytes"
+    measured: bool = True
+
+    def __init__(self, example: Batch, *, batch: int | None = None, optimiser: MakeOptimiser = momentum) -> None:
+        self.example, self.optimiser = example, optimiser
+        self.batch = batch or len(_tensors(example)[0])
+
+    def footprint(self, network: nn.Module) -> Footprint:
+        """All parts of a step of the network as it stands."""
+        return predict(network, self.example, optimiser=self.optimiser).at(self.batch)
+
+    def of(self, network: nn.Module) -> float:
+        """The peak in bytes."""
+        return float(self.footprint(network).peak_bytes)
+
+    def expected(self, space: nn.Module) -> NoReturn:
+        """Raises LimitError: the peak has no gradient with respect to the mixing weights."""
+        refuse_gradient(self, space)
+
+    def at_most(
+        self, *, gib: float | None = None, peak_bytes: float | None = None, fraction: float | None = None
+    ) -> Limit:
+        """A limit in GiB (2^30 bytes), in bytes, or as a fraction of what the unchanged network takes.
+
+        Raises:
+            LimitError: not exactly one is given; a number not above 0; a fraction outside (0, 1].
+        """
+        if gib is not None and peak_bytes is not None:
+            raise LimitError(f"peak_memory takes one bound: given were gib={gib} and peak_bytes={peak_bytes}")
+        return Limit(self, bound=peak_bytes if gib is None else gib * GIB, fraction=fraction)
+
+
+def peak_memory(example: Batch, *, batch: int | None = None, optimiser: MakeOptimiser = momentum) -> PeakMemory:
+    """The cost in bytes of a training step at its peak: `peak_memory(x, batch=64).at_most(gib=2.0)`.
+
+    Args:
+        example: inputs [B, ...], or a tuple of such; a network of several inputs gets them in order.
+        batch: examples of a training batch; default: B.
+        optimiser: whose state is counted; default: SGD with momentum.
+
+    Raises:
+        LimitError: a batch below 1.
+    """
+    if batch is not None and batch < 1:
+        raise LimitError(f"peak_memory(..., batch={batch}): give the number of examples of a training batch, from 1")
+    return PeakMemory(example, batch=batch, optimiser=optimiser)
+
+
+def _affine(at_two: int, at_three: int, batch: int) -> int:
+    return at_two + (batch - FEW[0]) * (at_three - at_two)
+
+
+def _saved(network: nn.Module, batch: Batch, loss: Loss) -> int:
+    with Saved([*network.parameters(), *network.buffers(), *_tensors(batch)]) as saved:
+        held = loss(network, batch)
+    del held
+    return saved.saved_bytes
+
+
+def _step(network: nn.Module, batch: Batch, loss: Loss, parameters: Sequence[nn.Parameter]) -> None:
+    torch.autograd.grad(loss(network, batch), parameters, allow_unused=True)
+
+
+def _tensors(nest: Batch) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor)]
+
+
+def _total(tensors: Iterable[Tensor]) -> int:
+    """Bytes of their storages, each once."""
+    return sum({id(s): s.nbytes() for s in map(Tensor.untyped_storage, tensors)}.values())
+
+
+def _state_bytes(parameters: Sequence[nn.Parameter], make: MakeOptimiser) -> int:
+    """What the optimiser keeps after its first step: found on two tiny parameters, as a + b * elements."""
+    if not parameters:
+        return 0
+    tiny = [nn.Parameter(torch.zeros(n, dtype=parameters[0].dtype)) for n in FEW]
+    made = make(tiny)
+    for parameter in tiny:
+        parameter.grad = torch.zeros_like(parameter)
+    made.step()
+    few, more = (sum(t.nbytes for t in made.state[p].values() if isinstance(t, Tensor)) for p in tiny)
+    return sum(_affine(few, more, p.numel()) for p in parameters)
+
+
+@contextlib.contextmanager
+def _undisturbed(network: nn.Module) -> Iterator[None]:
+    """Train mode inside the block; buffers, modes and random states are put back; failures are the network's."""
+    modes = {module: module.training for module in network.modules()}
+    before = [(buffer, buffer.detach().clone()) for buffer in network.buffers()]
+    places = sorted({p.device.index or 0 for p in network.parameters() if p.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices=places), torch.enable_grad():
+            network.train()
+            yield
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ModelError(
+            f"{type(network).__name__} fails on the batch that its memory is asked for: {error}"
+        ) from error
+    finally:
+        with torch.no_grad():
+            for buffer, old in before:
+                buffer.copy_(old)
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,200 @@
+"""Peak memory: hand counts, exact bytes for many networks, the step as it really is, and limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam
+
+import archgrad as ag
+from archgrad.costs import memory
+from archgrad.costs.memory import GIB, Allocations, Saved, measured_peak, peak_memory, predict, saved_bytes
+from archgrad.errors import LimitError, ModelError
+from archgrad.search import supernet
+
+
+def conv_net() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 12, 3, stride=2),
+        nn.BatchNorm2d(12), nn.ReLU(inplace=True), nn.Dropout(0.3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(12, 5),
+    )  # fmt: skip
+
+
+def mixed() -> nn.Module:
+    candidates = {f"k{k}": nn.Sequential(nn.ReLU(), nn.Conv2d(3, 3, k, padding=k // 2)) for k in (1, 3, 5)}
+    space = nn.Sequential(
+        ag.OpChoice({**candidates, "skip": nn.Identity()}, name="a"), nn.Flatten(), nn.LazyLinear(2)
+    )
+    space[1:](torch.zeros(2, 3, 12, 12))
+    return ag.relax(space, ag.softmax)
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"convolutions": conv_net, "supernet": mixed}
+every_network = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+
+
+def test_saved_bytes_of_a_chain_are_those_counted_by_hand() -> None:
+    """The first layer saves its input, which is there anyway; ReLU its output, which the second layer saves too."""
+    net = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 3))
+    assert saved_bytes(net, torch.randn(7, 10)) == 7 * 20 * 4
+    without = nn.Sequential(nn.Linear(10, 20), nn.Sigmoid(), nn.Tanh(), nn.Linear(20, 3))
+    assert saved_bytes(without, torch.randn(7, 10)) == 2 * 7 * 20 * 4
+
+
+def test_a_footprint_is_that_counted_by_hand() -> None:
+    found = predict(nn.Linear(10, 20), torch.randn(2, 10)).at(8)
+    size = 4 * (10 * 20 + 20)
+    assert (found.parameter_bytes, found.gradient_bytes, found.optimiser_bytes) == (size, size, size)
+    assert (found.batch_bytes, found.saved_bytes, found.buffer_bytes) == (4 * 8 * 10, 0, 0)
+    assert found.resident_bytes == 2 * size + 4 * 8 * 10
+    # Both gradients, and while the optimiser works one temporary as large as the weight.
+    assert found.peak_bytes == found.resident_bytes + size + 4 * 200
+
+
+@every_network
+@pytest.mark.parametrize("examples", [2, 5, 16])
+def test_prediction_from_two_and_three_examples_is_exact(make: Callable[[], nn.Module], examples: int) -> None:
+    net, x = make(), torch.randn(examples, 3, 12, 12)
+    found = predict(net, x).at(examples)
+    assert found.saved_bytes == saved_bytes(net, x)
+    assert found.peak_bytes == measured_peak(net, x)
+
+
+def test_what_a_smaller_batch_takes_is_not_a_share_of_what_a_larger_takes() -> None:
+    """The control: scaling the bytes of two examples, constant parts included, is off."""
+    net, x = mixed(), torch.randn(16, 3, 12, 12)
+    assert saved_bytes(net, x) != 8 * saved_bytes(net, x[:2].clone())
+
+
+def test_each_further_candidate_adds_the_same_saved_bytes() -> None:
+    """Of each its ReLU's output, and its own output for the gradient of its weight."""
+    space, x = mixed(), torch.randn(4, 3, 12, 12)
+    found = []
+    for support in ([0, 1, 2, 3], [0, 1, 3], [0, 3]):
+        ag.restrict(space, {"a": support})
+        found.append(saved_bytes(space, x))
+    assert found[0] - found[1] == found[1] - found[2] == 2 * x.nbytes
+
+
+def test_the_peak_is_that_of_the_allocator() -> None:
+    """The same step under torch's profiler, which sees each allocation; it needs no hook of ours."""
+    net, x = conv_net(), torch.randn(32, 3, 32, 32)
+    weights = list(net.parameters())
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        torch.autograd.grad(net(x).sum(), weights)
+    held = peak = 0
+    for event in seen.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    optimiser = sum(p.nbytes for p in weights)
+    resident = sum(t.nbytes for t in net.state_dict().values()) + x.nbytes + optimiser
+    assert measured_peak(net, x) == pytest.approx(resident + peak, rel=0.02)
+
+
+@pytest.mark.parametrize("make", [lambda p: SGD(p, lr=0.1), lambda p: SGD(p, lr=0.1, momentum=0.9), Adam])
+def test_optimiser_state_is_counted_to_the_byte(make: memory.MakeOptimiser) -> None:
+    net = conv_net()
+    made = make(net.parameters())
+    net(torch.randn(4, 3, 12, 12)).sum().backward()
+    made.step()
+    real = sum(t.nbytes for state in made.state.values() for t in state.values() if isinstance(t, Tensor))
+    assert predict(net, torch.randn(2, 3, 12, 12), optimiser=make).at(4).optimiser_bytes == real
+
+
+def test_a_storage_counts_once_and_what_is_known_not_at_all() -> None:
+    x = torch.randn(10, requires_grad=True)
+    with Saved() as twice:
+        held = (x.exp() * 1.0).view(2, 5).sin()  # exp saves its output, sin its input: a view of the product
+    assert twice.saved_bytes == 2 * 40
+    with Saved([x]) as known:
+        held = (x * x).sum()
+    assert known.saved_bytes == 0 and held.requires_grad
+
+
+def test_allocations_are_followed_until_they_are_freed() -> None:
+    with Allocations() as seen:
+        a = torch.zeros(100)
+        b = a + 1
+        assert seen.held_bytes == 800
+        del a
+        c = b.view(10, 10)
+        assert seen.held_bytes == 400
+        del b
+        assert seen.held_bytes == 400 and c.shape == (10, 10)
+    assert seen.events == [400, 400, -400] and seen.peak_bytes == 800
+
+
+def test_nothing_is_changed_by_being_asked() -> None:
+    net, x = conv_net().eval(), torch.randn(4, 3, 12, 12)
+    before, random = {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state()
+    peak_memory(x).of(net)
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state()) and not any(m.training for m in net.modules())
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_the_largest_batch_fits_and_one_more_does_not() -> None:
+    found = predict(conv_net(), torch.randn(1, 3, 12, 12))
+    fits = found.largest_batch(1e6)
+    assert found.at(fits).peak_bytes <= 1e6 < found.at(fits + 1).peak_bytes
+    assert found.largest_batch(1000) == 0
+
+
+def test_limits_in_gib_bytes_and_fractions() -> None:
+    cost = peak_memory(torch.randn(1, 3, 12, 12), batch=8)
+    assert cost.at_most(gib=2).bound == 2 * GIB and cost.at_most(peak_bytes=5e6).bound == 5e6
+    assert cost.at_most(fraction=0.5).resolve(10.0) == 5.0
+    assert cost.of(conv_net()) == peak_memory(torch.randn(8, 3, 12, 12)).of(conv_net())
+    with pytest.raises(LimitError, match="has no gradient"):
+        cost.expected(mixed())
+    for wrong in ({"gib": 1, "peak_bytes": 1}, {}, {"gib": 0}, {"gib": -1.0}):
+        with pytest.raises(LimitError):
+            cost.at_most(**wrong)
+    with pytest.raises(LimitError, match="from 1"):
+        peak_memory(torch.zeros(1, 3, 12, 12), batch=0)
+
+
+def test_a_network_that_fails_says_so() -> None:
+    with pytest.raises(ModelError, match="Sequential fails on the batch"):
+        peak_memory(torch.randn(2, 4, 12, 12)).of(conv_net())
+
+
+def test_free_memory_of_a_container(tmp_path: Path) -> None:
+    assert memory._free_of_container(tmp_path) is None
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("100\n")
+    assert memory._free_of_container(tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert memory._free_of_container(tmp_path) == 900
+    assert memory.available_bytes(torch.device("cpu")) > 0
+    assert memory.available_bytes(torch.device("meta")) is None
+
+
+def task() -> ag.Classification:
+    x = torch.randn(80, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    return ag.Classification((x, (x.mean(dim=(1, 2, 3)) > 0).long()), batch_size=16)
+
+
+@pytest.mark.parametrize("method", [ag.darts, ag.unas, ag.random_search])
+def test_every_search_foresees_its_peak(method: Callable[..., ag.Found]) -> None:
+    options = {"shared": True} if method is ag.random_search else {}
+    run = ag.Run(steps=4, device="cpu", progress=False)
+    found = method(mixed(), task(), run, **options)
+    assert next(row["predicted_peak_bytes"] for row in found.history if "predicted_peak_bytes" in row) > 1e4
+
+
+def test_a_run_that_would_not_fit_is_refused_before_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = predict(mixed(), task().stream(seed=0)(0), loss=task().loss).at(16).peak_bytes
+    monkeypatch.setattr(supernet, "available_bytes", lambda device: needed // 2)
+    run = ag.Run(steps=4, device="cpu", progress=False)
+    with pytest.raises(LimitError, match=r"a batch of at most \d+ \(given: 16\), or archgrad.radars"):
+        ag.darts(mixed(), task(), run)
+    assert not any("loss" in row for row in run.history)
+    monkeypatch.setattr(supernet, "available_bytes", lambda device: needed)
+    ag.darts(mixed(), task(), ag.Run(steps=4, device="cpu", progress=False))
