@@ -249,10 +249,10 @@ def jump(record: Mapping[str, Any]) -> Chart | None:
 
     def fill(axes: Axes) -> None:
         places = range(len(bars), 0, -1)
-        axes.barh(places, [value for _, value in bars], color=_LINES[: len(bars)], height=0.6)
+        axes.barh(places, [value for _, value in bars], color=LINES[: len(bars)], height=0.6)
         for place, (_, value) in zip(places, bars, strict=True):
-            axes.annotate(f" {value:.3g}", (value, place), va="center", fontsize=8, color=_INK)
-        _dress(axes, x=name.replace("_", " "))
+            axes.annotate(f" {value:.3g}", (value, place), va="center", fontsize=8, color=INK)
+        dress(axes, x=name.replace("_", " "))
         axes.set_yticks(list(places), [label for label, _ in bars])
         axes.grid(visible=False)
         axes.margins(x=0.12)

@@ -62,28 +62,27 @@ def alarms(space: nn.Module, architecture: Architecture, history: Sequence[Mappi
 
 def _of_operations(space: nn.Module, architecture: Architecture) -> list[str]:
     used = discretised(space, architecture)
-    labels: list[str] = []
-    most = 0
-    for name, (choice, *_) in choices(space).items():
-        if isinstance(choice, OpChoice) and bool(used[name].any()):
-            pick = int(used[name].argmax())
-            most = max(most, choice.size)
-            own = choice.candidates[pick] if len(choice.candidates) else None
-            skips = choice.labels[pick].lower() in SKIPS or isinstance(own, nn.Identity)
-            labels.append(SKIPS[0] if skips else choice.labels[pick])
-    if len(labels) < FEWEST or most < 2:
+    found = {name: same[0] for name, same in choices(space).items() if bool(used[name].any())}
+    labels = [_label(c, int(used[n].argmax())) for n, c in found.items() if isinstance(c, OpChoice) and c.size > 1]
+    if len(labels) < FEWEST:
         return []
-    (label, count), *_ = Counter(labels).most_common(1)
-    found = []
-    if (passed := labels.count(SKIPS[0])) > len(labels) / 2:
-        found.append(
-            f"the search has collapsed to skip connections: {passed} of the {len(labels)} operations found are some. "
+    (most, count), *_ = Counter(labels).most_common(1)
+    warnings = []
+    if (skips := labels.count(SKIPS[0])) > len(labels) / 2:
+        warnings.append(
+            f"the search has collapsed to skip connections: {skips} of the {len(labels)} operations found are some. "
             f"Search for fewer steps, with darts_prime's regularisers, or by a method that samples, and compare with "
             f"random_search"
         )
     if count == len(labels):
-        found.append(f"one operation everywhere: all {count} operations found are {label}")
-    return found
+        warnings.append(f"one operation everywhere: all {count} operations found are {most}")
+    return warnings
+
+
+def _label(choice: OpChoice, pick: int) -> str:
+    own = choice.candidates[pick] if len(choice.candidates) else None
+    skips = choice.labels[pick].lower() in SKIPS or isinstance(own, nn.Identity)
+    return SKIPS[0] if skips else choice.labels[pick]
 
 
 def _of_entropy(shown: Sequence[Mapping[str, Any]]) -> list[str]:
