@@ -214,7 +214,7 @@ def test_a_search_killed_in_mid_run_ends_as_one_that_was_not(tmp_path: Path, mon
         (lambda: accurate(FIRST, least=85.0), "0.9 for 90 %"),
         (lambda: under(FIRST.at_most(fraction=0.5)), "not fractions"),
         (lambda: under(FIRST.at_most(1.0), FIRST.at_most(2.0)), "two bounds"),
-        (lambda: soft(), "a limit"),
+        (soft, "a limit"),
         (lambda: soft(FIRST.at_most(1.0), exponent=0.5), "below 0"),
         (lambda: Terms(samples=0), "1 or more"),
     ],
@@ -230,7 +230,7 @@ def test_goals_that_conflict_or_cannot_be_met_are_refused() -> None:
     with pytest.raises(ConfigError, match="they conflict"):
         monas(Space(), table, quiet(), reward=under(lat.at_most(9.0)), limit=lat.at_most(5.0))
     monas(Space(), table, quiet(), reward=under(lat.at_most(9.0)), limit=lat.at_most(9.0))
-    with pytest.raises(LimitError, match="lowest reachable is 1; raise the bound, or use .*soft"):
+    with pytest.raises(LimitError, match=r"lowest reachable is 1; raise the bound, or use .*soft"):
         monas(Space(), table, quiet(), reward=under(lat.at_most(1.0)))
     with pytest.raises(LimitError, match=r"best score: 82.*rewards.soft"):
         monas(Space(), table, quiet(), reward=accurate(lat, least=0.99))
