@@ -64,17 +64,17 @@ def _chart(one: Front) -> Chart:
     name = one.cost.replace("_", " ")
 
     def fill(axes: Axes) -> None:
+        from matplotlib.ticker import EngFormatter
+
         ink, line, mark = COLOURS
         axes.plot(*zip(*one.cloud, strict=True), color=line, linestyle="", marker="o", markersize=2.5, alpha=0.35)
         xs, ys = [x for x, _ in one.front], [y for _, y in one.front]
         axes.step(xs, ys, where="post", color=line, linewidth=1.5, marker="o", markersize=4)
         if one.found:
             axes.plot(*one.found, color=mark, linestyle="", marker="D", markersize=6)
-        if min(x for x, _ in one.cloud) > 0 and max(x for x, _ in one.cloud) > 30 * min(x for x, _ in one.cloud):
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter("")
         dress(axes, x=f"{name}, {one.unit}" if one.unit else name)
+        if max(x for x, _ in one.cloud) >= 1e4:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_ylabel("score", color=ink)
 
     caption = (

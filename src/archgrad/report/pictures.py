@@ -232,11 +232,10 @@ def _scaled(axes: Axes, figures: list[float]) -> None:
 
 
 def dress(axes: Axes, *, x: str = "step") -> None:
-    """Labels, colours, a grid and two spines, in the page's style; marks on linear axes are few."""
+    """Labels, colours, a grid and two spines, in the page's style."""
     from matplotlib.ticker import MaxNLocator
 
-    if axes.get_xscale() == "linear":
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=x == "step"))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=x == "step"))
     axes.set_xlabel(x, color=_INK)
     axes.tick_params(colors=_INK, color=_FAINT, which="both", labelsize=8)
     axes.grid(axis="y", color=_FAINT, linewidth=0.5, alpha=0.5)
