@@ -38,7 +38,8 @@ from archgrad.search.selection import Budget, Rounded, gates, uniform
 DENSE_SHARE = 0.3
 
 
-def cifar10(images: int, tests: int) -> ag.Classification:
+def cifar10(images: int, tests: int, *, halved: bool = False) -> ag.Classification:
+    """So many training and test images of 32 x 32, or of 16 x 16 if halved; validation images from the end."""
     path = Path(os.environ.get("ARCHGRAD_DATA", "")) / "cifar10" / "cifar10_jpeg.npz"
     if not path.is_file():
         sys.exit(f"skipped: {path} is not there; set ARCHGRAD_DATA to the folder that holds cifar10/")
@@ -48,13 +49,16 @@ def cifar10(images: int, tests: int) -> ag.Classification:
     def part(first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         rows = range(first, first + count)
         raw = [np.asarray(Image.open(io.BytesIO(header + body[offsets[i] : offsets[i + 1]]))) for i in rows]
-        return np.stack(raw), z["labels"][first : first + count].astype(np.int64)
+        pixels = np.stack(raw)
+        if halved:
+            pixels = pixels.reshape(count, 16, 2, 16, 2, 3).mean((2, 4)).round().astype(np.uint8)
+        return pixels, z["labels"][first : first + count].astype(np.int64)
 
     first_test = int(z["n_train"])
     valid = min(1000, first_test - images)
     return ag.Classification(
         part(0, images), part(first_test - valid, valid), part(first_test, tests),
-        batch_size=64, augment=(ag.flip(), ag.crop(4)),
+        batch_size=64, augment=(ag.flip(), ag.crop(2 if halved else 4)),
     )  # fmt: skip
 
 

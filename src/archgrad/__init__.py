@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from archgrad.choices.modules import Gate, InputChoice, OpChoice
     from archgrad.choices.relaxations import gumbel_softmax, scaled_sigmoid, softmax
     from archgrad.costs.count import macs, params
+    from archgrad.costs.energy import energy
     from archgrad.costs.latency import latency
     from archgrad.costs.limits import Limit, black_box
+    from archgrad.costs.memory import peak_memory
     from archgrad.derive.discretise import build, decide
     from archgrad.derive.export import export_onnx, export_program
     from archgrad.errors import (
@@ -35,8 +37,10 @@ if TYPE_CHECKING:
         RunError,
     )
     from archgrad.methods.darts import darts
+    from archgrad.methods.darts_prime import darts_prime
     from archgrad.methods.dnal import dnal
     from archgrad.methods.freenas import freenas
+    from archgrad.methods.monas import monas
     from archgrad.methods.random_search import random_search
     from archgrad.methods.unas import unas
     from archgrad.search.fit import adamw, fit, recalibrate, sgd
@@ -87,11 +91,13 @@ __all__ = [
     "darts",
     "darts_cells",
     "darts_network",
+    "darts_prime",
     "decide",
     "derive",
     "digits",
     "dnal",
     "draw",
+    "energy",
     "export_onnx",
     "export_program",
     "fit",
@@ -105,9 +111,11 @@ __all__ = [
     "macs",
     "mobile_backbone",
     "mobile_network",
+    "monas",
     "nasbench201_cells",
     "nasbench201_network",
     "params",
+    "peak_memory",
     "prior",
     "random_search",
     "recalibrate",
@@ -131,8 +139,10 @@ _HOMES = {
     "choices.modules": ("Gate", "InputChoice", "OpChoice"),
     "choices.relaxations": ("gumbel_softmax", "scaled_sigmoid", "softmax"),
     "costs.count": ("macs", "params"),
+    "costs.energy": ("energy",),
     "costs.latency": ("latency",),
     "costs.limits": ("Limit", "black_box"),
+    "costs.memory": ("peak_memory",),
     "derive.discretise": ("build", "decide"),
     "derive.export": ("export_onnx", "export_program"),
     "errors": (
@@ -140,8 +150,10 @@ _HOMES = {
         "LimitError", "MissingExtra", "ModelError", "NonFiniteError", "RunError",
     ),
     "methods.darts": ("darts",),
+    "methods.darts_prime": ("darts_prime",),
     "methods.dnal": ("dnal",),
     "methods.freenas": ("freenas",),
+    "methods.monas": ("monas",),
     "methods.random_search": ("random_search",),
     "methods.unas": ("unas",),
     "search.fit": ("adamw", "fit", "recalibrate", "sgd"),

@@ -98,9 +98,10 @@ def test_report_prints_the_table_and_draws_the_page(
 
 def test_methods_are_described_by_their_own_headers(cli: Callable) -> None:
     rows = {row["name"]: row for row in json.loads(cli("methods", "--json").stdout)}
-    assert list(rows) == ["unas", "darts", "random_search", "dnal"]
+    assert list(rows) == ["unas", "darts", "random_search", "freenas", "dnal"]
     assert rows["dnal"]["purpose"].startswith("slim a network")
     papers = {"unas": "1912.07651", "darts": "1806.09055", "random_search": "1902.07638", "dnal": "2103.02126"}
+    papers["freenas"] = "2106.11542"
     for name, row in rows.items():
         assert papers[name] in row["paper"]
         assert row["paper"].endswith(")")
@@ -110,7 +111,7 @@ def test_methods_are_described_by_their_own_headers(cli: Callable) -> None:
 
 def test_version_and_help(cli: Callable, refused: Callable[..., str]) -> None:
     assert cli("--version").stdout == f"archgrad {archgrad.__version__}\n"
-    for command in ("demo", "slim", "search", "train", "export", "report", "resume", "methods", "bench"):
+    for command in ("demo", "slim", "search", "score", "train", "export", "report", "resume", "methods", "bench"):
         assert command in cli("--help").stdout
         assert cli(command, "--help").exit_code == 0
     assert "dance" in refused("dance")

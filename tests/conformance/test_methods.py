@@ -19,6 +19,7 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.errors import LimitError
+from archgrad.methods.darts_prime import Constraint
 from archgrad.methods.unas import Terms
 
 SLIM = functools.partial(ag.dnal, pretrained=True, round_to=1, gate_epochs=3)
@@ -28,6 +29,16 @@ METHODS: dict[str, tuple[Callable[..., ag.Found], Problem]] = {
     "dnal, from scratch": (functools.partial(ag.dnal, round_to=1, gate_epochs=2), GATES),
     "darts": (ag.darts, SUPERNET),
     "darts, second order": (functools.partial(ag.darts, second_order=True), SUPERNET),
+    # The published pull and schedule lock in what leads first, which in so few steps is the operation that erases.
+    "darts_prime": (
+        functools.partial(ag.darts_prime, constraint=Constraint(schedule="static", f=1, rho=0.03)),
+        SUPERNET,
+    ),
+    "darts_prime, clipped and ADMM": (
+        functools.partial(ag.darts_prime, constraint=Constraint(activation="clipped", regulariser="admm")),
+        SUPERNET,
+    ),
+    "monas": (ag.monas, SUPERNET),
     "unas": (ag.unas, SUPERNET),
     "unas, per image": (functools.partial(ag.unas, terms=Terms(per_image=True)), SUPERNET),
     "unas, score function": (functools.partial(ag.unas, terms=Terms(estimator="score_function")), SUPERNET),
@@ -132,6 +143,9 @@ KILLED_IN = {
     "dnal": ("gates", "finetune"),
     "dnal, joint": ("gates",),
     "darts": ("search",),
+    "darts_prime": ("search",),
+    "darts_prime, clipped and ADMM": ("search",),
+    "monas": ("trial",),
     "unas": ("search", "train"),
     "random_search": ("trial",),
     "random_search, shared": ("supernet",),

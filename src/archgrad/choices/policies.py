@@ -83,7 +83,7 @@ class Policy(nn.Module):
         found = choices(space)
         if not found:
             raise ChoiceError(f"{type(space).__name__} has no choice to draw from")
-        _check_prior(prior, found)
+        check_prior(prior, found)
         given = prior or {}
         self.decisions = [_Decision(same[0], given.get(name)) for name, same in found.items()]
         self.condition = condition
@@ -307,10 +307,13 @@ def _picks(choice: Choice) -> list[Pick]:
     return [pick for keep in sizes for pick in itertools.combinations(range(choice.size), keep)]
 
 
-def _check_prior(prior: Prior | None, found: Mapping[str, Sequence[Choice]]) -> None:
+def check_prior(prior: Prior | None, found: Mapping[str, Sequence[Choice]]) -> None:
+    """Raises ChoiceError where a prior does not fit the choices of a space."""
     for name, row in (prior or {}).items():
         if name not in found:
-            raise ChoiceError(f"the prior is for another space: no choice is named {name!r}; there are {list(found)}")
+            raise ChoiceError(
+                f"the prior is for another space: no choice is named {name!r}; it has {list(found)[:9]}"
+            )
         size = found[name][0].size
         if row.shape != (size,) or not bool(torch.isfinite(row).all()):
             raise ChoiceError(

@@ -1,7 +1,7 @@
 """The commands as typer shows them; what they do is in `archgrad.cli.commands`, imported when one runs.
 
-The options of slim, search, train and demo are the fields of their schemas, so that the command line, YAML files and
-command.json cannot differ.
+The options of slim, search, score, train and demo are the fields of their schemas, so that the command line, YAML
+files and command.json cannot differ.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 from archgrad.cli import failures
 from archgrad.cli.configuration import DemoOptions, SearchOptions, SlimOptions, TrainOptions, anchored, resolve
 from archgrad.cli.options import JSON, describe
+from archgrad.cli.score_options import ScoreOptions
 
 _RUN = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that was --out.", show_default=False)]
 _ONNX = Annotated[bool, typer.Option("--onnx", help="As ONNX, the only format so far.")]
@@ -106,6 +107,15 @@ def _search(*, config: Path | None, as_json: bool, **given: Any) -> None:
     _show(record, as_json, f"{_where(options.out)}{larger}")
 
 
+def _score(*, config: Path | None, as_json: bool, **given: Any) -> None:
+    options = anchored(resolve(ScoreOptions, given, config))
+    with _quiet(as_json):
+        from archgrad.cli.scoring import score
+
+        record = score(options)
+    _show(record, as_json, _where(options.out) if options.out else "")
+
+
 def _train(*, config: Path | None, as_json: bool, **given: Any) -> None:
     options = anchored(resolve(TrainOptions, given, config))
     with _quiet(as_json):
@@ -123,6 +133,9 @@ app.command("slim", help="Slim a network of yours, or of timm, on your data, und
 )
 app.command("search", help="Search a space for an architecture, under a limit if you give one, and train it.")(
     describe(_search, SearchOptions, positional={})
+)
+app.command("score", help="Rank networks without training, and tell how far the ranking is to be trusted.")(
+    describe(_score, ScoreOptions, positional={"model": "[MODEL]..."})
 )
 app.command("train", help="Train a network, or an architecture that was slimmed or searched, from fresh weights.")(
     describe(_train, TrainOptions, positional={"network": "ARCHITECTURE.json|MODEL", "data": "DATA"})
@@ -223,10 +236,11 @@ def _show(record: Mapping[str, Any], as_json: bool, more: str) -> None:
     if as_json:
         typer.echo(json.dumps(record))
         return
-    from archgrad.report import text
+    from archgrad.report import scored, text
 
-    typer.echo(text.plain(record))
-    typer.echo(more)
+    typer.echo((scored if scored.is_scored(record) else text).plain(record))
+    if more:
+        typer.echo(more)
 
 
 def _where(out: str | Path) -> str:

@@ -1,4 +1,4 @@
-"""What the commands do, from checked options to a run's folder; search and train have files of their own."""
+"""What the commands do, from checked options to a run's folder; search, score and train have files of their own."""
 
 from __future__ import annotations
 
@@ -75,6 +75,11 @@ def resume(out: Path) -> Record:
                 from archgrad.cli.searching import search
 
                 return search(configuration.resolve(SearchOptions, told))
+            case "score":
+                from archgrad.cli.score_options import ScoreOptions
+                from archgrad.cli.scoring import score
+
+                return score(configuration.resolve(ScoreOptions, told))
             case "train":
                 from archgrad.cli.training import train
 

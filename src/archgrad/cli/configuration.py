@@ -5,24 +5,36 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from archgrad.cli import methods
 from archgrad.errors import ConfigError, LimitError
 
 Schema = TypeVar("Schema", bound="Options")
 
+DATA = (
+    '"digits", a .npz file, a folder of images (CLASS/*.png or train/CLASS/*.png), or a saved Hugging Face data set'
+)
 LIMITS = (
     "macs=0.5 or macs=50% (half of what the network takes), macs=20M, macs=20e6, params=0.5, params=300k, "
     "latency_ms=4.0"
 )
-METHODS = ("unas", "darts", "random_search")
+METHODS = tuple(name for name in methods.METHODS if name != "dnal")
 SPACES = ("darts", "nasbench201", "mobile")
+TABLE_DATA = ("cifar10", "cifar100", "imagenet16_120")
 AUGMENTATIONS = "flip, crop=PIXELS and cutout=PIXELS, joined by commas: flip,crop=4,cutout=8"
+# What only some methods have, and what a method that trains nothing has no use for.
+_OWN = {
+    ("shared",): ("random_search",),
+    ("trials",): ("random_search", "monas"),
+    ("rounds", "norm", "seeds", "classes", "in_channels", "table", "table_data"): ("freenas",),
+}
+_OF_TRAINING = ("epochs", "steps", "seconds", "search", "batch_size", "augment", "precision")
 _SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?"
 
@@ -46,10 +58,7 @@ class Options(BaseModel):
 class DataOptions(Options):
     """The data and how batches are made of it."""
 
-    data: str = Field(
-        description='"digits", a .npz file, a folder of images (CLASS/*.png or train/CLASS/*.png), or '
-        "a saved Hugging Face data set."
-    )
+    data: str = Field(description=f"{DATA}.")
     size: int | None = Field(None, ge=1, description="Resize all images to this side, in pixels.")
     skip_corrupt: bool = Field(False, description="Leave out images that cannot be read, and name them.")
     batch_size: int = Field(128, ge=1, description="Samples in a training batch.")
@@ -119,6 +128,9 @@ class SearchOptions(LimitedOptions):
     """`archgrad search`."""
 
     limit: str | None = Field(None, description=f"{LIMITS}; a fraction is of the most expensive architecture.")
+    data: str = Field(
+        "", description=f"{DATA}. freenas reads none: of data that is given it takes shape and classes."
+    )
     method: str = Field("unas", description=f"{', '.join(METHODS)}.")
     space: str = Field("darts", description=f"{', '.join(SPACES)}, or a MODEL of your own that contains choices.")
     out: str = Field("runs/search", description="The run's folder.")
@@ -135,7 +147,24 @@ class SearchOptions(LimitedOptions):
     search: float = Field(0.5, gt=0, le=1, description="Share of the steps searched in; the rest trains the result.")
     shared: bool = Field(False, description="random_search: try architectures with the weights of one supernet.")
     trials: int | None = Field(
-        None, ge=1, description="random_search: architectures tried; default 10, with --shared 50."
+        None, ge=1, description="Architectures tried: random_search, default 10, with --shared 50; monas, 30."
+    )
+    rounds: int | None = Field(None, ge=1, description="freenas: rounds of scoring and dropping; default 1.")
+    norm: Literal["off", "eval", "train"] | None = Field(
+        None, description="freenas: normalisation off (default), in eval or in train mode; it decides the answer."
+    )
+    seeds: int | None = Field(None, ge=1, description="freenas: draws of the weights; default 3.")
+    classes: int | None = Field(None, ge=1, description="freenas without data: classes; default 10.")
+    in_channels: int | None = Field(
+        None,
+        ge=1,
+        description="freenas without data: channels of the images; default 3. Their side is --size, or 32.",
+    )
+    table: str | None = Field(
+        None, description="freenas, nasbench201: a .npz table of accuracies that the scores are held against."
+    )
+    table_data: Literal["cifar10", "cifar100", "imagenet16_120"] | None = Field(
+        None, description=f"The table's data set: {', '.join(TABLE_DATA)}; default: the first."
     )
 
     @field_validator("method")
@@ -154,17 +183,36 @@ class SearchOptions(LimitedOptions):
 
     @model_validator(mode="after")
     def _together(self) -> SearchOptions:
-        if self.method != "random_search" and (self.shared or self.trials):
-            option = "shared" if self.shared else f"trials={self.trials}"
-            raise ValueError(
-                f"{option} goes with --method random_search; {self.method} trains one supernet: bound it by epochs, "
-                "steps or seconds"
-            )
+        for names, owners in _OWN.items():
+            if self.method not in owners and (given := self._given(names)):
+                trains = owners[0] != "freenas" and self.method not in ("freenas", "monas")
+                how = "trains one supernet: bound it by epochs, steps or seconds" if trains else "has no use for it"
+                raise ValueError(f"{given} goes with --method {' or '.join(owners)}; {self.method} {how}")
+        if self.method == "freenas":
+            self._free()
+        elif not self.data:
+            raise ValueError(f"DATA is missing: {self.method} trains. Give --data: {DATA}")
         if self.space != "darts" and self.factorised is not None:
             raise ValueError(f"only the space darts has a factorised and a published form, {self.space!r} has one")
         if self.space not in SPACES and (self.cells or self.channels):
             raise ValueError(f"cells and channels are for {', '.join(SPACES)}; {self.space!r} makes its own")
         return self
+
+    def _given(self, names: Sequence[str]) -> str:
+        """The first of these options that is not at its default, as it is told; empty where none is."""
+        fields = type(self).model_fields
+        told = [(name, getattr(self, name)) for name in names if getattr(self, name) != fields[name].default]
+        return next((name if value is True else f"{name}={value}" for name, value in told), "")
+
+    def _free(self) -> None:
+        if given := self._given(_OF_TRAINING):
+            raise ValueError(f"{given} is for methods that train, and freenas trains nothing: leave it out")
+        if self.data and (given := self._given(("classes", "in_channels"))):
+            raise ValueError(f"{given} goes without data; {self.data!r} says both")
+        if self.table_data and not self.table:
+            raise ValueError(f"table_data={self.table_data} goes with a table: --table FILE.npz")
+        if self.table and self.space != "nasbench201":
+            raise ValueError(f"a table holds cells of the space nasbench201, and the space is {self.space!r}")
 
 
 class TrainOptions(WorkOptions):
@@ -302,8 +350,10 @@ def augmentations(text: str) -> list[tuple[str, int | None]]:
 def anchored(options: Schema) -> Schema:
     """The same with absolute paths, so that the command means the same from any folder."""
     update: dict[str, Any] = {}
-    for name in ("data", "weights", "model", "network", "space"):
+    for name in ("data", "weights", "table", "architectures", "model", "network", "space"):
         text = getattr(options, name, None)
+        if isinstance(text, list):  # the models of score are named by their places
+            continue
         path, colon, attribute = text.rpartition(":") if text else ("", "", "")
         if text and name in ("model", "network", "space") and not text.endswith(".json"):
             if path.endswith(".py"):

@@ -10,7 +10,10 @@ from pathlib import Path
 METHODS = {
     "unas": "archgrad.methods.unas:unas",
     "darts": "archgrad.methods.darts:darts",
+    "darts_prime": "archgrad.methods.darts_prime:darts_prime",
+    "monas": "archgrad.methods.monas:monas",
     "random_search": "archgrad.methods.random_search:random_search",
+    "freenas": "archgrad.methods.freenas:freenas",
     "dnal": "archgrad.methods.dnal:dnal",
 }
 

@@ -57,6 +57,8 @@ def load(name: str, *, classes: int, example: Inputs) -> nn.Module:
         found = _called(found, name, known)
     if not isinstance(found, nn.Module):
         raise ModelError(f"MODEL {name!r} gives a {type(found).__name__}. Allowed is a torch.nn.Module.")
+    if any(tensor.is_meta for tensor in (*found.parameters(), *found.buffers())):
+        raise ModelError(f"MODEL {name!r} is on the meta device and has no values. Make it on the CPU.")
     return found
 
 

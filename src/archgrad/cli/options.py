@@ -22,12 +22,18 @@ _DECLARED = {
     "pretrained": ("--pretrained/--retrain",),
     "factorised": ("--factorised/--published",),
     "shared": ("--shared",),
+    "partial": ("--partial",),
 }
 _METAVARS = {
     "limit": "NAME=VALUE", "keep": "PATH", "weights": "FILE", "out": "DIR", "model": "MODEL", "space": "SPACE",
-    "method": "METHOD", "data": "DATA",
+    "method": "METHOD", "data": "DATA", "table": "FILE.npz", "arch": "TEXT", "architectures": "FILE",
+    "sample": "N", "proxy": "NAME",
 }  # fmt: skip
-_PANELS = dict.fromkeys(("method", "limit", "search", "shared", "trials"), "Search") | dict.fromkeys(
+_SEARCH = ("method", "limit", "search", "shared", "trials", "rounds", "norm", "seeds")
+_TABLE = ("table", "table_data", "table_epochs", "partial")
+_SCORED = ("arch", "architectures", "sample", "proxy")
+_PANELS = dict.fromkeys(_SEARCH, "Search") | dict.fromkeys(_TABLE, "Table") | dict.fromkeys(_SCORED, "What")
+_PANELS |= dict.fromkeys(("classes", "in_channels"), "Data") | dict.fromkeys(
     ("auxiliary", "drop_path", "optimiser", "learning_rate", "weight_decay", "clip", "average", "smoothing"),
     "Training",
 )

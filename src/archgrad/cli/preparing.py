@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from archgrad.cli import configuration, folder
-from archgrad.cli.configuration import Options, WorkOptions
+from archgrad.cli.configuration import Options, RunOptions, WorkOptions
 from archgrad.costs.count import macs, params
 from archgrad.costs.latency import latency
 from archgrad.costs.limits import Limit
@@ -43,6 +43,25 @@ def prepare(
 
     Raises InputError for data, a device or a folder that cannot be used, MissingExtra for ONNX without its extra.
     """
+    run, onnx = begin(command, options, out, trials=trials)
+    augment = [
+        flip() if pixels is None else _AUGMENTATIONS[name](pixels)
+        for name, pixels in configuration.augmentations(options.augment)
+    ]
+    task = Classification.load(
+        options.data,
+        size=options.size,
+        skip_corrupt=options.skip_corrupt,
+        batch_size=options.batch_size,
+        augment=augment,
+        smoothing=smoothing,
+    )
+    seed(options.seed)
+    return Prepared(run, task, onnx)
+
+
+def begin(command: str, options: RunOptions, out: Path, *, trials: int | None = None) -> tuple[Run, bool]:
+    """The run, and whether ONNX is to be written; without data. Raises as `prepare`."""
     set_threads(options)
     onnx = onnx_wanted(options.onnx)
     run = Run(
@@ -56,23 +75,14 @@ def prepare(
         precision=options.precision,
     )
     folder.check(out, command, options)
-    augment = [
-        flip() if pixels is None else _AUGMENTATIONS[name](pixels)
-        for name, pixels in configuration.augmentations(options.augment)
-    ]
-    task = Classification.load(
-        options.data,
-        size=options.size,
-        skip_corrupt=options.skip_corrupt,
-        batch_size=options.batch_size,
-        augment=augment,
-        smoothing=smoothing,
-    )
-    # The network's first weights are drawn before the run begins.
-    torch.manual_seed(options.seed)
-    np.random.seed(options.seed)
-    random.seed(options.seed)
-    return Prepared(run, task, onnx)
+    return run, onnx
+
+
+def seed(number: int) -> None:
+    """Seed everything: a network's first weights are drawn before its run begins."""
+    torch.manual_seed(number)
+    np.random.seed(number)
+    random.seed(number)
 
 
 def set_threads(options: Options) -> None:

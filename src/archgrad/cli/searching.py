@@ -3,39 +3,95 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from archgrad.cli import folder, spaces
-from archgrad.cli.configuration import SearchOptions
-from archgrad.cli.preparing import limit_of, prepare, write_onnx
+from archgrad.cli.configuration import TABLE_DATA, SearchOptions
+from archgrad.cli.preparing import begin, limit_of, prepare, seed, write_onnx
+from archgrad.costs.count import macs, params
 from archgrad.methods.darts import darts
+from archgrad.methods.darts_prime import darts_prime
+from archgrad.methods.freenas import freenas
+from archgrad.methods.monas import monas
 from archgrad.methods.random_search import random_search
 from archgrad.methods.unas import unas
 from archgrad.report import page
 from archgrad.search.checkpoint import replace_text
 from archgrad.search.found import Found
+from archgrad.search.run import Run
+
+_GRADIENT: dict[str, Callable[..., Found]] = {"unas": unas, "darts": darts, "darts_prime": darts_prime}
+_CLASSES, _CHANNELS, _SIDE = 10, 3, 32  # of images where no data says otherwise: those of CIFAR-10
 
 
 def search(options: SearchOptions) -> dict[str, Any]:
     """Search a space; returns the run's record."""
     out = Path(options.out)
+    if options.method == "freenas":
+        return _free(options, out)
     run, task, onnx = prepare("search", options, out, trials=options.trials)
-    factorised = options.method == "unas" if options.factorised is None else options.factorised
-    form = spaces.form(options.space, cells=options.cells, channels=options.channels, factorised=factorised)
-    space, made = spaces.make(form, task)
+    space, made = spaces.make(_form(options), task)
     limit, share = limit_of(options.limit, task.example), options.search
     folder.write(out, "search", options)
     with folder.resumable(out):
-        if options.method == "unas":
-            found = unas(space, task, run, limit=limit, search=share)
-        elif options.method == "darts":
-            found = darts(space, task, run, limit=limit, search=share)
-        else:
+        if options.method == "random_search":
             found = random_search(space, task, run, limit=limit, shared=options.shared, search=share)
+        elif options.method == "monas":
+            costs = (macs(task.example), params())
+            found = monas(space, task, run, limit=limit, costs=costs, search=share)
+        else:
+            found = _GRADIENT[options.method](space, task, run, limit=limit, search=share)
         _record(found, out, made)
         write_onnx(found, out, onnx)
     return found.record
+
+
+def _free(options: SearchOptions, out: Path) -> dict[str, Any]:
+    """FreeNAS, which needs no data; of data that is given it takes the shape and the classes."""
+    run, onnx, shape = _shaped(options, out)
+    table = None
+    if options.table:
+        from archgrad.cli import tables
+
+        table = tables.load(options.table, data=options.table_data or TABLE_DATA[0])
+    space, made = spaces.make(_form(options), shape)
+    limit = limit_of(options.limit, shape.example)
+    folder.write(out, "search", options)
+    with folder.resumable(out):
+        found = freenas(
+            space,
+            run,
+            example=shape.example,
+            rounds=options.rounds or 1,
+            norm=options.norm or "off",
+            seeds=options.seeds or 3,
+            limit=limit,
+        )
+        if table is not None:
+            found.record.update(tables.judged(found.record, found.architecture, table))
+        _record(found, out, made)
+        write_onnx(found, out, onnx)
+    return found.record
+
+
+def _shaped(options: SearchOptions, out: Path) -> tuple[Run, bool, spaces.Fits]:
+    if options.data:
+        run, task, onnx = prepare("search", options, out)
+        return run, onnx, task
+    run, onnx = begin("search", options, out)
+    side = options.size or _SIDE
+    example = torch.ones(1, options.in_channels or _CHANNELS, side, side)
+    seed(options.seed)
+    return run, onnx, spaces.Shape(options.classes or _CLASSES, example)
+
+
+def _form(options: SearchOptions) -> spaces.Form:
+    factorised = options.method == "unas" if options.factorised is None else options.factorised
+    return spaces.form(options.space, cells=options.cells, channels=options.channels, factorised=factorised)
 
 
 def _record(found: Found, out: Path, space: dict[str, Any]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
@@ -18,10 +19,11 @@ from archgrad.choices.relaxations import Softmax
 from archgrad.cli import models
 from archgrad.cli.configuration import SPACES
 from archgrad.errors import ConfigError, ModelError
+from archgrad.search.proxies import scoring
 from archgrad.spaces.darts import darts_cells
 from archgrad.spaces.mobile import PROXYLESS, mobile_backbone
 from archgrad.spaces.nasbench201 import nasbench201_cells
-from archgrad.tasks import Classification
+from archgrad.tasks.task import Inputs
 
 _CELLS = {"darts": 8, "nasbench201": 5, "mobile": 4}
 _CHANNELS = 16
@@ -34,6 +36,39 @@ class _Sizes(TypedDict):
     channels: int
     classes: int
     in_channels: int
+
+
+class Fits(Protocol):
+    """What a space is made to fit: a task, or `Shape` where there is no data."""
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        ...
+
+    @property
+    def example(self) -> Inputs:
+        """Inputs [1, ...] as the network sees them."""
+        ...
+
+    def check(self, network: nn.Module) -> None:
+        """Raise ModelError where the network does not fit."""
+        ...
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Classes and an example, without data."""
+
+    classes: int
+    example: Inputs
+
+    def check(self, network: nn.Module) -> None:
+        """Run the network on the example. Raises ModelError where it fails, or has weights that give no scores."""
+        assert isinstance(self.example, Tensor)
+        scoring.theta(network)
+        with torch.no_grad():
+            scoring.run(network.eval(), self.example)
 
 
 class Form(BaseModel):
@@ -70,7 +105,7 @@ def form(kind: str, *, cells: int | None, channels: int | None, factorised: bool
     )
 
 
-def make(of: Form, task: Classification) -> tuple[nn.Module, dict[str, Any]]:
+def make(of: Form, task: Fits) -> tuple[nn.Module, dict[str, Any]]:
     """The space for a task's classes and images, and its record.
 
     Raises:
@@ -161,7 +196,7 @@ def searched_in(
     return form(kind, cells=None, channels=None, factorised=False)
 
 
-def _check(space: nn.Module, task: Classification) -> None:
+def _check(space: nn.Module, task: Fits) -> None:
     """Run all candidates of a user's space once, on a copy, so that what does not fit is named at once."""
     if choices(space):
         task.check(relax(copy.deepcopy(space), Softmax))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -25,42 +26,64 @@ class Resizable(Protocol):
         ...
 
 
-def decide(space: nn.Module, *, threshold: float = 0.5) -> Architecture:
+def decide(space: nn.Module, *, threshold: float = 0.5, weights: Mapping[str, Tensor] | None = None) -> Architecture:
     """The architecture that the mixing weights point at.
 
     An `OpChoice` takes its heaviest live candidate that is not barred, an `InputChoice` its `keep` heaviest
     inputs, a `Gate` all entries above `threshold`, at least the heaviest unless the gate's branch may vanish.
     Inputs that are all mixed at full strength (relaxation `Open`) weigh what the heaviest candidate on their
-    edge does that is not barred: the rule of DARTS.
+    edge does that is not barred: the rule of DARTS. Of equals the first is taken.
+
+    Args:
+        space: relaxed.
+        threshold: of gates.
+        weights: for some choices, [size], what they are decided by in place of their mixing weights.
 
     Raises:
         ChoiceError: a choice has no relaxation yet.
     """
     picks: dict[str, Pick] = {}
-    scores = strengths(space)
+    scores = strengths(space, weights)
     for name, (choice, *_) in choices(space).items():
-        weights = scores[name].masked_fill(~choice.pickable, -1.0)
+        row = scores[name].masked_fill(~choice.pickable, float("-inf"))
         if isinstance(choice, OpChoice):
-            picks[name] = int(weights.argmax())
+            picks[name] = int(row.argmax())
         elif isinstance(choice, InputChoice):
-            picks[name] = tuple(weights.topk(choice.keep).indices.sort().values.tolist())
+            picks[name] = tuple(row.argsort(descending=True, stable=True)[: choice.keep].sort().values.tolist())
         else:
             assert isinstance(choice, Gate)
-            kept = (weights > threshold).nonzero().flatten().tolist()
-            picks[name] = tuple(kept) or (() if choice.vanishing else (int(weights.argmax()),))
+            kept = (row > threshold).nonzero().flatten().tolist()
+            picks[name] = tuple(kept) or (() if choice.vanishing else (int(row.argmax()),))
     return Architecture(picks)
 
 
-def strengths(space: nn.Module) -> dict[str, Tensor]:
-    """What each choice is decided by: its mixing weights, [size], without noise; see `decide`.
+def discretised(space: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
+    """The mixing weights, [size] of 0 and 1, that an architecture is: 1 on its picks.
+
+    Where the inputs of a node are all mixed at full strength (`Open`), operations on inputs that are not kept are 0.
+    """
+    found = {name: same[0] for name, same in choices(space).items()}
+    rows = {n: choice.picked(architecture[n]).to(choice.live.device).float() for n, choice in found.items()}
+    for name, choice in found.items():
+        if isinstance(choice, InputChoice) and choice.edges is not None and isinstance(choice.relaxation, Open):
+            for edge, kept in zip(choice.edges, rows[name].tolist(), strict=True):
+                if isinstance(edge, OpChoice):
+                    rows[edge.name] = rows[edge.name] * kept
+    return rows
+
+
+def strengths(space: nn.Module, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """What each choice is decided by: its mixing weights, [size], without noise, or those given; see `decide`.
 
     Raises:
         ChoiceError: a choice has no relaxation yet.
     """
-    return {name: _weights(choice) for name, (choice, *_) in choices(space).items()}
+    return {name: _weights(choice, weights or {}) for name, (choice, *_) in choices(space).items()}
 
 
-def _weights(choice: Choice) -> Tensor:
+def _weights(choice: Choice, given: Mapping[str, Tensor]) -> Tensor:
+    if choice.name in given:
+        return given[choice.name].detach().double()
     relaxation = choice.relaxation
     if relaxation is None:
         raise ChoiceError(
@@ -73,7 +96,7 @@ def _weights(choice: Choice) -> Tensor:
     if isinstance(relaxation, Open) and isinstance(choice, InputChoice) and choice.edges is not None:
         for i, edge in enumerate(choice.edges):
             if isinstance(edge, OpChoice):
-                weights[i] *= _weights(edge).masked_fill(~edge.pickable, 0.0).amax()
+                weights[i] *= _weights(edge, given).masked_fill(~edge.pickable, float("-inf")).amax()
     return weights
 
 

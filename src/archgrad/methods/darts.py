@@ -22,35 +22,30 @@ Checked against: enumeration and the closed form of the second-order step, in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import Adam, Optimizer
 
 from archgrad.choices.access import logits, relax, weights
 from archgrad.choices.modules import InputChoice
+from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Open, Softmax
 from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import decide, strengths
-from archgrad.errors import LimitError
 from archgrad.search.bilevel import alternate, logit_rate, mixed
-from archgrad.search.fit import MakeOptimiser, sgd
+from archgrad.search.fit import MakeOptimiser, sgd, sgd_of_darts
 from archgrad.search.found import Found
-from archgrad.search.prior import Prior, recorded, warm_start
+from archgrad.search.prior import recorded, warm_start
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.search.supernet import conclude, divided, foresee, supernet
-from archgrad.search.within import Within
+from archgrad.search.within import Within, refuse_measured
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch
 
 RADIUS = 0.01
-
-
-def sgd_of_darts(parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The published optimiser of the weights: SGD, rate 0.025, momentum 0.9, decay 3e-4, gradient clipped at 5."""
-    return SGD([{"params": list(parameters), "clip": 5.0}], lr=0.025, momentum=0.9, weight_decay=3e-4)
 
 
 def darts(
@@ -89,7 +84,7 @@ def darts(
         LimitError: the cost is measured, or no network of the space meets the limit.
         NonFiniteError: the loss became NaN or infinite.
     """
-    _refuse_measured(limit)
+    refuse_measured(limit, method="DARTS")
     space = supernet(space, run, needs="DARTS")
     relax(space, Softmax)
     relax(space, Open, where=lambda choice: isinstance(choice, InputChoice) and choice.keep > 1)
@@ -131,14 +126,6 @@ def darts(
     return conclude(
         space, architecture, task, run, steps=rest, optimiser=train_optimiser, within=within, record=record
     )
-
-
-def _refuse_measured(limit: Limit | None) -> None:
-    if limit and limit.cost.measured:
-        raise LimitError(
-            f"{limit.cost.name} is measured and has no gradient, and DARTS knows mixtures alone: use archgrad.unas, "
-            f"which measures sampled networks, or a limit on archgrad.macs, archgrad.params or a table of prices"
-        )
 
 
 def unrolled(

@@ -1,8 +1,8 @@
 """FreeNAS: score every candidate of an untrained supernet by one gradient, without data or labels.
 
 Paper: Zhang, Su, Pan, Chang, Huang, Haffari, "Differentiable architecture search without training nor labels: a
-pruning perspective", arXiv 2106.11542 v1 (2021); v2 (FreeDARTS) is the version whose code was read. Implemented, with
-alpha the raw multiplicative weights of all candidates, no softmax, shared by the cells of a kind:
+pruning perspective" (arXiv 2106.11542, v1, 2021). Its v2 (FreeDARTS) is the version whose code was read. Implemented,
+with alpha the raw multiplicative weights of all candidates, no softmax, shared by the cells of a kind:
 
     theta = |theta|;   norms left out;   ReLU6 not clipped;   biases and shifts = 0;   alpha = 1;   float64
     repeat rounds r = 0 .. R - 1:
@@ -26,6 +26,7 @@ Checked against: conservation of alpha d value / d alpha over the cuts of a cell
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -34,7 +35,6 @@ from torch import nn
 
 from archgrad.choices.access import choices, restrict
 from archgrad.choices.architecture import Architecture
-from archgrad.choices.modules import OpChoice
 from archgrad.costs.count import macs, params
 from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import build
@@ -104,12 +104,16 @@ def freenas(
     if within:
         architecture = within.best(scoring.logarithms(scoring.ranked(space, scores, dropped)))
         _refuse_cut(space, architecture, inputs, within)
-    agreement = _shared([scoring.decoded(space, one, dropped) for one in draws]) if seeds > 1 else None
+    alone = [scoring.decoded(space, one, dropped) for one in draws]
+    for k, (value, one) in enumerate(zip(kept["log10_values"], alone, strict=True)):
+        run.log({"log10_value": math.nan if value is None else value, "agreement": _shared([decided, one])}, step=k)
+    agreement = _shared(alone) if seeds > 1 else None
     others = {other: Architecture.from_json(text) for other, text in kept["others"].items()}
     run.note(_caution({other: _shared([decided, one]) for other, one in others.items()}, norm, agreement))
     record = {
         "method": "freenas", "title": f"{type(space).__name__} scored by FreeNAS", "settings": settings,
-        "scores": _lists(scores), "log10_values": kept["log10_values"], "seed_agreement": agreement,
+        "scores": _lists(scores), "draws": kept["scores"], "labels": scoring.labels(space),
+        "log10_values": kept["log10_values"], "seed_agreement": agreement,
         "conventions": {other: _text(space, one) for other, one in {norm: decided, **others}.items()},
     }  # fmt: skip
     return _concluded(space, architecture, run, example=inputs, within=within, record=record)
@@ -211,13 +215,12 @@ def _concluded(
 
 def _picks(space: nn.Module, architecture: Architecture, scores: Mapping[str, list[float]]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for name, (choice, *_) in choices(space).items():
-        pick = architecture[name]
-        if isinstance(choice, OpChoice) and isinstance(pick, int):
-            rows.append({"choice": name, "pick": choice.labels[pick], "weight": scores[name][pick]})
-        elif isinstance(pick, tuple):
-            weight = [scores[name][i] for i in pick]
-            rows.append({"choice": name, "pick": [str(i) for i in pick], "weight": weight})
+    for name, labels in scoring.labels(space).items():
+        pick, weights = architecture[name], scores[name]
+        if isinstance(pick, int):
+            rows.append({"choice": name, "pick": labels[pick], "weight": weights[pick]})
+        else:
+            rows.append({"choice": name, "pick": [labels[i] for i in pick], "weight": [weights[i] for i in pick]})
     return rows
 
 

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import choices, sample, using, weights
 from archgrad.choices.architecture import Architecture
-from archgrad.choices.policies import Uniform
+from archgrad.choices.policies import Prior, Uniform
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError, LimitError
 from archgrad.search.fit import MakeOptimiser, descend, sgd
 from archgrad.search.found import Found
+from archgrad.search.prior import recorded
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.search.supernet import conclude, divided, foresee, supernet
@@ -46,6 +47,7 @@ def random_search(
     run: Run,
     *,
     limit: Limit | None = None,
+    prior: Prior | None = None,
     shared: bool = False,
     search: float = 0.5,
     optimiser: MakeOptimiser = sgd,
@@ -58,6 +60,7 @@ def random_search(
             architectures itself, such as `archgrad.Tabular`: the network handed back then has fresh weights.
         run: epochs of search and training together (default 60), trials, seed, folder, device.
         limit: on any cost.
+        prior: logits that architectures are drawn from, in place of evenly: `archgrad.prior(...)`.
         shared: try architectures with the weights of one supernet.
         search: share of the steps that is searched in; the rest trains what was found, from fresh weights.
         optimiser: from weights to their optimiser.
@@ -78,14 +81,15 @@ def random_search(
     within = Within(space, limit) if limit else None
     trials = run.trials or (1000 if isinstance(task, Scored) else 50 if shared else 10)
     settings = {
-        "limit": limit and limit.record(), "shared": shared, "search": search,
+        "limit": limit and limit.record(), "shared": shared, "search": search, "prior": recorded(prior),
     }  # fmt: skip
+    policy = Uniform(space, prior=prior)
     run.begin("random_search", settings)
     if within:
         within.begin(run)
 
     drawn = [
-        Architecture.from_json(text) for text in run.remember("drawn", lambda: _drawn(space, run, trials, within))
+        Architecture.from_json(text) for text in run.remember("drawn", lambda: _drawn(policy, run, trials, within))
     ]
     if shared and not isinstance(task, Scored):
         _train_shared(space, task, run, steps=steps, share=search, optimiser=optimiser)
@@ -122,10 +126,9 @@ def _best(rows: list[dict[str, Any]], drawn: list[Architecture], within: Within 
     return kept
 
 
-def _drawn(space: nn.Module, run: Run, trials: int, within: Within | None) -> list[str]:
+def _drawn(policy: Uniform, run: Run, trials: int, within: Within | None) -> list[str]:
     """Different architectures under the limit, as JSON; fewer where the space has no more."""
     generator, found, missed = run.generator("architectures"), dict[Architecture, None](), 0
-    policy = Uniform(space)
     while len(found) < trials and missed < MISSES:
         architecture = policy.sample(generator)
         if architecture in found or (within and within.price(architecture) > within.bound):

@@ -41,13 +41,15 @@ from torch.optim import Adam, Optimizer
 
 from archgrad.choices.access import logits, relax, using, weights
 from archgrad.choices.architecture import Architecture
+from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Softmax
 from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import decide, strengths
 from archgrad.search.bilevel import alternate, logit_rate
+from archgrad.search.dynamic import Every
 from archgrad.search.fit import MakeOptimiser, sgd
 from archgrad.search.found import Found
-from archgrad.search.prior import Prior, recorded, warm_start
+from archgrad.search.prior import recorded, warm_start
 from archgrad.search.run import Run
 from archgrad.search.sampling import Branched, Estimate, Hinge, Sampler
 from archgrad.search.schedules import cosine
@@ -146,7 +148,6 @@ def unas(
     run.begin("unas", settings)
     if within:
         within.begin(run)
-
     foresee(space, task, run, optimiser=optimiser, passes=1 if terms.gap == "none" else 2)
     made = optimiser(weights(space))
     decided = Adam(logits(space), lr=rate or logit_rate(1e-3, steps), weight_decay=1e-6)
@@ -157,7 +158,7 @@ def unas(
     alternate(
         space, task.halves(share), run, weights=made, architecture=decided, steps=steps,
         weight_loss=objective.weight_loss, architecture_gradient=objective.gradient,
-        warm_up=round(terms.warm_up * steps), schedule=cosine, share=search, figures=objective.figures,
+        pace=Every(after=round(terms.warm_up * steps)), schedule=cosine, share=search, figures=objective.figures,
     )  # fmt: skip
     architecture = _derived(space, run, within)
     record = {"method": "unas", "title": f"{type(space).__name__} searched by UNAS", "settings": settings}
@@ -208,9 +209,7 @@ class _Objective:
         relaxed = torch.zeros_like(hard)
         if self.terms.estimator == "rebar":
             relaxed = self._loss(sample.mixed, train, valid)
-        loss = self.estimate(hard, relaxed, sample.log_probability)
-        if self.hinge:
-            loss = loss + self.hinge()
+        loss = self.estimate(hard, relaxed, sample.log_probability) + (self.hinge() if self.hinge else 0.0)
         self.relaxed = self.sampler.named(sample.relaxed)
         return loss, torch.autograd.grad(loss, logits(self.space), allow_unused=True)
 

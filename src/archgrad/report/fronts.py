@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from archgrad.errors import RunError
-from archgrad.report.pictures import COLOURS, Chart, drawn, dress, is_finite
+from archgrad.report.pictures import INK, LIMIT, LINES, Chart, drawn, dress, is_finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,18 +64,18 @@ def _chart(one: Front) -> Chart:
     name = one.cost.replace("_", " ")
 
     def fill(axes: Axes) -> None:
-        from matplotlib.ticker import EngFormatter
+        from matplotlib.ticker import EngFormatter, MaxNLocator
 
-        ink, line, mark = COLOURS
-        axes.plot(*zip(*one.cloud, strict=True), color=line, linestyle="", marker="o", markersize=2.5, alpha=0.35)
+        axes.plot(*zip(*one.cloud, strict=True), color=LINES[0], linestyle="", marker="o", markersize=2.5, alpha=0.35)
         xs, ys = [x for x, _ in one.front], [y for _, y in one.front]
-        axes.step(xs, ys, where="post", color=line, linewidth=1.5, marker="o", markersize=4)
+        axes.step(xs, ys, where="post", color=LINES[0], linewidth=1.5, marker="o", markersize=4)
         if one.found:
-            axes.plot(*one.found, color=mark, linestyle="", marker="D", markersize=6)
+            axes.plot(*one.found, color=LIMIT, linestyle="", marker="D", markersize=6)
         dress(axes, x=f"{name}, {one.unit}" if one.unit else name)
         if max(x for x, _ in one.cloud) >= 1e4:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.set_ylabel("score", color=ink)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.set_ylabel("score", color=INK)
 
     caption = (
         f"{len(one.cloud)} networks tried, {len(one.front)} of them beaten by none in both; the diamond is the one "

@@ -11,11 +11,12 @@ from typing import Any
 from markupsafe import Markup
 
 from archgrad.errors import RunError
-from archgrad.report import fronts, graphs, svg, text
-from archgrad.report.pictures import Chart, History, charts, scatter
+from archgrad.report import fronts, graphs, scored, scores, svg, text
+from archgrad.report.pictures import Chart, History, charts, jump, scatter
 from archgrad.report.weights import weights
 
 _TEMPLATE = "page.html.jinja"
+_MOST_SCORED = 100
 
 
 def page(record: text.Record, history: History = ()) -> str:
@@ -27,6 +28,7 @@ def page(record: text.Record, history: History = ()) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     text.check(record)
+    scored.check(record)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -47,11 +49,15 @@ def page(record: text.Record, history: History = ()) -> str:
         columns=text.columns(record),
         rows=text.rows(record),
         limit=text.limit_line(record),
+        gap=text.gap_line(record),
         layers=_layers(record),
         alarms=[str(alarm) for alarm in record.get("alarms") or []],
         graphs=[(one.get("name") or "", Markup(drawn)) for one, drawn in zip(given, pictures, strict=True)],
         architecture=str(record.get("architecture_text") or "").strip(),
         picks=text.picks(record),
+        scored=_scored(record),
+        candidates=[(one.choice, one.caption, Markup(one.svg)) for one in scores.candidates(record)],
+        clouds=[(chart, Markup(chart.svg)) for chart in scores.clouds(record)],
         weights=_weights(history),
         charts=_charts(record, history),
         baselines=text.rivals(record),
@@ -113,9 +119,20 @@ def _pictures(record: text.Record) -> list[str]:
 
 
 def _charts(record: text.Record, history: History) -> list[tuple[Chart, Markup]]:
-    surrogate = scatter(record.get("surrogate") or {})
-    found = [*fronts.charts(record), *charts(history, record.get("limit")), *([surrogate] if surrogate else [])]
+    others = (jump(record), scatter(record.get("surrogate") or {}))
+    found = [*fronts.charts(record), *charts(history, record.get("limit")), *(one for one in others if one)]
     return [(chart, Markup(chart.svg)) for chart in found]
+
+
+def _scored(record: text.Record) -> dict[str, Any] | None:
+    if not scored.is_scored(record):
+        return None
+    return {
+        "networks": scored.networks(record, most=_MOST_SCORED),
+        "names": scored.names(record, most=_MOST_SCORED),
+        "left_out": max(0, len(record["networks"]) - _MOST_SCORED),
+        "trust": scored.trust(record),
+    }
 
 
 def _weights(history: History) -> dict[str, Any]:

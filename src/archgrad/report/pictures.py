@@ -16,29 +16,36 @@ if TYPE_CHECKING:
 
 History = Sequence[Mapping[str, Any]]
 
-_INK, _FAINT, _LIMIT = "#010101", "#020202", "#030303"
-_LINES = ("#040404", "#050505", "#060606", "#070707")
-COLOURS = (_INK, _LINES[0], _LIMIT)  # of text, of a line, of what stands out
+# What axes are drawn in, by whoever fills them.
+INK, FAINT, LIMIT = "#010101", "#020202", "#030303"
+LINES = ("#040404", "#050505", "#060606", "#070707")
 # matplotlib writes fixed colours; each stands for a variable of the page's style sheet.
 _VARIABLES = {
-    _INK: "--ink",
-    _FAINT: "--faint",
-    _LIMIT: "--limit",
-    **{colour: f"--line{place}" for place, colour in enumerate(_LINES, start=1)},
+    INK: "--ink",
+    FAINT: "--faint",
+    LIMIT: "--limit",
+    **{colour: f"--line{place}" for place, colour in enumerate(LINES, start=1)},
 }
 _AXES = ("phase", "step", "time", "epoch")
 # Drawn elsewhere, a picture a choice: see archgrad.report.weights.
 WEIGHT = "weight/"
+# Drawn elsewhere, over accuracies: see archgrad.report.scores.
+SCORE = "score/"
+# Drawn by `jump`.
+JUMP = "discretisation_"
 _KNOWN = {
     "flips": "Gates flipping per epoch",
     "open_gates": "Open gates",
     "scale": "Scale of the gates",
     "entropy": "Entropy of the choices",
+    "distance": "Distance from discrete weights",
+    "log10_fisher": "Squared gradient norm of the weights and its threshold, log10",
+    "log10_threshold": "Squared gradient norm of the weights and its threshold, log10",
     "temperature": "Temperature",
 }
 _EXPECTED_AGAINST_LIMIT = "Expected cost against the limit"
 _AGAINST_LIMIT = "Cost against the limit"
-_ORDER = ("Loss", "Accuracy", _EXPECTED_AGAINST_LIMIT, _AGAINST_LIMIT, *_KNOWN.values())
+_ORDER = ("Loss", "Accuracy", _EXPECTED_AGAINST_LIMIT, _AGAINST_LIMIT, *dict.fromkeys(_KNOWN.values()))
 _MOST_POINTS = 400
 _MOST_MARKED_PHASES = 12
 _MOST_CHARTS = 24
@@ -75,7 +82,7 @@ def charts(history: History, limit: Mapping[str, Any] | None = None) -> list[Cha
     ordered = sorted(groups, key=lambda heading: _ORDER.index(heading) if heading in _ORDER else len(_ORDER))
     spans = _phase_spans(history, places)
     return [
-        _chart(heading, groups[heading][: len(_LINES)], spans=spans, bound=_bound(heading, limit))
+        _chart(heading, groups[heading][: len(LINES)], spans=spans, bound=_bound(heading, limit))
         for heading in ordered[:_MOST_CHARTS]
     ]
 
@@ -104,7 +111,12 @@ def is_finite(value: object) -> TypeGuard[float]:
 
 
 def _figure_names(history: History) -> list[str]:
-    names = {name: None for one in history for name in one if name not in _AXES and not name.startswith(WEIGHT)}
+    names = {
+        name: None
+        for one in history
+        for name in one
+        if name not in _AXES and not name.startswith((WEIGHT, SCORE, JUMP))
+    }
     return [name for name in names if any(is_finite(one.get(name)) for one in history)]
 
 
@@ -163,17 +175,17 @@ def drawn(heading: str, fill: Callable[[Axes], None]) -> str:
 
 def _chart(heading: str, curves: list[Curve], *, spans: list[tuple[str, float, float]], bound: float | None) -> Chart:
     def fill(axes: Axes) -> None:
-        for colour, one in zip(_LINES, curves, strict=False):
+        for colour, one in zip(LINES, curves, strict=False):
             marker = "o" if len(one.x) <= 40 else ""
             name = one.name.replace("_", " ")
             axes.plot(one.x, one.y, color=colour, linewidth=1.5, marker=marker, markersize=3, label=name)
         if bound is not None:
-            axes.axhline(bound, color=_LIMIT, linewidth=1.2, linestyle="--", label="limit")
+            axes.axhline(bound, color=LIMIT, linewidth=1.2, linestyle="--", label="limit")
         _scaled(axes, [y for one in curves for y in one.y])
         dress(axes)
         _mark(axes, spans)
         if len(curves) + (bound is not None) > 1:
-            axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
+            axes.legend(frameon=False, labelcolor=INK, fontsize=8)
 
     averaged = max(one.per_point for one in curves)
     caption = f"Each point is the mean of {averaged} records." if averaged > 1 else ""
@@ -204,10 +216,10 @@ def scatter(part: Mapping[str, Any]) -> Chart | None:
         from matplotlib.ticker import MaxNLocator
 
         ends = [min(min(pair) for pair in pairs), max(max(pair) for pair in pairs)]
-        axes.plot(ends, ends, color=_FAINT, linewidth=1.2, linestyle="--")
-        axes.plot(*zip(*pairs, strict=True), color=_LINES[0], linestyle="", marker="o", markersize=3.5, alpha=0.8)
+        axes.plot(ends, ends, color=FAINT, linewidth=1.2, linestyle="--")
+        axes.plot(*zip(*pairs, strict=True), color=LINES[0], linestyle="", marker="o", markersize=3.5, alpha=0.8)
         dress(axes, x=f"measured, {unit}" if unit else "measured")
-        axes.set_ylabel(f"predicted, {unit}" if unit else "predicted", color=_INK)
+        axes.set_ylabel(f"predicted, {unit}" if unit else "predicted", color=INK)
         axes.xaxis.set_major_locator(MaxNLocator(6))
 
     known = {"rmse": f" {unit}".rstrip(), "rank_correlation": ""}
@@ -217,6 +229,36 @@ def scatter(part: Mapping[str, Any]) -> Chart | None:
     count = f"{len(pairs)} {'network' if len(pairs) == 1 else 'networks'}"
     caption = f"{', '.join([count, *told])}. On the dashed line the surrogate is right."
     return Chart("Surrogate against measurement", caption, drawn("surrogate", fill))
+
+
+def jump(record: Mapping[str, Any]) -> Chart | None:
+    """What the supernet scored, the network found with its weights, and that network trained, as bars.
+
+    From a record's `discretisation`, {"score", "supernet", "derived"}, and `after`; None where the first is missing.
+    """
+    part = record.get("discretisation") or {}
+    name = str(part.get("score", "score"))
+    given = (
+        ("the supernet", part.get("supernet")),
+        ("the network found,\nwith its weights", part.get("derived")),
+        ("the network found,\ntrained", (record.get("after") or {}).get(name)),
+    )
+    bars = [(label, value) for label, value in given if is_finite(value)]
+    if not all(is_finite(part.get(key)) for key in ("supernet", "derived")):
+        return None
+
+    def fill(axes: Axes) -> None:
+        places = range(len(bars), 0, -1)
+        axes.barh(places, [value for _, value in bars], color=LINES[: len(bars)], height=0.6)
+        for place, (_, value) in zip(places, bars, strict=True):
+            axes.annotate(f" {value:.3g}", (value, place), va="center", fontsize=8, color=INK)
+        dress(axes, x=name.replace("_", " "))
+        axes.set_yticks(list(places), [label for label, _ in bars])
+        axes.grid(visible=False)
+        axes.margins(x=0.12)
+
+    caption = "The first two on validation data, before any training of the network found; the last on test data."
+    return Chart("From the supernet to the network", caption, drawn("jump", fill))
 
 
 def _scaled(axes: Axes, figures: list[float]) -> None:
@@ -232,23 +274,23 @@ def _scaled(axes: Axes, figures: list[float]) -> None:
 
 
 def dress(axes: Axes, *, x: str = "step") -> None:
-    """Labels, colours, a grid and two spines, in the page's style."""
+    """Give axes the look of the page; ticks at whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=x == "step"))
-    axes.set_xlabel(x, color=_INK)
-    axes.tick_params(colors=_INK, color=_FAINT, which="both", labelsize=8)
-    axes.grid(axis="y", color=_FAINT, linewidth=0.5, alpha=0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_xlabel(x, color=INK)
+    axes.tick_params(colors=INK, color=FAINT, which="both", labelsize=8)
+    axes.grid(axis="y", color=FAINT, linewidth=0.5, alpha=0.5)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(_FAINT)
+        spine.set_color(FAINT)
 
 
 def _mark(axes: Axes, spans: list[tuple[str, float, float]]) -> None:
     low, high = axes.get_xlim()
     for place, (name, start, end) in enumerate(spans):
         if place and low < start < high:
-            axes.axvline(start, color=_FAINT, linewidth=0.8, linestyle=":")
+            axes.axvline(start, color=FAINT, linewidth=0.8, linestyle=":")
         # A name wider than its stage would run into the next.
         start, end = max(start, low), min(end, high)
         if name and (end - start) / (high - low) > 0.015 * len(name):
@@ -260,7 +302,7 @@ def _mark(axes: Axes, spans: list[tuple[str, float, float]]) -> None:
                 textcoords="offset points",
                 ha="center",
                 fontsize=8,
-                color=_INK,
+                color=INK,
             )
 
 

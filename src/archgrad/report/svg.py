@@ -33,6 +33,8 @@ _RULES = """
 .g-end { fill: {panel}; stroke: {soft}; stroke-width: 1.2; }
 .g-op { fill: {panel}; stroke: {faint}; stroke-width: 1; }
 .g-bar { fill: {bar}; }
+.g-pale { fill: {faint}; }
+.g-dot { fill: {limit}; }
 .g-rule { stroke: {rule}; stroke-width: 1; }
 .g-word { fill: {ink}; font-size: 12px; }
 .g-soft { fill: {soft}; font-size: 12px; }

@@ -22,7 +22,7 @@ from archgrad.report.fronts import rows as points
 
 Record = Mapping[str, Any]
 
-_MAPPINGS = ("settings", "run", "versions", "before", "after", "limit", "data", "surrogate")
+_MAPPINGS = ("settings", "run", "versions", "before", "after", "limit", "data", "surrogate", "discretisation")
 _LISTS_OF_MAPPINGS = ("layers", "frozen", "baselines", "graphs", "picks", "fronts")
 _LISTS = (*_LISTS_OF_MAPPINGS, "notes", "alarms")
 _MOST_PICKS = 40
@@ -69,7 +69,7 @@ def table(record: Record) -> RenderableType:
         cells = [[mark, number(cost), number(score)] for cost, score, mark in points(one)]
         parts += [Text(), _grid([f"{label(one.cost)}{unit}", "score"], cells)]
         parts += [Text(f"  {len(one.cloud)} networks tried, {len(one.front)} on this front")]
-    lines = [line for line in (limit_line(record), frozen_line(record)) if line]
+    lines = [line for line in (limit_line(record), gap_line(record), frozen_line(record)) if line]
     lines += [f"ALARM: {alarm}" for alarm in record.get("alarms") or []]
     lines += [f"note: {note}" for note in notes(record)]
     if lines:
@@ -192,6 +192,20 @@ def limit_line(record: Record) -> str:
     if not is_number(reached):
         return line
     return f"{line}; reached {number(reached)}{unit} ({'kept' if reached <= bound else 'NOT KEPT'})"
+
+
+def gap_line(record: Record) -> str:
+    """What the jump from the supernet to the network found cost before that was trained; empty where not known."""
+    jump = record.get("discretisation") or {}
+    gap, supernet, derived = (jump.get(name) for name in ("gap", "supernet", "derived"))
+    if not (is_number(gap) and is_number(supernet) and is_number(derived)):
+        return ""
+    name = str(jump.get("score", "score"))
+    size = f"{100 * gap:.2f} points of accuracy" if name == "accuracy" else f"{number(gap)} of {label(name)}"
+    return (
+        f"discretisation gap: {size} (supernet {figure(name, supernet)}, the network found with its weights "
+        f"{figure(name, derived)})"
+    )
 
 
 def rivals(record: Record) -> Rivals:

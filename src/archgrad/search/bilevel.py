@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from archgrad.choices.access import choices, logits
-from archgrad.choices.estimators import entropy
+from archgrad.choices.clipped import prune
 from archgrad.choices.modules import OpChoice
+from archgrad.derive.discretise import decide, discretised, strengths
+from archgrad.search.dynamic import ALWAYS, Pace
 from archgrad.search.fit import autocast, take_step
 from archgrad.search.run import Run
 from archgrad.search.schedules import Schedule, constant
@@ -21,12 +23,12 @@ TRAVEL = 6.0
 ArchitectureGradient = Callable[[Batch, Batch], tuple[Tensor, Sequence[Tensor | None]]]
 
 
-def logit_rate(published: float, steps: int) -> float:
-    """Adam's rate for logits: as published, or as much more as takes them TRAVEL far in so few steps.
+def logit_rate(published: float, steps: float, *, travel: float = TRAVEL) -> float:
+    """Adam's rate for logits: as published, or as much more as takes them `travel` far in so few steps.
 
     Adam moves a logit by at most about its rate a step. 6 is what DARTS's 3e-4 allows in its 19,500 steps.
     """
-    return max(published, TRAVEL / steps)
+    return max(published, travel / steps)
 
 
 def alternate(
@@ -39,12 +41,14 @@ def alternate(
     steps: int,
     weight_loss: Callable[[nn.Module, Batch], Tensor],
     architecture_gradient: ArchitectureGradient,
-    warm_up: int = 0,
+    pace: Pace = ALWAYS,
     schedule: Schedule = constant,
     share: float = 1.0,
     figures: Callable[[], dict[str, float]] | None = None,
 ) -> None:
-    """One architecture step, then one weight step, for one phase of a run; resumes exactly.
+    """An architecture step where one is due, then a weight step, for one phase of a run; resumes exactly.
+
+    Candidates of clipped choices whose weight has come to 0 are dropped after each step (`prune`).
 
     Args:
         space: relaxed; in training mode throughout.
@@ -55,7 +59,7 @@ def alternate(
         steps: length of the phase, counted in weight steps.
         weight_loss: what the weights descend.
         architecture_gradient: from a batch of each share to a loss and its gradient with respect to `logits(space)`.
-        warm_up: the architecture rests for so many steps.
+        pace: when the architecture takes a step; keep one that has a state.
         schedule: from progress in [0, 1] to a factor on all learning rates.
         share: this phase's part of a budget in seconds.
         figures: more for the history, asked for before each epoch.
@@ -74,16 +78,19 @@ def alternate(
             group["lr"] = rate if group.get("steady") else rate * schedule(step / steps)
         space.train()
         train = run.to_device(first(step))
-        if step >= warm_up:
+        number = pace.due(step)
+        shown |= pace.figures()
+        if number is not None:
             with autocast(run):
-                loss, gradients = architecture_gradient(train, run.to_device(second(step)))
+                loss, gradients = architecture_gradient(train, run.to_device(second(number)))
             run.check_finite({"architecture loss": loss})
             take_step(architecture, decided, gradients, run)
             shown["architecture_loss"] = float(loss.detach())
         with autocast(run):
             loss = weight_loss(space, train)
         run.check_finite({"loss": loss})
-        take_step(weights, trained, torch.autograd.grad(loss, trained, allow_unused=True), run)
+        take_step(weights, trained, torch.autograd.grad(loss, trained, allow_unused=True), run, shown=pace.saw)
+        prune(space)
         run.log({"loss": loss.detach(), "lr": weights.param_groups[0]["lr"], **shown}, step=step)
     run.log(_shown(space, figures), step=steps)
 
@@ -99,16 +106,24 @@ def mixed(space: nn.Module) -> dict[str, Tensor]:
 
 
 def state(space: nn.Module) -> dict[str, float]:
-    """What the history shows of a relaxed space: mean entropy, and the weight of each candidate."""
-    figures: dict[str, float] = {}
-    entropies = []
-    for name, (choice, *_) in choices(space).items():
-        parameters = list(choice.relaxation.parameters()) if choice.relaxation is not None else []
-        if len(parameters) != 1:
-            continue
-        alive = parameters[0].detach().masked_fill(~choice.live, float("-inf"))
-        entropies.append(float(entropy([alive])))
+    """What the history shows of a relaxed space.
+
+    The mean entropy of the choices, each one's weights divided by their sum; the Euclidean distance of all weights
+    from those of the architecture that they point at; the weight of each candidate.
+    """
+    found = {
+        name: same[0] for name, same in choices(space).items()
+        if same[0].relaxation is not None and len(list(same[0].relaxation.parameters())) == 1
+    }  # fmt: skip
+    if not found:
+        return {}
+    rows, figures, entropies = strengths(space), dict[str, float](), []
+    target = discretised(space, decide(space))
+    for name, choice in found.items():
+        share = rows[name] / rows[name].sum()
+        entropies.append(float(torch.special.entr(share).sum()))
         labels = choice.labels if isinstance(choice, OpChoice) else range(choice.size)
-        for label, weight in zip(labels, torch.softmax(alive, 0).tolist(), strict=True):
+        for label, weight in zip(labels, rows[name].tolist(), strict=True):
             figures[f"weight/{name}/{label}"] = weight
-    return {"entropy": sum(entropies) / len(entropies), **figures} if entropies else figures
+    distance = torch.cat([rows[name] - target[name] for name in found]).norm()
+    return {"entropy": sum(entropies) / len(entropies), "distance": float(distance), **figures}

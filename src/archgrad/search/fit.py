@@ -30,6 +30,11 @@ def sgd(parameters: Iterable[nn.Parameter], *, learning_rate: float = 0.05, weig
     return SGD(parameters, lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
 
 
+def sgd_of_darts(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """The published optimiser of a supernet's weights in DARTS and what follows it, gradient clipped at 5."""
+    return SGD([{"params": list(parameters), "clip": 5.0}], lr=0.025, momentum=0.9, weight_decay=3e-4)
+
+
 def adamw(
     parameters: Iterable[nn.Parameter], *, learning_rate: float = 1e-3, weight_decay: float = 0.05
 ) -> Optimizer:
@@ -102,10 +107,21 @@ def autocast(run: Run) -> AbstractContextManager[object]:
 
 
 def take_step(
-    optimiser: Optimizer, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None], run: Run
+    optimiser: Optimizer,
+    parameters: Sequence[nn.Parameter],
+    gradients: Sequence[Tensor | None],
+    run: Run,
+    *,
+    shown: Callable[[Sequence[Tensor | None]], None] | None = None,
 ) -> None:
-    """One step on these gradients: averaged over processes, clipped by the `"clip"` of each group, then forgotten."""
-    for parameter, gradient in zip(parameters, _averaged(gradients, run), strict=True):
+    """One step on these gradients: averaged over processes, clipped by the `"clip"` of each group, then forgotten.
+
+    `shown` is called with them before they are clipped.
+    """
+    gradients = _averaged(gradients, run)
+    if shown:
+        shown(gradients)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     for group in optimiser.param_groups:
         if "clip" in group:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from archgrad.choices import access
 from archgrad.choices.architecture import Architecture
-from archgrad.errors import ChoiceError, ConfigError
-
-Prior = Mapping[str, Tensor]
+from archgrad.choices.policies import Prior, check_prior
+from archgrad.errors import ConfigError
 
 
 def prior(
@@ -112,16 +111,7 @@ def warm_start(space: nn.Module, given: Prior | None) -> None:
     if given is None:
         return
     found = access.choices(space)
-    if foreign := [name for name in given if name not in found]:
-        raise ChoiceError(
-            f"the prior is for another space: no choice is named {foreign[0]!r}; there are {list(found)}"
-        )
-    for name, values in given.items():
-        size = found[name][0].size
-        if values.shape != (size,) or not bool(torch.isfinite(values).all()):
-            raise ChoiceError(
-                f"the prior of choice {name!r} is {tuple(values.shape)}, or not finite; give {size} finite logits"
-            )
+    check_prior(given, found)
     with torch.no_grad():
         for name, values in given.items():
             relaxation = found[name][0].relaxation

@@ -114,6 +114,11 @@ class Run:
         return self._machine.world
 
     @property
+    def passed(self) -> float:
+        """How much of the present loop is behind, in [0, 1]; 0 outside."""
+        return self._phase.step / self._phase.given if self._phase else 0.0
+
+    @property
     def history(self) -> list[Record]:
         """What was logged: {"phase", "step", "time", figures} each."""
         return self._history.records

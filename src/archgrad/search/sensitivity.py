@@ -201,6 +201,14 @@ def _least(choice: Choice) -> int:
     return choice.keep if isinstance(choice, InputChoice) else 1
 
 
+def labels(space: nn.Module) -> dict[str, list[str]]:
+    """What the candidates of each choice are called; inputs by their numbers."""
+    found = {name: same[0] for name, same in choices(space).items()}
+    return {
+        n: list(c.labels) if isinstance(c, OpChoice) else [str(i) for i in range(c.size)] for n, c in found.items()
+    }
+
+
 def mean(draws: Sequence[Scores]) -> Scores:
     """The scores averaged over draws of the weights."""
     return {name: torch.stack([one[name] for one in draws]).mean(dim=0) for name in draws[0]}

@@ -18,6 +18,7 @@ from archgrad.costs.latency import Runtime
 from archgrad.costs.memory import GIB, available_bytes, predict
 from archgrad.derive.discretise import build, strengths
 from archgrad.errors import ChoiceError, ConfigError, LimitError, ModelError
+from archgrad.search import collapse
 from archgrad.search.fit import MakeOptimiser, autocast, descend, recalibrate
 from archgrad.search.found import Example, Found, figures, latencies
 from archgrad.search.run import Run
@@ -54,6 +55,7 @@ def supernet(space: nn.Module, run: Run, *, needs: str, single: bool = False) ->
 
     Raises:
         ChoiceError: a space without choices, with gates, or with an InputChoice of several inputs if `single`.
+        ModelError: parameters on the meta device.
     """
     found = {name: same[0] for name, same in choices(space).items()}
     if not found:
@@ -72,6 +74,8 @@ def supernet(space: nn.Module, run: Run, *, needs: str, single: bool = False) ->
             f"{needs} samples one candidate for each choice; {several[:3]} keep several inputs: give each input "
             f"a choice of its own, as archgrad.darts_cells(factorised=True) does"
         )
+    if any(tensor.is_meta for tensor in (*space.parameters(), *space.buffers())):
+        raise ModelError(f"{type(space).__name__} is on the meta device and has no values; make it on the CPU")
     return copy.deepcopy(space).to(run.device)
 
 
@@ -142,11 +146,13 @@ def conclude(
     optimiser: MakeOptimiser,
     within: Within | None,
     record: Mapping[str, Any],
+    fresh: nn.Module | None = None,
     costs: Mapping[str, float] = MappingProxyType({}),
 ) -> Found:
     """Train what was found from fresh weights, or recalibrate the supernet's for no steps; judge and record it.
 
-    Where the task scores architectures itself nothing is trained: the network has fresh weights.
+    Of a relaxed supernet the collapse and the gap to the network found are looked for (`search/collapse.py`). Where
+    the task scores architectures itself nothing is trained: the network has fresh weights.
 
     Args:
         space: the supernet.
@@ -157,16 +163,20 @@ def conclude(
         optimiser: from weights to their optimiser.
         within: the limit; it is checked on the network that is handed back.
         record: what the method adds to the report.
+        fresh: the space that the trained network is built from, where the supernet has parts of its own.
         costs: what the architecture takes by further costs of the search.
 
     Raises:
         LimitError: the network is over its limit when measured again.
     """
+    signs: dict[str, Any] = {}
     if isinstance(task, Scored):
-        network, example = build(space, architecture, weights="fresh"), None
+        network, example = build(fresh or space, architecture, weights="fresh"), None
         after: dict[str, Any] = {"score": task.score(architecture), "params": params().of(network)}
     else:
-        network, example = _trained(space, architecture, task, run, steps=steps, optimiser=optimiser)
+        signs = _signs(space, architecture, task, run)
+        source = (fresh or space) if steps else space
+        network, example = _trained(source, architecture, task, run, steps=steps, optimiser=optimiser)
         after = _figures(network, task, run, example)
     limit = None
     if within:
@@ -188,8 +198,9 @@ def conclude(
         "run": {"seed": run.seed, "epochs": run.epochs, "steps": run.max_steps, "seconds": run.seconds},
         "versions": {"torch": torch.__version__},
         "device": str(run.device),
-        "data": getattr(task, "splits", {}),
-        "notes": list(run.notes),
+        "data": {} if isinstance(task, Scored) else task.splits,
+        **signs,
+        "notes": [note for note in run.notes if note not in signs.get("alarms", ())],
         "load": LOAD,
         **record,
     }
@@ -203,11 +214,22 @@ def conclude(
     return found
 
 
+def _signs(space: nn.Module, architecture: Architecture, task: Classification, run: Run) -> dict[str, Any]:
+    """The alarms of a relaxed search, and its discretisation gap; in the notes and the history too."""
+    alarms = collapse.alarms(space, architecture, run.history)
+    for alarm in alarms:
+        run.note(alarm)
+    jump = run.remember("discretisation", lambda: collapse.discretisation(space, architecture, task, run))
+    if jump:
+        run.log({f"discretisation_{name}": jump[name] for name in ("supernet", "derived", "gap")})
+    return {"discretisation": jump, "alarms": alarms}
+
+
 def _trained(
     space: nn.Module, architecture: Architecture, task: Classification, run: Run, *, steps: int,
     optimiser: MakeOptimiser,
 ) -> tuple[nn.Module, Example]:  # fmt: skip
-    network = build(space, architecture, weights="fresh" if steps else "inherit")
+    network = build(space, architecture, weights="fresh" if steps else "inherit").to(run.device)
     if steps:
         made = optimiser(network.parameters())
         run.keep(network=network, optimiser=made)

@@ -323,6 +323,16 @@ class Within:
             self.surrogate.load_state_dict(state["surrogate"])
 
 
+def refuse_measured(limit: Limit | None, *, method: str) -> None:
+    """Raise LimitError for a limit that has no gradient, in a method that samples no networks."""
+    if limit and limit.cost.measured:
+        raise LimitError(
+            f"{limit.cost.name} is measured and has no gradient, and {method} knows mixtures alone: use "
+            f"archgrad.unas, which measures sampled networks, or a limit on archgrad.macs, archgrad.params or a "
+            f"table of prices"
+        )
+
+
 class _Scored:
     """Total scores of picks."""
 

@@ -1,0 +1,107 @@
+"""Clipped mixing weights that do not compete, whose dead candidates stay dead, and the norms that they need.
+
+    w = clip(logits, 0, 1) on the live candidates;    a node's output is normalised without scale and shift
+
+A candidate whose logit falls to 0 leaves the support for good (`prune`), and is never run again.
+
+Source: Maile, Lecarpentier, Luga, Wilson, arXiv 2106.11655 v1 ("CRB"), and the authors' code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from archgrad.choices.access import choices, restrict
+from archgrad.choices.modules import Choice, InputChoice, OpChoice
+
+FLOOR = 0.01  # of the last survivors of a choice; behind a norm so small a weight mixes like a large one
+_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+
+
+class Clipped(nn.Module):
+    """w = clip(logits, 0, 1): the weight of a candidate depends on its own logit alone.
+
+    Outside [0, 1] the gradient is 0, so that a logit at 0 is on its way out: call `prune` after each step.
+
+    Args:
+        size: number of candidates; the logits start at 1 / size.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.full((size,), 1.0 / size))
+
+    def forward(self, live: Tensor) -> Tensor:
+        """[size] weights in [0, 1], 0 where not live."""
+        return self.logits.clamp(0.0, 1.0) * live
+
+
+def prune(space: nn.Module) -> None:
+    """Take candidates whose logit is 0 or below out of the support of clipped choices, for good; in place.
+
+    A choice keeps the heaviest of what it may pick, an `InputChoice` as many as it keeps, at a weight of at least
+    0.01. Other relaxations are left alone.
+    """
+    for name, (choice, *_) in choices(space).items():
+        relaxation = choice.relaxation
+        if not isinstance(relaxation, Clipped):
+            continue
+        logits = relaxation.logits
+        with torch.no_grad():
+            order = logits.masked_fill(~choice.pickable, float("-inf")).argsort(descending=True, stable=True)
+            last = order[: choice.keep if isinstance(choice, InputChoice) else 1]
+            last = last[choice.live[last]]
+            logits[last] = logits[last].clamp_min(FLOOR)
+            dead = choice.live & (logits <= 0.0)
+            if bool(dead.any()):
+                restrict(space, {name: choice.live & ~dead})
+            logits.masked_fill_(~choice.live, 0.0)
+
+
+def normalise_nodes(space: nn.Module, *example: Tensor) -> None:
+    """Put a BatchNorm without scale and shift behind every node, in place.
+
+    A node is a choice that stands on no edge of another, or the module that runs the operations of choices of
+    labels. Its output is [B, C, ...]; it is followed by the norm in an `nn.Sequential`.
+
+    Args:
+        space: relaxed, so that it runs.
+        example: its inputs, for the shapes alone.
+    """
+    found = list(_nodes(space))
+    outputs: dict[nn.Module, Tensor] = {}
+
+    def note(node: nn.Module, inputs: object, output: Tensor) -> None:
+        outputs[node] = output
+
+    watches = [node.register_forward_hook(note) for node in {node for _, _, node in found}]
+    modes = {module: module.training for module in space.modules()}
+    try:
+        with torch.no_grad():
+            space.eval()(*example)
+    finally:
+        for watch in watches:
+            watch.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    made = {node: nn.Sequential(node, _norm(output)) for node, output in outputs.items()}
+    for parent, place, node in found:
+        if node in made:
+            setattr(parent, place, made[node])
+
+
+def _norm(output: Tensor) -> nn.Module:
+    return _NORMS[output.dim()](output.shape[1], affine=False).to(output.device)
+
+
+def _nodes(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """(parent, name in it, node) for every place at which a node stands."""
+    for place, child in module.named_children():
+        runs_labels = any(isinstance(inner, OpChoice) and not len(inner.candidates) for inner in child.children())
+        if isinstance(child, Choice) or runs_labels:
+            yield module, place, child
+        else:
+            yield from _nodes(child)

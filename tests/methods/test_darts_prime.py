@@ -1,0 +1,165 @@
+"""DARTS-PRIME: DARTS bit for bit where its parts are off, each part at work where on, state, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import archgrad as ag
+from archgrad.choices.access import choices
+from archgrad.errors import ConfigError, LimitError
+from archgrad.methods.darts_prime import Constraint, darts_prime
+from archgrad.search.signals import Stopped
+
+OFF = Constraint(schedule="static", f=1, regulariser="proximity", rho=0.0)
+FULL = Constraint(activation="clipped", f=2, regulariser="admm")
+
+
+def task() -> ag.Classification:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(120, 1, 8, 8, generator=g)
+    return ag.Classification((x, (3 * torch.sigmoid(4 * x.mean((1, 2, 3)))).long().clamp_max(2)), batch_size=16)
+
+
+def space() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return ag.darts_cells(channels=2, cells=1, in_channels=1, classes=3, nodes=2, operations=4)
+
+
+def run(**settings: object) -> ag.Run:
+    return ag.Run(**{"steps": 40, "seed": 1, "device": "cpu", "progress": False, **settings})
+
+
+def trajectory(found: ag.Found) -> list[tuple[object, ...]]:
+    return [(row["step"], row["loss"], row.get("architecture_loss")) for row in found.history if "loss" in row]
+
+
+def same(first: ag.Found, second: ag.Found) -> bool:
+    others = second.network.state_dict()
+    return (
+        trajectory(first) == trajectory(second)
+        and first.architecture == second.architecture
+        and all(torch.equal(value, others[name]) for name, value in first.network.state_dict().items())
+    )
+
+
+def test_with_its_parts_off_it_is_darts_bit_for_bit() -> None:
+    darts = ag.darts(space(), task(), run())
+    assert same(darts_prime(space(), task(), run(), constraint=OFF), darts)
+
+
+@pytest.mark.parametrize(
+    "on",
+    [
+        Constraint(schedule="static", f=1, rho=0.1),
+        Constraint(schedule="static", f=2, rho=0.0),
+        Constraint(schedule="dynamic", f=1, rho=0.0),
+        Constraint(schedule="static", f=1, rho=0.0, activation="clipped"),
+    ],
+)
+def test_with_any_part_on_it_is_not(on: Constraint) -> None:
+    darts = ag.darts(space(), task(), run())
+    assert trajectory(darts_prime(space(), task(), run(), constraint=on, share=0.5)) != trajectory(darts)
+
+
+def test_the_division_of_the_data_follows_the_schedule() -> None:
+    found = darts_prime(space(), task(), run(steps=8), constraint=Constraint(f=3))
+    assert found.record["settings"]["share"] == 0.75
+
+
+def test_a_static_schedule_takes_every_fth_step_and_a_dynamic_one_says_its_threshold() -> None:
+    static = darts_prime(space(), task(), run(), constraint=Constraint(schedule="static", f=3))
+    assert sum("architecture_loss" in row for row in static.history) == 20 // 3
+    dynamic = darts_prime(space(), task(), run(), constraint=Constraint(f=1))
+    assert all("log10_threshold" in row for row in dynamic.history if row["phase"] == "search" and "loss" in row)
+
+
+def test_a_schedule_that_never_lets_a_step_happen_is_an_alarm() -> None:
+    held = run(steps=2)
+    found = darts_prime(space(), task(), held, constraint=Constraint(f=10))
+    (alarm,) = (alarm for alarm in found.record["alarms"] if "never took a step" in alarm)
+    assert alarm in held.notes and "ALARM: the architecture never took a step" in found.report()
+    assert alarm not in found.record["notes"], "said once"
+
+
+def test_proximity_brings_the_weights_nearer_to_discrete_ones() -> None:
+    ends = {}
+    for rho in (0.0, 20.0):
+        constraint = Constraint(schedule="static", f=1, rho=rho)
+        found = darts_prime(space(), task(), run(steps=120), constraint=constraint, rate=0.1)
+        ends[rho] = [row["distance"] for row in found.history if "distance" in row][-1]
+    assert ends[20.0] < 0.5 * ends[0.0]
+
+
+def test_clipped_candidates_die_and_the_network_found_has_no_norm_of_the_nodes() -> None:
+    given = space()
+    constraint = Constraint("clipped", "static", 1, rho=20.0)
+    found = darts_prime(given, task(), run(steps=80), constraint=constraint, rate=0.1)
+    last = [row for row in found.history if "distance" in row][-1]
+    weights = {name: value for name, value in last.items() if name.startswith("weight/")}
+    assert all(value == 0.0 for name, value in weights.items() if name.endswith("/none"))
+    assert sum(value == 0.0 for value in weights.values()) > len(choices(given)) / 2
+    plain = ag.build(given, found.architecture)
+    assert plain.state_dict().keys() == found.network.state_dict().keys()
+    assert all(bool(same[0].live.all()) for same in choices(given).values())
+
+
+def test_clipped_weights_keep_a_limit_too() -> None:
+    limit = ag.macs(torch.zeros(1, 1, 8, 8)).at_most(fraction=0.9)
+    constraint = Constraint("clipped", "static", 1, rho=20.0)
+    found = darts_prime(space(), task(), run(steps=60), limit=limit, constraint=constraint, rate=0.1)
+    assert found.costs["macs"] <= found.record["limit"]["bound"]
+
+
+@pytest.mark.parametrize("constraint", [FULL, Constraint(f=2)])
+def test_a_stopped_run_goes_on_exactly(
+    constraint: Constraint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the targets and duals of ADMM, the support, the threshold and its average."""
+    whole = darts_prime(space(), task(), run(steps=80), constraint=constraint)
+    original, calls = ag.Run.log, []
+
+    def log(self: ag.Run, figures: dict[str, float], *, step: int | None = None) -> None:
+        original(self, figures, step=step)
+        calls.append(step)
+        if len(calls) == 29:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ag.Run, "log", log)
+        with pytest.raises(Stopped):
+            darts_prime(space(), task(), run(steps=80, folder=tmp_path / "run"), constraint=constraint)
+    assert 10 < len(calls) < 40
+    resumed = darts_prime(space(), task(), run(steps=80, folder=tmp_path / "run"), constraint=constraint)
+    assert same(resumed, whole)
+    assert resumed.record["discretisation"] == whole.record["discretisation"]
+
+
+def test_a_measured_limit_is_refused_by_name() -> None:
+    with pytest.raises(LimitError, match="DARTS-PRIME knows mixtures alone"):
+        darts_prime(space(), task(), run(), limit=ag.latency(torch.zeros(1, 1, 8, 8)).at_most(ms=5.0))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"rho": -0.1}, "rho"),
+        ({"f": 0}, "f=0"),
+        ({"threshold": 0.0}, "threshold=0.0"),
+        ({"schedule": "static", "f": 2.5}, "whole numbers"),
+    ],
+)
+def test_constraints_that_make_no_sense_are_refused(wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        darts_prime(space(), task(), run(), constraint=Constraint(**wrong))
+
+
+@pytest.mark.parametrize("name", ["activation", "schedule", "regulariser"])
+def test_names_that_there_are_not_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}='other' was given; allowed are"):
+        Constraint(**{name: "other"})
