@@ -112,9 +112,8 @@ def test_the_mean_entropy_on_the_way_is_the_entropy(name: str) -> None:
 def exact(policy: Policy, architectures: list[ag.Architecture], bonus: float) -> Tensor:
     """grad of E[R] + bonus * entropy by differentiating the sum over all architectures."""
     log_p = torch.stack([policy.log_probability(a) for a in architectures])
-    objective = (
-        log_p.exp() * torch.tensor([reward(a) for a in architectures], dtype=torch.float64)
-    ).sum() - bonus * (log_p.exp() * log_p).sum()
+    worth = torch.tensor([reward(a) for a in architectures], dtype=torch.float64) - bonus * log_p
+    objective = (log_p.exp() * worth).sum()
     return flat(objective, policy)
 
 

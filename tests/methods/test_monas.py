@@ -143,6 +143,44 @@ def test_a_limit_is_kept_and_what_is_over_it_not_paid() -> None:
     assert worth[found.architecture] == max(v for a, v in worth.items() if lat.predict(a) <= 6.0)
 
 
+def test_on_a_trained_task_several_costs_are_weighed_and_a_clock_is_read_once(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def clock(network: nn.Module) -> float:
+        asked.append(1)
+        return float(sum(p.numel() for p in network.parameters())) + len(asked) % 2
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            widths = {f"{n}": nn.Sequential(nn.Linear(4, n), nn.ReLU(), nn.Linear(n, 2)) for n in (2, 8, 32)}
+            self.body = ag.OpChoice(widths, name="width")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x)
+
+    x = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
+    task = ag.Classification((x, (x[:, 0] * x[:, 1] > 0).long()), batch_size=20)
+    example = torch.zeros(1, 4)
+    measured = ag.black_box(clock, name="clock", unit="u")
+    reward = mixed(ag.macs(example), ag.params(), measured, alpha=0.2)
+
+    def searched() -> tuple[ag.Run, ag.Found]:
+        run = ag.Run(epochs=4, trials=3, seed=0, device="cpu", progress=False, folder=tmp_path / "run")
+        limit = measured.at_most(100.0)
+        return run, monas(Small(), task, run, reward=reward, limit=limit, terms=Terms(patience=20))
+
+    run, found = searched()
+    assert found.architecture["width"] == 0, "the smallest, since costs weigh most"
+    assert found.costs["macs"] == ag.macs(example).of(found.network) and set(found.costs) >= {"params", "clock"}
+    read = len(asked)
+    assert searched()[1].architecture == found.architecture
+    assert len(asked) == read, "what was read off the clock is not read again"
+    assert [one["cost"] for one in found.record["fronts"]] == ["macs", "params", "clock"]
+    assert "Score against macs" in (tmp_path / "run" / "report.html").read_text()
+    assert sum("loss" in row for row in run.history) == 4 * task.steps_per_epoch
+
+
 def test_a_prior_decides_what_is_tried_first() -> None:
     prior = {"a": torch.tensor([0.0, 30.0, 0.0]), "c": torch.tensor([30.0, 0.0, 0.0, 0.0])}
     found = monas(Space(), Table(), quiet(trials=2), prior=prior)

@@ -44,7 +44,7 @@ from archgrad.search.prior import recorded
 from archgrad.search.rewards import Reward, refuse_conflict, under
 from archgrad.search.run import Run
 from archgrad.search.supernet import conclude, divided, supernet
-from archgrad.search.trials import Archive, Evaluate, Prices, Trial, evaluator, perfect, rounds, steps_of
+from archgrad.search.trials import Archive, Evaluate, Prices, Trial, evaluator, perfect, price, rounds, steps_of
 from archgrad.search.within import Within
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Scored
@@ -133,7 +133,7 @@ def monas(
     refuse_conflict(reward, limit, prices.lowest)
 
     evaluate = evaluator(space, task, run, trials=trials, steps=steps, share=search, optimiser=optimiser)
-    hunt = _Hunt(evaluate, prices, within, reward, scale=perfect(task))
+    hunt = _Hunt(evaluate, prices, within, run=run, reward=reward, scale=perfect(task))
     controller = policy(space, prior=prior)
     learner = Reinforce(controller, rate=terms.rate, bonus=terms.bonus, decay=terms.decay)
     generator, archive = run.generator("controller"), hunt.archive
@@ -162,9 +162,10 @@ class _Hunt:
     """What architectures earn, each paid for once; what earns the lowest reward by its price is not paid for."""
 
     def __init__(
-        self, evaluate: Evaluate, prices: Prices, within: Within | None, reward: Reward, *, scale: float
+        self, evaluate: Evaluate, prices: Prices, within: Within | None, *, run: Run, reward: Reward, scale: float
     ) -> None:
-        self.evaluate, self.prices, self.within, self.reward, self.scale = evaluate, prices, within, reward, scale
+        self.evaluate, self.prices, self.within, self.run = evaluate, prices, within, run
+        self.reward, self.scale = reward, scale
         self.archive = Archive()
         self.refused = 0
         self.idle = 0
@@ -178,7 +179,7 @@ class _Hunt:
 
     def _earned(self, architecture: Architecture) -> float:
         if architecture not in self.archive:
-            over = self.within is not None and self.within.price(architecture) > self.within.bound
+            over = self.within is not None and price(self.within, architecture, self.run) > self.within.bound
             costs = {} if over else self.prices.of(architecture)
             if over or not self.reward.allows(costs):
                 self.refused += 1

@@ -100,6 +100,14 @@ def rounds(task: Classification | Scored, run: Run, count: int, *, share: float)
     return run.steps(count, phase="search", share=share) if isinstance(task, Scored) else range(count)
 
 
+def price(within: Within, architecture: Architecture, run: Run) -> float:
+    """What an architecture takes; what is read off a clock is read once in the life of a run."""
+    if not (within.measured and within.cost.measured):
+        return within.price(architecture)
+    key = f"{within.cost.name} of {sorted(architecture.items())}"
+    return float(run.remember(key, lambda: within.price(architecture)))
+
+
 class Prices:
     """What architectures of one space take by several costs, each asked once.
 
@@ -126,21 +134,15 @@ class Prices:
             self.lowest[name], self.highest[name] = one.lowest, one.bound
 
     def of(self, architecture: Architecture) -> dict[str, float]:
-        """{cost: what the architecture takes}; what is read off a clock is remembered."""
-        return {name: self._price(name, one, architecture) for name, one in self._within.items()}
-
-    def _price(self, name: str, one: Within, architecture: Architecture) -> float:
-        if not (one.measured and one.cost.measured):
-            return one.price(architecture)
-        key = f"{name} of {sorted(architecture.items())}"
-        return float(self._run.remember(key, lambda: one.price(architecture)))
+        """{cost: what the architecture takes}."""
+        return {name: price(one, architecture, self._run) for name, one in self._within.items()}
 
     def scaled(self, prices: Mapping[str, float]) -> dict[str, float]:
         """Prices on the way from the lowest to the highest, in [0, 1]."""
         found = {}
-        for name, price in prices.items():
+        for name, value in prices.items():
             span = self.highest[name] - self.lowest[name]
-            found[name] = min(max((price - self.lowest[name]) / span, 0.0), 1.0) if span > 0.0 else 0.0
+            found[name] = min(max((value - self.lowest[name]) / span, 0.0), 1.0) if span > 0.0 else 0.0
         return found
 
 
