@@ -118,6 +118,12 @@ class Within:
         """Whether a network has to be asked for its price."""
         return self._counter is None and not isinstance(self.cost, (Table, Surrogate))
 
+    @property
+    def lowest(self) -> Architecture:
+        """The cheapest architecture known, which is under the bound."""
+        assert self._lowest is not None
+        return self._lowest
+
     def price(self, architecture: Architecture) -> float:
         """What the architecture takes: counted, or measured once on its plain network."""
         if not self.measured:

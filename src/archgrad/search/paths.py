@@ -1,0 +1,223 @@
+"""Exploration of a space by single paths: a policy draws them, short training on the shelf's weights judges them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from archgrad.choices.access import choices, using, weights
+from archgrad.choices.estimators import DecayingBaseline, entropy
+from archgrad.choices.modules import InputChoice
+from archgrad.search.fit import MakeOptimiser, autocast, take_step
+from archgrad.search.run import Run
+from archgrad.search.shelf import Shelf, moved
+from archgrad.tasks.classification import Classification
+from archgrad.tasks.task import Batch
+
+
+class Shrinking:
+    """A policy of independent categoricals over sites whose candidates are dropped for good.
+
+        grad J = (R - b) sum_l grad log pi_l(a_l) + lambda_H sum_l grad H(pi_l),     b <- 0.95 b + 0.05 R
+
+    Args:
+        sizes: {site: number of candidates}.
+        barred: {site: candidates that are never drawn}.
+        rate: of Adam on the logits.
+        bonus: lambda_H.
+
+    Attributes:
+        active: A_l, {site: candidates not dropped}.
+    """
+
+    def __init__(
+        self, sizes: Mapping[str, int], *, barred: Mapping[str, Sequence[int]], rate: float, bonus: float
+    ) -> None:
+        self.logits = {site: nn.Parameter(torch.zeros(size)) for site, size in sizes.items()}
+        self.active = {site: [i for i in range(n) if i not in set(barred[site])] for site, n in sizes.items()}
+        self.bonus = bonus
+        self._optimiser = Adam(self.logits.values(), lr=rate)
+        self._baseline = DecayingBaseline(0.95)
+        self._below = {site: [0] * size for site, size in sizes.items()}
+
+    def _masked(self) -> list[Tensor]:
+        rows = []
+        for site, row in self.logits.items():
+            mask = torch.full_like(row, float("-inf"))
+            mask[self.active[site]] = 0.0
+            rows.append(row + mask)
+        return rows
+
+    def probabilities(self) -> dict[str, list[float]]:
+        """pi_l(o), 0 for what was dropped."""
+        return {site: row.softmax(0).tolist() for site, row in zip(self.logits, self._masked(), strict=True)}
+
+    def draw(self, generator: torch.Generator, *, uniform: bool = False) -> dict[str, int]:
+        """A path: one active candidate a site, by pi or evenly."""
+        rows = [(row > float("-inf")).float() if uniform else row.softmax(0) for row in self._masked()]
+        drawn = [int(torch.multinomial(row.detach(), 1, generator=generator)) for row in rows]
+        return dict(zip(self.logits, drawn, strict=True))
+
+    def loss(self, path: Mapping[str, int], advantage: float) -> Tensor:
+        """A scalar whose gradient is minus the estimate of grad J from one path of this advantage R - b."""
+        rows = self._masked()
+        chosen = [row.log_softmax(0)[path[site]] for site, row in zip(self.logits, rows, strict=True)]
+        return -advantage * torch.stack(chosen).sum() - self.bonus * entropy(rows).sum()
+
+    def learn(self, path: Mapping[str, int], reward: float) -> None:
+        """One step on one path; the first reward is all the baseline there is, and teaches nothing."""
+        if self._baseline.state_dict()["started"]:
+            self._optimiser.zero_grad()
+            self.loss(path, reward - self._baseline.value).backward()  # type: ignore[no-untyped-call]
+            self._optimiser.step()
+        self._baseline.update(reward)
+
+    def feed_back(self, site: str, some: Sequence[int], mixing: Tensor, strength: float) -> None:
+        """theta_l[S_l] += strength * (log w - mean over S_l of log w), w the mixing weights of a search."""
+        row = mixing[list(some)].clamp_min(1e-30).log()
+        with torch.no_grad():
+            self.logits[site][list(some)] += strength * (row - row.mean()).to(self.logits[site])
+
+    def prune(self, least: float, patience: int, *, spare: Mapping[str, int]) -> None:
+        """Drop what was below least / n_l, n_l the site's size, in so many rounds in a row; the likeliest stays."""
+        for site, row in self.probabilities().items():
+            best = max(self.active[site], key=row.__getitem__)
+            for i in list(self.active[site]):
+                low = row[i] < least / len(row)
+                self._below[site][i] = self._below[site][i] + 1 if low else 0
+                if self._below[site][i] >= patience and i not in (best, spare.get(site)):
+                    self.active[site].remove(i)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What exact resume needs."""
+        return {
+            "logits": {site: row.detach().clone() for site, row in self.logits.items()},
+            "active": self.active, "below": self._below,
+            "optimiser": self._optimiser.state_dict(), "baseline": self._baseline.state_dict(),
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where `state_dict` left off."""
+        with torch.no_grad():
+            for site, row in self.logits.items():
+                row.copy_(state["logits"][site])
+        self.active = {site: list(some) for site, some in state["active"].items()}
+        self._below = {site: list(counts) for site, counts in state["below"].items()}
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._baseline.load_state_dict(state["baseline"])
+
+
+class Paths:
+    """Trains one path at a time on the weights of a shelf, and teaches the policy what each was worth.
+
+    The reward of a path is exp(-loss) on a validation batch: the geometric mean of the right classes' probabilities.
+
+    Args:
+        shelf: with everything put away.
+        policy: draws the paths.
+        shares: tasks for weights and rewards.
+        run: its generator "paths" is drawn from.
+        optimiser: from weights to their optimiser; what it keeps of a candidate is put away with it.
+    """
+
+    def __init__(
+        self, shelf: Shelf, policy: Shrinking, shares: tuple[Classification, Classification], run: Run, *,
+        optimiser: MakeOptimiser,
+    ) -> None:  # fmt: skip
+        self.shelf, self.policy, self.shares, self.run = shelf, policy, shares, run
+        self._make = optimiser
+        self._optimiser: Optimizer | None = None
+        self._momentum: dict[Tensor, Any] = {}  # what optimisers keep of the parameters that all paths share
+        self._path: dict[str, int] = {}
+        self._generator = run.generator("paths")
+
+    def explore(self, *, steps: int, episodes: int, warm_up: int, phase: str, share: float) -> None:
+        """So many episodes in one phase of the run: draw a path, train it, reward it, put it away.
+
+        Args:
+            steps: of the weights, divided evenly among the episodes.
+            episodes: paths drawn.
+            warm_up: of them the first so many are drawn evenly and teach nothing.
+            phase: name in the history.
+            share: of a budget in seconds.
+        """
+        self.shelf.settle()
+        self.run.keep(paths=self)
+        first, second = (task.stream(seed=self.run.seed) for task in self.shares)
+        space = self.shelf.space
+        for step in self.run.steps(steps, phase=phase, share=share):
+            episode = step * episodes // steps
+            if self._optimiser is None:
+                self._hold(self.policy.draw(self._generator, uniform=episode < warm_up))
+            assert self._optimiser is not None
+            space.train()
+            watched = weights(space)
+            loss = self._loss(self.run.to_device(first(step)))
+            self.run.check_finite({"loss": loss})
+            take_step(self._optimiser, watched, torch.autograd.grad(loss, watched, allow_unused=True), self.run)
+            figures: dict[str, float | Tensor] = {"loss": loss.detach()}
+            if (step + 1) * episodes // steps > episode or step + 1 == steps:
+                with torch.no_grad():
+                    reward = float(torch.exp(-self._loss(self.run.to_device(second(step)))))
+                if episode >= warm_up:
+                    self.policy.learn(self._path, reward)
+                self.put_away()
+                figures["reward"] = reward
+            self.run.log(figures, step=step)
+        self.put_away()
+
+    def _loss(self, batch: Batch) -> Tensor:
+        space = self.shelf.space
+        given = {}
+        for name, (choice, *_) in choices(space).items():
+            if isinstance(choice, InputChoice):
+                given[name] = torch.full((choice.size,), choice.keep / choice.size, device=self.run.device)
+            else:
+                given[name] = choice.picked(self._path[name]).float().to(self.run.device)
+        with using(space, given), autocast(self.run):
+            return self.shares[0].loss(space, batch)
+
+    def _hold(self, path: dict[str, int]) -> None:
+        """Build a path, and an optimiser for it that goes on where it was with each parameter."""
+        self._path = path
+        self.shelf.take_up(self._support(), self._momentum)
+        self._optimiser = self._make(weights(self.shelf.space))
+        self._optimiser.state.update(self._momentum)
+
+    def put_away(self) -> None:
+        """Let go of the path, if one is held."""
+        if self._optimiser is not None:
+            kept = self._optimiser.state
+            self.shelf.put_away(self._support(), kept)
+            self._momentum = {p: kept[p] for p in weights(self.shelf.space) if p in kept}
+            self._path, self._optimiser = {}, None
+
+    def _support(self) -> dict[str, list[int]]:
+        return {site: [i] for site, i in self._path.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The policy, the path that is held with its weights and momentum, and which files hold the others'."""
+        kept = self._optimiser.state if self._optimiser is not None else self._momentum
+        momentum = {name: dict(kept[p]) for name, p in self.shelf.space.named_parameters() if p in kept}
+        return {
+            "policy": self.policy.state_dict(), "shelf": self.shelf.state_dict(), "path": self._path,
+            "space": self.shelf.space.state_dict(), "momentum": momentum,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where `state_dict` left off."""
+        self.shelf.empty(self._support())
+        self._path, self._optimiser, self._momentum = {}, None, {}
+        self.policy.load_state_dict(state["policy"])
+        self.shelf.load_state_dict(state["shelf"])
+        if state["path"]:
+            self._hold(dict(state["path"]))
+        self.shelf.space.load_state_dict(state["space"])
+        kept = self._optimiser.state if self._optimiser is not None else self._momentum
+        for name, parameter in self.shelf.space.named_parameters():
+            if name in state["momentum"]:
+                kept[parameter] = moved(state["momentum"][name], self.shelf.device)
