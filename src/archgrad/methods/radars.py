@@ -35,26 +35,25 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.costs.limits import Limit
-from archgrad.costs.memory import GIB, PeakMemory, available_bytes
+from archgrad.costs.memory import PeakMemory, available_bytes
 from archgrad.derive.discretise import strengths
 from archgrad.errors import ConfigError, LimitError
-from archgrad.search.fit import MakeOptimiser, autocast, sgd
+from archgrad.search.fit import MakeOptimiser, sgd
 from archgrad.search.found import Found
 from archgrad.search.mixtures import search_mixture, sgd_of_darts
 from archgrad.search.nested import Inner, search_inside
 from archgrad.search.paths import Paths, Shrinking
 from archgrad.search.run import Run
 from archgrad.search.shelf import Shelf, Support
-from archgrad.search.subspaces import Priced, fitting
+from archgrad.search.subspaces import Priced, fitting, refuse_below_a_path
 from archgrad.search.supernet import conclude, divided, refuse_unfit, supernet
 from archgrad.search.within import Within
 from archgrad.tasks.classification import Classification
-from archgrad.tasks.task import Batch
 
 
 @dataclass(frozen=True)
@@ -149,10 +148,8 @@ def radars(
             within.begin(run)
         architecture = rounds.run_all(inner, steps, search)
         found = shelf.taken({site: [i] for site, i in rounds.path(architecture).items()})
-        record = {
-            "method": "radars", "title": f"{type(space).__name__} searched by RADARS", "settings": settings,
-            "rounds": rounds.rows,
-        }  # fmt: skip
+        title = f"{type(space).__name__} searched by RADARS"
+        record = {"method": "radars", "title": title, "settings": settings, "rounds": rounds.rows}
         return conclude(
             found, architecture, task, run, steps=rest, optimiser=train_optimiser, within=within, record=record
         )
@@ -167,13 +164,7 @@ class _Rounds:
     ) -> None:  # fmt: skip
         self.shelf, self.task, self.run, self.terms, self.within = shelf, task, run, terms, within
         shares = task.halves(share)
-
-        def loss(network: nn.Module, batch: Batch) -> Tensor:
-            with autocast(run):
-                return torch.stack([task.loss(network, batch) for _ in range(terms.passes)]).sum()
-
-        batch = run.to_device(shares[0].stream(seed=run.seed, rank=run.rank, world=run.world)(0))
-        self.priced = Priced(shelf, batch, loss=loss, optimiser=optimiser)
+        self.priced = Priced(shelf, shares[0], run, optimiser=optimiser, passes=terms.passes)
         self.prices = self.priced.table()
         self.everything = {site: list(range(size)) for site, size in shelf.sites.items()}
         barred = {site: shelf.barred(site) for site in shelf.sites}
@@ -185,14 +176,7 @@ class _Rounds:
     def bind(self, bound_bytes: float) -> None:
         """Take up the bound, if every single path fits."""
         self.bound, self.room = bound_bytes, self.terms.slack * bound_bytes
-        needed = self.priced.footprint(self.prices.extreme(max)).peak_bytes
-        if needed > self.room:
-            raise LimitError(
-                f"the dearest single path of this space takes {needed:,} bytes to train, and the bound of "
-                f"{bound_bytes:,.0f} leaves {self.room:,.0f} for it: the least bound that works is "
-                f"{math.ceil(needed / self.terms.slack):,} bytes ({needed / self.terms.slack / GIB:.4g} GiB); raise "
-                f"it, or give smaller batches or candidates"
-            )
+        refuse_below_a_path(self.priced, self.prices, bound_bytes, slack=self.terms.slack)
 
     def path(self, architecture: Architecture) -> dict[str, int]:
         """The candidate of each site."""
@@ -200,15 +184,15 @@ class _Rounds:
 
     def run_all(self, inner: Inner, steps: int, search: float) -> Architecture:
         """All rounds; returns the find that scored best, of equal ones the last."""
-        terms, best, left = self.terms, (-math.inf, Architecture({})), steps
-        everything = self.everything
-        whole = self.prices.of(everything) <= self.room and self.priced.footprint(everything).peak_bytes <= self.room
+        terms, best, left, everything = self.terms, (-math.inf, Architecture({})), steps, self.everything
+        limit = Limit(self.within.cost, self.within.bound) if self.within else None
+        whole = self.prices.of(everything) <= self.room and self.priced.peak_bytes(everything) <= self.room
         for t in range(terms.rounds):
             exploring = 0 if whole else max(1, round(terms.exploring * steps / terms.rounds))
-            support, peak = everything, 0
+            support = everything
             if not whole:
                 self._explore(t, min(exploring, left), search * terms.exploring / terms.rounds)
-                support, peak = fitting(
+                support = fitting(
                     self.priced, self.prices, self.policy.probabilities(), bound_bytes=self.room,
                     allowed=self.policy.active, first=self._first(),
                 )  # fmt: skip
@@ -216,11 +200,11 @@ class _Rounds:
             last = whole or t == terms.rounds - 1 or support == self.policy.active
             given = left if last else min(left, max(1, round(steps / terms.rounds) - exploring))
             left -= given
-            self._show(t, support, peak or self.priced.footprint(support).peak_bytes)
+            self._show(t, support)
             part = search if whole else search * (1 - terms.exploring) / terms.rounds
             found, searched = search_inside(
                 inner, functools.partial(self.shelf.taken, support), self.task, self.run, steps=given,
-                name=f"exploit-{t}", limit=self.within and Limit(self.within.cost, self.within.bound), share=part,
+                name=f"exploit-{t}", limit=limit, share=part,
             )  # fmt: skip
             self._feed_back(searched, support, found)
             best = max(best, (found.score or 0.0, found.architecture), key=lambda pair: pair[0])
@@ -247,8 +231,9 @@ class _Rounds:
         active = all(i in self.policy.active[site] for site, i in found.items())
         return found if active else self.path(self.within.lowest)
 
-    def _show(self, t: int, support: Support, peak: int) -> None:
+    def _show(self, t: int, support: Support) -> None:
         """Record the subspace and what it takes; a step of it is measured first."""
+        peak = self.priced.peak_bytes(support)
         measured = self.run.remember(f"measured-{t}", lambda: self.priced.measured_bytes(support))
         if measured > self.bound:
             raise LimitError(

@@ -169,6 +169,7 @@ class Paths:
                 figures["reward"] = reward
             self.run.log(figures, step=step)
         self.put_away()
+        self.shelf.settle()
 
     def _loss(self, batch: Batch) -> Tensor:
         space = self.shelf.space

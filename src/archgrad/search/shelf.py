@@ -43,8 +43,8 @@ class Shelf:
 
     def __init__(self, space: nn.Module, *, device: torch.device, folder: Path | None, seed: int) -> None:
         self._seed, self.device = seed, device
-        self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="archgrad-")
-        self.folder = folder or Path(self._temporary.name if self._temporary else "")
+        self._folder = folder
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self.space = emptied(space).to(device)
         self._places = _places(self.space)
         self.sites = {name: self._choice(paths[0]).size for name, paths in self._places.items()}
@@ -123,7 +123,10 @@ class Shelf:
             self._choice(path, space).candidates[i] = candidate
 
     def _write(self, space: nn.Module, support: Support, kept: Mapping[Any, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._folder is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="archgrad-")
+            self._folder = Path(self._temporary.name)
+        self._folder.mkdir(parents=True, exist_ok=True)
         for _, path, i in self._each(support):
             candidate = self._choice(path, space).candidates[i]
             momentum = {n: dict(kept[p]) for n, p in candidate.named_parameters() if p in kept}
@@ -140,7 +143,8 @@ class Shelf:
             self._old[-1].add(number)
 
     def _path(self, number: int) -> Path:
-        return self.folder / f"{number:08d}.safetensors"
+        assert self._folder is not None
+        return self._folder / f"{number:08d}.safetensors"
 
     def settle(self) -> None:
         """Keep what is on file now for good: a phase of the run that begins here may have to begin anew."""

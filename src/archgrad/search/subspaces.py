@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from archgrad.costs.memory import Batch, Footprint, Loss, MakeOptimiser, measured_peak, predict
+import torch
+from torch import Tensor, nn
+
+from archgrad.costs.memory import GIB, Batch, Footprint, MakeOptimiser, measured_peak, predict
 from archgrad.errors import LimitError
+from archgrad.search.fit import autocast
 from archgrad.search.mixtures import relax_as_mixture
+from archgrad.search.run import Run
 from archgrad.search.shelf import Shelf, Support
+from archgrad.tasks.classification import Classification
 
 
 @dataclass(frozen=True)
@@ -39,20 +46,31 @@ class Priced:
 
     Args:
         shelf: with everything put away.
-        batch: of training.
-        loss: what a step computes.
+        task: of the batches that the weights are trained on.
+        run: whose device and precision they are trained in.
         optimiser: of the weights.
+        passes: forward passes whose activations are held at once.
     """
 
-    def __init__(self, shelf: Shelf, batch: Batch, *, loss: Loss, optimiser: MakeOptimiser) -> None:
-        self._shelf, self._batch, self._loss, self._optimiser = shelf, batch, loss, optimiser
-        self._examples = len(batch[1])
+    def __init__(
+        self, shelf: Shelf, task: Classification, run: Run, *, optimiser: MakeOptimiser, passes: int
+    ) -> None:
+        def loss(network: nn.Module, batch: Batch) -> Tensor:
+            with autocast(run):
+                return torch.stack([task.loss(network, batch) for _ in range(passes)]).sum()
+
+        self._shelf, self._loss, self._optimiser = shelf, loss, optimiser
+        self._batch = run.to_device(task.stream(seed=run.seed, rank=run.rank, world=run.world)(0))
 
     def footprint(self, support: Support) -> Footprint:
         """What a step of the mixture of these candidates takes: predicted, without running it at full size."""
         space = self._shelf.taken(support)
         relax_as_mixture(space)
-        return predict(space, self._batch, loss=self._loss, optimiser=self._optimiser).at(self._examples)
+        return predict(space, self._batch, loss=self._loss, optimiser=self._optimiser).at(len(self._batch[1]))
+
+    def peak_bytes(self, support: Support) -> int:
+        """The peak of such a step."""
+        return self.footprint(support).peak_bytes
 
     def measured_bytes(self, support: Support) -> int:
         """The peak of one step of the mixture at full size; nothing is trained by it."""
@@ -77,6 +95,18 @@ def _sum(taken: Footprint) -> int:
     return (
         taken.parameter_bytes + taken.buffer_bytes + taken.gradient_bytes + taken.optimiser_bytes + taken.saved_bytes
     )
+
+
+def refuse_below_a_path(priced: Priced, prices: Prices, bound_bytes: float, *, slack: float) -> None:
+    """Raise LimitError, with the least bound that works, where the dearest path takes over `slack` of the bound."""
+    needed = priced.peak_bytes(prices.extreme(max))
+    if needed > slack * bound_bytes:
+        least = math.ceil(needed / slack)
+        raise LimitError(
+            f"the dearest single path of this space takes {needed:,} bytes to train, and the bound of "
+            f"{bound_bytes:,.0f} leaves {slack * bound_bytes:,.0f} for it: the least bound that works is {least:,} "
+            f"bytes ({least / GIB:.4g} GiB); raise it, or give smaller batches or candidates"
+        )
 
 
 def knapsack(
@@ -124,8 +154,8 @@ def fitting(
     bound_bytes: float,
     allowed: Support,
     first: Mapping[str, int],
-) -> tuple[dict[str, list[int]], int]:
-    """The subspace of `knapsack` whose peak is under the bound as predicted for it whole, and that peak in bytes.
+) -> dict[str, list[int]]:
+    """The subspace of `knapsack` whose peak is under the bound as predicted for it whole.
 
     Raises:
         LimitError: one candidate a site is over the bound.
@@ -133,9 +163,9 @@ def fitting(
     target = bound_bytes
     while True:
         chosen = knapsack(values, prices, bound_bytes=target, allowed=allowed, first=first)
-        peak = priced.footprint(chosen).peak_bytes
+        peak = priced.peak_bytes(chosen)
         if peak <= bound_bytes:
-            return chosen, peak
+            return chosen
         if all(len(some) == 1 for some in chosen.values()):
             raise LimitError(f"a single path takes {peak:,} bytes, over the bound of {bound_bytes:,.0f}: raise it")
         # What the sum of the prices left out is left out of the next attempt.
