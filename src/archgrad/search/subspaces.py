@@ -62,11 +62,13 @@ class Priced:
         self._shelf, self._loss, self._optimiser = shelf, loss, optimiser
         self._batch = run.to_device(task.stream(seed=run.seed, rank=run.rank, world=run.world)(0))
 
-    def footprint(self, support: Support) -> Footprint:
+    def footprint(self, support: Support, *, traced: bool = True) -> Footprint:
         """What a step of the mixture of these candidates takes: predicted, without running it at full size."""
         space = self._shelf.taken(support)
         relax_as_mixture(space)
-        return predict(space, self._batch, loss=self._loss, optimiser=self._optimiser).at(len(self._batch[1]))
+        return predict(space, self._batch, loss=self._loss, optimiser=self._optimiser, traced=traced).at(
+            len(self._batch[1])
+        )
 
     def peak_bytes(self, support: Support) -> int:
         """The peak of such a step."""
@@ -81,20 +83,19 @@ class Priced:
     def table(self) -> Prices:
         """The price of every candidate: how much more a site takes with it than without, beside another one."""
         first = {site: [0] for site in self._shelf.sites}
-        alone = self.footprint(first)
+        alone = self._sum(first)
         rows: dict[str, list[int]] = {}
         for site, size in self._shelf.sites.items():
-            more = [_sum(self.footprint(first | {site: [0, i]})) - _sum(alone) for i in range(1, size)]
-            other = [_sum(self.footprint(first | {site: [1]}))] if more else []
-            rows[site] = [more[0] + _sum(alone) - other[0] if more else 0, *more]
-        return Prices(alone.peak_bytes - sum(row[0] for row in rows.values()), rows)
+            more = [self._sum(first | {site: [0, i]}) - alone for i in range(1, size)]
+            other = [self._sum(first | {site: [1]})] if more else []
+            rows[site] = [more[0] + alone - other[0] if more else 0, *more]
+        return Prices(self.peak_bytes(first) - sum(row[0] for row in rows.values()), rows)
 
-
-def _sum(taken: Footprint) -> int:
-    """What adds up over candidates."""
-    return (
-        taken.parameter_bytes + taken.buffer_bytes + taken.gradient_bytes + taken.optimiser_bytes + taken.saved_bytes
-    )
+    def _sum(self, support: Support) -> int:
+        """What adds up over candidates."""
+        taken = self.footprint(support, traced=False)
+        fixed = taken.parameter_bytes + taken.buffer_bytes + taken.gradient_bytes + taken.optimiser_bytes
+        return fixed + taken.saved_bytes
 
 
 def refuse_below_a_path(priced: Priced, prices: Prices, bound_bytes: float, *, slack: float) -> None:
