@@ -183,7 +183,7 @@ class _Rounds:
         return {site: pick for site in self.shelf.sites if isinstance(pick := architecture[site], int)}
 
     def run_all(self, inner: Inner, steps: int, search: float) -> Architecture:
-        """All rounds; returns the find that scored best, of equal ones the last."""
+        """All rounds; returns the find that scored best, of equal ones the first."""
         terms, best, left, everything = self.terms, (-math.inf, Architecture({})), steps, self.everything
         limit = Limit(self.within.cost, self.within.bound) if self.within else None
         whole = self.prices.of(everything) <= self.room and self.priced.peak_bytes(everything) <= self.room
