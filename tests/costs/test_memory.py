@@ -189,6 +189,19 @@ def test_every_search_foresees_its_peak(method: Callable[..., ag.Found]) -> None
     assert next(row["predicted_peak_bytes"] for row in found.history if "predicted_peak_bytes" in row) > 1e4
 
 
+def test_the_whole_search_stays_near_the_step_that_was_foreseen() -> None:
+    """What the architecture's loss saved is let go of before the weights' loss is computed."""
+    layers = [
+        ag.OpChoice({str(k): nn.Sequential(nn.Conv2d(3, 3, k, padding=k // 2), nn.ReLU()) for k in (1, 3, 5)}, name=n)
+        for n in ("first", "second")
+    ]
+    space, data = nn.Sequential(*layers, nn.Flatten(), nn.Linear(3 * 144, 2)), task()
+    with Allocations() as seen:
+        found = ag.darts(space, data, ag.Run(steps=6, device="cpu", progress=False), search=1.0)
+    foreseen = next(row["predicted_peak_bytes"] for row in found.history if "predicted_peak_bytes" in row)
+    assert seen.peak_bytes <= 1.15 * foreseen
+
+
 def test_a_run_that_would_not_fit_is_refused_before_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = predict(mixed(), task().stream(seed=0)(0), loss=task().loss).at(16).peak_bytes
     monkeypatch.setattr(supernet, "available_bytes", lambda device: needed // 2)

@@ -75,7 +75,7 @@ class Footprint:
 
 
 class Saved:
-    """Counts inside a `with` block what autograd saves for backward passes, each storage once.
+    """Counts inside a `with` block what autograd saves for backward passes (of first order), each storage once.
 
     Args:
         known: tensors whose storages do not count, since they are there anyway: parameters, buffers, inputs.
@@ -95,7 +95,8 @@ class Saved:
         if id(storage) not in self._seen:
             self._seen[id(storage)] = storage
             self.saved_bytes += storage.nbytes()
-        return tensor
+        # An output that its own node held would keep the graph alive until the garbage collector comes by.
+        return tensor.detach()
 
     def __enter__(self) -> Saved:
         self._hooks.__enter__()
