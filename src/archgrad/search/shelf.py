@@ -74,7 +74,8 @@ class Shelf:
 
     def taken(self, support: Support) -> nn.Module:
         """A copy of the space with these candidates alive and built, and no others; all must be put away before."""
-        space = copy.deepcopy(self.space)
+        # Recipes are shared: there may be thousands of them.
+        space = copy.deepcopy(self.space, {id(lazy): lazy for lazy in self._lazy.values()})
         self._fill(space, support, {})
         restrict(space, support)
         return space
