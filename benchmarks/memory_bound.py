@@ -121,7 +121,7 @@ def policy_only(size: int, task: ag.Classification, memory: ag.Limit, *, steps: 
     run, whole = quiet(steps, seed), space(first(size))
     run.begin("policy", {})
     with Shelf(whole, device=run.device, folder=None, seed=seed) as shelf:
-        policy = Shrinking(shelf.sites, barred=dict.fromkeys(shelf.sites, ()), rate=0.05, bonus=1e-3)
+        policy = Shrinking(shelf, rate=0.05, bonus=1e-3)
         paths = Paths(shelf, policy, task.halves(0.5), run, optimiser=sgd_of_darts)
         episodes = min(200, steps // 4)
         paths.explore(steps=steps // 2, episodes=episodes, warm_up=episodes // 3, phase="explore", share=1.0)

@@ -183,7 +183,7 @@ def speed_at_half(name: str, x: torch.Tensor) -> dict[str, object]:
     space = ag.slim(network, x)
     networks: dict[str, nn.Module] = {"full": network.eval()}
     macs = {"full": ag.macs(x).of(network)}
-    for step in (8, 1):
+    for step in (16, 8, 1):
         budget = Budget(space, ag.macs(x).at_most(fraction=0.5), Rounded(step))
         networks[f"half, multiples of {step}"] = ag.build(space, uniform(space, budget.width(), Rounded(step))).eval()
     timings = {r: compare(networks, x, device="cpu", runtime=r, repeats=200) for r in ("eager", "onnx")}
@@ -240,8 +240,8 @@ def main() -> None:
             sys.exit(f"{chosen.out} holds rows of another run ({other}, not {asked}): name another file with --out")
     else:
         result = {
-            **asked, "gate_step": step_ratio(chosen.network, task), "half": speed_at_half(chosen.network, task.example),
-            "rows": [],
+            **asked, "gate_step": step_ratio(chosen.network, task),
+            "half": speed_at_half(chosen.network, task.example), "rows": [],
         }  # fmt: skip
     rows: list[dict[str, object]] = result.pop("rows")
     done = {(r["seed"], r["method"], r["fraction"]) for r in rows}

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from archgrad.methods.unas import unas
     from archgrad.search.fit import adamw, fit, recalibrate, sgd
     from archgrad.search.found import Found, derive
+    from archgrad.search.prior import prior, warm_start
     from archgrad.search.run import Run
     from archgrad.search.schedules import warm_up_cosine
     from archgrad.search.signals import Stopped
@@ -107,6 +108,7 @@ __all__ = [
     "nasbench201_cells",
     "nasbench201_network",
     "params",
+    "prior",
     "random_search",
     "recalibrate",
     "relax",
@@ -118,6 +120,7 @@ __all__ = [
     "softmax",
     "unas",
     "using",
+    "warm_start",
     "warm_up_cosine",
     "weights",
 ]
@@ -144,6 +147,7 @@ _HOMES = {
     "search.fit": ("adamw", "fit", "recalibrate", "sgd"),
     "search.schedules": ("warm_up_cosine",),
     "search.found": ("Found", "derive"),
+    "search.prior": ("prior", "warm_start"),
     "search.run": ("Run",),
     "search.signals": ("Stopped",),
     "spaces.darts": ("darts_cells", "darts_network"),

@@ -35,6 +35,7 @@ from archgrad.errors import LimitError
 from archgrad.search.fit import MakeOptimiser, sgd
 from archgrad.search.found import Found
 from archgrad.search.mixtures import descend_mixture, relax_as_mixture, sgd_of_darts
+from archgrad.search.prior import Prior, recorded
 from archgrad.search.run import Run
 from archgrad.search.supernet import conclude, divided, foresee, supernet
 from archgrad.search.within import Within
@@ -50,6 +51,7 @@ def darts(
     run: Run,
     *,
     limit: Limit | None = None,
+    prior: Prior | None = None,
     second_order: bool = False,
     search: float = 0.5,
     share: float = 0.5,
@@ -65,6 +67,7 @@ def darts(
         task: what networks are trained and scored on; its test part is read once, at the end.
         run: epochs of search and training together (default 60), seed, folder, device.
         limit: for instance `archgrad.macs(x).at_most(3e6)`; not on a measured cost.
+        prior: logits to begin with, such as `archgrad.prior(...)` from scores of untrained networks.
         second_order: differentiate through one step of the weights.
         search: share of the steps that is searched in; the rest trains what was found, from fresh weights.
         share: part of the training data that the weights are trained on while searching.
@@ -86,7 +89,7 @@ def darts(
     within = Within(space, limit) if limit else None
     settings = {
         "limit": limit and limit.record(), "second_order": second_order, "search": search, "share": share,
-        "pressure": pressure, "rate": rate,
+        "pressure": pressure, "rate": rate, "prior": recorded(prior),
     }  # fmt: skip
     run.begin("darts", settings)
 
@@ -98,7 +101,7 @@ def darts(
 
     descend_mixture(
         space, task, run, weights=made, steps=steps, within=within, pressure=pressure, share=share, rate=rate,
-        part=search, gradient=ahead if second_order else None,
+        part=search, gradient=ahead if second_order else None, prior=prior,
     )  # fmt: skip
     architecture = within.best(strengths(space)) if within else decide(space)
     record = {"method": "darts", "title": f"{type(space).__name__} searched by DARTS", "settings": settings}

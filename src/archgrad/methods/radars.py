@@ -20,10 +20,10 @@ What is open, and what is done here, all of it ours:
 - M(S) is settled on a prediction of the peak that is exact for the tensors of a step, temporaries included; where the
   sum of the table was too low, pairs are taken out again. A step is measured before each exploitation.
 - The reward is exp(-loss) on a validation batch, the first episodes are drawn evenly and teach nothing.
-- Choices of inputs are not shrunk: exploring mixes them evenly, the inner method decides them.
+- Choices of inputs are not shrunk: paths draw them too, and the inner method has all of them.
 - `limit` bounds what is found. It prices the whole space, whose candidates are built once for that, on the device.
 
-Checked against: counted bytes, enumeration of the policy gradient, DARTS where all fits, a planted answer: the tests.
+Checked against: counted bytes, the policy gradient by enumeration, DARTS where all fits, a planted answer: the tests.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Terms:
         exploring: share of a round's steps that explores.
         warm_up: share of the first round's episodes that are drawn evenly.
         rate: of Adam on the policy's logits.
-        bonus: lambda_H.
+        bonus: lambda_H, in reward.
         least: p_min * n_l, below which a candidate is pruned, in `patience` rounds in a row.
         patience: r.
         feedback: lambda_f.
@@ -88,8 +88,8 @@ class Terms:
         shares = {"exploring": self.exploring, "warm_up": self.warm_up, "slack": self.slack}
         if wrong := {n: x for n, x in shares.items() if not 0.0 < x < 1.0 and not (n == "slack" and x == 1.0)}:
             raise ConfigError(f"{wrong} of RADARS's terms: give shares above 0 and below 1")
-        if min(self.rounds, self.patience, self.passes) < 1:
-            raise ConfigError(f"rounds={self.rounds}, patience={self.patience}, passes={self.passes}: give 1 or more")
+        if (fewest := min(self.rounds, self.patience, self.passes)) < 1:
+            raise ConfigError(f"rounds, patience or passes of RADARS's terms is {fewest}: give 1 or more")
 
 
 def radars(
@@ -147,11 +147,11 @@ def radars(
         if within:
             within.begin(run)
         architecture = rounds.run_all(inner, steps, search)
-        found = shelf.taken({site: [i] for site, i in rounds.path(architecture).items()})
+        space = shelf.taken({site: [i] for site, i in rounds.path(architecture).items()})
         title = f"{type(space).__name__} searched by RADARS"
         record = {"method": "radars", "title": title, "settings": settings, "rounds": rounds.rows}
         return conclude(
-            found, architecture, task, run, steps=rest, optimiser=train_optimiser, within=within, record=record
+            space, architecture, task, run, steps=rest, optimiser=train_optimiser, within=within, record=record
         )
 
 
@@ -167,8 +167,7 @@ class _Rounds:
         self.priced = Priced(shelf, shares[0], run, optimiser=optimiser, passes=terms.passes)
         self.prices = self.priced.table()
         self.everything = {site: list(range(size)) for site, size in shelf.sites.items()}
-        barred = {site: shelf.barred(site) for site in shelf.sites}
-        self.policy = Shrinking(shelf.sites, barred=barred, rate=terms.rate, bonus=terms.bonus)
+        self.policy = Shrinking(shelf, rate=terms.rate, bonus=terms.bonus)
         self.paths = Paths(shelf, self.policy, shares, run, optimiser=optimiser)
         self.bound = self.room = math.inf
         self.rows: list[dict[str, Any]] = []
@@ -217,7 +216,7 @@ class _Rounds:
         episodes = max(1, min(steps, 200, round(10 * math.sqrt(size))))
         warm_up = 0 if t else round(self.terms.warm_up * episodes)
         self.paths.explore(steps=steps, episodes=episodes, warm_up=warm_up, phase=f"explore-{t}", share=share)
-        spare = self.path(self.within.lowest) if self.within else {}
+        spare = self.path(self.within.cheapest) if self.within else {}
         self.policy.prune(self.terms.least, self.terms.patience, spare=spare)
 
     def _first(self) -> dict[str, int]:
@@ -229,7 +228,7 @@ class _Rounds:
         others = {name: torch.zeros(same[0].size) for name, same in choices(self.within.space).items()}
         found = self.path(self.within.best(others | logs))
         active = all(i in self.policy.active[site] for site, i in found.items())
-        return found if active else self.path(self.within.lowest)
+        return found if active else self.path(self.within.cheapest)
 
     def _show(self, t: int, support: Support) -> None:
         """Record the subspace and what it takes; a step of it is measured first."""
@@ -250,4 +249,4 @@ class _Rounds:
         mixing = strengths(searched)
         for site, some in support.items():
             self.policy.feed_back(site, some, mixing[site], self.terms.feedback)
-        self.policy.learn(self.path(found.architecture), math.exp(-found.record["after"]["loss"]))
+        self.policy.learn(found.architecture, math.exp(-found.record["after"]["loss"]))

@@ -7,9 +7,10 @@ Implemented, both on the steps that any other method of ours would search in:
     shared   train the supernet, a uniformly drawn architecture a step; draw n, recalibrate each, keep the best
 
 Under a limit what is over it is drawn again. What was kept is trained from fresh weights on the rest of the budget.
+On a task that scores architectures itself, such as a table, an architecture is looked up in place of trained.
 
 What the paper leaves open, and what is done here: n is `trials` of the Run (default 10 trained apart, 50 with shared
-weights); validation accuracy decides, equal ones by the order they were drawn in.
+weights, 1000 looked up); validation accuracy decides, equal ones by the order they were drawn in.
 
 Checked against: a search with a planted answer, in the tests.
 """
@@ -23,24 +24,25 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import choices, sample, using, weights
 from archgrad.choices.architecture import Architecture
+from archgrad.choices.policies import Uniform
 from archgrad.costs.limits import Limit
-from archgrad.derive.discretise import build
-from archgrad.errors import LimitError
-from archgrad.search.fit import MakeOptimiser, descend, recalibrate, sgd
+from archgrad.errors import ConfigError, LimitError
+from archgrad.search.fit import MakeOptimiser, descend, sgd
 from archgrad.search.found import Found
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.search.supernet import conclude, divided, foresee, supernet
+from archgrad.search.trials import Archive, Trial, evaluator, rounds
 from archgrad.search.within import Within
 from archgrad.tasks.classification import Classification
-from archgrad.tasks.task import Batch
+from archgrad.tasks.task import Batch, Scored
 
 MISSES = 500  # draws in a row that are over the limit, or known, before the space is taken for exhausted
 
 
 def random_search(
     space: nn.Module,
-    task: Classification,
+    task: Classification | Scored,
     run: Run,
     *,
     limit: Limit | None = None,
@@ -52,7 +54,8 @@ def random_search(
 
     Args:
         space: a network with OpChoice and InputChoice; it is not changed.
-        task: what networks are trained and scored on; its test part is read once, at the end.
+        task: what networks are trained and scored on; its test part is read once, at the end. Or what scores
+            architectures itself, such as `archgrad.Tabular`: the network handed back then has fresh weights.
         run: epochs of search and training together (default 60), trials, seed, folder, device.
         limit: on any cost.
         shared: try architectures with the weights of one supernet.
@@ -61,15 +64,19 @@ def random_search(
 
     Raises:
         ChoiceError: the space has no choice, or has gates.
+        ConfigError: shared weights where nothing is trained.
         LimitError: no network of the space meets the limit; the message says the lowest reachable.
         NonFiniteError: the loss became NaN or infinite.
     """
     space = supernet(space, run, needs="random search")
-    with using(space, {name: torch.ones(same[0].size) for name, same in choices(space).items()}):
-        task.check(space)  # every candidate, before anything long starts
+    if not isinstance(task, Scored):
+        with using(space, {name: torch.ones(same[0].size) for name, same in choices(space).items()}):
+            task.check(space)  # every candidate, before anything long starts
+    elif shared:
+        raise ConfigError(f"shared=True trains a supernet, and a {type(task).__name__} trains nothing; leave it out")
     steps, rest = divided(run, task, search)
     within = Within(space, limit) if limit else None
-    trials = run.trials or (50 if shared else 10)
+    trials = run.trials or (1000 if isinstance(task, Scored) else 50 if shared else 10)
     settings = {
         "limit": limit and limit.record(), "shared": shared, "search": search,
     }  # fmt: skip
@@ -80,13 +87,19 @@ def random_search(
     drawn = [
         Architecture.from_json(text) for text in run.remember("drawn", lambda: _drawn(space, run, trials, within))
     ]
-    if shared:
+    if shared and not isinstance(task, Scored):
         _train_shared(space, task, run, steps=steps, share=search, optimiser=optimiser)
-    rows = []
-    for trial, architecture in enumerate(drawn):
-        part = max(1, (trial + 1) * steps // len(drawn) - trial * steps // len(drawn))
-        made = None if shared else optimiser
-        rows.append(_tried(space, architecture, task, run, steps=part, share=search / len(drawn), optimiser=made))
+    evaluate = evaluator(
+        space, task, run, trials=len(drawn), steps=steps, share=search, optimiser=None if shared else optimiser
+    )  # fmt: skip
+    archive = Archive()
+    run.keep(archive=archive)
+    for number in rounds(task, run, len(drawn), share=1.0):
+        score = evaluate(drawn[number], number)
+        archive.add(Trial(drawn[number], score, {}))
+        if isinstance(task, Scored):
+            run.log({"score": score})
+    rows = [{"architecture": dict(one.architecture), "score": one.score} for one in archive.trials.values()]
     best = run.remember("best", lambda: _best(rows, drawn, within))
     record = {
         "method": "random_search", "title": f"{type(space).__name__} searched at random", "settings": settings,
@@ -112,8 +125,9 @@ def _best(rows: list[dict[str, Any]], drawn: list[Architecture], within: Within 
 def _drawn(space: nn.Module, run: Run, trials: int, within: Within | None) -> list[str]:
     """Different architectures under the limit, as JSON; fewer where the space has no more."""
     generator, found, missed = run.generator("architectures"), dict[Architecture, None](), 0
+    policy = Uniform(space)
     while len(found) < trials and missed < MISSES:
-        architecture = sample(space, generator=generator)
+        architecture = policy.sample(generator)
         if architecture in found or (within and within.price(architecture) > within.bound):
             missed += 1
         else:
@@ -125,29 +139,6 @@ def _drawn(space: nn.Module, run: Run, trials: int, within: Within | None) -> li
             f"as archgrad.unas"
         )
     return [architecture.to_json() for architecture in found]
-
-
-def _tried(
-    space: nn.Module,
-    architecture: Architecture,
-    task: Classification,
-    run: Run,
-    *,
-    steps: int,
-    share: float,
-    optimiser: MakeOptimiser | None,
-) -> dict[str, Any]:
-    """What one architecture scores on the validation part: trained apart, or without `optimiser` as it is."""
-    network = build(space, architecture, weights="fresh" if optimiser else "inherit")
-    if optimiser is None:
-        recalibrate(network, task, run, batches=8)
-    else:
-        made = optimiser(network.parameters())
-        run.keep(network=network, optimiser=made)
-        descend(network, task, run, optimiser=made, steps=steps, phase="trial", schedule=cosine, share=share)
-    figures = task.evaluate(network)
-    run.log({f"trial_{name}": value for name, value in figures.items()})
-    return {"architecture": dict(architecture), "score": next(iter(figures.values()))}
 
 
 def _train_shared(

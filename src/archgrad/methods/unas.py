@@ -47,6 +47,7 @@ from archgrad.derive.discretise import decide, strengths
 from archgrad.search.bilevel import alternate, logit_rate
 from archgrad.search.fit import MakeOptimiser, sgd
 from archgrad.search.found import Found
+from archgrad.search.prior import Prior, recorded, warm_start
 from archgrad.search.run import Run
 from archgrad.search.sampling import Branched, Estimate, Hinge, Sampler
 from archgrad.search.schedules import cosine
@@ -101,6 +102,7 @@ def unas(
     run: Run,
     *,
     limit: Limit | None = None,
+    prior: Prior | None = None,
     black_box: BlackBox | None = None,
     terms: Terms = Terms(),
     search: float = 0.5,
@@ -112,11 +114,11 @@ def unas(
     """Search a supernet by sampling it; the algorithm is on top of this file.
 
     Args:
-        space: a network with OpChoice and InputChoice of one input, such as
-            `archgrad.darts_cells(factorised=True)`; it is not changed.
+        space: OpChoice and InputChoice of one input: `archgrad.darts_cells(factorised=True)`; it is not changed.
         task: what networks are trained and scored on; its test part is read once, at the end.
         run: epochs of search and training together (default 60), seed, folder, device.
         limit: on any cost, measured ones included: `archgrad.latency(x, device="cpu").at_most(ms=4.0)`.
+        prior: logits to begin with, such as `archgrad.prior(...)` from scores of untrained networks.
         black_box: (network, validation batch) to a loss (), or [B] for each image, without gradient: the 0-1 error,
             a figure from a device. It is added to the objective.
         terms: the rest of the objective, and its estimator.
@@ -132,13 +134,13 @@ def unas(
         NonFiniteError: a loss became NaN or infinite.
     """
     space = supernet(space, run, needs="UNAS", single=True)
-    relax(space, Softmax)
+    warm_start(relax(space, Softmax), prior)
     task.check(space)
     steps, rest = divided(run, task, search)
     within = Within(space, limit) if limit else None
     settings = {
         "limit": limit and limit.record(), "black_box": black_box is not None, "terms": asdict(terms),
-        "search": search, "share": share, "rate": rate,
+        "search": search, "share": share, "rate": rate, "prior": recorded(prior),
     }  # fmt: skip
     run.begin("unas", settings)
     if within:

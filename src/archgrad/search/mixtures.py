@@ -16,6 +16,7 @@ from archgrad.derive.discretise import decide, strengths
 from archgrad.search.bilevel import alternate, logit_rate, mixed
 from archgrad.search.fit import MakeOptimiser
 from archgrad.search.found import Found
+from archgrad.search.prior import Prior, warm_start
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.search.supernet import conclude, divided, supernet
@@ -51,6 +52,7 @@ def descend_mixture(
     rate: float | None = None,
     part: float = 1.0,
     gradient: MixtureGradient | None = None,
+    prior: Prior | None = None,
 ) -> None:
     """Logits from N(0, 1e-3^2), then a step of each in turns; see the algorithm on top of `methods/darts.py`.
 
@@ -66,9 +68,11 @@ def descend_mixture(
         rate: of Adam on the logits; default as published, raised for short searches.
         part: of a budget in seconds.
         gradient: of the logits; default: that of the validation loss at the present weights, first order.
+        prior: logits to begin with.
     """
     for logit in logits(space):
         nn.init.normal_(logit, std=1e-3)
+    warm_start(space, prior)
     group = {"params": logits(space), "lr": rate or logit_rate(3e-4, steps), "steady": True}
     decided = Adam([group], betas=(0.5, 0.999), weight_decay=1e-3)
 

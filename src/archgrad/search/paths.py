@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch import Tensor
+from torch.optim import Optimizer
 
 from archgrad.choices.access import choices, using, weights
-from archgrad.choices.estimators import DecayingBaseline, entropy
-from archgrad.choices.modules import InputChoice
+from archgrad.choices.architecture import Architecture, Pick
+from archgrad.choices.policies import Categorical, Reinforce, Uniform
 from archgrad.search.fit import MakeOptimiser, autocast, take_step
 from archgrad.search.run import Run
 from archgrad.search.shelf import Shelf, moved
@@ -20,67 +20,52 @@ from archgrad.tasks.task import Batch
 
 
 class Shrinking:
-    """A policy of independent categoricals over sites whose candidates are dropped for good.
-
-        grad J = (R - b) sum_l grad log pi_l(a_l) + lambda_H sum_l grad H(pi_l),     b <- 0.95 b + 0.05 R
+    """A policy of independent choices whose candidates are dropped for good.
 
     Args:
-        sizes: {site: number of candidates}.
-        barred: {site: candidates that are never drawn}.
+        shelf: whose space is decided; barred candidates are never drawn.
         rate: of Adam on the logits.
-        bonus: lambda_H.
+        bonus: of the entropy, in reward.
 
     Attributes:
         active: A_l, {site: candidates not dropped}.
+        learner: the policy gradient.
     """
 
-    def __init__(
-        self, sizes: Mapping[str, int], *, barred: Mapping[str, Sequence[int]], rate: float, bonus: float
-    ) -> None:
-        self.logits = {site: nn.Parameter(torch.zeros(size)) for site, size in sizes.items()}
-        self.active = {site: [i for i in range(n) if i not in set(barred[site])] for site, n in sizes.items()}
-        self.bonus = bonus
-        self._optimiser = Adam(self.logits.values(), lr=rate)
-        self._baseline = DecayingBaseline(0.95)
-        self._below = {site: [0] * size for site, size in sizes.items()}
+    def __init__(self, shelf: Shelf, *, rate: float, bonus: float) -> None:
+        barred = {site: shelf.barred(site) for site in shelf.sites}
+        self.active = {site: [i for i in range(n) if i not in barred[site]] for site, n in shelf.sites.items()}
+        self._below = {site: [0] * size for site, size in shelf.sites.items()}
+        self._policy = Categorical(shelf.space, condition=self._allowed)
+        self._even = Uniform(shelf.space, condition=self._allowed)
+        self._places = {one.name: place for place, one in enumerate(self._policy.decisions)}
+        self.learner = Reinforce(self._policy, rate=rate, bonus=bonus, decay=0.95)
 
-    def _masked(self) -> list[Tensor]:
-        rows = []
-        for site, row in self.logits.items():
-            mask = torch.full_like(row, float("-inf"))
-            mask[self.active[site]] = 0.0
-            rows.append(row + mask)
-        return rows
+    def _allowed(self, name: str, earlier: Mapping[str, Pick]) -> list[int] | None:
+        return self.active.get(name)
 
     def probabilities(self) -> dict[str, list[float]]:
         """pi_l(o), 0 for what was dropped."""
-        return {site: row.softmax(0).tolist() for site, row in zip(self.logits, self._masked(), strict=True)}
+        found = {}
+        for site, some in self.active.items():
+            place = self._places[site]
+            found[site] = self._policy.decisions[place].log_p(self._policy.theta[place], some).exp().tolist()
+        return found
 
-    def draw(self, generator: torch.Generator, *, uniform: bool = False) -> dict[str, int]:
-        """A path: one active candidate a site, by pi or evenly."""
-        rows = [(row > float("-inf")).float() if uniform else row.softmax(0) for row in self._masked()]
-        drawn = [int(torch.multinomial(row.detach(), 1, generator=generator)) for row in rows]
-        return dict(zip(self.logits, drawn, strict=True))
+    def draw(self, generator: torch.Generator, *, uniform: bool = False) -> Architecture:
+        """A path, by pi or evenly."""
+        return (self._even if uniform else self._policy).sample(generator)
 
-    def loss(self, path: Mapping[str, int], advantage: float) -> Tensor:
-        """A scalar whose gradient is minus the estimate of grad J from one path of this advantage R - b."""
-        rows = self._masked()
-        chosen = [row.log_softmax(0)[path[site]] for site, row in zip(self.logits, rows, strict=True)]
-        return -advantage * torch.stack(chosen).sum() - self.bonus * entropy(rows).sum()
-
-    def learn(self, path: Mapping[str, int], reward: float) -> None:
-        """One step on one path; the first reward is all the baseline there is, and teaches nothing."""
-        if self._baseline.state_dict()["started"]:
-            self._optimiser.zero_grad()
-            self.loss(path, reward - self._baseline.value).backward()  # type: ignore[no-untyped-call]
-            self._optimiser.step()
-        self._baseline.update(reward)
+    def learn(self, path: Architecture, reward: float) -> None:
+        """One step of the policy on one path, if all of it is still active."""
+        if all(path[site] in some for site, some in self.active.items()):
+            self.learner.step([path], [reward])
 
     def feed_back(self, site: str, some: Sequence[int], mixing: Tensor, strength: float) -> None:
         """theta_l[S_l] += strength * (log w - mean over S_l of log w), w the mixing weights of a search."""
         row = mixing[list(some)].clamp_min(1e-30).log()
         with torch.no_grad():
-            self.logits[site][list(some)] += strength * (row - row.mean()).to(self.logits[site])
+            self._policy.theta[self._places[site]][list(some)] += strength * (row - row.mean()).double().cpu()
 
     def prune(self, least: float, patience: int, *, spare: Mapping[str, int]) -> None:
         """Drop what was below least / n_l, n_l the site's size, in so many rounds in a row; the likeliest stays."""
@@ -95,20 +80,16 @@ class Shrinking:
     def state_dict(self) -> dict[str, Any]:
         """What exact resume needs."""
         return {
-            "logits": {site: row.detach().clone() for site, row in self.logits.items()},
+            "policy": self._policy.state_dict(), "learner": self.learner.state_dict(),
             "active": self.active, "below": self._below,
-            "optimiser": self._optimiser.state_dict(), "baseline": self._baseline.state_dict(),
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up where `state_dict` left off."""
-        with torch.no_grad():
-            for site, row in self.logits.items():
-                row.copy_(state["logits"][site])
+        self._policy.load_state_dict(state["policy"])
+        self.learner.load_state_dict(state["learner"])
         self.active = {site: list(some) for site, some in state["active"].items()}
         self._below = {site: list(counts) for site, counts in state["below"].items()}
-        self._optimiser.load_state_dict(state["optimiser"])
-        self._baseline.load_state_dict(state["baseline"])
 
 
 class Paths:
@@ -132,7 +113,7 @@ class Paths:
         self._make = optimiser
         self._optimiser: Optimizer | None = None
         self._momentum: dict[Tensor, Any] = {}  # what optimisers keep of the parameters that all paths share
-        self._path: dict[str, int] = {}
+        self._path = Architecture({})
         self._generator = run.generator("paths")
 
     def explore(self, *, steps: int, episodes: int, warm_up: int, phase: str, share: float) -> None:
@@ -175,14 +156,11 @@ class Paths:
         space = self.shelf.space
         given = {}
         for name, (choice, *_) in choices(space).items():
-            if isinstance(choice, InputChoice):
-                given[name] = torch.full((choice.size,), choice.keep / choice.size, device=self.run.device)
-            else:
-                given[name] = choice.picked(self._path[name]).float().to(self.run.device)
+            given[name] = choice.picked(self._path[name]).float().to(self.run.device)
         with using(space, given), autocast(self.run):
             return self.shares[0].loss(space, batch)
 
-    def _hold(self, path: dict[str, int]) -> None:
+    def _hold(self, path: Architecture) -> None:
         """Build a path, and an optimiser for it that goes on where it was with each parameter."""
         self._path = path
         self.shelf.take_up(self._support(), self._momentum)
@@ -195,28 +173,29 @@ class Paths:
             kept = self._optimiser.state
             self.shelf.put_away(self._support(), kept)
             self._momentum = {p: kept[p] for p in weights(self.shelf.space) if p in kept}
-            self._path, self._optimiser = {}, None
+            self._path, self._optimiser = Architecture({}), None
 
     def _support(self) -> dict[str, list[int]]:
-        return {site: [i] for site, i in self._path.items()}
+        """The candidates of the path; choices of inputs have none."""
+        return {site: [i] for site in self.shelf.sites if isinstance(i := self._path.get(site), int)}
 
     def state_dict(self) -> dict[str, Any]:
         """The policy, the path that is held with its weights and momentum, and which files hold the others'."""
         kept = self._optimiser.state if self._optimiser is not None else self._momentum
         momentum = {name: dict(kept[p]) for name, p in self.shelf.space.named_parameters() if p in kept}
         return {
-            "policy": self.policy.state_dict(), "shelf": self.shelf.state_dict(), "path": self._path,
+            "policy": self.policy.state_dict(), "shelf": self.shelf.state_dict(), "path": self._path.to_json(),
             "space": self.shelf.space.state_dict(), "momentum": momentum,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up where `state_dict` left off."""
         self.shelf.empty(self._support())
-        self._path, self._optimiser, self._momentum = {}, None, {}
+        self._path, self._optimiser, self._momentum = Architecture({}), None, {}
         self.policy.load_state_dict(state["policy"])
         self.shelf.load_state_dict(state["shelf"])
-        if state["path"]:
-            self._hold(dict(state["path"]))
+        if path := Architecture.from_json(state["path"]):
+            self._hold(path)
         self.shelf.space.load_state_dict(state["space"])
         kept = self._optimiser.state if self._optimiser is not None else self._momentum
         for name, parameter in self.shelf.space.named_parameters():

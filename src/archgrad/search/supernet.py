@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,17 +14,18 @@ from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.lazy import built
 from archgrad.choices.modules import InputChoice, OpChoice
+from archgrad.costs.count import params
 from archgrad.costs.latency import Runtime
 from archgrad.costs.memory import GIB, available_bytes, predict
 from archgrad.derive.discretise import build, strengths
 from archgrad.errors import ChoiceError, ConfigError, LimitError, ModelError
 from archgrad.search.fit import MakeOptimiser, autocast, descend, recalibrate
-from archgrad.search.found import Found, figures, latencies
+from archgrad.search.found import Example, Found, figures, latencies
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.search.within import Within
 from archgrad.tasks.classification import Classification
-from archgrad.tasks.task import Batch
+from archgrad.tasks.task import Batch, Scored
 
 LOAD = """import torch
 network = torch.export.load("network.pt2").module()   # needs torch alone
@@ -123,10 +125,15 @@ def foresee(
     return needed
 
 
-def divided(run: Run, task: Classification, search: float) -> tuple[int, int]:
-    """Steps of the search and of the training of what it found; together they are the run's budget."""
+def divided(run: Run, task: Classification | Scored, search: float) -> tuple[int, int]:
+    """Steps of the search and of the training of what it found; together they are the run's budget.
+
+    A task that scores architectures itself takes none.
+    """
     if not 0.0 < search <= 1.0:
         raise ConfigError(f"search={search}: the share of the steps that is searched in is above 0 and at most 1")
+    if isinstance(task, Scored):
+        return 0, 0
     total = run.total_steps(task.steps_per_epoch, default_epochs=60)
     steps = max(1, round(search * total))
     return steps, total - steps
@@ -135,15 +142,18 @@ def divided(run: Run, task: Classification, search: float) -> tuple[int, int]:
 def conclude(
     space: nn.Module,
     architecture: Architecture,
-    task: Classification,
+    task: Classification | Scored,
     run: Run,
     *,
     steps: int,
     optimiser: MakeOptimiser,
     within: Within | None,
     record: Mapping[str, Any],
+    costs: Mapping[str, float] = MappingProxyType({}),
 ) -> Found:
     """Train what was found from fresh weights, or recalibrate the supernet's for no steps; judge and record it.
+
+    Where the task scores architectures itself nothing is trained: the network has fresh weights.
 
     Args:
         space: the supernet.
@@ -154,20 +164,17 @@ def conclude(
         optimiser: from weights to their optimiser.
         within: the limit; it is checked on the network that is handed back.
         record: what the method adds to the report.
+        costs: what the architecture takes by further costs of the search.
 
     Raises:
         LimitError: the network is over its limit when measured again.
     """
-    network = build(space, architecture, weights="fresh" if steps else "inherit")
-    if steps:
-        made = optimiser(network.parameters())
-        run.keep(network=network, optimiser=made)
-        descend(network, task, run, optimiser=made, steps=steps, phase="train", schedule=cosine)
-    recalibrate(network, task, run)
-    example = run.to_device(task.example)
-    after = run.remember("figures", lambda: figures(network, task, example))
-    runtimes: tuple[Runtime, ...] = ("eager", "onnx") if run.folder else ("eager",)
-    times = run.remember("latency", lambda: latencies({"after": network}, example, runtimes=runtimes))
+    if isinstance(task, Scored):
+        network, example = build(space, architecture, weights="fresh"), None
+        after: dict[str, Any] = {"score": task.score(architecture), "params": params().of(network)}
+    else:
+        network, example = _trained(space, architecture, task, run, steps=steps, optimiser=optimiser)
+        after = _figures(network, task, run, example)
     limit = None
     if within:
         reached = run.remember("reached", lambda: within.reached(architecture, network))
@@ -181,26 +188,46 @@ def conclude(
     if within and (surrogate := run.remember("surrogate", within.record)):
         described["surrogate"] = surrogate
     full = {
-        "after": {**after, "latency_ms": times["after"]},
+        "after": {**costs, **after},
         "picks": _picks(space, architecture),
         **described,
         "limit": limit,
         "run": {"seed": run.seed, "epochs": run.epochs, "steps": run.max_steps, "seconds": run.seconds},
         "versions": {"torch": torch.__version__},
         "device": str(run.device),
-        "data": task.splits,
+        "data": getattr(task, "splits", {}),
         "notes": list(run.notes),
         "load": LOAD,
         **record,
     }
-    costs = {name: after[name] for name in ("params", "macs")}
+    taken: dict[str, Any] = {**costs, **{name: after[name] for name in ("params", "macs") if name in after}}
     if limit:
-        costs[limit["cost"]] = limit["reached"]
-    found = Found(architecture, network.eval(), next(iter(after.values())), costs, run.history, full, example)
+        taken[limit["cost"]] = limit["reached"]
+    found = Found(architecture, network.eval(), next(iter(after.values())), taken, run.history, full, example)
     if run.folder and run.rank == 0:
         found.save(run.folder)
     run.finish()
     return found
+
+
+def _trained(
+    space: nn.Module, architecture: Architecture, task: Classification, run: Run, *, steps: int,
+    optimiser: MakeOptimiser,
+) -> tuple[nn.Module, Example]:  # fmt: skip
+    network = build(space, architecture, weights="fresh" if steps else "inherit")
+    if steps:
+        made = optimiser(network.parameters())
+        run.keep(network=network, optimiser=made)
+        descend(network, task, run, optimiser=made, steps=steps, phase="train", schedule=cosine)
+    recalibrate(network, task, run)
+    return network, run.to_device(task.example)
+
+
+def _figures(network: nn.Module, task: Classification, run: Run, example: Example) -> dict[str, Any]:
+    after: dict[str, Any] = run.remember("figures", lambda: figures(network, task, example))
+    runtimes: tuple[Runtime, ...] = ("eager", "onnx") if run.folder else ("eager",)
+    times = run.remember("latency", lambda: latencies({"after": network}, example, runtimes=runtimes))
+    return {**after, "latency_ms": times["after"]}
 
 
 def _picks(space: nn.Module, architecture: Architecture) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from archgrad.choices.access import choices, sample
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
+from archgrad.costs.column import Column
 from archgrad.costs.count import Macs, Params
 from archgrad.costs.limits import Limit, Predicts
 from archgrad.costs.surrogate import FEWEST, Surrogate
@@ -66,15 +67,17 @@ class Within:
         if not self.measured:
             self._settle(Architecture({name: _picks(choice)[0] for name, choice in self._choices.items()}))
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: Run, *, key: str = "prices") -> None:
         """For a measured cost: measure what the surrogate and the bound need, once in the run's life.
+
+        `key` is what it is remembered under; a run with several limits gives each its own.
 
         Raises:
             LimitError: nothing in the space is under the limit; the message says the lowest reachable.
         """
         if not self.measured:
             return
-        state = run.remember("prices", lambda: self._measured(run.generator("prices")))
+        state = run.remember(key, lambda: self._measured(run.generator(key)))
         if self._lowest is None:
             self.bound, self._lowest = state["bound"], Architecture.from_json(state["lowest"])
             self._known = {Architecture.from_json(text): value for text, value in state["known"].items()}
@@ -114,13 +117,18 @@ class Within:
         return lowest
 
     @property
+    def lowest(self) -> float:
+        """The price of the cheapest architecture known; for a measured cost only after `begin`."""
+        return self._reference[1]
+
+    @property
     def measured(self) -> bool:
         """Whether a network has to be asked for its price."""
         return self._counter is None and not isinstance(self.cost, (Table, Surrogate))
 
     @property
-    def lowest(self) -> Architecture:
-        """The cheapest architecture known, which is under the bound."""
+    def cheapest(self) -> Architecture:
+        """The cheapest architecture known, which is under the bound; for a measured cost only after `begin`."""
         assert self._lowest is not None
         return self._lowest
 
@@ -164,8 +172,8 @@ class Within:
         Raises:
             LimitError: it is over the bound.
         """
-        if isinstance(self.cost, Table):
-            return self.predicted(architecture)
+        if isinstance(self.cost, (Table, Column)):
+            return self.price(architecture)
         if not self.measured:
             return self.cost.of(network)
         for _ in range(PATIENCE):

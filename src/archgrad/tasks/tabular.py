@@ -61,7 +61,7 @@ class Tabular:
     `ag.nasbench201_cells()`. Iteration yields the strings in the order of the table.
 
     `optimum` is the highest score and `best` the first cell that has it; `column` names what is looked up;
-    `notes` says where the table differs from the published one.
+    `notes` says where the table differs from the published one. `perfect` is 100, since scores are in %.
 
     Args:
         arrays: the columns, as arrays of numpy. Cells are `arch` [N], strings, or `ops` [N, 6], the operations'
@@ -77,6 +77,8 @@ class Tabular:
         DataError: no such column, a column of another length or type, NaN, a cell that is there twice or is no
             cell, or too few cells.
     """
+
+    perfect = 100.0
 
     def __init__(
         self,

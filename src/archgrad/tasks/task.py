@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -33,6 +33,20 @@ class Task(Protocol):
 
         The network is evaluated in eval mode; the mode of every submodule is restored.
         """
+        ...
+
+
+@runtime_checkable
+class Scored(Protocol):
+    """A task that scores architectures themselves, such as `archgrad.Tabular`: nothing is trained on it.
+
+    `perfect` is what a network without fault scores: 1 for a share, 100 for a %.
+    """
+
+    perfect: float
+
+    def score(self, architecture: Mapping[str, Any], /) -> float:
+        """The architecture's score, higher is better."""
         ...
 
 

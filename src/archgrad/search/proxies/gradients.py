@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from archgrad.errors import ConfigError, ModelError
 from archgrad.search.probe import probe
 from archgrad.search.proxies.scoring import (
+    LAYERS,
+    SCALES,
     Batch,
     Loss,
     examples,
@@ -29,10 +31,6 @@ from archgrad.search.proxies.scoring import (
     unfrozen,
     watched,
 )
-
-_LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
-# Where float64 overflows, inputs and output gradients are scaled by these: R is linear in the inputs.
-_SCALES = (1.0, 1e-150, 1e-300)
 
 
 def synflow(network: nn.Module, batch: Batch) -> float:
@@ -50,7 +48,7 @@ def synflow(network: nn.Module, batch: Batch) -> float:
     shape, like = inputs_of(batch).shape, theta(network)[0]
     with probe(network, weights="absolute", biases="zero", norm="identity", dtype=torch.float64):
         weights = unfrozen(network)
-        for scale in _SCALES:
+        for scale in SCALES:
             ones = torch.full((1, *shape[1:]), scale, dtype=torch.float64, device=like.device)
             flow = run(network, ones)
             if not flow.requires_grad:
@@ -131,7 +129,7 @@ def fisher(network: nn.Module, batch: Batch, *, loss: Loss = F.cross_entropy) ->
     x, labels = labelled(network, batch)
     with probe(network, norm="train"):
         unfrozen(network)
-        with watched(m for m in network.modules() if isinstance(m, _LAYERS)) as seen:
+        with watched(m for m in network.modules() if isinstance(m, LAYERS)) as seen:
             value = loss_of(network, x, labels, loss=loss)
         if not seen:
             raise ModelError(f"{type(network).__name__} runs no convolution and no linear module: use another proxy")

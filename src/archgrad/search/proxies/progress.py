@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from archgrad.errors import ConfigError, ModelError
 from archgrad.search.probe import probe
-from archgrad.search.proxies.scoring import Batch, examples, run, unfrozen, watched
+from archgrad.search.proxies.scoring import Batch, examples, gradients, run, unfrozen, watched
 
 Blocks = Sequence[str] | None
 
@@ -58,8 +58,8 @@ def trainability(network: nn.Module, batch: Batch, *, blocks: Blocks = None, see
         s = top singular value of E[g_in g_out^T],  g_out in {-1, 1} at random, g_in = g_out's pullback
 
     E is over examples and pixels; where a block changes the resolution both are averaged to the lower one
-    (reconstructed). Pairs of blocks of which the second does not see the first are left out. Arguments as for
-    `expressivity`.
+    (reconstructed). Where a block does not see the one before it, s is 0 if the blocks are named; else the pair is
+    left out, since not all convolutions follow each other. Arguments as for `expressivity`.
 
     Raises:
         ConfigError, ModelError: as there, with 2 blocks that follow each other.
@@ -70,11 +70,9 @@ def trainability(network: nn.Module, batch: Batch, *, blocks: Blocks = None, see
         unfrozen(network)
         maps = _maps(network, x, blocks=blocks, least=2)
         for before, after in itertools.pairwise(maps):
-            if not (before.requires_grad and after.requires_grad):
-                continue
             signs = torch.randint(0, 2, after.shape, generator=generator).to(after) * 2 - 1
-            (back,) = torch.autograd.grad(after, before, signs, retain_graph=True, allow_unused=True)
-            if back is not None:
+            (back,) = gradients((after * signs).sum(), [before], retain_graph=True)
+            if blocks or bool(back.any()):
                 s = _stretch(back, signs)
                 scores.append(2 - s - 1 / (s + 1e-6))
     if not scores:

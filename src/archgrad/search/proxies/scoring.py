@@ -14,6 +14,9 @@ from archgrad.errors import ArchgradError, ConfigError, ModelError
 
 Batch = Tensor | tuple[Tensor, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
+LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+# Where a synaptic flow overflows float64, inputs and output gradients are scaled: it is linear in the inputs.
+SCALES = (1.0, 1e-150, 1e-300)
 
 
 def inputs_of(batch: Batch) -> Tensor:

@@ -1,0 +1,239 @@
+"""Zero-cost proxies against the accuracies of NAS-Bench-201, beside published figures and beside size alone.
+
+    python benchmarks/proxies.py --cells 500 --out benchmarks/results/proxies.json
+    python benchmarks/proxies.py --out benchmarks/results/proxies.json --show
+
+Each of the sampled cells is built as published (16 channels, 5 cells a stage, 10 classes, 32 x 32) with fresh weights
+of one seed, and scored by every proxy: on CIFAR-10 images (the JPEG copy) and on random inputs and labels. Scores
+are ranked against the test accuracies after 200 epochs on three data sets, and against the scores that others
+published for the same cells. The cells are drawn from those for which published scores are at hand. A stopped run
+goes on where it was. Data: found through ARCHGRAD_DATA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import gzip
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.stats import kendalltau, spearmanr
+from torch import Tensor, nn
+
+import archgrad as ag
+from archgrad.search import proxies
+from archgrad.spaces import nasbench201
+from archgrad.tasks.tabular import DATA, Tabular
+
+Batch = tuple[Tensor, Tensor]
+BLOCKS = tuple(f"body.{i}" for i in range(17))
+PARTS: dict[str, Callable[..., float]] = {
+    name: functools.partial(getattr(proxies, name), blocks=BLOCKS)
+    for name in ("expressivity", "progressivity", "trainability")
+}
+DATA_FREE = {name: getattr(proxies, name) for name in ("params", "macs", "synflow", "zen", "meco")}
+DATA_BASED = {
+    **{n: getattr(proxies, n) for n in ("naswot", "jacob_cov", "grad_norm", "snip", "fisher", "zico", "grasp")},
+    **PARTS,
+    "swap": functools.partial(proxies.swap, repeats=1),
+    "linear_regions": functools.partial(proxies.linear_regions, repeats=1),
+    "ntk_condition": functools.partial(proxies.ntk_condition, repeats=1),
+}
+# Examples a proxy is given: images as many as published, and 16 where that takes too long, as on noise.
+EXAMPLES = dict.fromkeys(("naswot", "jacob_cov", "grad_norm", "snip", "fisher", "zico", "grasp"), 64)
+# Proxies of one round are scored for all cells before those of the next, so that a run cut short has whole rows.
+ROUNDS = [
+    [(name, "shape") for name in DATA_FREE],
+    [(name, "images") for name in DATA_BASED],
+    [(name, "noise") for name in DATA_BASED],
+]
+LOWER_IS_BETTER = {"ntk_condition"}
+PUBLISHED = {  # Spearman on all or many cells; those marked * are recalled, not read
+    "synflow": ".737 / .763 / .751", "jacob_cov": ".731 / .704 / .701", "snip": ".596 / .637 / .578",
+    "grad_norm": ".594 / .637 / .578", "grasp": ".514 / .547 / .549", "fisher": ".360 / .385 / .327",
+    "naswot": "– / .80 / –", "zico": ".80 / .81 / .79 *", "zen": ".38 / .36 / .40 *", "az_nas": ".913 / – / –",
+    "swap": "– / .90 / – (regularised)",
+}  # fmt: skip
+STORED = {"synflow": "synflow", "jacob_cov": "jacov", "snip": "snip", "grad_norm": "grad_norm", "fisher": "fisher",
+          "grasp": "grasp", "zen": "zen", "params": "params", "macs": "flops", "naswot": "nwot"}  # fmt: skip
+
+
+def folder() -> Path:
+    found = Path(os.environ.get("ARCHGRAD_DATA", ""))
+    if not (found / "nasbench201" / "nasbench201.npz").is_file():
+        sys.exit("skipped: set ARCHGRAD_DATA to the folder that holds nasbench201/ and cifar10/")
+    return found
+
+
+def stored() -> dict[tuple[str, str], dict[str, dict[str, float]]]:
+    """Published scores by (data set, source), cell and proxy."""
+    found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    with gzip.open(folder() / "nasbench201" / "nasbench201_zero_cost_proxies_sample.csv.gz", "rt") as file:
+        for row in csv.DictReader(file):
+            scores = {name: float(row[column]) for name, column in STORED.items() if row[column]}
+            found.setdefault((row["dataset"], row["source"]), {})[row["arch"]] = scores
+    return found
+
+
+def images(count: int) -> Batch:
+    """Normalised CIFAR-10 training images [count, 3, 32, 32] of the JPEG copy, and their labels."""
+    z = np.load(folder() / "cifar10" / "cifar10_jpeg.npz", allow_pickle=False)
+    header, body, offsets = z["header"].tobytes(), z["body"].tobytes(), z["offsets"]
+    chosen = np.random.default_rng(0).permutation(int(z["n_train"]))[:count]
+    pixels = [np.asarray(Image.open(io.BytesIO(header + body[offsets[i] : offsets[i + 1]]))) for i in chosen]
+    x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+    x = (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), keepdim=True)
+    return x.contiguous(), torch.from_numpy(z["labels"][chosen].astype(np.int64))
+
+
+def network(cell: str) -> nn.Module:
+    torch.manual_seed(0)
+    return ag.nasbench201_network(cell)
+
+
+@functools.cache
+def supernet() -> nn.Module:
+    torch.manual_seed(0)
+    return ag.nasbench201_cells(affine=True)
+
+
+def with_blocks(cell: str) -> nn.Module:
+    """The same function with its cells as modules, which the published network, a graph of operations, has not."""
+    return ag.hold(supernet(), nasbench201.from_string(cell))
+
+
+def measure(cells: list[str], out: Path) -> None:
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(16, 3, 32, 32, generator=generator), torch.randint(10, (16,), generator=generator)
+    x, labels = images(64)
+    done = json.loads(out.read_text()) if out.is_file() else {"cells": {}, "seconds": {}}
+    for wanted in ROUNDS:
+        for place, cell in enumerate(cells):
+            scores = done["cells"].setdefault(cell, {})
+            missing = [(name, kind) for name, kind in wanted if f"{name}, {kind}" not in scores]
+            net = network(cell) if missing else None
+            for name, kind in missing:
+                begun, count = time.process_time(), EXAMPLES.get(name, 16)
+                proxy = DATA_FREE[name] if kind == "shape" else DATA_BASED[name]
+                batch = (x[:count], labels[:count]) if kind == "images" else noise
+                score = proxy(with_blocks(cell) if name in PARTS else net, batch)
+                scores[f"{name}, {kind}"] = float(f"{score:.8g}")
+                seconds = done["seconds"].setdefault(f"{name}, {kind}", [0.0, 0])
+                seconds[0], seconds[1] = seconds[0] + time.process_time() - begun, seconds[1] + 1
+            if missing and (place % 10 == 9 or place == len(cells) - 1):
+                written = out.with_suffix(".part")
+                written.write_text(json.dumps(done, indent=0) + "\n")
+                written.replace(out)
+                print(f"{wanted[0][1]}: {place + 1} of {len(cells)} cells", flush=True)
+
+
+def ranked(scores: list[float]) -> np.ndarray:
+    """The scores, with what is undefined below all others."""
+    values = np.array(scores)
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    return np.where(np.isnan(values), low - 2, np.clip(values, low - 1, high + 1))
+
+
+def columns(cells: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Each proxy's scores by cell, higher is better; combinations over the cells that have all their parts."""
+    found: dict[str, dict[str, float]] = {}
+    for cell, scores in cells.items():
+        for name, score in scores.items():
+            sign = -1 if name.partition(",")[0] in LOWER_IS_BETTER else 1
+            found.setdefault(name, {})[cell] = sign * score
+    for kind in ("images", "noise"):
+        jacob, snip, naswot = (f"{n}, {kind}" for n in ("jacob_cov", "snip", "naswot"))
+        joined = {
+            "az_nas": ([f"{n}, {kind}" for n in PARTS] + ["macs, shape"], proxies.az_nas, 1),
+            "te_nas": ([f"ntk_condition, {kind}", f"linear_regions, {kind}"], proxies.rank_vote, -1),
+            "vote of synflow, jacob_cov, snip": (["synflow, shape", jacob, snip], proxies.rank_vote, -1),
+            "vote of synflow, naswot, macs": (["synflow, shape", naswot, "macs, shape"], proxies.rank_vote, -1),
+        }
+        for name, (parts, join, sign) in joined.items():
+            if all(part in found for part in parts):
+                common = [c for c in cells if all(c in found[part] for part in parts)]
+                scores_of = {part: [found[part][c] for c in common] for part in parts}
+                found[f"{name}, {kind}"] = dict(zip(common, (sign * s for s in join(scores_of)), strict=True))
+    return found
+
+
+def correlations(scores: Mapping[str, float], task: Tabular) -> dict[str, float]:
+    """Over all cells scored: Spearman, Kendall, Spearman within the best tenth, regret of the highest score."""
+    cells = list(scores)
+    truth, given = np.array([task.score(c) for c in cells]), ranked([scores[c] for c in cells])
+    top = np.argsort(-truth)[: max(3, len(cells) // 10)]
+    first = np.flatnonzero(given == given.max())
+    return {
+        "spearman": float(spearmanr(given, truth).statistic),
+        "kendall": float(kendalltau(given, truth).statistic),
+        "top": float(spearmanr(given[top], truth[top]).statistic) if len(set(given[top])) > 1 else float("nan"),
+        "regret": float(truth.max() - truth[first].mean()),
+    }
+
+
+def show(out: Path) -> None:
+    done = json.loads(out.read_text())
+    tables = {data: Tabular.load(folder() / "nasbench201" / "nasbench201.npz", data=data) for data in DATA}
+    found = columns(done["cells"])
+    each = {name: {d: correlations(scores, tables[d]) for d in DATA} for name, scores in found.items()}
+
+    def three(name: str, figure: str) -> str:
+        return " / ".join(f"{each[name][d][figure]:.{1 if figure == 'regret' else 3}f}" for d in DATA)
+
+    print("| proxy | inputs | cells | Spearman | published | Kendall | best tenth | regret of the best, points | s |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name in sorted(found, key=lambda n: -each[n]["cifar10"]["spearman"]):
+        proxy, kind = name.rsplit(", ", 1)
+        seconds, count = done["seconds"].get(name, (float("nan"), 1))
+        figures = " | ".join(three(name, f) for f in ("kendall", "top", "regret"))
+        spent = f"{seconds / count:.2f}" if count and seconds == seconds else "–"
+        print(
+            f"| {proxy} | {kind} | {len(found[name])} | {three(name, 'spearman')} | {PUBLISHED.get(proxy, '')} "
+            f"| {figures} | {spent} |"
+        )
+    print("\n| proxy | inputs | source A | source B |\n|---|---|---|---|")
+    published = stored()
+    for name, scores in found.items():
+        proxy, kind = name.rsplit(", ", 1)
+        if proxy not in STORED:
+            continue
+        agreements = []
+        for source in "AB":
+            theirs = published["cifar10", source]
+            common = [c for c in scores if c in theirs and proxy in theirs[c]]
+            both = ranked([scores[c] for c in common]), ranked([theirs[c][proxy] for c in common])
+            agreements.append(f"{spearmanr(*both).statistic:.4f} ({len(common)})" if len(common) > 2 else "–")
+        print(f"| {proxy} | {kind} | {' | '.join(agreements)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, default=500)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--show", action="store_true", help="print the tables of what is measured, and measure nothing"
+    )
+    arguments = parser.parse_args()
+    if not arguments.show:
+        known = sorted({cell for (data, _), rows in stored().items() if data == "cifar10" for cell in rows})
+        if not 1 <= arguments.cells <= len(known):
+            parser.error(f"--cells {arguments.cells}: give 1 to {len(known)}")
+        order = np.random.default_rng(0).permutation(len(known))[: arguments.cells]
+        measure([known[i] for i in order], arguments.out)
+    show(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""All 15,625 cells of NAS-Bench-201 scored without training: how fast, and how good the cell is that comes first.
+
+    python benchmarks/training_free.py --seeds 10 --out benchmarks/results/training_free.json
+
+1. SynFlow of every cell: one by one as published; many in a pass with the weights of one supernet; each distinct
+   graph once; in the mean over draws of the weights, on one channel, at smaller images and fewer cells a stage. Each
+   with cells a second, and the Spearman correlation with the one-by-one scores of `proxies.json` and with accuracy.
+2. One cell out of all, no accuracy used. First the twentieth of the distinct graphs with the highest mean SynFlow;
+   of these the highest sum of log ranks (the rule of AZ-NAS) over expressivity, progressivity, trainability, MACs,
+   NASWOT and SynFlow, on random inputs, of networks with fresh weights a seed. The combination was fixed before an
+   accuracy of what it picks was looked up. A stopped run goes on with the next seed.
+
+Data: found through ARCHGRAD_DATA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from proxies import BLOCKS, folder, network, ranked
+from scipy.stats import spearmanr
+from torch import nn
+
+import archgrad as ag
+from archgrad.search import proxies
+from archgrad.search.proxies.flow import mean_channels, synflow_each
+from archgrad.spaces import nasbench201
+from archgrad.tasks.tabular import DATA, Tabular
+
+HERE = Path(__file__).parent / "results"
+PARTS = ("expressivity", "progressivity", "trainability")
+ONE = torch.ones(1, 3, 32, 32)
+
+
+def distinct() -> tuple[list[str], np.ndarray]:
+    """One cell of each graph, and for every cell of the table the place of its graph among these."""
+    with np.load(folder() / "nasbench201" / "nasbench201.npz", allow_pickle=False) as table:
+        cells, graphs = table["arch"].astype(str), table["rep_index"]
+    first, place = np.unique(graphs, return_inverse=True)
+    return [str(cells[i]) for i in first], place
+
+
+def flows(tables: dict[str, Tabular]) -> list[dict[str, object]]:
+    every = list(tables["cifar10"])
+    graphs, place = distinct()
+    stored = json.loads((HERE / "proxies.json").read_text())["cells"]
+    known = [cell for cell in every if cell in stored]
+    truth = ranked([stored[cell]["synflow, shape"] for cell in known])
+    row = {cell: i for i, cell in enumerate(every)}
+    chosen = [row[cell] for cell in known]
+
+    begun = time.process_time()
+    for cell in every[:: len(every) // 100][:100]:
+        proxies.synflow(network(cell), ONE)
+    plain = 100 / (time.process_time() - begun)
+    rows: list[dict[str, object]] = [{"way": "one by one", "cells": 100, "cells_per_second": plain}]
+
+    torch.manual_seed(0)
+    full = ag.nasbench201_cells()
+    some = [nasbench201.from_string(cell) for cell in known[:128]]
+    begun = time.process_time()
+    scores = synflow_each(full, some, ONE)
+    speed = len(some) / (time.process_time() - begun)
+    rows.append({
+        "way": "stacked, weights of one supernet", "cells": len(some), "cells_per_second": speed,
+        "agreement": float(spearmanr(scores, truth[: len(some)]).statistic),
+    })  # fmt: skip
+    for cells, size in ((5, 32), (5, 16), (5, 8), (1, 32), (1, 8)):
+        torch.manual_seed(0)
+        small = mean_channels(ag.nasbench201_cells(cells=cells))
+        architectures = [nasbench201.from_string(cell) for cell in graphs]
+        begun = time.process_time()
+        found = ranked(synflow_each(small, architectures, torch.ones(1, 1, size, size)))[place]
+        speed = len(every) / (time.process_time() - begun)
+        accuracy = [float(spearmanr(found, [t.score(c) for c in every]).statistic) for t in tables.values()]
+        rows.append({
+            "way": f"distinct graphs, mean over draws, {cells} cells a stage, {size} x {size}", "cells": len(every),
+            "cells_per_second": speed, "agreement": float(spearmanr(found[chosen], truth).statistic),
+            "accuracy": accuracy,
+        })  # fmt: skip
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def finalists(share: float) -> dict[str, float]:
+    """The distinct graphs of the highest mean SynFlow, and that."""
+    torch.manual_seed(0)
+    small = mean_channels(ag.nasbench201_cells())
+    graphs, _ = distinct()
+    scores = ranked(synflow_each(small, [nasbench201.from_string(c) for c in graphs], torch.ones(1, 1, 32, 32)))
+    best = np.argsort(-scores)[: int(share * len(graphs))]
+    return {graphs[i]: float(scores[i]) for i in best}
+
+
+def pick(few: dict[str, float], seed: int, batch: int) -> tuple[str, dict[str, list[float]]]:
+    """The cell of the highest sum of log ranks among a few, with the weights and inputs of a seed."""
+    x = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    scores: dict[str, list[float]] = {name: [] for name in (*PARTS, "macs", "naswot")}
+    torch.manual_seed(seed)
+    supernet = ag.nasbench201_cells(affine=True)
+    for cell in few:
+        held: nn.Module = ag.hold(supernet, nasbench201.from_string(cell))
+        for name in PARTS:
+            scores[name].append(getattr(proxies, name)(held, x, blocks=BLOCKS, seed=seed))
+        torch.manual_seed(seed)
+        net = ag.nasbench201_network(cell)
+        scores["macs"].append(proxies.macs(net, x))
+        scores["naswot"].append(proxies.naswot(net, x))
+    scores["synflow"] = list(few.values())
+    joined = proxies.az_nas(scores)
+    return list(few)[int(np.argmax(joined))], scores
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--share", type=float, default=0.05)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    tables = {d: Tabular.load(folder() / "nasbench201" / "nasbench201.npz", data=d) for d in DATA}
+    done = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
+
+    def save() -> None:
+        arguments.out.write_text(json.dumps(done, indent=1) + "\n")
+
+    if "flows" not in done:
+        done["flows"] = flows(tables)
+        save()
+    few = finalists(arguments.share)
+    picks = done.setdefault("picks", {})
+    for seed in range(arguments.seeds):
+        if str(seed) not in picks:
+            begun = time.process_time()
+            cell, scores = pick(few, seed, arguments.batch)
+            alone = {name: list(few)[int(np.argmax(ranked(column)))] for name, column in scores.items()}
+            picks[str(seed)] = {"cell": cell, "alone": alone, "seconds": time.process_time() - begun}
+            save()
+            print(seed, cell, [round(t.score(cell), 2) for t in tables.values()], flush=True)
+
+    print("\n| choice | " + " | ".join(DATA) + " |\n|---|---|---|---|")
+    rows = {"the combination": [p["cell"] for p in picks.values()]}
+    rows |= {f"{n} alone, of the finalists": [p["alone"][n] for p in picks.values()] for n in picks["0"]["alone"]}
+    for name, cells in rows.items():
+        figures = [[t.score(c) for c in cells] for t in tables.values()]
+        spread = [statistics.stdev(f) if len(f) > 1 else 0.0 for f in figures]
+        shown = " | ".join(f"{statistics.mean(f):.2f} ± {s:.2f}" for f, s in zip(figures, spread, strict=True))
+        print(f"| {name} | {shown} |")
+    print("| the best cell of each | " + " | ".join(f"{t.optimum:.2f}" for t in tables.values()) + " |")
+
+
+if __name__ == "__main__":
+    main()

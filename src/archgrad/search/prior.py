@@ -1,0 +1,145 @@
+"""Scores of untrained networks as a warm start: what they say of each candidate, as logits to begin with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from archgrad.choices import access
+from archgrad.choices.architecture import Architecture
+from archgrad.errors import ChoiceError, ConfigError
+
+Prior = Mapping[str, Tensor]
+
+
+def prior(
+    space: nn.Module,
+    score: Callable[[Sequence[Architecture]], Sequence[float]],
+    *,
+    samples: int = 500,
+    strength: float = 2.0,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """Logits for every choice from the scores of a sample of architectures.
+
+    The scores' ranks, brought to mean 0 and variance 1, are fitted by a sum of main effects of the picks,
+
+        rank(score(a)) ~ sum over choices c of sum over entries i in a_c of beta_c,i      (ridge regression)
+
+    and the logits are strength * beta_c, each choice's with mean 0. Sampling each choice from the softmax of its
+    logits then tilts the uniform distribution by exp(strength * predicted rank): the predicted rank rises by about
+    `strength` times its variance. Barred candidates have logits too, but nothing samples them. Ours.
+
+    Args:
+        space: any network with choices.
+        score: of each architecture, higher is better, for instance
+            `lambda some: synflow_each(space, some, x)`; NaN and infinite scores are lowest.
+        samples: architectures drawn uniformly.
+        strength: how much the scores are believed; 0 gives a prior that says nothing.
+        generator: of the sample.
+
+    Raises:
+        ChoiceError: the space has no choice.
+        ConfigError: fewer than 2 samples, a negative strength, or not one score for each architecture.
+    """
+    if samples < 2 or not 0.0 <= strength < math.inf:
+        raise ConfigError(
+            f"prior with samples={samples}, strength={strength}: give 2 or more, and a number from 0 up"
+        )
+    drawn = [access.sample(space, generator=generator) for _ in range(samples)]
+    scores = list(score(drawn))
+    if len(scores) != samples:
+        raise ConfigError(f"score gave {len(scores)} scores for {samples} architectures; return one for each")
+    found = {name: same[0] for name, same in access.choices(space).items()}
+    columns = [
+        torch.stack([choice.picked(architecture[name]) for architecture in drawn]) for name, choice in found.items()
+    ]
+    design = torch.cat(columns, dim=1).double()
+    design = design - design.mean(0)
+    # A ridge of one sample: an entry that was never drawn, or always, gets 0.
+    ridge = torch.eye(design.shape[1], dtype=torch.float64)
+    effects = torch.linalg.solve(design.T @ design + ridge, design.T @ _standing(scores))
+    sizes = [choice.size for choice in found.values()]
+    return {
+        name: (strength * (part - part.mean())).float()
+        for name, part in zip(found, effects.split(sizes), strict=True)
+    }
+
+
+def shares(scores: Mapping[str, Sequence[float]], *, strength: float = 1.0, least: float = 0.01) -> dict[str, Tensor]:
+    """Logits from scores of the candidates themselves, such as `found.record["scores"]` of `archgrad.freenas`.
+
+        logits_c,i = strength * log max(share_i, least),   share_i = score_i / sum of the scores of choice c
+
+    With strength 1 a choice is sampled by its shares. Ours.
+
+    Args:
+        scores: for each choice one score an entry, not negative.
+        strength: how much they are believed.
+        least: share that stands in for a smaller one, so that nothing is ruled out.
+
+    Raises:
+        ConfigError: a negative or undefined score, a negative strength, or `least` outside of (0, 1).
+    """
+    if not 0.0 <= strength < math.inf or not 0.0 < least < 1.0:
+        raise ConfigError(f"shares with strength={strength}, least={least}: give 0 or more, and a share in (0, 1)")
+    found = {}
+    for name, row in scores.items():
+        values = torch.as_tensor(row, dtype=torch.float64)
+        if not bool((values >= 0).all() & torch.isfinite(values).all()):
+            raise ConfigError(f"choice {name!r} has the scores {values.tolist()}: give finite ones, not negative")
+        share = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny)
+        logits = strength * share.clamp_min(least).log()
+        found[name] = (logits - logits.mean()).float()
+    return found
+
+
+def warm_start(space: nn.Module, given: Prior | None) -> None:
+    """Add a prior, if there is one, to the logits of a relaxed space, in place.
+
+        logits_c <- logits_c + prior_c
+
+    Choices whose relaxation has no logits of its own for each entry (the inputs that DARTS mixes at full strength)
+    stay as they are; so do choices that the prior does not name.
+
+    Raises:
+        ChoiceError: the prior names a choice that the space does not have, or has logits of another size, or NaN.
+    """
+    if given is None:
+        return
+    found = access.choices(space)
+    if foreign := [name for name in given if name not in found]:
+        raise ChoiceError(
+            f"the prior is for another space: no choice is named {foreign[0]!r}; there are {list(found)}"
+        )
+    for name, values in given.items():
+        size = found[name][0].size
+        if values.shape != (size,) or not bool(torch.isfinite(values).all()):
+            raise ChoiceError(
+                f"the prior of choice {name!r} is {tuple(values.shape)}, or not finite; give {size} finite logits"
+            )
+    with torch.no_grad():
+        for name, values in given.items():
+            relaxation = found[name][0].relaxation
+            logits = getattr(relaxation, "logits", None)
+            if isinstance(logits, nn.Parameter) and logits.shape == values.shape:
+                logits.add_(values.to(logits))
+
+
+def recorded(given: Prior | None) -> dict[str, list[float]] | None:
+    """The prior as a run's folder keeps it."""
+    return None if given is None else {name: [round(v, 6) for v in row.tolist()] for name, row in given.items()}
+
+
+def _standing(scores: Sequence[float]) -> Tensor:
+    """Ranks of the scores, ties averaged, with mean 0 and variance 1; all 0 where the scores are one."""
+    given = np.asarray(scores, dtype=np.float64)
+    given = np.where(np.isfinite(given), given, -np.inf)
+    _, places, counts = np.unique(given, return_inverse=True, return_counts=True)
+    ranks = torch.from_numpy((np.cumsum(counts) - (counts - 1) / 2)[places])
+    ranks = ranks - ranks.mean()
+    return ranks / ranks.std(correction=0).clamp_min(1e-12)

@@ -1,0 +1,207 @@
+"""Trials: architectures tried one by one, what each scored and takes, and the best of them in every respect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+
+from archgrad.choices.architecture import Architecture
+from archgrad.costs.limits import Cost, Limit
+from archgrad.derive.discretise import build
+from archgrad.search.fit import MakeOptimiser, descend, recalibrate
+from archgrad.search.front import front, hypervolume
+from archgrad.search.run import Run
+from archgrad.search.schedules import cosine
+from archgrad.search.within import Within
+from archgrad.tasks.classification import Classification
+from archgrad.tasks.task import Scored
+
+
+class Evaluate(Protocol):
+    """What tries an architecture. Trials share nothing but this, so that they can be given to several workers."""
+
+    def __call__(self, architecture: Architecture, number: int) -> float:
+        """The score of trial `number`, counted from 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One architecture that was tried: its score, higher is better, and what it takes, by the costs' names."""
+
+    architecture: Architecture
+    score: float
+    costs: Mapping[str, float]
+
+
+def perfect(task: Classification | Scored) -> float:
+    """What a network without fault scores on a task."""
+    return task.perfect if isinstance(task, Scored) else 1.0
+
+
+def evaluator(
+    space: nn.Module,
+    task: Classification | Scored,
+    run: Run,
+    *,
+    trials: int,
+    steps: int,
+    share: float,
+    optimiser: MakeOptimiser | None,
+) -> Evaluate:
+    """How architectures are tried on a task: looked up where it scores them itself, else trained.
+
+    Args:
+        space: the supernet.
+        task: what they are tried on.
+        run: begun.
+        trials: how many there will be at most.
+        steps: of training, of all trials together; each takes at least one.
+        share: of a budget in seconds, of all trials together.
+        optimiser: from fresh weights to their optimiser; None tries the supernet's weights as they are.
+    """
+
+    def looked_up(architecture: Architecture, number: int) -> float:
+        assert isinstance(task, Scored)
+        return task.score(architecture)
+
+    def trained(architecture: Architecture, number: int) -> float:
+        assert not isinstance(task, Scored)
+        network = build(space, architecture, weights="fresh" if optimiser else "inherit")
+        if optimiser is None:
+            recalibrate(network, task, run, batches=8)
+        else:
+            made, part = optimiser(network.parameters()), steps_of(number, trials=trials, steps=steps)
+            run.keep(network=network, optimiser=made)
+            descend(
+                network, task, run, optimiser=made, steps=part, phase="trial", schedule=cosine, share=share / trials
+            )  # fmt: skip
+        figures = task.evaluate(network)
+        run.log({f"trial_{name}": value for name, value in figures.items()})
+        return next(iter(figures.values()))
+
+    return looked_up if isinstance(task, Scored) else trained
+
+
+def steps_of(number: int, *, trials: int, steps: int) -> int:
+    """How many of all steps are trial `number`'s."""
+    return max(1, (number + 1) * steps // trials - number * steps // trials)
+
+
+def rounds(task: Classification | Scored, run: Run, count: int, *, share: float) -> Iterable[int]:
+    """The numbers 0 to count - 1, for a loop of trials.
+
+    Trials that train are phases of their own: a resumed program passes through the finished ones. Those that look
+    up are the steps of one phase; what the loop carries is kept before it (`run.keep`).
+    """
+    return run.steps(count, phase="search", share=share) if isinstance(task, Scored) else range(count)
+
+
+class Prices:
+    """What architectures of one space take by several costs, each asked once.
+
+    Args:
+        space: the supernet.
+        costs: any, measured ones too.
+
+    Attributes:
+        lowest, highest: {cost: of the cheapest, of the dearest network of the space, as far as known}; for costs
+            that networks are asked for only after `begin`.
+    """
+
+    def __init__(self, space: nn.Module, costs: Iterable[Cost]) -> None:
+        self._within = {cost.name: Within(space, Limit(cost, fraction=1.0)) for cost in costs}
+        self.costs = {name: one.cost for name, one in self._within.items()}
+        self.lowest: dict[str, float] = {}
+        self.highest: dict[str, float] = {}
+
+    def begin(self, run: Run) -> None:
+        """Find the lowest and highest, once in the run's life where that takes measuring."""
+        self._run = run
+        for name, one in self._within.items():
+            one.begin(run, key=f"prices of {name}")
+            self.lowest[name], self.highest[name] = one.lowest, one.bound
+
+    def of(self, architecture: Architecture) -> dict[str, float]:
+        """{cost: what the architecture takes}; what is read off a clock is remembered."""
+        return {name: self._price(name, one, architecture) for name, one in self._within.items()}
+
+    def _price(self, name: str, one: Within, architecture: Architecture) -> float:
+        if not (one.measured and one.cost.measured):
+            return one.price(architecture)
+        key = f"{name} of {sorted(architecture.items())}"
+        return float(self._run.remember(key, lambda: one.price(architecture)))
+
+    def scaled(self, prices: Mapping[str, float]) -> dict[str, float]:
+        """Prices on the way from the lowest to the highest, in [0, 1]."""
+        found = {}
+        for name, price in prices.items():
+            span = self.highest[name] - self.lowest[name]
+            found[name] = min(max((price - self.lowest[name]) / span, 0.0), 1.0) if span > 0.0 else 0.0
+        return found
+
+
+class Archive:
+    """All trials of a search by architecture, in the order they were made."""
+
+    def __init__(self) -> None:
+        self.trials: dict[Architecture, Trial] = {}
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def __contains__(self, architecture: object) -> bool:
+        return architecture in self.trials
+
+    def __getitem__(self, architecture: Architecture) -> Trial:
+        return self.trials[architecture]
+
+    def add(self, trial: Trial) -> None:
+        """Take in a trial."""
+        self.trials[trial.architecture] = trial
+
+    def front(self, costs: Sequence[str]) -> list[Trial]:
+        """The trials that none beats in score and all these costs."""
+        listed = list(self.trials.values())
+        return [listed[i] for i in front([_point(trial, costs) for trial in listed])]
+
+    def hypervolume(self, costs: Sequence[str], *, score: float, bounds: Mapping[str, float]) -> float:
+        """Volume between the front and a corner, in units of score times those of the costs.
+
+        Args:
+            costs: which.
+            score: of the corner: scores below it add nothing.
+            bounds: of the corner: {cost: what takes more adds nothing}.
+        """
+        points = [_point(trial, costs) for trial in self.trials.values()]
+        return hypervolume(points, (-score, *(bounds[name] for name in costs)))
+
+    def record(self, costs: Mapping[str, Cost], *, found: Architecture) -> list[dict[str, Any]]:
+        """For the report, for each cost: all trials, and which of them are on the front of score and that cost."""
+        listed = list(self.trials.values())
+        chosen = next((i for i, trial in enumerate(listed) if trial.architecture == found), None)
+        return [
+            {
+                "cost": name, "unit": cost.unit, "costs": [trial.costs[name] for trial in listed],
+                "scores": [trial.score for trial in listed],
+                "front": front([_point(trial, [name]) for trial in listed]), "found": chosen,
+            }
+            for name, cost in costs.items()
+        ]  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """All trials."""
+        return {"trials": [[one.architecture.to_json(), one.score, dict(one.costs)] for one in self.trials.values()]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where `state_dict` left off."""
+        self.trials = {}
+        for text, score, costs in state["trials"]:
+            self.add(Trial(Architecture.from_json(text), score, dict(costs)))
+
+
+def _point(trial: Trial, costs: Sequence[str]) -> tuple[float, ...]:
+    return (-trial.score, *(trial.costs[name] for name in costs))
