@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.choices.lazy import Lazy
-from archgrad.costs.memory import Allocations, peak_memory
+from archgrad.costs.allocations import Allocations
+from archgrad.costs.memory import peak_memory
 from archgrad.methods.radars import radars
 from archgrad.search.fit import sgd
 from archgrad.search.mixtures import sgd_of_darts

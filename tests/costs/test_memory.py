@@ -12,7 +12,8 @@ from torch.optim import SGD, Adam
 
 import archgrad as ag
 from archgrad.costs import memory
-from archgrad.costs.memory import GIB, Allocations, Saved, measured_peak, peak_memory, predict, saved_bytes
+from archgrad.costs.allocations import Allocations, Saved
+from archgrad.costs.memory import GIB, measured_peak, peak_memory, predict, saved_bytes
 from archgrad.errors import LimitError, ModelError
 from archgrad.search import supernet
 

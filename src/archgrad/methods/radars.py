@@ -17,12 +17,11 @@ sites l, policy pi_l, active candidates A_l, subspace S_l, price table m[l, o] a
     derive: the find of the round that scored best on validation data; trained from fresh weights
 
 What is open, and what is done here, all of it ours:
-- M(S) is settled on a prediction of the peak that is exact for the tensors of a step, temporaries included; where the
-  sum of the table was too low, pairs are taken out again. A step is measured before each exploitation.
-- The reward is exp(-loss) on a validation batch, the first episodes are drawn evenly and teach nothing.
-- Choices of inputs are not shrunk: paths draw them too, and the inner method has all of them.
-- `limit` bounds what is found. It prices the whole space, whose candidates are built once for that, on the device.
-
+- M(S) is settled on a prediction of the peak, temporaries included; where the sum of the table was too low, pairs are
+  taken out again. A step is measured before each exploitation.
+- The reward is exp(-loss) on a validation batch, the first episodes are drawn evenly and teach nothing. Choices of
+  inputs are not shrunk: paths draw them too, and the inner method has all of them.
+- `limit` bounds what is found; it prices the whole space, whose candidates are built once for that, on the device.
 Checked against: counted bytes, the policy gradient by enumeration, DARTS where all fits, a planted answer: the tests.
 """
 
@@ -187,8 +186,7 @@ class _Rounds:
         limit = Limit(self.within.cost, self.within.bound) if self.within else None
         whole = self.prices.of(everything) <= self.room and self.priced.peak_bytes(everything) <= self.room
         for t in range(terms.rounds):
-            exploring = 0 if whole else max(1, round(terms.exploring * steps / terms.rounds))
-            support = everything
+            exploring, support = 0 if whole else max(1, round(terms.exploring * steps / terms.rounds)), everything
             if not whole:
                 self._explore(t, min(exploring, left), search * terms.exploring / terms.rounds)
                 support = fitting(
@@ -227,8 +225,8 @@ class _Rounds:
         logs = {site: torch.tensor(row).clamp_min(1e-30).log() for site, row in chances.items()}
         others = {name: torch.zeros(same[0].size) for name, same in choices(self.within.space).items()}
         found = self.path(self.within.best(others | logs))
-        active = all(i in self.policy.active[site] for site, i in found.items())
-        return found if active else self.path(self.within.cheapest)
+        dropped = any(i not in self.policy.active[site] for site, i in found.items())
+        return self.path(self.within.cheapest) if dropped else found
 
     def _show(self, t: int, support: Support) -> None:
         """Record the subspace and what it takes; a step of it is measured first."""
@@ -239,8 +237,8 @@ class _Rounds:
                 f"a step of the subspace of round {t} takes {measured:,} bytes, over the bound of {self.bound:,.0f}, "
                 f"though {peak:,} were predicted: give a smaller slack in terms= (now {self.terms.slack:g})"
             )
-        sizes = {"candidates": sum(map(len, support.values())), "active": sum(map(len, self.policy.active.values()))}
-        row = {"predicted_peak_bytes": peak, "measured_peak_bytes": measured, "bound_bytes": self.bound, **sizes}
+        row = {"predicted_peak_bytes": peak, "measured_peak_bytes": measured, "bound_bytes": self.bound}
+        row |= {"candidates": sum(map(len, support.values())), "active": sum(map(len, self.policy.active.values()))}
         self.run.log({"round": t, **row})
         self.rows.append({**row, "support": {site: list(some) for site, some in support.items()}})
 
