@@ -22,6 +22,7 @@ What is open, and what is done here, all of it ours:
 - The reward is exp(-loss) on a validation batch, the first episodes are drawn evenly and teach nothing. Choices of
   inputs are not shrunk: paths draw them too, and the inner method has all of them.
 - `limit` bounds what is found; it prices the whole space, whose candidates are built once for that, on the device.
+
 Checked against: counted bytes, the policy gradient by enumeration, DARTS where all fits, a planted answer: the tests.
 """
 
@@ -84,9 +85,8 @@ class Terms:
     passes: int = 1
 
     def __post_init__(self) -> None:
-        shares = {"exploring": self.exploring, "warm_up": self.warm_up, "slack": self.slack}
-        if wrong := {n: x for n, x in shares.items() if not 0.0 < x < 1.0 and not (n == "slack" and x == 1.0)}:
-            raise ConfigError(f"{wrong} of RADARS's terms: give shares above 0 and below 1")
+        if wrong := [x for x in (self.exploring, self.warm_up, self.slack) if not 0.0 < x <= 1.0]:
+            raise ConfigError(f"exploring, warm_up or slack of RADARS's terms is {wrong[0]}: give shares in (0, 1]")
         if (fewest := min(self.rounds, self.patience, self.passes)) < 1:
             raise ConfigError(f"rounds, patience or passes of RADARS's terms is {fewest}: give 1 or more")
 
