@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from archgrad.choices.access import choices, using, weights
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.policies import Categorical, Reinforce, Uniform
+from archgrad.errors import ConfigError
 from archgrad.search.fit import MakeOptimiser, autocast, take_step
 from archgrad.search.run import Run
 from archgrad.search.shelf import Shelf, moved
@@ -103,12 +104,20 @@ class Paths:
         shares: tasks for weights and rewards.
         run: its generator "paths" is drawn from.
         optimiser: from weights to their optimiser; what it keeps of a candidate is put away with it.
+
+    Raises:
+        ConfigError: the run has several processes, which would write the same files.
     """
 
     def __init__(
         self, shelf: Shelf, policy: Shrinking, shares: tuple[Classification, Classification], run: Run, *,
         optimiser: MakeOptimiser,
     ) -> None:  # fmt: skip
+        if run.world > 1:
+            raise ConfigError(
+                f"paths are explored by one process, since candidates are kept in files, and the run has "
+                f"{run.world}: give Run(processes=1)"
+            )
         self.shelf, self.policy, self.shares, self.run = shelf, policy, shares, run
         self._make = optimiser
         self._optimiser: Optimizer | None = None
