@@ -334,9 +334,9 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("after", [5, 22, 45])
+@pytest.mark.parametrize("after", [10, 22])
 def test_resumes_exactly_wherever_it_was_stopped(after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped in both kinds of phases, of several rounds, and in the training."""
+    """Stopped in both kinds of phases, not in the first round."""
 
     def searched(run: ag.Run) -> ag.Found:
         return radars(layered(5), task(), run, memory=bound(3), limit=None)
@@ -361,6 +361,38 @@ def test_resumes_exactly_wherever_it_was_stopped(after: int, tmp_path: Path, mon
     assert all(torch.equal(v, resumed.network.state_dict()[k]) for k, v in whole.network.state_dict().items())
     losses = [[row["loss"] for row in found.history if "loss" in row] for found in (whole, resumed)]
     assert losses[0] == losses[1]
+
+
+def explored(run: ag.Run, folder: Path | None, *, stop: int | None = None) -> tuple[object, nn.Module]:
+    """The policy's state and all weights after three episodes of four steps; stopped before a step if wanted."""
+    run.begin("paths", {})
+    loss, count = Paths._loss, [0]
+
+    def counted(self: Paths, batch: tuple[Tensor, Tensor]) -> Tensor:
+        count[0] += 1
+        if count[0] == stop:
+            raise Interrupted
+        return loss(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch, shelf(layered(3), folder) as kept:
+        patch.setattr(Paths, "_loss", counted)
+        policy = Shrinking(kept, rate=0.1, bonus=0.01)
+        paths = Paths(kept, policy, task().halves(0.5), run, optimiser=sgd_of_darts)
+        paths.explore(steps=12, episodes=3, warm_up=1, phase="explore", share=1.0)
+        return policy.state_dict(), kept.taken({f"layer {i}": [0, 1, 2] for i in range(LAYERS)})
+
+
+@pytest.mark.parametrize("stop", [3, 8, 11])
+def test_an_episode_goes_on_where_it_was_stopped(stop: int, tmp_path: Path) -> None:
+    """With the weights, the statistics and the momentum of its path, and those on file."""
+    policy, weights = explored(quiet(), None)
+    run = quiet(folder=tmp_path / "run", checkpoint_seconds=0.0)
+    with pytest.raises(Interrupted):
+        explored(run, tmp_path / "files", stop=stop)
+    run.close()
+    again, resumed = explored(quiet(folder=tmp_path / "run", checkpoint_seconds=0.0), tmp_path / "files")
+    assert all(torch.equal(v, resumed.state_dict()[k]) for k, v in weights.state_dict().items())
+    assert str(policy) == str(again)
 
 
 def test_it_finds_what_can_be_learnt() -> None:
