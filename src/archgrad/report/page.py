@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from archgrad.errors import RunError
-from archgrad.report import graphs, svg, text
+from archgrad.report import fronts, graphs, svg, text
 from archgrad.report.pictures import Chart, History, charts, scatter
 from archgrad.report.weights import weights
 
@@ -114,7 +114,7 @@ def _pictures(record: text.Record) -> list[str]:
 
 def _charts(record: text.Record, history: History) -> list[tuple[Chart, Markup]]:
     surrogate = scatter(record.get("surrogate") or {})
-    found = [*charts(history, record.get("limit")), *([surrogate] if surrogate else [])]
+    found = [*fronts.charts(record), *charts(history, record.get("limit")), *([surrogate] if surrogate else [])]
     return [(chart, Markup(chart.svg)) for chart in found]
 
 

@@ -18,6 +18,7 @@ History = Sequence[Mapping[str, Any]]
 
 _INK, _FAINT, _LIMIT = "#010101", "#020202", "#030303"
 _LINES = ("#040404", "#050505", "#060606", "#070707")
+COLOURS = (_INK, _LINES[0], _LIMIT)  # of text, of a line, of what stands out
 # matplotlib writes fixed colours; each stands for a variable of the page's style sheet.
 _VARIABLES = {
     _INK: "--ink",
@@ -169,7 +170,7 @@ def _chart(heading: str, curves: list[Curve], *, spans: list[tuple[str, float, f
         if bound is not None:
             axes.axhline(bound, color=_LIMIT, linewidth=1.2, linestyle="--", label="limit")
         _scaled(axes, [y for one in curves for y in one.y])
-        _dress(axes)
+        dress(axes)
         _mark(axes, spans)
         if len(curves) + (bound is not None) > 1:
             axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
@@ -205,7 +206,7 @@ def scatter(part: Mapping[str, Any]) -> Chart | None:
         ends = [min(min(pair) for pair in pairs), max(max(pair) for pair in pairs)]
         axes.plot(ends, ends, color=_FAINT, linewidth=1.2, linestyle="--")
         axes.plot(*zip(*pairs, strict=True), color=_LINES[0], linestyle="", marker="o", markersize=3.5, alpha=0.8)
-        _dress(axes, x=f"measured, {unit}" if unit else "measured")
+        dress(axes, x=f"measured, {unit}" if unit else "measured")
         axes.set_ylabel(f"predicted, {unit}" if unit else "predicted", color=_INK)
         axes.xaxis.set_major_locator(MaxNLocator(6))
 
@@ -230,10 +231,12 @@ def _scaled(axes: Axes, figures: list[float]) -> None:
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _dress(axes: Axes, *, x: str = "step") -> None:
+def dress(axes: Axes, *, x: str = "step") -> None:
+    """Labels, colours, a grid and two spines, in the page's style; marks on linear axes are few."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if axes.get_xscale() == "linear":
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=x == "step"))
     axes.set_xlabel(x, color=_INK)
     axes.tick_params(colors=_INK, color=_FAINT, which="both", labelsize=8)
     axes.grid(axis="y", color=_FAINT, linewidth=0.5, alpha=0.5)

@@ -17,11 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from archgrad.errors import RunError
+from archgrad.report.fronts import fronts
+from archgrad.report.fronts import rows as points
 
 Record = Mapping[str, Any]
 
 _MAPPINGS = ("settings", "run", "versions", "before", "after", "limit", "data", "surrogate")
-_LISTS_OF_MAPPINGS = ("layers", "frozen", "baselines", "graphs", "picks")
+_LISTS_OF_MAPPINGS = ("layers", "frozen", "baselines", "graphs", "picks", "fronts")
 _LISTS = (*_LISTS_OF_MAPPINGS, "notes", "alarms")
 _MOST_PICKS = 40
 _NOISY = 0.5
@@ -62,6 +64,11 @@ def table(record: Record) -> RenderableType:
     others = rivals(record)
     if others.rows and not record.get("before"):
         parts += [Text(), _grid(others.headings, [[name, *cells] for name, cells in others.rows])]
+    for one in fronts(record):
+        unit = f", {one.unit}" if one.unit else ""
+        cells = [[mark, number(cost), number(score)] for cost, score, mark in points(one)]
+        parts += [Text(), _grid([f"{label(one.cost)}{unit}", "score"], cells)]
+        parts += [Text(f"  {len(one.cloud)} networks tried, {len(one.front)} on this front")]
     lines = [line for line in (limit_line(record), frozen_line(record)) if line]
     lines += [f"ALARM: {alarm}" for alarm in record.get("alarms") or []]
     lines += [f"note: {note}" for note in notes(record)]

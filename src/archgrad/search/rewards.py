@@ -2,7 +2,7 @@
 
 Acc is the score as a share of a perfect one. A cost C is scaled by the cheapest and the dearest network of the space,
 fixed before the search:  En = clip((C - C_lo) / (C_hi - C_lo), 0, 1). Source: MONAS (arXiv 1806.10332), as recalled
-and consistent with its abstract, but for the scaling, the means over several costs, and the form of `soft`, which are ours.
+and consistent with its abstract; the scaling, the means over several costs, and the form of `soft` are ours.
 
     mixed      R = alpha Acc - (1 - alpha) En
     under      R = Acc     if C < bound       else 0       (power, MACs)

@@ -200,7 +200,7 @@ def conclude(
         "load": LOAD,
         **record,
     }
-    taken: dict[str, Any] = {**costs, **{name: after[name] for name in ("params", "macs") if name in after}}
+    taken = dict(costs) | {name: after[name] for name in ("params", "macs") if name in after}
     if limit:
         taken[limit["cost"]] = limit["reached"]
     found = Found(architecture, network.eval(), next(iter(after.values())), taken, run.history, full, example)

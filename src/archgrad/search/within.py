@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices, sample
+from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
+from archgrad.choices.policies import Uniform
 from archgrad.costs.column import Column
 from archgrad.costs.count import Macs, Params
 from archgrad.costs.limits import Limit, Predicts
@@ -86,9 +87,10 @@ class Within:
 
     def _measured(self, generator: torch.Generator) -> dict[str, Any]:
         wanted = min(max(2 * sum(choice.size for choice in self._choices.values()), SAMPLES[0]), SAMPLES[1])
+        policy = Uniform(self.space)
         for _ in range(3 * wanted):  # a small space has fewer different ones
             if len(self._known) < wanted:
-                self.price(sample(self.space, generator=generator))
+                self.price(policy.sample(generator))
         self._fit()
         lowest = self._settle(min(self._known, key=self._known.__getitem__))
         known = {architecture.to_json(): value for architecture, value in self._known.items()}

@@ -1,0 +1,84 @@
+"""The fronts of a search for several goals: score against each cost, what was tried and beaten, what was not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from archgrad.errors import RunError
+from archgrad.report.pictures import COLOURS, Chart, drawn, dress, is_finite
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST = 12  # points of a front in a table
+
+
+class Front(NamedTuple):
+    """One cost: all trials as (cost, score), the front by rising cost, and what was handed back."""
+
+    cost: str
+    unit: str
+    cloud: list[tuple[float, float]]
+    front: list[tuple[float, float]]
+    found: tuple[float, float] | None
+
+
+def fronts(record: Mapping[str, Any]) -> list[Front]:
+    """What the record's "fronts" hold; see `archgrad.search.trials.Archive.record`.
+
+    Raises:
+        RunError: a part is of another kind than it should be.
+    """
+    return [_front(part) for part in record.get("fronts") or []]
+
+
+def charts(record: Mapping[str, Any]) -> list[Chart]:
+    """A picture for each cost: the cloud, the front as a line of steps, and what was handed back."""
+    return [_chart(one) for one in fronts(record) if one.cloud]
+
+
+def rows(one: Front) -> list[tuple[float, float, str]]:
+    """Points of the front as (cost, score, mark), at most a dozen spread over it; the mark says which was found."""
+    count = len(one.front)
+    places = sorted({round(i * (count - 1) / max(min(count, MOST) - 1, 1)) for i in range(min(count, MOST))})
+    places = sorted({*places, *(i for i, point in enumerate(one.front) if point == one.found)})
+    return [(*one.front[i], "found" if one.front[i] == one.found else "") for i in places]
+
+
+def _front(part: Any) -> Front:
+    try:
+        cloud = [(float(x), float(y)) for x, y in zip(part["costs"], part["scores"], strict=True)]
+        front = sorted({cloud[i] for i in part["front"]})
+        found = None if part.get("found") is None else cloud[part["found"]]
+        name, unit = str(part["cost"]), str(part.get("unit") or "")
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise RunError(
+            "the record is damaged at fronts: each has a cost, costs and scores of one length, and the places of the "
+            "front among them; run again to write it anew"
+        ) from error
+    return Front(name, unit, [point for point in cloud if is_finite(point[0]) and is_finite(point[1])], front, found)
+
+
+def _chart(one: Front) -> Chart:
+    name = one.cost.replace("_", " ")
+
+    def fill(axes: Axes) -> None:
+        ink, line, mark = COLOURS
+        axes.plot(*zip(*one.cloud, strict=True), color=line, linestyle="", marker="o", markersize=2.5, alpha=0.35)
+        xs, ys = [x for x, _ in one.front], [y for _, y in one.front]
+        axes.step(xs, ys, where="post", color=line, linewidth=1.5, marker="o", markersize=4)
+        if one.found:
+            axes.plot(*one.found, color=mark, linestyle="", marker="D", markersize=6)
+        if min(x for x, _ in one.cloud) > 0 and max(x for x, _ in one.cloud) > 30 * min(x for x, _ in one.cloud):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
+        dress(axes, x=f"{name}, {one.unit}" if one.unit else name)
+        axes.set_ylabel("score", color=ink)
+
+    caption = (
+        f"{len(one.cloud)} networks tried, {len(one.front)} of them beaten by none in both; the diamond is the one "
+        f"handed back, which may be off the front where other goals counted."
+    )
+    return Chart(f"Score against {name}", caption, drawn(f"front {one.cost}", fill))
