@@ -147,7 +147,7 @@ ACCURACY: dict[str, Callable[..., float]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[4, 16, 64, 256])
+    parser.add_argument("--sizes", type=int, nargs="*", default=[4, 16, 64, 256])
     parser.add_argument("--accuracy-sizes", type=int, nargs="*", default=[16, 64])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=600)
