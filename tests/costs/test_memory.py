@@ -12,7 +12,8 @@ from torch.optim import SGD, Adam
 
 import archgrad as ag
 from archgrad.costs import memory
-from archgrad.costs.memory import GIB, Allocations, Saved, measured_peak, peak_memory, predict, saved_bytes
+from archgrad.costs.allocations import Allocations, Saved
+from archgrad.costs.memory import GIB, measured_peak, peak_memory, predict, saved_bytes
 from archgrad.errors import LimitError, ModelError
 from archgrad.search import supernet
 
@@ -187,6 +188,19 @@ def test_every_search_foresees_its_peak(method: Callable[..., ag.Found]) -> None
     run = ag.Run(steps=4, device="cpu", progress=False)
     found = method(mixed(), task(), run, **options)
     assert next(row["predicted_peak_bytes"] for row in found.history if "predicted_peak_bytes" in row) > 1e4
+
+
+def test_the_whole_search_stays_near_the_step_that_was_foreseen() -> None:
+    """What the architecture's loss saved is let go of before the weights' loss is computed."""
+    layers = [
+        ag.OpChoice({str(k): nn.Sequential(nn.Conv2d(3, 3, k, padding=k // 2), nn.ReLU()) for k in (1, 3, 5)}, name=n)
+        for n in ("first", "second")
+    ]
+    space, data = nn.Sequential(*layers, nn.Flatten(), nn.Linear(3 * 144, 2)), task()
+    with Allocations() as seen:
+        found = ag.darts(space, data, ag.Run(steps=6, device="cpu", progress=False), search=1.0)
+    foreseen = next(row["predicted_peak_bytes"] for row in found.history if "predicted_peak_bytes" in row)
+    assert seen.peak_bytes <= 1.15 * foreseen
 
 
 def test_a_run_that_would_not_fit_is_refused_before_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,15 +38,21 @@ LOWEST = -1e30  # stands in for the log of 0, whose gradient would be NaN
 
 
 class _Decision:
-    """One choice as a list of picks; `members` [options, size] says what each of them picks."""
+    """One choice as a list of picks; `members` [options, size] says what each picks, where it is several."""
 
     def __init__(self, choice: Choice, prior: Tensor | None) -> None:
         self.name, self.size, self._choice = choice.name, choice.size, choice
         self.picks = _picks(choice)
         self.places = {pick: place for place, pick in enumerate(self.picks)}
-        self.members = torch.stack([choice.picked(pick) for pick in self.picks]).double()
-        self.prior = None if prior is None else prior.detach().cpu().double()
         self.single = all(isinstance(pick, int) for pick in self.picks)
+        # Of single picks it would be the unit matrix: with many candidates, larger than all else of the policy.
+        listed = [] if self.single else [choice.picked(pick) for pick in self.picks]
+        self.members = torch.stack(listed).double() if listed else torch.empty(0, self.size)
+        self.prior = None if prior is None else prior.detach().cpu().double()
+
+    def picked(self, option: int) -> Tensor:
+        """[size] what an option picks, as zeros and ones."""
+        return self._choice.picked(self.picks[option]).double()
 
     def log_p(self, logits: Tensor, allowed: Sequence[int] | None) -> Tensor:
         """[options] log-probabilities, -inf for what may not be picked."""
@@ -147,7 +153,7 @@ class Policy(nn.Module):
             allowed = self.condition(decision.name, picks) if self.condition else None
             log_p = decision.log_p(logits, allowed)
             option = choose(decision, log_p)
-            picks[decision.name], last = decision.picks[option], decision.members[option]
+            picks[decision.name], last = decision.picks[option], decision.picked(option)
             total = total + log_p[option]
             entropy = entropy - (log_p.exp() * log_p.clamp_min(LOWEST)).sum()
         return Architecture(picks), total, entropy

@@ -23,9 +23,9 @@ from typing import Any, Literal, NoReturn, Protocol
 import torch
 from torch import Tensor, nn
 
+from archgrad.costs.allocations import Allocations
 from archgrad.costs.count import macs_by_module
 from archgrad.costs.limits import Limit, refuse_gradient
-from archgrad.costs.memory import Allocations
 from archgrad.errors import ConfigError, MissingExtra, ModelError
 
 POWERCAP = Path("/sys/class/powercap")

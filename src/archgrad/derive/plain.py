@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from archgrad.choices.access import choices, using
 from archgrad.choices.architecture import Architecture, Pick
+from archgrad.choices.lazy import Lazy
 from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
 from archgrad.choices.relaxations import Held
 from archgrad.choices.tracing import CONTAINERS, is_ours, traced
@@ -62,6 +63,8 @@ class _Plain:
         return self.done[module]
 
     def _made(self, module: nn.Module) -> nn.Module:
+        if isinstance(module, Lazy):
+            return self.of(module.build())
         if isinstance(module, Choice):
             return self._decided(module, self.architecture[module.name])
         if is_ours(module):

@@ -26,20 +26,17 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
-from archgrad.choices.access import logits, relax, weights
-from archgrad.choices.modules import InputChoice
+from archgrad.choices.access import logits, weights
 from archgrad.choices.policies import Prior
-from archgrad.choices.relaxations import Open, Softmax
 from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import decide, strengths
-from archgrad.search.bilevel import alternate, logit_rate, mixed
 from archgrad.search.fit import MakeOptimiser, sgd, sgd_of_darts
 from archgrad.search.found import Found
-from archgrad.search.prior import recorded, warm_start
+from archgrad.search.mixtures import descend_mixture, relax_as_mixture
+from archgrad.search.prior import recorded
 from archgrad.search.run import Run
-from archgrad.search.schedules import cosine
 from archgrad.search.supernet import conclude, divided, foresee, supernet
 from archgrad.search.within import Within, refuse_measured
 from archgrad.tasks.classification import Classification
@@ -86,8 +83,7 @@ def darts(
     """
     refuse_measured(limit, method="DARTS")
     space = supernet(space, run, needs="DARTS")
-    relax(space, Softmax)
-    relax(space, Open, where=lambda choice: isinstance(choice, InputChoice) and choice.keep > 1)
+    relax_as_mixture(space)
     task.check(space)
     steps, rest = divided(run, task, search)
     within = Within(space, limit) if limit else None
@@ -96,30 +92,16 @@ def darts(
         "pressure": pressure, "rate": rate, "prior": recorded(prior),
     }  # fmt: skip
     run.begin("darts", settings)
-    for logit in logits(space):
-        nn.init.normal_(logit, std=1e-3)
-    warm_start(space, prior)
 
     foresee(space, task, run, optimiser=optimiser, passes=2 if second_order else 1)
     made = optimiser(weights(space))
-    group = {"params": logits(space), "lr": rate or logit_rate(3e-4, steps), "steady": True}
-    decided = Adam([group], betas=(0.5, 0.999), weight_decay=1e-3)
 
-    def loss_of(batch: Batch) -> Tensor:
-        loss = task.loss(space, batch)
-        excess = 0.0 if within is None else torch.relu(within.expected(mixed(space)) / within.bound - 1.0).to(loss)
-        return loss + pressure * excess
+    def ahead(train: Batch, valid: Batch, loss_of: Callable[[Batch], Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+        return unrolled(space, lambda: task.loss(space, train), lambda: loss_of(valid), made)
 
-    def gradient(train: Batch, valid: Batch) -> tuple[Tensor, Sequence[Tensor | None]]:
-        if second_order:
-            return unrolled(space, lambda: task.loss(space, train), lambda: loss_of(valid), made)
-        loss = loss_of(valid)
-        return loss, torch.autograd.grad(loss, logits(space), allow_unused=True)
-
-    run.keep(space=space, weights=made, architecture=decided)
-    alternate(
-        space, task.halves(share), run, weights=made, architecture=decided, steps=steps,
-        weight_loss=task.loss, architecture_gradient=gradient, schedule=cosine, share=search,
+    descend_mixture(
+        space, task, run, weights=made, steps=steps, within=within, pressure=pressure, share=share, rate=rate,
+        part=search, gradient=ahead if second_order else None, prior=prior,
     )  # fmt: skip
     architecture = within.best(strengths(space)) if within else decide(space)
     record = {"method": "darts", "title": f"{type(space).__name__} searched by DARTS", "settings": settings}

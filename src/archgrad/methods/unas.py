@@ -116,8 +116,7 @@ def unas(
     """Search a supernet by sampling it; the algorithm is on top of this file.
 
     Args:
-        space: a network with OpChoice and InputChoice of one input, such as
-            `archgrad.darts_cells(factorised=True)`; it is not changed.
+        space: OpChoice and InputChoice of one input: `archgrad.darts_cells(factorised=True)`; it is not changed.
         task: what networks are trained and scored on; its test part is read once, at the end.
         run: epochs of search and training together (default 60), seed, folder, device.
         limit: on any cost, measured ones included: `archgrad.latency(x, device="cpu").at_most(ms=4.0)`.

@@ -86,6 +86,8 @@ def alternate(
             run.check_finite({"architecture loss": loss})
             take_step(architecture, decided, gradients, run)
             shown["architecture_loss"] = float(loss.detach())
+            # What lies before the first logits was not gone back through, and would be held during the next pass.
+            del loss
         with autocast(run):
             loss = weight_loss(space, train)
         run.check_finite({"loss": loss})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
+from archgrad.choices.lazy import built
 from archgrad.choices.modules import InputChoice, OpChoice
 from archgrad.costs.count import params
 from archgrad.costs.latency import Runtime
@@ -57,6 +58,14 @@ def supernet(space: nn.Module, run: Run, *, needs: str, single: bool = False) ->
         ChoiceError: a space without choices, with gates, or with an InputChoice of several inputs if `single`.
         ModelError: parameters on the meta device.
     """
+    refuse_unfit(space, needs=needs, single=single)
+    if any(tensor.is_meta for tensor in (*space.parameters(), *space.buffers())):
+        raise ModelError(f"{type(space).__name__} is on the meta device and has no values; make it on the CPU")
+    return built(copy.deepcopy(space)).to(run.device)
+
+
+def refuse_unfit(space: nn.Module, *, needs: str, single: bool = False) -> None:
+    """Raise the ChoiceError that `supernet` raises for a space that it does not take."""
     found = {name: same[0] for name, same in choices(space).items()}
     if not found:
         raise ChoiceError(
@@ -74,9 +83,6 @@ def supernet(space: nn.Module, run: Run, *, needs: str, single: bool = False) ->
             f"{needs} samples one candidate for each choice; {several[:3]} keep several inputs: give each input "
             f"a choice of its own, as archgrad.darts_cells(factorised=True) does"
         )
-    if any(tensor.is_meta for tensor in (*space.parameters(), *space.buffers())):
-        raise ModelError(f"{type(space).__name__} is on the meta device and has no values; make it on the CPU")
-    return copy.deepcopy(space).to(run.device)
 
 
 def foresee(
@@ -112,6 +118,7 @@ def foresee(
     free, here = available_bytes(run.device), prediction.fixed.parameter_bytes + prediction.fixed.buffer_bytes
     if free is not None and needed > free + here:
         fits = prediction.largest_batch(free + here)
+        run.close()  # nothing has begun: the folder is free for another try
         less = f"a batch of at most {fits} (given: {len(batch[1])})" if fits else "fewer or smaller candidates"
         raise LimitError(
             f"training this supernet would take {needed / GIB:,.2f} GiB at its peak, and {(free + here) / GIB:,.2f} "

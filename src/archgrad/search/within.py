@@ -128,6 +128,12 @@ class Within:
         """Whether a network has to be asked for its price."""
         return self._counter is None and not isinstance(self.cost, (Table, Surrogate))
 
+    @property
+    def cheapest(self) -> Architecture:
+        """The cheapest architecture known, which is under the bound; for a measured cost only after `begin`."""
+        assert self._lowest is not None
+        return self._lowest
+
     def price(self, architecture: Architecture) -> float:
         """What the architecture takes: counted, or measured once on its plain network."""
         if not self.measured:

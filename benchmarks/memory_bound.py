@@ -1,0 +1,203 @@
+"""Search under a bound on memory: the peak against the number of candidates, and what the bound costs in accuracy.
+
+    python benchmarks/memory_bound.py --sizes 4 16 64 256 --seeds 5 --out benchmarks/results/memory_bound.json
+
+Four layers of 16 channels on the 8 x 8 digits; a candidate is a kernel, an inner width, an activation and a pooling,
+so that there are up to 256 a layer. The bound is what a supernet of the three dearest of all 256 takes, over 0.9.
+
+Rows "peak": the most that tensors held at once in a whole search, with everything that it made (`Allocations`), and
+the largest step of a supernet in it. Rows "accuracy": on the test digits, after a search and a training of --steps
+weight steps together, half each: RADARS; DARTS on a random subspace of three candidates a layer; RADARS's policy
+alone; random search over networks trained apart. Rows that --out already holds are kept and not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import archgrad as ag
+from archgrad.choices.lazy import Lazy
+from archgrad.costs.allocations import Allocations
+from archgrad.costs.memory import peak_memory
+from archgrad.methods.radars import radars
+from archgrad.search.fit import sgd
+from archgrad.search.mixtures import sgd_of_darts
+from archgrad.search.paths import Paths, Shrinking
+from archgrad.search.shelf import Shelf
+from archgrad.search.subspaces import Priced
+
+LAYERS, CHANNELS, BATCH, WIDE = 4, 16, 64, 3
+KERNELS, WIDTHS = (3, 1, 5, 7), (16, 8, 4, 2)
+ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.Tanh, nn.SiLU, nn.Sigmoid)
+POOLS = ("max", "avg", "none", "zero")
+# The first 4 differ in kernel, the first 16 in width too, the first 64 in activation, the 256 in pooling.
+ALL = [(k, w, a, p) for p, a, w, k in itertools.product(POOLS, ACTIVATIONS, WIDTHS, KERNELS)]
+
+
+class Zeroed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 0.0
+
+
+def candidate(kernel: int, width: int, activation: type[nn.Module], pool: str) -> nn.Module:
+    pools = {"avg": nn.AvgPool2d(3, 1, 1), "max": nn.MaxPool2d(3, 1, 1), "zero": Zeroed()}
+    return nn.Sequential(
+        activation(), nn.Conv2d(CHANNELS, width, 1, bias=False), nn.BatchNorm2d(width), activation(),
+        nn.Conv2d(width, CHANNELS, kernel, padding=kernel // 2, bias=False), pools.get(pool, nn.Identity()),
+        nn.BatchNorm2d(CHANNELS),
+    )  # fmt: skip
+
+
+def space(picks: Sequence[Sequence[int]], *, lazy: bool = True) -> nn.Module:
+    """A layer for each row of candidates."""
+    layers = []
+    for i, row in enumerate(picks):
+        recipes = {str(j): Lazy(functools.partial(candidate, *ALL[j])) for j in row}
+        made = recipes if lazy else {label: recipe.build() for label, recipe in recipes.items()}
+        layers.append(ag.OpChoice(made, name=f"layer {i}"))
+    return nn.Sequential(
+        nn.Conv2d(1, CHANNELS, 3, padding=1), nn.BatchNorm2d(CHANNELS), *layers, nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(), nn.Linear(4 * CHANNELS, 10),
+    )  # fmt: skip
+
+
+def first(size: int) -> list[range]:
+    return [range(size)] * LAYERS
+
+
+def digits() -> ag.Classification:
+    return ag.Classification.load("digits", batch_size=BATCH)
+
+
+def quiet(steps: int, seed: int, **more: object) -> ag.Run:
+    return ag.Run(steps=steps, seed=seed, device="cpu", progress=False, **more)
+
+
+def bound(task: ag.Classification) -> ag.Limit:
+    def taken(*some: int) -> int:
+        shelf = Shelf(space([some] * LAYERS), device=torch.device("cpu"), folder=None, seed=0)
+        priced = Priced(shelf, task.halves(0.5)[0], quiet(1, 0), optimiser=sgd_of_darts, passes=1)
+        return priced.peak_bytes({site: range(size) for site, size in shelf.sites.items()})
+
+    peak = taken(*sorted(range(256), key=taken)[-WIDE:])
+    return peak_memory(task.example, batch=BATCH).at_most(peak_bytes=peak / 0.9)
+
+
+def peak(method: str, size: int, task: ag.Classification, memory: ag.Limit, steps: int) -> dict[str, float]:
+    torch.manual_seed(0)
+    with Allocations() as held:
+        if method == "radars":
+            found = radars(space(first(size)), task, quiet(steps, 0), memory=memory, search=1.0)
+            step = max(row["measured_peak_bytes"] for row in found.record["rounds"])
+        else:
+            found = ag.darts(space(first(size)), task, quiet(steps, 0), search=1.0)
+            step = next(row["predicted_peak_bytes"] for row in found.history if "predicted_peak_bytes" in row)
+    return {"peak_bytes": held.peak_bytes, "step_bytes": step, "bound_bytes": memory.bound}
+
+
+def with_radars(size: int, task: ag.Classification, memory: ag.Limit, *, steps: int, seed: int) -> float:
+    return radars(space(first(size)), task, quiet(steps, seed), memory=memory).score or 0.0
+
+
+def darts_on_random(size: int, task: ag.Classification, memory: ag.Limit, *, steps: int, seed: int) -> float:
+    draw = random.Random(seed)
+    picks = [sorted(draw.sample(range(size), min(WIDE, size))) for _ in range(LAYERS)]
+    torch.manual_seed(seed)
+    return ag.darts(space(picks), task, quiet(steps, seed)).score or 0.0
+
+
+def policy_only(size: int, task: ag.Classification, memory: ag.Limit, *, steps: int, seed: int) -> float:
+    run, whole = quiet(steps, seed), space(first(size))
+    run.begin("policy", {})
+    with Shelf(whole, device=run.device, folder=None, seed=seed) as shelf:
+        policy = Shrinking(shelf, rate=0.05, bonus=1e-3)
+        paths = Paths(shelf, policy, task.halves(0.5), run, optimiser=sgd_of_darts)
+        episodes = min(200, steps // 4)
+        paths.explore(steps=steps // 2, episodes=episodes, warm_up=episodes // 3, phase="explore", share=1.0)
+    run.close()
+    best = {site: max(range(size), key=row.__getitem__) for site, row in policy.probabilities().items()}
+    torch.manual_seed(seed)
+    network = ag.build(whole, ag.Architecture(best), weights="fresh")
+    ag.fit(network, task, quiet(steps - steps // 2, seed), optimiser=sgd)
+    return task.evaluate(network, "test")["accuracy"]
+
+
+def at_random(size: int, task: ag.Classification, memory: ag.Limit, *, steps: int, seed: int) -> float:
+    torch.manual_seed(seed)
+    return ag.random_search(space(first(size)), task, quiet(steps, seed, trials=5)).score or 0.0
+
+
+ACCURACY: dict[str, Callable[..., float]] = {
+    "radars": with_radars, "darts, random subspace": darts_on_random, "policy only": policy_only,
+    "random search": at_random,
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="*", default=[4, 16, 64, 256])
+    parser.add_argument("--accuracy-sizes", type=int, nargs="*", default=[16, 64])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--peak-steps", type=int, default=12)
+    parser.add_argument("--out", type=Path, default=Path("memory_bound.json"))
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    task = digits()
+    asked = {"data": "digits", "steps": chosen.steps, "peak_steps": chosen.peak_steps, "torch": torch.__version__}
+    rows: list[dict[str, object]] = []
+    if chosen.out.is_file():
+        held = json.loads(chosen.out.read_text())
+        if {key: held.get(key) for key in asked} != asked:
+            sys.exit(f"{chosen.out} holds rows of another run, not of {asked}: name another file with --out")
+        rows = held["rows"]
+    done = {(r["kind"], r["method"], r["size"], r.get("seed")) for r in rows}
+    memory = bound(task)
+
+    def take(kind: str, method: str, size: int, seed: int | None, work: Callable[[], dict[str, float]]) -> None:
+        if (kind, method, size, seed) in done:
+            return
+        start = time.perf_counter()
+        row: dict[str, object] = {"kind": kind, "method": method, "size": size, "seed": seed, **work()}
+        rows.append({**row, "seconds": round(time.perf_counter() - start, 1)})
+        print(json.dumps(rows[-1]), flush=True)
+        chosen.out.write_text(json.dumps({**asked, "rows": rows}, indent=1) + "\n")
+
+    for size, method in itertools.product(chosen.sizes, ("radars", "darts")):
+        take("peak", method, size, None, functools.partial(peak, method, size, task, memory, chosen.peak_steps))
+    for size, seed, method in itertools.product(chosen.accuracy_sizes, range(chosen.seeds), ACCURACY):
+        work = functools.partial(ACCURACY[method], size, task, memory, steps=chosen.steps, seed=seed)
+        take("accuracy", method, size, seed, lambda work=work: {"accuracy": work()})
+    print(tables(rows))
+
+
+def tables(rows: list[dict[str, object]]) -> str:
+    lines = ["| candidates a layer | method | peak of the search, MB | largest step, MB |", "|---|---|---|---|"]
+    for r in rows:
+        if r["kind"] == "peak":
+            held, step = float(r["peak_bytes"]) / 1e6, float(r["step_bytes"]) / 1e6  # type: ignore[arg-type]
+            lines.append(f"| {r['size']} | {r['method']} | {held:.1f} | {step:.1f} |")
+    lines += ["", "| candidates a layer | method | test accuracy, % |", "|---|---|---|"]
+    groups = dict.fromkeys((r["size"], r["method"]) for r in rows if r["kind"] == "accuracy")
+    for size, method in groups:
+        same = [r for r in rows if (r["kind"], r["size"], r["method"]) == ("accuracy", size, method)]
+        found = [100 * float(r["accuracy"]) for r in same]  # type: ignore[arg-type]
+        spread = statistics.stdev(found) if len(found) > 1 else 0.0
+        lines.append(f"| {size} | {method} | {statistics.mean(found):.1f} ± {spread:.1f} ({len(found)}) |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,401 @@
+"""RADARS: the bound for any size, exact predictions, the policy's gradient, DARTS where all fits, exact resume."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import archgrad as ag
+from archgrad.choices.lazy import Lazy, built, emptied
+from archgrad.costs.memory import peak_memory, saved_bytes
+from archgrad.errors import ChoiceError, ConfigError, LimitError
+from archgrad.methods.radars import Terms, radars
+from archgrad.search.mixtures import sgd_of_darts
+from archgrad.search.paths import Paths, Shrinking
+from archgrad.search.shelf import Shelf
+from archgrad.search.subspaces import Priced, Prices, knapsack
+
+LAYERS = 2
+
+
+class Branch(nn.Module):
+    """ReLU, convolution, BatchNorm; with `erased` everything is lost."""
+
+    def __init__(self, kernel: int, *, erased: bool = False) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.ReLU(), nn.Conv2d(6, 6, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(6)
+        )
+        self.erased = erased
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x * 0.0 if self.erased else x)
+
+
+def layered(size: int, *, lazy: bool = True) -> nn.Sequential:
+    """Layers of `size` candidates: kernels 1, 3, 5 in turn, of which every fourth erases its input."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        layers = []
+        for layer in range(LAYERS):
+            recipes = {f"c{i}": functools.partial(Branch, (1, 3, 5)[i % 3], erased=i % 4 == 3) for i in range(size)}
+            candidates = {label: Lazy(f) if lazy else f() for label, f in recipes.items()}
+            layers.append(ag.OpChoice(candidates, name=f"layer {layer}"))
+        return nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)
+        )
+
+
+def task(images: int = 120) -> ag.Classification:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(images, 1, 6, 6, generator=generator)
+    y = torch.arange(images) % 2
+    x[y == 1] += torch.eye(6)
+    return ag.Classification((x, y), batch_size=16)
+
+
+def quiet(**settings: object) -> ag.Run:
+    return ag.Run(**{"steps": 48, "seed": 1, "device": "cpu", "progress": False, **settings})
+
+
+def bound(candidates: int) -> ag.Limit:
+    """What a supernet of so many candidates a layer takes, and a little more."""
+    taken = priced(Shelf(layered(candidates), device=torch.device("cpu"), folder=None, seed=1))
+    every = {f"layer {layer}": list(range(candidates)) for layer in range(LAYERS)}
+    return peak_memory(torch.zeros(1, 1, 6, 6)).at_most(peak_bytes=1.05 * taken.peak_bytes(every) / 0.9)
+
+
+def priced(shelf: Shelf, passes: int = 1) -> Priced:
+    return Priced(shelf, task().halves(0.5)[0], quiet(), optimiser=sgd_of_darts, passes=passes)
+
+
+def shelf(space: nn.Module, folder: Path | None = None) -> Shelf:
+    return Shelf(space, device=torch.device("cpu"), folder=folder, seed=1)
+
+
+def test_the_bound_holds_for_any_size_and_the_peak_does_not_grow() -> None:
+    peaks, memory = {}, bound(3)
+    for size in (4, 32):
+        rounds = radars(layered(size), task(), quiet(), memory=memory).record["rounds"]
+        assert all(row["measured_peak_bytes"] <= memory.bound for row in rounds)
+        assert all(row["measured_peak_bytes"] == row["predicted_peak_bytes"] for row in rounds)
+        peaks[size] = max(row["measured_peak_bytes"] for row in rounds)
+    assert peaks[32] <= 1.05 * peaks[4]
+    alone = [priced(shelf(layered(n))).peak_bytes({f"layer {k}": list(range(n)) for k in range(2)}) for n in (4, 16)]
+    assert alone[1] > 3 * alone[0], "the control: a supernet of all candidates grows with them"
+
+
+def test_active_candidates_only_become_fewer_and_hold_the_subspace() -> None:
+    seen: list[dict[str, list[int]]] = []
+    prune = Shrinking.prune
+
+    def noted(self: Shrinking, *args: object, **options: object) -> None:
+        prune(self, *args, **options)
+        seen.append({site: list(some) for site, some in self.active.items()})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Shrinking, "prune", noted)
+        terms = Terms(rounds=4, least=0.9, patience=1)
+        found = radars(layered(8), task(), quiet(steps=120), memory=bound(3), terms=terms)
+    assert len(seen) > 1 and sum(map(len, seen[-1].values())) < 2 * 8
+    for earlier, later in itertools.pairwise(seen):
+        assert all(set(later[site]) <= set(earlier[site]) and later[site] for site in later)
+    for active, row in zip(seen, found.record["rounds"], strict=True):
+        assert all(some and set(some) <= set(active[site]) for site, some in row["support"].items())
+
+
+@pytest.mark.parametrize("support", [([0], [2]), ([0, 1], [3]), ([1, 2, 4], [0, 4]), ([0, 1, 2, 3, 4], [0, 2, 3, 4])])
+def test_the_sum_of_prices_is_what_is_saved(support: tuple[list[int], list[int]]) -> None:
+    """Saved bytes, parameters, gradients, momentum and buffers: all that adds up, to the byte."""
+    kept = shelf(layered(5))
+    one = priced(kept)
+    prices, chosen = one.table(), {f"layer {i}": some for i, some in enumerate(support)}
+    first = {site: [0] for site in chosen}
+
+    def total(some: dict[str, list[int]]) -> int:
+        taken = one.footprint(some)
+        parts = (taken.parameter_bytes, taken.buffer_bytes, taken.gradient_bytes, taken.optimiser_bytes)
+        return sum(parts) + taken.saved_bytes
+
+    assert total(chosen) - total(first) == prices.of(chosen) - prices.of(first)
+    batch = task().halves(0.5)[0].stream(seed=1)(0)
+    space = ag.relax(kept.taken(chosen), ag.softmax)
+    assert one.footprint(chosen).saved_bytes == saved_bytes(space, batch, loss=task().loss)
+
+
+def test_prices_of_dead_candidates_left_in_the_mixture_would_be_off() -> None:
+    """The control: weights of 0 still save all activations; candidates have to be absent."""
+    space, batch = built(layered(5)), task().halves(0.5)[0].stream(seed=1)(0)
+    weights = {f"layer {i}": torch.tensor([1.0, 0, 0, 0, 0], requires_grad=True) for i in range(LAYERS)}
+    with ag.using(space, weights):
+        masked = saved_bytes(space, batch, loss=task().loss)
+    absent = priced(shelf(layered(5))).footprint({f"layer {i}": [0] for i in range(LAYERS)}).saved_bytes
+    assert masked > 3 * absent
+
+
+def policy() -> Shrinking:
+    """Of three and of four candidates, of which one is barred and one dropped."""
+    space = nn.Sequential(
+        ag.OpChoice({str(i): nn.Identity() for i in range(3)}, name="a"),
+        ag.OpChoice({str(i): nn.Identity() for i in range(4)}, name="b", barred=["1"]),
+    )
+    made = Shrinking(shelf(space), rate=0.1, bonus=0.0)
+    generator = torch.Generator().manual_seed(0)
+    for site, size in (("a", 3), ("b", 4)):
+        made.feed_back(site, range(size), torch.rand(size, generator=generator), 1.0)
+    made.active["a"].remove(1)
+    return made
+
+
+REWARDS = {"a": [0.3, 9.0, -0.7], "b": [1.0, 9.0, 0.2, -0.4]}
+
+
+def gradient(made: Shrinking, loss: Tensor) -> Tensor:
+    return torch.cat(torch.autograd.grad(loss, list(made.learner.policy.parameters())))
+
+
+def expected_reward(made: Shrinking) -> Tensor:
+    """J of an additive reward, with gradient, from the logits of what is active."""
+    total = torch.zeros((), dtype=torch.float64)
+    for row, (site, some) in zip(made.learner.policy.parameters(), made.active.items(), strict=True):
+        total = total + (row[some].softmax(0) * torch.tensor(REWARDS[site])[some]).sum()
+    return total
+
+
+def test_the_policy_gradient_is_that_of_the_expected_reward() -> None:
+    made = policy()
+    exact = -gradient(made, expected_reward(made))
+    chances, total, biased = made.probabilities(), torch.zeros_like(exact), torch.zeros_like(exact)
+    assert chances["a"][1] == chances["b"][1] == 0.0
+    for a, b in itertools.product([0, 2], [0, 2, 3]):
+        path, reward = ag.Architecture({"a": a, "b": b}), REWARDS["a"][a] + REWARDS["b"][b]
+        chance = chances["a"][a] * chances["b"][b]
+        total += chance * gradient(made, made.learner.surrogate([path], [reward])[0])
+        biased += chance * gradient(made, made.learner.surrogate([path], [0.5 * reward])[0])
+    assert torch.allclose(total, exact, atol=1e-9)
+    assert not torch.allclose(biased, exact, atol=1e-2), "the control: a baseline that knows its sample"
+    generator, rows = torch.Generator().manual_seed(3), []
+    for _ in range(1500):
+        path = made.draw(generator)
+        reward = REWARDS["a"][path["a"]] + REWARDS["b"][path["b"]]
+        rows.append(gradient(made, made.learner.surrogate([path], [reward])[0]))
+    found = torch.stack(rows)
+    error = found.std(dim=0) / len(rows) ** 0.5
+    assert bool(((found.mean(dim=0) - exact).abs() <= 4 * error + 1e-6).all())
+
+
+def test_where_all_fits_it_is_darts_to_the_bit() -> None:
+    space = layered(3, lazy=False)
+    ours = radars(space, task(), quiet(), memory=bound(3), search=1.0)
+    darts = ag.darts(space, task(), quiet(), search=1.0)
+    named = radars(space, task(), quiet(), memory=bound(3), inner=ag.darts, search=1.0)
+    losses = [[row["loss"] for row in found.history if "loss" in row] for found in (ours, darts, named)]
+    assert losses[0] == losses[1] == losses[2] and len(losses[0]) == 48
+    assert ours.architecture == darts.architecture == named.architecture
+
+
+@pytest.mark.parametrize("inner", [ag.unas, functools.partial(ag.darts, second_order=True)])
+def test_other_methods_inside(inner: Callable[..., ag.Found]) -> None:
+    found = radars(layered(6), task(), quiet(), memory=bound(4), inner=inner, terms=Terms(passes=2))
+    phases = list(dict.fromkeys(row["phase"] for row in found.history if row["phase"]))
+    assert phases[:2] == ["explore-0", "exploit-0-search"] and phases[-1] == "train"
+    assert sum("loss" in row for row in found.history) == 48
+
+
+def test_a_method_without_logits_is_refused() -> None:
+    with pytest.raises(ConfigError, match="random_search decides by no logits"):
+        radars(layered(6), task(), quiet(), memory=bound(3), inner=ag.random_search)
+
+
+def test_a_bound_below_one_path_is_refused_with_the_least_that_works() -> None:
+    run, cost = quiet(), peak_memory(torch.zeros(1, 1, 6, 6))
+    with pytest.raises(LimitError, match=r"least bound that works is ([0-9,]+) bytes") as caught:
+        radars(layered(6), task(), run, memory=cost.at_most(peak_bytes=1000))
+    assert run.history == []
+    least = int(str(caught.value).split("works is ")[1].split(" bytes")[0].replace(",", ""))
+    with pytest.raises(LimitError, match="least bound"):
+        radars(layered(6), task(), quiet(), memory=cost.at_most(peak_bytes=least - 2))
+    assert radars(layered(6), task(), quiet(), memory=cost.at_most(peak_bytes=least)).record["rounds"]
+
+
+def test_bad_input() -> None:
+    with pytest.raises(LimitError, match="peak_memory"):
+        radars(layered(4), task(), quiet(), memory=ag.params().at_most(100))
+    with pytest.raises(ChoiceError, match="no choice"):
+        radars(nn.Linear(2, 2), task(), quiet())
+    with pytest.raises(ConfigError, match="slack"):
+        Terms(slack=1.5)
+    with pytest.raises(ConfigError, match="rounds, patience or passes"):
+        Terms(rounds=0)
+    with pytest.raises(ChoiceError, match="labels alone"):
+        radars(ag.darts_cells(channels=4, cells=3, classes=2, factorised=True), task(), quiet())
+
+
+def test_the_order_of_candidates_permutes_the_subspace() -> None:
+    values, prices = [0.4, 0.1, 0.3, 0.2], [50, 10, 20, 40]
+    order = [2, 0, 3, 1]
+
+    def chosen(values: list[float], prices: list[int]) -> list[int]:
+        first = {"a": max(range(4), key=values.__getitem__)}
+        table = Prices(100, {"a": prices})
+        return knapsack({"a": values}, table, bound_bytes=185, allowed={"a": range(4)}, first=first)["a"]
+
+    assert chosen(values, prices) == [0, 1, 2]
+    permuted = chosen([values[i] for i in order], [prices[i] for i in order])
+    assert sorted(order[i] for i in permuted) == [0, 1, 2]
+
+
+def test_the_knapsack_keeps_the_bound_and_half_of_the_best_value() -> None:
+    """Against all subsets: the greedy rule with its first picks taken is within the bound, and never below half."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        values = {s: torch.rand(4, generator=generator).tolist() for s in "ab"}
+        prices = Prices(10, {s: torch.randint(5, 30, (4,), generator=generator).tolist() for s in "ab"})
+        first = {s: max(range(4), key=values[s].__getitem__) for s in "ab"}
+        every = {s: [c for n in range(1, 5) for c in itertools.combinations(range(4), n)] for s in "ab"}
+        chosen = knapsack(values, prices, bound_bytes=110, allowed={s: range(4) for s in "ab"}, first=first)
+        assert prices.of(chosen) <= 110
+
+        def worth(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+            return sum(values["a"][i] for i in a) + sum(values["b"][i] for i in b)  # noqa: B023
+
+        best = max(worth(a, b) for a, b in itertools.product(*every.values()) if prices.of({"a": a, "b": b}) <= 110)
+        assert worth(*map(tuple, chosen.values())) >= 0.5 * best
+
+
+def test_only_one_path_is_held_while_exploring() -> None:
+    seen, largest = [], 0
+    for path in itertools.product(range(6), repeat=LAYERS):
+        space = shelf(layered(6)).taken({f"layer {i}": [p] for i, p in enumerate(path)})
+        largest = max(largest, sum(p.nbytes for p in space.parameters()))
+    loss = Paths._loss
+
+    def noted(self: Paths, batch: tuple[Tensor, Tensor]) -> Tensor:
+        state = self._optimiser.state if self._optimiser else {}
+        momentum = sum(t.nbytes for kept in state.values() for t in kept.values() if isinstance(t, Tensor))
+        seen.append((sum(p.nbytes for p in self.shelf.space.parameters()), momentum))
+        return loss(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Paths, "_loss", noted)
+        radars(layered(6), task(), quiet(), memory=bound(3))
+    assert seen and max(p for p, _ in seen) <= largest and 0 < max(m for _, m in seen) <= largest
+
+
+def test_a_candidate_comes_back_as_it_was_put_away(tmp_path: Path) -> None:
+    kept, momentum = shelf(layered(4), tmp_path / "candidates"), {}
+    kept.take_up({"layer 0": [2]}, momentum)
+    candidate = kept.space[1].candidates[2]
+    with torch.no_grad():
+        candidate.body[1].weight.fill_(0.5)
+    state = {candidate.body[1].weight: {"momentum_buffer": torch.full_like(candidate.body[1].weight, 2.0)}}
+    kept.put_away({"layer 0": [2]}, state)
+    assert isinstance(kept.space[1].candidates[2], Lazy) and not list(kept.space[1].parameters())
+    kept.take_up({"layer 0": [2]}, momentum)
+    again = kept.space[1].candidates[2]
+    assert again is not candidate and bool((again.body[1].weight == 0.5).all())
+    assert bool((momentum[again.body[1].weight]["momentum_buffer"] == 2.0).all())
+
+
+def test_fresh_weights_are_a_function_of_seed_place_and_label() -> None:
+    first, second = (shelf(layered(4)).taken({"layer 0": [1], "layer 1": some}) for some in ([1], [0, 1]))
+    assert torch.equal(first[1].candidates[1].body[1].weight, second[1].candidates[1].body[1].weight)
+    assert not torch.equal(first[1].candidates[1].body[1].weight, first[2].candidates[1].body[1].weight)
+
+
+def test_an_emptied_space_copies_no_candidate_and_a_built_one_has_them_all() -> None:
+    space = layered(3, lazy=False)
+    empty = emptied(space)
+    assert len(list(empty.parameters())) == 4
+    again = built(empty)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in space.state_dict().items())
+    assert again[1].candidates[0] is not space[1].candidates[0]
+
+
+def test_lazy_candidates_in_other_methods_and_as_a_plain_network() -> None:
+    found = ag.darts(layered(3), task(), quiet(steps=8))
+    network = ag.build(layered(3), found.architecture)
+    assert network(torch.zeros(2, 1, 6, 6)).shape == (2, 2)
+    with pytest.raises(ChoiceError, match="before it was built"):
+        ag.relax(layered(3), ag.softmax)(torch.zeros(2, 1, 6, 6))
+    with pytest.raises(ChoiceError, match="a function without arguments"):
+        Lazy(nn.Linear(2, 2))
+    with pytest.raises(ChoiceError, match="returned a int"):
+        Lazy(lambda: 3).build()
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [10, 22])
+def test_resumes_exactly_wherever_it_was_stopped(after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in both kinds of phases, not in the first round."""
+
+    def searched(run: ag.Run) -> ag.Found:
+        return radars(layered(5), task(), run, memory=bound(3), limit=None)
+
+    whole = searched(quiet())
+    log, count = ag.Run.log, [0]
+
+    def counted(self: ag.Run, figures: dict[str, float], *, step: int | None = None) -> None:
+        count[0] += "loss" in figures
+        if count[0] == after:
+            raise Interrupted
+        log(self, figures, step=step)
+
+    monkeypatch.setattr(ag.Run, "log", counted)
+    run = quiet(folder=tmp_path / "run", checkpoint_seconds=0.0)
+    with pytest.raises(Interrupted):
+        searched(run)
+    run.close()
+    monkeypatch.setattr(ag.Run, "log", log)
+    resumed = searched(quiet(folder=tmp_path / "run", checkpoint_seconds=0.0))
+    assert resumed.architecture == whole.architecture
+    assert all(torch.equal(v, resumed.network.state_dict()[k]) for k, v in whole.network.state_dict().items())
+    losses = [[row["loss"] for row in found.history if "loss" in row] for found in (whole, resumed)]
+    assert losses[0] == losses[1]
+
+
+def explored(run: ag.Run, folder: Path | None, *, stop: int | None = None) -> tuple[object, nn.Module]:
+    """The policy's state and all weights after three episodes of four steps; stopped before a step if wanted."""
+    run.begin("paths", {})
+    loss, count = Paths._loss, [0]
+
+    def counted(self: Paths, batch: tuple[Tensor, Tensor]) -> Tensor:
+        count[0] += 1
+        if count[0] == stop:
+            raise Interrupted
+        return loss(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch, shelf(layered(3), folder) as kept:
+        patch.setattr(Paths, "_loss", counted)
+        policy = Shrinking(kept, rate=0.1, bonus=0.01)
+        paths = Paths(kept, policy, task().halves(0.5), run, optimiser=sgd_of_darts)
+        paths.explore(steps=12, episodes=3, warm_up=1, phase="explore", share=1.0)
+        return policy.state_dict(), kept.taken({f"layer {i}": [0, 1, 2] for i in range(LAYERS)})
+
+
+@pytest.mark.parametrize("stop", [3, 8, 11])
+def test_an_episode_goes_on_where_it_was_stopped(stop: int, tmp_path: Path) -> None:
+    """With the weights, the statistics and the momentum of its path, and those on file."""
+    policy, weights = explored(quiet(), None)
+    run = quiet(folder=tmp_path / "run", checkpoint_seconds=0.0)
+    with pytest.raises(Interrupted):
+        explored(run, tmp_path / "files", stop=stop)
+    run.close()
+    again, resumed = explored(quiet(folder=tmp_path / "run", checkpoint_seconds=0.0), tmp_path / "files")
+    assert all(torch.equal(v, resumed.state_dict()[k]) for k, v in weights.state_dict().items())
+    assert str(policy) == str(again)
+
+
+def test_it_finds_what_can_be_learnt() -> None:
+    found = radars(layered(8), task(400), quiet(steps=200), memory=bound(3))
+    assert found.score > 0.6
+    assert all(pick % 4 != 3 for pick in found.architecture.values()), "candidates that erase their input"
