@@ -7,8 +7,9 @@ here. Implemented, alpha being the logits of all choices and w the weights of th
     w     = w - xi grad_w L_train(w, alpha)                                             one step of each, in turns
     derive: each operation the heaviest of its choice; each node the two inputs whose heaviest operations weigh most
 
-Inputs of a node are mixed at full strength. The training data is divided in halves, one for w and one for alpha.
-Second order takes the paper's finite difference for the mixed derivative, with radius 0.01 / |grad_w' L_valid|.
+Inputs of a node are mixed at full strength, unless the space comes with distributions over subsets of them. The
+training data is divided in halves, one for w and one for alpha. Second order takes the paper's finite difference for
+the mixed derivative, with radius 0.01 / |grad_w' L_valid|.
 
 What the paper leaves open, or is done otherwise here:
 - Nodes keep the inputs of their heaviest operations, "none" left out, as in the authors' code.
@@ -22,34 +23,30 @@ Checked against: enumeration and the closed form of the second-order step, in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import Adam, Optimizer
 
 from archgrad.choices.access import logits, relax, weights
 from archgrad.choices.modules import InputChoice
 from archgrad.choices.relaxations import Open, Softmax
+from archgrad.choices.subsets import without_topology
 from archgrad.costs.limits import Limit
-from archgrad.derive.discretise import decide, strengths
+from archgrad.derive.discretise import decide
 from archgrad.errors import LimitError
 from archgrad.search.bilevel import alternate, logit_rate, mixed
-from archgrad.search.fit import MakeOptimiser, sgd
+from archgrad.search.fit import MakeOptimiser, sgd, sgd_of_darts
 from archgrad.search.found import Found
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.search.supernet import conclude, divided, supernet
-from archgrad.search.within import Within
+from archgrad.search.within import Within, scores
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch
 
 RADIUS = 0.01
-
-
-def sgd_of_darts(parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The published optimiser of the weights: SGD, rate 0.025, momentum 0.9, decay 3e-4, gradient clipped at 5."""
-    return SGD([{"params": list(parameters), "clip": 5.0}], lr=0.025, momentum=0.9, weight_decay=3e-4)
 
 
 def darts(
@@ -69,7 +66,8 @@ def darts(
     """Search a supernet by gradient descent on the validation loss; the algorithm is on top of this file.
 
     Args:
-        space: a network with OpChoice and InputChoice, such as `archgrad.darts_cells()`; it is not changed.
+        space: a network with OpChoice and InputChoice, such as `archgrad.darts_cells()`, or what
+            `archgrad.choices.subsets.topology` makes of it; it is not changed.
         task: what networks are trained and scored on; its test part is read once, at the end.
         run: epochs of search and training together (default 60), seed, folder, device.
         limit: for instance `archgrad.macs(x).at_most(3e6)`; not on a measured cost.
@@ -88,8 +86,8 @@ def darts(
     """
     _refuse_measured(limit)
     space = supernet(space, run, needs="DARTS")
-    relax(space, Softmax)
-    relax(space, Open, where=lambda choice: isinstance(choice, InputChoice) and choice.keep > 1)
+    relax(space, Softmax, where=without_topology)
+    relax(space, Open, where=lambda c: isinstance(c, InputChoice) and c.keep > 1 and without_topology(c))
     task.check(space)
     steps, rest = divided(run, task, search)
     within = Within(space, limit) if limit else None
@@ -121,7 +119,7 @@ def darts(
         space, task.halves(share), run, weights=made, architecture=decided, steps=steps,
         weight_loss=task.loss, architecture_gradient=gradient, schedule=cosine, share=search,
     )  # fmt: skip
-    architecture = within.best(strengths(space)) if within else decide(space)
+    architecture = within.best(scores(space)) if within else decide(space)
     record = {"method": "darts", "title": f"{type(space).__name__} searched by DARTS", "settings": settings}
     return conclude(
         space, architecture, task, run, steps=rest, optimiser=train_optimiser, within=within, record=record

@@ -42,8 +42,9 @@ from torch.optim import Adam, Optimizer
 from archgrad.choices.access import logits, relax, using, weights
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.relaxations import Softmax
+from archgrad.choices.subsets import topologies, without_topology
 from archgrad.costs.limits import Limit
-from archgrad.derive.discretise import decide, strengths
+from archgrad.derive.discretise import decide
 from archgrad.search.bilevel import alternate, logit_rate
 from archgrad.search.fit import MakeOptimiser, sgd
 from archgrad.search.found import Found
@@ -51,7 +52,7 @@ from archgrad.search.run import Run
 from archgrad.search.sampling import Branched, Estimate, Hinge, Sampler
 from archgrad.search.schedules import cosine
 from archgrad.search.supernet import conclude, divided, supernet
-from archgrad.search.within import Within
+from archgrad.search.within import Within, scores
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch, first
 
@@ -113,7 +114,8 @@ def unas(
 
     Args:
         space: a network with OpChoice and InputChoice of one input, such as
-            `archgrad.darts_cells(factorised=True)`; it is not changed.
+            `archgrad.darts_cells(factorised=True)`, or of several by distributions over subsets
+            (`archgrad.choices.subsets.topology`); it is not changed.
         task: what networks are trained and scored on; its test part is read once, at the end.
         run: epochs of search and training together (default 60), seed, folder, device.
         limit: on any cost, measured ones included: `archgrad.latency(x, device="cpu").at_most(ms=4.0)`.
@@ -127,12 +129,12 @@ def unas(
         train_optimiser: of the weights of what was found.
 
     Raises:
-        ChoiceError: the space has no choice, has gates, or an InputChoice of several inputs.
+        ChoiceError: the space has no choice, has gates, or an InputChoice of several inputs without distribution.
         LimitError: no network of the space meets the limit; the message says the lowest reachable.
         NonFiniteError: a loss became NaN or infinite.
     """
     space = supernet(space, run, needs="UNAS", single=True)
-    relax(space, Softmax)
+    relax(space, Softmax, where=without_topology)
     task.check(space)
     steps, rest = divided(run, task, search)
     within = Within(space, limit) if limit else None
@@ -166,7 +168,7 @@ def _derived(space: nn.Module, run: Run, within: Within | None) -> Architecture:
     """The likeliest architecture, under the limit if there is one; remembered, since a clock may decide otherwise."""
     if within is None:
         return decide(space)
-    likely = {name: row.clamp_min(1e-30).log() for name, row in strengths(space).items()}
+    likely = scores(space, logarithms=True)
     return Architecture.from_json(run.remember("architecture", lambda: within.best(likely).to_json()))
 
 
@@ -180,6 +182,7 @@ class _Objective:
         self.space, self.task, self.sampler, self.terms = space, task, sampler, terms
         self.black_box, self.hinge = black_box, hinge
         self.estimate = Estimate()
+        self.branched = space if isinstance(space, Branched) and not topologies(space) else None
         self.relaxed: dict[str, Tensor] = {}
 
     def weight_loss(self, network: nn.Module, batch: Batch) -> Tensor:
@@ -229,8 +232,8 @@ class _Objective:
                     differences = second - images if terms.gap == "pairwise" else second.mean() - images.mean()
                     images = images + terms.gap_weight * differences.abs()
             total = total + terms.task * (images if terms.per_image else images.mean())
-        if terms.duplicates and isinstance(self.space, Branched):
-            total = total + terms.duplicates * self.space.duplicates(given)
+        if terms.duplicates and self.branched is not None:
+            total = total + terms.duplicates * self.branched.duplicates(given)
         return total
 
     def state_dict(self) -> dict[str, Any]:

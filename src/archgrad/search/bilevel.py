@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from archgrad.choices.access import choices, logits
 from archgrad.choices.estimators import entropy
 from archgrad.choices.modules import OpChoice
+from archgrad.choices.subsets import Subsets
 from archgrad.search.fit import autocast, take_step
 from archgrad.search.run import Run
 from archgrad.search.schedules import Schedule, constant
@@ -99,16 +100,25 @@ def mixed(space: nn.Module) -> dict[str, Tensor]:
 
 
 def state(space: nn.Module) -> dict[str, float]:
-    """What the history shows of a relaxed space: mean entropy, and the weight of each candidate."""
+    """What the history shows of a relaxed space: mean entropy, and the weight of each candidate.
+
+    Of a distribution over subsets it is the entropy over those, and the probability of each input of being kept.
+    """
     figures: dict[str, float] = {}
     entropies = []
     for name, (choice, *_) in choices(space).items():
-        parameters = list(choice.relaxation.parameters()) if choice.relaxation is not None else []
-        if len(parameters) != 1:
+        relaxation = choice.relaxation
+        parameters = list(relaxation.parameters()) if relaxation is not None else []
+        if isinstance(relaxation, Subsets):
+            entropies.append(float(relaxation.entropy(choice.live)))
+            row = relaxation(choice.live).detach()
+        elif len(parameters) == 1:
+            alive = parameters[0].detach().masked_fill(~choice.live, float("-inf"))
+            entropies.append(float(entropy([alive])))
+            row = torch.softmax(alive, 0)
+        else:
             continue
-        alive = parameters[0].detach().masked_fill(~choice.live, float("-inf"))
-        entropies.append(float(entropy([alive])))
         labels = choice.labels if isinstance(choice, OpChoice) else range(choice.size)
-        for label, weight in zip(labels, torch.softmax(alive, 0).tolist(), strict=True):
+        for label, weight in zip(labels, row.tolist(), strict=True):
             figures[f"weight/{name}/{label}"] = weight
     return {"entropy": sum(entropies) / len(entropies), **figures} if entropies else figures

@@ -12,6 +12,7 @@ from torch import nn
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import InputChoice, OpChoice
+from archgrad.choices.subsets import without_topology
 from archgrad.costs.latency import Runtime
 from archgrad.derive.discretise import build, strengths
 from archgrad.errors import ChoiceError, ConfigError
@@ -46,7 +47,7 @@ def supernet(space: nn.Module, run: Run, *, needs: str, single: bool = False) ->
         space: any network whose choices are OpChoice and InputChoice; it is not changed.
         run: whose device it is moved to.
         needs: the method's name, for messages.
-        single: whether every InputChoice has to keep one input.
+        single: whether every InputChoice has to keep one input, or carry a distribution over subsets.
 
     Raises:
         ChoiceError: a space without choices, with gates, or with an InputChoice of several inputs if `single`.
@@ -62,11 +63,13 @@ def supernet(space: nn.Module, run: Run, *, needs: str, single: bool = False) ->
         raise ChoiceError(
             f"{needs} decides operations and inputs; {gates[:3]} are gates, which archgrad.dnal decides"
         )
-    several = [name for name, choice in found.items() if isinstance(choice, InputChoice) and choice.keep > 1]
+    inputs = {name: choice for name, choice in found.items() if isinstance(choice, InputChoice)}
+    several = [name for name, choice in inputs.items() if choice.keep > 1 and without_topology(choice)]
     if single and several:
         raise ChoiceError(
             f"{needs} samples one candidate for each choice; {several[:3]} keep several inputs: give each input "
-            f"a choice of its own, as archgrad.darts_cells(factorised=True) does"
+            f"a choice of its own, as archgrad.darts_cells(factorised=True) does, or give the choice a distribution "
+            f"over subsets by archgrad.choices.subsets.topology"
         )
     return copy.deepcopy(space).to(run.device)
 
