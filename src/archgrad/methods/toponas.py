@@ -9,7 +9,7 @@ C_j the subsets of K inputs of node j, w the weights:
     w: descend L_train(w, alpha, beta)                      one step of each, in turns, after a warm-up of w alone
     derive: the likeliest subset of each node, and on its edges the heaviest operations
 
-Only the paper's abstract was at hand. Reconstructed, and marked so on the method's page: both forms of p (a table over
+Only the paper's abstract was at hand. Reconstructed, and marked so on its page here: both forms of p (a table over
 subsets, or factorised), and both readings of the passive-aggressive regulariser PA ("mass": the probability that a
 node keeps a wrong number of inputs; "margin": the lead of the likeliest subset).
 

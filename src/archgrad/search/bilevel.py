@@ -110,7 +110,7 @@ def state(space: nn.Module) -> dict[str, float]:
         relaxation = choice.relaxation
         parameters = list(relaxation.parameters()) if relaxation is not None else []
         if isinstance(relaxation, Subsets):
-            entropies.append(float(relaxation.entropy(choice.live)))
+            entropies.append(float(relaxation.entropy(choice.live).detach()))
             row = relaxation(choice.live).detach()
         elif len(parameters) == 1:
             alive = parameters[0].detach().masked_fill(~choice.live, float("-inf"))
