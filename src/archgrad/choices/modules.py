@@ -184,7 +184,8 @@ class InputChoice(Choice):
         super().__init__(size, name=name)
         if not 1 <= keep <= size:
             raise ChoiceError(f"choice {name!r} keeps {keep} of {size} inputs; allowed is 1 to {size}")
-        self.keep = keep
+        # `archgrad.choices.subsets.topology` may leave the number free between the two.
+        self.fewest = self.keep = keep
         self.edges = None if edges is None else nn.ModuleList(edges)
         if self.edges is not None and len(self.edges) != size:
             raise ChoiceError(f"choice {name!r} has {size} inputs and {len(self.edges)} edges; give one an input")
@@ -205,16 +206,21 @@ class InputChoice(Choice):
         return _own_share(self, path, "edges")
 
     def picked(self, pick: Pick) -> Tensor:
-        """[size] bool with `keep` true entries."""
+        """[size] bool with `fewest` to `keep` true entries."""
         kept = self._entries(pick)
-        if int(kept.sum()) != self.keep:
-            raise ArchitectureError(f"choice {self.name!r} keeps {self.keep} inputs; the pick {pick!r} does not")
+        if not self.fewest <= int(kept.sum()) <= self.keep:
+            allowed = self.keep if self.fewest == self.keep else f"{self.fewest} to {self.keep}"
+            raise ArchitectureError(f"choice {self.name!r} keeps {allowed} inputs; the pick {pick!r} does not")
         return kept
 
     def sampled(self, generator: torch.Generator | None) -> tuple[int, ...]:
-        """`keep` live inputs, uniformly."""
+        """`keep` live inputs, uniformly; where their number is free, first that."""
         alive = self.live.nonzero().flatten().cpu()
-        order = torch.randperm(len(alive), generator=generator)[: self.keep]
+        count = self.keep
+        if self.fewest < self.keep:
+            most = min(self.keep, len(alive))
+            count = int(torch.randint(self.fewest, most + 1, (), generator=generator))
+        order = torch.randperm(len(alive), generator=generator)[:count]
         return tuple(sorted(alive[order].tolist()))
 
 

@@ -13,6 +13,7 @@ from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.channels import Coupling, remove_branch, remove_channels
 from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
 from archgrad.choices.relaxations import Open
+from archgrad.choices.subsets import Subsets
 from archgrad.derive.plain import picked, plain, unparametrize
 from archgrad.errors import ChoiceError, ConfigError
 
@@ -30,9 +31,10 @@ def decide(space: nn.Module, *, threshold: float = 0.5, weights: Mapping[str, Te
     """The architecture that the mixing weights point at.
 
     An `OpChoice` takes its heaviest live candidate that is not barred, an `InputChoice` its `keep` heaviest
-    inputs, a `Gate` all entries above `threshold`, at least the heaviest unless the gate's branch may vanish.
-    Inputs that are all mixed at full strength (relaxation `Open`) weigh what the heaviest candidate on their
-    edge does that is not barred: the rule of DARTS. Of equals the first is taken.
+    inputs, or the likeliest subset of a distribution over subsets, a `Gate` all entries above `threshold`, at least
+    the heaviest unless the gate's branch may vanish. Inputs that are all mixed at full strength (relaxation `Open`)
+    weigh what the heaviest candidate on their edge does that is not barred: the rule of DARTS. Of equals the first
+    is taken.
 
     Args:
         space: relaxed.
@@ -48,6 +50,8 @@ def decide(space: nn.Module, *, threshold: float = 0.5, weights: Mapping[str, Te
         row = scores[name].masked_fill(~choice.pickable, float("-inf"))
         if isinstance(choice, OpChoice):
             picks[name] = int(row.argmax())
+        elif isinstance(choice.relaxation, Subsets):
+            picks[name] = choice.relaxation.likeliest(choice.live)
         elif isinstance(choice, InputChoice):
             picks[name] = tuple(row.argsort(descending=True, stable=True)[: choice.keep].sort().values.tolist())
         else:
@@ -132,7 +136,12 @@ def build(
                 f"{type(space).__name__} has one size only: leave out cells, channels, auxiliary and drop_path "
                 f"(spaces of cells, such as archgrad.darts_cells, take them), or give your space a method `resized`"
             )
+        searched = choices(space)
         space = space.resized(cells=cells, channels=channels, auxiliary=auxiliary, drop_path=drop_path)
+        for name, same in choices(space).items():
+            for choice in same:
+                if isinstance(choice, InputChoice) and isinstance(before := searched[name][0], InputChoice):
+                    choice.fewest, choice.keep = before.fewest, before.keep
         weights = "fresh"
     decided = matched(space, architecture)
     gated = any(isinstance(same[0], Gate) for same in decided.values())

@@ -7,8 +7,9 @@ here. Implemented, alpha being the logits of all choices and w the weights of th
     w     = w - xi grad_w L_train(w, alpha)                                             one step of each, in turns
     derive: each operation the heaviest of its choice; each node the two inputs whose heaviest operations weigh most
 
-Inputs of a node are mixed at full strength. The training data is divided in halves, one for w and one for alpha.
-Second order takes the paper's finite difference for the mixed derivative, with radius 0.01 / |grad_w' L_valid|.
+Inputs of a node are mixed at full strength, unless the space comes with distributions over subsets of them. The
+training data is divided in halves, one for w and one for alpha. Second order takes the paper's finite difference for
+the mixed derivative, with radius 0.01 / |grad_w' L_valid|.
 
 What the paper leaves open, or is done otherwise here:
 - Nodes keep the inputs of their heaviest operations, "none" left out, as in the authors' code.
@@ -31,14 +32,14 @@ from torch.optim import Optimizer
 from archgrad.choices.access import logits, weights
 from archgrad.choices.policies import Prior
 from archgrad.costs.limits import Limit
-from archgrad.derive.discretise import decide, strengths
+from archgrad.derive.discretise import decide
 from archgrad.search.fit import MakeOptimiser, sgd, sgd_of_darts
 from archgrad.search.found import Found
 from archgrad.search.mixtures import descend_mixture, relax_as_mixture
 from archgrad.search.prior import recorded
 from archgrad.search.run import Run
 from archgrad.search.supernet import conclude, divided, foresee, supernet
-from archgrad.search.within import Within, refuse_measured
+from archgrad.search.within import Within, refuse_measured, scores
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch
 
@@ -63,7 +64,8 @@ def darts(
     """Search a supernet by gradient descent on the validation loss; the algorithm is on top of this file.
 
     Args:
-        space: a network with OpChoice and InputChoice, such as `archgrad.darts_cells()`; it is not changed.
+        space: a network with OpChoice and InputChoice, such as `archgrad.darts_cells()`, or what
+            `archgrad.choices.subsets.topology` makes of it; it is not changed.
         task: what networks are trained and scored on; its test part is read once, at the end.
         run: epochs of search and training together (default 60), seed, folder, device.
         limit: for instance `archgrad.macs(x).at_most(3e6)`; not on a measured cost.
@@ -103,7 +105,7 @@ def darts(
         space, task, run, weights=made, steps=steps, within=within, pressure=pressure, share=share, rate=rate,
         part=search, gradient=ahead if second_order else None, prior=prior,
     )  # fmt: skip
-    architecture = within.best(strengths(space)) if within else decide(space)
+    architecture = within.best(scores(space)) if within else decide(space)
     record = {"method": "darts", "title": f"{type(space).__name__} searched by DARTS", "settings": settings}
     return conclude(
         space, architecture, task, run, steps=rest, optimiser=train_optimiser, within=within, record=record

@@ -43,8 +43,9 @@ from archgrad.choices.access import logits, relax, using, weights
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Softmax
+from archgrad.choices.subsets import topologies, without_topology
 from archgrad.costs.limits import Limit
-from archgrad.derive.discretise import decide, strengths
+from archgrad.derive.discretise import decide
 from archgrad.search.bilevel import alternate, logit_rate
 from archgrad.search.dynamic import Every
 from archgrad.search.fit import MakeOptimiser, sgd
@@ -54,7 +55,7 @@ from archgrad.search.run import Run
 from archgrad.search.sampling import Branched, Estimate, Hinge, Sampler
 from archgrad.search.schedules import cosine
 from archgrad.search.supernet import conclude, divided, foresee, supernet
-from archgrad.search.within import Within
+from archgrad.search.within import Within, scores
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch, first
 
@@ -116,7 +117,8 @@ def unas(
     """Search a supernet by sampling it; the algorithm is on top of this file.
 
     Args:
-        space: OpChoice and InputChoice of one input: `archgrad.darts_cells(factorised=True)`; it is not changed.
+        space: OpChoice and InputChoice of one input (`archgrad.darts_cells(factorised=True)`), or of several by
+            distributions over subsets (`archgrad.choices.subsets.topology`); it is not changed.
         task: what networks are trained and scored on; its test part is read once, at the end.
         run: epochs of search and training together (default 60), seed, folder, device.
         limit: on any cost, measured ones included: `archgrad.latency(x, device="cpu").at_most(ms=4.0)`.
@@ -131,12 +133,12 @@ def unas(
         train_optimiser: of the weights of what was found.
 
     Raises:
-        ChoiceError: the space has no choice, has gates, or an InputChoice of several inputs.
+        ChoiceError: the space has no choice, has gates, or an InputChoice of several inputs without distribution.
         LimitError: no network of the space meets the limit; the message says the lowest reachable.
         NonFiniteError: a loss became NaN or infinite.
     """
     space = supernet(space, run, needs="UNAS", single=True)
-    warm_start(relax(space, Softmax), prior)
+    warm_start(relax(space, Softmax, where=without_topology), prior)
     task.check(space)
     steps, rest = divided(run, task, search)
     within = Within(space, limit) if limit else None
@@ -163,14 +165,14 @@ def unas(
     record = {"method": "unas", "title": f"{type(space).__name__} searched by UNAS", "settings": settings}
     return conclude(
         space, architecture, task, run, steps=rest, optimiser=train_optimiser, within=within, record=record
-    )  # fmt: skip
+    )
 
 
 def _derived(space: nn.Module, run: Run, within: Within | None) -> Architecture:
     """The likeliest architecture, under the limit if there is one; remembered, since a clock may decide otherwise."""
     if within is None:
         return decide(space)
-    likely = {name: row.clamp_min(1e-30).log() for name, row in strengths(space).items()}
+    likely = scores(space, logarithms=True)
     return Architecture.from_json(run.remember("architecture", lambda: within.best(likely).to_json()))
 
 
@@ -184,6 +186,7 @@ class _Objective:
         self.space, self.task, self.sampler, self.terms = space, task, sampler, terms
         self.black_box, self.hinge = black_box, hinge
         self.estimate = Estimate()
+        self.branched = space if isinstance(space, Branched) and not topologies(space) else None
         self.relaxed: dict[str, Tensor] = {}
 
     def weight_loss(self, network: nn.Module, batch: Batch) -> Tensor:
@@ -231,8 +234,8 @@ class _Objective:
                     differences = second - images if terms.gap == "pairwise" else second.mean() - images.mean()
                     images = images + terms.gap_weight * differences.abs()
             total = total + terms.task * (images if terms.per_image else images.mean())
-        if terms.duplicates and isinstance(self.space, Branched):
-            total = total + terms.duplicates * self.space.duplicates(given)
+        if terms.duplicates and self.branched is not None:
+            total = total + terms.duplicates * self.branched.duplicates(given)
         return total
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from archgrad.choices.access import choices, logits
 from archgrad.choices.clipped import prune
 from archgrad.choices.modules import OpChoice
+from archgrad.choices.subsets import Subsets
 from archgrad.derive.discretise import decide, discretised, strengths
 from archgrad.search.dynamic import ALWAYS, Pace
 from archgrad.search.fit import autocast, take_step
@@ -110,20 +111,24 @@ def mixed(space: nn.Module) -> dict[str, Tensor]:
 def state(space: nn.Module) -> dict[str, float]:
     """What the history shows of a relaxed space.
 
-    The mean entropy of the choices, each one's weights divided by their sum; the Euclidean distance of all weights
-    from those of the architecture that they point at; the weight of each candidate.
+    The mean entropy of the choices, each one's weights divided by their sum, or that of its distribution over
+    subsets; the Euclidean distance of all weights from those of the architecture that they point at; the weight of
+    each candidate, or the probability of each input of being kept.
     """
     found = {
         name: same[0] for name, same in choices(space).items()
-        if same[0].relaxation is not None and len(list(same[0].relaxation.parameters())) == 1
+        if isinstance(same[0].relaxation, Subsets)
+        or (same[0].relaxation is not None and len(list(same[0].relaxation.parameters())) == 1)
     }  # fmt: skip
     if not found:
         return {}
     rows, figures, entropies = strengths(space), dict[str, float](), []
     target = discretised(space, decide(space))
     for name, choice in found.items():
-        share = rows[name] / rows[name].sum()
-        entropies.append(float(torch.special.entr(share).sum()))
+        if isinstance(choice.relaxation, Subsets):
+            entropies.append(float(choice.relaxation.entropy(choice.live).detach()))
+        else:
+            entropies.append(float(torch.special.entr(rows[name] / rows[name].sum()).sum()))
         labels = choice.labels if isinstance(choice, OpChoice) else range(choice.size)
         for label, weight in zip(labels, rows[name].tolist(), strict=True):
             figures[f"weight/{name}/{label}"] = weight

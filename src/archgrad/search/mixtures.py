@@ -12,8 +12,9 @@ from archgrad.choices.access import logits, relax, weights
 from archgrad.choices.modules import InputChoice
 from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Open, Softmax
+from archgrad.choices.subsets import without_topology
 from archgrad.costs.limits import Limit
-from archgrad.derive.discretise import decide, strengths
+from archgrad.derive.discretise import decide
 from archgrad.search.bilevel import alternate, logit_rate, mixed
 from archgrad.search.fit import MakeOptimiser, sgd_of_darts
 from archgrad.search.found import Found
@@ -21,7 +22,7 @@ from archgrad.search.prior import warm_start
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.search.supernet import conclude, divided, supernet
-from archgrad.search.within import Within
+from archgrad.search.within import Within, scores
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch
 
@@ -30,9 +31,9 @@ MixtureGradient = Callable[[Batch, Batch, Callable[[Batch], Tensor]], tuple[Tens
 
 
 def relax_as_mixture(space: nn.Module) -> None:
-    """A softmax for every choice; inputs of a node that keeps several are all mixed at full strength."""
-    relax(space, Softmax)
-    relax(space, Open, where=lambda choice: isinstance(choice, InputChoice) and choice.keep > 1)
+    """A softmax for every choice without a topology; inputs of a node that keeps several are mixed in full."""
+    relax(space, Softmax, where=without_topology)
+    relax(space, Open, where=lambda c: isinstance(c, InputChoice) and c.keep > 1 and without_topology(c))
 
 
 def descend_mixture(
@@ -119,5 +120,5 @@ def search_mixture(
     if within:
         within.begin(run)
     descend_mixture(space, task, run, weights=optimiser(weights(space)), steps=steps, within=within, share=share)
-    architecture = within.best(strengths(space)) if within else decide(space)
+    architecture = within.best(scores(space)) if within else decide(space)
     return conclude(space, architecture, task, run, steps=rest, optimiser=optimiser, within=within, record={})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from archgrad.choices import access
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.policies import Prior, check_prior
+from archgrad.choices.subsets import Table
 from archgrad.errors import ConfigError
 
 
@@ -102,8 +103,8 @@ def warm_start(space: nn.Module, given: Prior | None) -> None:
 
         logits_c <- logits_c + prior_c
 
-    Choices whose relaxation has no logits of its own for each entry (the inputs that DARTS mixes at full strength)
-    stay as they are; so do choices that the prior does not name.
+    A table of subsets adds the sum over the inputs of each. Choices whose relaxation has no logits for its entries
+    (the inputs that DARTS mixes at full strength) stay as they are; so do choices that the prior does not name.
 
     Raises:
         ChoiceError: the prior names a choice that the space does not have, or has logits of another size, or NaN.
@@ -116,7 +117,9 @@ def warm_start(space: nn.Module, given: Prior | None) -> None:
         for name, values in given.items():
             relaxation = found[name][0].relaxation
             logits = getattr(relaxation, "logits", None)
-            if isinstance(logits, nn.Parameter) and logits.shape == values.shape:
+            if isinstance(relaxation, Table):
+                relaxation.logits.add_(relaxation.subsets.to(relaxation.logits) @ values.to(relaxation.logits))
+            elif isinstance(logits, nn.Parameter) and logits.shape == values.shape:
                 logits.add_(values.to(logits))
 
 

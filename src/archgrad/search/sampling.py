@@ -8,10 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices, logits
-from archgrad.choices.architecture import Architecture
+from archgrad.choices.access import choices
+from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.estimators import DecayingBaseline, Sample, control_variate, draw, soften
-from archgrad.choices.modules import InputChoice
+from archgrad.choices.modules import Choice, InputChoice
+from archgrad.choices.subsets import Subsets
 from archgrad.search.bilevel import mixed
 from archgrad.search.run import Run
 from archgrad.search.within import Within
@@ -27,10 +28,13 @@ class Branched(Protocol):
 
 
 class Sampler:
-    """Draws architectures from the softmax of a space's logits.
+    """Draws architectures from the softmax of a space's logits, or from distributions over subsets.
+
+    A choice with a distribution over subsets is drawn as one categorical choice among these: K is their number, and
+    `named` turns their weights into those of the inputs.
 
     Args:
-        space: every choice relaxed with a softmax of its own, in the order of `choices(space)`.
+        space: every choice relaxed with a softmax or a distribution over subsets of its own.
         run: whose generator "architectures" is drawn from.
         temperature: of the relaxed samples.
         softening: added to every probability that is sampled from.
@@ -43,26 +47,39 @@ class Sampler:
     def draw(self, samples: int = 1) -> Sample:
         """Hard, relaxed and conditional weights, [samples, K] for each choice, with gradient to the logits."""
         soft = soften(
-            [
-                logit.masked_fill(~choice.live, float("-inf"))
-                for (choice, *_), logit in zip(choices(self.space).values(), logits(self.space), strict=True)
-            ],
+            [_logits(choice) for choice, *_ in choices(self.space).values()],
             self.softening,
         )
         return draw(soft, temperature=self.temperature, samples=samples, generator=self.generator)
 
     def named(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
         """Weights as `using` takes them: [samples, K] for an architecture an image, [K] for one a batch."""
-        names = choices(self.space)
-        return {name: row if len(row) > 1 else row[0] for name, row in zip(names, rows, strict=True)}
+        named = {}
+        for (name, (choice, *_)), row in zip(choices(self.space).items(), rows, strict=True):
+            if isinstance(choice.relaxation, Subsets):
+                row = row @ choice.relaxation.subsets.to(row)
+            named[name] = row if len(row) > 1 else row[0]
+        return named
 
     def architecture(self, sample: Sample) -> Architecture:
         """The architecture of the first one-hots of a sample."""
-        picks = {}
+        picks: dict[str, Pick] = {}
         for (name, (choice, *_)), row in zip(choices(self.space).items(), sample.hard, strict=True):
             index = int(row[0].argmax())
-            picks[name] = (index,) if isinstance(choice, InputChoice) else index
+            if isinstance(choice.relaxation, Subsets):
+                picks[name] = tuple(choice.relaxation.subsets[index].nonzero().flatten().tolist())
+            else:
+                picks[name] = (index,) if isinstance(choice, InputChoice) else index
         return Architecture(picks)
+
+
+def _logits(choice: Choice) -> Tensor:
+    """What a choice is drawn from: [size], or [subsets]; -inf for what is dead."""
+    assert choice.relaxation is not None
+    if isinstance(choice.relaxation, Subsets):
+        return choice.relaxation.log_probabilities(choice.live).float()
+    (logit,) = choice.relaxation.parameters()
+    return logit.masked_fill(~choice.live, float("-inf"))
 
 
 class Estimate:

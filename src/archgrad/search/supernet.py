@@ -14,6 +14,7 @@ from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.lazy import built
 from archgrad.choices.modules import InputChoice, OpChoice
+from archgrad.choices.subsets import without_topology
 from archgrad.costs.count import params
 from archgrad.costs.latency import Runtime
 from archgrad.costs.memory import GIB, available_bytes, predict
@@ -52,7 +53,7 @@ def supernet(space: nn.Module, run: Run, *, needs: str, single: bool = False) ->
         space: any network whose choices are OpChoice and InputChoice; it is not changed.
         run: whose device it is moved to.
         needs: the method's name, for messages.
-        single: whether every InputChoice has to keep one input.
+        single: whether every InputChoice has to keep one input, or carry a distribution over subsets.
 
     Raises:
         ChoiceError: a space without choices, with gates, or with an InputChoice of several inputs if `single`.
@@ -77,11 +78,13 @@ def refuse_unfit(space: nn.Module, *, needs: str, single: bool = False) -> None:
         raise ChoiceError(
             f"{needs} decides operations and inputs; {gates[:3]} are gates, which archgrad.dnal decides"
         )
-    several = [name for name, choice in found.items() if isinstance(choice, InputChoice) and choice.keep > 1]
+    inputs = {name: choice for name, choice in found.items() if isinstance(choice, InputChoice)}
+    several = [name for name, choice in inputs.items() if choice.keep > 1 and without_topology(choice)]
     if single and several:
         raise ChoiceError(
             f"{needs} samples one candidate for each choice; {several[:3]} keep several inputs: give each input "
-            f"a choice of its own, as archgrad.darts_cells(factorised=True) does"
+            f"a choice of its own, as archgrad.darts_cells(factorised=True) does, or give the choice a distribution "
+            f"over subsets by archgrad.choices.subsets.topology"
         )
 
 

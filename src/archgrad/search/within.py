@@ -16,12 +16,13 @@ from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.choices.policies import Uniform
+from archgrad.choices.subsets import probabilities
 from archgrad.costs.column import Column
 from archgrad.costs.count import Macs, Params
 from archgrad.costs.limits import Limit, Predicts
 from archgrad.costs.surrogate import FEWEST, Surrogate
 from archgrad.costs.table import Table
-from archgrad.derive.discretise import build
+from archgrad.derive.discretise import build, strengths
 from archgrad.errors import LimitError
 from archgrad.search.run import Run
 
@@ -31,6 +32,8 @@ MEASURED_ROOM = (1.0, 0.97, 0.92, 0.85, 0.75, 0.6, 0.4)
 SAMPLES = (100, 300)
 READINGS = 5  # of what is chosen, and of what is handed back
 PATIENCE = 10  # rounds of them for what is handed back, a second apart
+LEAST = 1e-30  # probability whose logarithm is taken
+Scores = Tensor | Mapping[tuple[int, ...], float]
 BUSY = 1.05  # how far a median may lie above the lowest reading before it is held for a sign of other work
 SWEEPS = 20  # of coordinate descent, which ends by itself long before
 
@@ -212,7 +215,7 @@ class Within:
         if self.surrogate is not None:
             self.surrogate.fit()
 
-    def best(self, scores: Mapping[str, Tensor]) -> Architecture:
+    def best(self, scores: Mapping[str, Scores]) -> Architecture:
         """The architecture of the highest total score under the limit, found greedily.
 
         From the best of all, the picks that lose least for what they save are changed until the price is under
@@ -220,7 +223,8 @@ class Within:
         what is returned.
 
         Args:
-            scores: for each choice [size], such as log-probabilities; an InputChoice scores the sum of its picks.
+            scores: for each choice [size], such as log-probabilities, of which an InputChoice scores the sum of its
+                picks; or the score of each pick.
 
         Raises:
             LimitError: the clock is too noisy for a limit this tight.
@@ -249,7 +253,7 @@ class Within:
         """The price as it was measured, if it was; else as predicted."""
         return self._known[architecture] if architecture in self._known else self.predicted(architecture)
 
-    def _greedy(self, scores: Mapping[str, Tensor], bound: float) -> Architecture:
+    def _greedy(self, scores: Mapping[str, Scores], bound: float) -> Architecture:
         value = _Scored(scores)
         now = Architecture({name: value.best(choice) for name, choice in self._choices.items()})
         price = self._guess(now)
@@ -339,14 +343,30 @@ def refuse_measured(limit: Limit | None, *, method: str) -> None:
         )
 
 
+def scores(space: nn.Module, *, logarithms: bool = False) -> dict[str, Scores]:
+    """What `Within.best` weighs: `strengths`, and the probability of each subset where inputs have a distribution."""
+    rows: dict[str, Scores] = {**strengths(space), **probabilities(space)}
+    if not logarithms:
+        return rows
+    return {
+        name: row.clamp_min(LEAST).log()
+        if isinstance(row, Tensor)
+        else {p: math.log(max(v, LEAST)) for p, v in row.items()}
+        for name, row in rows.items()
+    }
+
+
 class _Scored:
     """Total scores of picks."""
 
-    def __init__(self, scores: Mapping[str, Tensor]) -> None:
-        self.scores = {name: row.detach().double().cpu() for name, row in scores.items()}
+    def __init__(self, scores: Mapping[str, Scores]) -> None:
+        self.scores = {n: s.detach().double().cpu() if isinstance(s, Tensor) else s for n, s in scores.items()}
 
     def of(self, name: str, pick: Pick) -> float:
-        return float(self.scores[name][[pick] if isinstance(pick, int) else list(pick)].sum())
+        scores = self.scores[name]
+        if not isinstance(scores, Tensor):
+            return scores[pick]  # type: ignore[index]
+        return float(scores[[pick] if isinstance(pick, int) else list(pick)].sum())
 
     def best(self, choice: Choice) -> Pick:
         return max(_picks(choice), key=lambda pick: self.of(choice.name, pick))
@@ -357,4 +377,5 @@ def _picks(choice: Choice) -> list[Pick]:
     if isinstance(choice, OpChoice):
         return alive
     assert isinstance(choice, InputChoice)
-    return list(itertools.combinations(alive, choice.keep))
+    sizes = range(choice.fewest, choice.keep + 1)
+    return [pick for size in sizes for pick in itertools.combinations(alive, size)]

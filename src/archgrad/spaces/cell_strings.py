@@ -3,7 +3,8 @@
     normal 0:sep_conv_3x3,1:skip_connect | 0:max_pool_3x3,2:dil_conv_5x5 reduce 0:none,1:none | 1:none,2:none
     Genotype(normal=[('sep_conv_3x3', 0), ('skip_connect', 1), ...], normal_concat=range(2, 4), reduce=[...], ...)
 
-A node is two pairs of a source state and an operation; nodes are numbered from 2, behind the cell's two inputs.
+A node is two pairs of a source state and an operation (where topology is free, another number, which is shown but not
+read); nodes are numbered from 2, behind the cell's two inputs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import NoReturn
 from archgrad.errors import ArchitectureError
 
 Pair = tuple[int, str]
-Node = tuple[Pair, Pair]
+Node = tuple[Pair, ...]
 Cells = dict[str, tuple[Node, ...]]
 
 KINDS = ("normal", "reduce")

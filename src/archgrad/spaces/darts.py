@@ -297,8 +297,7 @@ class DartsCells(nn.Module):
         else:
             sources = list(_several(architecture[f"{name}.inputs"]))
             ops = [architecture[f"{name}.{source}"] for source in sources]
-        first, second = ((s, self.labels[_single(o)]) for s, o in zip(sources, ops, strict=True))
-        return first, second
+        return tuple((s, self.labels[_single(o)]) for s, o in zip(sources, ops, strict=True))
 
 
 def _labels(operations: int | Sequence[str] | None, published: tuple[str, ...]) -> tuple[str, ...]:
