@@ -13,14 +13,13 @@ Gumbel-softmax relaxation, zeta~ its conditional sample of the same noise:
 S counts nodes whose two branches are the same, in spaces that know it.
 
 What the paper leaves open, or its code does otherwise, and what is done here:
-- The authors' code takes the absolute value of each pair of images (`gap="pairwise"`), which also penalises losses
-  that differ from image to image: where networks have learnt little it prefers those that answer always the same, as
-  a test of ours shows. The default is the difference of the two batch means ("batch").
+- The authors' code takes the absolute value of each pair of images (`gap="pairwise"`), which prefers networks that
+  answer always the same where little is learnt yet, as a test shows. The default is the difference of the two batch
+  means ("batch").
 - One-hots are exact, log p(z) is that of the softened logits that are sampled from, uniforms are clamped at 1e-12.
 - One architecture a batch by default, with a decaying baseline, since images that share a BatchNorm but not an
   architecture bias the gradient a little and cost every operation; `per_image=True` is the published form.
-- The hinge is relative to the bound (beta 1 is the published 0.1 per ms at its 10 ms); the surrogate is fitted again
-  as the policy moves.
+- The hinge is relative to the bound (beta 1 is the published 0.1 per ms at its 10 ms); the surrogate is refitted.
 - Relaxed weights below 0.05 are left out of weight steps, as in the authors' code.
 - The logits' rate is the published 1e-3, raised in searches of few thousand steps; weights are trained by SGD by
   default, since the published Adam at 3e-4 (`adam_of_unas`) needs tens of thousands of steps. Ours.
@@ -184,8 +183,7 @@ class _Objective:
         hinge: Hinge | None,
     ) -> None:  # fmt: skip
         self.space, self.task, self.sampler, self.terms = space, task, sampler, terms
-        self.black_box, self.hinge = black_box, hinge
-        self.estimate = Estimate()
+        self.black_box, self.hinge, self.estimate = black_box, hinge, Estimate()
         self.branched = space if isinstance(space, Branched) and not topologies(space) else None
         self.relaxed: dict[str, Tensor] = {}
 
