@@ -120,7 +120,7 @@ def scored(few: dict[str, float], seed: int, batch: int) -> dict[str, list[float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--share", type=float, default=0.05)
+    parser.add_argument("--share", type=float, default=0.01)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
