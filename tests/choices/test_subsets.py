@@ -71,7 +71,9 @@ def test_marginals_probabilities_and_the_rest_are_those_of_the_enumeration(size:
         first, second, *_ = [*sorted(p.values(), reverse=True), 0.0]
         assert float(made.lead(live).detach()) == pytest.approx(first - second, abs=1e-12)
         assert made.likeliest(live) == max(p, key=p.__getitem__)
-        assert float(made.entropy(live).detach()) == pytest.approx(-sum(w * math.log(w) for w in p.values()), abs=1e-10)
+        assert float(made.entropy(live).detach()) == pytest.approx(
+            -sum(w * math.log(w) for w in p.values()), abs=1e-10
+        )
         weights = [math.exp(e / 0.5) for e, alive in zip(made.logits.tolist(), live.tolist(), strict=True) if alive]
         valid = sum(
             math.prod(weights[i] for i in c)
@@ -161,7 +163,9 @@ def test_a_node_without_a_choice_has_weight_one_and_no_gradient(make: type[Subse
         assert all(float(g.abs().max()) < 1e-12 for g in gradients)
         assert float(made.lead(everything(size)).detach()) == pytest.approx(1.0)
     made = scattered(make(3, 2).double())
-    assert any(bool(g.any()) for g in torch.autograd.grad(made(everything(3)).square().sum(), list(made.parameters())))
+    assert any(
+        bool(g.any()) for g in torch.autograd.grad(made(everything(3)).square().sum(), list(made.parameters()))
+    )
 
 
 def test_permuted_inputs_have_permuted_marginals() -> None:
