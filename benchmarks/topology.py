@@ -7,8 +7,8 @@ A teacher cell has four nodes behind two inputs; each adds two fixed operations,
 random. A supernet of all inputs and operations regresses what is seen of the teacher, the weights on half of the data
 and the logits on the other half. Seen is a fixed random projection of the concatenated nodes to the width of one
 ("readout"), as by the layer behind a cell, or every node by itself ("nodes"), which is easier. Everything but the
-topology is the same for all variants: data, weights at the start, optimisers, steps. Rows that --out already holds are
-not run again.
+topology is the same for all variants: data, weights at the start, optimisers, steps. Rows that --out already holds
+are not run again.
 
 Recovery of topology: the share of the three nodes with a choice whose two inputs are both the planted ones (at random
 0.2). Recovery of edges: the share of the six planted edges of these nodes that are kept (at random 0.52). Recovery of
