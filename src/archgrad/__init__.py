@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from archgrad.choices.access import draw, hold, logits, relax, restrict, sample, using, weights
     from archgrad.choices.architecture import Architecture
+    from archgrad.choices.lazy import Lazy
     from archgrad.choices.modules import Gate, InputChoice, OpChoice
     from archgrad.choices.relaxations import gumbel_softmax, scaled_sigmoid, softmax
     from archgrad.costs.count import macs, params
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
     from archgrad.methods.dnal import dnal
     from archgrad.methods.freenas import freenas
     from archgrad.methods.monas import monas
+    from archgrad.methods.radars import radars
     from archgrad.methods.random_search import random_search
+    from archgrad.methods.toponas import toponas
     from archgrad.methods.unas import unas
     from archgrad.search.fit import adamw, fit, recalibrate, sgd
     from archgrad.search.found import Found, derive
@@ -72,6 +75,7 @@ __all__ = [
     "Gate",
     "InputChoice",
     "InputError",
+    "Lazy",
     "Limit",
     "LimitError",
     "MissingExtra",
@@ -117,6 +121,7 @@ __all__ = [
     "params",
     "peak_memory",
     "prior",
+    "radars",
     "random_search",
     "recalibrate",
     "relax",
@@ -126,6 +131,7 @@ __all__ = [
     "sgd",
     "slim",
     "softmax",
+    "toponas",
     "unas",
     "using",
     "warm_start",
@@ -136,6 +142,7 @@ __all__ = [
 _HOMES = {
     "choices.access": ("draw", "hold", "logits", "relax", "restrict", "sample", "using", "weights"),
     "choices.architecture": ("Architecture",),
+    "choices.lazy": ("Lazy",),
     "choices.modules": ("Gate", "InputChoice", "OpChoice"),
     "choices.relaxations": ("gumbel_softmax", "scaled_sigmoid", "softmax"),
     "costs.count": ("macs", "params"),
@@ -154,7 +161,9 @@ _HOMES = {
     "methods.dnal": ("dnal",),
     "methods.freenas": ("freenas",),
     "methods.monas": ("monas",),
+    "methods.radars": ("radars",),
     "methods.random_search": ("random_search",),
+    "methods.toponas": ("toponas",),
     "methods.unas": ("unas",),
     "search.fit": ("adamw", "fit", "recalibrate", "sgd"),
     "search.schedules": ("warm_up_cosine",),

@@ -98,10 +98,21 @@ def test_report_prints_the_table_and_draws_the_page(
 
 def test_methods_are_described_by_their_own_headers(cli: Callable) -> None:
     rows = {row["name"]: row for row in json.loads(cli("methods", "--json").stdout)}
-    assert list(rows) == ["unas", "darts", "random_search", "freenas", "dnal"]
+    assert list(rows) == [
+        "unas",
+        "darts",
+        "darts_prime",
+        "toponas",
+        "radars",
+        "monas",
+        "random_search",
+        "freenas",
+        "dnal",
+    ]
     assert rows["dnal"]["purpose"].startswith("slim a network")
     papers = {"unas": "1912.07651", "darts": "1806.09055", "random_search": "1902.07638", "dnal": "2103.02126"}
-    papers["freenas"] = "2106.11542"
+    papers |= {"freenas": "2106.11542", "darts_prime": "2106.11655", "toponas": "2011.09300"}
+    papers |= {"radars": "2109.05691", "monas": "1806.10332"}
     for name, row in rows.items():
         assert papers[name] in row["paper"]
         assert row["paper"].endswith(")")

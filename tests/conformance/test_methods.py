@@ -20,6 +20,7 @@ from torch import nn
 import archgrad as ag
 from archgrad.errors import LimitError
 from archgrad.methods.darts_prime import Constraint
+from archgrad.methods.toponas import Terms as Topology
 from archgrad.methods.unas import Terms
 
 SLIM = functools.partial(ag.dnal, pretrained=True, round_to=1, gate_epochs=3)
@@ -36,6 +37,16 @@ METHODS: dict[str, tuple[Callable[..., ag.Found], Problem]] = {
     ),
     "darts_prime, clipped and ADMM": (
         functools.partial(ag.darts_prime, constraint=Constraint(activation="clipped", regulariser="admm")),
+        SUPERNET,
+    ),
+    "toponas": (ag.toponas, SUPERNET),
+    "toponas, table": (
+        functools.partial(ag.toponas, terms=Topology(form="table", temperature=(2.0, 0.2))),
+        SUPERNET,
+    ),
+    "radars": (ag.radars, SUPERNET),
+    "radars, bound": (
+        functools.partial(ag.radars, memory=ag.peak_memory(EXAMPLE).at_most(peak_bytes=44_000)),
         SUPERNET,
     ),
     "monas": (ag.monas, SUPERNET),
@@ -145,6 +156,8 @@ KILLED_IN = {
     "darts": ("search",),
     "darts_prime": ("search",),
     "darts_prime, clipped and ADMM": ("search",),
+    "toponas": ("search",),
+    "radars, bound": ("explore-0", "exploit-0-search"),
     "monas": ("trial",),
     "unas": ("search", "train"),
     "random_search": ("trial",),

@@ -11,6 +11,8 @@ METHODS = {
     "unas": "archgrad.methods.unas:unas",
     "darts": "archgrad.methods.darts:darts",
     "darts_prime": "archgrad.methods.darts_prime:darts_prime",
+    "toponas": "archgrad.methods.toponas:toponas",
+    "radars": "archgrad.methods.radars:radars",
     "monas": "archgrad.methods.monas:monas",
     "random_search": "archgrad.methods.random_search:random_search",
     "freenas": "archgrad.methods.freenas:freenas",

@@ -17,14 +17,18 @@ from archgrad.methods.darts import darts
 from archgrad.methods.darts_prime import darts_prime
 from archgrad.methods.freenas import freenas
 from archgrad.methods.monas import monas
+from archgrad.methods.radars import radars
 from archgrad.methods.random_search import random_search
+from archgrad.methods.toponas import toponas
 from archgrad.methods.unas import unas
 from archgrad.report import page
 from archgrad.search.checkpoint import replace_text
 from archgrad.search.found import Found
 from archgrad.search.run import Run
 
-_GRADIENT: dict[str, Callable[..., Found]] = {"unas": unas, "darts": darts, "darts_prime": darts_prime}
+_GRADIENT: dict[str, Callable[..., Found]] = {
+    "unas": unas, "darts": darts, "darts_prime": darts_prime, "toponas": toponas, "radars": radars,
+}  # fmt: skip
 _CLASSES, _CHANNELS, _SIDE = 10, 3, 32  # of images where no data says otherwise: those of CIFAR-10
 
 
