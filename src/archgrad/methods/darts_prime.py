@@ -1,9 +1,9 @@
 """DARTS-PRIME: DARTS with a schedule that waits for the weights, and a pull of the mixture to discrete weights.
 
 Paper: Maile, Lecarpentier, Luga, Wilson, "DARTS-PRIME: regularization and scheduling improve constrained optimization
-in differentiable NAS", arXiv 2106.11655 (v1 and v2: "On constrained optimization in differentiable neural
-architecture search"). Implemented, alpha being the logits, a the mixing weights, disc(a) the zeros and ones of the
-architecture that they point at, Fbar the averaged squared norm of the weights' gradient:
+in differentiable NAS", arXiv 2106.11655 (2021). Its first two versions are called "On constrained optimization in
+differentiable neural architecture search". Implemented, alpha being the logits, a the mixing weights, disc(a) the
+zeros and ones of the architecture that they point at, Fbar the averaged squared norm of the weights' gradient:
 
     if the architecture is due (Fbar < theta; or every fth step):
         alpha: descend L_valid(w, a) + c (rho / 2) |a - disc(a)|                        proximity, c: share passed
