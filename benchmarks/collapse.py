@@ -44,8 +44,8 @@ METHODS: dict[str, Callable[..., ag.Found]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=1500)
-    parser.add_argument("--epochs", type=int, nargs="+", default=[5, 20, 60])
+    parser.add_argument("--images", type=int, default=600)
+    parser.add_argument("--epochs", type=int, nargs="+", default=[8, 25])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()

@@ -35,6 +35,7 @@ from archgrad.choices.relaxations import Open
 from archgrad.choices.subsets import topologies, topology, without_topology
 from archgrad.derive.discretise import decide
 from archgrad.search.bilevel import alternate, logit_rate
+from archgrad.search.dynamic import Every
 from archgrad.search.topology import Cooling, PassiveAggressive
 
 NODES, WIDTH, SAMPLES, BATCH = 4, 12, 4096, 64
@@ -179,7 +180,7 @@ def searched(variant: str, seed: int, *, steps: int, seen: str) -> dict[str, flo
 
     alternate(
         space, halves, run, weights=weights, architecture=architecture, steps=steps,
-        weight_loss=halves[0].loss, architecture_gradient=gradient, warm_up=warm_up,
+        weight_loss=halves[0].loss, architecture_gradient=gradient, pace=Every(after=warm_up),
         schedule=lambda progress: 1.0 - 0.9 * progress,
     )  # fmt: skip
     found = decide(space)
