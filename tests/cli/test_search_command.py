@@ -121,7 +121,7 @@ def test_stopped_and_resumed_is_the_search_never_stopped(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--method", "unass"], "'unass' was given. Allowed are unas, darts, random_search"),
+        (["--method", "unass"], "'unass' was given. Allowed are unas, darts, darts_prime, toponas, radars, monas"),
         (["--method", "dnal"], "dnal slims a network that you have: archgrad slim"),
         (
             ["--space", "dart"],
