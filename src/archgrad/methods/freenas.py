@@ -17,8 +17,7 @@ What the paper leaves open, or is done otherwise here:
   number of rounds in v1 is not known. One round is v2's one-shot form, the default. The schedule is SynFlow's.
 - The authors' code has alpha of N(0, 1e-3^2) and BatchNorm on batch statistics, which breaks the positivity that the
   score rests on, and its cells differ from seed to seed. Here alpha = 1, the norms are left out, and the scores are
-  means over several draws of the weights, each divided by its sum. Ours. `norm` has the other conventions, all of
-  them are recorded: they decide the answer more than anything else.
+  means over draws of the weights, each divided by its sum. Ours. `norm` has the other conventions; all are recorded.
 - `limit` is ours: the highest sum of log scores under it.
 
 Checked against: conservation of alpha d value / d alpha over the cuts of a cell, exact, in the tests.

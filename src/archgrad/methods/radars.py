@@ -17,8 +17,7 @@ sites l, policy pi_l, active candidates A_l, subspace S_l, price table m[l, o] a
     derive: the find of the round that scored best on validation data; trained from fresh weights
 
 What is open, and what is done here, all of it ours:
-- M(S) is settled on a prediction of the peak, temporaries included; where the sum of the table was too low, pairs are
-  taken out again. A step is measured before each exploitation.
+- M(S) is settled on a prediction of the peak; pairs are taken out again where it is too high, as when measured.
 - The reward is exp(-loss) on a validation batch, the first episodes are drawn evenly and teach nothing. Choices of
   inputs are not shrunk: paths draw them too, and the inner method has all of them.
 - `limit` bounds what is found; it prices the whole space, whose candidates are built once for that, on the device.
