@@ -61,7 +61,7 @@ class Terms:
     Attributes:
         form: of p: "factorised", one logit an input, or "table", one a subset.
         keep: inputs that a node keeps, or (fewest, most) to leave their number free; default: as the space has it.
-        regulariser: "mass", "margin", "none", or by default "mass" for the factorised form, "margin" for the table.
+        regulariser: "mass", "margin", "none", or by default "mass" for the factorised form, "none" for the table.
         tolerance: of "mass".
         margin: of "margin".
         weight: lambda, at its end.
@@ -169,7 +169,7 @@ def toponas(
 
 
 def _regulariser(space: nn.Module, terms: Terms, steps: int) -> PassiveAggressive | None:
-    reading = terms.regulariser or ("mass" if terms.form == "factorised" else "margin")
+    reading = terms.regulariser or ("mass" if terms.form == "factorised" else "none")
     if reading == "none":
         return None
     return PassiveAggressive(
