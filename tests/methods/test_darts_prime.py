@@ -9,6 +9,7 @@ import torch
 
 import archgrad as ag
 from archgrad.choices.access import choices
+from archgrad.choices.subsets import Subsets, topology
 from archgrad.errors import ConfigError, LimitError
 from archgrad.methods.darts_prime import Constraint, darts_prime
 from archgrad.search.signals import Stopped
@@ -48,6 +49,21 @@ def same(first: ag.Found, second: ag.Found) -> bool:
 def test_with_its_parts_off_it_is_darts_bit_for_bit() -> None:
     darts = ag.darts(space(), task(), run())
     assert same(darts_prime(space(), task(), run(), constraint=OFF), darts)
+
+
+@pytest.mark.parametrize("constraint", [Constraint(f=2), FULL])
+@pytest.mark.parametrize("form", ["table", "factorised"])
+def test_a_topology_of_its_own_is_kept(constraint: Constraint, form: str) -> None:
+    given = topology(space(), form=form)
+    found = darts_prime(given, task(), run(steps=20), constraint=constraint)
+    first = next(row for row in found.history if "entropy" in row)
+    nodes = [name for name, same in choices(given).items() if isinstance(same[0].relaxation, Subsets)]
+    assert nodes
+    for name in nodes:
+        # Inclusion probabilities: they sum to the two inputs that a node keeps, which no softmax does.
+        weights = [value for key, value in first.items() if key.startswith(f"weight/{name}/")]
+        assert sum(weights) == pytest.approx(2.0, abs=1e-4)
+        assert len(found.architecture[name]) == 2
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import kendalltau, rankdata, spearmanr  # type: ignore[import-untyped]
+from scipy.stats import kendalltau, rankdata, spearmanr
 
 from archgrad.errors import DataError
 from archgrad.tasks.tabular import EDGES, OPERATIONS, Tabular

@@ -396,5 +396,5 @@ def _threads(count: int) -> Iterator[None]:
 def _one_line(error: BaseException) -> str:
     while isinstance(error, torch.onnx.OnnxExporterError) and error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+    first = str(error).strip().partition("\n")[0].strip().rstrip(".")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

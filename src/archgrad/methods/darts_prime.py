@@ -38,24 +38,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from archgrad.choices.access import choices, logits, relax, restrict, weights
+from archgrad.choices.access import choices, logits, restrict, weights
 from archgrad.choices.clipped import Clipped, normalise_nodes
-from archgrad.choices.modules import InputChoice
 from archgrad.choices.policies import Prior
-from archgrad.choices.relaxations import Open, Softmax
+from archgrad.choices.relaxations import Softmax
 from archgrad.costs.limits import Limit
-from archgrad.derive.discretise import decide, strengths
+from archgrad.derive.discretise import decide
 from archgrad.errors import ConfigError
 from archgrad.search.bilevel import TRAVEL, alternate, logit_rate, mixed
 from archgrad.search.dynamic import Dynamic, Every, weights_share
 from archgrad.search.fit import MakeOptimiser, sgd, sgd_of_darts
 from archgrad.search.found import Found
+from archgrad.search.mixtures import relax_as_mixture
 from archgrad.search.objectives import Admm, Proximity, regularised
 from archgrad.search.prior import recorded, warm_start
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.search.supernet import conclude, divided, foresee, supernet
-from archgrad.search.within import Within, refuse_measured
+from archgrad.search.within import Within, refuse_measured, scores
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch
 
@@ -170,7 +170,7 @@ def darts_prime(
     def gradient(train: Batch, valid: Batch) -> tuple[Tensor, Sequence[Tensor | None]]:
         loss = task.loss(space, valid)
         if within:
-            loss = loss + pressure * torch.relu(within.expected(mixed(space)) / within.bound - 1.0).to(loss)
+            loss = loss + pressure * within.excess(mixed(space)).to(loss)
         return loss, torch.autograd.grad(loss, logits(space), allow_unused=True)
 
     run.keep(space=space, weights=made, architecture=decided, pace=pace, term=term)
@@ -180,7 +180,7 @@ def darts_prime(
     )  # fmt: skip
     if within:
         _revive(space, given)
-    architecture = within.best(strengths(space)) if within else decide(space)
+    architecture = within.best(scores(space)) if within else decide(space)
     title = f"{type(space).__name__} searched by DARTS-PRIME"
     record = {"method": "darts_prime", "title": title, "settings": settings}
     return conclude(
@@ -191,8 +191,7 @@ def darts_prime(
 
 def _relaxed(space: nn.Module, task: Classification, run: Run, *, clipped: bool) -> None:
     """Relax the space, in place; clipped, without candidates that are barred, and with norms behind its nodes."""
-    relax(space, Clipped if clipped else Softmax)
-    relax(space, Open, where=lambda choice: isinstance(choice, InputChoice) and choice.keep > 1)
+    relax_as_mixture(space, Clipped if clipped else Softmax)
     task.check(space)
     if clipped:
         restrict(space, {name: same[0].pickable for name, same in choices(space).items()})
@@ -202,12 +201,12 @@ def _relaxed(space: nn.Module, task: Classification, run: Run, *, clipped: bool)
 
 def _start(space: nn.Module, *, clipped: bool) -> None:
     """Logits of 1e-3 N(0, 1), or, clipped, an even share of 1 for what is alive and 1e-4 N(0, 1)."""
+    for logit in logits(space):
+        nn.init.normal_(logit, std=1e-4 if clipped else 1e-3)
     for choice, *_ in choices(space).values():
-        for logit in choice.relaxation.parameters():  # type: ignore[union-attr]
-            nn.init.normal_(logit, std=1e-4 if clipped else 1e-3)
-            if clipped:
-                with torch.no_grad():
-                    logit.add_(1.0 / int(choice.live.sum())).mul_(choice.live)
+        if isinstance(choice.relaxation, Clipped):
+            with torch.no_grad():
+                choice.relaxation.logits.add_(1.0 / int(choice.live.sum())).mul_(choice.live)
 
 
 def _revive(space: nn.Module, given: nn.Module) -> None:

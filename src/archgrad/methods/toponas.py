@@ -151,7 +151,7 @@ def toponas(
         if regulariser is not None:
             loss = loss + regulariser().to(loss)
         if within is not None:
-            loss = loss + terms.pressure * torch.relu(within.expected(mixed(space)) / within.bound - 1.0).to(loss)
+            loss = loss + terms.pressure * within.excess(mixed(space)).to(loss)
         return loss, torch.autograd.grad(loss, logits(space), allow_unused=True)
 
     kept = {"regulariser": regulariser} if regulariser is not None else {}

@@ -30,9 +30,9 @@ from archgrad.tasks.task import Batch
 MixtureGradient = Callable[[Batch, Batch, Callable[[Batch], Tensor]], tuple[Tensor, Sequence[Tensor | None]]]
 
 
-def relax_as_mixture(space: nn.Module) -> None:
-    """A softmax for every choice without a topology; inputs of a node that keeps several are mixed in full."""
-    relax(space, Softmax, where=without_topology)
+def relax_as_mixture(space: nn.Module, relaxation: Callable[[int], nn.Module] = Softmax) -> None:
+    """A softmax, or another, for every choice without a topology; inputs of a node that keeps several are all in."""
+    relax(space, relaxation, where=without_topology)
     relax(space, Open, where=lambda c: isinstance(c, InputChoice) and c.keep > 1 and without_topology(c))
 
 
@@ -75,8 +75,7 @@ def descend_mixture(
 
     def loss_of(batch: Batch) -> Tensor:
         loss = task.loss(space, batch)
-        excess = 0.0 if within is None else torch.relu(within.expected(mixed(space)) / within.bound - 1.0).to(loss)
-        return loss + pressure * excess
+        return loss if within is None else loss + pressure * within.excess(mixed(space)).to(loss)
 
     def descended(train: Batch, valid: Batch) -> tuple[Tensor, Sequence[Tensor | None]]:
         if gradient is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from archgrad.choices import access
@@ -131,8 +132,6 @@ def recorded(given: Prior | None) -> dict[str, list[float]] | None:
 def _standing(scores: Sequence[float]) -> Tensor:
     """Ranks of the scores, ties averaged, with mean 0 and variance 1; all 0 where the scores are one."""
     given = np.asarray(scores, dtype=np.float64)
-    given = np.where(np.isfinite(given), given, -np.inf)
-    _, places, counts = np.unique(given, return_inverse=True, return_counts=True)
-    ranks = torch.from_numpy((np.cumsum(counts) - (counts - 1) / 2)[places])
+    ranks = torch.from_numpy(rankdata(np.where(np.isfinite(given), given, -np.inf)))
     ranks = ranks - ranks.mean()
     return ranks / ranks.std(correction=0).clamp_min(1e-12)

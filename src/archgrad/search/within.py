@@ -171,6 +171,10 @@ class Within:
             return self._linear.at({name: row.cpu() for name, row in weights.items()})
         return torch.tensor(statistics.fmean(self._known.values()), dtype=torch.float64)
 
+    def excess(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """max(0, price / bound - 1) at mixing weights; see `expected`."""
+        return torch.relu(self.expected(weights) / self.bound - 1.0)
+
     def reached(self, architecture: Architecture, network: nn.Module) -> float:
         """What the network handed back takes, on a recount or on a fresh measurement at the speed of the first ones.
 
