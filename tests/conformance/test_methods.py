@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import safetensors.torch
@@ -18,23 +19,32 @@ from planted import EXAMPLE, GATES, SUPERNET, Problem, limit, task
 from torch import nn
 
 import archgrad as ag
+from archgrad.choices.subsets import topology
 from archgrad.errors import LimitError
 from archgrad.methods.darts_prime import Constraint
 from archgrad.methods.toponas import Terms as Topology
 from archgrad.methods.unas import Terms
 
 SLIM = functools.partial(ag.dnal, pretrained=True, round_to=1, gate_epochs=3)
+
+
+def _on(method: Callable[..., ag.Found], form: Literal["table", "factorised"]) -> Callable[..., ag.Found]:
+    """The method on a space whose inputs have distributions over subsets."""
+
+    def search(space: nn.Module, task: ag.Classification, run: ag.Run, *, limit: ag.Limit | None) -> ag.Found:
+        return method(topology(space, form=form), task, run, limit=limit)
+
+    return search
+
+
 METHODS: dict[str, tuple[Callable[..., ag.Found], Problem]] = {
     "dnal": (SLIM, GATES),
     "dnal, joint": (functools.partial(SLIM, joint=True), GATES),
     "dnal, from scratch": (functools.partial(ag.dnal, round_to=1, gate_epochs=2), GATES),
     "darts": (ag.darts, SUPERNET),
     "darts, second order": (functools.partial(ag.darts, second_order=True), SUPERNET),
-    # The published pull and schedule lock in what leads first, which in so few steps is the operation that erases.
-    "darts_prime": (
-        functools.partial(ag.darts_prime, constraint=Constraint(schedule="static", f=1, rho=0.03)),
-        SUPERNET,
-    ),
+    # From the published threshold, 1, the architecture would move at once, on untrained weights.
+    "darts_prime": (functools.partial(ag.darts_prime, constraint=Constraint(threshold=1e-3)), SUPERNET),
     "darts_prime, clipped and ADMM": (
         functools.partial(ag.darts_prime, constraint=Constraint(activation="clipped", regulariser="admm")),
         SUPERNET,
@@ -44,6 +54,8 @@ METHODS: dict[str, tuple[Callable[..., ag.Found], Problem]] = {
         functools.partial(ag.toponas, terms=Topology(form="table", temperature=(2.0, 0.2))),
         SUPERNET,
     ),
+    "darts, topology": (_on(ag.darts, "table"), SUPERNET),
+    "unas, topology": (_on(ag.unas, "factorised"), SUPERNET),
     "radars": (ag.radars, SUPERNET),
     "radars, bound": (
         functools.partial(ag.radars, memory=ag.peak_memory(EXAMPLE).at_most(peak_bytes=44_000)),
