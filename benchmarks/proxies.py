@@ -21,16 +21,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from scipy.stats import kendalltau, spearmanr
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 import archgrad as ag
+from archgrad.cli.tables import agreement
 from archgrad.search import proxies
 from archgrad.spaces import nasbench201
 from archgrad.tasks.tabular import DATA, Tabular
@@ -170,40 +171,44 @@ def columns(cells: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, flo
     return found
 
 
-def correlations(scores: Mapping[str, float], task: Tabular) -> dict[str, float]:
-    """Over all cells scored: Spearman, Kendall, Spearman within the best tenth, regret of the highest score."""
-    cells = list(scores)
-    truth, given = np.array([task.score(c) for c in cells]), ranked([scores[c] for c in cells])
-    top = np.argsort(-truth)[: max(3, len(cells) // 10)]
-    first = np.flatnonzero(given == given.max())
-    return {
-        "spearman": float(spearmanr(given, truth).statistic),
-        "kendall": float(kendalltau(given, truth).statistic),
-        "top": float(spearmanr(given[top], truth[top]).statistic) if len(set(given[top])) > 1 else float("nan"),
-        "regret": float(truth.max() - truth[first].mean()),
-    }
+def measured(
+    scores: Mapping[str, float], cells: Sequence[str], tables: Mapping[str, Tabular]
+) -> dict[str, dict[str, float | None]]:
+    """How far these cells' scores rank as their accuracies do, on each data set."""
+    given = [scores[cell] for cell in cells]
+    return {data: agreement(given, [table.score(cell) for cell in cells]) for data, table in tables.items()}
+
+
+def _three(figures: Mapping[str, Mapping[str, float | None]], name: str) -> str:
+    digits = 1 if name == "regret" else 3
+    return " / ".join("–" if (v := figures[d][name]) is None else f"{v:.{digits}f}" for d in DATA)
 
 
 def show(out: Path) -> None:
     done = json.loads(out.read_text())
     tables = {data: Tabular.load(folder() / "nasbench201" / "nasbench201.npz", data=data) for data in DATA}
     found = columns(done["cells"])
-    each = {name: {d: correlations(scores, tables[d]) for d in DATA} for name, scores in found.items()}
+    each = {name: measured(scores, list(scores), tables) for name, scores in found.items()}
 
     def three(name: str, figure: str) -> str:
-        return " / ".join(f"{each[name][d][figure]:.{1 if figure == 'regret' else 3}f}" for d in DATA)
+        return _three(each[name], figure)
 
     print("| proxy | inputs | cells | Spearman | published | Kendall | best tenth | regret of the best, points | s |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for name in sorted(found, key=lambda n: -each[n]["cifar10"]["spearman"]):
+    for name in sorted(found, key=lambda n: -(each[n]["cifar10"]["spearman"] or -1.0)):
         proxy, kind = name.rsplit(", ", 1)
         seconds, count = done["seconds"].get(name, (float("nan"), 1))
-        figures = " | ".join(three(name, f) for f in ("kendall", "top", "regret"))
+        figures = " | ".join(three(name, f) for f in ("kendall", "top_tenth", "regret"))
         spent = f"{seconds / count:.2f}" if count and seconds == seconds else "–"
         print(
             f"| {proxy} | {kind} | {len(found[name])} | {three(name, 'spearman')} | {PUBLISHED.get(proxy, '')} "
             f"| {figures} | {spent} |"
         )
+    common = [cell for cell in done["cells"] if all(cell in scores for scores in found.values())]
+    print(f"\n| proxy | inputs | Spearman on the {len(common)} cells that all have |\n|---|---|---|")
+    same = {name: measured(scores, common, tables) for name, scores in found.items()}
+    for name in sorted(found, key=lambda n: -(same[n]["cifar10"]["spearman"] or -1.0)):
+        print(f"| {' | '.join(name.rsplit(', ', 1))} | {_three(same[name], 'spearman')} |")
     print("\n| proxy | inputs | source A | source B |\n|---|---|---|---|")
     published = stored()
     for name, scores in found.items():

@@ -18,6 +18,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -202,6 +203,37 @@ def speed_at_half(name: str, x: torch.Tensor) -> dict[str, object]:
     }
 
 
+def profile(name: str, x: torch.Tensor, *, passes: int = 600) -> str:
+    """Median microseconds of each operator of ONNX Runtime, whole and at half the MACs in multiples of 8 and 16."""
+    import onnxruntime
+
+    network = NETWORKS[name]()
+    space, found = ag.slim(network, x), {"whole": network.eval()}
+    for step in (8, 16):
+        budget = Budget(space, ag.macs(x).at_most(fraction=0.5), Rounded(step))
+        found[f"multiples of {step}"] = ag.build(space, uniform(space, budget.width(), Rounded(step))).eval()
+    lines = []
+    for key, net in found.items():
+        with tempfile.TemporaryDirectory() as folder:
+            ag.export_onnx(net, x, f"{folder}/network.onnx")
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads, options.enable_profiling = 1, True
+            options.profile_file_prefix = f"{folder}/profile"
+            session = onnxruntime.InferenceSession(f"{folder}/network.onnx", options)
+            for _ in range(passes):
+                session.run(None, {session.get_inputs()[0].name: x.numpy()})
+            events = json.loads(Path(session.end_profiling()).read_text())
+        times: dict[tuple[str, str], list[float]] = {}
+        for event in events:
+            if event["name"].endswith("_kernel_time"):
+                times.setdefault((event["args"]["op_name"], event["name"]), []).append(event["dur"])
+        medians = [(kind, statistics.median(spent[passes // 5 :])) for (kind, _), spent in times.items()]
+        kinds = dict.fromkeys(kind for kind, _ in medians)
+        told = (f"{kind} {' '.join(f'{us:g}' for k, us in medians if k == kind)}" for kind in kinds)
+        lines.append(f"{key}: {'; '.join(told)}")
+    return "\n".join(lines)
+
+
 def table(rows: list[dict[str, object]], fractions: list[float]) -> str:
     names = list(dict.fromkeys(str(r["method"]) for r in rows))
     lines = [
@@ -230,8 +262,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=None)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("slim.json"))
+    parser.add_argument("--profile", action="store_true", help="print what ONNX Runtime spends where, and stop")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
+    if chosen.profile:
+        print(profile(chosen.network, torch.randn(1, 3, 32, 32)))
+        return
     task = cifar10(chosen.images, chosen.tests)
     asked: dict[str, object] = {
         "data": f"CIFAR-10 (JPEG copy), first {chosen.images} training images, first {chosen.tests} test images",
