@@ -61,3 +61,12 @@ class MissingExtra(ArchgradError, ImportError):
 
 class NonFiniteError(ArchgradError, ArithmeticError):
     """A loss, gradient or parameter became NaN or infinite; the last good state is kept."""
+
+
+def one_line(error: BaseException) -> str:
+    """Class and first line of an error; of what stands behind it where it is torch's exporter that wraps another."""
+    # By name, since torch is not imported here.
+    while any(c.__name__ == "OnnxExporterError" for c in type(error).__mro__) and error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from archgrad.choices.modules import Choice
 from archgrad.costs.limits import Limit, refuse_gradient
-from archgrad.errors import ConfigError, MissingExtra, ModelError
+from archgrad.errors import ConfigError, MissingExtra, ModelError, one_line
 
 Runtime = Literal["eager", "onnx"]
 _NOISY = 0.5
@@ -241,7 +241,7 @@ def _present(device: str | torch.device, runtime: Runtime) -> torch.device:
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"device={str(device)!r} cannot be used here ({_one_line(error)}). Give a device that PyTorch "
+            f"device={str(device)!r} cannot be used here ({one_line(error)}). Give a device that PyTorch "
             f'sees on this machine, such as "cpu"'
         ) from error
     if runtime == "onnx" and wanted.type != "cpu":
@@ -276,7 +276,7 @@ def _ready(
         except _FAULTS as error:
             shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
             raise ModelError(
-                f"{type(network).__name__} does not run on the example of {shapes}: {_one_line(error)}. Give the "
+                f"{type(network).__name__} does not run on the example of {shapes}: {one_line(error)}. Give the "
                 f"tensors that its forward takes, in order, as one tensor or a tuple"
             ) from error
         yield ready
@@ -325,7 +325,7 @@ def _onnx_bytes(plain: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
             data: bytes = exported.model_proto.SerializeToString()
     except _FAULTS as error:
         raise ModelError(
-            f"{type(plain).__name__} cannot be exported to ONNX for timing: {_one_line(error)}. Rewrite that "
+            f"{type(plain).__name__} cannot be exported to ONNX for timing: {one_line(error)}. Rewrite that "
             f'part, or time it with runtime="eager"'
         ) from error
     finally:
@@ -352,7 +352,7 @@ def _onnx_pass(data: bytes, inputs: tuple[Tensor, ...], threads: int) -> Callabl
         session.run(None, feed)
     except (*faults, ort.RuntimeException, ValueError, TypeError) as error:
         raise ModelError(
-            f"the ONNX network does not run on the example: {_one_line(error)}. Give the tensors that it "
+            f"the ONNX network does not run on the example: {one_line(error)}. Give the tensors that it "
             f"takes, in order, with the batch size that it was exported for"
         ) from error
     return lambda: session.run(None, feed)
@@ -391,10 +391,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _one_line(error: BaseException) -> str:
-    while isinstance(error, torch.onnx.OnnxExporterError) and error.__cause__ is not None:
-        error = error.__cause__
-    first = str(error).strip().partition("\n")[0].strip().rstrip(".")
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves
 
-from archgrad.errors import MissingExtra, ModelError, RunError
+from archgrad.errors import MissingExtra, ModelError, RunError, one_line
 
 _TOLERANCE = 1e-4
 # What torch.export, the ONNX exporter and a user's forward raise; the exporters' errors are RuntimeErrors.
@@ -90,7 +90,7 @@ def _export(
                 data = encode(_traced(plain, inputs, dynamic=dynamic))
                 difference = _difference(plain, load(data), _trials(inputs, dynamic=dynamic))
         except _FAULTS as error:
-            reason, cause = _one_line(error), error
+            reason, cause = one_line(error), error
             continue
         if difference <= _TOLERANCE:
             _write(path, data)
@@ -111,7 +111,7 @@ def _plain_copy(network: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
     except _FAULTS as error:
         shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
         raise ModelError(
-            f"{type(network).__name__} does not run on the example of {shapes}: {_one_line(error)}. Give the "
+            f"{type(network).__name__} does not run on the example of {shapes}: {one_line(error)}. Give the "
             f"tensors that its forward takes, in order, as one tensor or a tuple"
         ) from error
     return plain
@@ -228,13 +228,6 @@ def _silence() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
-
-
-def _one_line(error: BaseException) -> str:
-    while isinstance(error, torch.onnx.OnnxExporterError) and error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
 
 
 def _write(path: Path, data: bytes) -> None:
