@@ -92,9 +92,9 @@ def tables(rows: list[Row]) -> str:
             continue
         distance = ", ".join(f"{statistics.fmean(_at(row, share) for row in same):.2f}" for share in (0.25, 0.5, 1.0))
         cells = len({row["cell"] for row in same})
-        figures = (_spread(same, "gap", 100, 1), f"{cells} of {len(same)}", _spread(same, "accuracy", 100, 1))
+        figures = (spread(same, "gap", 100, 1), f"{cells} of {len(same)}", spread(same, "accuracy", 100, 1))
         lines.append(
-            f"| {', '.join(variant)} | {distance} | {' | '.join(figures)} | {_spread(same, 'params', 1, 0)} |"
+            f"| {', '.join(variant)} | {distance} | {' | '.join(figures)} | {spread(same, 'params', 1, 0)} |"
         )
     lines += ["", "| change, all else and the seed equal | pairs | distance at the end | gap, points "
               "| accuracy, points | parameters |", "|---" * 6 + "|"]  # fmt: skip
@@ -128,7 +128,7 @@ def _at(row: Row, share: float) -> float:
     return float(next(value for step, value in row["distance"] if step >= share * last))
 
 
-def _spread(rows: list[Row], name: str, times: float, digits: int) -> str:
+def spread(rows: list[Row], name: str, times: float, digits: int) -> str:
     values = [times * row[name] for row in rows]
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.fmean(values):,.{digits}f} ± {deviation:,.{digits}f}"

@@ -35,10 +35,11 @@ from archgrad.choices.relaxations import Open
 from archgrad.choices.subsets import topologies, topology, without_topology
 from archgrad.derive.discretise import decide
 from archgrad.search.bilevel import alternate, logit_rate
-from archgrad.search.dynamic import Every
+from archgrad.search.dynamic import Dynamic, Every
+from archgrad.search.objectives import Proximity, regularised
 from archgrad.search.topology import Cooling, PassiveAggressive
 
-NODES, WIDTH, SAMPLES, BATCH = 4, 12, 4096, 64
+NODES, WIDTH, SAMPLES, BATCH, F = 4, 12, 4096, 64, 4
 OPERATIONS = ("skip", "linear", "tanh", "absolute")
 
 
@@ -133,20 +134,22 @@ def planted(seed: int, seen: str) -> tuple[ag.Architecture, tuple[Regression, Re
     return answer, (Regression(x[:half], y[:half], readout), Regression(x[half:], y[half:], readout))
 
 
-# form, regulariser, last temperature
-VARIANTS: dict[str, tuple[str | None, str | None, float]] = {
-    "DARTS": (None, None, 1.0),
-    "DARTS without none": ("open", None, 1.0),
-    "table": ("table", None, 1.0),
-    "table, margin": ("table", "margin", 1.0),
-    "factorised": ("factorised", None, 1.0),
-    "factorised, mass": ("factorised", "mass", 1.0),
-    "factorised, margin": ("factorised", "margin", 1.0),
+# form, regulariser, whether the schedule and the proximity of DARTS-PRIME join in
+VARIANTS: dict[str, tuple[str | None, str | None, bool]] = {
+    "DARTS": (None, None, False),
+    "DARTS without none": ("open", None, False),
+    "table": ("table", None, False),
+    "table, margin": ("table", "margin", False),
+    "factorised": ("factorised", None, False),
+    "factorised, mass": ("factorised", "mass", False),
+    "factorised, margin": ("factorised", "margin", False),
+    "DARTS-PRIME": (None, None, True),
+    "factorised, DARTS-PRIME": ("factorised", None, True),
 }
 
 
 def searched(variant: str, seed: int, *, steps: int, seen: str) -> dict[str, float]:
-    form, reading, last = VARIANTS[variant]
+    form, reading, prime = VARIANTS[variant]
     answer, halves = planted(seed, seen)
     torch.manual_seed(seed)
     space: nn.Module = Cell()
@@ -158,17 +161,21 @@ def searched(variant: str, seed: int, *, steps: int, seen: str) -> dict[str, flo
     ag.relax(space, Open, where=lambda c: isinstance(c, ag.InputChoice) and without_topology(c))
     warm_up = steps // 5
     regulariser = PassiveAggressive(space, reading=reading, ramp=steps - warm_up) if reading else None  # type: ignore[arg-type]
-    cooling = Cooling(space, first=1.0, last=last, steps=steps - warm_up) if topologies(space) else None
+    cooling = Cooling(space, first=1.0, last=1.0, steps=steps - warm_up) if topologies(space) else None
     weights = SGD([{"params": ag.weights(space), "clip": 5.0}], lr=0.05, momentum=0.9, weight_decay=3e-4)
     subset = {p for distribution, _ in topologies(space).values() for p in distribution.parameters()}
     groups = [
         {"params": [p for p in ag.logits(space) if p not in subset], "weight_decay": 1e-3, "steady": True},
         {"params": list(subset), "weight_decay": 0.0, "steady": True},
     ]
-    architecture = Adam([g for g in groups if g["params"]], lr=logit_rate(3e-4, steps - warm_up), betas=(0.5, 0.999))
     run = ag.Run(steps=steps, seed=seed, device="cpu", progress=False)
     run.begin("topology", {})
-    run.keep(space=space, weights=weights, architecture=architecture)
+    # Without the schedule the architecture moves with every step behind the warm-up; with it, with one in F + 1.
+    pace = Dynamic(F) if prime else Every(after=warm_up)
+    moves = steps / (F + 1) if prime else steps - warm_up
+    architecture = Adam([g for g in groups if g["params"]], lr=logit_rate(3e-4, moves), betas=(0.5, 0.999))
+    term = Proximity(space, rho=0.1 if prime else 0.0, progress=lambda: run.passed)
+    run.keep(space=space, weights=weights, architecture=architecture, pace=pace)
 
     def gradient(train: object, valid: tuple[Tensor, Tensor]) -> tuple[Tensor, Sequence[Tensor | None]]:
         if cooling:
@@ -180,7 +187,7 @@ def searched(variant: str, seed: int, *, steps: int, seen: str) -> dict[str, flo
 
     alternate(
         space, halves, run, weights=weights, architecture=architecture, steps=steps,
-        weight_loss=halves[0].loss, architecture_gradient=gradient, pace=Every(after=warm_up),
+        weight_loss=halves[0].loss, architecture_gradient=regularised(gradient, term, space), pace=pace,
         schedule=lambda progress: 1.0 - 0.9 * progress,
     )  # fmt: skip
     found = decide(space)

@@ -303,7 +303,7 @@ class Scale(nn.Module):
 
 
 def test_the_parts_of_az_nas() -> None:
-    made = nn.Sequential(nn.Conv2d(3, 3, 1), Scale(1), Scale(3), nn.Conv2d(3, 1, 1))
+    made = nn.Sequential(nn.Conv2d(3, 3, 1), Scale(-1), Scale(3), nn.Conv2d(3, 1, 1))
     plain = nn.Sequential(Scale(1), nn.Conv2d(3, 1, 1))
     x = torch.randn(8, 3, 32, 32)
     assert proxies.expressivity(plain, x, blocks=["0"]) == pytest.approx(math.log(3), abs=1e-3)
@@ -312,10 +312,19 @@ def test_the_parts_of_az_nas() -> None:
     assert proxies.trainability(made, x, blocks=["0", "1"]) == pytest.approx(0, abs=1e-2)
     assert proxies.trainability(made, x, blocks=["1", "2"]) == pytest.approx(2 - 3 - 1 / 3, abs=0.1)
     assert proxies.trainability(nn.Sequential(plain, Scale(1)), x, blocks=["0.0", "0.1"]) < 0
+    same = nn.Sequential(nn.Conv2d(3, 3, 1), Scale(1))  # a block that changes nothing: published, minus infinity
+    assert proxies.trainability(same, x, blocks=["0", "1"]) < -1e5
     with pytest.raises(ConfigError, match="'7'"):
         proxies.expressivity(made, x, blocks=["7"])
     with pytest.raises(ModelError, match="2 are needed"):
         proxies.progressivity(plain, x, blocks=["0"])
+
+
+def test_where_a_block_halves_the_resolution_the_pixels_of_its_input_are_channels() -> None:
+    x = torch.randn(64, 1, 16, 16)
+    # Each of four pixels gets a quarter of its output's gradient: g_in g_out^T is a column of four 1/4, of norm 1/2.
+    halved = nn.Sequential(nn.Conv2d(1, 1, 1), nn.AvgPool2d(2))
+    assert proxies.trainability(halved, x, blocks=["0", "1"]) == pytest.approx(2 - 0.5 - 1 / 0.5, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", VALUES)

@@ -17,7 +17,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.cli import architectures, folder, models, spaces, tables
 from archgrad.cli.configuration import TABLE_DATA
 from archgrad.cli.preparing import seed, set_threads
-from archgrad.cli.score_options import PROXIES, ScoreOptions
+from archgrad.cli.score_options import PROXIES, RANDOM, ScoreOptions
 from archgrad.derive.discretise import Resizable, build
 from archgrad.errors import ConfigError, ModelError
 from archgrad.report import page
@@ -153,6 +153,7 @@ def _scored(
     parts = [one for name in names for one in (PROXIES[name].joins or (name,))]
     single = list(dict.fromkeys([*_SIZES, *parts]))
     settings = {"networks": [one.name for one in subjects], "proxies": single}
+    random = _random(batch, seed_of)
     device = torch.device("cpu") if run.device.type == "mps" else run.device  # MPS has no float64
     run.begin("score", settings)
     run.keep()
@@ -163,7 +164,9 @@ def _scored(
             network = subjects[k].make()
             theta(network)
             network.to(device)
-            row = {name: _one(name, network, batch, run, strict=strict) for name in single}
+            row = {
+                name: _one(name, network, random if name in RANDOM else batch, run, strict=strict) for name in single
+            }
         except ModelError as error:
             raise ModelError(f"{subjects[k].name}: {error}") from error
         run.log({f"{SCORE}{name}": value for name, value in row.items()})
@@ -173,6 +176,13 @@ def _scored(
     if "te_nas" in names:
         found["te_nas"] = proxies.te_nas(found["ntk_condition"], found["linear_regions"])
     return found
+
+
+def _random(batch: Batch, number: int) -> Batch:
+    """Standard normal inputs in place of images."""
+    if isinstance(batch, torch.Tensor):
+        return batch
+    return torch.randn(batch[0].shape, generator=torch.Generator().manual_seed(number))
 
 
 def _one(name: str, network: nn.Module, batch: Batch, run: Run, *, strict: bool) -> float:
