@@ -49,6 +49,16 @@ def test_the_page_is_drawn_from_the_folder(tmp_path: Path) -> None:
     assert "M<" in large.svg
 
 
+def test_random_search_is_drawn_beside() -> None:
+    beside = {"costs": [4.0, 6.0], "scores": [75.0, 85.0], "front": [0, 1]}
+    (one,) = fronts({"fronts": [PART | {"random": beside}]})
+    assert one.random == [(4.0, 75.0), (6.0, 85.0)]
+    (chart,) = charts({"fronts": [PART | {"random": beside}]})
+    assert "random search" in chart.svg and "drawn at random" in chart.caption
+    with pytest.raises(RunError, match="damaged at fronts"):
+        fronts({"fronts": [PART | {"random": {"costs": [1.0]}}]})
+
+
 @pytest.mark.parametrize("wrong", [{"costs": [1.0]}, {"front": [9]}, {"scores": None}, {"cost": "x", "found": 77}])
 def test_a_damaged_front_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(RunError, match="damaged at fronts"):

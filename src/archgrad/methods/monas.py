@@ -44,7 +44,18 @@ from archgrad.search.prior import recorded
 from archgrad.search.rewards import Reward, refuse_conflict, under
 from archgrad.search.run import Run
 from archgrad.search.supernet import conclude, divided, supernet
-from archgrad.search.trials import Archive, Evaluate, Prices, Trial, evaluator, perfect, price, rounds, steps_of
+from archgrad.search.trials import (
+    Archive,
+    Evaluate,
+    Prices,
+    Trial,
+    control,
+    evaluator,
+    perfect,
+    price,
+    rounds,
+    steps_of,
+)
 from archgrad.search.within import Within
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Scored
@@ -146,11 +157,12 @@ def monas(
         entropy = learner.step(drawn, rewards)
         run.log({"reward": sum(rewards) / len(rewards), "entropy": entropy, "trials": len(archive)}, step=step)
     best = Architecture.from_json(run.remember("best", lambda: hunt.best().to_json()))
+    beside = control(space, task, run, tried=archive, prices=prices, within=within)
     left = max(0, steps - sum(steps_of(number, trials=trials, steps=steps) for number in range(len(archive))))
     rows = [{"architecture": dict(one.architecture), "score": one.score} for one in archive.trials.values()]
     record = {
         "method": "monas", "title": f"{type(space).__name__} searched by MONAS", "settings": settings,
-        "trials": rows, "fronts": archive.record(prices.costs, found=best),
+        "trials": rows, "fronts": archive.record(prices.costs, found=best, control=beside),
     }  # fmt: skip
     return conclude(
         space, best, task, run, steps=rest + left, optimiser=optimiser, within=within, record=record,

@@ -209,8 +209,7 @@ class _Rounds:
         return best[1]
 
     def _explore(self, t: int, steps: int, share: float) -> None:
-        size = sum(self.shelf.sites.values())
-        episodes = max(1, min(steps, 200, round(10 * math.sqrt(size))))
+        episodes = max(1, min(steps, 200, round(10 * math.sqrt(sum(self.shelf.sites.values())))))
         warm_up = 0 if t else round(self.terms.warm_up * episodes)
         self.paths.explore(steps=steps, episodes=episodes, warm_up=warm_up, phase=f"explore-{t}", share=share)
         spare = self.path(self.within.cheapest) if self.within else {}
@@ -239,7 +238,8 @@ class _Rounds:
         row = {"predicted_peak_bytes": peak, "measured_peak_bytes": measured, "bound_bytes": self.bound}
         row |= {"candidates": sum(map(len, support.values())), "active": sum(map(len, self.policy.active.values()))}
         self.run.log({"round": t, **row})
-        self.rows.append({**row, "support": {site: list(some) for site, some in support.items()}})
+        kept = {"left": self.policy.active, "support": support}
+        self.rows.append(row | {part: {site: list(some) for site, some in of.items()} for part, of in kept.items()})
 
     def _feed_back(self, searched: nn.Module, support: Support, found: Found) -> None:
         self.shelf.put_back(searched, support)

@@ -15,13 +15,14 @@ MOST = 12  # points of a front in a table
 
 
 class Front(NamedTuple):
-    """One cost: all trials as (cost, score), the front by rising cost, and what was handed back."""
+    """One cost: all trials as (cost, score), the fronts by rising cost, and what was handed back."""
 
     cost: str
     unit: str
     cloud: list[tuple[float, float]]
     front: list[tuple[float, float]]
     found: tuple[float, float] | None
+    random: list[tuple[float, float]]
 
 
 def fronts(record: Mapping[str, Any]) -> list[Front]:
@@ -48,8 +49,8 @@ def rows(one: Front) -> list[tuple[float, float, str]]:
 
 def _front(part: Any) -> Front:
     try:
-        cloud = [(float(x), float(y)) for x, y in zip(part["costs"], part["scores"], strict=True)]
-        front = sorted({cloud[i] for i in part["front"]})
+        cloud, front = _points(part)
+        random = _points(part["random"])[1] if part.get("random") else []
         found = None if part.get("found") is None else cloud[part["found"]]
         name, unit = str(part["cost"]), str(part.get("unit") or "")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -57,7 +58,14 @@ def _front(part: Any) -> Front:
             "the record is damaged at fronts: each has a cost, costs and scores of one length, and the places of the "
             "front among them; run again to write it anew"
         ) from error
-    return Front(name, unit, [point for point in cloud if is_finite(point[0]) and is_finite(point[1])], front, found)
+    cloud = [point for point in cloud if is_finite(point[0]) and is_finite(point[1])]
+    return Front(name, unit, cloud, front, found, random)
+
+
+def _points(part: Any) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """All points, and those of the front."""
+    cloud = [(float(x), float(y)) for x, y in zip(part["costs"], part["scores"], strict=True)]
+    return cloud, sorted({cloud[i] for i in part["front"]})
 
 
 def _chart(one: Front) -> Chart:
@@ -67,7 +75,11 @@ def _chart(one: Front) -> Chart:
         from matplotlib.ticker import EngFormatter, MaxNLocator
 
         axes.plot(*zip(*one.cloud, strict=True), color=LINES[0], linestyle="", marker="o", markersize=2.5, alpha=0.35)
-        xs, ys = [x for x, _ in one.front], [y for _, y in one.front]
+        if one.random:
+            xs, ys = zip(*one.random, strict=True)
+            axes.step(xs, ys, where="post", color=LINES[1], linewidth=1.2, linestyle="--", label="random search")
+            axes.legend(frameon=False, labelcolor=INK, fontsize=8, loc="lower right")
+        xs, ys = zip(*one.front, strict=True)
         axes.step(xs, ys, where="post", color=LINES[0], linewidth=1.5, marker="o", markersize=4)
         if one.found:
             axes.plot(*one.found, color=LIMIT, linestyle="", marker="D", markersize=6)
@@ -81,4 +93,6 @@ def _chart(one: Front) -> Chart:
         f"{len(one.cloud)} networks tried, {len(one.front)} of them beaten by none in both; the diamond is the one "
         f"handed back, which may be off the front where other goals counted."
     )
+    if one.random:
+        caption += " Dashed: the front of as many drawn at random."
     return Chart(f"Score against {name}", caption, drawn(f"front {one.cost}", fill))

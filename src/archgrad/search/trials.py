@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from archgrad.choices.architecture import Architecture
+from archgrad.choices.policies import Uniform
 from archgrad.costs.limits import Cost, Limit
 from archgrad.derive.discretise import build
 from archgrad.search.fit import MakeOptimiser, descend, recalibrate
@@ -146,6 +147,31 @@ class Prices:
         return found
 
 
+def control(
+    space: nn.Module,
+    task: Classification | Scored,
+    run: Run,
+    *,
+    tried: Archive,
+    prices: Prices,
+    within: Within | None,
+) -> Archive:
+    """Random trials to hold a search against: of as many even draws as it made trials those that keep its limit.
+
+    Made where scores and costs are looked up or counted; trained or measured they would take what the search did.
+    """
+    beside = Archive()
+    if not isinstance(task, Scored) or any(cost.measured for cost in prices.costs.values()):
+        return beside
+    policy, generator = Uniform(space), run.generator("control")
+    run.keep(beside=beside)
+    for _ in run.steps(len(tried), phase="control"):
+        one = policy.sample(generator)
+        if within is None or price(within, one, run) <= within.bound:
+            beside.add(tried[one] if one in tried else Trial(one, task.score(one), prices.of(one)))
+    return beside
+
+
 class Archive:
     """All trials of a search by architecture, in the order they were made."""
 
@@ -181,18 +207,30 @@ class Archive:
         points = [_point(trial, costs) for trial in self.trials.values()]
         return hypervolume(points, (-score, *(bounds[name] for name in costs)))
 
-    def record(self, costs: Mapping[str, Cost], *, found: Architecture) -> list[dict[str, Any]]:
-        """For the report, for each cost: all trials, and which of them are on the front of score and that cost."""
+    def record(
+        self, costs: Mapping[str, Cost], *, found: Architecture, control: Archive | None = None
+    ) -> list[dict[str, Any]]:
+        """For the report, for each cost: all trials, and which of them are on the front of score and that cost.
+
+        Args:
+            costs: which.
+            found: what was handed back.
+            control: random trials to show beside.
+        """
+        chosen = next((i for i, architecture in enumerate(self.trials) if architecture == found), None)
+        parts = [
+            {"cost": name, "unit": cost.unit, **self._against(name), "found": chosen} for name, cost in costs.items()
+        ]
+        if control:
+            parts = [{**part, "random": control._against(part["cost"])} for part in parts]
+        return parts
+
+    def _against(self, cost: str) -> dict[str, Any]:
         listed = list(self.trials.values())
-        chosen = next((i for i, trial in enumerate(listed) if trial.architecture == found), None)
-        return [
-            {
-                "cost": name, "unit": cost.unit, "costs": [trial.costs[name] for trial in listed],
-                "scores": [trial.score for trial in listed],
-                "front": front([_point(trial, [name]) for trial in listed]), "found": chosen,
-            }
-            for name, cost in costs.items()
-        ]  # fmt: skip
+        return {
+            "costs": [trial.costs[cost] for trial in listed], "scores": [trial.score for trial in listed],
+            "front": front([_point(trial, [cost]) for trial in listed]),
+        }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """All trials."""
