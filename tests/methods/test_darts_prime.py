@@ -80,9 +80,12 @@ def test_with_any_part_on_it_is_not(on: Constraint) -> None:
     assert trajectory(darts_prime(space(), task(), run(), constraint=on, share=0.5)) != trajectory(darts)
 
 
-def test_the_division_of_the_data_follows_the_schedule() -> None:
-    found = darts_prime(space(), task(), run(steps=8), constraint=Constraint(f=3))
-    assert found.record["settings"]["share"] == 0.75
+def test_the_division_of_the_data_follows_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, halves = [], ag.Classification.halves
+    monkeypatch.setattr(ag.Classification, "halves", lambda self, share: asked.append(share) or halves(self, share))
+    darts_prime(space(), task(), run(steps=8), constraint=Constraint(f=3))
+    darts_prime(space(), task(), run(steps=8), constraint=Constraint(f=3), share=0.5)
+    assert asked == [0.75, 0.5]
 
 
 def test_a_static_schedule_takes_every_fth_step_and_a_dynamic_one_says_its_threshold() -> None:

@@ -33,6 +33,7 @@ from archgrad.choices.access import logits, weights
 from archgrad.choices.policies import Prior
 from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import decide
+from archgrad.search.card import heading
 from archgrad.search.fit import MakeOptimiser, sgd, sgd_of_darts
 from archgrad.search.found import Found
 from archgrad.search.mixtures import descend_mixture, relax_as_mixture
@@ -106,7 +107,7 @@ def darts(
         part=search, gradient=ahead if second_order else None, prior=prior,
     )  # fmt: skip
     architecture = within.best(scores(space)) if within else decide(space)
-    record = {"method": "darts", "title": f"{type(space).__name__} searched by DARTS", "settings": settings}
+    record = heading(darts, settings, f"{type(space).__name__} searched by DARTS")
     return conclude(
         space, architecture, task, run, steps=rest, optimiser=train_optimiser, within=within, record=record
     )

@@ -46,6 +46,7 @@ from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import decide
 from archgrad.errors import ConfigError
 from archgrad.search.bilevel import TRAVEL, alternate, logit_rate, mixed
+from archgrad.search.card import heading
 from archgrad.search.dynamic import Dynamic, Every, weights_share
 from archgrad.search.fit import MakeOptimiser, sgd, sgd_of_darts
 from archgrad.search.found import Found
@@ -149,7 +150,6 @@ def darts_prime(
     given, space, clipped = space, supernet(space, run, needs="DARTS-PRIME"), constraint.activation == "clipped"
     _relaxed(space, task, run, clipped=clipped)
     pace, term = constraint.pace(), constraint.term(space, run)
-    share = weights_share(constraint.f) if share is None else share
     steps, rest = divided(run, task, search)
     within = Within(space, limit) if limit else None
     settings = {
@@ -157,6 +157,7 @@ def darts_prime(
         "pressure": pressure, "rate": rate, "prior": recorded(prior),
     }  # fmt: skip
     run.begin("darts_prime", settings)
+    share = weights_share(constraint.f) if share is None else share
     _start(space, clipped=clipped)
     warm_start(space, prior)
     foresee(space, task, run, optimiser=optimiser)
@@ -182,7 +183,7 @@ def darts_prime(
         _revive(space, given)
     architecture = within.best(scores(space)) if within else decide(space)
     title = f"{type(space).__name__} searched by DARTS-PRIME"
-    record = {"method": "darts_prime", "title": title, "settings": settings}
+    record = heading(darts_prime, settings, title)
     return conclude(
         space, architecture, task, run, steps=rest, optimiser=train_optimiser, within=within, record=record,
         fresh=given if clipped else None,

@@ -43,6 +43,7 @@ from archgrad.costs.count import macs
 from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import build
 from archgrad.errors import ConfigError
+from archgrad.search.card import heading
 from archgrad.search.fit import MakeOptimiser, descend, recalibrate, sgd
 from archgrad.search.found import Found, assemble
 from archgrad.search.gating import Steering, entry_logits
@@ -233,9 +234,7 @@ def _record(space: nn.Module, budget: Budget | None, network: nn.Module, setting
         cost = budget.cost
         limit = {"cost": cost.name, "unit": cost.unit, "bound": budget.bound, "reached": cost.of(network)}
     return {
-        "method": "dnal",
-        "title": f"{type(space).__name__} slimmed by DNAL",
-        "settings": settings,
+        **heading(dnal, settings, f"{type(space).__name__} slimmed by DNAL"),
         "limit": limit,
         "frozen": [{"name": n, "reason": r} for n, r in frozen(space).items()],
     }

@@ -39,6 +39,7 @@ from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import build
 from archgrad.errors import ConfigError, LimitError, ModelError, NonFiniteError
 from archgrad.search import sensitivity as scoring
+from archgrad.search.card import card, heading
 from archgrad.search.found import Example, Found
 from archgrad.search.probe import probe
 from archgrad.search.run import Run
@@ -109,8 +110,7 @@ def freenas(
     agreement = _shared(alone) if seeds > 1 else None
     others = {other: Architecture.from_json(text) for other, text in kept["others"].items()}
     run.note(_caution({other: _shared([decided, one]) for other, one in others.items()}, norm, agreement))
-    record = {
-        "method": "freenas", "title": f"{type(space).__name__} scored by FreeNAS", "settings": settings,
+    record = heading(freenas, settings, f"{type(space).__name__} scored by FreeNAS") | {
         "scores": _lists(scores), "draws": kept["scores"], "labels": scoring.labels(space),
         "log10_values": kept["log10_values"], "seed_agreement": agreement,
         "conventions": {other: _text(space, one) for other, one in {norm: decided, **others}.items()},
@@ -199,12 +199,11 @@ def _concluded(
         **(space.describe(architecture) if isinstance(space, Described) else {}),
         "limit": limit,
         "run": {"seed": run.seed},
-        "versions": {"torch": torch.__version__},
-        "device": str(run.device),
+        "versions": {"torch": torch.__version__}, "device": str(run.device),
         "notes": list(run.notes),
         "load": LOAD,
-        **record,
-    }
+        "card": card(space, run, options=record.pop("chosen"), data={}), **record,
+    }  # fmt: skip
     found = Found(architecture, network, None, costs, run.history, full, example)
     if run.folder and run.rank == 0:
         found.save(run.folder)

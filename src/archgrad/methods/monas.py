@@ -38,6 +38,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.policies import Controller, Policy, Prior, Reinforce
 from archgrad.costs.limits import Cost, Limit
 from archgrad.errors import ConfigError, LimitError
+from archgrad.search.card import heading
 from archgrad.search.fit import MakeOptimiser, sgd
 from archgrad.search.found import Found
 from archgrad.search.prior import recorded
@@ -161,7 +162,7 @@ def monas(
     left = max(0, steps - sum(steps_of(number, trials=trials, steps=steps) for number in range(len(archive))))
     rows = [{"architecture": dict(one.architecture), "score": one.score} for one in archive.trials.values()]
     record = {
-        "method": "monas", "title": f"{type(space).__name__} searched by MONAS", "settings": settings,
+        **heading(monas, settings, f"{type(space).__name__} searched by MONAS"),
         "trials": rows, "fronts": archive.record(prices.costs, found=best, control=beside),
     }  # fmt: skip
     return conclude(

@@ -42,6 +42,7 @@ from archgrad.costs.limits import Limit
 from archgrad.costs.memory import PeakMemory, available_bytes
 from archgrad.derive.discretise import strengths
 from archgrad.errors import ConfigError, LimitError
+from archgrad.search.card import heading
 from archgrad.search.fit import MakeOptimiser, sgd, sgd_of_darts
 from archgrad.search.found import Found
 from archgrad.search.mixtures import search_mixture
@@ -146,8 +147,7 @@ def radars(
             within.begin(run)
         architecture = rounds.run_all(inner, steps, search)
         space = shelf.taken({site: [i] for site, i in rounds.path(architecture).items()})
-        title = f"{type(space).__name__} searched by RADARS"
-        record = {"method": "radars", "title": title, "settings": settings, "rounds": rounds.rows}
+        record = heading(radars, settings, f"{type(space).__name__} searched by RADARS") | {"rounds": rounds.rows}
         return conclude(
             space, architecture, task, run, steps=rest, optimiser=train_optimiser, within=within, record=record
         )

@@ -27,6 +27,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.policies import Prior, Uniform
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError, LimitError
+from archgrad.search.card import heading
 from archgrad.search.fit import MakeOptimiser, descend, sgd
 from archgrad.search.found import Found
 from archgrad.search.prior import recorded
@@ -106,7 +107,7 @@ def random_search(
     rows = [{"architecture": dict(one.architecture), "score": one.score} for one in archive.trials.values()]
     best = run.remember("best", lambda: _best(rows, drawn, within))
     record = {
-        "method": "random_search", "title": f"{type(space).__name__} searched at random", "settings": settings,
+        **heading(random_search, settings, f"{type(space).__name__} searched at random"),
         "trials": rows,
     }  # fmt: skip
     return conclude(

@@ -41,6 +41,7 @@ from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import decide
 from archgrad.errors import ConfigError
 from archgrad.search.bilevel import alternate, logit_rate, mixed
+from archgrad.search.card import heading
 from archgrad.search.dynamic import Every
 from archgrad.search.fit import MakeOptimiser, sgd, sgd_of_darts
 from archgrad.search.found import Found
@@ -162,7 +163,7 @@ def toponas(
         schedule=cosine, share=search, figures=lambda: figures(space),
     )  # fmt: skip
     architecture = within.best(scores(space, logarithms=True)) if within else decide(space)
-    record = {"method": "toponas", "title": f"{type(space).__name__} searched by TopoNAS", "settings": settings}
+    record = heading(toponas, settings, f"{type(space).__name__} searched by TopoNAS")
     return conclude(
         space, architecture, task, run, steps=rest, optimiser=train_optimiser, within=within, record=record
     )  # fmt: skip

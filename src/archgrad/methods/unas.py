@@ -9,7 +9,6 @@ Gumbel-softmax relaxation, zeta~ its conditional sample of the same noise:
     alpha: descend along (L(z) - c(zeta)) grad log p(z) + grad c(zeta) - grad c(zeta~), which is unbiased; L_T alike
     w: descend l_train(zeta)                                           after each step of alpha; alone at first
     derive: the likeliest pick of every choice
-
 S counts nodes whose two branches are the same, in spaces that know it.
 
 What the paper leaves open, or its code does otherwise, and what is done here:
@@ -45,6 +44,7 @@ from archgrad.choices.subsets import topologies, without_topology
 from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import decide
 from archgrad.search.bilevel import alternate, logit_rate
+from archgrad.search.card import heading
 from archgrad.search.dynamic import Every
 from archgrad.search.fit import MakeOptimiser, sgd
 from archgrad.search.found import Found
@@ -160,10 +160,10 @@ def unas(
         pace=Every(after=round(terms.warm_up * steps)), schedule=cosine, share=search, figures=objective.figures,
     )  # fmt: skip
     architecture = _derived(space, run, within)
-    record = {"method": "unas", "title": f"{type(space).__name__} searched by UNAS", "settings": settings}
     return conclude(
-        space, architecture, task, run, steps=rest, optimiser=train_optimiser, within=within, record=record
-    )
+        space, architecture, task, run, steps=rest, optimiser=train_optimiser, within=within,
+        record=heading(unas, settings, f"{type(space).__name__} searched by UNAS"),
+    )  # fmt: skip
 
 
 def _derived(space: nn.Module, run: Run, within: Within | None) -> Architecture:

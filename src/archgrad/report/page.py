@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from archgrad.errors import RunError
-from archgrad.report import fronts, graphs, rounds, scored, scores, svg, text
+from archgrad.report import fronts, graphs, intervention, rounds, scored, scores, svg, text
 from archgrad.report.pictures import Chart, History, charts, jump, scatter
 from archgrad.report.weights import weights
 
@@ -71,6 +71,7 @@ def page(record: text.Record, history: History = ()) -> str:
                 "Versions": record.get("versions"),
             }
         ),
+        card=intervention.rows(record),
         load=record.get("load"),
     )
 

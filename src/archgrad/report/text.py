@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from archgrad.errors import RunError
+from archgrad.report import intervention
 from archgrad.report.fronts import fronts
 from archgrad.report.fronts import rows as points
 
@@ -69,7 +70,8 @@ def table(record: Record) -> RenderableType:
         cells = [[mark, number(cost), number(score)] for cost, score, mark in points(one)]
         parts += [Text(), _grid([f"{label(one.cost)}{unit}", "score"], cells)]
         parts += [Text(f"  {len(one.cloud)} networks tried, {len(one.front)} on this front")]
-    lines = [line for line in (limit_line(record), gap_line(record), frozen_line(record)) if line]
+    told = (limit_line(record), gap_line(record), frozen_line(record), intervention.line(record))
+    lines = [line for line in told if line]
     lines += [f"ALARM: {alarm}" for alarm in record.get("alarms") or []]
     lines += [f"note: {note}" for note in notes(record)]
     if lines:

@@ -23,6 +23,7 @@ from archgrad.derive.discretise import build, decide
 from archgrad.derive.export import export_program
 from archgrad.errors import ArchitectureError, MissingExtra, ModelError, RunError
 from archgrad.report import page, text
+from archgrad.search.card import card
 from archgrad.search.run import Run
 from archgrad.tasks.task import Task
 
@@ -65,8 +66,9 @@ class Found:
     def save(self, folder: str | Path) -> None:
         """Write the result into a folder.
 
-        architecture.json, network.safetensors (weights), network.pt2 (loads with torch alone), record.json,
-        history.jsonl and report.html. What cannot be exported is noted in the record and left out.
+        architecture.json, card.json (what a person decided), network.safetensors (weights), network.pt2 (loads with
+        torch alone), record.json, history.jsonl and report.html. What cannot be exported is noted in the record and
+        left out.
 
         Raises:
             RunError: the disk is full, or the folder cannot be written in.
@@ -89,6 +91,7 @@ class Found:
                 export_program(self.network, self.example, folder / "network.pt2")
             except ModelError as error:
                 self.record.setdefault("notes", []).append(str(error))
+        (folder / "card.json").write_text(json.dumps(self.record.get("card", {}), indent=1) + "\n", encoding="utf-8")
         (folder / "record.json").write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
         if not (folder / "history.jsonl").exists():
             lines = "".join(json.dumps(row) + "\n" for row in self.history)
@@ -157,9 +160,11 @@ def assemble(
         task: scored on its test part, here and nowhere else.
         run: whose folder, if any, gets the result.
         example: inputs of the networks.
-        record: what the method adds to the report: method, title, settings, limit, frozen.
+        record: what the method adds to the report: method, title, settings, limit, frozen, and as "chosen" its
+            `departures`.
     """
     example = run.to_device(example)
+    data = getattr(task, "splits", {})
     columns: dict[str, dict[str, Any]] = run.remember(
         "figures", lambda: {name: figures(network, task, example) for name, network in networks.items()}
     )
@@ -173,11 +178,19 @@ def assemble(
         "run": {"seed": run.seed, "epochs": run.epochs, "steps": run.max_steps, "seconds": run.seconds},
         "versions": {"torch": torch.__version__},
         "device": str(run.device),
-        "data": getattr(task, "splits", {}),
+        "data": data,
         "notes": list(run.notes),
         "load": LOAD,
         **record,
+        "card": card(
+            space,
+            run,
+            options=record.get("chosen", ()),
+            data=data,
+            weights_given=bool(record.get("settings", {}).get("pretrained")),
+        ),
     }
+    full.pop("chosen", None)
     after = columns["after"]
     costs = {name: after[name] for name in ("params", "macs")}
     found = Found(

@@ -21,6 +21,7 @@ from archgrad.costs.memory import GIB, available_bytes, predict
 from archgrad.derive.discretise import build, strengths
 from archgrad.errors import ChoiceError, ConfigError, LimitError, ModelError
 from archgrad.search import collapse
+from archgrad.search.card import card
 from archgrad.search.fit import MakeOptimiser, autocast, descend, recalibrate
 from archgrad.search.found import Example, Found, figures, latencies
 from archgrad.search.run import Run
@@ -172,7 +173,7 @@ def conclude(
         steps: of training.
         optimiser: from weights to their optimiser.
         within: the limit; it is checked on the network that is handed back.
-        record: what the method adds to the report.
+        record: what the method adds to the report: method, title, settings, and as "chosen" its `departures`.
         fresh: the space that the trained network is built from, where the supernet has parts of its own.
         costs: what the architecture takes by further costs of the search.
 
@@ -200,6 +201,7 @@ def conclude(
     described = dict(space.describe(architecture)) if isinstance(space, Described) else {}
     if within and (surrogate := run.remember("surrogate", within.record)):
         described["surrogate"] = surrogate
+    data = {} if isinstance(task, Scored) else task.splits
     full = {
         "after": {**costs, **after},
         "picks": _picks(space, architecture),
@@ -208,12 +210,14 @@ def conclude(
         "run": {"seed": run.seed, "epochs": run.epochs, "steps": run.max_steps, "seconds": run.seconds},
         "versions": {"torch": torch.__version__},
         "device": str(run.device),
-        "data": {} if isinstance(task, Scored) else task.splits,
+        "data": data,
         **signs,
         "notes": [note for note in run.notes if note not in signs.get("alarms", ())],
         "load": LOAD,
         **record,
+        "card": card(space, run, options=record.get("chosen", ()), data=data),
     }
+    full.pop("chosen", None)
     taken = dict(costs) | {name: after[name] for name in ("params", "macs") if name in after}
     if limit:
         taken[limit["cost"]] = limit["reached"]
