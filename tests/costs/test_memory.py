@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -182,12 +183,23 @@ def task() -> ag.Classification:
     return ag.Classification((x, (x.mean(dim=(1, 2, 3)) > 0).long()), batch_size=16)
 
 
-@pytest.mark.parametrize("method", [ag.darts, ag.unas, ag.random_search])
+SHARED = functools.partial(ag.random_search, shared=True)
+
+
+@pytest.mark.parametrize("method", [ag.darts, ag.unas, ag.random_search, SHARED, ag.monas])
 def test_every_search_foresees_its_peak(method: Callable[..., ag.Found]) -> None:
-    options = {"shared": True} if method is ag.random_search else {}
-    run = ag.Run(steps=4, device="cpu", progress=False)
-    found = method(mixed(), task(), run, **options)
+    found = method(mixed(), task(), ag.Run(steps=8, trials=2, device="cpu", progress=False))
     assert next(row["predicted_peak_bytes"] for row in found.history if "predicted_peak_bytes" in row) > 1e4
+
+
+def test_slimming_foresees_its_peak_and_speaks_of_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(1024, 2))
+    space = ag.slim(net, example=task().example)
+    found = ag.dnal(space, task(), ag.Run(steps=8, device="cpu", progress=False))
+    assert next(row["predicted_peak_bytes"] for row in found.history if "predicted_peak_bytes" in row) > 1e4
+    monkeypatch.setattr(supernet, "available_bytes", lambda device: 1000)
+    with pytest.raises(LimitError, match=r"training this network would take .* a smaller network, or candidates$"):
+        ag.dnal(space, task(), ag.Run(steps=8, device="cpu", progress=False))
 
 
 def test_the_whole_search_stays_near_the_step_that_was_foreseen() -> None:
@@ -209,6 +221,9 @@ def test_a_run_that_would_not_fit_is_refused_before_it_trains(monkeypatch: pytes
     run = ag.Run(steps=4, device="cpu", progress=False)
     with pytest.raises(LimitError, match=r"a batch of at most \d+ \(given: 16\), or archgrad.radars"):
         ag.darts(mixed(), task(), run)
+    monkeypatch.setattr(supernet, "available_bytes", lambda device: 1000)
+    with pytest.raises(LimitError, match="the dearest of 5 networks drawn would take"):
+        ag.random_search(mixed(), task(), ag.Run(steps=8, trials=2, device="cpu", progress=False))
     assert not any("loss" in row for row in run.history)
     monkeypatch.setattr(supernet, "available_bytes", lambda device: needed)
     ag.darts(mixed(), task(), ag.Run(steps=4, device="cpu", progress=False))

@@ -50,6 +50,7 @@ from archgrad.search.gating import Steering, entry_logits
 from archgrad.search.run import Run
 from archgrad.search.schedules import Schedule, consecutive, constant, cosine
 from archgrad.search.selection import Budget, Rounded, above, undone, uniform, whole
+from archgrad.search.supernet import foresee
 from archgrad.spaces.slim import frozen
 from archgrad.tasks.classification import Classification
 
@@ -106,6 +107,7 @@ def dnal(
     run.begin("dnal", settings)
     space = copy.deepcopy(space).to(run.device)
 
+    foresee(space, task, run, optimiser=optimiser)
     rates = consecutive(cosine, first, second, third) if joint else (cosine, constant, cosine)
 
     _train(space, task, run, make=optimiser, steps=first, phase="weights", schedule=rates[0])

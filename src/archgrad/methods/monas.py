@@ -44,7 +44,7 @@ from archgrad.search.found import Found
 from archgrad.search.prior import recorded
 from archgrad.search.rewards import Reward, refuse_conflict, under
 from archgrad.search.run import Run
-from archgrad.search.supernet import conclude, divided, supernet
+from archgrad.search.supernet import conclude, divided, foresee, supernet
 from archgrad.search.trials import (
     Archive,
     Evaluate,
@@ -144,6 +144,8 @@ def monas(
     prices.begin(run)
     refuse_conflict(reward, limit, prices.lowest)
 
+    if not isinstance(task, Scored):
+        foresee(space, task, run, optimiser=optimiser, drawn=5)
     evaluate = evaluator(space, task, run, trials=trials, steps=steps, share=search, optimiser=optimiser)
     hunt = _Hunt(evaluate, prices, within, run=run, reward=reward, scale=perfect(task))
     controller = policy(space, prior=prior)

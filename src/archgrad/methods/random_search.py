@@ -94,6 +94,8 @@ def random_search(
     ]
     if shared and not isinstance(task, Scored):
         _train_shared(space, task, run, steps=steps, share=search, optimiser=optimiser)
+    elif not isinstance(task, Scored):
+        foresee(space, task, run, optimiser=optimiser, drawn=5)
     evaluate = evaluator(
         space, task, run, trials=len(drawn), steps=steps, share=search, optimiser=None if shared else optimiser
     )  # fmt: skip

@@ -10,10 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices
+from archgrad.choices.access import choices, sample
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.lazy import built
-from archgrad.choices.modules import InputChoice, OpChoice
+from archgrad.choices.modules import Gate, InputChoice, OpChoice
 from archgrad.choices.subsets import without_topology
 from archgrad.costs.count import params
 from archgrad.costs.latency import Runtime
@@ -90,16 +90,17 @@ def refuse_unfit(space: nn.Module, *, needs: str, single: bool = False) -> None:
 
 
 def foresee(
-    space: nn.Module, task: Classification, run: Run, *, optimiser: MakeOptimiser, passes: int = 1
+    space: nn.Module, task: Classification, run: Run, *, optimiser: MakeOptimiser, passes: int = 1, drawn: int = 0
 ) -> int | None:
     """The peak memory of a step of the search, in bytes, predicted before anything is trained; in the history too.
 
     Args:
-        space: mixed as it will be while it is trained; nothing of it, and no random state, is changed.
+        space: mixed as it will be while it is trained, or with gates; nothing of it, and no random state, is changed.
         task: of the batches that the weights are trained on.
         run: begun.
         optimiser: of the weights.
         passes: forward passes whose activations the method holds at once.
+        drawn: where networks are trained apart: so many are drawn, and the dearest of them counts.
 
     Returns:
         `predicted_peak_bytes`, or None where the network does not run on two or three examples; the notes say why.
@@ -113,21 +114,29 @@ def foresee(
         with autocast(run):
             return torch.stack([task.loss(network, part) for _ in range(passes)]).sum()
 
+    generator = torch.Generator().manual_seed(run.seed)
+    apart = (build(space, sample(space, generator=generator), weights="inherit") for _ in range(drawn))
     try:
-        prediction = predict(space, batch, loss=loss, optimiser=optimiser)
+        every = [predict(one, batch, loss=loss, optimiser=optimiser) for one in (apart if drawn else [space])]
     except ModelError as error:
         run.note(f"How much memory the search takes cannot be foreseen: {error}")
         return None
+    prediction = max(every, key=lambda one: one.at(len(batch[1])).peak_bytes)
     needed = prediction.at(len(batch[1])).peak_bytes
     free, here = available_bytes(run.device), prediction.fixed.parameter_bytes + prediction.fixed.buffer_bytes
     if free is not None and needed > free + here:
         fits = prediction.largest_batch(free + here)
         run.close()  # nothing has begun: the folder is free for another try
-        less = f"a batch of at most {fits} (given: {len(batch[1])})" if fits else "fewer or smaller candidates"
+        mixture = not drawn and not any(isinstance(same[0], Gate) for same in choices(space).values())
+        what = f"the dearest of {drawn} networks drawn" if drawn else "this supernet" if mixture else "this network"
+        less = f"a batch of at most {fits} (given: {len(batch[1])})" if fits else "a smaller network, or candidates"
+        radars = (
+            ", or archgrad.radars, which searches the same space part by part under a bound "
+            "(memory=archgrad.peak_memory(x).at_most(gib=...))"
+        )
         raise LimitError(
-            f"training this supernet would take {needed / GIB:,.2f} GiB at its peak, and {(free + here) / GIB:,.2f} "
-            f"GiB are available on {run.device}. What fits: {less}, or archgrad.radars, which searches the same "
-            f"space part by part under a bound (memory=archgrad.peak_memory(x).at_most(gib=...))"
+            f"training {what} would take {needed / GIB:,.2f} GiB at its peak, and {(free + here) / GIB:,.2f} GiB are "
+            f"available on {run.device}. What fits: {less}{radars if mixture else ''}"
         )
     run.log({"predicted_peak_bytes": needed})
     return needed
