@@ -1,6 +1,7 @@
 """Search under a bound on memory: the peak against the number of candidates, and what the bound costs in accuracy.
 
     python benchmarks/memory_bound.py --sizes 4 16 64 256 --seeds 5 --out benchmarks/results/memory_bound.json
+    python benchmarks/memory_bound.py --sizes --accuracy-sizes --beyond --out benchmarks/results/memory_bound.json
 
 Four layers of 16 channels on the 8 x 8 digits; a candidate is a kernel, an inner width, an activation and a pooling,
 so that there are up to 256 a layer. The bound is what a supernet of the three dearest of all 256 takes, over 0.9.
@@ -8,7 +9,8 @@ so that there are up to 256 a layer. The bound is what a supernet of the three d
 Rows "peak": the most that tensors held at once in a whole search, with everything that it made (`Allocations`), and
 the largest step of a supernet in it. Rows "accuracy": on the test digits, after a search and a training of --steps
 weight steps together, half each: RADARS; DARTS on a random subspace of three candidates a layer; RADARS's policy
-alone; random search over networks trained apart. Rows that --out already holds are kept and not run again.
+alone; random search over networks trained apart. Rows "beyond": all 256 candidates on the digits enlarged to 64 x 64,
+which DARTS cannot train on a machine with less than about 100 GB. Rows that --out holds are not run again.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import archgrad as ag
@@ -81,6 +85,12 @@ def digits() -> ag.Classification:
     return ag.Classification.load("digits", batch_size=BATCH)
 
 
+def enlarged() -> ag.Classification:
+    x, y = load_digits(return_X_y=True)
+    images = np.kron(x.reshape(-1, 8, 8), np.ones((8, 8))) * 15.9
+    return ag.Classification((images.astype(np.uint8)[..., None], y), batch_size=BATCH)
+
+
 def quiet(steps: int, seed: int, **more: object) -> ag.Run:
     return ag.Run(steps=steps, seed=seed, device="cpu", progress=False, **more)
 
@@ -105,6 +115,21 @@ def peak(method: str, size: int, task: ag.Classification, memory: ag.Limit, step
             found = ag.darts(space(first(size)), task, quiet(steps, 0), search=1.0)
             step = next(row["predicted_peak_bytes"] for row in found.history if "predicted_peak_bytes" in row)
     return {"peak_bytes": held.peak_bytes, "step_bytes": step, "bound_bytes": memory.bound}
+
+
+def beyond(method: str, task: ag.Classification, memory: ag.Limit) -> dict[str, object]:
+    """A space that does not fit: what each method does with it, in a few steps."""
+    torch.manual_seed(0)
+    if method == "radars":
+        with Allocations() as held:
+            found = radars(space(first(256)), task, quiet(24, 0), memory=memory)
+        step = max(row["measured_peak_bytes"] for row in found.record["rounds"])
+        return {"peak_bytes": held.peak_bytes, "step_bytes": step, "bound_bytes": memory.bound}
+    try:
+        ag.darts(space(first(256)), task, quiet(24, 0))
+    except ag.LimitError as error:
+        return {"refused": str(error)}
+    return {"refused": ""}
 
 
 def with_radars(size: int, task: ag.Classification, memory: ag.Limit, *, steps: int, seed: int) -> float:
@@ -149,6 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="*", default=[4, 16, 64, 256])
     parser.add_argument("--accuracy-sizes", type=int, nargs="*", default=[16, 64])
+    parser.add_argument("--beyond", action="store_true", help="the space that does not fit, with these")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--peak-steps", type=int, default=12)
@@ -166,7 +192,7 @@ def main() -> None:
     done = {(r["kind"], r["method"], r["size"], r.get("seed")) for r in rows}
     memory = bound(task)
 
-    def take(kind: str, method: str, size: int, seed: int | None, work: Callable[[], dict[str, float]]) -> None:
+    def take(kind: str, method: str, size: int, seed: int | None, work: Callable[[], Mapping[str, object]]) -> None:
         if (kind, method, size, seed) in done:
             return
         start = time.perf_counter()
@@ -180,6 +206,10 @@ def main() -> None:
     for size, seed, method in itertools.product(chosen.accuracy_sizes, range(chosen.seeds), ACCURACY):
         work = functools.partial(ACCURACY[method], size, task, memory, steps=chosen.steps, seed=seed)
         take("accuracy", method, size, seed, lambda work=work: {"accuracy": work()})
+    if chosen.beyond:
+        large = enlarged()
+        for method in ("darts", "radars"):
+            take("beyond", method, 256, None, functools.partial(beyond, method, large, bound(large)))
     print(tables(rows))
 
 
@@ -196,6 +226,10 @@ def tables(rows: list[dict[str, object]]) -> str:
         found = [100 * float(r["accuracy"]) for r in same]  # type: ignore[arg-type]
         spread = statistics.stdev(found) if len(found) > 1 else 0.0
         lines.append(f"| {size} | {method} | {statistics.mean(found):.1f} ± {spread:.1f} ({len(found)}) |")
+    for r in rows:
+        if r["kind"] == "beyond":
+            held = f"peak {float(r['peak_bytes']) / 1e9:.2f} GB" if "peak_bytes" in r else str(r["refused"])  # type: ignore[arg-type]
+            lines.append(f"\nbeyond, {r['method']}: {held}")
     return "\n".join(lines)
 
 
