@@ -105,13 +105,15 @@ def _cut(module: nn.Module, member: Coupling, mask: Tensor) -> None:
 def _select(network: nn.Module, path: str, mask: Tensor) -> None:
     """Put a layer that was cut behind the selection of the channels that it reads."""
     layer = network.get_submodule(path)
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
     graph = fx.Graph()
     whole = graph.placeholder("whole")
     # Channels are the last dimension for a Linear, and for a convolution the one in front of its spatial ones.
-    dim = -1 if isinstance(layer, nn.Linear) else 1 - layer.weight.dim()
+    dim = -1 if isinstance(layer, nn.Linear) else 1 - weight.dim()
     graph.output(graph.call_function(torch.index_select, (whole, dim, graph.get_attr("kept"))))
     rest = nn.Module()
-    rest.register_buffer("kept", mask.nonzero().flatten().to(layer.weight.device))
+    rest.register_buffer("kept", mask.nonzero().flatten().to(weight.device))
     parent, _, child = path.rpartition(".")
     both = nn.Sequential(fx.GraphModule(rest, graph), layer)
     both.train(layer.training)

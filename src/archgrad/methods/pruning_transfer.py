@@ -1,9 +1,9 @@
 """Pruning for transfer: a sub-network chosen apart from its weights, to be trained again where data are few.
 
-Paper: Colombo, Gao, "Differentiable Architecture Pruning for Transfer Learning", arXiv 2107.03375 (ICML workshop on
-subset selection, 2021). A RECONSTRUCTION: only the abstract was read, and no code is public. It says that architecture
-is optimised apart from its weights, for any low complexity, as a penalised choice of a subset, by a two-temperature
-relaxation. Everything below is ours and agrees with that. For N parts (gate entries) with cost c, sum of c = 1:
+Paper: Colombo, Gao, "Differentiable Architecture Pruning for Transfer Learning", arXiv 2107.03375 (2021). A
+RECONSTRUCTION: only the abstract was read, and no code is public. It says that architecture is optimised apart from
+its weights, for any low complexity, as a penalised choice of a subset, by a two-temperature relaxation. Everything
+below is ours and agrees with that. For N parts (gate entries) with cost c, sum of c = 1:
 
     min over a in {0,1}^N of  E_w[L(a, w)] + gamma <c, a>
     forward   a = sigmoid(M theta);    backward   da/dtheta := sigmoid_m'(theta),   0 < m << M
@@ -69,7 +69,7 @@ class Terms:
         patience: stop once no part changed for so many rounds, counted from the first change; None never does.
     """
 
-    hard: float = 50.0
+    hard: float = 10.0
     soft: float = 1.0
     start: float = 0.05
     noise: float = 0.01
@@ -167,12 +167,12 @@ def _decide(
     shares = task.halves(1.0 - terms.held_out)
     first, second = (one.stream(seed=run.seed, rank=run.rank, world=run.world) for one in shares)
     twin = build(space, whole(space))
-    weight_steps, signs = terms.weight_steps, Signs()
+    weight_steps, gate_steps, signs = terms.weight_steps, terms.gate_steps, Signs()
     on_weights = make(trained)
     on_gates = torch.optim.SGD(decided, lr=terms.rate * len(charge))
     run.keep(space=space, weights=on_weights, gates=on_gates, signs=signs)
     for step in run.steps(steps, phase="gates", share=share):
-        number, place = divmod(step, weight_steps + terms.gate_steps)
+        number, place = divmod(step, weight_steps + gate_steps)
         shown: dict[str, float] = {}
         if place == 0:
             shown = signs.turn(torch.cat(list(decided)))
@@ -183,7 +183,8 @@ def _decide(
                 on_weights.state.clear()
         space.train()
         gating = place >= weight_steps
-        batch = second(number * terms.gate_steps + place - weight_steps) if gating else first(number * weight_steps + place)
+        turn = number * (gate_steps if gating else weight_steps) + place - (weight_steps if gating else 0)
+        batch = (second if gating else first)(turn)
         with autocast(run):
             loss = task.loss(space, run.to_device(batch))
             if gating:
@@ -230,8 +231,8 @@ def _stages(run: Run, task: Classification, terms: Terms, search: float) -> tupl
     first = round(search * total) if 0.0 < search <= 1.0 else 0
     if first <= terms.weight_steps:
         raise ConfigError(
-            f"search={search} of {total} steps are {first}, and a round begins with {terms.weight_steps} weight steps: "
-            f"give a larger budget (epochs or steps of the Run), a larger share (at most 1), or fewer weight_steps"
+            f"search={search} of {total} steps are {first}, and a round begins with {terms.weight_steps} weight "
+            f"steps: give a larger budget (epochs or steps of the Run), a larger share, at most 1, or fewer weight_steps"
         )
     return first, total - first
 

@@ -7,7 +7,7 @@ task is trained again on a few samples of a target task. The rivals and the prot
 from __future__ import annotations
 
 import copy
-import math
+import functools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,8 +44,8 @@ class Protocol:
         draws: of the shots (and of random masks), the same for all rivals.
         restarts: trainings of each network on each draw, whose accuracies are averaged.
         steps: of a training, each on all shots at once.
-        norm: what BatchNorm goes by in a network that keeps source weights: "shots", the statistics of the batch while
-            training, and of all shots afterwards, as in networks of fresh weights; "source", the source's throughout.
+        norm: what BatchNorm goes by in networks that keep source weights: "shots", the statistics of the batch while
+            training and those of all shots afterwards, as where weights are fresh; "source", the source's throughout.
         optimiser: of a training.
     """
 
@@ -62,8 +62,8 @@ class Protocol:
         wrong = [f"{name}={value!r}" for name, value in numbers.items() if not (type(value) is int and value > 0)]
         if wrong or not self.shots or self.norm not in get_args(Norm):
             raise ConfigError(
-                f"{', '.join(wrong) or f'shots={self.shots!r}, norm={self.norm!r}'}: shots, at least one of them, draws, "
-                f"restarts and steps are whole numbers above 0, norm is one of {', '.join(map(repr, get_args(Norm)))}"
+                f"{', '.join(wrong) or f'shots={self.shots!r}, norm={self.norm!r}'}: shots, at least one of them, "
+                f"draws, restarts and steps are whole numbers above 0, norm is one of {get_args(Norm)}"
             )
 
 
@@ -75,6 +75,7 @@ class Rival:
     kept: bool = False
 
     def at(self, draw: int) -> Architecture:
+        """The structure on a draw."""
         return self.structures[draw % len(self.structures)]
 
 
@@ -93,14 +94,14 @@ def transfer(
     """Train a structure that was found on the source on few samples of the target, beside its rivals.
 
     The rivals: the whole network from scratch; the whole network trained on the source and fine-tuned; random masks
-    of equal cost; the mask of the largest weights of the source network at equal cost, without and with these weights;
-    the structure itself with weights trained on the source; and `others`. Every network gets a fresh last layer, as
-    many steps, the same shots. Accuracy is on the target's test part, mean and deviation over the draws.
+    of equal cost; the mask of the largest weights of the source network at equal cost, without and with them; the
+    structure with weights of the source network; and `others`. Every network gets a fresh last layer, as many steps,
+    the same shots. Accuracy is on the target's test part, its mean and deviation over the draws.
 
     Args:
         space: the space of gates that the structure was found in; it is not changed.
         structure: for instance `archgrad.pruning_transfer(space, source, ...).architecture`.
-        run: epochs of the source network (default 60), of which fine-tuning and magnitudes come; seed, folder, device.
+        run: epochs of the source network (default 60), whose weights are fine-tuned and compared; seed, folder.
         source: the large task.
         target: the small one: shots are drawn from its training part.
         cost: what is equal in the masks, to within one part; default: MACs.
@@ -109,8 +110,8 @@ def transfer(
         optimiser: of the source network.
 
     Returns:
-        Architecture and network, which is the structure trained on the first draw of the last number of shots; `score`
-        is the mean accuracy there, `record["baselines"]` has all rivals.
+        The structure, and its network trained on the first draw of the last number of shots; `score` is the mean
+        accuracy there, and `record["baselines"]` has all rivals.
 
     Raises:
         DataError: the target has inputs of another shape than the source, or fewer samples of a class than shots.
@@ -207,10 +208,10 @@ class _Lab:
         """Mean accuracy and deviation over the draws for each number of shots, and what the network takes."""
         figures: dict[str, Any] = {}
         for count in self.protocol.shots:
-            means = [
-                self.run.remember(f"{name}, {count} shots, draw {draw}", lambda d=draw, c=count: self._mean(rival, c, d))
-                for draw in range(self.protocol.draws)
-            ]
+            means: list[float] = []
+            for draw in range(self.protocol.draws):
+                tried = functools.partial(self._mean, rival, count, draw)
+                means.append(self.run.remember(f"{name}, {count} shots, draw {draw}", tried))
             figures[f"accuracy, {count} shots"] = statistics.mean(means)
             figures[f"deviation, {count} shots"] = statistics.stdev(means) if len(means) > 1 else 0.0
         network = build(self.space, rival.at(0))
@@ -234,7 +235,8 @@ class _Lab:
         for module in network.modules() if held else ():
             if isinstance(module, _BatchNorm):
                 module.eval()
-        optimiser, batches = self.protocol.optimiser(network.parameters()), few.stream(seed=stable_seed(draw, restart))
+        optimiser = self.protocol.optimiser(network.parameters())
+        batches = few.stream(seed=stable_seed(draw, restart))
         for step in range(self.protocol.steps):
             loss = self.target.loss(network, self.run.to_device(batches(step)))
             self.run.check_finite({"loss": loss})
