@@ -6,8 +6,8 @@ Three pairs of tasks:
   digits    0-4 to 5-9, with as many inputs of pure noise planted beside the 64 pixels; an MLP
   mnist     MNIST to Fashion-MNIST, 784 pixels; an MLP
   cifar     CIFAR-10 (JPEG copy, 16 x 16), airplane ... deer to dog ... truck; a small VGG
-Every structure has the same MACs, the gates of the MLPs stand on inputs too. Besides the rivals of `archgrad.transfer`:
-DNAL's mask, and the structure that the same method finds on all training data of the target.
+Every structure has the same MACs; the gates of the MLPs stand on inputs too. Besides the rivals of
+`archgrad.transfer`: DNAL's mask, and the structure that the same method finds on all training data of the target.
 Searches and source networks take `--steps` steps each. Rows that --out already holds are kept and not run again.
 Data: found through ARCHGRAD_DATA; pairs without their data are left out.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import os
 import statistics
@@ -40,7 +41,7 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 def mlp(*widths: int) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Flatten()]
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

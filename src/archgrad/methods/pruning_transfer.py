@@ -13,15 +13,13 @@ below is ours and agrees with that. For N parts (gate entries) with cost c, sum 
     decide    a* = 1[theta > 0]; under a limit the largest theta, until one part more would exceed it
     train     on the network without the other parts: fresh weights after redraw, else those of the search
 
-What the paper's constants, models, data and theorem are is not known to us. What is claimed here: the direction
-is one of descent; for an F linear in a it is the exact gradient of F(sigmoid_m), with the global optimum; for an F
-multilinear in a, a binary point where dF/da_i (1 - 2 a_i) >= 0 for all i is one that no single flip improves.
+The paper's constants, models, data and theorem are not known to us. What is claimed: the direction is one of
+descent; for F linear in a it is the gradient of F(sigmoid_m), and ends in the global optimum; for F multilinear in
+a, a binary point with dF/da_i (1 - 2 a_i) >= 0 for all i is one that no single flip improves.
 
-Ours: no layer dies unless a skip replaces it, as in DNAL; under a limit none keeps less than half of the width that
-uniform narrowing would leave; cost is linear in a (each part's with everything open) in the penalty, and exact under
-a limit; early stop; the transfer itself, with its rivals, is `archgrad.search.transfer`.
-
-Checked against: the exact relations, enumeration of small F, planted inputs; in the tests.
+Ours: no layer dies unless a skip replaces it, as in DNAL; under a limit none keeps less than half of its uniform
+width; the penalty is linear in a, each part's cost with everything open, a limit exact; early stop. The transfer
+itself, with its rivals, is `archgrad.transfer`. Checked against: exact relations, enumeration, planted inputs.
 """
 
 from __future__ import annotations
@@ -60,7 +58,7 @@ class Terms:
     """What the search of the parts is made of; all defaults are ours.
 
     Attributes:
-        hard, soft: M and m.
+        hard, soft: M and m. At M = 50 what is off learns too little to come back; 10 did better in a trial.
         start, noise: theta begins at start + noise * normal: all parts on.
         rate: of theta, times N.
         weight_steps, gate_steps: of a round; `frozen` has no weight steps.
@@ -100,7 +98,7 @@ def pruning_transfer(
     Args:
         space: a network with gates, from `archgrad.slim`, with `inputs=True` on input features too; not changed.
         task: the large source task; its test part is read once, at the end.
-        run: epochs of search and training together (default 60), seed, folder, device.
+        run: epochs of search and training together (default 60), seed, folder.
         limit: an exact budget, for instance `archgrad.params().at_most(fraction=0.1)`; the penalty acts besides.
         gamma: weight of the penalty; without a limit it alone decides how much stays.
         cost: what the penalty charges; default: the limit's cost (MACs for a measured one), else each part alike.
@@ -140,8 +138,7 @@ def pruning_transfer(
         descend(network, task, run, optimiser=made, steps=second, phase="train", schedule=cosine, share=1 - search)
     recalibrate(network, task, run)
 
-    networks["after"] = network
-    record = _record(space, budget, network, settings)
+    networks, record = {**networks, "after": network}, _record(space, budget, network, settings)
     found = assemble(space, architecture, networks, task=task, run=run, example=task.example, record=record)
     run.finish()
     return found
@@ -200,15 +197,13 @@ def _decide(
 
 def _derived(space: nn.Module, run: Run, *, budget: Budget | None, rounded: Rounded) -> Architecture:
     """The parts with theta > 0, or the largest theta under the limit."""
+    scores = entry_logits(space)
 
-    def picks() -> dict[str, Any]:
-        scores = entry_logits(space)
-        if budget is None:
-            return dict(above(space, scores, 0.0, rounded))
-        return dict(budget.largest(scores, floor=FLOOR * budget.width()))
+    def decided() -> Architecture:
+        return budget.largest(scores, floor=FLOOR * budget.width()) if budget else above(space, scores, 0.0, rounded)
 
     # Remembered, since a measured limit may decide otherwise when the clock is read again.
-    remembered = run.remember("architecture", picks)
+    remembered = run.remember("architecture", lambda: dict(decided()))
     return Architecture({name: tuple(pick) for name, pick in remembered.items()})
 
 
@@ -216,12 +211,11 @@ def _checked(terms: Terms, process: str, gamma: float) -> Terms:
     if process not in get_args(Process):
         raise ConfigError(f"process={process!r}: allowed are {', '.join(map(repr, get_args(Process)))}")
     if not 0.0 <= gamma < float("inf"):
-        raise ConfigError(f"gamma={gamma}: the weight of the penalty is a finite number of at least 0, such as 1")
-    if terms.weight_steps < 0 or terms.gate_steps < 1:
-        raise ConfigError(
-            f"weight_steps={terms.weight_steps}, gate_steps={terms.gate_steps}: a round has at least no weight step "
-            f"and one gate step"
-        )
+        raise ConfigError(f"gamma={gamma}: the penalty's weight is a finite number of at least 0, such as 1")
+    least = {"weight_steps": 0, "gate_steps": 1, "patience": 1, "noise": 0, "rate": 0}
+    for name, low in least.items():
+        if (value := getattr(terms, name)) is not None and not value >= low:
+            raise ConfigError(f"{name}={value!r}: allowed is {low} or more")
     return replace(terms, weight_steps=0) if process == "frozen" else terms
 
 
@@ -231,8 +225,8 @@ def _stages(run: Run, task: Classification, terms: Terms, search: float) -> tupl
     first = round(search * total) if 0.0 < search <= 1.0 else 0
     if first <= terms.weight_steps:
         raise ConfigError(
-            f"search={search} of {total} steps are {first}, and a round begins with {terms.weight_steps} weight "
-            f"steps: give a larger budget (epochs or steps of the Run), a larger share, at most 1, or fewer weight_steps"
+            f"search={search} of {total} steps are {first}, and a round begins with weight_steps={terms.weight_steps}: "
+            f"give a larger budget (epochs or steps of the Run), a larger share (at most 1), or fewer weight_steps"
         )
     return first, total - first
 
