@@ -108,6 +108,7 @@ def test_methods_are_described_by_their_own_headers(cli: Callable) -> None:
         "random_search",
         "freenas",
         "dnal",
+        "pruning_transfer",
     ]
     assert rows["dnal"]["purpose"].startswith("slim a network")
     papers = {"unas": "1912.07651", "darts": "1806.09055", "random_search": "1902.07638", "dnal": "2103.02126"}

@@ -85,7 +85,7 @@ def pruning_transfer(
     run: Run,
     *,
     limit: Limit | None = None,
-    gamma: float = 1.0,
+    gamma: float = 0.3,
     cost: Macs | Params | None = None,
     process: Process = "redraw",
     terms: Terms = Terms(),
@@ -225,7 +225,7 @@ def _stages(run: Run, task: Classification, terms: Terms, search: float) -> tupl
     first = round(search * total) if 0.0 < search <= 1.0 else 0
     if first <= terms.weight_steps:
         raise ConfigError(
-            f"search={search} of {total} steps are {first}, and a round begins with weight_steps={terms.weight_steps}: "
+            f"search={search} of {total} steps are {first}; a round begins with weight_steps={terms.weight_steps}: "
             f"give a larger budget (epochs or steps of the Run), a larger share (at most 1), or fewer weight_steps"
         )
     return first, total - first

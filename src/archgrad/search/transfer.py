@@ -118,7 +118,7 @@ def transfer(
         ModelError: the network's last layer is no Linear with an output for each class of the source.
     """
     cost, others = cost or macs(source.example), dict(others or {})
-    _check(space, source, target, protocol)
+    check(space, source, target, protocol)
     asked = {n: getattr(protocol, n) for n in ("draws", "restarts", "steps", "norm")}
     settings = {**asked, "shots": list(protocol.shots), "cost": cost.name, "structure": structure.to_json()}
     run.begin("transfer", settings | {"others": {name: one.to_json() for name, one in others.items()}})
@@ -135,7 +135,8 @@ def transfer(
     return found
 
 
-def _check(space: nn.Module, source: Classification, target: Classification, protocol: Protocol) -> None:
+def check(space: nn.Module, source: Classification, target: Classification, protocol: Protocol) -> None:
+    """Raise DataError or ModelError, as `transfer` does, before anything long starts."""
     one, other = source.splits["input_shape"], target.splits["input_shape"]
     if one != other:
         raise DataError(
