@@ -163,14 +163,13 @@ def table(rows: list[dict]) -> list[str]:
     """Mean and deviation over seeds of the mean accuracy over draws, in %."""
     if not rows:
         return []
-    keys = [key for key in rows[0]["networks"][0] if key.startswith("accuracy")]
-    heads = [key.removeprefix("accuracy, ") for key in keys]
-    lines = [f"\n{rows[0]['pair']}, {len(rows)} seeds", f"| network | {' | '.join(heads)} | MACs |"]
+    keys = [key for key in rows[0]["networks"][0] if key.endswith("shots")]
+    lines = [f"\n{rows[0]['pair']}, {len(rows)} seeds", f"| network | {' | '.join(keys)} | MACs |"]
     lines.append("|---" * (len(keys) + 2) + "|")
     for place, one in enumerate(rows[0]["networks"]):
         figures = []
         for key in keys:
-            values = [100 * row["networks"][place][key] for row in rows]
+            values = [100 * row["networks"][place][key][0] for row in rows]
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
             figures.append(f"{statistics.mean(values):.1f}{spread}")
         macs = statistics.mean(row["networks"][place]["macs"] for row in rows)

@@ -213,11 +213,10 @@ class _Lab:
             for draw in range(self.protocol.draws):
                 tried = functools.partial(self._mean, rival, count, draw)
                 means.append(self.run.remember(f"{name}, {count} shots, draw {draw}", tried))
-            figures[f"accuracy, {count} shots"] = statistics.mean(means)
-            figures[f"deviation, {count} shots"] = statistics.stdev(means) if len(means) > 1 else 0.0
-        network = build(self.space, rival.at(0))
-        x = self.run.to_device(self.target.example)
-        return figures | {"params": params().of(network), "macs": macs(x).of(network)}
+            spread = statistics.stdev(means) if len(means) > 1 else 0.0
+            figures[f"{count} shots"] = [round(statistics.mean(means), 4), round(spread, 4)]
+        network = _fresh_head(build(self.space, rival.at(0)), self.classes, self.target.classes)
+        return figures | {cost.name: cost.of(network)}
 
     def _mean(self, rival: Rival, shots: int, draw: int) -> float:
         scores = []
@@ -278,11 +277,10 @@ def _found(
 ) -> Found:
     first, *rest = rows
     after = {key: value for key, value in first.items() if key != "name"}
-    record = {
+    record: dict[str, Any] = {
         "method": "transfer",
-        "title": f"{type(space).__name__} transferred: accuracy after few shots, mean and deviation over the draws",
+        "title": f"{type(space).__name__} transferred: accuracy on the target, mean ± deviation over the draws",
         "layers": widths(space, structure),
-        "after": after,
         "baselines": rest,
         "settings": {key: value for key, value in settings.items() if key not in ("structure", "others")},
         "run": {"seed": run.seed, "epochs": run.epochs, "steps": run.max_steps, "seconds": run.seconds},
@@ -291,9 +289,11 @@ def _found(
         "data": target.splits,
         "notes": list(run.notes),
     }
-    score = after[f"accuracy, {settings['shots'][-1]} shots"]
-    costs = {name: after[name] for name in ("params", "macs")}
-    found = Found(structure, network, score, costs, run.history, record, run.to_device(target.example))
+    example = run.to_device(target.example)
+    costs = {"params": params().of(network), "macs": macs(example).of(network)}
+    record["after"] = {**after, **costs}
+    score = after[f"{settings['shots'][-1]} shots"][0]
+    found = Found(structure, network, score, costs, run.history, record, example)
     if run.folder and run.rank == 0:
         found.save(run.folder)
     return found
