@@ -140,6 +140,16 @@ def test_it_resumes_exactly_and_tries_nothing_twice(at: int, tmp_path: Path) -> 
     assert held["after"] == resumed.record["after"]
 
 
+def test_trained_weights_that_are_given_are_the_source_network() -> None:
+    run = quiet()
+    given = transferred(run, pretrained=True).record["baselines"]
+    assert not any("loss" in row for row in run.history)
+    trained = transferred(quiet()).record["baselines"]
+    tuned, scratch = (1, 0)
+    assert given[scratch] == trained[scratch]
+    assert given[tuned] != trained[tuned]
+
+
 def refused(**settings: object) -> Callable[[], object]:
     given = {"source": source(), "target": target(), "protocol": QUICK, **settings}
     return lambda: ag.transfer(space(), GOOD, quiet(), **given)

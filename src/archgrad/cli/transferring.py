@@ -49,6 +49,9 @@ def transfer_command(options: TransferOptions) -> dict[str, Any]:
         pruned = pruning_transfer(
             space, source, search, limit=limit, gamma=options.gamma, process=options.process, search=0.9
         )
-        found = transfer(space, pruned.architecture, run, source=source, target=target, protocol=protocol)
+        found = transfer(
+            space, pruned.architecture, run, source=source, target=target, protocol=protocol,
+            pretrained=options.weights is not None,
+        )  # fmt: skip
         write_onnx(found, out, onnx)
     return found.record

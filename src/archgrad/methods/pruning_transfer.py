@@ -123,13 +123,15 @@ def pruning_transfer(
         "gamma": gamma, "cost": cost and cost.name, "process": process, "terms": asdict(terms),
         "round_to": round_to, "search": search,
     }  # fmt: skip
-    first, second = _stages(run, task, terms, search)
+    (first, second), shares = _stages(run, task, terms, search), task.halves(1.0 - terms.held_out)
     run.begin("pruning_transfer", settings)
     space = copy.deepcopy(space).to(run.device)
     networks = {"before": build(space, whole(space))} if process == "frozen" else {}
 
     charge = gamma * charges(space, cost).to(run.device)
-    _decide(space, task, run, charge=charge, terms=terms, process=process, steps=first, share=search, make=optimiser)
+    _decide(
+        space, shares, run, charge=charge, terms=terms, process=process, steps=first, share=search, make=optimiser
+    )
     architecture = _derived(space, run, budget=budget, rounded=rounded)
     network = build(space, architecture, weights="fresh" if process == "redraw" else "inherit")
     if second:
@@ -146,7 +148,7 @@ def pruning_transfer(
 
 def _decide(
     space: nn.Module,
-    task: Classification,
+    shares: tuple[Classification, Classification],
     run: Run,
     *,
     charge: torch.Tensor,
@@ -161,7 +163,6 @@ def _decide(
     decided, trained, draws = logits(space), weights(space), run.generator("gates")
     for theta in decided:
         theta.data.copy_(terms.start + terms.noise * torch.randn(theta.shape, generator=draws))
-    shares = task.halves(1.0 - terms.held_out)
     first, second = (one.stream(seed=run.seed, rank=run.rank, world=run.world) for one in shares)
     twin = build(space, whole(space))
     weight_steps, gate_steps, signs = terms.weight_steps, terms.gate_steps, Signs()
@@ -183,9 +184,9 @@ def _decide(
         turn = number * (gate_steps if gating else weight_steps) + place - (weight_steps if gating else 0)
         batch = (second if gating else first)(turn)
         with autocast(run):
-            loss = task.loss(space, run.to_device(batch))
-            if gating:
-                loss = loss + charge @ opening(space)
+            loss = shares[0].loss(space, run.to_device(batch))
+        if gating:
+            loss = loss + charge @ opening(space)
         run.check_finite({"loss": loss})
         made, moved = (on_gates, decided) if gating else (on_weights, trained)
         take_step(made, moved, torch.autograd.grad(loss, moved, allow_unused=True), run)
@@ -216,6 +217,7 @@ def _checked(terms: Terms, process: str, gamma: float) -> Terms:
     for name, low in least.items():
         if (value := getattr(terms, name)) is not None and not value >= low:
             raise ConfigError(f"{name}={value!r}: allowed is {low} or more")
+    TwoTemperature(1, hard=terms.hard, soft=terms.soft)  # refuses what makes no sense before the run begins
     return replace(terms, weight_steps=0) if process == "frozen" else terms
 
 

@@ -89,6 +89,7 @@ def transfer(
     cost: Macs | Params | None = None,
     others: Mapping[str, Architecture] | None = None,
     protocol: Protocol = Protocol(),
+    pretrained: bool = False,
     optimiser: MakeOptimiser = adam,
 ) -> Found:
     """Train a structure that was found on the source on few samples of the target, beside its rivals.
@@ -107,6 +108,7 @@ def transfer(
         cost: what is equal in the masks, to within one part; default: MACs.
         others: further structures, which start from fresh weights.
         protocol: of the trainings on the target.
+        pretrained: the space holds weights trained on the source: none are trained.
         optimiser: of the source network.
 
     Returns:
@@ -120,12 +122,14 @@ def transfer(
     cost, others = cost or macs(source.example), dict(others or {})
     check(space, source, target, protocol)
     asked = {n: getattr(protocol, n) for n in ("draws", "restarts", "steps", "norm")}
-    settings = {**asked, "shots": list(protocol.shots), "cost": cost.name, "structure": structure.to_json()}
-    run.begin("transfer", settings | {"others": {name: one.to_json() for name, one in others.items()}})
+    settings = {**asked, "shots": list(protocol.shots), "cost": cost.name, "pretrained": pretrained}
+    structures = {"this run": structure, **others}
+    run.begin("transfer", settings | {"structures": {name: one.to_json() for name, one in structures.items()}})
     space = copy.deepcopy(space).to(run.device)
-    trained = build(space, whole(space), weights="fresh")
-    _train(trained, source, run, optimiser)
-    adopt(space, trained)
+    if not pretrained:
+        trained = build(space, whole(space), weights="fresh")
+        _train(trained, source, run, optimiser)
+        adopt(space, trained)
     tried = _rivals(space, structure, others, cost=cost, run=run, draws=protocol.draws)
     lab = _Lab(space, source.classes, target, protocol, run)
     rows = [{"name": name, **lab.row(name, rival, cost=cost)} for name, rival in tried.items()]
@@ -282,7 +286,7 @@ def _found(
         "title": f"{type(space).__name__} transferred: accuracy on the target, mean ± deviation over the draws",
         "layers": widths(space, structure),
         "baselines": rest,
-        "settings": {key: value for key, value in settings.items() if key not in ("structure", "others")},
+        "settings": settings,
         "run": {"seed": run.seed, "epochs": run.epochs, "steps": run.max_steps, "seconds": run.seconds},
         "versions": {"torch": torch.__version__},
         "device": str(run.device),
