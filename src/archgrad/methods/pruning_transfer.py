@@ -42,7 +42,7 @@ from archgrad.errors import ConfigError
 from archgrad.search.fit import MakeOptimiser, adam, autocast, descend, recalibrate, take_step
 from archgrad.search.found import Found, assemble
 from archgrad.search.gating import entry_logits
-from archgrad.search.pruning import Signs, charges, opening, redraw
+from archgrad.search.pruning import FLOOR, Signs, charges, opening, redraw
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.search.selection import Budget, Rounded, above, whole
@@ -50,7 +50,6 @@ from archgrad.spaces.slim import frozen
 from archgrad.tasks.classification import Classification
 
 Process = Literal["redraw", "cotrain", "frozen"]
-FLOOR = 0.5
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,6 @@ def pruning_transfer(
     run.begin("pruning_transfer", settings)
     space = copy.deepcopy(space).to(run.device)
     networks = {"before": build(space, whole(space))} if process == "frozen" else {}
-
     charge = gamma * charges(space, cost).to(run.device)
     _decide(
         space, shares, run, charge=charge, terms=terms, process=process, steps=first, share=search, make=optimiser

@@ -12,6 +12,9 @@ from archgrad.choices.modules import Gate
 from archgrad.costs.count import Macs, Params
 from archgrad.search.selection import gates
 
+# Under a limit no layer keeps less than this part of the width that uniform scaling would leave it.
+FLOOR = 0.5
+
 
 def charges(space: nn.Module, cost: Macs | Params | None) -> Tensor:
     """[parts] what each gate entry adds to a cost with everything open, float32, normalised to the sum 1.

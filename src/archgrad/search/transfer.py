@@ -23,7 +23,7 @@ from archgrad.derive.discretise import build
 from archgrad.errors import ConfigError, DataError, ModelError
 from archgrad.search.fit import MakeOptimiser, adam, descend, recalibrate
 from archgrad.search.found import Found, widths
-from archgrad.search.pruning import adopt, magnitudes
+from archgrad.search.pruning import FLOOR, adopt, magnitudes
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.search.selection import Budget, Rounded, gates, whole
@@ -31,8 +31,6 @@ from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import stable_seed
 
 Norm = Literal["shots", "source"]
-# As in the methods that slim: no rival is to lose by a layer that has died.
-FLOOR = 0.5
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ def check(space: nn.Module, source: Classification, target: Classification, prot
     source.check(space)
     for count in protocol.shots:
         target.shots(count)
-    _fresh_head(copy.deepcopy(build(space, whole(space))), source.classes, target.classes)
+    _fresh_head(build(space, whole(space)), source.classes, target.classes)
 
 
 def _train(network: nn.Module, source: Classification, run: Run, optimiser: MakeOptimiser) -> None:
@@ -174,6 +172,7 @@ def _rivals(
     price = float(Budget(space, cost.at_most(fraction=1.0), Rounded(1)).of(structure))
     budget = Budget(space, cost.at_most(price), Rounded(1))
 
+    # No rival is to lose by a layer that has died.
     def largest(scores: Mapping[str, torch.Tensor]) -> Architecture:
         return budget.largest(scores, floor=FLOOR * budget.width())
 
