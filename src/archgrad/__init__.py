@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from archgrad.choices.architecture import Architecture
     from archgrad.choices.lazy import Lazy
     from archgrad.choices.modules import Gate, InputChoice, OpChoice
-    from archgrad.choices.relaxations import gumbel_softmax, scaled_sigmoid, softmax
+    from archgrad.choices.relaxations import gumbel_softmax, scaled_sigmoid, softmax, two_temperature
     from archgrad.costs.count import macs, params
     from archgrad.costs.energy import energy
     from archgrad.costs.latency import latency
@@ -42,16 +42,18 @@ if TYPE_CHECKING:
     from archgrad.methods.dnal import dnal
     from archgrad.methods.freenas import freenas
     from archgrad.methods.monas import monas
+    from archgrad.methods.pruning_transfer import pruning_transfer
     from archgrad.methods.radars import radars
     from archgrad.methods.random_search import random_search
     from archgrad.methods.toponas import toponas
     from archgrad.methods.unas import unas
-    from archgrad.search.fit import adamw, fit, recalibrate, sgd
+    from archgrad.search.fit import adam, adamw, fit, recalibrate, sgd
     from archgrad.search.found import Found, derive
     from archgrad.search.prior import prior, warm_start
     from archgrad.search.run import Run
     from archgrad.search.schedules import warm_up_cosine
     from archgrad.search.signals import Stopped
+    from archgrad.search.transfer import transfer
     from archgrad.spaces.darts import darts_cells, darts_network
     from archgrad.spaces.mobile import mobile_backbone, mobile_network
     from archgrad.spaces.nasbench201 import nasbench201_cells, nasbench201_network
@@ -87,6 +89,7 @@ __all__ = [
     "Stopped",
     "Tabular",
     "__version__",
+    "adam",
     "adamw",
     "black_box",
     "build",
@@ -121,6 +124,7 @@ __all__ = [
     "params",
     "peak_memory",
     "prior",
+    "pruning_transfer",
     "radars",
     "random_search",
     "recalibrate",
@@ -132,6 +136,8 @@ __all__ = [
     "slim",
     "softmax",
     "toponas",
+    "transfer",
+    "two_temperature",
     "unas",
     "using",
     "warm_start",
@@ -144,7 +150,7 @@ _HOMES = {
     "choices.architecture": ("Architecture",),
     "choices.lazy": ("Lazy",),
     "choices.modules": ("Gate", "InputChoice", "OpChoice"),
-    "choices.relaxations": ("gumbel_softmax", "scaled_sigmoid", "softmax"),
+    "choices.relaxations": ("gumbel_softmax", "scaled_sigmoid", "softmax", "two_temperature"),
     "costs.count": ("macs", "params"),
     "costs.energy": ("energy",),
     "costs.latency": ("latency",),
@@ -161,16 +167,18 @@ _HOMES = {
     "methods.dnal": ("dnal",),
     "methods.freenas": ("freenas",),
     "methods.monas": ("monas",),
+    "methods.pruning_transfer": ("pruning_transfer",),
     "methods.radars": ("radars",),
     "methods.random_search": ("random_search",),
     "methods.toponas": ("toponas",),
     "methods.unas": ("unas",),
-    "search.fit": ("adamw", "fit", "recalibrate", "sgd"),
+    "search.fit": ("adam", "adamw", "fit", "recalibrate", "sgd"),
     "search.schedules": ("warm_up_cosine",),
     "search.found": ("Found", "derive"),
     "search.prior": ("prior", "warm_start"),
     "search.run": ("Run",),
     "search.signals": ("Stopped",),
+    "search.transfer": ("transfer",),
     "spaces.darts": ("darts_cells", "darts_network"),
     "spaces.mobile": ("mobile_backbone", "mobile_network"),
     "spaces.nasbench201": ("nasbench201_cells", "nasbench201_network"),

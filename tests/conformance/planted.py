@@ -70,6 +70,26 @@ class Gates:
         return list(architecture.values()) == [GOOD]
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """Each input has a gate, whatever the weights are; those outside GOOD are noise."""
+
+    epochs: int = 60
+    lowest: str = "2 "
+    tight: float = 0.2
+
+    def space(self) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return ag.slim(nn.Sequential(nn.Linear(8, 2)), EXAMPLE, inputs=True)
+
+    def reference(self) -> float:
+        return 16.0
+
+    def answered(self, architecture: ag.Architecture) -> bool:
+        return architecture["0.inputs"] == GOOD
+
+
 class Only(nn.Module):
     """x with all but some of its entries set to 0."""
 
@@ -118,4 +138,4 @@ class Supernet:
         return architecture["entries"] == 1 and architecture["source"] == (0,)
 
 
-GATES, SUPERNET = Gates(), Supernet()
+GATES, INPUTS, SUPERNET = Gates(), Inputs(), Supernet()

@@ -15,7 +15,7 @@ from typing import Literal
 import pytest
 import safetensors.torch
 import torch
-from planted import EXAMPLE, GATES, SUPERNET, Problem, limit, task
+from planted import EXAMPLE, GATES, INPUTS, SUPERNET, Problem, limit, task
 from torch import nn
 
 import archgrad as ag
@@ -48,6 +48,15 @@ METHODS: dict[str, tuple[Callable[..., ag.Found], Problem]] = {
     "darts_prime, clipped and ADMM": (
         functools.partial(ag.darts_prime, constraint=Constraint(activation="clipped", regulariser="admm")),
         SUPERNET,
+    ),
+    # Weights that are drawn afresh have to learn something in the steps of a round.
+    "pruning_transfer": (
+        functools.partial(ag.pruning_transfer, search=0.8, optimiser=functools.partial(ag.adam, learning_rate=0.05)),
+        INPUTS,
+    ),
+    "pruning_transfer, frozen": (
+        functools.partial(ag.pruning_transfer, process="frozen", search=0.8),
+        GATES,
     ),
     "toponas": (ag.toponas, SUPERNET),
     "toponas, table": (
@@ -168,6 +177,7 @@ KILLED_IN = {
     "darts": ("search",),
     "darts_prime": ("search",),
     "darts_prime, clipped and ADMM": ("search",),
+    "pruning_transfer": ("gates", "train"),
     "toponas": ("search",),
     "radars, bound": ("explore-0", "exploit-0-search"),
     "monas": ("trial",),

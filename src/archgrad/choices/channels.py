@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +20,7 @@ class Coupling:
         places: [channels of that side], the gate entry that each channel belongs to, or -1 for none.
         tensors: (name, dimension) of the module's tensors that are cut along this side.
         counts: integer attributes of the module that shrink in proportion.
+        selects: what the module reads stays whole: once cut, it takes out of it the channels that it keeps.
     """
 
     module: str
@@ -27,6 +28,7 @@ class Coupling:
     places: Tensor
     tensors: tuple[tuple[str, int], ...] = ()
     counts: tuple[str, ...] = ()
+    selects: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +78,10 @@ def remove_channels(
     for (path, _), (member, mask) in sides.items():
         if not bool(mask.all()):
             _cut(network.get_submodule(path), member, mask)
+    # Afterwards, since paths lead elsewhere from here on.
+    for (path, _), (member, mask) in sides.items():
+        if member.selects and not bool(mask.all()):
+            _select(network, path, mask)
 
 
 def _cut(module: nn.Module, member: Coupling, mask: Tensor) -> None:
@@ -94,6 +100,24 @@ def _cut(module: nn.Module, member: Coupling, mask: Tensor) -> None:
         scaled, rest = divmod(total * len(index), len(mask))
         assert rest == 0, f"{member.module}.{name}: {total} does not shrink from {len(mask)} to {len(index)}"
         setattr(module, name, scaled)
+
+
+def _select(network: nn.Module, path: str, mask: Tensor) -> None:
+    """Put a layer that was cut behind the selection of the channels that it reads."""
+    layer = network.get_submodule(path)
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    graph = fx.Graph()
+    whole = graph.placeholder("whole")
+    # Channels are the last dimension for a Linear, and for a convolution the one in front of its spatial ones.
+    dim = -1 if isinstance(layer, nn.Linear) else 1 - weight.dim()
+    graph.output(graph.call_function(torch.index_select, (whole, dim, graph.get_attr("kept"))))
+    rest = nn.Module()
+    rest.register_buffer("kept", mask.nonzero().flatten().to(weight.device))
+    parent, _, child = path.rpartition(".")
+    both = nn.Sequential(fx.GraphModule(rest, graph), layer)
+    both.train(layer.training)
+    setattr(network.get_submodule(parent), child, both)
 
 
 def remove_branch(network: nn.Module, vanishing: Vanishing) -> None:

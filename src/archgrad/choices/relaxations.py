@@ -37,6 +37,41 @@ class ScaledSigmoid(nn.Module):
         return torch.sigmoid(self.scale * self.logits) * live
 
 
+class TwoTemperature(nn.Module):
+    """Gates that are nearly binary forward and soft backward.
+
+        a = sigmoid(hard * s),   da/ds := soft * sigmoid(soft * s) * (1 - sigmoid(soft * s))
+
+    With G the true gradient with respect to s, what comes back is g = R G with the diagonal
+    R = sigmoid_soft'(s) / sigmoid_hard'(s) > 0: each coordinate keeps its sign, so g is a descent direction. With
+    soft = hard it is the true gradient.
+
+    Args:
+        size: number of gates; the logits s, [size], start at 0.
+        hard: M, of the forward pass; sigmoid(50 * 0.1) = 0.993.
+        soft: m, of the backward pass; at 1 the slope stays above 78 % of its largest for |s| < 1.
+
+    Raises:
+        ChoiceError: not 0 < soft <= hard.
+
+    Source: DAP (arXiv 2107.03375), reconstructed from its abstract.
+    """
+
+    def __init__(self, size: int, *, hard: float = 50.0, soft: float = 1.0) -> None:
+        super().__init__()
+        if not 0.0 < soft <= hard < float("inf"):
+            raise ChoiceError(
+                f"temperatures hard={hard}, soft={soft}: allowed is 0 < soft <= hard, such as hard=50, soft=1"
+            )
+        self.logits = nn.Parameter(torch.zeros(size))
+        self.hard, self.soft = hard, soft
+
+    def forward(self, live: Tensor) -> Tensor:
+        """[size] gates in (0, 1), 0 where not live."""
+        value, slope = torch.sigmoid(self.hard * self.logits.detach()), torch.sigmoid(self.soft * self.logits)
+        return (value + (slope - slope.detach())) * live
+
+
 class Softmax(nn.Module):
     """Mixing weights on the simplex: w = softmax(logits) over the live candidates.
 
@@ -126,3 +161,4 @@ class Held(nn.Module):
 gumbel_softmax = GumbelSoftmax
 scaled_sigmoid = ScaledSigmoid
 softmax = Softmax
+two_temperature = TwoTemperature

@@ -1,7 +1,7 @@
 """The commands as typer shows them; what they do is in `archgrad.cli.commands`, imported when one runs.
 
-The options of slim, search, score, train and demo are the fields of their schemas, so that the command line, YAML
-files and command.json cannot differ.
+The options of slim, search, score, train, transfer and demo are the fields of their schemas, so that the command
+line, YAML files and command.json cannot differ.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from archgrad.cli import failures
 from archgrad.cli.configuration import DemoOptions, SearchOptions, SlimOptions, TrainOptions, anchored, resolve
 from archgrad.cli.options import JSON, describe
 from archgrad.cli.score_options import ScoreOptions
+from archgrad.cli.transfer_options import TransferOptions
 
 _RUN = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that was --out.", show_default=False)]
 _ONNX = Annotated[bool, typer.Option("--onnx", help="As ONNX, the only format so far.")]
@@ -125,6 +126,15 @@ def _train(*, config: Path | None, as_json: bool, **given: Any) -> None:
     _show(record, as_json, _where(options.out))
 
 
+def _transfer(*, config: Path | None, as_json: bool, **given: Any) -> None:
+    options = anchored(resolve(TransferOptions, given, config))
+    with _quiet(as_json):
+        from archgrad.cli.transferring import transfer_command
+
+        record = transfer_command(options)
+    _show(record, as_json, _where(options.out))
+
+
 app.command("demo", help="Slim a small CNN on real digits, end to end, in about a minute on two cores.")(
     describe(_demo, DemoOptions, positional={})
 )
@@ -139,6 +149,11 @@ app.command("score", help="Rank networks without training, and tell how far the 
 )
 app.command("train", help="Train a network, or an architecture that was slimmed or searched, from fresh weights.")(
     describe(_train, TrainOptions, positional={"network": "ARCHITECTURE.json|MODEL", "data": "DATA"})
+)
+
+
+app.command("transfer", help="Prune a network on much data, and train what stays on few samples of other data.")(
+    describe(_transfer, TransferOptions, positional={"model": "MODEL", "data": "SOURCE", "target": "TARGET"})
 )
 
 

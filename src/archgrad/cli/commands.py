@@ -84,6 +84,11 @@ def resume(out: Path) -> Record:
                 from archgrad.cli.training import train
 
                 return train(configuration.resolve(TrainOptions, told))
+            case "transfer":
+                from archgrad.cli.transfer_options import TransferOptions
+                from archgrad.cli.transferring import transfer_command
+
+                return transfer_command(configuration.resolve(TransferOptions, told))
             case "demo":
                 return demo(configuration.resolve(DemoOptions, told))
     raise RunError(f"{out / folder.COMMAND} is damaged: {held['command']!r} is no command. Give it again in full.")

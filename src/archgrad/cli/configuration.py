@@ -24,7 +24,8 @@ LIMITS = (
     "macs=0.5 or macs=50% (half of what the network takes), macs=20M, macs=20e6, params=0.5, params=300k, "
     "latency_ms=4.0"
 )
-METHODS = tuple(name for name in methods.METHODS if name != "dnal")
+_ELSEWHERE = {"dnal": "archgrad slim MODEL DATA", "pruning_transfer": "archgrad transfer MODEL SOURCE TARGET"}
+METHODS = tuple(name for name in methods.METHODS if name not in _ELSEWHERE)
 SPACES = ("darts", "nasbench201", "mobile")
 TABLE_DATA = ("cifar10", "cifar100", "imagenet16_120")
 AUGMENTATIONS = "flip, crop=PIXELS and cutout=PIXELS, joined by commas: flip,crop=4,cutout=8"
@@ -170,8 +171,8 @@ class SearchOptions(LimitedOptions):
     @field_validator("method")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name == "dnal":
-            raise ValueError("dnal slims a network that you have: archgrad slim MODEL DATA")
+        if name in _ELSEWHERE:
+            raise ValueError(f"{name} slims a network that you have: {_ELSEWHERE[name]}")
         if name not in METHODS:
             raise ValueError(f"{name!r} was given. Allowed are {', '.join(METHODS)}")
         return name
@@ -350,7 +351,7 @@ def augmentations(text: str) -> list[tuple[str, int | None]]:
 def anchored(options: Schema) -> Schema:
     """The same with absolute paths, so that the command means the same from any folder."""
     update: dict[str, Any] = {}
-    for name in ("data", "weights", "table", "architectures", "model", "network", "space"):
+    for name in ("data", "target", "weights", "table", "architectures", "model", "network", "space"):
         text = getattr(options, name, None)
         if isinstance(text, list):  # the models of score are named by their places
             continue

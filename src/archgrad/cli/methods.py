@@ -17,6 +17,7 @@ METHODS = {
     "random_search": "archgrad.methods.random_search:random_search",
     "freenas": "archgrad.methods.freenas:freenas",
     "dnal": "archgrad.methods.dnal:dnal",
+    "pruning_transfer": "archgrad.methods.pruning_transfer:pruning_transfer",
 }
 
 

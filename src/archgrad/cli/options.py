@@ -23,16 +23,19 @@ _DECLARED = {
     "factorised": ("--factorised/--published",),
     "shared": ("--shared",),
     "partial": ("--partial",),
+    "inputs": ("--inputs",),
 }
 _METAVARS = {
     "limit": "NAME=VALUE", "keep": "PATH", "weights": "FILE", "out": "DIR", "model": "MODEL", "space": "SPACE",
     "method": "METHOD", "data": "DATA", "table": "FILE.npz", "arch": "TEXT", "architectures": "FILE",
-    "sample": "N", "proxy": "NAME",
+    "sample": "N", "proxy": "NAME", "shots": "N",
 }  # fmt: skip
 _SEARCH = ("method", "limit", "search", "shared", "trials", "rounds", "norm", "seeds")
 _TABLE = ("table", "table_data", "table_epochs", "partial")
+_FEW = ("target", "shots", "draws", "restarts", "shot_steps")
 _SCORED = ("arch", "architectures", "sample", "proxy")
 _PANELS = dict.fromkeys(_SEARCH, "Search") | dict.fromkeys(_TABLE, "Table") | dict.fromkeys(_SCORED, "What")
+_PANELS |= dict.fromkeys(_FEW, "Few samples") | dict.fromkeys(("gamma", "process"), "Search")
 _PANELS |= dict.fromkeys(("classes", "in_channels"), "Data") | dict.fromkeys(
     ("auxiliary", "drop_path", "optimiser", "learning_rate", "weight_decay", "clip", "average", "smoothing"),
     "Training",

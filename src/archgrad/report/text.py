@@ -168,7 +168,7 @@ def rows(record: Record) -> list[Row]:
     result = []
     # Known figures first, in their order; latency_ms is no number and falls out.
     for key in {**_FIGURES, **before, **after}:
-        if not (is_number(before.get(key)) or is_number(after.get(key))):
+        if not (is_figure(before.get(key)) or is_figure(after.get(key))):
             continue
         one, other = before.get(key), after.get(key)
         change = _points(one, other) if key == "accuracy" else _ratio(one, other)
@@ -213,9 +213,9 @@ def gap_line(record: Record) -> str:
 def rivals(record: Record) -> Rivals:
     """The network found first, then each baseline, with the figures that any baseline has."""
     baselines = record.get("baselines") or []
-    keys = list({key: None for one in baselines for key, value in one.items() if is_number(value)})
+    keys = list({key: None for one in baselines for key, value in one.items() if is_figure(value)})
     after = record.get("after") or {}
-    found = [{**after, "name": "this run"}] if any(is_number(after.get(key)) for key in keys) else []
+    found = [{**after, "name": "this run"}] if any(is_figure(after.get(key)) for key in keys) else []
     rows = [(str(one.get("name", "")), [figure(key, one.get(key)) for key in keys]) for one in (*found, *baselines)]
     return Rivals([label(key) for key in keys], rows)
 
@@ -262,11 +262,18 @@ def label(key: str) -> str:
 
 
 def figure(key: str, value: object) -> str:
-    """A figure written in its unit; "-" where it is no number."""
+    """A figure written in its unit, or [mean, deviation] as mean ± deviation; "-" where it is neither."""
+    if isinstance(value, list) and is_figure(value):
+        return " ± ".join(figure(key, one) for one in value)
     if not is_number(value):
         return "-"
     write = _FIGURES[key][1] if key in _FIGURES else number
     return write(value) if math.isfinite(value) else "not finite"
+
+
+def is_figure(value: object) -> bool:
+    """Whether this is a number, or a mean and a deviation."""
+    return is_number(value) or (isinstance(value, list) and len(value) == 2 and all(map(is_number, value)))
 
 
 def is_number(value: object) -> TypeGuard[float]:

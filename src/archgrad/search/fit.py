@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from archgrad.errors import ConfigError
 from archgrad.search.averaging import moving_average, take_average
@@ -43,6 +43,11 @@ def adamw(
     decayed, other = [p for p in given if p.ndim > 1], [p for p in given if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}]
     return AdamW([group for group in groups if group["params"]], lr=learning_rate)
+
+
+def adam(parameters: Iterable[nn.Parameter], *, learning_rate: float = 0.01) -> Optimizer:
+    """Adam without weight decay, at a rate for few steps."""
+    return Adam(parameters, lr=learning_rate)
 
 
 def descend(

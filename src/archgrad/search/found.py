@@ -156,7 +156,7 @@ def assemble(
     Args:
         space: the space of gates.
         architecture: what was found in it.
-        networks: the plain networks "before" and "after", on the run's device.
+        networks: the plain networks "before", if there is one to compare with, and "after", on the run's device.
         task: scored on its test part, here and nowhere else.
         run: whose folder, if any, gets the result.
         example: inputs of the networks.
@@ -173,8 +173,7 @@ def assemble(
     times = run.remember("latency", lambda: latencies(networks, example, runtimes=runtimes))
     full = {
         "layers": widths(space, architecture),
-        "before": {**columns["before"], "latency_ms": times["before"]},
-        "after": {**columns["after"], "latency_ms": times["after"]},
+        **{name: {**columns[name], "latency_ms": times[name]} for name in networks},
         "run": {"seed": run.seed, "epochs": run.epochs, "steps": run.max_steps, "seconds": run.seconds},
         "versions": {"torch": torch.__version__},
         "device": str(run.device),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from archgrad.choices.relaxations import ScaledSigmoid
+from archgrad.choices.relaxations import ScaledSigmoid, TwoTemperature
 from archgrad.search.schedules import geometric
 from archgrad.search.selection import Budget, gates
 from archgrad.tasks.task import Batch, Task
@@ -122,6 +122,6 @@ def entry_logits(space: nn.Module) -> dict[str, Tensor]:
     """For each gate its logits, [entries], detached and on the CPU."""
     found = {}
     for name, gate in gates(space).items():
-        assert isinstance(gate.relaxation, ScaledSigmoid)
+        assert isinstance(gate.relaxation, ScaledSigmoid | TwoTemperature)
         found[name] = gate.relaxation.logits.detach().cpu()
     return found

@@ -141,7 +141,8 @@ class Budget:
         if self.counter is None:
             return self.cost.of(build(self.space, architecture))
         masks = [same[0].picked(architecture[name]) for name, same in choices(self.space).items()]
-        return float(self.counter.at(torch.cat(masks).double()))
+        # Sums of shares of whole numbers: what is exactly at a bound is not to be over it by its last bit.
+        return round(float(self.counter.at(torch.cat(masks).double())), 6)
 
     def width(self) -> float:
         """The largest share of every gate's entries that keeps the limit, by bisection."""

@@ -341,3 +341,29 @@ def _width(module: nn.Module, side: str) -> int:
         if hasattr(module, attribute):
             return int(getattr(module, attribute))
     raise AssertionError(f"{type(module).__name__} has no width")
+
+
+def input_features(network: nn.Module, example: tuple[Tensor, ...]) -> dict[str, list[Coupling]]:
+    """Gate name -> coupling, for each layer inside the network that reads what no parameter has had a part in."""
+    watched = copy.deepcopy(network).eval()
+    for parameter in watched.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    layers = {
+        name: module for name, module in watched.named_modules()
+        if name and isinstance(module, (_ConvNd, nn.Linear)) and getattr(module, "groups", 1) == 1
+        and not parametrize.is_parametrized(module) and _width(module, "in") > 1
+    }  # fmt: skip
+    raw: dict[str, bool] = {}
+    for name, layer in layers.items():
+
+        def note(_m: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+            raw[name] = raw.get(name, True) and not inputs[0].requires_grad
+
+        layer.register_forward_pre_hook(note)
+    watched(*example)
+    found = {}
+    for name in (name for name, alone in raw.items() if alone):
+        tensors, counts = _cuts(layers[name], "in")
+        places = torch.arange(_width(layers[name], "in"))
+        found[f"{name}.inputs"] = [Coupling(name, "in", places, tensors, counts, selects=True)]
+    return found

@@ -16,7 +16,7 @@ from archgrad.choices.modules import Gate
 from archgrad.errors import ModelError
 from archgrad.spaces.attention import heads
 from archgrad.spaces.branches import branches
-from archgrad.spaces.channel_graph import NETWORK_ERRORS, ChannelGraph, trace
+from archgrad.spaces.channel_graph import NETWORK_ERRORS, ChannelGraph, input_features, trace
 from archgrad.spaces.trial import Groups, Trial, reads
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -25,7 +25,7 @@ FROZEN = "_archgrad_frozen"
 log = logging.getLogger(__name__)
 
 
-def slim(net: Network, example: Example, *, keep: Sequence[str] = ()) -> Network:
+def slim(net: Network, example: Example, *, keep: Sequence[str] = (), inputs: bool = False) -> Network:
     """A copy of a network with a gate on every channel group that can be removed.
 
     Gates stand on the weights that read a channel, so that `g = 0` is exactly the removal of the channel,
@@ -38,6 +38,9 @@ def slim(net: Network, example: Example, *, keep: Sequence[str] = ()) -> Network
         net: any network of plain layers; it is not changed.
         example: inputs that it runs on, [B, ...], one tensor or a sequence of them.
         keep: paths of layers (or of modules that contain them) whose outputs are to stay as they are.
+        inputs: also a gate on the input features of each first layer: a Linear or convolution that reads the
+            network's inputs, or what is computed of them without parameters. A network without some of them takes
+            the full input still, and selects what it keeps.
 
     Returns:
         A network of the same class. Without a relaxation it computes what `net` computes.
@@ -51,13 +54,15 @@ def slim(net: Network, example: Example, *, keep: Sequence[str] = ()) -> Network
     if absent:
         names = [name for name, _ in net.named_modules() if name]
         raise ModelError(f"keep names {absent}, which {type(net).__name__} does not have; it has {names[:12]} ...")
-    inputs = _checked(net, example)
+    given = _checked(net, example)
     space = copy.deepcopy(net)
-    graph = _traced(net, inputs)
+    graph = _traced(net, given)
+    if inputs:
+        graph.groups |= input_features(net, given)
     for path in [n for n in graph.groups if _within(graph.groups[n], keep)]:
         del graph.groups[path]
         graph.frozen[path] = "kept at the user's wish"
-    trial = Trial(net, inputs)
+    trial = Trial(net, given)
     attention = _heads(trial, graph, keep)
     groups = _sound(trial, graph)
     groups = _joint(trial, groups, attention, graph)

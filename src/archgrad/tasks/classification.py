@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from archgrad.errors import ArchgradError, DataError, ModelError
 from archgrad.tasks.datasets import load
-from archgrad.tasks.halves import divide
+from archgrad.tasks.halves import divide, few
 from archgrad.tasks.orders import Order, Stream, sampled, shuffled
 from archgrad.tasks.parts import Data, Part, check_parts, count_classes, open_part, split_off
 from archgrad.tasks.sources import MemorySource, channel_statistics
@@ -157,10 +157,19 @@ class Classification:
         record = {"share": share, "seed": seed, "of": self.splits["train"]}
         return self._share(first, record | {"half": "first"}), self._share(second, record | {"half": "second"})
 
-    def _share(self, train: Part, record: dict[str, Any]) -> Classification:
+    def shots(self, count: int, *, seed: int = 0) -> Classification:
+        """This task on so many training samples of each class, drawn by the seed, all of them in one batch.
+
+        The other parts and the normalisation, which has seen the images of the whole training part, stay.
+        Raises DataError where a class has fewer samples.
+        """
+        drawn = few(self._parts["train"], count, classes=self.splits["class_names"], seed=seed)
+        return self._share(drawn, {"half": f"{count} shots, draw {seed}"}, whole=True)
+
+    def _share(self, train: Part, record: dict[str, Any], *, whole: bool = False) -> Classification:
         """This task on a part of its training part."""
         task = copy.copy(self)
-        batch_size = min(self._batch_size or len(train.indices), len(train.indices))
+        batch_size = len(train.indices) if whole else min(self._batch_size or len(train.indices), len(train.indices))
         task._parts = self._parts | {"train": train}
         task._order = _training_order(train, batch_size, drawable=self._drawable)
         task.steps_per_epoch = task._order.steps

@@ -1,6 +1,8 @@
-"""Two disjoint, stratified shares of the training samples: one for the weights, one for the architecture."""
+"""Parts of the training samples: two stratified shares, for weights and for architecture; a few of each class."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -47,3 +49,28 @@ def divide(train: Part, *, share: float, seed: int) -> tuple[Part, Part]:
         )
     first_part = Part(train.source, one, train.loader, train.bounded)
     return first_part, Part(train.source, other, train.loader, train.bounded)
+
+
+def few(train: Part, count: int, *, classes: Sequence[str], seed: int) -> Part:
+    """`count` training samples of each class.
+
+    Raises DataError where a class has fewer, or where a sampler of the user's own may draw anything.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise DataError(f"{count!r} shots: give a whole number of samples of each class, at least 1")
+    if not train.bounded:
+        raise DataError("shots cannot be drawn from a training part with a sampler of your own; give the Dataset")
+    labels = train.source.labels()[train.indices]
+    held = torch.bincount(labels, minlength=len(classes))
+    if int(held.min()) < count:
+        least = int(held.argmin())
+        raise DataError(
+            f"{count} shots of each class: class {classes[least]!r} has {int(held[least])} training samples of "
+            f"{len(labels)} in {len(classes)} classes; give fewer shots, or more data"
+        )
+    generator = torch.Generator().manual_seed(stable_seed("shots", count, seed))
+    pieces = []
+    for label in range(len(classes)):
+        members = train.indices[labels == label]
+        pieces.append(members[torch.randperm(len(members), generator=generator)[:count]])
+    return Part(train.source, torch.cat(pieces).sort().values, train.loader, train.bounded)
