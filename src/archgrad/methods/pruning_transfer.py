@@ -39,6 +39,7 @@ from archgrad.costs.count import Macs, Params, macs
 from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import build
 from archgrad.errors import ConfigError
+from archgrad.search.card import heading
 from archgrad.search.fit import MakeOptimiser, adam, autocast, descend, recalibrate, take_step
 from archgrad.search.found import Found, assemble
 from archgrad.search.gating import entry_logits
@@ -115,14 +116,14 @@ def pruning_transfer(
     rounded, terms = Rounded(round_to), _checked(terms, process, gamma)
     task.check(space)
     budget = Budget(space, limit, rounded) if limit else None
-    if cost is None and budget:
-        cost = budget.cost if isinstance(budget.cost, Macs | Params) else macs(task.example)
     settings = {
         "limit": limit and {"cost": limit.cost.name, "bound": limit.bound, "fraction": limit.fraction},
         "gamma": gamma, "cost": cost and cost.name, "process": process, "terms": asdict(terms),
         "round_to": round_to, "search": search,
     }  # fmt: skip
     (first, second), shares = _stages(run, task, terms, search), task.halves(1.0 - terms.held_out)
+    if cost is None and budget:
+        cost = budget.cost if isinstance(budget.cost, Macs | Params) else macs(task.example)
     run.begin("pruning_transfer", settings)
     space = copy.deepcopy(space).to(run.device)
     networks = {"before": build(space, whole(space))} if process == "frozen" else {}
@@ -237,9 +238,7 @@ def _record(space: nn.Module, budget: Budget | None, network: nn.Module, setting
         cost = budget.cost
         limit = {"cost": cost.name, "unit": cost.unit, "bound": budget.bound, "reached": cost.of(network)}
     return {
-        "method": "pruning_transfer",
-        "title": f"{type(space).__name__} pruned for transfer",
-        "settings": settings,
+        **heading(pruning_transfer, settings, f"{type(space).__name__} pruned for transfer"),
         "limit": limit,
         "frozen": [{"name": n, "reason": r} for n, r in frozen(space).items()],
     }

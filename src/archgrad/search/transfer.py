@@ -21,6 +21,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.costs.count import Macs, Params, macs, params
 from archgrad.derive.discretise import build
 from archgrad.errors import ConfigError, DataError, ModelError
+from archgrad.search.card import card, heading
 from archgrad.search.fit import MakeOptimiser, adam, descend, recalibrate
 from archgrad.search.found import Found, widths
 from archgrad.search.pruning import FLOOR, adopt, magnitudes
@@ -117,10 +118,13 @@ def transfer(
         DataError: the target has inputs of another shape than the source, or fewer samples of a class than shots.
         ModelError: the network's last layer is no Linear with an output for each class of the source.
     """
-    cost, others = cost or macs(source.example), dict(others or {})
+    others = dict(others or {})
     check(space, source, target, protocol)
     asked = {n: getattr(protocol, n) for n in ("draws", "restarts", "steps", "norm")}
-    settings = {**asked, "shots": list(protocol.shots), "cost": cost.name, "pretrained": pretrained}
+    settings = {
+        "protocol": {**asked, "shots": list(protocol.shots)}, "cost": cost and cost.name, "pretrained": pretrained,
+    }  # fmt: skip
+    cost = cost or macs(source.example)
     structures = {"this run": structure, **others}
     run.begin("transfer", settings | {"structures": {name: one.to_json() for name, one in structures.items()}})
     space = copy.deepcopy(space).to(run.device)
@@ -281,21 +285,31 @@ def _found(
     first, *rest = rows
     after = {key: value for key, value in first.items() if key != "name"}
     record: dict[str, Any] = {
-        "method": "transfer",
-        "title": f"{type(space).__name__} transferred: accuracy on the target, mean ± deviation over the draws",
+        **heading(
+            transfer,
+            settings,
+            f"{type(space).__name__} transferred: accuracy on the target, mean ± deviation over the draws",
+        ),
         "layers": widths(space, structure),
         "baselines": rest,
-        "settings": settings,
         "run": {"seed": run.seed, "epochs": run.epochs, "steps": run.max_steps, "seconds": run.seconds},
         "versions": {"torch": torch.__version__},
         "device": str(run.device),
         "data": target.splits,
         "notes": list(run.notes),
     }
+    record["card"] = card(
+        space,
+        run,
+        options=record.pop("chosen"),
+        data=target.splits,
+        weights_given=settings["pretrained"],
+        transfers=True,
+    )
     example = run.to_device(target.example)
     costs = {"params": params().of(network), "macs": macs(example).of(network)}
     record["after"] = {**after, **costs}
-    score = after[f"{settings['shots'][-1]} shots"][0]
+    score = after[f"{settings['protocol']['shots'][-1]} shots"][0]
     found = Found(structure, network, score, costs, run.history, record, example)
     if run.folder and run.rank == 0:
         found.save(run.folder)
