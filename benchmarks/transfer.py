@@ -144,9 +144,10 @@ def measured(pair: str, seed: int, steps: int) -> dict[str, object]:
     tried = ag.transfer(
         space, found.architecture, run(), source=source, target=target, others=others, protocol=protocol
     )
+    inputs = found.architecture.get("1.inputs", ())
     return {
         "pair": pair, "seed": seed, "steps": steps, "fraction": fraction, "source_accuracy": found.score,
-        "kept": {name: sorted(pick) for name, pick in found.architecture.items() if name.endswith("inputs")},
+        "inputs": [len(inputs), sum(i >= 64 for i in inputs)] if pair == "digits" else len(inputs),
         "overlap": {name: overlap(found.architecture, other) for name, other in others.items()},
         "networks": [{**tried.record["after"], "name": "this run"}, *tried.record["baselines"]],
         "seconds": round(time.perf_counter() - begun, 1),

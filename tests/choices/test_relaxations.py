@@ -9,7 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archgrad.choices.relaxations import GumbelSoftmax, Held, Open, ScaledSigmoid, Softmax, scaled_sigmoid, softmax
+from archgrad.choices.relaxations import (
+    GumbelSoftmax,
+    Held,
+    Open,
+    ScaledSigmoid,
+    Softmax,
+    TwoTemperature,
+    scaled_sigmoid,
+    softmax,
+)
 from archgrad.errors import ChoiceError
 
 LOGITS = st.lists(st.floats(-5, 5), min_size=1, max_size=6)
@@ -160,3 +169,14 @@ def test_a_temperature_is_above_zero() -> None:
 def test_open_weighs_every_live_candidate_alike() -> None:
     assert Open(3)(torch.tensor([True, False, True])).tolist() == [1.0, 0.0, 1.0]
     assert not list(Open(3).parameters())
+
+
+def test_two_temperatures_are_hard_forward_soft_backward_and_zero_where_dead() -> None:
+    gate = TwoTemperature(4, hard=50.0, soft=1.0)
+    with torch.no_grad():
+        gate.logits.copy_(torch.tensor([-0.2, 0.0, 0.2, 3.0]))
+    value = gate(torch.tensor([True, True, True, False]))
+    assert torch.equal(value[:3], torch.sigmoid(50.0 * gate.logits[:3])) and not bool(value[3])
+    (slopes,) = torch.autograd.grad(value.sum(), gate.logits)
+    soft = torch.sigmoid(gate.logits.detach())
+    assert torch.allclose(slopes[:3], (soft * (1 - soft))[:3]) and float(slopes[3]) == 0.0

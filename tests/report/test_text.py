@@ -149,3 +149,10 @@ def test_markup_in_names_is_not_obeyed() -> None:
 def test_damage_is_named(record: Any, part: str) -> None:
     with pytest.raises(RunError, match=part):
         text.table(record)
+
+
+def test_a_mean_and_a_deviation_are_one_figure() -> None:
+    record = {"after": {"5 shots": [0.5, 0.02]}, "baselines": [{"name": "rival", "5 shots": [0.25, 0.1]}]}
+    shown = text.plain(record)
+    assert "0.5 ± 0.02" in shown and "0.25 ± 0.1" in shown
+    assert text.figure("5 shots", [0.5, "much"]) == text.figure("5 shots", [1.0]) == "-"
