@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from archgrad.errors import ArchgradError, DataError, ModelError
 from archgrad.tasks.datasets import load
-from archgrad.tasks.halves import divide
+from archgrad.tasks.halves import divide, join
 from archgrad.tasks.orders import Order, Stream, sampled, shuffled
 from archgrad.tasks.parts import Data, Part, check_parts, count_classes, open_part, split_off
 from archgrad.tasks.sources import MemorySource, channel_statistics
@@ -156,6 +156,12 @@ class Classification:
         first, second = divide(self._parts["train"], share=share, seed=seed)
         record = {"share": share, "seed": seed, "of": self.splits["train"]}
         return self._share(first, record | {"half": "first"}), self._share(second, record | {"half": "second"})
+
+    def whole(self) -> Classification:
+        """This task with the validation part added to the training part, in a shuffled order, to train for good."""
+        joined = join(self._parts["train"], self._parts["valid"])
+        record = {"half": "whole", "of": self.splits["train"], "and": self.splits["valid"]}
+        return self._share(joined, record)
 
     def _share(self, train: Part, record: dict[str, Any]) -> Classification:
         """This task on a part of its training part."""

@@ -1,4 +1,4 @@
-"""Two disjoint, stratified shares of the training samples: one for the weights, one for the architecture."""
+"""The training samples in two disjoint, stratified shares, for weights and architecture; or joined with others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from archgrad.errors import DataError
+from archgrad.tasks.datasets import Samples
 from archgrad.tasks.parts import Part
+from archgrad.tasks.sources import DatasetSource, MemorySource
 from archgrad.tasks.task import stable_seed
 
 
@@ -47,3 +49,20 @@ def divide(train: Part, *, share: float, seed: int) -> tuple[Part, Part]:
         )
     first_part = Part(train.source, one, train.loader, train.bounded)
     return first_part, Part(train.source, other, train.loader, train.bounded)
+
+
+def join(first: Part, second: Part) -> Part:
+    """Two parts of one task as one, in an order of its own: a sampler of the user's knows the first alone."""
+    one, other = first.source, second.source
+    if one is other:
+        return Part(one, torch.cat([first.indices, second.indices]).sort().values)
+    indices = torch.cat([first.indices, second.indices + len(one)])
+    if isinstance(one, MemorySource) and isinstance(other, MemorySource):
+        held = Samples(
+            torch.cat([one.held.x, other.held.x]), torch.cat([one.held.y, other.held.y]), one.held.class_names
+        )
+        memory = MemorySource(held)
+        memory.mean, memory.std = one.mean, one.std
+        return Part(memory, indices)
+    assert isinstance(one, DatasetSource) and isinstance(other, DatasetSource)
+    return Part(one.extended(other), indices)

@@ -135,6 +135,12 @@ class DatasetSource:
                 self._labels = labels_of(self.dataset)
         return self._labels
 
+    def extended(self, other: DatasetSource) -> DatasetSource:
+        """These samples and behind them another's, fetched as these are."""
+        both = DatasetSource(ConcatDataset([self.dataset, other.dataset]), loader=self._loader, workers=self._workers)
+        both.classes = self.classes
+        return both
+
     def batches(self, keys: Iterable[Key]) -> Iterator[Batch]:
         """The batches of these keys, fetched by worker processes where there are any."""
         for inputs, target in self._raw(keys):
