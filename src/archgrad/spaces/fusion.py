@@ -125,11 +125,12 @@ class Fusion(nn.Module):
         return self.head(self.dropout(z))  # type: ignore[no-any-return]
 
     def _check(self, inputs: Any) -> None:
-        if not isinstance(inputs, Mapping) or set(inputs) != set(self.names):
+        missing = [n for n in self.names if n not in inputs] if isinstance(inputs, Mapping) else list(self.names)
+        if missing:
             given = list(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
             raise ModelError(
-                f"the network takes a dict of the inputs {list(self.names)}, given {given}; where an input is "
-                f"missing give zeros in its place"
+                f"the network takes a dict of the inputs {list(self.names)}; given is {given}, without {missing}. "
+                f"Where an example lacks an input, give zeros in its place"
             )
         for name, encoder in zip(self.names, self.encoders, strict=True):
             assert isinstance(encoder, Encoder)
