@@ -193,6 +193,7 @@ class _Fetched(Dataset[Batch]):
             else:
                 items = [self.dataset[index] for index in indices]
             _checked(items[0])
+            _refuse_holes(items)
             try:
                 batch = self.collate(items)
             except (TypeError, RuntimeError) as error:
@@ -216,6 +217,16 @@ def _checked(item: Any) -> tuple[Any, Any]:
             f"(x may be a tuple or a dict of tensors)"
         )
     return item[0], item[1]
+
+
+def _refuse_holes(items: list[Any]) -> None:
+    """Raise DataError where samples of a batch lack a named input that others have."""
+    held = [set(item[0]) for item in items if isinstance(item[0], dict)]
+    if held and (lacking := set.union(*held) - set.intersection(*held)):
+        raise DataError(
+            f"a sample of the dataset lacks {', '.join(map(repr, sorted(lacking)))}, which others have; return zeros "
+            f"of its shape where an input is missing"
+        )
 
 
 def _as_batch(batch: Any) -> Batch:
