@@ -278,7 +278,7 @@ def _ready(
             shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors(inputs))
             raise ModelError(
                 f"{type(network).__name__} does not run on the example of {shapes}: {one_line(error)}. Give the "
-                f"tensors that its forward takes, in order, as one tensor or a tuple"
+                f"tensors that its forward takes, as one tensor, a tuple in order, or a dict"
             ) from error
         yield ready
     finally:

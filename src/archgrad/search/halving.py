@@ -96,9 +96,11 @@ def halved(
     left = list(range(len(architectures)))
     for number, each in enumerate(plan):
         left = sorted(sorted(left, key=lambda i: (-rows[i].get("score", 0.0), i))[: len(each)])
-        networks = {i: networks[i] for i in left} if number else {}
+        networks = {i: networks[i] for i in left if i in networks}
         for i, more in zip(left, each, strict=True):
-            network = networks.setdefault(i, build(space, architectures[i], weights="fresh").to(run.device))
+            if i not in networks:
+                networks[i] = build(space, architectures[i], weights="fresh").to(run.device)
+            network = networks[i]
             made = optimiser(network.parameters())
             run.keep(network=network, optimiser=made)
             descend(
