@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from archgrad.methods.dnal import dnal
     from archgrad.methods.freenas import freenas
     from archgrad.methods.monas import monas
+    from archgrad.methods.multimodal_random import multimodal_random
     from archgrad.methods.pruning_transfer import pruning_transfer
     from archgrad.methods.radars import radars
     from archgrad.methods.random_search import random_search
@@ -55,12 +56,16 @@ if TYPE_CHECKING:
     from archgrad.search.signals import Stopped
     from archgrad.search.transfer import transfer
     from archgrad.spaces.darts import darts_cells, darts_network
+    from archgrad.spaces.encoders import audio_encoder, image_encoder, vector_encoder, waveform_encoder
+    from archgrad.spaces.fusion import fusion
     from archgrad.spaces.mobile import mobile_backbone, mobile_network
     from archgrad.spaces.nasbench201 import nasbench201_cells, nasbench201_network
     from archgrad.spaces.slim import frozen, slim
+    from archgrad.tasks.audiovisual import av_digits
     from archgrad.tasks.augmentation import crop, cutout, flip
     from archgrad.tasks.classification import Classification
     from archgrad.tasks.datasets import digits
+    from archgrad.tasks.multimodal import Modalities
     from archgrad.tasks.tabular import Tabular
 
 __version__ = importlib.metadata.version("archgrad")
@@ -81,6 +86,7 @@ __all__ = [
     "Limit",
     "LimitError",
     "MissingExtra",
+    "Modalities",
     "ModelError",
     "NonFiniteError",
     "OpChoice",
@@ -91,6 +97,8 @@ __all__ = [
     "__version__",
     "adam",
     "adamw",
+    "audio_encoder",
+    "av_digits",
     "black_box",
     "build",
     "crop",
@@ -111,14 +119,17 @@ __all__ = [
     "flip",
     "freenas",
     "frozen",
+    "fusion",
     "gumbel_softmax",
     "hold",
+    "image_encoder",
     "latency",
     "logits",
     "macs",
     "mobile_backbone",
     "mobile_network",
     "monas",
+    "multimodal_random",
     "nasbench201_cells",
     "nasbench201_network",
     "params",
@@ -140,8 +151,10 @@ __all__ = [
     "two_temperature",
     "unas",
     "using",
+    "vector_encoder",
     "warm_start",
     "warm_up_cosine",
+    "waveform_encoder",
     "weights",
 ]
 
@@ -167,6 +180,7 @@ _HOMES = {
     "methods.dnal": ("dnal",),
     "methods.freenas": ("freenas",),
     "methods.monas": ("monas",),
+    "methods.multimodal_random": ("multimodal_random",),
     "methods.pruning_transfer": ("pruning_transfer",),
     "methods.radars": ("radars",),
     "methods.random_search": ("random_search",),
@@ -180,12 +194,16 @@ _HOMES = {
     "search.signals": ("Stopped",),
     "search.transfer": ("transfer",),
     "spaces.darts": ("darts_cells", "darts_network"),
+    "spaces.encoders": ("audio_encoder", "image_encoder", "vector_encoder", "waveform_encoder"),
+    "spaces.fusion": ("fusion",),
     "spaces.mobile": ("mobile_backbone", "mobile_network"),
     "spaces.nasbench201": ("nasbench201_cells", "nasbench201_network"),
     "spaces.slim": ("frozen", "slim"),
+    "tasks.audiovisual": ("av_digits",),
     "tasks.augmentation": ("crop", "cutout", "flip"),
     "tasks.classification": ("Classification",),
     "tasks.datasets": ("digits",),
+    "tasks.multimodal": ("Modalities",),
     "tasks.tabular": ("Tabular",),
 }  # fmt: skip
 _HOME = {name: f"archgrad.{module}" for module, names in _HOMES.items() for name in names}

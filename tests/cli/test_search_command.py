@@ -66,6 +66,7 @@ def test_json_prints_one_object_and_nothing_else(place: Path, tmp_path: Path, cl
     [
         (["--method", "random_search", "--trials", "2", "--space", "nasbench201", "--cells", "1"], "nasbench201"),
         (["--method", "random_search", "--shared", "--trials", "3", "--published", "--cells", "2"], "darts"),
+        (["--method", "multimodal_random", "--trials", "3", "--space", "nasbench201", "--cells", "1"], "nasbench201"),
         (["--space", "mobile", "--cells", "1"], "mobile"),
     ],
 )

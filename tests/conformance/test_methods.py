@@ -24,6 +24,7 @@ from archgrad.errors import LimitError
 from archgrad.methods.darts_prime import Constraint
 from archgrad.methods.toponas import Terms as Topology
 from archgrad.methods.unas import Terms
+from archgrad.search.halving import Halving
 
 SLIM = functools.partial(ag.dnal, pretrained=True, round_to=1, gate_epochs=3)
 
@@ -71,10 +72,13 @@ METHODS: dict[str, tuple[Callable[..., ag.Found], Problem]] = {
         SUPERNET,
     ),
     "monas": (ag.monas, SUPERNET),
+    # Its own rate is for epochs of training, and the first round has five steps.
+    "multimodal_random": (functools.partial(ag.multimodal_random, optimiser=ag.sgd), SUPERNET),
     "unas": (ag.unas, SUPERNET),
     "unas, per image": (functools.partial(ag.unas, terms=Terms(per_image=True)), SUPERNET),
     "unas, score function": (functools.partial(ag.unas, terms=Terms(estimator="score_function")), SUPERNET),
     "random_search": (ag.random_search, SUPERNET),
+    "random_search, halving": (functools.partial(ag.random_search, halving=Halving()), SUPERNET),
     "random_search, shared": (functools.partial(ag.random_search, shared=True), SUPERNET),
 }
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -181,6 +185,7 @@ KILLED_IN = {
     "toponas": ("search",),
     "radars, bound": ("explore-0", "exploit-0-search"),
     "monas": ("trial",),
+    "multimodal_random": ("trial", "train"),
     "unas": ("search", "train"),
     "random_search": ("trial",),
     "random_search, shared": ("supernet",),

@@ -32,7 +32,7 @@ AUGMENTATIONS = "flip, crop=PIXELS and cutout=PIXELS, joined by commas: flip,cro
 # What only some methods have, and what a method that trains nothing has no use for.
 _OWN = {
     ("shared",): ("random_search",),
-    ("trials",): ("random_search", "monas"),
+    ("trials",): ("random_search", "monas", "multimodal_random"),
     ("rounds", "norm", "seeds", "classes", "in_channels", "table", "table_data"): ("freenas",),
 }
 _OF_TRAINING = ("epochs", "steps", "seconds", "search", "batch_size", "augment", "precision")
@@ -148,7 +148,10 @@ class SearchOptions(LimitedOptions):
     search: float = Field(0.5, gt=0, le=1, description="Share of the steps searched in; the rest trains the result.")
     shared: bool = Field(False, description="random_search: try architectures with the weights of one supernet.")
     trials: int | None = Field(
-        None, ge=1, description="Architectures tried: random_search, default 10, with --shared 50; monas, 30."
+        None,
+        ge=1,
+        description="Architectures tried: random_search, default 10, with --shared 50; monas, 30; "
+        "multimodal_random, 40.",
     )
     rounds: int | None = Field(None, ge=1, description="freenas: rounds of scoring and dropping; default 1.")
     norm: Literal["off", "eval", "train"] | None = Field(

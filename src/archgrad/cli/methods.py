@@ -14,6 +14,7 @@ METHODS = {
     "toponas": "archgrad.methods.toponas:toponas",
     "radars": "archgrad.methods.radars:radars",
     "monas": "archgrad.methods.monas:monas",
+    "multimodal_random": "archgrad.methods.multimodal_random:multimodal_random",
     "random_search": "archgrad.methods.random_search:random_search",
     "freenas": "archgrad.methods.freenas:freenas",
     "dnal": "archgrad.methods.dnal:dnal",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from archgrad.errors import RunError
+from archgrad.tasks.task import tensors
 
 # torch.export.load unpickles without restraint what these do not cover: custom objects, pickled tensors.
 _PLAIN = re.compile(
@@ -44,7 +45,7 @@ def load(path: Path) -> tuple[nn.Module, tuple[Tensor, ...]]:
     # A program's own module refuses eval(); its graph in a module of the ordinary kind does not. Plain code
     # takes and returns flat tensors, which is what ONNX has.
     exported.graph.set_codegen(fx.graph.CodeGen())
-    return fx.GraphModule(exported, exported.graph), tuple(program.example_inputs[0])
+    return fx.GraphModule(exported, exported.graph), tuple(tensors(program.example_inputs[0]))
 
 
 def _refuse_objects(path: Path) -> None:

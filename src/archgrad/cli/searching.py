@@ -17,6 +17,7 @@ from archgrad.methods.darts import darts
 from archgrad.methods.darts_prime import darts_prime
 from archgrad.methods.freenas import freenas
 from archgrad.methods.monas import monas
+from archgrad.methods.multimodal_random import multimodal_random
 from archgrad.methods.radars import radars
 from archgrad.methods.random_search import random_search
 from archgrad.methods.toponas import toponas
@@ -26,8 +27,9 @@ from archgrad.search.checkpoint import replace_text
 from archgrad.search.found import Found
 from archgrad.search.run import Run
 
-_GRADIENT: dict[str, Callable[..., Found]] = {
+_PLAIN: dict[str, Callable[..., Found]] = {
     "unas": unas, "darts": darts, "darts_prime": darts_prime, "toponas": toponas, "radars": radars,
+    "multimodal_random": multimodal_random,
 }  # fmt: skip
 _CLASSES, _CHANNELS, _SIDE = 10, 3, 32  # of images where no data says otherwise: those of CIFAR-10
 
@@ -48,7 +50,7 @@ def search(options: SearchOptions) -> dict[str, Any]:
             costs = (macs(task.example), params())
             found = monas(space, task, run, limit=limit, costs=costs, search=share)
         else:
-            found = _GRADIENT[options.method](space, task, run, limit=limit, search=share)
+            found = _PLAIN[options.method](space, task, run, limit=limit, search=share)
         _record(found, out, made)
         write_onnx(found, out, onnx)
     return found.record

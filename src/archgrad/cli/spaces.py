@@ -23,7 +23,7 @@ from archgrad.search.proxies import scoring
 from archgrad.spaces.darts import darts_cells
 from archgrad.spaces.mobile import PROXYLESS, mobile_backbone
 from archgrad.spaces.nasbench201 import nasbench201_cells
-from archgrad.tasks.task import Inputs
+from archgrad.tasks.task import Inputs, tensors
 
 _CELLS = {"darts": 8, "nasbench201": 5, "mobile": 4}
 _CHANNELS = 16
@@ -117,7 +117,7 @@ def make(of: Form, task: Fits) -> tuple[nn.Module, dict[str, Any]]:
         return space, {"kind": of.kind, "classes": task.classes}
     example = task.example
     if not isinstance(example, Tensor) or example.ndim != 4:
-        shapes = [list(x.shape) for x in (example if isinstance(example, tuple) else (example,))]
+        shapes = [list(x.shape) for x in tensors(example)]
         raise ModelError(
             f"the space {of.kind} takes images [B, C, H, W], and the data's samples have the shapes {shapes}. Give a "
             "network of your own that contains choices: --space path/to/file.py:callable"

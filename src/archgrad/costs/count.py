@@ -21,8 +21,9 @@ from archgrad.choices.channels import Coupling
 from archgrad.choices.modules import Choice, Gate
 from archgrad.costs.limits import Limit
 from archgrad.errors import ModelError
+from archgrad.tasks.task import Inputs, arguments, tensors
 
-Example = Tensor | Sequence[Tensor]
+Example = Inputs | Sequence[Tensor]
 
 
 def macs_by_module(network: nn.Module, example: Example) -> dict[str, float]:
@@ -30,12 +31,12 @@ def macs_by_module(network: nn.Module, example: Example) -> dict[str, float]:
 
     Args:
         network: any network; it is left as it is.
-        example: inputs [B, ...]; the count is divided by B.
+        example: inputs [B, ...], or a tuple or dict of such; the count is divided by B.
 
     Raises:
         ModelError: the network fails on the example.
     """
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    inputs = arguments(example)
     modes = {m: m.training for m in network.modules()}
     # The fused attention kernels are not in the counter's table; the plain form of the same sum is.
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -45,7 +46,7 @@ def macs_by_module(network: nn.Module, example: Example) -> dict[str, float]:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             network(*inputs)
     except (RuntimeError, ValueError, TypeError) as error:
-        shapes = [tuple(x.shape) for x in inputs]
+        shapes = [tuple(x.shape) for x in tensors(inputs)]
         raise ModelError(f"{type(network).__name__} fails on inputs of shape {shapes}: {error}") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -62,7 +63,8 @@ def macs_by_module(network: nn.Module, example: Example) -> dict[str, float]:
             while parent and parent not in paths:
                 parent = parent.rpartition(".")[0]
             own[parent] -= value
-    batch = inputs[0].shape[0] if inputs[0].dim() else 1
+    one = tensors(inputs)[0]
+    batch = one.shape[0] if one.dim() else 1
     return {path: value / batch for path, value in own.items() if value}
 
 

@@ -21,17 +21,17 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from archgrad.costs.allocations import Allocations
 from archgrad.costs.count import macs_by_module
 from archgrad.costs.limits import Limit, refuse_gradient
 from archgrad.errors import ConfigError, MissingExtra, ModelError
+from archgrad.tasks.task import Inputs, arguments, tensors
 
 POWERCAP = Path("/sys/class/powercap")
 PJ_PER_MAC, PJ_PER_BYTE = 4.6, 160.0
 WINDOW_S = 0.02  # over which a power is taken: counters move about once a millisecond
-Example = Tensor | tuple[Tensor, ...]
 Source = Literal["auto", "measured", "estimated"]
 
 
@@ -164,7 +164,7 @@ class Nvml:
 
 def measure(
     network: nn.Module,
-    example: Example,
+    example: Inputs,
     meter: Meter,
     *,
     seconds: float = 1.0,
@@ -203,14 +203,14 @@ def measure(
     return Reading(1e3 * used / passes, peak, idle, passes, meter.provider, "measured")
 
 
-def estimate(network: nn.Module, example: Example) -> Reading:
+def estimate(network: nn.Module, example: Inputs) -> Reading:
     """Energy of a forward pass by the model on top of this file; its power is over the time of one pass.
 
     Raises:
         ModelError: the network fails on the example.
     """
-    inputs = (example,) if isinstance(example, Tensor) else example
-    multiplied = sum(macs_by_module(network, example).values()) * (inputs[0].shape[0] if inputs[0].dim() else 1)
+    one = tensors(example)[0]
+    multiplied = sum(macs_by_module(network, example).values()) * (one.shape[0] if one.dim() else 1)
     forward = _forward(network, example)
     forward()
     start = time.perf_counter()
@@ -233,13 +233,13 @@ class Energy:
     unit: str = "mJ"
     measured: bool = True
 
-    def __init__(self, example: Example, *, source: Source, seconds: float, root: Path) -> None:
+    def __init__(self, example: Inputs, *, source: Source, seconds: float, root: Path) -> None:
         if source not in ("auto", "measured", "estimated"):
             raise ConfigError(f'source={source!r}: give "auto", "measured" or "estimated"')
         if not seconds > 0.0:
             raise ConfigError(f"seconds={seconds}: give a time above 0 to measure for, such as 1.0")
         self.example, self.seconds = example, seconds
-        device = (example if isinstance(example, Tensor) else example[0]).device
+        device = tensors(example)[0].device
         self._meter = None if source == "estimated" else _meter(device, root, needed=source == "measured")
         self.name = "energy" if self._meter else "estimated_energy"
 
@@ -266,7 +266,7 @@ class Energy:
         return Limit(self, bound=mj, fraction=fraction)
 
 
-def energy(example: Example, *, source: Source = "auto", seconds: float = 0.5, root: str | Path = POWERCAP) -> Energy:
+def energy(example: Inputs, *, source: Source = "auto", seconds: float = 0.5, root: str | Path = POWERCAP) -> Energy:
     """The energy of a forward pass as a cost: `energy(x).at_most(mj=3.0)`.
 
     Args:
@@ -289,9 +289,9 @@ def _meter(device: torch.device, root: Path, *, needed: bool) -> Meter | None:
     return Rapl(root) if needed or any(root.glob("intel-rapl:*")) else None
 
 
-def _forward(network: nn.Module, example: Example) -> Callable[[], None]:
+def _forward(network: nn.Module, example: Inputs) -> Callable[[], None]:
     """One pass in eval mode, without gradients, finished when it returns; modes are put back."""
-    inputs = (example,) if isinstance(example, Tensor) else example
+    inputs, device = arguments(example), tensors(example)[0].device
     modes = {module: module.training for module in network.modules()}
 
     def once() -> None:
@@ -299,10 +299,10 @@ def _forward(network: nn.Module, example: Example) -> Callable[[], None]:
             network.eval()
             with torch.no_grad():
                 network(*inputs)
-            if inputs[0].device.type == "cuda":
-                torch.cuda.synchronize(inputs[0].device)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
         except (RuntimeError, ValueError, TypeError) as error:
-            shapes = [tuple(x.shape) for x in inputs]
+            shapes = [tuple(x.shape) for x in tensors(inputs)]
             raise ModelError(f"{type(network).__name__} fails on inputs of shape {shapes}: {error}") from error
         finally:
             for module, mode in modes.items():

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from archgrad.choices.modules import Choice
 from archgrad.costs.limits import Limit, refuse_gradient
 from archgrad.errors import ConfigError, MissingExtra, ModelError, one_line
+from archgrad.tasks.task import Inputs, arguments, mapped, tensors
 
 Runtime = Literal["eager", "onnx"]
 _NOISY = 0.5
@@ -57,7 +58,7 @@ class Timing:
 
 def measure(
     network: nn.Module,
-    example: Tensor | tuple[Tensor, ...],
+    example: Inputs,
     *,
     device: str | torch.device | None = None,
     runtime: Runtime = "eager",
@@ -95,7 +96,7 @@ def measure(
 
 def compare(
     networks: Mapping[str, nn.Module],
-    example: Tensor | tuple[Tensor, ...],
+    example: Inputs,
     *,
     device: str | torch.device | None = None,
     runtime: Runtime = "eager",
@@ -113,7 +114,7 @@ def compare(
     with contextlib.ExitStack() as stack:
         for network in networks.values():
             place = wanted or (torch.device("cpu") if runtime == "onnx" else _device_of(network))
-            inputs = tuple(tensor.detach().to(place) for tensor in _as_tuple(example))
+            inputs = arguments(_moved(example, place))
             ready = stack.enter_context(_ready(network, inputs, place, copied=runtime == "onnx"))
             if runtime == "onnx":
                 passes.append(_onnx_pass(_onnx_bytes(ready, inputs), inputs, threads))
@@ -130,7 +131,7 @@ def compare(
 
 def measure_onnx(
     path: str | Path,
-    example: Tensor | tuple[Tensor, ...],
+    example: Inputs,
     *,
     repeats: int = 50,
     warmup: int = 10,
@@ -148,13 +149,13 @@ def measure_onnx(
     _check("onnx", repeats=repeats, warmup=warmup, threads=threads)
     if not Path(path).is_file():
         raise ModelError(f"{path} is no file. Give an ONNX file, such as export_onnx writes")
-    inputs = tuple(tensor.detach().cpu() for tensor in _as_tuple(example))
+    inputs = arguments(_moved(example, torch.device("cpu")))
     rows = _in_turns([_onnx_pass(Path(path).read_bytes(), inputs, threads)], repeats=repeats, warmup=warmup)
     return _timing(rows[0], runtime="onnx", device="cpu", threads=threads)
 
 
 def latency(
-    x: Tensor | tuple[Tensor, ...],
+    x: Inputs,
     *,
     device: str | torch.device = "cpu",
     runtime: Runtime = "eager",
@@ -182,7 +183,7 @@ class Latency:
 
     def __init__(
         self,
-        x: Tensor | tuple[Tensor, ...],
+        x: Inputs,
         *,
         device: str | torch.device = "cpu",
         runtime: Runtime = "eager",
@@ -252,8 +253,8 @@ def _present(device: str | torch.device, runtime: Runtime) -> torch.device:
     return wanted
 
 
-def _as_tuple(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (example,) if isinstance(example, Tensor) else example
+def _moved(example: Inputs, device: torch.device) -> Inputs:
+    return mapped(lambda x: x.detach().to(device), example)
 
 
 def _device_of(network: nn.Module) -> torch.device:
@@ -274,10 +275,10 @@ def _ready(
             with _without_gradient(ready):
                 ready(*inputs)
         except _FAULTS as error:
-            shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
+            shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors(inputs))
             raise ModelError(
                 f"{type(network).__name__} does not run on the example of {shapes}: {one_line(error)}. Give the "
-                f"tensors that its forward takes, in order, as one tensor or a tuple"
+                f"tensors that its forward takes, as one tensor, a tuple in order, or a dict"
             ) from error
         yield ready
     finally:
@@ -348,7 +349,7 @@ def _onnx_pass(data: bytes, inputs: tuple[Tensor, ...], threads: int) -> Callabl
     try:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         names = [slot.name for slot in session.get_inputs()]
-        feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+        feed = {name: tensor.numpy() for name, tensor in zip(names, tensors(inputs), strict=True)}
         session.run(None, feed)
     except (*faults, ort.RuntimeException, ValueError, TypeError) as error:
         raise ModelError(

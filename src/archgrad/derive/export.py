@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from archgrad.errors import MissingExtra, ModelError, RunError, one_line
+from archgrad.tasks.task import Inputs, arguments, mapped, tensors
 
 _TOLERANCE = 1e-4
 # What torch.export, the ONNX exporter and a user's forward raise; the exporters' errors are RuntimeErrors.
@@ -40,10 +41,10 @@ class Exported:
     largest_difference: float
 
 
-def export_onnx(network: nn.Module, example: Tensor | tuple[Tensor, ...], path: str | Path) -> Exported:
+def export_onnx(network: nn.Module, example: Inputs, path: str | Path) -> Exported:
     """Writes one ONNX file, weights inside, and checks it in ONNX Runtime against the network.
 
-    `example` is the network's input, or a tuple of its inputs, each `[B, ...]`. The batch size is left open
+    `example` is the network's input, or a tuple or dict of its inputs, each `[B, ...]`. The batch size is left open
     where the network allows it, and else fixed to the example's. The network itself is not changed.
 
     Raises:
@@ -58,10 +59,10 @@ def export_onnx(network: nn.Module, example: Tensor | tuple[Tensor, ...], path: 
     return _export(network, example, Path(path), encode=_onnx_bytes, load=_onnx_runner)
 
 
-def export_program(network: nn.Module, example: Tensor | tuple[Tensor, ...], path: str | Path) -> Exported:
+def export_program(network: nn.Module, example: Inputs, path: str | Path) -> Exported:
     """Writes a torch.export program, which `torch.export.load` reads back without archgrad.
 
-    `example` is the network's input, or a tuple of its inputs, each `[B, ...]`. The batch size is left open
+    `example` is the network's input, or a tuple or dict of its inputs, each `[B, ...]`. The batch size is left open
     where the network allows it, and else fixed to the example's. The network itself is not changed.
 
     Raises:
@@ -74,14 +75,13 @@ def export_program(network: nn.Module, example: Tensor | tuple[Tensor, ...], pat
 
 def _export(
     network: nn.Module,
-    example: Tensor | tuple[Tensor, ...],
+    example: Inputs,
     path: Path,
     *,
     encode: Callable[[ExportedProgram], bytes],
     load: Callable[[bytes], _Runner],
 ) -> Exported:
-    given = (example,) if isinstance(example, Tensor) else example
-    inputs = tuple(tensor.detach().cpu() for tensor in given)
+    inputs = arguments(mapped(lambda x: x.detach().cpu(), example))
     plain = _plain_copy(network, inputs)
     reason, cause = "", None
     for dynamic in (True, False) if _share_batch(inputs) else (False,):
@@ -109,25 +109,26 @@ def _plain_copy(network: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
         with torch.no_grad():
             plain(*inputs)
     except _FAULTS as error:
-        shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors(inputs))
         raise ModelError(
             f"{type(network).__name__} does not run on the example of {shapes}: {one_line(error)}. Give the "
-            f"tensors that its forward takes, in order, as one tensor or a tuple"
+            f"tensors that its forward takes, as one tensor, a tuple in order, or a dict"
         ) from error
     return plain
 
 
 def _share_batch(inputs: tuple[Tensor, ...]) -> bool:
-    return all(tensor.dim() > 0 for tensor in inputs) and len({len(tensor) for tensor in inputs}) == 1
+    found = tensors(inputs)
+    return all(tensor.dim() > 0 for tensor in found) and len({len(tensor) for tensor in found}) == 1
 
 
 def _traced(plain: nn.Module, inputs: tuple[Tensor, ...], *, dynamic: bool) -> ExportedProgram:
     shapes = None
     if dynamic:
         batch = Dim("batch")
-        shapes = tuple({0: batch} for _ in inputs)
+        shapes = tree_map(lambda _: {0: batch}, inputs)
         # torch.export takes a size of 1 for a constant.
-        inputs = _with_batch(inputs, max(2, len(inputs[0])))
+        inputs = _with_batch(inputs, max(2, len(tensors(inputs)[0])))
     program = torch.export.export(plain, inputs, dynamic_shapes=shapes, strict=False)
     # Stack traces would carry the user's source and folders into the file.
     for module in program.graph_module.modules():
@@ -139,15 +140,15 @@ def _traced(plain: nn.Module, inputs: tuple[Tensor, ...], *, dynamic: bool) -> E
 
 def _with_batch(inputs: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
     rows = torch.arange(size)
-    return tuple(tensor[rows % len(tensor)] for tensor in inputs)
+    return tree_map(lambda x: x[rows % len(x)], inputs)  # type: ignore[no-any-return]
 
 
 def _trials(inputs: tuple[Tensor, ...], *, dynamic: bool) -> list[tuple[Tensor, ...]]:
     if not dynamic:
         return [inputs]
-    size = len(inputs[0])
+    size = len(tensors(inputs)[0])
     # Flipped, so that a file which kept the example's figures as constants is found out.
-    other = tuple(tensor.flip(-1) for tensor in _with_batch(inputs, size + 2))
+    other = tree_map(lambda x: x.flip(-1), _with_batch(inputs, size + 2))
     return [inputs, _with_batch(inputs, 1), other]
 
 
@@ -190,7 +191,7 @@ def _onnx_runner(data: bytes) -> _Runner:
     names = [slot.name for slot in session.get_inputs()]
 
     def run(inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+        feed = {name: tensor.numpy() for name, tensor in zip(names, tensors(inputs), strict=True)}
         try:
             return [torch.as_tensor(value) for value in session.run(None, feed)]
         except faults as error:

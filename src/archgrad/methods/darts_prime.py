@@ -58,7 +58,7 @@ from archgrad.search.schedules import cosine
 from archgrad.search.supernet import conclude, divided, foresee, supernet
 from archgrad.search.within import Within, refuse_measured, scores
 from archgrad.tasks.classification import Classification
-from archgrad.tasks.task import Batch
+from archgrad.tasks.task import Batch, arguments
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def _relaxed(space: nn.Module, task: Classification, run: Run, *, clipped: bool)
     if clipped:
         restrict(space, {name: same[0].pickable for name, same in choices(space).items()})
         example = run.to_device(task.example)
-        normalise_nodes(space, *((example,) if isinstance(example, Tensor) else example))
+        normalise_nodes(space, *arguments(example))
 
 
 def _start(space: nn.Module, *, clipped: bool) -> None:

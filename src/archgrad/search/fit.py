@@ -19,7 +19,7 @@ from archgrad.search.averaging import moving_average, take_average
 from archgrad.search.drop_path import DropPathRamp
 from archgrad.search.run import Run
 from archgrad.search.schedules import Schedule, constant, cosine
-from archgrad.tasks.task import Batch, Task
+from archgrad.tasks.task import Batch, Task, arguments
 
 Objective = Callable[[nn.Module, Batch], Tensor]
 MakeOptimiser = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -268,7 +268,7 @@ def _auxiliary(task: Task, weight: float) -> Objective:
 
     def objective(network: nn.Module, batch: Batch) -> Tensor:
         inputs = batch[0]
-        output = network(*inputs) if isinstance(inputs, tuple) else network(inputs)
+        output = network(*arguments(inputs))
         if not (isinstance(output, tuple | list) and len(output) > 1 and all(isinstance(o, Tensor) for o in output)):
             given = [type(o).__name__ for o in output] if isinstance(output, tuple | list) else type(output).__name__
             raise ConfigError(
@@ -312,7 +312,7 @@ def recalibrate(network: nn.Module, task: Task, run: Run, *, batches: int = 50) 
         with torch.no_grad():
             for step in range(min(batches, max(task.steps_per_epoch, 8))):
                 inputs = run.to_device(stream(step))[0]
-                network(*inputs) if isinstance(inputs, tuple) else network(inputs)
+                network(*arguments(inputs))
     finally:
         for norm, momentum in momenta.items():
             norm.momentum = momentum

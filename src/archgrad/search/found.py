@@ -12,7 +12,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
@@ -25,9 +25,9 @@ from archgrad.errors import ArchitectureError, MissingExtra, ModelError, RunErro
 from archgrad.report import page, text
 from archgrad.search.card import card
 from archgrad.search.run import Run
-from archgrad.tasks.task import Task
+from archgrad.tasks.task import Inputs, Task, mapped
 
-Example = Tensor | tuple[Tensor, ...]
+Example = Inputs
 LOAD = """import torch
 network = torch.export.load("network.pt2").module()   # needs torch alone
 # or, with your own model class and archgrad, to train on:
@@ -126,7 +126,7 @@ def latencies(
 
     A runtime that is not installed, or to which a network cannot be exported, is left out.
     """
-    single = tuple(x[:1].cpu() for x in ((example,) if isinstance(example, Tensor) else example))
+    single = mapped(lambda x: x[:1].cpu(), example)
     plain = {name: copy.deepcopy(network).cpu().eval() for name, network in networks.items()}
     found: dict[str, dict[str, Any]] = {name: {} for name in networks}
     for runtime in runtimes:

@@ -167,6 +167,7 @@ def conclude(
     within: Within | None,
     record: Mapping[str, Any],
     fresh: nn.Module | None = None,
+    trained: nn.Module | None = None,
     costs: Mapping[str, float] = MappingProxyType({}),
 ) -> Found:
     """Train what was found from fresh weights, or recalibrate the supernet's for no steps; judge and record it.
@@ -184,19 +185,21 @@ def conclude(
         within: the limit; it is checked on the network that is handed back.
         record: what the method adds to the report: method, title, settings, and as "chosen" its `departures`.
         fresh: the space that the trained network is built from, where the supernet has parts of its own.
+        trained: the architecture's network, where it is trained already.
         costs: what the architecture takes by further costs of the search.
 
     Raises:
         LimitError: the network is over its limit when measured again.
     """
     signs: dict[str, Any] = {}
+    example: Example | None = None
     if isinstance(task, Scored):
-        network, example = build(fresh or space, architecture, weights="fresh"), None
+        network = build(fresh or space, architecture, weights="fresh")
         after: dict[str, Any] = {"score": task.score(architecture), "params": params().of(network)}
     else:
         signs = _signs(space, architecture, task, run)
-        source = (fresh or space) if steps else space
-        network, example = _trained(source, architecture, task, run, steps=steps, optimiser=optimiser)
+        source, example = (fresh or space) if steps else space, run.to_device(task.example)
+        network = trained or _trained(source, architecture, task, run, steps=steps, optimiser=optimiser)
         after = _figures(network, task, run, example)
     limit = None
     if within:
@@ -251,14 +254,14 @@ def _signs(space: nn.Module, architecture: Architecture, task: Classification, r
 def _trained(
     space: nn.Module, architecture: Architecture, task: Classification, run: Run, *, steps: int,
     optimiser: MakeOptimiser,
-) -> tuple[nn.Module, Example]:  # fmt: skip
+) -> nn.Module:  # fmt: skip
     network = build(space, architecture, weights="fresh" if steps else "inherit").to(run.device)
     if steps:
         made = optimiser(network.parameters())
         run.keep(network=network, optimiser=made)
         descend(network, task, run, optimiser=made, steps=steps, phase="train", schedule=cosine)
     recalibrate(network, task, run)
-    return network, run.to_device(task.example)
+    return network
 
 
 def _figures(network: nn.Module, task: Classification, run: Run, example: Example) -> dict[str, Any]:

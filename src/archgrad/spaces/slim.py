@@ -18,9 +18,10 @@ from archgrad.spaces.attention import heads
 from archgrad.spaces.branches import branches
 from archgrad.spaces.channel_graph import NETWORK_ERRORS, ChannelGraph, input_features, trace
 from archgrad.spaces.trial import Groups, Trial, reads
+from archgrad.tasks.task import Inputs, arguments
 
 Network = TypeVar("Network", bound=nn.Module)
-Example = Tensor | Sequence[Tensor]
+Example = Inputs | Sequence[Tensor]
 FROZEN = "_archgrad_frozen"
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,12 @@ def frozen(space: nn.Module) -> dict[str, str]:
 
 
 def _checked(net: nn.Module, example: Example) -> tuple[Tensor, ...]:
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    if isinstance(example, dict):
+        raise ModelError(
+            "slim takes a network of one tensor or of several in order, and the example is a dict: put a module "
+            "around yours whose forward takes them in order"
+        )
+    inputs = arguments(example)
     shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in inputs)
     try:
         with torch.no_grad():

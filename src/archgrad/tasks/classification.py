@@ -17,11 +17,11 @@ from torch.nn import functional
 
 from archgrad.errors import ArchgradError, DataError, ModelError
 from archgrad.tasks.datasets import load
-from archgrad.tasks.halves import divide, few
+from archgrad.tasks.halves import divide, few, join
 from archgrad.tasks.orders import Order, Stream, sampled, shuffled
 from archgrad.tasks.parts import Data, Part, check_parts, count_classes, open_part, split_off
 from archgrad.tasks.sources import MemorySource, channel_statistics
-from archgrad.tasks.task import Batch, Inputs, stable_seed
+from archgrad.tasks.task import Batch, Inputs, arguments, mapped, stable_seed, tensors
 
 PARTS = ("train", "valid", "test")
 EVALUATION_BATCH = 512
@@ -34,7 +34,7 @@ class Classification:
 
     train, valid, test: each a map-style Dataset of (x, y), a DataLoader of one (its dataset, batch size,
     collate_fn, workers and sampler are kept, so train with shuffle=True), a pair of arrays or tensors, or
-    `Samples`. x may be a tuple of tensors [B, ...], for networks of several inputs. Missing parts are split
+    `Samples`. x may be a tuple or a dict of tensors [B, ...], for networks of several inputs. Missing parts are split
     off the training part for good, stratified: a share `valid_fraction` each, drawn by `split_seed`.
     Images given as uint8 arrays are scaled and normalised with the training part's mean and deviation; what
     a Dataset returns is passed as it is (also its own augmentation, in parts split off it too: give separate
@@ -166,6 +166,12 @@ class Classification:
         drawn = few(self._parts["train"], count, classes=self.splits["class_names"], seed=seed)
         return self._share(drawn, {"half": f"{count} shots, draw {seed}"}, whole=True)
 
+    def whole(self) -> Classification:
+        """This task with the validation part added to the training part, in a shuffled order, to train for good."""
+        joined = join(self._parts["train"], self._parts["valid"])
+        record = {"half": "whole", "of": self.splits["train"], "and": self.splits["valid"]}
+        return self._share(joined, record)
+
     def _share(self, train: Part, record: dict[str, Any], *, whole: bool = False) -> Classification:
         """This task on a part of its training part."""
         task = copy.copy(self)
@@ -185,7 +191,7 @@ class Classification:
 
     @property
     def example(self) -> Inputs:
-        """The first training sample as a network sees it: [1, ...], or a tuple of such."""
+        """The first training sample as a network sees it: [1, ...], or a tuple or dict of such."""
         return self._fetch("train", self._parts["train"].indices[:1].tolist())[0]
 
     def stream(self, *, seed: int, rank: int = 0, world: int = 1) -> Stream:
@@ -220,7 +226,7 @@ class Classification:
 
     def _cross_entropy(self, network: nn.Module, batch: Batch, *, reduction: str) -> Tensor:
         inputs, target = batch
-        output = network(*inputs) if isinstance(inputs, tuple) else network(inputs)
+        output = network(*arguments(inputs))
         return functional.cross_entropy(
             self._logits(output), target, reduction=reduction, label_smoothing=self._smoothing
         )
@@ -240,8 +246,8 @@ class Classification:
         device = _device(network)
         with _evaluating(network):
             for batch in self._whole(part):
-                inputs, target = _to(batch[0], device), batch[1].to(device)
-                logits = self._logits(_forward(network, inputs)).float()
+                target = batch[1].to(device)
+                logits = self._logits(_forward(network, mapped(lambda x: x.to(device), batch[0]))).float()
                 ranked = logits.topk(min(5, self.classes)).indices == target[:, None]
                 loss = functional.cross_entropy(logits, target, reduction="sum")
                 total += torch.stack([ranked[:, 0].sum(), loss, ranked.sum()]).cpu().double()
@@ -258,8 +264,8 @@ class Classification:
         """
         device = _device(network)
         indices = self._parts["train"].indices
-        inputs = _to(self._fetch("train", indices[:2].tolist())[0], device)
-        for tensor in inputs if isinstance(inputs, tuple) else (inputs,):
+        inputs = mapped(lambda x: x.to(device), self._fetch("train", indices[:2].tolist())[0])
+        for tensor in tensors(inputs):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise DataError("NaN or infinite numbers in the first training samples; repair them")
         accelerators = [device] if device.type == "cuda" else []
@@ -336,10 +342,11 @@ def _record(part: Part, *, split_off: bool) -> dict[str, Any]:
     return {"size": len(part.indices), "indices_sha256": digest, "split_off_train": split_off}
 
 
-def _shape(inputs: Inputs) -> list[Any]:
-    if isinstance(inputs, tuple):
-        return [list(tensor.shape[1:]) for tensor in inputs]
-    return list(inputs.shape[1:])
+def _shape(inputs: Inputs) -> Any:
+    if isinstance(inputs, dict):
+        return {name: list(tensor.shape[1:]) for name, tensor in inputs.items()}
+    shapes = [list(tensor.shape[1:]) for tensor in arguments(inputs)]
+    return shapes if isinstance(inputs, tuple) else shapes[0]
 
 
 def _name(augmentation: Augment) -> str:
@@ -350,12 +357,6 @@ def _name(augmentation: Augment) -> str:
 def _device(network: nn.Module) -> torch.device:
     tensor = next(itertools.chain(network.parameters(), network.buffers()), None)
     return tensor.device if tensor is not None else torch.device("cpu")
-
-
-def _to(inputs: Inputs, device: torch.device) -> Inputs:
-    if isinstance(inputs, tuple):
-        return tuple(tensor.to(device) for tensor in inputs)
-    return inputs.to(device)
 
 
 @contextlib.contextmanager
@@ -372,7 +373,7 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 def _forward(network: nn.Module, inputs: Inputs) -> Any:
     try:
-        return network(*inputs) if isinstance(inputs, tuple) else network(inputs)
+        return network(*arguments(inputs))
     except (ArchgradError, torch.OutOfMemoryError):
         raise
     except (
@@ -384,8 +385,7 @@ def _forward(network: nn.Module, inputs: Inputs) -> Any:
         ArithmeticError,
         AssertionError,
     ) as error:
-        tensors = inputs if isinstance(inputs, tuple) else (inputs,)
-        given = ", ".join(f"{list(tensor.shape)} {tensor.dtype}" for tensor in tensors)
+        given = ", ".join(f"{list(tensor.shape)} {tensor.dtype}" for tensor in tensors(inputs))
         raise ModelError(
             f"the network fails on a batch of shape {given}: {type(error).__name__}: {error}. "
             "Change the network or the data"

@@ -1,4 +1,4 @@
-"""Parts of the training samples: two stratified shares, for weights and for architecture; a few of each class."""
+"""Parts of the training samples: two stratified shares, a few of each class, or the part joined with another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from archgrad.errors import DataError
+from archgrad.tasks.datasets import Samples
 from archgrad.tasks.parts import Part
+from archgrad.tasks.sources import DatasetSource, MemorySource
 from archgrad.tasks.task import stable_seed
 
 
@@ -74,3 +76,20 @@ def few(train: Part, count: int, *, classes: Sequence[str], seed: int) -> Part:
         members = train.indices[labels == label]
         pieces.append(members[torch.randperm(len(members), generator=generator)[:count]])
     return Part(train.source, torch.cat(pieces).sort().values, train.loader, train.bounded)
+
+
+def join(first: Part, second: Part) -> Part:
+    """Two parts of one task as one, in an order of its own: a sampler of the user's knows the first alone."""
+    one, other = first.source, second.source
+    if one is other:
+        return Part(one, torch.cat([first.indices, second.indices]).sort().values)
+    indices = torch.cat([first.indices, second.indices + len(one)])
+    if isinstance(one, MemorySource) and isinstance(other, MemorySource):
+        held = Samples(
+            torch.cat([one.held.x, other.held.x]), torch.cat([one.held.y, other.held.y]), one.held.class_names
+        )
+        memory = MemorySource(held)
+        memory.mean, memory.std = one.mean, one.std
+        return Part(memory, indices)
+    assert isinstance(one, DatasetSource) and isinstance(other, DatasetSource)
+    return Part(one.extended(other), indices)

@@ -135,6 +135,12 @@ class DatasetSource:
                 self._labels = labels_of(self.dataset)
         return self._labels
 
+    def extended(self, other: DatasetSource) -> DatasetSource:
+        """These samples and behind them another's, fetched as these are."""
+        both = DatasetSource(ConcatDataset([self.dataset, other.dataset]), loader=self._loader, workers=self._workers)
+        both.classes = self.classes
+        return both
+
     def batches(self, keys: Iterable[Key]) -> Iterator[Batch]:
         """The batches of these keys, fetched by worker processes where there are any."""
         for inputs, target in self._raw(keys):
@@ -187,6 +193,7 @@ class _Fetched(Dataset[Batch]):
             else:
                 items = [self.dataset[index] for index in indices]
             _checked(items[0])
+            _refuse_holes(items)
             try:
                 batch = self.collate(items)
             except (TypeError, RuntimeError) as error:
@@ -207,19 +214,29 @@ def _checked(item: Any) -> tuple[Any, Any]:
         given = f"{type(item).__name__} of {len(item)}" if isinstance(item, tuple | list | dict) else type(item)
         raise DataError(
             f"a sample of the dataset is a {given}; it must be a pair (x, y) of the input and its label "
-            f"(x may be a tuple of tensors)"
+            f"(x may be a tuple or a dict of tensors)"
         )
     return item[0], item[1]
+
+
+def _refuse_holes(items: list[Any]) -> None:
+    """Raise DataError where samples of a batch lack a named input that others have."""
+    held = [set(item[0]) for item in items if isinstance(item[0], dict)]
+    if held and (lacking := set.union(*held) - set.intersection(*held)):
+        raise DataError(
+            f"a sample of the dataset lacks {', '.join(map(repr, sorted(lacking)))}, which others have; return zeros "
+            f"of its shape where an input is missing"
+        )
 
 
 def _as_batch(batch: Any) -> Batch:
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise DataError(f"collate_fn gave a {type(batch).__name__}; a batch is a pair (inputs, labels)")
     inputs: Inputs = tuple(batch[0]) if isinstance(batch[0], tuple | list) else batch[0]
-    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
-    if not all(isinstance(tensor, Tensor) for tensor in tensors):
-        kinds = ", ".join(sorted({type(tensor).__name__ for tensor in tensors}))
-        raise DataError(f"the inputs of a batch are {kinds}; they must be a tensor or a tuple of tensors")
+    parts = inputs if isinstance(inputs, tuple) else inputs.values() if isinstance(inputs, dict) else (inputs,)
+    if not all(isinstance(part, Tensor) for part in parts):
+        kinds = ", ".join(sorted({type(part).__name__ for part in parts}))
+        raise DataError(f"the inputs of a batch are {kinds}; they must be a tensor, or a tuple or dict of tensors")
     target = batch[1]
     if not isinstance(target, Tensor) or target.ndim != 1 or target.is_floating_point():
         given = f"{target.dtype} {list(target.shape)}" if isinstance(target, Tensor) else type(target).__name__

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
-Inputs = Tensor | tuple[Tensor, ...]
+# Of a network: one, several in order, or several by name, which the network takes as one dict.
+Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 Batch = tuple[Inputs, Tensor]
 
 
@@ -53,7 +55,22 @@ class Scored(Protocol):
 def first(batch: Batch, count: int) -> Batch:
     """The first `count` examples of a batch, all of them where there are no more."""
     inputs, target = batch
-    return (tuple(x[:count] for x in inputs) if isinstance(inputs, tuple) else inputs[:count]), target[:count]
+    return mapped(lambda x: x[:count], inputs), target[:count]
+
+
+def arguments(inputs: Inputs | Sequence[Tensor]) -> tuple[Any, ...]:
+    """What a network is called with: each of a tuple, or the tensor, or the dict of named ones, alone."""
+    return tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+
+
+def tensors(inputs: Any) -> list[Tensor]:
+    """All tensors of a network's inputs, in order."""
+    return [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+
+
+def mapped(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
+    """The inputs with a function applied to each tensor."""
+    return tree_map(function, inputs)  # type: ignore[no-any-return]
 
 
 def stable_seed(*parts: int | str) -> int:

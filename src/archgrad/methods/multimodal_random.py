@@ -1,0 +1,127 @@
+"""Multimodal random search: an encoder for each input and their fusion, found together, with no hand work.
+
+Paper: Alletto, Huang, Francois-Lavet, Nakata, Rabusseau, "RandomNet: towards fully automatic neural architecture
+design for multimodal learning", arXiv 2003.01181 (2020). Its full text was not at hand: known is the abstract, that
+encoders and fusion are sampled from one large space, and come close to the state of the art. Implemented:
+
+    for i in 1 ... n:  draw an architecture evenly; over the limit: draw again
+    train all by one recipe, with successive halving: the best third goes on, for three times the steps
+    the best k by validation accuracy: train anew on training and validation data; report their mean on the test
+
+It is `archgrad.random_search(halving=...)` but for the last line; the parts are shared (`search/draws.py`,
+`search/halving.py`). The space is `archgrad.fusion`, though any with OpChoice and InputChoice will do.
+
+What the paper leaves open, and what is done here: the space, which is ours; n (default 40); halving, its eta of 3,
+and one cosine of the rate a round; AdamW at 0.002; k = 3; half of the steps for the k. What is handed back is the
+best by validation accuracy, whatever the test says.
+
+Checked against: closed forms of the best of n draws, hand counts under the limit, a planted answer, in the tests.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from dataclasses import asdict
+
+import torch
+from torch import nn
+
+from archgrad.choices.access import choices, using
+from archgrad.choices.policies import Prior, Uniform
+from archgrad.costs.limits import Limit
+from archgrad.errors import ConfigError
+from archgrad.search.card import heading
+from archgrad.search.draws import best_so_far, chance_of_top, drawn, expected_best, ranking
+from archgrad.search.fit import MakeOptimiser, adamw
+from archgrad.search.found import Found
+from archgrad.search.halving import Halving, finals, halved
+from archgrad.search.prior import recorded
+from archgrad.search.run import Run
+from archgrad.search.supernet import conclude, divided, foresee, supernet
+from archgrad.search.within import Within
+from archgrad.tasks.classification import Classification
+
+ROUNDS = Halving(eta=3, least=3)
+RECIPE = functools.partial(adamw, learning_rate=2e-3)
+
+
+def multimodal_random(
+    space: nn.Module,
+    task: Classification,
+    run: Run,
+    *,
+    limit: Limit | None = None,
+    prior: Prior | None = None,
+    halving: Halving = ROUNDS,
+    finalists: int = 3,
+    refused_count: bool = False,
+    search: float = 0.5,
+    optimiser: MakeOptimiser = RECIPE,
+) -> Found:
+    """Search encoders and fusion at random; the algorithm is on top of this file.
+
+    Args:
+        space: a network with OpChoice and InputChoice, such as `archgrad.fusion`; it is not changed.
+        task: trained and validated on; its test part is read once for each finalist and once for what is handed back.
+        run: epochs of search and final training together (default 60), trials (default 40), seed, folder, device.
+        limit: on any cost.
+        prior: logits that architectures are drawn from, in place of evenly.
+        halving: how trials are dropped.
+        finalists: k.
+        refused_count: whether what is drawn over the limit counts as one of the trials.
+        search: share of the steps that is searched in, below 1; the rest is for the finalists.
+        optimiser: from weights to their optimiser.
+
+    Returns:
+        The best by validation accuracy. `record["finalists"]` has the test scores of all k, their mean and spread.
+
+    Raises:
+        ChoiceError: the space has no choice, or has gates.
+        ConfigError: no finalist, or no steps left for one.
+        LimitError: no network of the space meets the limit; the message says the lowest reachable.
+        NonFiniteError: the loss became NaN or infinite.
+    """
+    if type(finalists) is not int or finalists < 1 or search >= 1.0:
+        raise ConfigError(
+            f"finalists={finalists}, search={search}: give 1 or more, and a share of the steps for them"
+        )
+    space = supernet(space, run, needs="multimodal random search")
+    with using(space, {name: torch.ones(same[0].size) for name, same in choices(space).items()}):
+        task.check(space)  # every candidate, before anything long starts
+    steps, rest = divided(run, task, search)
+    within = Within(space, limit) if limit else None
+    settings = {
+        "limit": limit and limit.record(), "prior": recorded(prior), "halving": asdict(halving),
+        "finalists": finalists, "refused_count": refused_count, "search": search,
+    }  # fmt: skip
+    run.begin("multimodal_random", settings)
+    if within:
+        within.begin(run)
+
+    foresee(space, task, run, optimiser=optimiser, drawn=5)
+    tried = drawn(Uniform(space, prior=prior), run, run.trials or 40, within, refused_count=refused_count)
+    rows, used = halved(space, task, run, tried, halving=halving, steps=steps, share=search, optimiser=optimiser)
+    best = run.remember("best", lambda: ranking(rows, tried, within, count=finalists))
+    scores, network = finals(
+        space, task, run, [tried[i] for i in best], steps=max(0, rest + steps - used), share=1.0 - search,
+        optimiser=optimiser,
+    )  # fmt: skip
+    mean, spread = statistics.mean(scores), statistics.stdev(scores) if len(scores) > 1 else 0.0
+    run.note(
+        f"Test accuracy of the best {len(scores)} on validation data, each trained anew on training and validation "
+        f"data: mean {mean:.4f}, spread {spread:.4f}. What is handed back is the best on validation data."
+    )
+    first = [row["score"] for row in rows]
+    record = {
+        **heading(multimodal_random, settings, f"{type(space).__name__} searched at random"),
+        "trials": rows, "best_so_far": best_so_far(first),
+        "finalists": {"trials": best, "scores": scores, "mean": mean, "spread": spread},
+        "chances": {
+            "expected_best_of_half": expected_best(first, max(1, len(first) // 2)),
+            "chance_of_top_5_percent": chance_of_top(0.05, len(first)),
+        },
+    }  # fmt: skip
+    return conclude(
+        space, tried[best[0]], task, run, steps=0, optimiser=optimiser, within=within, record=record, trained=network
+    )  # fmt: skip

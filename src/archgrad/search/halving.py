@@ -1,0 +1,175 @@
+"""Successive halving: all trials are trained a little, the best of them on, the best of these on, and so forth.
+
+Source: Jamieson, Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization", arXiv
+1502.07943.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from archgrad.choices.architecture import Architecture
+from archgrad.derive.discretise import build
+from archgrad.errors import ConfigError
+from archgrad.search.fit import MakeOptimiser, descend, recalibrate
+from archgrad.search.run import Run
+from archgrad.search.schedules import cosine
+from archgrad.tasks.classification import Classification
+from archgrad.tasks.task import Batch
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Behind a round that took every trial left to r, eta r, eta^2 r, ... steps, the best 1 / eta go on.
+
+    Attributes:
+        eta: of how many trials one goes on.
+        least: the fewest trials that a round has.
+    """
+
+    eta: int = 3
+    least: int = 1
+
+    def __post_init__(self) -> None:
+        if not (type(self.eta) is int and self.eta >= 2 and type(self.least) is int and self.least >= 1):
+            raise ConfigError(f"eta={self.eta!r}, least={self.least!r}: give an eta from 2 and a least from 1")
+
+    def counts(self, trials: int) -> list[int]:
+        """How many trials are in each round."""
+        counts = [trials]
+        while (n := math.ceil(counts[-1] / self.eta)) >= self.least and n < counts[-1]:
+            counts.append(n)
+        return counts
+
+    def steps(self, trials: int, total: int) -> list[list[int]]:
+        """For each round how many more steps each of its trials takes: 1 or more, and `total` all together."""
+        counts = self.counts(trials)
+        more = [1, *(self.eta**j - self.eta ** (j - 1) for j in range(1, len(counts)))]
+        weights = [w for w, n in zip(more, counts, strict=True) for _ in range(n)]
+        ends = [round(total * passed / sum(weights)) for passed in itertools.accumulate(weights, initial=0)]
+        each = iter(max(1, b - a) for a, b in itertools.pairwise(ends))
+        return [list(itertools.islice(each, n)) for n in counts]
+
+
+def halved(
+    space: nn.Module,
+    task: Classification,
+    run: Run,
+    architectures: Sequence[Architecture],
+    *,
+    halving: Halving,
+    steps: int,
+    share: float,
+    optimiser: MakeOptimiser,
+) -> tuple[list[dict[str, Any]], int]:
+    """Try architectures by successive halving, each from fresh weights of its own, which go on from round to round.
+
+    In every round the rate falls from its height to 0 along the schedule, so that what is compared has settled.
+
+    Args:
+        space: the supernet.
+        task: trained and validated on.
+        run: begun; a trial's training in a round is a phase "trial" of its own.
+        architectures: what is tried.
+        halving: the rounds.
+        steps: of training, of all trials together.
+        share: of a budget in seconds, of all together.
+        optimiser: from weights to their optimiser, a new one in each round.
+
+    Returns:
+        For each architecture {"architecture", "score", "round", "steps"}: the score and number of the last round that
+        it was in, counted from 0, and the steps that it was trained for; and the steps of all.
+
+    Raises:
+        NonFiniteError: a loss became NaN or infinite.
+    """
+    plan = halving.steps(len(architectures), steps)
+    total, highest = sum(map(sum, plan)), -math.inf
+    rows: list[dict[str, Any]] = [{"architecture": dict(one), "steps": 0} for one in architectures]
+    networks: dict[int, nn.Module] = {}
+    left = list(range(len(architectures)))
+    for number, each in enumerate(plan):
+        left = sorted(sorted(left, key=lambda i: (-rows[i].get("score", 0.0), i))[: len(each)])
+        networks = {i: networks[i] for i in left if i in networks}
+        for i, more in zip(left, each, strict=True):
+            if i not in networks:
+                networks[i] = build(space, architectures[i], weights="fresh").to(run.device)
+            network = networks[i]
+            made = optimiser(network.parameters())
+            run.keep(network=network, optimiser=made)
+            descend(
+                network, _Later(task, rows[i]["steps"]), run, optimiser=made, steps=more, phase="trial",
+                schedule=cosine, share=share * more / total,
+            )  # fmt: skip
+            figures = task.evaluate(network)
+            score = next(iter(figures.values()))
+            highest = max(highest, score)
+            rows[i] |= {"score": score, "round": number, "steps": rows[i]["steps"] + more}
+            run.log({**{f"trial_{name}": value for name, value in figures.items()}, "round": number, "best": highest})
+    return rows, total
+
+
+class _Later:
+    """A task whose batches begin further on: for a network that has seen the first ones."""
+
+    def __init__(self, task: Classification, first: int) -> None:
+        self.task, self.first = task, first
+        self.steps_per_epoch = task.steps_per_epoch
+
+    def stream(self, *, seed: int, rank: int = 0, world: int = 1) -> Callable[[int], Batch]:
+        stream = self.task.stream(seed=seed, rank=rank, world=world)
+        return lambda step: stream(self.first + step)
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        return self.task.loss(network, batch)
+
+    def evaluate(self, network: nn.Module, part: str = "valid") -> dict[str, float]:
+        return self.task.evaluate(network, part)
+
+
+def finals(
+    space: nn.Module,
+    task: Classification,
+    run: Run,
+    architectures: Sequence[Architecture],
+    *,
+    steps: int,
+    share: float,
+    optimiser: MakeOptimiser,
+) -> tuple[list[float], nn.Module]:
+    """Train the best few anew, on the training and validation parts together, and score each on the test part.
+
+    Args:
+        space: the supernet.
+        task: the test part is read once for each.
+        run: begun; each is a phase "train".
+        architectures: the best first.
+        steps: of all together.
+        share: of a budget in seconds, of all together.
+        optimiser: from weights to their optimiser.
+
+    Returns:
+        Test scores, and the network of the first.
+    """
+    whole, count = task.whole(), len(architectures)
+    scores: list[float] = []
+    networks: list[nn.Module] = []
+    for i, architecture in enumerate(architectures):
+        network = build(space, architecture, weights="fresh").to(run.device)
+        made, part = optimiser(network.parameters()), (i + 1) * steps // count - i * steps // count
+        run.keep(network=network, optimiser=made)
+        descend(
+            network, whole, run, optimiser=made, steps=part, phase="train", schedule=cosine, share=share / count
+        )  # fmt: skip
+        recalibrate(network, whole, run)
+        figures = task.evaluate(network, "test")
+        run.log({f"test_{name}": value for name, value in figures.items()})
+        scores.append(next(iter(figures.values())))
+        networks = networks or [network]
+    return scores, networks[0]
