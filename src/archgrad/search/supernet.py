@@ -189,9 +189,9 @@ def conclude(
     else:
         signs = _signs(space, architecture, task, run)
         source, example = (fresh or space) if steps else space, run.to_device(task.example)
+        if trained is None:
+            trained = _trained(source, architecture, task, run, steps=steps, optimiser=optimiser)
         network = trained
-        if network is None:
-            network = _trained(source, architecture, task, run, steps=steps, optimiser=optimiser)
         after = _figures(network, task, run, example)
     limit = None
     if within:
