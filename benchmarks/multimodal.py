@@ -222,7 +222,7 @@ def main() -> None:
 
 def show(rows: list[Figures], levels: list[str]) -> None:
     """The table of the page: means over seeds, and standard deviations."""
-    print("| level | row | test accuracy, % | steps | seconds | MACs, M |\n|---|---|---|---|---|---|")
+    print("| level | row | seeds | test accuracy, % | steps | seconds | MACs, M |\n|---|---|---|---|---|---|---|")
     for level in levels:
         for name in ROWS:
             same = [r for r in rows if r["row"] == name and r["level"] == level]
@@ -234,7 +234,7 @@ def show(rows: list[Figures], levels: list[str]) -> None:
             size = f"{min(macs):.1f} to {max(macs):.1f}" if macs else "–"
             seconds = statistics.mean(r["seconds"] for r in same)
             steps, mean = same[0]["steps"], statistics.mean(tests)
-            print(f"| {level} | {name} | {mean:.1f}{spread} | {steps:,} | {seconds:.0f} | {size} |")
+            print(f"| {level} | {name} | {len(same)} | {mean:.1f}{spread} | {steps:,} | {seconds:.0f} | {size} |")
 
 
 if __name__ == "__main__":

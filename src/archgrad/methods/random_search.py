@@ -18,7 +18,9 @@ Checked against: a search with a planted answer, in the tests.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,17 +110,7 @@ def random_search(
         )  # fmt: skip
         rest = max(0, rest + steps - used)
     else:
-        evaluate = evaluator(
-            space, task, run, trials=len(tried), steps=steps, share=search, optimiser=None if shared else optimiser
-        )  # fmt: skip
-        archive = Archive()
-        run.keep(archive=archive)
-        for number in rounds(task, run, len(tried), share=1.0):
-            score = evaluate(tried[number], number)
-            archive.add(Trial(tried[number], score, {}))
-            if isinstance(task, Scored):
-                run.log({"score": score})
-        rows = [{"architecture": dict(one.architecture), "score": one.score} for one in archive.trials.values()]
+        rows = _each(space, task, run, tried, steps=steps, share=search, optimiser=None if shared else optimiser)
     best = run.remember("best", lambda: ranking(rows, tried, within)[0])
     record = {
         **heading(random_search, settings, f"{type(space).__name__} searched at random"),
@@ -127,6 +119,28 @@ def random_search(
     return conclude(
         space, tried[best], task, run, steps=rest, optimiser=optimiser, within=within, record=record
     )  # fmt: skip
+
+
+def _each(
+    space: nn.Module,
+    task: Classification | Scored,
+    run: Run,
+    tried: Sequence[Architecture],
+    *,
+    steps: int,
+    share: float,
+    optimiser: MakeOptimiser | None,
+) -> list[dict[str, Any]]:
+    """Every architecture by itself: trained apart, looked up, or with the supernet's weights (no optimiser)."""
+    evaluate = evaluator(space, task, run, trials=len(tried), steps=steps, share=share, optimiser=optimiser)
+    archive = Archive()
+    run.keep(archive=archive)
+    for number in rounds(task, run, len(tried), share=1.0):
+        score = evaluate(tried[number], number)
+        archive.add(Trial(tried[number], score, {}))
+        if isinstance(task, Scored):
+            run.log({"score": score})
+    return [{"architecture": dict(one.architecture), "score": one.score} for one in archive.trials.values()]
 
 
 def _train_shared(

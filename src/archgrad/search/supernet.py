@@ -199,7 +199,9 @@ def conclude(
     else:
         signs = _signs(space, architecture, task, run)
         source, example = (fresh or space) if steps else space, run.to_device(task.example)
-        network = trained or _trained(source, architecture, task, run, steps=steps, optimiser=optimiser)
+        if trained is None:
+            trained = _trained(source, architecture, task, run, steps=steps, optimiser=optimiser)
+        network = trained
         after = _figures(network, task, run, example)
     limit = None
     if within:
