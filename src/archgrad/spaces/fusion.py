@@ -79,7 +79,13 @@ def fusion(
 
 
 class Fusion(nn.Module):
-    """Encoders, fusion and head; made by `fusion`."""
+    """Encoders, fusion and head; made by `fusion`.
+
+    Attributes:
+        handles_missing: an input of zeros is one that is missing, and is left out.
+    """
+
+    handles_missing = True
 
     def __init__(
         self,
