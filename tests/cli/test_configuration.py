@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from archgrad.cli.configuration import (
     LimitText,
-    SearchOptions,
     SlimOptions,
     TrainOptions,
     anchored,
@@ -20,6 +19,7 @@ from archgrad.cli.configuration import (
     named_space,
     resolve,
 )
+from archgrad.cli.search_options import SearchOptions
 from archgrad.errors import ConfigError, LimitError
 
 GIVEN = {"model": "net.py:Net", "data": "digits"}

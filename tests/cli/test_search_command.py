@@ -68,6 +68,11 @@ def test_json_prints_one_object_and_nothing_else(place: Path, tmp_path: Path, cl
         (["--method", "random_search", "--shared", "--trials", "3", "--published", "--cells", "2"], "darts"),
         (["--method", "multimodal_random", "--trials", "3", "--space", "nasbench201", "--cells", "1"], "nasbench201"),
         (["--space", "mobile", "--cells", "1"], "mobile"),
+        (["--method", "radars", "--memory-gib", "0.5", "--space", "nasbench201", "--cells", "1"], "nasbench201"),
+        (
+            ["--method", "monas", "--alpha", "0.5", "--trials", "2", "--space", "nasbench201", "--cells", "1"],
+            "nasbench201",
+        ),
     ],
 )
 def test_methods_and_spaces(
@@ -82,6 +87,10 @@ def test_methods_and_spaces(
     assert record["space"]["kind"] == kind
     assert (record["space"]["classes"], record["space"]["in_channels"]) == (3, 1)
     assert record["space"].get("factorised") == {"darts": False}.get(kind)
+    if "--memory-gib" in options:
+        assert record["settings"]["memory"]["bound"] == 2**29 == record["rounds"][0]["bound_bytes"]
+    if "--alpha" in options:
+        assert record["settings"]["reward"] == {"form": "mixed", "alpha": 0.5, "shares": {"macs": 1.0}}
     if "--trials" in options:
         assert len(record["trials"]) == int(options[options.index("--trials") + 1])
 
@@ -131,6 +140,10 @@ def test_stopped_and_resumed_is_the_search_never_stopped(
         (["--space", "timm:resnet18"], "is not known"),
         (["--trials", "3"], "trials=3 goes with --method random_search"),
         (["--method", "darts", "--shared"], "shared goes with --method random_search"),
+        (["--alpha", "0.5"], "alpha=0.5 goes with --method monas"),
+        (["--method", "monas", "--alpha", "1.5"], "--alpha: 1.5 was given"),
+        (["--memory-gib", "2"], "memory_gib=2.0 goes with --method radars"),
+        (["--method", "radars", "--memory-gib", "1e-6"], "the least bound that works is"),
         (["--space", "mobile", "--factorised"], "only the space darts has a factorised and a published form"),
         (["--published"], "UNAS samples one candidate for each choice"),
         (["--method", "darts", "--limit", "latency_ms=4"], "archgrad.unas, which measures sampled networks"),

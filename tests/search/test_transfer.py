@@ -224,3 +224,8 @@ def test_on_digits_beside_noise_a_structure_helps_where_a_random_one_harms() -> 
     assert found.score > rivals["whole network, from scratch"] + 0.03
     assert found.score > rivals["whole network, fine-tuned"] + 0.03
     assert found.score > rivals["random mask"] + 0.03
+
+
+def test_others_keep_off_the_names_of_the_rivals() -> None:
+    with pytest.raises(ConfigError, match=r"'random mask'.*give yours other names"):
+        transferred(quiet(), others={"random mask": GOOD})

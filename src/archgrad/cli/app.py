@@ -19,9 +19,10 @@ import typer
 from typer.core import TyperGroup
 
 from archgrad.cli import failures
-from archgrad.cli.configuration import DemoOptions, SearchOptions, SlimOptions, TrainOptions, anchored, resolve
+from archgrad.cli.configuration import DemoOptions, SlimOptions, TrainOptions, anchored, resolve
 from archgrad.cli.options import JSON, describe
 from archgrad.cli.score_options import ScoreOptions
+from archgrad.cli.search_options import SearchOptions
 from archgrad.cli.transfer_options import TransferOptions
 
 _RUN = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that was --out.", show_default=False)]

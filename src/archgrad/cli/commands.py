@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from archgrad.cli import configuration, folder, models, program
-from archgrad.cli.configuration import DemoOptions, SearchOptions, SlimOptions, TrainOptions
+from archgrad.cli.configuration import DemoOptions, SlimOptions, TrainOptions
 from archgrad.cli.preparing import check_paths, limit_of, onnx_wanted, prepare, set_threads, write_onnx
 from archgrad.derive.export import Exported, export_onnx
 from archgrad.errors import RunError
@@ -72,6 +72,7 @@ def resume(out: Path) -> Record:
             case "slim":
                 return slim(configuration.resolve(SlimOptions, told))
             case "search":
+                from archgrad.cli.search_options import SearchOptions
                 from archgrad.cli.searching import search
 
                 return search(configuration.resolve(SearchOptions, told))

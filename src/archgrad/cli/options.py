@@ -30,7 +30,7 @@ _METAVARS = {
     "method": "METHOD", "data": "DATA", "table": "FILE.npz", "arch": "TEXT", "architectures": "FILE",
     "sample": "N", "proxy": "NAME", "shots": "N",
 }  # fmt: skip
-_SEARCH = ("method", "limit", "search", "shared", "trials", "rounds", "norm", "seeds")
+_SEARCH = ("method", "limit", "search", "shared", "alpha", "memory_gib", "trials", "rounds", "norm", "seeds")
 _TABLE = ("table", "table_data", "table_epochs", "partial")
 _FEW = ("target", "shots", "draws", "restarts", "shot_steps")
 _SCORED = ("arch", "architectures", "sample", "proxy")

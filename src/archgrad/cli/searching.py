@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from archgrad.cli import folder, spaces
-from archgrad.cli.configuration import TABLE_DATA, SearchOptions
+from archgrad.cli.configuration import TABLE_DATA
 from archgrad.cli.preparing import begin, limit_of, prepare, seed, write_onnx
+from archgrad.cli.search_options import SearchOptions
 from archgrad.costs.count import macs, params
+from archgrad.costs.memory import peak_memory
 from archgrad.methods.darts import darts
 from archgrad.methods.darts_prime import darts_prime
 from archgrad.methods.freenas import freenas
@@ -25,10 +27,11 @@ from archgrad.methods.unas import unas
 from archgrad.report import page
 from archgrad.search.checkpoint import replace_text
 from archgrad.search.found import Found
+from archgrad.search.rewards import mixed, under
 from archgrad.search.run import Run
 
 _PLAIN: dict[str, Callable[..., Found]] = {
-    "unas": unas, "darts": darts, "darts_prime": darts_prime, "toponas": toponas, "radars": radars,
+    "unas": unas, "darts": darts, "darts_prime": darts_prime, "toponas": toponas,
     "multimodal_random": multimodal_random,
 }  # fmt: skip
 _CLASSES, _CHANNELS, _SIDE = 10, 3, 32  # of images where no data says otherwise: those of CIFAR-10
@@ -47,8 +50,13 @@ def search(options: SearchOptions) -> dict[str, Any]:
         if options.method == "random_search":
             found = random_search(space, task, run, limit=limit, shared=options.shared, search=share)
         elif options.method == "monas":
-            costs = (macs(task.example), params())
-            found = monas(space, task, run, limit=limit, costs=costs, search=share)
+            count = macs(task.example)
+            reward = under() if options.alpha is None else mixed(count, alpha=options.alpha)
+            found = monas(space, task, run, reward=reward, limit=limit, costs=(count, params()), search=share)
+        elif options.method == "radars":
+            bound = peak_memory(task.example, batch=options.batch_size)
+            memory = bound.at_most(gib=options.memory_gib) if options.memory_gib else None
+            found = radars(space, task, run, limit=limit, memory=memory, search=share)
         else:
             found = _PLAIN[options.method](space, task, run, limit=limit, search=share)
         _record(found, out, made)

@@ -34,6 +34,12 @@ from archgrad.tasks.task import stable_seed
 Norm = Literal["shots", "source"]
 
 
+RIVALS = (
+    "this run", "whole network, from scratch", "whole network, fine-tuned", "random mask", "magnitude mask",
+    "magnitude mask, its weights", "this run, source weights",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Protocol:
     """How target networks are trained and averaged.
@@ -116,9 +122,12 @@ def transfer(
 
     Raises:
         DataError: the target has inputs of another shape than the source, or fewer samples of a class than shots.
+        ConfigError: others have names of the rivals.
         ModelError: the network's last layer is no Linear with an output for each class of the source.
     """
     others = dict(others or {})
+    if taken := sorted(set(RIVALS) & set(others)):
+        raise ConfigError(f"others={taken}: rivals of these names are there already; give yours other names")
     check(space, source, target, protocol)
     asked = {n: getattr(protocol, n) for n in ("draws", "restarts", "steps", "norm")}
     settings = {
@@ -185,16 +194,11 @@ def _rivals(
         return largest({name: torch.rand(gate.size, generator=generator) for name, gate in gates(space).items()})
 
     full, heavy = [whole(space)], [largest(magnitudes(space))]
-    return {
-        "this run": Rival([structure]),
-        "whole network, from scratch": Rival(full),
-        "whole network, fine-tuned": Rival(full, kept=True),
-        "random mask": Rival([random(draw) for draw in range(draws)]),
-        "magnitude mask": Rival(heavy),
-        "magnitude mask, its weights": Rival(heavy, kept=True),
-        "this run, source weights": Rival([structure], kept=True),
-        **{name: Rival([one]) for name, one in others.items()},
-    }
+    fixed = (
+        Rival([structure]), Rival(full), Rival(full, kept=True), Rival([random(draw) for draw in range(draws)]),
+        Rival(heavy), Rival(heavy, kept=True), Rival([structure], kept=True),
+    )  # fmt: skip
+    return dict(zip(RIVALS, fixed, strict=True)) | {name: Rival([one]) for name, one in others.items()}
 
 
 @dataclass(frozen=True)
