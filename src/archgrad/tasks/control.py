@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.func import jacrev, vmap
 
 from archgrad.errors import ConfigError, NonFiniteError
 from archgrad.tasks.environments import Environment
-from archgrad.tasks.planning import Better, backward, line_search, smooth
+from archgrad.tasks.planning import Better, backward, derivatives, line_search, smooth
 from archgrad.tasks.systems import Cost, Equations, Policy, System, Trajectory
 
 __all__ = [
@@ -155,7 +154,7 @@ def classical_ilqr(
         )
     costs = [now.cost]
     while len(costs) <= iterations:
-        jacobians = smooth(derivatives(system.step, now.trajectory), smoothing)
+        jacobians = smooth(derivatives(system.step, now.trajectory.states, now.trajectory.actions), smoothing)
         slopes, curvatures = system.cost.expand(now.trajectory)
         gains = backward(jacobians, slopes, curvatures, damping=damping)
         better = line_search(simulate, system.cost, now, gains=gains, shrink=shrink, trials=trials)
@@ -169,9 +168,3 @@ def classical_ilqr(
         if gain < threshold:
             break
     return Solution(now.cost, now.trajectory, costs, taken)
-
-
-def derivatives(step: Callable[[Tensor, Tensor], Tensor], trajectory: Trajectory) -> Tensor:
-    """Jacobians [T, n, n + m] of a step by (state, action) along a trajectory, in one vectorised call."""
-    by_state, by_action = vmap(jacrev(step, argnums=(0, 1)))(trajectory.states, trajectory.actions)
-    return torch.cat([by_state, by_action], -1).detach().double()

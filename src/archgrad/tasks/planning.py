@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
+from torch.func import jacrev, vmap
 
-from archgrad.tasks.systems import Cost, Policy, Trajectory
+from archgrad.tasks.systems import Cost, Policy, Step, Trajectory
 
 FLOOR = 1e-9  # of the eigenvalues of Q_uu, beside the largest
 
@@ -59,6 +60,12 @@ def smooth(jacobians: Tensor, sigma: float) -> Tensor:
     if sigma == 0.0 or len(jacobians) < 2:
         return jacobians
     return torch.from_numpy(gaussian_filter1d(jacobians.numpy(), sigma, axis=0))
+
+
+def derivatives(step: Step, states: Tensor, actions: Tensor) -> Tensor:
+    """Jacobians [T, n, n + m] of a step by (state, action) at states [T, n] and actions [T, m], in one call."""
+    by_state, by_action = vmap(jacrev(step, argnums=(0, 1)))(states, actions)
+    return torch.cat([by_state, by_action], -1).detach().cpu().double()
 
 
 def backward(jacobians: Tensor, slopes: Tensor, curvatures: Tensor, *, damping: float = 0.0) -> Gains:

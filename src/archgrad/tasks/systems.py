@@ -199,3 +199,13 @@ def check(system: System) -> None:
         )
     if system.start.ndim != 1 or not bool(torch.isfinite(system.start).all()):
         raise ConfigError(f"start={system.start.tolist()}: give one finite state [n]")
+
+
+def probe(system: System) -> Trajectory:
+    """Points scattered around the start and the middle of the actions, for a look at the cost without a rollout."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (32, len(system.start) + len(system.low))
+    scattered = torch.rand(shape, generator=generator, dtype=torch.float64)
+    states = system.start + (scattered[:, : len(system.start)] - 0.5) * (1.0 + system.start.abs())
+    actions = system.low + (system.high - system.low) * scattered[:, len(system.start) :]
+    return Trajectory(states, actions, len(states))
