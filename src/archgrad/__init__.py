@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from archgrad.methods.dnal import dnal
     from archgrad.methods.freenas import freenas
     from archgrad.methods.monas import monas
+    from archgrad.methods.nnilqr import nnilqr
     from archgrad.methods.radars import radars
     from archgrad.methods.random_search import random_search
     from archgrad.methods.toponas import toponas
@@ -118,6 +119,7 @@ __all__ = [
     "monas",
     "nasbench201_cells",
     "nasbench201_network",
+    "nnilqr",
     "params",
     "peak_memory",
     "prior",
@@ -161,6 +163,7 @@ _HOMES = {
     "methods.dnal": ("dnal",),
     "methods.freenas": ("freenas",),
     "methods.monas": ("monas",),
+    "methods.nnilqr": ("nnilqr",),
     "methods.radars": ("radars",),
     "methods.random_search": ("random_search",),
     "methods.toponas": ("toponas",),

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
+from archgrad.choices.modules import OpChoice
 from archgrad.errors import ConfigError, NonFiniteError
 from archgrad.search.dynamics import Dynamics, Experience
 from archgrad.search.fit import MakeOptimiser, adamw, descend, take_step
@@ -120,7 +121,7 @@ def nnilqr(
     """
     budget = _checked(network, system, run, terms=terms, searched=search is not None)
     n, m = len(system.start), len(system.low)
-    name = getattr(search, "__name__", type(search).__name__) if search else None
+    name = getattr(getattr(search, "func", search), "__name__", type(search).__name__) if search else None
     torch.manual_seed(run.seed)  # of the network that is made here
     made = copy.deepcopy(network) if network is not None else _tanh(n, m)
     settings = {
@@ -166,11 +167,15 @@ def nnilqr(
         plan.costs.append((seen.used, plan.best.cost))
         size = better.size if better else 0.0
         run.log({"cost": plan.best.cost, "rollouts": seen.used, "step_size": size, "fit_loss": loss}, step=step)
-    record = {"method": "nnilqr", "title": f"{system.name} controlled by neural iLQR", "settings": settings}
+    picks = [{"choice": name, "pick": str(pick)} for name, pick in _labelled(made, architecture).items()]
+    record = {
+        "method": "nnilqr", "title": f"{system.name} controlled by neural iLQR", "settings": settings, "picks": picks,
+        "data": task.splits,
+    }  # fmt: skip
     plan.gains = _solve(plan.best, dynamics, system, run, sigma=terms.smoothing)
     return piloted(
         dynamics, architecture, system, run, best=plan.best, gains=plan.gains, costs=plan.costs,
-        record={**record, "data": task.splits}, rollouts=seen.used,
+        record=record, rollouts=seen.used,
     )  # fmt: skip
 
 
@@ -199,6 +204,11 @@ def _checked(network: nn.Module | None, system: System, run: Run, *, terms: Term
 
 def _tanh(n: int, m: int) -> nn.Module:
     return nn.Sequential(nn.Linear(n + m, 128), nn.Tanh(), nn.Linear(128, 64), nn.Tanh(), nn.Linear(64, n))
+
+
+def _labelled(space: nn.Module, architecture: Architecture) -> dict[str, Any]:
+    found = {name: same[0] for name, same in choices(space).items()}
+    return {n: found[n].labels[i] if isinstance(found[n], OpChoice) else i for n, i in architecture.items()}
 
 
 def _open_loop(actions: Tensor) -> Policy:

@@ -57,7 +57,6 @@ def piloted(
     }  # fmt: skip
     full = {
         "after": after,
-        "picks": [{"choice": name, "pick": str(pick)} for name, pick in architecture.items()],
         "control": {
             "states": around.states.tolist(), "actions": around.actions.tolist(), "low": system.low.tolist(),
             "high": system.high.tolist(), "costs": [list(one) for one in costs],
