@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -45,7 +44,7 @@ NEURAL: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--rollouts", type=int, default=150)
+    parser.add_argument("--rollouts", type=int, default=250)
     parser.add_argument("--methods", nargs="+", choices=NEURAL, default=list(NEURAL))
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
@@ -86,6 +85,7 @@ def neural(method: str, name: str, seed: int, budget: int, reference: float) -> 
     return {
         "method": method, "system": name, "seed": seed, "budget": budget, "cost": costs[-1][1],
         "rollouts": system.rollouts, "below": next((used for used, cost in costs if cost < reference), None),
+        "after": {at: next(cost for used, cost in reversed(costs) if used <= at) for at in (50, 100, 150, 200)},
         "params": found.costs["params"], "picks": [pick["pick"] for pick in found.record["picks"]],
         "seconds": round(time.perf_counter() - begun, 1),
     }  # fmt: skip
@@ -97,7 +97,7 @@ def keep(rows: list[dict[str, Any]], row: dict[str, Any], out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_suffix(".partial")
     beside.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
-    os.replace(beside, out)
+    beside.replace(out)
 
 
 def table(rows: list[dict[str, Any]], budget: int) -> None:

@@ -29,29 +29,23 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
-from archgrad.choices.modules import OpChoice
-from archgrad.errors import ConfigError, NonFiniteError
-from archgrad.search.dynamics import Dynamics, Experience
-from archgrad.search.fit import MakeOptimiser, adamw, descend, take_step
+from archgrad.errors import ConfigError
+from archgrad.search.dynamics import Dynamics, Experience, refit
+from archgrad.search.fit import MakeOptimiser, adamw, descend
 from archgrad.search.found import Found
 from archgrad.search.nested import Inner, search_inside
-from archgrad.search.piloted import piloted
+from archgrad.search.piloted import Plan, labelled, open_loop, piloted, solve
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
-from archgrad.tasks.planning import Better, Gains, backward, derivatives, line_search, smooth
-from archgrad.tasks.systems import Policy, System, Trajectory, probe
-from archgrad.tasks.task import stable_seed
-from archgrad.tasks.transitions import Transitions
+from archgrad.tasks.planning import line_search
+from archgrad.tasks.systems import System, probe
 
 ADAM = functools.partial(adamw, learning_rate=1e-3, weight_decay=1e-5)
 ROLLOUTS = 200
@@ -130,12 +124,12 @@ def nnilqr(
     }  # fmt: skip
     run.begin("nnilqr", settings)
     seen, dynamics = Experience(system, run), Dynamics(made.to(run.device), states=n, actions=m).to(run.device)
-    plan, generator = _Plan(), run.generator("explore")
+    plan, generator = Plan(), run.generator("explore")
     run.keep(experience=seen, plan=plan)
     for step in run.steps(1 + terms.explore, phase="explore"):
         noise = torch.rand(system.horizon, m, generator=generator, dtype=torch.float64)
         random = system.low + (system.high - system.low) * noise
-        tried = seen.rollout(_open_loop(random if step else torch.zeros_like(random)))
+        tried = seen.rollout(open_loop(random if step else torch.zeros_like(random)))
         plan.first(system, tried) if step == 0 else None
 
     task = seen.task(dynamics, batch_size=terms.batch_size)
@@ -153,46 +147,50 @@ def nnilqr(
     for step in run.steps(budget, phase="control"):
         if seen.used >= budget or plan.idle >= terms.patience:
             break
-        plan.gains = _solve(plan.best, dynamics, system, run, sigma=terms.smoothing)
+        gains = solve(dynamics, plan.best.trajectory, run, cost=system.cost, sigma=terms.smoothing)
         left = min(terms.trials, budget - seen.used)
-        better = line_search(seen.rollout, system.cost, plan.best, gains=plan.gains, trials=left)
+        better = line_search(seen.rollout, system.cost, plan.best, gains=gains, trials=left)
         gain = plan.take(better)
         if better is None and seen.used < budget:
             noise = torch.randn(system.horizon, m, generator=generator, dtype=torch.float64)
             spread = terms.noise * (system.high - system.low) / 2.0
-            seen.rollout(_open_loop(plan.best.trajectory.actions + spread * noise))
+            seen.rollout(open_loop(plan.best.trajectory.actions + spread * noise))
         steps = terms.refit * (3 if gain < terms.stalled * abs(plan.best.cost) else 1)
         task = seen.task(dynamics, batch_size=terms.batch_size)
-        loss = _refit(dynamics, task, run, optimiser=weights, rates=rates, steps=steps, number=step)
+        loss = refit(dynamics, task, run, optimiser=weights, rates=rates, steps=steps, number=step)
         plan.costs.append((seen.used, plan.best.cost))
         size = better.size if better else 0.0
         run.log({"cost": plan.best.cost, "rollouts": seen.used, "step_size": size, "fit_loss": loss}, step=step)
-    picks = [{"choice": name, "pick": str(pick)} for name, pick in _labelled(made, architecture).items()]
     record = {
-        "method": "nnilqr", "title": f"{system.name} controlled by neural iLQR", "settings": settings, "picks": picks,
-        "data": task.splits,
+        "method": "nnilqr", "title": f"{system.name} controlled by neural iLQR", "settings": settings,
+        "picks": labelled(made, architecture), "data": task.splits,
     }  # fmt: skip
-    plan.gains = _solve(plan.best, dynamics, system, run, sigma=terms.smoothing)
+    gains = solve(dynamics, plan.best.trajectory, run, cost=system.cost, sigma=terms.smoothing)
     return piloted(
-        dynamics, architecture, system, run, best=plan.best, gains=plan.gains, costs=plan.costs,
-        record=record, rollouts=seen.used,
+        dynamics, plan, run, system=system, gains=gains, architecture=architecture, record=record,
     )  # fmt: skip
 
 
 def _checked(network: nn.Module | None, system: System, run: Run, *, terms: Terms, searched: bool) -> int:
     """The budget of real rollouts, once it is sure that nothing given stands against it."""
     if run.epochs or run.max_steps:
-        raise ConfigError("neural iLQR is bounded by Run(trials=...), real rollouts, and by seconds; not by epochs or steps")
+        raise ConfigError(
+            "neural iLQR is bounded by Run(trials=...), real rollouts, and by seconds; not by epochs or steps"
+        )
     if not bool(torch.isfinite(system.low).all() and torch.isfinite(system.high).all()):
         raise ConfigError(
             f"the actions of {system.name} are between {system.low.tolist()} and {system.high.tolist()}: random "
             f"rollouts need finite bounds"
         )
     if system.horizon < 2:
-        raise ConfigError(f"{system.name} has a horizon of {system.horizon}: one state has no dynamics; give 2 or more")
+        raise ConfigError(
+            f"{system.name} has a horizon of {system.horizon}: one state has no dynamics; give 2 or more"
+        )
     budget = run.trials or ROLLOUTS
     if budget <= 1 + terms.explore:
-        raise ConfigError(f"trials={budget} real rollouts, and {1 + terms.explore} are for the first fit; give more trials")
+        raise ConfigError(
+            f"trials={budget} real rollouts, and {1 + terms.explore} are for the first fit; give more trials"
+        )
     if bool(network is not None and choices(network)) != searched:
         raise ConfigError(
             "search=... is the method that searches a network with choices, such as archgrad.darts: give both, "
@@ -204,73 +202,3 @@ def _checked(network: nn.Module | None, system: System, run: Run, *, terms: Term
 
 def _tanh(n: int, m: int) -> nn.Module:
     return nn.Sequential(nn.Linear(n + m, 128), nn.Tanh(), nn.Linear(128, 64), nn.Tanh(), nn.Linear(64, n))
-
-
-def _labelled(space: nn.Module, architecture: Architecture) -> dict[str, Any]:
-    found = {name: same[0] for name, same in choices(space).items()}
-    return {n: found[n].labels[i] if isinstance(found[n], OpChoice) else i for n, i in architecture.items()}
-
-
-def _open_loop(actions: Tensor) -> Policy:
-    return lambda t, x: actions[t]
-
-
-def _solve(best: Better, dynamics: Dynamics, system: System, run: Run, *, sigma: float) -> Gains:
-    around = best.trajectory
-    states, actions = run.to_device((around.states.float(), around.actions.float()))
-    jacobians = smooth(derivatives(dynamics.step, states, actions).cpu(), sigma)
-    return backward(jacobians, *system.cost.expand(around))
-
-
-def _refit(
-    dynamics: Dynamics, task: Transitions, run: Run, *, optimiser: torch.optim.Optimizer, rates: list[float],
-    steps: int, number: int,
-) -> float:  # fmt: skip
-    """Train on, within one step of the run; the learning rate falls to nothing each time."""
-    network, batches = dynamics.network.train(), task.stream(seed=stable_seed(run.seed, "refit", number))
-    watched = [p for group in optimiser.param_groups for p in group["params"]]
-    loss = torch.tensor(math.nan)
-    for step in range(steps):
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * cosine(step / steps)
-        loss = task.loss(network, run.to_device(batches(step)))
-        run.check_finite({"loss": loss})
-        take_step(optimiser, watched, torch.autograd.grad(loss, watched), run)
-    return float(loss.detach())
-
-
-class _Plan:
-    """The best trajectory so far."""
-
-    def __init__(self) -> None:
-        self.best = Better(Trajectory(torch.empty(0, 0), torch.empty(0, 0), 0), math.inf, 0.0)
-        self.idle = 0
-        self.costs: list[tuple[int, float]] = []
-        self.gains: Gains | None = None
-
-    def first(self, system: System, tried: Trajectory) -> None:
-        """Begin with the rollout without action."""
-        self.best = Better(tried, system.cost.of(tried), 0.0)
-        self.costs = [(1, self.best.cost)]
-        if not math.isfinite(self.best.cost):
-            raise NonFiniteError(
-                f"{system.name} without action is not finite, or ends before its horizon of {system.horizon} (after "
-                f"{tried.length} states): give a shorter horizon, or a system that stands it"
-            )
-
-    def take(self, better: Better | None) -> float:
-        """Go on from what is better; returns by how much."""
-        gain = self.best.cost - better.cost if better else 0.0
-        self.best, self.idle = (better, 0) if better else (self.best, self.idle + 1)
-        return gain
-
-    def state_dict(self) -> dict[str, Any]:
-        """What exact resume needs."""
-        around = self.best.trajectory
-        return {"states": around.states, "actions": around.actions, "cost": self.best.cost, "idle": self.idle,
-                "costs": self.costs}  # fmt: skip
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` left off."""
-        around = Trajectory(state["states"], state["actions"], len(state["states"]))
-        self.best, self.idle, self.costs = Better(around, state["cost"], 0.0), state["idle"], list(state["costs"])

@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from archgrad.errors import RunError
-from archgrad.report import fronts, graphs, scored, scores, svg, text
+from archgrad.report import control, fronts, graphs, scored, scores, svg, text
 from archgrad.report.pictures import Chart, History, charts, jump, scatter
 from archgrad.report.weights import weights
 
@@ -120,7 +120,12 @@ def _pictures(record: text.Record) -> list[str]:
 
 def _charts(record: text.Record, history: History) -> list[tuple[Chart, Markup]]:
     others = (jump(record), scatter(record.get("surrogate") or {}))
-    found = [*fronts.charts(record), *charts(history, record.get("limit")), *(one for one in others if one)]
+    found = [
+        *control.charts(record),
+        *fronts.charts(record),
+        *charts(history, record.get("limit")),
+        *(one for one in others if one),
+    ]
     return [(chart, Markup(chart.svg)) for chart in found]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from archgrad.errors import NonFiniteError
+from archgrad.search.fit import take_step
 from archgrad.search.run import Run
+from archgrad.search.schedules import cosine
 from archgrad.tasks.systems import Policy, System, Trajectory
+from archgrad.tasks.task import stable_seed
 from archgrad.tasks.transitions import Pairs, Transitions
 
-EVERY = 10  # of so many rollouts the last is held out
+HELD = 1  # the place of the rollout that is held out: the first random one
 
 
 class Dynamics(nn.Module):
@@ -107,13 +111,12 @@ class Experience:
     def task(self, dynamics: Dynamics, *, batch_size: int) -> Transitions:
         """The regression of what was seen so far, on the dynamics' scale, which is set by it.
 
-        Every tenth rollout is held out; of few the last.
+        The first random rollout is held out; what is near the best trajectory is all learnt from.
         """
-        last = len(self.kept) - 1
-        held = {place for place in range(len(self.kept)) if place % EVERY == EVERY - 1} or {last}
         dynamics.rescale(self.pairs())
-        train = self.pairs(lambda place: place not in held or last == 0)
-        parts = (dynamics.scaled(part) for part in (train, self.pairs(lambda place: place in held)))
+        several = len(self.kept) > 1
+        train = self.pairs(lambda place: place != HELD or not several)
+        parts = (dynamics.scaled(part) for part in (train, self.pairs(lambda place: place == HELD or not several)))
         return Transitions(*parts, batch_size=batch_size)
 
     def state_dict(self) -> dict[str, Any]:
@@ -129,3 +132,20 @@ class Experience:
         self.used = state["used"]
         parts = zip(state["states"], state["actions"], state["lengths"], strict=True)
         self.kept = [Trajectory(x, u, length) for x, u, length in parts]
+
+
+def refit(
+    dynamics: Dynamics, task: Transitions, run: Run, *, optimiser: torch.optim.Optimizer, rates: list[float],
+    steps: int, number: int,
+) -> float:  # fmt: skip
+    """Train on, within one step of the run; the learning rate falls to nothing each time."""
+    network, batches = dynamics.network.train(), task.stream(seed=stable_seed(run.seed, "refit", number))
+    watched = [p for group in optimiser.param_groups for p in group["params"]]
+    loss = torch.tensor(math.nan)
+    for step in range(steps):
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate * cosine(step / steps)
+        loss = task.loss(network, run.to_device(batches(step)))
+        run.check_finite({"loss": loss})
+        take_step(optimiser, watched, torch.autograd.grad(loss, watched), run)
+    return float(loss.detach())

@@ -1,21 +1,26 @@
-"""What a method of control ends with: the network of the dynamics made plain, the controls and the figures recorded."""
+"""What control by a learnt network is made of: the best trajectory so far, its gains, and the result on record."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import safetensors.torch
 import torch
+from torch import Tensor, nn
 
+from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
+from archgrad.choices.modules import OpChoice
 from archgrad.costs.count import params
 from archgrad.derive.discretise import build
+from archgrad.errors import NonFiniteError
 from archgrad.search.dynamics import Dynamics
 from archgrad.search.found import Found
 from archgrad.search.run import Run
-from archgrad.tasks.planning import Better, Gains
-from archgrad.tasks.systems import System
+from archgrad.tasks.planning import Better, Gains, backward, derivatives, smooth
+from archgrad.tasks.systems import Cost, Policy, System, Trajectory
 
 LOAD = """import torch, safetensors.torch
 dynamics = torch.export.load("network.pt2").module()    # needs torch alone: (states [B, n], actions [B, m]) to states
@@ -24,42 +29,101 @@ control = safetensors.torch.load_file("control.safetensors")    # states [T, n],
 """
 
 
+class Plan:
+    """The best trajectory so far.
+
+    Attributes:
+        best: trajectory and cost.
+        idle: steps in a row without a better one.
+        costs: (real rollouts, cost) at first and after each step.
+    """
+
+    def __init__(self) -> None:
+        self.best = Better(Trajectory(torch.empty(0, 0), torch.empty(0, 0), 0), math.inf, 0.0)
+        self.idle = 0
+        self.costs: list[tuple[int, float]] = []
+
+    def first(self, system: System, tried: Trajectory) -> None:
+        """Begin with the rollout without action."""
+        self.best = Better(tried, system.cost.of(tried), 0.0)
+        self.costs = [(1, self.best.cost)]
+        if not math.isfinite(self.best.cost):
+            raise NonFiniteError(
+                f"{system.name} without action is not finite, or ends before its horizon of {system.horizon} (after "
+                f"{tried.length} states): give a shorter horizon, or a system that stands it"
+            )
+
+    def take(self, better: Better | None) -> float:
+        """Go on from what is better; returns by how much."""
+        gain = self.best.cost - better.cost if better else 0.0
+        self.best, self.idle = (better, 0) if better else (self.best, self.idle + 1)
+        return gain
+
+    def state_dict(self) -> dict[str, Any]:
+        """What exact resume needs."""
+        around = self.best.trajectory
+        return {"states": around.states, "actions": around.actions, "cost": self.best.cost, "idle": self.idle,
+                "costs": self.costs}  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where `state_dict` left off."""
+        around = Trajectory(state["states"], state["actions"], len(state["states"]))
+        self.best, self.idle, self.costs = Better(around, state["cost"], 0.0), state["idle"], list(state["costs"])
+
+
+def open_loop(actions: Tensor) -> Policy:
+    """The policy of these actions [T, m], whatever the state."""
+    return lambda t, x: actions[t]
+
+
+def solve(dynamics: Dynamics, around: Trajectory, run: Run, *, cost: Cost, sigma: float) -> Gains:
+    """The gains around a trajectory, with Jacobians of the network smoothed along time by `sigma` steps."""
+    states, actions = run.to_device((around.states.float(), around.actions.float()))
+    jacobians = smooth(derivatives(dynamics.step, states, actions), sigma)
+    return backward(jacobians, *cost.expand(around))
+
+
+def labelled(space: nn.Module, architecture: Architecture) -> list[dict[str, str]]:
+    """For each choice what was picked, by label where there is one."""
+    rows = []
+    for name, (choice, *_) in choices(space).items():
+        pick = architecture[name]
+        label = choice.labels[pick] if isinstance(choice, OpChoice) and isinstance(pick, int) else str(pick)
+        rows.append({"choice": name, "pick": label})
+    return rows
+
+
 def piloted(
     dynamics: Dynamics,
-    architecture: Architecture,
-    system: System,
+    plan: Plan,
     run: Run,
     *,
-    best: Better,
+    system: System,
     gains: Gains,
-    costs: Sequence[tuple[int, float]],
+    architecture: Architecture,
     record: Mapping[str, Any],
-    rollouts: int,
 ) -> Found:
     """Record what control reached, and write it where the run has a folder: control.safetensors besides.
 
     Args:
         dynamics: the network with its scale.
-        architecture: of the inner network.
-        system: what was controlled.
+        plan: the best trajectory, as measured.
         run: begun; it is finished here.
-        best: the trajectory, as measured.
-        gains: feedback around it.
-        costs: (real rollouts, J) after each step.
+        system: what was controlled.
+        gains: feedback around the trajectory.
+        architecture: of the inner network.
         record: what the method adds to the report.
-        rollouts: real ones in all.
     """
     network = build(dynamics, Architecture({})).cpu().eval()
-    around = best.trajectory
-    after = {
-        "score": -best.cost, "cost": best.cost, "cost_at_first": costs[0][1], "rollouts": rollouts,
-        "params": params().of(network),
-    }  # fmt: skip
+    around, cost, rollouts = plan.best.trajectory, plan.best.cost, plan.costs[-1][0]
+    size = params().of(network)
     full = {
-        "after": after,
+        "after": {
+            "score": -cost, "cost": cost, "cost_at_first": plan.costs[0][1], "rollouts": rollouts, "params": size,
+        },
         "control": {
             "states": around.states.tolist(), "actions": around.actions.tolist(), "low": system.low.tolist(),
-            "high": system.high.tolist(), "costs": [list(one) for one in costs],
+            "high": system.high.tolist(), "costs": [list(one) for one in plan.costs],
         },
         "run": {"seed": run.seed, "trials": run.trials, "seconds": run.seconds},
         "versions": {"torch": torch.__version__},
@@ -69,14 +133,12 @@ def piloted(
         **record,
     }  # fmt: skip
     example = (around.states[:1].float(), around.actions[:1].float())
-    found = Found(
-        architecture, network, -best.cost, {"params": after["params"], "rollouts": rollouts}, run.history, full, example
-    )  # fmt: skip
+    costs = {"params": size, "rollouts": rollouts}
+    found = Found(architecture, network, -cost, costs, run.history, full, example)
     if run.folder and run.rank == 0:
         found.save(run.folder)
         tensors = {"states": around.states, "actions": around.actions, "feedback": gains.feedback}
-        safetensors.torch.save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()}, str(run.folder / "control.safetensors")
-        )
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        safetensors.torch.save_file(contiguous, str(run.folder / "control.safetensors"))
     run.finish()
     return found

@@ -55,7 +55,9 @@ def vehicle(*, horizon: int = 150) -> Equations:
     cost = quadratic((0, 1, 1, 1, 10, 10), (0, -10, 0, 8, 0, 0))
     start = torch.tensor([0.0, 0.0, math.pi / 2, 0.0], dtype=torch.float64)
     bound = torch.tensor([0.6, 3.0], dtype=torch.float64)
-    return Equations("vehicle", step, cost, start, -bound, bound, horizon)
+    return Equations(
+        name="vehicle", step=step, cost=cost, start=start, low=-bound, high=bound, horizon=horizon,
+    )  # fmt: skip
 
 
 def cart_pole(*, horizon: int = 150) -> Equations:
@@ -76,7 +78,9 @@ def cart_pole(*, horizon: int = 150) -> Equations:
     cost = quadratic((1, 0.1, 1, 1, 0.1), (0,) * 5, (1e4, 1e3, 0, 0, 1e-9))
     start = torch.tensor([math.pi, 0.0, 0.0, 0.0], dtype=torch.float64)
     bound = torch.tensor([10.0], dtype=torch.float64)
-    return Equations("cart_pole", step, cost, start, -bound, bound, horizon)
+    return Equations(
+        name="cart_pole", step=step, cost=cost, start=start, low=-bound, high=bound, horizon=horizon,
+    )  # fmt: skip
 
 
 def still(system: System) -> Policy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,14 +36,16 @@ class Environment:
         MissingExtra: gymnasium is not installed; it comes with the extra `rl`.
     """
 
-    def __init__(self, env: str | gymnasium.Env, cost: Cost, *, horizon: int | None = None, seed: int = 0) -> None:
-        self.env = _made(env) if isinstance(env, str) else env
+    def __init__(
+        self, env: str | gymnasium.Env[Any, Any], cost: Cost, *, horizon: int | None = None, seed: int = 0
+    ) -> None:
+        self.env: Any = _made(env) if isinstance(env, str) else env
         self.name = self.env.spec.id if self.env.spec else type(self.env.unwrapped).__name__
         self.cost, self.seed, self.rollouts = cost, seed, 0
-        limit = self.env.spec.max_episode_steps if self.env.spec else None
-        if horizon is None and limit is None:
+        length = horizon if horizon is not None or not self.env.spec else self.env.spec.max_episode_steps
+        if length is None:
             raise ConfigError(f"{self.name} registers no length; give horizon=...")
-        self.horizon = horizon if horizon is not None else limit
+        self.horizon: int = length
         box = type(self.env.action_space).__name__
         if box != "Box" or len(self.env.action_space.shape) != 1:
             raise ConfigError(
@@ -55,7 +57,9 @@ class Environment:
                 f"{self.name} has the observations {self.env.observation_space}; take an environment whose "
                 f"observation is its state, a Box of one dimension, or flatten it"
             )
-        self.low, self.high = (torch.tensor(v).double() for v in (self.env.action_space.low, self.env.action_space.high))
+        self.low, self.high = (
+            torch.tensor(v).double() for v in (self.env.action_space.low, self.env.action_space.high)
+        )
         self.start = _state(self.env.reset(seed=seed)[0])
         check(self)
 
@@ -79,13 +83,13 @@ class Environment:
                 x, ended = _state(observed), bool(terminated or truncated)
         except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, OSError, AssertionError) as error:
             raise DataError(
-                f"{self.name} raised {type(error).__name__} in step {t} of rollout {self.rollouts}: {error}. What was "
-                f"measured before is in the run's folder: put the environment right and run the same program again"
+                f"{self.name} raised {type(error).__name__} in step {t} of rollout {self.rollouts}: {error}. What "
+                f"was measured is in the run's folder: put the environment right and run the same program again"
             ) from error
         return Trajectory(states, actions, t + 1)
 
 
-def _made(name: str) -> gymnasium.Env:
+def _made(name: str) -> Any:
     try:
         import gymnasium
     except ImportError as error:

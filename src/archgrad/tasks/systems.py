@@ -140,7 +140,7 @@ class System(Protocol):
         ...
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Equations:
     """A system by its equations.
 

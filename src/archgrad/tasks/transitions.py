@@ -94,15 +94,15 @@ class Transitions:
         if not isinstance(given, Tensor) or given.shape != y.shape:
             shape = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
             raise ModelError(
-                f"the network gives {shape} for inputs {list(x.shape)}; a network for dynamics takes state and action "
-                f"[B, {x.shape[1]}] and gives the change of the state [B, {y.shape[1]}]"
+                f"the network gives {shape} for inputs {list(x.shape)}; a network for dynamics takes state and "
+                f"action [B, {x.shape[1]}] and gives the change of the state [B, {y.shape[1]}]"
             )
 
     def halves(self, share: float = 0.5, *, seed: int | None = None) -> tuple[Transitions, Transitions]:
         """Two tasks on disjoint shares of the training pairs, drawn by `seed`: for weights, and for architectures."""
         if not 0.0 < share < 1.0:
             raise DataError(f"share={share}: give a share between 0 and 1")
-        x, y = self._parts["train"]
+        x = self._parts["train"][0]
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(stable_seed("halves", seed or 0)))
         cut = min(max(1, round(share * len(x))), len(x) - 1)
         return self._on(order[:cut]), self._on(order[cut:])
