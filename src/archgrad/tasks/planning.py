@@ -68,11 +68,12 @@ def derivatives(step: Step, states: Tensor, actions: Tensor) -> Tensor:
     return torch.cat([by_state, by_action], -1).detach().cpu().double()
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what overflows is told by the gains
 def backward(jacobians: Tensor, slopes: Tensor, curvatures: Tensor, *, damping: float = 0.0) -> Gains:
     """Solve the linear-quadratic problem; the equations are on top of this file.
 
-    Eigenvalues of Q_uu are kept above a floor, so that an action without weight or a cost that is not convex gives a
-    step and no error; `damping` is added to them (Levenberg-Marquardt).
+    Eigenvalues of Q_uu count by their size, above a floor, so that an action without weight or a cost that is not
+    convex gives a step and no error; `damping` is added to them (Levenberg-Marquardt). Gains that overflow are NaN.
 
     Args:
         jacobians: F [T, n, n + m], the last unused; or [T - 1, n, n + m].
@@ -96,7 +97,7 @@ def backward(jacobians: Tensor, slopes: Tensor, curvatures: Tensor, *, damping: 
         q_x, q_u = part[:n], part[n:]
         q_xx, q_ux, q_uu = whole[:n, :n], whole[n:, :n], whole[n:, n:]
         weights, axes = np.linalg.eigh(0.5 * (q_uu + q_uu.T))
-        weights = np.maximum(weights, FLOOR * max(1.0, weights.max())) + damping
+        weights = np.maximum(np.abs(weights), FLOOR * max(1.0, np.abs(weights).max())) + damping
         inverse = (axes / weights) @ axes.T
         gain, offset = -inverse @ q_ux, -inverse @ q_u
         value = q_xx + q_ux.T @ gain + gain.T @ q_ux + gain.T @ q_uu @ gain

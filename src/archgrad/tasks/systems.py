@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.func import grad, hessian, vmap
+from torch.func import grad, jacrev, vmap
 
 from archgrad.errors import ConfigError
 
@@ -76,7 +76,7 @@ class Cost:
             z = torch.cat([x, u], 1)
             try:
                 first.append(vmap(grad(joint))(z))
-                second.append(vmap(hessian(joint))(z))
+                second.append(vmap(jacrev(grad(joint)))(z))
             except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
                 raise ConfigError(
                     f"the cost cannot be differentiated ({type(error).__name__}: {str(error).splitlines()[0]}); it "
