@@ -105,6 +105,7 @@ def test_methods_are_described_by_their_own_headers(cli: Callable) -> None:
         "toponas",
         "radars",
         "monas",
+        "nnilqr",
         "random_search",
         "freenas",
         "dnal",

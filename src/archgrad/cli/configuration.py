@@ -24,7 +24,7 @@ LIMITS = (
     "macs=0.5 or macs=50% (half of what the network takes), macs=20M, macs=20e6, params=0.5, params=300k, "
     "latency_ms=4.0"
 )
-METHODS = tuple(name for name in methods.METHODS if name != "dnal")
+METHODS = tuple(name for name in methods.METHODS if name not in ("dnal", "nnilqr"))
 SPACES = ("darts", "nasbench201", "mobile")
 TABLE_DATA = ("cifar10", "cifar100", "imagenet16_120")
 AUGMENTATIONS = "flip, crop=PIXELS and cutout=PIXELS, joined by commas: flip,crop=4,cutout=8"

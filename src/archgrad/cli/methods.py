@@ -14,6 +14,7 @@ METHODS = {
     "toponas": "archgrad.methods.toponas:toponas",
     "radars": "archgrad.methods.radars:radars",
     "monas": "archgrad.methods.monas:monas",
+    "nnilqr": "archgrad.methods.nnilqr:nnilqr",
     "random_search": "archgrad.methods.random_search:random_search",
     "freenas": "archgrad.methods.freenas:freenas",
     "dnal": "archgrad.methods.dnal:dnal",

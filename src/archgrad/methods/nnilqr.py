@@ -32,7 +32,7 @@ import functools
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
@@ -115,25 +115,23 @@ def nnilqr(
     """
     budget = _checked(network, system, run, terms=terms, searched=search is not None)
     n, m = len(system.start), len(system.low)
-    name = getattr(getattr(search, "func", search), "__name__", type(search).__name__) if search else None
     torch.manual_seed(run.seed)  # of the network that is made here
     made = copy.deepcopy(network) if network is not None else _tanh(n, m)
     settings = {
         "system": system.name, "horizon": system.horizon, "network": type(made).__name__,
-        "parameters": sum(p.numel() for p in made.parameters()), "search": name, "terms": asdict(terms),
+        "parameters": sum(p.numel() for p in made.parameters()), "search": _name(search), "terms": asdict(terms),
     }  # fmt: skip
     run.begin("nnilqr", settings)
-    seen, dynamics = Experience(system, run), Dynamics(made.to(run.device), states=n, actions=m).to(run.device)
-    plan, generator = Plan(), run.generator("explore")
+    seen, plan, architecture = Experience(system, run), Plan(), Architecture({})
+    dynamics = Dynamics(made, states=n, actions=m).to(run.device)
     run.keep(experience=seen, plan=plan)
     for step in run.steps(1 + terms.explore, phase="explore"):
-        noise = torch.rand(system.horizon, m, generator=generator, dtype=torch.float64)
-        random = system.low + (system.high - system.low) * noise
+        random = _random(system, run)
         tried = seen.rollout(open_loop(random if step else torch.zeros_like(random)))
-        plan.first(system, tried) if step == 0 else None
+        if step == 0:
+            plan.first(system, tried)
 
     task = seen.task(dynamics, batch_size=terms.batch_size)
-    architecture = Architecture({})
     if search:
         found, _ = search_inside(search, lambda: made, task, run, steps=terms.search, name="dynamics")  # type: ignore[arg-type]
         architecture, dynamics.network = found.architecture, found.network.to(run.device)
@@ -152,22 +150,19 @@ def nnilqr(
         better = line_search(seen.rollout, system.cost, plan.best, gains=gains, trials=left)
         gain = plan.take(better)
         if better is None and seen.used < budget:
-            noise = torch.randn(system.horizon, m, generator=generator, dtype=torch.float64)
-            spread = terms.noise * (system.high - system.low) / 2.0
-            seen.rollout(open_loop(plan.best.trajectory.actions + spread * noise))
+            seen.rollout(open_loop(plan.best.trajectory.actions + _noise(system, run, share=terms.noise)))
         steps = terms.refit * (3 if gain < terms.stalled * abs(plan.best.cost) else 1)
         task = seen.task(dynamics, batch_size=terms.batch_size)
         loss = refit(dynamics, task, run, optimiser=weights, rates=rates, steps=steps, number=step)
         plan.costs.append((seen.used, plan.best.cost))
         size = better.size if better else 0.0
         run.log({"cost": plan.best.cost, "rollouts": seen.used, "step_size": size, "fit_loss": loss}, step=step)
-    record = {
-        "method": "nnilqr", "title": f"{system.name} controlled by neural iLQR", "settings": settings,
-        "picks": labelled(made, architecture), "data": task.splits,
-    }  # fmt: skip
+    title = f"{system.name} controlled by neural iLQR"
+    record = {"title": title, "settings": settings, "picks": labelled(made, architecture), "data": task.splits}
     gains = solve(dynamics, plan.best.trajectory, run, cost=system.cost, sigma=terms.smoothing)
     return piloted(
-        dynamics, plan, run, system=system, gains=gains, architecture=architecture, record=record,
+        dynamics, plan, run, system=system, gains=gains, architecture=architecture,
+        record={"method": "nnilqr", **record},
     )  # fmt: skip
 
 
@@ -198,6 +193,25 @@ def _checked(network: nn.Module | None, system: System, run: Run, *, terms: Term
         )
     system.cost.check(probe(system))
     return budget
+
+
+def _name(search: Inner | None) -> str | None:
+    function = getattr(search, "func", search)  # of functools.partial
+    return None if search is None else str(getattr(function, "__name__", type(search).__name__))
+
+
+def _random(system: System, run: Run) -> Tensor:
+    """Actions [T, m], uniform between their limits."""
+    shape, generator = (system.horizon, len(system.low)), run.generator("explore")
+    drawn = torch.rand(shape, generator=generator, dtype=torch.float64)
+    return system.low + (system.high - system.low) * drawn
+
+
+def _noise(system: System, run: Run, *, share: float) -> Tensor:
+    """Normal noise on actions [T, m], its deviation a share of half their range."""
+    shape, generator = (system.horizon, len(system.low)), run.generator("explore")
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return share * (system.high - system.low) / 2.0 * drawn
 
 
 def _tanh(n: int, m: int) -> nn.Module:
