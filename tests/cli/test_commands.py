@@ -113,7 +113,7 @@ def test_methods_are_described_by_their_own_headers(cli: Callable) -> None:
     assert rows["dnal"]["purpose"].startswith("slim a network")
     papers = {"unas": "1912.07651", "darts": "1806.09055", "random_search": "1902.07638", "dnal": "2103.02126"}
     papers |= {"freenas": "2106.11542", "darts_prime": "2106.11655", "toponas": "2011.09300"}
-    papers |= {"radars": "2109.05691", "monas": "1806.10332"}
+    papers |= {"radars": "2109.05691", "monas": "1806.10332", "nnilqr": "2011.10737"}
     for name, row in rows.items():
         assert papers[name] in row["paper"]
         assert row["paper"].endswith(")")

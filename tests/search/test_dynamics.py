@@ -118,8 +118,9 @@ def test_what_is_saved_is_restored_with_the_count_of_the_system() -> None:
     plan.first(system, seen.rollout(waves))
     assert plan.take(None) == 0.0 and plan.idle == 1
     assert plan.take(Better(seen.kept[0], 1.0, 0.5)) > 0.0 and plan.idle == 0
+    plan.again()
     restored, planned = Experience(other, ag.Run(device="cpu", progress=False)), Plan()
     restored.load_state_dict(seen.state_dict())
     planned.load_state_dict(plan.state_dict())
     assert other.rollouts == 1 and torch.equal(restored.pairs()[0], seen.pairs()[0])
-    assert planned.best.cost == 1.0 and planned.costs == plan.costs
+    assert planned.best.cost == 1.0 < planned.now.cost == plan.costs[0][1] and planned.costs == plan.costs

@@ -11,7 +11,8 @@ trajectory (states x, actions u), J its cost, f the real system, g_w the network
         try     u_t = clip(u_t + K_t (x_t - x_t) + a k_t) on f, a = 1, 1/2, 1/4, ...: the first with a lower J is Z
         stalled no such a: one rollout of f with noise on the actions of Z
         refit   w on all that was measured; longer where J hardly fell
-    hand back   Z, K, and the network
+    afresh      where J has not fallen for 6 steps: Z is the rollout without action again, w stays
+    hand back   the best Z of all, K around it, and the network
 
 What the paper leaves open, or is done otherwise here:
 - The authors refit when J falls by less than 1e-6, on a window of accepted trajectories. Here every rollout is learnt
@@ -19,6 +20,7 @@ What the paper leaves open, or is done otherwise here:
 - 10 random rollouts (100 there), 4 trials of the line search (10), noise of 0.1 x the largest action (1).
 - The network predicts the scaled change of the state, by 128 and 64 tanh units unless another is given; the fit ends
   after a number of steps and not at an error.
+- The fresh start is ours: iLQR ends in a local optimum, and the first steps are taken by a network that knows little.
 - The network may be a space, which another method searches on the transitions of the random rollouts.
 
 Checked against: the Riccati solution of a linear-quadratic problem, in one step, with the exact network; Jacobians
@@ -62,7 +64,7 @@ class Terms:
         smoothing: sigma of the Gaussian that averages the Jacobians along time, in steps; 0: none.
         noise: of the exploring rollout, as a share of half the range of each action.
         trials: of the line search, each a real rollout.
-        patience: steps in a row in which J does not fall, after which the search ends before its budget.
+        patience: steps in a row in which J does not fall, after which the search starts afresh.
         batch_size: transitions in a training batch.
         search: training steps of the method that searches the network.
     """
@@ -74,7 +76,7 @@ class Terms:
     smoothing: float = 5.0
     noise: float = 0.1
     trials: int = 4
-    patience: int = 30
+    patience: int = 6
     batch_size: int = 512
     search: int = 1500
 
@@ -143,15 +145,17 @@ def nnilqr(
 
     run.keep(dynamics=dynamics, weights=weights, experience=seen, plan=plan)
     for step in run.steps(budget, phase="control"):
-        if seen.used >= budget or plan.idle >= terms.patience:
+        if seen.used >= budget:
             break
-        gains = solve(dynamics, plan.best.trajectory, run, cost=system.cost, sigma=terms.smoothing)
+        if plan.idle >= terms.patience:
+            plan.again()
+        gains = solve(dynamics, plan.now.trajectory, run, cost=system.cost, sigma=terms.smoothing)
         left = min(terms.trials, budget - seen.used)
-        better = line_search(seen.rollout, system.cost, plan.best, gains=gains, trials=left)
+        better = line_search(seen.rollout, system.cost, plan.now, gains=gains, trials=left)
         gain = plan.take(better)
         if better is None and seen.used < budget:
-            seen.rollout(open_loop(plan.best.trajectory.actions + _noise(system, run, share=terms.noise)))
-        steps = terms.refit * (3 if gain < terms.stalled * abs(plan.best.cost) else 1)
+            seen.rollout(open_loop(plan.now.trajectory.actions + _noise(system, run, share=terms.noise)))
+        steps = terms.refit * (3 if gain < terms.stalled * abs(plan.now.cost) else 1)
         task = seen.task(dynamics, batch_size=terms.batch_size)
         loss = refit(dynamics, task, run, optimiser=weights, rates=rates, steps=steps, number=step)
         plan.costs.append((seen.used, plan.best.cost))

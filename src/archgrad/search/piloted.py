@@ -30,22 +30,22 @@ control = safetensors.torch.load_file("control.safetensors")    # states [T, n],
 
 
 class Plan:
-    """The best trajectory so far.
+    """Where the search stands, and the best trajectory of all.
 
     Attributes:
-        best: trajectory and cost.
-        idle: steps in a row without a better one.
-        costs: (real rollouts, cost) at first and after each step.
+        now, best: trajectory and cost; they differ after a fresh start.
+        idle: steps in a row without a better trajectory than `now`.
+        costs: (real rollouts, cost of the best) at first and after each step.
     """
 
     def __init__(self) -> None:
-        self.best = Better(Trajectory(torch.empty(0, 0), torch.empty(0, 0), 0), math.inf, 0.0)
+        self.start = self.now = self.best = Better(Trajectory(torch.empty(0, 0), torch.empty(0, 0), 0), math.inf, 0.0)
         self.idle = 0
         self.costs: list[tuple[int, float]] = []
 
     def first(self, system: System, tried: Trajectory) -> None:
         """Begin with the rollout without action."""
-        self.best = Better(tried, system.cost.of(tried), 0.0)
+        self.start = self.now = self.best = Better(tried, system.cost.of(tried), 0.0)
         self.costs = [(1, self.best.cost)]
         if not math.isfinite(self.best.cost):
             raise NonFiniteError(
@@ -55,20 +55,30 @@ class Plan:
 
     def take(self, better: Better | None) -> float:
         """Go on from what is better; returns by how much."""
-        gain = self.best.cost - better.cost if better else 0.0
-        self.best, self.idle = (better, 0) if better else (self.best, self.idle + 1)
+        if better is None:
+            self.idle += 1
+            return 0.0
+        gain, self.now, self.idle = self.now.cost - better.cost, better, 0
+        if better.cost < self.best.cost:
+            self.best = better
         return gain
+
+    def again(self) -> None:
+        """Start afresh, from the rollout without action; the best stays."""
+        self.now, self.idle = self.start, 0
 
     def state_dict(self) -> dict[str, Any]:
         """What exact resume needs."""
-        around = self.best.trajectory
-        return {"states": around.states, "actions": around.actions, "cost": self.best.cost, "idle": self.idle,
-                "costs": self.costs}  # fmt: skip
+        parts = {"start": self.start, "now": self.now, "best": self.best}
+        held = {name: [b.trajectory.states, b.trajectory.actions, b.cost, b.size] for name, b in parts.items()}
+        return {**held, "idle": self.idle, "costs": self.costs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up where `state_dict` left off."""
-        around = Trajectory(state["states"], state["actions"], len(state["states"]))
-        self.best, self.idle, self.costs = Better(around, state["cost"], 0.0), state["idle"], list(state["costs"])
+        for name in ("start", "now", "best"):
+            states, actions, cost, size = state[name]
+            setattr(self, name, Better(Trajectory(states, actions, len(states)), cost, size))
+        self.idle, self.costs = state["idle"], list(state["costs"])
 
 
 def open_loop(actions: Tensor) -> Policy:
