@@ -32,6 +32,7 @@ from __future__ import annotations
 import copy
 import functools
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,24 +117,13 @@ def nnilqr(
         NonFiniteError: the rollout without action is not finite, or a loss became NaN or infinite.
     """
     budget = _checked(network, system, run, terms=terms, searched=search is not None)
-    n, m = len(system.start), len(system.low)
     torch.manual_seed(run.seed)  # of the network that is made here
-    made = copy.deepcopy(network) if network is not None else _tanh(n, m)
-    settings = {
-        "system": system.name, "horizon": system.horizon, "network": type(made).__name__,
-        "parameters": sum(p.numel() for p in made.parameters()), "search": _name(search), "terms": asdict(terms),
-    }  # fmt: skip
+    made = copy.deepcopy(network) if network is not None else _tanh(len(system.start), len(system.low))
+    settings = _settings(made, system, search, terms=terms)
     run.begin("nnilqr", settings)
-    seen, plan, architecture = Experience(system, run), Plan(), Architecture({})
-    dynamics = Dynamics(made, states=n, actions=m).to(run.device)
-    run.keep(experience=seen, plan=plan)
-    for step in run.steps(1 + terms.explore, phase="explore"):
-        random = _random(system, run)
-        tried = seen.rollout(open_loop(random if step else torch.zeros_like(random)))
-        if step == 0:
-            plan.first(system, tried)
-
-    task = seen.task(dynamics, batch_size=terms.batch_size)
+    seen, plan = _explored(system, run, count=terms.explore)
+    dynamics = Dynamics(made, states=len(system.start), actions=len(system.low)).to(run.device)
+    task, architecture = seen.task(dynamics, batch_size=terms.batch_size), Architecture({})
     if search:
         found, _ = search_inside(search, lambda: made, task, run, steps=terms.search, name="dynamics")  # type: ignore[arg-type]
         architecture, dynamics.network = found.architecture, found.network.to(run.device)
@@ -161,13 +151,13 @@ def nnilqr(
         plan.costs.append((seen.used, plan.best.cost))
         size = better.size if better else 0.0
         run.log({"cost": plan.best.cost, "rollouts": seen.used, "step_size": size, "fit_loss": loss}, step=step)
-    title = f"{system.name} controlled by neural iLQR"
-    record = {"title": title, "settings": settings, "picks": labelled(made, architecture), "data": task.splits}
     gains = solve(dynamics, plan.best.trajectory, run, cost=system.cost, sigma=terms.smoothing)
-    return piloted(
-        dynamics, plan, run, system=system, gains=gains, architecture=architecture,
-        record={"method": "nnilqr", **record},
-    )  # fmt: skip
+    title = f"{system.name} controlled by neural iLQR"
+    record = {
+        "method": "nnilqr", "title": title, "settings": settings, "picks": labelled(made, architecture),
+        "data": task.splits,
+    }  # fmt: skip
+    return piloted(dynamics, plan, run, system=system, gains=gains, architecture=architecture, record=record)
 
 
 def _checked(network: nn.Module | None, system: System, run: Run, *, terms: Terms, searched: bool) -> int:
@@ -199,9 +189,25 @@ def _checked(network: nn.Module | None, system: System, run: Run, *, terms: Term
     return budget
 
 
-def _name(search: Inner | None) -> str | None:
+def _settings(made: nn.Module, system: System, search: Inner | None, *, terms: Terms) -> dict[str, Any]:
     function = getattr(search, "func", search)  # of functools.partial
-    return None if search is None else str(getattr(function, "__name__", type(search).__name__))
+    return {
+        "system": system.name, "horizon": system.horizon, "network": type(made).__name__,
+        "parameters": sum(p.numel() for p in made.parameters()),
+        "search": search and str(getattr(function, "__name__", type(search).__name__)), "terms": asdict(terms),
+    }  # fmt: skip
+
+
+def _explored(system: System, run: Run, *, count: int) -> tuple[Experience, Plan]:
+    """The rollout without action, where the search begins, and others with random actions."""
+    seen, plan = Experience(system, run), Plan()
+    run.keep(experience=seen, plan=plan)
+    for step in run.steps(1 + count, phase="explore"):
+        random = _random(system, run)
+        tried = seen.rollout(open_loop(random if step else torch.zeros_like(random)))
+        if step == 0:
+            plan.first(system, tried)
+    return seen, plan
 
 
 def _random(system: System, run: Run) -> Tensor:
