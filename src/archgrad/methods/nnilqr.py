@@ -108,7 +108,7 @@ def nnilqr(
         optimiser: from the network's weights to their optimiser.
 
     Returns:
-        The network of the dynamics, with -J as its score; `record["control"]` has states, actions and gains.
+        The network of the dynamics, with -J as its score; `record["control"]` has states and actions.
 
     Raises:
         ConfigError: a cost without gradient, actions without bounds, a horizon of 1, budgets of epochs or steps, or
