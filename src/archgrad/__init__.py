@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from archgrad.methods.freenas import freenas
     from archgrad.methods.monas import monas
     from archgrad.methods.multimodal_random import multimodal_random
+    from archgrad.methods.nnilqr import nnilqr
     from archgrad.methods.pruning_transfer import pruning_transfer
     from archgrad.methods.radars import radars
     from archgrad.methods.random_search import random_search
@@ -132,6 +133,7 @@ __all__ = [
     "multimodal_random",
     "nasbench201_cells",
     "nasbench201_network",
+    "nnilqr",
     "params",
     "peak_memory",
     "prior",
@@ -181,6 +183,7 @@ _HOMES = {
     "methods.freenas": ("freenas",),
     "methods.monas": ("monas",),
     "methods.multimodal_random": ("multimodal_random",),
+    "methods.nnilqr": ("nnilqr",),
     "methods.pruning_transfer": ("pruning_transfer",),
     "methods.radars": ("radars",),
     "methods.random_search": ("random_search",),

@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from archgrad.cli import failures
 from archgrad.cli.configuration import DemoOptions, SlimOptions, TrainOptions, anchored, resolve
+from archgrad.cli.control_options import ControlOptions
 from archgrad.cli.options import JSON, describe
 from archgrad.cli.score_options import ScoreOptions
 from archgrad.cli.search_options import SearchOptions
@@ -109,6 +110,15 @@ def _search(*, config: Path | None, as_json: bool, **given: Any) -> None:
     _show(record, as_json, f"{_where(options.out)}{larger}")
 
 
+def _control(*, config: Path | None, as_json: bool, **given: Any) -> None:
+    options = resolve(ControlOptions, given, config)
+    with _quiet(as_json):
+        from archgrad.cli.controlling import control
+
+        record = control(options)
+    _show(record, as_json, _where(options.out))
+
+
 def _score(*, config: Path | None, as_json: bool, **given: Any) -> None:
     options = anchored(resolve(ScoreOptions, given, config))
     with _quiet(as_json):
@@ -144,6 +154,9 @@ app.command("slim", help="Slim a network of yours, or of timm, on your data, und
 )
 app.command("search", help="Search a space for an architecture, under a limit if you give one, and train it.")(
     describe(_search, SearchOptions, positional={})
+)
+app.command("control", help="Control a system by trying it out, with a network that learns its dynamics.")(
+    describe(_control, ControlOptions, positional={"system": "SYSTEM"})
 )
 app.command("score", help="Rank networks without training, and tell how far the ranking is to be trusted.")(
     describe(_score, ScoreOptions, positional={"model": "[MODEL]..."})

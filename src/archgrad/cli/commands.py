@@ -76,6 +76,11 @@ def resume(out: Path) -> Record:
                 from archgrad.cli.searching import search
 
                 return search(configuration.resolve(SearchOptions, told))
+            case "control":
+                from archgrad.cli.control_options import ControlOptions
+                from archgrad.cli.controlling import control
+
+                return control(configuration.resolve(ControlOptions, told))
             case "score":
                 from archgrad.cli.score_options import ScoreOptions
                 from archgrad.cli.scoring import score

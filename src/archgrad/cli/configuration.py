@@ -24,7 +24,11 @@ LIMITS = (
     "macs=0.5 or macs=50% (half of what the network takes), macs=20M, macs=20e6, params=0.5, params=300k, "
     "latency_ms=4.0"
 )
-ELSEWHERE = {"dnal": "archgrad slim MODEL DATA", "pruning_transfer": "archgrad transfer MODEL SOURCE TARGET"}
+ELSEWHERE = {
+    "dnal": "slims a network that you have: archgrad slim MODEL DATA",
+    "nnilqr": "controls a process: archgrad control SYSTEM",
+    "pruning_transfer": "prunes a network that you have for few data: archgrad transfer MODEL SOURCE TARGET",
+}
 METHODS = tuple(name for name in methods.METHODS if name not in ELSEWHERE)
 SPACES = ("darts", "nasbench201", "mobile")
 TABLE_DATA = ("cifar10", "cifar100", "imagenet16_120")

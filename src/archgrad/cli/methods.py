@@ -15,6 +15,7 @@ METHODS = {
     "radars": "archgrad.methods.radars:radars",
     "monas": "archgrad.methods.monas:monas",
     "multimodal_random": "archgrad.methods.multimodal_random:multimodal_random",
+    "nnilqr": "archgrad.methods.nnilqr:nnilqr",
     "random_search": "archgrad.methods.random_search:random_search",
     "freenas": "archgrad.methods.freenas:freenas",
     "dnal": "archgrad.methods.dnal:dnal",

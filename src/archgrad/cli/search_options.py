@@ -89,7 +89,7 @@ class SearchOptions(LimitedOptions):
     @classmethod
     def _known(cls, name: str) -> str:
         if name in ELSEWHERE:
-            raise ValueError(f"{name} slims a network that you have: {ELSEWHERE[name]}")
+            raise ValueError(f"{name} {ELSEWHERE[name]}")
         if name not in METHODS:
             raise ValueError(f"{name!r} was given. Allowed are {', '.join(METHODS)}")
         return name

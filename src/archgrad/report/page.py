@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from archgrad.errors import RunError
-from archgrad.report import fronts, graphs, intervention, rounds, scored, scores, svg, text
+from archgrad.report import control, fronts, graphs, intervention, rounds, scored, scores, svg, text
 from archgrad.report.pictures import Chart, History, charts, jump, scatter
 from archgrad.report.weights import weights
 
@@ -121,7 +121,7 @@ def _pictures(record: text.Record) -> list[str]:
 
 def _charts(record: text.Record, history: History) -> list[tuple[Chart, Markup]]:
     others = (jump(record), scatter(record.get("surrogate") or {}))
-    searched = [*fronts.charts(record), *rounds.charts(record)]
+    searched = [*control.charts(record), *fronts.charts(record), *rounds.charts(record)]
     found = [*searched, *charts(history, record.get("limit")), *(one for one in others if one)]
     return [(chart, Markup(chart.svg)) for chart in found]
 

@@ -23,7 +23,18 @@ from archgrad.report.fronts import rows as points
 
 Record = Mapping[str, Any]
 
-_MAPPINGS = ("settings", "run", "versions", "before", "after", "limit", "data", "surrogate", "discretisation")
+_MAPPINGS = (
+    "settings",
+    "run",
+    "versions",
+    "before",
+    "after",
+    "limit",
+    "data",
+    "surrogate",
+    "discretisation",
+    "control",
+)
 _LISTS_OF_MAPPINGS = ("layers", "frozen", "baselines", "graphs", "picks", "fronts")
 _LISTS = (*_LISTS_OF_MAPPINGS, "notes", "alarms")
 _MOST_PICKS = 40

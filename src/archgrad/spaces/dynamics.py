@@ -1,0 +1,60 @@
+"""A space of small networks for the dynamics of a system: width, activation and depth of residual blocks."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from archgrad.choices.modules import OpChoice
+
+# Smooth ones: Jacobians of ReLU networks are constant in pieces.
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "silu": nn.SiLU}
+WIDTHS = (32, 128)
+
+
+class Nothing(nn.Module):
+    """No block: zeros, whatever the input [B, F] holds."""
+
+    always_zero = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zeros of the input's shape."""
+        return x * 0.0
+
+
+class DynamicsSpace(nn.Module):
+    """h = stem(z), h = h + block_i(h) for each block, head(h); each block is one of several, or none."""
+
+    def __init__(self, states: int, actions: int, *, features: int, blocks: int) -> None:
+        super().__init__()
+        self.stem = nn.Linear(states + actions, features)
+        self.blocks = nn.ModuleList(
+            OpChoice({"none": Nothing(), **_candidates(features)}, name=f"block{i}") for i in range(blocks)
+        )
+        self.head = nn.Linear(features, states)
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Scaled changes of the state [B, n] from scaled states beside actions [B, n + m]."""
+        hidden = self.stem(points)
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        change: Tensor = self.head(hidden)
+        return change
+
+
+def dynamics_space(states: int, actions: int, *, features: int = 32, blocks: int = 3) -> DynamicsSpace:
+    """A space for `archgrad.nnilqr`: 3 blocks, each none, or 32 or 128 units of tanh or SiLU.
+
+    Args:
+        states, actions: n and m; it takes [B, n + m] and gives [B, n].
+        features: width between the blocks.
+        blocks: their largest number.
+    """
+    return DynamicsSpace(states, actions, features=features, blocks=blocks)
+
+
+def _candidates(features: int) -> dict[str, nn.Module]:
+    return {
+        f"{name}_{width}": nn.Sequential(nn.Linear(features, width), act(), nn.Linear(width, features))
+        for name, act in ACTIVATIONS.items()
+        for width in WIDTHS
+    }

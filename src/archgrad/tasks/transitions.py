@@ -1,0 +1,112 @@
+"""Regression of measured transitions: what a network for a system's dynamics is trained and judged on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from archgrad.errors import DataError, ModelError
+from archgrad.tasks.task import Batch, stable_seed
+
+Pairs = tuple[Tensor, Tensor]
+
+
+class Transitions:
+    """Networks judged by the squared error of one step ahead, on rollouts that they were not trained on.
+
+    Inputs are [N, n + m], states beside actions, targets [N, n]; both are taken as they are, so scale them before.
+
+    Args:
+        train: inputs and targets.
+        valid: the same of other rollouts; there is no test part, what counts is the cost of control.
+        batch_size: of training batches, drawn with replacement.
+
+    Raises:
+        DataError: no pairs, or numbers that are not finite.
+    """
+
+    def __init__(self, train: Pairs, valid: Pairs, *, batch_size: int = 512) -> None:
+        for name, (x, y) in (("train", train), ("valid", valid)):
+            if not len(x) or len(x) != len(y) or not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
+                raise DataError(
+                    f"{name}: {len(x)} inputs and {len(y)} targets; give as many of both, one or more, all finite"
+                )
+        self._parts = {"train": train, "valid": valid, "test": valid}
+        self.batch_size = min(batch_size, len(train[0]))
+        self.steps_per_epoch = max(1, len(train[0]) // self.batch_size)
+        self.splits: dict[str, Any] = {
+            **{name: {"size": len(part[0])} for name, part in (("train", train), ("valid", valid))},
+            "input_shape": list(train[0].shape[1:]), "target_shape": list(train[1].shape[1:]),
+            "batch_size": self.batch_size,
+        }  # fmt: skip
+
+    @property
+    def example(self) -> Tensor:
+        """The first training input, [1, n + m]."""
+        return self._parts["train"][0][:1]
+
+    def stream(self, *, seed: int, rank: int = 0, world: int = 1) -> Callable[[int], Batch]:
+        """Training batch number `step`: a function of its four numbers."""
+        x, y = self._parts["train"]
+
+        def batch(step: int) -> Batch:
+            generator = torch.Generator().manual_seed(stable_seed("transitions", seed, step, rank))
+            rows = torch.randint(len(x), (max(1, self.batch_size // world),), generator=generator)
+            return x[rows], y[rows]
+
+        return batch
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Mean squared error over a batch."""
+        return functional.mse_loss(network(batch[0]), batch[1])
+
+    def evaluate(self, network: nn.Module, part: str = "valid") -> dict[str, float]:
+        """The share of the targets' variance that is explained, and the mean squared error."""
+        x, y = self._parts[part]
+        device = next((p.device for p in network.parameters()), x.device)
+        modes = {module: module.training for module in network.modules()}
+        network.eval()
+        with torch.no_grad():
+            error = functional.mse_loss(network(x.to(device)).cpu(), y)
+        for module, mode in modes.items():
+            module.training = mode
+        return {"explained": float(1.0 - error / y.var(0, unbiased=False).mean()), "loss": float(error)}
+
+    def check(self, network: nn.Module) -> None:
+        """Raise ModelError where the network does not take an input, or gives another shape than a target's."""
+        x, y = (part[:2] for part in self._parts["train"])
+        device = next((p.device for p in network.parameters()), x.device)
+        modes = {module: module.training for module in network.modules()}
+        try:
+            with torch.no_grad():
+                given = network.eval()(x.to(device))
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise ModelError(
+                f"the network fails on inputs of shape {list(x.shape)}, states beside actions: {error}"
+            ) from error
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        if not isinstance(given, Tensor) or given.shape != y.shape:
+            shape = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise ModelError(
+                f"the network gives {shape} for inputs {list(x.shape)}; a network for dynamics takes state and "
+                f"action [B, {x.shape[1]}] and gives the change of the state [B, {y.shape[1]}]"
+            )
+
+    def halves(self, share: float = 0.5, *, seed: int | None = None) -> tuple[Transitions, Transitions]:
+        """Two tasks on disjoint shares of the training pairs, drawn by `seed`: for weights, and for architectures."""
+        if not 0.0 < share < 1.0:
+            raise DataError(f"share={share}: give a share between 0 and 1")
+        x = self._parts["train"][0]
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(stable_seed("halves", seed or 0)))
+        cut = min(max(1, round(share * len(x))), len(x) - 1)
+        return self._on(order[:cut]), self._on(order[cut:])
+
+    def _on(self, rows: Tensor) -> Transitions:
+        x, y = self._parts["train"]
+        return Transitions((x[rows], y[rows]), self._parts["valid"], batch_size=self.batch_size)
