@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from archgrad.methods.monas import monas
     from archgrad.methods.radars import radars
     from archgrad.methods.random_search import random_search
+    from archgrad.methods.rl_darts import rl_darts
     from archgrad.methods.toponas import toponas
     from archgrad.methods.unas import unas
     from archgrad.search.fit import adamw, fit, recalibrate, sgd
@@ -53,12 +54,14 @@ if TYPE_CHECKING:
     from archgrad.search.schedules import warm_up_cosine
     from archgrad.search.signals import Stopped
     from archgrad.spaces.darts import darts_cells, darts_network
+    from archgrad.spaces.impala import impala_cells, impala_network
     from archgrad.spaces.mobile import mobile_backbone, mobile_network
     from archgrad.spaces.nasbench201 import nasbench201_cells, nasbench201_network
     from archgrad.spaces.slim import frozen, slim
     from archgrad.tasks.augmentation import crop, cutout, flip
     from archgrad.tasks.classification import Classification
     from archgrad.tasks.datasets import digits
+    from archgrad.tasks.reinforcement import Reinforcement
     from archgrad.tasks.tabular import Tabular
 
 __version__ = importlib.metadata.version("archgrad")
@@ -82,6 +85,7 @@ __all__ = [
     "ModelError",
     "NonFiniteError",
     "OpChoice",
+    "Reinforcement",
     "Run",
     "RunError",
     "Stopped",
@@ -110,6 +114,8 @@ __all__ = [
     "frozen",
     "gumbel_softmax",
     "hold",
+    "impala_cells",
+    "impala_network",
     "latency",
     "logits",
     "macs",
@@ -126,6 +132,7 @@ __all__ = [
     "recalibrate",
     "relax",
     "restrict",
+    "rl_darts",
     "sample",
     "scaled_sigmoid",
     "sgd",
@@ -163,6 +170,7 @@ _HOMES = {
     "methods.monas": ("monas",),
     "methods.radars": ("radars",),
     "methods.random_search": ("random_search",),
+    "methods.rl_darts": ("rl_darts",),
     "methods.toponas": ("toponas",),
     "methods.unas": ("unas",),
     "search.fit": ("adamw", "fit", "recalibrate", "sgd"),
@@ -172,12 +180,14 @@ _HOMES = {
     "search.run": ("Run",),
     "search.signals": ("Stopped",),
     "spaces.darts": ("darts_cells", "darts_network"),
+    "spaces.impala": ("impala_cells", "impala_network"),
     "spaces.mobile": ("mobile_backbone", "mobile_network"),
     "spaces.nasbench201": ("nasbench201_cells", "nasbench201_network"),
     "spaces.slim": ("frozen", "slim"),
     "tasks.augmentation": ("crop", "cutout", "flip"),
     "tasks.classification": ("Classification",),
     "tasks.datasets": ("digits",),
+    "tasks.reinforcement": ("Reinforcement",),
     "tasks.tabular": ("Tabular",),
 }  # fmt: skip
 _HOME = {name: f"archgrad.{module}" for module, names in _HOMES.items() for name in names}

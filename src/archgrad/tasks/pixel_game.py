@@ -43,12 +43,16 @@ class Gems(gymnasium.Env[np.ndarray, int]):
         render_mode: str | None = None,
     ) -> None:  # fmt: skip
         if gems < 1 or gems + traps + blocks + 1 > (size - 2) ** 2:
-            raise ConfigError(f"{gems} gems, {traps} traps, {blocks} blocks and a player do not fit into a square of {size}")
+            raise ConfigError(
+                f"{gems} gems, {traps} traps, {blocks} blocks and a player do not fit into a square of {size}"
+            )
         self.size, self.counts, self.longest, self.render_mode = size, (gems, traps, blocks), longest, render_mode
         self.observation_space = Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = Discrete(len(MOVES))
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin a level; without a seed, one of those to come."""
         super().reset(seed=seed)
         gems, traps, blocks = self.counts

@@ -177,11 +177,8 @@ class _Named:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         if isinstance(error, Exception):
             raise DataError(f"{self.players._place()} raised {one_line(error)}. {_AFTER}") from error
-
-
-def as_input(images: Tensor) -> Tensor:
-    """Images as a network takes them: float32, bytes scaled to [0, 1]."""
-    return images.float() / 255.0 if images.dtype == torch.uint8 else images

@@ -85,9 +85,7 @@ class ProcgenVector(VectorEnv[Any, Any, Any]):
         self._make = _maker()
         self._game: Any = None
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin anew; a seed says which levels come."""
         self.close()
         # A game takes its seed where it is made, which takes it some 10 ms.

@@ -27,6 +27,11 @@ ALL = 2**31 - 1
 UNSEEN = 10_000_000
 
 
+def as_input(images: Tensor) -> Tensor:
+    """Images as a network takes them: float32, bytes scaled to [0, 1]."""
+    return images.float() / 255.0 if images.dtype == torch.uint8 else images
+
+
 @runtime_checkable
 class Games(Protocol):
     """A maker of environments that has levels of its own, such as `archgrad.tasks.procgen.Procgen`."""
@@ -80,7 +85,9 @@ class Reinforcement:
             if not (value is None and name == "train_levels") and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name}={value!r}: give a whole number from 1 up")
         if train_levels is not None and train_levels > UNSEEN:
-            raise ConfigError(f"train_levels={train_levels}: levels from {UNSEEN} on are kept for judging; give fewer")
+            raise ConfigError(
+                f"train_levels={train_levels}: levels from {UNSEEN} on are kept for judging; give fewer"
+            )
         if channels not in ("first", "last"):
             raise ConfigError(f"channels={channels!r}: allowed are 'first' and 'last'")
         self.envs, self.train_levels, self.longest, self.channels = envs, train_levels, longest, channels
@@ -110,8 +117,6 @@ class Reinforcement:
             episodes: at least.
             seed: of the levels.
         """
-        from archgrad.tasks.players import as_input
-
         envs = min(self.envs, episodes)
         each = math.ceil(episodes / envs)
         players = self.players(seed=stable_seed("evaluate", part, seed) % ALL, part=part, envs=envs)
@@ -132,16 +137,14 @@ class Reinforcement:
         return {"return": mean, "return_std": spread, "episodes": float(len(figures)), "length": length}
 
     def film(self, act: Act, *, part: Part = "test", steps: int = 60, seed: int = 0) -> Tensor:
-        """What is seen in one environment over some steps: [steps, C, H, W], uint8 or float32."""
-        from archgrad.tasks.players import as_input
-
+        """What is seen in one environment over some steps: [steps, H, W, C], uint8 or float32."""
         players = self.players(seed=stable_seed("film", part, seed) % ALL, part=part, envs=1)
         frames = []
         for _ in range(steps):
             frames.append(players.seen[0])
             players.step(act(as_input(players.seen)))
         players.close()
-        return torch.stack(frames)
+        return torch.stack(frames).movedim(1, -1)
 
     def _vector(self, part: Part, envs: int) -> VectorEnv:
         from archgrad.tasks.players import side_by_side
