@@ -37,10 +37,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.access import relax, sample
+from archgrad.choices.access import sample
 from archgrad.choices.architecture import Architecture
-from archgrad.choices.modules import InputChoice
-from archgrad.choices.relaxations import Open, Softmax
+from archgrad.choices.relaxations import Softmax
 from archgrad.choices.tracing import traced
 from archgrad.costs.count import macs, params
 from archgrad.derive.discretise import build, decide
@@ -49,6 +48,7 @@ from archgrad.report.play import animated
 from archgrad.search.bilevel import state
 from archgrad.search.card import card, heading
 from archgrad.search.found import Found, latencies
+from archgrad.search.mixtures import relax_as_mixture
 from archgrad.search.ppo import Agent, Terms, learn
 from archgrad.search.run import Run
 from archgrad.search.supernet import LOAD, Described, picks, supernet
@@ -99,9 +99,7 @@ def rl_darts(
     """
     rollouts = _rollouts(task, run, environment_steps, terms=terms, phases=4 if baselines else 2)
     space = supernet(space, run, needs="RL-DARTS")
-    # An input that is one of several stands alone: all are in, and the two strongest stay.
-    relax(space, functools.partial(Softmax, scale=scale), where=lambda c: not _several(c))
-    relax(space, Open, where=_several)
+    relax_as_mixture(space, functools.partial(Softmax, scale=scale))
     agent = Agent(space, example=task.example, actions=task.actions)
     settings = {
         "environment_steps": environment_steps, "terms": asdict(terms), "scale": scale, "channels": channels,
@@ -134,10 +132,6 @@ def rl_darts(
         "cells": watch.cells, "played": rollouts * terms.rollout * task.envs,
     }  # fmt: skip
     return _concluded(space, architecture, agents["train"], task, run, after=judged["train"], record=record)
-
-
-def _several(choice: nn.Module) -> bool:
-    return isinstance(choice, InputChoice) and choice.keep > 1
 
 
 def _rollouts(task: Reinforcement, run: Run, steps: int, *, terms: Terms, phases: int) -> int:

@@ -1,12 +1,13 @@
 """Proximal policy optimisation, small, for encoders that are searched or trained: weights and logits by one loss.
 
     r = pi(a|s) / pi_old(a|s)
-    L = -mean min(r A, clip(r, 1 - e, 1 + e) A) + c_v mean max((V - G)^2, (V_old + clip(V - V_old, -e, e) - G)^2) - c_h H
-    d_t = r_t + g V(s_{t+1}) [not ended] - V(s_t),   A_t = d_t + g l A_{t+1} [same episode],   G = A + V_old
+    L = -mean min(r A, clip(r, 1 - e, 1 + e) A)
+        + c_v mean max((V - G)^2, (V_old + clip(V - V_old, -e, e) - G)^2) - c_h H(pi)
 
-An own one, since exact resume needs the state of collection, which Stable-Baselines3 does not keep; for its algorithms
-see `archgrad.search.stable_baselines`. The network is in eval mode while it acts and while it learns, so that the ratio
-r is 1 before the first step; statistics of BatchNorm are taken anew from each rollout, behind its update.
+A and G are those of `archgrad.search.collecting`. An own one, since exact resume needs the state of collection, which
+Stable-Baselines3 does not keep; for its algorithms see `archgrad.search.stable_baselines`. The network is in eval mode
+while it acts and while it learns, so that r is 1 before the first step; statistics of BatchNorm are taken anew from
+each rollout, behind its update.
 
 Sources: Schulman et al., PPO (arXiv 1707.06347), and generalised advantages (arXiv 1506.02438); RL-DARTS's code for
 the numbers and for clipping the value.
@@ -50,9 +51,9 @@ class Terms:
             is what was played since.
     """
 
-    rollout: int = 64
+    rollout: int = 32
     minibatch: int = 256
-    passes: int = 3
+    passes: int = 4
     rate: float = 1e-3
     clip: float = 0.2
     bonus: float = 0.01
@@ -97,8 +98,8 @@ class Agent(nn.Module):
                 features = encoder(example.to(next(encoder.parameters()).device)).flatten(1).shape[1]
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise ModelError(
-                f"{type(encoder).__name__} does not run on images of shape {list(example.shape)}: {error}. Make it for "
-                f"the images of the task, for instance archgrad.impala_cells(in_channels=..., size=...)"
+                f"{type(encoder).__name__} does not run on images of shape {list(example.shape)}: {error}. Make it "
+                f"for the images of the task, for instance archgrad.impala_cells(in_channels=..., size=...)"
             ) from error
         self.encoder = encoder
         self.policy, self.value = nn.Linear(features, actions), nn.Linear(features, 1)

@@ -60,7 +60,8 @@ _SHARED: dict[str, Callable[[int, int], nn.Module]] = {
 # From (channels, stride) to the operation: [B, C, H, W] to [B, C, ceil(H / stride), ceil(W / stride)].
 OPERATIONS: dict[Form, dict[str, Callable[[int, int], nn.Module]]] = {
     "micro": {
-        "conv_3x3": _convolution(3, relu=False), "relu": _weightless(nn.ReLU), "tanh": _weightless(nn.Tanh), **_SHARED,
+        "conv_3x3": _convolution(3, relu=False), "relu": _weightless(nn.ReLU), "tanh": _weightless(nn.Tanh),
+        **_SHARED,
     },
     "classic": {
         "conv_3x3_relu": _convolution(3, relu=True), "conv_5x5_relu": _convolution(5, relu=True),
@@ -135,7 +136,8 @@ def impala_cells(
         depths: channels of each stage; each halves the map.
         cells: a stage; default 2 ("impala") or 3 ("standard").
         nodes: a cell; 4 as published.
-        operations: "micro": convolution 3x3, ReLU, tanh, skip, none; "classic": four convolutions with ReLU, skip, none.
+        operations: "micro": convolution 3x3, ReLU, tanh, skip, none; "classic": four convolutions with ReLU, skip,
+            none.
         skeleton: "impala": convolution, max-pool, cells, in each stage; "standard": one convolution, then in each
             stage a cell whose input edges have stride 2, and others.
         kinds: 2 for another cell at the beginning of a stage than behind it: "first" and "second", or, in the
@@ -163,7 +165,7 @@ def impala_network(
 ) -> nn.Module:
     """The hand-made IMPALA-CNN: images [B, in_channels, H, W] to features [B, features], of torch's modules alone.
 
-    In each stage: convolution 3x3, max-pool of stride 2, two residual blocks of two convolutions; then a linear layer.
+    Each stage: convolution 3x3, max-pool of stride 2, two residual blocks of two convolutions; then a linear layer.
 
     Args:
         in_channels: of the images.

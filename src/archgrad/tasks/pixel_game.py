@@ -21,9 +21,9 @@ MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
 class Gems(gymnasium.Env[np.ndarray, int]):
     """A walled square: images [size, size, 3] of a pixel a field, four actions: up, down, left, right.
 
-    A gem earns 1 and is gone; a trap costs 1 and ends the episode, and so does the last gem; after `longest` steps the
+    A gem earns 1 and is gone; a trap costs 1 and ends the episode, and so does the last gem; after `longest` steps an
     episode is cut. The seed given to `reset` is the level: it says where everything stands. The highest return is
-    `gems`; where no wall stands in the way of a good player it is within reach.
+    `gems`.
 
     Args:
         size: of the square, walls included.
@@ -39,7 +39,7 @@ class Gems(gymnasium.Env[np.ndarray, int]):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
 
     def __init__(
-        self, *, size: int = 10, gems: int = 4, traps: int = 4, blocks: int = 6, longest: int = 40,
+        self, *, size: int = 8, gems: int = 5, traps: int = 3, blocks: int = 2, longest: int = 40,
         render_mode: str | None = None,
     ) -> None:  # fmt: skip
         if gems < 1 or gems + traps + blocks + 1 > (size - 2) ** 2:

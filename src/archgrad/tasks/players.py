@@ -1,4 +1,4 @@
-"""Environments that are played side by side: levels by seed, images, errors by name, and a state that can be saved."""
+"""Environments that are played side by side: levels by seed, images, errors by name, a state that can be saved."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Channels = Literal["first", "last"]
 
 
 class Levelled(gymnasium.Wrapper):  # type: ignore[type-arg]
-    """An environment each of whose episodes is one of some levels: a level is the seed that the episode is reset with.
+    """An environment whose episodes are each one of some levels: a level is the seed that an episode is reset with.
 
     Args:
         env: whose `reset(seed=...)` says what comes.
@@ -69,7 +69,7 @@ class Step:
 class Players:
     """E environments and what is seen in them. Its state is the seed and all actions since, which are played again.
 
-    Exact, if the environments are functions of their seed and actions; that they are is checked when a state is loaded.
+    Exact, if the environments are functions of their seed and actions; it is checked when a state is loaded.
 
     Args:
         envs: reset in the same step in which an episode ends.

@@ -73,7 +73,7 @@ class Reinforcement:
         self,
         make: str | Callable[[], gymnasium.Env[Any, Any]] | Games,
         *,
-        envs: int = 16,
+        envs: int = 32,
         train_levels: int | None = 200,
         longest: int = 1000,
         channels: Channels = "last",
