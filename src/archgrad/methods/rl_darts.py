@@ -1,7 +1,7 @@
-"""RL-DARTS: search of an agent's image encoder: the supernet plays, and learns weights and logits from the agent's loss.
+"""RL-DARTS: search of an agent's encoder of images, by the agent's own loss, while the supernet plays.
 
 Paper: Miao, Song, Co-Reyes, Peng, Yue, Brevdo, Faust, "Differentiable architecture search for reinforcement learning"
-(RL-DARTS), arXiv 2106.02229 (2021). Its text was not at hand: this is from the abstracts and the authors' code (read).
+(RL-DARTS), arXiv 2106.02229 (2021). Its text was not at hand: this follows the abstracts and the authors' code, read.
 p are the softmaxes of the logits a, w the weights:
 
     build     an agent whose encoder is the supernet, a = 0
@@ -49,7 +49,7 @@ from archgrad.search.bilevel import state
 from archgrad.search.card import card, heading
 from archgrad.search.found import Found, latencies
 from archgrad.search.mixtures import relax_as_mixture
-from archgrad.search.ppo import Agent, Terms, learn
+from archgrad.search.ppo import SMALL, Agent, Terms, learn
 from archgrad.search.run import Run
 from archgrad.search.supernet import LOAD, Described, picks, supernet
 from archgrad.spaces.impala import impala_network
@@ -65,7 +65,7 @@ def rl_darts(
     run: Run,
     *,
     environment_steps: int = 200_000,
-    terms: Terms = Terms(),
+    terms: Terms = SMALL,
     scale: float = 1.0,
     channels: int | None = None,
     baselines: bool = True,
@@ -141,8 +141,8 @@ def _rollouts(task: Reinforcement, run: Run, steps: int, *, terms: Terms, phases
     wanted = steps // (terms.rollout * task.envs)
     if wanted < 1:
         raise ConfigError(
-            f"environment_steps={steps} are less than one rollout of {terms.rollout} steps in {task.envs} environments; "
-            f"give more, or fewer in a rollout (terms=archgrad.search.ppo.Terms(rollout=...))"
+            f"environment_steps={steps} are less than one rollout of {terms.rollout} steps in {task.envs} "
+            f"environments; give more, or fewer in a rollout (terms=archgrad.search.ppo.Terms(rollout=...))"
         )
     return min(wanted, max(1, run.total_steps(1, default_epochs=phases * wanted) // phases))
 

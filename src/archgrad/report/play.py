@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from archgrad.errors import RunError
 from archgrad.report.pictures import FAINT, INK, LINES, Chart, drawn, dress, is_finite
@@ -22,7 +23,7 @@ _MOST_CELLS = 12
 _SEEN = {"return_train": "levels trained on", "return_unseen": "unseen levels"}
 
 
-def animated(frames: np.ndarray) -> str:
+def animated(frames: NDArray[Any]) -> str:
     """Images as an animated GIF in one line, a data URI of at most `LARGEST` bytes, with every n-th image if need be.
 
     Args:

@@ -78,7 +78,7 @@ class Scale:
     def __init__(self, size: int, discount: float) -> None:
         self.discount = discount
         self.returns = torch.zeros(size, dtype=torch.float64)
-        self.count, self.mean, self.squares = 0.0, 0.0, 0.0
+        self.count = self.mean = self.squares = 0.0
 
     def __call__(self, rewards: Tensor, over: Tensor) -> Tensor:
         """[E] rewards of one step, scaled, at most 10."""
@@ -89,7 +89,8 @@ class Scale:
         self.squares += squares + gap**2 * before * len(rewards) / self.count
         self.mean += gap * len(rewards) / self.count
         self.returns[over] = 0.0
-        return (rewards / (self.squares / self.count + 1e-8) ** 0.5).clamp(-10.0, 10.0)
+        deviation: float = (self.squares / self.count + 1e-8) ** 0.5
+        return (rewards / deviation).clamp(-10.0, 10.0)
 
 
 class Collector:

@@ -4,10 +4,10 @@
     L = -mean min(r A, clip(r, 1 - e, 1 + e) A)
         + c_v mean max((V - G)^2, (V_old + clip(V - V_old, -e, e) - G)^2) - c_h H(pi)
 
-A and G are those of `archgrad.search.collecting`. An own one, since exact resume needs the state of collection, which
-Stable-Baselines3 does not keep; for its algorithms see `archgrad.search.stable_baselines`. The network is in eval mode
-while it acts and while it learns, so that r is 1 before the first step; statistics of BatchNorm are taken anew from
-each rollout, behind its update.
+A and G are those of `archgrad.search.collecting`. An own PPO, since exact resume needs the state of the collection,
+which Stable-Baselines3 does not keep; for its algorithms see `archgrad.search.stable_baselines`. The network is in eval
+mode while it acts and while it learns, so that r is 1 before the first step; statistics of BatchNorm are taken anew
+from each rollout, behind its update.
 
 Sources: Schulman et al., PPO (arXiv 1707.06347), and generalised advantages (arXiv 1506.02438); RL-DARTS's code for
 the numbers and for clipping the value.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,8 @@ class Terms:
                 raise ConfigError(f"{one.name}={given!r}: allowed is {rule}")
 
 
-# The numbers of RL-DARTS's code for Procgen, with 64 environments side by side.
+# The second has the numbers of RL-DARTS's code for Procgen, with 64 environments side by side.
+SMALL = Terms()
 PUBLISHED = Terms(rollout=1024, minibatch=2048, passes=2, rate=5e-4, discount=0.999)
 
 
@@ -134,7 +136,7 @@ def loss_of(agent: Play, part: Rollout, terms: Terms) -> tuple[Tensor, dict[str,
 
 def optimiser_of(agent: nn.Module, terms: Terms) -> Optimizer:
     """One Adam for weights and logits, the logits in a group of their own; neither decays."""
-    groups = [{"params": weights(agent)}, {"params": logits(agent), "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": weights(agent)}, {"params": logits(agent), "weight_decay": 0.0}]
     return Adam([group for group in groups if group["params"]], lr=terms.rate, eps=1e-5)
 
 
@@ -192,11 +194,11 @@ def _update(agent: Agent, rollout: Rollout, run: Run, *, terms: Terms, optimiser
     generator, size = run.generator("minibatches"), len(rollout.actions)
     rows: list[dict[str, Tensor]] = []
     for _ in range(terms.passes):
-        for index in torch.randperm(size, generator=generator).split(terms.minibatch):
+        for index in torch.randperm(size, generator=generator).split(terms.minibatch):  # type: ignore[no-untyped-call]
             loss, figures = loss_of(agent, rollout.at(index, run.device), terms)
             run.check_finite({"loss": loss})
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             # The norm of all is nearly that of the weights alone, so that both are told.
             norms = [_norm(group["params"]) for group in optimiser.param_groups]
             names = ("gradient_norm_weights", "gradient_norm_logits")

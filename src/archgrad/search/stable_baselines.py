@@ -1,13 +1,13 @@
-"""Any supernet as the features extractor of an agent of Stable-Baselines3: it plays, and learns from the agent's loss.
+"""Any supernet as the features extractor of Stable-Baselines3: it plays, and learns from the agent's loss.
 
     model = PPO("CnnPolicy", env, policy_kwargs=policy_kwargs(space))
     model.learn(100_000, callback=Watch())
     found = archgrad.derive(searched(model))
 
 The weights and the logits are in one optimiser, the logits in a group of their own without weight decay, as RL-DARTS
-(arXiv 2106.02229) has it. The algorithms play in eval mode and learn in training mode: take a space without BatchNorm,
-for instance `archgrad.impala_cells(norm="none")` or "group", so that both are one function. They keep no state of their
-environments, so that a run of theirs does not resume exactly; `archgrad.rl_darts` does.
+(arXiv 2106.02229) has it. The algorithms play in eval mode and learn in training mode: take a space without
+BatchNorm, for instance `archgrad.impala_cells(norm="none")` or "group", so that both are one function. They keep no
+state of their environments, so that a run of theirs does not resume exactly; `archgrad.rl_darts` does.
 """
 
 from __future__ import annotations
@@ -101,7 +101,10 @@ def adam(
     """Adam with the logits of supernets in a group of their own, which does not decay."""
     given = list(params)
     decided = [p for p in given if hasattr(p, _MARK)]
-    groups = [{"params": [p for p in given if not hasattr(p, _MARK)]}, {"params": decided, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in given if not hasattr(p, _MARK)]},
+        {"params": decided, "weight_decay": 0.0},
+    ]
     return Adam([group for group in groups if group["params"]], lr=lr, eps=eps, weight_decay=weight_decay)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from archgrad.errors import ConfigError, MissingExtra
 
@@ -15,10 +16,11 @@ except ImportError as error:
     raise MissingExtra("gymnasium", "rl") from error
 
 WALL, GEM, TRAP, PLAYER = (90, 90, 90), (40, 200, 90), (220, 50, 50), (250, 250, 250)
+Image = NDArray[np.uint8]
 MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
 
-class Gems(gymnasium.Env[np.ndarray, int]):
+class Gems(gymnasium.Env[Image, np.int64]):
     """A walled square: images [size, size, 3] of a pixel a field, four actions: up, down, left, right.
 
     A gem earns 1 and is gone; a trap costs 1 and ends the episode, and so does the last gem; after `longest` steps an
@@ -52,7 +54,7 @@ class Gems(gymnasium.Env[np.ndarray, int]):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    ) -> tuple[Image, dict[str, Any]]:
         """Begin a level; without a seed, one of those to come."""
         super().reset(seed=seed)
         gems, traps, blocks = self.counts
@@ -63,7 +65,7 @@ class Gems(gymnasium.Env[np.ndarray, int]):
         self._steps = 0
         return self._image(), {}
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64 | int) -> tuple[Image, float, bool, bool, dict[str, Any]]:
         """Move, where no wall stands."""
         down, right = MOVES[int(action)]
         field = (self._player[0] + down, self._player[1] + right)
@@ -75,11 +77,11 @@ class Gems(gymnasium.Env[np.ndarray, int]):
         ended = trapped or not self._gems
         return self._image(), float(found) - float(trapped), ended, not ended and self._steps >= self.longest, {}
 
-    def render(self) -> np.ndarray:  # type: ignore[override]
+    def render(self) -> Image:  # type: ignore[override]
         """The image that is observed."""
         return self._image()
 
-    def _image(self) -> np.ndarray:
+    def _image(self) -> Image:
         image = np.zeros((self.size, self.size, 3), dtype=np.uint8)
         image[[0, -1]] = image[:, [0, -1]] = WALL
         for fields, colour in ((self._walls, WALL), (self._gems, GEM), (self._traps, TRAP), ({self._player}, PLAYER)):

@@ -19,7 +19,7 @@ from archgrad.errors import DataError, RunError, one_line
 Channels = Literal["first", "last"]
 
 
-class Levelled(gymnasium.Wrapper):  # type: ignore[type-arg]
+class Levelled(gymnasium.Wrapper[Any, Any, Any, Any]):
     """An environment whose episodes are each one of some levels: a level is the seed that an episode is reset with.
 
     Args:

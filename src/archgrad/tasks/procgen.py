@@ -87,7 +87,7 @@ class ProcgenVector(VectorEnv[Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin anew; a seed says which levels come."""
-        self.close()
+        self.close_extras()
         # A game takes its seed where it is made, which takes it some 10 ms.
         self._game = self._make(num=self.num_envs, rand_seed=seed, **self._options)
         return self._game.observe()[1]["rgb"], {}
@@ -98,7 +98,7 @@ class ProcgenVector(VectorEnv[Any, Any, Any]):
         rewards, seen, first = self._game.observe()
         return seen["rgb"], rewards, first, np.zeros_like(first), {}
 
-    def close(self) -> None:
+    def close_extras(self) -> None:
         """Let go of the game."""
         if self._game is not None:
             self._game.close()
