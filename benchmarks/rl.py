@@ -30,7 +30,8 @@ from archgrad.tasks.pixel_game import Gems
 from archgrad.tasks.procgen import Procgen
 
 PIXEL_STEPS, PIXEL_SEEDS = 61_440, 3
-PROCGEN_STEPS, GAMES = 10_240, ("coinrun", "bigfish")
+PROCGEN_STEPS, GAMES = 8_192, ("coinrun", "bigfish")
+LONGEST = 500  # of an episode that is judged
 PROCGEN_TERMS = Terms(rollout=32, minibatch=256, passes=2, rate=5e-4, discount=0.999)
 
 
@@ -108,14 +109,14 @@ def environments() -> dict[str, float]:
 
 
 def at_random(make: Any) -> dict[str, float]:
-    task = ag.Reinforcement(make)
+    task = ag.Reinforcement(make, longest=LONGEST)
     generator = torch.Generator().manual_seed(0)
     return task.evaluate(lambda x: torch.randint(task.actions, (len(x),), generator=generator), episodes=128)
 
 
 def searched(make: Any, seed: int, *, size: int, depths: tuple[int, ...], steps: int, terms: Terms) -> dict[str, Any]:
     torch.manual_seed(seed)
-    task = ag.Reinforcement(make, train_levels=200)
+    task = ag.Reinforcement(make, train_levels=200, longest=LONGEST)
     features = 64 if size < 64 else 256
     space = ag.impala_cells(size=size, depths=depths, nodes=2, features=features)
     by_hand = ag.impala_network(size=size, depths=depths, features=features)

@@ -24,7 +24,7 @@ from archgrad.search.ppo import Terms
 
 pytest.importorskip("gymnasium", reason="comes with the extra rl")
 
-from archgrad.tasks.pixel_game import Gems  # noqa: E402
+from archgrad.tasks.pixel_game import Gems
 
 ROOT = Path(__file__).parents[2]
 TINY = Terms(rollout=8, minibatch=16, passes=1, reseed=2)

@@ -45,11 +45,12 @@ from archgrad.costs.count import macs, params
 from archgrad.derive.discretise import build, decide
 from archgrad.errors import ConfigError
 from archgrad.report.play import animated
+from archgrad.search import collapse
 from archgrad.search.bilevel import state
 from archgrad.search.card import card, heading
 from archgrad.search.found import Found, latencies
 from archgrad.search.mixtures import relax_as_mixture
-from archgrad.search.ppo import SMALL, Agent, Terms, learn
+from archgrad.search.ppo import SMALL, Agent, Terms, features, learn
 from archgrad.search.run import Run
 from archgrad.search.supernet import LOAD, Described, picks, supernet
 from archgrad.spaces.impala import impala_network
@@ -100,14 +101,14 @@ def rl_darts(
     rollouts = _rollouts(task, run, environment_steps, terms=terms, phases=4 if baselines else 2)
     space = supernet(space, run, needs="RL-DARTS")
     relax_as_mixture(space, functools.partial(Softmax, scale=scale))
-    agent = Agent(space, example=task.example, actions=task.actions)
+    features(space, task.example.to(run.device))
     settings = {
         "environment_steps": environment_steps, "terms": asdict(terms), "scale": scale, "channels": channels,
         "baselines": baselines, "hand_made": hand_made and type(hand_made).__name__, "episodes": episodes,
     }  # fmt: skip
     run.begin("rl_darts", {"environment": task.splits, **settings})
 
-    watch = _Watch(space)
+    agent, watch = Agent(space, example=task.example, actions=task.actions), _Watch(space)
     share = 1 / (4 if baselines else 2)
     train = functools.partial(learn, task=task, run=run, terms=terms, rollouts=rollouts, share=share)
     train(agent, phase="search", each=watch, more=watch)
@@ -209,11 +210,13 @@ def _concluded(
     example = run.to_device(task.example)
     times = run.remember("latency", lambda: latencies({"after": network}, example, runtimes=("eager",)))
     film = run.remember("film", lambda: animated(task.film(_act(agent, run)).numpy()))
+    searched = [row | {"architecture_loss": row["loss"]} for row in run.history if "loss" in row]  # one for both
     full = {
         "after": {**after, "latency_ms": times["after"]},
         "picks": picks(space, architecture),
         **(dict(space.describe(architecture)) if isinstance(space, Described) else {}),
         "film": film,
+        "alarms": collapse.alarms(space, architecture, searched),
         "run": {"seed": run.seed, "epochs": run.epochs, "steps": run.max_steps, "seconds": run.seconds},
         "versions": {"torch": torch.__version__},
         "device": str(run.device),

@@ -5,9 +5,9 @@
         + c_v mean max((V - G)^2, (V_old + clip(V - V_old, -e, e) - G)^2) - c_h H(pi)
 
 A and G are those of `archgrad.search.collecting`. An own PPO, since exact resume needs the state of the collection,
-which Stable-Baselines3 does not keep; for its algorithms see `archgrad.search.stable_baselines`. The network is in eval
-mode while it acts and while it learns, so that r is 1 before the first step; statistics of BatchNorm are taken anew
-from each rollout, behind its update.
+which Stable-Baselines3 does not keep; for its algorithms see `archgrad.search.stable_baselines`. The network is in
+eval mode while it acts and while it learns, so that r is 1 before the first step; statistics of BatchNorm are taken
+anew from each rollout, behind its update.
 
 Sources: Schulman et al., PPO (arXiv 1707.06347), and generalised advantages (arXiv 1506.02438); RL-DARTS's code for
 the numbers and for clipping the value.
@@ -94,25 +94,34 @@ class Agent(nn.Module):
 
     def __init__(self, encoder: nn.Module, *, example: Tensor, actions: int) -> None:
         super().__init__()
-        encoder.eval()
-        try:
-            with torch.no_grad():
-                features = encoder(example.to(next(encoder.parameters()).device)).flatten(1).shape[1]
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-            raise ModelError(
-                f"{type(encoder).__name__} does not run on images of shape {list(example.shape)}: {error}. Make it "
-                f"for the images of the task, for instance archgrad.impala_cells(in_channels=..., size=...)"
-            ) from error
+        width = features(encoder, example.to(next(encoder.parameters()).device))
         self.encoder = encoder
-        self.policy, self.value = nn.Linear(features, actions), nn.Linear(features, 1)
+        self.policy, self.value = nn.Linear(width, actions), nn.Linear(width, 1)
         # Nearly uniform to begin with.
         nn.init.orthogonal_(self.policy.weight, 0.01)
         nn.init.zeros_(self.policy.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the actions and value."""
-        features = self.encoder(x).flatten(1)
-        return self.policy(features), self.value(features).squeeze(-1)
+        found = self.encoder(x).flatten(1)
+        return self.policy(found), self.value(found).squeeze(-1)
+
+
+def features(encoder: nn.Module, example: Tensor) -> int:
+    """How many features an encoder makes of an image, once it is in eval mode.
+
+    Raises:
+        ModelError: it does not run on the example [1, C, H, W].
+    """
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            return int(encoder(example).flatten(1).shape[1])
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{type(encoder).__name__} does not run on images of shape {list(example.shape)[1:]}: {error}. Make it "
+            f"for the images at hand, for instance archgrad.impala_cells(in_channels=..., size=...)"
+        ) from error
 
 
 def loss_of(agent: Play, part: Rollout, terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:

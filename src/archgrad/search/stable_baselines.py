@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from archgrad.choices.access import choices, logits
-from archgrad.errors import ChoiceError, MissingExtra, ModelError
+from archgrad.errors import ChoiceError, MissingExtra
 from archgrad.search.bilevel import state
 from archgrad.search.mixtures import relax_as_mixture
+from archgrad.search.ppo import features
 from archgrad.search.supernet import refuse_unfit
 
 try:
@@ -75,24 +76,16 @@ class Encoder(BaseFeaturesExtractor):
     """
 
     def __init__(self, observation_space: Space[Any], supernet: nn.Module) -> None:
-        shape = observation_space.shape
-        try:
-            with torch.no_grad():
-                features = supernet(torch.zeros(1, *(shape or ()))).flatten(1).shape[1]
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-            raise ModelError(
-                f"{type(supernet).__name__} does not run on observations of shape {shape}: {error}. Make it for the "
-                f"images of the environment, for instance archgrad.impala_cells(in_channels=..., size=...)"
-            ) from error
-        super().__init__(observation_space, features)
-        self.supernet = copy.deepcopy(supernet)
+        supernet = copy.deepcopy(supernet)
+        super().__init__(observation_space, features(supernet, torch.zeros(1, *(observation_space.shape or ()))))
+        self.supernet = supernet
         for parameter in logits(self.supernet):
             setattr(parameter, _MARK, True)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Features [B, F]."""
-        features: Tensor = self.supernet(observations)
-        return features.flatten(1)
+        found: Tensor = self.supernet(observations)
+        return found.flatten(1)
 
 
 def adam(

@@ -77,7 +77,7 @@ class Gems(gymnasium.Env[Image, np.int64]):
         ended = trapped or not self._gems
         return self._image(), float(found) - float(trapped), ended, not ended and self._steps >= self.longest, {}
 
-    def render(self) -> Image:  # type: ignore[override]
+    def render(self) -> Image:
         """The image that is observed."""
         return self._image()
 
