@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,9 +13,10 @@ from torch import nn
 import archgrad as ag
 from archgrad.errors import ChoiceError, ModelError
 
+gymnasium = pytest.importorskip("gymnasium", reason="comes with the extra rl")
 pytest.importorskip("stable_baselines3", reason="comes with the extra rl")
 
-from stable_baselines3 import DQN, PPO
+from stable_baselines3 import DQN, PPO, SAC
 
 from archgrad.search.stable_baselines import Watch, policy_kwargs, searched
 from archgrad.tasks.pixel_game import Gems
@@ -73,6 +75,25 @@ def test_dqn_searches_and_its_target_follows(space: nn.Module) -> None:
     model.learn(4, reset_num_timesteps=False)
     assert all(float(p.detach().abs().max()) > 0 for p in target)
     assert searched(model) is model.q_net.features_extractor.supernet
+
+
+def test_sac_searches_by_actor_and_critic(space: nn.Module) -> None:
+    class Steered(Gems):
+        def __init__(self) -> None:
+            super().__init__(size=6, gems=2, traps=1, blocks=0, longest=10)
+            self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+
+        def step(self, action: np.ndarray) -> tuple[object, float, bool, bool, dict[str, object]]:
+            return super().step(min(3, int(2 * (float(action[0]) + 1))))
+
+    model = SAC(
+        "CnnPolicy", Steered(), policy_kwargs=policy_kwargs(space), buffer_size=100, learning_starts=8, batch_size=8,
+        seed=0, device="cpu",
+    )  # fmt: skip
+    model.learn(24, callback=Watch())
+    assert searched(model) is model.actor.features_extractor.supernet
+    for part in (model.actor, model.critic):
+        assert all(float(p.detach().abs().max()) > 0 for p in ag.logits(part))
 
 
 def test_a_saved_model_goes_on(space: nn.Module, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ class Collector:
     def state_dict(self) -> dict[str, Any]:
         """The environments, the scale and the episodes in progress."""
         scale = {k: v for k, v in vars(self.scale).items() if k != "discount"}
-        return {"players": self.players.state_dict(), "scale": dict(scale), "returns": self.returns.clone()}
+        return {"players": self.players.state_dict(), "scale": scale, "returns": self.returns}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up where `state_dict` left off."""

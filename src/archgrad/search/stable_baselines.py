@@ -102,7 +102,7 @@ def adam(
 
 
 def searched(model: BaseAlgorithm) -> nn.Module:
-    """The supernet that a model plays by, for `archgrad.derive`, `decide` and `build`.
+    """The supernet that a model plays by (of actor and critic, where each has one, the actor's), for `archgrad.derive`, `decide` and `build`.
 
     Raises:
         ChoiceError: it has none.
@@ -125,8 +125,7 @@ class Watch(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._norms: list[list[float]] = []
-        optimiser = self.model.policy.optimizer
-        self._hook = optimiser.register_step_pre_hook(functools.partial(_told, self._norms))
+        self._hook = _optimiser(self.model).register_step_pre_hook(functools.partial(_told, self._norms))
 
     def _on_step(self) -> bool:
         return True
@@ -140,6 +139,15 @@ class Watch(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._hook.remove()
+
+
+def _optimiser(model: BaseAlgorithm) -> Optimizer:
+    """The optimiser of the supernet's logits; an algorithm may have several."""
+    wanted = {id(p) for p in logits(searched(model))}
+    found = (getattr(module, "optimizer", None) for module in model.policy.modules())
+    return next(
+        one for one in found if one and any(id(p) in wanted for group in one.param_groups for p in group["params"])
+    )
 
 
 def _told(norms: list[list[float]], optimiser: Optimizer, args: object, kwargs: object) -> None:
