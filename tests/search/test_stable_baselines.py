@@ -16,10 +16,10 @@ from archgrad.errors import ChoiceError, ModelError
 gymnasium = pytest.importorskip("gymnasium", reason="comes with the extra rl")
 pytest.importorskip("stable_baselines3", reason="comes with the extra rl")
 
-from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3 import DQN, PPO, SAC  # noqa: E402
 
-from archgrad.search.stable_baselines import Watch, policy_kwargs, searched
-from archgrad.tasks.pixel_game import Gems
+from archgrad.search.stable_baselines import Watch, policy_kwargs, searched  # noqa: E402
+from archgrad.tasks.pixel_game import Gems  # noqa: E402
 
 GAME = functools.partial(Gems, size=6, gems=2, traps=1, blocks=0, longest=10)
 

@@ -102,7 +102,7 @@ def adam(
 
 
 def searched(model: BaseAlgorithm) -> nn.Module:
-    """The supernet that a model plays by (of actor and critic, where each has one, the actor's), for `archgrad.derive`, `decide` and `build`.
+    """The supernet that a model plays by, for `archgrad.derive`, `decide` and `build`; of actor and critic the actor's.
 
     Raises:
         ChoiceError: it has none.
@@ -144,10 +144,9 @@ class Watch(BaseCallback):
 def _optimiser(model: BaseAlgorithm) -> Optimizer:
     """The optimiser of the supernet's logits; an algorithm may have several."""
     wanted = {id(p) for p in logits(searched(model))}
-    found = (getattr(module, "optimizer", None) for module in model.policy.modules())
-    return next(
-        one for one in found if one and any(id(p) in wanted for group in one.param_groups for p in group["params"])
-    )
+    made = (getattr(module, "optimizer", None) for module in model.policy.modules())
+    found = (one for one in made if isinstance(one, Optimizer))
+    return next(one for one in found if any(id(p) in wanted for group in one.param_groups for p in group["params"]))
 
 
 def _told(norms: list[list[float]], optimiser: Optimizer, args: object, kwargs: object) -> None:
