@@ -123,14 +123,18 @@ def rl_darts(
     for name, encoder in encoders.items():
         agents[name] = Agent(encoder, example=task.example, actions=task.actions)
         train(agents[name], phase=name)
+    played = {row["phase"]: row["environment_steps"] for row in run.history if "environment_steps" in row}
     judged = {
-        name: run.remember(f"judged {name}", functools.partial(_judged, one, task, run, episodes))
+        name: {
+            **run.remember(f"judged {name}", functools.partial(_judged, one, task, run, episodes)),
+            "environment_steps": played.get(name, 0),
+        }
         for name, one in agents.items()
     }
     record = {
         **heading(rl_darts, settings, f"{type(space).__name__} searched by RL-DARTS on {task.name}"),
         "baselines": [{"name": told, **judged[name]} for name, told in NAMES.items() if name in agents],
-        "cells": watch.cells, "played": rollouts * terms.rollout * task.envs,
+        "cells": watch.cells,
     }  # fmt: skip
     return _concluded(space, architecture, agents["train"], task, run, after=judged["train"], record=record)
 

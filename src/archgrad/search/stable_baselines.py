@@ -102,7 +102,7 @@ def adam(
 
 
 def searched(model: BaseAlgorithm) -> nn.Module:
-    """The supernet that a model plays by, for `archgrad.derive`, `decide` and `build`; of actor and critic the actor's.
+    """The supernet that a model plays by, for `archgrad.derive`, `decide`, `build`; of actor and critic the actor's.
 
     Raises:
         ChoiceError: it has none.
