@@ -71,11 +71,16 @@ def step_times() -> dict[str, Any]:
             net(images).sum().backward()
             seconds[name].append(time.process_time() - begun)
     middle = {name: statistics.median(times[1:]) for name, times in seconds.items()}
-    return {
-        name: {"ms": 1e3 * value, "to_same_depths": value / middle[f"IMPALA-CNN {name.split(',')[0].split()[-1]}"],
-               "to_16_32_32": value / middle["IMPALA-CNN 16/32/32"]}
-        for name, value in middle.items()
-    }  # fmt: skip
+    found = {}
+    for name, value in middle.items():
+        same = f"IMPALA-CNN {name.split(',')[0].split()[-1]}"
+        found[name] = {
+            "ms": 1e3 * value,
+            "to_same_depths": value / middle[same],
+            "macs_to_same_depths": ag.macs(images[:1]).of(nets[name]) / ag.macs(images[:1]).of(nets[same]),
+            "to_16_32_32": value / middle["IMPALA-CNN 16/32/32"],
+        }
+    return found
 
 
 def order() -> dict[str, float]:
@@ -152,6 +157,42 @@ def thirds(values: list[float]) -> list[list[float]]:
     return [values[:cut], values[cut:-cut] or values, values[-cut:]]
 
 
+def told(rows: dict[str, Any]) -> None:
+    """The tables of docs/benchmarks/rl.md."""
+    print("| encoder | ms | to the same depths | MACs to the same | to 16/32/32 |\n|---|---|---|---|---|")
+    for name, row in rows["step"].items():
+        ratios = " | ".join(f"{row[key]:.2f}" for key in ("to_same_depths", "macs_to_same_depths", "to_16_32_32"))
+        print(f"| {name} | {row['ms']:.0f} | {ratios} |")
+    for group in ("pixel", *(f"procgen {game}" for game in GAMES)):
+        runs = [row for key, row in rows.items() if key.startswith(group)]
+        if not runs:
+            continue
+        print(
+            f"\n{group}\n| | unseen levels | levels trained on | return in training, by thirds | parameters | MACs |"
+        )
+        print("|---|---|---|---|---|---|")
+        for name in runs[0]["networks"]:
+            same = [run["networks"][name] for run in runs]
+            thirds = [statistics.fmean(part) for part in zip(*(one["learnt"] for one in same), strict=True)]
+            cells = [
+                spread(same, "return_unseen"),
+                spread(same, "return_train"),
+                ", ".join(f"{x:.2f}" for x in thirds),
+            ]
+            cells += [f"{statistics.fmean(one[key] for one in same):,.0f}" for key in ("params", "macs")]
+            print(f"| {name} | {' | '.join(cells)} |")
+        for run in runs:
+            print(f"{run['cell']}; led after {run['changes']} cells; entropy {run['entropy'][-1]:.4f}")
+
+
+def spread(rows: list[dict[str, float]], key: str) -> str:
+    """Mean and standard deviation over seeds; of one seed the error of the mean over its episodes."""
+    values = [row[key] for row in rows]
+    if len(values) > 1:
+        return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
+    return f"{values[0]:.2f} ± {rows[0][f'{key}_std'] / rows[0]['episodes'] ** 0.5:.2f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -175,6 +216,7 @@ def main() -> None:
                 Procgen(game), 0, size=64, depths=(8, 16, 16), steps=PROCGEN_STEPS, terms=PROCGEN_TERMS
             ),
         )
+    told(rows.rows)
 
 
 if __name__ == "__main__":
