@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from archgrad.methods.pruning_transfer import pruning_transfer
     from archgrad.methods.radars import radars
     from archgrad.methods.random_search import random_search
+    from archgrad.methods.rl_darts import rl_darts
     from archgrad.methods.toponas import toponas
     from archgrad.methods.unas import unas
     from archgrad.search.fit import adam, adamw, fit, recalibrate, sgd
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from archgrad.spaces.darts import darts_cells, darts_network
     from archgrad.spaces.encoders import audio_encoder, image_encoder, vector_encoder, waveform_encoder
     from archgrad.spaces.fusion import fusion
+    from archgrad.spaces.impala import impala_cells, impala_network
     from archgrad.spaces.mobile import mobile_backbone, mobile_network
     from archgrad.spaces.nasbench201 import nasbench201_cells, nasbench201_network
     from archgrad.spaces.slim import frozen, slim
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     from archgrad.tasks.classification import Classification
     from archgrad.tasks.datasets import digits
     from archgrad.tasks.multimodal import Modalities
+    from archgrad.tasks.reinforcement import Reinforcement
     from archgrad.tasks.tabular import Tabular
 
 __version__ = importlib.metadata.version("archgrad")
@@ -91,6 +94,7 @@ __all__ = [
     "ModelError",
     "NonFiniteError",
     "OpChoice",
+    "Reinforcement",
     "Run",
     "RunError",
     "Stopped",
@@ -124,6 +128,8 @@ __all__ = [
     "gumbel_softmax",
     "hold",
     "image_encoder",
+    "impala_cells",
+    "impala_network",
     "latency",
     "logits",
     "macs",
@@ -143,6 +149,7 @@ __all__ = [
     "recalibrate",
     "relax",
     "restrict",
+    "rl_darts",
     "sample",
     "scaled_sigmoid",
     "sgd",
@@ -187,6 +194,7 @@ _HOMES = {
     "methods.pruning_transfer": ("pruning_transfer",),
     "methods.radars": ("radars",),
     "methods.random_search": ("random_search",),
+    "methods.rl_darts": ("rl_darts",),
     "methods.toponas": ("toponas",),
     "methods.unas": ("unas",),
     "search.fit": ("adam", "adamw", "fit", "recalibrate", "sgd"),
@@ -199,6 +207,7 @@ _HOMES = {
     "spaces.darts": ("darts_cells", "darts_network"),
     "spaces.encoders": ("audio_encoder", "image_encoder", "vector_encoder", "waveform_encoder"),
     "spaces.fusion": ("fusion",),
+    "spaces.impala": ("impala_cells", "impala_network"),
     "spaces.mobile": ("mobile_backbone", "mobile_network"),
     "spaces.nasbench201": ("nasbench201_cells", "nasbench201_network"),
     "spaces.slim": ("frozen", "slim"),
@@ -207,6 +216,7 @@ _HOMES = {
     "tasks.classification": ("Classification",),
     "tasks.datasets": ("digits",),
     "tasks.multimodal": ("Modalities",),
+    "tasks.reinforcement": ("Reinforcement",),
     "tasks.tabular": ("Tabular",),
 }  # fmt: skip
 _HOME = {name: f"archgrad.{module}" for module, names in _HOMES.items() for name in names}

@@ -73,19 +73,24 @@ class TwoTemperature(nn.Module):
 
 
 class Softmax(nn.Module):
-    """Mixing weights on the simplex: w = softmax(logits) over the live candidates.
+    """Mixing weights on the simplex: w = softmax(scale * logits) over the live candidates.
 
     Args:
         size: number of candidates; the logits start at 0, which mixes evenly.
+        scale: above 0; the greater, the nearer to discrete the same logits are.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, scale: float = 1.0) -> None:
         super().__init__()
+        if not scale > 0.0:
+            raise ChoiceError(f"a softmax of scale {scale}: give a number above 0")
         self.logits = nn.Parameter(torch.zeros(size))
+        self.scale = scale
 
     def forward(self, live: Tensor) -> Tensor:
         """[size] weights that sum to 1, 0 where not live."""
-        return torch.softmax(self.logits.masked_fill(~live, float("-inf")), dim=0)
+        logits = self.logits if self.scale == 1.0 else self.scale * self.logits
+        return torch.softmax(logits.masked_fill(~live, float("-inf")), dim=0)
 
 
 class GumbelSoftmax(nn.Module):

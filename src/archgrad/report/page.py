@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from archgrad.errors import RunError
-from archgrad.report import control, fronts, graphs, intervention, rounds, scored, scores, svg, text
+from archgrad.report import control, fronts, graphs, intervention, play, rounds, scored, scores, svg, text
 from archgrad.report.pictures import Chart, History, charts, jump, scatter
 from archgrad.report.weights import weights
 
@@ -61,6 +61,8 @@ def page(record: text.Record, history: History = ()) -> str:
         weights=_weights(history),
         charts=_charts(record, history),
         baselines=text.rivals(record),
+        film=play.film(record),
+        cells=play.cells(record),
         frozen=record.get("frozen") or [],
         notes=text.notes(record),
         groups=_groups(
@@ -121,7 +123,7 @@ def _pictures(record: text.Record) -> list[str]:
 
 def _charts(record: text.Record, history: History) -> list[tuple[Chart, Markup]]:
     others = (jump(record), scatter(record.get("surrogate") or {}))
-    searched = [*control.charts(record), *fronts.charts(record), *rounds.charts(record)]
+    searched = [*control.charts(record), *fronts.charts(record), *rounds.charts(record), *play.charts(record)]
     found = [*searched, *charts(history, record.get("limit")), *(one for one in others if one)]
     return [(chart, Markup(chart.svg)) for chart in found]
 

@@ -218,7 +218,7 @@ def conclude(
     data = {} if isinstance(task, Scored) else task.splits
     full = {
         "after": {**costs, **after},
-        "picks": _picks(space, architecture),
+        "picks": picks(space, architecture),
         **described,
         "limit": limit,
         "run": {"seed": run.seed, "epochs": run.epochs, "steps": run.max_steps, "seconds": run.seconds},
@@ -273,7 +273,7 @@ def _figures(network: nn.Module, task: Classification, run: Run, example: Exampl
     return {**after, "latency_ms": times["after"]}
 
 
-def _picks(space: nn.Module, architecture: Architecture) -> list[dict[str, Any]]:
+def picks(space: nn.Module, architecture: Architecture) -> list[dict[str, Any]]:
     """For each choice what was picked, by label where there is one, and with its weight where there are some."""
     rows: list[dict[str, Any]] = []
     for name, (choice, *_) in choices(space).items():

@@ -1,0 +1,223 @@
+"""Encoders of agents, searched and not, at equal steps of the environment: a pixel game, and two games of Procgen.
+
+    python benchmarks/rl.py --out benchmarks/results/rl.json
+
+Rows, each made once (stopped and started again, the rest is made):
+- "step": seconds of a forward and backward pass of each supernet over those of the hand-made encoder, in turns;
+- "environments": steps a second under random actions;
+- "pixel" and "procgen": `ag.rl_darts` with its baselines: the supernet that is searched, the cell found and trained
+  anew, a random cell, and the hand-made IMPALA-CNN of the same depths; returns on 200 levels and on unseen ones.
+Needs the extras rl and procgen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import archgrad as ag
+from archgrad.choices.modules import InputChoice
+from archgrad.choices.relaxations import Open
+from archgrad.search.ppo import Terms
+from archgrad.tasks.pixel_game import Gems
+from archgrad.tasks.procgen import Procgen
+
+PIXEL_STEPS, PIXEL_SEEDS = 61_440, 3
+PROCGEN_STEPS, GAMES = 8_192, ("coinrun", "bigfish")
+LONGEST = 500  # of an episode that is judged
+PROCGEN_TERMS = Terms(rollout=32, minibatch=256, passes=2, rate=5e-4, discount=0.999)
+
+
+class Rows:
+    """Rows by key in a file that is replaced whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[str, Any] = json.loads(path.read_text())["rows"] if path.is_file() else {}
+
+    def make(self, key: str, compute: Any) -> None:
+        if key not in self.rows:
+            self.rows[key] = compute()
+            print(key, json.dumps(self.rows[key]), flush=True)
+            partial = self.path.with_suffix(".partial")
+            partial.write_text(json.dumps({"torch": torch.__version__, "rows": self.rows}, indent=1) + "\n")
+            partial.replace(self.path)
+
+
+def relaxed(space: nn.Module) -> nn.Module:
+    ag.relax(space, ag.softmax, where=lambda c: not isinstance(c, InputChoice))
+    return ag.relax(space, Open, where=lambda c: isinstance(c, InputChoice))
+
+
+def step_times() -> dict[str, Any]:
+    """Times in turns, so that a slow moment strikes all alike; medians of the ratios to the first."""
+    images = torch.rand(32, 3, 64, 64)
+    nets: dict[str, nn.Module] = {}
+    for name, depths in (("16/16/16", (16, 16, 16)), ("16/32/32", (16, 32, 32))):
+        nets[f"IMPALA-CNN {name}"] = ag.impala_network(depths=depths)
+        for nodes in (1, 2, 4):
+            nets[f"supernet {name}, {nodes} nodes"] = relaxed(ag.impala_cells(depths=depths, nodes=nodes))
+    seconds: dict[str, list[float]] = {name: [] for name in nets}
+    for _ in range(8):
+        for name, net in nets.items():
+            begun = time.process_time()
+            net(images).sum().backward()
+            seconds[name].append(time.process_time() - begun)
+    middle = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    found = {}
+    for name, value in middle.items():
+        same = f"IMPALA-CNN {name.split(',')[0].split()[-1]}"
+        found[name] = {
+            "ms": 1e3 * value,
+            "to_same_depths": value / middle[same],
+            "macs_to_same_depths": ag.macs(images[:1]).of(nets[name]) / ag.macs(images[:1]).of(nets[same]),
+            "to_16_32_32": value / middle["IMPALA-CNN 16/32/32"],
+        }
+    return found
+
+
+def order() -> dict[str, float]:
+    """A residual stage of the IMPALA-CNN in both memory formats, ms forward and backward."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1), nn.MaxPool2d(3, 2, 1)]
+    for _ in range(4):
+        layers += [nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)]
+    net = nn.Sequential(*layers)
+    formats = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
+    seconds: dict[str, list[float]] = {name: [] for name in formats}
+    for _ in range(10):
+        for name, memory in formats.items():
+            x = torch.rand(32, 3, 64, 64).contiguous(memory_format=memory)
+            begun = time.process_time()
+            net(x).sum().backward()
+            seconds[name].append(time.process_time() - begun)
+    return {name: 1e3 * statistics.median(times[1:]) for name, times in seconds.items()}
+
+
+def environments() -> dict[str, float]:
+    generator, found = torch.Generator().manual_seed(0), {}
+    for make in (Gems, *(Procgen(game) for game in GAMES)):
+        task = ag.Reinforcement(make, envs=64)
+        players = task.players(seed=0)
+        begun = time.perf_counter()
+        for _ in range(200):
+            players.step(torch.randint(task.actions, (64,), generator=generator))
+        found[task.name] = 200 * 64 / (time.perf_counter() - begun)
+        players.close()
+    return found
+
+
+def at_random(make: Any) -> dict[str, float]:
+    task = ag.Reinforcement(make, longest=LONGEST)
+    generator = torch.Generator().manual_seed(0)
+    return task.evaluate(lambda x: torch.randint(task.actions, (len(x),), generator=generator), episodes=128)
+
+
+def searched(make: Any, seed: int, *, size: int, depths: tuple[int, ...], steps: int, terms: Terms) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    task = ag.Reinforcement(make, train_levels=200, longest=LONGEST)
+    features = 64 if size < 64 else 256
+    space = ag.impala_cells(size=size, depths=depths, nodes=2, features=features)
+    by_hand = ag.impala_network(size=size, depths=depths, features=features)
+    run = ag.Run(seed=seed, device="cpu", progress=False)
+    episodes = 128 if size < 64 else 32
+    found = ag.rl_darts(space, task, run, environment_steps=steps, terms=terms, hand_made=by_hand, episodes=episodes)
+    last = {row["phase"]: row for row in run.history}
+    rows = {"found": found.record["after"], **{one["name"]: one for one in found.record["baselines"]}}
+    phases = {"found": "train", "supernet": "search", "random cell": "random", "hand-made encoder": "hand-made"}
+    ends, began = {}, 0.0
+    for phase in ("search", "train", "random", "hand-made"):
+        ends[phase] = last[phase]["environment_steps"] / (last[phase]["time"] - began)
+        began = last[phase]["time"]
+    learnt = {
+        name: [round(statistics.fmean(part), 3) for part in thirds([r["return"] for r in run.history
+               if r["phase"] == phase and "return" in r])] for name, phase in phases.items()
+    }  # fmt: skip
+    kept = ("return_unseen", "return_unseen_std", "return_train", "return_train_std", "episodes", "params", "macs")
+    search = [row for row in run.history if row["phase"] == "search"]
+    return {
+        "cell": found.record["architecture_text"], "changes": len(found.record["cells"]),
+        "entropy": [search[0]["entropy"], search[-1]["entropy"]],
+        "networks": {
+            name: {k: row[k] for k in kept} | {"steps_a_second": ends[phases[name]], "learnt": learnt[name]}
+            for name, row in rows.items()
+        },
+    }  # fmt: skip
+
+
+def thirds(values: list[float]) -> list[list[float]]:
+    """First, middle and last third."""
+    cut = max(1, len(values) // 3)
+    return [values[:cut], values[cut:-cut] or values, values[-cut:]]
+
+
+def told(rows: dict[str, Any]) -> None:
+    """The tables of docs/benchmarks/rl.md."""
+    print("| encoder | ms | to the same depths | MACs to the same | to 16/32/32 |\n|---|---|---|---|---|")
+    for name, row in rows["step"].items():
+        ratios = " | ".join(f"{row[key]:.2f}" for key in ("to_same_depths", "macs_to_same_depths", "to_16_32_32"))
+        print(f"| {name} | {row['ms']:.0f} | {ratios} |")
+    for group in ("pixel", *(f"procgen {game}" for game in GAMES)):
+        runs = [row for key, row in rows.items() if key.startswith(group)]
+        if not runs:
+            continue
+        print(
+            f"\n{group}\n| | unseen levels | levels trained on | return in training, by thirds | parameters | MACs |"
+        )
+        print("|---|---|---|---|---|---|")
+        for name in runs[0]["networks"]:
+            same = [run["networks"][name] for run in runs]
+            thirds = [statistics.fmean(part) for part in zip(*(one["learnt"] for one in same), strict=True)]
+            cells = [
+                spread(same, "return_unseen"),
+                spread(same, "return_train"),
+                ", ".join(f"{x:.2f}" for x in thirds),
+            ]
+            cells += [f"{statistics.fmean(one[key] for one in same):,.0f}" for key in ("params", "macs")]
+            print(f"| {name} | {' | '.join(cells)} |")
+        for run in runs:
+            print(f"{run['cell']}; led after {run['changes']} cells; entropy {run['entropy'][-1]:.4f}")
+
+
+def spread(rows: list[dict[str, float]], key: str) -> str:
+    """Mean and standard deviation over seeds; of one seed the error of the mean over its episodes."""
+    values = [row[key] for row in rows]
+    if len(values) > 1:
+        return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
+    return f"{values[0]:.2f} ± {rows[0][f'{key}_std'] / rows[0]['episodes'] ** 0.5:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = Rows(given.out)
+    rows.make("order", order)
+    rows.make("step", step_times)
+    rows.make("environments", environments)
+    rows.make("random play Gems", lambda: at_random(Gems))
+    for seed in range(PIXEL_SEEDS):
+        rows.make(
+            f"pixel {seed}",
+            lambda seed=seed: searched(Gems, seed, size=8, depths=(16,), steps=PIXEL_STEPS, terms=Terms()),
+        )
+    for game in GAMES:
+        rows.make(f"random play {game}", lambda game=game: at_random(Procgen(game)))
+        rows.make(
+            f"procgen {game}",
+            lambda game=game: searched(
+                Procgen(game), 0, size=64, depths=(8, 16, 16), steps=PROCGEN_STEPS, terms=PROCGEN_TERMS
+            ),
+        )
+    told(rows.rows)
+
+
+if __name__ == "__main__":
+    main()
