@@ -46,20 +46,19 @@ class Environment:
         if length is None:
             raise ConfigError(f"{self.name} registers no length; give horizon=...")
         self.horizon: int = length
-        box = type(self.env.action_space).__name__
-        if box != "Box" or len(self.env.action_space.shape) != 1:
+        action: Any = self.env.action_space
+        seen: Any = self.env.observation_space
+        if type(action).__name__ != "Box" or len(action.shape) != 1:
             raise ConfigError(
-                f"{self.name} has the actions {self.env.action_space}; control by gradients takes continuous ones, "
+                f"{self.name} has the actions {action}; control by gradients takes continuous ones, "
                 f"a Box of one dimension"
             )
-        if type(self.env.observation_space).__name__ != "Box" or len(self.env.observation_space.shape) != 1:
+        if type(seen).__name__ != "Box" or len(seen.shape) != 1:
             raise ConfigError(
-                f"{self.name} has the observations {self.env.observation_space}; take an environment whose "
+                f"{self.name} has the observations {seen}; take an environment whose "
                 f"observation is its state, a Box of one dimension, or flatten it"
             )
-        self.low, self.high = (
-            torch.tensor(v).double() for v in (self.env.action_space.low, self.env.action_space.high)
-        )
+        self.low, self.high = (torch.tensor(v).double() for v in (action.low, action.high))
         self.start = _state(self.env.reset(seed=seed)[0])
         check(self)
 
