@@ -126,7 +126,7 @@ def rl_darts(
     played = {row["phase"]: row["environment_steps"] for row in run.history if "environment_steps" in row}
     judged = {
         name: {
-            **run.remember(f"judged {name}", functools.partial(_judged, one, task, run, episodes)),
+            **run.remember(f"judged {name}", functools.partial(_judged, one, task, run, episodes=episodes)),
             "environment_steps": played.get(name, 0),
         }
         for name, one in agents.items()
@@ -136,7 +136,9 @@ def rl_darts(
         "baselines": [{"name": told, **judged[name]} for name, told in NAMES.items() if name in agents],
         "cells": watch.cells,
     }  # fmt: skip
-    return _concluded(space, architecture, agents["train"], task, run, after=judged["train"], record=record)
+    return _concluded(
+        space, architecture, run, agent=agents["train"], task=task, after=judged["train"], record=record
+    )
 
 
 def _rollouts(task: Reinforcement, run: Run, steps: int, *, terms: Terms, phases: int) -> int:
@@ -195,7 +197,7 @@ def _act(agent: Agent, run: Run) -> Callable[[Tensor], Tensor]:
     return act
 
 
-def _judged(agent: Agent, task: Reinforcement, run: Run, episodes: int) -> dict[str, float]:
+def _judged(agent: Agent, task: Reinforcement, run: Run, *, episodes: int) -> dict[str, float]:
     """Returns on unseen and on training levels, and what the network takes."""
     unseen, train = (task.evaluate(_act(agent, run), part, episodes=episodes) for part in ("test", "train"))
     size = sum(t.numel() * t.element_size() for t in agent.state_dict().values())
@@ -207,7 +209,7 @@ def _judged(agent: Agent, task: Reinforcement, run: Run, episodes: int) -> dict[
 
 
 def _concluded(
-    space: nn.Module, architecture: Architecture, agent: Agent, task: Reinforcement, run: Run, *,
+    space: nn.Module, architecture: Architecture, run: Run, *, agent: Agent, task: Reinforcement,
     after: Mapping[str, Any], record: Mapping[str, Any],
 ) -> Found:  # fmt: skip
     network = traced(agent.eval())

@@ -191,7 +191,7 @@ def learn(
             collector.begin(_seed(run, phase, number))
         rollout, finished = collector(agent)
         figures = _update(agent, rollout, run, terms=terms, optimiser=made)
-        _renew(agent, rollout.images[: terms.minibatch].to(run.device))
+        _renew(agent, rollout.images, run, batch=terms.minibatch)
         played = (number + 1) * terms.rollout * players.size
         told = {"return": sum(finished) / len(finished)} if finished else {}
         run.log({**figures, **told, "environment_steps": played, **(each(played) if each else {})}, step=number)
@@ -223,16 +223,17 @@ def _norm(parameters: list[nn.Parameter]) -> Tensor:
 
 
 @torch.no_grad()
-def _renew(agent: Agent, images: Tensor) -> None:
-    """Statistics of BatchNorm from a batch that was just played."""
+def _renew(agent: Agent, images: Tensor, run: Run, *, batch: int) -> None:
+    """Statistics of BatchNorm from what was just played."""
     norms = [m for m in agent.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the plain mean
+        norm.momentum = None  # the plain mean over the batches
         norm.train()
-    agent(as_input(images))
+    for start in range(0, len(images), batch):
+        agent(as_input(images[start : start + batch].to(run.device)))
     agent.eval()
 
 

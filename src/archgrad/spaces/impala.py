@@ -211,7 +211,9 @@ class ImpalaCells(nn.Module):
             for place in range(plan.cells):
                 kind = plan.names[min(place, len(plan.names) - 1)]
                 stride = 2 if plan.skeleton == "standard" and place == 0 else 1
-                layers.append(_Cell([self._node(kind, n, depth, stride) for n in self._numbers], last, depth))
+                layers.append(
+                    _Cell([self._node(kind, n, channels=depth, stride=stride) for n in self._numbers], last, depth)
+                )
                 last = depth
         self.order = _Order()
         self.body = nn.Sequential(*layers)
@@ -272,7 +274,7 @@ class ImpalaCells(nn.Module):
     def _numbers(self) -> range:
         return range(1, self.plan.nodes + 1)
 
-    def _node(self, kind: str, number: int, channels: int, stride: int) -> nn.Module:
+    def _node(self, kind: str, number: int, *, channels: int, stride: int) -> nn.Module:
         edges = [self._edge(f"{kind}.{number}.{j}", channels, stride if j == 0 else 1) for j in range(number)]
         if number == 1:
             summed: nn.Module = FromState(0, edges[0])
