@@ -107,6 +107,7 @@ def test_methods_are_described_by_their_own_headers(cli: Callable) -> None:
         "monas",
         "multimodal_random",
         "nnilqr",
+        "rl_darts",
         "random_search",
         "freenas",
         "dnal",
@@ -117,7 +118,7 @@ def test_methods_are_described_by_their_own_headers(cli: Callable) -> None:
     papers |= {"freenas": "2106.11542", "darts_prime": "2106.11655", "toponas": "2011.09300"}
     papers |= {"radars": "2109.05691", "monas": "1806.10332", "pruning_transfer": "2107.03375"}
     papers |= {"multimodal_random": "2003.01181"}
-    papers |= {"nnilqr": "2011.10737"}
+    papers |= {"nnilqr": "2011.10737", "rl_darts": "2106.02229"}
     for name, row in rows.items():
         assert papers[name] in row["paper"]
         assert row["paper"].endswith(")")

@@ -27,6 +27,7 @@ LIMITS = (
 ELSEWHERE = {
     "dnal": "slims a network that you have: archgrad slim MODEL DATA",
     "nnilqr": "controls a process: archgrad control SYSTEM",
+    "rl_darts": "plays environments, which are code: archgrad.rl_darts in Python",
     "pruning_transfer": "prunes a network that you have for few data: archgrad transfer MODEL SOURCE TARGET",
 }
 METHODS = tuple(name for name in methods.METHODS if name not in ELSEWHERE)

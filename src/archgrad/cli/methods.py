@@ -16,6 +16,7 @@ METHODS = {
     "monas": "archgrad.methods.monas:monas",
     "multimodal_random": "archgrad.methods.multimodal_random:multimodal_random",
     "nnilqr": "archgrad.methods.nnilqr:nnilqr",
+    "rl_darts": "archgrad.methods.rl_darts:rl_darts",
     "random_search": "archgrad.methods.random_search:random_search",
     "freenas": "archgrad.methods.freenas:freenas",
     "dnal": "archgrad.methods.dnal:dnal",

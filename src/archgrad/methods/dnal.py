@@ -51,7 +51,6 @@ from archgrad.search.run import Run
 from archgrad.search.schedules import Schedule, consecutive, constant, cosine
 from archgrad.search.selection import Budget, Rounded, above, undone, uniform, whole
 from archgrad.search.supernet import foresee
-from archgrad.spaces.slim import frozen
 from archgrad.tasks.classification import Classification
 
 SCALE = (1.0, 1e4)
@@ -119,7 +118,9 @@ def dnal(
     run.log({f"derived_{name}": value for name, value in task.evaluate(network).items()})
     _train(network, task, run, make=optimiser, steps=third, phase="finetune", schedule=rates[2])
 
-    networks, record = {"before": before, "after": network}, _record(space, budget, network, settings)
+    networks = {"before": before, "after": network}
+    record = heading(dnal, settings, f"{type(space).__name__} slimmed by DNAL")
+    record["limit"] = budget and budget.record(network)
     found = assemble(space, architecture, networks, task=task, run=run, example=task.example, record=record)
     run.finish()
     return found
@@ -228,15 +229,3 @@ def _counted(budget: Budget, task: Classification, run: Run) -> tuple[Budget, fl
         "macs_for_the_limit", lambda: surrogate.of(uniform(budget.space, budget.width(), budget.rounded))
     )
     return surrogate, bound
-
-
-def _record(space: nn.Module, budget: Budget | None, network: nn.Module, settings: dict[str, Any]) -> dict[str, Any]:
-    limit = None
-    if budget:
-        cost = budget.cost
-        limit = {"cost": cost.name, "unit": cost.unit, "bound": budget.bound, "reached": cost.of(network)}
-    return {
-        **heading(dnal, settings, f"{type(space).__name__} slimmed by DNAL"),
-        "limit": limit,
-        "frozen": [{"name": n, "reason": r} for n, r in frozen(space).items()],
-    }

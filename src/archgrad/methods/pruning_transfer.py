@@ -27,7 +27,7 @@ from __future__ import annotations
 import copy
 import functools
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -47,7 +47,6 @@ from archgrad.search.pruning import FLOOR, Signs, charges, opening, redraw
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.search.selection import Budget, Rounded, above, whole
-from archgrad.spaces.slim import frozen
 from archgrad.tasks.classification import Classification
 
 Process = Literal["redraw", "cotrain", "frozen"]
@@ -139,7 +138,9 @@ def pruning_transfer(
         descend(network, task, run, optimiser=made, steps=second, phase="train", schedule=cosine, share=1 - search)
     recalibrate(network, task, run)
 
-    networks, record = {**networks, "after": network}, _record(space, budget, network, settings)
+    networks = {**networks, "after": network}
+    record = heading(pruning_transfer, settings, f"{type(space).__name__} pruned for transfer")
+    record["limit"] = budget and budget.record(network)
     found = assemble(space, architecture, networks, task=task, run=run, example=task.example, record=record)
     run.finish()
     return found
@@ -230,15 +231,3 @@ def _stages(run: Run, task: Classification, terms: Terms, search: float) -> tupl
             f"give a larger budget (epochs or steps of the Run), a larger share (at most 1), or fewer weight_steps"
         )
     return first, total - first
-
-
-def _record(space: nn.Module, budget: Budget | None, network: nn.Module, settings: dict[str, Any]) -> dict[str, Any]:
-    limit = None
-    if budget:
-        cost = budget.cost
-        limit = {"cost": cost.name, "unit": cost.unit, "bound": budget.bound, "reached": cost.of(network)}
-    return {
-        **heading(pruning_transfer, settings, f"{type(space).__name__} pruned for transfer"),
-        "limit": limit,
-        "frozen": [{"name": n, "reason": r} for n, r in frozen(space).items()],
-    }

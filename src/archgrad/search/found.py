@@ -25,6 +25,7 @@ from archgrad.errors import ArchitectureError, MissingExtra, ModelError, RunErro
 from archgrad.report import page, text
 from archgrad.search.card import card
 from archgrad.search.run import Run
+from archgrad.spaces.slim import frozen
 from archgrad.tasks.task import Inputs, Task, mapped
 
 Example = Inputs
@@ -160,7 +161,7 @@ def assemble(
         task: scored on its test part, here and nowhere else.
         run: whose folder, if any, gets the result.
         example: inputs of the networks.
-        record: what the method adds to the report: method, title, settings, limit, frozen, and as "chosen" its
+        record: what the method adds to the report: method, title, settings, limit, and as "chosen" its
             `departures`.
     """
     example = run.to_device(example)
@@ -178,6 +179,7 @@ def assemble(
         "versions": {"torch": torch.__version__},
         "device": str(run.device),
         "data": data,
+        "frozen": [{"name": name, "reason": reason} for name, reason in frozen(space).items()],
         "notes": list(run.notes),
         "load": LOAD,
         **record,

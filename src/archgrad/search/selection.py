@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -143,6 +144,11 @@ class Budget:
         masks = [same[0].picked(architecture[name]) for name, same in choices(self.space).items()]
         # Sums of shares of whole numbers: what is exactly at a bound is not to be over it by its last bit.
         return round(float(self.counter.at(torch.cat(masks).double())), 6)
+
+    def record(self, network: nn.Module) -> dict[str, Any]:
+        """The limit as JSON, with what a network reaches when it is counted or measured anew."""
+        cost = self.cost
+        return {"cost": cost.name, "unit": cost.unit, "bound": self.bound, "reached": cost.of(network)}
 
     def width(self) -> float:
         """The largest share of every gate's entries that keeps the limit, by bisection."""
