@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -39,6 +40,8 @@ class Machine:
                 precision=cast(Any, self.precision),
             )
             self._fabric.launch()
+            if not self._alone:
+                atexit.register(_leave)
         return self._fabric
 
     @property
@@ -97,3 +100,9 @@ class Machine:
         """Put the precision into a state that `state` returned."""
         if state:
             self.fabric.strategy.precision.load_state_dict(state)
+
+
+def _leave() -> None:
+    """Leave the group of processes before the interpreter ends: threads of gloo that outlive it abort the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

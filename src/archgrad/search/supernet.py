@@ -203,15 +203,7 @@ def conclude(
             trained = _trained(source, architecture, task, run, steps=steps, optimiser=optimiser)
         network = trained
         after = _figures(network, task, run, example)
-    limit = None
-    if within:
-        reached = run.remember("reached", lambda: within.reached(architecture, network))
-        if within.slower > 1.0:
-            run.note(
-                f"The machine was {within.slower:.2f} times slower at the end than when the limit was settled: the "
-                f"price under the limit is given at the earlier speed."
-            )
-        limit = {"cost": within.cost.name, "unit": within.cost.unit, "bound": within.bound, "reached": reached}
+    limit = _reached(within, architecture, network, run) if within else None
     described = dict(space.describe(architecture)) if isinstance(space, Described) else {}
     if within and (surrogate := run.remember("surrogate", within.record)):
         described["surrogate"] = surrogate
@@ -240,6 +232,17 @@ def conclude(
         found.save(run.folder)
     run.finish()
     return found
+
+
+def _reached(within: Within, architecture: Architecture, network: nn.Module, run: Run) -> dict[str, Any]:
+    """The limit, and what the network that is handed back takes."""
+    reached = run.remember("reached", lambda: within.reached(architecture, network))
+    if within.slower > 1.0:
+        run.note(
+            f"The machine was {within.slower:.2f} times slower at the end than when the limit was settled: the price "
+            f"under the limit is given at the earlier speed."
+        )
+    return {"cost": within.cost.name, "unit": within.cost.unit, "bound": within.bound, "reached": reached}
 
 
 def _signs(space: nn.Module, architecture: Architecture, task: Classification, run: Run) -> dict[str, Any]:
