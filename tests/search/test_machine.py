@@ -90,7 +90,9 @@ def main(place: Path) -> None:
 def test_two_processes_stop_together_and_resume_exactly(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, timeout=120, text=True)
+    done = subprocess.run(
+        [*command, str(tmp_path)], env=environment, capture_output=True, check=False, timeout=120, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "stopped0").exists()
     assert (tmp_path / "stopped1").exists()
