@@ -92,7 +92,8 @@ class Found:
                 export_program(self.network, self.example, folder / "network.pt2")
             except ModelError as error:
                 self.record.setdefault("notes", []).append(str(error))
-        (folder / "card.json").write_text(json.dumps(self.record.get("card", {}), indent=1) + "\n", encoding="utf-8")
+        if counted := self.record.get("card"):
+            (folder / "card.json").write_text(json.dumps(counted, indent=1) + "\n", encoding="utf-8")
         (folder / "record.json").write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
         if not (folder / "history.jsonl").exists():
             lines = "".join(json.dumps(row) + "\n" for row in self.history)
