@@ -45,9 +45,10 @@ from archgrad.search.dynamics import Dynamics, Experience, refit
 from archgrad.search.fit import MakeOptimiser, adamw, descend
 from archgrad.search.found import Found
 from archgrad.search.nested import Inner, search_inside
-from archgrad.search.piloted import Plan, labelled, open_loop, piloted, solve
+from archgrad.search.piloted import Plan, open_loop, piloted, solve
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
+from archgrad.search.supernet import picks
 from archgrad.tasks.planning import line_search
 from archgrad.tasks.systems import System, probe
 
@@ -155,7 +156,7 @@ def nnilqr(
     gains = solve(dynamics, plan.best.trajectory, run, cost=system.cost, sigma=terms.smoothing)
     record = {
         **heading(nnilqr, settings, f"{system.name} controlled by neural iLQR"),
-        "picks": labelled(made, architecture), "data": task.splits,
+        "picks": picks(made, architecture), "data": task.splits,
     }  # fmt: skip
     return piloted(
         dynamics, plan, run, system=system, gains=gains, space=made, architecture=architecture, record=record

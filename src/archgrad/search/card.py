@@ -16,12 +16,12 @@ from torch import nn
 
 from archgrad.choices.access import choices
 from archgrad.search.run import Run
+from archgrad.tasks.classification import Classification
 
 # What is asked for, which no default could know, and where things are put.
 _GOALS = ("space", "task", "run", "limit", "memory")
-_BUDGETS = {"epochs": None, "steps": None, "trials": None, "seconds": None, "precision": "32-true"}
-# A task's record of itself: what each entry is where nothing is said, and what is counted as preprocessing.
-_OF_DATA = {"batch_size": 128, "valid_fraction": 0.2, "smoothing": 0.0}
+_BUDGETS = ("epochs", "steps", "trials", "seconds", "precision")
+_OF_DATA = ("batch_size", "valid_fraction", "smoothing")  # entries of a task's record of itself
 _OURS = ("archgrad.", "torch.")
 _MOST = 12
 
@@ -66,8 +66,8 @@ def card(
         transfers: whether what was found is for other data than it was found on.
     """
     budgets = {name: getattr(run, "max_steps" if name == "steps" else name) for name in _BUDGETS}
-    of_run = [f"{name}={value}" for name, value in budgets.items() if value != _BUDGETS[name]]
-    of_data = [f"{name}={data[name]}" for name, default in _OF_DATA.items() if data.get(name, default) != default]
+    of_run = _off(Run, budgets)
+    of_data = _off(Classification, {name: data[name] for name in _OF_DATA if name in data})
     task = ["data"] if data else []
     own = sorted({type(m).__name__ for m in space.modules() if not type(m).__module__.startswith(_OURS)})
     rows = {
@@ -90,6 +90,12 @@ def card(
         "compute": {"seconds": last, "device": str(run.device), "seeds": 1},
         "missing_inputs": bool(getattr(space, "handles_missing", False)),
     }  # fmt: skip
+
+
+def _off(made: Callable[..., object], given: Mapping[str, Any]) -> list[str]:
+    """What was given otherwise than the defaults have it, as "name=value"."""
+    known = inspect.signature(made).parameters
+    return [f"{name}={value}" for name, value in given.items() if value != known[name].default]
 
 
 def _plain(value: Any) -> Any:

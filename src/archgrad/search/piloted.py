@@ -10,9 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
-from archgrad.choices.modules import OpChoice
 from archgrad.costs.count import params
 from archgrad.derive.discretise import build
 from archgrad.errors import NonFiniteError
@@ -92,16 +90,6 @@ def solve(dynamics: Dynamics, around: Trajectory, run: Run, *, cost: Cost, sigma
     states, actions = run.to_device((around.states.float(), around.actions.float()))
     jacobians = smooth(derivatives(dynamics.step, states, actions), sigma)
     return backward(jacobians, *cost.expand(around))
-
-
-def labelled(space: nn.Module, architecture: Architecture) -> list[dict[str, str]]:
-    """For each choice what was picked, by label where there is one."""
-    rows = []
-    for name, (choice, *_) in choices(space).items():
-        pick = architecture[name]
-        label = choice.labels[pick] if isinstance(choice, OpChoice) and isinstance(pick, int) else str(pick)
-        rows.append({"choice": name, "pick": label})
-    return rows
 
 
 def piloted(
