@@ -132,7 +132,7 @@ def piloted(
         "notes": list(run.notes),
         "load": LOAD,
         **record,
-        "card": card(space, run, options=record.get("chosen", ()), data=record["data"]),
+        "card": card(space, run, options=record.get("chosen", ()), data={"system": system.name}),
     }  # fmt: skip
     full.pop("chosen", None)
     example = (around.states[:1].float(), around.actions[:1].float())
