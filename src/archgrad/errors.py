@@ -15,6 +15,8 @@
 Every message says what was given, what is allowed, and what to do.
 """
 
+from __future__ import annotations
+
 
 class ArchgradError(Exception):
     """Anything that archgrad raises on purpose."""
@@ -57,6 +59,10 @@ class MissingExtra(ArchgradError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed. It comes with an extra: pip install 'archgrad[{extra}]'")
+        self._given = (package, extra)
+
+    def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:
+        return MissingExtra, self._given
 
 
 class NonFiniteError(ArchgradError, ArithmeticError):

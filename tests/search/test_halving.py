@@ -12,8 +12,9 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.errors import ConfigError
-from archgrad.search.halving import Halving, _Later, halved
+from archgrad.search.halving import Halving, halved
 from archgrad.search.run import Run
+from archgrad.search.trials import Later
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(120, 4, generator=G)
@@ -73,7 +74,7 @@ def test_the_best_of_a_round_go_on_and_best_is_the_highest_so_far() -> None:
 
 
 def test_a_later_round_goes_on_with_the_next_batches_and_the_same_weights() -> None:
-    later = _Later(TASK, 7).stream(seed=3)
+    later = Later(TASK, 7).stream(seed=3)
     assert torch.equal(later(2)[0], TASK.stream(seed=3)(9)[0])
     made = run()
     search(210, made)

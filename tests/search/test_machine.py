@@ -50,9 +50,9 @@ def test_batches_move_whole() -> None:
 def test_torchrun_decides_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
-    Run(device="cpu", processes=4)
+    Run(device="cpu", devices=4)
     with pytest.raises(ConfigError, match="torchrun started 4"):
-        Run(device="cpu", processes=2)
+        Run(device="cpu", devices=2)
 
 
 def program(folder: Path, stop: int) -> None:

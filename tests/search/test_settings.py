@@ -18,7 +18,7 @@ from archgrad.search.run import Run
         ({"steps": 2.5}, r"steps=2\.5"),
         ({"epochs": True}, "epochs=True"),
         ({"trials": "x"}, "trials='x'"),
-        ({"processes": 0}, "processes=0"),
+        ({"devices": 0}, "devices=0"),
         ({"seconds": 0}, "seconds=0 was given.*greater than 0"),
         ({"seconds": math.nan}, "seconds=nan"),
         ({"seconds": "1"}, "seconds='1'"),

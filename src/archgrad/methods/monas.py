@@ -38,6 +38,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.policies import Controller, Policy, Prior, Reinforce
 from archgrad.costs.limits import Cost, Limit
 from archgrad.errors import ConfigError, LimitError
+from archgrad.search.archive import Archive, Prices, Trial, control, price
 from archgrad.search.card import heading
 from archgrad.search.fit import MakeOptimiser, sgd
 from archgrad.search.found import Found
@@ -45,18 +46,7 @@ from archgrad.search.prior import recorded
 from archgrad.search.rewards import Reward, refuse_conflict, under
 from archgrad.search.run import Run
 from archgrad.search.supernet import conclude, divided, foresee, supernet
-from archgrad.search.trials import (
-    Archive,
-    Evaluate,
-    Prices,
-    Trial,
-    control,
-    evaluator,
-    perfect,
-    price,
-    rounds,
-    steps_of,
-)
+from archgrad.search.trials import Evaluate, evaluator, perfect, rounds, steps_of
 from archgrad.search.within import Within
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Scored
@@ -159,6 +149,7 @@ def monas(
         rewards = hunt(drawn)
         entropy = learner.step(drawn, rewards)
         run.log({"reward": sum(rewards) / len(rewards), "entropy": entropy, "trials": len(archive)}, step=step)
+    evaluate.close()
     best = Architecture.from_json(run.remember("best", lambda: hunt.best().to_json()))
     beside = control(space, task, run, tried=archive, prices=prices, within=within)
     left = max(0, steps - sum(steps_of(number, trials=trials, steps=steps) for number in range(len(archive))))
@@ -188,20 +179,28 @@ class _Hunt:
     def __call__(self, drawn: Sequence[Architecture]) -> list[float]:
         """The rewards of one draw of the policy."""
         paid = len(self.archive)
+        fresh = dict.fromkeys(one for one in drawn if one not in self.archive and self._paid_for(one) is not None)
+        self.evaluate.ahead(dict(enumerate(fresh, start=paid)))
         rewards = [self._earned(architecture) for architecture in drawn]
         self.idle = self.idle + 1 if len(self.archive) == paid else 0
         return rewards
 
     def _earned(self, architecture: Architecture) -> float:
         if architecture not in self.archive:
-            over = self.within is not None and price(self.within, architecture, self.run) > self.within.bound
-            costs = {} if over else self.prices.of(architecture)
-            if over or not self.reward.allows(costs):
+            costs = self._paid_for(architecture)
+            if costs is None:
                 self.refused += 1
                 return self.reward.lowest
             score = self.evaluate(architecture, len(self.archive))
             self.archive.add(Trial(architecture, score, costs))
         return self.value(self.archive[architecture])
+
+    def _paid_for(self, architecture: Architecture) -> dict[str, float] | None:
+        """What an architecture takes; None where it is over a bound, and earns the lowest reward unseen."""
+        if self.within is not None and price(self.within, architecture, self.run) > self.within.bound:
+            return None
+        costs = self.prices.of(architecture)
+        return costs if self.reward.allows(costs) else None
 
     def value(self, trial: Trial) -> float:
         """The reward of a trial."""

@@ -30,6 +30,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.policies import Prior, Uniform
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
+from archgrad.search.archive import Archive, Trial
 from archgrad.search.card import heading
 from archgrad.search.draws import drawn, ranking
 from archgrad.search.fit import MakeOptimiser, descend, sgd
@@ -39,7 +40,7 @@ from archgrad.search.prior import recorded
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.search.supernet import conclude, divided, foresee, supernet
-from archgrad.search.trials import Archive, Trial, evaluator, rounds
+from archgrad.search.trials import evaluator, rounds
 from archgrad.search.within import Within
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch, Scored
@@ -135,11 +136,13 @@ def _each(
     evaluate = evaluator(space, task, run, trials=len(tried), steps=steps, share=share, optimiser=optimiser)
     archive = Archive()
     run.keep(archive=archive)
+    evaluate.ahead(dict(enumerate(tried)))
     for number in rounds(task, run, len(tried), share=1.0):
         score = evaluate(tried[number], number)
         archive.add(Trial(tried[number], score, {}))
         if isinstance(task, Scored):
             run.log({"score": score})
+    evaluate.close()
     return [{"architecture": dict(one.architecture), "score": one.score} for one in archive.trials.values()]
 
 

@@ -144,7 +144,7 @@ def rl_darts(
 def _rollouts(task: Reinforcement, run: Run, steps: int, *, terms: Terms, phases: int) -> int:
     """Rollouts of each phase: what was asked for, or what the run allows."""
     if run.world > 1:
-        raise ConfigError("RL-DARTS plays in one process; give Run(processes=1) and more environments to the task")
+        raise ConfigError("RL-DARTS plays in one process; give Run(devices=1) and more environments to the task")
     wanted = steps // (terms.rollout * task.envs)
     if wanted < 1:
         raise ConfigError(

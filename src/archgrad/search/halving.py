@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,8 +20,9 @@ from archgrad.errors import ConfigError
 from archgrad.search.fit import MakeOptimiser, descend, recalibrate
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
+from archgrad.search.trials import alone, recipe, scored
+from archgrad.search.workers import Job, Workers
 from archgrad.tasks.classification import Classification
-from archgrad.tasks.task import Batch
 
 
 @dataclass(frozen=True)
@@ -92,45 +93,74 @@ def halved(
     plan = halving.steps(len(architectures), steps)
     total, highest = sum(map(sum, plan)), -math.inf
     rows: list[dict[str, Any]] = [{"architecture": dict(one), "steps": 0} for one in architectures]
-    networks: dict[int, nn.Module] = {}
     left = list(range(len(architectures)))
+    train = _Elsewhere if run.workers else _Here
+    rounds = train(space, task, run, optimiser=optimiser)
     for number, each in enumerate(plan):
         left = sorted(sorted(left, key=lambda i: (-rows[i].get("score", 0.0), i))[: len(each)])
-        networks = {i: networks[i] for i in left if i in networks}
-        for i, more in zip(left, each, strict=True):
-            if i not in networks:
-                networks[i] = build(space, architectures[i], weights="fresh").to(run.device)
-            network = networks[i]
-            made = optimiser(network.parameters())
-            run.keep(network=network, optimiser=made)
-            descend(
-                network, _Later(task, rows[i]["steps"]), run, optimiser=made, steps=more, phase="trial",
-                schedule=cosine, share=share * more / total,
-            )  # fmt: skip
-            figures = task.evaluate(network)
-            score = next(iter(figures.values()))
+        jobs = {
+            i: Job(
+                f"round-{number}-trial-{i}",
+                architectures[i],
+                steps=more,
+                first=rows[i]["steps"],
+                share=share * more / total,
+            )
+            for i, more in zip(left, each, strict=True)
+        }
+        for i, figures in rounds(jobs, last=number + 1 == len(plan)):
+            score = scored(figures, run, round=number, best=max(highest, next(iter(figures.values()))))
             highest = max(highest, score)
-            rows[i] |= {"score": score, "round": number, "steps": rows[i]["steps"] + more}
-            run.log({**{f"trial_{name}": value for name, value in figures.items()}, "round": number, "best": highest})
+            rows[i] |= {"score": score, "round": number, "steps": rows[i]["steps"] + jobs[i].steps}
+    rounds.close()
     return rows, total
 
 
-class _Later:
-    """A task whose batches begin further on: for a network that has seen the first ones."""
+class _Here:
+    """Rounds of trials in this process: each trial of a round is a phase of the run."""
 
-    def __init__(self, task: Classification, first: int) -> None:
-        self.task, self.first = task, first
-        self.steps_per_epoch = task.steps_per_epoch
+    def __init__(self, space: nn.Module, task: Classification, run: Run, *, optimiser: MakeOptimiser) -> None:
+        self.space, self.task, self.run, self.optimiser = space, task, run, optimiser
+        self._networks: dict[int, nn.Module] = {}
 
-    def stream(self, *, seed: int, rank: int = 0, world: int = 1) -> Callable[[int], Batch]:
-        stream = self.task.stream(seed=seed, rank=rank, world=world)
-        return lambda step: stream(self.first + step)
+    def __call__(self, jobs: Mapping[int, Job], *, last: bool) -> Iterator[tuple[int, dict[str, float]]]:
+        """The figures of each trial of a round, in order."""
+        self._networks = {i: network for i, network in self._networks.items() if i in jobs}
+        for i, job in jobs.items():
+            self._networks[i] = alone(
+                self.space, self.task, self.run, job, optimiser=self.optimiser, network=self._networks.get(i)
+            )  # fmt: skip
+            yield i, self.task.evaluate(self._networks[i])
 
-    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        return self.task.loss(network, batch)
+    def close(self) -> None:
+        """The last round is over."""
+        self._networks = {}
 
-    def evaluate(self, network: nn.Module, part: str = "valid") -> dict[str, float]:
-        return self.task.evaluate(network, part)
+
+class _Elsewhere:
+    """Rounds of trials by workers: each round is a phase, and a trial's weights travel."""
+
+    def __init__(self, space: nn.Module, task: Classification, run: Run, *, optimiser: MakeOptimiser) -> None:
+        self.run, self._workers = run, Workers(run, recipe(space, task, run, optimiser=optimiser))
+        self._weights: dict[int, dict[str, Tensor]] = {}
+
+    def __call__(self, jobs: Mapping[int, Job], *, last: bool) -> Iterator[tuple[int, dict[str, float]]]:
+        """The figures of each trial of a round, in order."""
+        asked = [replace(job, weights=self._weights.get(i), keep=not last) for i, job in jobs.items()]
+        found: dict[int, dict[str, float]] = {}
+        self.run.keep()
+        for step in self.run.steps(len(asked), phase="trials"):
+            self._workers.ahead(asked)
+            self._workers.result(asked[step])
+        for i, job in zip(jobs, asked, strict=True):
+            done = self._workers.result(job)
+            self._weights[i], found[i] = done.weights, done.figures
+        self._weights = {i: self._weights[i] for i in jobs}
+        yield from found.items()
+
+    def close(self) -> None:
+        """The last round is over."""
+        self._workers.close()
 
 
 def finals(

@@ -20,10 +20,10 @@ Value = TypeVar("Value")
 class Machine:
     """One device, or several processes; Fabric is imported and launched when it is first needed."""
 
-    def __init__(self, device: str, *, precision: str, processes: int) -> None:
+    def __init__(self, device: str, *, precision: str, devices: int) -> None:
         self._asked = checked.device(device)
         self.precision = checked.precision(precision, self._asked)
-        self._processes = checked.processes(processes, self._asked)
+        self._processes = checked.devices(devices, self._asked)
         self._fabric: Fabric | None = None
 
     @property

@@ -116,7 +116,7 @@ class Paths:
         if run.world > 1:
             raise ConfigError(
                 f"paths are explored by one process, since candidates are kept in files, and the run has "
-                f"{run.world}: give Run(processes=1)"
+                f"{run.world}: give Run(devices=1)"
             )
         self.shelf, self.policy, self.shares, self.run = shelf, policy, shares, run
         self._make = optimiser

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,20 +26,31 @@ class Randomness:
 
     def seed_all(self) -> None:
         """Seed the global generators."""
-        torch.manual_seed(self.seed)
-        np.random.seed(self.seed)
-        random.seed(self.seed)
+        _seed_all(self.seed)
 
     def generator(self, name: str) -> torch.Generator:
         """The CPU generator of that name, seeded from (seed, name)."""
         if name not in self._own:
             generator = torch.Generator()
-            digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
-            generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+            generator.manual_seed(self._derived(name))
             if name in self._waiting:
                 generator.set_state(self._waiting[name])
             self._own[name] = generator
         return self._own[name]
+
+    @contextlib.contextmanager
+    def apart(self, name: str) -> Iterator[None]:
+        """Inside, the global generators are seeded from (seed, name); behind, they are as they were before."""
+        before = self.state()
+        _seed_all(self._derived(name) % 2**32)
+        try:
+            yield
+        finally:
+            self._set_global(before)
+
+    def _derived(self, name: str) -> int:
+        digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") >> 1
 
     def state(self) -> State:
         """The states of all of them, CUDA's only where CUDA is in use."""
@@ -52,15 +65,24 @@ class Randomness:
 
     def set_state(self, state: State) -> None:
         """Put them into a state that `state` returned."""
+        self._set_global(state)
+        self._waiting = dict(state["own"])
+        for name, generator in self._own.items():
+            if name in self._waiting:
+                generator.set_state(self._waiting[name])
+
+    def _set_global(self, state: State) -> None:
         torch.set_rng_state(state["torch"])
         if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["cuda"])
         np.random.set_state(state["numpy"])
         random.setstate(state["python"])
-        self._waiting = dict(state["own"])
-        for name, generator in self._own.items():
-            if name in self._waiting:
-                generator.set_state(self._waiting[name])
+
+
+def _seed_all(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
 
 
 def _cuda_in_use() -> bool:

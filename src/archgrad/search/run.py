@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -40,7 +41,9 @@ class Run:
 
     `epochs` and `steps` bound the training steps of all phases together, `trials` the networks tried,
     `seconds` the time inside loops. `folder` is where everything is kept (None: in memory only).
-    `device` is "auto", "cpu", "cuda", "cuda:N" or "mps". State is saved every `checkpoint_seconds`.
+    `device` is "auto", "cpu", "cuda", "cuda:N" or "mps"; `devices` how many of them, a process each, by Fabric.
+    `workers` is for methods that try networks apart: None tries them in this process, a number in so many others,
+    "ray" or "ray://host:port" on a Ray cluster; the result is the same. State is saved every `checkpoint_seconds`.
 
     Raises ConfigError for a setting that cannot be used, MissingExtra when TensorBoard is not installed.
     """
@@ -56,7 +59,8 @@ class Run:
         folder: str | Path | None = None,
         device: str = "auto",
         precision: str = "32-true",
-        processes: int = 1,
+        devices: int = 1,
+        workers: int | str | None = None,
         checkpoint_seconds: float = 30.0,
         tensorboard: bool = False,
         progress: bool = True,
@@ -67,7 +71,8 @@ class Run:
         self.seconds = checked.seconds("seconds", seconds)
         self.seed = checked.seed(seed)
         self.folder = Path(folder) if folder is not None else None
-        self._machine = Machine(device, precision=precision, processes=processes)
+        self.workers = checked.workers(workers)
+        self._machine = Machine(device, precision=precision, devices=devices)
         self._checkpoint_seconds = checked.seconds("checkpoint_seconds", checkpoint_seconds, zero=True) or 0.0
         self._tensorboard = checked.tensorboard(tensorboard, self.folder)
         self._progress = progress
@@ -138,6 +143,8 @@ class Run:
             raise RunError(f"run.begin was called on a run that is {self._status}. Make a Run for each method.")
         budgets = {"epochs": self.epochs, "steps": self.max_steps, "trials": self.trials}
         same = budgets | {"seconds": self.seconds, "seed": self.seed, "precision": self.precision}
+        # Trials elsewhere are not phases of this run: the one cannot go on where the other was.
+        same |= {"workers": True} if self.workers else {}
         identity = checked.identity(method, settings, same)
         self._history = History(self.folder if self.rank == 0 else None, tensorboard=self._tensorboard)
         self._view = ProgressView(enabled=self._progress and self.rank == 0)
@@ -292,6 +299,16 @@ class Run:
         lost = "Nothing is saved: give Run(folder=...) to be able to resume."
         raise Stopped(f"{place} {saved if self.folder else lost}", reason)
 
+    @property
+    def wanted(self) -> bool:
+        """Whether a signal asks to stop: for what takes long inside one step."""
+        return bool(self._signals.wanted)
+
+    def stop_here(self) -> NoReturn:
+        """Stop inside a step, by the signal that came; a resumed run begins at the last state saved."""
+        assert self._phase
+        self._stop(self._phase, self._signals.wanted)
+
     def _leave(self, phase: Phase) -> None:
         """Save where a loop was left; it counts as the phase's end once the program has gone on."""
         if self._signals.wanted or sys.is_finalizing():
@@ -330,6 +347,10 @@ class Run:
     def generator(self, name: str) -> torch.Generator:
         """The CPU generator of that name, seeded from (seed, name); its state is saved and restored."""
         return self._random.generator(name)
+
+    def apart(self, name: str) -> AbstractContextManager[None]:
+        """The global generators seeded from (seed, name) inside, and as they were behind."""
+        return self._random.apart(name)
 
     def log(self, figures: Mapping[str, float | Tensor], *, step: int | None = None) -> None:
         """Add a record {phase, step, time, figures} to `history` and history.jsonl, and show it.

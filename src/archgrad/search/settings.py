@@ -73,17 +73,17 @@ def precision(name: str, where: torch.device) -> str:
     return name
 
 
-def processes(given: int, where: torch.device) -> int:
-    """A number of processes that the device and torchrun allow."""
-    number = count("processes", given) or 1
+def devices(given: int, where: torch.device) -> int:
+    """A number of devices, a process each, that the kind of device and torchrun allow."""
+    number = count("devices", given) or 1
     if where.index is not None and number > 1:
         raise ConfigError(
-            f'processes={number} was given with the one device {where}. Use device="{where.type}", or processes=1.'
+            f'devices={number} was given with the one device {where}. Use device="{where.type}", or devices=1.'
         )
     world = os.environ.get("WORLD_SIZE", "1")
     if "TORCHELASTIC_RUN_ID" in os.environ and number > 1 and str(number) != world:
         raise ConfigError(
-            f"processes={number} was given, but torchrun started {world}. Leave processes out under torchrun."
+            f"devices={number} was given, but torchrun started {world}. Leave devices out under torchrun."
         )
     return number
 
@@ -94,6 +94,15 @@ def layout(number: int) -> tuple[int, int]:
         return number, 1
     local = int(os.environ["LOCAL_WORLD_SIZE"])
     return local, int(os.environ["WORLD_SIZE"]) // local
+
+
+def workers(given: int | str | None) -> int | str | None:
+    """How many worker processes, or where a Ray cluster is."""
+    if isinstance(given, str):
+        if given == "ray" or re.fullmatch(r"ray://[\w.\[\]:-]+", given):
+            return given
+        raise ConfigError(f'workers={given!r} was given. Allowed are a whole number, "ray" and "ray://host:port".')
+    return count("workers", given)
 
 
 def tensorboard(wanted: bool, folder: Path | None) -> bool:

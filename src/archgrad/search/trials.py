@@ -1,41 +1,38 @@
-"""Trials: architectures tried one by one, what each scored and takes, and the best of them in every respect."""
+"""Trials: architectures tried one by one in this process, or side by side by workers; same scores either way."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from archgrad.choices.architecture import Architecture
-from archgrad.choices.policies import Uniform
-from archgrad.costs.limits import Cost, Limit
 from archgrad.derive.discretise import build
 from archgrad.search.fit import MakeOptimiser, descend, recalibrate
-from archgrad.search.front import front, hypervolume
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
-from archgrad.search.within import Within
+from archgrad.search.workers import Job, Outcome, Recipe, Workers
 from archgrad.tasks.classification import Classification
-from archgrad.tasks.task import Scored
+from archgrad.tasks.task import Batch, Scored
 
 
 class Evaluate(Protocol):
-    """What tries an architecture. Trials share nothing but this, so that they can be given to several workers."""
+    """What tries an architecture. Trials share nothing but this, and the randomness of each is its own."""
+
+    def ahead(self, trials: Mapping[int, Architecture]) -> None:
+        """Say which trials, by number, will be asked for, so that workers can begin with them."""
+        ...
 
     def __call__(self, architecture: Architecture, number: int) -> float:
         """The score of trial `number`, counted from 0."""
         ...
 
-
-@dataclass(frozen=True)
-class Trial:
-    """One architecture that was tried: its score, higher is better, and what it takes, by the costs' names."""
-
-    architecture: Architecture
-    score: float
-    costs: Mapping[str, float]
+    def close(self) -> None:
+        """There will be no more."""
+        ...
 
 
 def perfect(task: Classification | Scored) -> float:
@@ -53,7 +50,7 @@ def evaluator(
     share: float,
     optimiser: MakeOptimiser | None,
 ) -> Evaluate:
-    """How architectures are tried on a task: looked up where it scores them itself, else trained.
+    """How architectures are tried on a task: looked up where it scores them itself, else trained; here or by workers.
 
     Args:
         space: the supernet.
@@ -63,28 +60,156 @@ def evaluator(
         steps: of training, of all trials together; each takes at least one.
         share: of a budget in seconds, of all trials together.
         optimiser: from fresh weights to their optimiser; None tries the supernet's weights as they are.
+
+    Raises:
+        ConfigError: there are workers, and the space, task or optimiser cannot be sent to them.
     """
+    part = 0 if isinstance(task, Scored) or optimiser is None else steps
 
-    def looked_up(architecture: Architecture, number: int) -> float:
-        assert isinstance(task, Scored)
-        return task.score(architecture)
+    def job(architecture: Architecture, number: int) -> Job:
+        taken = steps_of(number, trials=trials, steps=part) if part else 0
+        return Job(f"trial-{number}", architecture, steps=taken, share=share / trials)
 
-    def trained(architecture: Architecture, number: int) -> float:
-        assert not isinstance(task, Scored)
-        network = build(space, architecture, weights="fresh" if optimiser else "inherit")
+    if run.workers:
+        return _Elsewhere(run, task, recipe(space, task, run, optimiser=optimiser), job)
+    return _Here(space, task, run, job, optimiser=optimiser)
+
+
+class _Here:
+    """Trials one after another in this process: those that train are phases of the run."""
+
+    def __init__(
+        self, space: nn.Module, task: Classification | Scored, run: Run, job: Callable[[Architecture, int], Job], *,
+        optimiser: MakeOptimiser | None,
+    ) -> None:  # fmt: skip
+        self.space, self.task, self.run, self.job, self.optimiser = space, task, run, job, optimiser
+
+    def ahead(self, trials: Mapping[int, Architecture]) -> None:
+        pass
+
+    def __call__(self, architecture: Architecture, number: int) -> float:
+        if isinstance(self.task, Scored):
+            return self.task.score(architecture)
+        job = self.job(architecture, number)
+        network = alone(self.space, self.task, self.run, job, optimiser=self.optimiser)
+        return scored(self.task.evaluate(network), self.run)
+
+    def close(self) -> None:
+        pass
+
+
+class _Elsewhere:
+    """Trials side by side in other processes."""
+
+    def __init__(
+        self, run: Run, task: Classification | Scored, recipe: Recipe, job: Callable[[Architecture, int], Job]
+    ) -> None:
+        self.run, self.task, self.workers, self.job = run, task, Workers(run, recipe), job
+
+    def ahead(self, trials: Mapping[int, Architecture]) -> None:
+        self.workers.ahead([self.job(architecture, number) for number, architecture in trials.items()])
+
+    def __call__(self, architecture: Architecture, number: int) -> float:
+        figures = self.workers.result(self.job(architecture, number)).figures
+        return next(iter(figures.values())) if isinstance(self.task, Scored) else scored(figures, self.run)
+
+    def close(self) -> None:
+        self.workers.close()
+
+
+def scored(figures: Mapping[str, float], run: Run, **more: float) -> float:
+    """Log a trial's figures; the first of them is its score."""
+    run.log({**{f"trial_{name}": value for name, value in figures.items()}, **more})
+    return next(iter(figures.values()))
+
+
+def alone(
+    space: nn.Module,
+    task: Classification,
+    run: Run,
+    job: Job,
+    *,
+    optimiser: MakeOptimiser | None,
+    network: nn.Module | None = None,
+) -> nn.Module:
+    """An architecture's network trained by itself, in a phase "trial", with the randomness of (seed, job's name).
+
+    Args:
+        space: the supernet.
+        task: trained on.
+        run: begun.
+        job: what and how long.
+        optimiser: from weights to their optimiser; None takes the supernet's weights and recalibrates them.
+        network: to go on with, in place of a fresh one.
+    """
+    with run.apart(job.name):
+        if network is None:
+            network = build(space, job.architecture, weights="fresh" if optimiser else "inherit").to(run.device)
+        if job.weights is not None:
+            network.load_state_dict(job.weights)
         if optimiser is None:
             recalibrate(network, task, run, batches=8)
-        else:
-            made, part = optimiser(network.parameters()), steps_of(number, trials=trials, steps=steps)
-            run.keep(network=network, optimiser=made)
-            descend(
-                network, task, run, optimiser=made, steps=part, phase="trial", schedule=cosine, share=share / trials
-            )  # fmt: skip
-        figures = task.evaluate(network)
-        run.log({f"trial_{name}": value for name, value in figures.items()})
-        return next(iter(figures.values()))
+            return network
+        made = optimiser(network.parameters())
+        run.keep(network=network, optimiser=made)
+        descend(
+            network, Later(task, job.first), run, optimiser=made, steps=job.steps, phase="trial", schedule=cosine,
+            share=job.share,
+        )  # fmt: skip
+    return network
 
-    return looked_up if isinstance(task, Scored) else trained
+
+@dataclass(frozen=True)
+class _Apart:
+    """What workers take with them: they try as `alone` does, in a run of their own in memory."""
+
+    space: nn.Module
+    task: Classification | Scored
+    optimiser: MakeOptimiser | None
+    seed: int
+    device: str
+    precision: str
+    seconds: float | None
+
+    def __call__(self, job: Job) -> Outcome:
+        if isinstance(self.task, Scored):
+            return {"score": self.task.score(job.architecture)}, {}
+        seconds = self.seconds and self.seconds * job.share
+        run = Run(seed=self.seed, device=self.device, precision=self.precision, seconds=seconds, progress=False)
+        run.begin("trial", {})
+        space = self.space.to(run.device)
+        network = alone(space, self.task, run, replace(job, share=1.0), optimiser=self.optimiser)
+        weights = {name: value.cpu() for name, value in network.state_dict().items()} if job.keep else {}
+        return self.task.evaluate(network), weights
+
+
+def recipe(space: nn.Module, task: Classification | Scored, run: Run, *, optimiser: MakeOptimiser | None) -> Recipe:
+    """How workers try an architecture; the space is copied to the CPU for the way."""
+    return _Apart(
+        copy.deepcopy(space).cpu(), task, optimiser, seed=run.seed, device=run.device.type, precision=run.precision,
+        seconds=run.seconds,
+    )  # fmt: skip
+
+
+class Later:
+    """A task whose batches begin further on: for a network that has seen the first ones."""
+
+    def __init__(self, task: Classification, first: int) -> None:
+        self.task, self.first = task, first
+        self.steps_per_epoch = task.steps_per_epoch
+
+    def stream(self, *, seed: int, rank: int = 0, world: int = 1) -> Callable[[int], Batch]:
+        """As the task's, from the step `first`."""
+        stream = self.task.stream(seed=seed, rank=rank, world=world)
+        return lambda step: stream(self.first + step)
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """As the task's."""
+        return self.task.loss(network, batch)
+
+    def evaluate(self, network: nn.Module, part: str = "valid") -> dict[str, float]:
+        """As the task's."""
+        return self.task.evaluate(network, part)
 
 
 def steps_of(number: int, *, trials: int, steps: int) -> int:
@@ -95,153 +220,8 @@ def steps_of(number: int, *, trials: int, steps: int) -> int:
 def rounds(task: Classification | Scored, run: Run, count: int, *, share: float) -> Iterable[int]:
     """The numbers 0 to count - 1, for a loop of trials.
 
-    Trials that train are phases of their own: a resumed program passes through the finished ones. Those that look
-    up are the steps of one phase; what the loop carries is kept before it (`run.keep`).
+    Trials that train here are phases of their own: a resumed program passes through the finished ones. Those that
+    are looked up or made by workers are the steps of one phase; what the loop carries is kept before it (`run.keep`).
     """
-    return run.steps(count, phase="search", share=share) if isinstance(task, Scored) else range(count)
-
-
-def price(within: Within, architecture: Architecture, run: Run) -> float:
-    """What an architecture takes; what is read off a clock is read once in the life of a run."""
-    if not (within.measured and within.cost.measured):
-        return within.price(architecture)
-    key = f"{within.cost.name} of {sorted(architecture.items())}"
-    return float(run.remember(key, lambda: within.price(architecture)))
-
-
-class Prices:
-    """What architectures of one space take by several costs, each asked once.
-
-    Args:
-        space: the supernet.
-        costs: any, measured ones too.
-
-    Attributes:
-        lowest, highest: {cost: of the cheapest, of the dearest network of the space, as far as known}; for costs
-            that networks are asked for only after `begin`.
-    """
-
-    def __init__(self, space: nn.Module, costs: Iterable[Cost]) -> None:
-        self._within = {cost.name: Within(space, Limit(cost, fraction=1.0)) for cost in costs}
-        self.costs = {name: one.cost for name, one in self._within.items()}
-        self.lowest: dict[str, float] = {}
-        self.highest: dict[str, float] = {}
-
-    def begin(self, run: Run) -> None:
-        """Find the lowest and highest, once in the run's life where that takes measuring."""
-        self._run = run
-        for name, one in self._within.items():
-            one.begin(run, key=f"prices of {name}")
-            self.lowest[name], self.highest[name] = one.lowest, one.bound
-
-    def of(self, architecture: Architecture) -> dict[str, float]:
-        """{cost: what the architecture takes}."""
-        return {name: price(one, architecture, self._run) for name, one in self._within.items()}
-
-    def scaled(self, prices: Mapping[str, float]) -> dict[str, float]:
-        """Prices on the way from the lowest to the highest, in [0, 1]."""
-        found = {}
-        for name, value in prices.items():
-            span = self.highest[name] - self.lowest[name]
-            found[name] = min(max((value - self.lowest[name]) / span, 0.0), 1.0) if span > 0.0 else 0.0
-        return found
-
-
-def control(
-    space: nn.Module,
-    task: Classification | Scored,
-    run: Run,
-    *,
-    tried: Archive,
-    prices: Prices,
-    within: Within | None,
-) -> Archive:
-    """Random trials to hold a search against: of as many even draws as it made trials those that keep its limit.
-
-    Made where scores and costs are looked up or counted; trained or measured they would take what the search did.
-    """
-    beside = Archive()
-    if not isinstance(task, Scored) or any(cost.measured for cost in prices.costs.values()):
-        return beside
-    policy, generator = Uniform(space), run.generator("control")
-    run.keep(beside=beside)
-    for _ in run.steps(len(tried), phase="control"):
-        one = policy.sample(generator)
-        if within is None or price(within, one, run) <= within.bound:
-            beside.add(tried[one] if one in tried else Trial(one, task.score(one), prices.of(one)))
-    return beside
-
-
-class Archive:
-    """All trials of a search by architecture, in the order they were made."""
-
-    def __init__(self) -> None:
-        self.trials: dict[Architecture, Trial] = {}
-
-    def __len__(self) -> int:
-        return len(self.trials)
-
-    def __contains__(self, architecture: object) -> bool:
-        return architecture in self.trials
-
-    def __getitem__(self, architecture: Architecture) -> Trial:
-        return self.trials[architecture]
-
-    def add(self, trial: Trial) -> None:
-        """Take in a trial."""
-        self.trials[trial.architecture] = trial
-
-    def front(self, costs: Sequence[str]) -> list[Trial]:
-        """The trials that none beats in score and all these costs."""
-        listed = list(self.trials.values())
-        return [listed[i] for i in front([_point(trial, costs) for trial in listed])]
-
-    def hypervolume(self, costs: Sequence[str], *, score: float, bounds: Mapping[str, float]) -> float:
-        """Volume between the front and a corner, in units of score times those of the costs.
-
-        Args:
-            costs: which.
-            score: of the corner: scores below it add nothing.
-            bounds: of the corner: {cost: what takes more adds nothing}.
-        """
-        points = [_point(trial, costs) for trial in self.trials.values()]
-        return hypervolume(points, (-score, *(bounds[name] for name in costs)))
-
-    def record(
-        self, costs: Mapping[str, Cost], *, found: Architecture, control: Archive | None = None
-    ) -> list[dict[str, Any]]:
-        """For the report, for each cost: all trials, and which of them are on the front of score and that cost.
-
-        Args:
-            costs: which.
-            found: what was handed back.
-            control: random trials to show beside.
-        """
-        chosen = next((i for i, architecture in enumerate(self.trials) if architecture == found), None)
-        parts = [
-            {"cost": name, "unit": cost.unit, **self._against(name), "found": chosen} for name, cost in costs.items()
-        ]
-        if control:
-            parts = [{**part, "random": control._against(part["cost"])} for part in parts]
-        return parts
-
-    def _against(self, cost: str) -> dict[str, Any]:
-        listed = list(self.trials.values())
-        return {
-            "costs": [trial.costs[cost] for trial in listed], "scores": [trial.score for trial in listed],
-            "front": front([_point(trial, [cost]) for trial in listed]),
-        }  # fmt: skip
-
-    def state_dict(self) -> dict[str, Any]:
-        """All trials."""
-        return {"trials": [[one.architecture.to_json(), one.score, dict(one.costs)] for one in self.trials.values()]}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` left off."""
-        self.trials = {}
-        for text, score, costs in state["trials"]:
-            self.add(Trial(Architecture.from_json(text), score, dict(costs)))
-
-
-def _point(trial: Trial, costs: Sequence[str]) -> tuple[float, ...]:
-    return (-trial.score, *(trial.costs[name] for name in costs))
+    one = isinstance(task, Scored) or run.workers
+    return run.steps(count, phase="search", share=share) if one else range(count)
