@@ -8,7 +8,8 @@
     │   ├── ArchitectureError          an architecture that is damaged, foreign, or for another space
     │   ├── ChoiceError                choices that contradict each other or are used before they can be
     │   ├── ConfigError                an option or configuration file
-    │   └── RunError                   a run folder, a checkpoint, or a full disk
+    │   ├── RunError                   a run folder, a checkpoint, or a full disk
+    │   └── ResourceError              memory ran out, or a data loader's worker died
     ├── MissingExtra (ImportError)     an optional dependency that is not installed
     └── NonFiniteError (ArithmeticError)  a loss or parameter that became NaN or infinite
 
@@ -52,6 +53,10 @@ class ConfigError(InputError):
 
 class RunError(InputError):
     """A run folder or a checkpoint cannot be used, or the disk is full."""
+
+
+class ResourceError(InputError):
+    """Memory ran out, or a worker process of a data loader died; the last good state is kept."""
 
 
 class MissingExtra(ArchgradError, ImportError):

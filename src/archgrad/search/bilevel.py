@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +17,12 @@ from archgrad.choices.subsets import Subsets
 from archgrad.derive.discretise import decide, discretised, strengths
 from archgrad.search.dynamic import ALWAYS, Pace
 from archgrad.search.fit import autocast, take_step
+from archgrad.search.mishaps import watched
 from archgrad.search.run import Run
 from archgrad.search.schedules import Schedule, constant
 from archgrad.tasks.task import Batch, Task
 
+Value = TypeVar("Value")
 TRAVEL = 6.0
 # From a training and a validation batch to a loss and its gradient with respect to the logits, in their order.
 ArchitectureGradient = Callable[[Batch, Batch], tuple[Tensor, Sequence[Tensor | None]]]
@@ -66,7 +70,8 @@ def alternate(
         figures: more for the history, asked for before each epoch.
 
     Raises:
-        NonFiniteError: a loss became NaN or infinite; no step is taken on it.
+        NonFiniteError: a loss or a gradient became NaN or infinite; no step is taken on it.
+        ResourceError: memory ran out, or a worker of the data loader died.
     """
     first, second = (share.stream(seed=run.seed, rank=run.rank, world=run.world) for share in shares)
     decided = logits(space)
@@ -78,24 +83,31 @@ def alternate(
         for group, rate in zip((*weights.param_groups, *architecture.param_groups), rates, strict=True):
             group["lr"] = rate if group.get("steady") else rate * schedule(step / steps)
         space.train()
-        train = run.to_device(first(step))
         number = pace.due(step)
         shown |= pace.figures()
-        if number is not None:
-            with autocast(run):
-                loss, gradients = architecture_gradient(train, run.to_device(second(number)))
-            run.check_finite({"architecture loss": loss})
-            take_step(architecture, decided, gradients, run)
-            shown["architecture_loss"] = float(loss.detach())
-            # What lies before the first logits was not gone back through, and would be held during the next pass.
-            del loss
-        with autocast(run):
-            loss = weight_loss(space, train)
-        run.check_finite({"loss": loss})
-        take_step(weights, trained, torch.autograd.grad(loss, trained, allow_unused=True), run, shown=pace.saw)
+        with watched(run):
+            train = run.to_device(first(step))
+            if number is not None:
+                valid = run.to_device(second(number))
+                decide_on = functools.partial(_computed, run, functools.partial(architecture_gradient, train, valid))
+                loss, gradients = decide_on()
+                run.check_finite({"architecture loss": loss}, again=decide_on)
+                take_step(architecture, decided, gradients, run)
+                shown["architecture_loss"] = float(loss.detach())
+                # What lies before the first logits was not gone back through, and would be held during the next pass.
+                del loss, gradients
+            descend_on = functools.partial(_computed, run, functools.partial(weight_loss, space, train))
+            loss = descend_on()
+            run.check_finite({"loss": loss}, again=descend_on)
+            take_step(weights, trained, torch.autograd.grad(loss, trained, allow_unused=True), run, shown=pace.saw)
         prune(space)
         run.log({"loss": loss.detach(), "lr": weights.param_groups[0]["lr"], **shown}, step=step)
     run.log(_shown(space, figures), step=steps)
+
+
+def _computed(run: Run, compute: Callable[[], Value]) -> Value:
+    with autocast(run):
+        return compute()
 
 
 def _shown(space: nn.Module, more: Callable[[], dict[str, float]] | None) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from archgrad.errors import NonFiniteError
 from archgrad.search.fit import take_step
+from archgrad.search.mishaps import watched
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.tasks.systems import Policy, System, Trajectory
@@ -140,12 +142,14 @@ def refit(
 ) -> float:  # fmt: skip
     """Train on, within one step of the run; the learning rate falls to nothing each time."""
     network, batches = dynamics.network.train(), task.stream(seed=stable_seed(run.seed, "refit", number))
-    watched = [p for group in optimiser.param_groups for p in group["params"]]
+    trained = [p for group in optimiser.param_groups for p in group["params"]]
     loss = torch.tensor(math.nan)
     for step in range(steps):
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * cosine(step / steps)
-        loss = task.loss(network, run.to_device(batches(step)))
-        run.check_finite({"loss": loss})
-        take_step(optimiser, watched, torch.autograd.grad(loss, watched), run)
+        with watched(run):
+            batch = run.to_device(batches(step))
+            loss = task.loss(network, batch)
+            run.check_finite({"loss": loss}, again=functools.partial(task.loss, network, batch))
+            take_step(optimiser, trained, torch.autograd.grad(loss, trained), run)
     return float(loss.detach())

@@ -17,6 +17,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from archgrad.errors import ConfigError
 from archgrad.search.averaging import moving_average, take_average
 from archgrad.search.drop_path import DropPathRamp
+from archgrad.search.mishaps import watched
 from archgrad.search.run import Run
 from archgrad.search.schedules import Schedule, constant, cosine
 from archgrad.tasks.task import Batch, Task, arguments
@@ -83,12 +84,13 @@ def descend(
         each_epoch: called before each epoch; the figures that it returns are logged.
 
     Raises:
-        NonFiniteError: the loss became NaN or infinite; no step is taken on it.
+        NonFiniteError: the loss or a gradient became NaN or infinite; no step is taken on it.
+        ResourceError: memory ran out, or a worker of the data loader died.
     """
     loss_of = objective or task.loss
     batches = task.stream(seed=run.seed, rank=run.rank, world=run.world)
     rates = [group["lr"] for group in optimiser.param_groups]
-    watched = [p for group in optimiser.param_groups for p in group["params"]]
+    trained = [p for group in optimiser.param_groups for p in group["params"]]
     for step in run.steps(steps, phase=phase, share=share):
         extra = each_epoch(step // task.steps_per_epoch) if each_epoch and step % task.steps_per_epoch == 0 else {}
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
@@ -96,13 +98,19 @@ def descend(
         network.train()
         if before_step:
             before_step(step)
-        with autocast(run):
-            loss = loss_of(network, run.to_device(batches(step)))
-        run.check_finite({"loss": loss})
-        take_step(optimiser, watched, torch.autograd.grad(loss, watched, allow_unused=True), run)
+        with watched(run):
+            batch = run.to_device(batches(step))
+            loss = _computed(loss_of, network, batch, run)
+            run.check_finite({"loss": loss}, again=functools.partial(_computed, loss_of, network, batch, run))
+            take_step(optimiser, trained, torch.autograd.grad(loss, trained, allow_unused=True), run)
         if each_step:
             each_step(step)
         run.log({"loss": loss.detach(), "lr": optimiser.param_groups[0]["lr"], **extra}, step=step)
+
+
+def _computed(loss_of: Objective, network: nn.Module, batch: Batch, run: Run) -> Tensor:
+    with autocast(run):
+        return loss_of(network, batch)
 
 
 def autocast(run: Run) -> AbstractContextManager[object]:
@@ -121,9 +129,10 @@ def take_step(
 ) -> None:
     """One step on these gradients: averaged over processes, clipped by the `"clip"` of each group, then forgotten.
 
-    `shown` is called with them before they are clipped.
+    `shown` is called with them before they are clipped. Raises NonFiniteError when one is NaN or infinite.
     """
     gradients = _averaged(gradients, run)
+    run.check_gradients(parameters, gradients)
     if shown:
         shown(gradients)
     for parameter, gradient in zip(parameters, gradients, strict=True):

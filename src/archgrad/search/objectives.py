@@ -19,6 +19,7 @@ from archgrad.choices.access import choices, logits
 from archgrad.derive.discretise import decide, discretised
 from archgrad.errors import ConfigError
 from archgrad.search.bilevel import ArchitectureGradient
+from archgrad.search.diagnosis import joined
 from archgrad.tasks.task import Batch
 
 Rows = dict[str, Tensor]
@@ -38,7 +39,7 @@ def regularised(gradient: ArchitectureGradient, term: Callable[[], Tensor], spac
         more = term()
         added = torch.autograd.grad(more, logits(space), allow_unused=True)
         pairs = zip(gradients, added, strict=True)
-        return loss.detach() + more.detach(), [g if a is None else a if g is None else g + a for g, a in pairs]
+        return joined({"loss": loss, "pull": more}), [g if a is None else a if g is None else g + a for g, a in pairs]
 
     return both
 

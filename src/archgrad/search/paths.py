@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from archgrad.choices.access import choices, using, weights
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.policies import Categorical, Reinforce, Uniform
 from archgrad.errors import ConfigError
+from archgrad.search.diagnosis import largest
 from archgrad.search.fit import MakeOptimiser, autocast, take_step
+from archgrad.search.mishaps import watched
 from archgrad.search.run import Run
 from archgrad.search.shelf import Shelf, moved
 from archgrad.tasks.classification import Classification
@@ -145,14 +148,19 @@ class Paths:
                 self._hold(self.policy.draw(self._generator, uniform=episode < warm_up))
             assert self._optimiser is not None
             space.train()
-            watched = weights(space)
-            loss = self._loss(self.run.to_device(first(step)))
-            self.run.check_finite({"loss": loss})
-            take_step(self._optimiser, watched, torch.autograd.grad(loss, watched, allow_unused=True), self.run)
+            held = weights(space)
+            with watched(self.run):
+                batch = self.run.to_device(first(step))
+                loss = self._loss(batch)
+                self.run.check_finite({"loss": loss}, again=functools.partial(self._loss, batch))
+                take_step(self._optimiser, held, torch.autograd.grad(loss, held, allow_unused=True), self.run)
             figures: dict[str, float | Tensor] = {"loss": loss.detach()}
             if (step + 1) * episodes // steps > episode or step + 1 == steps:
-                with torch.no_grad():
-                    reward = float(torch.exp(-self._loss(self.run.to_device(second(step)))))
+                with torch.no_grad(), watched(self.run):
+                    judged = self._loss(self.run.to_device(second(step)))
+                # Before the path is put away: what is on file is good.
+                self.run.check_finite({"validation loss": judged, "weights": largest(held)})
+                reward = float(torch.exp(-judged))
                 if episode >= warm_up:
                     self.policy.learn(self._path, reward)
                 self.put_away()
@@ -160,6 +168,11 @@ class Paths:
             self.run.log(figures, step=step)
         self.put_away()
         self.shelf.settle()
+
+    @property
+    def space(self) -> nn.Module:
+        """What of the space is held now."""
+        return self.shelf.space
 
     def _loss(self, batch: Batch) -> Tensor:
         space = self.shelf.space

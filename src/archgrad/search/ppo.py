@@ -27,6 +27,7 @@ from torch.optim import Adam, Optimizer
 from archgrad.choices.access import logits, weights
 from archgrad.errors import ConfigError, ModelError
 from archgrad.search.collecting import Collector, Play, Rollout
+from archgrad.search.mishaps import watched
 from archgrad.search.parts import Kept
 from archgrad.search.run import Run
 from archgrad.tasks.reinforcement import ALL, Reinforcement, as_input
@@ -189,9 +190,10 @@ def learn(
     for number in run.steps(rollouts, phase=phase, share=share):
         if number % terms.reseed == 0:
             collector.begin(_seed(run, phase, number))
-        rollout, finished = collector(agent)
-        figures = _update(agent, rollout, run, terms=terms, optimiser=made)
-        _renew(agent, rollout.images, run, batch=terms.minibatch)
+        with watched(run):
+            rollout, finished = collector(agent)
+            figures = _update(agent, rollout, run, terms=terms, optimiser=made)
+            _renew(agent, rollout.images, run, batch=terms.minibatch)
         played = (number + 1) * terms.rollout * players.size
         told = {"return": sum(finished) / len(finished)} if finished else {}
         run.log({**figures, **told, "environment_steps": played, **(each(played) if each else {})}, step=number)
@@ -208,6 +210,8 @@ def _update(agent: Agent, rollout: Rollout, run: Run, *, terms: Terms, optimiser
             run.check_finite({"loss": loss})
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            stepped = [p for group in optimiser.param_groups for p in group["params"]]
+            run.check_gradients(stepped, [p.grad for p in stepped])
             # The norm of all is nearly that of the weights alone, so that both are told.
             norms = [_norm(group["params"]) for group in optimiser.param_groups]
             names = ("gradient_norm_weights", "gradient_norm_logits")

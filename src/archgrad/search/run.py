@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor
 
 from archgrad.errors import ChoiceError, NonFiniteError, RunError
+from archgrad.search import diagnosis
 from archgrad.search import parts as kept
 from archgrad.search import settings as checked
-from archgrad.search.checkpoint import Mark, Series, State
+from archgrad.search.checkpoint import Mark
 from archgrad.search.folder import RunFolder, device_name, versions
 from archgrad.search.history import History, Record
 from archgrad.search.machine import Machine
@@ -24,6 +24,7 @@ from archgrad.search.parts import Kept
 from archgrad.search.phase import Phase
 from archgrad.search.progress import ProgressView
 from archgrad.search.randomness import Randomness
+from archgrad.search.saving import Saving
 from archgrad.search.signals import Listener, Stopped
 
 if TYPE_CHECKING:
@@ -80,18 +81,14 @@ class Run:
         self._random = Randomness(self.seed)
         self._signals = Listener()
         self._files = RunFolder(self.folder) if self.folder else None
-        self._series = Series(self.folder / "checkpoints") if self.folder else None
         self._history = History(None, tensorboard=False)
         self.notes: list[str] = []
-        self._parts: Mapping[str, Kept] | None = None
+        self._saving = Saving(self.folder, machine=self._machine, random=self._random, notes=self.notes)
         self._remembered: Record = {}
         self._status = "not begun"
-        # True while the program passes through what an earlier process did, until the phase in progress.
-        self._replaying = False
         self._phase: Phase | None = None
         self._phases = self._steps_used = 0
-        self._seconds_used = self._saved_at = 0.0
-        self._last_checkpoint: Path | None = None
+        self._seconds_used = 0.0
 
     @property
     def fabric(self) -> Fabric:
@@ -124,6 +121,16 @@ class Run:
         return self._phase.step / self._phase.given if self._phase else 0.0
 
     @property
+    def place(self) -> str:
+        """Where the run is, in words: "in phase 'search' at step 12"."""
+        return f"in phase {self._phase.name!r} at step {self._phase.step}" if self._phase else "between phases"
+
+    @property
+    def good_state(self) -> str:
+        """A sentence on the last good state; empty where none is saved."""
+        return self._saving.good_state().strip()
+
+    @property
     def history(self) -> list[Record]:
         """What was logged: {"phase", "step", "time", figures} each."""
         return self._history.records
@@ -147,6 +154,7 @@ class Run:
         same |= {"workers": True} if self.workers else {}
         identity = checked.identity(method, settings, same)
         self._history = History(self.folder if self.rank == 0 else None, tensorboard=self._tensorboard)
+        self._saving.history = self._history
         self._view = ProgressView(enabled=self._progress and self.rank == 0)
         if self._files:
             self._begin_folder(self._files, identity)
@@ -163,7 +171,7 @@ class Run:
             files.release()
             raise
         made_with = versions() | {"device": device_name(self.device), "processes": self.world}
-        self._replaying = held is not None
+        self._saving.replaying = held is not None
         self._machine.wait()
         if held and held["made_with"] != made_with:
             self.note(f"Resumed on {made_with}, before on {held['made_with']}: last bits may differ.")
@@ -190,7 +198,7 @@ class Run:
         if self._phase:
             raise ChoiceError("run.keep was called inside a loop of run.steps. Call it before the loop.")
         kept.check(parts)
-        self._parts = dict(parts)
+        self._saving.parts = dict(parts)
 
     def steps(self, n: int, *, phase: str = "search", share: float = 1.0) -> Generator[int, None, None]:
         """The steps 0 to n - 1 of a phase, fewer when a budget is used up; resumes where the run was stopped.
@@ -205,11 +213,11 @@ class Run:
         total = checked.count("n", n, zero=True) or 0
         if self._status != "running":
             raise RunError(f"run.steps was called on a run that is {self._status}. Call run.begin first.")
-        if self._parts is None:
+        if self._saving.parts is None:
             raise ChoiceError("run.steps was called before run.keep. Name what is to be saved first.")
         if self._phase:
             raise ChoiceError(f"The loop of phase {self._phase.name!r} is still open. Leave it first.")
-        self._settle()
+        self._saving.settle(self._phases - 1)
         left = self.max_steps - self._steps_used if self.max_steps else total
         return self._walk(Phase(self._phases, phase, total, share, end=max(0, min(total, left))))
 
@@ -227,7 +235,7 @@ class Run:
                 yield phase.step
                 phase.step += 1
                 self._view.step(phase.step)
-                if time.monotonic() - self._saved_at >= self._checkpoint_seconds:
+                if time.monotonic() - self._saving.at >= self._checkpoint_seconds:
                     self._save(phase, phase.step)
             self._save(phase, "end")
             if (reason := self._why_end(phase)) > _TIME_IS_UP:
@@ -245,47 +253,19 @@ class Run:
 
     def _enter(self, phase: Phase) -> bool:
         """Load what is held of the phase, or save its start; True when it was finished before."""
-        held, path = self._resume(phase) if self._replaying else (None, None)
+        held, path, told = self._saving.resume(phase) if self._saving.replaying else (None, None, [])
+        for text in told:
+            self.note(text)
         if held and held["finished"]:
             return True
-        if self._replaying:
-            self._end_replay(phase, path)
+        if self._saving.replaying and (lost := self._saving.end_replay(phase, path)):
+            self.note(f"{lost} checkpoints of later phases are void: phase {phase.name!r} is run again.")
         self._history.open_phase(f"{phase.index:04d}-{phase.name}", step=phase.step)
         self._view.start(phase.name, total=phase.end, done=phase.step)
-        phase.began = self._saved_at = time.monotonic()
+        phase.began = self._saving.at = time.monotonic()
         if not held:
             self._save(phase, 0)
         return False
-
-    def _resume(self, phase: Phase) -> tuple[State | None, Path | None]:
-        held, path, warnings = self._series.newest(phase.index) if self._series else (None, None, [])
-        if held and path:
-            self._restore(phase, held, path)
-        for warning in warnings:
-            self.note(warning)
-        self._machine.wait()
-        return held, path
-
-    def _restore(self, phase: Phase, held: State, path: Path) -> None:
-        phase.resume(held, path)
-        kept.restore(self._parts or {}, held["parts"], path)
-        lost = self._history.rewind(held["records"])
-        if lost and self.rank == 0:
-            self.note(f"history.jsonl has lost {lost} records.")
-        for text in held["notes"]:
-            self.note(text)
-        self._machine.set_state(held["precision"])
-        if self.world > 1:
-            # The first process saved for all; its own device is the first.
-            held["random"]["cuda"] = held["random"]["cuda"][:1] * torch.cuda.device_count()
-        self._random.set_state(held["random"])
-        self._last_checkpoint = path
-
-    def _end_replay(self, phase: Phase, held: Path | None) -> None:
-        self._replaying = False
-        if self._series and self.rank == 0 and (lost := self._series.discard(phase.index, held)):
-            self.note(f"{lost} checkpoints of later phases are void: phase {phase.name!r} is run again.")
-        self._history.write()
 
     def _why_end(self, phase: Phase) -> int:
         """Why to end the loop now, the same in every process."""
@@ -311,34 +291,12 @@ class Run:
 
     def _leave(self, phase: Phase) -> None:
         """Save where a loop was left; it counts as the phase's end once the program has gone on."""
-        if self._signals.wanted or sys.is_finalizing():
-            return
-        try:
-            self._save(phase, "left")
-        except (RunError, RuntimeError) as error:
-            # The loop may be closed by an error of the program, which this one must not hide.
-            self.note(f"The end of phase {phase.name!r} was not saved: {error}")
-
-    def _settle(self) -> None:
-        if self._series and self.rank == 0 and not self._replaying:
-            self._series.settle(self._phases - 1)
+        if not self._signals.wanted and (why := self._saving.leave(phase)):
+            self.note(why)
 
     def _save(self, phase: Phase, mark: Mark) -> None:
-        self._saved_at = time.monotonic()
-        if not self._series or self.rank > 0:
-            return
-        self._history.sync()
-        state = phase.state() | {
-            "finished": isinstance(mark, str),
-            "records": len(self.history),
-            "notes": self.notes,
-            "parts": kept.states(self._parts or {}),
-            "random": self._random.state(),
-            "precision": self._machine.state(),
-        }
-        path = self._series.save(state, index=phase.index, phase=phase.name, mark=mark)
-        self._last_checkpoint = self._last_checkpoint if mark == "left" else path
-        self._saved_at = time.monotonic()
+        if warning := self._saving.save(phase, mark):
+            self.note(warning)
 
     def _need_begin(self, what: str) -> None:
         if self._status == "not begun":
@@ -366,16 +324,32 @@ class Run:
         self._history.add(record | numbers, numbers)
         self._view.figures({name: value for name, value in numbers.items() if "/" not in name})
 
-    def check_finite(self, figures: Mapping[str, float | Tensor]) -> None:
-        """Raise NonFiniteError when a number, or any element of a tensor `[...]`, is NaN or infinite."""
-        bad = [name for name, value in figures.items() if not torch.isfinite(torch.as_tensor(value)).all()]
+    def check_finite(
+        self, figures: Mapping[str, float | Tensor], *, again: Callable[[], object] | None = None
+    ) -> None:
+        """Raise NonFiniteError when a number, or any element of a tensor `[...]`, is NaN or infinite.
+
+        The message says which term of a loss it was (`diagnosis.term`), which parameter, and, where `again` computes
+        the figures once more, which module's output was the first.
+        """
+        bad = {name: x for name, x in figures.items() if not torch.isfinite(torch.as_tensor(x)).all()}
         if bad:
-            place = f"in phase {self._phase.name!r} at step {self._phase.step}" if self._phase else "between phases"
-            saved = f"The last good state is {self._last_checkpoint}. " if self._last_checkpoint else ""
-            raise NonFiniteError(
-                f"{', '.join(bad)} became NaN or infinite {place}. {saved}Try a lower learning rate, "
-                f'gradient clipping, or precision="32-true" (now {self.precision!r}), in a new folder.'
-            )
+            parts = self._saving.parts or {}
+            found = [diagnosis.of_figures(bad, parts), diagnosis.of_modules(parts, again) if again else ""]
+            self._refuse(f"{', '.join(bad)} became NaN or infinite {self.place}.", *found)
+
+    def check_gradients(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+        """Raise NonFiniteError, which names a parameter, when one of their gradients is NaN or infinite."""
+        if not diagnosis.finite(gradients):
+            told = diagnosis.of_gradients(parameters, gradients, self._saving.parts or {})
+            self._refuse(f"A gradient became NaN or infinite {self.place}, from a finite loss.", told)
+
+    def _refuse(self, *told: str) -> NoReturn:
+        advice = (
+            f"{self._saving.good_state()}Try a lower learning rate, gradient clipping, or "
+            f'precision="32-true" (now {self.precision!r}), in a new folder.'
+        )
+        raise NonFiniteError(" ".join(filter(None, (*told, advice))))
 
     def remember(self, key: str, compute: Callable[[], Any]) -> Any:
         """The JSON value of `compute()`, computed once in a run's life: for figures measured by a clock.
@@ -402,8 +376,8 @@ class Run:
         """Mark the run finished and let go of its folder."""
         if self._status != "running":
             raise RunError(f"run.finish was called on a run that is {self._status}.")
-        self._settle()
-        if self._replaying:
+        self._saving.settle(self._phases - 1)
+        if self._saving.replaying:
             self._history.write()
         if self._files and self.rank == 0:
             self._files.mark_finished()

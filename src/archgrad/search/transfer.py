@@ -253,6 +253,8 @@ class _Lab:
             self.run.check_finite({"loss": loss})
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            stepped = list(network.parameters())
+            self.run.check_gradients(stepped, [p.grad for p in stepped])
             optimiser.step()
         if not held:
             recalibrate(network, few, self.run, batches=1)

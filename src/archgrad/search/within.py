@@ -24,6 +24,7 @@ from archgrad.costs.surrogate import FEWEST, Surrogate
 from archgrad.costs.table import Table
 from archgrad.derive.discretise import build, strengths
 from archgrad.errors import LimitError
+from archgrad.search.diagnosis import term
 from archgrad.search.run import Run
 
 # A measured bound is aimed at with room, since the clock is read again on what is handed back.
@@ -173,7 +174,7 @@ class Within:
 
     def excess(self, weights: Mapping[str, Tensor]) -> Tensor:
         """max(0, price / bound - 1) at mixing weights; see `expected`."""
-        return torch.relu(self.expected(weights) / self.bound - 1.0)
+        return term("limit", torch.relu(self.expected(weights) / self.bound - 1.0))
 
     def reached(self, architecture: Architecture, network: nn.Module) -> float:
         """What the network handed back takes, on a recount or on a fresh measurement at the speed of the first ones.

@@ -1,0 +1,199 @@
+"""Where NaN and infinity come from: the term of a loss, the module, the parameter, and the choice that it belongs to.
+
+A run asks only whether the largest magnitude is finite, once a step; everything else here happens on a failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
+
+from archgrad.choices.access import choices
+from archgrad.choices.modules import OpChoice
+from archgrad.errors import ArchgradError
+
+_TERM = "archgrad.term"
+Named = dict[Tensor, str]
+
+
+def term(name: str, value: Tensor) -> Tensor:
+    """The same scalar; the diagnosis of a loss that it becomes part of knows it by `name`."""
+    if value.grad_fn is not None:
+        _metadata(value.grad_fn)[_TERM] = (name, value.detach())
+    return value
+
+
+def joined(scalars: Mapping[str, Tensor]) -> Tensor:
+    """The sum of scalars, which keeps their names for a diagnosis, and nothing of what they were computed from."""
+    with torch.enable_grad():
+        parts = [term(name, value.detach().requires_grad_() * 1.0) for name, value in scalars.items()]
+        return torch.stack(parts).sum()
+
+
+def finite(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether no element of these is NaN or infinite: one fused norm of all, and one wait for it."""
+    given = [t.detach() for t in tensors if t is not None and _measurable(t)]
+    # The sum of squares is quickest; where it overflows, the largest magnitude tells.
+    return not given or any(bool(get_total_norm(given, norm_type=p).isfinite()) for p in (2.0, math.inf))
+
+
+def largest(tensors: Iterable[Tensor]) -> float:
+    """The largest magnitude in these; NaN where one is."""
+    given = [t.detach() for t in tensors if _measurable(t)]
+    return float(get_total_norm(given, norm_type=math.inf)) if given else 0.0
+
+
+def _measurable(tensor: Tensor) -> bool:
+    return (
+        tensor.is_floating_point() and tensor.layout == torch.strided and bool(tensor.numel()) and not tensor.is_meta
+    )
+
+
+def parameters(parts: Mapping[str, object]) -> list[Tensor]:
+    """What is trained of the parts that a run keeps: parameters of networks, and what optimisers step on."""
+    found: dict[Tensor, None] = {}
+    for network in _networks(parts).values():
+        found |= dict.fromkeys(network.parameters())
+    for part in parts.values():
+        if isinstance(part, Optimizer):
+            found |= dict.fromkeys(p for group in part.param_groups for p in group["params"])
+    return list(found)
+
+
+def of_figures(figures: Mapping[str, float | Tensor], parts: Mapping[str, object]) -> str:
+    """What can be told of figures that are not finite, without computing anything again."""
+    told = [text for name, value in figures.items() if isinstance(value, Tensor) and (text := _of_terms(name, value))]
+    return " ".join([*told, of_parameters(parts)]).strip()
+
+
+def of_parameters(parts: Mapping[str, object]) -> str:
+    """Which parameters of the parts are not finite; empty where all are."""
+    names = named(parts)
+    wrong = [p for p in parameters(parts) if not finite([p])]
+    if not wrong:
+        return ""
+    more = f" (and {len(wrong) - 1} more of {len(parameters(parts))} parameters)" if len(wrong) > 1 else ""
+    count = int((~wrong[0].detach().isfinite()).sum())
+    return (
+        f"{names.get(wrong[0], 'A parameter')}{more} holds NaN or infinity in {count} of {wrong[0].numel()} values: "
+        f"an earlier step was too large, or the weights given were so."
+    )
+
+
+def of_gradients(given: Sequence[Tensor], gradients: Sequence[Tensor | None], parts: Mapping[str, object]) -> str:
+    """Which parameter's gradient is not finite, the one nearest to the loss first."""
+    names = named(parts)
+    wrong = [(p, g) for p, g in zip(given, gradients, strict=True) if g is not None and not finite([g])]
+    # Backward comes from the loss: what stands last in the network is reached first.
+    order = {p: place for place, p in enumerate(parameters(parts))}
+    first, gradient = max(wrong, key=lambda pair: order.get(pair[0], -1))
+    more = f", as are those of {len(wrong) - 1} more of {len(given)}" if len(wrong) > 1 else ""
+    kind = "NaN" if bool(gradient.isnan().any()) else "infinite"
+    return f"The gradient of {names.get(first, f'a parameter of shape {list(first.shape)}')} is {kind}{more}."
+
+
+def of_modules(parts: Mapping[str, object], again: Callable[[], object]) -> str:
+    """Compute it `again` and tell which module's output is the first that is not finite; empty where none is."""
+    seen: list[str] = []
+    with contextlib.ExitStack() as stack:
+        for name, network in _networks(parts).items():
+            for path, module in network.named_modules():
+                hook = _watch(seen, f"{name}.{path}" if path else name, _choice(network, path))
+                stack.callback(module.register_forward_hook(hook).remove)
+        # What cannot be computed a second time has been told about already.
+        with contextlib.suppress(ArchgradError, RuntimeError, ValueError, LookupError, TypeError, StopIteration):
+            again()
+    return f"Computed again, the first output that is not finite is that of {seen[0]}." if seen else ""
+
+
+def _watch(seen: list[str], path: str, where: str) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        if seen or finite(_tensors(output)):
+            return
+        given = "from finite inputs" if finite(_tensors(inputs)) else "whose inputs are not finite either"
+        seen.append(f"{path} ({type(module).__name__}{where}), {given}")
+
+    return hook
+
+
+def _tensors(nest: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor)]
+
+
+def _of_terms(name: str, loss: Tensor) -> str:
+    found = dict(_terms(loss))
+    if not found:
+        return ""
+    wrong = [one for one, value in found.items() if not finite([value])]
+    if wrong:
+        return f"Of the terms of the {name}, {' and '.join(f'{one!r} is {float(found[one])}' for one in wrong)}."
+    listed = ", ".join(f"{one!r} ({float(value):.4g})" for one, value in found.items())
+    return f"Of the terms of the {name}, {listed} is finite: it is the rest, the task's own loss."
+
+
+def _terms(loss: Tensor) -> Iterator[tuple[str, Tensor]]:
+    waiting, seen = [loss.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if _TERM in _metadata(node):
+            yield _metadata(node)[_TERM]
+        else:
+            waiting += [before for before, _ in node.next_functions]
+
+
+def _metadata(node: Any) -> dict[str, Any]:
+    # A property, which torch's types take for a method.
+    held: dict[str, Any] = node.metadata
+    return held
+
+
+def named(parts: Mapping[str, object]) -> Named:
+    """What the parameters of the parts are called; logits by their choice, weights of a candidate with both."""
+    names: Named = {}
+    for part, network in _networks(parts).items():
+        for path, parameter in network.named_parameters():
+            names.setdefault(parameter, f"{part}.{path}{_choice(network, path, brackets=True)}")
+        for name, same in _found(network).items():
+            for choice in same:
+                for logit in choice.relaxation.parameters() if choice.relaxation is not None else ():
+                    names[logit] = f"the logits of choice {name!r}"
+    return names
+
+
+def _networks(parts: Mapping[str, object]) -> dict[str, nn.Module]:
+    """The parts that are networks, and the spaces of those that have one."""
+    both = {
+        name: part if isinstance(part, nn.Module) else getattr(part, "space", None) for name, part in parts.items()
+    }
+    return {name: network for name, network in both.items() if isinstance(network, nn.Module)}
+
+
+def _found(network: nn.Module) -> dict[str, Any]:
+    # Networks that are no space, or a damaged one, are diagnosed all the same.
+    with contextlib.suppress(ArchgradError):
+        return choices(network)
+    return {}
+
+
+def _choice(network: nn.Module, path: str, *, brackets: bool = False) -> str:
+    """The candidate that a path lies in, the innermost one."""
+    words, where = path.split("."), ""
+    for end in range(1, len(words) - 1):
+        if words[end] == "candidates" and words[end + 1].isdecimal():
+            holder = network.get_submodule(".".join(words[:end]))
+            if isinstance(holder, OpChoice):
+                where = f"candidate {holder.labels[int(words[end + 1])]!r} of choice {holder.name!r}"
+    if not where:
+        return ""
+    return f" ({where})" if brackets else f", {where}"

@@ -1,0 +1,51 @@
+"""What can end a step from outside: no memory left, or a data loader's worker that is gone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from archgrad.errors import ArchgradError, ResourceError
+from archgrad.search.run import Run
+
+LESS = (
+    "a smaller batch (--batch-size, batch_size=), fewer cells or channels (--cells, --channels), or a search that is "
+    "bounded by memory: archgrad.radars, or --method radars with --memory-gib"
+)
+
+
+@contextlib.contextmanager
+def watched(run: Run) -> Iterator[None]:
+    """Around a step: say where memory ran out or a worker died, what to lower, and what the state to go on from is.
+
+    Raises ResourceError.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, ArchgradError) or not (told := told_of(error)):
+            raise
+        raise ResourceError(f"{told} It happened {run.place}. {run.good_state}".rstrip()) from error
+
+
+def told_of(error: BaseException) -> str:
+    """What to tell of an error where memory ran out or a worker of a data loader died; empty for any other."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"The memory of the GPU ran out ({_first(text)}). Try {LESS}."
+    if isinstance(error, MemoryError) or "can't allocate memory" in text or "not enough memory" in text:
+        return f"Memory ran out ({_first(text) or type(error).__name__}). Try {LESS}."
+    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+        return (
+            f"A worker process of the data loader died ({_first(text)}): its memory may have run out, or code in the "
+            f"dataset ended it. Try fewer workers, or num_workers=0 to see the error itself."
+        )
+    return ""
+
+
+def _first(text: str) -> str:
+    # torch puts the place in its C++ code in brackets before what happened.
+    line = next((line for line in text.splitlines() if line.strip()), "")
+    return line.rpartition("] ")[2].split(". ")[0].rstrip(".").strip()
