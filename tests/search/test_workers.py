@@ -1,4 +1,4 @@
-"""Trials by workers: the same results, each counted once, whatever dies. Run as a program, this file is one search."""
+"""Trials by workers: the same results, each counted once, whatever dies. As a program, this file is one search."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_a_worker_that_dies_is_replaced_and_every_trial_counts_once(tmp_path: Pa
     assert [done.figures["score"] for done in found] == [0, 1, 2, 3, 4]
     assert torch.equal(found[3].weights["w"], torch.full((2,), 3.0))
     assert sorted(row["trial"] for row in rows(tmp_path / "run")) == sorted(job.name for job in asked)
-    assert len(list(tmp_path.glob("two-falters *"))) == 2
+    assert len(list(tmp_path.glob("two-falters *"))) >= 2, "twice, and more where it was beside one that died"
     again = [Run(workers=1, folder=tmp_path / "run", device="cpu", progress=False)]
     again[0].begin("test", {})
     known = Workers(again[0], Told(tmp_path / "nowhere"))  # which would fail to note a try
@@ -107,14 +108,15 @@ def test_a_trial_that_kills_every_worker_ends_the_run_and_the_others_are_kept(tm
 @pytest.mark.parametrize(("name", "error"), [("nan", NonFiniteError), ("missing", MissingExtra)])
 def test_what_goes_wrong_in_a_trial_is_raised_here(name: str, error: type[ArchgradError], tmp_path: Path) -> None:
     for run, _ in begun(None, workers=1):
-        with pytest.raises(error, match="became NaN|thing is not installed"):
+        with pytest.raises(error, match=r"became NaN|thing is not installed"):
             Workers(run, Told(tmp_path)).result(*jobs(name))
 
 
 def test_what_cannot_travel_is_refused_at_once() -> None:
+    lock = threading.Lock()
     for run, _ in begun(None):
-        with Path(__file__).open() as file, pytest.raises(ConfigError, match="cannot be sent to another process"):
-            Workers(run, lambda job: ({"score": float(len(file.read()))}, {}))
+        with pytest.raises(ConfigError, match="cannot be sent to another process"):
+            Workers(run, lambda job: ({"score": float(lock.locked())}, {}))
 
 
 @pytest.mark.parametrize("given", [0, -1, True, 1.5, "rays", "ray://", "ray://a b"])

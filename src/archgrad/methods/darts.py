@@ -100,7 +100,7 @@ def darts(
     made = optimiser(weights(space))
 
     def ahead(train: Batch, valid: Batch, loss_of: Callable[[Batch], Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-        return unrolled(space, lambda: task.loss(space, train), lambda: loss_of(valid), made)
+        return unrolled(space, lambda: task.loss(space, train), lambda: loss_of(valid), made, mean=run.mean)
 
     descend_mixture(
         space, task, run, weights=made, steps=steps, within=within, pressure=pressure, share=share, rate=rate,
@@ -114,7 +114,12 @@ def darts(
 
 
 def unrolled(
-    space: nn.Module, train: Callable[[], Tensor], valid: Callable[[], Tensor], optimiser: Optimizer
+    space: nn.Module,
+    train: Callable[[], Tensor],
+    valid: Callable[[], Tensor],
+    optimiser: Optimizer,
+    *,
+    mean: Callable[[list[Tensor]], Sequence[Tensor | None]] = list,
 ) -> tuple[Tensor, list[Tensor]]:
     """The validation loss one step of the weights ahead, and its gradient with respect to the logits.
 
@@ -122,19 +127,19 @@ def unrolled(
         gradient = grad_alpha L_valid(w') - xi (grad_alpha L_train(w+) - grad_alpha L_train(w-)) / (2 e)
         w+- = w +- e v,   v = grad_w' L_valid(w'),   e = 0.01 / |v|
 
-    The weights are left as they were.
+    `mean` takes gradients over all processes. The weights are left as they were.
     """
     group = optimiser.param_groups[0]
     found, alpha = weights(space), logits(space)
     before = [p.detach().clone() for p in found]
-    ahead = _gradients(train(), found)
+    ahead = _gradients(train(), found, mean)
     with torch.no_grad():
         for p, g in zip(found, ahead, strict=True):
             buffer = optimiser.state.get(p, {}).get("momentum_buffer")
             moved = g + group["weight_decay"] * p + (0.0 if buffer is None else group["momentum"] * buffer)
             p.sub_(group["lr"] * moved)
     loss = valid()
-    direct, v = _gradients(loss, alpha), _gradients(loss, found)
+    direct, v = _gradients(loss, alpha), _gradients(loss, found, mean)
     radius = RADIUS / float(torch.stack([g.norm() for g in v]).norm().clamp_min(1e-12))
     sides = []
     for sign in (1.0, -1.0):
@@ -149,6 +154,9 @@ def unrolled(
     return loss, [g - group["lr"] * m for g, m in zip(direct, mixed, strict=True)]
 
 
-def _gradients(loss: Tensor, of: Sequence[Tensor]) -> list[Tensor]:
+def _gradients(
+    loss: Tensor, of: Sequence[Tensor], mean: Callable[[list[Tensor]], Sequence[Tensor | None]] = list
+) -> list[Tensor]:
     found = torch.autograd.grad(loss, of, allow_unused=True, retain_graph=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(of, found, strict=True)]
+    whole = mean([torch.zeros_like(p) if g is None else g for p, g in zip(of, found, strict=True)])
+    return [g for g in whole if g is not None]

@@ -122,6 +122,8 @@ def nnilqr(
     torch.manual_seed(run.seed)  # of the network that is made here
     made = copy.deepcopy(network) if network is not None else _tanh(len(system.start), len(system.low))
     settings = _settings(made, system, search, terms=terms)
+    if run.world > 1:
+        raise ConfigError(f"one process tries out the real system, and the run has {run.world}: give Run(devices=1)")
     run.begin("nnilqr", settings)
     seen, plan = _explored(system, run, count=terms.explore)
     dynamics = Dynamics(made, states=len(system.start), actions=len(system.low)).to(run.device)

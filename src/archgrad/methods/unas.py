@@ -182,7 +182,7 @@ class _Objective:
         hinge: Hinge | None,
     ) -> None:  # fmt: skip
         self.space, self.task, self.sampler, self.terms = space, task, sampler, terms
-        self.black_box, self.hinge, self.estimate = black_box, hinge, Estimate()
+        self.black_box, self.hinge, self.estimate = black_box, hinge, Estimate(sampler.across)
         self.branched = space if isinstance(space, Branched) and not topologies(space) else None
         self.relaxed: dict[str, Tensor] = {}
 
@@ -229,7 +229,7 @@ class _Objective:
                 if terms.gap != "none":
                     second = self.task.losses(self.space, valid)
                     differences = second - images if terms.gap == "pairwise" else second.mean() - images.mean()
-                    images = images + terms.gap_weight * differences.abs()
+                    images = images + terms.gap_weight * self.sampler.across(differences).abs()
             total = total + terms.task * (images if terms.per_image else images.mean())
         if terms.duplicates and self.branched is not None:
             total = total + terms.duplicates * self.branched.duplicates(given)

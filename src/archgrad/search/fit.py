@@ -131,7 +131,8 @@ def take_step(
 
     `shown` is called with them before they are clipped. Raises NonFiniteError when one is NaN or infinite.
     """
-    gradients = _averaged(gradients, run)
+    # The networks are not wrapped, so that any gradient can be taken of them.
+    gradients = run.mean(gradients)
     run.check_gradients(parameters, gradients)
     if shown:
         shown(gradients)
@@ -142,13 +143,6 @@ def take_step(
             nn.utils.clip_grad_norm_(group["params"], group["clip"])
     optimiser.step()
     optimiser.zero_grad()
-
-
-def _averaged(gradients: Sequence[Tensor | None], run: Run) -> Sequence[Tensor | None]:
-    """The mean over all processes; the networks are not wrapped, so that any gradient can be taken of them."""
-    if run.world == 1:
-        return gradients
-    return [None if g is None else run.fabric.all_reduce(g, reduce_op="mean") for g in gradients]  # type: ignore[misc]
 
 
 def fit(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from archgrad.errors import ConfigError
 from archgrad.search import settings as checked
 
 if TYPE_CHECKING:
@@ -20,11 +21,16 @@ Value = TypeVar("Value")
 class Machine:
     """One device, or several processes; Fabric is imported and launched when it is first needed."""
 
-    def __init__(self, device: str, *, precision: str, devices: int) -> None:
+    def __init__(self, device: str, *, precision: str, devices: int, workers: int | str | None) -> None:
         self._asked = checked.device(device)
         self.precision = checked.precision(precision, self._asked)
         self._processes = checked.devices(devices, self._asked)
         self._fabric: Fabric | None = None
+        if workers and not self._alone:
+            raise ConfigError(
+                "workers and several devices were given. Networks are tried by workers, each on one device, or "
+                "trained one after another on several: leave one of the two out."
+            )
 
     @property
     def fabric(self) -> Fabric:

@@ -12,7 +12,10 @@ from archgrad.errors import RunError
 
 @dataclass
 class Phase:
-    """A phase of `given` steps, of which the step budget leaves `end`; `step` of them are taken."""
+    """A phase of `given` steps, of which the step budget leaves `end`; `step` of them are taken.
+
+    `entered` is the step that this process began at.
+    """
 
     index: int
     name: str
@@ -20,6 +23,7 @@ class Phase:
     share: float
     end: int
     step: int = 0
+    entered: int = 0
     seconds_before: float = 0.0
     began: float = 0.0
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from archgrad.errors import ChoiceError, NonFiniteError, RunError
-from archgrad.search import diagnosis
+from archgrad.search import agreement, diagnosis
 from archgrad.search import parts as kept
 from archgrad.search import settings as checked
 from archgrad.search.checkpoint import Mark
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["Run", "Stopped"]
 
 Moved = TypeVar("Moved")
-# Why a loop ends, as a number: the greatest of all processes counts, 0 is to go on, signals are 2 and 15.
-_TIME_IS_UP = 1
+# What a loop does before its next step, as a number of which the greatest of all processes counts: 0 is to go on, a
+# signal is its number and _SIGNALS.
+_SAVE, _TIME_IS_UP, _SIGNALS = 1, 2, 2
 
 
 class Run:
@@ -73,7 +74,7 @@ class Run:
         self.seed = checked.seed(seed)
         self.folder = Path(folder) if folder is not None else None
         self.workers = checked.workers(workers)
-        self._machine = Machine(device, precision=precision, devices=devices)
+        self._machine = Machine(device, precision=precision, devices=devices, workers=self.workers)
         self._checkpoint_seconds = checked.seconds("checkpoint_seconds", checkpoint_seconds, zero=True) or 0.0
         self._tensorboard = checked.tensorboard(tensorboard, self.folder)
         self._progress = progress
@@ -88,6 +89,7 @@ class Run:
         self._status = "not begun"
         self._phase: Phase | None = None
         self._phases = self._steps_used = 0
+        self._epoch = 100  # steps between two looks at whether all processes hold the same
         self._seconds_used = 0.0
 
     @property
@@ -134,6 +136,15 @@ class Run:
     def history(self) -> list[Record]:
         """What was logged: {"phase", "step", "time", figures} each."""
         return self._history.records
+
+    def mean(self, values: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The mean over all processes of each tensor, any shapes; what is None stays so. For gradients."""
+        return agreement.mean(values, self._machine)
+
+    def across(self, value: Tensor) -> Tensor:
+        """The mean over all processes of a loss, of any shape, with this process's gradient; see `mean`."""
+        (whole,) = self.mean([value.detach()])
+        return value if whole is None or self.world == 1 else value + (whole - value.detach())
 
     def to_device(self, batch: Moved) -> Moved:
         """The batch on this run's device: a tensor, or any nest of tuples, lists and dicts of them."""
@@ -184,7 +195,7 @@ class Run:
 
     def total_steps(self, steps_per_epoch: int, *, default_epochs: int) -> int:
         """The steps of all phases together: what `epochs` and `steps` allow, else `default_epochs` allows."""
-        per_epoch = checked.count("steps_per_epoch", steps_per_epoch) or 1
+        self._epoch = per_epoch = checked.count("steps_per_epoch", steps_per_epoch) or 1
         allowed = [self.epochs * per_epoch] if self.epochs else []
         allowed += [self.max_steps] if self.max_steps else []
         return min(allowed, default=default_epochs * per_epoch)
@@ -228,18 +239,20 @@ class Run:
         try:
             if self._enter(phase):
                 return
-            while phase.step < phase.end and (reason := self._why_end(phase)) != _TIME_IS_UP:
-                if reason:
+            while phase.step < phase.end and (what := self._what_now(phase)) != _TIME_IS_UP:
+                if what:
                     self._save(phase, phase.step)
-                    self._stop(phase, reason)
+                if what > _SIGNALS:
+                    self._stop(phase, what - _SIGNALS)
                 yield phase.step
                 phase.step += 1
                 self._view.step(phase.step)
-                if time.monotonic() - self._saving.at >= self._checkpoint_seconds:
-                    self._save(phase, phase.step)
+                agreement.settle(self._saving.parts or {}, self._machine)
+                if phase.step % self._epoch == 0:
+                    agreement.check(self._saving.parts or {}, self._machine)
             self._save(phase, "end")
-            if (reason := self._why_end(phase)) > _TIME_IS_UP:
-                self._stop(phase, reason)
+            if (what := self._what_now(phase)) > _SIGNALS:
+                self._stop(phase, what - _SIGNALS)
         except GeneratorExit:
             phase.step += 1
             self._leave(phase)
@@ -263,14 +276,18 @@ class Run:
         self._history.open_phase(f"{phase.index:04d}-{phase.name}", step=phase.step)
         self._view.start(phase.name, total=phase.end, done=phase.step)
         phase.began = self._saving.at = time.monotonic()
+        phase.entered = phase.step
         if not held:
+            agreement.begin(self._saving.parts or {}, self._machine)
             self._save(phase, 0)
         return False
 
-    def _why_end(self, phase: Phase) -> int:
-        """Why to end the loop now, the same in every process."""
-        up = _TIME_IS_UP if phase.time_is_up(self.seconds, self._seconds_used) else 0
-        return self._machine.greatest(self._signals.wanted or up)
+    def _what_now(self, phase: Phase) -> int:
+        """Whether to save, or to end the loop and why, the same in every process."""
+        due = time.monotonic() - self._saving.at >= self._checkpoint_seconds and phase.step > phase.entered
+        up = phase.time_is_up(self.seconds, self._seconds_used)
+        wanted = self._signals.wanted
+        return self._machine.greatest(wanted + _SIGNALS if wanted else _TIME_IS_UP if up else _SAVE if due else 0)
 
     def _stop(self, phase: Phase, reason: int) -> NoReturn:
         self.close()
@@ -333,6 +350,8 @@ class Run:
         the figures once more, which module's output was the first.
         """
         bad = {name: x for name, x in figures.items() if not torch.isfinite(torch.as_tensor(x)).all()}
+        if self._machine.greatest(len(bad)) and not bad:
+            self._refuse(f"{', '.join(figures)} became NaN or infinite {self.place}, in another process.")
         if bad:
             parts = self._saving.parts or {}
             found = [diagnosis.of_figures(bad, parts), diagnosis.of_modules(parts, again) if again else ""]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -42,7 +42,7 @@ class Sampler:
 
     def __init__(self, space: nn.Module, run: Run, *, temperature: float, softening: float) -> None:
         self.space, self.temperature, self.softening = space, temperature, softening
-        self.generator = run.generator("architectures")
+        self.generator, self.across = run.generator("architectures"), run.across
 
     def draw(self, samples: int = 1) -> Sample:
         """Hard, relaxed and conditional weights, [samples, K] for each choice, with gradient to the logits."""
@@ -83,13 +83,19 @@ def _logits(choice: Choice) -> Tensor:
 
 
 class Estimate:
-    """REBAR surrogates with a decaying baseline: one for each term that has its own scale."""
+    """REBAR surrogates with a decaying baseline: one for each term that has its own scale.
 
-    def __init__(self) -> None:
+    Args:
+        across: takes the mean of losses over all processes, `run.across`; these draw the same samples.
+    """
+
+    def __init__(self, across: Callable[[Tensor], Tensor]) -> None:
+        self._across = across
         self.baseline = DecayingBaseline()
 
     def __call__(self, hard: Tensor, relaxed: Tensor, log_probability: Tensor) -> Tensor:
         """A scalar whose gradient is the estimate; arguments [samples] as in `control_variate`."""
+        hard, relaxed = self._across(hard), self._across(relaxed)
         surrogate = control_variate(hard, relaxed, log_probability, baseline=self.baseline.value)
         self.baseline.update(hard.detach() - relaxed.detach())
         return surrogate
@@ -109,7 +115,7 @@ class Hinge:
 
     def __init__(self, sampler: Sampler, within: Within, *, pressure: float, ramp: float) -> None:
         self.sampler, self.within, self.pressure, self.ramp = sampler, within, pressure, max(ramp, 1.0)
-        self.estimate = Estimate()
+        self.estimate = Estimate(sampler.across)
         self.done = 0
         self.price = float("nan")
 

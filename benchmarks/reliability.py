@@ -1,0 +1,313 @@
+"""What running costs, and what is lost when it is stopped: by kill -9, by dying workers, over long runs.
+
+    python benchmarks/reliability.py --out benchmarks/results/reliability.json
+    python benchmarks/reliability.py --parts kill --kills 100 --out benchmarks/results/reliability.json
+
+kill      every method on a tiny task of the tests, in a process that is killed (SIGKILL) at random moments and begun
+          again until it ends; its weights are compared, bit by bit, with those of a run that was left alone
+workers   200 trials by worker processes, one of which kills itself in every 20th trial; the same with one worker and
+          no deaths, for the speed-up
+ray       the same on a Ray cluster of this machine
+soak      a search of 20,000 steps: resident memory, open files and threads after 2,000 and at the end
+overhead  a loop over `Run.steps` with `Run.log` and a checkpoint each epoch, over the same loop without, in turns;
+          and `archgrad.search.fit.descend`, which also looks for NaN in loss and gradients, in its place
+
+One thread. Rows replace those of the same part in --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import multiprocessing
+import os
+import platform
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import archgrad as ag
+from archgrad.search.run import Run
+from archgrad.search.workers import Job, Outcome, Workers
+
+TESTS = Path(__file__).parents[1] / "tests"
+sys.path[:0] = [str(TESTS / "conformance"), str(TESTS / "methods"), str(TESTS)]
+
+Weights = dict[str, Tensor]
+Case = Callable[[Path | None], ag.Found]
+METHODS = (
+    "dnal", "pruning_transfer", "unas", "darts", "darts_prime", "toponas", "radars, bound", "monas", "random_search",
+    "multimodal_random",
+)  # fmt: skip
+
+
+def cases() -> dict[str, Case]:
+    """Every method on what the tests try it on."""
+    import test_freenas
+    import test_methods
+    import test_nnilqr
+    import test_rl_darts
+    from planted import limit
+
+    def planted(name: str, folder: Path | None) -> ag.Found:
+        run = test_methods.quiet(name, epochs=6, folder=folder, checkpoint_seconds=0.0)
+        return test_methods.found_by(name, run, limit=limit())
+
+    found: dict[str, Case] = {name: functools.partial(planted, name) for name in METHODS}
+    found["freenas"] = lambda folder: ag.freenas(
+        test_freenas.nasbench(), ag.Run(seed=3, folder=folder, device="cpu", progress=False), example=test_freenas.X,
+        seeds=2,
+    )  # fmt: skip
+    found["nnilqr"] = lambda folder: ag.nnilqr(
+        None, test_nnilqr.pendulum(), test_nnilqr.quiet(folder=folder, checkpoint_seconds=0.0),
+        terms=test_nnilqr.SHORT,
+    )  # fmt: skip
+    found["rl_darts"] = lambda folder: test_rl_darts.found_by(
+        test_rl_darts.quiet(folder=folder, checkpoint_seconds=0.0)
+    )
+    return found
+
+
+def weights(folder: Path) -> Weights:
+    from safetensors.torch import load_file
+
+    return dict(load_file(folder / "network.safetensors"))
+
+
+def killed(case: Case, folder: Path, *, moments: random.Random, within: float) -> int:
+    """Begin a case in a process of its own again and again, killed at random, until it ends; how often it was."""
+    kills = 0
+    while True:
+        process = multiprocessing.get_context("fork").Process(target=case, args=(folder,))
+        process.start()
+        process.join(moments.uniform(0.0, within))
+        if process.exitcode is None:
+            os.kill(process.pid or 0, signal.SIGKILL)
+            process.join()
+            kills += 1
+            within *= 1.15  # so that it ends
+        elif process.exitcode == 0:
+            return kills
+        else:
+            raise RuntimeError(f"{folder} ended with status {process.exitcode}")
+
+
+def kill(count: int, seed: int) -> list[dict[str, Any]]:
+    rows, moments = [], random.Random(seed)
+    every = cases()
+    with tempfile.TemporaryDirectory() as place:
+        for name, case in every.items():
+            began = time.monotonic()
+            whole = Path(place) / name / "whole"
+            alone = multiprocessing.get_context("fork").Process(target=case, args=(whole,))
+            alone.start()
+            alone.join()
+            took, row = time.monotonic() - began, {"method": name, "kills": 0, "runs": 0, "equal": 0}
+            while row["kills"] < count / len(every):
+                folder = Path(place) / name / str(row["runs"])
+                row["kills"] += killed(case, folder, moments=moments, within=took)
+                found, wanted = weights(folder), weights(whole)
+                row["runs"] += 1
+                row["equal"] += found.keys() == wanted.keys() and all(
+                    torch.equal(value, found[key]) for key, value in wanted.items()
+                )
+            rows.append(row | {"seconds_alone": round(took, 2)})
+            print(rows[-1], flush=True)
+    return rows
+
+
+class Costly:
+    """A trial of about half a second of computing; where told, every 20th kills its worker at its first try."""
+
+    def __init__(self, notes: Path, *, deadly: bool) -> None:
+        self.notes, self.deadly = str(notes), deadly
+
+    def __call__(self, job: Job) -> Outcome:
+        number = int(job.name.rpartition("-")[2])
+        (Path(self.notes) / f"{number} {time.monotonic_ns()}").touch()
+        if self.deadly and number % 20 == 19 and len(list(Path(self.notes).glob(f"{number} *"))) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        until = time.process_time() + 0.5
+        total = 0.0
+        while time.process_time() < until:
+            total += float(torch.randn(64, 64).square().sum())
+        return {"score": float(number)}, {}
+
+
+def trials(count: int, workers: int | str, *, deadly: bool) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as place:
+        notes = Path(place) / "notes"
+        notes.mkdir()
+        run = Run(workers=workers, folder=Path(place) / "run", device="cpu", progress=False)
+        run.begin("reliability", {})
+        run.keep()
+        asked = [Job(f"trial-{i}", ag.Architecture({"n": i})) for i in range(count)]
+        for _ in run.steps(1):
+            pool = Workers(run, Costly(notes, deadly=deadly))
+            began = time.monotonic()
+            pool.ahead(asked)
+            scores = [pool.result(job).figures["score"] for job in asked]
+            took = time.monotonic() - began
+            pool.close()
+        run.finish()
+        lines = [
+            json.loads(line)["trial"] for line in (Path(place) / "run" / "trials.jsonl").read_text().splitlines()
+        ]
+        row = {
+            "workers": workers, "trials": count, "results": len(scores), "in_order": scores == sorted(scores),
+            "counted": len(lines), "counted_once": len(set(lines)), "begun": len(list(notes.iterdir())),
+            "deaths": count // 20 if deadly else 0, "seconds": round(took, 1),
+        }  # fmt: skip
+    print(row, flush=True)
+    return row
+
+
+def side_by_side(kind: str, count: int) -> list[dict[str, Any]]:
+    several: int | str = "ray" if kind == "ray" else 2
+    rows = [
+        trials(count, several, deadly=True),
+        trials(count // 5, several, deadly=False),
+        trials(count // 5, 1, deadly=False),
+    ]
+    ratio = rows[2]["seconds"] / rows[1]["seconds"]
+    print(f"{kind}: {ratio:.2f} times as fast as one worker, start of the workers included")
+    return [{**row, "speed_up": round(ratio, 3)} for row in rows]
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1),
+        nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 10),
+    )  # fmt: skip
+
+
+def resident() -> dict[str, int]:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {
+        "resident_bytes": pages * os.sysconf("SC_PAGE_SIZE"), "files": len(list(Path("/proc/self/fd").iterdir())),
+        "threads": len(list(Path("/proc/self/task").iterdir())),
+    }  # fmt: skip
+
+
+def soak(steps: int) -> list[dict[str, Any]]:
+    """A DARTS of two small choices; figures are taken from inside its loss."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 8, generator=generator)
+    seen: list[dict[str, Any]] = []
+
+    class Watched(ag.Classification):
+        calls = 0
+
+        def loss(self, network: nn.Module, batch: Any) -> Tensor:
+            self.calls += 1
+            if self.calls in (2 * steps // 10, 2 * steps - 10):  # two losses a step
+                seen.append({"step": self.calls // 2, **resident()})
+            return super().loss(network, batch)
+
+    choices = {name: nn.Sequential(nn.Linear(8, n), nn.ReLU(), nn.Linear(n, 8)) for name, n in (("a", 4), ("b", 8))}
+    space = nn.Sequential(ag.OpChoice(choices, name="one"), nn.Linear(8, 2))
+    with tempfile.TemporaryDirectory() as place:
+        run = ag.Run(steps=steps, folder=Path(place) / "run", device="cpu", progress=False, checkpoint_seconds=5.0)
+        ag.darts(space, Watched((x, (x[:, 0] > 0).long()), batch_size=50), run, search=1.0)
+    growth = seen[1]["resident_bytes"] / seen[0]["resident_bytes"] - 1.0
+    print(seen, f"grown by {100 * growth:.2f} %")
+    return [*seen, {"growth": growth}]
+
+
+def overhead(rounds: int) -> list[dict[str, Any]]:
+    """CPU time of a loop over that of the same loop by hand, in turns; on a small network and on ResNet-20."""
+    from networks import resnet20
+
+    from archgrad.search.fit import descend
+
+    images = torch.randn(640, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    pictures = ag.Classification((images, torch.arange(640) % 10), batch_size=64)
+    digits = ag.Classification.load("digits", batch_size=64)
+    rows = []
+    for name, make, task, epochs in (("resnet20", resnet20, pictures, 1), ("two convolutions", network, digits, 4)):
+        steps = epochs * task.steps_per_epoch
+
+        def begun(make: Callable[[], nn.Module] = make, steps: int = steps) -> tuple[nn.Module, Any]:
+            torch.manual_seed(0)
+            net = make().train()
+            return net, torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+
+        def step_on(net: nn.Module, made: Any, batch: Any, task: ag.Classification = task) -> Tensor:
+            loss = task.loss(net, batch)
+            made.zero_grad()
+            loss.backward()
+            made.step()
+            return loss.detach()
+
+        def by_hand(task: ag.Classification = task, steps: int = steps) -> float:
+            (net, made), batches = begun(), task.stream(seed=0)
+            began = time.process_time()
+            for step in range(steps):
+                step_on(net, made, batches(step))
+            return time.process_time() - began
+
+        def by_run(shared: bool, task: ag.Classification = task, epochs: int = epochs) -> float:
+            with tempfile.TemporaryDirectory() as place:
+                (net, made), batches = begun(), task.stream(seed=0)
+                run = ag.Run(folder=Path(place) / "run", device="cpu", progress=False)
+                run.begin("overhead", {})
+                run.keep(network=net, optimiser=made)
+                began = time.process_time()
+                for epoch in range(epochs):  # a phase each, so that each ends with a checkpoint
+                    if shared:
+                        descend(net, task, run, optimiser=made, steps=task.steps_per_epoch, phase=f"e-{epoch}")
+                        continue
+                    for step in run.steps(task.steps_per_epoch, phase=f"e-{epoch}"):
+                        run.log({"loss": step_on(net, made, batches(epoch * task.steps_per_epoch + step))})
+                took = time.process_time() - began
+                run.close()
+            return took
+
+        def ratios(shared: bool) -> dict[str, float]:
+            by_run(shared)
+            found = sorted(by_run(shared) / by_hand() for _ in range(rounds))
+            return {"median": statistics.median(found), "low": found[0], "high": found[-1]}
+
+        rows.append({"network": name, "rounds": rounds, "run": ratios(False), "descend": ratios(True)})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = ("kill", "workers", "ray", "soak", "overhead")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--soak-steps", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("reliability.json"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    run: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "kill": lambda: kill(given.kills, given.seed),
+        "workers": lambda: side_by_side("workers", given.trials),
+        "ray": lambda: side_by_side("ray", given.trials),
+        "soak": lambda: soak(given.soak_steps),
+        "overhead": lambda: overhead(given.rounds),
+    }
+    kept = json.loads(given.out.read_text()) if given.out.exists() else {}
+    for part in given.parts:
+        kept[part] = run[part]()
+        kept |= {"torch": torch.__version__, "python": platform.python_version()}
+        given.out.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Every gradient method in two processes: both hold the same, and it is what one process finds at the same batch.
+
+Run under torchrun, this file is a program of two processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from planted import limit
+from test_methods import METHODS, found_by, quiet
+from torch import nn
+
+import archgrad as ag
+from archgrad.errors import ConfigError, RunError
+from archgrad.search.run import Run, Stopped
+
+NAMES = [
+    "dnal",
+    "dnal, joint",
+    "darts",
+    "darts, second order",
+    "darts_prime",
+    "pruning_transfer",
+    "toponas",
+    "unas",
+    "random_search",
+    "monas",
+]
+# Each process draws for its own images, or BatchNorm sees its own half: not what one process does, but alike.
+ALIKE = ["unas, per image", "darts_prime, clipped and ADMM"]
+# The same sums are taken in another order.
+TOLERANCE = 2e-4
+G = torch.Generator().manual_seed(0)
+X = torch.randn(80, 4, generator=G)
+BATCHED = ag.Classification((X, (X[:, 0] > 0).long()), batch_size=20)
+
+
+def summary(found: ag.Found) -> dict[str, object]:
+    weights = torch.cat([value.double().reshape(-1) for value in found.network.state_dict().values()])
+    return {"architecture": found.architecture.to_json(), "score": found.score, "weights": weights.tolist()}
+
+
+def normed(folder: Path, *, stop: bool = False) -> dict[str, object]:
+    """A network with BatchNorm trained in two processes, stopped on the way or not."""
+    torch.manual_seed(int(os.environ["RANK"]))  # weights that differ are made the same at the start
+    network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    run = Run(epochs=4, seed=0, folder=folder, device="cpu", progress=False)
+
+    class Halted(ag.Classification):
+        steps_seen = 0
+
+        def loss(self, network: nn.Module, batch: object) -> torch.Tensor:
+            self.steps_seen += 1
+            if stop and self.steps_seen == 7:
+                os.kill(os.getpid(), 15)
+            return super().loss(network, batch)
+
+    ag.fit(network, Halted((X, (X[:, 0] > 0).long()), batch_size=20), run)
+    return {"network": [value.tolist() for value in network.state_dict().values()]}
+
+
+def astray(folder: Path) -> dict[str, object]:
+    """A program whose weights depend on the process."""
+    network = nn.Linear(4, 2)
+    run = Run(folder=folder, device="cpu", progress=False)
+    run.begin("astray", {})
+    run.total_steps(3, default_epochs=2)
+    run.keep(network=network)
+    try:
+        for _ in run.steps(6):
+            with torch.no_grad():
+                network.bias += run.rank
+    except RunError as error:
+        return {"error": str(error), "step": 3}
+    return {}
+
+
+def main(place: Path) -> None:
+    torch.set_num_threads(1)
+    rank = os.environ["RANK"]
+    found = {name: summary(found_by(name, quiet(name, epochs=6), limit=limit())) for name in (*NAMES, *ALIKE)}
+    try:
+        normed(place / "normed", stop=True)
+    except Stopped:
+        found["normed"] = normed(place / "normed")
+    found["whole"] = normed(place / "whole")
+    found["astray"] = astray(place / "astray")
+    (place / f"rank{rank}.json").write_text(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, object]]]:
+    place = tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run(
+        [*command, str(place)], env=environment, capture_output=True, check=False, timeout=300, text=True
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads((place / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_find_what_one_finds(name: str, both: list[dict[str, dict[str, object]]]) -> None:
+    first, second = (one[name] for one in both)
+    assert first == second
+    alone = summary(found_by(name, quiet(name, epochs=6), limit=limit()))
+    assert first["architecture"] == alone["architecture"]
+    assert first["score"] == pytest.approx(alone["score"], abs=0.02)
+    assert first["weights"] == pytest.approx(alone["weights"], abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_two_processes_hold_the_same(name: str, both: list[dict[str, dict[str, object]]]) -> None:
+    assert both[0][name] == both[1][name]
+
+
+def test_statistics_are_shared_and_a_stopped_run_ends_in_the_same_bits(
+    both: list[dict[str, dict[str, object]]],
+) -> None:
+    assert both[0]["normed"] == both[1]["normed"] == both[0]["whole"] == both[1]["whole"]
+
+
+def test_processes_that_differ_stop_with_an_error_in_both(both: list[dict[str, dict[str, object]]]) -> None:
+    for one in both:
+        assert "no longer hold the same 'network'" in str(one["astray"]["error"])
+
+
+def test_every_gradient_method_is_here() -> None:
+    one_process = {"multimodal_random", "radars"}
+    assert {name.split(",")[0] for name in (*METHODS, *one_process)} == {n.split(",")[0] for n in NAMES} | one_process
+
+
+def test_workers_and_several_devices_are_refused() -> None:
+    with pytest.raises(ConfigError, match="leave one of the two out"):
+        Run(device="cpu", devices=2, workers=2)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
