@@ -28,9 +28,21 @@ _DECLARED = {
 _METAVARS = {
     "limit": "NAME=VALUE", "keep": "PATH", "weights": "FILE", "out": "DIR", "model": "MODEL", "space": "SPACE",
     "method": "METHOD", "data": "DATA", "table": "FILE.npz", "arch": "TEXT", "architectures": "FILE",
-    "sample": "N", "proxy": "NAME", "shots": "N",
+    "sample": "N", "workers": "N|ray", "proxy": "NAME", "shots": "N",
 }  # fmt: skip
-_SEARCH = ("method", "limit", "search", "shared", "alpha", "memory_gib", "trials", "rounds", "norm", "seeds")
+_SEARCH = (
+    "method",
+    "limit",
+    "search",
+    "shared",
+    "alpha",
+    "memory_gib",
+    "trials",
+    "workers",
+    "rounds",
+    "norm",
+    "seeds",
+)
 _TABLE = ("table", "table_data", "table_epochs", "partial")
 _FEW = ("target", "shots", "draws", "restarts", "shot_steps")
 _SCORED = ("arch", "architectures", "sample", "proxy")

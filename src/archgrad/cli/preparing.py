@@ -37,13 +37,14 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    command: str, options: WorkOptions, out: Path, *, trials: int | None = None, smoothing: float = 0.0
-) -> Prepared:
+    command: str, options: WorkOptions, out: Path, *, trials: int | None = None, workers: str | None = None,
+    smoothing: float = 0.0,
+) -> Prepared:  # fmt: skip
     """What a command begins with; everything random is seeded after this.
 
     Raises InputError for data, a device or a folder that cannot be used, MissingExtra for ONNX without its extra.
     """
-    run, onnx = begin(command, options, out, trials=trials)
+    run, onnx = begin(command, options, out, trials=trials, workers=workers)
     augment = [
         flip() if pixels is None else _AUGMENTATIONS[name](pixels)
         for name, pixels in configuration.augmentations(options.augment)
@@ -60,7 +61,9 @@ def prepare(
     return Prepared(run, task, onnx)
 
 
-def begin(command: str, options: RunOptions, out: Path, *, trials: int | None = None) -> tuple[Run, bool]:
+def begin(
+    command: str, options: RunOptions, out: Path, *, trials: int | None = None, workers: str | None = None
+) -> tuple[Run, bool]:
     """The run, and whether ONNX is to be written; without data. Raises as `prepare`."""
     set_threads(options)
     onnx = onnx_wanted(options.onnx)
@@ -73,6 +76,7 @@ def begin(command: str, options: RunOptions, out: Path, *, trials: int | None = 
         folder=out,
         device=options.device,
         precision=options.precision,
+        workers=int(workers) if workers and workers.isdecimal() else workers,
     )
     folder.check(out, command, options)
     return run, onnx

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -23,7 +24,7 @@ _OWN = {
     ("alpha",): ("monas",),
     ("memory_gib",): ("radars",),
     ("shared",): ("random_search",),
-    ("trials",): ("random_search", "monas", "multimodal_random"),
+    ("trials", "workers"): ("random_search", "monas", "multimodal_random"),
     ("rounds", "norm", "seeds", "classes", "in_channels", "table", "table_data"): ("freenas",),
 }
 _OF_TRAINING = ("epochs", "steps", "seconds", "search", "batch_size", "augment", "precision")
@@ -67,6 +68,11 @@ class SearchOptions(LimitedOptions):
         description="Architectures tried: random_search, default 10, with --shared 50; monas, 30; "
         "multimodal_random, 40.",
     )
+    workers: str | None = Field(
+        None,
+        description="Processes that try architectures side by side, a number, or a Ray cluster: ray, "
+        "ray://HOST:PORT. The result is the same.",
+    )
     rounds: int | None = Field(None, ge=1, description="freenas: rounds of scoring and dropping; default 1.")
     norm: Literal["off", "eval", "train"] | None = Field(
         None, description="freenas: normalisation off (default), in eval or in train mode; it decides the answer."
@@ -93,6 +99,14 @@ class SearchOptions(LimitedOptions):
         if name not in METHODS:
             raise ValueError(f"{name!r} was given. Allowed are {', '.join(METHODS)}")
         return name
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _workers(cls, given: object) -> object:
+        told = str(given) if isinstance(given, int) and not isinstance(given, bool) else given
+        if isinstance(told, str) and not (told.isdecimal() and int(told)) and not re.fullmatch(r"ray(://\S+)?", told):
+            raise ValueError(f"{given!r} was given. Allowed are a number of at least 1, ray and ray://HOST:PORT")
+        return told
 
     @field_validator("space")
     @classmethod

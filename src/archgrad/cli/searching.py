@@ -42,7 +42,7 @@ def search(options: SearchOptions) -> dict[str, Any]:
     out = Path(options.out)
     if options.method == "freenas":
         return _free(options, out)
-    run, task, onnx = prepare("search", options, out, trials=options.trials)
+    run, task, onnx = prepare("search", options, out, trials=options.trials, workers=options.workers)
     space, made = spaces.make(_form(options), task)
     limit, share = limit_of(options.limit, task.example), options.search
     folder.write(out, "search", options)

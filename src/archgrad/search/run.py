@@ -74,6 +74,7 @@ class Run:
         self.seed = checked.seed(seed)
         self.folder = Path(folder) if folder is not None else None
         self.workers = checked.workers(workers)
+        self.worked = False  # whether workers have had something to do
         self._machine = Machine(device, precision=precision, devices=devices, workers=self.workers)
         self._checkpoint_seconds = checked.seconds("checkpoint_seconds", checkpoint_seconds, zero=True) or 0.0
         self._tensorboard = checked.tensorboard(tensorboard, self.folder)
@@ -398,6 +399,8 @@ class Run:
         self._saving.settle(self._phases - 1)
         if self._saving.replaying:
             self._history.write()
+        if self.workers and not self.worked:
+            self.note(f"workers={self.workers!r} was given, and nothing was tried apart: this method used none.")
         if self._files and self.rank == 0:
             self._files.mark_finished()
         self.close()

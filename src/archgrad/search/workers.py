@@ -91,6 +91,7 @@ class Workers:
 
     def __init__(self, run: Run, recipe: Recipe) -> None:
         self._run, self._recipe = run, _packed(recipe)
+        run.worked = True
         self._book = _Book(run.folder)
         self._waiting: deque[Job] = deque()
         self._flying: dict[Future[Done | ArchgradError], Job] = {}
