@@ -177,6 +177,7 @@ ROWS: dict[str, Callable[[ag.Classification, int, int], Figures]] = {
         "steps": steps // 6,
     },
     "random search, image alone": functools.partial(random, only="image"),
+    "random search, audio alone": functools.partial(random, only="audio"),
     "random fusion of frozen LeNets (MFAS-like)": mfas_like,
     "UNAS": unas,
 }
