@@ -11,7 +11,7 @@ from typing import Any
 
 from archgrad import reading
 from archgrad.cli.configuration import Options
-from archgrad.errors import InputError, RunError
+from archgrad.errors import InputError, ResourceError, RunError
 from archgrad.search.checkpoint import replace_text
 from archgrad.search.signals import Stopped
 
@@ -80,6 +80,10 @@ def resumable(folder: Path) -> Iterator[None]:
     """
     try:
         yield
+    except ResourceError as error:
+        raise ResourceError(
+            f"{error}\nTo go on with the same options: archgrad resume {folder}. Others need another --out."
+        ) from error
     except InputError as error:
         # A folder in use, or with another run in it, is not this one's to clear.
         if not isinstance(error, RunError):

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import pickle
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -97,7 +98,10 @@ def _listed(word: str, names: Any) -> str:
 def _state(path: Path) -> dict[str, Tensor]:
     """A state dict, also where it lies under "state_dict" or "model", as training scripts save it."""
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # On protocols that it may not know: it then fails, and that is told.
+            warnings.simplefilter("ignore")
+            held = torch.load(path, map_location="cpu", weights_only=True)
     except (*reading.UNREADABLE, NotImplementedError, AssertionError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(

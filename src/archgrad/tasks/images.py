@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 PIXELS = 2**26  # of one image: 8192 x 8192
 # What Pillow raises for files that are cut off, not images, or absurdly large.
 UNREADABLE = (
-    *reading.UNREADABLE, NotImplementedError, Image.DecompressionBombError, Image.DecompressionBombWarning,
+    *reading.UNREADABLE, NotImplementedError, Image.DecompressionBombError,
 )  # fmt: skip
 
 Size = int | tuple[int, int] | None
@@ -41,10 +42,8 @@ class Picture:
 
     def open(self) -> Image.Image:
         """The image, its pixels not yet decoded. Raises ValueError for one of more than `PIXELS`."""
-        with warnings.catch_warnings():
-            # Its own bound is the next line.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            data = io.BytesIO(self.data) if isinstance(self.data, bytes) else self.data
+        data = io.BytesIO(self.data) if isinstance(self.data, bytes) else self.data
+        with _quiet():
             image = Image.open(data, formats=FORMATS)
         if image.width * image.height > PIXELS:
             image.close()
@@ -197,7 +196,7 @@ def _decode_all(
     kept: list[Picture] = []
     for picture, _, _ in headers:
         try:
-            with picture.open() as image:
+            with picture.open() as image, _quiet():
                 pixels[len(kept)] = _decode(image, "L" if grey else "RGB", (height, width))
             kept.append(picture)
         except UNREADABLE:
@@ -215,6 +214,14 @@ def _decode_all(
             found[part] = samples(inputs, labels, class_names=class_names, part=part)
     train = replace(found["train"], skipped=tuple(bad))
     return Parts(train, found.get("valid"), found.get("test"))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's warnings: an image is read, or named as one that cannot be."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _common_size(headers: list[tuple[Picture, str, tuple[int, int]]], size: Size) -> tuple[int, int]:
@@ -255,8 +262,8 @@ def _refuse_bad(bad: list[str], total: int, skip_corrupt: bool) -> None:
         shown = ", ".join(bad[:10]) + (", ..." if len(bad) > 10 else "")
         raise DataError(
             f"{len(bad)} of {total} images cannot be read: {shown}. "
-            f"Repair or remove them (allowed are {', '.join(FORMATS)} of up to {PIXELS / 1e6:.0f} million pixels), or "
-            f"leave them out with skip_corrupt"
+            f"Repair or remove them (allowed are {', '.join(FORMATS)} of up to {PIXELS / 1e6:.0f} million pixels), "
+            f"or leave them out with skip_corrupt"
         )
 
 
