@@ -327,4 +327,6 @@ def _explained(schema: type[Options], error: Any, key: str, place: str) -> str:
         return f"{key.upper()} is missing: {schema.model_fields[key].description}"
     if error["type"] == "value_error":
         return f"{place}: {reason}." if place else f"{reason}."
-    return f"{place}: {reading.shown(error['input'])} was given. {reason}. {schema.model_fields[key].description}"
+    # A key that is no text has no field.
+    described = schema.model_fields[key].description if key in schema.model_fields else "Write options by name."
+    return f"{place}: {reading.shown(error['input'])} was given. {reason}. {described}"

@@ -19,6 +19,7 @@ from archgrad.search.checkpoint import Mark
 from archgrad.search.folder import RunFolder, device_name, versions
 from archgrad.search.history import History, Record
 from archgrad.search.machine import Machine
+from archgrad.search.mishaps import watched
 from archgrad.search.parts import Kept
 from archgrad.search.phase import Phase
 from archgrad.search.progress import ProgressView
@@ -118,7 +119,7 @@ class Run:
     @property
     def place(self) -> str:
         """Where the run is, in words: "in phase 'search' at step 12"."""
-        return f"in phase {self._phase.name!r} at step {self._phase.step}" if self._phase else "between phases"
+        return self._phase.place if self._phase else "between phases"
 
     @property
     def good_state(self) -> str:
@@ -212,7 +213,12 @@ class Run:
             raise ChoiceError(f"The loop of phase {self._phase.name!r} is still open. Leave it first.")
         self._saving.settle(self._phases - 1)
         left = self.max_steps - self._steps_used if self.max_steps else total
-        return self._walk(Phase(self._phases, phase, total, share, end=max(0, min(total, left))))
+        return self._guarded(Phase(self._phases, phase, total, share, end=max(0, min(total, left))))
+
+    def _guarded(self, phase: Phase) -> Generator[int, None, None]:
+        # A data loader tells of a dead worker by a signal, which may arrive while the state is saved.
+        with watched(self, phase):
+            yield from self._walk(phase)
 
     def _walk(self, phase: Phase) -> Generator[int, None, None]:
         self._phase = phase
