@@ -382,12 +382,13 @@ def test_no_way_of_loading_executes_a_pickle(tmp_path: Path, protocol: int) -> N
     network.canary = Canary(mark)  # type: ignore[assignment]
     contents = {
         "plain": plain, "objects": objects.getvalue(), "whole": by_torch(network),
-        "state": by_torch({"w": Canary(mark)}), "legacy": by_torch({"w": Canary(mark)}, zipped=False), "yaml": b"out: !!python/object/apply:os.system [id]",
+        "state": by_torch({"w": Canary(mark)}), "legacy": by_torch({"w": Canary(mark)}, zipped=False),
+        "yaml": b"out: !!python/object/apply:os.system [id]",
     }  # fmt: skip
     ways: dict[str, Callable[[Path], object]] = {
-        ".npz": datasets.load, ".tab": Tabular.load, ".clips": read_clips, ".wav": read_wav,
-        ".pt": weights, ".safetensors": weights, ".json": ag.Architecture.load, ".table": Table.load, ".ckpt": load, ".pt2": program_of,
-        ".yaml": lambda path: resolve(SlimOptions, {}, path),
+        ".npz": datasets.load, ".tab": Tabular.load, ".clips": read_clips, ".wav": read_wav, ".pt": weights,
+        ".safetensors": weights, ".json": ag.Architecture.load, ".table": Table.load, ".ckpt": load,
+        ".pt2": program_of, ".yaml": lambda path: resolve(SlimOptions, {}, path),
     }  # fmt: skip
     refused = 0
     for name, content in contents.items():

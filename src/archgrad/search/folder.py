@@ -69,6 +69,8 @@ class RunFolder:
     def release(self) -> None:
         """Let go of the lock."""
         if self._lock:
+            # Children that load data share the lock: closing it here alone would leave it with them.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
             self._lock.close()
             self._lock = None
 
