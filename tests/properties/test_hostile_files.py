@@ -14,6 +14,7 @@ import pickle
 import resource
 import signal
 import struct
+import tempfile
 import wave
 import zipfile
 import zlib
@@ -225,11 +226,10 @@ def test_the_files_of_a_run(tmp_path: Path, contents: tuple[bytes, ...]) -> None
 
 def stored(build: Callable[[Path], None]) -> bytes:
     """What a file would hold."""
-    path = Path(f"/tmp/.archgrad-{os.getpid()}.safetensors")
-    build(path)
-    content = path.read_bytes()
-    path.unlink()
-    return content
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "a.safetensors"
+        build(path)
+        return path.read_bytes()
 
 
 STATE = {
