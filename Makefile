@@ -14,11 +14,11 @@ endif
 endif
 
 # For small networks one thread is faster than several, many times so where other work shares the cores.
-demo test check bench: export OMP_NUM_THREADS := 1
-demo test check bench: export MKL_NUM_THREADS := 1
+demo test check bench fuzz: export OMP_NUM_THREADS := 1
+demo test check bench fuzz: export MKL_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench docs clean
+.PHONY: help demo test check bench fuzz docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ :/' | while IFS=: read -r name text; do \
@@ -41,6 +41,9 @@ bench: .venv/installed .venv/timm  ## the slow tests and the benchmark, on real 
 	@echo "data: $${ARCHGRAD_DATA:-ARCHGRAD_DATA is not set, so only data that comes with the packages}"
 	$(BIN)/python -m pytest -m slow $(ARGS)
 	$(BIN)/python benchmarks/slim.py
+
+fuzz: .venv/installed  ## malformed files of every kind, over 10,000, other ones each time; some minutes
+	ARCHGRAD_FUZZ=$${ARCHGRAD_FUZZ:-1300} $(BIN)/python -m pytest tests/properties/test_hostile_files.py $(ARGS)
 
 docs: .venv/installed  ## the documentation, into site/
 	$(BIN)/mkdocs build --strict

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         MissingExtra,
         ModelError,
         NonFiniteError,
+        ResourceError,
         RunError,
     )
     from archgrad.methods.darts import darts
@@ -95,6 +96,7 @@ __all__ = [
     "NonFiniteError",
     "OpChoice",
     "Reinforcement",
+    "ResourceError",
     "Run",
     "RunError",
     "Stopped",
@@ -182,7 +184,8 @@ _HOMES = {
     "derive.export": ("export_onnx", "export_program"),
     "errors": (
         "ArchgradError", "ArchitectureError", "ChoiceError", "ConfigError", "DataError", "InputError",
-        "LimitError", "MissingExtra", "ModelError", "NonFiniteError", "RunError",
+        "LimitError", "MissingExtra", "ModelError", "NonFiniteError", "ResourceError",
+        "RunError",
     ),
     "methods.darts": ("darts",),
     "methods.darts_prime": ("darts_prime",),

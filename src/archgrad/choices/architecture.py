@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from archgrad import reading
 from archgrad.errors import ArchitectureError
 
 Pick = int | tuple[int, ...]
@@ -64,12 +65,7 @@ class Architecture(Mapping[str, Pick]):
         Raises:
             ArchitectureError: damaged text, another format or version, or a pick that is none.
         """
-        try:
-            body = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ArchitectureError(
-                f"{source} is not JSON ({error}); an architecture is a file that Architecture.save wrote"
-            ) from None
+        body = reading.parsed(text, _refused, source=source)
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             found = body.get("format") if isinstance(body, dict) else type(body).__name__
             raise ArchitectureError(
@@ -107,10 +103,14 @@ class Architecture(Mapping[str, Pick]):
             ArchitectureError: no such file, or what `from_json` raises.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = reading.text(Path(path), _refused)
+        except FileNotFoundError as error:
             raise ArchitectureError(f"cannot read an architecture from {path}: {error}") from None
         return Architecture.from_json(text, source=str(path))
+
+
+def _refused(reason: str) -> ArchitectureError:
+    return ArchitectureError(f"{reason}; an architecture is a file that Architecture.save wrote")
 
 
 def _pick(name: object, pick: object) -> Pick:
@@ -120,8 +120,8 @@ def _pick(name: object, pick: object) -> Pick:
         return pick
     if isinstance(pick, tuple) and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in pick):
         if len(set(pick)) != len(pick):
-            raise ArchitectureError(f"choice {name!r}: the pick names one entry twice: {pick}")
+            raise ArchitectureError(f"choice {name!r}: the pick names one entry twice: {reading.shown(pick)}")
         return tuple(sorted(pick))
     raise ArchitectureError(
-        f"choice {name!r}: the pick is {pick!r}; allowed are an index (0, 1, ...) or a tuple of indices"
+        f"choice {name!r}: the pick is {reading.shown(pick)}; allowed are an index (0, 1, ...) or a tuple of indices"
     )

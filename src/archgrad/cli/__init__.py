@@ -1,4 +1,4 @@
-"""The command line: `archgrad demo | slim | search | train | export | report | resume | methods | bench`."""
+"""The command line: `archgrad demo | slim | search | train | export | report | resume | runs | doctor | ...`."""
 
 from archgrad.cli.app import main
 

@@ -209,6 +209,29 @@ def resume(run: _RUN, *, as_json: JSON = False) -> None:
 
 
 @app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where your runs are.")] = Path("runs"),
+    *,
+    as_json: JSON = False,
+) -> None:
+    """List the runs below a folder, and how they stand."""
+    from archgrad.cli.runs import listed, written
+
+    rows = listed(folder)
+    typer.echo(json.dumps(rows) if as_json else written(rows) or f"There is no run below {folder}.")
+
+
+@app.command()
+def doctor(*, as_json: JSON = False) -> None:
+    """Say what this machine offers, and what is missing for what."""
+    with _quiet(as_json):
+        from archgrad.cli.doctor import examined, written
+
+        report = examined()
+    typer.echo(json.dumps(report) if as_json else written(report))
+
+
+@app.command()
 def methods(*, as_json: JSON = False) -> None:
     """List the methods."""
     from archgrad.cli.methods import described

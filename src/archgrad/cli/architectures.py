@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from archgrad import reading
 from archgrad.choices.access import choices, matched, sample
 from archgrad.choices.architecture import FORMAT, Architecture
 from archgrad.choices.modules import InputChoice
@@ -60,8 +61,8 @@ def from_file(space: nn.Module, path: Path) -> list[Architecture]:
     Raises ConfigError where the file cannot be read or is empty, ArchitectureError for an entry.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = reading.text(path, ConfigError, most=64 * reading.MIB)
+    except (FileNotFoundError, ConfigError) as error:
         reason = "is a folder" if path.is_dir() else f"cannot be read ({error})"
         raise ConfigError(
             f"--architectures {path} {reason}; give a text file, one architecture a line, or JSON"
@@ -137,7 +138,4 @@ def _entries(path: Path, text: str) -> Iterator[tuple[str, object]]:
 
 
 def _json(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ArchitectureError(f"{place}: this is not JSON ({error})") from None
+    return reading.parsed(text, ArchitectureError, source=f"{place}: this")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
+from archgrad import reading
 from archgrad.cli import configuration, folder, models, program
 from archgrad.cli.configuration import DemoOptions, SlimOptions, TrainOptions
 from archgrad.cli.preparing import check_paths, limit_of, onnx_wanted, prepare, set_threads, write_onnx
@@ -113,6 +113,7 @@ def report(out: Path) -> tuple[Record, Path]:
     if not out.is_dir():
         raise RunError(f"There is no run folder {out}. Give the folder that was --out.")
     written = page.write(out)
-    record: Record = json.loads((out / "record.json").read_text(encoding="utf-8"))
+    held = reading.text(out / "record.json", RunError, most=reading.RECORD)
+    record: Record = reading.parsed(held, RunError, source=str(out / "record.json"), finite=False)
     text.check(record)
     return record, written

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from archgrad import reading
 from archgrad.cli import methods
 from archgrad.errors import ConfigError, LimitError
 
@@ -34,6 +35,7 @@ METHODS = tuple(name for name in methods.METHODS if name not in ELSEWHERE)
 SPACES = ("darts", "nasbench201", "mobile")
 TABLE_DATA = ("cifar10", "cifar100", "imagenet16_120")
 AUGMENTATIONS = "flip, crop=PIXELS and cutout=PIXELS, joined by commas: flip,crop=4,cutout=8"
+_NESTED = 8  # levels of a configuration; a list in an option is the second
 _SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?"
 
@@ -275,11 +277,13 @@ def _read(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        held = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        content = reading.text(path, ConfigError, most=reading.MIB)
+        _refuse_tricks(content)
+        held = yaml.safe_load(content)
+    except FileNotFoundError as error:
         raise ConfigError(f"The configuration {path} cannot be read: {error.strerror}. Check --config.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+    except (yaml.YAMLError, ValueError, LookupError, OverflowError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"{path} is not YAML ({reason}). Write one `option: value` a line.") from None
     if held is None:
         return {}
@@ -288,15 +292,41 @@ def _read(path: Path) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in held.items()}
 
 
+def _refuse_tricks(content: str) -> None:
+    """Raise ValueError for what small files blow up by, or hide a value by: aliases, deep nesting, a key twice."""
+    import yaml
+
+    depth, keys = 0, list[str]()
+    waiting = True  # for a key of the outermost mapping, not for its value
+    for event in yaml.parse(content, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("aliases are not read: write the value out")
+        if isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.NodeEvent):
+            if depth == 1:
+                keys += [event.value] if waiting and isinstance(event, yaml.ScalarEvent) else []
+                waiting = not waiting
+            depth += isinstance(event, yaml.CollectionStartEvent)
+        if depth > _NESTED:
+            raise ValueError(f"it is nested deeper than {_NESTED} levels")
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise ValueError(f"{twice[0]!r} is there twice")
+
+
 def _explained(schema: type[Options], error: Any, key: str, place: str) -> str:
     allowed = sorted(schema.model_fields)
     if error["type"] == "extra_forbidden":
         close = get_close_matches(key, allowed, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
-        return f"{place}: unknown option, given {error['input']!r}.{hint} Allowed are {', '.join(allowed)}."
+        return (
+            f"{place}: unknown option, given {reading.shown(error['input'])}.{hint} Allowed are {', '.join(allowed)}."
+        )
     reason = error["msg"].removeprefix("Value error, ").rstrip(".")
     if error["type"] == "missing":
         return f"{key.upper()} is missing: {schema.model_fields[key].description}"
     if error["type"] == "value_error":
         return f"{place}: {reason}." if place else f"{reason}."
-    return f"{place}: {error['input']!r} was given. {reason}. {schema.model_fields[key].description}"
+    # A key that is no text has no field.
+    described = schema.model_fields[key].description if key in schema.model_fields else "Write options by name."
+    return f"{place}: {reading.shown(error['input'])} was given. {reason}. {described}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import sysconfig
 import traceback
 from pathlib import Path
@@ -35,13 +36,23 @@ def explained(error: BaseException) -> Failure | None:
     place = user_line(error)
     if isinstance(error, ArchgradError):
         return Failure(f"{error} (raised at {place})" if place and place not in str(error) else str(error), 2)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return Failure("Out of memory. Give a smaller --batch-size, or another --device.", 2)
+    if told := _resources(error):
+        return Failure(told, 2)
     if place:
         return Failure(f"Your code raised {type(error).__name__}: {error} ({place}).", 2)
     if isinstance(error, OSError):
         return Failure(f"{type(error).__name__}: {error}", 2)
     return None
+
+
+def _resources(error: BaseException) -> str:
+    if isinstance(error, MemoryError) and "torch" not in sys.modules:
+        return "Memory ran out. Close other programs, or give smaller files."
+    if not isinstance(error, MemoryError | RuntimeError):
+        return ""
+    from archgrad.search.mishaps import told_of
+
+    return told_of(error)
 
 
 def user_line(error: BaseException) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from archgrad import reading
 from archgrad.cli.configuration import Options
-from archgrad.errors import InputError, RunError
+from archgrad.errors import InputError, ResourceError, RunError
 from archgrad.search.checkpoint import replace_text
 from archgrad.search.signals import Stopped
 
@@ -56,7 +57,7 @@ def read(folder: Path) -> dict[str, Any]:
     """What `write` wrote. Raises RunError when there is none, or it is damaged."""
     path = folder / COMMAND
     try:
-        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        body: dict[str, Any] = reading.parsed(reading.text(path, RunError), RunError, source=str(path))
         known = isinstance(body["command"], str) and isinstance(body["options"], dict)
         known = known and isinstance(body["directory"], str)
     except FileNotFoundError:
@@ -64,7 +65,7 @@ def read(folder: Path) -> dict[str, Any]:
             f"{folder} is no folder of a run that the command line began: {COMMAND} is missing. Give the "
             "folder that was --out, or run the program that made it again."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (RunError, KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged ({error}). Give the command again in full, with --out.") from None
     if not known:
         raise RunError(f"{path} is damaged. Give the command again in full, with --out.")
@@ -79,6 +80,10 @@ def resumable(folder: Path) -> Iterator[None]:
     """
     try:
         yield
+    except ResourceError as error:
+        raise ResourceError(
+            f"{error}\nTo go on with the same options: archgrad resume {folder}. Others need another --out."
+        ) from error
     except InputError as error:
         # A folder in use, or with another run in it, is not this one's to clear.
         if not isinstance(error, RunError):

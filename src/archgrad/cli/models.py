@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import pickle
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from archgrad import reading
 from archgrad.cli.failures import user_line
 from archgrad.errors import ConfigError, ModelError
 from archgrad.tasks.task import Inputs
@@ -78,7 +80,7 @@ def read_weights(network: nn.Module, path: str | Path) -> None:
     except RuntimeError as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[1:4]) or str(error)
         raise ModelError(f"weights {path} do not fit {type(network).__name__}: {reason}") from None
-    except SafetensorError as error:
+    except (SafetensorError, *reading.UNREADABLE) as error:
         raise ModelError(f"weights {path} are damaged, or no safetensors file ({error}).") from None
     if missing or unexpected:
         raise ModelError(
@@ -96,12 +98,17 @@ def _listed(word: str, names: Any) -> str:
 def _state(path: Path) -> dict[str, Tensor]:
     """A state dict, also where it lies under "state_dict" or "model", as training scripts save it."""
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        with warnings.catch_warnings():
+            # On protocols that it may not know: it then fails, and that is told.
+            warnings.simplefilter("ignore")
+            held = torch.load(path, map_location="cpu", weights_only=True)
+    except (*reading.UNREADABLE, NotImplementedError, AssertionError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
-            f"weights {path} cannot be read ({reason}). Allowed are a .safetensors file and what "
-            "torch.save(network.state_dict(), file) writes; other pickles can execute code and are not read."
+            f"weights {path} cannot be read ({reason[:200]}). Allowed are a .safetensors file and what "
+            "torch.save(network.state_dict(), file) writes; other pickles, whole networks among them, can execute "
+            "code and are not read. Where you trust the file, convert it: "
+            "torch.save(torch.load(file, weights_only=False).state_dict(), new_file)."
         ) from None
     for key in ("state_dict", "model"):
         if isinstance(held, dict) and isinstance(held.get(key), dict):

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
+from archgrad import reading
 from archgrad.errors import RunError
 from archgrad.tasks.task import tensors
 
@@ -35,7 +36,7 @@ def load(path: Path) -> tuple[nn.Module, tuple[Tensor, ...]]:
     try:
         _refuse_objects(path)
         program = torch.export.load(path)
-    except (zipfile.BadZipFile, RuntimeError, OSError, ValueError, LookupError, AssertionError) as error:
+    except (*reading.UNREADABLE, NotImplementedError, AssertionError) as error:
         if isinstance(error, RunError):
             raise
         raise RunError(f"{path} is damaged ({error}). archgrad resume writes it again.") from None
@@ -50,6 +51,7 @@ def load(path: Path) -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 def _refuse_objects(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
+        reading.refuse_more_than_free(path, sum(one.file_size for one in archive.infolist()), RunError)
         for name in archive.namelist():
             data = archive.read(name)
             if _SAMPLES.fullmatch(name):

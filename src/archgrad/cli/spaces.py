@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
+from archgrad import reading
 from archgrad.choices.access import choices, relax
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.relaxations import Softmax
@@ -149,7 +149,8 @@ def held(architecture: Path) -> Form | None:
     if not path.is_file():
         return None
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        content = reading.text(path, ConfigError, most=reading.RECORD)
+        body = reading.parsed(content, ConfigError, source=str(path), finite=False)
         given = body.get("space") if isinstance(body, dict) else body
         return None if given is None else Form.model_validate(given)
     except (OSError, ValueError, RecursionError) as error:

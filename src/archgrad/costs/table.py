@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from archgrad import reading
 from archgrad.choices.access import choices, matched, sample, using
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
@@ -171,10 +172,8 @@ class Table:
         Raises:
             DataError: damaged text, another format or version, or prices that are none.
         """
-        try:
-            body = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{source} is not JSON ({error}); a table is a file that Table.save wrote") from None
+        # That a price is finite is said of each.
+        body = reading.parsed(text, _refused, source=source, finite=False)
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             found = body.get("format") if isinstance(body, dict) else type(body).__name__
             raise DataError(
@@ -184,7 +183,7 @@ class Table:
             raise DataError(f"{source} has format version {body.get('version')!r}; this archgrad reads {VERSION}")
         try:
             return _parsed(body)
-        except (DataError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        except (DataError, TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
             raise DataError(f"{source} is damaged: {error}. Measure and save the table again") from None
 
     def save(self, path: str | Path) -> None:
@@ -209,8 +208,8 @@ class Table:
             DataError: no such file, or what `from_json` raises.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = reading.text(Path(path), _refused, most=64 * reading.MIB)
+        except FileNotFoundError as error:
             raise DataError(f"cannot read a table from {path}: {error}; give a file of Table.save") from None
         return Table.from_json(text, source=str(path))
 
@@ -372,6 +371,10 @@ def device_name(cost: Cost) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return platform.processor() or platform.machine()
+
+
+def _refused(reason: str) -> DataError:
+    return DataError(f"{reason}; a table is a file that Table.save wrote")
 
 
 def _is_number(value: object) -> bool:

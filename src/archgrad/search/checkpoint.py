@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from archgrad import reading
 from archgrad.errors import RunError
 
 State = dict[str, Any]
@@ -61,7 +62,7 @@ def load(path: Path) -> Any:
             bodies = {name: file.get_tensor(name).clone() for name in names}
     except FileNotFoundError as error:
         raise RunError(f"There is no checkpoint at {path}. Check the path.") from error
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, RuntimeError, MemoryError) as error:
         raise RunError(
             f"The checkpoint {path} is damaged, truncated or no safetensors file ({error}). "
             "Go on from an older checkpoint, or start the run in another folder."
@@ -72,6 +73,8 @@ def load(path: Path) -> Any:
             f"is {metadata.get('format')!r}, allowed is {_FORMAT!r}. Give a file of a run's checkpoints."
         )
     text = metadata.get("state", "")
+    if reading.deeper(text, reading.DEPTH * 4):
+        raise RunError(f"The checkpoint {path} is not one that archgrad wrote (it is nested too deeply).")
     if metadata.get("checksum") != _checksum(text, bodies):
         raise RunError(
             f"The checkpoint {path} is damaged: its checksum does not match its content. "
@@ -79,7 +82,9 @@ def load(path: Path) -> Any:
         )
     try:
         return _decode(json.loads(text), bodies)
-    except (ValueError, TypeError, LookupError, RuntimeError, AttributeError, struct.error) as error:
+    except (
+        ValueError, TypeError, LookupError, RuntimeError, AttributeError, OverflowError, MemoryError, struct.error
+    ) as error:  # fmt: skip
         raise RunError(f"The checkpoint {path} is not one that archgrad wrote ({error}).") from error
 
 

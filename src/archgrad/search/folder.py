@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
+from archgrad import reading
 from archgrad.errors import RunError
 from archgrad.search.checkpoint import replace_text
 
@@ -68,6 +69,8 @@ class RunFolder:
     def release(self) -> None:
         """Let go of the lock."""
         if self._lock:
+            # Children that load data share the lock: closing it here alone would leave it with them.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
             self._lock.close()
             self._lock = None
 
@@ -86,9 +89,11 @@ class RunFolder:
                 )
             return None
         try:
-            record: Record = json.loads(path.read_text(encoding="utf-8"))
-            theirs, _, _ = record["identity"], record["made_with"], record["resumed"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            record = _object(path)
+            theirs, _, resumed = record["identity"], record["made_with"], record["resumed"]
+            if not isinstance(resumed, list) or not isinstance(theirs, dict):
+                raise TypeError("it has other parts than a run writes")
+        except (RunError, OSError, KeyError, TypeError) as error:
             raise RunError(f"{path} is damaged ({error}). Choose another folder.") from error
         differences = _differences(identity, theirs)
         if differences:
@@ -108,15 +113,15 @@ class RunFolder:
 
     def mark_finished(self) -> None:
         """Mark the run finished in run.json."""
-        record = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        record = _object(self.path / "run.json")
         self._write_record(record | {"status": "finished", "finished": now()})
 
     def remembered(self) -> Record:
         """What remembered.json holds. Raises RunError when it is damaged."""
         path = self.path / "remembered.json"
         try:
-            found: Record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except (OSError, ValueError) as error:
+            found = _object(path) if path.exists() else {}
+        except (RunError, OSError) as error:
             raise RunError(f"{path} is damaged ({error}). Remove it: its figures are measured again.") from error
         return found
 
@@ -126,6 +131,14 @@ class RunFolder:
 
     def _write_record(self, record: Record) -> None:
         replace_text(self.path / "run.json", json.dumps(record, indent=2) + "\n")
+
+
+def _object(path: Path) -> Record:
+    """What a JSON file of the run holds, an object. Raises RunError, or FileNotFoundError."""
+    found = reading.parsed(reading.text(path, RunError, most=64 * reading.MIB), RunError, source=str(path))
+    if not isinstance(found, dict):
+        raise RunError(f"{path} holds a {type(found).__name__}, not an object")
+    return found
 
 
 def versions() -> Record:

@@ -9,6 +9,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from archgrad import reading
 from archgrad.errors import RunError
 from archgrad.search.checkpoint import replace_text
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 
+_LINE = 16 * reading.MIB  # characters of one record, which has a figure for each candidate at most
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -37,10 +39,10 @@ class History:
         if path is None or not path.exists():
             return
         with path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
+            while line := file.readline(_LINE):
                 try:
-                    record = json.loads(line)
-                except ValueError:
+                    record = reading.parsed(line, RunError, source="a line")
+                except RunError:
                     break
                 if not isinstance(record, dict):
                     break

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
 from archgrad.errors import ArchgradError, ResourceError
-from archgrad.search.run import Run
+
+if TYPE_CHECKING:
+    from archgrad.search.phase import Phase
+    from archgrad.search.run import Run
 
 LESS = (
     "a smaller batch (--batch-size, batch_size=), fewer cells or channels (--cells, --channels), or a search that is "
@@ -17,7 +22,7 @@ LESS = (
 
 
 @contextlib.contextmanager
-def watched(run: Run) -> Iterator[None]:
+def watched(run: Run, phase: Phase | None = None) -> Iterator[None]:
     """Around a step: say where memory ran out or a worker died, what to lower, and what the state to go on from is.
 
     Raises ResourceError.
@@ -27,12 +32,15 @@ def watched(run: Run) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, ArchgradError) or not (told := told_of(error)):
             raise
-        raise ResourceError(f"{told} It happened {run.place}. {run.good_state}".rstrip()) from error
+        place = phase.place if phase else run.place
+        raise ResourceError(f"{told} It happened {place}. {run.good_state}".rstrip()) from error
 
 
 def told_of(error: BaseException) -> str:
     """What to tell of an error where memory ran out or a worker of a data loader died; empty for any other."""
     text = str(error)
+    if asked := re.search(r"tried to allocate (\d+) bytes", text):
+        text = f"torch tried to allocate {int(asked[1]) / 2**30:,.2f} GiB. {text}"
     if isinstance(error, torch.OutOfMemoryError):
         return f"The memory of the GPU ran out ({_first(text)}). Try {LESS}."
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "not enough memory" in text:
@@ -46,6 +54,5 @@ def told_of(error: BaseException) -> str:
 
 
 def _first(text: str) -> str:
-    # torch puts the place in its C++ code in brackets before what happened.
     line = next((line for line in text.splitlines() if line.strip()), "")
-    return line.rpartition("] ")[2].split(". ")[0].rstrip(".").strip()
+    return line.split(". ")[0].rstrip(".").strip()

@@ -28,6 +28,11 @@ class Phase:
     began: float = 0.0
 
     @property
+    def place(self) -> str:
+        """Where it is, in words: "in phase 'search' at step 12"."""
+        return f"in phase {self.name!r} at step {self.step}"
+
+    @property
     def seconds(self) -> float:
         """The time in the loop, in every process that took part."""
         return self.seconds_before + (time.monotonic() - self.began if self.began else 0.0)

@@ -11,6 +11,8 @@ from rich.progress import Progress as Display
 
 _LINE_SECONDS = 10.0
 _REFRESH_SECONDS = 0.2
+# Once a phase, when this many seconds have shown its pace and a longer time is left than the other.
+_SURE_SECONDS, _LONG_SECONDS = 5.0, 60.0
 
 
 class ProgressView:
@@ -28,13 +30,14 @@ class ProgressView:
         self._total = 0
         self._first = self._step = 0
         self._began = self._shown = 0.0
+        self._estimated = False
         self._figures = ""
 
     def start(self, phase: str, *, total: int, done: int) -> None:
         """Begin a phase of `total` steps of which `done` were taken before."""
         self._phase, self._total, self._first, self._step = phase, total, done, done
         self._began = self._shown = time.monotonic()
-        self._figures = ""
+        self._figures, self._estimated = "", False
         if not self._enabled or not self._console.is_terminal:
             return
         self._display = Display(
@@ -55,6 +58,8 @@ class ProgressView:
         self._step = done
         if not self._enabled:
             return
+        if not self._estimated and time.monotonic() - self._began >= _SURE_SECONDS:
+            self._estimate()
         wait = _REFRESH_SECONDS if self._display else _LINE_SECONDS
         if time.monotonic() - self._shown >= wait:
             self._show()
@@ -80,6 +85,14 @@ class ProgressView:
             self._display = None
         self._phase = ""
 
+    def _estimate(self) -> None:
+        """Say how long the phase will take by the pace of its first steps."""
+        self._estimated = True
+        taken = self._step - self._first
+        left = (self._total - self._step) * (time.monotonic() - self._began) / max(1, taken)
+        if taken and left >= _LONG_SECONDS:
+            self.note(f"{self._phase}: about {_clock(round(left))} for {self._total - self._step:,} more steps")
+
     def _show(self) -> None:
         self._shown = time.monotonic()
         pace = self._pace()
@@ -100,9 +113,12 @@ class ProgressView:
         left = round((self._total - self._step) / rate)
         if left == 0:
             return speed
-        hours, rest = divmod(left, 3600)
-        clock = f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
-        return f"{speed}  {clock} left"
+        return f"{speed}  {_clock(left)} left"
+
+
+def _clock(seconds: int) -> str:
+    hours, rest = divmod(seconds, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
 def _short(value: float) -> str:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import torch
 from torch import Tensor
 
-from archgrad.errors import ChoiceError, NonFiniteError, RunError
-from archgrad.search import agreement, diagnosis
+from archgrad.errors import ChoiceError, RunError
+from archgrad.search import agreement
 from archgrad.search import parts as kept
 from archgrad.search import settings as checked
-from archgrad.search.checkpoint import Mark
 from archgrad.search.folder import RunFolder, device_name, versions
 from archgrad.search.history import History, Record
 from archgrad.search.machine import Machine
+from archgrad.search.mishaps import watched
 from archgrad.search.parts import Kept
 from archgrad.search.phase import Phase
 from archgrad.search.progress import ProgressView
@@ -85,7 +85,9 @@ class Run:
         self._files = RunFolder(self.folder) if self.folder else None
         self._history = History(None, tensorboard=False)
         self.notes: list[str] = []
-        self._saving = Saving(self.folder, machine=self._machine, random=self._random, notes=self.notes)
+        self._saving = Saving(
+            self.folder, machine=self._machine, random=self._random, notes=self.notes, note=self.note
+        )  # fmt: skip
         self._remembered: Record = {}
         self._status = "not begun"
         self._phase: Phase | None = None
@@ -126,7 +128,7 @@ class Run:
     @property
     def place(self) -> str:
         """Where the run is, in words: "in phase 'search' at step 12"."""
-        return f"in phase {self._phase.name!r} at step {self._phase.step}" if self._phase else "between phases"
+        return self._phase.place if self._phase else "between phases"
 
     @property
     def good_state(self) -> str:
@@ -231,7 +233,12 @@ class Run:
             raise ChoiceError(f"The loop of phase {self._phase.name!r} is still open. Leave it first.")
         self._saving.settle(self._phases - 1)
         left = self.max_steps - self._steps_used if self.max_steps else total
-        return self._walk(Phase(self._phases, phase, total, share, end=max(0, min(total, left))))
+        return self._guarded(Phase(self._phases, phase, total, share, end=max(0, min(total, left))))
+
+    def _guarded(self, phase: Phase) -> Generator[int, None, None]:
+        # A data loader tells of a dead worker by a signal, which may arrive while the state is saved.
+        with watched(self, phase):
+            yield from self._walk(phase)
 
     def _walk(self, phase: Phase) -> Generator[int, None, None]:
         self._phase = phase
@@ -242,21 +249,20 @@ class Run:
                 return
             while phase.step < phase.end and (what := self._what_now(phase)) != _TIME_IS_UP:
                 if what:
-                    self._save(phase, phase.step)
+                    self._saving.save(phase, phase.step)
                 if what > _SIGNALS:
                     self._stop(phase, what - _SIGNALS)
                 yield phase.step
                 phase.step += 1
                 self._view.step(phase.step)
-                agreement.settle(self._saving.parts or {}, self._machine)
-                if phase.step % self._epoch == 0:
-                    agreement.check(self._saving.parts or {}, self._machine)
-            self._save(phase, "end")
+                self._saving.stay_alike(check=phase.step % self._epoch == 0)
+            self._saving.save(phase, "end")
             if (what := self._what_now(phase)) > _SIGNALS:
                 self._stop(phase, what - _SIGNALS)
         except GeneratorExit:
             phase.step += 1
-            self._leave(phase)
+            if not self._signals.wanted:
+                self._saving.leave(phase)
             raise
         finally:
             self._signals.rest()
@@ -267,9 +273,7 @@ class Run:
 
     def _enter(self, phase: Phase) -> bool:
         """Load what is held of the phase, or save its start; True when it was finished before."""
-        held, path, told = self._saving.resume(phase) if self._saving.replaying else (None, None, [])
-        for text in told:
-            self.note(text)
+        held, path = self._saving.resume(phase) if self._saving.replaying else (None, None)
         if held and held["finished"]:
             return True
         if self._saving.replaying and (lost := self._saving.end_replay(phase, path)):
@@ -279,8 +283,8 @@ class Run:
         phase.began = self._saving.at = time.monotonic()
         phase.entered = phase.step
         if not held:
-            agreement.begin(self._saving.parts or {}, self._machine)
-            self._save(phase, 0)
+            self._saving.begin_alike()
+            self._saving.save(phase, 0)
         return False
 
     def _what_now(self, phase: Phase) -> int:
@@ -306,15 +310,6 @@ class Run:
         """Stop inside a step, by the signal that came; a resumed run begins at the last state saved."""
         assert self._phase
         self._stop(self._phase, self._signals.wanted)
-
-    def _leave(self, phase: Phase) -> None:
-        """Save where a loop was left; it counts as the phase's end once the program has gone on."""
-        if not self._signals.wanted and (why := self._saving.leave(phase)):
-            self.note(why)
-
-    def _save(self, phase: Phase, mark: Mark) -> None:
-        if warning := self._saving.save(phase, mark):
-            self.note(warning)
 
     def _need_begin(self, what: str) -> None:
         if self._status == "not begun":
@@ -350,26 +345,11 @@ class Run:
         The message says which term of a loss it was (`diagnosis.term`), which parameter, and, where `again` computes
         the figures once more, which module's output was the first.
         """
-        bad = {name: x for name, x in figures.items() if not torch.isfinite(torch.as_tensor(x)).all()}
-        if self._machine.greatest(len(bad)) and not bad:
-            self._refuse(f"{', '.join(figures)} became NaN or infinite {self.place}, in another process.")
-        if bad:
-            parts = self._saving.parts or {}
-            found = [diagnosis.of_figures(bad, parts), diagnosis.of_modules(parts, again) if again else ""]
-            self._refuse(f"{', '.join(bad)} became NaN or infinite {self.place}.", *found)
+        self._saving.check_finite(figures, self.place, again=again)
 
     def check_gradients(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         """Raise NonFiniteError, which names a parameter, when one of their gradients is NaN or infinite."""
-        if not diagnosis.finite(gradients):
-            told = diagnosis.of_gradients(parameters, gradients, self._saving.parts or {})
-            self._refuse(f"A gradient became NaN or infinite {self.place}, from a finite loss.", told)
-
-    def _refuse(self, *told: str) -> NoReturn:
-        advice = (
-            f"{self._saving.good_state()}Try a lower learning rate, gradient clipping, or "
-            f'precision="32-true" (now {self.precision!r}), in a new folder.'
-        )
-        raise NonFiniteError(" ".join(filter(None, (*told, advice))))
+        self._saving.check_gradients(parameters, gradients, self.place)
 
     def remember(self, key: str, compute: Callable[[], Any]) -> Any:
         """The JSON value of `compute()`, computed once in a run's life: for figures measured by a clock.

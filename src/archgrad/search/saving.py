@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
+from torch import Tensor
 
 from archgrad.errors import NonFiniteError, RunError
-from archgrad.search import diagnosis
+from archgrad.search import agreement, diagnosis
 from archgrad.search import parts as kept
 from archgrad.search.checkpoint import Mark, Series, State
 from archgrad.search.disk import foresee_disk
@@ -33,17 +35,20 @@ class Saving:
         at: when it was last saved, by the monotonic clock.
     """
 
-    def __init__(self, folder: Path | None, *, machine: Machine, random: Randomness, notes: list[str]) -> None:
+    def __init__(
+        self, folder: Path | None, *, machine: Machine, random: Randomness, notes: list[str],
+        note: Callable[[str], None],
+    ) -> None:  # fmt: skip
         self._series = Series(folder / "checkpoints") if folder else None
-        self._machine, self._random, self.notes = machine, random, notes
+        self._machine, self._random, self.notes, self._note = machine, random, notes, note
         self.history = History(None, tensorboard=False)
         self.parts: Mapping[str, Kept] | None = None
         self.replaying = False
         self.last: Path | None = None
         self.at = 0.0
 
-    def resume(self, phase: Phase) -> tuple[State | None, Path | None, list[str]]:
-        """Load the newest state of a phase, if there is one; also its path, and what the user should know.
+    def resume(self, phase: Phase) -> tuple[State | None, Path | None]:
+        """Load the newest state of a phase, if there is one; also its path.
 
         Raises RunError when it does not fit this program.
         """
@@ -58,8 +63,10 @@ class Saving:
                     f"{path} holds no state of a run ({error}). Go on from an older checkpoint, or start the run in "
                     "another folder."
                 ) from error
+        for warning in warnings:
+            self._note(warning)
         self._machine.wait()
-        return held, path, warnings
+        return held, path
 
     def _restore(self, phase: Phase, held: State, path: Path) -> list[str]:
         phase.resume(held, path)
@@ -86,15 +93,28 @@ class Saving:
         if self._series and self._machine.rank == 0 and not self.replaying:
             self._series.settle(index)
 
-    def save(self, phase: Phase, mark: Mark) -> str:
-        """Save the state; returns a warning where the disk is short.
+    def begin_alike(self) -> None:
+        """Give every process what the first one holds."""
+        agreement.begin(self.parts or {}, self._machine)
+
+    def stay_alike(self, *, check: bool) -> None:
+        """Average running statistics over the processes; where asked, make sure that all else is the same in them.
+
+        Raises RunError where it is not.
+        """
+        agreement.settle(self.parts or {}, self._machine)
+        if check:
+            agreement.check(self.parts or {}, self._machine)
+
+    def save(self, phase: Phase, mark: Mark) -> None:
+        """Save the state; notes where the disk is short.
 
         Raises NonFiniteError when a parameter is NaN or infinite: what was saved before stays the last. Raises
         RunError when the disk is full, or would be before long.
         """
         self.at = time.monotonic()
         if not self._series or self._machine.rank > 0:
-            return ""
+            return
         if wrong := self._damage():
             raise NonFiniteError(f"{wrong} {self.good_state()}The state of phase {phase.name!r} is not saved.")
         self.history.sync()
@@ -106,14 +126,14 @@ class Saving:
             "random": self._random.state(),
             "precision": self._machine.state(),
         }
-        warning = foresee_disk(self._series.folder, state) if mark == 0 else ""
+        if mark == 0 and (warning := foresee_disk(self._series.folder, state)):
+            self._note(warning)
         path = self._series.save(state, index=phase.index, phase=phase.name, mark=mark)
         self.last = self.last if mark == "left" else path
         self.at = time.monotonic()
-        return warning
 
-    def leave(self, phase: Phase) -> str:
-        """Save where a loop was left; returns why that was not possible.
+    def leave(self, phase: Phase) -> None:
+        """Save where a loop was left; notes where that was not possible.
 
         It counts as the phase's end once the program has gone on.
         """
@@ -122,8 +142,32 @@ class Saving:
                 self.save(phase, "left")
         except (RunError, RuntimeError, NonFiniteError) as error:
             # The loop may be closed by an error of the program, which this one must not hide.
-            return f"The end of phase {phase.name!r} was not saved: {error}"
-        return ""
+            self._note(f"The end of phase {phase.name!r} was not saved: {error}")
+
+    def check_finite(
+        self, figures: Mapping[str, float | Tensor], place: str, *, again: Callable[[], object] | None
+    ) -> None:
+        """Raise NonFiniteError where a figure is NaN or infinite, in any process."""
+        bad = {name: x for name, x in figures.items() if not torch.isfinite(torch.as_tensor(x)).all()}
+        if self._machine.greatest(len(bad)) and not bad:
+            self._refuse(f"{', '.join(figures)} became NaN or infinite {place}, in another process.")
+        if bad:
+            parts = self.parts or {}
+            found = [diagnosis.of_figures(bad, parts), diagnosis.of_modules(parts, again) if again else ""]
+            self._refuse(f"{', '.join(bad)} became NaN or infinite {place}.", *found)
+
+    def check_gradients(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], place: str) -> None:
+        """Raise NonFiniteError where a gradient is NaN or infinite."""
+        if not diagnosis.finite(gradients):
+            told = diagnosis.of_gradients(parameters, gradients, self.parts or {})
+            self._refuse(f"A gradient became NaN or infinite {place}, from a finite loss.", told)
+
+    def _refuse(self, *told: str) -> NoReturn:
+        advice = (
+            f"{self.good_state()}Try a lower learning rate, gradient clipping, or "
+            f'precision="32-true" (now {self._machine.precision!r}), in a new folder.'
+        )
+        raise NonFiniteError(" ".join(filter(None, (*told, advice))))
 
     def _damage(self) -> str:
         parts = self.parts or {}

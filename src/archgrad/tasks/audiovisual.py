@@ -12,8 +12,6 @@ published set, of which two versions with different contents are in use. What is
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from archgrad import reading
 from archgrad.errors import DataError
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.datasets import load
@@ -178,17 +177,25 @@ def read_clips(fsdd: str | Path) -> Clips:
     place = Path(fsdd)
     if place.is_dir():
         return _read_folder(place)
+    names = ("audio", "offsets", "digit", "take")
     try:
-        with np.load(place, allow_pickle=False) as held:
-            audio, offsets, digit, take = (held[key] for key in ("audio", "offsets", "digit", "take"))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(
-            f"{place} cannot be read as spoken digits ({error}); give a folder of DIGIT_SPEAKER_TAKE.wav, or a .npz "
-            f"file with audio, offsets, digit and take"
-        ) from error
+        held = dict(reading.arrays(place, DataError, wanted=names.__contains__))
+        audio, offsets, digit, take = (held[name] for name in names)
+    except (DataError, KeyError) as error:
+        raise _no_digits(place, str(error)) from error
+    plain = all(array.dtype.kind in "iu" and array.ndim == 1 for array in (audio, offsets, digit, take))
+    if not plain or not len(offsets) - 1 == len(digit) == len(take) or offsets.min(initial=0) < 0:
+        raise _no_digits(place, "their types or lengths do not go together")
     sound = torch.from_numpy(audio.astype(np.float32) / 32768)
     waves = [sound[a:b] for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
     return _clips(waves, digit.tolist(), take.tolist())
+
+
+def _no_digits(place: Path, reason: str) -> DataError:
+    return DataError(
+        f"{place} cannot be read as spoken digits ({reason}); give a folder of DIGIT_SPEAKER_TAKE.wav, or a .npz "
+        f"file with audio, offsets, digit and take"
+    )
 
 
 def _read_folder(place: Path) -> Clips:

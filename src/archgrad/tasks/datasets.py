@@ -5,8 +5,6 @@ Image folders and Hugging Face data sets are read by `archgrad.tasks.images`.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from archgrad import reading
 from archgrad.errors import DataError
 
 KINDS = (
@@ -242,18 +241,4 @@ def _read_npz(path: Path, classes: int | None) -> Parts:
 def _npz_arrays(path: Path) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
     """The arrays of a `.npz` file whose names we use, one after another."""
     wanted = {"x", "y", *(f"{kind}_{part}" for kind in "xy" for part in ("train", "valid", "test"))}
-    damaged = f"{path} is damaged or not a .npz file (%s); write it again with numpy.savez"
-    if not zipfile.is_zipfile(path):
-        raise DataError(damaged % "not a zip archive")
-    key = ""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            for key in archive.files:
-                yield key, archive[key] if key in wanted else np.empty(0)
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        if "allow_pickle" in str(error):
-            raise DataError(
-                f"{path}: {key} holds pickled Python objects, which can execute code and are not read; "
-                f"save plain numbers or strings (for instance array.astype(str))"
-            ) from error
-        raise DataError(damaged % error) from error
+    return reading.arrays(path, DataError, wanted=wanted.__contains__)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from archgrad import reading
 from archgrad.errors import DataError, MissingExtra
 from archgrad.tasks.datasets import KINDS, Parts, Samples, samples
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 SPELLINGS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
 GREY = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "F"})
+# By content, whatever the name says: no other decoder of Pillow is reached, such as the one that calls Ghostscript.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+PIXELS = 2**26  # of one image: 8192 x 8192
 # What Pillow raises for files that are cut off, not images, or absurdly large.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+UNREADABLE = (
+    *reading.UNREADABLE, NotImplementedError, Image.DecompressionBombError,
+)  # fmt: skip
 
 Size = int | tuple[int, int] | None
 
@@ -33,8 +41,14 @@ class Picture:
     data: Path | bytes
 
     def open(self) -> Image.Image:
-        """The image, its pixels not yet decoded."""
-        return Image.open(io.BytesIO(self.data) if isinstance(self.data, bytes) else self.data)
+        """The image, its pixels not yet decoded. Raises ValueError for one of more than `PIXELS`."""
+        data = io.BytesIO(self.data) if isinstance(self.data, bytes) else self.data
+        with _quiet():
+            image = Image.open(data, formats=FORMATS)
+        if image.width * image.height > PIXELS:
+            image.close()
+            raise ValueError(f"{image.width} x {image.height} pixels")
+        return image
 
 
 def read_folder(path: Path, *, size: Size, skip_corrupt: bool, classes: int | None) -> Parts:
@@ -48,7 +62,7 @@ def read_folder(path: Path, *, size: Size, skip_corrupt: bool, classes: int | No
     names = tuple(sorted({picture.label for picture in pictures if picture.part == "train"}))
     if classes is not None and classes != len(names):
         raise DataError(f"{path}: classes={classes}, but there are {len(names)} class folders: {', '.join(names)}")
-    return _decode_all(pictures, class_names=names, size=size, skip_corrupt=skip_corrupt)
+    return _decode_all(pictures, place=path, class_names=names, size=size, skip_corrupt=skip_corrupt)
 
 
 def read_saved(path: Path, *, size: Size, skip_corrupt: bool, classes: int | None) -> Parts:
@@ -75,7 +89,7 @@ def read_saved(path: Path, *, size: Size, skip_corrupt: bool, classes: int | Non
             pictures += [Picture(f"{name}[{row}]", part, y, _bytes(x, path)) for row, (x, y) in rows]
     if classes is not None and classes != len(names):
         raise DataError(f"{path}: classes={classes}, but its labels name {len(names)}: {', '.join(names[:10])}")
-    return _decode_all(pictures, class_names=names, size=size, skip_corrupt=skip_corrupt)
+    return _decode_all(pictures, place=path, class_names=names, size=size, skip_corrupt=skip_corrupt)
 
 
 def _columns(table: Any, path: Path) -> tuple[Iterable[Any], list[str], tuple[str, ...]]:
@@ -162,7 +176,9 @@ def _pictures(root: Path, part: str) -> list[Picture]:
     return pictures
 
 
-def _decode_all(pictures: list[Picture], *, class_names: tuple[str, ...], size: Size, skip_corrupt: bool) -> Parts:
+def _decode_all(
+    pictures: list[Picture], *, place: Path, class_names: tuple[str, ...], size: Size, skip_corrupt: bool
+) -> Parts:
     """Decode into one uint8 array [N, C, H, W]; C is 1 where every image is grey, else 3."""
     headers: list[tuple[Picture, str, tuple[int, int]]] = []
     bad: list[str] = []
@@ -175,11 +191,12 @@ def _decode_all(pictures: list[Picture], *, class_names: tuple[str, ...], size: 
     _refuse_bad(bad, len(pictures), skip_corrupt)
     height, width = _common_size(headers, size)
     grey = all(mode in GREY for _, mode, _ in headers)
+    reading.refuse_more_than_free(place, len(headers) * height * width * (1 if grey else 3), DataError)
     pixels = np.empty((len(headers), height, width) if grey else (len(headers), height, width, 3), np.uint8)
     kept: list[Picture] = []
     for picture, _, _ in headers:
         try:
-            with picture.open() as image:
+            with picture.open() as image, _quiet():
                 pixels[len(kept)] = _decode(image, "L" if grey else "RGB", (height, width))
             kept.append(picture)
         except UNREADABLE:
@@ -197,6 +214,14 @@ def _decode_all(pictures: list[Picture], *, class_names: tuple[str, ...], size: 
             found[part] = samples(inputs, labels, class_names=class_names, part=part)
     train = replace(found["train"], skipped=tuple(bad))
     return Parts(train, found.get("valid"), found.get("test"))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's warnings: an image is read, or named as one that cannot be."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _common_size(headers: list[tuple[Picture, str, tuple[int, int]]], size: Size) -> tuple[int, int]:
@@ -237,7 +262,8 @@ def _refuse_bad(bad: list[str], total: int, skip_corrupt: bool) -> None:
         shown = ", ".join(bad[:10]) + (", ..." if len(bad) > 10 else "")
         raise DataError(
             f"{len(bad)} of {total} images cannot be read: {shown}. "
-            f"Repair or remove them, or leave them out with skip_corrupt"
+            f"Repair or remove them (allowed are {', '.join(FORMATS)} of up to {PIXELS / 1e6:.0f} million pixels), "
+            f"or leave them out with skip_corrupt"
         )
 
 

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from archgrad import reading
 from archgrad.errors import DataError
 from archgrad.tasks.datasets import samples
 
+_SOUND = 2**30  # bytes of one recording
 Sample = tuple[dict[str, Tensor], Tensor]
 
 
@@ -89,8 +91,10 @@ def read_wav(path: str | Path, *, rate: int | None = None) -> Tensor:
             width, channels, held, count = (
                 file.getsampwidth(), file.getnchannels(), file.getframerate(), file.getnframes(),
             )  # fmt: skip
-            data = file.readframes(count)
-    except (OSError, EOFError, wave.Error) as error:
+            # The header may declare more than there is, and what it declares is allocated.
+            frame = max(1, width * channels)
+            data = file.readframes(min(count, _SOUND // frame, 1 + Path(path).stat().st_size // frame))
+    except (*reading.UNREADABLE, wave.Error) as error:
         raise DataError(
             f"{path} cannot be read as a WAV file ({error or 'it ends too early'}); repair it or leave it out"
         ) from error

@@ -10,16 +10,13 @@ import difflib
 import itertools
 import math
 import re
-import struct
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from archgrad import reading
 from archgrad.errors import ArchitectureError, DataError
 
 if TYPE_CHECKING:
@@ -260,29 +257,7 @@ def _nearest(name: object, names: Iterable[str]) -> str:
 def _read(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; name a .npz file of NAS-Bench-201's cells")
-    key = ""
-    try:
-        with path.open("rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise zipfile.BadZipFile("not a zip archive")
-            file.seek(0)
-            archive, arrays = np.load(file, allow_pickle=False), {}
-            for key in archive.files:
-                arrays[key] = archive[key]
-    except (
-        ValueError, OSError, EOFError, LookupError, RuntimeError, MemoryError, SyntaxError, TypeError,
-        AttributeError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
-    ) as error:  # fmt: skip
-        if "allow_pickle" in str(error) and key:
-            raise DataError(
-                f"{path}: {key} holds pickled Python objects, which can execute code and are not read; save plain "
-                f"numbers or strings (for instance array.astype(str))"
-            ) from error
-        raise DataError(
-            f"{path} is damaged or not a .npz file ({error or type(error).__name__}); copy it again, or write it "
-            f"with numpy.savez"
-        ) from error
-    return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
+    return dict(reading.arrays(path, DataError, wanted=lambda name: True))
 
 
 def _cells(arrays: Mapping[str, Array], *, source: str) -> list[str]:
