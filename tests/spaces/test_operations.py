@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import archgrad as ag
 from archgrad.errors import ConfigError
 from archgrad.spaces.operations import LABELS, FactorizedReduce, Zero, operation, sep_conv
 
@@ -102,3 +103,10 @@ def test_the_stride_of_a_separable_convolution_is_in_its_first_half() -> None:
 def test_what_there_is_not_is_refused(label: str, options: dict[str, int], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         operation(label, options.get("channels", 4), stride=options.get("stride", 1))
+
+
+def test_no_strided_1x1_convolution_whose_gradient_damages_memory() -> None:
+    """In channels_last, with few channels, oneDNN's writes beyond its end: torch 2.13 aborts, now and then."""
+    for module in (*FactorizedReduce(4, 4).modules(), *ag.darts_cells(channels=2, cells=3).modules()):
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
+            assert module.stride == (1, 1)

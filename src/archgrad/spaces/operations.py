@@ -139,15 +139,18 @@ class FactorizedReduce(nn.Module):
         if outputs < 2:
             raise ConfigError(f"a factorised reduction makes {outputs} channels of two halves; give 2 or more")
         self.relu = nn.ReLU()
-        self.first = nn.Conv2d(inputs, outputs - outputs // 2, 1, 2, bias=False)
-        self.second = nn.Conv2d(inputs, outputs // 2, 1, 2, bias=False)
+        # The stride is taken before: oneDNN's gradient of a strided 1x1 convolution of fewer than 8 channels in
+        # channels_last writes beyond its memory (torch 2.13).
+        self.first = nn.Conv2d(inputs, outputs - outputs // 2, 1, bias=False)
+        self.second = nn.Conv2d(inputs, outputs // 2, 1, bias=False)
         self.norm = nn.BatchNorm2d(outputs, affine=affine)
 
     def forward(self, x: Tensor | Shared) -> Tensor:
         """[B, inputs, H, W] to [B, outputs, ceil(H / 2), ceil(W / 2)]."""
         y = _behind(x, self.relu)
         shifted = F.pad(y, (-1, 1, -1, 1))
-        return self.norm(torch.cat([self.first(y), self.second(shifted)], dim=1))  # type: ignore[no-any-return]
+        halves = self.first(y[:, :, ::2, ::2]), self.second(shifted[:, :, ::2, ::2])
+        return self.norm(torch.cat(halves, dim=1))  # type: ignore[no-any-return]
 
 
 class Zero(nn.Module):
