@@ -56,7 +56,7 @@ class Found:
     network: nn.Module
     score: float | None = None
     costs: Mapping[str, float] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: Sequence[dict[str, Any]] = ()
     record: dict[str, Any] = field(default_factory=dict)
     example: Example | None = None
 

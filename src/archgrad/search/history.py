@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 from archgrad import reading
 from archgrad.errors import RunError
 from archgrad.search.checkpoint import replace_text
+from archgrad.search.records import Record, Records
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-Record = dict[str, Any]
 
 _LINE = 16 * reading.MIB  # characters of one record, which has a figure for each candidate at most
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -26,7 +25,7 @@ class History:
     """The records {"phase", "step", "time", figures} of a run; non-finite figures are strings in the file."""
 
     def __init__(self, folder: Path | None, *, tensorboard: bool) -> None:
-        self.records: list[Record] = []
+        self.records = Records()
         self._old: list[Record] = []
         self._folder = folder
         self._tensorboard = tensorboard
@@ -51,7 +50,7 @@ class History:
 
     def rewind(self, count: int) -> int:
         """Go to the first `count` recalled records; returns how many of them are lost."""
-        self.records[:] = self._old[:count]
+        self.records = Records(self._old[:count])
         return max(0, count - len(self._old))
 
     def write(self) -> None:

@@ -17,13 +17,14 @@ from archgrad.search import agreement
 from archgrad.search import parts as kept
 from archgrad.search import settings as checked
 from archgrad.search.folder import RunFolder, device_name, versions
-from archgrad.search.history import History, Record
+from archgrad.search.history import History
 from archgrad.search.machine import Machine
 from archgrad.search.mishaps import watched
 from archgrad.search.parts import Kept
 from archgrad.search.phase import Phase
 from archgrad.search.progress import ProgressView
 from archgrad.search.randomness import Randomness
+from archgrad.search.records import Record, Records
 from archgrad.search.saving import Saving
 from archgrad.search.signals import Listener, Stopped
 
@@ -136,7 +137,7 @@ class Run:
         return self._saving.good_state().strip()
 
     @property
-    def history(self) -> list[Record]:
+    def history(self) -> Records:
         """What was logged: {"phase", "step", "time", figures} each."""
         return self._history.records
 
