@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from archgrad.errors import RunError
 
@@ -51,23 +51,35 @@ _MOST_MARKED_PHASES = 12
 _MOST_CHARTS = 24
 
 
+class Spot(NamedTuple):
+    """A point that tells of itself: where it is in the picture, which line it is on, and what it is in words."""
+
+    x: float
+    y: float
+    line: int
+    text: str
+
+
 @dataclass(frozen=True)
 class Chart:
-    """One picture: a heading, a sentence on how to read it, and the SVG."""
+    """One picture: a heading, a sentence on how to read it, the SVG, its points, and what it shows in words."""
 
     heading: str
     caption: str
     svg: str
+    spots: Sequence[Spot] = ()
+    told: str = ""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One figure over the steps; each point is the mean of `per_point` records."""
+    """One figure over the steps; each point is the mean of `per_point` records, made when `at` says."""
 
     name: str
     x: list[float]
     y: list[float]
     per_point: int
+    at: list[str]
 
 
 def charts(history: History, limit: Mapping[str, Any] | None = None) -> list[Chart]:
@@ -146,22 +158,35 @@ def _phase_spans(history: History, places: list[float]) -> list[tuple[str, float
 
 def curve(history: History, places: list[float], name: str) -> Curve:
     """The finite values of one figure, averaged to at most 400 points."""
-    points = [(x, float(one[name])) for x, one in zip(places, history, strict=True) if is_finite(one.get(name))]
+    rows = zip(places, history, strict=True)
+    points = [(x, float(one[name]), one) for x, one in rows if is_finite(one.get(name))]
     per_point = max(1, math.ceil(len(points) / _MOST_POINTS))
     chunks = [points[start : start + per_point] for start in range(0, len(points), per_point)]
-    means = [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in chunks]
-    return Curve(name, [x for x, _ in means], [y for _, y in means], per_point)
+    x, y = ([sum(point[axis] for point in part) / len(part) for part in chunks] for axis in (0, 1))
+    return Curve(name, x, y, per_point, [_when(part[0][2], part[-1][2]) for part in chunks])
+
+
+def _when(first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    """Phase and step of one record, or of all from one to another."""
+    phase = f"{first['phase']}, " if first.get("phase") else ""
+    start, end = (f"{one['step']:,.0f}" if is_finite(one.get("step")) else "" for one in (first, last))
+    return f"{phase}step {start}" if start == end else f"{phase}steps {start} to {end}"
 
 
 def drawn(heading: str, fill: Callable[[Axes], None]) -> str:
     """What `fill` draws on empty axes, as SVG for the page."""
+    return plotted(heading, fill, [])[0]
+
+
+def plotted(heading: str, fill: Callable[[Axes], None], marks: Sequence[Spot]) -> tuple[str, list[Spot]]:
+    """What `fill` draws on empty axes, and `marks`, given in the axes' figures, where they are in the picture."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     # Text stays text, dollars stay dollars, and the same history gives the same bytes.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": heading, "text.parse_math": False, "font.size": 9}):
-        figure = Figure(figsize=(5.0, 2.5), layout="constrained")
+        figure = Figure(figsize=(5.0, 2.5), dpi=72, layout="constrained")
         FigureCanvasSVG(figure)
         figure.patch.set_visible(False)
         axes = figure.add_subplot()
@@ -170,7 +195,14 @@ def drawn(heading: str, fill: Callable[[Axes], None]) -> str:
         out = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(out, format="svg", metadata=nothing)
-    return _inline(out.getvalue())
+        spots = _placed(axes, marks, height=figure.bbox.height) if marks else []
+    return _inline(out.getvalue()), spots
+
+
+def _placed(axes: Axes, marks: Sequence[Spot], *, height: float) -> list[Spot]:
+    placed = axes.transData.transform([(mark.x, mark.y) for mark in marks])
+    inside = [(mark, x, height - y) for mark, (x, y) in zip(marks, placed, strict=True) if is_finite(float(x + y))]
+    return [mark._replace(x=round(float(x), 1), y=round(float(y), 1)) for mark, x, y in inside]
 
 
 def _chart(heading: str, curves: list[Curve], *, spans: list[tuple[str, float, float]], bound: float | None) -> Chart:
@@ -189,7 +221,24 @@ def _chart(heading: str, curves: list[Curve], *, spans: list[tuple[str, float, f
 
     averaged = max(one.per_point for one in curves)
     caption = f"Each point is the mean of {averaged} records." if averaged > 1 else ""
-    return Chart(heading, caption, drawn(heading, fill))
+    picture, spots = plotted(heading, fill, marks(curves))
+    return Chart(heading, caption, picture, spots, " ".join(map(in_words, curves)))
+
+
+def marks(curves: Sequence[Curve]) -> list[Spot]:
+    """The points of curves, with the step and the value of each."""
+    return [
+        Spot(x, y, place, f"{when}: {one.name.replace('_', ' ')} {y:.4g}")
+        for place, one in enumerate(curves)
+        for x, y, when in zip(one.x, one.y, one.at, strict=True)
+    ]
+
+
+def in_words(one: Curve) -> str:
+    """What a curve does, in a sentence."""
+    name, count = one.name.replace("_", " "), f"{len(one.y)} {'point' if len(one.y) == 1 else 'points'}"
+    ends = f"{one.y[0]:.4g} at {one.at[0]}, {one.y[-1]:.4g} at {one.at[-1]}"
+    return f"{name}, {count}: {ends}; lowest {min(one.y):.4g}, highest {max(one.y):.4g}."
 
 
 def scatter(part: Mapping[str, Any]) -> Chart | None:
@@ -228,7 +277,8 @@ def scatter(part: Mapping[str, Any]) -> Chart | None:
     ]
     count = f"{len(pairs)} {'network' if len(pairs) == 1 else 'networks'}"
     caption = f"{', '.join([count, *told])}. On the dashed line the surrogate is right."
-    return Chart("Surrogate against measurement", caption, drawn("surrogate", fill))
+    marks = [Spot(x, y, 0, f"measured {x:.4g}, predicted {y:.4g} {unit}".strip()) for x, y in pairs[:_MOST_POINTS]]
+    return Chart("Surrogate against measurement", caption, *plotted("surrogate", fill, marks))
 
 
 def jump(record: Mapping[str, Any]) -> Chart | None:
