@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from archgrad.cli.preparing import check_paths, limit_of, onnx_wanted, prepare, 
 from archgrad.derive.export import Exported, export_onnx
 from archgrad.errors import RunError
 from archgrad.methods.dnal import dnal
-from archgrad.report import page, text
 from archgrad.spaces.slim import slim as gated
 
 Record = dict[str, Any]
@@ -106,13 +104,3 @@ def export(out: Path, path: Path | None) -> Exported:
         raise RunError(f"There is no run folder {out}. Give the folder that was --out.")
     network, example = program.load(out / "network.pt2")
     return export_onnx(network, example, path or out / "network.onnx")
-
-
-def report(out: Path) -> tuple[Record, Path]:
-    """Draw a run's report anew; returns its record and the page."""
-    if not out.is_dir():
-        raise RunError(f"There is no run folder {out}. Give the folder that was --out.")
-    written = page.write(out)
-    record: Record = json.loads((out / "record.json").read_text(encoding="utf-8"))
-    text.check(record)
-    return record, written

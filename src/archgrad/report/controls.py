@@ -55,10 +55,10 @@ def _trials(record: Mapping[str, Any]) -> Rows:
 
 def _spearman(pairs: Sequence[tuple[float, float]]) -> str:
     """Spearman's, with ties at their mean rank; scipy's takes a second to import."""
-    ranks = [_ranks(np.array(column)) for column in zip(*pairs, strict=True)]
+    ranks = np.stack([_ranks(np.array(column)) for column in zip(*pairs, strict=True)])
     if any(np.ptp(one) == 0 for one in ranks):
         return "not defined (all alike)"
-    return f"{np.corrcoef(*ranks)[0, 1]:.2f}"
+    return f"{np.corrcoef(ranks)[0, 1]:.2f}"
 
 
 def _ranks(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -68,8 +68,9 @@ def _items(picks: object) -> list[tuple[str, Any]]:
 
 def _label(labels: Any, choice: str, pick: Any) -> str:
     known = labels.get(choice) if isinstance(labels, Mapping) else None
-    single = isinstance(pick, int) and isinstance(known, list) and 0 <= pick < len(known)
-    return str(known[pick]) if single else str(pick)
+    if isinstance(pick, int) and isinstance(known, list) and 0 <= pick < len(known):
+        return str(known[pick])
+    return str(pick)
 
 
 def _front(part: Any, names: list[str]) -> Front:

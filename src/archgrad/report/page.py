@@ -66,10 +66,11 @@ def page(
         **_figures(record),
         **_found(record),
         "candidates": sheet.figures(
-            [Chart(one.choice, one.caption, one.svg, (), _told_scores(one.choice)) for one in candidates], "candidates"
+            [Chart(one.choice, one.caption, one.svg, (), _told_scores(one.choice)) for one in candidates],
+            "candidates",
         ),
         "clouds": sheet.figures(scores.clouds(record), "clouds"),
-        "charts": sheet.figures(_charts(record, history), "run"),
+        **_charts(record, history),
         "weights": _weights(history),
         "film": play.film(record),
         "cells": play.cells(record),
@@ -196,10 +197,15 @@ def _told_scores(choice: str) -> str:
     return f"Scores of the candidates of {choice}, untrained."
 
 
-def _charts(record: text.Record, history: History) -> list[Chart]:
+def _charts(record: text.Record, history: History) -> dict[str, Any]:
+    """Pictures of the run; what was logged once is a row, not a picture."""
     others = (jump(record), scatter(record.get("surrogate") or {}))
     searched = [*control.charts(record), *fronts.charts(record), *rounds.charts(record), *play.charts(record)]
-    return [*searched, *charts(history, record.get("limit")), *(one for one in others if one)]
+    drawn = charts(history, record.get("limit"))
+    once = [chart for chart in drawn if len(chart.spots) == len({spot.line for spot in chart.spots})]
+    shown = [*searched, *(chart for chart in drawn if chart not in once), *(one for one in others if one)]
+    rows = [tuple(spot.text.rpartition(": ")[::2]) for chart in once for spot in chart.spots]
+    return {"charts": sheet.figures(shown, "run"), "once": rows}
 
 
 def _scored(record: text.Record) -> dict[str, Any] | None:

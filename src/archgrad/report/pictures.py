@@ -19,12 +19,14 @@ History = Sequence[Mapping[str, Any]]
 # What axes are drawn in, by whoever fills them.
 INK, FAINT, LIMIT = "#010101", "#020202", "#030303"
 LINES = ("#040404", "#050505", "#060606", "#070707")
+# Where runs are held side by side.
+SERIES = (*LINES, "#080808", "#090909", "#0a0a0a", "#0b0b0b")
 # matplotlib writes fixed colours; each stands for a variable of the page's style sheet.
 _VARIABLES = {
     INK: "--ink",
     FAINT: "--faint",
     LIMIT: "--limit",
-    **{colour: f"--line{place}" for place, colour in enumerate(LINES, start=1)},
+    **{colour: f"--line{place}" for place, colour in enumerate(SERIES, start=1)},
 }
 _AXES = ("phase", "step", "time", "epoch")
 # Drawn elsewhere, a picture a choice: see archgrad.report.weights.
@@ -89,7 +91,7 @@ def charts(history: History, limit: Mapping[str, Any] | None = None) -> list[Cha
     """
     places = positions(history)
     groups: dict[str, list[Curve]] = {}
-    for name in _figure_names(history):
+    for name in figure_names(history):
         groups.setdefault(_heading(name, limit), []).append(curve(history, places, name))
     ordered = sorted(groups, key=lambda heading: _ORDER.index(heading) if heading in _ORDER else len(_ORDER))
     spans = _phase_spans(history, places)
@@ -122,7 +124,8 @@ def is_finite(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _figure_names(history: History) -> list[str]:
+def figure_names(history: History) -> list[str]:
+    """The figures of a history that charts are drawn of."""
     names = {
         name: None
         for one in history
@@ -162,7 +165,8 @@ def curve(history: History, places: list[float], name: str) -> Curve:
     points = [(x, float(one[name]), one) for x, one in rows if is_finite(one.get(name))]
     per_point = max(1, math.ceil(len(points) / _MOST_POINTS))
     chunks = [points[start : start + per_point] for start in range(0, len(points), per_point)]
-    x, y = ([sum(point[axis] for point in part) / len(part) for part in chunks] for axis in (0, 1))
+    x = [sum(at for at, _, _ in part) / len(part) for part in chunks]
+    y = [sum(value for _, value, _ in part) / len(part) for part in chunks]
     return Curve(name, x, y, per_point, [_when(part[0][2], part[-1][2]) for part in chunks])
 
 
@@ -213,7 +217,7 @@ def _chart(heading: str, curves: list[Curve], *, spans: list[tuple[str, float, f
             axes.plot(one.x, one.y, color=colour, linewidth=1.5, marker=marker, markersize=3, label=name)
         if bound is not None:
             axes.axhline(bound, color=LIMIT, linewidth=1.2, linestyle="--", label="limit")
-        _scaled(axes, [y for one in curves for y in one.y])
+        scaled(axes, [y for one in curves for y in one.y])
         dress(axes)
         _mark(axes, spans)
         if len(curves) + (bound is not None) > 1:
@@ -311,7 +315,8 @@ def jump(record: Mapping[str, Any]) -> Chart | None:
     return Chart("From the supernet to the network", caption, drawn("jump", fill))
 
 
-def _scaled(axes: Axes, figures: list[float]) -> None:
+def scaled(axes: Axes, figures: Sequence[float]) -> None:
+    """Give axes a scale for these figures: logarithmic where they are far apart, with prefixes where large."""
     from matplotlib.ticker import EngFormatter
 
     if min(figures) > 0 and max(figures) > 100 * min(figures):

@@ -93,14 +93,14 @@ def stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
 def _state(path: Path, run: Mapping[str, Any], *, recorded: bool) -> State:
     status = run.get("status")
     if status == "running":
-        return "running" if _is_held(path / "lock") else "stopped"
+        return "running" if is_held(path / "lock") else "stopped"
     if status == "finished" or recorded:
         return "finished"
     return "stopped" if (path / HISTORY).exists() else "not begun"
 
 
-def _is_held(lock: Path) -> bool:
-    """Whether a live process holds a run's lock."""
+def is_held(lock: Path) -> bool:
+    """Whether a live process holds a run's lock, so that it goes on."""
     try:
         with lock.open("rb") as file:
             # Asked for only where its holder lives: a run that begins just now is not to find it taken.

@@ -45,9 +45,14 @@ def points(spots: Sequence[Spot]) -> str:
     return json.dumps(spots, ensure_ascii=False, separators=(",", ":"), allow_nan=False) if spots else ""
 
 
-def policy(script: str, *, live: bool) -> str:
+def served_policy() -> str:
+    """The policy of a page that is served, as a header; it may not stand in another page's frame."""
+    return f"{policy(live=True)}; frame-ancestors 'none'"
+
+
+def policy(*, live: bool) -> str:
     """The page's content security policy: this one script, its own styles, and images within it."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode()
     connect = "'self'" if live else "'none'"
     return (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
@@ -66,20 +71,23 @@ def render(template: str, given: Mapping[str, Any], *, live: int = 0) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = (_HERE / "page.js").read_text(encoding="utf-8")
     shared = {
         "contents": [],
         "live": live,
         "state": "",
         "about": "",
-        "policy": policy(script, live=bool(live)),
+        "policy": policy(live=bool(live)),
         "version": importlib.metadata.version("archgrad"),
-        "script": Markup(script),
+        "script": Markup(_script()),
         "css": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         "colours": Markup(_colours()),
         "rules": Markup(svg.style(svg.variables())),
     }
     return environment.get_template(template).render({**shared, **given})
+
+
+def _script() -> str:
+    return (_HERE / "page.js").read_text(encoding="utf-8")
 
 
 def _colours() -> str:

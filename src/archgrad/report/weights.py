@@ -55,7 +55,7 @@ def weights(history: History) -> Weights:
     lines = [line for of_one in shown.values() for line in of_one.values()]
     frame = _Frame.around(lines)
     charts = [_small(choice, of_one, labels, frame) for choice, of_one in shown.items()]
-    legend = [(label, _sample(place)) for place, label in enumerate(labels)] if len(labels) <= _MOST_LABELS else []
+    legend = [(label, sample(place)) for place, label in enumerate(labels)] if len(labels) <= _MOST_LABELS else []
     return Weights(charts, legend, len(choices) - len(shown))
 
 
@@ -123,7 +123,8 @@ def _line(line: Curve, place: int, frame: _Frame, *, thick: bool) -> str:
     return f'<path {_look(place)} stroke-linecap="round" stroke-width="{3 if thick else 1.5}" d="{path}"/>'
 
 
-def _sample(place: int) -> str:
+def sample(place: int) -> str:
+    """The line of that number, for a legend."""
     return svg.picture(f'<path {_look(place)} stroke-width="3" d="M0,5H24"/>', width=24, height=10)
 
 
