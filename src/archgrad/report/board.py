@@ -49,14 +49,15 @@ class Board:
     Args:
         path: the run's folder.
         poll_ms: how often the page asks whether it has changed.
+        share: of the time that drawing may take.
 
     Raises:
         RunError: there is no such folder.
     """
 
-    def __init__(self, path: Path, *, poll_ms: int = _POLL_MS) -> None:
+    def __init__(self, path: Path, *, poll_ms: int = _POLL_MS, share: float = _SHARE) -> None:
         reading.present(path)
-        self.path, self._poll_ms = path, poll_ms
+        self.path, self._poll_ms, self._share = path, poll_ms, share
         self._lock = threading.Lock()
         self._stamp: object = None
         self._due = 0.0
@@ -78,7 +79,7 @@ class Board:
         self._drawn = Drawn(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
         self._stamp = stamp
         ended = time.monotonic()
-        self._due = ended + (ended - begun) / _SHARE
+        self._due = ended + (ended - begun) / self._share
 
     def _now(self) -> object:
         # A run that is killed changes no file.
@@ -140,7 +141,6 @@ class Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: Server
     server_version, sys_version = "archgrad", ""
-    protocol_version = "HTTP/1.1"
     timeout = 30
 
     def do_GET(self) -> None:

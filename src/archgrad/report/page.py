@@ -166,7 +166,7 @@ def _found(record: text.Record) -> dict[str, Any]:
 def _how(record: text.Record, run: Mapping[str, Any], command: Mapping[str, Any]) -> dict[str, Any]:
     """How it was run, and how to run it again."""
     facts = {"method": record.get("method"), "device": record.get("device"), **(record.get("run") or {})}
-    times = {key: run.get(key) for key in ("started", "resumed", "finished") if run.get(key)}
+    times = {key: run.get(key) for key in ("started", "resumed") if run.get(key)}
     made = run.get("made_with")
     versions = {**(record.get("versions") or {}), **(made if isinstance(made, Mapping) else {})}
     parts = {
@@ -204,8 +204,9 @@ def _charts(record: text.Record, history: History) -> dict[str, Any]:
     drawn = charts(history, record.get("limit"))
     once = [chart for chart in drawn if len(chart.spots) == len({spot.line for spot in chart.spots})]
     shown = [*searched, *(chart for chart in drawn if chart not in once), *(one for one in others if one)]
-    rows = [tuple(spot.text.rpartition(": ")[::2]) for chart in once for spot in chart.spots]
-    return {"charts": sheet.figures(shown, "run"), "once": rows}
+    rows = [spot.text.rpartition(": ")[::2] for chart in once for spot in chart.spots]
+    told = [(name, f"{value} ({when})") for when, (name, _, value) in ((a, b.rpartition(" ")) for a, b in rows)]
+    return {"charts": sheet.figures(shown, "run"), "once": told}
 
 
 def _scored(record: text.Record) -> dict[str, Any] | None:

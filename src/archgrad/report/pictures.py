@@ -44,6 +44,7 @@ _KNOWN = {
     "log10_fisher": "Squared gradient norm of the weights and its threshold, log10",
     "log10_threshold": "Squared gradient norm of the weights and its threshold, log10",
     "temperature": "Temperature",
+    "lr": "Learning rate",
 }
 _EXPECTED_AGAINST_LIMIT = "Expected cost against the limit"
 _AGAINST_LIMIT = "Cost against the limit"
@@ -171,8 +172,10 @@ def curve(history: History, places: list[float], name: str) -> Curve:
 
 
 def _when(first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
-    """Phase and step of one record, or of all from one to another."""
+    """Phase and step of one record, or of all from one to another; what is logged outside phases has neither."""
     phase = f"{first['phase']}, " if first.get("phase") else ""
+    if not is_finite(first.get("step")):
+        return phase.removesuffix(", ") or "outside the phases"
     start, end = (f"{one['step']:,.0f}" if is_finite(one.get("step")) else "" for one in (first, last))
     return f"{phase}step {start}" if start == end else f"{phase}steps {start} to {end}"
 
@@ -365,6 +368,8 @@ def _inline(svg: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", svg, count=1)
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
+    # Its names of parts would be there once for each picture; what is referred to is named by a hash.
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)
     svg = re.sub(r"font-family: [^;]*; ", "", svg).replace("xlink:href", "href")
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
