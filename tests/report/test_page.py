@@ -31,10 +31,12 @@ class Reader(HTMLParser):
         self.loads: list[str] = []
         self.words: list[str] = []
         self.scripts: list[str] = []
+        self.spots: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        self.spots += [value or "" for name, value in attrs if name == "data-spots"]
         if tag not in VOID:
             self.open.append(tag)
 

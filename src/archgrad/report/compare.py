@@ -111,7 +111,8 @@ def plain(sides: Sequence[Side]) -> str:
     if apart := differences(sides):
         parts += [Text(), Text("Where they differ:", style="bold")]
         parts += [text.columns_of(names, [[label, *cells] for label, cells in apart])]
-    parts += [Text(), *(Constrain(Text(f"note: {one}"), _NARROW) for one in warnings(sides))]
+    if said := warnings(sides):
+        parts += [Text(), *(Constrain(Text(f"note: {one}"), _NARROW) for one in said)]
     out = io.StringIO()
     # Wide enough for all columns; a terminal breaks lines by itself.
     console = Console(file=out, width=60 + 40 * len(sides), color_system=None, force_terminal=False, highlight=False)
