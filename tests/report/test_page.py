@@ -15,6 +15,7 @@ import pytest
 
 import archgrad.report.page
 from archgrad.errors import RunError
+from archgrad.report import svg
 from archgrad.report.page import page, write
 
 SCRIPT = (Path(archgrad.report.page.__file__).parent / "page.js").read_text(encoding="utf-8")
@@ -188,6 +189,36 @@ def test_every_colour_that_is_used_is_defined() -> None:
     html = page({**search(), **record()}, [*history(), *epochs(8)])
     used = set(re.findall(r"var\((--\w+)\)", html))
     assert "--line1" in used and all(html.count(f"{name}: #") == 3 for name in used)
+
+
+@pytest.mark.parametrize("colours", [svg.LIGHT, svg.DARK], ids=["light", "dark"])
+def test_words_and_lines_stand_out_from_their_ground(colours: dict[str, str]) -> None:
+    """Level AA: 4.5 to 1 for text, 3 to 1 for what is drawn and for the edges of buttons."""
+
+    def light(colour: str) -> float:
+        parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    def contrast(one: str, other: str) -> float:
+        low, high = sorted((light(colours[one]), light(colours[other])))
+        return (high + 0.05) / (low + 0.05)
+
+    for ground in ("paper", "panel"):
+        assert min(contrast(name, ground) for name in ("ink", "soft", "link")) >= 4.5
+    drawn = ("limit", "bar", "edge", *(f"line{k}" for k in range(1, 9)))
+    assert {name: found for name in drawn if (found := contrast(name, "paper")) < 3.0} == {}
+    assert contrast("rule", "paper") < 3.0, "what is faint on purpose is measured too"
+
+
+def test_the_page_tells_how_to_run_it_again() -> None:
+    made = {"made_with": {"archgrad": "0.1.0", "python": "3.11"}, "started": "2026-01-01"}
+    html = page(record(), run=made, command={"arguments": ["slim", "my net.py:Net", "--limit", "macs=0.5; rm"]})
+    words = " ".join(" ".join(read(html).words).split())
+    assert "archgrad slim 'my net.py:Net' --limit 'macs=0.5; rm'" in words
+    assert "archgrad 0.1.0, torch 2.13, python 3.11" in words
+    assert "archgrad.dnal with Run(seed=7, ...)" in page(record())
+    assert "Running it again" not in page({"method": "dnal"})
 
 
 def test_bars_share_the_scale_of_the_widest_layer() -> None:

@@ -54,8 +54,8 @@ def rows(one: Front) -> list[tuple[float, float, str]]:
 def _names(record: Mapping[str, Any]) -> list[str]:
     """What each trial was, pick by pick, by label where the record has "labels"."""
     labels = record.get("labels") or {}
-    names = []
-    for one in record.get("trials") or []:
+    names, trials = [], record.get("trials")
+    for one in trials if isinstance(trials, list) else []:
         picks = one.get("architecture") if isinstance(one, Mapping) else None
         told = [f"{choice} {_label(labels, choice, pick)}" for choice, pick in _items(picks)]
         names.append(", ".join(told)[:_MOST_SIGNS])
