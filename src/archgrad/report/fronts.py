@@ -145,4 +145,5 @@ def in_words(one: Front) -> str:
     """The ends of a front, in a sentence."""
     (low, first), (high, last) = one.front[0], one.front[-1]
     name = one.cost.replace("_", " ")
-    return f"A front of {len(one.front)}: from score {first:.4g} at {name} {low:,.4g} to {last:.4g} at {high:,.4g}."
+    ends = f"from score {first:.4g} at {name} {low:,.6g} to {last:.4g} at {name} {high:,.6g}"
+    return f"A front of {len(one.front)}: {ends}."
