@@ -117,6 +117,8 @@ def test_pictures_are_there_with_a_size_and_a_name(browser: Any, report: str) ->
     assert len(found) >= 5
     for width, height, role, name in found:
         assert width > 50 and height > 20 and role == "img" and name
+    fills = "return ['.g-node', '.g-op', '.g-edge'].map(c => getComputedStyle(document.querySelector(c)).fill)"
+    assert browser.execute_script(fills) == ["rgb(253, 253, 252)", "rgb(243, 244, 244)", "none"]
 
 
 def test_headings_landmarks_and_tables(browser: Any, report: str) -> None:
@@ -183,7 +185,10 @@ def test_points_tell_of_themselves_under_the_pointer_and_the_keys(browser: Any, 
     assert "edge " in tip(browser)
     ActionChains(browser).move_to_element(css(browser, "h1")).perform()
     assert tip(browser) == ""
+    # The keys go on from where the pointer was.
     browser.execute_script("arguments[0].focus()", loss)
+    assert tip(browser).startswith("search, step 1")
+    loss.send_keys(Keys.HOME)
     assert tip(browser) == "search, step 0: loss 2"
     loss.send_keys(Keys.ARROW_RIGHT)
     assert tip(browser) == "search, step 1: loss 1" == loss.get_attribute("aria-valuetext")

@@ -20,6 +20,7 @@ from archgrad.report.pictures import (
     in_words,
     is_finite,
     marks,
+    named,
     plotted,
     positions,
     scaled,
@@ -71,8 +72,7 @@ def _curves(name: str, lines: Mapping[int, Curve], runs: Sequence[str]) -> Chart
         for spot in marks([one])
     ]
     told = " ".join(f"{runs[place]}: {in_words(one)}" for place, one in lines.items())
-    heading = name.replace("_", " ").capitalize()
-    return Chart(heading, "", *plotted(f"beside {name}", fill, spots), told)
+    return Chart(named(name), "", *plotted(f"beside {name}", fill, spots), told)
 
 
 def fronts(runs: Sequence[Given]) -> list[Chart]:

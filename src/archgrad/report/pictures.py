@@ -111,6 +111,11 @@ def _heading(name: str, limit: Mapping[str, Any] | None) -> str:
         return _EXPECTED_AGAINST_LIMIT
     if limit and name in ("cost", limit.get("cost")):
         return _AGAINST_LIMIT
+    return named(name)
+
+
+def named(name: str) -> str:
+    """The heading of one figure's picture."""
     return _KNOWN.get(name, name.replace("_", " ").capitalize())
 
 
