@@ -92,8 +92,8 @@ def write(folder: str | Path) -> Path:
     folder = Path(folder)
     record, history = reading.ended(folder)
     text.check(record)
-    known = reading.present(folder)
-    contents = {"report.html": page(record, history, run=known.run, command=known.command)}
+    run, command = reading.about(folder)
+    contents = {"report.html": page(record, history, run=run, command=command)}
     names = graphs.file_names(record.get("graphs") or [])
     contents |= {name: svg.alone(drawn) for name, drawn in zip(names, pictures(record), strict=True)}
     for name, content in contents.items():

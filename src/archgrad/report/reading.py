@@ -59,6 +59,11 @@ def ended(path: Path) -> tuple[Mapping[str, Any], History]:
     return record, history
 
 
+def about(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Of run.json and command.json what can be read."""
+    return _object(path / RUN, []), _object(path / COMMAND, [])
+
+
 def present(path: Path) -> Folder:
     """What can be read of a folder now, of a run in any state; what cannot is told in `problems`.
 
