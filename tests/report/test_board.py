@@ -150,7 +150,7 @@ def test_a_run_that_goes_on_tells_phase_step_time_figures_and_notes(tmp_path: Pa
 
 def test_a_run_that_was_killed_is_told_from_one_that_goes_on(tmp_path: Path) -> None:
     write(tmp_path, "run.json", run_json())
-    write(tmp_path, "history.jsonl", rows(0, 3))
+    write(tmp_path, "history.jsonl", [{"phase": "search", "step": 3}])
     for lock in (None, "", "not a number", f"{2**40}", "999999999"):
         if lock is not None:
             write(tmp_path, "lock", lock)
