@@ -177,6 +177,11 @@ def test_on_a_trained_task_several_costs_are_weighed_and_a_clock_is_read_once(tm
     assert searched()[1].architecture == found.architecture
     assert len(asked) == read, "what was read off the clock is not read again"
     assert [one["cost"] for one in found.record["fronts"]] == ["macs", "params", "clock"]
+    # The page tells the picks of what was tried by label.
+    labels = found.record["labels"]
+    for one in found.record["trials"]:
+        assert all(pick < len(labels[choice]) for choice, pick in one["architecture"].items())
+    assert (tmp_path / "run" / "report.html").read_text().count(f"width {labels['width'][0]}") > 0
     assert "Score against macs" in (tmp_path / "run" / "report.html").read_text()
     assert sum("loss" in row for row in run.history) == 4 * task.steps_per_epoch
 

@@ -13,6 +13,7 @@ from archgrad.errors import ArchitectureError
 Pick = int | tuple[int, ...]
 FORMAT = "archgrad.architecture"
 VERSION = 1
+_LONGEST = 160
 
 
 class Architecture(Mapping[str, Pick]):
@@ -48,7 +49,11 @@ class Architecture(Mapping[str, Pick]):
         return isinstance(other, Architecture) and self._picks == other._picks
 
     def __repr__(self) -> str:
-        return f"Architecture({self._picks!r})"
+        whole = f"Architecture({self._picks!r})"
+        if len(whole) <= _LONGEST:
+            return whole
+        few = ", ".join(f"{name}={pick!r:.24}" for name, pick in list(self._picks.items())[:3])
+        return f"Architecture({len(self)} choices: {few}, ...)"
 
     def __reduce__(self) -> tuple[type[Architecture], tuple[dict[str, Pick]]]:
         return Architecture, (self._picks,)

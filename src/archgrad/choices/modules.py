@@ -49,6 +49,10 @@ class Choice(nn.Module):
             return self.given
         return None if self.relaxation is None else self.relaxation(self.live)
 
+    def extra_repr(self) -> str:
+        """Name and candidates, for the printed network."""
+        return f"{self.name!r}, {int(self.live.sum())} of {self.size} alive"
+
     @property
     def pickable(self) -> Tensor:
         """[size] bool: what an architecture may pick by itself: the live candidates that are not barred."""

@@ -28,6 +28,10 @@ from archgrad.cli.transfer_options import TransferOptions
 
 _RUN = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that was --out.", show_default=False)]
 _ONNX = Annotated[bool, typer.Option("--onnx", help="As ONNX, the only format so far.")]
+_RUNS = Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Folders of runs.", show_default=False)]
+_PAGE = Annotated[Path | None, typer.Option("--out", metavar="FILE.html", help="Write a page too.")]
+_PORT = Annotated[int | None, typer.Option(min=0, max=65535, help="Default: the first free one from 6174 on.")]
+_NO_OPEN = Annotated[bool, typer.Option("--no-open", help="Do not open a browser.")]
 _FILE = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Default: RUN/network.onnx.")]
 
 
@@ -192,10 +196,28 @@ def export(run: _RUN, *, onnx: _ONNX = True, out: _FILE = None, as_json: JSON = 
 def report(run: _RUN, *, as_json: JSON = False) -> None:
     """Print the table of a finished run, and draw its report.html anew."""
     with _quiet(as_json):
-        from archgrad.cli.commands import report as draw
+        from archgrad.cli.pages import report as draw
 
         record, page = draw(run)
     _show(record, as_json, f"The report is {page}")
+
+
+@app.command()
+def board(run: _RUN, *, port: _PORT = None, no_open: _NO_OPEN = False) -> None:
+    """Show a run in the browser, on this machine alone, while it goes on; Ctrl-C ends it."""
+    from archgrad.cli.pages import board as serve
+
+    serve(run, port=port, in_browser=not no_open)
+
+
+@app.command()
+def compare(runs: _RUNS, *, out: _PAGE = None, as_json: JSON = False) -> None:
+    """Show runs side by side: figures, costs, limits, what they took, where their settings differ."""
+    with _quiet(as_json):
+        from archgrad.cli.pages import compare as draw
+
+        body, lines = draw(runs, out)
+    typer.echo(json.dumps(body) if as_json else lines)
 
 
 @app.command()

@@ -6,14 +6,12 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from archgrad import reading
 from archgrad.cli import configuration, folder, models, program
 from archgrad.cli.configuration import DemoOptions, SlimOptions, TrainOptions
 from archgrad.cli.preparing import check_paths, limit_of, onnx_wanted, prepare, set_threads, write_onnx
 from archgrad.derive.export import Exported, export_onnx
 from archgrad.errors import RunError
 from archgrad.methods.dnal import dnal
-from archgrad.report import page, text
 from archgrad.spaces.slim import slim as gated
 
 Record = dict[str, Any]
@@ -106,14 +104,3 @@ def export(out: Path, path: Path | None) -> Exported:
         raise RunError(f"There is no run folder {out}. Give the folder that was --out.")
     network, example = program.load(out / "network.pt2")
     return export_onnx(network, example, path or out / "network.onnx")
-
-
-def report(out: Path) -> tuple[Record, Path]:
-    """Draw a run's report anew; returns its record and the page."""
-    if not out.is_dir():
-        raise RunError(f"There is no run folder {out}. Give the folder that was --out.")
-    written = page.write(out)
-    held = reading.text(out / "record.json", RunError, most=reading.RECORD)
-    record: Record = reading.parsed(held, RunError, source=str(out / "record.json"), finite=False)
-    text.check(record)
-    return record, written

@@ -43,6 +43,7 @@ def write(folder: Path, command: str, options: Options) -> None:
     """Write command.json. Raises RunError when the folder cannot be written to."""
     body = {
         "command": command,
+        "arguments": arguments(command, options),
         "directory": str(Path.cwd()),
         "options": options.model_dump(mode="json", exclude={"out"}),
     }
@@ -51,6 +52,29 @@ def write(folder: Path, command: str, options: Options) -> None:
     except OSError as error:
         raise RunError(f"The run folder {folder} cannot be made: {error}. Choose another with --out.") from error
     replace_text(folder / COMMAND, json.dumps(body, indent=1) + "\n")
+
+
+def arguments(command: str, options: Options) -> list[str]:
+    """What to give archgrad to run the command with these options: those off their defaults, and `--out`."""
+    import typer.main
+
+    from archgrad.cli.app import app
+
+    group = typer.main.get_command(app)
+    fields = type(options).model_fields
+    positional, named = [], []
+    for param in group.commands[command].params:  # type: ignore[attr-defined]
+        value = getattr(options, param.name, None) if param.name in fields else None
+        if value is None or (value == fields[param.name].get_default() and param.name != "out"):
+            continue
+        values = [str(one) for one in value] if isinstance(value, list) else [str(value)]
+        if param.param_type_name == "argument":
+            positional += values
+        elif isinstance(value, bool):
+            named += [param.opts[0] if value else param.secondary_opts[0]]
+        else:
+            named += [word for one in values for word in (param.opts[0], one)]
+    return [command, *positional, *named]
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
 from torch import nn
@@ -34,7 +34,7 @@ class Column:
         measured: False: nothing is read off a clock.
     """
 
-    table: Columns
+    table: Columns = field(repr=False)
     name: str
     unit: str
     measured: bool = False

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from archgrad.choices.access import choices, using, weights
 from archgrad.choices.channels import Coupling
 from archgrad.choices.modules import Choice, Gate
-from archgrad.costs.limits import Limit
+from archgrad.costs.limits import Limit, shapes
 from archgrad.errors import ModelError
 from archgrad.tasks.task import Inputs, arguments, tensors
 
@@ -203,6 +203,9 @@ class Macs:
     unit: str = "MACs"
     measured: bool = False
 
+    def __repr__(self) -> str:
+        return f"macs(example {shapes(self.example)})"
+
     def of(self, network: nn.Module) -> float:
         """MACs of the network as it stands; closed gates count as open until they are removed."""
         return sum(macs_by_module(network, self.example).values())
@@ -230,6 +233,9 @@ class Params:
     name: str = "params"
     unit: str = "parameters"
     measured: bool = False
+
+    def __repr__(self) -> str:
+        return "params()"
 
     def of(self, network: nn.Module) -> float:
         """Parameters of the network as it stands, shared ones once."""

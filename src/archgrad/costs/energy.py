@@ -25,7 +25,7 @@ from torch import nn
 
 from archgrad.costs.allocations import Allocations
 from archgrad.costs.count import macs_by_module
-from archgrad.costs.limits import Limit, refuse_gradient
+from archgrad.costs.limits import Limit, refuse_gradient, shapes
 from archgrad.errors import ConfigError, MissingExtra, ModelError
 from archgrad.tasks.task import Inputs, arguments, tensors
 
@@ -242,6 +242,9 @@ class Energy:
         device = tensors(example)[0].device
         self._meter = None if source == "estimated" else _meter(device, root, needed=source == "measured")
         self.name = "energy" if self._meter else "estimated_energy"
+
+    def __repr__(self) -> str:
+        return f"{self.name}(example {shapes(self.example)})"
 
     def reading(self, network: nn.Module) -> Reading:
         """A fresh measurement, or the estimate: energy, power, and where they come from."""

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from archgrad.choices.modules import Choice
-from archgrad.costs.limits import Limit, refuse_gradient
+from archgrad.costs.limits import Limit, refuse_gradient, shapes
 from archgrad.errors import ConfigError, MissingExtra, ModelError, one_line
 from archgrad.tasks.task import Inputs, arguments, mapped, tensors
 
@@ -198,6 +198,9 @@ class Latency:
         self.repeats = repeats
         self.warmup = warmup
         self.threads = threads
+
+    def __repr__(self) -> str:
+        return f"latency({self.device}, {self.runtime}, example {shapes(self.x)})"
 
     def timing(self, network: nn.Module) -> Timing:
         """A fresh measurement of a copy of the network on this cost's device, with its spread."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from archgrad.choices.architecture import Architecture
 from archgrad.errors import LimitError, ModelError
+from archgrad.tasks.task import tensors
 
 
 class Cost(Protocol):
@@ -74,6 +75,10 @@ class Limit:
             )
         if self.bound is not None and not 0.0 < self.bound < float("inf"):
             raise LimitError(f"a limit of {self.bound:g} {self.cost.unit}: give a finite number above 0")
+
+    def __repr__(self) -> str:
+        bound = f"{self.bound:,.6g} {self.cost.unit}" if self.fraction is None else f"{100 * self.fraction:g} %"
+        return f"Limit({self.cost.name} at most {bound})"
 
     def resolve(self, reference: float) -> float:
         """The absolute bound, where `reference` is what the unchanged network takes."""
@@ -142,6 +147,11 @@ def black_box(function: Callable[[nn.Module], SupportsFloat], *, name: str, unit
             f'write for instance black_box(joules, name="energy", unit="J")'
         )
     return BlackBox(function, name, unit)
+
+
+def shapes(example: object) -> str:
+    """The shapes of all tensors of an example, for a cost's repr."""
+    return ", ".join(str(list(x.shape)) for x in tensors(example))
 
 
 def refuse_gradient(cost: Cost, space: nn.Module) -> NoReturn:

@@ -25,7 +25,7 @@ from torch.optim import SGD, Optimizer
 from torch.utils._pytree import tree_leaves, tree_map
 
 from archgrad.costs.allocations import Allocations, Saved
-from archgrad.costs.limits import Limit, refuse_gradient
+from archgrad.costs.limits import Limit, refuse_gradient, shapes
 from archgrad.errors import LimitError, ModelError
 
 GIB = 2**30
@@ -243,6 +243,9 @@ class PeakMemory:
     def __init__(self, example: Batch, *, batch: int | None = None, optimiser: MakeOptimiser = momentum) -> None:
         self.example, self.optimiser = example, optimiser
         self.batch = batch or len(_tensors(example)[0])
+
+    def __repr__(self) -> str:
+        return f"peak_memory(batch={self.batch}, example {shapes(self.example)})"
 
     def footprint(self, network: nn.Module) -> Footprint:
         """All parts of a step of the network as it stands."""

@@ -71,6 +71,9 @@ class Surrogate:
         self._coefficients: Tensor | None = None
         self._table: Table | None = None
 
+    def __repr__(self) -> str:
+        return f"Surrogate({self.name}, {len(self)} samples)"
+
     def __len__(self) -> int:
         """Samples kept."""
         return len(self._values)

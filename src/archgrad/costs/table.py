@@ -55,8 +55,8 @@ class Table:
     name: str
     unit: str
     base: float
-    prices: Mapping[str, tuple[float, ...]] = field(hash=False)
-    labels: Mapping[str, tuple[str, ...]] = field(hash=False)
+    prices: Mapping[str, tuple[float, ...]] = field(hash=False, repr=False)
+    labels: Mapping[str, tuple[str, ...]] = field(hash=False, repr=False)
     device: str = ""
     torch_version: str = torch.__version__
     error: Misfit | None = None

@@ -17,6 +17,7 @@ from archgrad.report import svg
 # What is longer is read more easily from top to bottom; what is larger is a tangle, whatever its layout.
 LONGEST_DRAWN_CHAIN = 8
 MOST_DRAWN_NODES, MOST_DRAWN_EDGES = 40, 100
+_MOST_TOLD = 40
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,18 @@ def read(given: object, *, part: str = "graph") -> Graph:
                 _damaged(f"{place}.{end}", key, "the id of a node of the graph")
         edges.append(Edge(ends[0], ends[1], _label(one, place, default="")))
     return Graph(name, nodes, edges, _generations(nodes, edges, part))
+
+
+def in_words(given: Mapping[str, Any]) -> str:
+    """The edges of a graph that `draw` accepts, in words."""
+    graph = read(given)
+    label = {key: node.label for key, node in graph.nodes.items()}
+    told = [
+        f"{label[edge.source]} to {label[edge.target]}{f' by {edge.label}' if edge.label else ''}"
+        for edge in graph.edges[:_MOST_TOLD]
+    ]
+    more = f", and {len(graph.edges) - len(told)} more" if len(graph.edges) > len(told) else ""
+    return f"{len(graph.nodes)} nodes, {len(graph.edges)} edges: {', '.join(told)}{more}." if told else ""
 
 
 def is_chain(graph: Graph) -> bool:

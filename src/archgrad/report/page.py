@@ -1,9 +1,9 @@
-"""A run's report as one self-contained HTML page: no script, nothing fetched, readable in light and dark."""
+"""A run's report as one self-contained HTML page: nothing fetched, readable in light and dark, without script too."""
 
 from __future__ import annotations
 
-import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,21 @@ from typing import Any
 from markupsafe import Markup
 
 from archgrad.errors import RunError
-from archgrad.report import control, fronts, graphs, intervention, play, rounds, scored, scores, svg, text
+from archgrad.report import (
+    control,
+    controls,
+    fronts,
+    graphs,
+    intervention,
+    play,
+    reading,
+    rounds,
+    scored,
+    scores,
+    sheet,
+    svg,
+    text,
+)
 from archgrad.report.pictures import Chart, History, charts, jump, scatter
 from archgrad.report.weights import weights
 
@@ -19,93 +33,80 @@ _TEMPLATE = "page.html.jinja"
 _MOST_SCORED = 100
 
 
-def page(record: text.Record, history: History = ()) -> str:
+def page(
+    record: text.Record,
+    history: History = (),
+    *,
+    run: Mapping[str, Any] | None = None,
+    command: Mapping[str, Any] | None = None,
+    now: Mapping[str, Any] | None = None,
+    live: int = 0,
+) -> str:
     """The report as HTML; what the record or the history lacks is left out.
+
+    Args:
+        record: as in record.json.
+        history: as in history.jsonl.
+        run: as in run.json.
+        command: as in command.json.
+        now: where the run stands, on the board: see `archgrad.report.board`.
+        live: in ms, how often the page asks its own address whether it has changed; 0: never.
 
     Raises:
         RunError: a part of the record is of another kind than it should be.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     text.check(record)
     scored.check(record)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    given = record.get("graphs") or []
-    pictures = _pictures(record)
-    facts = {"method": record.get("method"), "device": record.get("device"), **(record.get("run") or {})}
-    return environment.get_template(_TEMPLATE).render(
-        title=text.title(record),
-        method=record.get("method"),
-        device=record.get("device"),
-        light=svg.LIGHT,
-        dark=svg.DARK,
-        rules=Markup(svg.style(svg.variables())),
-        columns=text.columns(record),
-        rows=text.rows(record),
-        limit=text.limit_line(record),
-        gap=text.gap_line(record),
-        layers=_layers(record),
-        alarms=[str(alarm) for alarm in record.get("alarms") or []],
-        graphs=[(one.get("name") or "", Markup(drawn)) for one, drawn in zip(given, pictures, strict=True)],
-        architecture=str(record.get("architecture_text") or "").strip(),
-        picks=text.picks(record),
-        scored=_scored(record),
-        candidates=[(one.choice, one.caption, Markup(one.svg)) for one in scores.candidates(record)],
-        clouds=[(chart, Markup(chart.svg)) for chart in scores.clouds(record)],
-        weights=_weights(history),
-        charts=_charts(record, history),
-        baselines=text.rivals(record),
-        film=play.film(record),
-        cells=play.cells(record),
-        frozen=record.get("frozen") or [],
-        notes=text.notes(record),
-        groups=_groups(
-            {
-                "Run": facts,
-                "Settings": record.get("settings"),
-                "Data": record.get("data"),
-                "Versions": record.get("versions"),
-            }
+    candidates = scores.candidates(record)
+    given = {
+        "title": text.title(record),
+        "about": " \u00b7 ".join(str(record[key]) for key in ("method", "device") if record.get(key)),
+        "now": now,
+        "state": (now or {}).get("kind", ""),
+        **_figures(record),
+        **_found(record),
+        "candidates": sheet.figures(
+            [Chart(one.choice, one.caption, one.svg, (), _told_scores(one.choice)) for one in candidates],
+            "candidates",
         ),
-        card=intervention.rows(record),
-        load=record.get("load"),
-    )
+        "clouds": sheet.figures(scores.clouds(record), "clouds"),
+        **_charts(record, history),
+        "weights": _weights(history),
+        "film": play.film(record),
+        "cells": play.cells(record),
+        "load": record.get("load"),
+        **_how(record, run or {}, command or {}),
+    }
+    return sheet.render(_TEMPLATE, given, live=live)
 
 
 def write(folder: str | Path) -> Path:
     """Reads a run folder's record.json and history.jsonl, writes its report.html, and returns that path.
 
-    Each graph of the record is written beside it as an SVG file.
+    Each graph of the record is written beside it as an SVG file. Where run.json and command.json are there, the page
+    says how to run it again.
 
     Raises:
         RunError: a file is missing, damaged, or cannot be written.
     """
     folder = Path(folder)
-    record = _json(folder / "record.json", _read(folder / "record.json"))
+    record, history = reading.ended(folder)
     text.check(record)
-    path = folder / "history.jsonl"
-    history = []
-    for place, line in enumerate(_read(path).splitlines(), start=1):
-        if line.strip():
-            one = _json(path, line, place)
-            if not isinstance(one, dict):
-                raise _damaged(path, f"line {place} is no JSON object")
-            history.append(one)
-    contents = {"report.html": page(record, history)}
+    run, command = reading.about(folder)
+    contents = {"report.html": page(record, history, run=run, command=command)}
     names = graphs.file_names(record.get("graphs") or [])
-    contents |= {name: svg.alone(drawn) for name, drawn in zip(names, _pictures(record), strict=True)}
+    contents |= {name: svg.alone(drawn) for name, drawn in zip(names, pictures(record), strict=True)}
     for name, content in contents.items():
-        _replace(folder / name, content)
+        replace(folder / name, content)
     return folder / "report.html"
 
 
-def _replace(target: Path, content: str) -> None:
+def replace(target: Path, content: str) -> None:
+    """Write a page, whole or not at all.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written in.
+    """
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         # JSON may hold halves of characters, which no file can.
@@ -116,24 +117,105 @@ def _replace(target: Path, content: str) -> None:
         raise RunError(f"{target} cannot be written: {error.strerror}. Free space, or give write access") from error
 
 
-def _pictures(record: text.Record) -> list[str]:
+def pictures(record: text.Record) -> list[str]:
+    """The record's graphs as SVG, for the page."""
     given = record.get("graphs") or []
     return [graphs.draw(one, part=f"graphs[{place}]") for place, one in enumerate(given)]
 
 
-def _charts(record: text.Record, history: History) -> list[tuple[Chart, Markup]]:
+def drawn_graphs(record: text.Record, part: str) -> list[sheet.Figure]:
+    """The record's graphs with their edges in words; `part` keeps their ids apart from others of the page."""
+    found = []
+    for place, (one, drawn) in enumerate(zip(record.get("graphs") or [], pictures(record), strict=True)):
+        name = str(one.get("name") or "")
+        title = f"The graph {name}".strip()
+        found.append(
+            sheet.figure(Chart(name, "", drawn, (), graphs.in_words(one)), svg.slug(f"{part} graph", place), title)
+        )
+    return found
+
+
+def _figures(record: text.Record) -> dict[str, Any]:
+    shown = text.columns(record)
+    rivals = text.rivals(record)
+    return {
+        "alarms": [str(alarm) for alarm in record.get("alarms") or []],
+        "columns": shown,
+        "headings": ["", *(heading for _, heading in shown)],
+        "rows": [[row.label, *(getattr(row, name) for name, _ in shown)] for row in text.rows(record)],
+        "limit": text.limit_line(record),
+        "gap": text.gap_line(record),
+        "baselines": {"headings": rivals.headings, "rows": [[name, *cells] for name, cells in rivals.rows]},
+        "controls": controls.rows(record),
+        "notes": text.notes(record),
+        "layers": _layers(record),
+        "frozen": [(str(one.get("name", "")), str(one.get("reason", ""))) for one in record.get("frozen") or []],
+        "card": intervention.rows(record),
+    }
+
+
+def _found(record: text.Record) -> dict[str, Any]:
+    return {
+        "graphs": drawn_graphs(record, "found"),
+        "architecture": str(record.get("architecture_text") or "").strip(),
+        "picks": text.picks(record),
+        "scored": _scored(record),
+    }
+
+
+def _how(record: text.Record, run: Mapping[str, Any], command: Mapping[str, Any]) -> dict[str, Any]:
+    """How it was run, and how to run it again."""
+    facts = {"method": record.get("method"), "device": record.get("device"), **(record.get("run") or {})}
+    times = {key: run.get(key) for key in ("started", "resumed") if run.get(key)}
+    made = run.get("made_with")
+    versions = {**(record.get("versions") or {}), **(made if isinstance(made, Mapping) else {})}
+    parts = {
+        "Run": {**facts, **times},
+        "Settings": record.get("settings"),
+        "Data": record.get("data"),
+        "Versions": versions,
+    }
+    return {"groups": _groups(parts), "again": _again(record, versions, command)}
+
+
+def _again(record: text.Record, versions: Mapping[str, Any], command: Mapping[str, Any]) -> dict[str, str] | None:
+    arguments = command.get("arguments")
+    seed = (record.get("run") or {}).get("seed")
+    known = [f"{name} {versions[name]}" for name in ("archgrad", "torch", "python") if versions.get(name)]
+    same = "The same versions and device give the same result" + (f": {', '.join(known)}." if known else ".")
+    if isinstance(arguments, list) and arguments:
+        # Quoted, and always a command of archgrad: the folder may come from a stranger.
+        line = shlex.join(["archgrad", *map(str, arguments)])
+        return {"command": line, "told": f"{same} Relative paths are of the folder where it was given."}
+    if seed is None or not record.get("method"):
+        return None
+    call = f"archgrad.{record['method']} with Run(seed={text.value_text(seed)}, ...)"
+    return {"command": "", "told": f'{call} and the settings, budgets and data below, under "How it was run". {same}'}
+
+
+def _told_scores(choice: str) -> str:
+    return f"Scores of the candidates of {choice}, untrained."
+
+
+def _charts(record: text.Record, history: History) -> dict[str, Any]:
+    """Pictures of the run; what was logged once is a row, not a picture."""
     others = (jump(record), scatter(record.get("surrogate") or {}))
     searched = [*control.charts(record), *fronts.charts(record), *rounds.charts(record), *play.charts(record)]
-    found = [*searched, *charts(history, record.get("limit")), *(one for one in others if one)]
-    return [(chart, Markup(chart.svg)) for chart in found]
+    drawn = charts(history, record.get("limit"))
+    once = [chart for chart in drawn if len(chart.spots) == len({spot.line for spot in chart.spots})]
+    shown = [*searched, *(chart for chart in drawn if chart not in once), *(one for one in others if one)]
+    rows = [spot.text.rpartition(": ")[::2] for chart in once for spot in chart.spots]
+    told = [(name, f"{value} ({when})") for when, (name, _, value) in ((a, b.rpartition(" ")) for a, b in rows)]
+    return {"charts": sheet.figures(shown, "run"), "once": told}
 
 
 def _scored(record: text.Record) -> dict[str, Any] | None:
     if not scored.is_scored(record):
         return None
+    names = scored.names(record, most=_MOST_SCORED)
     return {
         "networks": scored.networks(record, most=_MOST_SCORED),
-        "names": scored.names(record, most=_MOST_SCORED),
+        "names": list(enumerate(names, start=1)),
         "left_out": max(0, len(record["networks"]) - _MOST_SCORED),
         "trust": scored.trust(record),
     }
@@ -141,41 +223,15 @@ def _scored(record: text.Record) -> dict[str, Any] | None:
 
 def _weights(history: History) -> dict[str, Any]:
     found = weights(history)
+    told = [
+        Chart(one.choice, f"highest at the end: {one.leader}", one.svg, one.spots, "Weights over the steps.")
+        for one in found.charts
+    ]
     return {
-        "charts": [(one.choice, one.leader, Markup(one.svg)) for one in found.charts],
+        "charts": sheet.figures(told, "weights"),
         "legend": [(label, Markup(sample)) for label, sample in found.legend],
         "left_out": found.left_out,
     }
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise RunError(
-            f"{path} is missing. A report is drawn from a run folder that holds record.json and "
-            f"history.jsonl; give the folder of a run that has ended"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise _damaged(path, str(error)) from error
-
-
-def _json(path: Path, content: str, line: int = 1) -> Any:
-    try:
-        return json.loads(content, parse_int=_integer)
-    except json.JSONDecodeError as error:
-        raise _damaged(path, f"line {line + error.lineno - 1}: {error.msg}") from error
-    except RecursionError as error:
-        raise _damaged(path, f"line {line}: nested too deeply") from error
-
-
-def _integer(digits: str) -> float:
-    # An integer that no float can hold is infinite, as a float of that size is.
-    return int(digits) if len(digits) < 300 else float(digits)
-
-
-def _damaged(path: Path, what: str) -> RunError:
-    return RunError(f"{path} is damaged ({what}). It must be JSON as a run writes it; resume or repeat the run")
 
 
 def _layers(record: text.Record) -> list[dict[str, Any]]:

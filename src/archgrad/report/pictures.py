@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from archgrad.errors import RunError
 
@@ -19,12 +19,14 @@ History = Sequence[Mapping[str, Any]]
 # What axes are drawn in, by whoever fills them.
 INK, FAINT, LIMIT = "#010101", "#020202", "#030303"
 LINES = ("#040404", "#050505", "#060606", "#070707")
+# Where runs are held side by side.
+SERIES = (*LINES, "#080808", "#090909", "#0a0a0a", "#0b0b0b")
 # matplotlib writes fixed colours; each stands for a variable of the page's style sheet.
 _VARIABLES = {
     INK: "--ink",
     FAINT: "--faint",
     LIMIT: "--limit",
-    **{colour: f"--line{place}" for place, colour in enumerate(LINES, start=1)},
+    **{colour: f"--line{place}" for place, colour in enumerate(SERIES, start=1)},
 }
 _AXES = ("phase", "step", "time", "epoch")
 # Drawn elsewhere, a picture a choice: see archgrad.report.weights.
@@ -42,6 +44,7 @@ _KNOWN = {
     "log10_fisher": "Squared gradient norm of the weights and its threshold, log10",
     "log10_threshold": "Squared gradient norm of the weights and its threshold, log10",
     "temperature": "Temperature",
+    "lr": "Learning rate",
 }
 _EXPECTED_AGAINST_LIMIT = "Expected cost against the limit"
 _AGAINST_LIMIT = "Cost against the limit"
@@ -51,23 +54,35 @@ _MOST_MARKED_PHASES = 12
 _MOST_CHARTS = 24
 
 
+class Spot(NamedTuple):
+    """A point that tells of itself: where it is in the picture, which line it is on, and what it is in words."""
+
+    x: float
+    y: float
+    line: int
+    text: str
+
+
 @dataclass(frozen=True)
 class Chart:
-    """One picture: a heading, a sentence on how to read it, and the SVG."""
+    """One picture: a heading, a sentence on how to read it, the SVG, its points, and what it shows in words."""
 
     heading: str
     caption: str
     svg: str
+    spots: Sequence[Spot] = ()
+    told: str = ""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One figure over the steps; each point is the mean of `per_point` records."""
+    """One figure over the steps; each point is the mean of `per_point` records, made when `at` says."""
 
     name: str
     x: list[float]
     y: list[float]
     per_point: int
+    at: list[str]
 
 
 def charts(history: History, limit: Mapping[str, Any] | None = None) -> list[Chart]:
@@ -77,7 +92,7 @@ def charts(history: History, limit: Mapping[str, Any] | None = None) -> list[Cha
     """
     places = positions(history)
     groups: dict[str, list[Curve]] = {}
-    for name in _figure_names(history):
+    for name in figure_names(history):
         groups.setdefault(_heading(name, limit), []).append(curve(history, places, name))
     ordered = sorted(groups, key=lambda heading: _ORDER.index(heading) if heading in _ORDER else len(_ORDER))
     spans = _phase_spans(history, places)
@@ -96,6 +111,11 @@ def _heading(name: str, limit: Mapping[str, Any] | None) -> str:
         return _EXPECTED_AGAINST_LIMIT
     if limit and name in ("cost", limit.get("cost")):
         return _AGAINST_LIMIT
+    return named(name)
+
+
+def named(name: str) -> str:
+    """The heading of one figure's picture."""
     return _KNOWN.get(name, name.replace("_", " ").capitalize())
 
 
@@ -110,7 +130,8 @@ def is_finite(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _figure_names(history: History) -> list[str]:
+def figure_names(history: History) -> list[str]:
+    """The figures of a history that charts are drawn of."""
     names = {
         name: None
         for one in history
@@ -146,22 +167,38 @@ def _phase_spans(history: History, places: list[float]) -> list[tuple[str, float
 
 def curve(history: History, places: list[float], name: str) -> Curve:
     """The finite values of one figure, averaged to at most 400 points."""
-    points = [(x, float(one[name])) for x, one in zip(places, history, strict=True) if is_finite(one.get(name))]
+    rows = zip(places, history, strict=True)
+    points = [(x, float(one[name]), one) for x, one in rows if is_finite(one.get(name))]
     per_point = max(1, math.ceil(len(points) / _MOST_POINTS))
     chunks = [points[start : start + per_point] for start in range(0, len(points), per_point)]
-    means = [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in chunks]
-    return Curve(name, [x for x, _ in means], [y for _, y in means], per_point)
+    x = [sum(at for at, _, _ in part) / len(part) for part in chunks]
+    y = [sum(value for _, value, _ in part) / len(part) for part in chunks]
+    return Curve(name, x, y, per_point, [_when(part[0][2], part[-1][2]) for part in chunks])
+
+
+def _when(first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    """Phase and step of one record, or of all from one to another; what is logged outside phases has neither."""
+    phase = f"{first['phase']}, " if first.get("phase") else ""
+    if not is_finite(first.get("step")):
+        return phase.removesuffix(", ") or "outside the phases"
+    start, end = (f"{one['step']:,.0f}" if is_finite(one.get("step")) else "" for one in (first, last))
+    return f"{phase}step {start}" if start == end else f"{phase}steps {start} to {end}"
 
 
 def drawn(heading: str, fill: Callable[[Axes], None]) -> str:
     """What `fill` draws on empty axes, as SVG for the page."""
+    return plotted(heading, fill, [])[0]
+
+
+def plotted(heading: str, fill: Callable[[Axes], None], marks: Sequence[Spot]) -> tuple[str, list[Spot]]:
+    """What `fill` draws on empty axes, and `marks`, given in the axes' figures, where they are in the picture."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     # Text stays text, dollars stay dollars, and the same history gives the same bytes.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": heading, "text.parse_math": False, "font.size": 9}):
-        figure = Figure(figsize=(5.0, 2.5), layout="constrained")
+        figure = Figure(figsize=(5.0, 2.5), dpi=72, layout="constrained")
         FigureCanvasSVG(figure)
         figure.patch.set_visible(False)
         axes = figure.add_subplot()
@@ -170,7 +207,14 @@ def drawn(heading: str, fill: Callable[[Axes], None]) -> str:
         out = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(out, format="svg", metadata=nothing)
-    return _inline(out.getvalue())
+        spots = _placed(axes, marks, height=figure.bbox.height) if marks else []
+    return _inline(out.getvalue()), spots
+
+
+def _placed(axes: Axes, marks: Sequence[Spot], *, height: float) -> list[Spot]:
+    placed = axes.transData.transform([(mark.x, mark.y) for mark in marks])
+    inside = [(mark, x, height - y) for mark, (x, y) in zip(marks, placed, strict=True) if is_finite(float(x + y))]
+    return [mark._replace(x=round(float(x), 1), y=round(float(y), 1)) for mark, x, y in inside]
 
 
 def _chart(heading: str, curves: list[Curve], *, spans: list[tuple[str, float, float]], bound: float | None) -> Chart:
@@ -181,7 +225,7 @@ def _chart(heading: str, curves: list[Curve], *, spans: list[tuple[str, float, f
             axes.plot(one.x, one.y, color=colour, linewidth=1.5, marker=marker, markersize=3, label=name)
         if bound is not None:
             axes.axhline(bound, color=LIMIT, linewidth=1.2, linestyle="--", label="limit")
-        _scaled(axes, [y for one in curves for y in one.y])
+        scaled(axes, [y for one in curves for y in one.y])
         dress(axes)
         _mark(axes, spans)
         if len(curves) + (bound is not None) > 1:
@@ -189,7 +233,24 @@ def _chart(heading: str, curves: list[Curve], *, spans: list[tuple[str, float, f
 
     averaged = max(one.per_point for one in curves)
     caption = f"Each point is the mean of {averaged} records." if averaged > 1 else ""
-    return Chart(heading, caption, drawn(heading, fill))
+    picture, spots = plotted(heading, fill, marks(curves))
+    return Chart(heading, caption, picture, spots, " ".join(map(in_words, curves)))
+
+
+def marks(curves: Sequence[Curve]) -> list[Spot]:
+    """The points of curves, with the step and the value of each."""
+    return [
+        Spot(x, y, place, f"{when}: {one.name.replace('_', ' ')} {y:.4g}")
+        for place, one in enumerate(curves)
+        for x, y, when in zip(one.x, one.y, one.at, strict=True)
+    ]
+
+
+def in_words(one: Curve) -> str:
+    """What a curve does, in a sentence."""
+    name, count = one.name.replace("_", " "), f"{len(one.y)} {'point' if len(one.y) == 1 else 'points'}"
+    ends = f"{one.y[0]:.4g} at {one.at[0]}, {one.y[-1]:.4g} at {one.at[-1]}"
+    return f"{name}, {count}: {ends}; lowest {min(one.y):.4g}, highest {max(one.y):.4g}."
 
 
 def scatter(part: Mapping[str, Any]) -> Chart | None:
@@ -228,7 +289,8 @@ def scatter(part: Mapping[str, Any]) -> Chart | None:
     ]
     count = f"{len(pairs)} {'network' if len(pairs) == 1 else 'networks'}"
     caption = f"{', '.join([count, *told])}. On the dashed line the surrogate is right."
-    return Chart("Surrogate against measurement", caption, drawn("surrogate", fill))
+    marks = [Spot(x, y, 0, f"measured {x:.4g}, predicted {y:.4g} {unit}".strip()) for x, y in pairs[:_MOST_POINTS]]
+    return Chart("Surrogate against measurement", caption, *plotted("surrogate", fill, marks))
 
 
 def jump(record: Mapping[str, Any]) -> Chart | None:
@@ -261,7 +323,8 @@ def jump(record: Mapping[str, Any]) -> Chart | None:
     return Chart("From the supernet to the network", caption, drawn("jump", fill))
 
 
-def _scaled(axes: Axes, figures: list[float]) -> None:
+def scaled(axes: Axes, figures: Sequence[float]) -> None:
+    """Give axes a scale for these figures: logarithmic where they are far apart, with prefixes where large."""
     from matplotlib.ticker import EngFormatter
 
     if min(figures) > 0 and max(figures) > 100 * min(figures):
@@ -310,6 +373,8 @@ def _inline(svg: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", svg, count=1)
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
+    # Its names of parts would be there once for each picture; what is referred to is named by a hash.
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)
     svg = re.sub(r"font-family: [^;]*; ", "", svg).replace("xlink:href", "href")
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")

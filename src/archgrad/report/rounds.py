@@ -39,7 +39,7 @@ def rounds(record: Mapping[str, Any]) -> list[Round]:
             )
             for row in record.get("rounds") or []
         ]  # fmt: skip
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise RunError(
             "the record is damaged at rounds: each has predicted_peak_bytes, measured_peak_bytes, bound_bytes, and "
             "the candidates of each site as left and support; run again to write it anew"

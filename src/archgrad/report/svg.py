@@ -9,13 +9,13 @@ from xml.sax.saxutils import escape
 
 LIGHT: Mapping[str, str] = {
     "paper": "#fdfdfc", "ink": "#1d1f21", "soft": "#5c6166", "faint": "#b9bec4", "rule": "#e2e4e6",
-    "panel": "#f3f4f4", "limit": "#b3263a", "bar": "#1f6fb2",
+    "panel": "#f3f4f4", "limit": "#b3263a", "bar": "#1f6fb2", "link": "#1a5f9c", "edge": "#868c92",
     "line1": "#1f6fb2", "line2": "#c4621b", "line3": "#2f8454", "line4": "#8a4fa8",
     "line5": "#b8860b", "line6": "#c2417c", "line7": "#12858d", "line8": "#6b6f74",
 }  # fmt: skip
 DARK: Mapping[str, str] = {
     "paper": "#16181a", "ink": "#e4e6e8", "soft": "#a0a6ac", "faint": "#565c62", "rule": "#2c3034",
-    "panel": "#1f2225", "limit": "#f08492", "bar": "#4b93d1",
+    "panel": "#1f2225", "limit": "#f08492", "bar": "#4b93d1", "link": "#7db8ee", "edge": "#6e757c",
     "line1": "#6db3ee", "line2": "#eda266", "line3": "#75c997", "line4": "#c79be0",
     "line5": "#e3c05c", "line6": "#f08fb9", "line7": "#5cc8cf", "line8": "#a9aeb4",
 }  # fmt: skip
@@ -69,14 +69,31 @@ def alone(svg: str) -> str:
     return svg.replace(">", f"><style>{rules}</style>{ground}", 1) + "\n"
 
 
+def described(svg: str, *, key: str, title: str, told: str = "") -> str:
+    """The picture with a name, and what it shows in words, for who hears the page; `key` is its own on the page."""
+    name, more = f"{escape(_clean(title))}", f"{escape(_clean(told))}"
+    by = f'aria-labelledby="{key}-t"' + (f' aria-describedby="{key}-d"' if more else "")
+    parts = f'<title id="{key}-t">{name}</title>' + (f'<desc id="{key}-d">{more}</desc>' if more else "")
+    return svg.replace("<svg ", f'<svg role="img" {by} ', 1).replace(">", f">{parts}", 1)
+
+
+def slug(text: str, place: int) -> str:
+    """An id for an element, from a name that may hold anything; the number keeps ids apart."""
+    return f"{re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')[:40]}-{place}"
+
+
 def words(text: str, x: float, y: float, *, kind: str = "g-word", anchor: str = "start", most: int = 32) -> str:
     """A text whose middle line is at y; beyond `most` characters it is cut, and whole in its tooltip."""
-    text = _OTHER_CONTROLS.sub(" ", text)
+    text = _clean(text)
     short = shortened(text, most)
     whole = f"<title>{escape(text)}</title>" if short != text else ""
     # A shift of the baseline, as not every reader of SVG knows dominant-baseline.
     place = f'x="{x:.1f}" y="{y + 4:.1f}"'
     return f'<text class="{kind}" {place} text-anchor="{anchor}">{whole}{escape(short)}</text>'
+
+
+def _clean(text: str) -> str:
+    return _OTHER_CONTROLS.sub(" ", text)
 
 
 def shortened(text: str, most: int) -> str:

@@ -71,15 +71,15 @@ def table(record: Record) -> RenderableType:
     if figures:
         shown = columns(record)
         cells = [[row.label, *(getattr(row, name) for name, _ in shown)] for row in figures]
-        parts += [Text(), _grid([heading for _, heading in shown], cells)]
+        parts += [Text(), columns_of([heading for _, heading in shown], cells)]
     # A run with a before is told beside that; its baselines stand on the page.
     others = rivals(record)
     if others.rows and not record.get("before"):
-        parts += [Text(), _grid(others.headings, [[name, *cells] for name, cells in others.rows])]
+        parts += [Text(), columns_of(others.headings, [[name, *cells] for name, cells in others.rows])]
     for one in fronts(record):
         unit = f", {one.unit}" if one.unit else ""
         cells = [[mark, number(cost), number(score)] for cost, score, mark in points(one)]
-        parts += [Text(), _grid([f"{label(one.cost)}{unit}", "score"], cells)]
+        parts += [Text(), columns_of([f"{label(one.cost)}{unit}", "score"], cells)]
         parts += [Text(f"  {len(one.cloud)} networks tried, {len(one.front)} on this front")]
     told = (limit_line(record), gap_line(record), frozen_line(record), intervention.line(record))
     lines = [line for line in told if line]
@@ -145,7 +145,8 @@ def _architecture(record: Record) -> list[str]:
     return ["", "picks (weight):" if any(weight for _, _, weight in found) else "picks:", *lines, *more]
 
 
-def _grid(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def columns_of(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table for a terminal: names at the left, figures at the right."""
     grid = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
     grid.add_column("")
     for heading in headings:
@@ -360,6 +361,7 @@ def _timing(timing: Mapping[str, Any]) -> str:
 
 _FIGURES: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "accuracy": ("accuracy", percent),
+    "score": ("score", number),
     "loss": ("loss", number),
     "params": ("parameters", number),
     "macs": ("MACs", number),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from archgrad.report import svg
-from archgrad.report.pictures import WEIGHT, Curve, History, curve, positions
+from archgrad.report.pictures import WEIGHT, Curve, History, Spot, curve, positions
 
 _WIDTH, _HEIGHT = 270.0, 130.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 30.0, 8.0, 8.0, 20.0
 _MOST_CHOICES, _MOST_LABELS, _MOST_DRAWN = 80, 24, 24
+_MOST_SPOTS, _TOLD = 60, 4
 # What is beyond is no weight, and is drawn at the edge.
 _LARGEST = 1e6
 _DASHES = ("", ' stroke-dasharray="6 3"', ' stroke-dasharray="2 2"')
@@ -19,11 +20,12 @@ _DASHES = ("", ' stroke-dasharray="6 3"', ' stroke-dasharray="2 2"')
 
 @dataclass(frozen=True)
 class Small:
-    """The weights of one choice: its name, what leads at the end, and the SVG."""
+    """The weights of one choice: its name, what leads at the end, the SVG, and its points."""
 
     choice: str
     leader: str
     svg: str
+    spots: Sequence[Spot] = ()
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def weights(history: History) -> Weights:
     lines = [line for of_one in shown.values() for line in of_one.values()]
     frame = _Frame.around(lines)
     charts = [_small(choice, of_one, labels, frame) for choice, of_one in shown.items()]
-    legend = [(label, _sample(place)) for place, label in enumerate(labels)] if len(labels) <= _MOST_LABELS else []
+    legend = [(label, sample(place)) for place, label in enumerate(labels)] if len(labels) <= _MOST_LABELS else []
     return Weights(charts, legend, len(choices) - len(shown))
 
 
@@ -95,7 +97,23 @@ def _small(choice: str, lines: dict[str, Curve], labels: list[str], frame: _Fram
     for label in sorted(lines, key=lambda label: lines[label].y[-1])[-_MOST_DRAWN:]:
         parts.append(_line(lines[label], labels.index(label), frame, thick=label == leader))
     told = f"{leader} {lines[leader].y[-1]:.2f}"
-    return Small(choice, told, svg.picture("".join(parts), width=_WIDTH, height=_HEIGHT))
+    picture = svg.picture("".join(parts), width=_WIDTH, height=_HEIGHT)
+    return Small(choice, told, picture, _spots(lines, leader, frame))
+
+
+def _spots(lines: Mapping[str, Curve], leader: str, frame: _Frame) -> list[Spot]:
+    """Points on the line that leads at the end, each with the highest weights there."""
+    first = lines[leader]
+    together = {label: line for label, line in lines.items() if line.x == first.x}
+    places = range(0, len(first.x), math.ceil(len(first.x) / _MOST_SPOTS))
+    found = []
+    for k in sorted({*places, len(first.x) - 1}):
+        order = sorted(together, key=lambda label: -together[label].y[k])[:_TOLD]
+        told = ", ".join(f"{label} {together[label].y[k]:.2f}" for label in order)
+        more = f", {len(lines) - len(order)} more" if len(lines) > len(order) else ""
+        spot = (round(frame.x(first.x[k]), 1), round(frame.y(first.y[k]), 1))
+        found.append(Spot(*spot, 0, f"{first.at[k]}: {told}{more}"))
+    return found
 
 
 def _line(line: Curve, place: int, frame: _Frame, *, thick: bool) -> str:
@@ -105,7 +123,8 @@ def _line(line: Curve, place: int, frame: _Frame, *, thick: bool) -> str:
     return f'<path {_look(place)} stroke-linecap="round" stroke-width="{3 if thick else 1.5}" d="{path}"/>'
 
 
-def _sample(place: int) -> str:
+def sample(place: int) -> str:
+    """The line of that number, for a legend."""
     return svg.picture(f'<path {_look(place)} stroke-width="3" d="M0,5H24"/>', width=24, height=10)
 
 

@@ -22,7 +22,7 @@ from archgrad.costs.latency import Runtime, compare
 from archgrad.derive.discretise import build, decide
 from archgrad.derive.export import export_program
 from archgrad.errors import ArchitectureError, MissingExtra, ModelError, RunError
-from archgrad.report import page, text
+from archgrad.report import notebook, page, text
 from archgrad.search.card import card
 from archgrad.search.run import Run
 from archgrad.spaces.slim import frozen
@@ -38,7 +38,7 @@ network = torch.export.load("network.pt2").module()   # needs torch alone
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Found:
     """The result of a method.
 
@@ -59,6 +59,16 @@ class Found:
     history: Sequence[dict[str, Any]] = ()
     record: dict[str, Any] = field(default_factory=dict)
     example: Example | None = None
+
+    def __repr__(self) -> str:
+        score = "not scored" if self.score is None else f"score={self.score:.6g}"
+        costs = "".join(f", {name}={value:,.6g}" for name, value in self.costs.items())
+        return f"Found({score}{costs}, {len(self.architecture)} choices, {type(self.network).__name__})"
+
+    def _repr_html_(self) -> str:
+        """Figures and what was found, for a notebook."""
+        picks = [(name, str(pick), "") for name, pick in self.architecture.items()]
+        return notebook.summary(self.record, picks=picks)
 
     def report(self) -> str:
         """Before and after as a table in plain text."""

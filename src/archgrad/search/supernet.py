@@ -211,6 +211,7 @@ def conclude(
     full = {
         "after": {**costs, **after},
         "picks": picks(space, architecture),
+        "labels": {name: list(one.labels) for name, (one, *_) in choices(space).items() if isinstance(one, OpChoice)},
         **described,
         "limit": limit,
         "run": {"seed": run.seed, "epochs": run.epochs, "steps": run.max_steps, "seconds": run.seconds},
