@@ -109,3 +109,12 @@ def test_what_is_looked_up_is_told_with_its_reward() -> None:
         },
     ) == ["reward=given"]
     assert departures(monas, {"reward": under().record()}) == []
+
+
+def test_operations_that_two_choices_share_are_candidates() -> None:
+    counts = [
+        items(card(ag.darts_cells(channels=2, cells=3, factorised=form), run(), options=[], data={}))
+        for form in (True, False)
+    ]
+    assert counts[0] == counts[1]
+    assert counts[0]["layers fixed by hand, outside all choices"] == 10

@@ -114,8 +114,15 @@ def _plain(value: Any) -> Any:
 def _fixed(space: nn.Module) -> list[str]:
     """Modules with parameters of their own that belong to no candidate."""
     inside = {m for same in choices(space).values() for choice in same for m in choice.modules()}
+    for node in space.modules():
+        if callable(shares := getattr(node, "shares", None)):  # what several choices weigh together
+            inside |= {m for path, m in node.named_modules() if path and _has_own(m) and all(shares(path))}
     return [
         name or type(module).__name__
         for name, module in space.named_modules()
-        if module not in inside and any(True for _ in module.parameters(recurse=False))
+        if module not in inside and _has_own(module)
     ]
+
+
+def _has_own(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters(recurse=False))
