@@ -1,6 +1,6 @@
 """Serve small.onnx over HTTP, without archgrad and without torch: python serve.py FOLDER [PHOTOGRAPH to time].
 
-    curl --data-binary @photograph.jpg http://localhost:8000
+curl --data-binary @photograph.jpg http://localhost:8000
 """
 
 import io
