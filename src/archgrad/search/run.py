@@ -337,7 +337,7 @@ class Run:
         """Add a record {phase, step, time, figures} to `history` and history.jsonl, and show it.
 
         Figures with a slash in their name, of which there may be hundreds, are not shown. `time` is in seconds
-        inside loops since the run began. Tensors must hold one number.
+        inside loops since the run began. Tensors hold one number, [1] or [].
         """
         self._need_begin("log")
         numbers, phase = checked.figures(figures), self._phase
