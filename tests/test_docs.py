@@ -93,6 +93,11 @@ def test_every_method_has_its_page() -> None:
     assert {page.stem.replace("-", "_") for page in METHODS} == set(known)
 
 
+def test_the_reference_has_every_public_name() -> None:
+    told = set(re.findall(r"^::: archgrad\.(?:\w+\.)*(\w+)$", text_of(ROOT / "docs" / "reference.md"), re.MULTILINE))
+    assert told == set(ag.__all__) - {"__version__"}
+
+
 def headings(text: str, *, level: int) -> list[str]:
     """The headings of one level; what stands in code is none."""
     plain = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)

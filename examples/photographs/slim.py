@@ -106,19 +106,21 @@ def main() -> None:
     torch.manual_seed(given.seed)
     network, x = PhotoCNN(task.classes, (8, 8, 16) if given.smoke else (32, 64, 128)), task.example
     epochs = 1 if given.smoke else given.epochs
-    ag.fit(network, task, ag.Run(epochs=epochs, seed=given.seed, folder=given.out / "trained"))
+    folders = (None, None) if given.smoke else (given.out / "trained", given.out / "slimmed")
+    ag.fit(network, task, ag.Run(epochs=epochs, seed=given.seed, folder=folders[0]))
 
-    run = ag.Run(epochs=4 if given.smoke else epochs, seed=given.seed, folder=given.out / "slimmed")
+    run = ag.Run(epochs=4 if given.smoke else epochs, seed=given.seed, folder=folders[1])
     limit = ag.macs(x).at_most(fraction=0.8 if given.smoke else given.limit)
     found = ag.dnal(ag.slim(network, x), task, run, limit=limit, pretrained=True)
     print(found.report())
 
     # Pixels in, so that whoever serves the file needs no normalisation of ours.
     pixels = torch.zeros(1, 3, SIDE, SIDE)
-    for name, one in (("whole", network), ("small", found.network)):
+    networks = {"small": found.network} if given.smoke else {"whole": network, "small": found.network}
+    for name, one in networks.items():
         ag.export_onnx(FromPixels(one, **task.splits["normalisation"]).eval(), pixels, given.out / f"{name}.onnx")
     (given.out / "labels.json").write_text(json.dumps([str(one) for one in task.splits["class_names"]]))
-    print(f"{given.out} holds small.onnx, whole.onnx and labels.json")
+    print(f"{given.out} holds {', '.join(f'{name}.onnx' for name in networks)} and labels.json")
 
 
 if __name__ == "__main__":
