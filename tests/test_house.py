@@ -72,10 +72,10 @@ def test_commands_in_documents_exist(page: Path) -> None:
     fenced = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     shell = "".join(text for language, text in fenced if not language)
     for line in re.findall(r"^archgrad .*$", shell, re.MULTILINE):
-        name, *words = line.split()[1:]
+        name, *words = line.partition(" -- ")[0].split()[1:]
         options = {word.partition("=")[0] for word in words if word.startswith("--")}
         if name.startswith("--"):
-            assert name in ("--help", "--version", "--traceback")
+            assert name in ("--help", "--version", "--traceback", "--install-completion", "--show-completion")
         else:
             assert options <= {option for one in known[name].params for option in one.opts} | {"--help"}
 
