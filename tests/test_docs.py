@@ -6,6 +6,8 @@ import ast
 import functools
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -190,3 +192,22 @@ def test_the_results_file_of_every_benchmark_page_is_there() -> None:
     for page in (ROOT / "docs" / "benchmarks").glob("*.md"):
         for name in re.findall(r"`benchmarks/results/([\w-]+\.json)`", text_of(page)):
             json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
+
+
+def test_the_ledger_is_what_its_script_makes_of_the_results(tmp_path: Path) -> None:
+    folder = ROOT / "benchmarks"
+    subprocess.run([sys.executable, str(folder / "ledger.py"), "--into", str(tmp_path)], check=True)
+    for name in ("RESULTS.md", "RESULTS.json"):
+        assert (tmp_path / name).read_text(encoding="utf-8") == text_of(folder / name), "run: make ledger"
+
+
+def test_the_ledger_says_what_lost() -> None:
+    held = json.loads(text_of(ROOT / "benchmarks" / "RESULTS.json"))
+    assert any("behind uniform" in line for line in held["small-vgg"]["lost"])
+    (joint,) = [
+        one
+        for one in held["small-vgg"]["figures"]
+        if one["who"] == "dnal-joint-whole" and one["group"].startswith("10%")
+    ]
+    assert round(joint["value"], 1) == 62.2 and joint["runs"] == 3  # as docs/benchmarks/slim.md has it
+    assert all(entry["command"] and entry["page"] for entry in held.values() if entry["figures"])
