@@ -35,7 +35,7 @@ def test_plain_lines_come_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     view = ProgressView(console=Console(file=file, force_terminal=False))
     run_view(view, steps=100)
     lines = file.getvalue().splitlines()
-    assert 5 <= len(lines) <= 12
+    assert 5 <= len(lines) <= 13
     assert "left" in lines[0]
     assert lines[-1].startswith("search 100/100")
 

@@ -83,6 +83,7 @@ def _global(
 
 def _demo(*, config: Path | None, as_json: bool, **given: Any) -> None:
     options = resolve(DemoOptions, given, config)
+    typer.echo(f"A small CNN learns real digits and is slimmed to half its MACs, into {options.out} ...", err=True)
     with _quiet(as_json):
         from archgrad.cli.commands import demo
 

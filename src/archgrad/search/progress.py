@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Display
 
 _LINE_SECONDS = 10.0
+_FIRST_SECONDS = 1.0  # until the first line of a run: that it moves, and how fast
 _REFRESH_SECONDS = 0.2
 
 
@@ -29,6 +30,7 @@ class ProgressView:
         self._first = self._step = 0
         self._began = self._shown = 0.0
         self._figures = ""
+        self._line_seconds = _FIRST_SECONDS
 
     def start(self, phase: str, *, total: int, done: int) -> None:
         """Begin a phase of `total` steps of which `done` were taken before."""
@@ -55,7 +57,7 @@ class ProgressView:
         self._step = done
         if not self._enabled:
             return
-        wait = _REFRESH_SECONDS if self._display else _LINE_SECONDS
+        wait = _REFRESH_SECONDS if self._display else self._line_seconds
         if time.monotonic() - self._shown >= wait:
             self._show()
 
@@ -81,7 +83,7 @@ class ProgressView:
         self._phase = ""
 
     def _show(self) -> None:
-        self._shown = time.monotonic()
+        self._shown, self._line_seconds = time.monotonic(), _LINE_SECONDS
         pace = self._pace()
         if self._display is not None:
             self._display.update(self._task, completed=self._step, pace=pace, figures=self._figures)
