@@ -18,7 +18,7 @@ demo test check bench fuzz: export OMP_NUM_THREADS := 1
 demo test check bench fuzz: export MKL_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench fuzz docs clean
+.PHONY: help demo test check bench ledger fuzz docs minimum release clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ :/' | while IFS=: read -r name text; do \
@@ -40,7 +40,24 @@ check: .venv/installed .venv/timm  ## format, lint, types, import floors, tests
 bench: .venv/installed .venv/timm  ## the slow tests and the benchmark, on real data (ARCHGRAD_DATA)
 	@echo "data: $${ARCHGRAD_DATA:-ARCHGRAD_DATA is not set, so only data that comes with the packages}"
 	$(BIN)/python -m pytest -m slow $(ARGS)
-	$(BIN)/python benchmarks/slim.py
+	$(BIN)/archgrad bench slim
+
+ledger: .venv/installed  ## benchmarks/RESULTS.md and RESULTS.json, of benchmarks/results alone
+	$(BIN)/python benchmarks/ledger.py
+
+minimum: .venv/bin/python  ## the tests with the oldest versions that pyproject.toml allows, in .venv-minimum
+	@test -x .venv-minimum/bin/python || $(PYTHON) -m venv .venv-minimum
+	.venv-minimum/bin/python -m pip install -q -c constraints-minimum.txt -e '.[export,rl,tensorboard]' \
+	  'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100' import-linter
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+release: .venv/bin/python  ## the wheel in dist/, installed in a fresh environment that then runs the demo
+	rm -rf dist build/release && mkdir -p build/release
+	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+	$(BIN)/python -m venv build/release/env
+	build/release/env/bin/python -m pip install -q -c constraints.txt dist/*.whl
+	cd build/release && OMP_NUM_THREADS=1 env/bin/archgrad demo --out demo --seed 0 $(ARGS)
+	@ls -l dist
 
 fuzz: .venv/installed  ## malformed files of every kind, over 10,000, other ones each time; some minutes
 	ARCHGRAD_FUZZ=$${ARCHGRAD_FUZZ:-1300} $(BIN)/python -m pytest tests/properties/test_hostile_files.py $(ARGS)
@@ -49,7 +66,7 @@ docs: .venv/installed  ## the documentation, into site/
 	$(BIN)/mkdocs build --strict
 
 clean:  ## remove .venv, caches and built files; runs/ stays
-	rm -rf .venv site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-minimum site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:

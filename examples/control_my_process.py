@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import math
 
@@ -45,14 +46,17 @@ class Rig:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="Control a process of your own by trying it out.")
+    parser.add_argument("--smoke", action="store_true", help="a few rollouts, nothing kept, in seconds")
+    smoke = parser.parse_args().smoke
     torch.manual_seed(0)
     rig = Rig()
     found = ag.nnilqr(
         dynamics_space(states=2, actions=1),
         rig,
-        ag.Run(trials=60, seed=0, folder="runs/rig"),
+        ag.Run(trials=13 if smoke else 60, seed=0, folder=None if smoke else "runs/rig"),
         search=functools.partial(ag.darts, optimiser=ADAM),
-        terms=Terms(fit=500, search=500),
+        terms=Terms(fit=20, refit=5, search=10) if smoke else Terms(fit=500, search=500),
     )
     print(found.report())
     print(f"{rig.rollouts} rollouts; the last angle is {found.record['control']['states'][-1][0]:.3f}")

@@ -40,7 +40,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--updates", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="two updates, in seconds")
     given = parser.parse_args()
+    given.updates = 2 if given.smoke else given.updates
     torch.manual_seed(given.seed)
 
     # The supernet: a softmax on each operation; all inputs of a node are in, and the two strongest stay.

@@ -83,17 +83,21 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=0.5, help="of the most expensive network's MACs")
     parser.add_argument("--epochs", type=int, default=30, help="half of them search, half train what was found")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="a few steps, nothing kept, in seconds")
     given = parser.parse_args()
 
     torch.manual_seed(given.seed)
     task = ag.Classification(ag.digits(), batch_size=64)
     x = task.example  # [1, 1, 8, 8]
-    run = ag.Run(epochs=given.epochs, seed=given.seed, folder=given.out)
+    folder, steps = (None, 4) if given.smoke else (given.out, None)
+    run = ag.Run(epochs=given.epochs, steps=steps, seed=given.seed, folder=folder)
     limit = ag.macs(x).at_most(fraction=given.fraction)
     adam = functools.partial(ag.adamw, learning_rate=3e-3)
     found = ag.unas(MyTransformer(), task, run, limit=limit, optimiser=adam, train_optimiser=adam)
     print(found.report())
 
+    if folder is None:
+        return
     written = ag.export_onnx(found.network, x, given.out / "found.onnx")
     print(f"{written.path}: outputs differ from PyTorch's by {written.largest_difference:.1e} at most")
 

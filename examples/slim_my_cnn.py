@@ -58,21 +58,28 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=0.4, help="share of the MACs that may stay")
     parser.add_argument("--epochs", type=int, default=20, help="of slimming; training takes half as many")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="two epochs, nothing kept, in seconds")
     given = parser.parse_args()
+    folder = None if given.smoke else given.out
+    given.epochs = 2 if given.smoke else given.epochs
 
     torch.manual_seed(given.seed)
     net = MyCNN()
     task = ag.Classification(my_data(), batch_size=64, augment=[ag.crop(1)])  # validation and test are split off
-    ag.fit(net, task, ag.Run(epochs=max(given.epochs // 2, 1), seed=given.seed, folder=given.out / "training"))
+    ag.fit(
+        net, task, ag.Run(epochs=max(given.epochs // 2, 1), seed=given.seed, folder=folder and folder / "training")
+    )
 
     x = task.example  # [1, 1, 8, 8], scaled and normalised as the network sees it
     space = ag.slim(net, example=x)
     for layer, reason in ag.frozen(space).items():
         print(f"frozen: {layer}: {reason}")
-    run = ag.Run(epochs=given.epochs, seed=given.seed, folder=given.out)
+    run = ag.Run(epochs=given.epochs, seed=given.seed, folder=folder)
     found = ag.dnal(space, task, run, limit=ag.macs(x).at_most(fraction=given.fraction), pretrained=True)
     print(found.report())
 
+    if folder is None:
+        return
     written = ag.export_onnx(found.network, x, given.out / "small.onnx")
     print(f"{written.path}: outputs differ from PyTorch's by {written.largest_difference:.1e} at most")
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from archgrad.choices.lazy import Lazy
     from archgrad.choices.modules import Gate, InputChoice, OpChoice
     from archgrad.choices.relaxations import gumbel_softmax, scaled_sigmoid, softmax, two_temperature
+    from archgrad.classifier import ArchgradClassifier
     from archgrad.costs.count import macs, params
     from archgrad.costs.energy import energy
     from archgrad.costs.latency import latency
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
 __version__ = importlib.metadata.version("archgrad")
 
 __all__ = [
+    "ArchgradClassifier",
     "ArchgradError",
     "Architecture",
     "ArchitectureError",
@@ -175,6 +177,7 @@ _HOMES = {
     "choices.lazy": ("Lazy",),
     "choices.modules": ("Gate", "InputChoice", "OpChoice"),
     "choices.relaxations": ("gumbel_softmax", "scaled_sigmoid", "softmax", "two_temperature"),
+    "classifier": ("ArchgradClassifier",),
     "costs.count": ("macs", "params"),
     "costs.energy": ("energy",),
     "costs.latency": ("latency",),

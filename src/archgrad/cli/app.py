@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from archgrad.cli import failures
-from archgrad.cli.configuration import DemoOptions, SlimOptions, TrainOptions, anchored, resolve
+from archgrad.cli.configuration import DemoOptions, InitOptions, SlimOptions, TrainOptions, anchored, resolve
 from archgrad.cli.control_options import ControlOptions
 from archgrad.cli.options import JSON, describe
 from archgrad.cli.score_options import ScoreOptions
@@ -58,7 +58,6 @@ app = typer.Typer(
     cls=_Guarded,
     help="Finds a neural network's architecture by gradient, under the limit that your device sets.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -88,6 +87,7 @@ def _global(
 
 def _demo(*, config: Path | None, as_json: bool, **given: Any) -> None:
     options = resolve(DemoOptions, given, config)
+    typer.echo(f"A small CNN learns real digits and is slimmed to half its MACs, into {options.out} ...", err=True)
     with _quiet(as_json):
         from archgrad.cli.commands import demo
 
@@ -95,8 +95,11 @@ def _demo(*, config: Path | None, as_json: bool, **given: Any) -> None:
     _show(record, as_json, f"{_baseline(record)}\n{_NEXT}\n{_where(options.out)}")
 
 
-def _slim(*, config: Path | None, as_json: bool, **given: Any) -> None:
+def _slim(*, config: Path | None, as_json: bool, dry_run: bool, **given: Any) -> None:
     options = anchored(resolve(SlimOptions, given, config))
+    if dry_run:
+        _planned("slim", options, as_json)
+        return
     with _quiet(as_json):
         from archgrad.cli.commands import slim
 
@@ -104,8 +107,11 @@ def _slim(*, config: Path | None, as_json: bool, **given: Any) -> None:
     _show(record, as_json, _where(options.out))
 
 
-def _search(*, config: Path | None, as_json: bool, **given: Any) -> None:
+def _search(*, config: Path | None, as_json: bool, dry_run: bool, **given: Any) -> None:
     options = anchored(resolve(SearchOptions, given, config))
+    if dry_run:
+        _planned("search", options, as_json)
+        return
     with _quiet(as_json):
         from archgrad.cli.searching import search
 
@@ -141,8 +147,11 @@ def _train(*, config: Path | None, as_json: bool, **given: Any) -> None:
     _show(record, as_json, _where(options.out))
 
 
-def _transfer(*, config: Path | None, as_json: bool, **given: Any) -> None:
+def _transfer(*, config: Path | None, as_json: bool, dry_run: bool, **given: Any) -> None:
     options = anchored(resolve(TransferOptions, given, config))
+    if dry_run:
+        _planned("transfer", options, as_json)
+        return
     with _quiet(as_json):
         from archgrad.cli.transferring import transfer_command
 
@@ -150,14 +159,46 @@ def _transfer(*, config: Path | None, as_json: bool, **given: Any) -> None:
     _show(record, as_json, _where(options.out))
 
 
+def _init(*, config: Path | None, as_json: bool, **given: Any) -> None:
+    options = resolve(InitOptions, given, config)
+    with _quiet(as_json):
+        from archgrad.cli.beginning import init
+
+        seen = init(options)
+    if as_json:
+        typer.echo(json.dumps(seen))
+        return
+    shapes = " and ".join(map(str, seen["input"]))
+    typer.echo(
+        f"inputs {shapes}, {seen['classes']} classes; {seen['params']:,.0f} parameters, {seen['macs']:,.0f} MACs"
+    )
+    for name, size in seen["gates"].items():
+        typer.echo(f"can be slimmed: {name} ({size})")
+    for name, reason in seen["frozen"].items():
+        typer.echo(f"frozen: {name}: {reason}")
+    typer.echo(f"suggested limit: {seen['limit'] or 'none; no usual share of the MACs can be reached'}")
+    typer.echo(f"wrote {' and '.join(seen['written'])}. Next: archgrad slim --config {seen['written'][0]} --dry-run")
+
+
+def _planned(command: str, options: SlimOptions | SearchOptions | TransferOptions, as_json: bool) -> None:
+    with _quiet(as_json):
+        from archgrad.cli.dry import lines, plan
+
+        found = plan(command, options)
+    typer.echo(json.dumps(found) if as_json else "\n".join(lines(found)))
+
+
+app.command("init", help="Look at a model and data, and write a configuration and a script to slim it with.")(
+    describe(_init, InitOptions, positional={"model": "MODEL", "data": "DATA"})
+)
 app.command("demo", help="Slim a small CNN on real digits, end to end, in about a minute on two cores.")(
     describe(_demo, DemoOptions, positional={})
 )
 app.command("slim", help="Slim a network of yours, or of timm, on your data, under a limit if you give one.")(
-    describe(_slim, SlimOptions, positional={"model": "MODEL", "data": "DATA"})
+    describe(_slim, SlimOptions, positional={"model": "MODEL", "data": "DATA"}, dry=True)
 )
 app.command("search", help="Search a space for an architecture, under a limit if you give one, and train it.")(
-    describe(_search, SearchOptions, positional={})
+    describe(_search, SearchOptions, positional={}, dry=True)
 )
 app.command("control", help="Control a system by trying it out, with a network that learns its dynamics.")(
     describe(_control, ControlOptions, positional={"system": "SYSTEM"})
@@ -171,7 +212,9 @@ app.command("train", help="Train a network, or an architecture that was slimmed 
 
 
 app.command("transfer", help="Prune a network on much data, and train what stays on few samples of other data.")(
-    describe(_transfer, TransferOptions, positional={"model": "MODEL", "data": "SOURCE", "target": "TARGET"})
+    describe(
+        _transfer, TransferOptions, positional={"model": "MODEL", "data": "SOURCE", "target": "TARGET"}, dry=True
+    )
 )
 
 
@@ -273,17 +316,25 @@ def methods(*, as_json: JSON = False) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="estimators", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="estimators, or a script of benchmarks/.", show_default=False)
+    ],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- OPTIONS]", help="More options of the script.", show_default=False),
+    ] = None,
     *,
-    seeds: Annotated[int, typer.Option(metavar="N", help="Repetitions.")] = 3,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer samples and no data: about a second.")] = False,
+    seeds: Annotated[int | None, typer.Option(metavar="N", help="Repetitions. Default: 3, or the script's.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="estimators, in about a second: fewer samples, no data.")
+    ] = False,
     as_json: JSON = False,
 ) -> None:
-    """Measure the gradient estimators' bias and variance: estimators."""
+    """Run a benchmark; those of a checkout's benchmarks/ also make the ledger RESULTS.md anew."""
     with _quiet(as_json):
         from archgrad.cli.bench import bench as measure
 
-        body, lines = measure(name, seeds=seeds, quick=quick)
+        body, lines = measure(name, seeds=seeds, quick=quick, options=options or ())
     typer.echo(json.dumps(body) if as_json else "\n".join(lines))
 
 

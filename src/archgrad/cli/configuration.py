@@ -6,7 +6,6 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from archgrad import reading
 from archgrad.cli import methods
+from archgrad.cli.near import meant
 from archgrad.errors import ConfigError, LimitError
 
 Schema = TypeVar("Schema", bound="Options")
@@ -33,6 +33,7 @@ ELSEWHERE = {
 }
 METHODS = tuple(name for name in methods.METHODS if name not in ELSEWHERE)
 SPACES = ("darts", "nasbench201", "mobile")
+COSTS = ("macs", "params", "latency_ms")
 TABLE_DATA = ("cifar10", "cifar100", "imagenet16_120")
 AUGMENTATIONS = "flip, crop=PIXELS and cutout=PIXELS, joined by commas: flip,crop=4,cutout=8"
 _NESTED = 8  # levels of a configuration; a list in an option is the second
@@ -176,6 +177,16 @@ class TrainOptions(WorkOptions):
         return self
 
 
+class InitOptions(Options):
+    """`archgrad init`."""
+
+    model: str = Field(description="package.module:callable, path/to/file.py:callable, or timm:NAME.")
+    data: str = Field(description=f"{DATA}.")
+    out: str = Field("archgrad-run", description="The folder that the two files are written into.")
+    size: int | None = Field(None, ge=1, description="Resize all images to this side, in pixels.")
+    skip_corrupt: bool = Field(False, description="Leave out images that cannot be read, and name them.")
+
+
 class DemoOptions(Options):
     """`archgrad demo`."""
 
@@ -207,8 +218,8 @@ def resolve(schema: type[Schema], given: Mapping[str, Any], config: Path | None 
 def limit(text: str) -> LimitText:
     """Read a limit such as macs=0.5. Raises LimitError."""
     name, equals, value = (part.strip() for part in text.partition("="))
-    if not equals or name not in ("macs", "params", "latency_ms"):
-        raise LimitError(f"limit {text!r} is not understood. Allowed are {LIMITS}")
+    if not equals or name not in COSTS:
+        raise LimitError(f"limit {text!r} is not understood.{meant(name, COSTS)} Allowed are {LIMITS}")
     match = re.fullmatch(rf"(?P<number>{_NUMBER})\s*(?P<unit>%|[kmgt]?)", value, flags=re.IGNORECASE)
     if not match:
         raise LimitError(f"limit {text!r}: {value!r} is not a number above 0. Allowed are {LIMITS}")
@@ -238,11 +249,9 @@ def named_space(text: str) -> str:
     place, colon, attribute = text.rpartition(":")
     if text in SPACES or (colon and place not in ("", "timm") and attribute):
         return text
-    near = get_close_matches(text, SPACES, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
     raise ConfigError(
-        f"space {text!r} is not known.{hint} Allowed are {', '.join(SPACES)}, and a network of your own with "
-        "choices: package.module:callable or path/to/file.py:callable"
+        f"space {text!r} is not known.{meant(text, SPACES)} Allowed are {', '.join(SPACES)}, and a network "
+        "of your own with choices: package.module:callable or path/to/file.py:callable"
     )
 
 
@@ -317,11 +326,8 @@ def _refuse_tricks(content: str) -> None:
 def _explained(schema: type[Options], error: Any, key: str, place: str) -> str:
     allowed = sorted(schema.model_fields)
     if error["type"] == "extra_forbidden":
-        close = get_close_matches(key, allowed, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        return (
-            f"{place}: unknown option, given {reading.shown(error['input'])}.{hint} Allowed are {', '.join(allowed)}."
-        )
+        given = f"{place}: unknown option, given {reading.shown(error['input'])}.{meant(key, allowed)}"
+        return f"{given} Allowed are {', '.join(allowed)}."
     reason = error["msg"].removeprefix("Value error, ").rstrip(".")
     if error["type"] == "missing":
         return f"{key.upper()} is missing: {schema.model_fields[key].description}"

@@ -9,7 +9,7 @@ import inspect
 import pickle
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,11 +37,49 @@ def load(name: str, *, classes: int, example: Inputs) -> nn.Module:
         ConfigError: no such module, file, attribute or timm model.
         ModelError: the user's code fails, or what it makes is no network.
     """
+    place, _, attribute = _divided(name)
+    if place == "timm":
+        return _from_timm(attribute, classes=classes, example=example)
+    found = _named(name)
+    if not isinstance(found, nn.Module):
+        found = _called(found, name, told(classes, example))
+    if not isinstance(found, nn.Module):
+        raise ModelError(f"MODEL {name!r} gives a {type(found).__name__}. Allowed is a torch.nn.Module.")
+    if any(tensor.is_meta for tensor in (*found.parameters(), *found.buffers())):
+        raise ModelError(f"MODEL {name!r} is on the meta device and has no values. Make it on the CPU.")
+    return found
+
+
+def told(classes: int, example: Inputs) -> dict[str, int]:
+    """What the data say that a callable may want to know: the number of classes, and of an image's channels."""
+    known = {"classes": classes}
+    if isinstance(example, Tensor) and example.ndim == 4:
+        known["in_channels"] = example.shape[1]
+    return known
+
+
+def written(name: str, known: Mapping[str, int]) -> str:
+    """How a program that has imported the callable of a MODEL makes the network, such as MyCNN(classes=10)."""
+    place, _, attribute = _divided(name)
+    if place == "timm":
+        return f"timm.create_model({attribute!r}, num_classes={known['classes']}, in_chans={known['in_channels']})"
+    found = _named(name)
+    if isinstance(found, nn.Module):
+        return attribute
+    given = ", ".join(f"{word}={number}" for word, number in _wanted(found, known).items())
+    return f"{attribute}({given})"
+
+
+def _divided(name: str) -> tuple[str, str, str]:
     place, colon, attribute = name.rpartition(":")
     if not colon or not place or not attribute:
         raise ConfigError(f"MODEL {name!r} is not understood. Give {FORMS}.")
-    if place == "timm":
-        return _from_timm(attribute, classes=classes, example=example)
+    return place, colon, attribute
+
+
+def _named(name: str) -> Any:
+    """What stands under the name in the module or file."""
+    place, _, attribute = _divided(name)
     module = _from_file(Path(place)) if place.endswith(".py") else _from_module(place)
     found: Any = module
     for part in attribute.split("."):
@@ -52,15 +90,6 @@ def load(name: str, *, classes: int, example: Inputs) -> nn.Module:
             defined = ", ".join(own[:10]) or "no function and no class"
             raise ConfigError(f"MODEL {name!r}: {place} has no {attribute!r}. It defines {defined}.")
         found = getattr(found, part)
-    if not isinstance(found, nn.Module):
-        known = {"classes": classes}
-        if isinstance(example, Tensor) and example.ndim == 4:
-            known["in_channels"] = example.shape[1]
-        found = _called(found, name, known)
-    if not isinstance(found, nn.Module):
-        raise ModelError(f"MODEL {name!r} gives a {type(found).__name__}. Allowed is a torch.nn.Module.")
-    if any(tensor.is_meta for tensor in (*found.parameters(), *found.buffers())):
-        raise ModelError(f"MODEL {name!r} is on the meta device and has no values. Make it on the CPU.")
     return found
 
 
@@ -166,20 +195,29 @@ def _importable(folder: Path) -> None:
         sys.path.insert(0, str(folder))
 
 
-def _called(make: Any, name: str, known: dict[str, int]) -> object:
-    if not callable(make):
-        return make
+def _accepted(make: Any) -> Mapping[str, inspect.Parameter]:
     try:
-        accepted = inspect.signature(make).parameters
+        return inspect.signature(make).parameters
     except ValueError:
-        accepted = {}  # type: ignore[assignment]
-    given = {}
+        return {}
+
+
+def _wanted(make: Any, known: Mapping[str, int]) -> dict[str, int]:
+    """What is known of the arguments that a callable takes."""
+    accepted, given = _accepted(make), {}
     for key, other in (("classes", "num_classes"), ("in_channels", "in_chans")):
         if key in known and (word := next((word for word in (key, other) if word in accepted), None)):
             given[word] = known[key]
+    return given
+
+
+def _called(make: Any, name: str, known: Mapping[str, int]) -> object:
+    if not callable(make):
+        return make
+    given = _wanted(make, known)
     missing = [
         p.name
-        for p in accepted.values()
+        for p in _accepted(make).values()
         if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in given
     ]
     if missing:

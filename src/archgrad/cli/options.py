@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from archgrad.cli.configuration import DataOptions, Options, RunOptions
+from archgrad.cli.configuration import METHODS, SPACES, DataOptions, Options, RunOptions
+from archgrad.cli.near import completes
+from archgrad.cli.score_options import PROXIES
 
 JSON = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else, on stdout.")
@@ -18,6 +20,16 @@ CONFIG = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE.yaml", help="Options by name; the command line wins over it."),
 ]
+DRY = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done: steps, memory, limit, time. Nothing is written.")
+]
+_COMPLETED = {
+    "method": completes(lambda: METHODS),
+    "space": completes(lambda: SPACES),
+    "proxy": completes(lambda: (*PROXIES, "all")),
+    "limit": completes(lambda: ("macs=", "params=", "latency_ms=")),
+    "data": completes(lambda: ("digits",)),
+}
 _DECLARED = {
     "pretrained": ("--pretrained/--retrain",),
     "factorised": ("--factorised/--published",),
@@ -54,8 +66,10 @@ _PANELS |= dict.fromkeys(("classes", "in_channels"), "Data") | dict.fromkeys(
 )
 
 
-def describe(run: Callable[..., None], schema: type[Options], *, positional: dict[str, str]) -> Callable[..., None]:
-    """Give a function `run(*, config, as_json, <fields>)` the signature that typer reads its options from.
+def describe(
+    run: Callable[..., None], schema: type[Options], *, positional: dict[str, str], dry: bool = False
+) -> Callable[..., None]:
+    """Give a function `run(*, config, as_json[, dry_run], <fields>)` the signature that typer reads its options from.
 
     Every field's default is None there: what was not given is told from what was, so that a file can say it.
     `positional` maps the fields that are arguments to how they are written.
@@ -63,6 +77,7 @@ def describe(run: Callable[..., None], schema: type[Options], *, positional: dic
     names = [*positional, *(name for name in schema.model_fields if name not in positional)]
     parameters = [_parameter(name, schema, positional.get(name)) for name in names]
     parameters += [_keyword("config", CONFIG, None), _keyword("as_json", JSON, False)]
+    parameters += [_keyword("dry_run", DRY, False)] if dry else []
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
@@ -83,6 +98,7 @@ def _parameter(name: str, schema: type[Options], argument: str | None) -> inspec
             help=f"{text} Default: {default}." if said else text,
             show_default=False,
             rich_help_panel=_panel(name),
+            autocompletion=_COMPLETED.get(name),
         )
     return _keyword(name, Annotated[field.annotation | None, info], None)  # type: ignore[operator]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
 from archgrad.cli.configuration import DATA, SPACES, TABLE_DATA, Options, named_space
+from archgrad.cli.near import meant
 from archgrad.errors import ConfigError
 
 
@@ -105,9 +105,9 @@ class ScoreOptions(Options):
     def _known(cls, names: list[str]) -> list[str]:
         for name in names:
             if name != "all" and name not in PROXIES:
-                near = get_close_matches(name, PROXIES, n=1)
-                hint = f" Did you mean {near[0]}?" if near else ""
-                raise ValueError(f"{name!r} was given.{hint} Allowed are {', '.join(PROXIES)}, and all")
+                raise ValueError(
+                    f"{name!r} was given.{meant(name, PROXIES)} Allowed are {', '.join(PROXIES)}, and all"
+                )
         return names
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from archgrad.cli.configuration import (
     LimitedOptions,
     named_space,
 )
+from archgrad.cli.near import meant
 
 # What only some methods have, and what a method that trains nothing has no use for.
 _OWN = {
@@ -97,7 +98,7 @@ class SearchOptions(LimitedOptions):
         if name in ELSEWHERE:
             raise ValueError(f"{name} {ELSEWHERE[name]}")
         if name not in METHODS:
-            raise ValueError(f"{name!r} was given. Allowed are {', '.join(METHODS)}")
+            raise ValueError(f"{name!r} was given.{meant(name, METHODS)} Allowed are {', '.join(METHODS)}")
         return name
 
     @field_validator("workers", mode="before")

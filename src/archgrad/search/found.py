@@ -49,7 +49,7 @@ class Found:
         costs: {cost name: what `network` takes}.
         history: the records that the run logged.
         record: everything that the report shows, as JSON.
-        example: inputs of the network, for export.
+        example: inputs of the network, [1, ...], for export.
     """
 
     architecture: Architecture

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -73,9 +74,13 @@ class History:
             # A folder for each phase, because steps restart at 0 and would overwrite each other.
             self._writer = SummaryWriter(str(self._folder / "tensorboard" / name), purge_step=step)
 
-    def add(self, record: Record, figures: dict[str, float]) -> None:
-        """Add a record that holds `figures`. Raises RunError when the disk is full."""
+    def add(
+        self, record: Record, figures: dict[str, float], *, on_log: Callable[[Record], object] | None = None
+    ) -> None:
+        """Add a record that holds `figures`, and give `on_log` a copy. Raises RunError when the disk is full."""
         self.records.append(record)
+        if on_log:
+            on_log(dict(record))
         if self._writer:
             for name, value in figures.items():
                 self._writer.add_scalar(name, value, global_step=record["step"])

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Display
 
 _LINE_SECONDS = 10.0
+_FIRST_SECONDS = 1.0  # until the first line of a run: that it moves, and how fast
 _REFRESH_SECONDS = 0.2
 # Once a phase, when this many seconds have shown its pace and a longer time is left than the other.
 _SURE_SECONDS, _LONG_SECONDS = 5.0, 60.0
@@ -32,6 +33,7 @@ class ProgressView:
         self._began = self._shown = 0.0
         self._estimated = False
         self._figures = ""
+        self._line_seconds = _FIRST_SECONDS
 
     def start(self, phase: str, *, total: int, done: int) -> None:
         """Begin a phase of `total` steps of which `done` were taken before."""
@@ -60,7 +62,7 @@ class ProgressView:
             return
         if not self._estimated and time.monotonic() - self._began >= _SURE_SECONDS:
             self._estimate()
-        wait = _REFRESH_SECONDS if self._display else _LINE_SECONDS
+        wait = _REFRESH_SECONDS if self._display else self._line_seconds
         if time.monotonic() - self._shown >= wait:
             self._show()
 
@@ -94,7 +96,7 @@ class ProgressView:
             self.note(f"{self._phase}: about {_clock(round(left))} for {self._total - self._step:,} more steps")
 
     def _show(self) -> None:
-        self._shown = time.monotonic()
+        self._shown, self._line_seconds = time.monotonic(), _LINE_SECONDS
         pace = self._pace()
         if self._display is not None:
             self._display.update(self._task, completed=self._step, pace=pace, figures=self._figures)

@@ -43,7 +43,7 @@ class Run:
     """One run of a method: its seed, device, budgets and folder.
 
     `epochs` and `steps` bound the training steps of all phases together, `trials` the networks tried,
-    `seconds` the time inside loops. `folder` is where everything is kept (None: in memory only).
+    `seconds` the time inside loops. `folder` keeps everything (None: in memory only); `on_log` is given each record.
     `device` is "auto", "cpu", "cuda", "cuda:N" or "mps"; `devices` how many of them, a process each, by Fabric.
     `workers` is for methods that try networks apart: None tries them in this process, a number in so many others,
     "ray" or "ray://host:port" on a Ray cluster; the result is the same. State is saved every `checkpoint_seconds`.
@@ -67,6 +67,7 @@ class Run:
         checkpoint_seconds: float = 30.0,
         tensorboard: bool = False,
         progress: bool = True,
+        on_log: Callable[[Record], object] | None = None,
     ) -> None:
         self.epochs = checked.count("epochs", epochs)
         self.max_steps = checked.count("steps", steps)
@@ -80,6 +81,7 @@ class Run:
         self._checkpoint_seconds = checked.seconds("checkpoint_seconds", checkpoint_seconds, zero=True) or 0.0
         self._tensorboard = checked.tensorboard(tensorboard, self.folder)
         self._progress = progress
+        self._on_log = on_log
         self._view = ProgressView(enabled=False)
         self._random = Randomness(self.seed)
         self._signals = Listener()
@@ -328,14 +330,14 @@ class Run:
         """Add a record {phase, step, time, figures} to `history` and history.jsonl, and show it.
 
         Figures with a slash in their name, of which there may be hundreds, are not shown. `time` is in seconds
-        inside loops since the run began. Tensors must hold one number.
+        inside loops since the run began. Tensors hold one number, [1] or [].
         """
         self._need_begin("log")
         numbers, phase = checked.figures(figures), self._phase
         seconds = self._seconds_used + (phase.seconds if phase else 0.0)
         at = step if step is not None or phase is None else phase.step
         record = {"phase": phase.name if phase else None, "step": at, "time": round(seconds, 3)}
-        self._history.add(record | numbers, numbers)
+        self._history.add(record | numbers, numbers, on_log=self._on_log if self.rank == 0 else None)
         self._view.figures({name: value for name, value in numbers.items() if "/" not in name})
 
     def check_finite(

@@ -1,0 +1,421 @@
+"""The ledger of all benchmarks, RESULTS.md and RESULTS.json, made of the files in benchmarks/results alone.
+
+    python benchmarks/ledger.py
+
+For each file: what was asked, the command, the machine and versions as far as the file has them, seeds, figures with
+their spread, peers of the same run, and what lost to them. Nobody writes the ledger by hand. `archgrad bench NAME`
+runs a benchmark and makes the ledger anew; `python benchmarks/ledger.py --stamp FILE` adds this machine to a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+Point = tuple[str, str, str, float]  # group, figure, who, value
+Points = Callable[[Any], Iterable[Point]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one file of results holds.
+
+    Attributes:
+        asked: the question, in a line.
+        command: that makes the file.
+        page: of the documentation.
+        points: from the file's content to single figures.
+        higher: whether higher is better.
+        peers: what the others are held against.
+        median: whether figures are medians over seeds.
+    """
+
+    asked: str
+    command: str
+    page: str
+    points: Points
+    higher: bool = True
+    peers: tuple[str, ...] = ()
+    median: bool = False
+
+
+def of_rows(figure: str, key: str, *, who: str = "method", group: str = "", scale: float = 1.0) -> Points:
+    """A figure of a list of rows."""
+
+    def points(body: Any) -> Iterator[Point]:
+        for row in body["rows"]:
+            if isinstance(row.get(key), int | float):
+                yield str(row.get(group, "")) if group else "", figure, str(row[who]), scale * row[key]
+
+    return points
+
+
+def parts_of(figure: str, key: str, who: Callable[[Any], str], *, scale: float = 100.0) -> Points:
+    """A figure of rows by data set."""
+
+    def points(body: Any) -> Iterator[Point]:
+        for data, rows in body["rows"].items():
+            yield from ((data, figure, who(row), scale * row[key]) for row in rows)
+
+    return points
+
+
+def slimmed(body: Any) -> Iterator[Point]:
+    for row in body["rows"]:
+        if row["method"] != "dense start":
+            yield f"{row['fraction']:.0%} of the MACs", "accuracy, %", row["method"], 100 * row["accuracy"]
+
+
+def transferred(body: Any) -> Iterator[Point]:
+    for row in body["rows"]:
+        for network in row["networks"]:
+            for shots in ("1 shots", "5 shots", "20 shots"):
+                yield f"{row['pair']}, {shots}", "accuracy, %", network["name"], 100 * network[shots][0]
+
+
+def estimated(body: Any) -> Iterator[Point]:
+    for row in body["rows"]:
+        at = "" if row["temperature"] is None else f" at {row['temperature']:g}"
+        yield row["loss"], "variance of the gradient", f"{row['estimator']}{at}", row["variance"]
+
+
+def remembered(body: Any) -> Iterator[Point]:
+    for row in body["rows"]:
+        if "peak_bytes" in row:
+            yield f"{row['size']} candidates, {row['kind']}", "peak, MB", row["method"], row["peak_bytes"] / 1e6
+
+
+def commanded(body: Any) -> Iterator[Point]:
+    for row in body["rows"]:
+        if row["curve"]:
+            yield row["goals"], "hypervolume, % of the table's front", row["method"], 100 * row["curve"][-1]
+
+
+def within(body: Any) -> Iterator[Point]:
+    for row in body["rows"]:
+        yield f"bound {row['fraction']:g}", "regret, points", row["method"], 100 * row["regret"]
+        yield (
+            f"bound {row['fraction']:g}",
+            "latency / bound",
+            row["method"],
+            (statistics.median(row["fresh_ms"]) / row["bound_ms"]),
+        )
+
+
+def drawn(body: Any) -> Iterator[Point]:
+    for row in body["rows"]:
+        who = "uniform" if not row["strength"] else f"prior of strength {row['strength']:g}"
+        yield row["data"], "cells drawn until one is good enough", who, row["draws"]
+
+
+def predicted(body: Any) -> Iterator[Point]:
+    for row in body["rows"]:
+        for count in (100, 500, 4000):
+            yield f"{count} networks measured", "R² on 27 devices", "surrogate", row[f"surrogate_{count}"]
+        yield "4000 networks measured", "R² on 27 devices", "least squares", row["least_squares_4000"]
+
+
+def played(body: Any) -> Iterator[Point]:
+    for key, row in body["rows"].items():
+        if key.startswith(("pixel", "procgen")):
+            name = "pixel game" if key.startswith("pixel") else key
+            for who, network in row["networks"].items():
+                yield name, "return on unseen levels", who, network["return_unseen"]
+
+
+def stepped(body: Any) -> Iterator[Point]:
+    for who, row in body["time"]["step"].items():
+        yield "one step", "time, share of the textbook's", who, row["ratio"]
+        if who in body["memory"]:
+            share = body["memory"][who]["peak_mb"] / body["memory"]["textbook"]["peak_mb"]
+            yield "one step", "peak memory, share of the textbook's", who, share
+
+
+def flowed(body: Any) -> Iterator[Point]:
+    for row in body["flows"]:
+        yield "SynFlow of all cells", "cells a second", row["way"], row["cells_per_second"]
+
+
+def scored(body: Any) -> Iterator[Point]:
+    for who, (seconds, *count) in body["seconds"].items():
+        if count and count[0]:
+            yield "time of a score", "seconds a cell", who, seconds / count[0]
+
+
+def _variant(row: Any) -> str:
+    return f"{row['activation']}, {row['schedule']}, {row['regulariser']}"
+
+
+_SLIM = ("Which channels to keep at equal MACs and equal epochs?", "docs/benchmarks/slim.md", slimmed)
+_RIVALS = ("tp-magnitude", "tp-bn-scale", "tp-taylor", "random", "uniform")
+_SENSES = ("LeNet late fusion", "LeNet late fusion, as long as a finalist", "random search, image alone",
+           "random fusion of frozen LeNets (MFAS-like)")  # fmt: skip
+
+
+def _run(script: str, options: str, name: str = "") -> str:
+    return f"python benchmarks/{script}.py {options} --out benchmarks/results/{name or script}.json".replace(
+        "  ", " "
+    )
+
+
+ENTRIES: dict[str, Entry] = {
+    "small-vgg": Entry(
+        _SLIM[0], _run("slim", "--network small-vgg --images 4000 --epochs 30 --seeds 3", "small-vgg"), _SLIM[1],
+        _SLIM[2], peers=_RIVALS,
+    ),
+    "resnet20": Entry(
+        _SLIM[0],
+        _run("slim", "--network resnet20 --images 2000 --tests 4000 --epochs 16 --seeds 3", "resnet20"),
+        _SLIM[1], _SLIM[2], peers=_RIVALS,
+    ),
+    "transfer": Entry(
+        "Is a structure found on much data worth training on few samples of another task?",
+        _run("transfer", "--seeds 5"), "docs/benchmarks/transfer.md", transferred,
+        peers=("whole network, from scratch", "whole network, fine-tuned", "random mask", "magnitude mask",
+               "magnitude mask, its weights", "found on all of the target"),
+    ),
+    "estimators": Entry(
+        "How noisy are the gradient estimators where the exact gradient is known?",
+        "python benchmarks/estimators.py --seeds 5 --json benchmarks/results/estimators.json",
+        "docs/benchmarks/estimators.md", estimated, higher=False,
+        peers=("score function, decaying baseline", "score function, best constant"),
+    ),
+    "cells": Entry(
+        "What do searches lose on 64 networks whose accuracies are known?",
+        _run("cells", "--images 2000 --epochs 8 --trainings 2 --seconds 20 --seeds 5"), "docs/benchmarks/cells.md",
+        of_rows("regret, points", "regret", scale=100), higher=False, peers=("random", "single path"),
+    ),
+    "collapse": Entry(
+        "Do searches of NAS-Bench-201's supernet end in skip connections?",
+        _run("collapse", "--epochs 25 --methods darts unas darts_prime"), "docs/benchmarks/collapse.md",
+        of_rows("CIFAR-10 accuracy of the cell by the table, %", "cifar10"), peers=("darts",),
+    ),
+    "combination": Entry(
+        "TopoNAS with DARTS-PRIME's schedule and pull, and each alone?",
+        _run("combination", "--data digits --seeds 10"),
+        "docs/benchmarks/discreteness.md", parts_of("accuracy, %", "accuracy", lambda row: str(row["method"])),
+        peers=("random search", "darts"),
+    ),
+    "control": Entry(
+        "Does control without a model reach iLQR on exact equations?", _run("control", "--seeds 5"),
+        "docs/benchmarks/control.md", of_rows("J", "cost", group="system"), higher=False,
+        peers=("iLQR, exact equations", "iLQR, damped", "iLQR, same smoothing"),
+    ),
+    "discreteness": Entry(
+        "What does each part of DARTS-PRIME do to the discretisation gap?",
+        _run("discreteness", "--data digits --seeds 10"), "docs/benchmarks/discreteness.md",
+        parts_of("gap, points", "gap", _variant), higher=False, peers=("softmax, static, none",),
+    ),
+    "topology": Entry(
+        "How often is a planted topology found?", _run("topology", "--seeds 20"), "docs/benchmarks/topology.md",
+        of_rows("share of the topologies found", "topology", who="variant", group="seen"),
+        peers=("DARTS", "DARTS without none"),
+    ),
+    "memory_bound": Entry(
+        "Does a search under a bound on memory keep it for any number of candidates?",
+        _run("memory_bound", "--sizes 4 16 64 256 --accuracy-sizes 16 --seeds 5"), "docs/benchmarks/memory-bound.md",
+        remembered, higher=False, peers=("darts",),
+    ),
+    "multiobjective": Entry(
+        "How much of the front of a table do searches for several goals command?",
+        _run("multiobjective", "--seeds 20 --trials 300"), "docs/benchmarks/multiobjective.md", commanded,
+        peers=("random", "NSGA-II (Optuna)"),
+    ),
+    "multimodal": Entry(
+        "Encoders and fusion found at random, beside fixed ones?", _run("multimodal", "--seeds 3"),
+        "docs/benchmarks/multimodal.md",
+        of_rows("test accuracy, %", "test", who="row", group="level", scale=100), peers=_SENSES,
+    ),
+    "multimodal_longer": Entry(
+        "The same with five times the pairs?",
+        _run("multimodal", "--levels A --steps 1500 --batch 32 --seeds 3", "multimodal_longer"),
+        "docs/benchmarks/multimodal.md",
+        of_rows("test accuracy, %", "test", who="row", group="level", scale=100), peers=_SENSES,
+    ),
+    "latency_front": Entry(
+        "Is a bound on measured latency kept, and at what accuracy?",
+        _run("latency_front", "--seconds 8 --seeds 3 --fractions 0.4 0.6 0.8"), "docs/benchmarks/latency.md", within,
+        higher=False, peers=("random",),
+    ),
+    "latency_tables": Entry(
+        "Is a network's latency a sum of prices?", _run("latency_tables", ""), "docs/benchmarks/latency.md",
+        predicted,
+        peers=("least squares",),
+    ),
+    "prior": Entry(
+        "How long until a good cell is drawn, with and without a prior?", _run("prior", "--seeds 20"),
+        "docs/search.md", drawn, higher=False, peers=("uniform",), median=True,
+    ),
+    "proxies": Entry(
+        "How well do scores of untrained networks rank? (correlations need the table: --show prints them)",
+        _run("proxies", "--cells 500"), "docs/benchmarks/proxies.md", scored, higher=False,
+    ),
+    "training_free": Entry(
+        "How fast can all cells be scored?", _run("training_free", "--seeds 10"), "docs/benchmarks/proxies.md",
+        flowed,
+        peers=("one by one",),
+    ),
+    "rl": Entry(
+        "Encoders of agents: the supernet, the cell found, a random cell, a hand-made one?", _run("rl", ""),
+        "docs/benchmarks/rl.md", played, peers=("random cell", "hand-made encoder"),
+    ),
+    "supernet_step": Entry(
+        "A step of DARTS's supernet beside the textbook form?",
+        _run("supernet_step", "--batch 64 --size 32 --repeats 5"),
+        "docs/benchmarks/supernet-step.md", stepped, higher=False, peers=("textbook", "textbook in channels_last"),
+    ),
+}  # fmt: skip
+
+
+def ledger(folder: Path) -> dict[str, Any]:
+    """The whole ledger as JSON, from the files of a folder."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.json")):
+        body = json.loads(path.read_text(encoding="utf-8"))
+        entry = ENTRIES.get(path.stem)
+        found[path.stem] = _undescribed(body) if entry is None else _described(entry, body)
+    return found
+
+
+def _described(entry: Entry, body: Any) -> dict[str, Any]:
+    gathered: dict[tuple[str, str, str], list[float]] = {}
+    for group, figure, who, value in entry.points(body):
+        gathered.setdefault((group, figure, who), []).append(value)
+    figures = [
+        {"group": group, "figure": figure, "who": who, "peer": who in entry.peers, **_summary(values, entry.median)}
+        for (group, figure, who), values in gathered.items()
+    ]
+    return {
+        "asked": entry.asked, "command": entry.command, "page": entry.page, **_made(body),
+        "better": "higher" if entry.higher else "lower", "figures": figures, "lost": _lost(figures, entry.higher),
+    }  # fmt: skip
+
+
+def _undescribed(body: Any) -> dict[str, Any]:
+    rows = body.get("rows", []) if isinstance(body, dict) else body
+    text = f"{len(rows)} rows; benchmarks/ledger.py has no description of this file yet"
+    return {"asked": text, "command": "", "page": "", **_made(body), "better": "", "figures": [], "lost": []}
+
+
+def _made(body: Any) -> dict[str, Any]:
+    """Machine and versions, as the file has them."""
+    held = body if isinstance(body, dict) else {}
+    machine = held.get("machine", {})
+    versions = {name: held[name] for name in ("torch", "torch_pruning") if name in held}
+    return {"machine": machine.get("words"), "versions": {**versions, **machine.get("versions", {})}}
+
+
+def _summary(values: list[float], median: bool) -> dict[str, Any]:
+    middle = statistics.median(values) if median else statistics.fmean(values)
+    return {
+        "value": middle,
+        "spread": statistics.stdev(values) if len(values) > 1 else None,
+        "runs": len(values),
+        "statistic": "median" if median else "mean",
+    }
+
+
+def _lost(figures: list[dict[str, Any]], higher: bool) -> list[str]:
+    """Of ours what is behind the best peer of its group."""
+    lines = []
+    for group, figure in dict.fromkeys((one["group"], one["figure"]) for one in figures):
+        same = [one for one in figures if (one["group"], one["figure"]) == (group, figure)]
+        peers = [one for one in same if one["peer"]]
+        if not peers:
+            continue
+        best = (max if higher else min)(peers, key=lambda one: one["value"])
+        sign = 1 if higher else -1
+        behind = [one["who"] for one in same if not one["peer"] and sign * one["value"] < sign * best["value"]]
+        where = f"{group}, {figure}" if group else figure
+        if behind:
+            lines.append(f"{where}: behind {best['who']} ({_number(best['value'])}): {'; '.join(behind)}")
+    return lines
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """The ledger as Markdown."""
+    lines = [
+        "# Results",
+        "",
+        "Made by `benchmarks/ledger.py` of `benchmarks/results/*.json`; not written by hand. ± is the standard "
+        "deviation over runs, of which the number is in brackets. What each figure means, at which scale and with "
+        "which caveats, is on the page that each benchmark names. *Lost* lists what is behind the best peer of the "
+        "same run on the mean, however small the difference and however wide the spread.",
+        "",
+    ]
+    for name, entry in found.items():
+        versions = ", ".join(f"{package} {version}" for package, version in entry["versions"].items())
+        lines += [f"## {name}", "", f"{entry['asked']}", ""]
+        lines += [f"    {entry['command']}", ""] if entry["command"] else []
+        lines += [
+            f"Machine: {entry['machine'] or 'not recorded in the file'}. "
+            f"Versions: {versions or 'not recorded in the file'}."
+            + (
+                f" Page: [{entry['page']}](../{entry['page']}). Better is {entry['better']}." if entry["page"] else ""
+            ),
+            "",
+        ]
+        if entry["figures"]:
+            lines += ["| | figure | who | value |", "|---|---|---|---|"]
+            lines += [_row(one) for one in entry["figures"]]
+            lines += [""]
+            lines += ["Lost: nothing.", ""] if _judged(entry) and not entry["lost"] else []
+            lines += ["Lost:", "", *(f"- {text}" for text in entry["lost"]), ""] if entry["lost"] else []
+    return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip("\n") + "\n"
+
+
+def _judged(entry: Mapping[str, Any]) -> bool:
+    return any(one["peer"] for one in entry["figures"])
+
+
+def _row(one: Mapping[str, Any]) -> str:
+    spread = "" if one["spread"] is None else f" ± {_number(one['spread'])}"
+    who = f"*{one['who']}* (peer)" if one["peer"] else one["who"]
+    return f"| {one['group']} | {one['figure']} | {who} | {_number(one['value'])}{spread} ({one['runs']}) |"
+
+
+def machine() -> dict[str, Any]:
+    """This machine in words, its threads, and the versions that a result depends on."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        named = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = named[0] if named else model
+    threads = os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())
+    packages = ("archgrad", "torch", "numpy", "torch-pruning", "scikit-learn")
+    return {
+        "words": f"{model}, {os.cpu_count()} cores, {threads} threads, Python {platform.python_version()}",
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="the folder that is read")
+    parser.add_argument("--into", type=Path, default=HERE, help="the folder that is written into")
+    parser.add_argument("--stamp", type=Path, help="add this machine and its versions to a file of results first")
+    chosen = parser.parse_args()
+    if chosen.stamp:
+        body = json.loads(chosen.stamp.read_text(encoding="utf-8"))
+        chosen.stamp.write_text(json.dumps({**body, "machine": machine()}, indent=1) + "\n", encoding="utf-8")
+    found = ledger(chosen.results)
+    (chosen.into / "RESULTS.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (chosen.into / "RESULTS.md").write_text(page(found), encoding="utf-8")
+    print(f"{len(found)} benchmarks in {chosen.into / 'RESULTS.md'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""A classifier in scikit-learn's form: a small network that is slimmed, or searched, while it is fitted.
+
+It stands above the methods, since it calls them, and beside the demo. scikit-learn's own checks of estimators are run
+on it in the tests; what fails there by design is named there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+
+from archgrad.choices.modules import OpChoice
+from archgrad.costs.count import macs
+from archgrad.errors import ConfigError
+from archgrad.methods.darts import darts
+from archgrad.methods.dnal import dnal
+from archgrad.search.found import Found
+from archgrad.search.run import Run
+from archgrad.spaces.nasbench201 import nasbench201_cells
+from archgrad.spaces.slim import slim
+from archgrad.tasks import Classification
+
+MakeNetwork = Callable[[tuple[int, ...], int], nn.Module]
+_BATCH = 1024
+
+
+class ArchgradClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Fits a network to arrays, and slims it or searches it on the way.
+
+    `X` is `[N, F]` features or `[N, C, H, W]` images. Features are standardised by column, images by channel. All
+    samples are trained on and none is held out: what `found_` reports is on the training data, so judge by
+    `cross_val_score` or data of your own.
+
+    Args:
+        method: "slim" trains a network and closes channels (DNAL); "search" decides operations (DARTS).
+        limit: share of the network's MACs that may stay, or None for no limit; of the most expensive network of the
+            space when searching.
+        width: units of a hidden layer, or channels of the first convolution.
+        epochs: passes over the data in all.
+        batch_size: samples in a batch.
+        network: None for a small network by the shape of `X`, or a function from (shape of a sample, classes) to a
+            network; for "search" to a network that contains choices.
+        folder: where the run is kept, with its report; None: in memory only.
+        device: "cpu", "auto", "cuda", "cuda:N" or "mps".
+        random_state: seed, None, or a `numpy.random.RandomState`.
+
+    Attributes:
+        classes_: the labels, `[K]`.
+        n_features_in_: F, or C.
+        network_: the plain network, standardised inputs to logits `[N, K]`.
+        found_: what the method handed back: architecture, costs, history, `report()`.
+
+    Raises:
+        ConfigError: (in `fit`) an unknown method, or samples that are neither features nor images.
+        LimitError: (in `fit`) a limit that no network meets.
+    """
+
+    def __init__(
+        self,
+        *,
+        method: str = "slim",
+        limit: float | None = 0.5,
+        width: int = 64,
+        epochs: int = 60,
+        batch_size: int = 64,
+        network: MakeNetwork | None = None,
+        folder: str | Path | None = None,
+        device: str = "cpu",
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.method = method
+        self.limit = limit
+        self.width = width
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.network = network
+        self.folder = folder
+        self.device = device
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Train, and slim or search, on `X` `[N, F]` or `[N, C, H, W]` with labels `y` `[N]`; returns itself."""
+        if self.method not in ("slim", "search"):
+            raise ConfigError(f'method={self.method!r} is not known. Give "slim" or "search"')
+        checked: tuple[Any, Any] = validate_data(self, X, y, dtype=np.float32, allow_nd=True)
+        x, labels = checked
+        check_classification_targets(labels)
+        if x.ndim not in (2, 4):
+            raise ConfigError(f"X has the shape {x.shape}. Give features [N, F], or images [N, C, H, W]")
+        self.classes_, places = np.unique(labels, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ConfigError(f"y holds one class alone ({self.classes_[0]!r}); give samples of two or more classes")
+        along = tuple(axis for axis in range(x.ndim) if axis != 1)
+        self.mean_ = x.mean(along, keepdims=True, dtype=np.float64)
+        deviation = x.std(along, keepdims=True, dtype=np.float64)
+        self.scale_ = np.where(deviation > 0, deviation, 1.0)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        with _own_randomness():
+            torch.manual_seed(seed)
+            self.found_ = self._found(self._standardised(x), torch.from_numpy(places), seed)
+        self.network_ = self.found_.network.cpu().eval()
+        return self
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """The probability of each class, `[N, K]`, in the order of `classes_`, for `X` as in `fit`."""
+        check_is_fitted(self)
+        given = self._standardised(validate_data(self, X, dtype=np.float32, allow_nd=True, reset=False))
+        with torch.no_grad():
+            logits = torch.cat([self.network_(part) for part in torch.split(given, _BATCH)])
+        odds: NDArray[np.float64] = logits.double().softmax(1).numpy()
+        return odds
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """The likeliest label of each sample, `[N]`, for `X` as in `fit`."""
+        odds = self.predict_proba(X)
+        likeliest: NDArray[Any] = self.classes_[odds.argmax(1)]
+        return likeliest
+
+    def _standardised(self, x: NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(((x - self.mean_) / self.scale_).astype(np.float32))
+
+    def _found(self, x: Tensor, y: Tensor, seed: int) -> Found:
+        # Copies, since a task refuses parts that share samples; nothing is decided by the other two.
+        parts = [(x.clone(), y.clone()) for _ in range(3)]
+        classes = len(self.classes_)
+        task = Classification(*parts, batch_size=min(self.batch_size, len(x)), classes=classes)
+        run = Run(epochs=self.epochs, seed=seed, folder=self.folder, device=self.device, progress=False)
+        limit = None if self.limit is None else macs(task.example).at_most(fraction=self.limit)
+        default = functools.partial(plain if self.method == "slim" else searchable, width=self.width)
+        network = (self.network or default)(tuple(x.shape[1:]), classes)
+        if self.method == "slim":
+            return dnal(slim(network, task.example), task, run, limit=limit)
+        return darts(network, task, run, limit=limit)
+
+
+def plain(shape: tuple[int, ...], classes: int, *, width: int = 64) -> nn.Module:
+    """A network to slim, for samples of this shape: `[N, F]` or `[N, C, H, W]` to logits `[N, classes]`."""
+    if len(shape) == 1:
+        return nn.Sequential(
+            nn.Linear(shape[0], width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)
+        )  # fmt: skip
+    return nn.Sequential(
+        *_convolution(shape[0], width), *_convolution(width, width, stride=2), *_convolution(width, 2 * width),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, classes),
+    )  # fmt: skip
+
+
+def searchable(shape: tuple[int, ...], classes: int, *, width: int = 64) -> nn.Module:
+    """A space to search, for samples of this shape: `[N, F]` or `[N, C, H, W]` to logits `[N, classes]`."""
+    if len(shape) == 3:
+        return nasbench201_cells(channels=max(width // 4, 4), cells=1, classes=classes, in_channels=shape[0])
+
+    def choice(name: str) -> OpChoice:
+        return OpChoice(
+            {
+                "relu": nn.Sequential(nn.Linear(width, width), nn.ReLU()),
+                "tanh": nn.Sequential(nn.Linear(width, width), nn.Tanh()),
+                "narrow": nn.Sequential(nn.Linear(width, width // 4), nn.ReLU(), nn.Linear(width // 4, width)),
+                "identity": nn.Identity(),
+            },
+            name=name,
+        )
+
+    return nn.Sequential(
+        nn.Linear(shape[0], width), nn.ReLU(), choice("first"), choice("second"), nn.Linear(width, classes)
+    )  # fmt: skip
+
+
+def _convolution(before: int, after: int, stride: int = 1) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
+
+
+@contextlib.contextmanager
+def _own_randomness() -> Iterator[None]:
+    """A run seeds torch, numpy and `random`; a caller's own draws are to go on as if it had not."""
+    held, plainly = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            np.random.set_state(held)
+            random.setstate(plainly)

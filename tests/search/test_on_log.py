@@ -1,0 +1,42 @@
+"""A function of the user's that is given each record, as an experiment tracker needs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import archgrad as ag
+
+
+def logged(run: ag.Run) -> list[dict[str, Any]]:
+    run.begin("test", {})
+    run.keep(weights=torch.nn.Linear(1, 1))
+    for step in run.steps(3, phase="search"):
+        run.log({"loss": torch.tensor(0.5), "lr": 0.1 * step}, step=step)
+    run.log({"valid_accuracy": 0.9})
+    run.finish()
+    return run.history
+
+
+def test_the_function_gets_what_the_history_gets(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    history = logged(ag.Run(folder=tmp_path / "run", progress=False, on_log=seen.append))
+    assert seen == history and len(seen) == 4
+    assert seen[2] == {"phase": "search", "step": 2, "time": seen[2]["time"], "loss": 0.5, "lr": 0.2}
+    assert seen[3]["phase"] is None and seen[3]["step"] is None
+
+
+def test_it_cannot_change_the_history() -> None:
+    history = logged(ag.Run(progress=False, on_log=lambda record: record.clear()))
+    assert [row.get("loss") for row in history] == [0.5, 0.5, 0.5, None]
+
+
+def test_its_own_errors_are_not_hidden() -> None:
+    def broken(record: dict[str, Any]) -> None:
+        raise ConnectionError("the tracker is away")
+
+    with pytest.raises(ConnectionError, match="the tracker is away"):
+        logged(ag.Run(progress=False, on_log=broken))
