@@ -17,7 +17,7 @@ from PIL import Image
 
 from archgrad import reading
 from archgrad.choices.architecture import Architecture
-from archgrad.cli import models
+from archgrad.cli import models, program
 from archgrad.cli.configuration import SlimOptions, resolve
 from archgrad.errors import ArchitectureError, ConfigError, DataError, ModelError, RunError
 from archgrad.search.checkpoint import load
@@ -227,6 +227,15 @@ def test_a_checkpoint_whose_header_lies(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(RunError, match="damaged, truncated or no safetensors file"):
             load(path)
+
+
+def test_a_program_that_unpacks_to_more_than_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "network.pt2"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data/weights/weight_0", bytes(16_000_000))
+    monkeypatch.setattr(reading, "free_memory", lambda: 10_000_000)
+    with pytest.raises(RunError, match="of memory are free"):
+        program.load(path)
 
 
 def test_what_messages_show_is_cut() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import Result
 
 from archgrad.cli.failures import explained, user_line
-from archgrad.errors import ModelError, NonFiniteError
+from archgrad.cli.folder import resumable
+from archgrad.errors import ModelError, NonFiniteError, ResourceError
 from archgrad.search.signals import Stopped
 
 
@@ -31,6 +35,32 @@ def test_statuses() -> None:
     }.items():
         failure = explained(error)
         assert failure is not None and failure.status == status
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB."), "memory of the GPU ran out"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4294967296 bytes."),
+            "torch tried to allocate 4.00 GiB",
+        ),
+        (MemoryError(), "Memory ran out"),
+        (RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed."), "killed by signal"),
+    ],
+)
+def test_what_the_machine_lacks_is_told_wherever_it_happens(error: Exception, told: str) -> None:
+    failure = explained(_raised(error))
+    assert failure is not None and failure.status == 2
+    assert told in failure.message and "Try " in failure.message
+
+
+def test_memory_that_runs_out_leaves_a_run_that_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    told = rf"what to lower\nTo go on .*: archgrad resume {tmp_path}\. Others need"
+    with pytest.raises(ResourceError, match=told), resumable(tmp_path):
+        raise ResourceError("what to lower")
+    assert (tmp_path / "run.json").exists()
 
 
 def test_a_fault_of_ours_is_not_explained() -> None:
@@ -60,3 +90,46 @@ def test_the_cause_says_where(tmp_path: Path) -> None:
     error.__cause__ = _raised(ValueError("inside"))
     failure = explained(error)
     assert failure is not None and f"{__file__}, line" in failure.message
+
+
+GREEDY = """
+import os
+import torch
+from torch import nn
+
+CALLS = [0]
+
+class Net(nn.Module):
+    def __init__(self, classes=3):
+        super().__init__()
+        self.last = nn.Linear(64, classes)
+
+    def forward(self, x):
+        CALLS[0] += self.training
+        if CALLS[0] == int(os.environ.get("EAT_AT", -1)):
+            torch.empty(2**60)
+        return self.last(x.flatten(1))
+"""
+
+
+def test_memory_that_runs_out_in_a_command(
+    tmp_path: Path,
+    place: Path,
+    cli: Callable[..., Result],
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "greedy.py").write_text(GREEDY)
+    monkeypatch.setenv("EAT_AT", "6")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    command = (
+        "train", f"{tmp_path / 'greedy.py'}:Net", place / "data.npz", "--steps", "8", "--batch-size", "18",
+        "--no-onnx", "--out", tmp_path / "run",
+    )  # fmt: skip
+    message = refused(*command)
+    for part in ("4,294,967,296.00 GiB", "in phase 'fit' at step", "archgrad resume", "--batch-size", "fit-00000000"):
+        assert part in message
+    monkeypatch.delenv("EAT_AT")
+    done = cli("resume", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "run" / "network.safetensors").exists()

@@ -39,8 +39,9 @@ def runs(tmp_path: Path) -> Path:
     for name, content in (("cut", '{"identity": {"met'), ("other", "[1, 2]"), ("empty", "{}"), ("binary", "\udcff")):
         (folder / name).mkdir()
         (folder / name / "run.json").write_bytes(content.encode("utf-8", "surrogateescape"))
-    (folder / "lost" / "checkpoints").mkdir(parents=True)
-    (folder / "no run").mkdir()
+    (folder / "lost").mkdir()
+    (folder / "lost" / "history.jsonl").touch()
+    (folder / "no run" / "checkpoints").mkdir(parents=True)
     return folder
 
 

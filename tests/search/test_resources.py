@@ -121,6 +121,21 @@ def test_other_errors_are_not_taken_for_it() -> None:
         trained(None, objective=exhausted(lambda: 1 / 0, at=1))
 
 
+def test_a_batch_that_is_cut_off_with_its_worker_is_told_too() -> None:
+    source = "def fetch(error):\n    raise error\n"
+    scope: dict[str, Any] = {}
+    exec(compile(source, torch.utils.data.dataloader.__file__, "exec"), scope)
+    for error, told in (
+        (ConnectionResetError(104, "Connection reset by peer"), True),
+        (EOFError(), True),
+        (FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0."), False),
+    ):
+        with pytest.raises(type(error)) as caught:
+            scope["fetch"](error)
+        assert bool(told_of(caught.value)) == told
+    assert told_of(ConnectionResetError(104, "elsewhere")) == ""
+
+
 def loader(fuse: Path | None) -> DataLoader[Any]:
     return DataLoader(Numbers(fuse), batch_size=10, shuffle=True, num_workers=2)
 

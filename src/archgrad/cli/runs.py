@@ -18,7 +18,8 @@ Row = dict[str, Any]
 _LEVELS = 4  # of folders below the one given
 _TAIL = reading.MIB  # of history.jsonl, in which its last record is looked for
 _CHECKPOINT = re.compile(r"(\d+)-(.+)-(\d+|end)\.safetensors")
-_TRACES = ("run.json", "command.json", "checkpoints")
+# Other tools have folders of checkpoints too.
+_TRACES = ("run.json", "command.json", "history.jsonl")
 
 
 def listed(folder: Path) -> list[Row]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
+import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
+from torch.utils.data import dataloader
 
 from archgrad.errors import ArchgradError, ResourceError
 
@@ -29,7 +31,7 @@ def watched(run: Run, phase: Phase | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError, EOFError) as error:
         if isinstance(error, ArchgradError) or not (told := told_of(error)):
             raise
         place = phase.place if phase else run.place
@@ -45,12 +47,21 @@ def told_of(error: BaseException) -> str:
         return f"The memory of the GPU ran out ({_first(text)}). Try {LESS}."
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "not enough memory" in text:
         return f"Memory ran out ({_first(text) or type(error).__name__}). Try {LESS}."
-    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+    if (isinstance(error, RuntimeError) and "DataLoader worker" in text) or _broken_off(error):
+        what = _first(text) or type(error).__name__
         return (
-            f"A worker process of the data loader died ({_first(text)}): its memory may have run out, or code in the "
-            f"dataset ended it. Try fewer workers, or num_workers=0 to see the error itself."
+            f"A worker process of the data loader died ({what}): its memory may have run out, or code in the dataset "
+            f"ended it. Try fewer workers, or num_workers=0 to see the error itself."
         )
     return ""
+
+
+def _broken_off(error: BaseException) -> bool:
+    """Whether a batch was on its way from a worker that is gone: its memory cannot be opened any more."""
+    # What the dataset itself raised in a worker is raised again here, and says so.
+    if not isinstance(error, OSError | EOFError) or "in DataLoader worker process" in str(error):
+        return False
+    return any(frame.filename == dataloader.__file__ for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _first(text: str) -> str:

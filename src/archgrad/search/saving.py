@@ -140,7 +140,7 @@ class Saving:
         try:
             if not sys.is_finalizing():
                 self.save(phase, "left")
-        except (RunError, RuntimeError, NonFiniteError) as error:
+        except (RunError, RuntimeError, NonFiniteError, MemoryError) as error:
             # The loop may be closed by an error of the program, which this one must not hide.
             self._note(f"The end of phase {phase.name!r} was not saved: {error}")
 
