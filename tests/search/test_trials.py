@@ -15,7 +15,8 @@ import archgrad as ag
 from archgrad.costs.column import column
 from archgrad.costs.limits import Predicts
 from archgrad.errors import ConfigError, LimitError
-from archgrad.search.trials import Archive, Prices, Trial, steps_of
+from archgrad.search.archive import Archive, Prices, Trial
+from archgrad.search.trials import steps_of
 from archgrad.tasks.task import Scored
 
 OPS = np.array(list(itertools.product(range(5), repeat=6)))

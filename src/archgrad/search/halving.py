@@ -109,7 +109,8 @@ def halved(
             for i, more in zip(left, each, strict=True)
         }
         for i, figures in rounds(jobs, last=number + 1 == len(plan)):
-            score = scored(figures, run, round=number, best=max(highest, next(iter(figures.values()))))
+            more = {"round": number, "best": max(highest, next(iter(figures.values())))}
+            score = scored(figures, run, more=more)
             highest = max(highest, score)
             rows[i] |= {"score": score, "round": number, "steps": rows[i]["steps"] + jobs[i].steps}
     rounds.close()

@@ -144,11 +144,11 @@ class Run:
         return self._history.records
 
     def mean(self, values: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The mean over all processes of each tensor, any shapes; what is None stays so. For gradients."""
+        """The mean over all processes of each tensor, [...] as given; what is None stays so. For gradients."""
         return agreement.mean(values, self._machine)
 
     def across(self, value: Tensor) -> Tensor:
-        """The mean over all processes of a loss, of any shape, with this process's gradient; see `mean`."""
+        """The mean over all processes of a loss, [] or [B], with this process's gradient."""
         (whole,) = self.mean([value.detach()])
         return value if whole is None or self.world == 1 else value + (whole - value.detach())
 
@@ -351,7 +351,7 @@ class Run:
         self._saving.check_finite(figures, self.place, again=again)
 
     def check_gradients(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-        """Raise NonFiniteError, which names a parameter, when one of their gradients is NaN or infinite."""
+        """Raise NonFiniteError, which names a parameter, when one of their gradients [...] is NaN or infinite."""
         self._saving.check_gradients(parameters, gradients, self.place)
 
     def remember(self, key: str, compute: Callable[[], Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -40,7 +41,9 @@ class Saving:
         note: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._series = Series(folder / "checkpoints") if folder else None
-        self._machine, self._random, self.notes, self._note = machine, random, notes, note
+        self._machine, self._random, self.notes = machine, random, notes
+        # An abandoned run, which this would keep alive, has to let go of its folder.
+        self._weak_note = weakref.WeakMethod(note)
         self.history = History(None, tensorboard=False)
         self.parts: Mapping[str, Kept] | None = None
         self.replaying = False
@@ -92,6 +95,10 @@ class Saving:
         """Make the end of a phase that was left early its real end."""
         if self._series and self._machine.rank == 0 and not self.replaying:
             self._series.settle(index)
+
+    def _note(self, text: str) -> None:
+        if note := self._weak_note():
+            note(text)
 
     def begin_alike(self) -> None:
         """Give every process what the first one holds."""

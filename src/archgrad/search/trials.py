@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -117,8 +118,8 @@ class _Elsewhere:
         self.workers.close()
 
 
-def scored(figures: Mapping[str, float], run: Run, **more: float) -> float:
-    """Log a trial's figures; the first of them is its score."""
+def scored(figures: Mapping[str, float], run: Run, *, more: Mapping[str, float] = MappingProxyType({})) -> float:
+    """Log a trial's figures, and more beside; the first of them is its score."""
     run.log({**{f"trial_{name}": value for name, value in figures.items()}, **more})
     return next(iter(figures.values()))
 
