@@ -46,3 +46,7 @@ def test_cuda_without_cuda_names_the_fix(device: str) -> None:
 def test_settings_must_be_json(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="The settings of test cannot be written as JSON"):
         Run(device="cpu").begin("test", settings)
+
+
+def test_a_run_says_in_a_line_what_it_is() -> None:
+    assert repr(Run(steps=5, seed=3, folder="runs/x")) == "<Run, not begun: steps 5, seed 3, folder runs/x>"

@@ -98,6 +98,9 @@ class Run:
         self._epoch = 100  # steps between two looks at whether all processes hold the same
         self._seconds_used = 0.0
 
+    def __repr__(self) -> str:
+        return f"<Run, {self._status}: {checked.shown(vars(self))}>"
+
     @property
     def fabric(self) -> Fabric:
         """Lightning Fabric for this device, precision and number of processes, launched when first used."""
@@ -314,10 +317,6 @@ class Run:
         assert self._phase
         self._stop(self._phase, self._signals.wanted)
 
-    def _need_begin(self, what: str) -> None:
-        if self._status == "not begun":
-            raise RunError(f"run.{what} was called on a run that is not begun. Call run.begin first.")
-
     def generator(self, name: str) -> torch.Generator:
         """The CPU generator of that name, seeded from (seed, name); its state is saved and restored."""
         return self._random.generator(name)
@@ -332,7 +331,7 @@ class Run:
         Figures with a slash in their name, of which there may be hundreds, are not shown. `time` is in seconds
         inside loops since the run began. Tensors hold one number, [1] or [].
         """
-        self._need_begin("log")
+        checked.begun(self._status, "log")
         numbers, phase = checked.figures(figures), self._phase
         seconds = self._seconds_used + (phase.seconds if phase else 0.0)
         at = step if step is not None or phase is None else phase.step
@@ -359,7 +358,7 @@ class Run:
 
         A resumed program skips `compute`, so it must change nothing; what it draws at random does not count.
         """
-        self._need_begin("remember")
+        checked.begun(self._status, "remember")
         if key not in self._remembered:
             before = self._random.state()
             value = self._machine.from_first(compute() if self.rank == 0 else None)

@@ -114,6 +114,18 @@ def tensorboard(wanted: bool, folder: Path | None) -> bool:
     return wanted
 
 
+def begun(status: str, what: str) -> None:
+    """Raise RunError where a run is not begun."""
+    if status == "not begun":
+        raise RunError(f"run.{what} was called on a run that is not begun. Call run.begin first.")
+
+
+def shown(given: Mapping[str, Any]) -> str:
+    """What a run was given, in a line."""
+    told = ("epochs", "max_steps", "trials", "seconds", "seed", "workers", "folder")
+    return ", ".join(f"{name.removeprefix('max_')} {given[name]}" for name in told if given[name] is not None)
+
+
 def phase(name: str, share: float) -> None:
     """Check a phase's name, which becomes part of file names, and its share of the seconds."""
     if not re.fullmatch(r"\w[\w.-]*", name):

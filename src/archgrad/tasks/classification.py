@@ -100,6 +100,10 @@ class Classification:
         self._half: str | None = None
         self._reads: collections.Counter[str] = collections.Counter()
 
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name} {len(part.indices):,}" for name, part in self._parts.items())
+        return f"<{type(self).__name__}, {self.classes} classes, inputs {self.splits['input_shape']}: {parts}>"
+
     @classmethod
     def load(
         cls,
