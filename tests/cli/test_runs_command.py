@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from torch import nn
 from typer.testing import Result
 
+from archgrad.cli.doctor import EXTRAS
 from archgrad.search.run import Run
 
 
@@ -111,3 +113,8 @@ def test_doctor(cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp
     assert "missing:" in done.stdout and "ONNX files" in done.stdout and "GiB free here" in done.stdout
     monkeypatch.setenv("ARCHGRAD_DATA", str(tmp_path))
     assert not any("ARCHGRAD_DATA" in one for one in json.loads(cli("doctor", "--json").stdout)["missing"])
+
+
+def test_doctor_knows_every_extra() -> None:
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert set(EXTRAS) == set(tomllib.loads(text)["project"]["optional-dependencies"]) - {"dev"}

@@ -25,6 +25,7 @@ EXTRAS = {
     "rl": (("gymnasium", "stable_baselines3"), "gymnasium environments, and supernets in Stable-Baselines3"),
     "procgen": (("procgen",), "the Procgen games"),
     "tensorboard": (("tensorboard",), "Run(tensorboard=True)"),
+    "ray": (("ray",), 'trials on a cluster, Run(workers="ray")'),
 }
 
 
