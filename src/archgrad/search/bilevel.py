@@ -95,11 +95,12 @@ def alternate(
                 take_step(architecture, decided, gradients, run)
                 shown["architecture_loss"] = float(loss.detach())
                 # What lies before the first logits was not gone back through, and would be held during the next pass.
-                del loss, gradients
+                del loss, gradients, decide_on, valid
             descend_on = functools.partial(_computed, run, functools.partial(weight_loss, space, train))
             loss = descend_on()
             run.check_finite({"loss": loss}, again=descend_on)
             take_step(weights, trained, torch.autograd.grad(loss, trained, allow_unused=True), run, shown=pace.saw)
+            del descend_on, train
         prune(space)
         run.log({"loss": loss.detach(), "lr": weights.param_groups[0]["lr"], **shown}, step=step)
     run.log(_shown(space, figures), step=steps)

@@ -103,6 +103,7 @@ def descend(
             loss = _computed(loss_of, network, batch, run)
             run.check_finite({"loss": loss}, again=functools.partial(_computed, loss_of, network, batch, run))
             take_step(optimiser, trained, torch.autograd.grad(loss, trained, allow_unused=True), run)
+            del batch
         if each_step:
             each_step(step)
         run.log({"loss": loss.detach(), "lr": optimiser.param_groups[0]["lr"], **extra}, step=step)
