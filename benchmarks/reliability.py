@@ -9,8 +9,9 @@ workers   200 trials by worker processes, one of which kills itself in every 20t
           no deaths, for the speed-up
 ray       the same on a Ray cluster of this machine
 soak      a search of 20,000 steps: resident memory, open files and threads after 2,000 and at the end
-overhead  a loop over `Run.steps` with `Run.log` and a checkpoint each epoch, over the same loop without, in turns;
-          and `archgrad.search.fit.descend`, which also looks for NaN in loss and gradients, in its place
+overhead  a loop over `Run.steps` with `Run.log` and a phase, so two checkpoints, each epoch, over the same loop
+          without, in turns; `archgrad.search.fit.descend`, which also looks for NaN in loss and gradients, in its
+          place; and a step that only logs, and a checkpoint, by themselves
 
 One thread. Rows replace those of the same part in --out.
 """
@@ -278,7 +279,31 @@ def overhead(rounds: int) -> list[dict[str, Any]]:
             found = sorted(by_run(shared) / by_hand() for _ in range(rounds))
             return {"median": statistics.median(found), "low": found[0], "high": found[-1]}
 
-        rows.append({"network": name, "rounds": rounds, "run": ratios(False), "descend": ratios(True)})
+        def alone(
+            begun: Callable[[], tuple[nn.Module, Any]] = begun, logged: int = 2000, saved: int = 20
+        ) -> dict[str, float]:
+            """CPU time of a step that does nothing but log, and of a checkpoint."""
+            with tempfile.TemporaryDirectory() as place:
+                net, made = begun()
+                for parameter in net.parameters():
+                    parameter.grad = torch.zeros_like(parameter)
+                made.step()  # so that it has a state
+                run = ag.Run(folder=Path(place) / "run", device="cpu", progress=False)
+                run.begin("overhead", {})
+                run.keep(network=net, optimiser=made)
+                began, loss = time.process_time(), torch.tensor(1.0)
+                for _ in run.steps(logged, phase="log"):
+                    run.log({"loss": loss})
+                between = time.process_time()
+                for i in range(saved):  # each at its beginning and its end
+                    list(run.steps(1, phase=f"save-{i}"))
+                run.close()
+            return {
+                "step_us": round(1e6 * (between - began) / logged, 1),
+                "checkpoint_ms": round(1e3 * (time.process_time() - between) / (2 * saved), 2),
+            }
+
+        rows.append({"network": name, "rounds": rounds, **alone(), "run": ratios(False), "descend": ratios(True)})
         print(rows[-1], flush=True)
     return rows
 

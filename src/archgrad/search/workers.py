@@ -22,6 +22,7 @@ import cloudpickle
 import torch
 from torch import Tensor
 
+from archgrad import reading
 from archgrad.choices.architecture import Architecture
 from archgrad.errors import ArchgradError, ConfigError, MissingExtra, RunError
 from archgrad.search import checkpoint
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 RETRIES = 3  # of a trial whose worker died
 _GLANCE_SECONDS = 0.2  # between two looks for a signal
+_LINE = 16 * reading.MIB  # characters of one trial, which has a pick for each choice
 _IDLE_SECONDS = 30  # after which a worker without work ends, that of a killed program too
 
 Outcome = tuple[dict[str, float], dict[str, Tensor]]
@@ -357,12 +359,13 @@ def _line(row: Mapping[str, Any]) -> str:
 def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """The rows of a file up to the first line that is not whole."""
     found: list[tuple[str, dict[str, Any]]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-            name, figures = str(row["trial"]), {str(key): float(value) for key, value in row["figures"].items()}
-            rest = {"architecture": dict(row["architecture"]), "where": str(row["where"])}
-            found.append((name, {"trial": name, "figures": figures, **rest, "seconds": float(row["seconds"])}))
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            break
+    with path.open(encoding="utf-8", errors="replace") as file:
+        while line := file.readline(_LINE):
+            try:
+                row = reading.parsed(line, RunError, source="a line", finite=False)
+                name, figures = str(row["trial"]), {str(key): float(value) for key, value in row["figures"].items()}
+                rest = {"architecture": dict(row["architecture"]), "where": str(row["where"])}
+                found.append((name, {"trial": name, "figures": figures, **rest, "seconds": float(row["seconds"])}))
+            except (RunError, ValueError, LookupError, TypeError, AttributeError):
+                break
     return found
