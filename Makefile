@@ -28,14 +28,14 @@ demo: .venv/installed  ## slim a CNN on real digits, end to end, into runs/demo
 	$(BIN)/archgrad demo --out runs/demo --seed 0 $(ARGS)
 
 test: .venv/installed .venv/timm  ## all tests but the slow ones
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
 
 check: .venv/installed .venv/timm  ## format, lint, types, import floors, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
 
 bench: .venv/installed .venv/timm  ## the slow tests and the benchmark, on real data (ARCHGRAD_DATA)
 	@echo "data: $${ARCHGRAD_DATA:-ARCHGRAD_DATA is not set, so only data that comes with the packages}"
@@ -49,7 +49,7 @@ minimum: .venv/bin/python  ## the tests with the oldest versions that pyproject.
 	@test -x .venv-minimum/bin/python || $(PYTHON) -m venv .venv-minimum
 	.venv-minimum/bin/python -m pip install -q -c constraints-minimum.txt -e '.[export,rl,tensorboard]' \
 	  'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100' import-linter
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n 2 -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
 
 release: .venv/bin/python  ## the wheel in dist/, installed in a fresh environment that then runs the demo
 	rm -rf dist build/release && mkdir -p build/release

@@ -33,6 +33,8 @@ NAMES = [
     "random_search",
     "monas",
 ]
+# The program of two processes runs once, not once for each process of pytest.
+pytestmark = pytest.mark.xdist_group("processes")
 # Each process draws for its own images, or BatchNorm sees its own half: not what one process does, but alike.
 ALIKE = ["unas, per image", "darts_prime, clipped and ADMM"]
 # The same sums are taken in another order.
