@@ -173,13 +173,18 @@ def test_goals_and_halving_give_with_workers_what_they_give_without() -> None:
     from archgrad.search.halving import Halving
 
     def monas(workers: int | None) -> ag.Found:
-        run = ag.Run(epochs=4, trials=6, seed=5, workers=workers, device="cpu", progress=False)
+        run = ag.Run(steps=14, trials=6, seed=5, workers=workers, device="cpu", progress=False)
         return ag.monas(space(), TASK, run, terms=Terms(samples=3))
 
     def halved(workers: int | None) -> ag.Found:
         run = ag.Run(epochs=8, trials=6, seed=5, workers=workers, device="cpu", progress=False)
         return ag.random_search(space(), TASK, run, halving=Halving())
 
+    def short(workers: int | None) -> ag.Found:
+        run = ag.Run(steps=5, trials=8, seed=5, workers=workers, device="cpu", progress=False)
+        return ag.random_search(space(), TASK, run)
+
+    assert same(short(None), short(1)), "fewer steps than trials"
     assert same(monas(None), monas(2))
     assert same(halved(None), halved(2))
 

@@ -46,7 +46,7 @@ from archgrad.search.prior import recorded
 from archgrad.search.rewards import Reward, refuse_conflict, under
 from archgrad.search.run import Run
 from archgrad.search.supernet import conclude, divided, foresee, supernet
-from archgrad.search.trials import Evaluate, evaluator, perfect, rounds, steps_of
+from archgrad.search.trials import Evaluate, evaluator, perfect, rounds, taken_by
 from archgrad.search.within import Within
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Scored
@@ -152,14 +152,14 @@ def monas(
     evaluate.close()
     best = Architecture.from_json(run.remember("best", lambda: hunt.best().to_json()))
     beside = control(space, task, run, tried=archive, prices=prices, within=within)
-    left = max(0, steps - sum(steps_of(number, trials=trials, steps=steps) for number in range(len(archive))))
+    rest = max(0, rest + steps - taken_by(len(archive), trials=trials, steps=steps))
     rows = [{"architecture": dict(one.architecture), "score": one.score} for one in archive.trials.values()]
     record = {
         **heading(monas, settings, f"{type(space).__name__} searched by MONAS"),
         "trials": rows, "fronts": archive.record(prices.costs, found=best, control=beside),
     }  # fmt: skip
     return conclude(
-        space, best, task, run, steps=rest + left, optimiser=optimiser, within=within, record=record,
+        space, best, task, run, steps=rest, optimiser=optimiser, within=within, record=record,
         costs=archive[best].costs,
     )  # fmt: skip
 

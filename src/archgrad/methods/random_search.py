@@ -40,7 +40,7 @@ from archgrad.search.prior import recorded
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.search.supernet import conclude, divided, foresee, supernet
-from archgrad.search.trials import evaluator, rounds
+from archgrad.search.trials import evaluator, rounds, taken_by
 from archgrad.search.within import Within
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch, Scored
@@ -112,6 +112,8 @@ def random_search(
         rest = max(0, rest + steps - used)
     else:
         rows = _each(space, task, run, tried, steps=steps, share=search, optimiser=None if shared else optimiser)
+        if not shared:
+            rest = max(0, rest + steps - taken_by(len(tried), trials=len(tried), steps=steps))
     best = run.remember("best", lambda: ranking(rows, tried, within)[0])
     record = {
         **heading(random_search, settings, f"{type(space).__name__} searched at random"),

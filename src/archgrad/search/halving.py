@@ -20,7 +20,7 @@ from archgrad.errors import ConfigError
 from archgrad.search.fit import MakeOptimiser, descend, recalibrate
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
-from archgrad.search.trials import alone, recipe, scored
+from archgrad.search.trials import affordable, alone, recipe, scored
 from archgrad.search.workers import Job, Workers
 from archgrad.tasks.classification import Classification
 
@@ -91,23 +91,25 @@ def halved(
         NonFiniteError: a loss became NaN or infinite.
     """
     plan = halving.steps(len(architectures), steps)
-    total, highest = sum(map(sum, plan)), -math.inf
+    total, highest, used = sum(map(sum, plan)), -math.inf, 0
     rows: list[dict[str, Any]] = [{"architecture": dict(one), "steps": 0} for one in architectures]
     left = list(range(len(architectures)))
     train = _Elsewhere if run.workers else _Here
     rounds = train(space, task, run, optimiser=optimiser)
     for number, each in enumerate(plan):
         left = sorted(sorted(left, key=lambda i: (-rows[i].get("score", 0.0), i))[: len(each)])
+        before = itertools.accumulate(each, initial=used)
         jobs = {
             i: Job(
                 f"round-{number}-trial-{i}",
                 architectures[i],
-                steps=more,
+                steps=affordable(more, run, used=spent),
                 first=rows[i]["steps"],
                 share=share * more / total,
             )
-            for i, more in zip(left, each, strict=True)
+            for i, more, spent in zip(left, each, before, strict=False)
         }
+        used += sum(each)
         for i, figures in rounds(jobs, last=number + 1 == len(plan)):
             more = {"round": number, "best": max(highest, next(iter(figures.values())))}
             score = scored(figures, run, more=more)
@@ -150,7 +152,7 @@ class _Elsewhere:
         asked = [replace(job, weights=self._weights.get(i), keep=not last) for i, job in jobs.items()]
         found: dict[int, dict[str, float]] = {}
         self.run.keep()
-        for step in self.run.steps(len(asked), phase="trials"):
+        for step in self.run.steps(len(asked), phase="trials", counted=False):
             self._workers.ahead(asked)
             self._workers.result(asked[step])
         for i, job in zip(jobs, asked, strict=True):

@@ -14,7 +14,7 @@ from archgrad.errors import RunError
 class Phase:
     """A phase of `given` steps, of which the step budget leaves `end`; `step` of them are taken.
 
-    `entered` is the step that this process began at.
+    `counted` is whether they count against the budget of steps, `entered` the step that this process began at.
     """
 
     index: int
@@ -22,6 +22,7 @@ class Phase:
     given: int
     share: float
     end: int
+    counted: bool = True
     step: int = 0
     entered: int = 0
     seconds_before: float = 0.0

@@ -220,10 +220,13 @@ class Run:
         kept.check(parts)
         self._saving.parts = dict(parts)
 
-    def steps(self, n: int, *, phase: str = "search", share: float = 1.0) -> Generator[int, None, None]:
+    def steps(
+        self, n: int, *, phase: str = "search", share: float = 1.0, counted: bool = True
+    ) -> Generator[int, None, None]:
         """The steps 0 to n - 1 of a phase, fewer when a budget is used up; resumes where the run was stopped.
 
-        `share` is the part of the `seconds` budget that this phase may use. A phase that an earlier process
+        `share` is the part of the `seconds` budget that this phase may use. Steps that are not `counted` leave the
+        budget of steps alone. A phase that an earlier process
         finished yields nothing: its end state is loaded into what is kept. Leaving the loop with `break`
         ends the phase.
 
@@ -238,8 +241,8 @@ class Run:
         if self._phase:
             raise ChoiceError(f"The loop of phase {self._phase.name!r} is still open. Leave it first.")
         self._saving.settle(self._phases - 1)
-        left = self.max_steps - self._steps_used if self.max_steps else total
-        return self._guarded(Phase(self._phases, phase, total, share, end=max(0, min(total, left))))
+        left = self.max_steps - self._steps_used if self.max_steps and counted else total
+        return self._guarded(Phase(self._phases, phase, total, share, max(0, min(total, left)), counted))
 
     def _guarded(self, phase: Phase) -> Generator[int, None, None]:
         # A data loader tells of a dead worker by a signal, which may arrive while the state is saved.
@@ -273,7 +276,7 @@ class Run:
         finally:
             self._signals.rest()
             self._view.stop()
-            self._steps_used += phase.step
+            self._steps_used += phase.step if phase.counted else 0
             self._seconds_used += phase.seconds
             self._phase = None
 

@@ -69,6 +69,7 @@ def evaluator(
 
     def job(architecture: Architecture, number: int) -> Job:
         taken = steps_of(number, trials=trials, steps=part) if part else 0
+        taken = affordable(taken, run, used=taken_by(number, trials=trials, steps=part))
         return Job(f"trial-{number}", architecture, steps=taken, share=share / trials)
 
     if run.workers:
@@ -218,11 +219,22 @@ def steps_of(number: int, *, trials: int, steps: int) -> int:
     return max(1, (number + 1) * steps // trials - number * steps // trials)
 
 
+def taken_by(count: int, *, trials: int, steps: int) -> int:
+    """How many steps the first `count` trials take together."""
+    return sum(steps_of(number, trials=trials, steps=steps) for number in range(count))
+
+
+def affordable(steps: int, run: Run, *, used: int) -> int:
+    """The steps of a trial that the run's budget of steps leaves, once so many are used; here or by a worker."""
+    return steps if run.max_steps is None else max(0, min(steps, run.max_steps - used))
+
+
 def rounds(task: Classification | Scored, run: Run, count: int, *, share: float) -> Iterable[int]:
     """The numbers 0 to count - 1, for a loop of trials.
 
     Trials that train here are phases of their own: a resumed program passes through the finished ones. Those that
     are looked up or made by workers are the steps of one phase; what the loop carries is kept before it (`run.keep`).
     """
-    one = isinstance(task, Scored) or run.workers
-    return run.steps(count, phase="search", share=share) if one else range(count)
+    looked_up = isinstance(task, Scored)
+    one = looked_up or run.workers
+    return run.steps(count, phase="search", share=share, counted=looked_up) if one else range(count)
