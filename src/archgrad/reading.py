@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Refusal = Callable[[str], ArchgradError]
 
 MIB = 2**20
-RECORD = 256 * MIB  # record.json, which holds pictures
+RECORD = 256 * MIB  # record.json, which holds pictures, and history.jsonl
 DEPTH = 64  # nested lists and objects; our own files need less than ten
 DIGITS = 300  # of a whole number: what a float can hold
 # Possessive, so that a string without an end takes no more than one look at each character.
@@ -38,8 +38,8 @@ UNREADABLE = (
 )  # fmt: skip
 
 
-def text(path: Path, refuse: Refusal, *, most: int = 16 * MIB) -> str:
-    """The UTF-8 text of an ordinary file of at most so many bytes.
+def text(path: Path, refuse: Refusal, *, most: int = 16 * MIB, errors: str = "strict") -> str:
+    """The UTF-8 text of an ordinary file of at most so many bytes; `errors` as of `bytes.decode`.
 
     FileNotFoundError passes; what else is wrong is refused: no ordinary file, too large, not readable, not UTF-8.
     """
@@ -55,7 +55,7 @@ def text(path: Path, refuse: Refusal, *, most: int = 16 * MIB) -> str:
     if len(data) > most:
         raise refuse(f"{path} is larger than {most / MIB:,.0f} MiB, which such a file does not reach")
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8", errors)
     except UnicodeDecodeError as error:
         raise refuse(f"cannot read {path}: no text in UTF-8 ({error})") from None
 

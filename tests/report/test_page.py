@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import archgrad.report.page
+from archgrad import reading
 from archgrad.errors import RunError
 from archgrad.report import svg
 from archgrad.report.page import page, write
@@ -239,11 +240,22 @@ def test_write_leaves_each_graph_as_a_picture(tmp_path: Path) -> None:
 
 
 def test_figures_beyond_every_float_are_not_finite(tmp_path: Path) -> None:
-    huge = "9" * 5000
-    (tmp_path / "record.json").write_text(f'{{"after": {{"loss": {huge}}}, "seed": {10**80}}}', encoding="utf-8")
-    lines = f'{{"step": 1, "loss": {huge}, "weight/a/b": 1e300}}\n{{"step": 2, "loss": 1, "weight/a/b": -2}}\n'
+    (tmp_path / "record.json").write_text(f'{{"after": {{"loss": 1e999}}, "seed": {10**80}}}', encoding="utf-8")
+    lines = '{"step": 1, "loss": 1e999, "weight/a/b": 1e300}\n{"step": 2, "loss": 1, "weight/a/b": -2}\n'
     (tmp_path / "history.jsonl").write_text(lines, encoding="utf-8")
     assert "not finite" in write(tmp_path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["record.json", "history.jsonl"])
+def test_files_larger_than_a_run_writes_are_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "RECORD", 1000)
+    (tmp_path / "record.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "history.jsonl").write_text("", encoding="utf-8")
+    (tmp_path / name).write_text("{}" + 1000 * " ", encoding="utf-8")
+    with pytest.raises(RunError, match=rf"{name} is larger than"):
+        write(tmp_path)
 
 
 def test_write_reads_the_folder_and_replaces_the_page(tmp_path: Path) -> None:
@@ -260,14 +272,16 @@ def test_write_reads_the_folder_and_replaces_the_page(tmp_path: Path) -> None:
     [
         (None, "", r"record\.json is missing"),
         ("{}", None, r"history\.jsonl is missing"),
-        ('{"method": ', "", r"record\.json is damaged \(line 1"),
+        ('{"method": ', "", r"record\.json is damaged \(it is not JSON.*line 1"),
         ("[]", "", "JSON object"),
         ("{}", '{"step": 1}\n{"ste', r"history\.jsonl is damaged \(line 2"),
         ("{}", "3\n", "line 1 is no JSON object"),
         ('{"before": 3}', "", "damaged at before"),
         ('{"graphs": [{"nodes": [{"id": 1}], "edges": [{"source": 1}]}]}', "", r"graphs\[0\]\.edges\[0\]\.target"),
-        ("[" * 100_000, "", "nested too deeply"),
+        ("[" * 100_000, "", "nested deeper than 64"),
         ('{"surrogate": {"predicted": [1]}}', "", "damaged at surrogate"),
+        ('{"seed": 1, "seed": 2}', "", "'seed' is there twice"),
+        ('{"after": {"loss": ' + "9" * 5000 + "}}", "", "a number of 5000 digits"),
     ],
 )
 def test_missing_and_damaged_files(

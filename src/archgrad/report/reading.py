@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from archgrad import reading
 from archgrad.errors import RunError
 from archgrad.report.pictures import History
 
@@ -52,7 +52,7 @@ def ended(path: Path) -> tuple[Mapping[str, Any], History]:
     history, lines = [], path / HISTORY
     for place, line in enumerate(_text(lines).splitlines(), start=1):
         if line.strip():
-            one = _json(lines, line, place)
+            one = _json(lines, line, source=f"line {place}")
             if not isinstance(one, dict):
                 raise _damaged(lines, f"line {place} is no JSON object")
             history.append(one)
@@ -136,9 +136,9 @@ def _lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError as error:
-        problems.append(str(_damaged(path, str(error))))
+        lines = _text(path, errors="replace").split("\n")
+    except RunError as error:
+        problems.append(str(error))
         return []
     found, broken = [], 0
     # What follows the last line break is being written.
@@ -157,30 +157,18 @@ def _lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     return found
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, *, errors: str = "strict") -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return reading.text(path, RunError, most=reading.RECORD, errors=errors)
     except FileNotFoundError as error:
         raise RunError(
             f"{path} is missing. A report is drawn from a run folder that holds record.json and "
             f"history.jsonl; give the folder of a run that has ended"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise _damaged(path, str(error)) from error
 
 
-def _json(path: Path, content: str, line: int = 1) -> Any:
-    try:
-        return json.loads(content, parse_int=_integer)
-    except json.JSONDecodeError as error:
-        raise _damaged(path, f"line {line + error.lineno - 1}: {error.msg}") from error
-    except RecursionError as error:
-        raise _damaged(path, f"line {line}: nested too deeply") from error
-
-
-def _integer(digits: str) -> float:
-    # An integer that no float can hold is infinite, as a float of that size is.
-    return int(digits) if len(digits) < 300 else float(digits)
+def _json(path: Path, content: str, *, source: str = "it") -> Any:
+    return reading.parsed(content, lambda what: _damaged(path, what), source=source, finite=False)
 
 
 def _damaged(path: Path, what: str) -> RunError:
