@@ -104,7 +104,7 @@ def test_batchnorm_goes_by_what_is_asked_for(norm: str) -> None:
     trained[1].running_mean.fill_(7.0)
     run = quiet()
     run.begin("test", {})
-    lab = _Lab(trained, 3, target(), Protocol(steps=5, norm=norm), run)
+    lab = _Lab(trained, "3", target(), Protocol(steps=5, norm=norm), run)
     kept, fresh = (lab.trained(Rival([whole(trained)], kept=k), shots=4, draw=0, restart=0) for k in (True, False))
     run.close()
     assert torch.equal(kept[1].running_mean, torch.full((8,), 7.0)) == (norm == "source")
@@ -189,6 +189,26 @@ def test_a_network_without_a_linear_head_is_refused() -> None:
     bare = ag.slim(NoHead(), source().example)
     with pytest.raises(ModelError, match="no Linear layer with 3 outputs"):
         ag.transfer(bare, whole(bare), quiet(), source=source(), target=target())
+
+
+class Backwards(nn.Module):
+    """Its last layer is made first, and a hidden one is as wide as there are classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.top, self.body, self.narrow = nn.Linear(3, 3), nn.Linear(12, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.top(self.narrow(self.body(x).relu()).relu()).log_softmax(dim=1)
+
+
+def test_the_last_layer_to_run_is_the_one_replaced() -> None:
+    net, few = Backwards(), data(2, columns=(4, 5), classes=2)
+    found = ag.transfer(
+        ag.slim(net, source().example), whole(ag.slim(net, source().example)), quiet(steps=4), source=source(),
+        target=few, protocol=QUICK,
+    )  # fmt: skip
+    assert (found.network.top.out_features, found.network.narrow.out_features) == (2, 3)
 
 
 def test_magnitudes_of_a_trained_network_find_its_inputs() -> None:

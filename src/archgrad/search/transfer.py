@@ -142,7 +142,7 @@ def transfer(
         _train(trained, source, run, optimiser)
         adopt(space, trained)
     tried = _rivals(space, structure, others, cost=cost, run=run, draws=protocol.draws)
-    lab = _Lab(space, source.classes, target, protocol, run)
+    lab = _Lab(space, _head(space, source), target, protocol, run)
     rows = [{"name": name, **lab.row(name, rival, cost=cost)} for name, rival in tried.items()]
     network = lab.trained(tried["this run"], shots=protocol.shots[-1], draw=0, restart=0)
     found = _found(network, structure, rows, run=run, space=space, target=target, settings=settings)
@@ -161,7 +161,7 @@ def check(space: nn.Module, source: Classification, target: Classification, prot
     source.check(space)
     for count in protocol.shots:
         target.shots(count)
-    _fresh_head(build(space, whole(space)), source.classes, target.classes)
+    _head(space, source)
 
 
 def _train(network: nn.Module, source: Classification, run: Run, optimiser: MakeOptimiser) -> None:
@@ -207,11 +207,11 @@ class _Lab:
 
     Attributes:
         space: with the weights of the source network.
-        classes: of the source.
+        head: the path of its last layer.
     """
 
     space: nn.Module
-    classes: int
+    head: str
     target: Classification
     protocol: Protocol
     run: Run
@@ -226,7 +226,7 @@ class _Lab:
                 means.append(self.run.remember(f"{name}, {count} shots, draw {draw}", tried))
             spread = statistics.stdev(means) if len(means) > 1 else 0.0
             figures[f"{count} shots"] = [round(statistics.mean(means), 4), round(spread, 4)]
-        network = _fresh_head(build(self.space, rival.at(0)), self.classes, self.target.classes)
+        network = _with_head(build(self.space, rival.at(0)), self.head, self.target.classes)
         return figures | {cost.name: cost.of(network)}
 
     def _mean(self, rival: Rival, shots: int, draw: int) -> float:
@@ -241,7 +241,7 @@ class _Lab:
         few = self.target.shots(shots, seed=stable_seed(self.run.seed, draw))
         torch.manual_seed(stable_seed("restart", self.run.seed, draw, restart))
         network = build(self.space, rival.at(draw), weights="inherit" if rival.kept else "fresh")
-        network = _fresh_head(network, self.classes, self.target.classes).to(self.run.device).train()
+        network = _with_head(network, self.head, self.target.classes).to(self.run.device).train()
         held = rival.kept and self.protocol.norm == "source"
         for module in network.modules() if held else ():
             if isinstance(module, _BatchNorm):
@@ -261,20 +261,31 @@ class _Lab:
         return network.eval()
 
 
-def _fresh_head(network: nn.Module, before: int, classes: int) -> nn.Module:
-    """The network with a new last layer for so many classes, in place."""
-    found = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear) and m.out_features == before]
-    if not found:
+def _head(space: nn.Module, source: Classification) -> str:
+    """The path of the whole network's last layer: the last Linear to run that has an output for each class."""
+    network = build(space, whole(space)).cpu().eval()
+    ran: list[str] = []
+    for path, layer in network.named_modules():
+        if isinstance(layer, nn.Linear) and layer.out_features == source.classes:
+            layer.register_forward_hook(lambda *_, path=path: ran.append(path))
+    with torch.no_grad():
+        network(source.example)
+    if not ran:
         raise ModelError(
-            f"{type(network).__name__} has no Linear layer with {before} outputs, one for each class of the source, "
-            f"which a new one could be put in place of; let its last layer be one"
+            f"{type(network).__name__} runs no Linear layer with {source.classes} outputs, one for each class of the "
+            f"source, which a new one could be put in place of; let its last layer be one"
         )
-    path, layer = found[-1]
+    return ran[-1]
+
+
+def _with_head(network: nn.Module, path: str, classes: int) -> nn.Module:
+    """The network with a new last layer for so many classes, in place."""
+    layer = network.get_submodule(path)
+    assert isinstance(layer, nn.Linear)
     head = nn.Linear(layer.in_features, classes, bias=layer.bias is not None)
-    parent, _, child = path.rpartition(".")
     if not path:
         return head
-    setattr(network.get_submodule(parent), child, head.to(layer.weight.device))
+    network.set_submodule(path, head.to(layer.weight.device))
     return network
 
 
