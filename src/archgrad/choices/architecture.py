@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from archgrad import reading
+from archgrad import reading, writing
 from archgrad.errors import ArchitectureError
 
 Pick = int | tuple[int, ...]
@@ -92,13 +91,7 @@ class Architecture(Mapping[str, Pick]):
         Raises:
             ArchitectureError: the folder is not there, or not to be written in.
         """
-        temporary = Path(f"{path}.{os.getpid()}.partial")
-        try:
-            temporary.write_text(self.to_json(), encoding="utf-8")
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise ArchitectureError(f"cannot write the architecture to {path}: {error}") from None
+        writing.text(Path(path), self.to_json(), ArchitectureError)
 
     @staticmethod
     def load(path: str | Path) -> Architecture:

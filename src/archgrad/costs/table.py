@@ -12,7 +12,6 @@ import functools
 import json
 import math
 import operator
-import os
 import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archgrad import reading
+from archgrad import reading, writing
 from archgrad.choices.access import choices, matched, sample, using
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
@@ -192,13 +191,7 @@ class Table:
         Raises:
             DataError: the folder is not there, or not to be written in.
         """
-        temporary = Path(f"{path}.{os.getpid()}.partial")
-        try:
-            temporary.write_text(self.to_json(), encoding="utf-8")
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise DataError(f"cannot write the table to {path}: {error}; choose another place") from None
+        writing.text(Path(path), self.to_json(), DataError)
 
     @staticmethod
     def load(path: str | Path) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from archgrad import writing
 from archgrad.errors import RunError
 from archgrad.report import (
     control,
@@ -107,14 +107,8 @@ def replace(target: Path, content: str) -> None:
     Raises:
         RunError: the disk is full, or the folder cannot be written in.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        # JSON may hold halves of characters, which no file can.
-        temporary.write_text(content, encoding="utf-8", errors="replace")
-        temporary.replace(target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"{target} cannot be written: {error.strerror}. Free space, or give write access") from error
+    # JSON may hold halves of characters, which no file can.
+    writing.text(target, content, RunError, errors="replace")
 
 
 def pictures(record: text.Record) -> list[str]:
