@@ -5,14 +5,16 @@
 Rows, each made once (stopped and started again, the rest is made):
 - "step": seconds of a forward and backward pass of each supernet over those of the hand-made encoder, in turns;
 - "environments": steps a second under random actions;
-- "pixel" and "procgen": `ag.rl_darts` with its baselines: the supernet that is searched, the cell found and trained
-  anew, a random cell, and the hand-made IMPALA-CNN of the same depths; returns on 200 levels and on unseen ones.
+- "pixel", "longer" (five minutes of search) and "procgen": `ag.rl_darts` with its baselines: the supernet that is
+  searched, the cell found and trained anew, a random cell, and the hand-made IMPALA-CNN of the same depths; returns
+  on 200 levels and on unseen ones.
 Needs the extras rl and procgen.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -25,12 +27,11 @@ from torch import nn
 import archgrad as ag
 from archgrad.choices.modules import InputChoice
 from archgrad.choices.relaxations import Open
-from archgrad.search.bilevel import state
-from archgrad.search.ppo import Agent, Terms, learn
+from archgrad.search.ppo import Terms
 from archgrad.tasks.pixel_game import Gems
 from archgrad.tasks.procgen import Procgen
 
-PIXEL_STEPS, PIXEL_SEEDS, LONG_ROLLOUTS = 61_440, 3, 256
+PIXEL_STEPS, PIXEL_SEEDS = {"pixel": 61_440, "longer": 1_048_576}, 3
 PROCGEN_STEPS, GAMES = 8_192, ("coinrun", "bigfish")
 LONGEST = 500  # of an episode that is judged
 PROCGEN_TERMS = Terms(rollout=32, minibatch=256, passes=2, rate=5e-4, discount=0.999)
@@ -152,37 +153,6 @@ def searched(make: Any, seed: int, *, size: int, depths: tuple[int, ...], steps:
     }  # fmt: skip
 
 
-def longer(seed: int) -> dict[str, Any]:
-    """The supernet and the hand-made encoder on the pixel game for longer; mean returns every 32 rollouts."""
-    found: dict[str, Any] = {}
-    for name in ("supernet", "hand-made encoder"):
-        torch.manual_seed(seed)
-        task = ag.Reinforcement(Gems, train_levels=200)
-        if name == "supernet":
-            encoder = relaxed(ag.impala_cells(size=8, depths=(16,), nodes=2, features=64))
-        else:
-            encoder = ag.impala_network(size=8, depths=(16,), features=64)
-        run = ag.Run(seed=seed, device="cpu", progress=False)
-        run.begin(name, {})
-        agent = Agent(encoder, example=task.example, actions=task.actions)
-        learn(agent, task, run, terms=Terms(), rollouts=LONG_ROLLOUTS, phase="long")
-        generator = torch.Generator().manual_seed(seed)
-
-        def act(x: torch.Tensor, agent: Agent = agent, generator: torch.Generator = generator) -> torch.Tensor:
-            with torch.no_grad():
-                return torch.multinomial(agent(x)[0].softmax(-1), 1, generator=generator).squeeze(1)
-
-        returns = [row["return"] for row in run.history if "return" in row]
-        found[name] = {
-            "learnt": [round(statistics.fmean(returns[i : i + 32]), 2) for i in range(0, len(returns), 32)],
-            "environment_steps": run.history[-1]["environment_steps"],
-            "seconds": run.history[-1]["time"],
-            **{part: task.evaluate(act, part, episodes=128) for part in ("test", "train")},
-            "weights": {k: round(v, 3) for k, v in state(encoder).items()} if name == "supernet" else {},
-        }
-    return found
-
-
 def thirds(values: list[float]) -> list[list[float]]:
     """First, middle and last third."""
     cut = max(1, len(values) // 3)
@@ -195,7 +165,7 @@ def told(rows: dict[str, Any]) -> None:
     for name, row in rows["step"].items():
         ratios = " | ".join(f"{row[key]:.2f}" for key in ("to_same_depths", "macs_to_same_depths", "to_16_32_32"))
         print(f"| {name} | {row['ms']:.0f} | {ratios} |")
-    for group in ("pixel", *(f"procgen {game}" for game in GAMES)):
+    for group in (*PIXEL_STEPS, *(f"procgen {game}" for game in GAMES)):
         runs = [row for key, row in rows.items() if key.startswith(group)]
         if not runs:
             continue
@@ -235,12 +205,11 @@ def main() -> None:
     rows.make("step", step_times)
     rows.make("environments", environments)
     rows.make("random play Gems", lambda: at_random(Gems))
-    for seed in range(PIXEL_SEEDS):
+    for (name, steps), seed in itertools.product(PIXEL_STEPS.items(), range(PIXEL_SEEDS)):
         rows.make(
-            f"pixel {seed}",
-            lambda seed=seed: searched(Gems, seed, size=8, depths=(16,), steps=PIXEL_STEPS, terms=Terms()),
+            f"{name} {seed}",
+            lambda seed=seed, steps=steps: searched(Gems, seed, size=8, depths=(16,), steps=steps, terms=Terms()),
         )
-    rows.make("longer 0", lambda: longer(0))
     for game in GAMES:
         rows.make(f"random play {game}", lambda game=game: at_random(Procgen(game)))
         rows.make(
