@@ -63,7 +63,7 @@ def test_weights_skip_the_first_stage_unless_retrained(
 ) -> None:
     trained = load(f"{place / 'net.py'}:Net", classes=3, example=torch.zeros(1))
     safetensors.torch.save_model(trained, str(tmp_path / "w.safetensors"))
-    phases = {}
+    phases, joint = {}, {}
     for flag in ("--pretrained", "--retrain"):
         out = tmp_path / flag.strip("-")
         result = cli(
@@ -73,8 +73,10 @@ def test_weights_skip_the_first_stage_unless_retrained(
         )  # fmt: skip
         assert result.exit_code == 0, result.output
         phases[flag] = [json.loads(line)["phase"] for line in (out / "history.jsonl").read_text().splitlines()]
+        joint[flag] = json.loads((out / "record.json").read_text())["settings"]["joint"]
     assert "weights" not in phases["--pretrained"]
     assert "weights" in phases["--retrain"]
+    assert joint == {"--pretrained": False, "--retrain": True}
 
 
 @pytest.mark.parametrize(

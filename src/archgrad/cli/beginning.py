@@ -100,12 +100,12 @@ data: {options.data}
 # What may stay: a share or number of MACs or parameters, or a time on this machine: latency_ms=4.0
 {limit}
 
-# weights: trained.safetensors   # begin with trained weights; without, the first stage trains them
+# weights: trained.safetensors   # begin with trained weights; without, the run trains them
 epochs: 60   # of all stages together
 batch_size: 128
 # augment: flip,crop=4
 # round_to: 16   # widths that processors with AVX-512 like; default: 8, less for narrow layers
-# joint: true    # train weights and gates at once; from fresh weights it did better in our measurements
+# joint: false   # gates and weights in turns, as published; default: at once, but for weights that are trained
 # keep: [{next(iter(seen.gates), "")}]   # leave these layers as wide as they are
 seed: 0
 """
@@ -130,11 +130,11 @@ import archgrad as ag
 task = ag.Classification.load({options.data!r}{size})
 x = task.example
 net = {models.written(options.model, models.told(seen.task.classes, seen.task.example))}
-# net.load_state_dict(torch.load("trained.pt", weights_only=True)), and pretrained=True below
+# net.load_state_dict(torch.load("trained.pt", weights_only=True)), and pretrained=True for joint=True
 
 space = ag.slim(net, example=x)
 run = ag.Run(epochs=60, seed=0, folder={str(Path(options.out) / "run-of-script")!r})
-found = ag.dnal(space, task, run, limit={limit})
+found = ag.dnal(space, task, run, limit={limit}, joint={bool(seen.share)})
 print(found.report())
 ag.export_onnx(found.network, x, {str(Path(options.out) / "small.onnx")!r})
 '''

@@ -28,15 +28,19 @@ def slim(options: SlimOptions) -> Record:
     check_paths(network, options.keep)
     space = gated(network, task.example, keep=options.keep)
     folder.write(out, "slim", options)
+    limit = limit_of(options.limit, task.example)
+    trained = options.weights is not None if options.pretrained is None else options.pretrained
+    # What did best of all in docs/benchmarks/slim.md.
+    joint = limit is not None and not trained if options.joint is None else options.joint
     with folder.resumable(out):
         found = dnal(
             space,
             task,
             run,
-            limit=limit_of(options.limit, task.example),
+            limit=limit,
             sparsity=options.sparsity,
-            pretrained=options.weights is not None if options.pretrained is None else options.pretrained,
-            joint=options.joint,
+            pretrained=trained,
+            joint=joint,
             gate_epochs=options.gate_epochs,
             round_to=options.round_to,
         )

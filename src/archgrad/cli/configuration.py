@@ -122,8 +122,12 @@ class SlimOptions(LimitedOptions):
         None, ge=1, description="Widths are multiples of this; default 8, less for narrow layers."
     )
     sparsity: float = Field(3.0, ge=0, description="Strength of the pressure on gates, without a limit.")
-    joint: bool = Field(False, description="Train weights and gates at once.")
-    gate_epochs: int | None = Field(None, ge=1, description="Epochs of the gates; default: a sixth of all.")
+    joint: bool | None = Field(
+        None, description="Train weights and gates at once; default: with a limit, where weights are not trained."
+    )
+    gate_epochs: int | None = Field(
+        None, ge=1, description="Epochs of the gates; default: a sixth of all, with --joint a half."
+    )
 
 
 class TrainOptions(WorkOptions):
