@@ -45,7 +45,8 @@ class ArchgradClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     `cross_val_score` or data of your own.
 
     Args:
-        method: "slim" trains a network and closes channels (DNAL); "search" decides operations (DARTS).
+        method: "slim" trains a network and closes channels (DNAL; with a limit both at once); "search" decides
+            operations (DARTS).
         limit: share of the network's MACs that may stay, or None for no limit; of the most expensive network of the
             space when searching.
         width: units of a hidden layer, or channels of the first convolution.
@@ -142,7 +143,7 @@ class ArchgradClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         default = functools.partial(plain if self.method == "slim" else searchable, width=self.width)
         network = (self.network or default)(tuple(x.shape[1:]), classes)
         if self.method == "slim":
-            return dnal(slim(network, task.example), task, run, limit=limit)
+            return dnal(slim(network, task.example), task, run, limit=limit, joint=limit is not None)
         return darts(network, task, run, limit=limit)
 
 
