@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from archgrad.choices.access import choices
-from archgrad.cli import models
-from archgrad.cli.configuration import InitOptions
+from archgrad.cli import data, models
+from archgrad.cli.configuration import InitOptions, is_code
 from archgrad.costs.count import macs, params
 from archgrad.errors import ConfigError, LimitError, RunError
 from archgrad.search.selection import Budget, Rounded
@@ -45,7 +45,7 @@ def init(options: InitOptions) -> dict[str, Any]:
     there = [str(path) for path in files.values() if path.exists()]
     if there:
         raise ConfigError(f"{' and '.join(there)}: there already, and nothing is written over. Give another --out.")
-    task = Classification.load(options.data, size=options.size, skip_corrupt=options.skip_corrupt)
+    task = data.load(options.data, size=options.size, skip_corrupt=options.skip_corrupt, batch_size=128)
     network = models.load(options.model, classes=task.classes, example=task.example)
     task.check(network)
     space = slim(network, task.example)
@@ -86,7 +86,8 @@ def _yaml(seen: _Seen) -> str:
     limit = (
         f"limit: macs={seen.share}" if seen.share else "# limit: macs=0.9   # no usual share of the MACs is reached"
     )
-    size = f"size: {options.size}\n" if options.size else "# size: 64   # resize images to this side\n"
+    size = "" if is_code(options.data) else "# size: 64   # resize images to this side\n"
+    size = f"size: {options.size}\n" if options.size else size
     return f"""\
 # archgrad slim --config {Path(options.out) / "slim.yaml"}
 # {type(seen.network).__name__}: {params().of(seen.network):,.0f} parameters, \
@@ -113,21 +114,28 @@ seed: 0
 
 def _script(seen: _Seen) -> str:
     options = seen.options
-    place, _, attribute = options.model.rpartition(":")
-    size = f", size={options.size}" if options.size else ""
+    imports, size = [_import(options.model)], f", size={options.size}" if options.size else ""
+    task = f"task = ag.Classification.load({options.data!r}{size})"
+    if is_code(options.data):
+        imports.append(_import(options.data))
+        task = (
+            f"parts = {options.data.rpartition(':')[2]}()\n"
+            "task = ag.Classification(**parts) if isinstance(parts, dict) else ag.Classification(parts)"
+        )
+    named = "\n".join(dict.fromkeys("\n".join(imports).split("\n")))  # no line twice
     limit = f"ag.macs(x).at_most(fraction={seen.share})" if seen.share else "None"
     rows = "".join(f"#   {name}: {size}\n" for name, size in seen.gates.items())
     rows += "".join(f"#   {name}: frozen, {' '.join(reason.split())}\n" for name, reason in seen.frozen.items())
     return f'''\
 """Slim {type(seen.network).__name__} on {options.data}: python {Path(options.out) / "slim.py"}"""
 
-{_import(place, attribute)}
+{named}
 
 import archgrad as ag
 
 # What was found in the network, with the entries of each gate:
 {rows}
-task = ag.Classification.load({options.data!r}{size})
+{task}
 x = task.example
 net = {models.written(options.model, models.told(seen.task.classes, seen.task.example))}
 # net.load_state_dict(torch.load("trained.pt", weights_only=True)), and pretrained=True for joint=True
@@ -140,7 +148,8 @@ ag.export_onnx(found.network, x, {str(Path(options.out) / "small.onnx")!r})
 '''
 
 
-def _import(place: str, attribute: str) -> str:
+def _import(name: str) -> str:
+    place, _, attribute = name.rpartition(":")
     if place == "timm":
         return "import timm"
     if not place.endswith(".py"):

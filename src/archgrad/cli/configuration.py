@@ -19,7 +19,8 @@ from archgrad.errors import ConfigError, LimitError
 Schema = TypeVar("Schema", bound="Options")
 
 DATA = (
-    '"digits", a .npz file, a folder of images (CLASS/*.png or train/CLASS/*.png), or a saved Hugging Face data set'
+    '"digits", a .npz file, a folder of images (CLASS/*.png or train/CLASS/*.png), a saved Hugging Face data set, or '
+    "a function that gives a Dataset, arrays (x, y), or a dict of such parts: path/to/file.py:callable"
 )
 LIMITS = (
     "macs=0.5 or macs=50% (half of what the network takes), macs=20M, macs=20e6, params=0.5, params=300k, "
@@ -36,6 +37,7 @@ SPACES = ("darts", "nasbench201", "mobile")
 COSTS = ("macs", "params", "latency_ms")
 TABLE_DATA = ("cifar10", "cifar100", "imagenet16_120")
 AUGMENTATIONS = "flip, crop=PIXELS and cutout=PIXELS, joined by commas: flip,crop=4,cutout=8"
+_CODE = ("model", "network", "space")  # what names code, or a kind of ours, and no path but an architecture's
 _NESTED = 8  # levels of a configuration; a list in an option is the second
 _SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?"
@@ -270,6 +272,11 @@ def augmentations(text: str) -> list[tuple[str, int | None]]:
     return found
 
 
+def is_code(text: str) -> bool:
+    """Whether this names a callable, package.module:callable or path/to/file.py:callable, and no path that exists."""
+    return re.fullmatch(r"(?:.+\.py|[A-Za-z_][\w.]*):[A-Za-z_][\w.]*", text) is not None and not Path(text).exists()
+
+
 def anchored(options: Schema) -> Schema:
     """The same with absolute paths, so that the command means the same from any folder."""
     update: dict[str, Any] = {}
@@ -278,10 +285,10 @@ def anchored(options: Schema) -> Schema:
         if isinstance(text, list):  # the models of score are named by their places
             continue
         path, colon, attribute = text.rpartition(":") if text else ("", "", "")
-        if text and name in ("model", "network", "space") and not text.endswith(".json"):
+        if text and is_code(text):
             if path.endswith(".py"):
                 update[name] = f"{Path(path).absolute()}{colon}{attribute}"
-        elif text and text != "digits":
+        elif text and text != "digits" and (name not in _CODE or text.endswith(".json")):
             update[name] = os.path.normpath(Path(text).absolute())
     return options.model_copy(update=update)
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
-import inspect
 import pickle
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import safetensors.torch
@@ -20,11 +16,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from archgrad import reading
-from archgrad.cli.failures import user_line
+from archgrad.cli import usercode
 from archgrad.errors import ConfigError, ModelError
 from archgrad.tasks.task import Inputs
 
-FORMS = "package.module:callable, path/to/file.py:callable, or timm:NAME"
+FORMS = f"{usercode.FORMS}, or timm:NAME"
 
 
 def load(name: str, *, classes: int, example: Inputs) -> nn.Module:
@@ -37,12 +33,12 @@ def load(name: str, *, classes: int, example: Inputs) -> nn.Module:
         ConfigError: no such module, file, attribute or timm model.
         ModelError: the user's code fails, or what it makes is no network.
     """
-    place, _, attribute = _divided(name)
+    place, attribute = usercode.divided(name, forms=FORMS)
     if place == "timm":
         return _from_timm(attribute, classes=classes, example=example)
-    found = _named(name)
+    found = usercode.named(name, forms=FORMS)
     if not isinstance(found, nn.Module):
-        found = _called(found, name, told(classes, example))
+        found = usercode.called(found, name, told(classes, example))
     if not isinstance(found, nn.Module):
         raise ModelError(f"MODEL {name!r} gives a {type(found).__name__}. Allowed is a torch.nn.Module.")
     if any(tensor.is_meta for tensor in (*found.parameters(), *found.buffers())):
@@ -60,37 +56,14 @@ def told(classes: int, example: Inputs) -> dict[str, int]:
 
 def written(name: str, known: Mapping[str, int]) -> str:
     """How a program that has imported the callable of a MODEL makes the network, such as MyCNN(classes=10)."""
-    place, _, attribute = _divided(name)
+    place, attribute = usercode.divided(name, forms=FORMS)
     if place == "timm":
         return f"timm.create_model({attribute!r}, num_classes={known['classes']}, in_chans={known['in_channels']})"
-    found = _named(name)
+    found = usercode.named(name, forms=FORMS)
     if isinstance(found, nn.Module):
         return attribute
-    given = ", ".join(f"{word}={number}" for word, number in _wanted(found, known).items())
+    given = ", ".join(f"{word}={number}" for word, number in usercode.wanted(found, known).items())
     return f"{attribute}({given})"
-
-
-def _divided(name: str) -> tuple[str, str, str]:
-    place, colon, attribute = name.rpartition(":")
-    if not colon or not place or not attribute:
-        raise ConfigError(f"MODEL {name!r} is not understood. Give {FORMS}.")
-    return place, colon, attribute
-
-
-def _named(name: str) -> Any:
-    """What stands under the name in the module or file."""
-    place, _, attribute = _divided(name)
-    module = _from_file(Path(place)) if place.endswith(".py") else _from_module(place)
-    found: Any = module
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            own = [
-                n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__
-            ]
-            defined = ", ".join(own[:10]) or "no function and no class"
-            raise ConfigError(f"MODEL {name!r}: {place} has no {attribute!r}. It defines {defined}.")
-        found = getattr(found, part)
-    return found
 
 
 def read_weights(network: nn.Module, path: str | Path) -> None:
@@ -156,87 +129,6 @@ def _from_timm(name: str, *, classes: int, example: Inputs) -> nn.Module:
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name}*")[:5]) or "none; timm.list_models() shows all"
         raise ConfigError(f"MODEL 'timm:{name}': timm has no model of this name. Near it are {near}.")
-    with _users_code(f"timm:{name}"):
+    with usercode.own(f"timm:{name}"):
         network: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=example.shape[1])
     return network
-
-
-def _from_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise ConfigError(f"MODEL: there is no file {path}. Give {FORMS}.")
-    # So that the file can import its neighbours, as it can when Python runs it.
-    _importable(path.parent.absolute())
-    spec = importlib.util.spec_from_file_location(f"archgrad_model_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    with _users_code(str(path)):
-        spec.loader.exec_module(module)
-    return module
-
-
-def _from_module(name: str) -> ModuleType:
-    _importable(Path.cwd())
-    try:
-        with _users_code(name):
-            return importlib.import_module(name)
-    except ModelError as error:
-        cause = error.__cause__
-        if isinstance(cause, ModuleNotFoundError) and cause.name and f"{name}.".startswith(f"{cause.name}."):
-            raise ConfigError(
-                f"MODEL: there is no module {cause.name!r}, seen from {Path.cwd()}. Give {FORMS}, and start "
-                "where the package can be imported."
-            ) from None
-        raise
-
-
-def _importable(folder: Path) -> None:
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-
-
-def _accepted(make: Any) -> Mapping[str, inspect.Parameter]:
-    try:
-        return inspect.signature(make).parameters
-    except ValueError:
-        return {}
-
-
-def _wanted(make: Any, known: Mapping[str, int]) -> dict[str, int]:
-    """What is known of the arguments that a callable takes."""
-    accepted, given = _accepted(make), {}
-    for key, other in (("classes", "num_classes"), ("in_channels", "in_chans")):
-        if key in known and (word := next((word for word in (key, other) if word in accepted), None)):
-            given[word] = known[key]
-    return given
-
-
-def _called(make: Any, name: str, known: Mapping[str, int]) -> object:
-    if not callable(make):
-        return make
-    given = _wanted(make, known)
-    missing = [
-        p.name
-        for p in _accepted(make).values()
-        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in given
-    ]
-    if missing:
-        raise ModelError(
-            f"MODEL {name!r} needs the arguments {', '.join(missing)}. It is called without arguments, or "
-            "with classes and in_channels: write a function that fills them in, and name that."
-        )
-    call: Callable[..., object] = make
-    with _users_code(name):
-        return call(**given)
-
-
-@contextlib.contextmanager
-def _users_code(what: str) -> Iterator[None]:
-    """Turn whatever the user's code raises into a ModelError that says where."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        place = f"{error.filename}, line {error.lineno}" if isinstance(error, SyntaxError) else user_line(error)
-        said = " ".join(str(getattr(error, "msg", None) or error).split())
-        where = f" ({place})" if place else ""
-        raise ModelError(f"{what} raised {type(error).__name__}: {said}{where}") from error

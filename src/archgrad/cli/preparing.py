@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from archgrad.cli import configuration, folder
+from archgrad.cli import configuration, data, folder
 from archgrad.cli.configuration import Options, RunOptions, WorkOptions
 from archgrad.costs.count import macs, params
 from archgrad.costs.latency import latency
@@ -49,7 +49,7 @@ def prepare(
         flip() if pixels is None else _AUGMENTATIONS[name](pixels)
         for name, pixels in configuration.augmentations(options.augment)
     ]
-    task = Classification.load(
+    task = data.load(
         options.data,
         size=options.size,
         skip_corrupt=options.skip_corrupt,

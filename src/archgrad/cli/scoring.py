@@ -14,7 +14,7 @@ from torch import nn
 
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
-from archgrad.cli import architectures, folder, models, spaces, tables
+from archgrad.cli import architectures, data, folder, models, spaces, tables
 from archgrad.cli.configuration import TABLE_DATA
 from archgrad.cli.preparing import seed, set_threads
 from archgrad.cli.score_options import PROXIES, RANDOM, ScoreOptions
@@ -27,7 +27,6 @@ from archgrad.search.checkpoint import replace_text
 from archgrad.search.proxies.scoring import Batch, theta
 from archgrad.search.run import Run
 from archgrad.search.supernet import Described, supernet
-from archgrad.tasks import Classification
 from archgrad.tasks.tabular import Tabular
 
 Record = dict[str, Any]
@@ -82,7 +81,7 @@ def score(options: ScoreOptions) -> Record:
 def _batch(options: ScoreOptions) -> tuple[Batch, spaces.Fits]:
     """The batch that scores are made from, and what networks are made to fit."""
     if options.data:
-        task = Classification.load(
+        task = data.load(
             options.data, size=options.size, skip_corrupt=options.skip_corrupt, batch_size=options.batch_size
         )
         inputs, labels = task.stream(seed=options.seed)(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from archgrad.cli import folder, models
+from archgrad.cli import data, folder, models
 from archgrad.cli.preparing import check_paths, limit_of, prepare, write_onnx
 from archgrad.cli.transfer_options import TransferOptions
 from archgrad.errors import ConfigError
@@ -13,7 +13,6 @@ from archgrad.methods.pruning_transfer import pruning_transfer
 from archgrad.search.run import Run
 from archgrad.search.transfer import Protocol, check, transfer
 from archgrad.spaces.slim import slim
-from archgrad.tasks import Classification
 
 
 def transfer_command(options: TransferOptions) -> dict[str, Any]:
@@ -28,7 +27,7 @@ def transfer_command(options: TransferOptions) -> dict[str, Any]:
         options.shots, draws=options.draws, restarts=options.restarts, steps=options.shot_steps, norm=options.norm
     )
     run, source, onnx = prepare("transfer", options, out)
-    target = Classification.load(
+    target = data.load(
         options.target, size=options.size, skip_corrupt=options.skip_corrupt, batch_size=options.batch_size
     )
     network = models.load(options.model, classes=source.classes, example=source.example)

@@ -1,0 +1,152 @@
+"""DATA as a function of the user's: what it may give, resuming from elsewhere, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from archgrad.cli.data import load
+from archgrad.errors import ConfigError, DataError, ModelError
+
+Cli = Callable[..., object]
+
+CODE = """
+import torch
+import archgrad as ag
+
+def part(n, seed):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 2, 8, 8, generator=g)
+    return x, (x[:, 0].mean((1, 2)) > 0).long()
+
+def arrays():
+    return part(120, 0)
+
+def parts():
+    sizes = {"train": 80, "valid": 40, "test": 30}
+    return {name: torch.utils.data.TensorDataset(*part(n, n)) for name, n in sizes.items()}
+
+def drawn():
+    x = torch.randn(60, 3)
+    return x, torch.arange(60) % 2
+
+def senses():
+    y = torch.arange(60) % 2
+    return ag.Modalities({"image": torch.rand(60, 1, 8, 8), "audio": torch.rand(60, 1, 16, 16)}, y)
+
+def space(classes):
+    inputs = {"image": ag.image_encoder(1), "audio": ag.audio_encoder(1)}
+    return ag.fusion(inputs, classes=classes, widths={"4": (4,)})
+
+def wrong():
+    return {"training": part(10, 0)}
+
+def needs(path):
+    return part(10, 0)
+
+def fails():
+    raise KeyError("no such column")
+
+def nothing():
+    return None
+
+class Net(torch.nn.Sequential):
+    def __init__(self, classes, in_channels):
+        conv = torch.nn.Conv2d(in_channels, 16, 3)
+        super().__init__(conv, torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(576, classes))
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(CODE)
+    return tmp_path / "mine.py"
+
+
+def task(name: str, **more: object) -> object:
+    return load(name, **{"size": None, "skip_corrupt": False, "batch_size": 16, **more})  # type: ignore[arg-type]
+
+
+def test_a_pair_of_arrays_a_dict_of_parts_and_named_inputs(code: Path) -> None:
+    whole, divided, senses = (task(f"{code}:{name}") for name in ("arrays", "parts", "senses"))
+    assert [whole.splits[part]["size"] for part in ("train", "valid", "test")] == [72, 24, 24]
+    assert [divided.splits[part]["size"] for part in ("train", "valid", "test")] == [80, 40, 30]
+    assert set(senses.example) == {"image", "audio"}
+
+
+def test_what_it_draws_is_the_same_each_time_and_leaves_the_generators_alone(code: Path) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    one, other = (task(f"{code}:drawn").stream(seed=0)(0)[0] for _ in range(2))
+    assert torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        ("{code}:wrong", DataError, "gives a dict of \\['training'\\]"),
+        ("{code}:needs", ModelError, "DATA .* needs the arguments path"),
+        ("{code}:fails", ModelError, "raised KeyError: 'no such column' .*mine.py, line"),
+        ("{code}:nothing", DataError, "train is a NoneType"),
+        ("{code}:none", ConfigError, "has no 'none'"),
+        ("{code}", ConfigError, "mine.py:FUNCTION"),
+        ("{code}.py:load", ConfigError, "DATA: there is no file"),
+        ("no_such_package.data:load", ConfigError, "DATA: there is no module 'no_such_package'"),
+        ("no_such_folder", DataError, "no_such_folder"),
+    ],
+)
+def test_what_is_no_data_is_refused(name: str, error: type[Exception], said: str, code: Path) -> None:
+    with pytest.raises(error, match=said):
+        task(name.format(code=code))
+
+
+def test_options_for_folders_of_images_are_refused(code: Path) -> None:
+    with pytest.raises(ConfigError, match="makes its own data"):
+        task(f"{code}:arrays", size=8)
+
+
+def test_a_path_that_exists_is_a_path(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(code.parent)
+    (code.parent / "mine:arrays").mkdir()
+    with pytest.raises(DataError, match="mine:arrays"):
+        task("mine:arrays")
+
+
+def test_slim_begins_in_one_folder_and_resumes_from_another(
+    code: Path, cli: Callable, no_onnx: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(code.parent)
+    begun = cli("slim", "mine.py:Net", "mine.py:parts", "--limit", "macs=0.9", "--steps", "8", "--out", "run")
+    assert begun.exit_code == 0, begun.output
+    assert json.loads(Path("run/command.json").read_text())["options"]["data"] == f"{code}:parts"
+    monkeypatch.chdir("/")
+    again = cli("resume", code.parent / "run")
+    assert again.exit_code == 0, again.output
+
+
+def test_named_inputs_are_searched(code: Path, cli: Callable, no_onnx: None) -> None:
+    result = cli(
+        "search", "--data", f"{code}:senses", "--space", f"{code}:space", "--method", "multimodal_random",
+        "--trials", "2", "--steps", "8", "--batch-size", "16", "--out", code.parent / "run",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+
+
+def test_init_writes_a_script_that_runs(code: Path, cli: Callable) -> None:
+    result = cli("init", f"{code}:Net", f"{code}:parts", "--out", code.parent / "made")
+    assert result.exit_code == 0, result.output
+    assert "# size" not in (code.parent / "made" / "slim.yaml").read_text()
+    script = (code.parent / "made" / "slim.py").read_text()
+    quick = script.replace("epochs=60", "steps=8, progress=False").replace("ag.export_onnx", "print")
+    (code.parent / "quick.py").write_text(quick)
+    ran = subprocess.run(
+        [sys.executable, "quick.py"], cwd=code.parent, capture_output=True, text=True, timeout=300, check=False
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
