@@ -92,6 +92,9 @@ def remembered(body: Any) -> Iterator[Point]:
     for row in body["rows"]:
         if "peak_bytes" in row:
             yield f"{row['size']} candidates, {row['kind']}", "peak, MB", row["method"], row["peak_bytes"] / 1e6
+        if "accuracy" in row:
+            group = f"{row['size']} candidates, {row['kind'].removeprefix('accuracy, ')}"
+            yield group, "error on the test part, %", row["method"], 100 * (1 - row["accuracy"])
 
 
 def commanded(body: Any) -> Iterator[Point]:
@@ -126,8 +129,8 @@ def predicted(body: Any) -> Iterator[Point]:
 
 def played(body: Any) -> Iterator[Point]:
     for key, row in body["rows"].items():
-        if key.startswith(("pixel", "procgen")):
-            name = "pixel game" if key.startswith("pixel") else key
+        if "networks" in row:
+            name = {"pixel": "pixel game", "longer": "pixel game, longer"}.get(key.split()[0], key)
             for who, network in row["networks"].items():
                 yield name, "return on unseen levels", who, network["return_unseen"]
 
@@ -197,7 +200,8 @@ ENTRIES: dict[str, Entry] = {
     "collapse": Entry(
         "Do searches of NAS-Bench-201's supernet end in skip connections?",
         _run("collapse", "--epochs 25 150 --methods darts unas darts_prime"), "docs/benchmarks/collapse.md",
-        of_rows("CIFAR-10 accuracy of the cell by the table, %; by epochs", "cifar10", group="epochs"), peers=("darts",),
+        of_rows("CIFAR-10 accuracy of the cell by the table, %; by epochs", "cifar10", group="epochs"),
+        peers=("darts",),
     ),
     "combination": Entry(
         "TopoNAS with DARTS-PRIME's schedule and pull, and each alone?",
@@ -223,7 +227,7 @@ ENTRIES: dict[str, Entry] = {
     "memory_bound": Entry(
         "Does a search under a bound on memory keep it for any number of candidates?",
         _run("memory_bound", "--sizes 4 16 64 256 --accuracy-sizes 16 --seeds 5"), "docs/benchmarks/memory-bound.md",
-        remembered, higher=False, peers=("darts",),
+        remembered, higher=False, peers=("darts", "darts, random subspace", "random search"),
     ),
     "multiobjective": Entry(
         "How much of the front of a table do searches for several goals command?",
