@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ledger import machine
 from scipy.stats import spearmanr
 from slim import cifar10
 from torch import nn
@@ -147,7 +148,7 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     asked = {"images": chosen.images, "epochs": chosen.epochs, "torch": torch.__version__}
-    result: dict[str, Any] = {**asked, "networks": [], "searches": []}
+    result: dict[str, Any] = {**asked, "machine": machine(), "networks": [], "searches": []}
     if chosen.out.is_file():
         result = json.loads(chosen.out.read_text())
         if any(result.get(key) != value for key, value in asked.items()):

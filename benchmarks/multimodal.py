@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ledger import machine
 from torch import Tensor, nn
 
 import archgrad as ag
@@ -224,7 +225,7 @@ def main() -> None:
         sys.exit(
             f"skipped: {mnist} or {fsdd} is not there; set ARCHGRAD_DATA to the folder that holds mnist/ and fsdd/"
         )
-    held = json.loads(chosen.out.read_text()) if chosen.out.is_file() else {"rows": []}
+    held = json.loads(chosen.out.read_text()) if chosen.out.is_file() else {"machine": machine(), "rows": []}
     held["scale"] = {"pairs": chosen.pairs, "batch": chosen.batch, "steps": chosen.steps, "trials": TRIALS}
     done = {(r["row"], r["level"], r["seed"]) for r in held["rows"]}
     for seed in range(chosen.seeds):
