@@ -254,6 +254,23 @@ def test_weights_that_rest_stay_at_rest() -> None:
     assert not any(m.training for m in built.modules())
 
 
+def test_lazy_layers_are_refused_until_they_have_run() -> None:
+    net, x = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)), torch.zeros(1, 1, 8, 8)
+    with pytest.raises(ModelError, match="run it once"):
+        slim(net, x)
+    net(x)
+    assert sizes(slim(net, x)) == {"0": 8}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("part", ["whole", "inside"])
+def test_torchscript_is_refused(part: str) -> None:
+    scripted = torch.jit.trace(nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU()).eval(), torch.zeros(1, 1, 8, 8))
+    net = scripted if part == "whole" else nn.Sequential(scripted, nn.Conv2d(8, 4, 3))
+    with pytest.raises(ModelError, match="TorchScript"):
+        slim(net, torch.zeros(1, 1, 8, 8))
+
+
 def test_keep_refuses_a_path_that_is_not_there() -> None:
     with pytest.raises(ModelError, match="stemm"):
         slim(convolutional.plain(), torch.randn(2, 3, 8, 8), keep=["stemm"])

@@ -209,6 +209,6 @@ def logits(network: nn.Module) -> list[nn.Parameter]:
 
 
 def weights(network: nn.Module) -> list[nn.Parameter]:
-    """All parameters that are not architecture parameters, each once."""
+    """All parameters that are trained and are not architecture parameters, each once; frozen ones are left out."""
     architecture = set(logits(network))
-    return [p for p in network.parameters() if p not in architecture]
+    return [p for p in network.parameters() if p.requires_grad and p not in architecture]

@@ -121,7 +121,7 @@ def build(
     Args:
         space: any network with choices; it is not changed.
         architecture: a pick for each of its choices.
-        weights: "inherit" the space's, or draw them "fresh" (every module's `reset_parameters`).
+        weights: "inherit" the space's, or draw them "fresh" (`draw_anew`).
         cells, channels, auxiliary, drop_path: for the ready spaces of cells, the form that is trained for good, with
             fresh weights: its number of cells and first channels, whether it also returns the logits of an auxiliary
             head, and the probability of dropping an operation.
@@ -161,8 +161,14 @@ def build(
             remove_branch(network, gate.vanishing)
     network = plain(network, architecture)
     if weights == "fresh":
-        for module in network.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
+        draw_anew(network)
     return network
+
+
+def draw_anew(network: nn.Module) -> None:
+    """Draw all weights afresh (every module's `reset_parameters`), but for modules whose own are all frozen."""
+    for module in network.modules():
+        own = list(module.parameters(recurse=False))
+        frozen = own and not any(p.requires_grad for p in own)
+        if callable(reset := getattr(module, "reset_parameters", None)) and not frozen:
+            reset()

@@ -34,7 +34,7 @@ from archgrad.choices.policies import Prior
 from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import decide
 from archgrad.search.card import heading
-from archgrad.search.fit import MakeOptimiser, sgd, sgd_of_darts
+from archgrad.search.fit import MakeOptimiser, for_weights, sgd, sgd_of_darts
 from archgrad.search.found import Found
 from archgrad.search.mixtures import descend_mixture, relax_as_mixture
 from archgrad.search.prior import recorded
@@ -97,7 +97,7 @@ def darts(
     run.begin("darts", settings)
 
     foresee(space, task, run, optimiser=optimiser, passes=2 if second_order else 1)
-    made = optimiser(weights(space))
+    made = for_weights(optimiser, space)
 
     def ahead(train: Batch, valid: Batch, loss_of: Callable[[Batch], Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
         return unrolled(space, lambda: task.loss(space, train), lambda: loss_of(valid), made, mean=run.mean)

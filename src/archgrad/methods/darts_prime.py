@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from archgrad.choices.access import choices, logits, restrict, weights
+from archgrad.choices.access import choices, logits, restrict
 from archgrad.choices.clipped import Clipped, normalise_nodes
 from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Softmax
@@ -48,7 +48,7 @@ from archgrad.errors import ConfigError
 from archgrad.search.bilevel import TRAVEL, alternate, logit_rate, mixed
 from archgrad.search.card import heading
 from archgrad.search.dynamic import Dynamic, Every, weights_share
-from archgrad.search.fit import MakeOptimiser, sgd, sgd_of_darts
+from archgrad.search.fit import MakeOptimiser, for_weights, sgd, sgd_of_darts
 from archgrad.search.found import Found
 from archgrad.search.mixtures import relax_as_mixture
 from archgrad.search.objectives import Admm, Proximity, regularised
@@ -162,7 +162,7 @@ def darts_prime(
     warm_start(space, prior)
     foresee(space, task, run, optimiser=optimiser)
 
-    made = optimiser(weights(space))
+    made = for_weights(optimiser, space)
     moves = max(1.0, steps / (constraint.f + (constraint.schedule == "dynamic")))
     travel = 1.0 if clipped else TRAVEL
     group = {"params": logits(space), "lr": rate or logit_rate(3e-4, moves, travel=travel), "steady": True}

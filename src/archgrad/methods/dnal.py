@@ -36,7 +36,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from archgrad.choices.access import logits, relax, weights
+from archgrad.choices.access import logits, relax
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.relaxations import ScaledSigmoid
 from archgrad.costs.count import macs
@@ -44,7 +44,7 @@ from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import build
 from archgrad.errors import ConfigError
 from archgrad.search.card import heading
-from archgrad.search.fit import MakeOptimiser, descend, recalibrate, sgd
+from archgrad.search.fit import MakeOptimiser, descend, for_weights, recalibrate, sgd
 from archgrad.search.found import Found, assemble
 from archgrad.search.gating import Steering, entry_logits
 from archgrad.search.run import Run
@@ -138,7 +138,7 @@ def _train(
 ) -> None:
     """Stages 1 and 3."""
     if steps:
-        optimiser = make(network.parameters())
+        optimiser = for_weights(make, network)
         run.keep(network=network, optimiser=optimiser)
         descend(network, task, run, optimiser=optimiser, steps=steps, phase=phase, schedule=schedule, share=0.4)
 
@@ -164,7 +164,7 @@ def _decide(
     group = {"params": logits(space), "lr": rate, "weight_decay": 0.0, "clip": 1.0, "steady": True}
     optimiser: Optimizer = torch.optim.SGD([group], momentum=0.9)
     if settings["joint"]:
-        for one in _sgd_groups(make(weights(space))):
+        for one in _sgd_groups(for_weights(make, space)):
             optimiser.add_param_group(one)
     run.keep(space=space, optimiser=optimiser, steering=steering)
     epochs = math.ceil(steps / task.steps_per_epoch)

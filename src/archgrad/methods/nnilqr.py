@@ -42,7 +42,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.errors import ConfigError
 from archgrad.search.card import heading
 from archgrad.search.dynamics import Dynamics, Experience, refit
-from archgrad.search.fit import MakeOptimiser, adamw, descend
+from archgrad.search.fit import MakeOptimiser, adamw, descend, for_weights
 from archgrad.search.found import Found
 from archgrad.search.nested import Inner, search_inside
 from archgrad.search.piloted import Plan, open_loop, piloted, solve
@@ -132,7 +132,7 @@ def nnilqr(
         found, _ = search_inside(search, lambda: made, task, run, steps=terms.search, name="dynamics")  # type: ignore[arg-type]
         architecture, dynamics.network = found.architecture, found.network.to(run.device)
     task.check(dynamics.network)
-    weights = optimiser(dynamics.network.parameters())
+    weights = for_weights(optimiser, dynamics.network)
     rates = [group["lr"] for group in weights.param_groups]
     run.keep(dynamics=dynamics, weights=weights)
     descend(dynamics.network, task, run, optimiser=weights, steps=terms.fit, phase="fit", schedule=cosine)

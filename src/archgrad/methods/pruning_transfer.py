@@ -40,7 +40,7 @@ from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import build
 from archgrad.errors import ConfigError
 from archgrad.search.card import heading
-from archgrad.search.fit import MakeOptimiser, adam, autocast, descend, recalibrate, take_step
+from archgrad.search.fit import MakeOptimiser, adam, autocast, descend, for_weights, recalibrate, take_step
 from archgrad.search.found import Found, assemble
 from archgrad.search.gating import entry_logits
 from archgrad.search.pruning import FLOOR, Signs, charges, opening, redraw
@@ -133,7 +133,7 @@ def pruning_transfer(
     architecture = _derived(space, run, budget=budget, rounded=rounded)
     network = build(space, architecture, weights="fresh" if process == "redraw" else "inherit")
     if second:
-        made = optimiser(network.parameters())
+        made = for_weights(optimiser, network)
         run.keep(network=network, optimiser=made)
         descend(network, task, run, optimiser=made, steps=second, phase="train", schedule=cosine, share=1 - search)
     recalibrate(network, task, run)

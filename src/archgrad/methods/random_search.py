@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices, sample, using, weights
+from archgrad.choices.access import choices, sample, using
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.policies import Prior, Uniform
 from archgrad.costs.limits import Limit
@@ -33,7 +33,7 @@ from archgrad.errors import ConfigError
 from archgrad.search.archive import Archive, Trial
 from archgrad.search.card import heading
 from archgrad.search.draws import drawn, ranking
-from archgrad.search.fit import MakeOptimiser, descend, sgd
+from archgrad.search.fit import MakeOptimiser, descend, for_weights, sgd
 from archgrad.search.found import Found
 from archgrad.search.halving import Halving, halved
 from archgrad.search.prior import recorded
@@ -164,7 +164,7 @@ def _train_shared(
 
     with using(space, masks(space, sample(space, generator=torch.Generator().manual_seed(run.seed)))):
         foresee(space, task, run, optimiser=optimiser)
-    made = optimiser(weights(space))
+    made = for_weights(optimiser, space)
     run.keep(space=space, optimiser=made)
     descend(
         space, task, run, optimiser=made, steps=steps, phase="supernet", objective=loss, schedule=cosine, share=share

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from archgrad.choices.access import logits, relax, weights
+from archgrad.choices.access import logits, relax
 from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Softmax
 from archgrad.choices.subsets import Keep, topologies, topology, without_topology
@@ -43,7 +43,7 @@ from archgrad.errors import ConfigError
 from archgrad.search.bilevel import alternate, logit_rate, mixed
 from archgrad.search.card import heading
 from archgrad.search.dynamic import Every
-from archgrad.search.fit import MakeOptimiser, sgd, sgd_of_darts
+from archgrad.search.fit import MakeOptimiser, for_weights, sgd, sgd_of_darts
 from archgrad.search.found import Found
 from archgrad.search.prior import recorded, warm_start
 from archgrad.search.run import Run
@@ -141,7 +141,7 @@ def toponas(
     regulariser = _regulariser(space, terms, steps - warm_up)
     first, last = terms.temperature
     cooling = Cooling(space, first=first, last=last, steps=steps - warm_up)
-    made = optimiser(weights(space))
+    made = for_weights(optimiser, space)
     decided = _optimiser(space, rate or logit_rate(3e-4, steps - warm_up))
     warm_start(space, prior)
     foresee(space, task, run, optimiser=optimiser)

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from archgrad.choices.access import logits, relax, using, weights
+from archgrad.choices.access import logits, relax, using
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Softmax
@@ -46,7 +46,7 @@ from archgrad.derive.discretise import decide
 from archgrad.search.bilevel import alternate, logit_rate
 from archgrad.search.card import heading
 from archgrad.search.dynamic import Every
-from archgrad.search.fit import MakeOptimiser, sgd
+from archgrad.search.fit import MakeOptimiser, for_weights, sgd
 from archgrad.search.found import Found
 from archgrad.search.prior import recorded, warm_start
 from archgrad.search.run import Run
@@ -148,7 +148,7 @@ def unas(
     if within:
         within.begin(run)
     foresee(space, task, run, optimiser=optimiser, passes=1 if terms.gap == "none" else 2)
-    made = optimiser(weights(space))
+    made = for_weights(optimiser, space)
     decided = Adam(logits(space), lr=rate or logit_rate(1e-3, steps), weight_decay=1e-6)
     sampler = Sampler(space, run, temperature=terms.temperature, softening=terms.softening)
     hinge = Hinge(sampler, within, pressure=terms.pressure, ramp=terms.ramp * steps) if within else None

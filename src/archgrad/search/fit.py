@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from archgrad.errors import ConfigError
+from archgrad.choices.access import weights
+from archgrad.errors import ConfigError, ModelError
 from archgrad.search.averaging import moving_average, take_average
 from archgrad.search.drop_path import DropPathRamp
 from archgrad.search.mishaps import watched
@@ -120,6 +121,21 @@ def autocast(run: Run) -> AbstractContextManager[object]:
     return nullcontext() if run.precision == "32-true" else run.fabric.autocast()
 
 
+def for_weights(optimiser: MakeOptimiser, network: nn.Module) -> Optimizer:
+    """An optimiser of all weights of a network that require a gradient.
+
+    Raises:
+        ModelError: there are none.
+    """
+    found = weights(network)
+    if not found:
+        raise ModelError(
+            f"{type(network).__name__} has no parameter that requires a gradient, so there is nothing to train; "
+            f"leave some of them trainable (requires_grad_(True))"
+        )
+    return optimiser(found)
+
+
 def take_step(
     optimiser: Optimizer,
     parameters: Sequence[nn.Parameter],
@@ -189,7 +205,7 @@ def fit(
     run.begin("fit", {"network": type(network).__name__, "parameters": size, **recipe})
     network.to(run.device)
     steps = run.total_steps(task.steps_per_epoch, default_epochs=30)
-    made = optimiser(p for p in network.parameters() if p.requires_grad)
+    made = for_weights(optimiser, network)
     if clip:
         # A group's "clip" would bound each group alone.
         made.register_step_pre_hook(functools.partial(_clip, clip))

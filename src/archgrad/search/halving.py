@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from archgrad.choices.architecture import Architecture
 from archgrad.derive.discretise import build
 from archgrad.errors import ConfigError
-from archgrad.search.fit import MakeOptimiser, descend, recalibrate
+from archgrad.search.fit import MakeOptimiser, descend, for_weights, recalibrate
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.search.trials import affordable, alone, recipe, scored
@@ -195,7 +195,7 @@ def finals(
     networks: list[nn.Module] = []
     for i, architecture in enumerate(architectures):
         network = build(space, architecture, weights="fresh").to(run.device)
-        made, part = optimiser(network.parameters()), (i + 1) * steps // count - i * steps // count
+        made, part = for_weights(optimiser, network), (i + 1) * steps // count - i * steps // count
         run.keep(network=network, optimiser=made)
         descend(
             network, whole, run, optimiser=made, steps=part, phase="train", schedule=cosine, share=share / count

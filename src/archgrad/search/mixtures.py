@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from archgrad.choices.access import logits, relax, weights
+from archgrad.choices.access import logits, relax
 from archgrad.choices.modules import InputChoice
 from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Open, Softmax
@@ -16,7 +16,7 @@ from archgrad.choices.subsets import without_topology
 from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import decide
 from archgrad.search.bilevel import alternate, logit_rate, mixed
-from archgrad.search.fit import MakeOptimiser, sgd_of_darts
+from archgrad.search.fit import MakeOptimiser, for_weights, sgd_of_darts
 from archgrad.search.found import Found
 from archgrad.search.prior import warm_start
 from archgrad.search.run import Run
@@ -118,6 +118,6 @@ def search_mixture(
     within = Within(space, limit) if limit else None
     if within:
         within.begin(run)
-    descend_mixture(space, task, run, weights=optimiser(weights(space)), steps=steps, within=within, share=share)
+    descend_mixture(space, task, run, weights=for_weights(optimiser, space), steps=steps, within=within, share=share)
     architecture = within.best(scores(space)) if within else decide(space)
     return conclude(space, architecture, task, run, steps=rest, optimiser=optimiser, within=within, record={})

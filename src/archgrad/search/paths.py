@@ -15,7 +15,7 @@ from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.policies import Categorical, Reinforce, Uniform
 from archgrad.errors import ConfigError
 from archgrad.search.diagnosis import largest
-from archgrad.search.fit import MakeOptimiser, autocast, take_step
+from archgrad.search.fit import MakeOptimiser, autocast, for_weights, take_step
 from archgrad.search.mishaps import watched
 from archgrad.search.run import Run
 from archgrad.search.shelf import Shelf, moved
@@ -186,7 +186,7 @@ class Paths:
         """Build a path, and an optimiser for it that goes on where it was with each parameter."""
         self._path = path
         self.shelf.take_up(self._support(), self._momentum)
-        self._optimiser = self._make(weights(self.shelf.space))
+        self._optimiser = for_weights(self._make, self.shelf.space)
         self._optimiser.state.update(self._momentum)
 
     def put_away(self) -> None:

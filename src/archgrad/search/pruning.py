@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from archgrad.choices.modules import Gate
 from archgrad.costs.count import Macs, Params
+from archgrad.derive.discretise import draw_anew
 from archgrad.search.selection import gates
 
 # Under a limit no layer keeps less than this part of the width that uniform scaling would leave it.
@@ -45,13 +46,11 @@ def adopt(space: nn.Module, network: nn.Module) -> None:
 
 
 def redraw(space: nn.Module, twin: nn.Module) -> None:
-    """Draw all weights of a space afresh, through a plain twin of it (every module's `reset_parameters`).
+    """Draw all weights of a space afresh (`draw_anew`), through a plain twin of it.
 
     Behind a gate a layer's own `reset_parameters` would write into what the gate computed, and be lost.
     """
-    for module in twin.modules():
-        if callable(reset := getattr(module, "reset_parameters", None)):
-            reset()
+    draw_anew(twin)
     adopt(space, twin)
 
 

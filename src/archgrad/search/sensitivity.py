@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from archgrad.choices.access import choices, using
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
+from archgrad.derive.discretise import draw_anew
 from archgrad.errors import ArchgradError, ModelError, NonFiniteError
 from archgrad.search.found import Example
 from archgrad.search.probe import probe
@@ -129,9 +130,7 @@ def shares(space: nn.Module, example: Example, *, norm: Norm, draw: int | None) 
     with probe(space):
         if draw is not None:
             torch.manual_seed(draw)
-            for module in space.modules():
-                if callable(reset := getattr(module, "reset_parameters", None)):
-                    reset()
+            draw_anew(space)
         alpha = {name: same[0].live.double() for name, same in choices(space).items()}
         value, scores = sensitivity(space, alpha, example, norm=norm)
     whole = sum(float(row.sum()) for row in scores.values())

@@ -22,7 +22,7 @@ from archgrad.derive.discretise import build, strengths
 from archgrad.errors import ChoiceError, ConfigError, LimitError, ModelError
 from archgrad.search import collapse
 from archgrad.search.card import card
-from archgrad.search.fit import MakeOptimiser, autocast, descend, recalibrate
+from archgrad.search.fit import MakeOptimiser, autocast, descend, for_weights, recalibrate
 from archgrad.search.found import Example, Found, figures, latencies
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
@@ -263,7 +263,7 @@ def _trained(
 ) -> nn.Module:  # fmt: skip
     network = build(space, architecture, weights="fresh" if steps else "inherit").to(run.device)
     if steps:
-        made = optimiser(network.parameters())
+        made = for_weights(optimiser, network)
         run.keep(network=network, optimiser=made)
         descend(network, task, run, optimiser=made, steps=steps, phase="train", schedule=cosine)
     recalibrate(network, task, run)

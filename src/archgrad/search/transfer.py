@@ -17,12 +17,13 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from archgrad.choices.access import weights
 from archgrad.choices.architecture import Architecture
 from archgrad.costs.count import Macs, Params, macs, params
 from archgrad.derive.discretise import build
 from archgrad.errors import ConfigError, DataError, ModelError
 from archgrad.search.card import card, heading
-from archgrad.search.fit import MakeOptimiser, adam, descend, recalibrate
+from archgrad.search.fit import MakeOptimiser, adam, descend, for_weights, recalibrate
 from archgrad.search.found import Found, widths
 from archgrad.search.pruning import FLOOR, adopt, magnitudes
 from archgrad.search.run import Run
@@ -165,7 +166,7 @@ def check(space: nn.Module, source: Classification, target: Classification, prot
 
 
 def _train(network: nn.Module, source: Classification, run: Run, optimiser: MakeOptimiser) -> None:
-    made = optimiser(network.parameters())
+    made = for_weights(optimiser, network)
     run.keep(network=network, optimiser=made)
     steps = run.total_steps(source.steps_per_epoch, default_epochs=60)
     descend(network, source, run, optimiser=made, steps=steps, phase="source", schedule=cosine)
@@ -246,14 +247,14 @@ class _Lab:
         for module in network.modules() if held else ():
             if isinstance(module, _BatchNorm):
                 module.eval()
-        optimiser = self.protocol.optimiser(network.parameters())
+        optimiser = for_weights(self.protocol.optimiser, network)
         batches = few.stream(seed=stable_seed(draw, restart))
         for step in range(self.protocol.steps):
             loss = self.target.loss(network, self.run.to_device(batches(step)))
             self.run.check_finite({"loss": loss})
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            stepped = list(network.parameters())
+            stepped = weights(network)
             self.run.check_gradients(stepped, [p.grad for p in stepped])
             optimiser.step()
         if not held:

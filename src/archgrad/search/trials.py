@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from archgrad.choices.architecture import Architecture
 from archgrad.derive.discretise import build
-from archgrad.search.fit import MakeOptimiser, descend, recalibrate
+from archgrad.search.fit import MakeOptimiser, descend, for_weights, recalibrate
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
 from archgrad.search.workers import Job, Outcome, Recipe, Workers
@@ -152,7 +152,7 @@ def alone(
         if optimiser is None:
             recalibrate(network, task, run, batches=8)
             return network
-        made = optimiser(network.parameters())
+        made = for_weights(optimiser, network)
         run.keep(network=network, optimiser=made)
         descend(
             network, Later(task, job.first), run, optimiser=made, steps=job.steps, phase="trial", schedule=cosine,

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from archgrad.choices.channels import Coupling, Vanishing
@@ -91,6 +92,15 @@ def _checked(net: nn.Module, example: Example) -> tuple[Tensor, ...]:
         raise ModelError(
             "slim takes a network of one tensor or of several in order, and the example is a dict: put a module "
             "around yours whose forward takes them in order"
+        )
+    if any(isinstance(module, torch.jit.ScriptModule) for module in net.modules()):
+        raise ModelError(
+            f"{type(net).__name__} is TorchScript, whose layers cannot be changed; give the Python module that it "
+            f"was made from"
+        )
+    if any(is_lazy(parameter) for parameter in net.parameters()):
+        raise ModelError(
+            f"{type(net).__name__} has lazy layers without weights; run it once, net(example), and they take shape"
         )
     inputs = arguments(example)
     shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in inputs)
