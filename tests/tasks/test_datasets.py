@@ -108,6 +108,7 @@ X = np.zeros((3, 2), np.float32)
         (np.array([["a"], ["b"]]), [0, 1], {}, "inputs of type <U1"),
         ([[1, 2], [3]], [0, 1], {}, "do not form one array"),
         (torch.zeros(2, 2, dtype=torch.complex64), [0, 1], {}, "complex"),
+        (torch.eye(2).to_sparse(), [0, 1], {}, "to_dense"),
     ],
 )
 def test_bad_samples(x: object, y: object, options: dict, message: str) -> None:

@@ -137,6 +137,8 @@ def samples(
 
 def _inputs(given: Any, part: str) -> Tensor:
     x = given.detach().cpu() if isinstance(given, Tensor) else _from_array(given, part)
+    if x.layout != torch.strided:
+        raise DataError(f"{part}: sparse inputs; give dense ones, such as x.to_dense()")
     if x.ndim < 2:
         raise DataError(
             f"{part}: inputs of shape {list(x.shape)}; give [N, F] features or [N, H, W], [N, C, H, W] or "
