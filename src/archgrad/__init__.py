@@ -247,5 +247,9 @@ class _Package(types.ModuleType):
         if not (name == "derive" and isinstance(value, types.ModuleType)):
             super().__setattr__(name, value)
 
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        # A class of the user's that is sent to a worker takes what it refers to with it, as `ag`.
+        return importlib.import_module, (self.__name__,)
+
 
 sys.modules[__name__].__class__ = _Package

@@ -44,6 +44,28 @@ def space(classes):
     inputs = {"image": ag.image_encoder(1), "audio": ag.audio_encoder(1)}
     return ag.fusion(inputs, classes=classes, widths={"4": (4,)})
 
+class Items(torch.utils.data.Dataset):
+    def __init__(self):
+        self.x, self.y = part(60, 0)
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, i):
+        return self.x[i], int(self.y[i])
+
+def items():
+    return Items()
+
+class Choosing(torch.nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.choice = ag.OpChoice({"3": torch.nn.Conv2d(2, 4, 3), "relu": torch.nn.Conv2d(2, 4, 3)}, name="one")
+        self.head = torch.nn.Linear(144, classes)
+
+    def forward(self, x):
+        return self.head(self.choice(x).flatten(1))
+
 def wrong():
     return {"training": part(10, 0)}
 
@@ -137,6 +159,19 @@ def test_named_inputs_are_searched(code: Path, cli: Callable, no_onnx: None) -> 
         "--trials", "2", "--steps", "8", "--batch-size", "16", "--out", code.parent / "run",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
+
+
+def test_workers_need_not_find_the_file(code: Path, cli: Callable, no_onnx: None) -> None:
+    weights = []
+    for workers in ([], ["--workers", "2"]):
+        out = code.parent / f"run{len(weights)}"
+        result = cli(
+            "search", "--data", f"{code}:items", "--space", f"{code}:Choosing", "--method", "random_search",
+            "--trials", "2", "--steps", "8", "--batch-size", "16", "--out", out, *workers,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        weights.append((out / "network.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
 
 def test_init_writes_a_script_that_runs(code: Path, cli: Callable) -> None:

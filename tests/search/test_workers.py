@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import cloudpickle
 import pytest
 import torch
 from torch import nn
@@ -110,6 +111,11 @@ def test_what_goes_wrong_in_a_trial_is_raised_here(name: str, error: type[Archgr
     for run, _ in begun(None, workers=1):
         with pytest.raises(error, match=r"became NaN|thing is not installed"):
             Workers(run, Told(tmp_path)).result(*jobs(name))
+
+
+def test_the_package_travels_by_its_name() -> None:
+    """As what a class in a program of the user's refers to: import archgrad as ag."""
+    assert cloudpickle.loads(cloudpickle.dumps(ag)) is ag
 
 
 def test_what_cannot_travel_is_refused_at_once() -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cloudpickle
+
 from archgrad.cli.failures import user_line
 from archgrad.errors import ConfigError, ModelError
 
@@ -103,6 +105,8 @@ def _from_file(path: Path, told: str) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    # Under this name no worker could import it.
+    cloudpickle.register_pickle_by_value(module)
     with own(str(path)):
         spec.loader.exec_module(module)
     return module
