@@ -49,7 +49,7 @@ from archgrad.search.found import Found, assemble
 from archgrad.search.gating import Steering, entry_logits
 from archgrad.search.run import Run
 from archgrad.search.schedules import Schedule, consecutive, constant, cosine
-from archgrad.search.selection import Budget, Rounded, above, undone, uniform, whole
+from archgrad.search.selection import Budget, Rounded, above, gates, undone, uniform, whole
 from archgrad.search.supernet import foresee
 from archgrad.tasks.classification import Classification
 
@@ -95,6 +95,7 @@ def dnal(
         NonFiniteError: the loss became NaN or infinite.
     """
     rounded = Rounded(round_to)
+    gates(space)  # a space of anything else is refused
     task.check(space)
     budget = Budget(space, limit, rounded) if limit else None
     settings = {

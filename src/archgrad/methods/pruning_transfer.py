@@ -46,7 +46,7 @@ from archgrad.search.gating import entry_logits
 from archgrad.search.pruning import FLOOR, Signs, charges, opening, redraw
 from archgrad.search.run import Run
 from archgrad.search.schedules import cosine
-from archgrad.search.selection import Budget, Rounded, above, whole
+from archgrad.search.selection import Budget, Rounded, above, gates, whole
 from archgrad.tasks.classification import Classification
 
 Process = Literal["redraw", "cotrain", "frozen"]
@@ -113,6 +113,7 @@ def pruning_transfer(
         NonFiniteError: a loss became NaN or infinite.
     """
     rounded, terms = Rounded(round_to), _checked(terms, process, gamma)
+    gates(space)  # a space of anything else is refused
     task.check(space)
     budget = Budget(space, limit, rounded) if limit else None
     settings = {

@@ -52,11 +52,11 @@ def slim(net: Network, example: Example, *, keep: Sequence[str] = (), inputs: bo
 
     Source: removable groups as in DNAL (arXiv 2103.02126), found through torch-pruning's dependency graph.
     """
+    given = _checked(net, example)
     absent = [path for path in keep if path not in dict(net.named_modules())]
     if absent:
         names = [name for name, _ in net.named_modules() if name]
         raise ModelError(f"keep names {absent}, which {type(net).__name__} does not have; it has {names[:12]} ...")
-    given = _checked(net, example)
     space = copy.deepcopy(net)
     graph = _traced(net, given)
     if inputs:
@@ -93,6 +93,11 @@ def _checked(net: nn.Module, example: Example) -> tuple[Tensor, ...]:
             "slim takes a network of one tensor or of several in order, and the example is a dict: put a module "
             "around yours whose forward takes them in order"
         )
+    if not isinstance(net, nn.Module):
+        kind = (
+            f"the class {net.__name__}: make a network of it" if isinstance(net, type) else f"a {type(net).__name__}"
+        )
+        raise ModelError(f"slim takes a network, a torch.nn.Module, and got {kind}")
     if any(isinstance(module, torch.jit.ScriptModule) for module in net.modules()):
         raise ModelError(
             f"{type(net).__name__} is TorchScript, whose layers cannot be changed; give the Python module that it "

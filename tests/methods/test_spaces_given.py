@@ -1,4 +1,4 @@
-"""Weights that the user has frozen: they stay what they are, in every method, and what is left is trained."""
+"""Spaces as users give them: frozen weights stay what they are, in every method; what does not fit is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.choices.access import weights
-from archgrad.errors import ModelError
+from archgrad.errors import ChoiceError, ModelError
 
 torch.set_num_threads(1)
 
@@ -93,6 +93,12 @@ def test_fresh_weights_are_drawn_for_what_is_trained_alone() -> None:
 def test_weights_are_those_that_train() -> None:
     net = network()
     assert {id(p) for p in weights(net)} == {id(p) for part in net[1:] for p in part.parameters()}
+
+
+@pytest.mark.parametrize("method", [ag.dnal, ag.pruning_transfer])
+def test_a_space_of_operations_is_refused_by_name(method: Callable[..., ag.Found]) -> None:
+    with pytest.raises(ChoiceError, match="a space of gates alone"):
+        method(Space(), task(), quiet(12))
 
 
 @pytest.mark.parametrize("joint", [False, True])
