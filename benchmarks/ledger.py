@@ -103,6 +103,11 @@ def commanded(body: Any) -> Iterator[Point]:
             yield row["goals"], "hypervolume, % of the table's front", row["method"], 100 * row["curve"][-1]
 
 
+def tabled(body: Any) -> Iterator[Point]:
+    for row in body["searches"]:
+        yield "", "hypervolume, % of what all 400 command", row["search"], 100 * row["share"][-1]
+
+
 def within(body: Any) -> Iterator[Point]:
     for row in body["rows"]:
         yield f"bound {row['fraction']:g}", "regret, points", row["method"], 100 * row["regret"]
@@ -228,6 +233,10 @@ ENTRIES: dict[str, Entry] = {
         "Does a search under a bound on memory keep it for any number of candidates?",
         _run("memory_bound", "--sizes 4 16 64 256 --accuracy-sizes 16 --seeds 5"), "docs/benchmarks/memory-bound.md",
         remembered, higher=False, peers=("darts", "darts, random subspace", "random search"),
+    ),
+    "alexnet": Entry(
+        "The same on networks that are trained and timed?", _run("alexnet", "--seeds 20"),
+        "docs/benchmarks/multiobjective.md", tabled, peers=("random",),
     ),
     "multiobjective": Entry(
         "How much of the front of a table do searches for several goals command?",

@@ -254,7 +254,7 @@ def test_weights_that_rest_stay_at_rest() -> None:
     assert not any(m.training for m in built.modules())
 
 
-@pytest.mark.parametrize(("given", "said"), [("net", "got str"), (nn.Conv2d, "the class Conv2d: make a network")])
+@pytest.mark.parametrize(("given", "said"), [("net", "got a str"), (nn.Conv2d, "the class Conv2d: make a network")])
 def test_what_is_no_network_is_refused(given: object, said: str) -> None:
     with pytest.raises(ModelError, match=said):
         slim(given, torch.zeros(1, 1, 8, 8))
