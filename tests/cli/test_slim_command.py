@@ -95,6 +95,7 @@ def test_weights_skip_the_first_stage_unless_retrained(
         (["--epoch", "3"], "--epoch"),
         (["--size", "8"], "size and skip_corrupt are for folders of images"),
         (["--steps", "1"], "gate_epochs"),
+        (["--out", ""], "--out: '' was given"),
         (["--weights", "none.safetensors"], "there is no such file"),
         (["--config", "none.yaml"], "none.yaml cannot be read"),
     ],

@@ -13,6 +13,7 @@ from archgrad.search.run import Run
 @pytest.mark.parametrize(
     ("options", "text"),
     [
+        ({"folder": ""}, 'folder="" was given'),
         ({"epochs": 0}, "epochs=0 was given. Allowed is a whole number of at least 1"),
         ({"steps": -1}, "steps=-1"),
         ({"steps": 2.5}, r"steps=2\.5"),

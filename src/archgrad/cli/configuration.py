@@ -58,6 +58,13 @@ class Options(BaseModel):
 
     threads: int | None = Field(None, ge=1, description="CPU threads; default: what PyTorch takes.")
 
+    @field_validator("out", check_fields=False)
+    @classmethod
+    def _somewhere(cls, folder: str | None) -> str | None:
+        if folder == "":
+            raise ValueError("'' was given. Give a folder; the present one is .")
+        return folder
+
 
 class DataOptions(Options):
     """The data and how batches are made of it."""

@@ -74,7 +74,7 @@ class Run:
         self.trials = checked.count("trials", trials)
         self.seconds = checked.seconds("seconds", seconds)
         self.seed = checked.seed(seed)
-        self.folder = Path(folder) if folder is not None else None
+        self.folder = checked.folder(folder)
         self.workers = checked.workers(workers)
         self.worked = False  # whether workers have had something to do
         self._machine = Machine(device, precision=precision, devices=devices, workers=self.workers)

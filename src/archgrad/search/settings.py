@@ -105,6 +105,13 @@ def workers(given: int | str | None) -> int | str | None:
     return count("workers", given)
 
 
+def folder(given: str | Path | None) -> Path | None:
+    """The run's folder; the present one has to be meant."""
+    if given == "":
+        raise ConfigError('folder="" was given. Give a path ("." for the present folder), or None for no folder.')
+    return None if given is None else Path(given)
+
+
 def tensorboard(wanted: bool, folder: Path | None) -> bool:
     """Whether to write for TensorBoard. Raises MissingExtra when it is not installed."""
     if wanted and folder is None:
