@@ -96,6 +96,18 @@ class Choice(nn.Module):
         return weights
 
 
+def _listed(given: Iterable[object], name: str) -> nn.ModuleList:
+    found = nn.ModuleList()
+    for one in given:
+        if not isinstance(one, nn.Module):
+            kind = f"the class {one.__name__}" if isinstance(one, type) else f"a {type(one).__name__}"
+            raise ChoiceError(
+                f"choice {name!r} holds {kind}; give torch.nn.Modules (for a function, one whose forward calls it)"
+            )
+        found.append(one)
+    return found
+
+
 class OpChoice(Choice):
     """One of several operations on the same input.
 
@@ -123,7 +135,7 @@ class OpChoice(Choice):
         modules = list(candidates.values()) if isinstance(candidates, Mapping) else listed
         super().__init__(len(listed), name=name)
         alone = all(isinstance(entry, str) for entry in modules)
-        self.candidates = nn.ModuleList([] if alone else modules)  # type: ignore[arg-type]
+        self.candidates = _listed([] if alone else modules, name)
         self.labels = tuple(entry if isinstance(entry, str) else type(entry).__name__ for entry in listed)
         if strange := [label for label in barred if label not in self.labels]:
             raise ChoiceError(f"choice {name!r} bars {strange}, which it does not have; it has {list(self.labels)}")
@@ -190,7 +202,7 @@ class InputChoice(Choice):
             raise ChoiceError(f"choice {name!r} keeps {keep} of {size} inputs; allowed is 1 to {size}")
         # `archgrad.choices.subsets.topology` may leave the number free between the two.
         self.fewest = self.keep = keep
-        self.edges = None if edges is None else nn.ModuleList(edges)
+        self.edges = None if edges is None else _listed(edges, name)
         if self.edges is not None and len(self.edges) != size:
             raise ChoiceError(f"choice {name!r} has {size} inputs and {len(self.edges)} edges; give one an input")
 
