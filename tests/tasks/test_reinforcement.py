@@ -146,9 +146,11 @@ def test_an_environment_that_fails_is_named(how: str, said: str) -> None:
     [
         ("CartPole-v1", r"observes Box.*allowed is an image"),
         ("NoSuchGame-v0", "gymnasium cannot make 'NoSuchGame-v0'"),
+        (lambda: 3, "makes a int; it has to make a gymnasium.Env"),
+        (lambda: 1 // 0, "which makes the environment, raised ZeroDivisionError"),
     ],
 )
-def test_an_environment_without_images_is_refused(make: str, said: str) -> None:
+def test_an_environment_without_images_is_refused(make: object, said: str) -> None:
     with pytest.raises(DataError, match=said):
         ag.Reinforcement(make)
 

@@ -41,10 +41,18 @@ class Levelled(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def side_by_side(make: Callable[[], gymnasium.Env[Any, Any]], *, envs: int, first: int, count: int) -> VectorEnv:
-    """Environments of ordinary make, played in step; an episode's last step gives the first image of the next."""
+    """Environments of ordinary make, played in step; an episode's last step gives the first image of the next.
+
+    Raises DataError where `make` fails, or makes something else.
+    """
 
     def one() -> gymnasium.Env[Any, Any]:
-        return Levelled(make(), first=first, count=count)
+        name = getattr(make, "__name__", type(make).__name__)
+        with _Named(lambda: f"{name}, which makes the environment,", passed=gymnasium.error.Error):
+            env = make()
+        if not isinstance(env, gymnasium.Env):
+            raise DataError(f"{name} makes a {type(env).__name__}; it has to make a gymnasium.Env")
+        return Levelled(env, first=first, count=count)
 
     return SyncVectorEnv([one] * envs, autoreset_mode=AutoresetMode.SAME_STEP)
 
@@ -162,17 +170,17 @@ class Players:
         return f"{self.name}, step {len(self.actions)} after the seed {self.seed}"
 
     def _named(self) -> _Named:
-        return _Named(self)
+        return _Named(self._place)
 
 
 _AFTER = "Mend the environment; a run with a folder then goes on from its last checkpoint when it is run again"
 
 
 class _Named:
-    """What an environment raises in the block is raised again with its name, and where it stood."""
+    """What an environment raises in the block is raised again with its name and where it stood, but what is passed."""
 
-    def __init__(self, players: Players) -> None:
-        self.players = players
+    def __init__(self, place: Callable[[], str], *, passed: type[Exception] | tuple[()] = ()) -> None:
+        self.place, self.passed = place, passed
 
     def __enter__(self) -> Self:
         return self
@@ -180,5 +188,5 @@ class _Named:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        if isinstance(error, Exception):
-            raise DataError(f"{self.players._place()} raised {one_line(error)}. {_AFTER}") from error
+        if isinstance(error, Exception) and not isinstance(error, self.passed):
+            raise DataError(f"{self.place()} raised {one_line(error)}. {_AFTER}") from error
