@@ -177,7 +177,7 @@ _AFTER = "Mend the environment; a run with a folder then goes on from its last c
 
 
 class _Named:
-    """What an environment raises in the block is raised again with its name and where it stood, but what is passed."""
+    """What an environment raises in the block is raised again with its name and place, but for what is passed."""
 
     def __init__(self, place: Callable[[], str], *, passed: type[Exception] | tuple[()] = ()) -> None:
         self.place, self.passed = place, passed
