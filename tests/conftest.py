@@ -1,5 +1,6 @@
-"""One torch thread for every test: more threads on loaded cores are slower, and change no result."""
+"""One torch thread for every test, since more are slower on loaded cores and change no result; Ctrl-C is heard."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import torch
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the networks in tests/families
+
+# A program that is started in the background ignores Ctrl-C, and so would all that it starts; tests interrupt some.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("archgrad", derandomize=True, deadline=None, database=None, print_blob=False)
 settings.load_profile("archgrad")
