@@ -64,13 +64,16 @@ def test_the_board_is_served_until_it_is_interrupted(slimmed: Path) -> None:
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as board:
-        assert board.stdout is not None
-        line = board.stdout.readline()
-        address = line.partition(" at ")[2].split()[0]
-        with urllib.request.urlopen(address, timeout=60) as answer:
-            assert "Finished" in answer.read().decode()
-        board.send_signal(signal.SIGINT)
-        _, errors = board.communicate(timeout=30)
+        try:
+            assert board.stdout is not None
+            line = board.stdout.readline()
+            address = line.partition(" at ")[2].split()[0]
+            with urllib.request.urlopen(address, timeout=60) as answer:
+                assert "Finished" in answer.read().decode()
+            board.send_signal(signal.SIGINT)
+            _, errors = board.communicate(timeout=30)
+        finally:
+            board.kill()
     assert board.returncode == 0 and errors == ""
 
 
