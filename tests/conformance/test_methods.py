@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import json
+import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -170,11 +169,6 @@ def test_architecture_survives_json_and_builds_the_same_network(name: str, tmp_p
     assert json.loads((tmp_path / "run" / "record.json").read_text())["after"]["macs"] == found.costs["macs"]
 
 
-def launch(name: str, folder: Path, *, delay: float) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(HERE / "run_one.py"), name, str(folder), str(delay)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-
-
 KILLED_IN = {
     "dnal": ("gates", "finetune"),
     "dnal, joint": ("gates",),
@@ -194,27 +188,31 @@ KILLED_IN = {
 
 @pytest.mark.parametrize("name", KILLED_IN)
 def test_resumes_exactly_after_being_killed(name: str, tmp_path: Path) -> None:
-    for phase in KILLED_IN[name]:
-        folder = tmp_path / phase
-        process = launch(name, folder, delay=0.05)
-        wait_for(folder / "history.jsonl", f'"{phase}"', process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert not (folder / "network.safetensors").exists(), "it was to be killed in mid-run"
-        again = launch(name, folder, delay=0.0)
-        assert again.wait(120) == 0, again.stderr.read()
-        again.stderr.close()
-        process.stderr.close()
     whole = found_by(name, quiet(name, epochs=6), limit=limit())
     for phase in KILLED_IN[name]:
+        assert forked(name, tmp_path / phase, killed_in=phase) == -signal.SIGKILL
+        assert not (tmp_path / phase / "network.safetensors").exists(), "it was to be killed in mid-run"
+        assert forked(name, tmp_path / phase) == 0
         resumed = safetensors.torch.load_file(tmp_path / phase / "network.safetensors")
         assert all(torch.equal(resumed[k], v) for k, v in whole.network.state_dict().items())
 
 
-def wait_for(path: Path, text: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(1200):
-        if path.exists() and path.read_text().count(text) >= 3:
-            return
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-    raise AssertionError(f"{text} never came")
+def forked(name: str, folder: Path, *, killed_in: str = "") -> int:
+    """The exit status of a process that runs the method, or kills itself with the third record of a phase."""
+    pid = os.fork()
+    if pid == 0:
+        seen: collections.Counter[str] = collections.Counter()
+
+        def told(record: dict[str, object]) -> None:
+            seen[str(record["phase"])] += 1
+            if seen[killed_in] == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        code = 70
+        try:
+            run = quiet(name, epochs=6, folder=folder, checkpoint_seconds=0.0, on_log=told)
+            found_by(name, run, limit=limit())
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
