@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import archgrad as ag
-from archgrad.choices.access import weights
+from archgrad.choices.access import trainable, weights
 from archgrad.errors import ChoiceError, ModelError
 
 torch.set_num_threads(1)
@@ -90,9 +90,11 @@ def test_fresh_weights_are_drawn_for_what_is_trained_alone() -> None:
     assert not torch.equal(built.head[-1].weight, space.head[-1].weight)
 
 
-def test_weights_are_those_that_train() -> None:
+def test_frozen_weights_are_weights_that_are_not_trained() -> None:
     net = network()
-    assert {id(p) for p in weights(net)} == {id(p) for part in net[1:] for p in part.parameters()}
+    assert {id(p) for p in weights(net)} == {id(p) for p in net.parameters()}
+    assert {id(p) for p in trainable(net)} == {id(p) for part in net[1:] for p in part.parameters()}
+    assert ag.params().of(net) == sum(p.numel() for p in net.parameters())
 
 
 @pytest.mark.parametrize("method", [ag.dnal, ag.pruning_transfer])

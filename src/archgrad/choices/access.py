@@ -209,6 +209,11 @@ def logits(network: nn.Module) -> list[nn.Parameter]:
 
 
 def weights(network: nn.Module) -> list[nn.Parameter]:
-    """All parameters that are trained and are not architecture parameters, each once; frozen ones are left out."""
+    """All parameters that are not architecture parameters, each once."""
     architecture = set(logits(network))
-    return [p for p in network.parameters() if p.requires_grad and p not in architecture]
+    return [p for p in network.parameters() if p not in architecture]
+
+
+def trainable(network: nn.Module) -> list[nn.Parameter]:
+    """Of the `weights` those that are not frozen, that is, that require a gradient."""
+    return [p for p in weights(network) if p.requires_grad]

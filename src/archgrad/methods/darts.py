@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from archgrad.choices.access import logits, weights
+from archgrad.choices.access import logits, trainable
 from archgrad.choices.policies import Prior
 from archgrad.costs.limits import Limit
 from archgrad.derive.discretise import decide
@@ -130,7 +130,7 @@ def unrolled(
     `mean` takes gradients over all processes. The weights are left as they were.
     """
     group = optimiser.param_groups[0]
-    found, alpha = weights(space), logits(space)
+    found, alpha = trainable(space), logits(space)
     before = [p.detach().clone() for p in found]
     ahead = _gradients(train(), found, mean)
     with torch.no_grad():

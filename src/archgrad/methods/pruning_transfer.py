@@ -32,7 +32,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from archgrad.choices.access import logits, relax, weights
+from archgrad.choices.access import logits, relax, trainable
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.relaxations import TwoTemperature
 from archgrad.costs.count import Macs, Params, macs
@@ -161,13 +161,13 @@ def _decide(
 ) -> None:
     """The rounds, as one loop of steps, so that a run can be stopped and resumed inside any of them."""
     relax(space, functools.partial(TwoTemperature, hard=terms.hard, soft=terms.soft))
-    decided, trained, draws = logits(space), weights(space), run.generator("gates")
+    decided, trained, draws = logits(space), trainable(space), run.generator("gates")
     for theta in decided:
         theta.data.copy_(terms.start + terms.noise * torch.randn(theta.shape, generator=draws))
     first, second = (one.stream(seed=run.seed, rank=run.rank, world=run.world) for one in shares)
     twin = build(space, whole(space))
     weight_steps, gate_steps, signs = terms.weight_steps, terms.gate_steps, Signs()
-    on_weights = make(trained)
+    on_weights = for_weights(make, space)
     on_gates = torch.optim.SGD(decided, lr=terms.rate * len(charge))
     run.keep(space=space, weights=on_weights, gates=on_gates, signs=signs)
     for step in run.steps(steps, phase="gates", share=share):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from archgrad.choices.access import weights
+from archgrad.choices.access import trainable
 from archgrad.errors import ConfigError, ModelError
 from archgrad.search.averaging import moving_average, take_average
 from archgrad.search.drop_path import DropPathRamp
@@ -127,7 +127,7 @@ def for_weights(optimiser: MakeOptimiser, network: nn.Module) -> Optimizer:
     Raises:
         ModelError: there are none.
     """
-    found = weights(network)
+    found = trainable(network)
     if not found:
         raise ModelError(
             f"{type(network).__name__} has no parameter that requires a gradient, so there is nothing to train; "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from archgrad.choices.access import choices, using, weights
+from archgrad.choices.access import choices, trainable, using
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.policies import Categorical, Reinforce, Uniform
 from archgrad.errors import ConfigError
@@ -148,7 +148,7 @@ class Paths:
                 self._hold(self.policy.draw(self._generator, uniform=episode < warm_up))
             assert self._optimiser is not None
             space.train()
-            held = weights(space)
+            held = trainable(space)
             with watched(self.run):
                 batch = self.run.to_device(first(step))
                 loss = self._loss(batch)
@@ -194,7 +194,7 @@ class Paths:
         if self._optimiser is not None:
             kept = self._optimiser.state
             self.shelf.put_away(self._support(), kept)
-            self._momentum = {p: kept[p] for p in weights(self.shelf.space) if p in kept}
+            self._momentum = {p: kept[p] for p in trainable(self.shelf.space) if p in kept}
             self._path, self._optimiser = Architecture({}), None
 
     def _support(self) -> dict[str, list[int]]:

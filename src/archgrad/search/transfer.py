@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from archgrad.choices.access import weights
+from archgrad.choices.access import trainable
 from archgrad.choices.architecture import Architecture
 from archgrad.costs.count import Macs, Params, macs, params
 from archgrad.derive.discretise import build
@@ -254,7 +254,7 @@ class _Lab:
             self.run.check_finite({"loss": loss})
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            stepped = weights(network)
+            stepped = trainable(network)
             self.run.check_gradients(stepped, [p.grad for p in stepped])
             optimiser.step()
         if not held:
