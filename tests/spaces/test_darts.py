@@ -211,7 +211,7 @@ def test_a_choice_of_labels_alone_decides_and_does_not_run() -> None:
     with pytest.raises(ChoiceError, match="labels alone"):
         ag.relax(choice, softmax)(torch.zeros(1))
     for strange in ((nn.Identity(), "skip_connect"), (1, 2)):
-        with pytest.raises(TypeError):
+        with pytest.raises(ChoiceError, match="give torch"):
             OpChoice(strange, name="op")  # type: ignore[arg-type]
     node = small(factorised=True).network.cells[0].nodes[0]
     with pytest.raises(ChoiceError, match="undecided"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 
@@ -102,6 +104,19 @@ def test_the_random_dataset_is_really_random() -> None:
     first, second = (noisy(0).stream(seed=seed)(0)[0] for seed in (0, 1))
     assert len(first[:, 1:].unique()) == 48, "three draws of each of 16 samples"
     assert not set(first[:, 1].tolist()) & set(second[:, 1].tolist())
+
+
+def test_a_stream_ends_with_its_last_reference() -> None:
+    """And its workers with it: in a cycle they would wait for the collector, which then takes seconds."""
+    stream = noisy(workers=1).stream(seed=0)
+    stream(0)
+    alive = weakref.ref(stream)
+    gc.disable()
+    try:
+        del stream
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_workers_draw_what_one_process_draws() -> None:

@@ -118,7 +118,9 @@ class Stream:
         if step < 0:
             raise DataError(f"step {step}: steps count from 0")
         if step != self._next:
-            self._batches = self._source.batches(self._keys(step))
+            self._batches = self._source.batches(
+                _keys(self._order, step, seed=self._seed, rank=self._rank, world=self._world)
+            )
         # Until the batch is here nothing is known to be in place, should this be interrupted.
         self._next = -1
         inputs, target = next(self._batches)
@@ -128,20 +130,21 @@ class Stream:
             inputs = augmentation(inputs, generator)
         return inputs, target
 
-    def _keys(self, step: int) -> Iterator[Key]:
-        epoch, first = divmod(step, self._order.steps)
-        for number in itertools.count(epoch):
-            batches = self._order.epoch(self._seed, number)
-            if len(batches) < self._order.steps:
-                raise DataError(
-                    f"the DataLoader's sampler drew {len(batches)} batches in epoch {number}; its length "
-                    f"promises {self._order.steps}. Correct its __len__"
-                )
-            for position in range(first, self._order.steps):
-                step = number * self._order.steps + position
-                yield self._share(batches[position]), stable_seed("fetch", self._seed, step, self._rank)
-            first = 0
 
-    def _share(self, batch: list[int]) -> list[int]:
-        """Every `world`-th sample of the batch; all processes get equally many."""
-        return batch[: len(batch) // self._world * self._world][self._rank :: self._world]
+# No method of a stream: its batches would hold the stream that holds them, and the workers behind them would end when
+# garbage is next collected, which takes five seconds, and not at once.
+def _keys(order: Order, step: int, *, seed: int, rank: int, world: int) -> Iterator[Key]:
+    epoch, first = divmod(step, order.steps)
+    for number in itertools.count(epoch):
+        batches = order.epoch(seed, number)
+        if len(batches) < order.steps:
+            raise DataError(
+                f"the DataLoader's sampler drew {len(batches)} batches in epoch {number}; its length "
+                f"promises {order.steps}. Correct its __len__"
+            )
+        for position in range(first, order.steps):
+            # Every `world`-th sample; all processes get equally many.
+            batch = batches[position]
+            share = batch[: len(batch) // world * world][rank::world]
+            yield share, stable_seed("fetch", seed, number * order.steps + position, rank)
+        first = 0
