@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from archgrad.errors import ConfigError, NonFiniteError
+from archgrad.tasks import control
 from archgrad.tasks.control import Cost, Equations, Trajectory, cart_pole, classical_ilqr, quadratic, vehicle
 from archgrad.tasks.planning import Better, backward, derivatives, line_search, smooth
 from archgrad.tasks.systems import probe
@@ -107,11 +108,15 @@ def test_first_costs_and_what_classical_ilqr_reaches() -> None:
     assert bool((found.trajectory.actions.abs() <= torch.tensor([0.6, 3.0])).all())
 
 
-def test_the_cart_pole_is_swung_up() -> None:
-    """Rounding decides the last digits: the same search with 1e-8 added to Q_uu ends at 1354.36 to 1354.39."""
+@pytest.mark.parametrize(("added", "cost", "iterations"), [(0.0, 1354.3825, 89), (3e-8, 1354.411, 86)])
+def test_the_cart_pole_is_swung_up(
+    added: float, cost: float, iterations: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is added to Q_uu decides the third digit behind the point; with 3e-8 it is the value of another program."""
+    monkeypatch.setattr(control, "backward", lambda *given, damping: backward(*given, damping=damping + added))
     found = classical_ilqr(cart_pole())
     assert found.costs[0] == pytest.approx(100166.6151, abs=1e-4)
-    assert found.cost == pytest.approx(1354.4, rel=1e-3)
+    assert (found.cost, found.iterations) == (pytest.approx(cost, abs=1e-2), pytest.approx(iterations, abs=5))
     assert abs(float(found.trajectory.states[-1, 0])) < 0.05
     actions = found.trajectory.actions
     again = cart_pole().simulate(lambda t, x: actions[t])
