@@ -112,7 +112,7 @@ def test_first_costs_and_what_classical_ilqr_reaches() -> None:
 def test_the_cart_pole_is_swung_up(
     added: float, cost: float, iterations: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is added to Q_uu decides the third digit behind the point; with 3e-8 it is the value of another program."""
+    """What is added to Q_uu decides the second digit behind the point; with 3e-8 it is that of another program."""
     monkeypatch.setattr(control, "backward", lambda *given, damping: backward(*given, damping=damping + added))
     found = classical_ilqr(cart_pole())
     assert found.costs[0] == pytest.approx(100166.6151, abs=1e-4)
