@@ -2,8 +2,8 @@
 
     python benchmarks/control.py --seeds 5 --out benchmarks/results/control.json
 
-Vehicle and cart-pole of the authors of neural iLQR. iLQR on the equations needs no real rollout; the row with the
-same smoothing of the Jacobians along time is the control: what of a gain is due to the smoothing alone. Neural iLQR
+Vehicle and cart-pole of the authors of neural iLQR. iLQR on the equations needs no real rollout; the rows with the
+same smoothing of the Jacobians along time are the control: what of a gain is due to the smoothing alone. Neural iLQR
 knows no equations; its real rollouts are counted, line search and first random ones included, and bounded by
 `--rollouts`. "first below" is how many it had used when it first cost less than iLQR without smoothing. One CPU
 thread. A row that the file holds is not run again.
@@ -32,6 +32,7 @@ CLASSICAL: dict[str, dict[str, float]] = {
     "iLQR, exact equations": {},
     "iLQR, damped": {"damping": 1.0},
     "iLQR, same smoothing": {"smoothing": 5.0},
+    "iLQR, same smoothing, damped": {"smoothing": 5.0, "damping": 1.0},
 }
 SEARCH = functools.partial(ag.darts, optimiser=ADAM)
 NEURAL: dict[str, dict[str, Any]] = {

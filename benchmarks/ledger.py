@@ -217,7 +217,7 @@ ENTRIES: dict[str, Entry] = {
     "control": Entry(
         "Does control without a model reach iLQR on exact equations?", _run("control", "--seeds 5"),
         "docs/benchmarks/control.md", of_rows("J", "cost", group="system"), higher=False,
-        peers=("iLQR, exact equations", "iLQR, damped", "iLQR, same smoothing"),
+        peers=("iLQR, exact equations", "iLQR, damped", "iLQR, same smoothing", "iLQR, same smoothing, damped"),
     ),
     "discreteness": Entry(
         "What does each part of DARTS-PRIME do to the discretisation gap?",
