@@ -248,12 +248,6 @@ ENTRIES: dict[str, Entry] = {
         "docs/benchmarks/multimodal.md",
         of_rows("test accuracy, %", "test", who="row", group="level", scale=100), peers=_SENSES,
     ),
-    "multimodal_longer": Entry(
-        "The same with five times the pairs?",
-        _run("multimodal", "--levels A --steps 1500 --batch 32 --seeds 3", "multimodal_longer"),
-        "docs/benchmarks/multimodal.md",
-        of_rows("test accuracy, %", "test", who="row", group="level", scale=100), peers=_SENSES,
-    ),
     "latency_front": Entry(
         "Is a bound on measured latency kept, and at what accuracy?",
         _run("latency_front", "--seconds 8 --seeds 3 --fractions 0.4 0.6 0.8"), "docs/benchmarks/latency.md", within,
