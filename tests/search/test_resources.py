@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import archgrad as ag
 from archgrad.errors import ResourceError, RunError
 from archgrad.search.disk import foresee_disk
 from archgrad.search.fit import descend, sgd
-from archgrad.search.mishaps import told_of
+from archgrad.search.mishaps import told_of, watched
 from archgrad.search.run import Run
 
 ROWS = 40
@@ -149,6 +150,18 @@ def test_a_worker_that_dies_ends_the_run_which_then_goes_on(tmp_path: Path) -> N
     assert re.search(r"in phase 'fit' at step \d\. The last good state is .*safetensors", str(caught.value))
     fuse.unlink()
     assert all(map(torch.equal, trained(tmp_path / "run", data=loader(fuse)), whole))
+
+
+def test_a_worker_whose_death_is_told_while_its_trace_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch raises in its handler of SIGCHLD, wherever the program is."""
+
+    def interrupted(_: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 1) exited unexpectedly")
+
+    monkeypatch.setattr(traceback, "walk_tb", interrupted)
+    with pytest.raises(ResourceError, match=r"worker process of the data loader died \(DataLoader worker"):  # noqa: SIM117
+        with watched(Run(progress=False)):
+            raise ConnectionResetError("reset by peer")
 
 
 @pytest.fixture

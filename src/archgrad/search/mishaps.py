@@ -32,10 +32,17 @@ def watched(run: Run, phase: Phase | None = None) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError, OSError, EOFError) as error:
-        if isinstance(error, ArchgradError) or not (told := told_of(error)):
+        if isinstance(error, ArchgradError) or not (told := _told(error)):
             raise
         place = phase.place if phase else run.place
         raise ResourceError(f"{told} It happened {place}. {run.good_state}".rstrip()) from error
+
+
+def _told(error: BaseException) -> str:
+    try:
+        return told_of(error)
+    except RuntimeError as death:  # torch tells of a worker that died wherever the program is, so here too
+        return told_of(death)
 
 
 def told_of(error: BaseException) -> str:
@@ -61,7 +68,8 @@ def _broken_off(error: BaseException) -> bool:
     # What the dataset itself raised in a worker is raised again here, and says so.
     if not isinstance(error, OSError | EOFError) or "in DataLoader worker process" in str(error):
         return False
-    return any(frame.filename == dataloader.__file__ for frame in traceback.extract_tb(error.__traceback__))
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_filename == dataloader.__file__ for frame, _ in frames)
 
 
 def _first(text: str) -> str:
