@@ -35,6 +35,7 @@ METHODS: dict[str, Callable[..., ag.Found]] = {
     "darts": ag.darts,
     "unas": ag.unas,
     "unas, no gap": functools.partial(ag.unas, terms=Terms(gap="none")),
+    "unas, weights alone for a quarter": functools.partial(ag.unas, terms=Terms(warm_up=0.25)),
     "unas, weights alone for half": functools.partial(ag.unas, terms=Terms(warm_up=0.5)),
     "darts_prime": ag.darts_prime,
     "darts_prime, static": functools.partial(ag.darts_prime, constraint=Constraint(schedule="static")),
