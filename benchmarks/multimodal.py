@@ -35,6 +35,7 @@ from archgrad.search.checkpoint import replace_text
 from archgrad.search.draws import best_so_far
 
 TRIALS = 20
+HANDED = "random search, the finalist handed back"
 WIDTHS = {"8": (8,), "16": (16,), "8 doubling": (8, 16, 32)}
 RECIPE = functools.partial(ag.adamw, learning_rate=2e-3)
 UNAS_STEPS = 0.15  # of a random search's, which take about as long
@@ -252,15 +253,17 @@ def show(rows: list[Figures], levels: list[str]) -> None:
         "| level | row | seeds | test accuracy, % | steps | seconds | MACs, M | intervention |\n"
         "|---|---|---|---|---|---|---|---|"
     )
+    handed = [r | {"row": HANDED, "test": r["of_finalists"][0]} for r in rows if r["row"] == "random search"]
+    rows = [*rows, *handed]
     for level in levels:
-        for name in ROWS:
+        for name in (*ROWS, HANDED):
             same = [r for r in rows if r["row"] == name and r["level"] == level]
             if not same:
                 continue
             tests = [100 * r["test"] for r in same]
             spread = f" ± {statistics.stdev(tests):.1f}" if len(tests) > 1 else ""
             macs = [r["macs"] / 1e6 for r in same]
-            size = f"{min(macs):.1f} to {max(macs):.1f}" if max(macs) > min(macs) else f"{macs[0]:.1f}"
+            size = " to ".join(dict.fromkeys((f"{min(macs):.1f}", f"{max(macs):.1f}")))
             hand = same[0]["intervention"]
             seconds = statistics.mean(r["seconds"] for r in same)
             steps, mean = same[0]["steps"], statistics.mean(tests)

@@ -1,4 +1,4 @@
-"""Texts written to files, all or nothing."""
+"""Files that are written all or nothing."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from archgrad.reading import Refusal
 
 
 def text(path: Path, content: str, refuse: Refusal, *, errors: str = "strict") -> None:
-    """Write UTF-8 text to a file beside `path`, then put it in its place; `errors` as of `str.encode`.
+    """Write UTF-8 text, as `data` does; `errors` as of `str.encode`."""
+    data(path, content.encode("utf-8", errors), refuse)
+
+
+def data(path: Path, content: bytes, refuse: Refusal) -> None:
+    """Write bytes to a file beside `path`, then put it in its place.
 
     What the system refuses is refused with its reason, and what was there before stays: no such folder, no access,
     a full disk.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(content, encoding="utf-8", errors=errors)
+        partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)

@@ -164,7 +164,7 @@ def test_difference_counts_nan_and_a_shape_as_different() -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="cannot be written"):
+    with pytest.raises(RunError, match="cannot write"):
         export_program(nn.Linear(2, 2), torch.randn(1, 2), tmp_path / "absent" / "a.pt2")
 
 

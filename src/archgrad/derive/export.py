@@ -11,7 +11,6 @@ import copy
 import importlib.util
 import io
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map
 
+from archgrad import writing
 from archgrad.errors import MissingExtra, ModelError, RunError, one_line
 from archgrad.tasks.task import Inputs, arguments, mapped, tensors
 
@@ -93,7 +93,7 @@ def _export(
             reason, cause = one_line(error), error
             continue
         if difference <= _TOLERANCE:
-            _write(path, data)
+            writing.data(path, data, RunError)
             return Exported(path, dynamic, difference)
         cause = None
         reason = f"the file's outputs are off by {difference:.2g}, {_TOLERANCE:g} is allowed in float32"
@@ -229,15 +229,3 @@ def _silence() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(
-            f"{path} cannot be written: {error.strerror}. Give a file in a folder that exists and has space"
-        ) from error
