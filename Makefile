@@ -40,7 +40,7 @@ check: .venv/installed .venv/timm  ## format, lint, types, import floors, tests
 bench: .venv/installed .venv/timm  ## the slow tests and the benchmark, on real data (ARCHGRAD_DATA)
 	@echo "data: $${ARCHGRAD_DATA:-ARCHGRAD_DATA is not set, so only data that comes with the packages}"
 	$(BIN)/python -m pytest -m slow $(ARGS)
-	$(BIN)/archgrad bench slim
+	$(BIN)/python benchmarks/slim.py
 
 ledger: .venv/installed  ## benchmarks/RESULTS.md and RESULTS.json, of benchmarks/results alone
 	$(BIN)/python benchmarks/ledger.py

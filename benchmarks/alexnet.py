@@ -32,10 +32,10 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.choices.policies import Uniform
-from archgrad.costs.column import column
-from archgrad.methods.monas import Terms, monas
-from archgrad.search.front import hypervolume
-from archgrad.search.rewards import Reward, accurate, mixed, under
+from archgrad.costs.table_column import column
+from archgrad.methods.monas.monas import Terms, monas
+from archgrad.methods.monas.rewards import Reward, accurate, mixed, under
+from archgrad.trials.pareto import hypervolume
 
 FILTERS, KERNELS = (8, 16, 32, 48, 64), (3, 5, 7, 9)
 DECISIONS = {"filters 1": FILTERS, "kernel 1": KERNELS, "filters 2": FILTERS, "kernel 2": KERNELS}

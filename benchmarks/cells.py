@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 import archgrad as ag
-from archgrad.costs.misfit import rank_correlation
+from archgrad.costs.prediction_error import rank_correlation
 from archgrad.methods.unas import Terms
 from archgrad.spaces.operations import operation
 

@@ -24,7 +24,7 @@ import torch
 from slim import cifar10
 
 import archgrad as ag
-from archgrad.methods.darts_prime import Constraint
+from archgrad.methods.darts_prime.darts_prime import Constraint
 from archgrad.methods.unas import Terms
 from archgrad.spaces import nasbench201
 from archgrad.tasks.tabular import DATA, Tabular

@@ -26,7 +26,7 @@ from discreteness import OPERATIONS, Row, spread, task
 
 import archgrad as ag
 from archgrad.choices.subsets import topology
-from archgrad.methods.darts_prime import Constraint
+from archgrad.methods.darts_prime.darts_prime import Constraint
 
 PRIME = Constraint(f=4)
 Search = Callable[[ag.Classification, ag.Run, float], ag.Found]

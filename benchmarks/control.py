@@ -23,9 +23,9 @@ from typing import Any
 import torch
 
 import archgrad as ag
-from archgrad.methods.nnilqr import ADAM, Terms
-from archgrad.spaces.dynamics import dynamics_space
-from archgrad.tasks.control import Equations, cart_pole, classical_ilqr, vehicle
+from archgrad.control.benchmark_systems import Equations, cart_pole, classical_ilqr, vehicle
+from archgrad.control.dynamics_space import dynamics_space
+from archgrad.control.nnilqr import ADAM, Terms
 
 SYSTEMS: dict[str, Callable[[], Equations]] = {"vehicle": vehicle, "cart_pole": cart_pole}
 CLASSICAL: dict[str, dict[str, float]] = {

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 import archgrad as ag
-from archgrad.methods.darts_prime import Constraint, darts_prime
+from archgrad.methods.darts_prime.darts_prime import Constraint, darts_prime
 
 ACTIVATIONS, SCHEDULES, REGULARISERS = ("softmax", "clipped"), ("static", "dynamic"), ("none", "proximity", "admm")
 VARIANTS = tuple(itertools.product(ACTIVATIONS, SCHEDULES, REGULARISERS))

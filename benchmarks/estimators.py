@@ -10,8 +10,7 @@ import json
 from pathlib import Path
 
 import torch
-
-from archgrad.search.variance import variance_lines, variance_report
+from estimator_variance import variance_lines, variance_report
 
 
 def main() -> None:

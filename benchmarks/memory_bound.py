@@ -37,12 +37,12 @@ import archgrad as ag
 from archgrad.choices.lazy import Lazy
 from archgrad.costs.allocations import Allocations
 from archgrad.costs.memory import peak_memory
-from archgrad.methods.radars import radars
-from archgrad.search.fit import sgd
-from archgrad.search.mixtures import sgd_of_darts
-from archgrad.search.paths import Paths, Shrinking
-from archgrad.search.shelf import Shelf
-from archgrad.search.subspaces import Priced
+from archgrad.methods.radars.offload import Shelf
+from archgrad.methods.radars.radars import radars
+from archgrad.methods.radars.single_path import Paths, Shrinking
+from archgrad.methods.radars.subspaces import Priced
+from archgrad.supernets.darts_loop import sgd_of_darts
+from archgrad.training.fit import sgd
 
 LAYERS, CHANNELS, BATCH, WIDE = 4, 16, 64, 3
 KERNELS, WIDTHS = (3, 1, 5, 7), (16, 8, 4, 2)

@@ -29,10 +29,11 @@ from ledger import machine
 from torch import Tensor, nn
 
 import archgrad as ag
+from archgrad import files
+from archgrad.errors import RunError
 from archgrad.methods.unas import Terms
-from archgrad.search.card import card
-from archgrad.search.checkpoint import replace_text
-from archgrad.search.draws import best_so_far
+from archgrad.results.record import card
+from archgrad.trials.random_sampling import best_so_far
 
 TRIALS = 20
 HANDED = "random search, the finalist handed back"
@@ -243,7 +244,7 @@ def main() -> None:
                 row = {"row": name, "level": level, "seed": seed, "steps": chosen.steps, **figures}
                 held["rows"].append(row | {"seconds": round(time.perf_counter() - begun, 1)})
                 print(json.dumps(held["rows"][-1]), flush=True)
-                replace_text(chosen.out, json.dumps(held, indent=1) + "\n")
+                files.write_text(chosen.out, json.dumps(held, indent=1) + "\n", RunError)
     show(held["rows"], chosen.levels)
 
 

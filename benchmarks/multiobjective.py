@@ -37,12 +37,12 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.choices.policies import Uniform
-from archgrad.costs.column import Column, column
+from archgrad.costs.table_column import Column, column
 from archgrad.errors import LimitError
-from archgrad.methods.monas import Terms, monas
-from archgrad.search.front import hypervolume
-from archgrad.search.proxies.flow import mean_channels, synflow_each
-from archgrad.search.rewards import Reward, accurate, mixed, soft, under
+from archgrad.methods.monas.monas import Terms, monas
+from archgrad.methods.monas.rewards import Reward, accurate, mixed, soft, under
+from archgrad.proxies.flow import mean_channels, synflow_each
+from archgrad.trials.pareto import hypervolume
 
 ALPHAS = (0.5, 0.75, 0.9, 0.97)
 PEER = 1000  # trials of NSGA-II, whose end the others are held against

@@ -19,7 +19,7 @@ from proxies import folder
 
 import archgrad as ag
 from archgrad.choices.policies import Uniform
-from archgrad.search.proxies.flow import mean_channels, synflow_each
+from archgrad.proxies.flow import mean_channels, synflow_each
 from archgrad.tasks.tabular import Tabular
 
 TARGETS = {"cifar10": 94.0, "cifar100": 72.0, "imagenet16_120": 46.0}

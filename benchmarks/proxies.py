@@ -31,8 +31,8 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 import archgrad as ag
-from archgrad.cli.tables import agreement
-from archgrad.search import proxies
+from archgrad import proxies
+from archgrad.cli.inputs.accuracy_table import agreement
 from archgrad.spaces import nasbench201
 from archgrad.tasks.tabular import DATA, Tabular
 

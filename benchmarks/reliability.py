@@ -10,7 +10,7 @@ workers   200 trials by worker processes, one of which kills itself in every 20t
 ray       the same on a Ray cluster of this machine
 soak      a search of 20,000 steps: resident memory, open files and threads after 2,000 and at the end
 overhead  a loop over `Run.steps` with `Run.log` and a phase, so two checkpoints, each epoch, over the same loop
-          without, in turns; `archgrad.search.fit.descend`, which also looks for NaN in loss and gradients, in its
+          without, in turns; `archgrad.training.fit.descend`, which also looks for NaN in loss and gradients, in its
           place; and a step that only logs, and a checkpoint, by themselves
 
 One thread. Rows replace those of the same part in --out.
@@ -38,8 +38,8 @@ import torch
 from torch import Tensor, nn
 
 import archgrad as ag
-from archgrad.search.run import Run
-from archgrad.search.workers import Job, Outcome, Workers
+from archgrad.run.run import Run
+from archgrad.trials.workers import Job, Outcome, Workers
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path[:0] = [str(TESTS / "conformance"), str(TESTS / "methods"), str(TESTS)]
@@ -229,7 +229,7 @@ def overhead(rounds: int) -> list[dict[str, Any]]:
     """CPU time of a loop over that of the same loop by hand, in turns; on a small network and on ResNet-20."""
     from networks import resnet20
 
-    from archgrad.search.fit import descend
+    from archgrad.training.fit import descend
 
     images = torch.randn(640, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     pictures = ag.Classification((images, torch.arange(640) % 10), batch_size=64)

@@ -27,9 +27,9 @@ from torch import nn
 import archgrad as ag
 from archgrad.choices.modules import InputChoice
 from archgrad.choices.relaxations import Open
-from archgrad.search.ppo import Terms
-from archgrad.tasks.pixel_game import Gems
-from archgrad.tasks.procgen import Procgen
+from archgrad.rl.pixel_game import Gems
+from archgrad.rl.ppo import Terms
+from archgrad.rl.procgen import Procgen
 
 PIXEL_STEPS, PIXEL_SEEDS = {"pixel": 61_440, "longer": 1_048_576}, 3
 PROCGEN_STEPS, GAMES = 8_192, ("coinrun", "bigfish")

@@ -32,9 +32,9 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.costs.latency import compare
-from archgrad.search.fit import sgd
-from archgrad.search.gating import Steering
-from archgrad.search.selection import Budget, Rounded, gates, uniform
+from archgrad.gates.gate_optimizer import Steering
+from archgrad.gates.selection import Budget, Rounded, gates, uniform
+from archgrad.training.fit import sgd
 
 DENSE_SHARE = 0.3
 

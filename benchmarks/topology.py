@@ -33,11 +33,11 @@ import archgrad as ag
 from archgrad.choices.access import choices, restrict
 from archgrad.choices.relaxations import Open
 from archgrad.choices.subsets import topologies, topology, without_topology
-from archgrad.derive.discretise import decide
-from archgrad.search.bilevel import alternate, logit_rate
-from archgrad.search.dynamic import Dynamic, Every
-from archgrad.search.objectives import Proximity, regularised
-from archgrad.search.topology import Cooling, PassiveAggressive
+from archgrad.extract.discretize import decide
+from archgrad.methods.darts_prime.regularizers import Proximity, regularised
+from archgrad.methods.toponas.topology_schedule import Cooling, PassiveAggressive
+from archgrad.supernets.bilevel import alternate, logit_rate
+from archgrad.supernets.update_schedule import Dynamic, Every
 
 NODES, WIDTH, SAMPLES, BATCH, F = 4, 12, 4096, 64, 4
 OPERATIONS = ("skip", "linear", "tanh", "absolute")

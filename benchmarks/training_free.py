@@ -30,8 +30,8 @@ from proxies import BLOCKS, folder, network, ranked, with_blocks
 from scipy.stats import spearmanr
 
 import archgrad as ag
-from archgrad.search import proxies
-from archgrad.search.proxies.flow import mean_channels, synflow_each
+from archgrad import proxies
+from archgrad.proxies.flow import mean_channels, synflow_each
 from archgrad.spaces import nasbench201
 from archgrad.tasks.tabular import DATA, Tabular
 

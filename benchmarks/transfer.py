@@ -31,8 +31,9 @@ from PIL import Image
 from torch import nn
 
 import archgrad as ag
-from archgrad.search.checkpoint import replace_text
-from archgrad.search.transfer import Protocol
+from archgrad import files
+from archgrad.errors import RunError
+from archgrad.methods.pruning_transfer.transfer import Protocol
 
 DATA = Path(os.environ.get("ARCHGRAD_DATA", ""))
 Pair = tuple[ag.Classification, ag.Classification, nn.Module]
@@ -114,7 +115,7 @@ def main() -> None:
                 print(f"skipped: {pair} needs {needs} in the folder that ARCHGRAD_DATA names")
             elif (pair, seed, chosen.steps) not in done:
                 rows.append(measured(pair, seed, chosen.steps))
-                replace_text(chosen.out, json.dumps({"rows": rows}, indent=1) + "\n")
+                files.write_text(chosen.out, json.dumps({"rows": rows}, indent=1) + "\n", RunError)
                 print(f"{pair}, seed {seed}: {rows[-1]['seconds']} s", flush=True)
     for pair in chosen.pairs:
         print("\n".join(table([row for row in rows if row["pair"] == pair and row["steps"] == chosen.steps])))

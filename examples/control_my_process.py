@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 import archgrad as ag
-from archgrad.methods.nnilqr import ADAM, Terms
-from archgrad.spaces.dynamics import dynamics_space
-from archgrad.tasks.control import Policy, Trajectory, quadratic
+from archgrad.control.benchmark_systems import Policy, Trajectory, quadratic
+from archgrad.control.dynamics_space import dynamics_space
+from archgrad.control.nnilqr import ADAM, Terms
 
 
 class Rig:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import archgrad as ag
-from archgrad.search import proxies
+from archgrad import proxies
 
 
 def main() -> None:

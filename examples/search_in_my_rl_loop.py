@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.choices.relaxations import Open
-from archgrad.tasks.pixel_game import Gems
+from archgrad.rl.pixel_game import Gems
 
 ENVS, STEPS, DISCOUNT = 32, 16, 0.97
 

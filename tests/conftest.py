@@ -9,6 +9,7 @@ import torch
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the networks in tests/families
+sys.path.insert(1, str(Path(__file__).parent.parent / "benchmarks"))  # for tests/benchmarks
 
 # A program that is started in the background ignores Ctrl-C, and so would all that it starts; tests interrupt some.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -90,7 +90,7 @@ def test_pages_of_methods_have_the_same_parts_in_the_same_order(page: Path) -> N
 
 
 def test_every_method_has_its_page() -> None:
-    from archgrad.cli.methods import METHODS as known
+    from archgrad.cli.schemas.methods import METHODS as known
 
     assert {page.stem.replace("-", "_") for page in METHODS} == set(known)
 

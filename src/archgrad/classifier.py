@@ -27,10 +27,10 @@ from archgrad.costs.count import macs
 from archgrad.errors import ConfigError
 from archgrad.methods.darts import darts
 from archgrad.methods.dnal import dnal
-from archgrad.search.found import Found
-from archgrad.search.run import Run
+from archgrad.results.result import Found
+from archgrad.run.run import Run
 from archgrad.spaces.nasbench201 import nasbench201_cells
-from archgrad.spaces.slim import slim
+from archgrad.spaces.slim.slimmable import slim
 from archgrad.tasks import Classification
 
 MakeNetwork = Callable[[tuple[int, ...], int], nn.Module]

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from archgrad.costs.count import macs
 from archgrad.methods.dnal import dnal
-from archgrad.search.fit import fit
-from archgrad.search.found import Found, figures
-from archgrad.search.run import Run
-from archgrad.spaces.slim import slim
+from archgrad.results.result import Found, figures
+from archgrad.run.run import Run
+from archgrad.spaces.slim.slimmable import slim
 from archgrad.tasks import Classification, digits
+from archgrad.training.fit import fit
 
 
 class DigitsCNN(nn.Module):

@@ -11,8 +11,8 @@ from archgrad.choices.access import choices, restrict
 from archgrad.choices.clipped import FLOOR, Clipped, normalise_nodes, prune
 from archgrad.choices.modules import Choice
 from archgrad.choices.relaxations import Open, Softmax
-from archgrad.derive.discretise import decide
 from archgrad.errors import ChoiceError
+from archgrad.extract.discretize import decide
 
 
 class Counted(nn.Module):

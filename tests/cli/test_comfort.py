@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from archgrad.cli.configuration import SlimOptions, resolve
+from archgrad.cli.schemas.commands import SlimOptions, resolve
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archgrad.cli.configuration import (
+from archgrad.cli.schemas.commands import (
     LimitText,
     SlimOptions,
     TrainOptions,
@@ -19,7 +19,7 @@ from archgrad.cli.configuration import (
     named_space,
     resolve,
 )
-from archgrad.cli.search_options import SearchOptions
+from archgrad.cli.schemas.search import SearchOptions
 from archgrad.errors import ConfigError, LimitError
 
 GIVEN = {"model": "net.py:Net", "data": "digits"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from archgrad.methods import nnilqr
+from archgrad.control import nnilqr
 
 
 @pytest.fixture(autouse=True)

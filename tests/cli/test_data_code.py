@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from archgrad.cli.data import load
+from archgrad.cli.inputs.data import load
 from archgrad.errors import ConfigError, DataError, ModelError
 
 Cli = Callable[..., object]

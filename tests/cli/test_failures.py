@@ -10,10 +10,10 @@ import pytest
 import torch
 from typer.testing import Result
 
-from archgrad.cli.failures import explained, user_line
-from archgrad.cli.folder import resumable
+from archgrad.cli.command_file import resumable
+from archgrad.cli.error_messages import explained, user_line
 from archgrad.errors import ModelError, NonFiniteError, ResourceError
-from archgrad.search.signals import Stopped
+from archgrad.run.signals import Stopped
 
 
 def _raised(error: BaseException) -> BaseException:
@@ -66,7 +66,7 @@ def test_memory_that_runs_out_leaves_a_run_that_is_told_of(tmp_path: Path) -> No
 def test_a_fault_of_ours_is_not_explained() -> None:
     assert explained(AssertionError("ours")) is None
     with pytest.raises(ModelError) as caught:
-        from archgrad.spaces.slim import slim
+        from archgrad.spaces.slim.slimmable import slim
 
         slim(torch.nn.ReLU(), torch.zeros(1, 3))
     assert __file__ in user_line(caught.value)

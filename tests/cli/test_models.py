@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from archgrad.cli.models import load, read_weights
+from archgrad.cli.inputs.models import load, read_weights
 from archgrad.errors import ConfigError, ModelError
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)

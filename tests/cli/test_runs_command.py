@@ -14,8 +14,8 @@ import pytest
 from torch import nn
 from typer.testing import Result
 
-from archgrad.cli.doctor import EXTRAS
-from archgrad.search.run import Run
+from archgrad.cli.commands.doctor import EXTRAS
+from archgrad.run.run import Run
 
 
 def begun(folder: Path, *, steps: int) -> Run:

@@ -14,9 +14,9 @@ import torch
 from scipy.stats import kendalltau, spearmanr
 
 import archgrad as ag
-from archgrad.cli.score_options import PROXIES
-from archgrad.cli.tables import agreement
-from archgrad.search import proxies
+from archgrad import proxies
+from archgrad.cli.inputs.accuracy_table import agreement
+from archgrad.cli.schemas.score import PROXIES
 from archgrad.spaces.nasbench201 import nasbench201_cells
 
 CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|avg_pool_3x3~2|"

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import archgrad as ag
-from archgrad.cli.methods import described
+from archgrad.cli.schemas.methods import described
 from archgrad.tasks.tabular import Tabular
 
 SMALL = ("--space", "nasbench201", "--cells", "1", "--channels", "2", "--size", "8", "--threads", "1", "--no-onnx")

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from archgrad.choices.architecture import Architecture
-from archgrad.cli.models import load
+from archgrad.cli.inputs.models import load
 from archgrad.costs.count import macs
 
 Refused = Callable[..., str]

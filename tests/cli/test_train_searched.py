@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 import archgrad
-from archgrad.cli import spaces
+from archgrad.cli.inputs import spaces
 from archgrad.spaces.darts import darts_cells
 
 FEW = ("--steps", "4", "--batch-size", "18", "--threads", "1", "--no-onnx")

@@ -20,10 +20,10 @@ from torch import nn
 import archgrad as ag
 from archgrad.choices.subsets import topology
 from archgrad.errors import LimitError
-from archgrad.methods.darts_prime import Constraint
-from archgrad.methods.toponas import Terms as Topology
+from archgrad.methods.darts_prime.darts_prime import Constraint
+from archgrad.methods.toponas.toponas import Terms as Topology
 from archgrad.methods.unas import Terms
-from archgrad.search.halving import Halving
+from archgrad.trials.successive_halving import Halving
 
 SLIM = functools.partial(ag.dnal, pretrained=True, round_to=1, gate_epochs=3)
 

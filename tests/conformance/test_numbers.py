@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.errors import NonFiniteError
-from archgrad.search.checkpoint import load
+from archgrad.run.checkpoint_file import load
 
 
 class Poisoned(ag.Classification):

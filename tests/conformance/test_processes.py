@@ -19,7 +19,7 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.errors import ConfigError, RunError
-from archgrad.search.run import Run, Stopped
+from archgrad.run.run import Run, Stopped
 
 NAMES = [
     "dnal",

@@ -18,9 +18,9 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Gate, InputChoice, OpChoice
 from archgrad.choices.relaxations import ScaledSigmoid, softmax
 from archgrad.costs.count import macs, macs_by_module, params
-from archgrad.derive.discretise import build
 from archgrad.errors import ModelError
-from archgrad.spaces.slim import slim
+from archgrad.extract.discretize import build
+from archgrad.spaces.slim.slimmable import slim
 
 BY_NAME = {f.name: f for f in FAMILIES}
 T, D = 5, 12  # tokens, features

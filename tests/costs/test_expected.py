@@ -15,7 +15,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.choices.relaxations import softmax
 from archgrad.costs.count import macs, params
-from archgrad.derive.discretise import build
+from archgrad.extract.discretize import build
 
 X = torch.ones(1, 3, 5, 5, dtype=torch.float64)
 

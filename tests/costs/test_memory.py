@@ -16,7 +16,7 @@ from archgrad.costs import memory
 from archgrad.costs.allocations import Allocations, Saved
 from archgrad.costs.memory import GIB, measured_peak, peak_memory, predict, saved_bytes
 from archgrad.errors import LimitError, ModelError
-from archgrad.search import supernet
+from archgrad.supernets import lifecycle as supernet
 
 
 def conv_net() -> nn.Module:

@@ -17,11 +17,11 @@ from archgrad.choices.relaxations import softmax
 from archgrad.costs.count import macs
 from archgrad.costs.latency import latency
 from archgrad.costs.limits import Cost, Limit, Predicts, black_box
-from archgrad.costs.misfit import misfit, rank_correlation
+from archgrad.costs.prediction_error import misfit, rank_correlation
 from archgrad.costs.surrogate import Surrogate
 from archgrad.costs.table import Table
 from archgrad.errors import ArchitectureError, ChoiceError, ConfigError, DataError
-from archgrad.search import checkpoint
+from archgrad.run import checkpoint_file as checkpoint
 
 LAYERS, OPS = 21, 7
 CLOCK = latency(torch.ones(1, 3))

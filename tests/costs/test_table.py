@@ -20,8 +20,8 @@ from archgrad.costs.count import macs, params
 from archgrad.costs.latency import latency
 from archgrad.costs.limits import Cost, Limit, Predicts, black_box
 from archgrad.costs.table import Table, measure_table
-from archgrad.derive.discretise import build
 from archgrad.errors import ArchitectureError, ChoiceError, DataError, ModelError
+from archgrad.extract.discretize import build
 
 X = torch.ones(1, 3, 6, 6)
 

@@ -11,8 +11,8 @@ import archgrad as ag
 from archgrad.choices.access import choices
 from archgrad.choices.subsets import Subsets, topology
 from archgrad.errors import ConfigError, LimitError
-from archgrad.methods.darts_prime import Constraint, darts_prime
-from archgrad.search.signals import Stopped
+from archgrad.methods.darts_prime.darts_prime import Constraint, darts_prime
+from archgrad.run.signals import Stopped
 
 OFF = Constraint(schedule="static", f=1, regulariser="proximity", rho=0.0)
 FULL = Constraint(activation="clipped", f=2, regulariser="admm")

@@ -13,9 +13,9 @@ import archgrad as ag
 from archgrad.costs.count import Macs
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError, NonFiniteError
-from archgrad.search.gating import Steering, entry_logits
-from archgrad.search.schedules import geometric
-from archgrad.search.selection import Budget, Rounded, above, gates
+from archgrad.gates.gate_optimizer import Steering, entry_logits
+from archgrad.gates.selection import Budget, Rounded, above, gates
+from archgrad.training.schedules import geometric
 
 torch.set_num_threads(1)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.choices.access import choices
-from archgrad.search.selection import Rounded, above, gates
+from archgrad.gates.selection import Rounded, above, gates
 from archgrad.spaces.mobile import BLOCKS, Widths, mobile_backbone
 
 torch.set_num_threads(1)

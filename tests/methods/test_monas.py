@@ -14,11 +14,11 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.choices.policies import Categorical
-from archgrad.costs.column import Column, column
+from archgrad.costs.table_column import Column, column
 from archgrad.errors import ChoiceError, ConfigError, LimitError
-from archgrad.methods.monas import Terms, monas
-from archgrad.search.archive import Archive
-from archgrad.search.rewards import Reward, accurate, mixed, soft, under
+from archgrad.methods.monas.monas import Terms, monas
+from archgrad.methods.monas.rewards import Reward, accurate, mixed, soft, under
+from archgrad.trials.archive import Archive
 
 FIRST, SECOND, THIRD = (ag.black_box(len, name=name, unit="u") for name in ("e", "f", "g"))
 SIZES = {"a": 3, "b": 2, "c": 4}

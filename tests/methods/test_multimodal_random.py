@@ -9,7 +9,7 @@ import torch
 
 import archgrad as ag
 from archgrad.errors import ConfigError
-from archgrad.spaces.fusion import Fusion
+from archgrad.multimodal.fusion import Fusion
 
 
 def task(seed: int = 0) -> ag.Classification:

@@ -16,10 +16,10 @@ from archgrad.choices.access import choices, hold
 from archgrad.choices.relaxations import TwoTemperature
 from archgrad.costs.limits import Limit
 from archgrad.errors import ChoiceError, ConfigError, DataError, LimitError
-from archgrad.methods.pruning_transfer import Terms
-from archgrad.search.gating import entry_logits
-from archgrad.search.pruning import Signs, adopt, charges, magnitudes, redraw
-from archgrad.search.selection import Budget, Rounded, gates, whole
+from archgrad.gates.gate_optimizer import entry_logits
+from archgrad.gates.selection import Budget, Rounded, gates, whole
+from archgrad.methods.pruning_transfer.gate_pruning import Signs, adopt, charges, magnitudes, redraw
+from archgrad.methods.pruning_transfer.pruning_transfer import Terms
 
 torch.set_num_threads(1)
 Function = Callable[[Tensor], Tensor]

@@ -15,11 +15,11 @@ import archgrad as ag
 from archgrad.choices.lazy import Lazy, built, emptied
 from archgrad.costs.memory import peak_memory, saved_bytes
 from archgrad.errors import ChoiceError, ConfigError, LimitError
-from archgrad.methods.radars import Terms, radars
-from archgrad.search.mixtures import sgd_of_darts
-from archgrad.search.paths import Paths, Shrinking
-from archgrad.search.shelf import Shelf
-from archgrad.search.subspaces import Priced, Prices, knapsack
+from archgrad.methods.radars.offload import Shelf
+from archgrad.methods.radars.radars import Terms, radars
+from archgrad.methods.radars.single_path import Paths, Shrinking
+from archgrad.methods.radars.subspaces import Priced, Prices, knapsack
+from archgrad.supernets.darts_loop import sgd_of_darts
 
 LAYERS = 2
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 import archgrad as ag
 from archgrad.choices.relaxations import Open
 from archgrad.choices.subsets import Keep, topology
-from archgrad.derive.discretise import strengths
 from archgrad.errors import ChoiceError, ConfigError, LimitError
-from archgrad.methods.toponas import Terms, toponas
+from archgrad.extract.discretize import strengths
+from archgrad.methods.toponas.toponas import Terms, toponas
 from archgrad.methods.unas import Terms as Sampled
-from archgrad.search.within import Within, scores
+from archgrad.supernets.constraint import Within, scores
 
 X = torch.zeros(1, 1, 8, 8)
 

@@ -15,8 +15,8 @@ from archgrad.choices.access import logits, using
 from archgrad.choices.relaxations import Softmax
 from archgrad.errors import ChoiceError, LimitError
 from archgrad.methods.unas import Terms, _Objective
-from archgrad.search.sampling import Estimate, Hinge, Sampler
-from archgrad.search.within import Within
+from archgrad.supernets.constraint import Within
+from archgrad.supernets.sampling import Estimate, Hinge, Sampler
 
 
 class Small(nn.Module):

@@ -33,17 +33,18 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.choices.access import matched
-from archgrad.cli import folder, models, spaces
-from archgrad.cli.configuration import SlimOptions, TrainOptions, resolve
-from archgrad.cli.search_options import SearchOptions
+from archgrad.cli import command_file as folder
+from archgrad.cli.inputs import models, spaces
+from archgrad.cli.schemas.commands import SlimOptions, TrainOptions, resolve
+from archgrad.cli.schemas.search import SearchOptions
 from archgrad.costs.table import Table, measure_table
 from archgrad.errors import ArchgradError
-from archgrad.search.checkpoint import load, save
-from archgrad.search.folder import RunFolder
-from archgrad.search.history import History
+from archgrad.multimodal.av_digits import read_clips
+from archgrad.multimodal.modalities import read_wav
+from archgrad.run.checkpoint_file import load, save
+from archgrad.run.folder import RunFolder
+from archgrad.run.history import History
 from archgrad.tasks import datasets
-from archgrad.tasks.audiovisual import read_clips
-from archgrad.tasks.multimodal import read_wav
 from archgrad.tasks.tabular import Tabular
 
 EACH = int(os.environ.get("ARCHGRAD_FUZZ", "125"))
@@ -409,6 +410,6 @@ def weights(path: Path) -> object:
 
 
 def program_of(path: Path) -> object:
-    from archgrad.cli.program import load as load_program
+    from archgrad.cli.inputs.exported_program import load as load_program
 
     return load_program(path)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import choices, hold, sample
 from archgrad.costs.count import macs, params
-from archgrad.derive.discretise import build
-from archgrad.spaces.slim import slim
+from archgrad.extract.discretize import build
+from archgrad.spaces.slim.slimmable import slim
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.Sigmoid, nn.SiLU, nn.Softplus, nn.Identity)
 NORMS = ("batch", "group", "instance", "none")

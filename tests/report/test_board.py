@@ -15,8 +15,8 @@ from made_up_runs import EVIL, ended, finished, held, rows, run_json, write
 from test_page import fetches_nothing, read
 
 from archgrad.errors import ConfigError, RunError
-from archgrad.report import standing
 from archgrad.report.board import Board, Server, draw
+from archgrad.report.data import live_status as standing
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def test_a_run_of_a_stranger_that_goes_on(tmp_path: Path) -> None:
 
 
 def checkpoint(folder: Path, *, phase: str, steps: int, notes: list[str]) -> None:
-    """The header of a checkpoint, as `archgrad.search.checkpoint.save` writes it."""
+    """The header of a checkpoint, as `archgrad.run.checkpoint_file.save` writes it."""
     state = ["dict", ["phase", phase], ["steps", steps], ["notes", ["list", *notes]]]
     header = json.dumps({"__metadata__": {"state": json.dumps(state)}}).encode()
     (folder / "checkpoints").mkdir(exist_ok=True)
@@ -217,7 +217,7 @@ def checkpoint(folder: Path, *, phase: str, steps: int, notes: list[str]) -> Non
 
 
 def test_the_newest_checkpoint_is_read_as_it_is_saved(tmp_path: Path) -> None:
-    from archgrad.search.checkpoint import save
+    from archgrad.run.checkpoint_file import save
 
     (tmp_path / "checkpoints").mkdir()
     path = tmp_path / "checkpoints" / "0001-search-0000000007.safetensors"

@@ -11,7 +11,8 @@ from made_up_runs import EVIL, ended, finished, front, rows, run_json, write
 from test_page import fetches_nothing, read
 
 from archgrad.errors import RunError
-from archgrad.report import beside, compare
+from archgrad.report import compare
+from archgrad.report.charts import comparison as beside
 from archgrad.report.compare import as_json, differences, page, plain, warnings
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from archgrad.errors import RunError
-from archgrad.report import graphs, layered, svg
-from archgrad.report.graphs import draw, file_names
+from archgrad.report.charts import svg
+from archgrad.report.graphs import cells as graphs
+from archgrad.report.graphs import layered
+from archgrad.report.graphs.cells import draw, file_names
 
 Box = tuple[float, float, float, float]
 

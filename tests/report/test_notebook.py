@@ -9,8 +9,8 @@ from test_page import read
 from torch import nn
 
 import archgrad as ag
-from archgrad.costs.column import column
 from archgrad.costs.table import Table
+from archgrad.costs.table_column import column
 from archgrad.report import notebook
 
 

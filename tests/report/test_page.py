@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import archgrad.report.page
-from archgrad import reading
+from archgrad import files
 from archgrad.errors import RunError
-from archgrad.report import svg
+from archgrad.report.charts import svg
 from archgrad.report.page import page, write
 
 SCRIPT = (Path(archgrad.report.page.__file__).parent / "page.js").read_text(encoding="utf-8")
@@ -250,7 +250,7 @@ def test_figures_beyond_every_float_are_not_finite(tmp_path: Path) -> None:
 def test_files_larger_than_a_run_writes_are_refused(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "RECORD", 1000)
+    monkeypatch.setattr(files, "RECORD", 1000)
     (tmp_path / "record.json").write_text("{}", encoding="utf-8")
     (tmp_path / "history.jsonl").write_text("", encoding="utf-8")
     (tmp_path / name).write_text("{}" + 1000 * " ", encoding="utf-8")

@@ -8,10 +8,10 @@ import re
 import pytest
 from made_up_runs import ended, front, rows
 
-from archgrad.report import controls
-from archgrad.report.fronts import charts as front_charts
-from archgrad.report.pictures import charts, curve, positions, scatter
-from archgrad.report.weights import weights
+from archgrad.report.charts import baselines as controls
+from archgrad.report.charts.curves import charts, curve, positions, scatter
+from archgrad.report.charts.mixing_weights import weights
+from archgrad.report.charts.pareto import charts as front_charts
 
 
 def test_points_lie_on_the_line_that_is_drawn() -> None:

@@ -15,9 +15,9 @@ from archgrad.choices.access import choices, using
 from archgrad.choices.modules import InputChoice, OpChoice
 from archgrad.choices.relaxations import Open, softmax
 from archgrad.costs.count import macs, params
-from archgrad.derive.discretise import build, decide
 from archgrad.errors import ArchgradError, ArchitectureError, ChoiceError, ConfigError
-from archgrad.report import graphs
+from archgrad.extract.discretize import build, decide
+from archgrad.report.graphs import cells as graphs
 from archgrad.spaces.cells import Dropped
 from archgrad.spaces.darts import DARTS_LABELS, UNAS_LABELS, DartsCells, darts_cells, darts_network
 

@@ -16,9 +16,9 @@ from archgrad.choices.access import choices, hold, relax, sample
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.relaxations import softmax
 from archgrad.costs.count import macs
-from archgrad.derive.discretise import build
 from archgrad.errors import ArchgradError, ArchitectureError, ConfigError
-from archgrad.report import graphs
+from archgrad.extract.discretize import build
+from archgrad.report.graphs import cells as graphs
 from archgrad.spaces.mobile import (
     LABELS,
     PROXYLESS,

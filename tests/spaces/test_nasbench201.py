@@ -15,9 +15,9 @@ from archgrad.choices.access import choices, hold, relax, sample
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import OpChoice
 from archgrad.choices.relaxations import softmax
-from archgrad.derive.discretise import build
 from archgrad.errors import ArchitectureError, ConfigError
-from archgrad.report import graphs
+from archgrad.extract.discretize import build
+from archgrad.report.graphs import cells as graphs
 from archgrad.spaces.nasbench201 import (
     EDGES,
     LABELS,

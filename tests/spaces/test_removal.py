@@ -19,9 +19,9 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.channels import remove_channels
 from archgrad.choices.relaxations import ScaledSigmoid
 from archgrad.costs.count import macs, params
-from archgrad.derive.discretise import build
-from archgrad.spaces.slim import slim
-from archgrad.spaces.trial import Trial
+from archgrad.extract.discretize import build
+from archgrad.spaces.slim.slimmable import slim
+from archgrad.spaces.slim.trial import Trial
 
 BY_NAME = {f.name: f for f in FAMILIES}
 UNPICKLED = {"parametrized", "hooked_norm"}  # torch itself refuses to pickle these

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from archgrad.choices.access import choices, hold, sample
 from archgrad.choices.architecture import Architecture
 from archgrad.costs.count import macs
-from archgrad.derive.discretise import build
 from archgrad.errors import ModelError
-from archgrad.spaces.slim import frozen, slim
+from archgrad.extract.discretize import build
+from archgrad.spaces.slim.slimmable import frozen, slim
 
 BY_NAME = {f.name: f for f in FAMILIES}
 

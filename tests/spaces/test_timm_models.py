@@ -10,8 +10,8 @@ from torch import nn
 
 from archgrad.choices.access import choices, hold, sample
 from archgrad.costs.count import macs, params
-from archgrad.derive.discretise import build
-from archgrad.spaces.slim import slim
+from archgrad.extract.discretize import build
+from archgrad.spaces.slim.slimmable import slim
 
 # name -> (pixels a side, number of gates counted by hand from the published tables, whether it takes long)
 MODELS = {

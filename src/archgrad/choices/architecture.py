@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from archgrad import reading, writing
+from archgrad import files
 from archgrad.errors import ArchitectureError
 
 Pick = int | tuple[int, ...]
@@ -69,7 +69,7 @@ class Architecture(Mapping[str, Pick]):
         Raises:
             ArchitectureError: damaged text, another format or version, or a pick that is none.
         """
-        body = reading.parsed(text, _refused, source=source)
+        body = files.parse_json(text, _refused, source=source)
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             found = body.get("format") if isinstance(body, dict) else type(body).__name__
             raise ArchitectureError(
@@ -91,7 +91,7 @@ class Architecture(Mapping[str, Pick]):
         Raises:
             ArchitectureError: the folder is not there, or not to be written in.
         """
-        writing.text(Path(path), self.to_json(), ArchitectureError)
+        files.write_text(Path(path), self.to_json(), ArchitectureError)
 
     @staticmethod
     def load(path: str | Path) -> Architecture:
@@ -101,7 +101,7 @@ class Architecture(Mapping[str, Pick]):
             ArchitectureError: no such file, or what `from_json` raises.
         """
         try:
-            text = reading.text(Path(path), _refused)
+            text = files.read_text(Path(path), _refused)
         except FileNotFoundError as error:
             raise ArchitectureError(f"cannot read an architecture from {path}: {error}") from None
         return Architecture.from_json(text, source=str(path))
@@ -118,8 +118,8 @@ def _pick(name: object, pick: object) -> Pick:
         return pick
     if isinstance(pick, tuple) and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in pick):
         if len(set(pick)) != len(pick):
-            raise ArchitectureError(f"choice {name!r}: the pick names one entry twice: {reading.shown(pick)}")
+            raise ArchitectureError(f"choice {name!r}: the pick names one entry twice: {files.shown(pick)}")
         return tuple(sorted(pick))
     raise ArchitectureError(
-        f"choice {name!r}: the pick is {reading.shown(pick)}; allowed are an index (0, 1, ...) or a tuple of indices"
+        f"choice {name!r}: the pick is {files.shown(pick)}; allowed are an index (0, 1, ...) or a tuple of indices"
     )

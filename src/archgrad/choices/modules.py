@@ -382,7 +382,7 @@ def _scaling_norm(module: nn.Module) -> tuple[str, _BatchNorm, Tensor] | None:
     if not isinstance(path, str) or path == "-1":
         return None
     norm = module.get_submodule(path)
-    # Somebody's hook gets the output as it is; and outside training a norm may be passed by (`search/probe.py`).
+    # Somebody's hook gets the output as it is; and outside training a norm may be passed by (`proxies/probe.py`).
     hooked = module._forward_hooks or norm._forward_hooks
     if not isinstance(norm, NORMS) or not norm.training or norm.running_mean is None or hooked:
         return None

@@ -1,4 +1,4 @@
-"""The commands as typer shows them; what they do is in `archgrad.cli.commands`, imported when one runs.
+"""The commands as typer shows them; what they do is in `archgrad.cli.commands.slim`, imported when one runs.
 
 The options of slim, search, score, train, transfer and demo are the fields of their schemas, so that the command
 line, YAML files and command.json cannot differ.
@@ -18,13 +18,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from archgrad.cli import failures
-from archgrad.cli.configuration import DemoOptions, InitOptions, SlimOptions, TrainOptions, anchored, resolve
-from archgrad.cli.control_options import ControlOptions
-from archgrad.cli.options import JSON, describe
-from archgrad.cli.score_options import ScoreOptions
-from archgrad.cli.search_options import SearchOptions
-from archgrad.cli.transfer_options import TransferOptions
+from archgrad.cli import error_messages as failures
+from archgrad.cli.schemas.commands import DemoOptions, InitOptions, SlimOptions, TrainOptions, anchored, resolve
+from archgrad.cli.schemas.control import ControlOptions
+from archgrad.cli.schemas.score import ScoreOptions
+from archgrad.cli.schemas.search import SearchOptions
+from archgrad.cli.schemas.transfer import TransferOptions
+from archgrad.cli.typer_options import JSON, describe
 
 _RUN = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that was --out.", show_default=False)]
 _ONNX = Annotated[bool, typer.Option("--onnx", help="As ONNX, the only format so far.")]
@@ -89,7 +89,7 @@ def _demo(*, config: Path | None, as_json: bool, **given: Any) -> None:
     options = resolve(DemoOptions, given, config)
     typer.echo(f"A small CNN learns real digits and is slimmed to half its MACs, into {options.out} ...", err=True)
     with _quiet(as_json):
-        from archgrad.cli.commands import demo
+        from archgrad.cli.commands.slim import demo
 
         record = demo(options)
     _show(record, as_json, f"{_baseline(record)}\n{_NEXT}\n{_where(options.out)}")
@@ -101,7 +101,7 @@ def _slim(*, config: Path | None, as_json: bool, dry_run: bool, **given: Any) ->
         _planned("slim", options, as_json)
         return
     with _quiet(as_json):
-        from archgrad.cli.commands import slim
+        from archgrad.cli.commands.slim import slim
 
         record = slim(options)
     _show(record, as_json, _where(options.out))
@@ -113,7 +113,7 @@ def _search(*, config: Path | None, as_json: bool, dry_run: bool, **given: Any) 
         _planned("search", options, as_json)
         return
     with _quiet(as_json):
-        from archgrad.cli.searching import search
+        from archgrad.cli.commands.search import search
 
         record = search(options)
     larger = _LARGER.format(out=options.out) if options.space == "darts" else ""
@@ -123,7 +123,7 @@ def _search(*, config: Path | None, as_json: bool, dry_run: bool, **given: Any) 
 def _control(*, config: Path | None, as_json: bool, **given: Any) -> None:
     options = resolve(ControlOptions, given, config)
     with _quiet(as_json):
-        from archgrad.cli.controlling import control
+        from archgrad.cli.commands.control import control
 
         record = control(options)
     _show(record, as_json, _where(options.out))
@@ -132,7 +132,7 @@ def _control(*, config: Path | None, as_json: bool, **given: Any) -> None:
 def _score(*, config: Path | None, as_json: bool, **given: Any) -> None:
     options = anchored(resolve(ScoreOptions, given, config))
     with _quiet(as_json):
-        from archgrad.cli.scoring import score
+        from archgrad.cli.commands.score import score
 
         record = score(options)
     _show(record, as_json, _where(options.out) if options.out else "")
@@ -141,7 +141,7 @@ def _score(*, config: Path | None, as_json: bool, **given: Any) -> None:
 def _train(*, config: Path | None, as_json: bool, **given: Any) -> None:
     options = anchored(resolve(TrainOptions, given, config))
     with _quiet(as_json):
-        from archgrad.cli.training import train
+        from archgrad.cli.commands.train import train
 
         record = train(options)
     _show(record, as_json, _where(options.out))
@@ -153,7 +153,7 @@ def _transfer(*, config: Path | None, as_json: bool, dry_run: bool, **given: Any
         _planned("transfer", options, as_json)
         return
     with _quiet(as_json):
-        from archgrad.cli.transferring import transfer_command
+        from archgrad.cli.commands.transfer import transfer_command
 
         record = transfer_command(options)
     _show(record, as_json, _where(options.out))
@@ -162,7 +162,7 @@ def _transfer(*, config: Path | None, as_json: bool, dry_run: bool, **given: Any
 def _init(*, config: Path | None, as_json: bool, **given: Any) -> None:
     options = resolve(InitOptions, given, config)
     with _quiet(as_json):
-        from archgrad.cli.beginning import init
+        from archgrad.cli.commands.init import init
 
         seen = init(options)
     if as_json:
@@ -182,7 +182,7 @@ def _init(*, config: Path | None, as_json: bool, **given: Any) -> None:
 
 def _planned(command: str, options: SlimOptions | SearchOptions | TransferOptions, as_json: bool) -> None:
     with _quiet(as_json):
-        from archgrad.cli.dry import lines, plan
+        from archgrad.cli.commands.dry_run import lines, plan
 
         found = plan(command, options)
     typer.echo(json.dumps(found) if as_json else "\n".join(lines(found)))
@@ -222,7 +222,7 @@ app.command("transfer", help="Prune a network on much data, and train what stays
 def export(run: _RUN, *, onnx: _ONNX = True, out: _FILE = None, as_json: JSON = False) -> None:
     """Write the network of a finished run as ONNX, checked against PyTorch."""
     with _quiet(as_json):
-        from archgrad.cli.commands import export as write
+        from archgrad.cli.commands.slim import export as write
 
         done = write(run, out)
     figures = {
@@ -239,7 +239,7 @@ def export(run: _RUN, *, onnx: _ONNX = True, out: _FILE = None, as_json: JSON = 
 def report(run: _RUN, *, as_json: JSON = False) -> None:
     """Print the table of a finished run, and draw its report.html anew."""
     with _quiet(as_json):
-        from archgrad.cli.pages import report as draw
+        from archgrad.cli.commands.report import report as draw
 
         record, page = draw(run)
     _show(record, as_json, f"The report is {page}")
@@ -248,7 +248,7 @@ def report(run: _RUN, *, as_json: JSON = False) -> None:
 @app.command()
 def board(run: _RUN, *, port: _PORT = None, no_open: _NO_OPEN = False) -> None:
     """Show a run in the browser, on this machine alone, while it goes on; Ctrl-C ends it."""
-    from archgrad.cli.pages import board as serve
+    from archgrad.cli.commands.report import board as serve
 
     serve(run, port=port, in_browser=not no_open)
 
@@ -257,7 +257,7 @@ def board(run: _RUN, *, port: _PORT = None, no_open: _NO_OPEN = False) -> None:
 def compare(runs: _RUNS, *, out: _PAGE = None, as_json: JSON = False) -> None:
     """Show runs side by side: figures, costs, limits, what they took, where their settings differ."""
     with _quiet(as_json):
-        from archgrad.cli.pages import compare as draw
+        from archgrad.cli.commands.report import compare as draw
 
         body, lines = draw(runs, out)
     typer.echo(json.dumps(body) if as_json else lines)
@@ -267,7 +267,7 @@ def compare(runs: _RUNS, *, out: _PAGE = None, as_json: JSON = False) -> None:
 def resume(run: _RUN, *, as_json: JSON = False) -> None:
     """Go on with a run that was stopped; the result is that of a run never stopped."""
     with _quiet(as_json):
-        from archgrad.cli.commands import resume as repeat
+        from archgrad.cli.commands.slim import resume as repeat
 
         record = repeat(run)
     _show(record, as_json, _where(run))
@@ -280,7 +280,7 @@ def runs(
     as_json: JSON = False,
 ) -> None:
     """List the runs below a folder, and how they stand."""
-    from archgrad.cli.runs import listed, written
+    from archgrad.cli.commands.runs import listed, written
 
     rows = listed(folder)
     typer.echo(json.dumps(rows) if as_json else written(rows) or f"There is no run below {folder}.")
@@ -290,7 +290,7 @@ def runs(
 def doctor(*, as_json: JSON = False) -> None:
     """Say what this machine offers, and what is missing for what."""
     with _quiet(as_json):
-        from archgrad.cli.doctor import examined, written
+        from archgrad.cli.commands.doctor import examined, written
 
         report = examined()
     typer.echo(json.dumps(report) if as_json else written(report))
@@ -299,7 +299,7 @@ def doctor(*, as_json: JSON = False) -> None:
 @app.command()
 def methods(*, as_json: JSON = False) -> None:
     """List the methods."""
-    from archgrad.cli.methods import described
+    from archgrad.cli.schemas.methods import described
 
     rows = described()
     if as_json:
@@ -312,30 +312,6 @@ def methods(*, as_json: JSON = False) -> None:
     for row in rows:
         table.add_row(row["name"], row["purpose"], row["paper"])
     Console(highlight=False).print(table)
-
-
-@app.command()
-def bench(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="estimators, or a script of benchmarks/.", show_default=False)
-    ],
-    options: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[-- OPTIONS]", help="More options of the script.", show_default=False),
-    ] = None,
-    *,
-    seeds: Annotated[int | None, typer.Option(metavar="N", help="Repetitions. Default: 3, or the script's.")] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="estimators, in about a second: fewer samples, no data.")
-    ] = False,
-    as_json: JSON = False,
-) -> None:
-    """Run a benchmark; those of a checkout's benchmarks/ also make the ledger RESULTS.md anew."""
-    with _quiet(as_json):
-        from archgrad.cli.bench import bench as measure
-
-        body, lines = measure(name, seeds=seeds, quick=quick, options=options or ())
-    typer.echo(json.dumps(body) if as_json else "\n".join(lines))
 
 
 @contextlib.contextmanager
@@ -361,7 +337,8 @@ def _show(record: Mapping[str, Any], as_json: bool, more: str) -> None:
     if as_json:
         typer.echo(json.dumps(record))
         return
-    from archgrad.report import scored, text
+    from archgrad.report import score_text as scored
+    from archgrad.report import text
 
     typer.echo((scored if scored.is_scored(record) else text).plain(record))
     if more:

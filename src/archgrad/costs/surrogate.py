@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.costs.limits import Cost, Limit
-from archgrad.costs.misfit import Misfit, misfit
+from archgrad.costs.prediction_error import Misfit, misfit
 from archgrad.costs.table import Table, device_name, labels_of
 from archgrad.errors import ArchitectureError, ChoiceError, ConfigError, DataError
 

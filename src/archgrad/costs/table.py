@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archgrad import reading, writing
+from archgrad import files
 from archgrad.choices.access import choices, matched, sample, using
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
 from archgrad.costs.limits import Cost, Limit
-from archgrad.costs.misfit import Misfit, misfit
+from archgrad.costs.prediction_error import Misfit, misfit
 from archgrad.errors import ArchitectureError, ChoiceError, DataError, ModelError
 
 FORMAT = "archgrad.table"
@@ -172,7 +172,7 @@ class Table:
             DataError: damaged text, another format or version, or prices that are none.
         """
         # That a price is finite is said of each.
-        body = reading.parsed(text, _refused, source=source, finite=False)
+        body = files.parse_json(text, _refused, source=source, finite=False)
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             found = body.get("format") if isinstance(body, dict) else type(body).__name__
             raise DataError(
@@ -191,7 +191,7 @@ class Table:
         Raises:
             DataError: the folder is not there, or not to be written in.
         """
-        writing.text(Path(path), self.to_json(), DataError)
+        files.write_text(Path(path), self.to_json(), DataError)
 
     @staticmethod
     def load(path: str | Path) -> Table:
@@ -201,7 +201,7 @@ class Table:
             DataError: no such file, or what `from_json` raises.
         """
         try:
-            text = reading.text(Path(path), _refused, most=64 * reading.MIB)
+            text = files.read_text(Path(path), _refused, most=64 * files.MIB)
         except FileNotFoundError as error:
             raise DataError(f"cannot read a table from {path}: {error}; give a file of Table.save") from None
         return Table.from_json(text, source=str(path))

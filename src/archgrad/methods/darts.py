@@ -32,17 +32,17 @@ from torch.optim import Optimizer
 from archgrad.choices.access import logits, trainable
 from archgrad.choices.policies import Prior
 from archgrad.costs.limits import Limit
-from archgrad.derive.discretise import decide
-from archgrad.search.card import heading
-from archgrad.search.fit import MakeOptimiser, for_weights, sgd, sgd_of_darts
-from archgrad.search.found import Found
-from archgrad.search.mixtures import descend_mixture, relax_as_mixture
-from archgrad.search.prior import recorded
-from archgrad.search.run import Run
-from archgrad.search.supernet import conclude, divided, foresee, supernet
-from archgrad.search.within import Within, refuse_measured, scores
+from archgrad.extract.discretize import decide
+from archgrad.results.record import heading
+from archgrad.results.result import Found
+from archgrad.run.run import Run
+from archgrad.supernets.constraint import Within, refuse_measured, scores
+from archgrad.supernets.darts_loop import descend_mixture, relax_as_mixture
+from archgrad.supernets.lifecycle import conclude, divided, foresee, supernet
+from archgrad.supernets.prior import recorded
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch
+from archgrad.training.fit import MakeOptimiser, for_weights, sgd, sgd_of_darts
 
 RADIUS = 0.01
 

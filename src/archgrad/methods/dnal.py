@@ -41,17 +41,17 @@ from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.relaxations import ScaledSigmoid
 from archgrad.costs.count import macs
 from archgrad.costs.limits import Limit
-from archgrad.derive.discretise import build
 from archgrad.errors import ConfigError
-from archgrad.search.card import heading
-from archgrad.search.fit import MakeOptimiser, descend, for_weights, recalibrate, sgd
-from archgrad.search.found import Found, assemble
-from archgrad.search.gating import Steering, entry_logits
-from archgrad.search.run import Run
-from archgrad.search.schedules import Schedule, consecutive, constant, cosine
-from archgrad.search.selection import Budget, Rounded, above, gates, undone, uniform, whole
-from archgrad.search.supernet import foresee
+from archgrad.extract.discretize import build
+from archgrad.gates.gate_optimizer import Steering, entry_logits
+from archgrad.gates.selection import Budget, Rounded, above, gates, undone, uniform, whole
+from archgrad.results.record import heading
+from archgrad.results.result import Found, assemble
+from archgrad.run.run import Run
+from archgrad.supernets.lifecycle import foresee
 from archgrad.tasks.classification import Classification
+from archgrad.training.fit import MakeOptimiser, descend, for_weights, recalibrate, sgd
+from archgrad.training.schedules import Schedule, consecutive, constant, cosine
 
 SCALE = (1.0, 1e4)
 # A gate is open where sigmoid(1e4 * s) > 0.9, that is s > ln(9) / 1e4.

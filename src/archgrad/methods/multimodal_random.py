@@ -8,8 +8,8 @@ encoders and fusion are sampled from one large space, and come close to the stat
     train all by one recipe, with successive halving: the best third goes on, for three times the steps
     the best k by validation accuracy: train anew on training and validation data; report their mean on the test
 
-It is `archgrad.random_search(halving=...)` but for the last line; the parts are shared (`search/draws.py`,
-`search/halving.py`). The space is `archgrad.fusion`, though any with OpChoice and InputChoice will do.
+It is `archgrad.random_search(halving=...)` but for the last line; the parts are shared (`trials/random_sampling.py`,
+`trials/successive_halving.py`). The space is `archgrad.fusion`, though any with OpChoice and InputChoice will do.
 
 What the paper leaves open, and what is done here: the space, which is ours; n (default 40); halving, its eta of 3,
 and one cosine of the rate a round; AdamW at 0.002; k = 3; half of the steps for the k. What is handed back is the
@@ -31,16 +31,16 @@ from archgrad.choices.access import choices, using
 from archgrad.choices.policies import Prior, Uniform
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
-from archgrad.search.card import heading
-from archgrad.search.draws import best_so_far, chance_of_top, drawn, expected_best, ranking
-from archgrad.search.fit import MakeOptimiser, adamw
-from archgrad.search.found import Found
-from archgrad.search.halving import Halving, finals, halved
-from archgrad.search.prior import recorded
-from archgrad.search.run import Run
-from archgrad.search.supernet import conclude, divided, foresee, supernet
-from archgrad.search.within import Within
+from archgrad.results.record import heading
+from archgrad.results.result import Found
+from archgrad.run.run import Run
+from archgrad.supernets.constraint import Within
+from archgrad.supernets.lifecycle import conclude, divided, foresee, supernet
+from archgrad.supernets.prior import recorded
 from archgrad.tasks.classification import Classification
+from archgrad.training.fit import MakeOptimiser, adamw
+from archgrad.trials.random_sampling import best_so_far, chance_of_top, drawn, expected_best, ranking
+from archgrad.trials.successive_halving import Halving, finals, halved
 
 ROUNDS = Halving(eta=3, least=3)
 RECIPE = functools.partial(adamw, learning_rate=2e-3)

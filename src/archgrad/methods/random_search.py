@@ -4,7 +4,7 @@ Paper: Li, Talwalkar, "Random search and reproducibility for neural architecture
 Implemented, both on the steps that any other method of ours would search in:
 
     apart    draw n architectures, train each from fresh weights for steps / n, keep the best on validation data
-    halving  apart, but all are trained a little, the best of them on, and so forth; see `search/halving.py`
+    halving  apart, but all are trained a little, the best of them on, and so forth; see `successive_halving`
     shared   train the supernet, a uniformly drawn architecture a step; draw n, recalibrate each, keep the best
 
 Under a limit what is over it is drawn again. What was kept is trained from fresh weights on the rest of the budget.
@@ -30,20 +30,20 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.policies import Prior, Uniform
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
-from archgrad.search.archive import Archive, Trial
-from archgrad.search.card import heading
-from archgrad.search.draws import drawn, ranking
-from archgrad.search.fit import MakeOptimiser, descend, for_weights, sgd
-from archgrad.search.found import Found
-from archgrad.search.halving import Halving, halved
-from archgrad.search.prior import recorded
-from archgrad.search.run import Run
-from archgrad.search.schedules import cosine
-from archgrad.search.supernet import conclude, divided, foresee, supernet
-from archgrad.search.trials import evaluator, rounds, taken_by
-from archgrad.search.within import Within
+from archgrad.results.record import heading
+from archgrad.results.result import Found
+from archgrad.run.run import Run
+from archgrad.supernets.constraint import Within
+from archgrad.supernets.lifecycle import conclude, divided, foresee, supernet
+from archgrad.supernets.prior import recorded
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch, Scored
+from archgrad.training.fit import MakeOptimiser, descend, for_weights, sgd
+from archgrad.training.schedules import cosine
+from archgrad.trials.archive import Archive, Trial
+from archgrad.trials.evaluation import evaluator, rounds, taken_by
+from archgrad.trials.random_sampling import drawn, ranking
+from archgrad.trials.successive_halving import Halving, halved
 
 
 def random_search(

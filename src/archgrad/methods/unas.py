@@ -42,20 +42,20 @@ from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Softmax
 from archgrad.choices.subsets import topologies, without_topology
 from archgrad.costs.limits import Limit
-from archgrad.derive.discretise import decide
-from archgrad.search.bilevel import alternate, logit_rate
-from archgrad.search.card import heading
-from archgrad.search.dynamic import Every
-from archgrad.search.fit import MakeOptimiser, for_weights, sgd
-from archgrad.search.found import Found
-from archgrad.search.prior import recorded, warm_start
-from archgrad.search.run import Run
-from archgrad.search.sampling import Branched, Estimate, Hinge, Sampler
-from archgrad.search.schedules import cosine
-from archgrad.search.supernet import conclude, divided, foresee, supernet
-from archgrad.search.within import Within, scores
+from archgrad.extract.discretize import decide
+from archgrad.results.record import heading
+from archgrad.results.result import Found
+from archgrad.run.run import Run
+from archgrad.supernets.bilevel import alternate, logit_rate
+from archgrad.supernets.constraint import Within, scores
+from archgrad.supernets.lifecycle import conclude, divided, foresee, supernet
+from archgrad.supernets.prior import recorded, warm_start
+from archgrad.supernets.sampling import Branched, Estimate, Hinge, Sampler
+from archgrad.supernets.update_schedule import Every
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch, first
+from archgrad.training.fit import MakeOptimiser, for_weights, sgd
+from archgrad.training.schedules import cosine
 
 SKIPPED = 0.05
 BlackBox = Callable[[nn.Module, Batch], Tensor]

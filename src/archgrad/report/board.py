@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from archgrad.errors import ConfigError, RunError
-from archgrad.report import page, reading, sheet, standing
+from archgrad.report import html as sheet
+from archgrad.report import page
+from archgrad.report.data import live_status as standing
+from archgrad.report.data import run_files as reading
 
 PORT = 6174
 ADDRESS = "127.0.0.1"

@@ -16,9 +16,14 @@ from rich.constrain import Constrain
 from rich.text import Text
 
 from archgrad.errors import RunError
-from archgrad.report import beside, intervention, reading, sheet, standing, svg, text
+from archgrad.report import html as sheet
+from archgrad.report import intervention, text
 from archgrad.report import page as pages
-from archgrad.report.weights import sample
+from archgrad.report.charts import comparison as beside
+from archgrad.report.charts import svg
+from archgrad.report.charts.mixing_weights import sample
+from archgrad.report.data import live_status as standing
+from archgrad.report.data import run_files as reading
 
 Row = tuple[str, list[str]]
 _NARROW = 100

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from archgrad.errors import RunError
-from archgrad.report import page, sheet, svg, text
+from archgrad.report import html as sheet
+from archgrad.report import page, text
+from archgrad.report.charts import svg
 
 _MOST_PICKS = 12
 _CLASS = "archgrad-found"

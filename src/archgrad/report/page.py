@@ -9,25 +9,34 @@ from typing import Any
 
 from markupsafe import Markup
 
-from archgrad import writing
+from archgrad import files
 from archgrad.errors import RunError
-from archgrad.report import (
-    control,
-    controls,
-    fronts,
-    graphs,
-    intervention,
-    play,
-    reading,
-    rounds,
-    scored,
-    scores,
-    sheet,
-    svg,
-    text,
+from archgrad.report import html as sheet
+from archgrad.report import intervention, text
+from archgrad.report import score_text as scored
+from archgrad.report.charts import (
+    baselines as controls,
 )
-from archgrad.report.pictures import Chart, History, charts, jump, scatter
-from archgrad.report.weights import weights
+from archgrad.report.charts import (
+    control,
+    svg,
+)
+from archgrad.report.charts import (
+    pareto as fronts,
+)
+from archgrad.report.charts import (
+    proxy_scores as scores,
+)
+from archgrad.report.charts import (
+    radars as rounds,
+)
+from archgrad.report.charts import (
+    rl as play,
+)
+from archgrad.report.charts.curves import Chart, History, charts, jump, scatter
+from archgrad.report.charts.mixing_weights import weights
+from archgrad.report.data import run_files as reading
+from archgrad.report.graphs import cells as graphs
 
 _TEMPLATE = "page.html.jinja"
 _MOST_SCORED = 100
@@ -108,7 +117,7 @@ def replace(target: Path, content: str) -> None:
         RunError: the disk is full, or the folder cannot be written in.
     """
     # JSON may hold halves of characters, which no file can.
-    writing.text(target, content, RunError, errors="replace")
+    files.write_text(target, content, RunError, errors="replace")
 
 
 def pictures(record: text.Record) -> list[str]:

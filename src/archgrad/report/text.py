@@ -18,8 +18,8 @@ from rich.text import Text
 
 from archgrad.errors import RunError
 from archgrad.report import intervention
-from archgrad.report.fronts import fronts
-from archgrad.report.fronts import rows as points
+from archgrad.report.charts.pareto import fronts
+from archgrad.report.charts.pareto import rows as points
 
 Record = Mapping[str, Any]
 

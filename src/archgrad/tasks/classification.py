@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from archgrad.errors import ArchgradError, DataError, ModelError
+from archgrad.tasks.batch_order import Order, Stream, sampled, shuffled
 from archgrad.tasks.datasets import load
-from archgrad.tasks.halves import divide, few, join
-from archgrad.tasks.orders import Order, Stream, sampled, shuffled
 from archgrad.tasks.parts import Data, Part, check_parts, count_classes, open_part, split_off
 from archgrad.tasks.sources import MemorySource, channel_statistics
+from archgrad.tasks.splits import divide, few, join
 from archgrad.tasks.task import Batch, Inputs, arguments, mapped, stable_seed, tensors
 
 PARTS = ("train", "valid", "test")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from archgrad import reading
+from archgrad import files
 from archgrad.errors import DataError
 
 KINDS = (
@@ -243,4 +243,4 @@ def _read_npz(path: Path, classes: int | None) -> Parts:
 def _npz_arrays(path: Path) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
     """The arrays of a `.npz` file whose names we use, one after another."""
     wanted = {"x", "y", *(f"{kind}_{part}" for kind in "xy" for part in ("train", "valid", "test"))}
-    return reading.arrays(path, DataError, wanted=wanted.__contains__)
+    return files.read_arrays(path, DataError, wanted=wanted.__contains__)

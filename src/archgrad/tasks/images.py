@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from archgrad import reading
+from archgrad import files
 from archgrad.errors import DataError, MissingExtra
 from archgrad.tasks.datasets import KINDS, Parts, Samples, samples
 
@@ -25,7 +25,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 PIXELS = 2**26  # of one image: 8192 x 8192
 # What Pillow raises for files that are cut off, not images, or absurdly large.
 UNREADABLE = (
-    *reading.UNREADABLE, NotImplementedError, Image.DecompressionBombError,
+    *files.UNREADABLE, NotImplementedError, Image.DecompressionBombError,
 )  # fmt: skip
 
 Size = int | tuple[int, int] | None
@@ -162,17 +162,17 @@ def _pictures(root: Path, part: str) -> list[Picture]:
         raise DataError(f"{root} has no class folders. Data may be {KINDS}")
     pictures: list[Picture] = []
     for folder in folders:
-        files = sorted(
+        paths = sorted(
             file
             for file in folder.rglob("*")
             if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
         )
-        if not files:
+        if not paths:
             raise DataError(
                 f"{folder}: this class folder has no images ({', '.join(sorted(SUFFIXES))}); "
                 f"add some or remove the folder"
             )
-        pictures += [Picture(str(file), part, folder.name, file) for file in files]
+        pictures += [Picture(str(file), part, folder.name, file) for file in paths]
     return pictures
 
 
@@ -191,7 +191,7 @@ def _decode_all(
     _refuse_bad(bad, len(pictures), skip_corrupt)
     height, width = _common_size(headers, size)
     grey = all(mode in GREY for _, mode, _ in headers)
-    reading.refuse_more_than_free(place, len(headers) * height * width * (1 if grey else 3), DataError)
+    files.refuse_more_than_free(place, len(headers) * height * width * (1 if grey else 3), DataError)
     pixels = np.empty((len(headers), height, width) if grey else (len(headers), height, width, 3), np.uint8)
     kept: list[Picture] = []
     for picture, _, _ in headers:

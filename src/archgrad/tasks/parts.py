@@ -20,8 +20,8 @@ from torch.utils.data import (
 )
 
 from archgrad.errors import DataError
+from archgrad.tasks.batch_order import draw, order_of
 from archgrad.tasks.datasets import Samples, samples
-from archgrad.tasks.orders import draw, order_of
 from archgrad.tasks.sources import DatasetSource, MemorySource
 from archgrad.tasks.task import stable_seed
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from archgrad import reading
+from archgrad import files
 from archgrad.errors import ArchitectureError, DataError
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def _nearest(name: object, names: Iterable[str]) -> str:
 def _read(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; name a .npz file of NAS-Bench-201's cells")
-    return dict(reading.arrays(path, DataError, wanted=lambda name: True))
+    return dict(files.read_arrays(path, DataError, wanted=lambda name: True))
 
 
 def _cells(arrays: Mapping[str, Array], *, source: str) -> list[str]:

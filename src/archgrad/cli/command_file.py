@@ -1,0 +1,128 @@
+"""command.json in a run's folder: which command made it, so that `archgrad resume` can make it again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from archgrad import files
+from archgrad.cli.schemas.commands import Options
+from archgrad.errors import InputError, ResourceError, RunError
+from archgrad.run.signals import Stopped
+
+COMMAND = "command.json"
+# Where the result goes and which files are written beside it do not make another run.
+_NO_MATTER = ("out", "onnx")
+
+
+def check(folder: Path, command: str, options: Options) -> None:
+    """Raise RunError when the folder holds a run of another command or other options."""
+    if not (folder / "run.json").exists():
+        return
+    held = read(folder)
+    mine, theirs = options.model_dump(mode="json"), held["options"]
+    rows = {"command": (command, held["command"])} | {k: (v, theirs.get(k)) for k, v in mine.items()}
+    differences = [
+        f"{name} (given {one!r}, held {other!r})"
+        for name, (one, other) in rows.items()
+        if one != other and name not in _NO_MATTER
+    ]
+    if differences:
+        raise RunError(
+            f"{folder} holds another run. It differs in {'; '.join(differences)}. Choose another folder with "
+            f"--out, or go on with the run that is there: archgrad resume {folder}"
+        )
+
+
+def write(folder: Path, command: str, options: Options) -> None:
+    """Write command.json. Raises RunError when the folder cannot be written to."""
+    body = {
+        "command": command,
+        "arguments": arguments(command, options),
+        "directory": str(Path.cwd()),
+        "options": options.model_dump(mode="json", exclude={"out"}),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"The run folder {folder} cannot be made: {error}. Choose another with --out.") from error
+    files.write_text(folder / COMMAND, json.dumps(body, indent=1) + "\n", RunError)
+
+
+def arguments(command: str, options: Options) -> list[str]:
+    """What to give archgrad to run the command with these options: those off their defaults, and `--out`."""
+    import typer.main
+
+    from archgrad.cli.app import app
+
+    group = typer.main.get_command(app)
+    fields = type(options).model_fields
+    positional, named = [], []
+    for param in group.commands[command].params:  # type: ignore[attr-defined]
+        value = getattr(options, param.name, None) if param.name in fields else None
+        if value is None or (value == fields[param.name].get_default() and param.name != "out"):
+            continue
+        values = [str(one) for one in value] if isinstance(value, list) else [str(value)]
+        if param.param_type_name == "argument":
+            positional += values
+        elif isinstance(value, bool):
+            named += [param.opts[0] if value else param.secondary_opts[0]]
+        else:
+            named += [word for one in values for word in (param.opts[0], one)]
+    return [command, *positional, *named]
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What `write` wrote. Raises RunError when there is none, or it is damaged."""
+    path = folder / COMMAND
+    try:
+        body: dict[str, Any] = files.parse_json(files.read_text(path, RunError), RunError, source=str(path))
+        known = isinstance(body["command"], str) and isinstance(body["options"], dict)
+        known = known and isinstance(body["directory"], str)
+    except FileNotFoundError:
+        raise RunError(
+            f"{folder} is no folder of a run that the command line began: {COMMAND} is missing. Give the "
+            "folder that was --out, or run the program that made it again."
+        ) from None
+    except (RunError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({error}). Give the command again in full, with --out.") from None
+    if not known:
+        raise RunError(f"{path} is damaged. Give the command again in full, with --out.")
+    return body
+
+
+@contextlib.contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Say how to go on when a signal ends what is inside; an input refused before its first step leaves no run.
+
+    Raises Stopped.
+    """
+    try:
+        yield
+    except ResourceError as error:
+        raise ResourceError(
+            f"{error}\nTo go on with the same options: archgrad resume {folder}. Others need another --out."
+        ) from error
+    except InputError as error:
+        # A folder in use, or with another run in it, is not this one's to clear.
+        if not isinstance(error, RunError):
+            _forget(folder)
+        raise
+    except KeyboardInterrupt as error:
+        number = error.signal if isinstance(error, Stopped) else signal.SIGINT
+        text = str(error) or "Interrupted."
+        raise Stopped(f"{text}\nTo go on: archgrad resume {folder}", number) from error
+
+
+def _forget(folder: Path) -> None:
+    """Make the folder free for other options, where no step was taken in it."""
+    if any((folder / "checkpoints").glob("*")):
+        return
+    for name in ("run.json", "remembered.json", "history.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    if (folder / "checkpoints").is_dir():
+        (folder / "checkpoints").rmdir()

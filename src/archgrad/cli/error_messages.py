@@ -1,0 +1,74 @@
+"""What a command says, and its exit status, when something goes wrong that is not a fault of archgrad."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple, NoReturn
+
+import archgrad
+from archgrad.errors import ArchgradError
+from archgrad.run.signals import Stopped
+
+_OURS = Path(archgrad.__file__).parent
+_LIBRARIES = tuple(
+    {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+)
+
+
+class Failure(NamedTuple):
+    """A message and an exit status."""
+
+    message: str
+    status: int
+
+
+def explained(error: BaseException) -> Failure | None:
+    """The message and status for an error; None for what archgrad itself did wrong."""
+    if isinstance(error, Stopped):
+        return Failure(str(error), error.exit_status)
+    if isinstance(error, KeyboardInterrupt):
+        return Failure("Interrupted. Nothing was begun that could be resumed.", 128 + signal.SIGINT)
+    place = user_line(error)
+    if isinstance(error, ArchgradError):
+        return Failure(f"{error} (raised at {place})" if place and place not in str(error) else str(error), 2)
+    if told := _resources(error):
+        return Failure(told, 2)
+    if place:
+        return Failure(f"Your code raised {type(error).__name__}: {error} ({place}).", 2)
+    if isinstance(error, OSError):
+        return Failure(f"{type(error).__name__}: {error}", 2)
+    return None
+
+
+def _resources(error: BaseException) -> str:
+    if isinstance(error, MemoryError) and "torch" not in sys.modules:
+        return "Memory ran out. Close other programs, or give smaller files."
+    if not isinstance(error, MemoryError | RuntimeError):
+        return ""
+    from archgrad.run.resource_errors import told_of
+
+    return told_of(error)
+
+
+def user_line(error: BaseException) -> str:
+    """The innermost line of code that is neither ours nor a library's; empty where there is none."""
+    place = ""
+    while error:
+        for frame in traceback.extract_tb(error.__traceback__):
+            path = Path(frame.filename)
+            if path.is_file() and not any(path.resolve().is_relative_to(own) for own in (_OURS, *_LIBRARIES)):
+                place = f"{frame.filename}, line {frame.lineno}"
+        if error.__cause__ is None:
+            break
+        error = error.__cause__
+    return place
+
+
+def terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """What SIGTERM does outside of a run's loops, where there is no step to wait for."""
+    raise Stopped("Stopped by SIGTERM.", number)

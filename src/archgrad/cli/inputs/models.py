@@ -1,0 +1,134 @@
+"""The network that MODEL names, and its weights."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from archgrad import files
+from archgrad.cli.inputs import user_code as usercode
+from archgrad.errors import ConfigError, ModelError
+from archgrad.tasks.task import Inputs
+
+FORMS = f"{usercode.FORMS}, or timm:NAME"
+
+
+def load(name: str, *, classes: int, example: Inputs) -> nn.Module:
+    """The network of a MODEL.
+
+    A callable is called without arguments, or with those of these that it takes: the number of classes as `classes`
+    or `num_classes`, the channels of `example`, [B, C, H, W], as `in_channels` or `in_chans`.
+
+    Raises:
+        ConfigError: no such module, file, attribute or timm model.
+        ModelError: the user's code fails, or what it makes is no network.
+    """
+    place, attribute = usercode.divided(name, forms=FORMS)
+    if place == "timm":
+        return _from_timm(attribute, classes=classes, example=example)
+    found = usercode.named(name, forms=FORMS)
+    if not isinstance(found, nn.Module):
+        found = usercode.called(found, name, told(classes, example))
+    if not isinstance(found, nn.Module):
+        raise ModelError(f"MODEL {name!r} gives a {type(found).__name__}. Allowed is a torch.nn.Module.")
+    if any(tensor.is_meta for tensor in (*found.parameters(), *found.buffers())):
+        raise ModelError(f"MODEL {name!r} is on the meta device and has no values. Make it on the CPU.")
+    return found
+
+
+def told(classes: int, example: Inputs) -> dict[str, int]:
+    """What the data say that a callable may want to know: the number of classes, and of an image's channels."""
+    known = {"classes": classes}
+    if isinstance(example, Tensor) and example.ndim == 4:
+        known["in_channels"] = example.shape[1]
+    return known
+
+
+def written(name: str, known: Mapping[str, int]) -> str:
+    """How a program that has imported the callable of a MODEL makes the network, such as MyCNN(classes=10)."""
+    place, attribute = usercode.divided(name, forms=FORMS)
+    if place == "timm":
+        return f"timm.create_model({attribute!r}, num_classes={known['classes']}, in_chans={known['in_channels']})"
+    found = usercode.named(name, forms=FORMS)
+    if isinstance(found, nn.Module):
+        return attribute
+    given = ", ".join(f"{word}={number}" for word, number in usercode.wanted(found, known).items())
+    return f"{attribute}({given})"
+
+
+def read_weights(network: nn.Module, path: str | Path) -> None:
+    """Load trained weights into a network, all of them.
+
+    Raises ModelError when the file cannot be read, or holds other tensors than the network has.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"weights {path}: there is no such file. Give a .safetensors file or a state dict.")
+    try:
+        if path.suffix == ".safetensors":
+            missing, unexpected = safetensors.torch.load_model(network, path, strict=False)
+        else:
+            missing, unexpected = network.load_state_dict(_state(path), strict=False)
+    except RuntimeError as error:
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:4]) or str(error)
+        raise ModelError(f"weights {path} do not fit {type(network).__name__}: {reason}") from None
+    except (SafetensorError, *files.UNREADABLE) as error:
+        raise ModelError(f"weights {path} are damaged, or no safetensors file ({error}).") from None
+    if missing or unexpected:
+        raise ModelError(
+            f"weights {path} do not fit {type(network).__name__}: {_listed('missing', missing)}"
+            f"{_listed('unexpected', unexpected)}"
+            "give the weights of this very network, or leave --weights out."
+        )
+
+
+def _listed(word: str, names: Any) -> str:
+    some = sorted(names)
+    return f"{word} {', '.join(some[:5])}{', ...' if len(some) > 5 else ''} ({len(some)}); " if some else ""
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    """A state dict, also where it lies under "state_dict" or "model", as training scripts save it."""
+    try:
+        with warnings.catch_warnings():
+            # On protocols that it may not know: it then fails, and that is told.
+            warnings.simplefilter("ignore")
+            held = torch.load(path, map_location="cpu", weights_only=True)
+    except (*files.UNREADABLE, NotImplementedError, AssertionError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"weights {path} cannot be read ({reason[:200]}). Allowed are a .safetensors file and what "
+            "torch.save(network.state_dict(), file) writes; other pickles, whole networks among them, can execute "
+            "code and are not read. Where you trust the file, convert it: "
+            "torch.save(torch.load(file, weights_only=False).state_dict(), new_file)."
+        ) from None
+    for key in ("state_dict", "model"):
+        if isinstance(held, dict) and isinstance(held.get(key), dict):
+            held = held[key]
+    if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
+        raise ModelError(f"weights {path} hold no state dict. Save torch.save(network.state_dict(), file).")
+    return held
+
+
+def _from_timm(name: str, *, classes: int, example: Inputs) -> nn.Module:
+    if importlib.util.find_spec("timm") is None:
+        raise ConfigError(f"MODEL 'timm:{name}' needs timm, which is not installed: pip install timm")
+    if not isinstance(example, Tensor) or example.ndim != 4:
+        raise ModelError(f"MODEL 'timm:{name}' takes images [B, C, H, W], and the data holds something else.")
+    timm: Any = importlib.import_module("timm")
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name}*")[:5]) or "none; timm.list_models() shows all"
+        raise ConfigError(f"MODEL 'timm:{name}': timm has no model of this name. Near it are {near}.")
+    with usercode.own(f"timm:{name}"):
+        network: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=example.shape[1])
+    return network

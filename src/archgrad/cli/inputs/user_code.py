@@ -1,0 +1,137 @@
+"""Code of the user's that an option names: package.module:callable, or path/to/file.py:callable."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cloudpickle
+
+from archgrad.cli.error_messages import user_line
+from archgrad.errors import ConfigError, ModelError
+
+FORMS = "package.module:callable, path/to/file.py:callable"
+
+
+def named(name: str, *, kind: str = "MODEL", forms: str = FORMS) -> Any:
+    """What stands under the name in the module or file; `kind` and `forms` are for the messages.
+
+    Raises:
+        ConfigError: no such module, file or attribute.
+        ModelError: the module's own code fails.
+    """
+    place, attribute = divided(name, kind=kind, forms=forms)
+    told = f"{kind}: {{}}. Give {forms}{{}}."
+    module = _from_file(Path(place), told) if place.endswith(".py") else _from_module(place, told)
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            own = [
+                n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__
+            ]
+            defined = ", ".join(own[:10]) or "no function and no class"
+            raise ConfigError(f"{kind} {name!r}: {place} has no {attribute!r}. It defines {defined}.")
+        found = getattr(found, part)
+    return found
+
+
+def divided(name: str, *, kind: str = "MODEL", forms: str = FORMS) -> tuple[str, str]:
+    """Module or file, and attribute. Raises ConfigError where there are not both."""
+    place, _, attribute = name.rpartition(":")
+    if not place or not attribute:
+        raise ConfigError(f"{kind} {name!r} is not understood. Give {forms}.")
+    return place, attribute
+
+
+def called(make: Any, name: str, known: Mapping[str, Any], *, kind: str = "MODEL") -> object:
+    """What a callable gives, called with what it wants of what is known; something else as it is.
+
+    Raises:
+        ModelError: it needs other arguments, or fails.
+    """
+    if not callable(make):
+        return make
+    given = wanted(make, known)
+    missing = [
+        p.name
+        for p in _accepted(make).values()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in given
+    ]
+    if missing:
+        fitting = f" or with {' and '.join(known)}" if known else ""
+        raise ModelError(
+            f"{kind} {name!r} needs the arguments {', '.join(missing)}. It is called without arguments{fitting}: "
+            "write a function that fills them in, and name that."
+        )
+    call: Callable[..., object] = make
+    with own(name):
+        return call(**given)
+
+
+def wanted(make: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of the arguments that a callable takes."""
+    accepted, given = _accepted(make), {}
+    for key, other in (("classes", "num_classes"), ("in_channels", "in_chans")):
+        if key in known and (word := next((word for word in (key, other) if word in accepted), None)):
+            given[word] = known[key]
+    return given
+
+
+@contextlib.contextmanager
+def own(what: str) -> Iterator[None]:
+    """Turn whatever the user's code raises into a ModelError that says where."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        place = f"{error.filename}, line {error.lineno}" if isinstance(error, SyntaxError) else user_line(error)
+        said = " ".join(str(getattr(error, "msg", None) or error).split())
+        where = f" ({place})" if place else ""
+        raise ModelError(f"{what} raised {type(error).__name__}: {said}{where}") from error
+
+
+def _from_file(path: Path, told: str) -> ModuleType:
+    if not path.is_file():
+        raise ConfigError(told.format(f"there is no file {path}", ""))
+    # So that the file can import its neighbours, as it can when Python runs it.
+    _importable(path.parent.absolute())
+    spec = importlib.util.spec_from_file_location(f"archgrad_model_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    # Under this name no worker could import it.
+    cloudpickle.register_pickle_by_value(module)
+    with own(str(path)):
+        spec.loader.exec_module(module)
+    return module
+
+
+def _from_module(name: str, told: str) -> ModuleType:
+    _importable(Path.cwd())
+    try:
+        with own(name):
+            return importlib.import_module(name)
+    except ModelError as error:
+        cause = error.__cause__
+        if isinstance(cause, ModuleNotFoundError) and cause.name and f"{name}.".startswith(f"{cause.name}."):
+            missing = f"there is no module {cause.name!r}, seen from {Path.cwd()}"
+            raise ConfigError(told.format(missing, ", and start where the package can be imported")) from None
+        raise
+
+
+def _importable(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _accepted(make: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(make).parameters
+    except ValueError:
+        return {}

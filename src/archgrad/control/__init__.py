@@ -1,0 +1,1 @@
+"""Control: systems, iLQR and NNiLQR."""

@@ -1,0 +1,174 @@
+"""From a relaxed space to an architecture, and from an architecture to a plain network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Literal, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from archgrad.choices.access import choices, matched
+from archgrad.choices.architecture import Architecture, Pick
+from archgrad.choices.channels import Coupling, remove_branch, remove_channels
+from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
+from archgrad.choices.relaxations import Open
+from archgrad.choices.subsets import Subsets
+from archgrad.errors import ChoiceError, ConfigError
+from archgrad.extract.plain import picked, plain, unparametrize
+
+
+@runtime_checkable
+class Resizable(Protocol):
+    """A space whose architectures fit networks of any number of cells and channels."""
+
+    def resized(self, *, cells: int | None, channels: int | None, auxiliary: bool, drop_path: float) -> nn.Module:
+        """A fresh space of the same choices, in the form that is trained for good; None keeps the size."""
+        ...
+
+
+def decide(space: nn.Module, *, threshold: float = 0.5, weights: Mapping[str, Tensor] | None = None) -> Architecture:
+    """The architecture that the mixing weights point at.
+
+    An `OpChoice` takes its heaviest live candidate that is not barred, an `InputChoice` its `keep` heaviest
+    inputs, or the likeliest subset of a distribution over subsets, a `Gate` all entries above `threshold`, at least
+    the heaviest unless the gate's branch may vanish. Inputs that are all mixed at full strength (relaxation `Open`)
+    weigh what the heaviest candidate on their edge does that is not barred: the rule of DARTS. Of equals the first
+    is taken.
+
+    Args:
+        space: relaxed.
+        threshold: of gates.
+        weights: for some choices, [size], what they are decided by in place of their mixing weights.
+
+    Raises:
+        ChoiceError: a choice has no relaxation yet.
+    """
+    picks: dict[str, Pick] = {}
+    scores = strengths(space, weights)
+    for name, (choice, *_) in choices(space).items():
+        row = scores[name].masked_fill(~choice.pickable, float("-inf"))
+        if isinstance(choice, OpChoice):
+            picks[name] = int(row.argmax())
+        elif isinstance(choice.relaxation, Subsets):
+            picks[name] = choice.relaxation.likeliest(choice.live)
+        elif isinstance(choice, InputChoice):
+            picks[name] = tuple(row.argsort(descending=True, stable=True)[: choice.keep].sort().values.tolist())
+        else:
+            assert isinstance(choice, Gate)
+            kept = (row > threshold).nonzero().flatten().tolist()
+            picks[name] = tuple(kept) or (() if choice.vanishing else (int(row.argmax()),))
+    return Architecture(picks)
+
+
+def discretised(space: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
+    """The mixing weights, [size] of 0 and 1, that an architecture is: 1 on its picks.
+
+    Where the inputs of a node are all mixed at full strength (`Open`), operations on inputs that are not kept are 0.
+    """
+    found = {name: same[0] for name, same in choices(space).items()}
+    rows = {n: choice.picked(architecture[n]).to(choice.live.device).float() for n, choice in found.items()}
+    for name, choice in found.items():
+        if isinstance(choice, InputChoice) and choice.edges is not None and isinstance(choice.relaxation, Open):
+            for edge, kept in zip(choice.edges, rows[name].tolist(), strict=True):
+                if isinstance(edge, OpChoice):
+                    rows[edge.name] = rows[edge.name] * kept
+    return rows
+
+
+def strengths(space: nn.Module, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """What each choice is decided by: its mixing weights, [size], without noise, or those given; see `decide`.
+
+    Raises:
+        ChoiceError: a choice has no relaxation yet.
+    """
+    return {name: _weights(choice, weights or {}) for name, (choice, *_) in choices(space).items()}
+
+
+def _weights(choice: Choice, given: Mapping[str, Tensor]) -> Tensor:
+    if choice.name in given:
+        return given[choice.name].detach().double()
+    relaxation = choice.relaxation
+    if relaxation is None:
+        raise ChoiceError(
+            f"choice {choice.name!r} has no relaxation to decide by; call archgrad.relax(space, ...) first"
+        )
+    mode = relaxation.training
+    relaxation.eval()  # without the noise of a draw
+    weights: Tensor = relaxation(choice.live).detach().double()
+    relaxation.train(mode)
+    if isinstance(relaxation, Open) and isinstance(choice, InputChoice) and choice.edges is not None:
+        for i, edge in enumerate(choice.edges):
+            if isinstance(edge, OpChoice):
+                weights[i] *= _weights(edge, given).masked_fill(~edge.pickable, float("-inf")).amax()
+    return weights
+
+
+def build(
+    space: nn.Module,
+    architecture: Architecture,
+    *,
+    weights: Literal["inherit", "fresh"] = "inherit",
+    cells: int | None = None,
+    channels: int | None = None,
+    auxiliary: bool = False,
+    drop_path: float = 0.0,
+) -> nn.Module:
+    """The plain network of one architecture: closed channels, branches and candidates are gone.
+
+    It holds no object of ours, and with inherited weights it computes what `hold(space, architecture)` computes.
+
+    Args:
+        space: any network with choices; it is not changed.
+        architecture: a pick for each of its choices.
+        weights: "inherit" the space's, or draw them "fresh" (`draw_anew`).
+        cells, channels, auxiliary, drop_path: for the ready spaces of cells, the form that is trained for good, with
+            fresh weights: its number of cells and first channels, whether it also returns the logits of an auxiliary
+            head, and the probability of dropping an operation.
+
+    Raises:
+        ArchitectureError: the architecture is for another space.
+        ConfigError: the space has one size only.
+    """
+    if cells is not None or channels is not None or auxiliary or drop_path:
+        if not isinstance(space, Resizable):
+            raise ConfigError(
+                f"{type(space).__name__} has one size only: leave out cells, channels, auxiliary and drop_path "
+                f"(spaces of cells, such as archgrad.darts_cells, take them), or give your space a method `resized`"
+            )
+        searched = choices(space)
+        space = space.resized(cells=cells, channels=channels, auxiliary=auxiliary, drop_path=drop_path)
+        for name, same in choices(space).items():
+            for choice in same:
+                if isinstance(choice, InputChoice) and isinstance(before := searched[name][0], InputChoice):
+                    choice.fewest, choice.keep = before.fewest, before.keep
+        weights = "fresh"
+    decided = matched(space, architecture)
+    gated = any(isinstance(same[0], Gate) for same in decided.values())
+    # Channels are cut where they stand in the space; without gates most of a supernet need not be copied.
+    network = copy.deepcopy(space) if gated else picked(space, architecture)
+    gates: dict[str, Gate] = {}
+    kept: dict[str, list[int]] = {}
+    for name, same in (choices(network) if gated else {}).items():
+        mask = same[0].picked(architecture[name])
+        if isinstance(same[0], Gate):
+            gates[name], kept[name] = same[0], mask.nonzero().flatten().tolist()
+    unparametrize(network)
+    couplings: dict[str, tuple[Coupling, ...]] = {name: gate.couplings for name, gate in gates.items()}
+    remove_channels(network, couplings, kept)
+    for name, gate in gates.items():
+        if gate.vanishing is not None and not kept[name]:
+            remove_branch(network, gate.vanishing)
+    network = plain(network, architecture)
+    if weights == "fresh":
+        draw_anew(network)
+    return network
+
+
+def draw_anew(network: nn.Module) -> None:
+    """Draw all weights afresh (every module's `reset_parameters`), but for modules whose own are all frozen."""
+    for module in network.modules():
+        own = list(module.parameters(recurse=False))
+        frozen = own and not any(p.requires_grad for p in own)
+        if callable(reset := getattr(module, "reset_parameters", None)) and not frozen:
+            reset()

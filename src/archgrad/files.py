@@ -1,0 +1,250 @@
+"""Reading files without trust, and writing them whole or not at all.
+
+What is read may come from anywhere: sizes, depth and numbers are bounded, and nothing is executed. What is written is
+on the disk before it takes the place of what was there, so that a crash or a power cut leaves one of the two.
+Every function takes the class of error that its caller raises, so that a message fits the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import stat
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from archgrad.errors import ArchgradError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Refusal = Callable[[str], ArchgradError]
+
+MIB = 2**20
+RECORD = 256 * MIB  # record.json, which holds pictures, and history.jsonl
+DEPTH = 64  # nested lists and objects; our own files need less than ten
+DIGITS = 300  # of a whole number: what a float can hold
+# Possessive, so that a string without an end takes no more than one look at each character.
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_BRACKET = re.compile(r"[\[\]{}]")
+# What numpy and zipfile raise for bytes that are not what they seem.
+UNREADABLE = (
+    ValueError, OSError, EOFError, LookupError, RuntimeError, MemoryError, SyntaxError, TypeError, AttributeError,
+    OverflowError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+def read_text(path: Path, refuse: Refusal, *, most: int = 16 * MIB, errors: str = "strict") -> str:
+    """The UTF-8 text of an ordinary file of at most so many bytes; `errors` as of `bytes.decode`.
+
+    FileNotFoundError passes; what else is wrong is refused: no ordinary file, too large, not readable, not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise refuse(f"{path} is no ordinary file; give a file")
+            data = file.read(most + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise refuse(f"cannot read {path}: {error.strerror or error}") from None
+    if len(data) > most:
+        raise refuse(f"{path} is larger than {most / MIB:,.0f} MiB, which such a file does not reach")
+    try:
+        return data.decode("utf-8", errors)
+    except UnicodeDecodeError as error:
+        raise refuse(f"cannot read {path}: no text in UTF-8 ({error})") from None
+
+
+def parse_json(content: str, refuse: Refusal, *, source: str, finite: bool = True) -> Any:
+    """The value of a JSON text: no key twice in an object, no nesting beyond `DEPTH`, no number that no float holds.
+
+    Args:
+        content: the text.
+        refuse: makes the error.
+        source: what messages call it.
+        finite: refuse NaN and Infinity, which are no JSON.
+    """
+
+    def constant(name: str) -> float:
+        if finite:
+            raise ValueError(f"{name} is no number of JSON")
+        return float(name)
+
+    if deeper(content, DEPTH):
+        raise refuse(f"{source} is not JSON (it is nested deeper than {DEPTH} levels)")
+    try:
+        return json.loads(content, object_pairs_hook=_once, parse_int=_integer, parse_constant=constant)
+    except (ValueError, RecursionError) as error:
+        raise refuse(f"{source} is not JSON ({error})") from None
+
+
+def deeper(content: str, than: int) -> bool:
+    """Whether brackets are nested deeper in a JSON text than so many levels, those in strings left out."""
+    depth = 0
+    for bracket in _BRACKET.finditer(_STRING.sub("", content)):
+        depth += 1 if bracket[0] in "[{" else -1
+        if depth > than:
+            return True
+    return False
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:80]!r} is there twice")
+    return found
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def shown(value: object, *, most: int = 200) -> str:
+    """The `repr` of a value, cut off where it is long."""
+    found = repr(value)
+    return found if len(found) <= most else f"{found[:most]}... ({len(found):,} characters)"
+
+
+def read_arrays(
+    path: Path, refuse: Refusal, *, wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+    """The arrays of a .npz file whose names are wanted, one after another; of the others an empty one.
+
+    What a header declares is compared with the bytes that are there before memory is taken for it, and all of it
+    with the memory that is free. Pickled objects are refused, as is what is no .npz file.
+    """
+    import numpy as np
+
+    place = str(path)
+    try:
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise zipfile.BadZipFile("not a zip archive")
+            with zipfile.ZipFile(file) as archive:
+                found = {one.filename.removesuffix(".npy"): one for one in archive.infolist()}
+                taken = {name: one for name, one in found.items() if wanted(name)}
+                refuse_more_than_free(path, sum(one.file_size for one in taken.values()), refuse)
+                for name in found:
+                    place = f"{path}: {name}"
+                    yield name, _array(archive, taken[name], refuse, place) if name in taken else np.empty(0)
+    except ArchgradError:
+        raise
+    except (*UNREADABLE, NotImplementedError) as error:
+        told = _first_line(error)
+        raise refuse(
+            f"{path} is damaged or not a .npz file ({told}); copy it again, or write it with numpy.savez"
+        ) from error
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, refuse: Refusal, place: str) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
+        shape, dtype = _header(file, version)
+        if dtype.hasobject:
+            raise refuse(
+                f"{place} holds pickled Python objects, which can execute code and are not read; save plain numbers "
+                f"or strings (for instance array.astype(str))"
+            )
+        declared = math.prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or declared > member.file_size:
+            raise ValueError(f"{place} declares {declared:,} bytes and holds {member.file_size:,}")
+    with archive.open(member) as file:
+        found: np.ndarray[Any, Any] = np.lib.format.read_array(file, allow_pickle=False)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _header(file: IO[bytes], version: tuple[int, int]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    import numpy as np
+
+    readers: dict[Any, Any] = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise ValueError(f"format version {version[0]}.{version[1]} is for arrays of records, which are not read")
+    shape, _, dtype = readers[version](file)
+    return shape, dtype
+
+
+def refuse_more_than_free(path: Path, needed: int, refuse: Refusal) -> None:
+    """Refuse a file whose content takes more memory than is free."""
+    free = free_memory()
+    if free is not None and needed > free:
+        raise refuse(
+            f"{path} unpacks to {needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB of memory are free; take "
+            f"a part of it, or a machine with more memory"
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that a program can still take on this machine; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    except (OSError, ValueError, StopIteration):
+        return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def write_text(path: Path, content: str, refuse: Refusal, *, errors: str = "strict") -> None:
+    """Write UTF-8 text, as `write_bytes` does; `errors` as of `str.encode`."""
+    write_bytes(path, content.encode("utf-8", errors), refuse)
+
+
+def write_bytes(path: Path, content: bytes, refuse: Refusal) -> None:
+    """Put these bytes into a file, whole or not at all; refused with the reason where the system does."""
+
+    def write(partial: Path) -> None:
+        partial.write_bytes(content)
+
+    replace(path, write, refuse, size=len(content))
+
+
+def replace(path: Path, write: Callable[[Path], None], refuse: Refusal, *, size: int) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in the place of `path` atomically.
+
+    The file and its folder are synchronised with the disk (fsync). Where something fails, such as a full disk, the
+    temporary file is removed, what stood at `path` stays, and the error says how many bytes (`size`) were needed.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        _synchronize(partial)
+        partial.replace(path)
+        _synchronize(path.parent)
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
+        raise refuse(
+            f"cannot write {path}: {error.strerror or error}; it needs {size / 1e6:,.1f} MB, and "
+            f"{free / 1e6:,.1f} MB are free. What was saved before is intact. Make room, give "
+            f"write access, or choose another place"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _synchronize(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

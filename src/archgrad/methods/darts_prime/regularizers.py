@@ -1,0 +1,219 @@
+"""Terms that pull mixing weights to discrete ones; `regularised` adds one to what any search descends.
+
+Written a for the mixing weights of all choices of one kind of cell, and disc(a) for the zeros and ones of the
+architecture that they point at.
+
+Source: DARTS-PRIME (arXiv 2106.11655) and the authors' code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from archgrad.choices.access import choices, logits
+from archgrad.errors import ConfigError
+from archgrad.extract.discretize import decide, discretised
+from archgrad.run.nonfinite import joined
+from archgrad.supernets.bilevel import ArchitectureGradient
+from archgrad.tasks.task import Batch
+
+Rows = dict[str, Tensor]
+
+
+def regularised(gradient: ArchitectureGradient, term: Callable[[], Tensor], space: nn.Module) -> ArchitectureGradient:
+    """A search's architecture gradient with that of a term of `logits(space)` added to it.
+
+    Args:
+        gradient: of a method, as `alternate` takes it.
+        term: a scalar, such as `Proximity` or `Admm`; called once in each architecture step.
+        space: relaxed.
+    """
+
+    def both(train: Batch, valid: Batch) -> tuple[Tensor, list[Tensor | None]]:
+        loss, gradients = gradient(train, valid)
+        more = term()
+        added = torch.autograd.grad(more, logits(space), allow_unused=True)
+        pairs = zip(gradients, added, strict=True)
+        return joined({"loss": loss, "pull": more}), [g if a is None else a if g is None else g + a for g, a in pairs]
+
+    return both
+
+
+class Proximity:
+    """How far the weights are from discrete ones, more and more.
+
+        sum over kinds t of  c (rho / 2) | a_t - disc(a_t) |            c in [0, 1] the share of the search passed
+        adjusted:  (rho / 2) | s (a_t - disc(a_t)) |,   s = (1 - c) 4 (a^(ln 2 / ln K) - 1/2)^2 + c  for each entry
+
+    The norm is not squared; its gradient where a is discrete is 0. An even mixture of K has an adjusted s of c.
+
+    Args:
+        space: relaxed.
+        rho: 0 or above.
+        progress: c, such as `lambda: run.passed`.
+        adjusted: the second form.
+
+    Raises:
+        ConfigError: rho is negative or not finite.
+    """
+
+    def __init__(
+        self, space: nn.Module, *, rho: float, progress: Callable[[], float], adjusted: bool = False
+    ) -> None:
+        self.space, self.rho, self.progress, self.adjusted = space, _checked(rho), progress, adjusted
+
+    def __call__(self) -> Tensor:
+        """The term, a scalar with gradient to the logits."""
+        weights, c = weighed(self.space), self.progress()
+        away = differences(weights, discrete(self.space, weights))
+        if not self.adjusted:
+            return c * self.rho / 2.0 * norms(away)
+        return (
+            self.rho / 2.0 * norms({name: _adjusted(weights[name].detach(), c) * row for name, row in away.items()})
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: what it needs is in the space and the run."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
+class Admm:
+    """The alternating direction method of multipliers, in its scaled form, with a target that is always discrete.
+
+        sum over kinds t of  (rho / 2) | (a_t - Z_t + U_t) m_t |        m the live support
+        every so many calls:  Z <- disc(a + U),   then  U <- (discount U + a - Z) m;   at first Z = a, U = 0
+
+    Args:
+        space: relaxed.
+        rho: 0 or above.
+        every: architecture steps between two updates.
+        discount: of U, in [0, 1].
+        on: "activated": U follows the weights a, as the penalty does; "logits": Z and U follow the logits, as in the
+            authors' code.
+
+    Raises:
+        ConfigError: a number out of its range.
+    """
+
+    def __init__(
+        self, space: nn.Module, *, rho: float, every: int = 10, discount: float = 0.2,
+        on: Literal["activated", "logits"] = "activated",
+    ) -> None:  # fmt: skip
+        if type(every) is not int or every < 1 or not 0.0 <= discount <= 1.0 or on not in ("activated", "logits"):
+            raise ConfigError(
+                f"every={every!r}, discount={discount!r}, on={on!r} were given; allowed are a whole number from 1, a "
+                f"number from 0 to 1, and 'activated' or 'logits'"
+            )
+        self.space, self.rho, self.every, self.discount, self.on = space, _checked(rho), every, discount, on
+        self.calls = 0
+        self.target: Rows = {}
+        self.dual: Rows = {}
+
+    def __call__(self) -> Tensor:
+        """The term, a scalar with gradient to the logits; counts the step."""
+        weights = weighed(self.space)
+        if self.calls == 0:
+            self.target = self._followed()
+            self.dual = {name: torch.zeros_like(row) for name, row in self.target.items()}
+        elif self.calls % self.every == 0:
+            self._update()
+        self.calls += 1
+        away = {name: row - self.target[name] + self.dual[name] for name, row in weights.items()}
+        return self.rho / 2.0 * norms({name: row * self._live(name) for name, row in away.items()})
+
+    def _update(self) -> None:
+        with torch.no_grad():
+            now = self._followed()
+            moved = {name: row + self.dual[name] for name, row in now.items()}
+            if self.on == "logits":
+                moved = _activated(self.space, moved)
+            self.target = discrete(self.space, moved)
+            self.dual = {
+                name: (self.discount * self.dual[name] + row - self.target[name]) * self._live(name)
+                for name, row in now.items()
+            }
+
+    def _followed(self) -> Rows:
+        rows = weighed(self.space) if self.on == "activated" else _logits(self.space)
+        return {name: row.detach().clone() for name, row in rows.items()}
+
+    def _live(self, name: str) -> Tensor:
+        return choices(self.space)[name][0].live
+
+    def state_dict(self) -> dict[str, Any]:
+        """Targets, duals and the number of calls: what exact resume needs."""
+        return {"calls": self.calls, "target": dict(self.target), "dual": dict(self.dual)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where `state_dict` left off."""
+        devices = {name: same[0].live.device for name, same in choices(self.space).items()}
+        self.calls = state["calls"]
+        self.target, self.dual = (
+            {name: row.to(devices[name]) for name, row in state[kind].items()} for kind in ("target", "dual")
+        )
+
+
+def weighed(space: nn.Module) -> Rows:
+    """The mixing weights, [size], of every choice that has logits, with gradient."""
+    found = {name: same[0] for name, same in choices(space).items()}
+    return {n: c.ready() for n, c in found.items() if c.relaxation is not None and list(c.relaxation.parameters())}
+
+
+def discrete(space: nn.Module, weights: Mapping[str, Tensor]) -> Rows:
+    """disc of such weights: 0 and 1, without gradient."""
+    target = discretised(space, decide(space, weights=weights))
+    return {name: target[name].to(row.dtype) for name, row in weights.items()}
+
+
+def differences(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Rows:
+    """first - second, choice by choice."""
+    return {name: row - second[name] for name, row in first.items()}
+
+
+def norms(rows: Mapping[str, Tensor]) -> Tensor:
+    """The sum over kinds of cells of the Euclidean norm of all their rows; the gradient at 0 is 0."""
+    kinds: dict[str, list[Tensor]] = {}
+    for name, row in rows.items():
+        # "normal.2.0" is of the normal cell; choices of a space with one cell are of one kind.
+        head, dot, _ = name.partition(".")
+        kinds.setdefault(head if dot and head.isidentifier() else "", []).append(row)
+    return torch.stack([torch.linalg.vector_norm(torch.cat(same)) for same in kinds.values()]).sum()
+
+
+def _adjusted(weights: Tensor, c: float) -> Tensor:
+    exponent = math.log(2.0) / math.log(len(weights)) if len(weights) > 1 else 1.0
+    return (1.0 - c) * 4.0 * (weights.pow(exponent) - 0.5).square() + c
+
+
+def _logits(space: nn.Module) -> Rows:
+    return {name: next(_relaxation(space, name).parameters()) for name in weighed(space)}
+
+
+def _activated(space: nn.Module, moved: Rows) -> Rows:
+    """The weights that the relaxations would give at other logits."""
+    found = {name: _relaxation(space, name) for name in moved}
+    return {
+        name: torch.func.functional_call(relaxation, {parameter: moved[name]}, (choices(space)[name][0].live,))
+        for name, relaxation in found.items()
+        for parameter, _ in relaxation.named_parameters()
+    }
+
+
+def _relaxation(space: nn.Module, name: str) -> nn.Module:
+    relaxation = choices(space)[name][0].relaxation
+    assert relaxation is not None
+    return relaxation
+
+
+def _checked(rho: float) -> float:
+    if not 0.0 <= rho < math.inf:
+        raise ConfigError(f"rho={rho!r} was given; allowed is a number from 0 up, such as 0.1")
+    return rho

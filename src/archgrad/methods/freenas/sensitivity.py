@@ -1,0 +1,219 @@
+"""How much each candidate of an untrained supernet contributes to its output, without data.
+
+Source: FreeNAS and FreeDARTS (arXiv 2106.11542 v1 and v2), after the score of SynFlow. What of it is reconstructed is
+said in `archgrad.methods.freenas.freenas`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from archgrad.choices.access import choices, using
+from archgrad.choices.architecture import Architecture, Pick
+from archgrad.choices.modules import Choice, InputChoice, OpChoice
+from archgrad.errors import ArchgradError, ModelError, NonFiniteError
+from archgrad.extract.discretize import draw_anew
+from archgrad.proxies.probe import probe
+from archgrad.results.result import Example
+from archgrad.spaces.cells import NONE
+from archgrad.spaces.slim.channel_graph import NETWORK_ERRORS
+
+Norm = Literal["off", "eval", "train"]
+Scores = dict[str, Tensor]
+
+
+def inputs_of(example: Example, device: torch.device) -> tuple[Tensor, ...]:
+    """The example's inputs [B, ...] on a device.
+
+    Raises:
+        ModelError: the example is no tensor, and no tuple of them, or holds nothing.
+    """
+    parts = (example,) if isinstance(example, Tensor) else tuple(example) if isinstance(example, tuple | list) else ()
+    if not parts or not all(isinstance(x, Tensor) and x.dim() and len(x) for x in parts):
+        given = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in parts or (example,)]
+        raise ModelError(
+            f"the example is {given}; give the inputs of the space, such as torch.ones(1, 3, 32, 32), or a tuple of "
+            f"tensors where it takes several"
+        )
+    return tuple(x.to(device) for x in parts)
+
+
+def sensitivity(
+    space: nn.Module, alpha: Mapping[str, Tensor], example: Example, *, norm: Norm = "off"
+) -> tuple[Tensor, Scores]:
+    """The value of a supernet and what each candidate contributes; the space is left bit for bit as it was.
+
+        value = sum of f(ones; |theta|, alpha),   S = | alpha d value / d alpha |
+
+    Biases and the shifts of norms are 0. Without norms ReLU6 is not clipped: all would be at 6, where slopes are 0.
+
+    Args:
+        space: any network with choices.
+        alpha: raw weights, [size] for each choice, used as they are.
+        example: inputs [B, ...], for its shapes alone: floating ones are replaced by one of ones.
+        norm: normalisation layers left out, in evaluation mode, or on the statistics of the batch.
+
+    Returns:
+        The value, a float64 scalar, and for each choice S, [size], both on the CPU.
+
+    Raises:
+        ModelError: the space does not run on the example.
+    """
+    parts = inputs_of(example, next(iter(choices(space).values()))[0].live.device)
+    ones = [torch.ones_like(x[:1], dtype=torch.float64) if x.is_floating_point() else x[:1] for x in parts]
+    mode: Literal["identity", "eval", "train"] = "identity" if norm == "off" else norm
+    with probe(space, weights="absolute", biases="zero", norm=mode, dtype=torch.float64):
+        given = {n: a.detach().to(ones[0].device, torch.float64).requires_grad_() for n, a in alpha.items()}
+        try:
+            with using(space, given), _Unclipped() if norm == "off" else contextlib.nullcontext():
+                value = torch.as_tensor(_total(space(*ones)))
+        except ArchgradError:
+            raise
+        except NETWORK_ERRORS as error:
+            raise ModelError(
+                f"{type(space).__name__} fails on inputs of shape {[tuple(x.shape) for x in ones]}, ones in float64, "
+                f"with norm={norm!r}: {error}; give an example that it runs on (norm='train' "
+                f"needs more than one value a channel: larger inputs, and no auxiliary head)"
+            ) from error
+        rows = list(given.values())
+        found = torch.autograd.grad(value, rows, allow_unused=True) if value.requires_grad else [None] * len(rows)
+    slopes = [torch.zeros_like(a) if g is None else g for a, g in zip(rows, found, strict=True)]
+    return value.detach().cpu(), {
+        n: (a * g).detach().abs().cpu() for (n, a), g in zip(given.items(), slopes, strict=True)
+    }
+
+
+class _Unclipped(TorchFunctionMode):
+    """ReLU6 and hardtanh have no upper bound, whoever calls them."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = dict(kwargs or {})
+        if func is F.relu6 or func is F.hardtanh:
+            return args[0].clamp(min=0.0 if func is F.relu6 else named["min_val"])
+        return func(*args, **named)
+
+
+def _total(outputs: object) -> Tensor | float:
+    if isinstance(outputs, Tensor):
+        return outputs.sum() if outputs.is_floating_point() else 0.0
+    inner = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple | list) else ()
+    return sum((_total(one) for one in inner), start=0.0)
+
+
+def shares(space: nn.Module, example: Example, *, norm: Norm, draw: int | None) -> tuple[float | None, Scores]:
+    """All live candidates at alpha = 1: log10 of the value, None where that is 0, and S divided by its sum.
+
+    Args:
+        space: the supernet; it is left as it was.
+        example: see `sensitivity`.
+        norm: see `sensitivity`.
+        draw: seed of the weights, which every module's `reset_parameters` draws; None for the space's own.
+
+    Raises:
+        ModelError: the space does not run on the example, or no candidate reaches its outputs.
+        NonFiniteError: a weight is NaN, or the space is too deep for float64.
+    """
+    with probe(space):
+        if draw is not None:
+            torch.manual_seed(draw)
+            draw_anew(space)
+        alpha = {name: same[0].live.double() for name, same in choices(space).items()}
+        value, scores = sensitivity(space, alpha, example, norm=norm)
+    whole = sum(float(row.sum()) for row in scores.values())
+    if not math.isfinite(float(value) + whole):
+        raise NonFiniteError(
+            "the scores are NaN or infinite: a weight of the space is, or the space is so deep that its sum leaves "
+            "float64 (10^308); check the weights, or give a space of fewer cells with the same choices"
+        )
+    if not whole:
+        raise ModelError(
+            "all scores are 0: no candidate changes the sum of the outputs; give a space whose choices reach its "
+            "outputs, or another norm ('off', 'eval' or 'train')"
+        )
+    return math.log10(abs(float(value))) if value else None, {name: row / whole for name, row in scores.items()}
+
+
+def counts(space: nn.Module) -> tuple[int, int]:
+    """How many candidates may be picked, and how many an architecture picks."""
+    found = [same[0] for same in choices(space).values()]
+    return sum(int(_allowed(choice).sum()) for choice in found), sum(_least(choice) for choice in found)
+
+
+def narrowed(space: nn.Module, scores: Scores, count: int) -> dict[str, Tensor]:
+    """The `count` best of all candidates, [size] bool for each choice, and never fewer than it has to pick."""
+    rows = ranked(space, scores)
+    alive = {name: row >= 0.0 for name, row in rows.items()}
+    over = sum(int(mask.sum()) for mask in alive.values()) - count
+    for _, back, name in sorted((s, -i, name) for name, row in rows.items() for i, s in enumerate(row.tolist())):
+        if over > 0 and alive[name][-back] and int(alive[name].sum()) > _least(choices(space)[name][0]):
+            alive[name][-back], over = False, over - 1
+    return alive
+
+
+def decoded(space: nn.Module, scores: Scores, dropped: Scores | None = None) -> Architecture:
+    """The best of each choice, "none" and what is barred left out; of equal ones the first.
+
+    An input whose edge is a choice of operations scores what its best operation does: the rule of DARTS. Where edges
+    share one choice, or have none, inputs have scores of their own.
+    """
+    picks: dict[str, Pick] = {}
+    for name, row in ranked(space, scores, dropped).items():
+        choice = choices(space)[name][0]
+        order = torch.sort(row, descending=True, stable=True).indices.tolist()
+        picks[name] = order[0] if isinstance(choice, OpChoice) else tuple(order[: _least(choice)])
+    return Architecture(picks)
+
+
+def ranked(space: nn.Module, scores: Scores, dropped: Scores | None = None) -> Scores:
+    """What each choice is decided by: what was dropped from -1 to 0, and what may not be picked at -2."""
+    found = {name: same[0] for name, same in choices(space).items()}
+    rows = {n: scores[n].masked_fill(~_allowed(c), -2.0) for n, c in found.items()}
+    for name, choice in found.items():
+        edges = list(choice.edges or ()) if isinstance(choice, InputChoice) else []
+        names = [edge.name for edge in edges if isinstance(edge, OpChoice)]
+        if edges and len(set(names)) == len(edges):
+            rows[name] = torch.stack([rows[n].amax() for n in names]).masked_fill(~_allowed(choice), -2.0)
+    return {n: row - dropped[n] if dropped else row for n, row in rows.items()}
+
+
+def _allowed(choice: Choice) -> Tensor:
+    alive = choice.pickable.cpu()
+    real = alive & torch.tensor([label != NONE for label in getattr(choice, "labels", [""] * choice.size)])
+    return real if bool(real.any()) else alive
+
+
+def _least(choice: Choice) -> int:
+    return choice.keep if isinstance(choice, InputChoice) else 1
+
+
+def labels(space: nn.Module) -> dict[str, list[str]]:
+    """What the candidates of each choice are called; inputs by their numbers."""
+    found = {name: same[0] for name, same in choices(space).items()}
+    return {
+        n: list(c.labels) if isinstance(c, OpChoice) else [str(i) for i in range(c.size)] for n, c in found.items()
+    }
+
+
+def mean(draws: Sequence[Scores]) -> Scores:
+    """The scores averaged over draws of the weights."""
+    return {name: torch.stack([one[name] for one in draws]).mean(dim=0) for name in draws[0]}
+
+
+def logarithms(ranks: Scores) -> Scores:
+    """Finite, and in the order of `ranked`: what was dropped below what was not, what may not be picked below all."""
+    tiny = torch.finfo(torch.float64).tiny
+    return {name: row.clamp(min=tiny).log() + 1e3 * row.clamp(max=0.0) for name, row in ranks.items()}

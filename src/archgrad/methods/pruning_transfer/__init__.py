@@ -1,0 +1,1 @@
+"""Differentiable pruning for transfer."""

@@ -1,0 +1,110 @@
+"""Parts of pruning by gates: what each part is charged, weights drawn afresh, signs that settle, magnitudes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from archgrad.choices.modules import Gate
+from archgrad.costs.count import Macs, Params
+from archgrad.extract.discretize import draw_anew
+from archgrad.gates.selection import gates
+
+# Under a limit no layer keeps less than this part of the width that uniform scaling would leave it.
+FLOOR = 0.5
+
+
+def charges(space: nn.Module, cost: Macs | Params | None) -> Tensor:
+    """[parts] what each gate entry adds to a cost with everything open, float32, normalised to the sum 1.
+
+    Args:
+        space: of gates alone.
+        cost: counted; None charges every part alike.
+    """
+    count = sum(gate.size for gate in gates(space).values())
+    entries = torch.ones(count, dtype=torch.float64, requires_grad=True)
+    total = entries.sum() if cost is None else cost.counter(space).at(entries)
+    (slopes,) = torch.autograd.grad(total, entries)
+    return (slopes / slopes.sum()).float()
+
+
+def opening(space: nn.Module) -> Tensor:
+    """[parts] the present mixing weights of all gates, with gradient."""
+    found = [gate.mixing() for gate in gates(space).values()]
+    return torch.cat([row for row in found if row is not None])
+
+
+def adopt(space: nn.Module, network: nn.Module) -> None:
+    """Copy all weights and buffers of the whole network, `build(space, whole(space))`, into its space, in place."""
+    own = {re.sub(r"parametrizations\.(.*)\.original$", r"\1", n): t for n, t in space.state_dict().items()}
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            own[name].copy_(tensor)
+
+
+def redraw(space: nn.Module, twin: nn.Module) -> None:
+    """Draw all weights of a space afresh (`draw_anew`), through a plain twin of it.
+
+    Behind a gate a layer's own `reset_parameters` would write into what the gate computed, and be lost.
+    """
+    draw_anew(twin)
+    adopt(space, twin)
+
+
+class Signs:
+    """Which parts are on, and for how many rounds none has changed since the first that did.
+
+    Attributes:
+        unchanged: that number of rounds.
+    """
+
+    def __init__(self) -> None:
+        self.on = torch.zeros(0, dtype=torch.bool)
+        self.moved = False
+        self.unchanged = 0
+
+    def turn(self, logits: Tensor) -> dict[str, float]:
+        """Take in the logits, [parts], at the end of a round; what the history shows."""
+        now = logits.detach().cpu() > 0
+        flips = int((now != self.on).sum()) if len(self.on) else 0
+        self.moved = self.moved or flips > 0
+        self.unchanged = self.unchanged + 1 if self.moved and not flips else 0
+        self.on = now
+        return {"flips": float(flips), "open_gates": float(now.sum())}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` takes."""
+        return {"on": self.on, "moved": self.moved, "unchanged": self.unchanged}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up where `state_dict` left off."""
+        self.on, self.moved, self.unchanged = state["on"], state["moved"], state["unchanged"]
+
+
+def magnitudes(space: nn.Module) -> dict[str, Tensor]:
+    """For each gate the mean absolute weight of each entry, [entries], divided by the mean over the gate.
+
+    The weights are those of the layers that make an entry's channels, for a gate on input features of the layer that
+    reads them. The division makes layers comparable. A residual branch, which has nothing to be divided by, is 1.
+    """
+    return {name: _magnitude(space, gate) for name, gate in gates(space).items()}
+
+
+def _magnitude(space: nn.Module, gate: Gate) -> Tensor:
+    if gate.vanishing is not None:
+        return torch.ones(1)
+    total = torch.zeros(gate.size)
+    for member in gate.couplings:
+        made = member.selects or member.side in ("out", "heads")
+        dims = [dim for name, dim in member.tensors if name == "weight"]
+        weight = getattr(space.get_submodule(member.module), "weight", None)
+        if not made or not dims or not isinstance(weight, Tensor) or weight.dim() < 2:
+            continue
+        each = weight.detach().abs().movedim(dims[0], 0).flatten(1).mean(1).cpu()
+        inside = member.places >= 0
+        sums = torch.zeros(gate.size).index_add(0, member.places[inside], each[inside])
+        total += sums / sums.mean()
+    return total / total.mean() if bool(total.any()) else torch.ones(gate.size)

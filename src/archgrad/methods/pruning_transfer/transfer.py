@@ -1,0 +1,334 @@
+"""Does a structure found on much data help where data are few? Measured beside what could be done without it.
+
+Source: the setting of DAP (arXiv 2107.03375), reconstructed from its abstract: a sub-network chosen on a large source
+task is trained again on a few samples of a target task. The rivals and the protocol are ours.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from archgrad.choices.access import trainable
+from archgrad.choices.architecture import Architecture
+from archgrad.costs.count import Macs, Params, macs, params
+from archgrad.errors import ConfigError, DataError, ModelError
+from archgrad.extract.discretize import build
+from archgrad.gates.selection import Budget, Rounded, gates, whole
+from archgrad.methods.pruning_transfer.gate_pruning import FLOOR, adopt, magnitudes
+from archgrad.results.record import card, heading
+from archgrad.results.result import Found, widths
+from archgrad.run.run import Run
+from archgrad.tasks.classification import Classification
+from archgrad.tasks.task import stable_seed
+from archgrad.training.fit import MakeOptimiser, adam, descend, for_weights, recalibrate
+from archgrad.training.schedules import cosine
+
+Norm = Literal["shots", "source"]
+
+
+RIVALS = (
+    "this run", "whole network, from scratch", "whole network, fine-tuned", "random mask", "magnitude mask",
+    "magnitude mask, its weights", "this run, source weights",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How target networks are trained and averaged.
+
+    Attributes:
+        shots: samples of each class; the last number is that of the network handed back.
+        draws: of the shots (and of random masks), the same for all rivals.
+        restarts: trainings of each network on each draw, whose accuracies are averaged.
+        steps: of a training, each on all shots at once.
+        norm: what BatchNorm goes by in networks that keep source weights: "shots", the statistics of the batch while
+            training and those of all shots afterwards, as where weights are fresh; "source", the source's throughout.
+        optimiser: of a training.
+    """
+
+    shots: Sequence[int] = (5,)
+    draws: int = 5
+    restarts: int = 3
+    steps: int = 100
+    norm: Norm = "shots"
+    optimiser: MakeOptimiser = adam
+
+    def __post_init__(self) -> None:
+        numbers = {"draws": self.draws, "restarts": self.restarts, "steps": self.steps}
+        numbers |= {f"shots[{i}]": count for i, count in enumerate(self.shots)}
+        wrong = [f"{name}={value!r}" for name, value in numbers.items() if not (type(value) is int and value > 0)]
+        if wrong or not self.shots or self.norm not in get_args(Norm):
+            raise ConfigError(
+                f"{', '.join(wrong) or f'shots={self.shots!r}, norm={self.norm!r}'}: shots, at least one of them, "
+                f"draws, restarts and steps are whole numbers above 0, norm is one of {get_args(Norm)}"
+            )
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One way to a network for the target: a structure, by the number of the draw, and whether it keeps weights."""
+
+    structures: Sequence[Architecture]
+    kept: bool = False
+
+    def at(self, draw: int) -> Architecture:
+        """The structure on a draw."""
+        return self.structures[draw % len(self.structures)]
+
+
+def transfer(
+    space: nn.Module,
+    structure: Architecture,
+    run: Run,
+    *,
+    source: Classification,
+    target: Classification,
+    cost: Macs | Params | None = None,
+    others: Mapping[str, Architecture] | None = None,
+    protocol: Protocol = Protocol(),
+    pretrained: bool = False,
+    optimiser: MakeOptimiser = adam,
+) -> Found:
+    """Train a structure that was found on the source on few samples of the target, beside its rivals.
+
+    The rivals: the whole network from scratch; the whole network trained on the source and fine-tuned; random masks
+    of equal cost; the mask of the largest weights of the source network at equal cost, without and with them; the
+    structure with weights of the source network; and `others`. Every network gets a fresh last layer, as many steps,
+    the same shots. Accuracy is on the target's test part, its mean and deviation over the draws.
+
+    Args:
+        space: the space of gates that the structure was found in; it is not changed.
+        structure: for instance `archgrad.pruning_transfer(space, source, ...).architecture`.
+        run: epochs of the source network (default 60), whose weights are fine-tuned and compared; seed, folder.
+        source: the large task.
+        target: the small one: shots are drawn from its training part.
+        cost: what is equal in the masks, to within one part; default: MACs.
+        others: further structures, which start from fresh weights.
+        protocol: of the trainings on the target.
+        pretrained: the space holds weights trained on the source: none are trained.
+        optimiser: of the source network.
+
+    Returns:
+        The structure, and its network trained on the first draw of the last number of shots; `score` is the mean
+        accuracy there, and `record["baselines"]` has all rivals.
+
+    Raises:
+        DataError: the target has inputs of another shape than the source, or fewer samples of a class than shots.
+        ConfigError: others have names of the rivals.
+        ModelError: the network's last layer is no Linear with an output for each class of the source.
+    """
+    others = dict(others or {})
+    if taken := sorted(set(RIVALS) & set(others)):
+        raise ConfigError(f"others={taken}: rivals of these names are there already; give yours other names")
+    check(space, source, target, protocol)
+    asked = {n: getattr(protocol, n) for n in ("draws", "restarts", "steps", "norm")}
+    settings = {
+        "protocol": {**asked, "shots": list(protocol.shots)}, "cost": cost and cost.name, "pretrained": pretrained,
+    }  # fmt: skip
+    cost = cost or macs(source.example)
+    structures = {"this run": structure, **others}
+    run.begin("transfer", settings | {"structures": {name: one.to_json() for name, one in structures.items()}})
+    space = copy.deepcopy(space).to(run.device)
+    if not pretrained:
+        trained = build(space, whole(space), weights="fresh")
+        _train(trained, source, run, optimiser)
+        adopt(space, trained)
+    tried = _rivals(space, structure, others, cost=cost, run=run, draws=protocol.draws)
+    lab = _Lab(space, _head(space, source), target, protocol, run)
+    rows = [{"name": name, **lab.row(name, rival, cost=cost)} for name, rival in tried.items()]
+    network = lab.trained(tried["this run"], shots=protocol.shots[-1], draw=0, restart=0)
+    found = _found(network, structure, rows, run=run, space=space, target=target, settings=settings)
+    run.finish()
+    return found
+
+
+def check(space: nn.Module, source: Classification, target: Classification, protocol: Protocol) -> None:
+    """Raise DataError or ModelError, as `transfer` does, before anything long starts."""
+    one, other = source.splits["input_shape"], target.splits["input_shape"]
+    if one != other:
+        raise DataError(
+            f"the source has inputs of shape {one}, the target of {other}: a structure fits one shape; bring the "
+            f"target's inputs to {one}, for instance by resizing its images"
+        )
+    source.check(space)
+    for count in protocol.shots:
+        target.shots(count)
+    _head(space, source)
+
+
+def _train(network: nn.Module, source: Classification, run: Run, optimiser: MakeOptimiser) -> None:
+    made = for_weights(optimiser, network)
+    run.keep(network=network, optimiser=made)
+    steps = run.total_steps(source.steps_per_epoch, default_epochs=60)
+    descend(network, source, run, optimiser=made, steps=steps, phase="source", schedule=cosine)
+    run.log({f"source_{name}": value for name, value in source.evaluate(network).items()})
+
+
+def _rivals(
+    space: nn.Module,
+    structure: Architecture,
+    others: Mapping[str, Architecture],
+    *,
+    cost: Macs | Params,
+    run: Run,
+    draws: int,
+) -> dict[str, Rival]:
+    """What is tried, by name, this run's structure first."""
+    price = float(Budget(space, cost.at_most(fraction=1.0), Rounded(1)).of(structure))
+    budget = Budget(space, cost.at_most(price), Rounded(1))
+
+    # No rival is to lose by a layer that has died.
+    def largest(scores: Mapping[str, torch.Tensor]) -> Architecture:
+        return budget.largest(scores, floor=FLOOR * budget.width())
+
+    def random(draw: int) -> Architecture:
+        generator = torch.Generator().manual_seed(stable_seed("random mask", run.seed, draw))
+        return largest({name: torch.rand(gate.size, generator=generator) for name, gate in gates(space).items()})
+
+    full, heavy = [whole(space)], [largest(magnitudes(space))]
+    fixed = (
+        Rival([structure]), Rival(full), Rival(full, kept=True), Rival([random(draw) for draw in range(draws)]),
+        Rival(heavy), Rival(heavy, kept=True), Rival([structure], kept=True),
+    )  # fmt: skip
+    return dict(zip(RIVALS, fixed, strict=True)) | {name: Rival([one]) for name, one in others.items()}
+
+
+@dataclass(frozen=True)
+class _Lab:
+    """Where networks are trained on the target.
+
+    Attributes:
+        space: with the weights of the source network.
+        head: the path of its last layer.
+    """
+
+    space: nn.Module
+    head: str
+    target: Classification
+    protocol: Protocol
+    run: Run
+
+    def row(self, name: str, rival: Rival, *, cost: Macs | Params) -> dict[str, Any]:
+        """Mean accuracy and deviation over the draws for each number of shots, and what the network takes."""
+        figures: dict[str, Any] = {}
+        for count in self.protocol.shots:
+            means: list[float] = []
+            for draw in range(self.protocol.draws):
+                tried = functools.partial(self._mean, rival, count, draw)
+                means.append(self.run.remember(f"{name}, {count} shots, draw {draw}", tried))
+            spread = statistics.stdev(means) if len(means) > 1 else 0.0
+            figures[f"{count} shots"] = [round(statistics.mean(means), 4), round(spread, 4)]
+        network = _with_head(build(self.space, rival.at(0)), self.head, self.target.classes)
+        return figures | {cost.name: cost.of(network)}
+
+    def _mean(self, rival: Rival, shots: int, draw: int) -> float:
+        scores = []
+        for restart in range(self.protocol.restarts):
+            network = self.trained(rival, shots=shots, draw=draw, restart=restart)
+            scores.append(self.target.evaluate(network, "test")["accuracy"])
+        return statistics.mean(scores)
+
+    def trained(self, rival: Rival, *, shots: int, draw: int, restart: int) -> nn.Module:
+        """A network of the rival after its training on one draw of the shots."""
+        few = self.target.shots(shots, seed=stable_seed(self.run.seed, draw))
+        torch.manual_seed(stable_seed("restart", self.run.seed, draw, restart))
+        network = build(self.space, rival.at(draw), weights="inherit" if rival.kept else "fresh")
+        network = _with_head(network, self.head, self.target.classes).to(self.run.device).train()
+        held = rival.kept and self.protocol.norm == "source"
+        for module in network.modules() if held else ():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        optimiser = for_weights(self.protocol.optimiser, network)
+        batches = few.stream(seed=stable_seed(draw, restart))
+        for step in range(self.protocol.steps):
+            loss = self.target.loss(network, self.run.to_device(batches(step)))
+            self.run.check_finite({"loss": loss})
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            stepped = trainable(network)
+            self.run.check_gradients(stepped, [p.grad for p in stepped])
+            optimiser.step()
+        if not held:
+            recalibrate(network, few, self.run, batches=1)
+        return network.eval()
+
+
+def _head(space: nn.Module, source: Classification) -> str:
+    """The path of the whole network's last layer: the last Linear to run that has an output for each class."""
+    network = build(space, whole(space)).cpu().eval()
+    ran: list[str] = []
+    for path, layer in network.named_modules():
+        if isinstance(layer, nn.Linear) and layer.out_features == source.classes:
+            layer.register_forward_hook(lambda *_, path=path: ran.append(path))
+    with torch.no_grad():
+        network(source.example)
+    if not ran:
+        raise ModelError(
+            f"{type(network).__name__} runs no Linear layer with {source.classes} outputs, one for each class of the "
+            f"source, which a new one could be put in place of; let its last layer be one"
+        )
+    return ran[-1]
+
+
+def _with_head(network: nn.Module, path: str, classes: int) -> nn.Module:
+    """The network with a new last layer for so many classes, in place."""
+    layer = network.get_submodule(path)
+    assert isinstance(layer, nn.Linear)
+    head = nn.Linear(layer.in_features, classes, bias=layer.bias is not None)
+    if not path:
+        return head
+    network.set_submodule(path, head.to(layer.weight.device))
+    return network
+
+
+def _found(
+    network: nn.Module,
+    structure: Architecture,
+    rows: list[dict[str, Any]],
+    *,
+    run: Run,
+    space: nn.Module,
+    target: Classification,
+    settings: dict[str, Any],
+) -> Found:
+    first, *rest = rows
+    after = {key: value for key, value in first.items() if key != "name"}
+    record: dict[str, Any] = {
+        **heading(
+            transfer,
+            settings,
+            f"{type(space).__name__} transferred: accuracy on the target, mean ± deviation over the draws",
+        ),
+        "layers": widths(space, structure),
+        "baselines": rest,
+        "run": {"seed": run.seed, "epochs": run.epochs, "steps": run.max_steps, "seconds": run.seconds},
+        "versions": {"torch": torch.__version__},
+        "device": str(run.device),
+        "data": target.splits,
+        "notes": list(run.notes),
+    }
+    record["card"] = card(
+        space,
+        run,
+        options=record.pop("chosen"),
+        data=target.splits,
+        weights_given=settings["pretrained"],
+        transfers=True,
+    )
+    example = run.to_device(target.example)
+    costs = {"params": params().of(network), "macs": macs(example).of(network)}
+    record["after"] = {**after, **costs}
+    score = after[f"{settings['protocol']['shots'][-1]} shots"][0]
+    found = Found(structure, network, score, costs, run.history, record, example)
+    if run.folder and run.rank == 0:
+        found.save(run.folder)
+    return found

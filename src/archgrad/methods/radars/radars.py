@@ -1,0 +1,249 @@
+"""RADARS: search any space under a bound on memory, by exploring it path by path and descending in what fits.
+
+Paper: Yan, Jiang, Hu, Shi, "RADARS: memory efficient reinforcement learning aided differentiable neural architecture
+search", arXiv 2109.05691 (ASP-DAC 2022). Its full text was not at hand: the abstract and a survey say that a learner
+by reinforcement explores and prunes, that a differentiable method runs in the subspace that is left, that the two
+alternate, and that the memory is bounded whatever the size of the space. All else is reconstructed. Implemented, with
+sites l, policy pi_l, active candidates A_l, subspace S_l, price table m[l, o] and bound B:
+
+    refuse B if the dearest single path does not fit;  if all fits, S = all and there is nothing to explore
+    for each round:
+        explore:  draw paths a ~ pi on A; build a alone, its weights from file; train it; R(a); step of the policy
+                  grad = (R - b) sum_l grad log pi_l(a_l) + lambda_H sum_l grad H(pi_l)
+        prune:    drop o from A_l where pi_l(o) < 0.2 / n_l in 2 rounds in a row
+        choose:   S = argmax_l of pi_l, then pairs (l, o) by pi_l(o) / m[l, o], while M(S) <= 0.9 B
+        exploit:  a differentiable method searches S; its weights go back to file
+        feed back: theta_l[S_l] += 0.5 (log w_l - mean log w_l), w its mixing weights;  a step on what it found
+    derive: the find of the round that scored best on validation data; trained from fresh weights
+
+What is open, and what is done here, all of it ours:
+- M(S) is settled on a prediction of the peak; pairs are taken out again where it is too high, as when measured.
+- The reward is exp(-loss) on a validation batch, the first episodes are drawn evenly and teach nothing. Choices of
+  inputs are not shrunk: paths draw them too, and the inner method has all of them.
+- `limit` bounds what is found; it prices the whole space, whose candidates are built once for that, on the device.
+
+Checked against: counted bytes, the policy gradient by enumeration, DARTS where all fits, a planted answer: the tests.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from archgrad.choices.access import choices
+from archgrad.choices.architecture import Architecture
+from archgrad.costs.limits import Limit
+from archgrad.costs.memory import PeakMemory, available_bytes
+from archgrad.errors import ConfigError, LimitError
+from archgrad.extract.discretize import strengths
+from archgrad.methods.radars.offload import Shelf, Support
+from archgrad.methods.radars.single_path import Paths, Shrinking
+from archgrad.methods.radars.subspaces import Priced, fitting, refuse_below_a_path
+from archgrad.results.record import heading
+from archgrad.results.result import Found
+from archgrad.run.run import Run
+from archgrad.supernets.constraint import Within
+from archgrad.supernets.darts_loop import search_mixture
+from archgrad.supernets.lifecycle import conclude, divided, refuse_unfit, supernet
+from archgrad.supernets.nested import Inner, search_inside
+from archgrad.tasks.classification import Classification
+from archgrad.training.fit import MakeOptimiser, sgd, sgd_of_darts
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Numbers of the exploration and of the bound.
+
+    Attributes:
+        rounds: T.
+        exploring: share of a round's steps that explores.
+        warm_up: share of the first round's episodes that are drawn evenly.
+        rate: of Adam on the policy's logits.
+        bonus: lambda_H, in reward.
+        least: p_min * n_l, below which a candidate is pruned, in `patience` rounds in a row.
+        patience: r.
+        feedback: lambda_f.
+        slack: share of the bound that is planned for; the rest is for what allocators round up.
+        passes: forward passes whose activations the inner method holds at once: 2 for UNAS, or DARTS's second order.
+    """
+
+    rounds: int = 3
+    exploring: float = 0.5
+    warm_up: float = 0.3
+    rate: float = 0.05
+    bonus: float = 1e-3
+    least: float = 0.2
+    patience: int = 2
+    feedback: float = 0.5
+    slack: float = 0.9
+    passes: int = 1
+
+    def __post_init__(self) -> None:
+        if wrong := [x for x in (self.exploring, self.warm_up, self.slack) if not 0.0 < x <= 1.0]:
+            raise ConfigError(f"exploring, warm_up or slack of RADARS's terms is {wrong[0]}: give shares in (0, 1]")
+        if (fewest := min(self.rounds, self.patience, self.passes)) < 1:
+            raise ConfigError(f"rounds, patience or passes of RADARS's terms is {fewest}: give 1 or more")
+
+
+def radars(
+    space: nn.Module,
+    task: Classification,
+    run: Run,
+    *,
+    limit: Limit | None = None,
+    memory: Limit | None = None,
+    inner: Inner | None = None,
+    terms: Terms = Terms(),
+    search: float = 0.5,
+    share: float = 0.5,
+    optimiser: MakeOptimiser = sgd_of_darts,
+    train_optimiser: MakeOptimiser = sgd,
+) -> Found:
+    """Search a space of any size under a bound on memory; the algorithm is on top of this file.
+
+    Args:
+        space: a network with OpChoice; it is not changed. Candidates may be `Lazy`, so that few are ever built.
+        task: what networks are trained and scored on; its test part is read once, at the end.
+        run: epochs of search and training together (default 60), seed, folder (of the candidates' files too), device.
+        limit: on what is found, for instance `archgrad.macs(x).at_most(3e6)`.
+        memory: on the search: `archgrad.peak_memory(x).at_most(gib=2.0)`; default: what the device has available.
+        inner: the method that searches the subspaces, such as `archgrad.unas`; default: DARTS, first order.
+        terms: numbers of the exploration.
+        search: share of the steps that is searched in; the rest trains what was found, from fresh weights.
+        share: part of the training data that weights are trained on while searching.
+        optimiser: of the weights while exploring, and of the default inner method.
+        train_optimiser: of the weights of what was found.
+
+    Raises:
+        ChoiceError: the space has no choice of operations, has gates, or choices of labels alone.
+        LimitError: no network meets the limit; a single path does not fit into memory; the message says what does.
+        NonFiniteError: a loss became NaN or infinite.
+    """
+    if memory and not isinstance(memory.cost, PeakMemory):
+        raise LimitError(f"memory= bounds the search by archgrad.peak_memory(x).at_most(...), not {memory.cost.name}")
+    refuse_unfit(space, needs="RADARS")
+    steps, rest = divided(run, task, search)
+    within = Within(supernet(space, run, needs="RADARS"), limit) if limit else None
+    settings = {
+        "limit": limit and limit.record(), "memory": memory and memory.record(), "terms": asdict(terms),
+        "inner": getattr(inner, "__name__", inner and type(inner).__name__), "search": search, "share": share,
+    }  # fmt: skip
+    inner = inner or functools.partial(search_mixture, share=share, optimiser=optimiser)
+    folder = run.folder / "candidates" if run.folder else None
+    with Shelf(space, device=run.device, folder=folder, seed=run.seed) as shelf:
+        rounds = _Rounds(shelf, task, run, terms, within, share=share, optimiser=optimiser)
+        if memory:
+            rounds.bind(memory.resolve(rounds.prices.of(rounds.everything)))
+        run.begin("radars", settings)
+        if not memory:
+            rounds.bind(run.remember("available_bytes", lambda: available_bytes(run.device)) or sys.float_info.max)
+        if within:
+            within.begin(run)
+        architecture = rounds.run_all(inner, steps, search)
+        space = shelf.taken({site: [i] for site, i in rounds.path(architecture).items()})
+        record = heading(radars, settings, f"{type(space).__name__} searched by RADARS") | {"rounds": rounds.rows}
+        return conclude(
+            space, architecture, task, run, steps=rest, optimiser=train_optimiser, within=within, record=record
+        )
+
+
+class _Rounds:
+    """What the rounds share: prices, policy, paths, the bound."""
+
+    def __init__(
+        self, shelf: Shelf, task: Classification, run: Run, terms: Terms, within: Within | None, *, share: float,
+        optimiser: MakeOptimiser,
+    ) -> None:  # fmt: skip
+        self.shelf, self.task, self.run, self.terms, self.within = shelf, task, run, terms, within
+        shares = task.halves(share)
+        self.priced = Priced(shelf, shares[0], run, optimiser=optimiser, passes=terms.passes)
+        self.prices = self.priced.table()
+        self.everything = {site: list(range(size)) for site, size in shelf.sites.items()}
+        self.policy = Shrinking(shelf, rate=terms.rate, bonus=terms.bonus)
+        self.paths = Paths(shelf, self.policy, shares, run, optimiser=optimiser)
+        self.bound = self.room = math.inf
+        self.rows: list[dict[str, Any]] = []
+
+    def bind(self, bound_bytes: float) -> None:
+        """Take up the bound, if every single path fits."""
+        self.bound, self.room = bound_bytes, self.terms.slack * bound_bytes
+        refuse_below_a_path(self.priced, self.prices, bound_bytes, slack=self.terms.slack)
+
+    def path(self, architecture: Architecture) -> dict[str, int]:
+        """The candidate of each site."""
+        return {site: pick for site in self.shelf.sites if isinstance(pick := architecture[site], int)}
+
+    def run_all(self, inner: Inner, steps: int, search: float) -> Architecture:
+        """All rounds; returns the find that scored best, of equal ones the first."""
+        terms, best, left, everything = self.terms, (-math.inf, Architecture({})), steps, self.everything
+        limit = Limit(self.within.cost, self.within.bound) if self.within else None
+        whole = self.prices.of(everything) <= self.room and self.priced.peak_bytes(everything) <= self.room
+        for t in range(terms.rounds):
+            exploring, support = 0 if whole else max(1, round(terms.exploring * steps / terms.rounds)), everything
+            if not whole:
+                self._explore(t, min(exploring, left), search * terms.exploring / terms.rounds)
+                support = fitting(
+                    self.priced, self.prices, self.policy.probabilities(), bound_bytes=self.room,
+                    allowed=self.policy.active, first=self._first(),
+                )  # fmt: skip
+            left -= min(exploring, left)
+            last = whole or t == terms.rounds - 1 or support == self.policy.active
+            given = left if last else min(left, max(1, round(steps / terms.rounds) - exploring))
+            left -= given
+            self._show(t, support)
+            part = search if whole else search * (1 - terms.exploring) / terms.rounds
+            found, searched = search_inside(
+                inner, functools.partial(self.shelf.taken, support), self.task, self.run, steps=given,
+                name=f"exploit-{t}", limit=limit, share=part,
+            )  # fmt: skip
+            self._feed_back(searched, support, found)
+            best = max(best, (found.score or 0.0, found.architecture), key=lambda pair: pair[0])
+            if last:
+                break
+        return best[1]
+
+    def _explore(self, t: int, steps: int, share: float) -> None:
+        episodes = max(1, min(steps, 200, round(10 * math.sqrt(sum(self.shelf.sites.values())))))
+        warm_up = 0 if t else round(self.terms.warm_up * episodes)
+        self.paths.explore(steps=steps, episodes=episodes, warm_up=warm_up, phase=f"explore-{t}", share=share)
+        spare = self.path(self.within.cheapest) if self.within else {}
+        self.policy.prune(self.terms.least, self.terms.patience, spare=spare)
+
+    def _first(self) -> dict[str, int]:
+        """The likeliest candidate of each site; under a limit those of the likeliest architecture that keeps it."""
+        chances = self.policy.probabilities()
+        if self.within is None:
+            return {site: max(self.policy.active[site], key=row.__getitem__) for site, row in chances.items()}
+        logs = {site: torch.tensor(row).clamp_min(1e-30).log() for site, row in chances.items()}
+        others = {name: torch.zeros(same[0].size) for name, same in choices(self.within.space).items()}
+        found = self.path(self.within.best(others | logs))
+        dropped = any(i not in self.policy.active[site] for site, i in found.items())
+        return self.path(self.within.cheapest) if dropped else found
+
+    def _show(self, t: int, support: Support) -> None:
+        """Record the subspace and what it takes; a step of it is measured first."""
+        peak = self.priced.peak_bytes(support)
+        measured = self.run.remember(f"measured-{t}", lambda: self.priced.measured_bytes(support))
+        if measured > self.bound:
+            raise LimitError(
+                f"a step of the subspace of round {t} takes {measured:,} bytes, over the bound of {self.bound:,.0f}, "
+                f"though {peak:,} were predicted: give a smaller slack in terms= (now {self.terms.slack:g})"
+            )
+        row = {"predicted_peak_bytes": peak, "measured_peak_bytes": measured, "bound_bytes": self.bound}
+        row |= {"candidates": sum(map(len, support.values())), "active": sum(map(len, self.policy.active.values()))}
+        self.run.log({"round": t, **row})
+        kept = {"left": self.policy.active, "support": support}
+        self.rows.append(row | {part: {site: list(some) for site, some in of.items()} for part, of in kept.items()})
+
+    def _feed_back(self, searched: nn.Module, support: Support, found: Found) -> None:
+        self.shelf.put_back(searched, support)
+        mixing = strengths(searched)
+        for site, some in support.items():
+            self.policy.feed_back(site, some, mixing[site], self.terms.feedback)
+        self.policy.learn(found.architecture, math.exp(-found.record["after"]["loss"]))

@@ -1,0 +1,173 @@
+"""Which candidates fit together into memory: the price of each, and the choice of a subspace under a bound."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from archgrad.costs.memory import GIB, Batch, Footprint, MakeOptimiser, measured_peak, predict
+from archgrad.errors import LimitError
+from archgrad.methods.radars.offload import Shelf, Support
+from archgrad.run.run import Run
+from archgrad.supernets.darts_loop import relax_as_mixture
+from archgrad.tasks.classification import Classification
+from archgrad.training.fit import autocast
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What a supernet takes as a sum: M(S) = fixed + sum over l, sum over o in S_l of m[l, o], in bytes.
+
+    Attributes:
+        fixed_bytes: of all that stands outside the candidates, at its peak.
+        candidate_bytes: {site: m[l, o] of each}: what a candidate saves for the backward pass, and its parameters,
+            their gradients, the optimiser's state and its buffers. What several candidates of a site save of one
+            storage, their input, is in `fixed_bytes` where the first two do.
+    """
+
+    fixed_bytes: int
+    candidate_bytes: Mapping[str, list[int]]
+
+    def of(self, support: Support) -> int:
+        """M(S)."""
+        return self.fixed_bytes + sum(self.candidate_bytes[site][i] for site, some in support.items() for i in some)
+
+    def extreme(self, which: Callable[[Sequence[int]], int]) -> dict[str, list[int]]:
+        """The single path of the candidates that are cheapest (`min`) or dearest (`max`) at their site."""
+        return {site: [row.index(which(row))] for site, row in self.candidate_bytes.items()}
+
+
+class Priced:
+    """Prices of a shelf's candidates, of which two at most are built at a time, and the exact peak of a subspace.
+
+    Args:
+        shelf: with everything put away.
+        task: of the batches that the weights are trained on.
+        run: whose device and precision they are trained in.
+        optimiser: of the weights.
+        passes: forward passes whose activations are held at once.
+    """
+
+    def __init__(
+        self, shelf: Shelf, task: Classification, run: Run, *, optimiser: MakeOptimiser, passes: int
+    ) -> None:
+        def loss(network: nn.Module, batch: Batch) -> Tensor:
+            with autocast(run):
+                return torch.stack([task.loss(network, batch) for _ in range(passes)]).sum()
+
+        self._shelf, self._loss, self._optimiser = shelf, loss, optimiser
+        self._batch = run.to_device(task.stream(seed=run.seed, rank=run.rank, world=run.world)(0))
+
+    def footprint(self, support: Support, *, traced: bool = True) -> Footprint:
+        """What a step of the mixture of these candidates takes: predicted, without running it at full size."""
+        space = self._shelf.taken(support)
+        relax_as_mixture(space)
+        return predict(space, self._batch, loss=self._loss, optimiser=self._optimiser, traced=traced).at(
+            len(self._batch[1])
+        )
+
+    def peak_bytes(self, support: Support) -> int:
+        """The peak of such a step."""
+        return self.footprint(support).peak_bytes
+
+    def measured_bytes(self, support: Support) -> int:
+        """The peak of one step of the mixture at full size; nothing is trained by it."""
+        space = self._shelf.taken(support)
+        relax_as_mixture(space)
+        return measured_peak(space, self._batch, loss=self._loss, optimiser=self._optimiser)
+
+    def table(self) -> Prices:
+        """The price of every candidate: how much more a site takes with it than without, beside another one."""
+        first = {site: [0] for site in self._shelf.sites}
+        alone = self._sum(first)
+        rows: dict[str, list[int]] = {}
+        for site, size in self._shelf.sites.items():
+            more = [self._sum(first | {site: [0, i]}) - alone for i in range(1, size)]
+            other = [self._sum(first | {site: [1]})] if more else []
+            rows[site] = [more[0] + alone - other[0] if more else 0, *more]
+        return Prices(self.peak_bytes(first) - sum(row[0] for row in rows.values()), rows)
+
+    def _sum(self, support: Support) -> int:
+        """What adds up over candidates."""
+        taken = self.footprint(support, traced=False)
+        fixed = taken.parameter_bytes + taken.buffer_bytes + taken.gradient_bytes + taken.optimiser_bytes
+        return fixed + taken.saved_bytes
+
+
+def refuse_below_a_path(priced: Priced, prices: Prices, bound_bytes: float, *, slack: float) -> None:
+    """Raise LimitError, with the least bound that works, where the dearest path takes over `slack` of the bound."""
+    needed = priced.peak_bytes(prices.extreme(max))
+    if needed > slack * bound_bytes:
+        least = math.ceil(needed / slack)
+        raise LimitError(
+            f"the dearest single path of this space takes {needed:,} bytes to train, and the bound of "
+            f"{bound_bytes:,.0f} leaves {slack * bound_bytes:,.0f} for it: the least bound that works is {least:,} "
+            f"bytes ({least / GIB:.4g} GiB); raise it, or give smaller batches or candidates"
+        )
+
+
+def knapsack(
+    values: Mapping[str, Sequence[float]],
+    prices: Prices,
+    *,
+    bound_bytes: float,
+    allowed: Support,
+    first: Mapping[str, int],
+) -> dict[str, list[int]]:
+    """The subspace by the greedy rule: one candidate a site, then pairs by falling value / price while they fit.
+
+        maximise  sum over l, o in S_l of values[l][o]   under   M(S) <= bound,  |S_l| >= 1
+
+    Args:
+        values: pi_l(o).
+        prices: m[l, o].
+        bound_bytes: B.
+        allowed: A_l.
+        first: the candidate of each site that is taken whatever it costs.
+
+    Returns:
+        S: for each site the candidates, sorted. Of equal pairs the cheaper goes first.
+    """
+    chosen = {site: [i] for site, i in first.items()}
+    rest = [
+        (-values[site][i] / max(prices.candidate_bytes[site][i], 1), prices.candidate_bytes[site][i], site, i)
+        for site, some in allowed.items()
+        for i in some
+        if i != first[site]
+    ]
+    used = prices.of(chosen)
+    for _, price, site, i in sorted(rest):
+        if used + price <= bound_bytes:
+            chosen[site].append(i)
+            used += price
+    return {site: sorted(some) for site, some in chosen.items()}
+
+
+def fitting(
+    priced: Priced,
+    prices: Prices,
+    values: Mapping[str, Sequence[float]],
+    *,
+    bound_bytes: float,
+    allowed: Support,
+    first: Mapping[str, int],
+) -> dict[str, list[int]]:
+    """The subspace of `knapsack` whose peak is under the bound as predicted for it whole.
+
+    Raises:
+        LimitError: one candidate a site is over the bound.
+    """
+    target = bound_bytes
+    while True:
+        chosen = knapsack(values, prices, bound_bytes=target, allowed=allowed, first=first)
+        peak = priced.peak_bytes(chosen)
+        if peak <= bound_bytes:
+            return chosen
+        if all(len(some) == 1 for some in chosen.values()):
+            raise LimitError(f"a single path takes {peak:,} bytes, over the bound of {bound_bytes:,.0f}: raise it")
+        # What the sum of the prices left out is left out of the next attempt.
+        target = prices.of(chosen) - (peak - bound_bytes)

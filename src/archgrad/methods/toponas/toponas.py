@@ -1,0 +1,192 @@
+"""TopoNAS: the topology of a cell as a variable of its own, searched together with the operations.
+
+Paper: Huang, You, Yang, Tu, Wang, Qian, Zhang, "Explicitly learning topology for differentiable neural architecture
+search", arXiv 2011.09300 (2020). Implemented, alpha being the logits of operations, beta those of subsets of inputs,
+C_j the subsets of K inputs of node j, w the weights:
+
+    x_j = sum_i q_ij sum_o softmax(alpha_ij)_o op_o(x_i),   q_ij = sum over c in C_j that hold i of p_j(c; beta)
+    alpha, beta: descend L_valid(w, alpha, beta) + lambda_t sum_j PA_j
+    w: descend L_train(w, alpha, beta)                      one step of each, in turns, after a warm-up of w alone
+    derive: the likeliest subset of each node, and on its edges the heaviest operations
+
+Only the paper's abstract was at hand. Reconstructed, and marked so on its page here: both forms of p (a table over
+subsets, or factorised), and both readings of the passive-aggressive regulariser PA ("mass": the probability that a
+node keeps a wrong number of inputs; "margin": the lead of the likeliest subset).
+
+What is left open, and what is done here:
+- Factorised form, PA on the mass, lambda from 0 to 1 along the search; no temperature by default.
+- q multiplies edges without division by K, so that a certain node sums as the derived one does.
+- "none" is dead while searching: an edge is absent by topology alone.
+- Optimisers as DARTS has them; no weight decay on beta, which would pull it to uniform.
+- The logits' rate is raised in short searches, and `limit` is a penalty and a last selection, as in our DARTS. Ours.
+
+Checked against: enumeration of subsets, limits of temperature, a planted topology, in the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from archgrad.choices.access import logits, relax
+from archgrad.choices.policies import Prior
+from archgrad.choices.relaxations import Softmax
+from archgrad.choices.subsets import Keep, topologies, topology, without_topology
+from archgrad.costs.limits import Limit
+from archgrad.errors import ConfigError
+from archgrad.extract.discretize import decide
+from archgrad.methods.toponas.topology_schedule import Cooling, PassiveAggressive, figures
+from archgrad.results.record import heading
+from archgrad.results.result import Found
+from archgrad.run.run import Run
+from archgrad.supernets.bilevel import alternate, logit_rate, mixed
+from archgrad.supernets.constraint import Within, refuse_measured, scores
+from archgrad.supernets.lifecycle import conclude, divided, foresee, supernet
+from archgrad.supernets.prior import recorded, warm_start
+from archgrad.supernets.update_schedule import Every
+from archgrad.tasks.classification import Classification
+from archgrad.tasks.task import Batch
+from archgrad.training.fit import MakeOptimiser, for_weights, sgd, sgd_of_darts
+from archgrad.training.schedules import cosine
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The topology and its regulariser.
+
+    Attributes:
+        form: of p: "factorised", one logit an input, or "table", one a subset.
+        keep: inputs that a node keeps, or (fewest, most) to leave their number free; default: as the space has it.
+        regulariser: "mass", "margin", "none", or by default "mass" for the factorised form, "none" for the table.
+        tolerance: of "mass".
+        margin: of "margin".
+        weight: lambda, at its end.
+        ramp: share of the search over which lambda grows from 0.
+        temperature: of p, at the beginning and at the end, geometric in between.
+        warm_up: share of the search in which the weights are trained alone.
+        pressure: of the limit's penalty.
+    """
+
+    form: Literal["factorised", "table"] = "factorised"
+    keep: Keep | None = None
+    regulariser: Literal["mass", "margin", "none"] | None = None
+    tolerance: float = 0.05
+    margin: float = 0.5
+    weight: float = 1.0
+    ramp: float = 1.0
+    temperature: tuple[float, float] = (1.0, 1.0)
+    warm_up: float = 0.2
+    pressure: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("ramp", self.ramp), ("warm_up", self.warm_up)):
+            if not 0.0 <= value < 1.0 and (name, value) != ("ramp", 1.0):
+                raise ConfigError(f"{name}={value}: it is a share of the search, from 0 to below 1 (ramp: to 1)")
+
+
+def toponas(
+    space: nn.Module,
+    task: Classification,
+    run: Run,
+    *,
+    limit: Limit | None = None,
+    prior: Prior | None = None,
+    terms: Terms = Terms(),
+    search: float = 0.5,
+    share: float = 0.5,
+    rate: float | None = None,
+    optimiser: MakeOptimiser = sgd_of_darts,
+    train_optimiser: MakeOptimiser = sgd,
+) -> Found:
+    """Search topology and operations of a supernet by gradient; the algorithm is on top of this file.
+
+    Args:
+        space: a network with InputChoice, and with OpChoice on their edges, such as `archgrad.darts_cells()`; it is
+            not changed.
+        task: what networks are trained and scored on; its test part is read once, at the end.
+        run: epochs of search and training together (default 60), seed, folder, device.
+        limit: for instance `archgrad.macs(x).at_most(3e6)`; not on a measured cost.
+        prior: logits to begin with, such as `archgrad.prior(...)` from scores of untrained networks.
+        terms: the topology and its regulariser.
+        search: share of the steps that is searched in; the rest trains what was found, from fresh weights.
+        share: part of the training data that the weights are trained on while searching.
+        rate: of Adam on the logits; default 3e-4, raised for short searches.
+        optimiser: of the supernet's weights.
+        train_optimiser: of the weights of what was found.
+
+    Raises:
+        ChoiceError: the space has no InputChoice, has gates, or nodes of fewer inputs than are to be kept.
+        ConfigError: a number out of range.
+        LimitError: the cost is measured, or no network of the space meets the limit.
+        NonFiniteError: the loss became NaN or infinite.
+    """
+    refuse_measured(limit, method="TopoNAS")
+    space = supernet(topology(space, form=terms.form, keep=terms.keep), run, needs="TopoNAS")
+    relax(space, Softmax, where=without_topology)
+    task.check(space)
+    steps, rest = divided(run, task, search)
+    within = Within(space, limit) if limit else None
+    settings = {
+        "limit": limit and limit.record(), "terms": asdict(terms), "search": search, "share": share, "rate": rate,
+        "prior": recorded(prior),
+    }  # fmt: skip
+    run.begin("toponas", settings)
+
+    warm_up = round(terms.warm_up * steps)
+    regulariser = _regulariser(space, terms, steps - warm_up)
+    first, last = terms.temperature
+    cooling = Cooling(space, first=first, last=last, steps=steps - warm_up)
+    made = for_weights(optimiser, space)
+    decided = _optimiser(space, rate or logit_rate(3e-4, steps - warm_up))
+    warm_start(space, prior)
+    foresee(space, task, run, optimiser=optimiser)
+
+    def architecture_gradient(train: Batch, valid: Batch) -> tuple[Tensor, Sequence[Tensor | None]]:
+        cooling()
+        loss = task.loss(space, valid)
+        if regulariser is not None:
+            loss = loss + regulariser().to(loss)
+        if within is not None:
+            loss = loss + terms.pressure * within.excess(mixed(space)).to(loss)
+        return loss, torch.autograd.grad(loss, logits(space), allow_unused=True)
+
+    kept = {"regulariser": regulariser} if regulariser is not None else {}
+    run.keep(space=space, weights=made, architecture=decided, cooling=cooling, **kept)
+    alternate(
+        space, task.halves(share), run, weights=made, architecture=decided, steps=steps,
+        weight_loss=task.loss, architecture_gradient=architecture_gradient, pace=Every(after=warm_up),
+        schedule=cosine, share=search, figures=lambda: figures(space),
+    )  # fmt: skip
+    architecture = within.best(scores(space, logarithms=True)) if within else decide(space)
+    record = heading(toponas, settings, f"{type(space).__name__} searched by TopoNAS")
+    return conclude(
+        space, architecture, task, run, steps=rest, optimiser=train_optimiser, within=within, record=record
+    )  # fmt: skip
+
+
+def _regulariser(space: nn.Module, terms: Terms, steps: int) -> PassiveAggressive | None:
+    reading = terms.regulariser or ("mass" if terms.form == "factorised" else "none")
+    if reading == "none":
+        return None
+    return PassiveAggressive(
+        space, reading=reading, tolerance=terms.tolerance, margin=terms.margin, weight=terms.weight,
+        ramp=round(terms.ramp * steps),
+    )  # fmt: skip
+
+
+def _optimiser(space: nn.Module, rate: float) -> Adam:
+    """Adam as DARTS has it; the logits of the topology are not decayed."""
+    topological = {p for distribution, _ in topologies(space).values() for p in distribution.parameters()}
+    operations = [p for p in logits(space) if p not in topological]
+    for logit in operations:
+        nn.init.normal_(logit, std=1e-3)
+    groups = [
+        {"params": operations, "weight_decay": 1e-3, "steady": True},
+        {"params": [p for p in logits(space) if p in topological], "weight_decay": 0.0, "steady": True},
+    ]
+    return Adam([group for group in groups if group["params"]], lr=rate, betas=(0.5, 0.999))

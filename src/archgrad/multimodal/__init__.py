@@ -1,0 +1,1 @@
+"""Several kinds of input: data, encoders, fusion."""

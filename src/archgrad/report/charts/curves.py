@@ -1,0 +1,381 @@
+"""The curves of a run's history, as inline SVG that takes its colours from the page around it."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+
+from archgrad.errors import RunError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+History = Sequence[Mapping[str, Any]]
+
+# What axes are drawn in, by whoever fills them.
+INK, FAINT, LIMIT = "#010101", "#020202", "#030303"
+LINES = ("#040404", "#050505", "#060606", "#070707")
+# Where runs are held side by side.
+SERIES = (*LINES, "#080808", "#090909", "#0a0a0a", "#0b0b0b")
+# matplotlib writes fixed colours; each stands for a variable of the page's style sheet.
+_VARIABLES = {
+    INK: "--ink",
+    FAINT: "--faint",
+    LIMIT: "--limit",
+    **{colour: f"--line{place}" for place, colour in enumerate(SERIES, start=1)},
+}
+_AXES = ("phase", "step", "time", "epoch")
+# Drawn elsewhere, a picture a choice: see archgrad.report.charts.mixing_weights.
+WEIGHT = "weight/"
+# Drawn elsewhere, over accuracies: see archgrad.report.charts.proxy_scores.
+SCORE = "score/"
+# Drawn by `jump`.
+JUMP = "discretisation_"
+_KNOWN = {
+    "flips": "Gates flipping per epoch",
+    "open_gates": "Open gates",
+    "scale": "Scale of the gates",
+    "entropy": "Entropy of the choices",
+    "distance": "Distance from discrete weights",
+    "log10_fisher": "Squared gradient norm of the weights and its threshold, log10",
+    "log10_threshold": "Squared gradient norm of the weights and its threshold, log10",
+    "temperature": "Temperature",
+    "lr": "Learning rate",
+}
+_EXPECTED_AGAINST_LIMIT = "Expected cost against the limit"
+_AGAINST_LIMIT = "Cost against the limit"
+_ORDER = ("Loss", "Accuracy", _EXPECTED_AGAINST_LIMIT, _AGAINST_LIMIT, *dict.fromkeys(_KNOWN.values()))
+_MOST_POINTS = 400
+_MOST_MARKED_PHASES = 12
+_MOST_CHARTS = 24
+
+
+class Spot(NamedTuple):
+    """A point that tells of itself: where it is in the picture, which line it is on, and what it is in words."""
+
+    x: float
+    y: float
+    line: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One picture: a heading, a sentence on how to read it, the SVG, its points, and what it shows in words."""
+
+    heading: str
+    caption: str
+    svg: str
+    spots: Sequence[Spot] = ()
+    told: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One figure over the steps; each point is the mean of `per_point` records, made when `at` says."""
+
+    name: str
+    x: list[float]
+    y: list[float]
+    per_point: int
+    at: list[str]
+
+
+def charts(history: History, limit: Mapping[str, Any] | None = None) -> list[Chart]:
+    """One chart for each kind of figure: loss, accuracy, gates, expected cost against its limit, and others.
+
+    `history` holds records `{"phase", "step", "time", figure: number, ...}`; a figure may be on some only.
+    """
+    places = positions(history)
+    groups: dict[str, list[Curve]] = {}
+    for name in figure_names(history):
+        groups.setdefault(_heading(name, limit), []).append(curve(history, places, name))
+    ordered = sorted(groups, key=lambda heading: _ORDER.index(heading) if heading in _ORDER else len(_ORDER))
+    spans = _phase_spans(history, places)
+    return [
+        _chart(heading, groups[heading][: len(LINES)], spans=spans, bound=_bound(heading, limit))
+        for heading in ordered[:_MOST_CHARTS]
+    ]
+
+
+def _heading(name: str, limit: Mapping[str, Any] | None) -> str:
+    if name == "loss" or name.endswith("_loss"):
+        return "Loss"
+    if name == "accuracy" or name.endswith("_accuracy"):
+        return "Accuracy"
+    if limit and name == f"expected_{limit.get('cost')}":
+        return _EXPECTED_AGAINST_LIMIT
+    if limit and name in ("cost", limit.get("cost")):
+        return _AGAINST_LIMIT
+    return named(name)
+
+
+def named(name: str) -> str:
+    """The heading of one figure's picture."""
+    return _KNOWN.get(name, name.replace("_", " ").capitalize())
+
+
+def _bound(heading: str, limit: Mapping[str, Any] | None) -> float | None:
+    bound = (limit or {}).get("bound")
+    against = heading in (_EXPECTED_AGAINST_LIMIT, _AGAINST_LIMIT)
+    return float(bound) if against and is_finite(bound) else None
+
+
+def is_finite(value: object) -> TypeGuard[float]:
+    """Whether this is a number, and neither NaN nor infinite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def figure_names(history: History) -> list[str]:
+    """The figures of a history that charts are drawn of."""
+    names = {
+        name: None
+        for one in history
+        for name in one
+        if name not in _AXES and not name.startswith((WEIGHT, SCORE, JUMP))
+    }
+    return [name for name in names if any(is_finite(one.get(name)) for one in history)]
+
+
+def positions(history: History) -> list[float]:
+    """Where each record stands on the axis of steps: stages that count anew are laid end to end."""
+    places: list[float] = []
+    offset, last = 0.0, 0.0
+    for place, one in enumerate(history):
+        step = float(one["step"]) if is_finite(one.get("step")) else float(place)
+        if step < last:
+            offset += last
+        last = step
+        places.append(offset + step)
+    return places
+
+
+def _phase_spans(history: History, places: list[float]) -> list[tuple[str, float, float]]:
+    spans: list[tuple[str, float, float]] = []
+    for one, x in zip(history, places, strict=True):
+        name = str(one.get("phase", ""))
+        if spans and spans[-1][0] == name:
+            spans[-1] = (name, spans[-1][1], x)
+        else:
+            spans.append((name, x, x))
+    return spans if len(spans) <= _MOST_MARKED_PHASES else []
+
+
+def curve(history: History, places: list[float], name: str) -> Curve:
+    """The finite values of one figure, averaged to at most 400 points."""
+    rows = zip(places, history, strict=True)
+    points = [(x, float(one[name]), one) for x, one in rows if is_finite(one.get(name))]
+    per_point = max(1, math.ceil(len(points) / _MOST_POINTS))
+    chunks = [points[start : start + per_point] for start in range(0, len(points), per_point)]
+    x = [sum(at for at, _, _ in part) / len(part) for part in chunks]
+    y = [sum(value for _, value, _ in part) / len(part) for part in chunks]
+    return Curve(name, x, y, per_point, [_when(part[0][2], part[-1][2]) for part in chunks])
+
+
+def _when(first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    """Phase and step of one record, or of all from one to another; what is logged outside phases has neither."""
+    phase = f"{first['phase']}, " if first.get("phase") else ""
+    if not is_finite(first.get("step")):
+        return phase.removesuffix(", ") or "outside the phases"
+    start, end = (f"{one['step']:,.0f}" if is_finite(one.get("step")) else "" for one in (first, last))
+    return f"{phase}step {start}" if start == end else f"{phase}steps {start} to {end}"
+
+
+def drawn(heading: str, fill: Callable[[Axes], None]) -> str:
+    """What `fill` draws on empty axes, as SVG for the page."""
+    return plotted(heading, fill, [])[0]
+
+
+def plotted(heading: str, fill: Callable[[Axes], None], marks: Sequence[Spot]) -> tuple[str, list[Spot]]:
+    """What `fill` draws on empty axes, and `marks`, given in the axes' figures, where they are in the picture."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    # Text stays text, dollars stay dollars, and the same history gives the same bytes.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": heading, "text.parse_math": False, "font.size": 9}):
+        figure = Figure(figsize=(5.0, 2.5), dpi=72, layout="constrained")
+        FigureCanvasSVG(figure)
+        figure.patch.set_visible(False)
+        axes = figure.add_subplot()
+        axes.patch.set_visible(False)
+        fill(axes)
+        out = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(out, format="svg", metadata=nothing)
+        spots = _placed(axes, marks, height=figure.bbox.height) if marks else []
+    return _inline(out.getvalue()), spots
+
+
+def _placed(axes: Axes, marks: Sequence[Spot], *, height: float) -> list[Spot]:
+    placed = axes.transData.transform([(mark.x, mark.y) for mark in marks])
+    inside = [(mark, x, height - y) for mark, (x, y) in zip(marks, placed, strict=True) if is_finite(float(x + y))]
+    return [mark._replace(x=round(float(x), 1), y=round(float(y), 1)) for mark, x, y in inside]
+
+
+def _chart(heading: str, curves: list[Curve], *, spans: list[tuple[str, float, float]], bound: float | None) -> Chart:
+    def fill(axes: Axes) -> None:
+        for colour, one in zip(LINES, curves, strict=False):
+            marker = "o" if len(one.x) <= 40 else ""
+            name = one.name.replace("_", " ")
+            axes.plot(one.x, one.y, color=colour, linewidth=1.5, marker=marker, markersize=3, label=name)
+        if bound is not None:
+            axes.axhline(bound, color=LIMIT, linewidth=1.2, linestyle="--", label="limit")
+        scaled(axes, [y for one in curves for y in one.y])
+        dress(axes)
+        _mark(axes, spans)
+        if len(curves) + (bound is not None) > 1:
+            axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+
+    averaged = max(one.per_point for one in curves)
+    caption = f"Each point is the mean of {averaged} records." if averaged > 1 else ""
+    picture, spots = plotted(heading, fill, marks(curves))
+    return Chart(heading, caption, picture, spots, " ".join(map(in_words, curves)))
+
+
+def marks(curves: Sequence[Curve]) -> list[Spot]:
+    """The points of curves, with the step and the value of each."""
+    return [
+        Spot(x, y, place, f"{when}: {one.name.replace('_', ' ')} {y:.4g}")
+        for place, one in enumerate(curves)
+        for x, y, when in zip(one.x, one.y, one.at, strict=True)
+    ]
+
+
+def in_words(one: Curve) -> str:
+    """What a curve does, in a sentence."""
+    name, count = one.name.replace("_", " "), f"{len(one.y)} {'point' if len(one.y) == 1 else 'points'}"
+    ends = f"{one.y[0]:.4g} at {one.at[0]}, {one.y[-1]:.4g} at {one.at[-1]}"
+    return f"{name}, {count}: {ends}; lowest {min(one.y):.4g}, highest {max(one.y):.4g}."
+
+
+def scatter(part: Mapping[str, Any]) -> Chart | None:
+    """A surrogate's predictions over what was measured; None without a pair of finite figures.
+
+    `part` is `{"predicted": [...], "measured": [...], "rmse", "rank_correlation", "unit"}`, of which the last
+    three may be missing.
+
+    Raises:
+        RunError: the two lists are none, or differ in length.
+    """
+    lists = [part.get("measured", []), part.get("predicted", [])]
+    if not all(isinstance(one, list) for one in lists) or len(lists[0]) != len(lists[1]):
+        raise RunError(
+            "the record is damaged at surrogate: predicted and measured are two lists of numbers of one length; "
+            "run again to write it anew"
+        )
+    pairs = [(x, y) for x, y in zip(*lists, strict=True) if is_finite(x) and is_finite(y)]
+    if not pairs:
+        return None
+    unit = str(part.get("unit") or "")
+
+    def fill(axes: Axes) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        ends = [min(min(pair) for pair in pairs), max(max(pair) for pair in pairs)]
+        axes.plot(ends, ends, color=FAINT, linewidth=1.2, linestyle="--")
+        axes.plot(*zip(*pairs, strict=True), color=LINES[0], linestyle="", marker="o", markersize=3.5, alpha=0.8)
+        dress(axes, x=f"measured, {unit}" if unit else "measured")
+        axes.set_ylabel(f"predicted, {unit}" if unit else "predicted", color=INK)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+
+    known = {"rmse": f" {unit}".rstrip(), "rank_correlation": ""}
+    told = [
+        f"{name.replace('_', ' ')} {part[name]:.3g}{end}" for name, end in known.items() if is_finite(part.get(name))
+    ]
+    count = f"{len(pairs)} {'network' if len(pairs) == 1 else 'networks'}"
+    caption = f"{', '.join([count, *told])}. On the dashed line the surrogate is right."
+    marks = [Spot(x, y, 0, f"measured {x:.4g}, predicted {y:.4g} {unit}".strip()) for x, y in pairs[:_MOST_POINTS]]
+    return Chart("Surrogate against measurement", caption, *plotted("surrogate", fill, marks))
+
+
+def jump(record: Mapping[str, Any]) -> Chart | None:
+    """What the supernet scored, the network found with its weights, and that network trained, as bars.
+
+    From a record's `discretisation`, {"score", "supernet", "derived"}, and `after`; None where the first is missing.
+    """
+    part = record.get("discretisation") or {}
+    name = str(part.get("score", "score"))
+    given = (
+        ("the supernet", part.get("supernet")),
+        ("the network found,\nwith its weights", part.get("derived")),
+        ("the network found,\ntrained", (record.get("after") or {}).get(name)),
+    )
+    bars = [(label, value) for label, value in given if is_finite(value)]
+    if not all(is_finite(part.get(key)) for key in ("supernet", "derived")):
+        return None
+
+    def fill(axes: Axes) -> None:
+        places = range(len(bars), 0, -1)
+        axes.barh(places, [value for _, value in bars], color=LINES[: len(bars)], height=0.6)
+        for place, (_, value) in zip(places, bars, strict=True):
+            axes.annotate(f" {value:.3g}", (value, place), va="center", fontsize=8, color=INK)
+        dress(axes, x=name.replace("_", " "))
+        axes.set_yticks(list(places), [label for label, _ in bars])
+        axes.grid(visible=False)
+        axes.margins(x=0.12)
+
+    caption = "The first two on validation data, before any training of the network found; the last on test data."
+    return Chart("From the supernet to the network", caption, drawn("jump", fill))
+
+
+def scaled(axes: Axes, figures: Sequence[float]) -> None:
+    """Give axes a scale for these figures: logarithmic where they are far apart, with prefixes where large."""
+    from matplotlib.ticker import EngFormatter
+
+    if min(figures) > 0 and max(figures) > 100 * min(figures):
+        axes.set_yscale("log")
+        # The usual labels are powers written as mathematics, which is switched off here.
+        axes.yaxis.set_major_formatter(EngFormatter(sep="") if min(figures) >= 1 else "{x:g}")
+        axes.yaxis.set_minor_formatter("")
+    elif max(abs(y) for y in figures) >= 1e4:
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def dress(axes: Axes, *, x: str = "step") -> None:
+    """Give axes the look of the page; ticks at whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_xlabel(x, color=INK)
+    axes.tick_params(colors=INK, color=FAINT, which="both", labelsize=8)
+    axes.grid(axis="y", color=FAINT, linewidth=0.5, alpha=0.5)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(FAINT)
+
+
+def _mark(axes: Axes, spans: list[tuple[str, float, float]]) -> None:
+    low, high = axes.get_xlim()
+    for place, (name, start, end) in enumerate(spans):
+        if place and low < start < high:
+            axes.axvline(start, color=FAINT, linewidth=0.8, linestyle=":")
+        # A name wider than its stage would run into the next.
+        start, end = max(start, low), min(end, high)
+        if name and (end - start) / (high - low) > 0.015 * len(name):
+            axes.annotate(
+                name,
+                ((start + end) / 2, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+                color=INK,
+            )
+
+
+def _inline(svg: str) -> str:
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", svg, count=1)
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
+    # Its names of parts would be there once for each picture; what is referred to is named by a hash.
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)
+    svg = re.sub(r"font-family: [^;]*; ", "", svg).replace("xlink:href", "href")
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return svg

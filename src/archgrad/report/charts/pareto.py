@@ -1,0 +1,149 @@
+"""The fronts of a search for several goals: score against each cost, what was tried and beaten, what was not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from archgrad.errors import RunError
+from archgrad.report.charts.curves import INK, LIMIT, LINES, Chart, Spot, dress, is_finite, plotted
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST = 12  # points of a front in a table
+_MOST_SPOTS, _MOST_SIGNS = 400, 400
+
+
+class Front(NamedTuple):
+    """One cost: all trials as (cost, score), the fronts by rising cost, what was handed back, and what was tried."""
+
+    cost: str
+    unit: str
+    cloud: list[tuple[float, float]]
+    front: list[tuple[float, float]]
+    found: tuple[float, float] | None
+    random: list[tuple[float, float]]
+    tried: Mapping[tuple[float, float], str]
+
+
+def fronts(record: Mapping[str, Any]) -> list[Front]:
+    """What the record's "fronts" hold; see `archgrad.trials.evaluation.Archive.record`.
+
+    Raises:
+        RunError: a part is of another kind than it should be.
+    """
+    names = _names(record)
+    return [_front(part, names) for part in record.get("fronts") or []]
+
+
+def charts(record: Mapping[str, Any]) -> list[Chart]:
+    """A picture for each cost: the cloud, the front as a line of steps, and what was handed back."""
+    return [_chart(one) for one in fronts(record) if one.cloud and one.front]
+
+
+def rows(one: Front) -> list[tuple[float, float, str]]:
+    """Points of the front as (cost, score, mark), at most a dozen spread over it; the mark says which was found."""
+    count = len(one.front)
+    places = sorted({round(i * (count - 1) / max(min(count, MOST) - 1, 1)) for i in range(min(count, MOST))})
+    places = sorted({*places, *(i for i, point in enumerate(one.front) if point == one.found)})
+    return [(*one.front[i], "found" if one.front[i] == one.found else "") for i in places]
+
+
+def _names(record: Mapping[str, Any]) -> list[str]:
+    """What each trial was, pick by pick, by label where the record has "labels"."""
+    labels = record.get("labels") or {}
+    names, trials = [], record.get("trials")
+    for one in trials if isinstance(trials, list) else []:
+        picks = one.get("architecture") if isinstance(one, Mapping) else None
+        told = [f"{choice} {_label(labels, choice, pick)}" for choice, pick in _items(picks)]
+        names.append(", ".join(told)[:_MOST_SIGNS])
+    return names
+
+
+def _items(picks: object) -> list[tuple[str, Any]]:
+    return [(str(choice), pick) for choice, pick in picks.items()] if isinstance(picks, Mapping) else []
+
+
+def _label(labels: Any, choice: str, pick: Any) -> str:
+    known = labels.get(choice) if isinstance(labels, Mapping) else None
+    if isinstance(pick, int) and isinstance(known, list) and 0 <= pick < len(known):
+        return str(known[pick])
+    return str(pick)
+
+
+def _front(part: Any, names: list[str]) -> Front:
+    try:
+        cloud, front = _points(part)
+        random = _points(part["random"])[1] if part.get("random") else []
+        found = None if part.get("found") is None else cloud[part["found"]]
+        name, unit = str(part["cost"]), str(part.get("unit") or "")
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise RunError(
+            "the record is damaged at fronts: each has a cost, costs and scores of one length, and the places of the "
+            "front among them; run again to write it anew"
+        ) from error
+    # Places are those of trials; a list of another length is not of these points.
+    tried = dict(zip(cloud, names, strict=True)) if len(names) == len(cloud) else {}
+    cloud = [point for point in cloud if is_finite(point[0]) and is_finite(point[1])]
+    return Front(name, unit, cloud, front, found, random, tried)
+
+
+def _points(part: Any) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """All points, and those of the front."""
+    cloud = [(float(x), float(y)) for x, y in zip(part["costs"], part["scores"], strict=True)]
+    return cloud, sorted({cloud[i] for i in part["front"]})
+
+
+def _chart(one: Front) -> Chart:
+    name = one.cost.replace("_", " ")
+
+    def fill(axes: Axes) -> None:
+        from matplotlib.ticker import EngFormatter, MaxNLocator
+
+        axes.plot(*zip(*one.cloud, strict=True), color=LINES[0], linestyle="", marker="o", markersize=2.5, alpha=0.35)
+        if one.random:
+            xs, ys = zip(*one.random, strict=True)
+            axes.step(xs, ys, where="post", color=LINES[1], linewidth=1.2, linestyle="--", label="random search")
+            axes.legend(frameon=False, labelcolor=INK, fontsize=8, loc="lower right")
+        xs, ys = zip(*one.front, strict=True)
+        axes.step(xs, ys, where="post", color=LINES[0], linewidth=1.5, marker="o", markersize=4)
+        if one.found:
+            axes.plot(*one.found, color=LIMIT, linestyle="", marker="D", markersize=6)
+        dress(axes, x=f"{name}, {one.unit}" if one.unit else name)
+        if max(x for x, _ in one.cloud) >= 1e4:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.set_ylabel("score", color=INK)
+
+    caption = (
+        f"{len(one.cloud)} networks tried, {len(one.front)} of them beaten by none in both; the diamond is the one "
+        f"handed back, which may be off the front where other goals counted."
+    )
+    if one.random:
+        caption += " Dashed: the front of as many drawn at random."
+    return Chart(f"Score against {name}", caption, *plotted(f"front {one.cost}", fill, marks(one)), in_words(one))
+
+
+def marks(one: Front, *, line: int = 0) -> list[Spot]:
+    """The points of a front, what was handed back, and some of the others, with score, cost and picks."""
+    front, rest = set(one.front), [point for point in one.cloud if point not in {*one.front, one.found}]
+    chosen = [one.found] if one.found and one.found not in front else []
+    shown = [*one.front, *chosen, *rest[:: math.ceil(len(rest) / _MOST_SPOTS) or 1]]
+    return [Spot(*point, line if point in front else line + 1, _told(one, point)) for point in shown]
+
+
+def _told(one: Front, point: tuple[float, float]) -> str:
+    cost = f"{one.cost.replace('_', ' ')} {point[0]:,.6g}"
+    told = f"score {point[1]:.5g}, {cost} {one.unit if one.unit.lower() != one.cost.lower() else ''}".strip()
+    kind = "handed back: " if point == one.found else "on the front: " if point in one.front else ""
+    return f"{kind}{told}; {one.tried[point]}" if one.tried.get(point) else f"{kind}{told}"
+
+
+def in_words(one: Front) -> str:
+    """The ends of a front, in a sentence."""
+    (low, first), (high, last) = one.front[0], one.front[-1]
+    name = one.cost.replace("_", " ")
+    ends = f"from score {first:.4g} at {name} {low:,.6g} to {last:.4g} at {name} {high:,.6g}"
+    return f"A front of {len(one.front)}: {ends}."

@@ -1,0 +1,100 @@
+"""A search by an agent: its returns, the cell over time, and a film of what it does."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from archgrad.errors import RunError
+from archgrad.report.charts.curves import FAINT, INK, LINES, Chart, drawn, dress, is_finite
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LARGEST = 300_000
+_FILM = re.compile(r"data:image/gif;base64,[A-Za-z0-9+/]+={0,2}")
+_MOST_CELLS = 12
+_SEEN = {"return_train": "levels trained on", "return_unseen": "unseen levels"}
+
+
+def animated(frames: NDArray[Any]) -> str:
+    """Images as an animated GIF in one line, a data URI of at most `LARGEST` bytes, with every n-th image if need be.
+
+    Args:
+        frames: [n, H, W, C]: uint8, or floats in [0, 1]. Other channels than 1 or 3 are shown by their sum.
+    """
+    from PIL import Image
+
+    shown = frames if frames.dtype == np.uint8 else (255 * np.clip(frames, 0.0, 1.0)).astype(np.uint8)
+    if shown.shape[-1] != 3:
+        shown = np.minimum(shown.sum(axis=-1, dtype=int), 255).astype(np.uint8)[..., None].repeat(3, axis=-1)
+    every = 1
+    while True:
+        first, *rest = (Image.fromarray(one).quantize(64) for one in shown[::every])
+        out = io.BytesIO()
+        first.save(out, "GIF", save_all=True, append_images=rest, duration=100 * every, loop=0)
+        film = f"data:image/gif;base64,{base64.b64encode(out.getvalue()).decode('ascii')}"
+        if len(film) <= LARGEST or not rest:
+            return film
+        every *= 2
+
+
+def film(record: Mapping[str, Any]) -> str | None:
+    """The record's film, once it is sure to be one.
+
+    Raises:
+        RunError: it is something else than `animated` makes.
+    """
+    given = record.get("film")
+    if given and not (isinstance(given, str) and _FILM.fullmatch(given)):
+        raise RunError("the record is damaged at film: it is a GIF as a data URI; run again to write it anew")
+    return given or None
+
+
+def cells(record: Mapping[str, Any]) -> tuple[list[tuple[str, str]], int]:
+    """(steps played, cell) wherever the cell changed, the last ones, and how many earlier changes are left out.
+
+    Raises:
+        RunError: a part is of another kind than it should be.
+    """
+    given = record.get("cells") or []
+    if not isinstance(given, list) or not all(
+        isinstance(one, Mapping) and is_finite(one.get("environment_steps")) for one in given
+    ):
+        raise RunError("the record is damaged at cells: each has environment_steps and a cell; run again")
+    rows = [(f"{one['environment_steps']:,.0f}", str(one.get("cell", ""))) for one in given]
+    return rows[-_MOST_CELLS:], max(0, len(rows) - _MOST_CELLS)
+
+
+def charts(record: Mapping[str, Any]) -> list[Chart]:
+    """Mean returns with the standard deviation over episodes, of what was found and of its baselines."""
+    found = {"this run": record.get("after") or {}}
+    rows: dict[str, Mapping[str, Any]] = found | {str(one.get("name")): one for one in record.get("baselines") or []}
+    kept = {name: row for name, row in rows.items() if all(is_finite(row.get(key)) for key in _SEEN)}
+    return [_returns(kept)] if "this run" in kept else []
+
+
+def _returns(rows: Mapping[str, Mapping[str, Any]]) -> Chart:
+    def fill(axes: Axes) -> None:
+        places = range(len(rows), 0, -1)
+        for shift, colour, (key, label) in zip((0.12, -0.12), LINES, _SEEN.items(), strict=False):
+            spread = [row.get(f"{key}_std") for row in rows.values()]
+            axes.errorbar(
+                [row[key] for row in rows.values()], [place + shift for place in places],
+                xerr=[value if is_finite(value) else 0.0 for value in spread],
+                color=colour, linestyle="", marker="o", markersize=4, elinewidth=1, label=label,
+            )  # fmt: skip
+        dress(axes, x="return of an episode")
+        axes.grid(visible=False)
+        axes.grid(axis="x", color=FAINT, linewidth=0.5, alpha=0.5)
+        axes.set_yticks(list(places), list(rows))
+        axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+
+    caption = "Means, and the standard deviation from episode to episode, which is not the error of the mean."
+    return Chart("Returns", caption, drawn("returns", fill))

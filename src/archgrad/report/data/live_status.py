@@ -1,0 +1,150 @@
+"""Where a run stands: what the board says of one that goes on, and a record of it as far as it is known."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from archgrad.report import text
+from archgrad.report.charts.curves import JUMP, SCORE, WEIGHT, is_finite
+from archgrad.report.data.run_files import Folder
+
+_STATES = {
+    "not begun": "Not begun",
+    "running": "Running",
+    "stopped": "Stopped",
+    "finished": "Finished",
+}
+_APART = ("phase", "step", "time", "epoch")
+_MOST_FIGURES = 6
+_LARGEST_HEADER = 100_000_000
+
+
+class Mark(NamedTuple):
+    """What the newest checkpoint tells: its phase, how many steps that has, and the notes so far."""
+
+    phase: str = ""
+    steps: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def provisional(folder: Folder) -> dict[str, Any]:
+    """A record of a run that has none yet, from run.json and the newest checkpoint."""
+    identity = _mapping(folder.run.get("identity"))
+    if not identity:
+        return {"title": folder.path.resolve().name}
+    settings = _mapping(identity.get("settings"))
+    made, limit = _mapping(folder.run.get("made_with")), _mapping(settings.get("limit"))
+    method = str(identity.get("method") or "")
+    budgets = {key: identity.get(key) for key in ("seed", "epochs", "steps", "trials", "seconds")}
+    return {
+        "method": method,
+        "title": f"{folder.path.resolve().name}: a run of {method}",
+        "settings": settings,
+        "run": {key: value for key, value in budgets.items() if value is not None},
+        "device": made.get("device"),
+        # A fraction is of a network that is not known here.
+        "limit": {"cost": limit["cost"], "bound": limit["bound"]} if text.is_number(limit.get("bound")) else {},
+        "notes": list(newest(folder.path).notes),
+    }
+
+
+def told(folder: Folder, *, more: Sequence[str] = ()) -> dict[str, Any]:
+    """State, phase, step, time and last figures, as the page shows them; `more` are further problems."""
+    last = folder.history[-1] if folder.history else {}
+    mark = newest(folder.path) if folder.state in ("running", "stopped") else Mark()
+    # Records between phases have no name.
+    named = [one for one in folder.history[-50:] if one.get("phase")]
+    phase = str(named[-1]["phase"]) if named else mark.phase
+    step = named[-1].get("step") if named else None
+    steps = mark.steps if mark.phase == phase else 0
+    facts = [("phase", phase)] if phase else []
+    if is_finite(step):
+        facts.append(("step", f"{step + 1:,.0f} of {steps:,}" if steps else f"{step:,.0f}"))
+    if is_finite(last.get("time")):
+        facts.append(("time in loops", duration(last["time"])))
+    facts += _last(folder.history)
+    ended = folder.state == "finished"
+    return {
+        "kind": folder.state.replace(" ", "-"),
+        "state": _STATES[folder.state],
+        "told": _sentence(folder),
+        "progress": round(1000 * min(1.0, (step + 1) / steps)) if steps and is_finite(step) and not ended else 0,
+        "facts": [] if ended else facts,
+        "problems": [*folder.problems, *more],
+    }
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 12.3 s, 4:05 min or 1:02:03 h."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    minutes = f"{whole % 3600 // 60:02d}:{whole % 60:02d}"
+    return f"{whole // 3600}:{minutes} h" if whole >= 3600 else f"{minutes.removeprefix('0')} min"
+
+
+def newest(path: Path) -> Mark:
+    """What the newest checkpoint of a run tells; nothing where there is none, or it cannot be read."""
+    try:
+        found = max(
+            (path / "checkpoints").glob("*.safetensors"), key=lambda one: one.stat().st_mtime_ns, default=None
+        )
+        state = dict(_state(found)) if found else {}
+        steps = state.get("steps")
+        notes = state.get("notes") or ["list"]
+        return Mark(
+            str(state.get("phase") or ""),
+            steps if isinstance(steps, int) and steps > 0 else 0,
+            tuple(str(note) for note in notes[1:]),
+        )
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, struct.error):
+        return Mark()
+
+
+def _state(path: Path) -> list[list[Any]]:
+    """The state in a checkpoint's header, as `run/checkpoint_file.py` writes it: ["dict", [key, value], ...]."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > _LARGEST_HEADER:
+            return []
+        header = json.loads(file.read(length))
+    kind, *items = json.loads(header["__metadata__"]["state"])
+    return items if kind == "dict" else []
+
+
+def _last(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The newest value of each figure that is no weight or score, of the last records."""
+    found: dict[str, Any] = {}
+    for one in reversed(history[-200:]):
+        for name, value in one.items():
+            if name not in _APART and not name.startswith((WEIGHT, SCORE, JUMP)) and is_finite(value):
+                found.setdefault(name, value)
+    shown = list(found.items())[:_MOST_FIGURES]
+    return [(text.label(name), text.figure(name, value)) for name, value in shown]
+
+
+def _sentence(folder: Folder) -> str:
+    started = folder.run.get("started")
+    began = f"Begun {_time(started)}." if started else ""
+    match folder.state:
+        case "running":
+            return f"{began} This page follows it.".strip()
+        case "stopped":
+            again = f"To go on: archgrad resume {folder.path}" if folder.command else "Run the same program to go on"
+            return f"{began} It was stopped or killed before its end. {again}.".strip()
+        case "finished":
+            done = folder.run.get("finished")
+            return f"{began} Ended {_time(done)}.".strip() if done else ""
+    return "Nothing has been logged in this folder. This page follows it."
+
+
+def _time(given: object) -> str:
+    return str(given).replace("T", " ").replace("+00:00", " UTC")[:40]
+
+
+def _mapping(given: object) -> Mapping[str, Any]:
+    return given if isinstance(given, Mapping) else {}

@@ -1,0 +1,178 @@
+"""A found cell or backbone as SVG, from plain JSON.
+
+A graph is `{"name", "nodes": [{"id", "label", "details"}], "edges": [{"source", "target", "label"}]}`, directed
+and without cycles. `label` may be missing, as may `details`, `{name: number or text}` of a node that is a block.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from archgrad.errors import RunError
+from archgrad.report.charts import svg
+
+# What is longer is read more easily from top to bottom; what is larger is a tangle, whatever its layout.
+LONGEST_DRAWN_CHAIN = 8
+MOST_DRAWN_NODES, MOST_DRAWN_EDGES = 40, 100
+_MOST_TOLD = 40
+
+
+@dataclass(frozen=True)
+class Node:
+    """A tensor or a block."""
+
+    label: str
+    details: Mapping[str, float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """From node to node, through the operation that `label` names, if any."""
+
+    source: str
+    target: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A directed graph without cycles; `nodes` are in the order in which they were given."""
+
+    name: str
+    nodes: Mapping[str, Node]
+    edges: Sequence[Edge]
+    generations: Sequence[Sequence[str]]
+
+
+def draw(given: object, *, part: str = "graph") -> str:
+    """A graph's JSON as SVG text, for the page; `archgrad.report.charts.svg.alone` makes a file of it.
+
+    From left to right, each operation on its edge in front of the node that it leads to; a chain of more than 8
+    nodes as a table of its blocks; more than 40 nodes or 100 edges as a table of edges.
+
+    Raises:
+        RunError: `given` is no such graph; the message names the place in `part`.
+    """
+    from archgrad.report.graphs import layered
+    from archgrad.report.graphs import tables as blocks
+
+    graph = read(given, part=part)
+    if not graph.nodes:
+        return svg.picture(svg.words("no nodes", 8, 16, kind="g-soft"), width=120, height=32)
+    if is_chain(graph) and len(graph.nodes) > LONGEST_DRAWN_CHAIN:
+        return blocks.chain(graph)
+    if len(graph.nodes) > MOST_DRAWN_NODES or len(graph.edges) > MOST_DRAWN_EDGES:
+        return blocks.edges(graph)
+    return layered.drawn(graph)
+
+
+def read(given: object, *, part: str = "graph") -> Graph:
+    """The graph that the JSON describes. Raises RunError, naming the place, where it describes none."""
+    if not isinstance(given, Mapping):
+        _damaged(part, given, "an object with name, nodes and edges")
+    name = given.get("name") or ""
+    if not isinstance(name, str):
+        _damaged(f"{part}.name", name, "a string")
+    nodes: dict[str, Node] = {}
+    for place, one in _objects(given, "nodes", part):
+        key = _key(one.get("id"), f"{place}.id")
+        if key in nodes:
+            _damaged(f"{place}.id", one["id"], "an id that no other node has")
+        nodes[key] = Node(_label(one, place, default=key), _details(one.get("details") or {}, f"{place}.details"))
+    edges = []
+    for place, one in _objects(given, "edges", part):
+        ends = [_key(one.get(end), f"{place}.{end}") for end in ("source", "target")]
+        for end, key in zip(("source", "target"), ends, strict=True):
+            if key not in nodes:
+                _damaged(f"{place}.{end}", key, "the id of a node of the graph")
+        edges.append(Edge(ends[0], ends[1], _label(one, place, default="")))
+    return Graph(name, nodes, edges, _generations(nodes, edges, part))
+
+
+def in_words(given: Mapping[str, Any]) -> str:
+    """The edges of a graph that `draw` accepts, in words."""
+    graph = read(given)
+    label = {key: node.label for key, node in graph.nodes.items()}
+    told = [
+        f"{label[edge.source]} to {label[edge.target]}{f' by {edge.label}' if edge.label else ''}"
+        for edge in graph.edges[:_MOST_TOLD]
+    ]
+    more = f", and {len(graph.edges) - len(told)} more" if len(graph.edges) > len(told) else ""
+    return f"{len(graph.nodes)} nodes, {len(graph.edges)} edges: {', '.join(told)}{more}." if told else ""
+
+
+def is_chain(graph: Graph) -> bool:
+    """Whether the nodes follow one another in one row."""
+    single = all(len(generation) == 1 for generation in graph.generations)
+    return single and len(graph.edges) == len(graph.nodes) - 1
+
+
+def file_names(given: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The file of each graph's picture: cell.svg where there is one, else cell_<name>.svg, all different."""
+    if len(given) == 1:
+        return ["cell.svg"]
+    names: list[str] = []
+    for place, one in enumerate(given, start=1):
+        # A name from outside must not lead out of the folder.
+        name = re.sub(r"[^A-Za-z0-9-]+", "_", str(one.get("name") or "")).strip("_")[:40] or str(place)
+        file = f"cell_{name}.svg"
+        names.append(file if file.lower() not in map(str.lower, names) else f"cell_{name}_{place}.svg")
+    return names
+
+
+def _generations(nodes: Mapping[str, Node], edges: Sequence[Edge], part: str) -> list[list[str]]:
+    import networkx
+
+    graph = networkx.MultiDiGraph()
+    graph.add_nodes_from(nodes)
+    graph.add_edges_from((edge.source, edge.target) for edge in edges)
+    try:
+        return [sorted(one, key=list(nodes).index) for one in networkx.topological_generations(graph)]
+    except networkx.NetworkXUnfeasible:
+        cycle = " -> ".join(str(step[0]) for step in networkx.find_cycle(graph))
+        _damaged(f"{part}.edges", f"the cycle {cycle}", "edges that lead back to no earlier node")
+
+
+def _objects(given: Mapping[str, Any], key: str, part: str) -> list[tuple[str, Mapping[str, Any]]]:
+    listed = given.get(key) or []
+    if not isinstance(listed, list):
+        _damaged(f"{part}.{key}", listed, "a list of objects")
+    for place, one in enumerate(listed):
+        if not isinstance(one, Mapping):
+            _damaged(f"{part}.{key}[{place}]", one, "an object")
+    return [(f"{part}.{key}[{place}]", one) for place, one in enumerate(listed)]
+
+
+def _key(given: object, place: str) -> str:
+    if isinstance(given, bool) or not isinstance(given, str | int):
+        _damaged(place, given, "a string or an integer")
+    return str(given)
+
+
+def _label(one: Mapping[str, Any], place: str, *, default: str) -> str:
+    given = one.get("label")
+    if given is None:
+        return default
+    if isinstance(given, bool) or not isinstance(given, str | int | float):
+        _damaged(f"{place}.label", given, "a string")
+    return str(given)
+
+
+def _details(given: object, place: str) -> Mapping[str, float | str]:
+    if not isinstance(given, Mapping):
+        _damaged(place, given, "an object of numbers and strings")
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+            _damaged(f"{place}.{name}", value, "a number or a string")
+    return {str(name): value for name, value in given.items() if value is not None}
+
+
+def _damaged(place: str, given: object, allowed: str) -> NoReturn:
+    shown = given if isinstance(given, str) else repr(given)
+    raise RunError(
+        f"the record is damaged at {place}: given {svg.shortened(shown, 80)}, allowed is {allowed}; run again to "
+        f"write it anew"
+    )

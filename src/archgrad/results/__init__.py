@@ -1,0 +1,1 @@
+"""What a method hands back, and its record."""

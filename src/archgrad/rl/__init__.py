@@ -1,0 +1,1 @@
+"""Reinforcement learning: tasks, agents, the space and RL-DARTS."""

@@ -1,0 +1,154 @@
+"""Any supernet as the features extractor of Stable-Baselines3: it plays, and learns from the agent's loss.
+
+    model = PPO("CnnPolicy", env, policy_kwargs=policy_kwargs(space))
+    model.learn(100_000, callback=Watch())
+    found = archgrad.derive(searched(model))
+
+The weights and the logits are in one optimiser, the logits in a group of their own without weight decay, as RL-DARTS
+(arXiv 2106.02229) has it. The algorithms play in eval mode and learn in training mode: take a space without
+BatchNorm, for instance `archgrad.impala_cells(norm="none")` or "group", so that both are one function. They keep no
+state of their environments, so that a run of theirs does not resume exactly; `archgrad.rl_darts` does.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from archgrad.choices.access import choices, logits
+from archgrad.errors import ChoiceError, MissingExtra
+from archgrad.rl.ppo import features
+from archgrad.supernets.bilevel import state
+from archgrad.supernets.darts_loop import relax_as_mixture
+from archgrad.supernets.lifecycle import refuse_unfit
+
+try:
+    from gymnasium import Space
+    from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+except ImportError as error:
+    raise MissingExtra("stable-baselines3", "rl") from error
+
+# Set on the parameters that are logits, since an optimiser is made of parameters alone.
+_MARK = "archgrad_logits"
+
+
+def policy_kwargs(space: nn.Module, *, weight_decay: float = 0.0, eps: float = 1e-5) -> dict[str, Any]:
+    """What makes a policy of Stable-Baselines3 search a space.
+
+    Args:
+        space: from images to [B, F], or to what is flattened to it; not changed. Where it is not relaxed yet, each
+            choice gets a softmax, and inputs of which several are kept are all in.
+        weight_decay: of the weights; the logits have none.
+        eps: of Adam.
+
+    Raises:
+        ChoiceError: the space has no choice, or has gates.
+    """
+    refuse_unfit(space, needs="an agent's encoder")
+    space = copy.deepcopy(space)
+    if any(same[0].relaxation is None for same in choices(space).values()):
+        relax_as_mixture(space)
+    return {
+        "features_extractor_class": Encoder,
+        "features_extractor_kwargs": {"supernet": space},
+        "optimizer_class": adam,
+        "optimizer_kwargs": {"eps": eps, "weight_decay": weight_decay},
+    }
+
+
+class Encoder(BaseFeaturesExtractor):
+    """A copy of a relaxed supernet as a features extractor; each network of an algorithm makes one of its own.
+
+    Args:
+        observation_space: of the images, channels first.
+        supernet: relaxed.
+
+    Raises:
+        ModelError: it does not run on what is observed.
+    """
+
+    def __init__(self, observation_space: Space[Any], supernet: nn.Module) -> None:
+        supernet = copy.deepcopy(supernet)
+        super().__init__(observation_space, features(supernet, torch.zeros(1, *(observation_space.shape or ()))))
+        self.supernet = supernet
+        for parameter in logits(self.supernet):
+            setattr(parameter, _MARK, True)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Features [B, F]."""
+        found: Tensor = self.supernet(observations)
+        return found.flatten(1)
+
+
+def adam(
+    params: Iterable[nn.Parameter], lr: float = 3e-4, *, eps: float = 1e-5, weight_decay: float = 0.0
+) -> Optimizer:
+    """Adam with the logits of supernets in a group of their own, which does not decay."""
+    given = list(params)
+    decided = [p for p in given if hasattr(p, _MARK)]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in given if not hasattr(p, _MARK)]},
+        {"params": decided, "weight_decay": 0.0},
+    ]
+    return Adam([group for group in groups if group["params"]], lr=lr, eps=eps, weight_decay=weight_decay)
+
+
+def searched(model: BaseAlgorithm) -> nn.Module:
+    """The supernet that a model plays by, for `archgrad.derive`, `decide`, `build`; of actor and critic the actor's.
+
+    Raises:
+        ChoiceError: it has none.
+    """
+    encoder = next((m for m in model.policy.modules() if isinstance(m, Encoder)), None)
+    if encoder is None:
+        raise ChoiceError(
+            "the model's policy has no supernet: make it with policy_kwargs=policy_kwargs(space), of "
+            "archgrad.rl.stable_baselines"
+        )
+    return encoder.supernet
+
+
+class Watch(BaseCallback):
+    """Logs the search behind each rollout: entropy, weights, and the norms of both gradients.
+
+    Algorithms on the policy clip the norm of all parameters together, which is nearly that of the weights alone; the
+    norms are those of what was left to step by.
+    """
+
+    def _on_training_start(self) -> None:
+        self._norms: list[list[float]] = []
+        self._hook = _optimiser(self.model).register_step_pre_hook(functools.partial(_told, self._norms))
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        for name, value in state(searched(self.model)).items():
+            self.logger.record(f"architecture/{name}", value, exclude="stdout" if "/" in name else None)
+        for name, values in zip(("weights", "logits"), zip(*self._norms, strict=True), strict=False):
+            self.logger.record(f"architecture/gradient_norm_{name}", sum(values) / len(values))
+        self._norms.clear()
+
+    def _on_training_end(self) -> None:
+        self._hook.remove()
+
+
+def _optimiser(model: BaseAlgorithm) -> Optimizer:
+    """The optimiser of the supernet's logits; an algorithm may have several."""
+    wanted = {id(p) for p in logits(searched(model))}
+    made = (getattr(module, "optimizer", None) for module in model.policy.modules())
+    found = (one for one in made if isinstance(one, Optimizer))
+    return next(one for one in found if any(id(p) in wanted for group in one.param_groups for p in group["params"]))
+
+
+def _told(norms: list[list[float]], optimiser: Optimizer, args: object, kwargs: object) -> None:
+    groups = ([p.grad for p in group["params"] if p.grad is not None] for group in optimiser.param_groups)
+    norms.append([float(nn.utils.get_total_norm(gradients)) for gradients in groups])

@@ -1,0 +1,114 @@
+"""Where a run computes: device, precision and processes, through Lightning Fabric."""
+
+from __future__ import annotations
+
+import atexit
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from archgrad.errors import ConfigError
+from archgrad.run import validation as checked
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Moved = TypeVar("Moved")
+Value = TypeVar("Value")
+
+
+class Machine:
+    """One device, or several processes; Fabric is imported and launched when it is first needed."""
+
+    def __init__(self, device: str, *, precision: str, devices: int, workers: int | str | None) -> None:
+        self._asked = checked.device(device)
+        self.precision = checked.precision(precision, self._asked)
+        self._processes = checked.devices(devices, self._asked)
+        self._fabric: Fabric | None = None
+        if workers and not self._alone:
+            raise ConfigError(
+                "workers and several devices were given. Networks are tried by workers, each on one device, or "
+                "trained one after another on several: leave one of the two out."
+            )
+
+    @property
+    def fabric(self) -> Fabric:
+        """Fabric, launched."""
+        if self._fabric is None:
+            from lightning_fabric import Fabric
+
+            devices, nodes = checked.layout(self._processes)
+            self._fabric = Fabric(
+                accelerator=self._asked.type,
+                devices=devices if self._asked.index is None else [self._asked.index],
+                num_nodes=nodes,
+                precision=cast(Any, self.precision),
+            )
+            self._fabric.launch()
+            if not self._alone:
+                atexit.register(_leave)
+        return self._fabric
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        if not self._alone:
+            return self.fabric.device
+        return torch.device("cuda", self._asked.index or 0) if self._asked.type == "cuda" else self._asked
+
+    @property
+    def rank(self) -> int:
+        """The number of this process, from 0."""
+        return 0 if self._alone else self.fabric.global_rank
+
+    @property
+    def world(self) -> int:
+        """The number of processes."""
+        return 1 if self._alone else self.fabric.world_size
+
+    @property
+    def _alone(self) -> bool:
+        return checked.layout(self._processes) == (1, 1)
+
+    def move(self, batch: Moved) -> Moved:
+        """The batch on this device: a tensor, or any nest of tuples, lists and dicts of them."""
+        if isinstance(batch, Tensor):
+            return cast(Moved, batch.to(self.device, non_blocking=True))
+        if isinstance(batch, tuple | list):
+            return cast(Moved, type(batch)(self.move(item) for item in batch))
+        if isinstance(batch, dict):
+            return cast(Moved, {key: self.move(item) for key, item in batch.items()})
+        return batch
+
+    def greatest(self, number: int) -> int:
+        """The greatest `number` of all processes."""
+        if self.world == 1:
+            return number
+        numbers = torch.tensor(number, device=self.device)
+        torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX)
+        return int(numbers)
+
+    def from_first(self, value: Value) -> Value:
+        """The first process's `value`."""
+        return value if self.world == 1 else self.fabric.broadcast(value)
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.world > 1:
+            self.fabric.barrier()
+
+    def state(self) -> dict[str, Any]:
+        """The state of the precision: the loss scale of "16-mixed", else nothing."""
+        return dict(self._fabric.strategy.precision.state_dict()) if self._fabric else {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Put the precision into a state that `state` returned."""
+        if state:
+            self.fabric.strategy.precision.load_state_dict(state)
+
+
+def _leave() -> None:
+    """Leave the group of processes before the interpreter ends: threads of gloo that outlive it abort the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,77 @@
+"""What can end a step from outside: no memory left, or a data loader's worker that is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import traceback
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.data import dataloader
+
+from archgrad.errors import ArchgradError, ResourceError
+
+if TYPE_CHECKING:
+    from archgrad.run.phase import Phase
+    from archgrad.run.run import Run
+
+LESS = (
+    "a smaller batch (--batch-size, batch_size=), fewer cells or channels (--cells, --channels), or a search that is "
+    "bounded by memory: archgrad.radars, or --method radars with --memory-gib"
+)
+
+
+@contextlib.contextmanager
+def watched(run: Run, phase: Phase | None = None) -> Iterator[None]:
+    """Around a step: say where memory ran out or a worker died, what to lower, and what the state to go on from is.
+
+    Raises ResourceError.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError, EOFError) as error:
+        if isinstance(error, ArchgradError) or not (told := _told(error)):
+            raise
+        place = phase.place if phase else run.place
+        raise ResourceError(f"{told} It happened {place}. {run.good_state}".rstrip()) from error
+
+
+def _told(error: BaseException) -> str:
+    try:
+        return told_of(error)
+    except RuntimeError as death:  # torch tells of a worker that died wherever the program is, so here too
+        return told_of(death)
+
+
+def told_of(error: BaseException) -> str:
+    """What to tell of an error where memory ran out or a worker of a data loader died; empty for any other."""
+    text = str(error)
+    if asked := re.search(r"tried to allocate (\d+) bytes", text):
+        text = f"torch tried to allocate {int(asked[1]) / 2**30:,.2f} GiB. {text}"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"The memory of the GPU ran out ({_first(text)}). Try {LESS}."
+    if isinstance(error, MemoryError) or "can't allocate memory" in text or "not enough memory" in text:
+        return f"Memory ran out ({_first(text) or type(error).__name__}). Try {LESS}."
+    if (isinstance(error, RuntimeError) and "DataLoader worker" in text) or _broken_off(error):
+        what = _first(text) or type(error).__name__
+        return (
+            f"A worker process of the data loader died ({what}): its memory may have run out, or code in the dataset "
+            f"ended it. Try fewer workers, or num_workers=0 to see the error itself."
+        )
+    return ""
+
+
+def _broken_off(error: BaseException) -> bool:
+    """Whether a batch was on its way from a worker that is gone: its memory cannot be opened any more."""
+    # What the dataset itself raised in a worker is raised again here, and says so.
+    if not isinstance(error, OSError | EOFError) or "in DataLoader worker process" in str(error):
+        return False
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_filename == dataloader.__file__ for frame, _ in frames)
+
+
+def _first(text: str) -> str:
+    line = next((line for line in text.splitlines() if line.strip()), "")
+    return line.split(". ")[0].rstrip(".").strip()

@@ -1,1 +1,0 @@
-"""What search loops share: runs, training, selection under a limit, results."""

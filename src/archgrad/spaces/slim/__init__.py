@@ -1,0 +1,1 @@
+"""Gates on a network that exists."""

@@ -1,0 +1,173 @@
+"""Branches that may vanish: of residual blocks, which compute something simple once one inner layer is silent, and
+of blocks that add up the outputs of a list of modules.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from archgrad.choices.channels import Vanishing
+from archgrad.spaces.slim.channel_graph import NETWORK_ERRORS
+from archgrad.spaces.slim.trial import Trial
+
+# What a block may apply to the sum of its branch and its skip, besides its own activation modules.
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU)
+
+MOST_LAYERS = 16  # a block with more is a whole stage
+# Layers whose output is scaled by scaling their weight and bias.
+SCALABLE = (_ConvNd, nn.Linear, _NormBase, nn.GroupNorm)
+
+
+def branches(trial: Trial, gated: set[str]) -> Iterator[tuple[str, str, Vanishing]]:
+    """For each branch: the path of what goes with it, that of its last layer, and what stays without it.
+
+    A residual block qualifies if, with one layer's weight and bias at zero, it equals the identity, a shortcut
+    inside it, an activation, or a shortcut and an activation, on random inputs. A module in a `ModuleList` or
+    `ModuleDict` qualifies if the block around it computes the same without it as with its last layer at zero. In a
+    sum that nothing else is added to, the smallest term stays. Equality is tried, not assumed.
+
+    Args:
+        trial: a scrambled copy of the network.
+        gated: paths of the layers that have gates; a block without any is left alone.
+    """
+    inputs = _block_inputs(trial)
+    taken: list[str] = []
+    for path, (x, _) in inputs.items():
+        block = trial.network.get_submodule(path)
+        inside = [g for g in gated if g.startswith(f"{path}.")]
+        if not path or not inside or any(t.startswith(f"{path}.") or path.startswith(f"{t}.") for t in taken):
+            continue
+        x = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(x)
+        found = _branch(block.eval(), x)
+        if found:
+            last, parts = found
+            taken.append(path)
+            yield path, f"{path}.{last}", Vanishing(path, parts)
+            continue
+        for term, last in _terms(block, x, [g.removeprefix(f"{path}.") for g in inside]).items():
+            taken.append(path)
+            yield f"{path}.{term}", f"{path}.{last}", Vanishing(f"{path}.{term}", (), term=True)
+
+
+def _block_inputs(trial: Trial) -> dict[str, tuple[Tensor, Tensor]]:
+    """Input and output of every block that is called once, with one tensor, and keeps the number of axes."""
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    handles = []
+    for path, module in trial.network.named_modules():
+        # A plain Sequential adds nothing to anything; it has no skip of its own.
+        if any(True for _ in module.children()) and type(module).forward is not nn.Sequential.forward:
+
+            def note(_m: nn.Module, args: tuple[object, ...], out: object, path: str = path) -> None:
+                if len(args) == 1 and isinstance(args[0], Tensor) and isinstance(out, Tensor):
+                    seen.setdefault(path, []).append((args[0], out))
+
+            handles.append(module.register_forward_hook(note))
+    try:
+        with torch.no_grad():
+            trial.network.eval()(*trial.inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {p: calls[0] for p, calls in seen.items() if len(calls) == 1 and calls[0][0].dim() == calls[0][1].dim()}
+
+
+def _branch(block: nn.Module, x: Tensor) -> tuple[str, tuple[str | nn.Module, ...]] | None:
+    """(last layer of the branch, what stays), if the block is one branch beside a skip."""
+    leaves = [n for n, m in block.named_modules() if n and isinstance(m, SCALABLE) and m.weight is not None]
+    if len(leaves) > MOST_LAYERS:
+        return None
+    rests = list(_rests(block, x))
+    silent = copy.deepcopy(block)
+    for name in leaves[::-1]:
+        layer = silent.get_submodule(name)
+        kept = {k: v.clone() for k, v in layer.state_dict().items()}
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.zero_()
+            try:
+                y = silent(x.clone())
+            except NETWORK_ERRORS:
+                return None
+        layer.load_state_dict(kept)
+        for parts, rest in rests:
+            belongs = any(isinstance(p, str) and (name == p or name.startswith(f"{p}.")) for p in parts)
+            if not belongs and rest.shape == y.shape and torch.equal(rest, y):
+                return name, parts
+    return None
+
+
+def _rests(block: nn.Module, x: Tensor) -> Iterator[tuple[tuple[str | nn.Module, ...], Tensor]]:
+    """What may stay of a block, with its output on x: the simplest first."""
+    children = dict(block.named_children())
+    acts: list[str | nn.Module] = [n for n, m in children.items() if isinstance(m, ACTIVATIONS)]
+    acts += [a() for a in ACTIVATIONS]
+    shortcuts: list[tuple[tuple[str, ...], Tensor]] = [((), x)]
+    with torch.no_grad():
+        for name, child in children.items():
+            if isinstance(child, ACTIVATIONS):
+                continue
+            try:
+                y = child(x.clone())
+            except NETWORK_ERRORS:
+                continue
+            if isinstance(y, Tensor):
+                shortcuts.append(((name,), y))
+        for parts, y in shortcuts:
+            yield parts, y
+            for act in acts:
+                module = block.get_submodule(act) if isinstance(act, str) else act
+                yield (*parts, act), module(y.clone())
+
+
+def _terms(block: nn.Module, x: Tensor, gated: list[str]) -> dict[str, str]:
+    """{term: its last layer}, paths inside the block, for the terms of a sum that it can do without all together."""
+    sizes = {
+        f"{name}.{child}": sum(p.numel() for p in term.parameters())
+        for name, container in block.named_children()
+        if isinstance(container, (nn.ModuleList, nn.ModuleDict))
+        for child, term in container.named_children()
+    }
+    found: dict[str, str] = {}
+    left, whole = copy.deepcopy(block), _output(block, x)
+    for term in sorted(sizes, key=lambda t: -sizes[t]):
+        layers = [n for n, m in block.named_modules() if n.startswith(f"{term}.") and isinstance(m, SCALABLE)]
+        if len(layers) > MOST_LAYERS or not any(g.startswith(f"{term}.") for g in gated):
+            continue
+        without = copy.deepcopy(left)
+        parent, _, child = term.rpartition(".")
+        delattr(without.get_submodule(parent), child)
+        y = _output(without, x)
+        if y is None or whole is None or torch.equal(y, whole):
+            continue
+        last = next((n for n in layers[::-1] if _silences(left.get_submodule(n), left, x, y)), None)
+        if last is not None:
+            found[term], left, whole = last, without, y
+    return found
+
+
+def _silences(layer: nn.Module, block: nn.Module, x: Tensor, y: Tensor) -> bool:
+    """Whether the block computes y with this layer at zero."""
+    kept = [parameter.detach().clone() for parameter in layer.parameters()]
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+        silent = _output(block, x)
+        for parameter, values in zip(layer.parameters(), kept, strict=True):
+            parameter.copy_(values)
+    return silent is not None and torch.equal(silent, y)
+
+
+def _output(block: nn.Module, x: Tensor) -> Tensor | None:
+    """What the block computes; None if it fails."""
+    try:
+        with torch.no_grad():
+            y = block(x.clone())
+    except NETWORK_ERRORS:
+        return None
+    return y if isinstance(y, Tensor) else None

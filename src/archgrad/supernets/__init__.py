@@ -1,0 +1,1 @@
+"""What methods that search a supernet share."""

@@ -1,0 +1,113 @@
+"""What goes wrong in relaxed searches, looked for at the end: collapses, and the jump from relaxed to discrete."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from archgrad.choices.access import choices
+from archgrad.choices.architecture import Architecture
+from archgrad.choices.modules import OpChoice
+from archgrad.extract.discretize import build, discretised
+from archgrad.run.run import Run
+from archgrad.tasks.task import Task
+from archgrad.training.fit import recalibrate
+
+SKIPS = ("skip_connect", "skip", "identity")
+FEWEST = 3  # operations that can be called a collapse
+EARLY = 0.2  # of the search
+GONE = 0.1  # of the entropy at the beginning
+MOVED = 0.01  # of a mixing weight
+WEIGHT = "weight/"
+
+
+def discretisation(space: nn.Module, architecture: Architecture, task: Task, run: Run) -> dict[str, Any] | None:
+    """What the supernet scores on the validation part, what the network found scores with its weights, and the gap.
+
+        gap = score of the supernet - score of the network
+
+    BatchNorm statistics of both are estimated anew first, on copies. None for a space that is not relaxed.
+    """
+    if any(same[0].relaxation is None for same in choices(space).values()):
+        return None
+    scores = []
+    for network in (copy.deepcopy(space), build(space, architecture, weights="inherit")):
+        recalibrate(network, task, run)
+        scores.append(task.evaluate(network, "valid"))
+    name = next(iter(scores[0]))
+    relaxed, derived = (score[name] for score in scores)
+    return {"score": name, "supernet": relaxed, "derived": derived, "gap": relaxed - derived}
+
+
+def alarms(space: nn.Module, architecture: Architecture, history: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each sign that a relaxed search has collapsed or has not begun; none for other searches.
+
+    Skip connections are most of the operations; all operations are the same; the entropy is gone at once; the
+    architecture never took a step, or its weights did not move.
+
+    Args:
+        space: the supernet.
+        architecture: what was found in it.
+        history: the records of the run.
+    """
+    shown = [row for row in history if row.get("phase") == "search" and "entropy" in row]
+    if not shown:
+        return []
+    return _of_operations(space, architecture) + _of_entropy(shown) + _of_movement(shown, history)
+
+
+def _of_operations(space: nn.Module, architecture: Architecture) -> list[str]:
+    used = discretised(space, architecture)
+    found = {name: same[0] for name, same in choices(space).items() if bool(used[name].any())}
+    labels = [_label(c, int(used[n].argmax())) for n, c in found.items() if isinstance(c, OpChoice) and c.size > 1]
+    if len(labels) < FEWEST:
+        return []
+    (most, count), *_ = Counter(labels).most_common(1)
+    warnings = []
+    if (skips := labels.count(SKIPS[0])) > len(labels) / 2:
+        warnings.append(
+            f"the search has collapsed to skip connections: {skips} of the {len(labels)} operations found are some. "
+            f"Search for fewer steps, with darts_prime's regularisers, or by a method that samples, and compare with "
+            f"random_search"
+        )
+    if count == len(labels):
+        warnings.append(f"one operation everywhere: all {count} operations found are {most}")
+    return warnings
+
+
+def _label(choice: OpChoice, pick: int) -> str:
+    own = choice.candidates[pick] if len(choice.candidates) else None
+    skips = choice.labels[pick].lower() in SKIPS or isinstance(own, nn.Identity)
+    return SKIPS[0] if skips else choice.labels[pick]
+
+
+def _of_entropy(shown: Sequence[Mapping[str, Any]]) -> list[str]:
+    first, last = shown[0]["entropy"], shown[-1]["step"]
+    for row in shown[1:-1]:
+        if row["step"] <= EARLY * last and row["entropy"] < GONE * first:
+            return [
+                f"the entropy of the choices was gone at once: {row['entropy']:.3g} of {first:.3g} nats were left "
+                f"after {row['step']} of {last} steps. Lower the rate of the logits"
+            ]
+    return []
+
+
+def _of_movement(shown: Sequence[Mapping[str, Any]], history: Sequence[Mapping[str, Any]]) -> list[str]:
+    steps = sum(row.get("phase") == "search" and "architecture_loss" in row for row in history)
+    if not steps:
+        return [
+            f"the architecture never took a step in {shown[-1]['step']} steps of the weights: what was found is what "
+            f"the logits began with. Search longer, raise a dynamic schedule's threshold, or take a static one"
+        ]
+    names = [name for name in shown[0] if name.startswith(WEIGHT)]
+    moved = max((abs(shown[-1].get(name, 0.0) - shown[0][name]) for name in names), default=1.0)
+    if moved < MOVED:
+        return [
+            f"the mixing weights have not moved: none by more than {moved:.2g} in {steps} steps of the architecture. "
+            f"Search longer, or raise the rate of the logits"
+        ]
+    return []

@@ -1,0 +1,386 @@
+"""The best architecture of a supernet under a limit: prices of architectures, and the way down from the best."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from archgrad.choices.access import choices
+from archgrad.choices.architecture import Architecture, Pick
+from archgrad.choices.modules import Choice, InputChoice, OpChoice
+from archgrad.choices.policies import Uniform
+from archgrad.choices.subsets import probabilities
+from archgrad.costs.count import Macs, Params
+from archgrad.costs.limits import Limit, Predicts
+from archgrad.costs.surrogate import FEWEST, Surrogate
+from archgrad.costs.table import Table
+from archgrad.costs.table_column import Column
+from archgrad.errors import LimitError
+from archgrad.extract.discretize import build, strengths
+from archgrad.run.nonfinite import term
+from archgrad.run.run import Run
+
+# A measured bound is aimed at with room, since the clock is read again on what is handed back.
+MEASURED_ROOM = (1.0, 0.97, 0.92, 0.85, 0.75, 0.6, 0.4)
+# Architectures that the first surrogate is fitted on: twice as many as it has coefficients, within these bounds.
+SAMPLES = (100, 300)
+READINGS = 5  # of what is chosen, and of what is handed back
+PATIENCE = 10  # rounds of them for what is handed back, a second apart
+LEAST = 1e-30  # probability whose logarithm is taken
+Scores = Tensor | Mapping[tuple[int, ...], float]
+BUSY = 1.05  # how far a median may lie above the lowest reading before it is held for a sign of other work
+SWEEPS = 20  # of coordinate descent, which ends by itself long before
+
+
+class Within:
+    """A limit on the architectures of one supernet, made ready for repeated use.
+
+    Counted costs and tables are priced exactly and have a gradient. Any other cost is asked for each network, and
+    a ridge surrogate on sampled architectures stands in where a gradient or many prices are needed.
+
+    Args:
+        space: the supernet; priced as it is, choices restricted or not.
+        limit: the bound; `fraction` is of the most expensive architecture.
+
+    Attributes:
+        bound: the limit as an absolute number; for a measured cost only after `begin`.
+        surrogate: for a measured cost, after `begin`.
+        slower: how many times slower than at the beginning the machine was when last found busy.
+
+    Raises:
+        LimitError: nothing in the space is under the limit; the message says the lowest reachable.
+    """
+
+    def __init__(self, space: nn.Module, limit: Limit) -> None:
+        self.space, self.cost = space, limit.cost
+        self._limit, self.bound = limit, math.nan
+        self._choices = {name: same[0] for name, same in choices(space).items()}
+        self._counter = self.cost.counter(space) if isinstance(self.cost, (Macs, Params)) else None
+        self._linear = self.cost if isinstance(self.cost, (Table, Surrogate)) else None
+        self.surrogate: Surrogate | None = None
+        self._known: dict[Architecture, float] = {}
+        self._lowest: Architecture | None = None
+        self._reference = (Architecture({}), math.nan)
+        self.slower = 1.0
+        if not self.measured:
+            self._settle(Architecture({name: _picks(choice)[0] for name, choice in self._choices.items()}))
+
+    def begin(self, run: Run, *, key: str = "prices") -> None:
+        """For a measured cost: measure what the surrogate and the bound need, once in the run's life.
+
+        `key` is what it is remembered under; a run with several limits gives each its own.
+
+        Raises:
+            LimitError: nothing in the space is under the limit; the message says the lowest reachable.
+        """
+        if not self.measured:
+            return
+        state = run.remember(key, lambda: self._measured(run.generator(key)))
+        if self._lowest is None:
+            self.bound, self._lowest = state["bound"], Architecture.from_json(state["lowest"])
+            self._known = {Architecture.from_json(text): value for text, value in state["known"].items()}
+            self._reference = (self._lowest, self._known[self._lowest])
+            self._fit()
+
+    def _measured(self, generator: torch.Generator) -> dict[str, Any]:
+        wanted = min(max(2 * sum(choice.size for choice in self._choices.values()), SAMPLES[0]), SAMPLES[1])
+        policy = Uniform(self.space)
+        for _ in range(3 * wanted):  # a small space has fewer different ones
+            if len(self._known) < wanted:
+                self.price(policy.sample(generator))
+        self._fit()
+        lowest = self._settle(min(self._known, key=self._known.__getitem__))
+        known = {architecture.to_json(): value for architecture, value in self._known.items()}
+        return {"known": known, "bound": self.bound, "lowest": lowest.to_json()}
+
+    def _fit(self) -> None:
+        if len(self._known) >= FEWEST:
+            self.surrogate = self._linear = Surrogate(self.space, self.cost)
+            self.surrogate.fit(list(self._known), list(self._known.values()))
+
+    def _settle(self, first: Architecture) -> Architecture:
+        """Fix the bound; returns the cheapest architecture, found from a first one on, if that is under it."""
+        lowest = min(first, self._descended(first, self.predicted), key=self.price)
+        dearest = math.nan
+        if self._limit.fraction is not None:
+            top = self._descended(first, lambda a: -self.predicted(a))
+            dearest = max(self.price(top), *self._known.values(), self.price(first))
+        self.bound, self._lowest = self._limit.resolve(dearest), lowest
+        self._reference = (lowest, self.price(lowest))
+        if self.price(lowest) > self.bound:
+            raise LimitError(
+                f"no network of this space takes at most {self.bound:,.6g} {self.cost.unit}: the lowest reachable is "
+                f"{self.price(lowest):,.6g}; raise the limit, or search a space with smaller networks (fewer cells "
+                f"or channels)"
+            )
+        return lowest
+
+    @property
+    def lowest(self) -> float:
+        """The price of the cheapest architecture known; for a measured cost only after `begin`."""
+        return self._reference[1]
+
+    @property
+    def measured(self) -> bool:
+        """Whether a network has to be asked for its price."""
+        return self._counter is None and not isinstance(self.cost, (Table, Surrogate))
+
+    @property
+    def cheapest(self) -> Architecture:
+        """The cheapest architecture known, which is under the bound; for a measured cost only after `begin`."""
+        assert self._lowest is not None
+        return self._lowest
+
+    def price(self, architecture: Architecture) -> float:
+        """What the architecture takes: counted, or measured once on its plain network."""
+        if not self.measured:
+            return self.predicted(architecture)
+        if architecture not in self._known:
+            self._take_up(architecture, self._asked(architecture))
+        return self._known[architecture]
+
+    def _take_up(self, architecture: Architecture, value: float) -> None:
+        self._known[architecture] = value
+        if self.surrogate is not None:
+            self.surrogate.add([architecture], [value])
+
+    def _asked(self, architecture: Architecture) -> float:
+        if isinstance(self.cost, Predicts):
+            return self.cost.predict(architecture)
+        return self.cost.of(build(self.space, architecture))
+
+    def predicted(self, architecture: Architecture) -> float:
+        """The price by count, by table or by surrogate."""
+        masks = {name: choice.picked(architecture[name]).double() for name, choice in self._choices.items()}
+        return float(self.expected(masks))
+
+    def expected(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """The price at mixing weights, [size] for each choice: a float64 scalar on the CPU, with gradient.
+
+        Measured costs are the surrogate's; in a space too small for one, the mean of what was measured.
+        """
+        if self._counter is not None:
+            return self._counter.at(torch.cat([weights[name].cpu().double() for name in self._choices]))
+        if self._linear is not None:
+            return self._linear.at({name: row.cpu() for name, row in weights.items()})
+        return torch.tensor(statistics.fmean(self._known.values()), dtype=torch.float64)
+
+    def excess(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """max(0, price / bound - 1) at mixing weights; see `expected`."""
+        return term("limit", torch.relu(self.expected(weights) / self.bound - 1.0))
+
+    def reached(self, architecture: Architecture, network: nn.Module) -> float:
+        """What the network handed back takes, on a recount or on a fresh measurement at the speed of the first ones.
+
+        Raises:
+            LimitError: it is over the bound.
+        """
+        if isinstance(self.cost, (Table, Column)):
+            return self.price(architecture)
+        if not self.measured:
+            return self.cost.of(network)
+        for _ in range(PATIENCE):
+            value = self._read(network)
+            if value <= self.bound:
+                return value
+            time.sleep(1.0)  # what keeps the machine busy may be over by then
+        raise LimitError(
+            f"the network found takes {value:,.6g} {self.cost.unit} when measured again, over its limit of "
+            f"{self.bound:,.6g}: run again on a quieter machine (a run with a folder goes on from its end), or "
+            f"raise the limit"
+        )
+
+    def _read(self, network: nn.Module) -> float:
+        """A fresh price, by several readings, at the speed that the machine had when the limit was settled.
+
+        Other work on the machine makes a reading longer, never shorter: a median far above the lowest says more of
+        the machine than of the network. Work that lasts makes all readings longer: what is over the bound is measured
+        beside the cheapest network known from before, and divided by how much slower that one has become.
+        """
+        readings = [self.cost.of(network) for _ in range(READINGS)]
+        value = min(statistics.median(readings), BUSY * min(readings))
+        if value <= self.bound:
+            return value
+        architecture, before = self._reference
+        known = build(self.space, architecture)
+        pairs = [(self.cost.of(known), self.cost.of(network)) for _ in range(READINGS)]
+        then = min(first for first, _ in pairs)
+        self.slower = max(1.0, then / before) if before > 0.0 else 1.0
+        return min(second for _, second in pairs) / self.slower
+
+    def refit(self) -> None:
+        """Fit the surrogate, if there is one, to everything that was measured so far."""
+        if self.surrogate is not None:
+            self.surrogate.fit()
+
+    def best(self, scores: Mapping[str, Scores]) -> Architecture:
+        """The architecture of the highest total score under the limit, found greedily.
+
+        From the best of all, the picks that lose least for what they save are changed until the price is under
+        the bound; then picks that gain are changed back while it stays there. A measured price is read again on
+        what is returned.
+
+        Args:
+            scores: for each choice [size], such as log-probabilities, of which an InputChoice scores the sum of its
+                picks; or the score of each pick.
+
+        Raises:
+            LimitError: the clock is too noisy for a limit this tight.
+        """
+        for room in MEASURED_ROOM if self.measured else (1.0,):
+            found = self._greedy(scores, room * self.bound)
+            if self.holds(found):
+                return found
+        assert self._lowest is not None
+        if self.holds(self._lowest):
+            return self._lowest
+        raise LimitError(
+            f"no network stayed under {self.bound:,.6g} {self.cost.unit} when measured again: the clock is too noisy "
+            f"for a limit this tight; raise it, or measure on a quieter machine"
+        )
+
+    def holds(self, architecture: Architecture) -> bool:
+        """Whether the price is under the bound, by fresh readings where it is measured."""
+        if not self.measured or isinstance(self.cost, Predicts):
+            return self.price(architecture) <= self.bound
+        value = self._read(build(self.space, architecture))
+        self._take_up(architecture, value)
+        return value <= self.bound
+
+    def _guess(self, architecture: Architecture) -> float:
+        """The price as it was measured, if it was; else as predicted."""
+        return self._known[architecture] if architecture in self._known else self.predicted(architecture)
+
+    def _greedy(self, scores: Mapping[str, Scores], bound: float) -> Architecture:
+        value = _Scored(scores)
+        now = Architecture({name: value.best(choice) for name, choice in self._choices.items()})
+        price = self._guess(now)
+        while price > bound:
+            steps = []
+            for name, pick in self._changes(now):
+                other = Architecture({**now, name: pick})
+                saved = price - (cost := self._guess(other))
+                if saved > 1e-9 * abs(price):
+                    lost = value.of(name, now[name]) - value.of(name, pick)
+                    steps.append((max(lost, 0.0) / saved, other, cost))
+            if not steps:
+                assert self._lowest is not None
+                return self._lowest
+            _, now, price = min(steps, key=lambda step: step[0])
+        return self._improved(now, value, bound)
+
+    def _improved(self, now: Architecture, value: _Scored, bound: float) -> Architecture:
+        for _ in range(SWEEPS):
+            gains = sorted(
+                (
+                    (value.of(name, now[name]) - value.of(name, pick), name, pick)
+                    for name, pick in self._changes(now)
+                    if value.of(name, pick) > value.of(name, now[name])
+                ),
+                key=lambda gain: gain[0],
+            )
+            better = next((o for _, n, p in gains if self._guess(o := Architecture({**now, n: p})) <= bound), None)
+            if better is None:
+                break
+            now = better
+        return now
+
+    def _descended(self, now: Architecture, price: Callable[[Architecture], float]) -> Architecture:
+        """Coordinate descent on the price."""
+        lowest = price(now)
+        for _ in range(SWEEPS):
+            before = lowest
+            for name, pick in self._changes(now):
+                other = Architecture({**now, name: pick})
+                if (cost := price(other)) < lowest:
+                    now, lowest = other, cost
+            if lowest == before:
+                break
+        return now
+
+    def _changes(self, architecture: Architecture) -> Iterator[tuple[str, Pick]]:
+        """All ways to decide one choice otherwise."""
+        for name, choice in self._choices.items():
+            for pick in _picks(choice):
+                if pick != architecture[name]:
+                    yield name, pick
+
+    def record(self) -> dict[str, Any] | None:
+        """What the surrogate says of everything that was measured, beside the measurements; for the report."""
+        if self.surrogate is None:
+            return None
+        self.refit()
+        error = self.surrogate.error
+        return {
+            "predicted": [self.predicted(architecture) for architecture in self._known],
+            "measured": list(self._known.values()),
+            "rmse": error.rms,
+            "rank_correlation": error.rank,
+            "unit": self.cost.unit,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured so far."""
+        known = {architecture.to_json(): value for architecture, value in self._known.items()}
+        return {"known": known, "surrogate": self.surrogate.state_dict() if self.surrogate else None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where `state_dict` left off."""
+        self._known = {Architecture.from_json(text): value for text, value in state["known"].items()}
+        if self.surrogate is not None:
+            self.surrogate.load_state_dict(state["surrogate"])
+
+
+def refuse_measured(limit: Limit | None, *, method: str) -> None:
+    """Raise LimitError for a limit that has no gradient, in a method that samples no networks."""
+    if limit and limit.cost.measured:
+        raise LimitError(
+            f"{limit.cost.name} is measured and has no gradient, and {method} knows mixtures alone: use "
+            f"archgrad.unas, which measures sampled networks, or a limit on archgrad.macs, archgrad.params or a "
+            f"table of prices"
+        )
+
+
+def scores(space: nn.Module, *, logarithms: bool = False) -> dict[str, Scores]:
+    """What `Within.best` weighs: `strengths`, and the probability of each subset where inputs have a distribution."""
+    rows: dict[str, Scores] = {**strengths(space), **probabilities(space)}
+    if not logarithms:
+        return rows
+    return {
+        name: row.clamp_min(LEAST).log()
+        if isinstance(row, Tensor)
+        else {p: math.log(max(v, LEAST)) for p, v in row.items()}
+        for name, row in rows.items()
+    }
+
+
+class _Scored:
+    """Total scores of picks."""
+
+    def __init__(self, scores: Mapping[str, Scores]) -> None:
+        self.scores = {n: s.detach().double().cpu() if isinstance(s, Tensor) else s for n, s in scores.items()}
+
+    def of(self, name: str, pick: Pick) -> float:
+        scores = self.scores[name]
+        if not isinstance(scores, Tensor):
+            return scores[pick]  # type: ignore[index]
+        return float(scores[[pick] if isinstance(pick, int) else list(pick)].sum())
+
+    def best(self, choice: Choice) -> Pick:
+        return max(_picks(choice), key=lambda pick: self.of(choice.name, pick))
+
+
+def _picks(choice: Choice) -> list[Pick]:
+    alive = choice.pickable.nonzero().flatten().tolist()
+    if isinstance(choice, OpChoice):
+        return alive
+    assert isinstance(choice, InputChoice)
+    sizes = range(choice.fewest, choice.keep + 1)
+    return [pick for size in sizes for pick in itertools.combinations(alive, size)]

@@ -1,0 +1,113 @@
+"""A method inside another: what it takes for the run, and for the task, that it begins and ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, Protocol, cast
+
+from torch import nn
+
+from archgrad.choices.access import logits
+from archgrad.costs.limits import Limit
+from archgrad.errors import ConfigError
+from archgrad.results.result import Found
+from archgrad.run.run import Run
+from archgrad.run.stateful import Kept
+from archgrad.tasks.classification import Classification
+
+
+class Inner(Protocol):
+    """A method for supernets: `archgrad.darts`, `archgrad.unas`, or one with options bound by functools.partial."""
+
+    def __call__(
+        self, space: nn.Module, task: Classification, run: Run, /, *, limit: Limit | None, search: float
+    ) -> Found:
+        """Search the space in the share `search` of the run's steps."""
+        ...
+
+
+def search_inside(
+    inner: Inner,
+    space: Callable[[], nn.Module],
+    task: Classification,
+    run: Run,
+    *,
+    steps: int,
+    name: str,
+    limit: Limit | None = None,
+    share: float = 1.0,
+) -> tuple[Found, nn.Module]:
+    """Let a method search a space within a run of another method; resumes exactly with that run.
+
+    Args:
+        inner: the method. It searches in all steps, trains nothing of its own, and judges on the validation part.
+        space: makes the space; nothing else holds it, so that what the method copies can be freed.
+        task: its test part is not read.
+        run: whose phases get the method's, as `<name>-<phase>`.
+        steps: of the method.
+        name: of this part of the run: unique in it.
+        limit: on what the method finds.
+        share: of a budget in seconds.
+
+    Returns:
+        What it found, with the weights of its supernet; and that supernet, with its logits.
+
+    Raises:
+        ConfigError: the method kept no space with logits (`run.keep(space=...)`).
+    """
+    part = _Part(run, name, steps, share)
+    found = inner(space(), cast(Classification, _Withheld(task)), cast(Run, part), limit=limit, search=1.0)
+    searched = part.kept.get("space")
+    if not isinstance(searched, nn.Module) or not logits(searched):
+        raise ConfigError(
+            f"{getattr(inner, '__name__', type(inner).__name__)} decides by no logits: give a method that relaxes "
+            f"its space, such as archgrad.darts or archgrad.unas"
+        )
+    return found, searched
+
+
+class _Withheld:
+    """A task whose test part is not to be seen: its validation part stands in."""
+
+    def __init__(self, task: Classification) -> None:
+        self._task = task
+
+    def evaluate(self, network: nn.Module, part: str = "valid") -> dict[str, float]:
+        return self._task.evaluate(network, "valid" if part == "test" else part)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+
+class _Part:
+    """A stretch of a run that looks like a run of its own, without folder and budgets; see `search_inside`."""
+
+    folder = epochs = seconds = trials = None
+
+    def __init__(self, run: Run, name: str, steps: int, share: float) -> None:
+        self._run, self._name, self.max_steps, self._share = run, name, steps, share
+        self._left = steps
+        self.kept: dict[str, Kept] = {}
+
+    def begin(self, method: str, settings: Mapping[str, Any]) -> None:
+        """The run has begun."""
+
+    def finish(self) -> None:
+        """The run goes on."""
+
+    def total_steps(self, steps_per_epoch: int, *, default_epochs: int) -> int:
+        return self.max_steps
+
+    def keep(self, **parts: Kept) -> None:
+        self.kept |= parts
+        self._run.keep(**parts)
+
+    def steps(self, n: int, *, phase: str = "search", share: float = 1.0) -> Generator[int, None, None]:
+        n, self._left = min(n, self._left), self._left - min(n, self._left)
+        return self._run.steps(n, phase=f"{self._name}-{phase}", share=share * self._share)
+
+    def remember(self, key: str, compute: Callable[[], Any]) -> Any:
+        return self._run.remember(f"{self._name}-{key}", compute)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._run, name)

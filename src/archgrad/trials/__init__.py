@@ -1,0 +1,1 @@
+"""What methods that try many networks share."""

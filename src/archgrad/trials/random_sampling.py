@@ -1,0 +1,106 @@
+"""Random search: architectures drawn under a limit, which of them are best, how good the best of n is expected."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from archgrad.choices.architecture import Architecture
+from archgrad.choices.policies import Uniform
+from archgrad.errors import ConfigError, LimitError
+from archgrad.run.run import Run
+from archgrad.supernets.constraint import Within
+
+MISSES = 500  # draws in a row that are over the limit, or known, before the space is taken for exhausted
+
+
+def drawn(
+    policy: Uniform, run: Run, trials: int, within: Within | None, *, refused_count: bool = False
+) -> list[Architecture]:
+    """Different architectures under the limit, drawn once in the run's life; fewer where the space has no more.
+
+    Args:
+        policy: what they are drawn from.
+        run: begun.
+        trials: how many.
+        within: the limit.
+        refused_count: whether what is over the limit counts as one of the trials.
+
+    Raises:
+        LimitError: none of those drawn is under the limit.
+    """
+    texts = run.remember("drawn", lambda: _drawn(policy, run, trials, within, refused_count=refused_count))
+    return [Architecture.from_json(text) for text in texts]
+
+
+def _drawn(policy: Uniform, run: Run, trials: int, within: Within | None, *, refused_count: bool) -> list[str]:
+    generator, found, missed, refused = run.generator("architectures"), dict[Architecture, None](), 0, 0
+    while len(found) + (refused if refused_count else 0) < trials and missed < MISSES:
+        architecture = policy.sample(generator)
+        over = within is not None and within.price(architecture) > within.bound
+        if over or architecture in found:
+            missed, refused = missed + 1, refused + over
+        else:
+            found[architecture], missed = None, 0
+    if within and not found:
+        raise LimitError(
+            f"none of {missed} architectures drawn at random takes at most {within.bound:,.6g} "
+            f"{within.cost.unit}, though some of the space do; raise the limit, or use a method that steers, such "
+            f"as archgrad.unas"
+        )
+    return [architecture.to_json() for architecture in found]
+
+
+def ranking(
+    rows: Sequence[dict[str, Any]], architectures: Sequence[Architecture], within: Within | None, *, count: int = 1
+) -> list[int]:
+    """The places of the highest scores: of the latest round, of equal ones the first to be drawn.
+
+    Args:
+        rows: {"score", and "round" where there are some} of each.
+        architectures: of the rows.
+        within: where its cost is measured, only what still keeps it when measured again is taken.
+        count: how many, at most.
+
+    Raises:
+        LimitError: none kept the limit when it was measured again.
+    """
+    order = sorted(range(len(rows)), key=lambda i: (-rows[i].get("round", 0), -rows[i]["score"], i))
+    kept = list(itertools.islice((i for i in order if within is None or within.holds(architectures[i])), count))
+    if not kept:
+        raise LimitError(
+            "none of the architectures tried kept its limit when measured again: the clock is too noisy for a limit "
+            "this tight; raise it, or measure on a quieter machine"
+        )
+    return kept
+
+
+def best_so_far(scores: Iterable[float]) -> list[float]:
+    """The highest of the first 1, 2, ... scores."""
+    return list(itertools.accumulate(scores, max))
+
+
+def expected_best(scores: Sequence[float], draws: int) -> float:
+    """The mean of the best of n draws, with replacement, from a table of N scores.
+
+        E = sum over i = 1..N of  a_(i) ((i / N)^n - ((i - 1) / N)^n),   a_(1) <= ... <= a_(N)
+
+    Raises:
+        ConfigError: no score, or no draw.
+    """
+    if not scores or draws < 1:
+        raise ConfigError(f"{len(scores)} scores and draws={draws}: give one or more of each")
+    size = len(scores)
+    return sum(a * ((i / size) ** draws - ((i - 1) / size) ** draws) for i, a in enumerate(sorted(scores), start=1))
+
+
+def chance_of_top(share: float, draws: int) -> float:
+    """1 - (1 - q)^n: how likely one of n draws is among the best share q of all; 59 draws find the best 5 % at 95 %.
+
+    Raises:
+        ConfigError: a share outside (0, 1], or no draw.
+    """
+    if not 0.0 < share <= 1.0 or draws < 1:
+        raise ConfigError(f"share={share}, draws={draws}: give a share above 0 and at most 1, and one or more draws")
+    return 1.0 - (1.0 - share) ** draws

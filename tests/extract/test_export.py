@@ -1,0 +1,177 @@
+"""Files that run without archgrad: what they compute, what they leave untouched, what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from archgrad.errors import MissingExtra, ModelError, RunError
+from archgrad.extract import export
+from archgrad.extract.export import export_onnx, export_program
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(torch.relu(self.norm(self.conv(x))).mean((2, 3))))
+
+
+class TwoInputs(nn.Module):
+    """Two inputs, two outputs, one of them in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Linear(4, 5)
+        self.right = nn.Linear(6, 5)
+
+    def forward(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+        left, right = self.left(a), self.right(b)
+        return {"sum": left + right, "product": left * right}
+
+
+class OneBatchOnly(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(3, 4) * 2
+
+
+class DataDependent(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def _onnx_outputs(path: Path, *inputs: Tensor) -> list[Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    feed = {slot.name: tensor.numpy() for slot, tensor in zip(session.get_inputs(), inputs, strict=True)}
+    return [torch.from_numpy(np.asarray(value)) for value in session.run(None, feed)]
+
+
+def _trained() -> Small:
+    network = Small()
+    for _ in range(3):
+        network(torch.randn(8, 3, 6, 6) * 2 + 1).square().mean().backward()
+    return network
+
+
+def test_onnx_file_computes_the_network_at_any_batch_size(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    network = _trained()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    grads = [parameter.grad for parameter in network.parameters()]
+    path = tmp_path / "small.onnx"
+    written = export_onnx(network, torch.randn(1, 3, 6, 6), path)
+    assert written.path == path and written.dynamic_batch and written.largest_difference <= 1e-4
+
+    assert network.training and network.drop.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert all(one is other.grad for one, other in zip(grads, network.parameters(), strict=True))
+    assert capfd.readouterr() == ("", "")
+    assert [file.name for file in tmp_path.iterdir()] == ["small.onnx"]
+    data = path.read_bytes()
+    assert str(Path(__file__).parent).encode() not in data, "the file names folders of the machine"
+
+    network.eval()
+    for size in (1, 5):
+        x = torch.randn(size, 3, 6, 6)
+        assert torch.allclose(_onnx_outputs(path, x)[0], network(x), atol=1e-5)
+
+
+def test_onnx_two_inputs_and_a_dict_of_outputs(tmp_path: Path) -> None:
+    network = TwoInputs()
+    path = tmp_path / "two.onnx"
+    assert export_onnx(network, (torch.randn(2, 4), torch.randn(2, 6)), path).dynamic_batch
+    a, b = torch.randn(3, 4), torch.randn(3, 6)
+    wanted = network(a, b)
+    got = _onnx_outputs(path, a, b)
+    assert torch.allclose(got[0], wanted["sum"], atol=1e-5)
+    assert torch.allclose(got[1], wanted["product"], atol=1e-5)
+
+
+def test_onnx_falls_back_to_the_examples_batch_size(tmp_path: Path) -> None:
+    written = export_onnx(OneBatchOnly(), torch.randn(2, 6), tmp_path / "fixed.onnx")
+    assert not written.dynamic_batch
+    x = torch.randn(2, 6)
+    assert torch.equal(_onnx_outputs(written.path, x)[0], x.reshape(3, 4) * 2)
+
+
+def test_program_loads_without_archgrad(tmp_path: Path) -> None:
+    network = _trained()
+    x = torch.randn(5, 3, 6, 6)
+    path = tmp_path / "small.pt2"
+    assert export_program(network, x[:1], path).dynamic_batch
+    torch.save((x, network.eval()(x).detach()), tmp_path / "pair.pt")
+    script = (
+        "import sys, torch\n"
+        "sys.modules['archgrad'] = None\n"
+        "x, wanted = torch.load(sys.argv[2])\n"
+        "got = torch.export.load(sys.argv[1]).module()(x)\n"
+        "assert torch.allclose(got, wanted, atol=1e-5), (got, wanted)\n"
+    )
+    command = [sys.executable, "-c", script, str(path), str(tmp_path / "pair.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("write", [export_onnx, export_program])
+def test_what_cannot_be_exported_is_refused_in_one_line(
+    write: object, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert callable(write)
+    with pytest.raises(ModelError, match="DataDependent cannot be exported") as caught:
+        write(DataDependent(), torch.randn(2, 4), tmp_path / "no.file")
+    assert "data-dependent" in str(caught.value) and "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_wrong_example_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"does not run on the example of \[1, 2, 6, 6\]"):
+        export_program(Small(), torch.randn(1, 2, 6, 6), tmp_path / "no.pt2")
+
+
+def test_a_file_that_computes_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = export._program_bytes
+
+    def spoilt(program: torch.export.ExportedProgram) -> bytes:
+        bias = program.state_dict["left.bias"]
+        program.state_dict["left.bias"] = nn.Parameter(bias.detach() + 1e-2)
+        return honest(program)
+
+    monkeypatch.setattr(export, "_program_bytes", spoilt)
+    with pytest.raises(ModelError, match="outputs are off by"):
+        export_program(TwoInputs(), (torch.randn(2, 4), torch.randn(2, 6)), tmp_path / "off.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_difference_counts_nan_and_a_shape_as_different() -> None:
+    x = torch.randn(2, 3)
+    assert export._difference(nn.Identity(), lambda inputs: [inputs[0] + 1e-3], [(x,)]) > 1e-4
+    assert not export._difference(nn.Identity(), lambda inputs: [inputs[0] * float("nan")], [(x,)]) <= 1e-4
+    assert export._difference(nn.Identity(), lambda inputs: [inputs[0][:1]], [(x,)]) == float("inf")
+    assert export._difference(nn.Identity(), lambda inputs: [inputs[0]], [(x,)]) == 0.0
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="cannot write"):
+        export_program(nn.Linear(2, 2), torch.randn(1, 2), tmp_path / "absent" / "a.pt2")
+
+
+def test_a_missing_package_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = export.importlib.util.find_spec
+    monkeypatch.setattr(
+        export.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name)
+    )
+    with pytest.raises(MissingExtra, match=r"archgrad\[export\]"):
+        export_onnx(nn.Linear(2, 2), torch.randn(1, 2), tmp_path / "a.onnx")

@@ -1,0 +1,239 @@
+"""The largest architecture under a limit, against brute force; rounding; what may not die."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from families import transformers
+from families.convolutional import mobilenet, plain, resnet
+from torch import Tensor, nn
+
+from archgrad.choices.access import choices
+from archgrad.choices.architecture import Architecture
+from archgrad.choices.channels import Coupling
+from archgrad.choices.modules import Gate, OpChoice
+from archgrad.costs.count import macs, params
+from archgrad.costs.limits import Limit
+from archgrad.errors import ChoiceError, ConfigError, LimitError
+from archgrad.extract.discretize import build
+from archgrad.gates.selection import Budget, Rounded, above, gates, uniform
+from archgrad.spaces.slim.slimmable import slim
+
+X = torch.randn(2, 3, 8, 8)
+
+
+def random_scores(space: nn.Module, *, seed: int) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(gate.size, generator=g) for name, gate in gates(space).items()}
+
+
+def tiny() -> nn.Module:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    return slim(net, torch.randn(2, 3))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("fraction", [0.3, 0.5, 0.8, 1.0])
+def test_the_largest_under_the_limit_is_that_of_brute_force(seed: int, fraction: float) -> None:
+    """Of all architectures in the order of the scores, the most expensive one that keeps the limit."""
+    space, x = tiny(), torch.randn(2, 3)
+    scores = random_scores(space, seed=seed)
+    cost = macs(x)
+    bound = fraction * cost.of(space)
+    found = Budget(space, cost.at_most(fraction=fraction), Rounded(1)).largest(scores)
+    names = list(scores)
+    best = -1.0
+    for widths in itertools.product(*(range(1, scores[n].numel() + 1) for n in names)):
+        picks = {n: tuple(scores[n].topk(w).indices.tolist()) for n, w in zip(names, widths, strict=True)}
+        kept = torch.cat([scores[n][list(picks[n])] for n in names])
+        lost = torch.cat([scores[n] for n in names])
+        lost = lost[~torch.isin(lost, kept)]
+        # One threshold parts them, but for the one entry that each gate keeps in any case.
+        forced = torch.stack([scores[n].max() for n in names])
+        chosen = kept[~torch.isin(kept, forced)]
+        if len(lost) and len(chosen) and float(chosen.min()) < float(lost.max()):
+            continue
+        value = cost.of(build(space, Architecture(picks)))
+        if value <= bound:
+            best = max(best, value)
+    # The best single threshold, and after it whatever else fits: nothing more does.
+    assert best <= cost.of(build(space, found)) <= bound
+    for name in names:
+        kept = len(found[name])
+        if kept < scores[name].numel():
+            more = Architecture({**found, name: tuple(scores[name].topk(kept + 1).indices.tolist())})
+            assert cost.of(build(space, more)) > bound
+
+
+@pytest.mark.parametrize("make", [plain, resnet, mobilenet, transformers.vit_fused])
+@pytest.mark.parametrize("rounding", [None, 1])
+def test_the_limit_is_kept_on_a_recount_and_used_up(make, rounding: int | None) -> None:
+    space = slim(make(), X)
+    for seed, (cost, fraction) in enumerate(((macs(X), 0.5), (params(), 0.6), (macs(X), 0.9))):
+        scores, rounded = random_scores(space, seed=seed), Rounded(rounding)
+        budget = Budget(space, cost.at_most(fraction=fraction), rounded)
+        assert budget.reference == cost.of(space)
+        found = budget.largest(scores)
+        value = cost.of(build(space, found))
+        assert value <= fraction * cost.of(space)
+        assert budget.of(found) == pytest.approx(value, rel=1e-12)
+        # Every larger architecture in the order of the scores is over the limit.
+        values = torch.cat(list(scores.values())).unique().tolist()
+        others = {budget.of(above(space, scores, t, rounded)) for t in (values[0] - 1, *values)}
+        assert all(other > budget.bound for other in others if other > value * (1 + 1e-12))
+
+
+def test_everything_stays_where_there_is_room() -> None:
+    space = slim(resnet(), X)
+    full = {name: tuple(range(gate.size)) for name, gate in gates(space).items()}
+    for limit in (macs(X).at_most(fraction=1.0), macs(X).at_most(1e12)):
+        assert Budget(space, limit, Rounded()).largest(random_scores(space, seed=0)) == Architecture(full)
+
+
+def test_the_impossible_names_the_lowest_that_can_be_reached() -> None:
+    space = slim(plain(), X)
+    lowest = Architecture(dict.fromkeys(gates(space), (0,)))
+    least = macs(X).of(build(space, lowest))
+    assert Budget(space, macs(X).at_most(least), Rounded(1)).largest(random_scores(space, seed=0))
+    with pytest.raises(LimitError, match=rf"lowest reachable is {least:,.6g} .*round_to=1"):
+        Budget(space, macs(X).at_most(least - 1), Rounded(1))
+    with pytest.raises(LimitError, match="no network of this space takes at most 10 MACs"):
+        Budget(space, macs(X).at_most(10), Rounded())
+
+
+def gate(size: int, *, side: str = "out", channels: int = 1) -> Gate:
+    places = torch.arange(size).repeat_interleave(channels)
+    return Gate(size, name="gate", couplings=[Coupling("layer", side, places)])
+
+
+@pytest.mark.parametrize(
+    ("size", "step"),
+    [(3, 1), (4, 1), (7, 1), (8, 2), (12, 2), (15, 1), (16, 4), (20, 4), (30, 2), (32, 8), (48, 8), (36, 4)],
+)
+def test_the_default_step_leaves_four_to_choose_from(size: int, step: int) -> None:
+    assert Rounded().step(gate(size)) == step
+
+
+def test_heads_and_branches_are_whole() -> None:
+    assert Rounded().step(gate(32, side="heads")) == 1
+    assert Rounded(8).step(gate(32, side="heads")) == 1
+    space = slim(resnet(), X)
+    branch = gates(space)["blocks.0.branch"]
+    assert Rounded(8).count(branch, 0) == 0 and Rounded(8).count(branch, 1) == 1
+
+
+@pytest.mark.parametrize(("channels", "step"), [(1, 8), (2, 4), (3, 3), (4, 2), (8, 1), (16, 1)])
+def test_blocks_of_channels_are_rounded_as_channels(channels: int, step: int) -> None:
+    assert Rounded(8).step(gate(32, channels=channels)) == step
+
+
+def test_a_multiple_below_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match="round_to=0"):
+        Rounded(0)
+
+
+@pytest.mark.parametrize("to", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("size", [3, 8, 20, 32])
+def test_widths_are_the_nearest_multiples(to: int, size: int) -> None:
+    rounded, one = Rounded(to), gate(size)
+    for wanted in range(size + 1):
+        count = rounded.count(one, wanted)
+        assert 1 <= count <= size
+        step = min(to, size)
+        assert count % step == 0 or count == size
+        allowed = (*range(step, size, step), size)
+        assert abs(count - wanted) <= min(abs(m - wanted) for m in allowed) + step / 2
+
+
+@pytest.mark.parametrize("to", [None, 1, 8, 16])
+@pytest.mark.parametrize("size", [3, 8, 9, 20, 32])
+def test_a_gate_that_keeps_everything_is_not_cut_by_rounding(to: int | None, size: int) -> None:
+    assert Rounded(to).count(gate(size), size) == size
+
+
+def test_the_best_entries_stay() -> None:
+    space = slim(plain(), X)
+    scores = random_scores(space, seed=3)
+    found = above(space, scores, 0.0, Rounded(1))
+    for name, pick in found.items():
+        wanted = (scores[name] > 0).nonzero().flatten().tolist()
+        assert list(pick) == (wanted or [int(scores[name].argmax())])
+
+
+def test_no_layer_dies() -> None:
+    for make in (plain, mobilenet, transformers.vit_separate):
+        space = slim(make(), X)
+        scores = {name: torch.full((g.size,), -1.0) for name, g in gates(space).items()}
+        for rounded in (Rounded(), Rounded(1), Rounded(8)):
+            found = above(space, scores, 0.0, rounded)
+            for name, pick in found.items():
+                assert len(pick) == (0 if gates(space)[name].vanishing else rounded.step(gates(space)[name]))
+            assert torch.isfinite(build(space, found)(X)).all()
+
+
+def test_a_branch_vanishes_with_its_inner_gates() -> None:
+    space = slim(resnet(), X)
+    scores = {name: torch.ones(g.size) for name, g in gates(space).items()}
+    scores["blocks.0.conv1"] -= 5.0
+    found = above(space, scores, 0.0, Rounded(1))
+    assert found["blocks.0.branch"] == ()
+    assert found["blocks.1.branch"] == found["blocks.2.branch"] == (0,)
+    assert isinstance(build(space, found).blocks[0], nn.ReLU)
+    scores["blocks.0.conv1"][3] = 1.0  # one inner channel is enough to stay
+    assert above(space, scores, 0.0, Rounded(1))["blocks.0.branch"] == (0,)
+    scores["blocks.0.branch"] -= 5.0  # unless the branch itself is not wanted
+    assert above(space, scores, 0.0, Rounded(1))["blocks.0.branch"] == ()
+
+
+def test_a_floor_keeps_a_share_of_every_gate() -> None:
+    space = slim(resnet(), X)
+    scores = {name: -torch.rand(g.size) for name, g in gates(space).items()}
+    found = above(space, scores, 0.0, Rounded(1), floor=0.25)
+    for name, one in gates(space).items():
+        if not one.vanishing:
+            assert len(found[name]) == max(1, one.size // 4)
+
+
+def test_uniform_takes_the_same_share_of_every_gate() -> None:
+    space = slim(resnet(), X)
+    for width in (0.0, 0.25, 0.5, 1.0):
+        found = uniform(space, width, Rounded(1))
+        for name, one in gates(space).items():
+            expected = one.size if one.vanishing else max(1, round(width * one.size))
+            assert found[name] == tuple(range(expected))
+
+
+class Slowness:
+    """A measured cost: parameters, read off a clock that is now and then wrong."""
+
+    name, unit, measured = "latency", "ms", True
+
+    def __init__(self, late: float = 1.0) -> None:
+        self.late, self.calls = late, 0
+
+    def of(self, network: nn.Module) -> float:
+        self.calls += 1
+        return params().of(network) / 1000 * (self.late if self.calls > 2 else 1.0)
+
+    def expected(self, space: nn.Module) -> Tensor:
+        raise NotImplementedError
+
+
+def test_a_measured_limit_is_met_on_the_built_networks() -> None:
+    space = slim(plain(), X)
+    cost = Slowness()
+    full = params().of(space) / 1000
+    found = Budget(space, Limit(cost, fraction=0.5), Rounded(1)).largest(random_scores(space, seed=0))
+    assert params().of(build(space, found)) / 1000 <= 0.5 * full
+    assert cost.calls > 3
+
+
+def test_what_is_no_space_of_gates_is_refused() -> None:
+    with pytest.raises(ChoiceError, match="no choice in it"):
+        gates(plain())
+    with pytest.raises(ChoiceError, match=r"\['op'\] are no gates"):
+        gates(nn.Sequential(OpChoice([nn.ReLU()], name="op"), Gate(3, name="gate")))
+    space = slim(plain(), X)
+    assert list(gates(space)) == list(choices(space))

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from archgrad.errors import RunError
+from archgrad.run.run import Run
+
+
+def begun(folder: Path, *, settings: Any = None, method: str = "test", **options: Any) -> Run:
+    run = Run(folder=folder, device="cpu", progress=False, **options)
+    run.begin(method, settings or {})
+    return run
+
+
+def test_run_json_says_what_was_run_and_with_what(tmp_path: Path) -> None:
+    run = begun(tmp_path / "a" / "run", settings={"lr": 0.1, "shape": (1, 2)}, seed=4, epochs=2)
+    record = json.loads((tmp_path / "a" / "run" / "run.json").read_text())
+    assert record["identity"] == {
+        "method": "test",
+        "settings": {"lr": 0.1, "shape": [1, 2]},
+        "seed": 4,
+        "precision": "32-true",
+        "epochs": 2,
+        "steps": None,
+        "trials": None,
+        "seconds": None,
+    }
+    assert set(record["made_with"]) == {"archgrad", "torch", "numpy", "python", "device", "processes"}
+    assert (record["status"], record["resumed"], record["finished"]) == ("running", [], None)
+    run.finish()
+    begun(tmp_path / "a" / "run", settings={"lr": 0.1, "shape": [1, 2]}, seed=4, epochs=2).finish()
+    record = json.loads((tmp_path / "a" / "run" / "run.json").read_text())
+    assert (record["status"], len(record["resumed"])) == ("finished", 1)
+    assert record["finished"] >= record["started"]
+
+
+def test_another_run_is_refused_with_what_differs(tmp_path: Path) -> None:
+    begun(tmp_path, settings={"lr": 0.1, "space": {"cells": 8}}, seed=1).finish()
+    with pytest.raises(RunError) as caught:
+        begun(tmp_path, settings={"lr": 0.1, "space": {"cells": 4}, "extra": True}, seed=2, method="unas")
+    message = str(caught.value)
+    for part in (
+        "settings.space.cells (given 4, held 8)",
+        "settings.extra (given true, held nothing)",
+        "seed (given 2, held 1)",
+        'method (given "unas", held "test")',
+        "Choose another folder, or resume with the same settings",
+    ):
+        assert part in message
+    assert "lr" not in message
+    begun(tmp_path, settings={"lr": 0.1, "space": {"cells": 8}}, seed=1).finish()
+
+
+def test_a_change_of_machine_is_noted_and_allowed(tmp_path: Path) -> None:
+    begun(tmp_path).finish()
+    record = json.loads((tmp_path / "run.json").read_text())
+    record["made_with"]["torch"] = "1.0"
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert "last bits may differ" in begun(tmp_path).notes[0]
+
+
+@pytest.mark.parametrize("trace", ["checkpoints", "history.jsonl"])
+def test_remains_without_run_json_are_refused(tmp_path: Path, trace: str) -> None:
+    (tmp_path / trace).mkdir()
+    with pytest.raises(RunError, match=rf"has {trace} but no run\.json"):
+        begun(tmp_path)
+
+
+def test_other_files_do_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    begun(tmp_path).finish()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"identity": {}}'])
+def test_a_damaged_run_json_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(RunError, match=r"run\.json is damaged"):
+        begun(tmp_path)
+
+
+def test_damaged_remembered_figures_are_refused(tmp_path: Path) -> None:
+    begun(tmp_path).finish()
+    (tmp_path / "remembered.json").write_text("{")
+    with pytest.raises(RunError, match="Remove it"):
+        begun(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="Choose a folder that can be written to"):
+        begun(tmp_path / "file" / "run")
+
+
+def hold(folder: Path, *, child: bool = False) -> int:
+    """A process that holds the folder's lock until it is told to end; with `child`, only its child does."""
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            run = begun(folder)
+            if child and os.fork() == 0:
+                os.write(tell, b"x")
+                time.sleep(1.0)
+                os._exit(0)
+            if not child:
+                os.write(tell, b"x")
+                time.sleep(60)
+            run.note("held until here")
+        finally:
+            os._exit(0)
+    assert os.read(ready, 1) == b"x"
+    return pid
+
+
+def test_a_second_process_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    pid = hold(tmp_path)
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(RunError, match=rf"is running \(pid {pid}\)"):
+        begun(tmp_path)
+    assert (tmp_path / "run.json").read_bytes() == before
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    begun(tmp_path).finish()
+
+
+def test_children_of_a_dead_run_are_waited_for(tmp_path: Path) -> None:
+    os.waitpid(hold(tmp_path, child=True), 0)
+    with (tmp_path / "lock").open() as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    begun(tmp_path).finish()
+
+
+def test_a_second_run_of_this_process_is_refused_until_the_first_is_closed(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    with pytest.raises(RunError, match=r"Call its finish\(\) or close\(\) first"):
+        begun(tmp_path)
+    run.close()
+    begun(tmp_path).finish()
+
+
+def test_without_a_folder_no_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Run(device="cpu", progress=False, checkpoint_seconds=0)
+    run.begin("test", {})
+    run.keep()
+    for _ in run.steps(3):
+        run.log({"loss": 1.0})
+    assert run.remember("ms", lambda: 3) == 3
+    run.finish()
+    assert run.folder is None
+    assert len(run.history) == 3
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,163 @@
+"""What a run allows and refuses, apart from stopping and resuming."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from archgrad.errors import ChoiceError, ConfigError, NonFiniteError, RunError
+from archgrad.run.run import Run
+
+
+def started(**options: Any) -> Run:
+    run = Run(device="cpu", progress=False, **options)
+    run.begin("test", {})
+    run.keep(network=nn.Linear(1, 1))
+    return run
+
+
+def test_the_step_budget_counts_all_phases() -> None:
+    run = started(steps=7)
+    assert run.total_steps(10, default_epochs=3) == 7
+    assert list(run.steps(5, phase="a")) == [0, 1, 2, 3, 4]
+    assert list(run.steps(5, phase="b")) == [0, 1]
+    assert list(run.steps(5, phase="c")) == []
+    assert Run(device="cpu").total_steps(10, default_epochs=3) == 30
+    assert Run(device="cpu", seconds=9).total_steps(10, default_epochs=3) == 30
+    assert Run(device="cpu", epochs=2).total_steps(10, default_epochs=3) == 20
+    assert Run(device="cpu", epochs=2, steps=50).total_steps(10, default_epochs=3) == 20
+    assert Run(device="cpu", epochs=2, steps=5).total_steps(10, default_epochs=3) == 5
+
+
+def test_the_seconds_budget_has_shares_and_survives_a_stop(tmp_path: Path) -> None:
+    run = started(folder=tmp_path / "run", seconds=0.6, checkpoint_seconds=0)
+    began = time.monotonic()
+    for _ in run.steps(10**6, phase="a", share=0.25):
+        time.sleep(0.01)
+    assert 0.14 <= time.monotonic() - began < 0.5
+    steps = run.steps(10**6, phase="b")
+    while time.monotonic() - began < 0.4:
+        next(steps)
+        time.sleep(0.01)
+    run.close()
+    again = started(folder=tmp_path / "run", seconds=0.6, checkpoint_seconds=0)
+    assert list(again.steps(10**6, phase="a", share=0.25)) == []
+    began = time.monotonic()
+    for _ in again.steps(10**6, phase="b"):
+        time.sleep(0.01)
+    assert time.monotonic() - began < 0.5, "what the first process used is counted"
+    assert list(again.steps(10, phase="c")) == [], "nothing is left for a third phase"
+
+
+def test_misuse_is_explained(tmp_path: Path) -> None:
+    run = Run(device="cpu", progress=False)
+    with pytest.raises(RunError, match=r"Call run\.begin first"):
+        run.steps(3)
+    with pytest.raises(RunError, match=r"Call run\.begin first"):
+        run.remember("x", lambda: 1)
+    with pytest.raises(RunError, match=r"Call run\.begin first"):
+        run.log({"loss": 1.0})
+    run.begin("test", {})
+    with pytest.raises(RunError, match="that is running"):
+        run.begin("test", {})
+    with pytest.raises(ChoiceError, match=r"before run\.keep"):
+        run.steps(3)
+    with pytest.raises(ChoiceError, match=r"run\.keep\(space=\.\.\.\) was given a int"):
+        run.keep(space=3)  # type: ignore[arg-type]
+    run.keep()
+    for wrong in ({"n": -1}, {"n": 2, "phase": "a/b"}, {"n": 2, "share": 0.0}):
+        with pytest.raises(ConfigError):
+            run.steps(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ChoiceError, match="still open"):
+        for _ in run.steps(2, phase="a"):
+            run.steps(2, phase="b")
+    with pytest.raises(ChoiceError, match="inside a loop"):
+        for _ in run.steps(2, phase="a"):
+            run.keep()
+    run.finish()
+    with pytest.raises(RunError, match="that is finished"):
+        run.steps(2)
+
+
+def test_another_program_in_the_folder_is_told_apart(tmp_path: Path) -> None:
+    run = started(folder=tmp_path / "run")
+    next(steps := run.steps(3))
+    run.close()
+    del steps
+
+    def again() -> Run:
+        found = Run(folder=tmp_path / "run", device="cpu", progress=False)
+        found.begin("test", {})
+        return found
+
+    for parts, call, text in (
+        ({"other": nn.Linear(1, 1)}, {"n": 3}, r"holds the parts \['network'\].*named \['other'\]"),
+        ({"network": nn.Linear(2, 1)}, {"n": 3}, "does not fit the part 'network'"),
+        ({"network": nn.Linear(1, 1)}, {"n": 4}, "with 3 steps, and the program is at phase 'search' with 4"),
+        ({"network": nn.Linear(1, 1)}, {"n": 3, "phase": "fit"}, "phase 'fit'"),
+    ):
+        changed = again()
+        changed.keep(**parts)
+        with pytest.raises(RunError, match=text):
+            next(changed.steps(**call))  # type: ignore[arg-type]
+        changed.close()
+
+
+def test_check_finite_names_the_figure_and_the_last_good_state(tmp_path: Path) -> None:
+    run = started(folder=tmp_path / "run", checkpoint_seconds=0)
+    run.check_finite({"loss": 1.0, "weight": torch.ones(3)})
+    with pytest.raises(NonFiniteError) as caught:
+        for step in run.steps(5):
+            weight = torch.tensor([1.0, float("inf") if step == 2 else 0.0])
+            run.check_finite({"loss": torch.tensor(0.5), "weight": weight})
+    message = str(caught.value)
+    for part in (
+        "weight",
+        "'search' at step 2",
+        "0000-search-0000000002.safetensors",
+        "learning rate",
+        "32-true",
+    ):
+        assert part in message
+    assert "loss" not in message
+
+
+def test_remember_computes_once_and_leaves_randomness_alone(tmp_path: Path) -> None:
+    def measure() -> list[float]:
+        return [torch.rand(1).item(), float(np.random.rand()), random.random(), time.perf_counter()]
+
+    run = started(folder=tmp_path / "run")
+    state = torch.get_rng_state()
+    value = run.remember("ms", measure)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert run.remember("ms", measure) == value
+    run.close()
+    assert started(folder=tmp_path / "run").remember("ms", measure) == value
+    with pytest.raises(RunError, match="not JSON"):
+        started().remember("ms", lambda: float("nan"))
+
+
+def test_generators_are_apart_and_from_the_seed() -> None:
+    def draw(seed: int, name: str) -> float:
+        return torch.rand(1, generator=Run(seed=seed, device="cpu").generator(name)).item()
+
+    assert draw(1, "a") == draw(1, "a")
+    assert len({draw(1, "a"), draw(1, "b"), draw(2, "a")}) == 3
+
+
+def test_creation_touches_nothing_random() -> None:
+    before = (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate())
+    run = Run(device="cpu", seed=5)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
+    run.begin("test", {})
+    first = (torch.rand(1).item(), np.random.rand(), random.random())
+    Run(device="cpu", seed=5).begin("test", {})
+    assert (torch.rand(1).item(), np.random.rand(), random.random()) == first

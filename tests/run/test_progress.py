@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from archgrad.run import progress
+from archgrad.run.progress import ProgressView
+
+
+def run_view(view: ProgressView, *, steps: int) -> None:
+    view.start("search", total=steps, done=0)
+    for step in range(steps):
+        view.figures({"loss": 0.123456, "alive": 7})
+        view.step(step + 1)
+    view.stop()
+
+
+def test_elsewhere_one_plain_line_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    run_view(ProgressView(), steps=500)
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("search 500/500  ")
+    assert "steps/s" in lines[0]
+    assert lines[0].endswith("loss 0.1235  alive 7")
+
+
+def test_plain_lines_come_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10_000))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    file = io.StringIO()
+    view = ProgressView(console=Console(file=file, force_terminal=False))
+    run_view(view, steps=100)
+    lines = file.getvalue().splitlines()
+    assert sum("more steps" in line for line in lines[:3]) == 1, "once, by the pace of the first steps"
+    assert 6 <= len(lines) <= 14
+    assert "left" in lines[0] and not any("more steps" in line for line in lines[3:])
+    assert lines[-1].startswith("search 100/100")
+
+
+def test_a_terminal_shows_a_live_bar() -> None:
+    file = io.StringIO()
+    view = ProgressView(console=Console(file=file, force_terminal=True, width=120))
+    run_view(view, steps=50)
+    shown = file.getvalue()
+    assert "━" in shown
+    assert "50/50" in shown
+    assert "loss 0.1235" in shown
+
+
+def test_names_are_no_markup_and_notes_are_one_line() -> None:
+    file = io.StringIO()
+    view = ProgressView(console=Console(file=file, force_terminal=False, width=20))
+    view.note("[red]a note that is longer than the console is wide[/red]")
+    assert file.getvalue() == "[red]a note that is longer than the console is wide[/red]\n"
+
+
+def test_off_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    view = ProgressView(enabled=False)
+    run_view(view, steps=20)
+    view.note("hidden")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_stop_without_start_and_resumed_rates() -> None:
+    file = io.StringIO()
+    view = ProgressView(console=Console(file=file, force_terminal=False))
+    view.stop()
+    assert file.getvalue() == ""
+    view.start("search", total=10, done=10)
+    view.stop()
+    assert file.getvalue() == "search 10/10\n"

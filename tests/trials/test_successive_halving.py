@@ -1,0 +1,126 @@
+"""Successive halving: how steps are shared, who goes on, and that training goes on where it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import archgrad as ag
+from archgrad.errors import ConfigError
+from archgrad.run.run import Run
+from archgrad.trials.evaluation import Later
+from archgrad.trials.successive_halving import Halving, halved
+
+G = torch.Generator().manual_seed(0)
+X = torch.randn(120, 4, generator=G)
+TASK = ag.Classification((X, (X[:, 0] > 0).long()), batch_size=10)
+
+
+def space() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        widths = range(1, 10)
+        layers = [nn.Sequential(nn.Linear(4, n), nn.ReLU(), nn.Linear(n, 2)) for n in widths]
+        return nn.Sequential(ag.OpChoice(dict(zip(map(str, widths), layers, strict=True)), name="n"))
+
+
+TRIED = [ag.Architecture({"n": i}) for i in range(9)]
+
+
+def run(**settings: object) -> Run:
+    made = Run(**{"device": "cpu", "progress": False, **settings})
+    made.begin("test", {})
+    return made
+
+
+def search(steps: int, made: Run) -> tuple[list[dict[str, object]], int]:
+    return halved(space(), TASK, made, TRIED, halving=Halving(), steps=steps, share=1.0, optimiser=ag.sgd)
+
+
+def test_rounds_have_a_third_each_and_as_many_steps_in_all_as_eta_says() -> None:
+    assert Halving().counts(9) == [9, 3, 1]
+    assert Halving(least=3).counts(20) == [20, 7, 3]
+    assert Halving(eta=2, least=4).counts(40) == [40, 20, 10, 5]
+    assert Halving().counts(1) == [1]
+    assert Halving().steps(9, 210) == [[10] * 9, [20] * 3, [60]]
+
+
+@given(st.integers(1, 60), st.integers(0, 3000), st.integers(2, 5), st.integers(1, 4))
+def test_steps_add_up_and_nobody_has_none(trials: int, total: int, eta: int, least: int) -> None:
+    plan = Halving(eta=eta, least=least).steps(trials, total)
+    flat = [n for each in plan for n in each]
+    assert min(flat) >= 1
+    assert total <= sum(flat) <= total + len(flat)
+    if total >= 2 * eta ** len(plan) * len(flat):
+        assert sum(flat) == total
+
+
+def test_the_best_of_a_round_go_on_and_best_is_the_highest_so_far() -> None:
+    made = run()
+    rows, used = search(210, made)
+    assert used == 210 == sum(row["steps"] for row in rows) == sum("loss" in r for r in made.history)
+    assert sorted(row["round"] for row in rows) == [0] * 6 + [1] * 2 + [2]
+    tried = [r for r in made.history if "trial_accuracy" in r]
+    assert [r["round"] for r in tried] == [0] * 9 + [1] * 3 + [2]
+    first = sorted(range(9), key=lambda i: (-tried[i]["trial_accuracy"], i))[:3]
+    assert {i for i, row in enumerate(rows) if row["round"] > 0} == set(first)
+    best = [r["best"] for r in tried]
+    assert best == sorted(best)
+
+
+def test_a_later_round_goes_on_with_the_next_batches_and_the_same_weights() -> None:
+    later = Later(TASK, 7).stream(seed=3)
+    assert torch.equal(later(2)[0], TASK.stream(seed=3)(9)[0])
+    made = run()
+    search(210, made)
+    losses = [r["loss"] for r in made.history if "loss" in r]
+    assert losses[-60] < losses[0], "fresh weights would begin where the first round did"
+
+
+def test_a_run_that_is_stopped_in_a_trial_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    whole, _ = search(210, run())
+    calls = []
+
+    def dying(parameters: object) -> torch.optim.Optimizer:
+        made = ag.sgd(parameters)  # type: ignore[arg-type]
+        calls.append(made)
+        if len(calls) == 11:  # in the second round
+            steps = []
+
+            def die(*_: object) -> None:
+                steps.append(1)
+                if len(steps) == 5:
+                    raise Killed
+
+            made.register_step_pre_hook(die)
+        return made
+
+    first = run(folder=tmp_path, checkpoint_seconds=0.0)
+    with pytest.raises(Killed):
+        halved(space(), TASK, first, TRIED, halving=Halving(), steps=210, share=1.0, optimiser=dying)
+    first.close()
+    again, _ = search(210, run(folder=tmp_path, checkpoint_seconds=0.0))
+    assert again == whole
+
+
+@pytest.mark.parametrize("settings", [{"eta": 1}, {"eta": 2.5}, {"least": 0}])
+def test_settings_that_halve_nothing_are_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="give an eta from 2"):
+        Halving(**settings)
+
+
+def test_random_search_halves_apart_alone() -> None:
+    with pytest.raises(ConfigError, match="halving trains every network apart"):
+        ag.random_search(space(), TASK, Run(device="cpu", progress=False), shared=True, halving=Halving())
+    made = Run(steps=300, trials=9, device="cpu", progress=False)
+    found = ag.random_search(space(), TASK, made, halving=Halving())
+    assert [row["round"] for row in found.record["trials"]].count(2) == 1
+    assert sum("loss" in r for r in made.history) == 300

@@ -1,0 +1,203 @@
+"""Trials by workers: the same results, each counted once, whatever dies. As a program, this file is one search."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cloudpickle
+import pytest
+import torch
+from torch import nn
+
+import archgrad as ag
+from archgrad.errors import ArchgradError, ConfigError, MissingExtra, NonFiniteError, RunError
+from archgrad.run.run import Run
+from archgrad.trials.workers import RETRIES, Job, Outcome, Workers
+
+G = torch.Generator().manual_seed(0)
+X = torch.randn(60, 4, generator=G)
+TASK = ag.Classification((X, (X[:, 0] > 0).long()), batch_size=20)
+
+
+def space() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Sequential(nn.Linear(4, n), nn.Dropout(0.2), nn.Linear(n, 2)) for n in range(1, 10)]
+        return nn.Sequential(ag.OpChoice(dict(zip("abcdefghi", layers, strict=True)), name="n"))
+
+
+class Told:
+    """A recipe that notes every try in a folder, and does what the name of the trial says."""
+
+    def __init__(self, notes: Path) -> None:
+        self.notes = notes
+
+    def __call__(self, job: Job) -> Outcome:
+        (self.notes / f"{job.name} {time.monotonic_ns()}").touch()
+        tries = len(list(self.notes.glob(f"{job.name} *")))
+        if "dies" in job.name or ("falters" in job.name and tries == 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "slow" in job.name and tries == 1:
+            time.sleep(60)
+        if "nan" in job.name:
+            raise NonFiniteError("loss became NaN")
+        if "missing" in job.name:
+            raise MissingExtra("thing", "things")
+        weights = {"w": torch.full((2,), float(job.architecture["n"]))}
+        return {"score": float(job.architecture["n"])}, weights if job.keep else {}
+
+
+def jobs(*names: str, keep: bool = False) -> list[Job]:
+    return [Job(name, ag.Architecture({"n": i}), keep=keep) for i, name in enumerate(names)]
+
+
+def begun(folder: Path | None, workers: int | str = 2) -> Iterator[tuple[Run, int]]:
+    run = Run(workers=workers, folder=folder, device="cpu", progress=False)
+    run.begin("test", {})
+    run.keep()
+    for step in run.steps(1):
+        yield run, step
+    run.close()
+
+
+def rows(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+
+
+def test_a_worker_that_dies_is_replaced_and_every_trial_counts_once(tmp_path: Path) -> None:
+    asked = jobs("one", "two-falters", "three", "four-falters", "five", keep=True)
+    for run, _ in begun(tmp_path / "run"):
+        workers = Workers(run, Told(tmp_path))
+        workers.ahead(asked)
+        found = [workers.result(job) for job in asked]
+        workers.close()
+    assert [done.figures["score"] for done in found] == [0, 1, 2, 3, 4]
+    assert torch.equal(found[3].weights["w"], torch.full((2,), 3.0))
+    assert sorted(row["trial"] for row in rows(tmp_path / "run")) == sorted(job.name for job in asked)
+    assert len(list(tmp_path.glob("two-falters *"))) >= 2, "twice, and more where it was beside one that died"
+    again = [Run(workers=1, folder=tmp_path / "run", device="cpu", progress=False)]
+    again[0].begin("test", {})
+    known = Workers(again[0], Told(tmp_path / "nowhere"))  # which would fail to note a try
+    assert torch.equal(known.result(asked[4]).weights["w"], found[4].weights["w"])
+    (tmp_path / "run" / "trials" / "three.safetensors").write_bytes(b"damaged")
+    assert known._book.held(asked[2]) is None, "its weights are lost: it is tried again"
+    other = Job("one", ag.Architecture({"n": 7}), keep=True)
+    assert known._book.held(other) is None, "a trial of another architecture"
+
+
+def test_a_trial_that_kills_every_worker_ends_the_run_and_the_others_are_kept(tmp_path: Path) -> None:
+    asked = jobs("good", "dies")
+    with pytest.raises(RunError, match=rf"died {RETRIES + 1} times in trial 'dies'.*\{{'n': 1\}}"):
+        for run, _ in begun(tmp_path / "run", workers=1):
+            workers = Workers(run, Told(tmp_path))
+            workers.ahead(asked)
+            for job in asked:
+                workers.result(job)
+    assert [row["trial"] for row in rows(tmp_path / "run")] == ["good"]
+    assert len(list(tmp_path.glob("dies *"))) == RETRIES + 1
+
+
+@pytest.mark.parametrize(("name", "error"), [("nan", NonFiniteError), ("missing", MissingExtra)])
+def test_what_goes_wrong_in_a_trial_is_raised_here(name: str, error: type[ArchgradError], tmp_path: Path) -> None:
+    for run, _ in begun(None, workers=1):
+        with pytest.raises(error, match=r"became NaN|thing is not installed"):
+            Workers(run, Told(tmp_path)).result(*jobs(name))
+
+
+def test_the_package_travels_by_its_name() -> None:
+    """As what a class in a program of the user's refers to: import archgrad as ag."""
+    assert cloudpickle.loads(cloudpickle.dumps(ag)) is ag
+
+
+def test_what_cannot_travel_is_refused_at_once() -> None:
+    lock = threading.Lock()
+    for run, _ in begun(None):
+        with pytest.raises(ConfigError, match="cannot be sent to another process"):
+            Workers(run, lambda job: ({"score": float(lock.locked())}, {}))
+
+
+@pytest.mark.parametrize("given", [0, -1, True, 1.5, "rays", "ray://", "ray://a b"])
+def test_wrong_workers_are_refused(given: object) -> None:
+    with pytest.raises(ConfigError, match="workers="):
+        Run(workers=given)  # type: ignore[arg-type]
+
+
+def search(folder: Path | None, workers: int | str | None, *, trials: int = 6) -> ag.Found:
+    run = ag.Run(
+        epochs=8, trials=trials, seed=5, folder=folder, workers=workers, device="cpu", progress=False,
+        checkpoint_seconds=0.0,
+    )  # fmt: skip
+    return ag.random_search(space(), TASK, run)
+
+
+def same(one: ag.Found, other: ag.Found) -> bool:
+    weights = one.network.state_dict().items()
+    return one.record["trials"] == other.record["trials"] and all(
+        torch.equal(value, other.network.state_dict()[name]) for name, value in weights
+    )
+
+
+def test_stopped_in_mid_trial_it_goes_on_elsewhere_with_more_workers_to_the_same_end(tmp_path: Path) -> None:
+    here = search(None, None)
+    command = [sys.executable, __file__, str(tmp_path / "run")]
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE)
+        before = len(rows(tmp_path / "run")) if (tmp_path / "run" / "trials.jsonl").exists() else 0
+        for _ in range(1200):
+            path = tmp_path / "run" / "trials.jsonl"
+            if path.exists() and len(rows(tmp_path / "run")) > before:
+                break
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(60) == (143 if number == signal.SIGTERM else -9), process.stderr.read()
+        process.stderr.close()
+    with (tmp_path / "run" / "trials.jsonl").open("a") as file:
+        file.write('{"trial": "trial-4", "archi')  # the machine went away between two writes
+    kept = {row["trial"]: row["where"] for row in map(json.loads, path.read_text().splitlines()[:-1])}
+    shutil.copytree(tmp_path / "run", tmp_path / "moved")
+    resumed = search(tmp_path / "moved", 2)
+    assert same(here, resumed)
+    found = {row["trial"]: row["where"] for row in rows(tmp_path / "moved")}
+    assert sorted(found) == [f"trial-{i}" for i in range(6)]
+    assert kept.items() <= found.items(), "what was finished before was not paid for again"
+    with pytest.raises(RunError, match="workers"):
+        search(tmp_path / "moved", None)
+
+
+def test_goals_and_halving_give_with_workers_what_they_give_without() -> None:
+    from archgrad.methods.monas.monas import Terms
+    from archgrad.trials.successive_halving import Halving
+
+    def monas(workers: int | None) -> ag.Found:
+        run = ag.Run(steps=14, trials=6, seed=5, workers=workers, device="cpu", progress=False)
+        return ag.monas(space(), TASK, run, terms=Terms(samples=3))
+
+    def halved(workers: int | None) -> ag.Found:
+        run = ag.Run(epochs=8, trials=6, seed=5, workers=workers, device="cpu", progress=False)
+        return ag.random_search(space(), TASK, run, halving=Halving())
+
+    def short(workers: int | None) -> ag.Found:
+        run = ag.Run(steps=5, trials=8, seed=5, workers=workers, device="cpu", progress=False)
+        return ag.random_search(space(), TASK, run)
+
+    assert same(short(None), short(1)), "fewer steps than trials"
+    assert same(monas(None), monas(2))
+    assert same(halved(None), halved(2))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    try:
+        search(Path(sys.argv[1]), 1)
+    except ag.Stopped as stopped:
+        sys.exit(stopped.exit_status)
