@@ -33,7 +33,7 @@ from torch import nn
 import archgrad as ag
 from archgrad.choices.policies import Uniform
 from archgrad.costs.table_column import column
-from archgrad.methods.monas.monas import Terms, monas
+from archgrad.methods.monas.monas import MonasTerms, monas
 from archgrad.methods.monas.rewards import Reward, accurate, mixed, under
 from archgrad.trials.pareto import hypervolume
 
@@ -114,7 +114,7 @@ def searches(table: Table, space: nn.Module, *, seed: int, trials: int) -> dict[
 
     def taught(reward: Reward) -> list[Any]:
         run = ag.Run(trials=trials, seed=seed, device="cpu", progress=False)
-        found = monas(space, table, run, reward=reward, costs=[cost], terms=Terms(patience=100))
+        found = monas(space, table, run, reward=reward, costs=[cost], terms=MonasTerms(patience=100))
         return [ag.Architecture(one["architecture"]) for one in found.record["trials"]]
 
     def random() -> list[Any]:

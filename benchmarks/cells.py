@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.costs.prediction_error import rank_correlation
-from archgrad.methods.unas import Terms
+from archgrad.methods.unas import UnasTerms
 from archgrad.spaces.operations import operation
 
 LABELS = ("skip_connect", "max_pool_3x3", "sep_conv_3x3", "dil_conv_5x5")
@@ -63,11 +63,11 @@ ALL = [
 ]
 
 METHODS: dict[str, Callable[..., ag.Found]] = {
-    "unas": functools.partial(ag.unas, terms=Terms(gap="batch")),
-    "unas, gap of pairs": functools.partial(ag.unas, terms=Terms(gap="pairwise")),
-    "unas, no gap": functools.partial(ag.unas, terms=Terms(gap="none")),
-    "unas, score function": functools.partial(ag.unas, terms=Terms(estimator="score_function")),
-    "darts": functools.partial(ag.darts, optimiser=ag.sgd),
+    "unas": functools.partial(ag.unas, terms=UnasTerms(gap="batch")),
+    "unas, gap of pairs": functools.partial(ag.unas, terms=UnasTerms(gap="pairwise")),
+    "unas, no gap": functools.partial(ag.unas, terms=UnasTerms(gap="none")),
+    "unas, score function": functools.partial(ag.unas, terms=UnasTerms(estimator="score_function")),
+    "darts": functools.partial(ag.darts, optimizer=ag.sgd),
     "single path": functools.partial(ag.random_search, shared=True),
     "random": ag.random_search,
 }
@@ -96,7 +96,7 @@ def truth(space: nn.Module, data: ag.Classification, *, epochs: int, trainings: 
             torch.manual_seed(1000 * seed + number)
             network = ag.build(space, architecture, weights="fresh")
             run = ag.Run(epochs=epochs, seed=seed, device="cpu", progress=False)
-            ag.fit(network, data, run, optimiser=functools.partial(ag.sgd, learning_rate=0.05))
+            ag.fit(network, data, run, optimizer=functools.partial(ag.sgd, learning_rate=0.05))
             scores.append(data.evaluate(network, "test")["accuracy"])
         rows.append(scores)
         print(f"{number:2d} {dict(architecture)} {statistics.fmean(scores):.4f}", flush=True)
@@ -109,7 +109,7 @@ def searched(name: str, data: ag.Classification, *, seed: int, steps: int) -> tu
     trials = len(ALL) if name == "single path" else 8
     run = ag.Run(steps=steps, seed=seed, trials=trials, device="cpu", progress=False)
     began = time.process_time()
-    found = METHODS[name](Layers(), data, run, search=1.0)
+    found = METHODS[name](Layers(), data, run, search_fraction=1.0)
     return found, time.process_time() - began
 
 

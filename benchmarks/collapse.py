@@ -25,7 +25,7 @@ from slim import cifar10
 
 import archgrad as ag
 from archgrad.methods.darts_prime.darts_prime import Constraint
-from archgrad.methods.unas import Terms
+from archgrad.methods.unas import UnasTerms
 from archgrad.spaces import nasbench201
 from archgrad.tasks.tabular import DATA, Tabular
 
@@ -34,9 +34,9 @@ CONVOLUTIONS = [i for i, label in enumerate(nasbench201.LABELS) if "conv" in lab
 METHODS: dict[str, Callable[..., ag.Found]] = {
     "darts": ag.darts,
     "unas": ag.unas,
-    "unas, no gap": functools.partial(ag.unas, terms=Terms(gap="none")),
-    "unas, weights alone for a quarter": functools.partial(ag.unas, terms=Terms(warm_up=0.25)),
-    "unas, weights alone for half": functools.partial(ag.unas, terms=Terms(warm_up=0.5)),
+    "unas, no gap": functools.partial(ag.unas, terms=UnasTerms(gap="none")),
+    "unas, weights alone for a quarter": functools.partial(ag.unas, terms=UnasTerms(warm_up=0.25)),
+    "unas, weights alone for half": functools.partial(ag.unas, terms=UnasTerms(warm_up=0.5)),
     "darts_prime": ag.darts_prime,
     "darts_prime, static": functools.partial(ag.darts_prime, constraint=Constraint(schedule="static")),
     "single path": functools.partial(ag.random_search, shared=True),
@@ -68,7 +68,7 @@ def main() -> None:
                 space = ag.nasbench201_cells(channels=8, cells=1)
                 begun = time.perf_counter()
                 run = ag.Run(epochs=epochs, seed=seed, device="cpu", progress=False, trials=50)
-                found = METHODS[name](space, task, run, search=1.0)
+                found = METHODS[name](space, task, run, search_fraction=1.0)
                 picks = list(found.architecture.values())
                 cell = nasbench201.to_string(found.architecture)
                 rows.append({

@@ -6,7 +6,7 @@
 One cell of three nodes, four operations ("none", a max pooling, a skip connection, a separable 3x3), so that the
 second node keeps two of three inputs and the third two of four; data and steps as in `discreteness.py`. Everyone has
 the same steps of search, its own default options, and the same training of what was found, from fresh weights; the
-pace of DARTS-PRIME is F = 4. Topology: the factorised distribution over subsets. UNAS samples one path, and so runs
+pace of DARTS-PRIME is F = 4. Topology: the factorized distribution over subsets. UNAS samples one path, and so runs
 over the topology, or over the space whose edges are chosen one by one ("single inputs"). Rows are saved one by one; a
 stopped run goes on.
 """
@@ -34,19 +34,21 @@ Search = Callable[[ag.Classification, ag.Run, float], ag.Found]
 
 def cell(*, single: bool = False) -> torch.nn.Module:
     operations = tuple(o for o in OPERATIONS if not (single and o == "none"))
-    return ag.darts_cells(channels=8, cells=1, in_channels=1, nodes=3, operations=operations, factorised=single)
+    return ag.darts_cells(channels=8, cells=1, in_channels=1, nodes=3, operations=operations, factorized=single)
 
 
 METHODS: dict[str, Search] = {
-    "darts": lambda data, run, share: ag.darts(cell(), data, run, search=share),
-    "toponas": lambda data, run, share: ag.toponas(cell(), data, run, search=share),
-    "darts_prime": lambda data, run, share: ag.darts_prime(cell(), data, run, constraint=PRIME, search=share),
+    "darts": lambda data, run, share: ag.darts(cell(), data, run, search_fraction=share),
+    "toponas": lambda data, run, share: ag.toponas(cell(), data, run, search_fraction=share),
+    "darts_prime": lambda data, run, share: ag.darts_prime(
+        cell(), data, run, constraint=PRIME, search_fraction=share
+    ),
     "toponas with darts_prime": lambda data, run, share: ag.darts_prime(
         topology(cell()), data, run, constraint=PRIME, search=share
     ),
-    "unas, topology": lambda data, run, share: ag.unas(topology(cell()), data, run, search=share),
-    "unas, single inputs": lambda data, run, share: ag.unas(cell(single=True), data, run, search=share),
-    "random search": lambda data, run, share: ag.random_search(cell(), data, run, search=share),
+    "unas, topology": lambda data, run, share: ag.unas(topology(cell()), data, run, search_fraction=share),
+    "unas, single inputs": lambda data, run, share: ag.unas(cell(single=True), data, run, search_fraction=share),
+    "random search": lambda data, run, share: ag.random_search(cell(), data, run, search_fraction=share),
 }
 
 
@@ -55,7 +57,7 @@ def searched(data: ag.Classification, name: str, *, seed: int, steps: tuple[int,
     torch.manual_seed(seed)
     began = time.process_time()
     found = METHODS[name](data, run, steps[0] / sum(steps))
-    gap = (found.record.get("discretisation") or {}).get("gap")
+    gap = (found.record.get("discretization") or {}).get("gap")
     return {
         "method": name, "seed": seed, "accuracy": found.score, "gap": gap, "params": found.costs["params"],
         "macs": found.costs["macs"], "cell": found.record["architecture_text"],

@@ -25,7 +25,7 @@ import torch
 import archgrad as ag
 from archgrad.control.benchmark_systems import Equations, cart_pole, classical_ilqr, vehicle
 from archgrad.control.dynamics_space import dynamics_space
-from archgrad.control.nnilqr import ADAM, Terms
+from archgrad.control.nnilqr import ADAM, NnilqrTerms
 
 SYSTEMS: dict[str, Callable[[], Equations]] = {"vehicle": vehicle, "cart_pole": cart_pole}
 CLASSICAL: dict[str, dict[str, float]] = {
@@ -34,11 +34,11 @@ CLASSICAL: dict[str, dict[str, float]] = {
     "iLQR, same smoothing": {"smoothing": 5.0},
     "iLQR, same smoothing, damped": {"smoothing": 5.0, "damping": 1.0},
 }
-SEARCH = functools.partial(ag.darts, optimiser=ADAM)
+SEARCH = functools.partial(ag.darts, optimizer=ADAM)
 NEURAL: dict[str, dict[str, Any]] = {
-    "neural iLQR": {"terms": Terms()},
-    "neural iLQR, searched network": {"terms": Terms(), "search": SEARCH},
-    "neural iLQR, no smoothing": {"terms": Terms(smoothing=0.0)},
+    "neural iLQR": {"terms": NnilqrTerms()},
+    "neural iLQR, searched network": {"terms": NnilqrTerms(), "search": SEARCH},
+    "neural iLQR, no smoothing": {"terms": NnilqrTerms(smoothing=0.0)},
 }
 
 

@@ -60,17 +60,17 @@ def space() -> torch.nn.Module:
 
 def searched(data: ag.Classification, variant: tuple[str, str, str], *, seed: int, steps: tuple[int, int]) -> Row:
     """One variant with one seed: all that the tables are made of."""
-    activation, schedule, regulariser = variant
+    activation, schedule, regularizer = variant
     run = ag.Run(steps=sum(steps), seed=seed, device="cpu", progress=False)
-    constraint = Constraint(activation, schedule, PACE[schedule], regulariser=regulariser)  # type: ignore[arg-type]
+    constraint = Constraint(activation, schedule, PACE[schedule], regularizer=regularizer)  # type: ignore[arg-type]
     torch.manual_seed(seed)
     began = time.process_time()
-    found = darts_prime(space(), data, run, constraint=constraint, search=steps[0] / sum(steps), share=0.8)
+    found = darts_prime(space(), data, run, constraint=constraint, search_fraction=steps[0] / sum(steps), share=0.8)
     shown = [row for row in found.history if "distance" in row]
     return {
-        "seed": seed, "activation": activation, "schedule": schedule, "regulariser": regulariser,
+        "seed": seed, "activation": activation, "schedule": schedule, "regularizer": regularizer,
         "distance": [[row["step"], round(row["distance"], 4)] for row in shown],
-        "gap": found.record["discretisation"]["gap"], "supernet": found.record["discretisation"]["supernet"],
+        "gap": found.record["discretization"]["gap"], "supernet": found.record["discretization"]["supernet"],
         "accuracy": found.score, "params": found.costs["params"], "macs": found.costs["macs"],
         "architecture_steps": sum("architecture_loss" in row for row in found.history),
         "cell": found.record["architecture_text"], "alarms": len(found.record["alarms"]),
@@ -82,7 +82,7 @@ def tables(rows: list[Row]) -> str:
     """Markdown: every variant, and each part's effect between rows that differ in it alone."""
     seeds = len({row["seed"] for row in rows})
     lines = [
-        f"| activation, schedule, regulariser ({seeds} seeds) | distance at a quarter, half, end | gap, points "
+        f"| activation, schedule, regularizer ({seeds} seeds) | distance at a quarter, half, end | gap, points "
         "| different cells | accuracy, % | parameters |",
         "|---" * 6 + "|",
     ]
@@ -100,7 +100,7 @@ def tables(rows: list[Row]) -> str:
               "| accuracy, points | parameters |", "|---" * 6 + "|"]  # fmt: skip
     for name, before, after in (
         ("activation", "softmax", "clipped"), ("schedule", "static", "dynamic"),
-        ("regulariser", "none", "proximity"), ("regulariser", "none", "admm"),
+        ("regularizer", "none", "proximity"), ("regularizer", "none", "admm"),
     ):  # fmt: skip
         others = {_key(row, name): row for row in rows if row[name] == before}
         pairs = [(others[k], row) for row in rows if row[name] == after and (k := _key(row, name)) in others]
@@ -115,11 +115,11 @@ def tables(rows: list[Row]) -> str:
 
 
 def _variant(row: Row) -> tuple[str, ...]:
-    return row["activation"], row["schedule"], row["regulariser"]
+    return row["activation"], row["schedule"], row["regularizer"]
 
 
 def _key(row: Row, without: str) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("seed", "activation", "schedule", "regulariser") if name != without)
+    return tuple(row[name] for name in ("seed", "activation", "schedule", "regularizer") if name != without)
 
 
 def _at(row: Row, share: float) -> float:

@@ -231,13 +231,13 @@ def _supernet(g: torch.Generator) -> Loss:
         scores = (h @ layers[-1]).transpose(1, 2)  # [samples, classes, images]
         return cross_entropy(scores, y[images].expand(len(h), -1), reduction="none").mean(-1)
 
-    optimiser = torch.optim.Adam([layer.requires_grad_() for layer in layers], lr=1e-2)
+    optimizer = torch.optim.Adam([layer.requires_grad_() for layer in layers], lr=1e-2)
     uniform = [torch.zeros(4, dtype=torch.float64)] * LAYERS
     for _ in range(TRAINING):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         images = torch.randint(len(x), (IMAGES,), generator=g)
         loss(one_hot(uniform, samples=4, generator=g), images).mean().backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
     for layer in layers:
         layer.requires_grad_(False)
     images = torch.randint(len(x), (IMAGES,), generator=g)

@@ -24,11 +24,11 @@ from cells import ALL, Layers, task
 
 import archgrad as ag
 from archgrad.costs.latency import compare
-from archgrad.methods.unas import Terms
+from archgrad.methods.unas import UnasTerms
 
 METHODS: dict[str, Callable[..., ag.Found]] = {
-    "unas": functools.partial(ag.unas, terms=Terms(gap="none"), search=1.0),
-    "random": functools.partial(ag.random_search, search=1.0),
+    "unas": functools.partial(ag.unas, terms=UnasTerms(gap="none"), search_fraction=1.0),
+    "random": functools.partial(ag.random_search, search_fraction=1.0),
 }
 RESULTS = Path(__file__).parent / "results" / "cells.json"
 

@@ -28,7 +28,7 @@ TESTED = 1000
 
 
 @dataclass
-class Column:
+class TableColumn:
     """A cost that was measured elsewhere: a name and a unit for the surrogate."""
 
     name: str
@@ -66,7 +66,7 @@ def main() -> None:
         true = values[-TESTED:].astype(float)
         found: dict[str, object] = {"device": device.removeprefix("lat_ms_")}
         for count in arguments.fitted:
-            surrogate = Surrogate(space, Column(device))
+            surrogate = Surrogate(space, TableColumn(device))
             surrogate.fit(architectures[:count], values[:count].tolist())
             predicted = np.array([surrogate.predict(a) for a in architectures[-TESTED:]])
             found[f"surrogate_{count}"] = r2(predicted, true)

@@ -160,7 +160,7 @@ def scored(body: Any) -> Iterator[Point]:
 
 
 def _variant(row: Any) -> str:
-    return f"{row['activation']}, {row['schedule']}, {row['regulariser']}"
+    return f"{row['activation']}, {row['schedule']}, {row['regularizer']}"
 
 
 _SLIM = ("Which channels to keep at equal MACs and equal epochs?", "docs/benchmarks/slim.md", slimmed)
@@ -220,7 +220,7 @@ ENTRIES: dict[str, Entry] = {
         peers=("iLQR, exact equations", "iLQR, damped", "iLQR, same smoothing", "iLQR, same smoothing, damped"),
     ),
     "discreteness": Entry(
-        "What does each part of DARTS-PRIME do to the discretisation gap?",
+        "What does each part of DARTS-PRIME do to the discretization gap?",
         _run("discreteness", "--data digits --seeds 10"), "docs/benchmarks/discreteness.md",
         parts_of("gap, points", "gap", _variant), higher=False, peers=("softmax, static, none",),
     ),

@@ -37,12 +37,11 @@ import archgrad as ag
 from archgrad.choices.lazy import Lazy
 from archgrad.costs.allocations import Allocations
 from archgrad.costs.memory import peak_memory
-from archgrad.methods.radars.offload import Shelf
+from archgrad.methods.radars.offload import OffloadedSupernet
 from archgrad.methods.radars.radars import radars
-from archgrad.methods.radars.single_path import Paths, Shrinking
+from archgrad.methods.radars.single_path import ShrinkingPolicy, SinglePathTrainer
 from archgrad.methods.radars.subspaces import Priced
-from archgrad.supernets.darts_loop import sgd_of_darts
-from archgrad.training.fit import sgd
+from archgrad.training.recipe import darts_sgd, sgd
 
 LAYERS, CHANNELS, BATCH, WIDE = 4, 16, 64, 3
 KERNELS, WIDTHS = (3, 1, 5, 7), (16, 8, 4, 2)
@@ -99,9 +98,9 @@ def quiet(steps: int, seed: int, **more: object) -> ag.Run:
 
 def bound(task: ag.Classification) -> ag.Limit:
     def taken(*some: int) -> int:
-        shelf = Shelf(space([some] * LAYERS), device=torch.device("cpu"), folder=None, seed=0)
-        priced = Priced(shelf, task.halves(0.5)[0], quiet(1, 0), optimiser=sgd_of_darts, passes=1)
-        return priced.peak_bytes({site: range(size) for site, size in shelf.sites.items()})
+        supernet = OffloadedSupernet(space([some] * LAYERS), device=torch.device("cpu"), folder=None, seed=0)
+        priced = Priced(supernet, task.split(0.5)[0], quiet(1, 0), optimizer=darts_sgd, passes=1)
+        return priced.peak_bytes({site: range(size) for site, size in supernet.sites.items()})
 
     peak = taken(*sorted(range(256), key=taken)[-WIDE:])
     return peak_memory(task.example, batch=BATCH).at_most(peak_bytes=peak / 0.9)
@@ -111,10 +110,10 @@ def peak(method: str, size: int, task: ag.Classification, memory: ag.Limit, step
     torch.manual_seed(0)
     with Allocations() as held:
         if method == "radars":
-            found = radars(space(first(size)), task, quiet(steps, 0), memory=memory, search=1.0)
+            found = radars(space(first(size)), task, quiet(steps, 0), memory=memory, search_fraction=1.0)
             step = max(row["measured_peak_bytes"] for row in found.record["rounds"])
         else:
-            found = ag.darts(space(first(size)), task, quiet(steps, 0), search=1.0)
+            found = ag.darts(space(first(size)), task, quiet(steps, 0), search_fraction=1.0)
             step = next(row["predicted_peak_bytes"] for row in found.history if "predicted_peak_bytes" in row)
     return {"peak_bytes": held.peak_bytes, "step_bytes": step, "bound_bytes": memory.bound}
 
@@ -148,16 +147,16 @@ def darts_on_random(size: int, task: ag.Classification, memory: ag.Limit, *, ste
 def policy_only(size: int, task: ag.Classification, memory: ag.Limit, *, steps: int, seed: int) -> float:
     run, whole = quiet(steps, seed), space(first(size))
     run.begin("policy", {})
-    with Shelf(whole, device=run.device, folder=None, seed=seed) as shelf:
-        policy = Shrinking(shelf, rate=0.05, bonus=1e-3)
-        paths = Paths(shelf, policy, task.halves(0.5), run, optimiser=sgd_of_darts)
+    with OffloadedSupernet(whole, device=run.device, folder=None, seed=seed) as supernet:
+        policy = ShrinkingPolicy(supernet, rate=0.05, bonus=1e-3)
+        paths = SinglePathTrainer(supernet, policy, task.split(0.5), run, optimizer=darts_sgd)
         episodes = min(200, steps // 4)
         paths.explore(steps=steps // 2, episodes=episodes, warm_up=episodes // 3, phase="explore", share=1.0)
     run.close()
     best = {site: max(range(size), key=row.__getitem__) for site, row in policy.probabilities().items()}
     torch.manual_seed(seed)
     network = ag.build(whole, ag.Architecture(best), weights="fresh")
-    ag.fit(network, task, quiet(steps - steps // 2, seed), optimiser=sgd)
+    ag.fit(network, task, quiet(steps - steps // 2, seed), optimizer=sgd)
     return task.evaluate(network, "test")["accuracy"]
 
 

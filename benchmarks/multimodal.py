@@ -31,7 +31,7 @@ from torch import Tensor, nn
 import archgrad as ag
 from archgrad import files
 from archgrad.errors import RunError
-from archgrad.methods.unas import Terms
+from archgrad.methods.unas import UnasTerms
 from archgrad.results.record import card
 from archgrad.trials.random_sampling import best_so_far
 
@@ -131,7 +131,7 @@ def by_hand(network: nn.Module, task: ag.Classification, steps: int, *, weights_
 def fixed(make: Callable[[], nn.Module], task: ag.Classification, steps: int, seed: int) -> Figures:
     torch.manual_seed(seed)
     network = make()
-    valid = ag.fit(network, task, run_of(steps, seed), optimiser=RECIPE)["accuracy"]
+    valid = ag.fit(network, task, run_of(steps, seed), optimizer=RECIPE)["accuracy"]
     return {"valid": valid, "test": task.evaluate(network, "test")["accuracy"], **by_hand(network, task, steps)}
 
 
@@ -153,8 +153,8 @@ def unas(task: ag.Classification, steps: int, seed: int) -> Figures:
     torch.manual_seed(seed)
     space = ag.fusion(task.example, classes=10, widths=WIDTHS)
     steps = round(UNAS_STEPS * steps)
-    terms = Terms(estimator="score_function")  # the others run all candidates in every step
-    found = ag.unas(space, task, run_of(steps, seed), terms=terms, optimiser=RECIPE, train_optimiser=RECIPE)
+    terms = UnasTerms(estimator="score_function")  # the others run all candidates in every step
+    found = ag.unas(space, task, run_of(steps, seed), terms=terms, optimizer=RECIPE, train_optimizer=RECIPE)
     return {
         "valid": task.evaluate(found.network)["accuracy"], "test": found.score, "steps": steps,
         "macs": found.costs["macs"], "intervention": found.record["card"]["total"],
@@ -168,7 +168,7 @@ def mfas_like(task: ag.Classification, steps: int, seed: int) -> Figures:
     for name, size in (("image", 28), ("audio", 56)):
         torch.manual_seed(seed)
         encoders[name] = LeNet(name, size)
-        ag.fit(encoders[name], task, run_of(steps // 2, seed), optimiser=RECIPE)
+        ag.fit(encoders[name], task, run_of(steps // 2, seed), optimizer=RECIPE)
     held: dict[str, tuple[dict[str, Tensor], Tensor]] = {}
     for part in ("train", "valid", "test"):
         rows: list[tuple[dict[str, Tensor], Tensor]] = []
@@ -189,7 +189,7 @@ def mfas_like(task: ag.Classification, steps: int, seed: int) -> Figures:
         layers = [(draw(len(widths["image"])), draw(len(widths["audio"])), draw(2)) for _ in range(1 + draw(3))]
         torch.manual_seed(number)
         network = Fused(layers, widths)
-        valid = ag.fit(network, small, run_of(3 * small.steps_per_epoch, seed), optimiser=RECIPE)["accuracy"]
+        valid = ag.fit(network, small, run_of(3 * small.steps_per_epoch, seed), optimizer=RECIPE)["accuracy"]
         tried.append((valid, -number, network, layers))
     valid, _, network, layers = max(tried, key=lambda one: one[:2])
     hand = by_hand(Whole(encoders, network), task, steps, weights_given=True)

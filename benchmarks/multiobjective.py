@@ -9,7 +9,7 @@ so far, as a share of that of the whole table's front, after so many different c
     eyeriss    CIFAR-100 accuracy and latency on Eyeriss (the table has no energy of it): two goals
 
 The corner is at the lower quartile of the accuracy and at the upper quartiles of the costs of all cells. Searches see
-the column that they are judged by: the figures say how fast a front is found, nothing about generalisation.
+the column that they are judged by: the figures say how fast a front is found, nothing about generalization.
 "spread" runs one search for each of four alphas, each with a quarter of the trials, and takes their trials in turns.
 A prior is made of 500 random cells: alpha times the rank by SynFlow, less 1 - alpha times the rank by costs.
 Optuna's NSGA-II is run as a peer where optuna is installed.
@@ -37,9 +37,9 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.choices.policies import Uniform
-from archgrad.costs.table_column import Column, column
+from archgrad.costs.table_column import TableColumn, column
 from archgrad.errors import LimitError
-from archgrad.methods.monas.monas import Terms, monas
+from archgrad.methods.monas.monas import MonasTerms, monas
 from archgrad.methods.monas.rewards import Reward, accurate, mixed, soft, under
 from archgrad.proxies.flow import mean_channels, synflow_each
 from archgrad.trials.pareto import hypervolume
@@ -60,7 +60,7 @@ class Bench:
 
     def __init__(self, table: ag.Tabular, space: nn.Module, goals: str, *, seed: int, trials: int) -> None:
         self.table, self.space, self.seed, self.trials = table, space, seed, trials
-        self.costs: list[Column] = [column(table, name) for name in COSTS[goals]]
+        self.costs: list[TableColumn] = [column(table, name) for name in COSTS[goals]]
         every = list(table)
         points = np.array([self.point(cell) for cell in every])
         self.corner = tuple(np.quantile(points, 0.75, axis=0))
@@ -107,7 +107,7 @@ class Bench:
     def monas(self, reward: Reward, prior: Prior | None, trials: int, seed: int = 0) -> Trials:
         run = ag.Run(trials=trials, seed=1000 * seed + self.seed, device="cpu", progress=False)
         found = monas(
-            self.space, self.table, run, reward=reward, costs=self.costs, prior=prior, terms=Terms(patience=100)
+            self.space, self.table, run, reward=reward, costs=self.costs, prior=prior, terms=MonasTerms(patience=100)
         )
         return [ag.Architecture(one["architecture"]) for one in found.record["trials"]]
 

@@ -68,7 +68,7 @@ PUBLISHED = {  # Spearman on all or many cells; those marked * are recalled, not
     "synflow": ".737 / .763 / .751", "jacob_cov": ".731 / .704 / .701", "snip": ".596 / .637 / .578",
     "grad_norm": ".594 / .637 / .578", "grasp": ".514 / .547 / .549", "fisher": ".360 / .385 / .327",
     "naswot": "– / .80 / –", "zico": ".80 / .81 / .79 *", "zen": ".38 / .36 / .40 *", "az_nas": ".913 / – / –",
-    "swap": "– / .90 / – (regularised)",
+    "swap": "– / .90 / – (regularized)",
 }  # fmt: skip
 STORED = {"synflow": "synflow", "jacob_cov": "jacov", "snip": "snip", "grad_norm": "grad_norm", "fisher": "fisher",
           "grasp": "grasp", "zen": "zen", "params": "params", "macs": "flops", "naswot": "nwot"}  # fmt: skip
@@ -92,7 +92,7 @@ def stored() -> dict[tuple[str, str], dict[str, dict[str, float]]]:
 
 
 def images(count: int) -> Batch:
-    """Normalised CIFAR-10 training images [count, 3, 32, 32] of the JPEG copy, and their labels."""
+    """Normalized CIFAR-10 training images [count, 3, 32, 32] of the JPEG copy, and their labels."""
     z = np.load(folder() / "cifar10" / "cifar10_jpeg.npz", allow_pickle=False)
     header, body, offsets = z["header"].tobytes(), z["body"].tobytes(), z["offsets"]
     chosen = np.random.default_rng(0).permutation(int(z["n_train"]))[:count]

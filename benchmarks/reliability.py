@@ -85,18 +85,18 @@ def weights(folder: Path) -> Weights:
     return dict(load_file(folder / "network.safetensors"))
 
 
-def killed(case: Case, folder: Path, *, moments: random.Random, within: float) -> int:
+def killed(case: Case, folder: Path, *, moments: random.Random, seconds: float) -> int:
     """Begin a case in a process of its own again and again, killed at random, until it ends; how often it was."""
     kills = 0
     while True:
         process = multiprocessing.get_context("fork").Process(target=case, args=(folder,))
         process.start()
-        process.join(moments.uniform(0.0, within))
+        process.join(moments.uniform(0.0, seconds))
         if process.exitcode is None:
             os.kill(process.pid or 0, signal.SIGKILL)
             process.join()
             kills += 1
-            within *= 1.15  # so that it ends
+            seconds *= 1.15  # so that it ends
         elif process.exitcode == 0:
             return kills
         else:
@@ -116,7 +116,7 @@ def kill(count: int, seed: int) -> list[dict[str, Any]]:
             took, row = time.monotonic() - began, {"method": name, "kills": 0, "runs": 0, "equal": 0}
             while row["kills"] < count / len(every):
                 folder = Path(place) / name / str(row["runs"])
-                row["kills"] += killed(case, folder, moments=moments, within=took)
+                row["kills"] += killed(case, folder, moments=moments, seconds=took)
                 found, wanted = weights(folder), weights(whole)
                 row["runs"] += 1
                 row["equal"] += found.keys() == wanted.keys() and all(
@@ -151,7 +151,7 @@ def trials(count: int, workers: int | str, *, deadly: bool) -> dict[str, Any]:
         notes.mkdir()
         run = Run(workers=workers, folder=Path(place) / "run", device="cpu", progress=False)
         run.begin("reliability", {})
-        run.keep()
+        run.register_state()
         asked = [Job(f"trial-{i}", ag.Architecture({"n": i})) for i in range(count)]
         for _ in run.steps(1):
             pool = Workers(run, Costly(notes, deadly=deadly))
@@ -219,7 +219,7 @@ def soak(steps: int) -> list[dict[str, Any]]:
     space = nn.Sequential(ag.OpChoice(choices, name="one"), nn.Linear(8, 2))
     with tempfile.TemporaryDirectory() as place:
         run = ag.Run(steps=steps, folder=Path(place) / "run", device="cpu", progress=False, checkpoint_seconds=5.0)
-        ag.darts(space, Watched((x, (x[:, 0] > 0).long()), batch_size=50), run, search=1.0)
+        ag.darts(space, Watched((x, (x[:, 0] > 0).long()), batch_size=50), run, search_fraction=1.0)
     growth = seen[1]["resident_bytes"] / seen[0]["resident_bytes"] - 1.0
     print(seen, f"grown by {100 * growth:.2f} %")
     return [*seen, {"growth": growth}]
@@ -229,7 +229,7 @@ def overhead(rounds: int) -> list[dict[str, Any]]:
     """CPU time of a loop over that of the same loop by hand, in turns; on a small network and on ResNet-20."""
     from networks import resnet20
 
-    from archgrad.training.fit import descend
+    from archgrad.training.fit import optimize
 
     images = torch.randn(640, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     pictures = ag.Classification((images, torch.arange(640) % 10), batch_size=64)
@@ -262,11 +262,11 @@ def overhead(rounds: int) -> list[dict[str, Any]]:
                 (net, made), batches = begun(), task.stream(seed=0)
                 run = ag.Run(folder=Path(place) / "run", device="cpu", progress=False)
                 run.begin("overhead", {})
-                run.keep(network=net, optimiser=made)
+                run.register_state(network=net, optimizer=made)
                 began = time.process_time()
                 for epoch in range(epochs):  # a phase each, so that each ends with a checkpoint
                     if shared:
-                        descend(net, task, run, optimiser=made, steps=task.steps_per_epoch, phase=f"e-{epoch}")
+                        optimize(net, task, run, optimizer=made, steps=task.steps_per_epoch, phase=f"e-{epoch}")
                         continue
                     for step in run.steps(task.steps_per_epoch, phase=f"e-{epoch}"):
                         run.log({"loss": step_on(net, made, batches(epoch * task.steps_per_epoch + step))})
@@ -290,7 +290,7 @@ def overhead(rounds: int) -> list[dict[str, Any]]:
                 made.step()  # so that it has a state
                 run = ag.Run(folder=Path(place) / "run", device="cpu", progress=False)
                 run.begin("overhead", {})
-                run.keep(network=net, optimiser=made)
+                run.register_state(network=net, optimizer=made)
                 began, loss = time.process_time(), torch.tensor(1.0)
                 for _ in run.steps(logged, phase="log"):
                     run.log({"loss": loss})

@@ -28,13 +28,13 @@ import archgrad as ag
 from archgrad.choices.modules import InputChoice
 from archgrad.choices.relaxations import Open
 from archgrad.rl.pixel_game import Gems
-from archgrad.rl.ppo import Terms
+from archgrad.rl.ppo import PpoTerms
 from archgrad.rl.procgen import Procgen
 
 PIXEL_STEPS, PIXEL_SEEDS = {"pixel": 61_440, "longer": 1_048_576}, 3
 PROCGEN_STEPS, GAMES = 8_192, ("coinrun", "bigfish")
 LONGEST = 500  # of an episode that is judged
-PROCGEN_TERMS = Terms(rollout=32, minibatch=256, passes=2, rate=5e-4, discount=0.999)
+PROCGEN_TERMS = PpoTerms(rollout=32, minibatch=256, passes=2, rate=5e-4, discount=0.999)
 
 
 class Rows:
@@ -121,7 +121,9 @@ def at_random(make: Any) -> dict[str, float]:
     return task.evaluate(lambda x: torch.randint(task.actions, (len(x),), generator=generator), episodes=128)
 
 
-def searched(make: Any, seed: int, *, size: int, depths: tuple[int, ...], steps: int, terms: Terms) -> dict[str, Any]:
+def searched(
+    make: Any, seed: int, *, size: int, depths: tuple[int, ...], steps: int, terms: PpoTerms
+) -> dict[str, Any]:
     torch.manual_seed(seed)
     task = ag.Reinforcement(make, train_levels=200, longest=LONGEST)
     features = 64 if size < 64 else 256
@@ -208,7 +210,7 @@ def main() -> None:
     for (name, steps), seed in itertools.product(PIXEL_STEPS.items(), range(PIXEL_SEEDS)):
         rows.make(
             f"{name} {seed}",
-            lambda seed=seed, steps=steps: searched(Gems, seed, size=8, depths=(16,), steps=steps, terms=Terms()),
+            lambda seed=seed, steps=steps: searched(Gems, seed, size=8, depths=(16,), steps=steps, terms=PpoTerms()),
         )
     for game in GAMES:
         rows.make(f"random play {game}", lambda game=game: at_random(Procgen(game)))

@@ -32,9 +32,9 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.costs.latency import compare
-from archgrad.gates.gate_optimizer import Steering
-from archgrad.gates.selection import Budget, Rounded, gates, uniform
-from archgrad.training.fit import sgd
+from archgrad.gates.gate_optimizer import GateOptimizer
+from archgrad.gates.selection import GateConstraint, WidthRounding, gates, uniform
+from archgrad.training.recipe import sgd
 
 DENSE_SHARE = 0.3
 
@@ -79,7 +79,7 @@ class Bench:
         self.dense = self.make()
         ag.fit(self.dense, task, quiet(seed, self.dense_epochs, device))
         self.space = ag.slim(self.dense.cpu(), self.x)
-        self.exact = Rounded(1)
+        self.exact = WidthRounding(1)
 
     def score(self, network: nn.Module) -> dict[str, float]:
         return {
@@ -109,13 +109,13 @@ class Bench:
     def random(self, fraction: float) -> dict[str, float]:
         generator = torch.Generator().manual_seed(self.seed)
         scores = {n: torch.rand(g.size, generator=generator) for n, g in gates(self.space).items()}
-        budget = Budget(self.space, ag.macs(self.x).at_most(fraction=fraction), self.exact)
-        return self.tuned(ag.build(self.space, budget.largest(scores)), self.left)
+        constraint = GateConstraint(self.space, ag.macs(self.x).at_most(fraction=fraction), self.exact)
+        return self.tuned(ag.build(self.space, constraint.largest(scores)), self.left)
 
     def uniform(self, fraction: float) -> dict[str, float]:
-        budget = Budget(self.space, ag.macs(self.x).at_most(fraction=fraction), self.exact)
+        constraint = GateConstraint(self.space, ag.macs(self.x).at_most(fraction=fraction), self.exact)
         torch.manual_seed(self.seed)
-        network = ag.build(self.space, uniform(self.space, budget.width(), self.exact), weights="fresh")
+        network = ag.build(self.space, uniform(self.space, constraint.width(), self.exact), weights="fresh")
         return self.tuned(network, self.epochs)
 
     def torch_pruning(self, fraction: float, importance: Callable[[], tp.importance.Importance]) -> dict[str, float]:
@@ -158,9 +158,9 @@ def step_ratio(name: str, task: ag.Classification, *, repeats: int = 30) -> dict
     """Time of a gate step of DNAL under a limit over that of a plain training step, in turns, one thread."""
     network = NETWORKS[name]()
     space = ag.relax(ag.slim(network, task.example), ag.scaled_sigmoid)
-    steering = Steering(space, task, strength=0.0, scaled=False, scale=(1.0, 1e4))
-    budget = Budget(space, ag.macs(task.example).at_most(fraction=0.5), Rounded(1))
-    steering.aim(budget, budget.bound)
+    gate_optimizer = GateOptimizer(space, task, strength=0.0, scaled=False, scale=(1.0, 1e4))
+    constraint = GateConstraint(space, ag.macs(task.example).at_most(fraction=0.5), WidthRounding(1))
+    gate_optimizer.set_target(constraint, constraint.bound)
     batch = task.stream(seed=0)(0)
     pairs = {
         "plain": (network.train(), sgd(network.parameters())),
@@ -168,14 +168,14 @@ def step_ratio(name: str, task: ag.Classification, *, repeats: int = 30) -> dict
     }
     times: dict[str, list[float]] = {"plain": [], "gate": []}
     for turn in range(repeats + 3):
-        for kind, (net, optimiser) in pairs.items():
-            watched = [p for g in optimiser.param_groups for p in g["params"]]
+        for kind, (net, optimizer) in pairs.items():
+            watched = [p for g in optimizer.param_groups for p in g["params"]]
             start = time.perf_counter()
             for p, g in zip(watched, torch.autograd.grad(task.loss(net, batch), watched), strict=True):
                 p.grad = g
-            optimiser.step()
+            optimizer.step()
             if kind == "gate":
-                steering.press(turn)
+                gate_optimizer.project(turn)
             if turn >= 3:
                 times[kind].append(time.perf_counter() - start)
     medians = {kind: statistics.median(values) for kind, values in times.items()}
@@ -189,8 +189,10 @@ def speed_at_half(name: str, x: torch.Tensor) -> dict[str, object]:
     networks: dict[str, nn.Module] = {"full": network.eval()}
     macs = {"full": ag.macs(x).of(network)}
     for step in (16, 8, 1):
-        budget = Budget(space, ag.macs(x).at_most(fraction=0.5), Rounded(step))
-        networks[f"half, multiples of {step}"] = ag.build(space, uniform(space, budget.width(), Rounded(step))).eval()
+        constraint = GateConstraint(space, ag.macs(x).at_most(fraction=0.5), WidthRounding(step))
+        networks[f"half, multiples of {step}"] = ag.build(
+            space, uniform(space, constraint.width(), WidthRounding(step))
+        ).eval()
     timings = {r: compare(networks, x, device="cpu", runtime=r, repeats=200) for r in ("eager", "onnx")}
     macs = {key: ag.macs(x).of(net) for key, net in networks.items()}
     return {
@@ -210,8 +212,10 @@ def profile(name: str, x: torch.Tensor, *, passes: int = 600) -> str:
     network = NETWORKS[name]()
     space, found = ag.slim(network, x), {"whole": network.eval()}
     for step in (8, 16):
-        budget = Budget(space, ag.macs(x).at_most(fraction=0.5), Rounded(step))
-        found[f"multiples of {step}"] = ag.build(space, uniform(space, budget.width(), Rounded(step))).eval()
+        constraint = GateConstraint(space, ag.macs(x).at_most(fraction=0.5), WidthRounding(step))
+        found[f"multiples of {step}"] = ag.build(
+            space, uniform(space, constraint.width(), WidthRounding(step))
+        ).eval()
     lines = []
     for key, net in found.items():
         with tempfile.TemporaryDirectory() as folder:

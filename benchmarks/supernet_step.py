@@ -5,10 +5,10 @@
 The textbook form is written below from the published definition (arXiv 1806.09055): every operation of every edge is
 run, each with a ReLU of its own, and the outputs, weighted by a softmax, are added up; maps are NCHW. It holds the
 very parameters of the archgrad space, so that gradients can be compared. A step is two passes, forward and backward:
-the gradient of the loss in the logits on one batch, then in the weights on another (first order). Optimisers, which
+the gradient of the loss in the logits on one batch, then in the weights on another (first order). Optimizers, which
 are the same for both, are left out.
 
-Time: the forms take turns in one process, on one thread; ratios are of neighbours. Memory: a process a form; the
+Time: the forms take turns in one process, on one thread; ratios are of neighbors. Memory: a process a form; the
 high-water mark of resident memory in a step above that before it (on CUDA the allocator's), and what autograd holds
 at the end of a forward pass, as unique storages of saved tensors without parameters and buffers.
 """

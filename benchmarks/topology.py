@@ -7,7 +7,7 @@ A teacher cell has four nodes behind two inputs; each adds two fixed operations,
 random. A supernet of all inputs and operations regresses what is seen of the teacher, the weights on half of the data
 and the logits on the other half. Seen is a fixed random projection of the concatenated nodes to the width of one
 ("readout"), as by the layer behind a cell, or every node by itself ("nodes"), which is easier. Everything but the
-topology is the same for all variants: data, weights at the start, optimisers, steps. Rows that --out already holds
+topology is the same for all variants: data, weights at the start, optimizers, steps. Rows that --out already holds
 are not run again.
 
 Recovery of topology: the share of the three nodes with a choice whose two inputs are both the planted ones (at random
@@ -34,10 +34,10 @@ from archgrad.choices.access import choices, restrict
 from archgrad.choices.relaxations import Open
 from archgrad.choices.subsets import topologies, topology, without_topology
 from archgrad.extract.discretize import decide
-from archgrad.methods.darts_prime.regularizers import Proximity, regularised
+from archgrad.methods.darts_prime.dynamic_schedule import DynamicSchedule
+from archgrad.methods.darts_prime.regularizers import Proximity, regularized
 from archgrad.methods.toponas.topology_schedule import Cooling, PassiveAggressive
-from archgrad.supernets.bilevel import alternate, logit_rate
-from archgrad.supernets.update_schedule import Dynamic, Every
+from archgrad.supernets.bilevel import EverySteps, alternate, logit_rate
 
 NODES, WIDTH, SAMPLES, BATCH, F = 4, 12, 4096, 64, 4
 OPERATIONS = ("skip", "linear", "tanh", "absolute")
@@ -51,7 +51,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Weighted(nn.Module):
-    """Normalised behind its weights, as the operations of DARTS are."""
+    """Normalized behind its weights, as the operations of DARTS are."""
 
     def __init__(self, label: str) -> None:
         super().__init__()
@@ -134,17 +134,17 @@ def planted(seed: int, seen: str) -> tuple[ag.Architecture, tuple[Regression, Re
     return answer, (Regression(x[:half], y[:half], readout), Regression(x[half:], y[half:], readout))
 
 
-# form, regulariser, whether the schedule and the proximity of DARTS-PRIME join in
+# form, regularizer, whether the schedule and the proximity of DARTS-PRIME join in
 VARIANTS: dict[str, tuple[str | None, str | None, bool]] = {
     "DARTS": (None, None, False),
     "DARTS without none": ("open", None, False),
     "table": ("table", None, False),
     "table, margin": ("table", "margin", False),
-    "factorised": ("factorised", None, False),
-    "factorised, mass": ("factorised", "mass", False),
-    "factorised, margin": ("factorised", "margin", False),
+    "factorized": ("factorized", None, False),
+    "factorized, mass": ("factorized", "mass", False),
+    "factorized, margin": ("factorized", "margin", False),
     "DARTS-PRIME": (None, None, True),
-    "factorised, DARTS-PRIME": ("factorised", None, True),
+    "factorized, DARTS-PRIME": ("factorized", None, True),
 }
 
 
@@ -160,7 +160,7 @@ def searched(variant: str, seed: int, *, steps: int, seen: str) -> dict[str, flo
     ag.relax(space, ag.softmax, where=without_topology)
     ag.relax(space, Open, where=lambda c: isinstance(c, ag.InputChoice) and without_topology(c))
     warm_up = steps // 5
-    regulariser = PassiveAggressive(space, reading=reading, ramp=steps - warm_up) if reading else None  # type: ignore[arg-type]
+    regularizer = PassiveAggressive(space, reading=reading, ramp=steps - warm_up) if reading else None  # type: ignore[arg-type]
     cooling = Cooling(space, first=1.0, last=1.0, steps=steps - warm_up) if topologies(space) else None
     weights = SGD([{"params": ag.weights(space), "clip": 5.0}], lr=0.05, momentum=0.9, weight_decay=3e-4)
     subset = {p for distribution, _ in topologies(space).values() for p in distribution.parameters()}
@@ -171,25 +171,32 @@ def searched(variant: str, seed: int, *, steps: int, seen: str) -> dict[str, flo
     run = ag.Run(steps=steps, seed=seed, device="cpu", progress=False)
     run.begin("topology", {})
     # Without the schedule the architecture moves with every step behind the warm-up; with it, with one in F + 1.
-    pace = Dynamic(F) if prime else Every(after=warm_up)
+    update_schedule = DynamicSchedule(F) if prime else EverySteps(after=warm_up)
     moves = steps / (F + 1) if prime else steps - warm_up
     architecture = Adam([g for g in groups if g["params"]], lr=logit_rate(3e-4, moves), betas=(0.5, 0.999))
-    term = Proximity(space, rho=0.1 if prime else 0.0, progress=lambda: run.passed)
-    run.keep(space=space, weights=weights, architecture=architecture, pace=pace)
+    term = Proximity(space, rho=0.1 if prime else 0.0, progress=lambda: run.progress)
+    run.register_state(space=space, weights=weights, architecture=architecture, update_schedule=update_schedule)
 
     def gradient(train: object, valid: tuple[Tensor, Tensor]) -> tuple[Tensor, Sequence[Tensor | None]]:
         if cooling:
             cooling()
         loss = halves[1].loss(space, valid)
-        if regulariser:
-            loss = loss + regulariser().to(loss)
+        if regularizer:
+            loss = loss + regularizer().to(loss)
         return loss, torch.autograd.grad(loss, ag.logits(space), allow_unused=True)
 
     alternate(
-        space, halves, run, weights=weights, architecture=architecture, steps=steps,
-        weight_loss=halves[0].loss, architecture_gradient=regularised(gradient, term, space), pace=pace,
+        space,
+        halves,
+        run,
+        weights=weights,
+        architecture=architecture,
+        steps=steps,
+        weight_loss=halves[0].loss,
+        architecture_gradient=regularized(gradient, term, space),
+        update_schedule=update_schedule,
         schedule=lambda progress: 1.0 - 0.9 * progress,
-    )  # fmt: skip
+    )
     found = decide(space)
     with torch.no_grad():
         space.train()

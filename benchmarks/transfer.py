@@ -135,7 +135,7 @@ def measured(pair: str, seed: int, steps: int) -> dict[str, object]:
         return ag.Run(steps=steps, seed=seed, device="cpu", progress=False)
 
     def pruned(task: ag.Classification) -> ag.Found:
-        return ag.pruning_transfer(space, task, run(), limit=limit, gamma=1.0, search=0.9)
+        return ag.pruning_transfer(space, task, run(), limit=limit, gamma=1.0, search_fraction=0.9)
 
     found = pruned(source)
     others = {

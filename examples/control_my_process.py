@@ -17,7 +17,7 @@ from torch import Tensor
 import archgrad as ag
 from archgrad.control.benchmark_systems import Policy, Trajectory, quadratic
 from archgrad.control.dynamics_space import dynamics_space
-from archgrad.control.nnilqr import ADAM, Terms
+from archgrad.control.nnilqr import ADAM, NnilqrTerms
 
 
 class Rig:
@@ -55,8 +55,8 @@ def main() -> None:
         dynamics_space(states=2, actions=1),
         rig,
         ag.Run(trials=13 if smoke else 60, seed=0, folder=None if smoke else "runs/rig"),
-        search=functools.partial(ag.darts, optimiser=ADAM),
-        terms=Terms(fit=20, refit=5, search=10) if smoke else Terms(fit=500, search=500),
+        search=functools.partial(ag.darts, optimizer=ADAM),
+        terms=NnilqrTerms(fit=20, refit=5, search=10) if smoke else NnilqrTerms(fit=500, search=500),
     )
     print(found.report())
     print(f"{rig.rollouts} rollouts; the last angle is {found.record['control']['states'][-1][0]:.3f}")

@@ -50,7 +50,7 @@ def main() -> None:
     ag.relax(space, ag.softmax, where=lambda choice: isinstance(choice, ag.OpChoice))
     ag.relax(space, Open, where=lambda choice: isinstance(choice, ag.InputChoice))
     agent = ActorCritic(space, 64, 4)
-    optimiser = torch.optim.Adam(
+    optimizer = torch.optim.Adam(
         [{"params": ag.weights(agent)}, {"params": ag.logits(agent), "weight_decay": 0.0}], lr=1e-3
     )
 
@@ -73,10 +73,10 @@ def main() -> None:
             following = reward + DISCOUNT * following * ~over
             advantage = following - value
             loss = loss + (0.5 * advantage**2 - advantage.detach() * log_prob - 0.01 * entropy).mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (loss / STEPS).backward()
         nn.utils.clip_grad_norm_(agent.parameters(), 0.5)
-        optimiser.step()
+        optimizer.step()
         if update % 50 == 0 and len(env.return_queue):
             mean = sum(env.return_queue) / len(env.return_queue)
             print(f"update {update}: mean return {float(mean):.2f}")

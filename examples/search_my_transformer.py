@@ -44,7 +44,7 @@ class Convolution(nn.Module):
 
 
 class Block(nn.Module):
-    """Normalise, apply what the choice says, add."""
+    """Normalize, apply what the choice says, add."""
 
     def __init__(self, index: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ def main() -> None:
     run = ag.Run(epochs=given.epochs, steps=steps, seed=given.seed, folder=folder)
     limit = ag.macs(x).at_most(fraction=given.fraction)
     adam = functools.partial(ag.adamw, learning_rate=3e-3)
-    found = ag.unas(MyTransformer(), task, run, limit=limit, optimiser=adam, train_optimiser=adam)
+    found = ag.unas(MyTransformer(), task, run, limit=limit, optimizer=adam, train_optimizer=adam)
     print(found.report())
 
     if folder is None:

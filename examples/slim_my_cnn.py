@@ -70,7 +70,7 @@ def main() -> None:
         net, task, ag.Run(epochs=max(given.epochs // 2, 1), seed=given.seed, folder=folder and folder / "training")
     )
 
-    x = task.example  # [1, 1, 8, 8], scaled and normalised as the network sees it
+    x = task.example  # [1, 1, 8, 8], scaled and normalized as the network sees it
     space = ag.slim(net, example=x)
     for layer, reason in ag.frozen(space).items():
         print(f"frozen: {layer}: {reason}")

@@ -23,27 +23,27 @@ def one_level(space: nn.Module, task: ag.Classification, run: ag.Run, *, rate: f
     run.begin("one_level", {"rate": rate})  # takes the folder, seeds, finds out whether this resumes
     total = run.total_steps(task.steps_per_epoch, default_epochs=20)
     groups = [{"params": ag.weights(space)}, {"params": ag.logits(space), "lr": 10 * rate}]
-    optimiser = torch.optim.Adam(groups, lr=rate)
+    optimizer = torch.optim.Adam(groups, lr=rate)
     batches = task.stream(seed=run.seed)  # from a step's number to its batch: the same in every life of the run
 
-    run.keep(space=space, optimiser=optimiser)  # what is saved, and restored when the run goes on
+    run.register_state(space=space, optimizer=optimizer)  # what is saved, and restored when the run goes on
     for step in run.steps(total // 2, phase="search"):
         loss = task.loss(space.train(), run.to_device(batches(step)))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         run.log({"loss": loss.detach()}, step=step)
 
-    picked = run.remember("architecture", lambda: dict(ag.decide(space)))  # decided once in the run's life
+    picked = run.compute_once("architecture", lambda: dict(ag.decide(space)))  # decided once in the run's life
     architecture = ag.Architecture(picked)
     network = ag.build(space, architecture, weights="fresh").to(run.device)
-    optimiser = torch.optim.Adam(network.parameters(), lr=rate)
-    run.keep(network=network, optimiser=optimiser)
+    optimizer = torch.optim.Adam(network.parameters(), lr=rate)
+    run.register_state(network=network, optimizer=optimizer)
     for step in run.steps(total - total // 2, phase="train"):
         loss = task.loss(network.train(), run.to_device(batches(step)))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         run.log({"loss": loss.detach()}, step=step)
 
     score = task.evaluate(network, "test")["accuracy"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import doctest
 import inspect
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +35,11 @@ def surface() -> Iterator[tuple[str, Any, Any]]:
                 plain = plain.fget if isinstance(plain, property) else plain
                 if inspect.isfunction(plain) and plain.__module__.startswith("archgrad"):
                     yield f"{name}.{attribute}", plain, thing
+
+
+def issubclass_of_error(thing: Any) -> bool:
+    """Errors explain themselves where they are raised, and need no example."""
+    return inspect.isclass(thing) and issubclass(thing, BaseException)
 
 
 EVERYTHING = [pytest.param(thing, owner, id=name) for name, thing, owner in surface()]
@@ -66,7 +73,7 @@ def test_it_says_the_shapes_of_its_tensors(thing: Any, owner: Any) -> None:
     assert not given or SHAPE.search(text_of(thing, owner)), f"no shape is told of {', '.join(given)}"
 
 
-def test_shapes_are_recognised() -> None:
+def test_shapes_are_recognized() -> None:
     assert SHAPE.search("images [B, C, H, W]") and SHAPE.search("`[size]`") and SHAPE.search("[1, ...]")
     assert not SHAPE.search("a tensor") and not SHAPE.search("[]")
     assert tensors_of(ag.slim) == ["example"] and tensors_of(ag.frozen) == []
@@ -75,3 +82,18 @@ def test_shapes_are_recognised() -> None:
 def test_the_surface_is_looked_at_whole() -> None:
     names = {name for name, _, _ in surface()}
     assert len(names) > 120 and {"Run.steps", "Classification.load", "Found.report", "unas"} <= names
+
+
+PUBLIC = [name for name, thing, owner in surface() if owner is None and not issubclass_of_error(thing)]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_its_docstring_has_an_example_that_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    thing = getattr(ag, name)
+    monkeypatch.chdir(tmp_path)
+    found = doctest.DocTestFinder(recurse=False).find(thing, name, globs={})
+    assert found and found[0].examples, "no example"
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    said: list[str] = []
+    runner.run(found[0], out=said.append)
+    assert runner.summarize(verbose=False).failed == 0, "".join(said)

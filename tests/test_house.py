@@ -107,8 +107,8 @@ def test_nothing_forbidden_in_the_library(path: Path) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
             wrong += [f"line {node.lineno}: print"] if parts[0] != "cli" else []
-        # keep's keywords are names that the caller gives, and the command line's come from a schema.
-        free = parts[0] == "cli" or (isinstance(node, ast.FunctionDef) and node.name == "keep")
+        # register_state's keywords are names that the caller gives, and the command line's come from a schema.
+        free = parts[0] == "cli" or (isinstance(node, ast.FunctionDef) and node.name == "register_state")
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.args.kwarg and not free:
             wrong.append(f"line {node.lineno}: {node.name} takes **{node.args.kwarg.arg}")
         if isinstance(node, ast.Call) and ast.unparse(node.func) in (

@@ -54,7 +54,7 @@ class PhotoCNN(nn.Module):
 
 
 class FromPixels(nn.Module):
-    """The network behind its normalisation: pixels [B, 3, H, W] from 0 to 255 to logits [B, classes]."""
+    """The network behind its normalization: pixels [B, 3, H, W] from 0 to 255 to logits [B, classes]."""
 
     def __init__(self, network: nn.Module, mean: list[float], std: list[float]) -> None:
         super().__init__()
@@ -77,12 +77,12 @@ def opened(path: Path, out: Path) -> Path:
 
 
 def made_up(folder: Path) -> Path:
-    """Noise in two colours, for a run that only shows that all parts work."""
+    """Noise in two colors, for a run that only shows that all parts work."""
     random = np.random.default_rng(0)
-    for label, colour in (("cold", (40, 90, 200)), ("warm", (200, 90, 40))):
+    for label, color in (("cold", (40, 90, 200)), ("warm", (200, 90, 40))):
         (folder / label).mkdir(parents=True, exist_ok=True)
         for k in range(24):
-            pixels = np.clip(random.normal(colour, 60, (SIDE, SIDE, 3)), 0, 255).astype(np.uint8)
+            pixels = np.clip(random.normal(color, 60, (SIDE, SIDE, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / label / f"{k}.png")
     return folder
 
@@ -114,11 +114,11 @@ def main() -> None:
     found = ag.dnal(ag.slim(network, x), task, run, limit=limit, pretrained=True)
     print(found.report())
 
-    # Pixels in, so that whoever serves the file needs no normalisation of ours.
+    # Pixels in, so that whoever serves the file needs no normalization of ours.
     pixels = torch.zeros(1, 3, SIDE, SIDE)
     networks = {"small": found.network} if given.smoke else {"whole": network, "small": found.network}
     for name, one in networks.items():
-        ag.export_onnx(FromPixels(one, **task.splits["normalisation"]).eval(), pixels, given.out / f"{name}.onnx")
+        ag.export_onnx(FromPixels(one, **task.splits["normalization"]).eval(), pixels, given.out / f"{name}.onnx")
     (given.out / "labels.json").write_text(json.dumps([str(one) for one in task.splits["class_names"]]))
     print(f"{given.out} holds {', '.join(f'{name}.onnx' for name in networks)} and labels.json")
 

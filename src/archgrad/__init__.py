@@ -11,4 +11,5 @@ import lazy_loader
 __version__ = importlib.metadata.version("archgrad")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-__all__ = [*sorted([*__all__, "__version__"])]
+__all__ += ["__version__"]
+__all__.sort()

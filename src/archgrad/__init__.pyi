@@ -256,18 +256,21 @@ from .tasks.tabular import (
     Tabular as Tabular,
 )
 from .training.fit import (
-    adam as adam,
-)
-from .training.fit import (
-    adamw as adamw,
-)
-from .training.fit import (
     fit as fit,
 )
 from .training.fit import (
     recalibrate as recalibrate,
 )
-from .training.fit import (
+from .training.recipe import (
+    Recipe as Recipe,
+)
+from .training.recipe import (
+    adam as adam,
+)
+from .training.recipe import (
+    adamw as adamw,
+)
+from .training.recipe import (
     sgd as sgd,
 )
 from .training.schedules import (

@@ -40,7 +40,7 @@ _BATCH = 1024
 class ArchgradClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Fits a network to arrays, and slims it or searches it on the way.
 
-    `X` is `[N, F]` features or `[N, C, H, W]` images. Features are standardised by column, images by channel. All
+    `X` is `[N, F]` features or `[N, C, H, W]` images. Features are standardized by column, images by channel. All
     samples are trained on and none is held out: what `found_` reports is on the training data, so judge by
     `cross_val_score` or data of your own.
 
@@ -61,7 +61,7 @@ class ArchgradClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Attributes:
         classes_: the labels, `[K]`.
         n_features_in_: F, or C.
-        network_: the plain network, standardised inputs to logits `[N, K]`.
+        network_: the plain network, standardized inputs to logits `[N, K]`.
         found_: what the method handed back: architecture, costs, history, `report()`.
 
     Raises:
@@ -111,14 +111,14 @@ class ArchgradClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         with _own_randomness():
             torch.manual_seed(seed)
-            self.found_ = self._found(self._standardised(x), torch.from_numpy(places), seed)
+            self.found_ = self._found(self._standardized(x), torch.from_numpy(places), seed)
         self.network_ = self.found_.network.cpu().eval()
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """The probability of each class, `[N, K]`, in the order of `classes_`, for `X` as in `fit`."""
         check_is_fitted(self)
-        given = self._standardised(validate_data(self, X, dtype=np.float32, allow_nd=True, reset=False))
+        given = self._standardized(validate_data(self, X, dtype=np.float32, allow_nd=True, reset=False))
         with torch.no_grad():
             logits = torch.cat([self.network_(part) for part in torch.split(given, _BATCH)])
         odds: NDArray[np.float64] = logits.double().softmax(1).numpy()
@@ -130,7 +130,7 @@ class ArchgradClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         likeliest: NDArray[Any] = self.classes_[odds.argmax(1)]
         return likeliest
 
-    def _standardised(self, x: NDArray[np.float32]) -> Tensor:
+    def _standardized(self, x: NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(((x - self.mean_) / self.scale_).astype(np.float32))
 
     def _found(self, x: Tensor, y: Tensor, seed: int) -> Found:

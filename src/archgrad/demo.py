@@ -51,7 +51,7 @@ def demo(folder: str | Path, *, seed: int = 0, epochs: int = 60) -> Found:
 
     whole = Run(epochs=epochs, seed=seed, folder=folder / "baseline", device="cpu")
     fit(network, task, whole)
-    figured = whole.remember("figures", lambda: figures(network, task, x))
+    figured = whole.compute_once("figures", lambda: figures(network, task, x))
     found.record["baselines"] = [{"name": f"not slimmed, {epochs} epochs", **figured}]
     found.save(folder)
     return found

@@ -222,7 +222,7 @@ def write_bytes(path: Path, content: bytes, refuse: Refusal) -> None:
 def replace(path: Path, write: Callable[[Path], None], refuse: Refusal, *, size: int) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in the place of `path` atomically.
 
-    The file and its folder are synchronised with the disk (fsync). Where something fails, such as a full disk, the
+    The file and its folder are synchronized with the disk (fsync). Where something fails, such as a full disk, the
     temporary file is removed, what stood at `path` stays, and the error says how many bytes (`size`) were needed.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

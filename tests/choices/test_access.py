@@ -93,10 +93,10 @@ def test_the_shared_relaxation_survives_copies_and_files() -> None:
 
 def test_training_one_moves_all() -> None:
     agent = relax(Agent(Cell()), softmax)
-    optimiser = torch.optim.SGD(logits(agent), lr=1.0)
+    optimizer = torch.optim.SGD(logits(agent), lr=1.0)
     before = [p.clone() for p in weights(agent)]
     agent(torch.randn(5, 4)).square().sum().backward()
-    optimiser.step()
+    optimizer.step()
     moved = agent.encoder.first.relaxation.logits
     assert bool((moved != 0).any())
     assert torch.equal(moved, agent.encoder.second.relaxation.logits)
@@ -230,16 +230,16 @@ def test_samples_fit_and_follow_the_generator() -> None:
 
 
 def test_a_relaxed_gate_in_a_loop_of_ones_own() -> None:
-    """Weights and architecture in one optimiser, as in anybody's training loop."""
+    """Weights and architecture in one optimizer, as in anybody's training loop."""
     torch.manual_seed(0)
     agent = relax(Agent(Cell()), softmax)
-    optimiser = torch.optim.Adam([{"params": weights(agent)}, {"params": logits(agent), "lr": 0.1}])
+    optimizer = torch.optim.Adam([{"params": weights(agent)}, {"params": logits(agent), "lr": 0.1}])
     x, y = torch.randn(32, 4), torch.randn(32, 2)
     losses = []
     for _ in range(20):
         loss = (agent(x) - y).square().mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]

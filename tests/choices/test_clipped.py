@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.choices.access import choices, restrict
-from archgrad.choices.clipped import FLOOR, Clipped, normalise_nodes, prune
+from archgrad.choices.clipped import FLOOR, Clipped, normalize_nodes, prune
 from archgrad.choices.modules import Choice
 from archgrad.choices.relaxations import Open, Softmax
 from archgrad.errors import ChoiceError
@@ -57,14 +57,14 @@ def test_the_gradient_is_0_outside_and_1_at_the_very_ends() -> None:
 def test_what_died_stays_at_0_over_random_steps_and_is_never_run() -> None:
     space = space_of([0.3, -0.2, 0.5, 0.0])
     prune(space)
-    optimiser = torch.optim.Adam(ag.logits(space), lr=0.05, betas=(0.5, 0.999))
+    optimizer = torch.optim.Adam(ag.logits(space), lr=0.05, betas=(0.5, 0.999))
     generator = torch.Generator().manual_seed(0)
     (choice,) = (same[0] for same in choices(space).values())
     dead = ~choice.live
     assert dead.tolist() == [False, True, False, True]
     for _ in range(100):
         ag.logits(space)[0].grad = torch.randn(4, generator=generator)
-        optimiser.step()
+        optimizer.step()
         prune(space)
         assert not choice.ready()[dead].any() and not choice.live[dead].any()
         space(torch.ones(2))
@@ -124,11 +124,11 @@ def test_masking_all_candidates_is_refused() -> None:
         space(torch.ones(2))
 
 
-@pytest.mark.parametrize("factorised", [False, True])
-def test_nodes_are_normalised_and_the_derived_network_computes_the_same(factorised: bool) -> None:
+@pytest.mark.parametrize("factorized", [False, True])
+def test_nodes_are_normalized_and_the_derived_network_computes_the_same(factorized: bool) -> None:
     torch.manual_seed(0)
     space = ag.darts_cells(
-        channels=2, cells=3, in_channels=1, classes=3, nodes=2, factorised=factorised, operations=3
+        channels=2, cells=3, in_channels=1, classes=3, nodes=2, factorized=factorized, operations=3
     )
 
     def several(choice: Choice) -> bool:
@@ -137,7 +137,7 @@ def test_nodes_are_normalised_and_the_derived_network_computes_the_same(factoris
     ag.relax(ag.relax(space, Clipped), Open, where=several)
     x = torch.randn(6, 1, 8, 8)
     before = sum(p.numel() for p in space.parameters())
-    normalise_nodes(space, x)
+    normalize_nodes(space, x)
     made = [m for m in space.modules() if type(m) is nn.Sequential and len(m) == 2 and _holds_choices(m[0])]
     assert len(made) == 6 and all(not m[1].affine for m in made)
     assert sum(p.numel() for p in space.parameters()) == before
@@ -146,7 +146,7 @@ def test_nodes_are_normalised_and_the_derived_network_computes_the_same(factoris
         node.register_forward_hook(lambda _, __, y: outputs.append(y))
     space.train()(x)
     means = torch.stack([y.mean((0, 2, 3)).abs().max() for y in outputs])
-    assert means.max() < 1e-5, "a node's output is normalised"
+    assert means.max() < 1e-5, "a node's output is normalized"
     architecture = decide(space)
     held, network = ag.hold(space, architecture).eval(), ag.build(space, architecture).eval()
     assert torch.allclose(held(x), network(x), atol=1e-6)

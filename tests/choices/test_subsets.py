@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import archgrad as ag
-from archgrad.choices.subsets import Factorised, Subsets, Table, marginals, topologies, topology
+from archgrad.choices.subsets import Factorized, Subsets, SubsetTable, marginals, topologies, topology
 from archgrad.errors import ArchitectureError, ChoiceError
 from archgrad.extract.discretize import decide
 from archgrad.supernets.sampling import Sampler
@@ -25,9 +25,9 @@ def everything(size: int) -> Tensor:
     return torch.ones(size, dtype=torch.bool)
 
 
-def factorised(size: int, keep: int | tuple[int, int], *, seed: int = 0, spread: float = 1.5) -> Factorised:
+def factorized(size: int, keep: int | tuple[int, int], *, seed: int = 0, spread: float = 1.5) -> Factorized:
     """With random logits; as many of them are drawn as there are parameters."""
-    made = Factorised(size, keep, temperature=0.5).double()
+    made = Factorized(size, keep, temperature=0.5).double()
     return scattered(made, seed, spread)
 
 
@@ -39,7 +39,7 @@ def scattered(made: Subsets, seed: int = 0, spread: float = 1.5) -> Subsets:
     return made
 
 
-def enumerated(made: Factorised, live: Tensor) -> dict[tuple[int, ...], float]:
+def enumerated(made: Factorized, live: Tensor) -> dict[tuple[int, ...], float]:
     """p of each subset by its definition, in plain floats."""
     temperature, eta = float(made.temperature), made.logits.tolist()
     kappa = [0.0] if made.size_logits is None else made.size_logits.tolist()
@@ -59,7 +59,7 @@ def as_tensor(made: Subsets, p: dict[tuple[int, ...], float]) -> Tensor:
 
 @cases
 def test_marginals_probabilities_and_the_rest_are_those_of_the_enumeration(size: int, keep: int) -> None:
-    made = factorised(size, keep)
+    made = factorized(size, keep)
     for live in (everything(size), everything(size).index_fill(0, torch.tensor([0]), False)):
         if int(live.sum()) < made.fewest:
             continue
@@ -86,7 +86,7 @@ def test_marginals_probabilities_and_the_rest_are_those_of_the_enumeration(size:
 
 def test_the_enumeration_would_notice_marginals_of_another_distribution() -> None:
     """Independent inputs scaled to sum to k are not the marginals; Gumbel-top-k's are not either."""
-    made = factorised(5, 2, spread=0.7)
+    made = factorized(5, 2, spread=0.7)
     wanted = made(everything(5)).detach()
     independent = torch.sigmoid(made.logits.detach() / made.temperature)
     assert not torch.allclose(2.0 * independent / independent.sum(), wanted, atol=1e-2)
@@ -99,7 +99,7 @@ def test_the_enumeration_would_notice_marginals_of_another_distribution() -> Non
 
 @cases
 def test_the_gradient_passes_through_the_programme(size: int, keep: int) -> None:
-    made = factorised(size, keep)
+    made = factorized(size, keep)
     live = everything(size)
 
     def marginals_at(*parameters: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def test_the_gradient_passes_through_the_programme(size: int, keep: int) -> None
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.floats(-30, 30), min_size=1, max_size=9), st.data())
-def test_marginals_are_the_gradient_of_the_normaliser(values: list[float], data: st.DataObject) -> None:
+def test_marginals_are_the_gradient_of_the_normalizer(values: list[float], data: st.DataObject) -> None:
     scores = torch.tensor(values, dtype=torch.float64, requires_grad=True)
     k = data.draw(st.integers(1, len(values)))
     q, log_e = marginals(scores, range(k, k + 1))
@@ -124,7 +124,7 @@ def test_marginals_are_the_gradient_of_the_normaliser(values: list[float], data:
 @pytest.mark.parametrize("temperature", [1.0, 1e-3])
 def test_long_and_cold_distributions_stay_finite(temperature: float) -> None:
     """Of 300 inputs 150: products of weights, in place of sums of logarithms, would overflow."""
-    made = scattered(Factorised(300, 150, temperature=temperature), spread=4.0)
+    made = scattered(Factorized(300, 150, temperature=temperature), spread=4.0)
     q = made(everything(300))
     assert q.dtype == torch.float32
     assert float(q.detach().double().sum()) == pytest.approx(150, abs=1e-3)
@@ -136,8 +136,8 @@ def test_long_and_cold_distributions_stay_finite(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("keep", [2, (1, 3)])
-def test_a_table_of_additive_logits_is_the_factorised_form(keep: int | tuple[int, int]) -> None:
-    made, table = factorised(5, keep), Table(5, keep, temperature=0.5).double()
+def test_a_table_of_additive_logits_is_the_factorized_form(keep: int | tuple[int, int]) -> None:
+    made, table = factorized(5, keep), SubsetTable(5, keep, temperature=0.5).double()
     with torch.no_grad():
         table.logits.copy_(made.log_probabilities(everything(5)) * 0.5)
     for live in (everything(5), torch.tensor([True, False, True, True, True])):
@@ -153,7 +153,7 @@ def test_a_table_of_additive_logits_is_the_factorised_form(keep: int | tuple[int
     assert not torch.allclose(table(everything(5)), made(everything(5)), atol=1e-3), "a table knows more"
 
 
-@pytest.mark.parametrize("make", [Table, Factorised])
+@pytest.mark.parametrize("make", [SubsetTable, Factorized])
 def test_a_node_without_a_choice_has_weight_one_and_no_gradient(make: type[Subsets]) -> None:
     for size in (1, 2):
         made = scattered(make(size, size).double())
@@ -169,7 +169,7 @@ def test_a_node_without_a_choice_has_weight_one_and_no_gradient(make: type[Subse
 
 
 def test_permuted_inputs_have_permuted_marginals() -> None:
-    made, other = factorised(6, 3), factorised(6, 3)
+    made, other = factorized(6, 3), factorized(6, 3)
     order = torch.tensor([4, 2, 0, 5, 1, 3])
     with torch.no_grad():
         other.logits.copy_(made.logits[order])
@@ -177,8 +177,8 @@ def test_permuted_inputs_have_permuted_marginals() -> None:
 
 
 def test_hard_support_has_no_invalid_subsets() -> None:
-    assert float(scattered(Factorised(5, 2, hard=True)).invalid(everything(5))) == 0.0
-    assert float(scattered(Factorised(5, 2)).invalid(everything(5)).detach()) > 0.1
+    assert float(scattered(Factorized(5, 2, hard=True)).invalid(everything(5))) == 0.0
+    assert float(scattered(Factorized(5, 2)).invalid(everything(5)).detach()) > 0.1
 
 
 class Node(nn.Module):
@@ -208,7 +208,7 @@ def relaxed(form: str, keep: int | tuple[int, int] | None = None) -> nn.Module:
     return space
 
 
-@pytest.mark.parametrize("form", ["table", "factorised"])
+@pytest.mark.parametrize("form", ["table", "factorized"])
 @pytest.mark.parametrize("keep", [1, 2, 3, (1, 3)])
 def test_a_cold_node_is_the_decoded_node_bit_for_bit(form: str, keep: int | tuple[int, int]) -> None:
     space = relaxed(form, keep)
@@ -226,7 +226,7 @@ def test_a_cold_node_is_the_decoded_node_bit_for_bit(form: str, keep: int | tupl
     assert torch.equal(ag.build(space, again)(x), held(x))
 
 
-@pytest.mark.parametrize("form", ["table", "factorised"])
+@pytest.mark.parametrize("form", ["table", "factorized"])
 def test_a_restricted_node_decides_among_what_is_alive(form: str) -> None:
     space = relaxed(form)
     assert space.inputs.edges[0].live.tolist() == [False, True, True], "absence is of the topology alone"
@@ -252,7 +252,7 @@ def test_a_table_decides_for_the_likeliest_subset_and_not_for_the_heaviest_input
     assert decide(space)["inputs"] == (0, 1) and 2 in heaviest
 
 
-@pytest.mark.parametrize("form", ["table", "factorised"])
+@pytest.mark.parametrize("form", ["table", "factorized"])
 @pytest.mark.parametrize("keep", [2, (1, 3)])
 def test_sampled_subsets_have_the_marginals_and_their_exact_log_probability(
     form: str, keep: int | tuple[int, int]
@@ -283,19 +283,19 @@ def test_sampled_subsets_have_the_marginals_and_their_exact_log_probability(
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: Factorised(3, 4), r"keep=4 of 3 inputs: allowed are a number from 1 to 3"),
-        (lambda: Factorised(3, 0), r"keep=0 of 3"),
-        (lambda: Table(3, (2, 1)), r"keep=\(2, 1\)"),
-        (lambda: Table(3, True), r"keep=True"),
-        (lambda: Factorised(3, 2, temperature=0.0), r"temperature of 0\.0"),
-        (lambda: Table(60, 30), r"form='factorised'"),
+        (lambda: Factorized(3, 4), r"keep=4 of 3 inputs: allowed are a number from 1 to 3"),
+        (lambda: Factorized(3, 0), r"keep=0 of 3"),
+        (lambda: SubsetTable(3, (2, 1)), r"keep=\(2, 1\)"),
+        (lambda: SubsetTable(3, True), r"keep=True"),
+        (lambda: Factorized(3, 2, temperature=0.0), r"temperature of 0\.0"),
+        (lambda: SubsetTable(60, 30), r"form='factorized'"),
         (lambda: topology(Node(), keep=5), r"choice 'inputs' has 4 inputs and cannot keep 5"),
-        (lambda: topology(Node(), form="tree"), r"'table' and 'factorised'"),
+        (lambda: topology(Node(), form="tree"), r"'table' and 'factorized'"),
         (lambda: topology(nn.Linear(2, 2)), r"has no InputChoice"),
         (lambda: topology(ag.InputChoice(1, name="one"), keep=2), r"has 1 inputs and cannot keep 2"),
-        (lambda: Factorised(3, 2)(torch.zeros(3, dtype=torch.bool)), r"0 are alive"),
-        (lambda: Table(3, 2)(torch.tensor([True, False, False])), r"1 are alive"),
-        (lambda: Factorised(60, 30).log_probabilities(everything(60)), r"keep fewer"),
+        (lambda: Factorized(3, 2)(torch.zeros(3, dtype=torch.bool)), r"0 are alive"),
+        (lambda: SubsetTable(3, 2)(torch.tensor([True, False, False])), r"1 are alive"),
+        (lambda: Factorized(60, 30).log_probabilities(everything(60)), r"keep fewer"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make: object, match: str) -> None:

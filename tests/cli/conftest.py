@@ -151,7 +151,7 @@ def slimmed(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def searched(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of `archgrad search`, by UNAS in the factorised cells."""
+    """The folder of a finished run of `archgrad search`, by UNAS in the factorized cells."""
     out = tmp_path_factory.mktemp("searched") / "run"
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:

@@ -15,7 +15,7 @@ from archgrad.control import nnilqr
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer training steps."""
     monkeypatch.setattr(nnilqr.nnilqr, "__kwdefaults__", {
-        **nnilqr.nnilqr.__kwdefaults__, "terms": nnilqr.Terms(fit=30, refit=3, search=10),
+        **nnilqr.nnilqr.__kwdefaults__, "terms": nnilqr.NnilqrTerms(fit=30, refit=3, search=10),
     })  # fmt: skip
 
 

@@ -96,9 +96,9 @@ def task(name: str, **more: object) -> object:
 
 
 def test_a_pair_of_arrays_a_dict_of_parts_and_named_inputs(code: Path) -> None:
-    whole, divided, senses = (task(f"{code}:{name}") for name in ("arrays", "parts", "senses"))
+    whole, split_steps, senses = (task(f"{code}:{name}") for name in ("arrays", "parts", "senses"))
     assert [whole.splits[part]["size"] for part in ("train", "valid", "test")] == [72, 24, 24]
-    assert [divided.splits[part]["size"] for part in ("train", "valid", "test")] == [80, 40, 30]
+    assert [split_steps.splits[part]["size"] for part in ("train", "valid", "test")] == [80, 40, 30]
     assert set(senses.example) == {"image", "audio"}
 
 

@@ -90,9 +90,9 @@ def test_a_module_whose_own_import_fails_is_no_missing_module(
         load("imports_nothing:f", classes=3, example=EXAMPLE)
 
 
-def test_a_file_can_import_its_neighbour(tmp_path: Path) -> None:
-    (tmp_path / "neighbour_of_main.py").write_text("from torch import nn\n")
-    (tmp_path / "main.py").write_text("from neighbour_of_main import nn\ndef f():\n    return nn.Linear(2, 2)\n")
+def test_a_file_can_import_its_neighbor(tmp_path: Path) -> None:
+    (tmp_path / "neighbor_of_main.py").write_text("from torch import nn\n")
+    (tmp_path / "main.py").write_text("from neighbor_of_main import nn\ndef f():\n    return nn.Linear(2, 2)\n")
     assert isinstance(load(f"{tmp_path / 'main.py'}:f", classes=3, example=EXAMPLE), nn.Linear)
 
 

@@ -102,7 +102,7 @@ def test_the_folder_tells_the_command_that_makes_it_again(
             SlimOptions(model="m:f", data="d", keep=["a b", "c"], pretrained=False, onnx=False, seed=3),
             ["slim", "m:f", "d"],
         ),
-        ("search", SearchOptions(data="digits", method="random_search", factorised=False, shared=True), ["search"]),
+        ("search", SearchOptions(data="digits", method="random_search", factorized=False, shared=True), ["search"]),
         ("score", ScoreOptions(space="nasbench201", proxy=["synflow", "params"], sample=3), ["score"]),
     ],
 )

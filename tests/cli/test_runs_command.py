@@ -21,7 +21,7 @@ from archgrad.run.run import Run
 def begun(folder: Path, *, steps: int) -> Run:
     run = Run(folder=folder, device="cpu", progress=False, checkpoint_seconds=0)
     run.begin("test", {})
-    run.keep(network=nn.Linear(1, 1))
+    run.register_state(network=nn.Linear(1, 1))
     loop = run.steps(9, phase="search")
     for step in range(steps):
         next(loop)

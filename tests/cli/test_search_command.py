@@ -31,10 +31,10 @@ def test_the_folder_holds_everything(searched: Path) -> None:
     record = json.loads((searched / "record.json").read_text())
     assert record["method"] == "unas"
     assert record["space"] == {
-        "kind": "darts", "cells": 3, "channels": 2, "classes": 3, "in_channels": 1, "factorised": True,
+        "kind": "darts", "cells": 3, "channels": 2, "classes": 3, "in_channels": 1, "factorized": True,
         "stem": "cifar",
     }  # fmt: skip
-    assert "darts (factorised, 3 cells, 2 channels)" in (searched / "report.html").read_text()
+    assert "darts (factorized, 3 cells, 2 channels)" in (searched / "report.html").read_text()
     network = torch.export.load(searched / "network.pt2").module()
     assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
 
@@ -86,7 +86,7 @@ def test_methods_and_spaces(
     record = json.loads(result.stdout)
     assert record["space"]["kind"] == kind
     assert (record["space"]["classes"], record["space"]["in_channels"]) == (3, 1)
-    assert record["space"].get("factorised") == {"darts": False}.get(kind)
+    assert record["space"].get("factorized") == {"darts": False}.get(kind)
     if "--memory-gib" in options:
         assert record["settings"]["memory"]["bound"] == 2**29 == record["rounds"][0]["bound_bytes"]
     if "--alpha" in options:
@@ -150,15 +150,15 @@ def test_stopped_and_resumed_is_the_search_never_stopped(
         (["--method", "monas", "--alpha", "1.5"], "--alpha: 1.5 was given"),
         (["--memory-gib", "2"], "memory_gib=2.0 goes with --method radars"),
         (["--method", "radars", "--memory-gib", "1e-6"], "the least bound that works is"),
-        (["--space", "mobile", "--factorised"], "only the space darts has a factorised and a published form"),
+        (["--space", "mobile", "--factorized"], "only the space darts has a factorized and a published form"),
         (["--published"], "UNAS samples one candidate for each choice"),
         (["--method", "darts", "--limit", "latency_ms=4"], "archgrad.unas, which measures sampled networks"),
         (["--space", "nasbench201", "--limit", "macs=100"], "at most 100 MACs: the lowest reachable is"),
         (["--limit", "macs=0"], "a fraction is above 0"),
         (["--cells", "0"], "--cells: 0 was given"),
         (["--channels", "0"], "--channels: 0 was given"),
-        (["--search", "0"], "--search: 0.0 was given"),
-        (["--search", "1.5"], "--search: 1.5 was given"),
+        (["--search-fraction", "0"], "--search: 0.0 was given"),
+        (["--search-fraction", "1.5"], "--search: 1.5 was given"),
         (["--device", "tpu"], "device='tpu' was given"),
     ],
 )

@@ -23,21 +23,21 @@ def test_a_found_cell_is_trained_larger_with_an_auxiliary_head_and_drop_path(
 ) -> None:
     result = cli(
         "train", searched / "architecture.json", place / "data.npz", "--cells", "4", "--channels", "3",
-        "--auxiliary", "0.4", "--drop-path", "0.2", "--augment", "crop=1,cutout=2", "--optimiser", "adamw",
+        "--auxiliary", "0.4", "--drop-path", "0.2", "--augment", "crop=1,cutout=2", "--optimizer", "adamw",
         "--learning-rate", "0.01", "--weight-decay", "0.1", "--clip", "5", "--smoothing", "0.1", *FEW,
         "--json", "--out", tmp_path / "run",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
-    assert record["title"] == "darts (factorised, 4 cells, 3 channels) trained"
+    assert record["title"] == "darts (factorized, 4 cells, 3 channels) trained"
     assert record["settings"] == {
-        "optimiser": "adamw", "learning_rate": 0.01, "weight_decay": 0.1, "clip": 5.0, "smoothing": 0.1,
+        "optimizer": "adamw", "learning_rate": 0.01, "weight_decay": 0.1, "clip": 5.0, "smoothing": 0.1,
         "auxiliary": 0.4, "drop_path": 0.2,
     }  # fmt: skip
     assert record["data"]["smoothing"] == 0.1
     assert [graph["name"] for graph in record["graphs"]] == ["normal", "reduce"]
 
-    space = darts_cells(cells=3, channels=2, classes=3, in_channels=1, factorised=True)
+    space = darts_cells(cells=3, channels=2, classes=3, in_channels=1, factorized=True)
     architecture = archgrad.Architecture.load(tmp_path / "run" / "architecture.json")
     assert architecture == archgrad.Architecture.load(searched / "architecture.json")
     network = archgrad.build(space, architecture, cells=4, channels=3)
@@ -53,7 +53,7 @@ def test_a_found_cell_is_trained_larger_with_an_auxiliary_head_and_drop_path(
     exported = torch.export.load(tmp_path / "run" / "network.pt2").module()
     torch.testing.assert_close(exported(x), network.eval()(x), rtol=1e-4, atol=1e-5)
     assert spaces.held(tmp_path / "run" / "architecture.json") == spaces.Form(
-        kind="darts", cells=4, channels=3, factorised=True
+        kind="darts", cells=4, channels=3, factorized=True
     )
 
 
@@ -89,13 +89,13 @@ def test_an_architecture_of_ones_own_space_is_trained_and_resumed(
 @pytest.mark.parametrize(
     ("space", "cells", "wanted"),
     [
-        (darts_cells(cells=5, channels=4), None, spaces.Form(kind="darts", cells=8, channels=16, factorised=False)),
+        (darts_cells(cells=5, channels=4), None, spaces.Form(kind="darts", cells=8, channels=16, factorized=False)),
         (
-            darts_cells(cells=3, factorised=True, channels=4),
+            darts_cells(cells=3, factorized=True, channels=4),
             20,
-            spaces.Form(kind="darts", cells=8, channels=16, factorised=True),
+            spaces.Form(kind="darts", cells=8, channels=16, factorized=True),
         ),
-        (darts_cells(cells=2, channels=4), 2, spaces.Form(kind="darts", cells=2, channels=16, factorised=False)),
+        (darts_cells(cells=2, channels=4), 2, spaces.Form(kind="darts", cells=2, channels=16, factorized=False)),
     ],
 )
 def test_the_form_of_a_darts_space_is_told_by_its_architecture(
@@ -126,7 +126,7 @@ def test_sizes_that_do_not_fit_are_refused(
     assert "no module named drop_path" in refused("train", net, data, "--drop-path", "0.2", *out)
     for options in (["--average", "1"], ["--smoothing", "-1"], ["--clip", "0"], ["--drop-path", "1"]):
         assert f"{options[0]}: {float(options[1])} was given" in refused("train", net, data, *options, *out)
-    refused("train", net, data, "--optimiser", "lion", *out)
+    refused("train", net, data, "--optimizer", "lion", *out)
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,13 @@ from archgrad.choices.subsets import topology
 from archgrad.errors import LimitError
 from archgrad.methods.darts_prime.darts_prime import Constraint
 from archgrad.methods.toponas.toponas import Terms as Topology
-from archgrad.methods.unas import Terms
+from archgrad.methods.unas import UnasTerms
 from archgrad.trials.successive_halving import Halving
 
 SLIM = functools.partial(ag.dnal, pretrained=True, round_to=1, gate_epochs=3)
 
 
-def _on(method: Callable[..., ag.Found], form: Literal["table", "factorised"]) -> Callable[..., ag.Found]:
+def _on(method: Callable[..., ag.Found], form: Literal["table", "factorized"]) -> Callable[..., ag.Found]:
     """The method on a space whose inputs have distributions over subsets."""
 
     def search(space: nn.Module, task: ag.Classification, run: ag.Run, *, limit: ag.Limit | None) -> ag.Found:
@@ -46,16 +46,18 @@ METHODS: dict[str, tuple[Callable[..., ag.Found], Problem]] = {
     # From the published threshold, 1, the architecture would move at once, on untrained weights.
     "darts_prime": (functools.partial(ag.darts_prime, constraint=Constraint(threshold=1e-3)), SUPERNET),
     "darts_prime, clipped and ADMM": (
-        functools.partial(ag.darts_prime, constraint=Constraint(activation="clipped", regulariser="admm")),
+        functools.partial(ag.darts_prime, constraint=Constraint(activation="clipped", regularizer="admm")),
         SUPERNET,
     ),
     # Weights that are drawn afresh have to learn something in the steps of a round.
     "pruning_transfer": (
-        functools.partial(ag.pruning_transfer, search=0.8, optimiser=functools.partial(ag.adam, learning_rate=0.05)),
+        functools.partial(
+            ag.pruning_transfer, search_fraction=0.8, optimizer=functools.partial(ag.adam, learning_rate=0.05)
+        ),
         INPUTS,
     ),
     "pruning_transfer, frozen": (
-        functools.partial(ag.pruning_transfer, process="frozen", search=0.8),
+        functools.partial(ag.pruning_transfer, process="frozen", search_fraction=0.8),
         GATES,
     ),
     "toponas": (ag.toponas, SUPERNET),
@@ -64,7 +66,7 @@ METHODS: dict[str, tuple[Callable[..., ag.Found], Problem]] = {
         SUPERNET,
     ),
     "darts, topology": (_on(ag.darts, "table"), SUPERNET),
-    "unas, topology": (_on(ag.unas, "factorised"), SUPERNET),
+    "unas, topology": (_on(ag.unas, "factorized"), SUPERNET),
     "radars": (ag.radars, SUPERNET),
     "radars, bound": (
         functools.partial(ag.radars, memory=ag.peak_memory(EXAMPLE).at_most(peak_bytes=44_000)),
@@ -72,10 +74,10 @@ METHODS: dict[str, tuple[Callable[..., ag.Found], Problem]] = {
     ),
     "monas": (ag.monas, SUPERNET),
     # Its own rate is for epochs of training, and the first round has five steps.
-    "multimodal_random": (functools.partial(ag.multimodal_random, optimiser=ag.sgd), SUPERNET),
+    "multimodal_random": (functools.partial(ag.multimodal_random, optimizer=ag.sgd), SUPERNET),
     "unas": (ag.unas, SUPERNET),
-    "unas, per image": (functools.partial(ag.unas, terms=Terms(per_image=True)), SUPERNET),
-    "unas, score function": (functools.partial(ag.unas, terms=Terms(estimator="score_function")), SUPERNET),
+    "unas, per image": (functools.partial(ag.unas, terms=UnasTerms(per_image=True)), SUPERNET),
+    "unas, score function": (functools.partial(ag.unas, terms=UnasTerms(estimator="score_function")), SUPERNET),
     "random_search": (ag.random_search, SUPERNET),
     "random_search, halving": (functools.partial(ag.random_search, halving=Halving()), SUPERNET),
     "random_search, shared": (functools.partial(ag.random_search, shared=True), SUPERNET),
@@ -151,7 +153,7 @@ def test_a_budget_of_seconds_is_shared_with_the_training(name: str) -> None:
 
 def test_a_gap_of_pairs_prefers_what_answers_always_the_same() -> None:
     """Why the difference of the batch means is UNAS's default here."""
-    found = ag.unas(SUPERNET.space(), task(), quiet("unas", seed=1), limit=limit(), terms=Terms(gap="pairwise"))
+    found = ag.unas(SUPERNET.space(), task(), quiet("unas", seed=1), limit=limit(), terms=UnasTerms(gap="pairwise"))
     assert found.architecture["entries"] == 2, "the operation that erases everything"
 
 

@@ -74,7 +74,7 @@ def astray(folder: Path) -> dict[str, object]:
     run = Run(folder=folder, device="cpu", progress=False)
     run.begin("astray", {})
     run.total_steps(3, default_epochs=2)
-    run.keep(network=network)
+    run.register_state(network=network)
     try:
         for _ in run.steps(6):
             with torch.no_grad():

@@ -10,7 +10,7 @@ import archgrad as ag
 from archgrad.control.benchmark_systems import Equations, Policy, Trajectory, quadratic
 from archgrad.control.dynamics_model import Dynamics, Experience
 from archgrad.control.ilqr import Better, derivatives
-from archgrad.control.trajectory import Plan, solve
+from archgrad.control.trajectory import TrajectoryPlan, solve
 from archgrad.errors import NonFiniteError
 
 A = torch.tensor([[1.0, 0.1], [-0.2, 0.9]], dtype=torch.float64)
@@ -38,7 +38,7 @@ def exact() -> Dynamics:
     change = torch.cat([A - torch.eye(2), B], 1).float()
     with torch.no_grad():
         dynamics.network.weight.copy_(change * dynamics.spread / dynamics.size[:, None])
-        dynamics.network.bias.copy_((change @ dynamics.centre - dynamics.drift) / dynamics.size)
+        dynamics.network.bias.copy_((change @ dynamics.center - dynamics.drift) / dynamics.size)
     return dynamics
 
 
@@ -114,12 +114,12 @@ def test_what_blew_up_is_not_learnt_from_and_what_ended_early_is_until_then() ->
 def test_what_is_saved_is_restored_with_the_count_of_the_system() -> None:
     system, other = linear(), linear()
     seen = Experience(system, ag.Run(device="cpu", progress=False))
-    plan = Plan()
+    plan = TrajectoryPlan()
     plan.first(system, seen.rollout(waves))
     assert plan.take(None) == 0.0 and plan.idle == 1
     assert plan.take(Better(seen.kept[0], 1.0, 0.5)) > 0.0 and plan.idle == 0
     plan.again()
-    restored, planned = Experience(other, ag.Run(device="cpu", progress=False)), Plan()
+    restored, planned = Experience(other, ag.Run(device="cpu", progress=False)), TrajectoryPlan()
     restored.load_state_dict(seen.state_dict())
     planned.load_state_dict(plan.state_dict())
     assert other.rollouts == 1 and torch.equal(restored.pairs()[0], seen.pairs()[0])

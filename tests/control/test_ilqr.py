@@ -35,7 +35,7 @@ def linear(*, horizon: int = 20, bound: Tensor = WIDE, weights: tuple[float, ...
 
 
 def least_squares(system: Equations) -> float:
-    """The lowest J of the linear system: a quadratic in all actions at once, minimised by one solve."""
+    """The lowest J of the linear system: a quadratic in all actions at once, minimized by one solve."""
     count = system.horizon
 
     def total(flat: Tensor) -> Tensor:

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 import archgrad as ag
 from archgrad.control.benchmark_systems import Cost, Equations, Policy, Trajectory, classical_ilqr, quadratic
 from archgrad.control.dynamics_space import dynamics_space
-from archgrad.control.nnilqr import ADAM, Terms
+from archgrad.control.nnilqr import ADAM, NnilqrTerms
 from archgrad.errors import ConfigError, DataError, NonFiniteError
 
-SHORT = Terms(explore=4, fit=150, refit=15, search=40)
-BRIEF = Terms(explore=4, fit=30, refit=5, search=20)  # where each step is saved
+SHORT = NnilqrTerms(explore=4, fit=150, refit=15, search=40)
+BRIEF = NnilqrTerms(explore=4, fit=30, refit=5, search=20)  # where each step is saved
 ONE = torch.ones(1, dtype=torch.float64)
 
 
@@ -64,7 +64,7 @@ class Failing(Equations):
 
 def test_it_reaches_what_the_equations_reach_and_counts_its_rollouts(tmp_path: Path) -> None:
     system = pendulum()
-    terms = Terms(explore=5, fit=400, refit=40, smoothing=0.0)
+    terms = NnilqrTerms(explore=5, fit=400, refit=40, smoothing=0.0)
     found = ag.nnilqr(None, system, quiet(trials=25, folder=tmp_path / "run"), terms=terms)
     best = classical_ilqr(pendulum()).cost
     assert found.score is not None and -found.score < 1.01 * best
@@ -128,7 +128,7 @@ class Slow(t.Equations):
         return t.Equations.rollout(self, policy)
 t.ag.nnilqr(t.space(), t.pendulum(kind=Slow), t.quiet(folder={folder!r}, checkpoint_seconds=0.0), **t.SEARCHED)
 """
-SEARCHED = {"search": functools.partial(ag.darts, optimiser=ADAM), "terms": BRIEF}
+SEARCHED = {"search": functools.partial(ag.darts, optimizer=ADAM), "terms": BRIEF}
 
 
 def space() -> nn.Module:
@@ -212,7 +212,7 @@ def test_a_space_needs_a_search_and_numbers_make_sense() -> None:
     with pytest.raises(ConfigError, match="give both"):
         ag.nnilqr(dynamics_space(2, 1), pendulum(), quiet(), terms=SHORT)
     with pytest.raises(ConfigError, match="counts are 1 or more"):
-        Terms(explore=0)
+        NnilqrTerms(explore=0)
 
 
 def test_a_gymnasium_pendulum_costs_less_than_without_action() -> None:

@@ -38,7 +38,7 @@ def test_the_true_map_explains_everything_and_the_mean_nothing() -> None:
 
 
 def test_halves_are_disjoint_and_whole() -> None:
-    first, second = task().halves(0.5)
+    first, second = task().split(0.5)
     rows = torch.cat([first._parts["train"][0], second._parts["train"][0]])
     assert len(rows) == 30 and len(torch.unique(rows, dim=0)) == 30
 

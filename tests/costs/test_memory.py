@@ -51,10 +51,10 @@ def test_saved_bytes_of_a_chain_are_those_counted_by_hand() -> None:
 def test_a_footprint_is_that_counted_by_hand() -> None:
     found = predict(nn.Linear(10, 20), torch.randn(2, 10)).at(8)
     size = 4 * (10 * 20 + 20)
-    assert (found.parameter_bytes, found.gradient_bytes, found.optimiser_bytes) == (size, size, size)
+    assert (found.parameter_bytes, found.gradient_bytes, found.optimizer_bytes) == (size, size, size)
     assert (found.batch_bytes, found.saved_bytes, found.buffer_bytes) == (4 * 8 * 10, 0, 0)
     assert found.resident_bytes == 2 * size + 4 * 8 * 10
-    # Both gradients, and while the optimiser works one temporary as large as the weight.
+    # Both gradients, and while the optimizer works one temporary as large as the weight.
     assert found.peak_bytes == found.resident_bytes + size + 4 * 200
 
 
@@ -94,19 +94,19 @@ def test_the_peak_is_that_of_the_allocator() -> None:
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
-    optimiser = sum(p.nbytes for p in weights)
-    resident = sum(t.nbytes for t in net.state_dict().values()) + x.nbytes + optimiser
+    optimizer = sum(p.nbytes for p in weights)
+    resident = sum(t.nbytes for t in net.state_dict().values()) + x.nbytes + optimizer
     assert measured_peak(net, x) == pytest.approx(resident + peak, rel=0.02)
 
 
 @pytest.mark.parametrize("make", [lambda p: SGD(p, lr=0.1), lambda p: SGD(p, lr=0.1, momentum=0.9), Adam])
-def test_optimiser_state_is_counted_to_the_byte(make: memory.MakeOptimiser) -> None:
+def test_optimizer_state_is_counted_to_the_byte(make: memory.OptimizerFactory) -> None:
     net = conv_net()
     made = make(net.parameters())
     net(torch.randn(4, 3, 12, 12)).sum().backward()
     made.step()
     real = sum(t.nbytes for state in made.state.values() for t in state.values() if isinstance(t, Tensor))
-    assert predict(net, torch.randn(2, 3, 12, 12), optimiser=make).at(4).optimiser_bytes == real
+    assert predict(net, torch.randn(2, 3, 12, 12), optimizer=make).at(4).optimizer_bytes == real
 
 
 def test_a_storage_counts_once_and_what_is_known_not_at_all() -> None:
@@ -210,7 +210,7 @@ def test_the_whole_search_stays_near_the_step_that_was_foreseen() -> None:
     ]
     space, data = nn.Sequential(*layers, nn.Flatten(), nn.Linear(3 * 144, 2)), task()
     with Allocations() as seen:
-        found = ag.darts(space, data, ag.Run(steps=6, device="cpu", progress=False), search=1.0)
+        found = ag.darts(space, data, ag.Run(steps=6, device="cpu", progress=False), search_fraction=1.0)
     foreseen = next(row["predicted_peak_bytes"] for row in found.history if "predicted_peak_bytes" in row)
     assert seen.peak_bytes <= 1.15 * foreseen
 

@@ -19,7 +19,7 @@ from archgrad.costs.latency import latency
 from archgrad.costs.limits import Cost, Limit, Predicts, black_box
 from archgrad.costs.prediction_error import misfit, rank_correlation
 from archgrad.costs.surrogate import Surrogate
-from archgrad.costs.table import Table
+from archgrad.costs.table import CostTable
 from archgrad.errors import ArchitectureError, ChoiceError, ConfigError, DataError
 from archgrad.run import checkpoint_file as checkpoint
 
@@ -32,11 +32,11 @@ def layers(count: int = LAYERS, size: int = OPS) -> nn.Module:
     return nn.Sequential(*(OpChoice([nn.Identity() for _ in range(size)], name=f"l{i}") for i in range(count)))
 
 
-def additive(count: int = LAYERS, size: int = OPS) -> Table:
+def additive(count: int = LAYERS, size: int = OPS) -> CostTable:
     """Milliseconds between 0 and 1 a candidate."""
     prices = torch.rand(count, size, dtype=torch.float64).tolist()
     rows = {f"l{i}": tuple(row) for i, row in enumerate(prices)}
-    return Table("latency", "ms", 3.0, rows, dict.fromkeys(rows, ("Identity",) * size))
+    return CostTable("latency", "ms", 3.0, rows, dict.fromkeys(rows, ("Identity",) * size))
 
 
 def drawn(space: nn.Module, count: int, *, seed: int = 0) -> list[Architecture]:
@@ -44,7 +44,7 @@ def drawn(space: nn.Module, count: int, *, seed: int = 0) -> list[Architecture]:
     return [sample(space, generator=generator) for _ in range(count)]
 
 
-def fitted(count: int = 60) -> tuple[nn.Module, Table, Surrogate]:
+def fitted(count: int = 60) -> tuple[nn.Module, CostTable, Surrogate]:
     space, table = layers(3, 4), additive(3, 4)
     surrogate = Surrogate(space, CLOCK)
     architectures = drawn(space, count)
@@ -115,7 +115,7 @@ def test_the_expected_hinge_by_enumeration_equals_a_dynamic_programme() -> None:
     rows = torch.randint(0, 9, (count, size)).tolist()
     weights = torch.randn(count, size, dtype=torch.float64).softmax(-1)
     names = [f"l{i}" for i in range(count)]
-    table = Table(
+    table = CostTable(
         "latency", "ms", base, dict(zip(names, map(tuple, rows), strict=True)), dict.fromkeys(names, ("a", "b", "c"))
     )
     mean = table.at(dict(zip(names, weights, strict=True))).item()
@@ -132,7 +132,7 @@ def test_the_expected_hinge_by_enumeration_equals_a_dynamic_programme() -> None:
 
 def test_all_kinds_of_choices_are_features() -> None:
     space = Mixed()
-    true = Table(
+    true = CostTable(
         "energy", "mJ", 2.0, {"op": (1.0, 5.0, 2.0), "sum": (1.0, 2.0, 3.0, 4.0), "gate": (0.5, 0.0, 0.25)},
         {"op": ("Identity", "Tanh", "ReLU"), "sum": (), "gate": ()},
     )  # fmt: skip

@@ -19,7 +19,7 @@ from archgrad.costs import latency as rooms
 from archgrad.costs.count import macs, params
 from archgrad.costs.latency import latency
 from archgrad.costs.limits import Cost, Limit, Predicts, black_box
-from archgrad.costs.table import Table, measure_table
+from archgrad.costs.table import CostTable, measure_table
 from archgrad.errors import ArchitectureError, ChoiceError, DataError, ModelError
 from archgrad.extract.discretize import build
 
@@ -85,12 +85,12 @@ def sleepers() -> nn.Module:
 
 
 @pytest.fixture
-def table() -> Table:
+def table() -> CostTable:
     torch.manual_seed(0)
     return measure_table(Supernet(), macs(X))
 
 
-def test_a_table_of_macs_is_exact_for_every_architecture(table: Table) -> None:
+def test_a_table_of_macs_is_exact_for_every_architecture(table: CostTable) -> None:
     space, cost = Supernet(), macs(X)
     found = [(table.predict(a), table.of(hold(space, a)), cost.of(hold(space, a))) for a in all_of()]
     assert all(one == two == true for one, two, true in found)
@@ -107,7 +107,7 @@ def test_the_network_that_is_priced_may_be_built() -> None:
         assert built.predict(architecture) == params().of(build(space, architecture))
 
 
-def test_the_reference_does_not_matter_and_the_cheapest_candidate_costs_nothing(table: Table) -> None:
+def test_the_reference_does_not_matter_and_the_cheapest_candidate_costs_nothing(table: CostTable) -> None:
     space = Supernet()
     for reference in all_of()[5::31]:
         other = measure_table(space, macs(X), reference=reference)
@@ -119,7 +119,7 @@ def test_the_reference_does_not_matter_and_the_cheapest_candidate_costs_nothing(
     assert table.prices["all"] == (0, 0)
 
 
-def test_the_expected_price_is_the_mean_and_has_a_gradient(table: Table) -> None:
+def test_the_expected_price_is_the_mean_and_has_a_gradient(table: CostTable) -> None:
     space = relax(Supernet().double(), softmax).double()
     with torch.no_grad():
         for parameter in logits(space):
@@ -171,31 +171,31 @@ def test_a_cost_that_does_not_add_up_shows_in_the_error() -> None:
     assert found.error is not None and found.error.rms > 0.3
 
 
-def test_a_table_survives_its_file(table: Table, tmp_path: Path) -> None:
+def test_a_table_survives_its_file(table: CostTable, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     table.save(path)
-    assert Table.load(path) == table
+    assert CostTable.load(path) == table
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert table.device and table.torch_version == torch.__version__
-    bare = Table("energy", "mJ", 1, {}, {})
-    assert Table.from_json(bare.to_json()) == bare
-    assert hash(Limit(table, 5.0)) == hash(Limit(Table.load(path), 5.0))
+    bare = CostTable("energy", "mJ", 1, {}, {})
+    assert CostTable.from_json(bare.to_json()) == bare
+    assert hash(Limit(table, 5.0)) == hash(Limit(CostTable.load(path), 5.0))
 
 
-def test_it_is_a_cost_that_predicts(table: Table) -> None:
+def test_it_is_a_cost_that_predicts(table: CostTable) -> None:
     cost: Cost = table
     assert (cost.name, cost.unit, cost.measured) == ("macs", "MACs", False)
     assert isinstance(cost, Predicts)
     assert table.at_most(5.0) == Limit(table, 5.0) and table.at_most(fraction=0.5).resolve(8.0) == 4.0
 
 
-def test_a_plain_network_has_no_price(table: Table) -> None:
+def test_a_plain_network_has_no_price(table: CostTable) -> None:
     plain = build(Supernet(), all_of()[0])
     with pytest.raises(ModelError, match=r"plain network.*table\.predict\(architecture\)"):
         table.of(plain)
 
 
-def test_a_space_that_is_not_held_has_an_expected_price_alone(table: Table) -> None:
+def test_a_space_that_is_not_held_has_an_expected_price_alone(table: CostTable) -> None:
     with pytest.raises(ChoiceError, match="undecided"):
         table.of(Supernet())
     with pytest.raises(ModelError, match=r"mixed, not held.*expected"):
@@ -204,7 +204,7 @@ def test_a_space_that_is_not_held_has_an_expected_price_alone(table: Table) -> N
 
 def test_the_gates_of_a_space_are_open_until_they_are_decided() -> None:
     space = nn.Sequential(Gate(3, name="gate"))
-    prices = Table("energy", "mJ", 1.0, {"gate": (1.0, 2.0, 4.0)}, {"gate": ()})
+    prices = CostTable("energy", "mJ", 1.0, {"gate": (1.0, 2.0, 4.0)}, {"gate": ()})
     assert prices.of(space) == float(prices.expected(space)) == 8.0
     assert prices.of(hold(space, Architecture({"gate": (0, 2)}))) == 6.0
 
@@ -216,7 +216,7 @@ class Other(nn.Module):
 
 
 def test_another_space_is_refused() -> None:
-    small = Table("energy", "mJ", 1.0, {"a": (1.0, 2.0)}, {"a": ("x", "y")})
+    small = CostTable("energy", "mJ", 1.0, {"a": (1.0, 2.0)}, {"a": ("x", "y")})
     assert small.expected(relax(Other(OpChoice(["x", "y"], name="a")), softmax)).item() == 2.5
     others = (
         OpChoice(["x", "y"], name="b"), OpChoice(["y", "x"], name="a"), OpChoice(["x", "y", "z"], name="a"),
@@ -229,7 +229,7 @@ def test_another_space_is_refused() -> None:
 
 @pytest.mark.parametrize("picks", [{}, {"b": 0}, {"a": 0, "b": 0}, {"a": 2}, {"a": (0,)}, {"a": ()}])
 def test_another_space_s_architecture_is_refused(picks: dict[str, int]) -> None:
-    small = Table("energy", "mJ", 1.0, {"a": (1.0, 2.0)}, {"a": ("x", "y")})
+    small = CostTable("energy", "mJ", 1.0, {"a": (1.0, 2.0)}, {"a": ("x", "y")})
     assert small.predict(Architecture({"a": 1})) == 3.0
     with pytest.raises(ArchitectureError, match=r"another space|allowed is an index from 0 to 1"):
         small.predict(Architecture(picks))
@@ -281,7 +281,7 @@ def altered(text: str, **changes: object) -> str:
     return json.dumps({**json.loads(text), **changes})
 
 
-GOOD = Table("energy", "mJ", 1.0, {"a": (1.0, 2.0)}, {"a": ("x", "y")}).to_json()
+GOOD = CostTable("energy", "mJ", 1.0, {"a": (1.0, 2.0)}, {"a": ("x", "y")}).to_json()
 ROW = {"labels": ["x", "y"], "prices": [1.0, 2.0]}
 
 
@@ -315,17 +315,17 @@ def test_damaged_and_foreign_files_are_named(text: str, message: str, tmp_path: 
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(DataError, match=message) as raised:
-        Table.load(path)
+        CostTable.load(path)
     assert str(path) in str(raised.value)
 
 
-def test_files_that_cannot_be_reached_are_named(table: Table, tmp_path: Path) -> None:
+def test_files_that_cannot_be_reached_are_named(table: CostTable, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read"):
-        Table.load(tmp_path / "absent.json")
+        CostTable.load(tmp_path / "absent.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="cannot read"):
-        Table.load(tmp_path / "bytes.json")
+        CostTable.load(tmp_path / "bytes.json")
     with pytest.raises(DataError, match="cannot write"):
         table.save(tmp_path / "absent" / "a.json")
     with pytest.raises(DataError, match="same choices"):
-        Table("energy", "mJ", 1.0, {"a": (1.0,)}, {})
+        CostTable("energy", "mJ", 1.0, {"a": (1.0,)}, {})

@@ -96,7 +96,7 @@ class Softmaxed(nn.Module):
         return x * x.softmax(1)
 
 
-class Normalised(nn.Module):
+class Normalized(nn.Module):
     """Unit length over channels."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Small networks whose trunk is normalised over features: transformers, mixers, ConvNeXt, language models."""
+"""Small networks whose trunk is normalized over features: transformers, mixers, ConvNeXt, language models."""
 
 from __future__ import annotations
 

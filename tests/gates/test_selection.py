@@ -18,7 +18,7 @@ from archgrad.costs.count import macs, params
 from archgrad.costs.limits import Limit
 from archgrad.errors import ChoiceError, ConfigError, LimitError
 from archgrad.extract.discretize import build
-from archgrad.gates.selection import Budget, Rounded, above, gates, uniform
+from archgrad.gates.selection import GateConstraint, WidthRounding, above, gates, uniform
 from archgrad.spaces.slim.slimmable import slim
 
 X = torch.randn(2, 3, 8, 8)
@@ -42,7 +42,7 @@ def test_the_largest_under_the_limit_is_that_of_brute_force(seed: int, fraction:
     scores = random_scores(space, seed=seed)
     cost = macs(x)
     bound = fraction * cost.of(space)
-    found = Budget(space, cost.at_most(fraction=fraction), Rounded(1)).largest(scores)
+    found = GateConstraint(space, cost.at_most(fraction=fraction), WidthRounding(1)).largest(scores)
     names = list(scores)
     best = -1.0
     for widths in itertools.product(*(range(1, scores[n].numel() + 1) for n in names)):
@@ -72,35 +72,37 @@ def test_the_largest_under_the_limit_is_that_of_brute_force(seed: int, fraction:
 def test_the_limit_is_kept_on_a_recount_and_used_up(make, rounding: int | None) -> None:
     space = slim(make(), X)
     for seed, (cost, fraction) in enumerate(((macs(X), 0.5), (params(), 0.6), (macs(X), 0.9))):
-        scores, rounded = random_scores(space, seed=seed), Rounded(rounding)
-        budget = Budget(space, cost.at_most(fraction=fraction), rounded)
-        assert budget.reference == cost.of(space)
-        found = budget.largest(scores)
+        scores, rounding = random_scores(space, seed=seed), WidthRounding(rounding)
+        constraint = GateConstraint(space, cost.at_most(fraction=fraction), rounding)
+        assert constraint.reference == cost.of(space)
+        found = constraint.largest(scores)
         value = cost.of(build(space, found))
         assert value <= fraction * cost.of(space)
-        assert budget.of(found) == pytest.approx(value, rel=1e-12)
+        assert constraint.of(found) == pytest.approx(value, rel=1e-12)
         # Every larger architecture in the order of the scores is over the limit.
         values = torch.cat(list(scores.values())).unique().tolist()
-        others = {budget.of(above(space, scores, t, rounded)) for t in (values[0] - 1, *values)}
-        assert all(other > budget.bound for other in others if other > value * (1 + 1e-12))
+        others = {constraint.of(above(space, scores, t, rounding)) for t in (values[0] - 1, *values)}
+        assert all(other > constraint.bound for other in others if other > value * (1 + 1e-12))
 
 
 def test_everything_stays_where_there_is_room() -> None:
     space = slim(resnet(), X)
     full = {name: tuple(range(gate.size)) for name, gate in gates(space).items()}
     for limit in (macs(X).at_most(fraction=1.0), macs(X).at_most(1e12)):
-        assert Budget(space, limit, Rounded()).largest(random_scores(space, seed=0)) == Architecture(full)
+        assert GateConstraint(space, limit, WidthRounding()).largest(random_scores(space, seed=0)) == Architecture(
+            full
+        )
 
 
 def test_the_impossible_names_the_lowest_that_can_be_reached() -> None:
     space = slim(plain(), X)
     lowest = Architecture(dict.fromkeys(gates(space), (0,)))
     least = macs(X).of(build(space, lowest))
-    assert Budget(space, macs(X).at_most(least), Rounded(1)).largest(random_scores(space, seed=0))
+    assert GateConstraint(space, macs(X).at_most(least), WidthRounding(1)).largest(random_scores(space, seed=0))
     with pytest.raises(LimitError, match=rf"lowest reachable is {least:,.6g} .*round_to=1"):
-        Budget(space, macs(X).at_most(least - 1), Rounded(1))
+        GateConstraint(space, macs(X).at_most(least - 1), WidthRounding(1))
     with pytest.raises(LimitError, match="no network of this space takes at most 10 MACs"):
-        Budget(space, macs(X).at_most(10), Rounded())
+        GateConstraint(space, macs(X).at_most(10), WidthRounding())
 
 
 def gate(size: int, *, side: str = "out", channels: int = 1) -> Gate:
@@ -113,33 +115,33 @@ def gate(size: int, *, side: str = "out", channels: int = 1) -> Gate:
     [(3, 1), (4, 1), (7, 1), (8, 2), (12, 2), (15, 1), (16, 4), (20, 4), (30, 2), (32, 8), (48, 8), (36, 4)],
 )
 def test_the_default_step_leaves_four_to_choose_from(size: int, step: int) -> None:
-    assert Rounded().step(gate(size)) == step
+    assert WidthRounding().step(gate(size)) == step
 
 
 def test_heads_and_branches_are_whole() -> None:
-    assert Rounded().step(gate(32, side="heads")) == 1
-    assert Rounded(8).step(gate(32, side="heads")) == 1
+    assert WidthRounding().step(gate(32, side="heads")) == 1
+    assert WidthRounding(8).step(gate(32, side="heads")) == 1
     space = slim(resnet(), X)
     branch = gates(space)["blocks.0.branch"]
-    assert Rounded(8).count(branch, 0) == 0 and Rounded(8).count(branch, 1) == 1
+    assert WidthRounding(8).count(branch, 0) == 0 and WidthRounding(8).count(branch, 1) == 1
 
 
 @pytest.mark.parametrize(("channels", "step"), [(1, 8), (2, 4), (3, 3), (4, 2), (8, 1), (16, 1)])
 def test_blocks_of_channels_are_rounded_as_channels(channels: int, step: int) -> None:
-    assert Rounded(8).step(gate(32, channels=channels)) == step
+    assert WidthRounding(8).step(gate(32, channels=channels)) == step
 
 
 def test_a_multiple_below_one_is_refused() -> None:
     with pytest.raises(ConfigError, match="round_to=0"):
-        Rounded(0)
+        WidthRounding(0)
 
 
 @pytest.mark.parametrize("to", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("size", [3, 8, 20, 32])
 def test_widths_are_the_nearest_multiples(to: int, size: int) -> None:
-    rounded, one = Rounded(to), gate(size)
+    rounding, one = WidthRounding(to), gate(size)
     for wanted in range(size + 1):
-        count = rounded.count(one, wanted)
+        count = rounding.count(one, wanted)
         assert 1 <= count <= size
         step = min(to, size)
         assert count % step == 0 or count == size
@@ -150,13 +152,13 @@ def test_widths_are_the_nearest_multiples(to: int, size: int) -> None:
 @pytest.mark.parametrize("to", [None, 1, 8, 16])
 @pytest.mark.parametrize("size", [3, 8, 9, 20, 32])
 def test_a_gate_that_keeps_everything_is_not_cut_by_rounding(to: int | None, size: int) -> None:
-    assert Rounded(to).count(gate(size), size) == size
+    assert WidthRounding(to).count(gate(size), size) == size
 
 
 def test_the_best_entries_stay() -> None:
     space = slim(plain(), X)
     scores = random_scores(space, seed=3)
-    found = above(space, scores, 0.0, Rounded(1))
+    found = above(space, scores, 0.0, WidthRounding(1))
     for name, pick in found.items():
         wanted = (scores[name] > 0).nonzero().flatten().tolist()
         assert list(pick) == (wanted or [int(scores[name].argmax())])
@@ -166,10 +168,10 @@ def test_no_layer_dies() -> None:
     for make in (plain, mobilenet, transformers.vit_separate):
         space = slim(make(), X)
         scores = {name: torch.full((g.size,), -1.0) for name, g in gates(space).items()}
-        for rounded in (Rounded(), Rounded(1), Rounded(8)):
-            found = above(space, scores, 0.0, rounded)
+        for rounding in (WidthRounding(), WidthRounding(1), WidthRounding(8)):
+            found = above(space, scores, 0.0, rounding)
             for name, pick in found.items():
-                assert len(pick) == (0 if gates(space)[name].vanishing else rounded.step(gates(space)[name]))
+                assert len(pick) == (0 if gates(space)[name].vanishing else rounding.step(gates(space)[name]))
             assert torch.isfinite(build(space, found)(X)).all()
 
 
@@ -177,20 +179,20 @@ def test_a_branch_vanishes_with_its_inner_gates() -> None:
     space = slim(resnet(), X)
     scores = {name: torch.ones(g.size) for name, g in gates(space).items()}
     scores["blocks.0.conv1"] -= 5.0
-    found = above(space, scores, 0.0, Rounded(1))
+    found = above(space, scores, 0.0, WidthRounding(1))
     assert found["blocks.0.branch"] == ()
     assert found["blocks.1.branch"] == found["blocks.2.branch"] == (0,)
     assert isinstance(build(space, found).blocks[0], nn.ReLU)
     scores["blocks.0.conv1"][3] = 1.0  # one inner channel is enough to stay
-    assert above(space, scores, 0.0, Rounded(1))["blocks.0.branch"] == (0,)
+    assert above(space, scores, 0.0, WidthRounding(1))["blocks.0.branch"] == (0,)
     scores["blocks.0.branch"] -= 5.0  # unless the branch itself is not wanted
-    assert above(space, scores, 0.0, Rounded(1))["blocks.0.branch"] == ()
+    assert above(space, scores, 0.0, WidthRounding(1))["blocks.0.branch"] == ()
 
 
 def test_a_floor_keeps_a_share_of_every_gate() -> None:
     space = slim(resnet(), X)
     scores = {name: -torch.rand(g.size) for name, g in gates(space).items()}
-    found = above(space, scores, 0.0, Rounded(1), floor=0.25)
+    found = above(space, scores, 0.0, WidthRounding(1), floor=0.25)
     for name, one in gates(space).items():
         if not one.vanishing:
             assert len(found[name]) == max(1, one.size // 4)
@@ -199,7 +201,7 @@ def test_a_floor_keeps_a_share_of_every_gate() -> None:
 def test_uniform_takes_the_same_share_of_every_gate() -> None:
     space = slim(resnet(), X)
     for width in (0.0, 0.25, 0.5, 1.0):
-        found = uniform(space, width, Rounded(1))
+        found = uniform(space, width, WidthRounding(1))
         for name, one in gates(space).items():
             expected = one.size if one.vanishing else max(1, round(width * one.size))
             assert found[name] == tuple(range(expected))
@@ -225,7 +227,7 @@ def test_a_measured_limit_is_met_on_the_built_networks() -> None:
     space = slim(plain(), X)
     cost = Slowness()
     full = params().of(space) / 1000
-    found = Budget(space, Limit(cost, fraction=0.5), Rounded(1)).largest(random_scores(space, seed=0))
+    found = GateConstraint(space, Limit(cost, fraction=0.5), WidthRounding(1)).largest(random_scores(space, seed=0))
     assert params().of(build(space, found)) / 1000 <= 0.5 * full
     assert cost.calls > 3
 

@@ -77,8 +77,8 @@ def test_the_published_supernet_and_the_size_of_its_space() -> None:
     assert size == 1_037_664_180
 
 
-def test_the_factorised_supernet_and_the_size_of_its_space() -> None:
-    space = relax(darts_cells(factorised=True), softmax)
+def test_the_factorized_supernet_and_the_size_of_its_space() -> None:
+    space = relax(darts_cells(factorized=True), softmax)
     assert sum(p.numel() for p in logits(space)) == 168
     kind = [choice for name, (choice, *_) in choices(space).items() if name.startswith("reduce")]
     assert math.prod(choice.size for choice in kind) == (2 * 3 * 4 * 5) ** 2 * 7**8 == 83_013_134_400

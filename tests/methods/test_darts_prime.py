@@ -14,8 +14,8 @@ from archgrad.errors import ConfigError, LimitError
 from archgrad.methods.darts_prime.darts_prime import Constraint, darts_prime
 from archgrad.run.signals import Stopped
 
-OFF = Constraint(schedule="static", f=1, regulariser="proximity", rho=0.0)
-FULL = Constraint(activation="clipped", f=2, regulariser="admm")
+OFF = Constraint(schedule="static", f=1, regularizer="proximity", rho=0.0)
+FULL = Constraint(activation="clipped", f=2, regularizer="admm")
 
 
 def task() -> ag.Classification:
@@ -52,7 +52,7 @@ def test_with_its_parts_off_it_is_darts_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("constraint", [Constraint(f=2), FULL])
-@pytest.mark.parametrize("form", ["table", "factorised"])
+@pytest.mark.parametrize("form", ["table", "factorized"])
 def test_a_topology_of_its_own_is_kept(constraint: Constraint, form: str) -> None:
     given = topology(space(), form=form)
     found = darts_prime(given, task(), run(steps=20), constraint=constraint)
@@ -156,7 +156,7 @@ def test_a_stopped_run_goes_on_exactly(
     assert 10 < len(calls) < 40
     resumed = darts_prime(space(), task(), run(steps=80, folder=tmp_path / "run"), constraint=constraint)
     assert same(resumed, whole)
-    assert resumed.record["discretisation"] == whole.record["discretisation"]
+    assert resumed.record["discretization"] == whole.record["discretization"]
 
 
 def test_a_measured_limit_is_refused_by_name() -> None:
@@ -178,7 +178,7 @@ def test_constraints_that_make_no_sense_are_refused(wrong: dict[str, float], mes
         darts_prime(space(), task(), run(), constraint=Constraint(**wrong))
 
 
-@pytest.mark.parametrize("name", ["activation", "schedule", "regulariser"])
+@pytest.mark.parametrize("name", ["activation", "schedule", "regularizer"])
 def test_names_that_there_are_not_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}='other' was given; allowed are"):
         Constraint(**{name: "other"})

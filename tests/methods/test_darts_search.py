@@ -38,21 +38,21 @@ def test_the_second_order_gradient_is_that_of_the_loss_one_step_ahead(momentum: 
     with torch.no_grad():
         alpha[0].copy_(torch.tensor([0.3, -0.2]))
     x, y, vx, vy = (torch.randn(8, n, dtype=torch.float64) for n in (3, 1, 3, 1))
-    optimiser = torch.optim.SGD(weights, lr=0.05, momentum=momentum, weight_decay=0.01)
+    optimizer = torch.optim.SGD(weights, lr=0.05, momentum=momentum, weight_decay=0.01)
 
     def loss(at: nn.Module, data: tuple[Tensor, Tensor]) -> Tensor:
         return (at(data[0]) - data[1]).square().mean()
 
     loss(space, (x, y)).backward()
-    optimiser.step()
-    optimiser.zero_grad()
+    optimizer.step()
+    optimizer.zero_grad()
     before = [w.detach().clone() for w in weights]
-    found_loss, (found,) = unrolled(space, lambda: loss(space, (x, y)), lambda: loss(space, (vx, vy)), optimiser)
+    found_loss, (found,) = unrolled(space, lambda: loss(space, (x, y)), lambda: loss(space, (vx, vy)), optimizer)
     assert all(torch.equal(w, b) for w, b in zip(weights, before, strict=True))
 
     (first_order,) = torch.autograd.grad(loss(space, (vx, vy)), alpha)
     gradients = torch.autograd.grad(loss(space, (x, y)), weights, create_graph=True)
-    buffers = [optimiser.state[w].get("momentum_buffer") for w in weights]
+    buffers = [optimizer.state[w].get("momentum_buffer") for w in weights]
     names = {id(p): n for n, p in space.named_parameters()}
     ahead = {
         names[id(w)]: w - 0.05 * (g + 0.01 * w + (0.0 if b is None else momentum * b))

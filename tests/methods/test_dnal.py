@@ -13,8 +13,8 @@ import archgrad as ag
 from archgrad.costs.count import Macs
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError, NonFiniteError
-from archgrad.gates.gate_optimizer import Steering, entry_logits
-from archgrad.gates.selection import Budget, Rounded, above, gates
+from archgrad.gates.gate_optimizer import GateOptimizer, entry_logits
+from archgrad.gates.selection import GateConstraint, WidthRounding, above, gates
 from archgrad.training.schedules import geometric
 
 torch.set_num_threads(1)
@@ -64,20 +64,20 @@ def test_scale_ends_on_its_last_value_and_grows_by_a_constant_ratio(of: int) -> 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_drift_law_without_a_data_gradient(scaled: bool) -> None:  # [6]
     space = relaxed(conv_net(), torch.randn(2, 1, 8, 8)).double()
-    steering = Steering(space, NoLoss(), strength=0.3, scaled=scaled, scale=(1.0, 1e4))
-    for relaxation in steering.relaxations:
+    gate_optimizer = GateOptimizer(space, NoLoss(), strength=0.3, scaled=scaled, scale=(1.0, 1e4))
+    for relaxation in gate_optimizer.relaxations:
         relaxation.scale.fill_(2.0)
-    optimiser = torch.optim.SGD(ag.logits(space), lr=0.1)
+    optimizer = torch.optim.SGD(ag.logits(space), lr=0.1)
     expected, factor = torch.zeros((), dtype=torch.float64), 2.0 if scaled else 1.0
     for _ in range(50):
-        optimiser.zero_grad()
-        steering.objective(space, (torch.zeros(1), torch.zeros(1))).backward()
-        optimiser.step()
+        optimizer.zero_grad()
+        gate_optimizer.objective(space, (torch.zeros(1), torch.zeros(1))).backward()
+        optimizer.step()
         g = torch.sigmoid(factor * expected)
         expected = expected - 0.1 * 0.3 * factor * g * (1 - g)
     for logits in entry_logits(space).values():
         assert torch.allclose(logits, expected.expand_as(logits), atol=1e-10, rtol=0)
-    # The law with the other regulariser would have been noticed.
+    # The law with the other regularizer would have been noticed.
     assert abs(float(expected)) > 0.05
 
 
@@ -85,14 +85,14 @@ def test_stage_two_moves_no_weight_and_the_others_no_logit(digits: ag.Classifica
     space = ag.slim(conv_net(), digits.example)
     relaxed_space = ag.relax(space, ag.scaled_sigmoid)
     before = [w.detach().clone() for w in ag.weights(relaxed_space)]
-    steering = Steering(relaxed_space, digits, strength=0.1, scaled=False, scale=(1.0, 1e4))
-    optimiser = torch.optim.SGD(ag.logits(relaxed_space), lr=0.5)
+    gate_optimizer = GateOptimizer(relaxed_space, digits, strength=0.1, scaled=False, scale=(1.0, 1e4))
+    optimizer = torch.optim.SGD(ag.logits(relaxed_space), lr=0.5)
     batches = digits.stream(seed=0)
     for step in range(3):
-        loss = steering.objective(relaxed_space.train(), batches(step))
+        loss = gate_optimizer.objective(relaxed_space.train(), batches(step))
         for p, g in zip(ag.logits(relaxed_space), torch.autograd.grad(loss, ag.logits(relaxed_space)), strict=True):
             p.grad = g
-        optimiser.step()
+        optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, ag.weights(relaxed_space), strict=True))
     assert all(float(v.abs().max()) > 0 for v in entry_logits(relaxed_space).values())
     assert not set(ag.logits(relaxed_space)) & set(ag.weights(relaxed_space))
@@ -109,12 +109,12 @@ def test_separable_problem_keeps_exactly_the_useful(strength: float) -> None:  #
 
     space = relaxed(conv_net(), torch.randn(2, 1, 8, 8))
     last = list(gates(space))[-1]
-    steering = Steering(space, Separable(), strength=strength, scaled=False, scale=(1.0, 1e4))
-    optimiser = torch.optim.SGD(ag.logits(space), lr=1.0)
+    gate_optimizer = GateOptimizer(space, Separable(), strength=strength, scaled=False, scale=(1.0, 1e4))
+    optimizer = torch.optim.SGD(ag.logits(space), lr=1.0)
     for _ in range(200):
-        optimiser.zero_grad()
-        steering.objective(space, (torch.zeros(1), torch.zeros(1))).backward()
-        optimiser.step()
+        optimizer.zero_grad()
+        gate_optimizer.objective(space, (torch.zeros(1), torch.zeros(1))).backward()
+        optimizer.step()
     assert set((entry_logits(space)[last] > 0).nonzero().flatten().tolist()) == {
         c for c in range(12) if float(q[c]) > strength
     }
@@ -123,22 +123,22 @@ def test_separable_problem_keeps_exactly_the_useful(strength: float) -> None:  #
 def test_under_a_limit_the_pressure_holds_the_expected_cost_there() -> None:
     x = torch.randn(2, 1, 8, 8)
     space = relaxed(conv_net(), x)
-    budget = Budget(space, ag.macs(x).at_most(fraction=0.3), Rounded(1))
-    steering = Steering(space, NoLoss(), strength=0.0, scaled=False, scale=(1.0, 1e4))
-    steering.aim(budget, budget.bound)
-    optimiser = torch.optim.SGD(ag.logits(space), lr=1.0)
+    constraint = GateConstraint(space, ag.macs(x).at_most(fraction=0.3), WidthRounding(1))
+    gate_optimizer = GateOptimizer(space, NoLoss(), strength=0.0, scaled=False, scale=(1.0, 1e4))
+    gate_optimizer.set_target(constraint, constraint.bound)
+    optimizer = torch.optim.SGD(ag.logits(space), lr=1.0)
     generator = torch.Generator().manual_seed(0)
     for epoch in range(10):
-        steering.turn(epoch, of=10, optimiser=optimiser)
+        gate_optimizer.on_epoch(epoch, of=10, optimizer=optimizer)
         for _ in range(30):
-            for relaxation in steering.relaxations:
+            for relaxation in gate_optimizer.relaxations:
                 relaxation.logits.data += 0.01 * torch.randn(relaxation.logits.shape, generator=generator)
-            steering.press(0)
-        cost = float(Macs(x).expected(space).detach()) / budget.reference
+            gate_optimizer.project(0)
+        cost = float(Macs(x).expected(space).detach()) / constraint.reference
         # Never above; below by no more than the precision of the bisection or, once decided, by one channel.
         assert 0.3 - (0.01 if epoch < 5 else 0.1) < cost < 0.3001, epoch
     # kappa weighs by cost: an early channel is read at more places than a late one.
-    early, late = steering.kappa.split([8, 12])
+    early, late = gate_optimizer.kappa.split([8, 12])
     assert float(early.mean()) > float(late.mean())
 
 
@@ -146,10 +146,10 @@ def test_deriving_again_from_what_was_derived_changes_nothing() -> None:  # [9]
     x = torch.randn(2, 1, 8, 8)
     space = ag.slim(conv_net(), x)
     scores = {n: torch.randn(g.size, generator=torch.Generator().manual_seed(1)) for n, g in gates(space).items()}
-    network = ag.build(space, above(space, scores, 0.0, Rounded(1)))
+    network = ag.build(space, above(space, scores, 0.0, WidthRounding(1)))
     again_space = ag.slim(network, x)
     kept = {n: s[s > 0] if bool((s > 0).any()) else s.max()[None] for n, s in scores.items()}
-    again = ag.build(again_space, above(again_space, kept, 0.0, Rounded(1)))
+    again = ag.build(again_space, above(again_space, kept, 0.0, WidthRounding(1)))
     assert all(
         torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True)
     )
@@ -220,5 +220,5 @@ def test_a_loss_that_is_not_finite_stops_the_run(digits: ag.Classification, tmp_
     explosive = functools.partial(torch.optim.SGD, lr=1e30)
     space = ag.slim(conv_net(), digits.example)
     with pytest.raises(NonFiniteError, match=r"loss became NaN or infinite in phase 'weights'.*lower learning rate"):
-        ag.dnal(space, digits, quiet(folder=tmp_path / "run"), optimiser=explosive)
+        ag.dnal(space, digits, quiet(folder=tmp_path / "run"), optimizer=explosive)
     assert list((tmp_path / "run" / "checkpoints").iterdir()), "the last good state is kept"

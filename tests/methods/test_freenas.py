@@ -114,7 +114,7 @@ def test_the_conventions_decide_the_answer_and_the_record_says_so() -> None:
 SPACES = {
     "nasbench": lambda: ag.nasbench201_cells(channels=2, cells=1),
     "darts": lambda: ag.darts_cells(channels=2, cells=3, nodes=2),
-    "factorised": lambda: ag.darts_cells(channels=2, cells=3, nodes=2, operations=4, factorised=True),
+    "factorized": lambda: ag.darts_cells(channels=2, cells=3, nodes=2, operations=4, factorized=True),
 }
 
 
@@ -154,14 +154,14 @@ def test_nodes_of_darts_keep_the_inputs_of_their_best_operations() -> None:
     scores["normal.3.inputs"] = torch.tensor([0.0, 9.0, 0.0]).double()
     found = decoded(space, scores)
     assert found["normal.3.inputs"] == (0, 2) and found["normal.3.0"] == 4 and found["normal.3.2"] == 5
-    factorised = ag.darts_cells(channels=2, cells=3, nodes=2, operations=3, factorised=True)
-    scores = {n: torch.zeros(same[0].size).double() for n, same in choices(factorised).items()}
+    factorized = ag.darts_cells(channels=2, cells=3, nodes=2, operations=3, factorized=True)
+    scores = {n: torch.zeros(same[0].size).double() for n, same in choices(factorized).items()}
     scores["normal.3.input0"][2], scores["normal.3.op0"][1] = 1.0, 1.0
-    assert decoded(factorised, scores)["normal.3.input0"] == (2,) and decoded(factorised, scores)["normal.3.op0"] == 1
+    assert decoded(factorized, scores)["normal.3.input0"] == (2,) and decoded(factorized, scores)["normal.3.op0"] == 1
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
-@pytest.mark.parametrize("kind", ["darts", "factorised"])
+@pytest.mark.parametrize("kind", ["darts", "factorized"])
 def test_every_form_of_the_darts_space(kind: str, rounds: int) -> None:
     space = SPACES[kind]()
     found = freenas(space, quiet(), example=X, rounds=rounds, seeds=1)

@@ -14,9 +14,9 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.choices.policies import Categorical
-from archgrad.costs.table_column import Column, column
+from archgrad.costs.table_column import TableColumn, column
 from archgrad.errors import ChoiceError, ConfigError, LimitError
-from archgrad.methods.monas.monas import Terms, monas
+from archgrad.methods.monas.monas import MonasTerms, monas
 from archgrad.methods.monas.rewards import Reward, accurate, mixed, soft, under
 from archgrad.trials.archive import Archive
 
@@ -58,7 +58,7 @@ class Space(nn.Module):
 EVERY = [ag.Architecture(dict(zip(SIZES, p, strict=True))) for p in itertools.product(*map(range, SIZES.values()))]
 
 
-def priced(table: Table) -> tuple[Column, Column]:
+def priced(table: Table) -> tuple[TableColumn, TableColumn]:
     return column(table, "lat_ms"), column(table, "energy_mj")
 
 
@@ -93,11 +93,11 @@ REWARDS = {
 }
 
 
-def taken(architecture: ag.Architecture, *costs: Column) -> dict[str, float]:
+def taken(architecture: ag.Architecture, *costs: TableColumn) -> dict[str, float]:
     return {cost.name: cost.predict(architecture) for cost in costs}
 
 
-def brute(reward: Reward, table: Table, costs: tuple[Column, ...]) -> dict[ag.Architecture, float]:
+def brute(reward: Reward, table: Table, costs: tuple[TableColumn, ...]) -> dict[ag.Architecture, float]:
     ends = {c.name: (min(map(c.predict, EVERY)), max(map(c.predict, EVERY))) for c in costs}
     worth = {}
     for a in EVERY:
@@ -114,7 +114,7 @@ def test_the_best_of_a_space_that_was_covered_is_that_of_brute_force(name: str) 
     reward = REWARDS[name](lat, en)
     worth = brute(reward, table, (lat, en))
     table.asked.clear()
-    found = monas(Space(), table, quiet(), reward=reward, costs=[lat, en], terms=Terms(rate=1e-4))
+    found = monas(Space(), table, quiet(), reward=reward, costs=[lat, en], terms=MonasTerms(rate=1e-4))
     assert worth[found.architecture] == pytest.approx(max(worth.values()))
     searched = table.asked[: len(found.record["trials"])]  # then come the control and what is handed back
     assert len(set(searched)) == len(searched), "an architecture was paid for twice"
@@ -128,7 +128,7 @@ def test_the_controller_moves_to_where_the_reward_is() -> None:
     lat, _ = priced(table)
     for alpha, better in ((0.95, max), (0.05, min)):
         run = quiet(trials=24, seed=1)
-        monas(Space(), table, run, reward=mixed(lat, alpha=alpha), terms=Terms(rate=0.03, patience=150))
+        monas(Space(), table, run, reward=mixed(lat, alpha=alpha), terms=MonasTerms(rate=0.03, patience=150))
         rewards = [row["reward"] for row in run.history]
         assert np.mean(rewards[-50:]) > np.mean(rewards[:50]) + 0.02, better
 
@@ -168,7 +168,7 @@ def test_on_a_trained_task_several_costs_are_weighed_and_a_clock_is_read_once(tm
     def searched() -> tuple[ag.Run, ag.Found]:
         run = ag.Run(epochs=4, trials=3, seed=0, device="cpu", progress=False, folder=tmp_path / "run")
         limit = measured.at_most(100.0)
-        return run, monas(Small(), task, run, reward=reward, limit=limit, terms=Terms(patience=20))
+        return run, monas(Small(), task, run, reward=reward, limit=limit, terms=MonasTerms(patience=20))
 
     run, found = searched()
     assert found.architecture["width"] == 0, "the smallest, since costs weigh most"
@@ -205,7 +205,7 @@ def test_conditions_hold_for_all_that_is_tried() -> None:
 def test_the_same_seed_does_the_same_and_several_draws_share_an_update() -> None:
     def history(seed: int, samples: int = 3) -> list[dict[str, object]]:
         run = quiet(trials=10, seed=seed)
-        monas(Space(), Table(), run, terms=Terms(samples=samples))
+        monas(Space(), Table(), run, terms=MonasTerms(samples=samples))
         return [{k: v for k, v in row.items() if k != "time"} for row in run.history]
 
     assert history(0) == history(0) != history(1)
@@ -259,7 +259,7 @@ def test_a_search_killed_in_mid_run_ends_as_one_that_was_not(tmp_path: Path, mon
         (lambda: under(FIRST.at_most(1.0), FIRST.at_most(2.0)), "two bounds"),
         (soft, "a limit"),
         (lambda: soft(FIRST.at_most(1.0), exponent=0.5), "below 0"),
-        (lambda: Terms(samples=0), "1 or more"),
+        (lambda: MonasTerms(samples=0), "1 or more"),
     ],
 )
 def test_rewards_that_make_no_sense_are_refused(make: functools.partial[object], message: str) -> None:
@@ -279,6 +279,6 @@ def test_goals_that_conflict_or_cannot_be_met_are_refused() -> None:
         monas(Space(), table, quiet(), reward=accurate(lat, least=0.99))
     with pytest.raises(LimitError, match=r"nothing was tried\) and \d+ draws were over a bound.*rewards.soft"):
         monas(Space(), table, quiet(), reward=under(lat.at_most(1.5), en.at_most(5.5)),
-              prior={"a": torch.tensor([0.0, 0.0, 40.0])}, terms=Terms(patience=30))  # fmt: skip
+              prior={"a": torch.tensor([0.0, 0.0, 40.0])}, terms=MonasTerms(patience=30))  # fmt: skip
     with pytest.raises(ChoiceError, match="no choice is named 'z'"):
         monas(Space(), table, quiet(), prior={"z": torch.zeros(2)})

@@ -53,7 +53,7 @@ def test_finds_a_fusion_that_uses_both_and_reports_the_finalists() -> None:
 
 def test_the_finalists_are_trained_on_validation_data_too() -> None:
     given = task()
-    whole = given.whole()
+    whole = given.with_validation()
     sizes = {part: given.splits[part]["size"] for part in ("train", "valid", "test")}
     assert whole.splits["train"]["size"] == sizes["train"] + sizes["valid"]
     seen = {
@@ -78,7 +78,7 @@ def test_whole_joins_parts_of_every_kind(kind: str) -> None:
         given = ag.Classification(*sets, batch_size=8)
     else:
         given = ag.Classification((x[:12], y[:12]), (x[12:16], y[12:16]), (x[16:], y[16:]), batch_size=8)
-    whole = given.whole()
+    whole = given.with_validation()
     parts = torch.cat([b[0] for part in ("train", "valid") for b in given._whole(part)])
     both = torch.cat([b[0] for b in whole._whole("train")])
     assert len(both) == 16 and whole.steps_per_epoch == 2

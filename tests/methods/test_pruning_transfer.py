@@ -17,9 +17,9 @@ from archgrad.choices.relaxations import TwoTemperature
 from archgrad.costs.limits import Limit
 from archgrad.errors import ChoiceError, ConfigError, DataError, LimitError
 from archgrad.gates.gate_optimizer import entry_logits
-from archgrad.gates.selection import Budget, Rounded, gates, whole
+from archgrad.gates.selection import GateConstraint, WidthRounding, gates, whole
 from archgrad.methods.pruning_transfer.gate_pruning import Signs, adopt, charges, magnitudes, redraw
-from archgrad.methods.pruning_transfer.pruning_transfer import Terms
+from archgrad.methods.pruning_transfer.pruning_transfer import PruningTerms
 
 torch.set_num_threads(1)
 Function = Callable[[Tensor], Tensor]
@@ -162,7 +162,7 @@ fast = functools.partial(ag.adam, learning_rate=0.03)
 def test_the_network_is_the_masked_space_and_loses_inputs_and_channels(process: str, limited: bool) -> None:  # [6]
     space = made()
     found = ag.pruning_transfer(
-        space, task(), quiet(), limit=half() if limited else None, process=process, search=0.9, optimiser=fast
+        space, task(), quiet(), limit=half() if limited else None, process=process, search=0.9, optimizer=fast
     )
     assert {"0.inputs", "0", "2.one", "2.branch"} == set(found.architecture)
     x = torch.randn(7, 10)
@@ -188,14 +188,14 @@ class Harmless(ag.Classification):
 def test_without_penalty_all_that_does_no_harm_stays() -> None:  # [5]
     g = torch.Generator().manual_seed(0)
     harmless = Harmless((torch.randn(90, 10, generator=g), torch.arange(90) % 2), batch_size=30)
-    found = ag.pruning_transfer(made(), harmless, quiet(steps=60), gamma=0.0, terms=Terms(noise=0.0))
+    found = ag.pruning_transfer(made(), harmless, quiet(steps=60), gamma=0.0, terms=PruningTerms(noise=0.0))
     assert found.architecture == whole(made())
-    some = ag.pruning_transfer(made(), harmless, quiet(steps=60), gamma=100.0, terms=Terms(noise=0.0))
+    some = ag.pruning_transfer(made(), harmless, quiet(steps=60), gamma=100.0, terms=PruningTerms(noise=0.0))
     assert some.architecture != whole(made())
 
 
 def shifted(parameters: Iterable[nn.Parameter], *, by: int) -> Optimizer:
-    """The same optimiser, after which torch draws other weights; batches and gates stay what they are."""
+    """The same optimizer, after which torch draws other weights; batches and gates stay what they are."""
     torch.rand(by + 1)
     return fast(parameters)
 
@@ -211,7 +211,7 @@ def test_drawn_afresh_the_inputs_kept_do_not_depend_on_which_weights_were_drawn(
     first, second, third = (
         ag.pruning_transfer(
             space, task(), quiet(steps=300), limit=limit, process=process, search=0.9,
-            optimiser=functools.partial(shifted, by=by),
+            optimizer=functools.partial(shifted, by=by),
         ).architecture
         for process, by in (("redraw", 0), ("redraw", 1), ("frozen", 0))
     )  # fmt: skip
@@ -224,15 +224,15 @@ def test_drawn_afresh_the_inputs_kept_do_not_depend_on_which_weights_were_drawn(
 def test_a_budget_is_met_to_within_one_part(fraction: float) -> None:  # [8]
     space = made()
     for cost in (ag.params(), ag.macs(task().example)):
-        budget = Budget(space, cost.at_most(fraction=fraction), Rounded(1))
+        constraint = GateConstraint(space, cost.at_most(fraction=fraction), WidthRounding(1))
         g = torch.Generator().manual_seed(3)
-        found = budget.largest({n: torch.randn(one.size, generator=g) for n, one in gates(space).items()})
-        assert cost.of(ag.build(space, found)) <= budget.bound
+        found = constraint.largest({n: torch.randn(one.size, generator=g) for n, one in gates(space).items()})
+        assert cost.of(ag.build(space, found)) <= constraint.bound
         gone = set() if found["2.branch"] else {"2.branch", "2.one"}
         for name, gate in gates(space).items():
             for entry in set(range(gate.size)) - set(found[name]) if name not in gone else ():
                 more = ag.Architecture({**found, name: tuple(sorted((*found[name], entry)))})
-                assert budget.of(more) > budget.bound
+                assert constraint.of(more) > constraint.bound
 
 
 def test_charges_are_shares_of_the_cost() -> None:
@@ -284,7 +284,7 @@ def test_signs_settle_after_the_first_change() -> None:
 
 
 def test_it_stops_early_once_no_part_changes_and_clips() -> None:
-    run, steps = quiet(steps=2000), Terms(weight_steps=2, gate_steps=2, patience=5, clip=True)
+    run, steps = quiet(steps=2000), PruningTerms(weight_steps=2, gate_steps=2, patience=5, clip=True)
     ag.pruning_transfer(made(), task(), run, gamma=200.0, terms=steps)
     assert sum(row["phase"] == "gates" for row in run.history) < 200
     space, seen = made(), {}
@@ -295,7 +295,7 @@ def test_it_stops_early_once_no_part_changes_and_clips() -> None:
             return super().remember(key, compute)
 
     ag.pruning_transfer(
-        space, task(), Watched(steps=200, device="cpu", progress=False), gamma=200.0, terms=Terms(clip=True)
+        space, task(), Watched(steps=200, device="cpu", progress=False), gamma=200.0, terms=PruningTerms(clip=True)
     )
     assert min(float(row.min()) for row in seen.values()) == -1.0
 
@@ -307,7 +307,10 @@ class Stop(Exception):
 @pytest.mark.parametrize(("process", "at"), [("redraw", 12), ("redraw", 14), ("redraw", 29), ("cotrain", 18)])
 def test_it_resumes_exactly_wherever_in_a_round_it_was_stopped(process: str, at: int, tmp_path: object) -> None:
     search = functools.partial(
-        ag.pruning_transfer, limit=half(), process=process, terms=Terms(weight_steps=8, gate_steps=4, patience=3)
+        ag.pruning_transfer,
+        limit=half(),
+        process=process,
+        terms=PruningTerms(weight_steps=8, gate_steps=4, patience=3),
     )
     expected = search(made(), task(), quiet(steps=60)).network.state_dict()
 
@@ -333,11 +336,11 @@ def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(ConfigError, match="gamma=-1"):
         search(quiet(), gamma=-1)
     with pytest.raises(ConfigError, match="gate_steps=0: allowed is 1 or more"):
-        search(quiet(), terms=Terms(gate_steps=0))
+        search(quiet(), terms=PruningTerms(gate_steps=0))
     with pytest.raises(ConfigError, match="give a larger budget"):
         search(quiet(steps=30))
     with pytest.raises(DataError, match="share"):
-        search(quiet(), terms=Terms(held_out=1.0))
+        search(quiet(), terms=PruningTerms(held_out=1.0))
     with pytest.raises(LimitError, match="lowest reachable"):
         search(quiet(), limit=ag.params().at_most(fraction=0.01))
     with pytest.raises(ChoiceError, match="a space of gates alone"):

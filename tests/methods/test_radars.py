@@ -15,11 +15,11 @@ import archgrad as ag
 from archgrad.choices.lazy import Lazy, built, emptied
 from archgrad.costs.memory import peak_memory, saved_bytes
 from archgrad.errors import ChoiceError, ConfigError, LimitError
-from archgrad.methods.radars.offload import Shelf
-from archgrad.methods.radars.radars import Terms, radars
-from archgrad.methods.radars.single_path import Paths, Shrinking
-from archgrad.methods.radars.subspaces import Priced, Prices, knapsack
-from archgrad.supernets.darts_loop import sgd_of_darts
+from archgrad.methods.radars.offload import OffloadedSupernet
+from archgrad.methods.radars.radars import RadarsTerms, radars
+from archgrad.methods.radars.single_path import ShrinkingPolicy, SinglePathTrainer
+from archgrad.methods.radars.subspaces import MemoryPrices, Priced, knapsack
+from archgrad.training.recipe import darts_sgd
 
 LAYERS = 2
 
@@ -66,17 +66,17 @@ def quiet(**settings: object) -> ag.Run:
 
 def bound(candidates: int) -> ag.Limit:
     """What a supernet of so many candidates a layer takes, and a little more."""
-    taken = priced(Shelf(layered(candidates), device=torch.device("cpu"), folder=None, seed=1))
+    taken = priced(OffloadedSupernet(layered(candidates), device=torch.device("cpu"), folder=None, seed=1))
     every = {f"layer {layer}": list(range(candidates)) for layer in range(LAYERS)}
     return peak_memory(torch.zeros(1, 1, 6, 6)).at_most(peak_bytes=1.05 * taken.peak_bytes(every) / 0.9)
 
 
-def priced(shelf: Shelf, passes: int = 1) -> Priced:
-    return Priced(shelf, task().halves(0.5)[0], quiet(), optimiser=sgd_of_darts, passes=passes)
+def priced(supernet: OffloadedSupernet, passes: int = 1) -> Priced:
+    return Priced(supernet, task().split(0.5)[0], quiet(), optimizer=darts_sgd, passes=passes)
 
 
-def shelf(space: nn.Module, folder: Path | None = None) -> Shelf:
-    return Shelf(space, device=torch.device("cpu"), folder=folder, seed=1)
+def supernet(space: nn.Module, folder: Path | None = None) -> OffloadedSupernet:
+    return OffloadedSupernet(space, device=torch.device("cpu"), folder=folder, seed=1)
 
 
 def test_the_bound_holds_for_any_size_and_the_peak_does_not_grow() -> None:
@@ -87,21 +87,23 @@ def test_the_bound_holds_for_any_size_and_the_peak_does_not_grow() -> None:
         assert all(row["measured_peak_bytes"] == row["predicted_peak_bytes"] for row in rounds)
         peaks[size] = max(row["measured_peak_bytes"] for row in rounds)
     assert peaks[32] <= 1.05 * peaks[4]
-    alone = [priced(shelf(layered(n))).peak_bytes({f"layer {k}": list(range(n)) for k in range(2)}) for n in (4, 16)]
+    alone = [
+        priced(supernet(layered(n))).peak_bytes({f"layer {k}": list(range(n)) for k in range(2)}) for n in (4, 16)
+    ]
     assert alone[1] > 3 * alone[0], "the control: a supernet of all candidates grows with them"
 
 
 def test_active_candidates_only_become_fewer_and_hold_the_subspace() -> None:
     seen: list[dict[str, list[int]]] = []
-    prune = Shrinking.prune
+    prune = ShrinkingPolicy.prune
 
-    def noted(self: Shrinking, *args: object, **options: object) -> None:
+    def noted(self: ShrinkingPolicy, *args: object, **options: object) -> None:
         prune(self, *args, **options)
         seen.append({site: list(some) for site, some in self.active.items()})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Shrinking, "prune", noted)
-        terms = Terms(rounds=4, least=0.9, patience=1)
+        patch.setattr(ShrinkingPolicy, "prune", noted)
+        terms = RadarsTerms(rounds=4, least=0.9, patience=1)
         found = radars(layered(8), task(), quiet(steps=120), memory=bound(3), terms=terms)
     assert len(seen) > 1 and sum(map(len, seen[-1].values())) < 2 * 8
     for earlier, later in itertools.pairwise(seen):
@@ -113,39 +115,39 @@ def test_active_candidates_only_become_fewer_and_hold_the_subspace() -> None:
 @pytest.mark.parametrize("support", [([0], [2]), ([0, 1], [3]), ([1, 2, 4], [0, 4]), ([0, 1, 2, 3, 4], [0, 2, 3, 4])])
 def test_the_sum_of_prices_is_what_is_saved(support: tuple[list[int], list[int]]) -> None:
     """Saved bytes, parameters, gradients, momentum and buffers: all that adds up, to the byte."""
-    kept = shelf(layered(5))
+    kept = supernet(layered(5))
     one = priced(kept)
     prices, chosen = one.table(), {f"layer {i}": some for i, some in enumerate(support)}
     first = {site: [0] for site in chosen}
 
     def total(some: dict[str, list[int]]) -> int:
         taken = one.footprint(some)
-        parts = (taken.parameter_bytes, taken.buffer_bytes, taken.gradient_bytes, taken.optimiser_bytes)
+        parts = (taken.parameter_bytes, taken.buffer_bytes, taken.gradient_bytes, taken.optimizer_bytes)
         return sum(parts) + taken.saved_bytes
 
     assert total(chosen) - total(first) == prices.of(chosen) - prices.of(first)
-    batch = task().halves(0.5)[0].stream(seed=1)(0)
+    batch = task().split(0.5)[0].stream(seed=1)(0)
     space = ag.relax(kept.taken(chosen), ag.softmax)
     assert one.footprint(chosen).saved_bytes == saved_bytes(space, batch, loss=task().loss)
 
 
 def test_prices_of_dead_candidates_left_in_the_mixture_would_be_off() -> None:
     """The control: weights of 0 still save all activations; candidates have to be absent."""
-    space, batch = built(layered(5)), task().halves(0.5)[0].stream(seed=1)(0)
+    space, batch = built(layered(5)), task().split(0.5)[0].stream(seed=1)(0)
     weights = {f"layer {i}": torch.tensor([1.0, 0, 0, 0, 0], requires_grad=True) for i in range(LAYERS)}
     with ag.using(space, weights):
         masked = saved_bytes(space, batch, loss=task().loss)
-    absent = priced(shelf(layered(5))).footprint({f"layer {i}": [0] for i in range(LAYERS)}).saved_bytes
+    absent = priced(supernet(layered(5))).footprint({f"layer {i}": [0] for i in range(LAYERS)}).saved_bytes
     assert masked > 3 * absent
 
 
-def policy() -> Shrinking:
+def policy() -> ShrinkingPolicy:
     """Of three and of four candidates, of which one is barred and one dropped."""
     space = nn.Sequential(
         ag.OpChoice({str(i): nn.Identity() for i in range(3)}, name="a"),
         ag.OpChoice({str(i): nn.Identity() for i in range(4)}, name="b", barred=["1"]),
     )
-    made = Shrinking(shelf(space), rate=0.1, bonus=0.0)
+    made = ShrinkingPolicy(supernet(space), rate=0.1, bonus=0.0)
     generator = torch.Generator().manual_seed(0)
     for site, size in (("a", 3), ("b", 4)):
         made.feed_back(site, range(size), torch.rand(size, generator=generator), 1.0)
@@ -156,11 +158,11 @@ def policy() -> Shrinking:
 REWARDS = {"a": [0.3, 9.0, -0.7], "b": [1.0, 9.0, 0.2, -0.4]}
 
 
-def gradient(made: Shrinking, loss: Tensor) -> Tensor:
+def gradient(made: ShrinkingPolicy, loss: Tensor) -> Tensor:
     return torch.cat(torch.autograd.grad(loss, list(made.learner.policy.parameters())))
 
 
-def expected_reward(made: Shrinking) -> Tensor:
+def expected_reward(made: ShrinkingPolicy) -> Tensor:
     """J of an additive reward, with gradient, from the logits of what is active."""
     total = torch.zeros((), dtype=torch.float64)
     for row, (site, some) in zip(made.learner.policy.parameters(), made.active.items(), strict=True):
@@ -192,9 +194,9 @@ def test_the_policy_gradient_is_that_of_the_expected_reward() -> None:
 
 def test_where_all_fits_it_is_darts_to_the_bit() -> None:
     space = layered(3, lazy=False)
-    ours = radars(space, task(), quiet(), memory=bound(3), search=1.0)
-    darts = ag.darts(space, task(), quiet(), search=1.0)
-    named = radars(space, task(), quiet(), memory=bound(3), inner=ag.darts, search=1.0)
+    ours = radars(space, task(), quiet(), memory=bound(3), search_fraction=1.0)
+    darts = ag.darts(space, task(), quiet(), search_fraction=1.0)
+    named = radars(space, task(), quiet(), memory=bound(3), inner=ag.darts, search_fraction=1.0)
     losses = [[row["loss"] for row in found.history if "loss" in row] for found in (ours, darts, named)]
     assert losses[0] == losses[1] == losses[2] and len(losses[0]) == 48
     assert ours.architecture == darts.architecture == named.architecture
@@ -202,7 +204,7 @@ def test_where_all_fits_it_is_darts_to_the_bit() -> None:
 
 @pytest.mark.parametrize("inner", [ag.unas, functools.partial(ag.darts, second_order=True)])
 def test_other_methods_inside(inner: Callable[..., ag.Found]) -> None:
-    found = radars(layered(6), task(), quiet(), memory=bound(4), inner=inner, terms=Terms(passes=2))
+    found = radars(layered(6), task(), quiet(), memory=bound(4), inner=inner, terms=RadarsTerms(passes=2))
     phases = list(dict.fromkeys(row["phase"] for row in found.history if row["phase"]))
     assert phases[:2] == ["explore-0", "exploit-0-search"] and phases[-1] == "train"
     assert sum("loss" in row for row in found.history) == 48
@@ -230,11 +232,11 @@ def test_bad_input() -> None:
     with pytest.raises(ChoiceError, match="no choice"):
         radars(nn.Linear(2, 2), task(), quiet())
     with pytest.raises(ConfigError, match="slack"):
-        Terms(slack=1.5)
+        RadarsTerms(slack=1.5)
     with pytest.raises(ConfigError, match="rounds, patience or passes"):
-        Terms(rounds=0)
+        RadarsTerms(rounds=0)
     with pytest.raises(ChoiceError, match="labels alone"):
-        radars(ag.darts_cells(channels=4, cells=3, classes=2, factorised=True), task(), quiet())
+        radars(ag.darts_cells(channels=4, cells=3, classes=2, factorized=True), task(), quiet())
 
 
 def test_the_order_of_candidates_permutes_the_subspace() -> None:
@@ -243,7 +245,7 @@ def test_the_order_of_candidates_permutes_the_subspace() -> None:
 
     def chosen(values: list[float], prices: list[int]) -> list[int]:
         first = {"a": max(range(4), key=values.__getitem__)}
-        table = Prices(100, {"a": prices})
+        table = MemoryPrices(100, {"a": prices})
         return knapsack({"a": values}, table, bound_bytes=185, allowed={"a": range(4)}, first=first)["a"]
 
     assert chosen(values, prices) == [0, 1, 2]
@@ -256,7 +258,7 @@ def test_the_knapsack_keeps_the_bound_and_half_of_the_best_value() -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         values = {s: torch.rand(4, generator=generator).tolist() for s in "ab"}
-        prices = Prices(10, {s: torch.randint(5, 30, (4,), generator=generator).tolist() for s in "ab"})
+        prices = MemoryPrices(10, {s: torch.randint(5, 30, (4,), generator=generator).tolist() for s in "ab"})
         first = {s: max(range(4), key=values[s].__getitem__) for s in "ab"}
         every = {s: [c for n in range(1, 5) for c in itertools.combinations(range(4), n)] for s in "ab"}
         chosen = knapsack(values, prices, bound_bytes=110, allowed={s: range(4) for s in "ab"}, first=first)
@@ -272,39 +274,39 @@ def test_the_knapsack_keeps_the_bound_and_half_of_the_best_value() -> None:
 def test_only_one_path_is_held_while_exploring() -> None:
     seen, largest = [], 0
     for path in itertools.product(range(6), repeat=LAYERS):
-        space = shelf(layered(6)).taken({f"layer {i}": [p] for i, p in enumerate(path)})
+        space = supernet(layered(6)).taken({f"layer {i}": [p] for i, p in enumerate(path)})
         largest = max(largest, sum(p.nbytes for p in space.parameters()))
-    loss = Paths._loss
+    loss = SinglePathTrainer._loss
 
-    def noted(self: Paths, batch: tuple[Tensor, Tensor]) -> Tensor:
-        state = self._optimiser.state if self._optimiser else {}
+    def noted(self: SinglePathTrainer, batch: tuple[Tensor, Tensor]) -> Tensor:
+        state = self._optimizer.state if self._optimizer else {}
         momentum = sum(t.nbytes for kept in state.values() for t in kept.values() if isinstance(t, Tensor))
-        seen.append((sum(p.nbytes for p in self.shelf.space.parameters()), momentum))
+        seen.append((sum(p.nbytes for p in self.supernet.space.parameters()), momentum))
         return loss(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Paths, "_loss", noted)
+        patch.setattr(SinglePathTrainer, "_loss", noted)
         radars(layered(6), task(), quiet(), memory=bound(3))
     assert seen and max(p for p, _ in seen) <= largest and 0 < max(m for _, m in seen) <= largest
 
 
 def test_a_candidate_comes_back_as_it_was_put_away(tmp_path: Path) -> None:
-    kept, momentum = shelf(layered(4), tmp_path / "candidates"), {}
-    kept.take_up({"layer 0": [2]}, momentum)
+    kept, momentum = supernet(layered(4), tmp_path / "candidates"), {}
+    kept.load({"layer 0": [2]}, momentum)
     candidate = kept.space[1].candidates[2]
     with torch.no_grad():
         candidate.body[1].weight.fill_(0.5)
     state = {candidate.body[1].weight: {"momentum_buffer": torch.full_like(candidate.body[1].weight, 2.0)}}
-    kept.put_away({"layer 0": [2]}, state)
+    kept.offload({"layer 0": [2]}, state)
     assert isinstance(kept.space[1].candidates[2], Lazy) and not list(kept.space[1].parameters())
-    kept.take_up({"layer 0": [2]}, momentum)
+    kept.load({"layer 0": [2]}, momentum)
     again = kept.space[1].candidates[2]
     assert again is not candidate and bool((again.body[1].weight == 0.5).all())
     assert bool((momentum[again.body[1].weight]["momentum_buffer"] == 2.0).all())
 
 
 def test_fresh_weights_are_a_function_of_seed_place_and_label() -> None:
-    first, second = (shelf(layered(4)).taken({"layer 0": [1], "layer 1": some}) for some in ([1], [0, 1]))
+    first, second = (supernet(layered(4)).taken({"layer 0": [1], "layer 1": some}) for some in ([1], [0, 1]))
     assert torch.equal(first[1].candidates[1].body[1].weight, second[1].candidates[1].body[1].weight)
     assert not torch.equal(first[1].candidates[1].body[1].weight, first[2].candidates[1].body[1].weight)
 
@@ -366,18 +368,18 @@ def test_resumes_exactly_wherever_it_was_stopped(after: int, tmp_path: Path, mon
 def explored(run: ag.Run, folder: Path | None, *, stop: int | None = None) -> tuple[object, nn.Module]:
     """The policy's state and all weights after three episodes of four steps; stopped before a step if wanted."""
     run.begin("paths", {})
-    loss, count = Paths._loss, [0]
+    loss, count = SinglePathTrainer._loss, [0]
 
-    def counted(self: Paths, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def counted(self: SinglePathTrainer, batch: tuple[Tensor, Tensor]) -> Tensor:
         count[0] += 1
         if count[0] == stop:
             raise Interrupted
         return loss(self, batch)
 
-    with pytest.MonkeyPatch.context() as patch, shelf(layered(3), folder) as kept:
-        patch.setattr(Paths, "_loss", counted)
-        policy = Shrinking(kept, rate=0.1, bonus=0.01)
-        paths = Paths(kept, policy, task().halves(0.5), run, optimiser=sgd_of_darts)
+    with pytest.MonkeyPatch.context() as patch, supernet(layered(3), folder) as kept:
+        patch.setattr(SinglePathTrainer, "_loss", counted)
+        policy = ShrinkingPolicy(kept, rate=0.1, bonus=0.01)
+        paths = SinglePathTrainer(kept, policy, task().split(0.5), run, optimizer=darts_sgd)
         paths.explore(steps=12, episodes=3, warm_up=1, phase="explore", share=1.0)
         return policy.state_dict(), kept.taken({f"layer {i}": [0, 1, 2] for i in range(LAYERS)})
 

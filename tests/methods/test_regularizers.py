@@ -14,8 +14,8 @@ from archgrad.choices.clipped import Clipped
 from archgrad.choices.modules import Choice
 from archgrad.choices.relaxations import Open, Softmax
 from archgrad.errors import ConfigError
-from archgrad.extract.discretize import decide, discretised
-from archgrad.methods.darts_prime.regularizers import Admm, Proximity, discrete, norms, regularised, weighed
+from archgrad.extract.discretize import decide, discretized
+from archgrad.methods.darts_prime.regularizers import Admm, Proximity, discrete, norms, regularized, weighed
 
 
 def labels(relaxation: type[nn.Module] = Clipped, *, names: tuple[str, ...] = ("normal.2", "reduce.2")) -> nn.Module:
@@ -56,7 +56,7 @@ def test_disc_of_a_published_cell_has_8_ones_two_inputs_a_node_and_is_idempotent
         assert not any(row[0] for row in rows.values()), "none is never picked"
     again = discrete(space, target)
     assert all(torch.equal(again[name], row) for name, row in target.items())
-    by_space = discretised(space, decide(space))
+    by_space = discretized(space, decide(space))
     assert all(torch.equal(by_space[name], row) for name, row in target.items())
     assert any(not torch.equal(row, weighed(space)[name].detach()) for name, row in target.items())
 
@@ -107,13 +107,13 @@ def test_the_adjusted_form_leaves_even_mixtures_alone_at_first() -> None:
 
 def descended(term: Admm | None, goal: Tensor, space: nn.Module, steps: int = 1500) -> Tensor:
     """|a - goal|^2 and a term, by gradient descent."""
-    optimiser = torch.optim.SGD(ag.logits(space), lr=0.02)
+    optimizer = torch.optim.SGD(ag.logits(space), lr=0.02)
     for _ in range(steps):
         loss = sum((row - goal).square().sum() for row in weighed(space).values())
         loss = loss + (term() if term else 0.0)
         for logit, gradient in zip(ag.logits(space), torch.autograd.grad(loss, ag.logits(space)), strict=True):
             logit.grad = gradient
-        optimiser.step()
+        optimizer.step()
     return weighed(space)["c"].detach()
 
 
@@ -191,7 +191,7 @@ def test_any_architecture_gradient_takes_a_term() -> None:
     term = Proximity(space, rho=0.8, progress=lambda: 1.0)
     own = torch.autograd.grad(term(), ag.logits(space))
     batch = (torch.zeros(1), torch.zeros(1))
-    loss, gradients = regularised(lambda train, valid: (torch.tensor(2.0), [torch.ones(3), None]), term, space)(
+    loss, gradients = regularized(lambda train, valid: (torch.tensor(2.0), [torch.ones(3), None]), term, space)(
         batch, batch
     )
     assert value(loss) == pytest.approx(2.0 + value(term()))

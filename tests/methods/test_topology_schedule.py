@@ -1,4 +1,4 @@
-"""The passive-aggressive regulariser in both readings, cooling, and what they refuse."""
+"""The passive-aggressive regularizer in both readings, cooling, and what they refuse."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from archgrad.errors import ChoiceError, ConfigError
 from archgrad.methods.toponas.topology_schedule import Cooling, PassiveAggressive, figures
 from archgrad.supernets.bilevel import state
 
-WINNER = {"factorised": torch.tensor([9.0, -9.0, -9.0, 9.0]), "table": torch.tensor([9.0, 0, 0, 0, 0, 0])}
+WINNER = {"factorized": torch.tensor([9.0, -9.0, -9.0, 9.0]), "table": torch.tensor([9.0, 0, 0, 0, 0, 0])}
 
 
-def node(form: str = "factorised", logits: list[float] | None = None, **options: object) -> nn.Module:
+def node(form: str = "factorized", logits: list[float] | None = None, **options: object) -> nn.Module:
     space = topology(ag.InputChoice(4, name="inputs", keep=2), form=form, **options).double()
     if logits is not None:
         with torch.no_grad():
@@ -30,7 +30,7 @@ def gradient(term: torch.Tensor, space: nn.Module) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize(("form", "reading"), [("factorised", "mass"), ("factorised", "margin"), ("table", "margin")])
+@pytest.mark.parametrize(("form", "reading"), [("factorized", "mass"), ("factorized", "margin"), ("table", "margin")])
 def test_it_is_passive_inside_the_margin_and_aggressive_outside(form: str, reading: str) -> None:
     settled = node(form, WINNER[form].tolist())
     term = PassiveAggressive(settled, reading=reading)()
@@ -127,7 +127,7 @@ def test_what_makes_no_sense_is_refused(options: dict[str, object], error: type[
         PassiveAggressive(node(), **options)
 
 
-def test_a_regulariser_that_could_do_nothing_is_refused() -> None:
+def test_a_regularizer_that_could_do_nothing_is_refused() -> None:
     for space in (node("table"), node(hard=True)):
         with pytest.raises(ChoiceError, match="reading='margin'"):
             PassiveAggressive(space, reading="mass")

@@ -14,10 +14,10 @@ import archgrad as ag
 from archgrad.choices.relaxations import Open
 from archgrad.choices.subsets import Keep, topology
 from archgrad.errors import ChoiceError, ConfigError, LimitError
-from archgrad.extract.discretize import strengths
-from archgrad.methods.toponas.toponas import Terms, toponas
+from archgrad.extract.discretize import decision_weights
+from archgrad.methods.toponas.toponas import UnasTerms, toponas
 from archgrad.methods.unas import Terms as Sampled
-from archgrad.supernets.constraint import Within, scores
+from archgrad.supernets.constraint import ArchitectureConstraint, scores
 
 X = torch.zeros(1, 1, 8, 8)
 
@@ -45,7 +45,7 @@ def under_unas(space: nn.Module, task: ag.Classification, run: ag.Run, **options
 
 METHODS: dict[str, Callable[..., ag.Found]] = {
     "toponas": toponas,
-    "toponas, table": functools.partial(toponas, terms=Terms(form="table", temperature=(4.0, 0.1))),
+    "toponas, table": functools.partial(toponas, terms=UnasTerms(form="table", temperature=(4.0, 0.1))),
     "darts": under_darts,
     "unas": under_unas,
     "unas, score function": functools.partial(under_unas, terms=Sampled(estimator="score_function")),
@@ -79,7 +79,7 @@ def test_a_found_cell_is_connected_and_keeps_two_different_inputs_a_node(name: s
 @pytest.mark.parametrize("keep", [1, (1, 3)])
 def test_other_numbers_of_inputs_are_searched_and_built(keep: Keep) -> None:
     space = cells()
-    found = toponas(space, images(), quiet(), terms=Terms(keep=keep))
+    found = toponas(space, images(), quiet(), terms=UnasTerms(keep=keep))
     sizes = {len(pick) for pick in kept(found.architecture).values()}
     assert sizes <= ({1} if keep == 1 else {1, 2, 3})
     assert sorted(found.record["architecture_text"].split()) and found.network(X).shape == (1, 3)
@@ -116,7 +116,7 @@ def test_a_planted_pair_is_found(name: str) -> None:
 
 def test_the_rule_of_darts_cannot_tell_these_inputs_apart() -> None:
     """Without operations to weigh, all are alike, whatever is planted."""
-    assert strengths(ag.relax(Paired(), Open))["inputs"].tolist() == [1.0] * 4
+    assert decision_weights(ag.relax(Paired(), Open))["inputs"].tolist() == [1.0] * 4
 
 
 def test_under_a_limit_a_subset_is_weighed_by_its_probability() -> None:
@@ -125,15 +125,15 @@ def test_under_a_limit_a_subset_is_weighed_by_its_probability() -> None:
     with torch.no_grad():
         space.inputs.relaxation.size_logits[0] = 5.0
         space.inputs.relaxation.logits[2] = 3.0
-    within = Within(space, ag.macs(torch.zeros(1, 8)).at_most(fraction=1.0))
+    constraint = ArchitectureConstraint(space, ag.macs(torch.zeros(1, 8)).at_most(fraction=1.0))
     for logarithms in (False, True):
-        assert within.best(scores(space, logarithms=logarithms))["inputs"] == (2,)
+        assert constraint.best_feasible(scores(space, logarithms=logarithms))["inputs"] == (2,)
 
 
 def test_the_topology_logits_move_in_all_nodes_with_a_choice() -> None:
     torch.manual_seed(0)
     run = quiet(steps=30)
-    toponas(cells(), images(), run, search=1.0)
+    toponas(cells(), images(), run, search_fraction=1.0)
     rows = [row for row in run.history if "entropy" in row]
     first, last = rows[0], rows[-1]
     for kind, node in itertools.product(("normal", "reduce"), (3, 4)):
@@ -151,13 +151,13 @@ def refuses(match: str, error: type[Exception], **options: object) -> None:
 
 
 def test_what_cannot_be_searched_is_refused() -> None:
-    refuses("has 2 inputs and cannot keep 3", ChoiceError, terms=Terms(keep=3))
+    refuses("has 2 inputs and cannot keep 3", ChoiceError, terms=UnasTerms(keep=3))
     refuses(r"archgrad\.unas", LimitError, limit=ag.latency(X).at_most(ms=5.0))
-    refuses("margin=-1", ConfigError, terms=Terms(margin=-1.0))
-    refuses("reading='margin'", ChoiceError, terms=Terms(form="table", regulariser="mass"))
-    refuses("temperatures from", ConfigError, terms=Terms(temperature=(1.0, 0.0)))
+    refuses("margin=-1", ConfigError, terms=UnasTerms(margin=-1.0))
+    refuses("reading='margin'", ChoiceError, terms=UnasTerms(form="table", regularizer="mass"))
+    refuses("temperatures from", ConfigError, terms=UnasTerms(temperature=(1.0, 0.0)))
     with pytest.raises(ConfigError, match=r"warm_up=1\.0"):
-        Terms(warm_up=1.0)
+        UnasTerms(warm_up=1.0)
     with pytest.raises(ChoiceError, match="no InputChoice"):
         toponas(ag.OpChoice([nn.Linear(2, 2)], name="op"), images(), quiet())
     with pytest.raises(ChoiceError, match="topology"):

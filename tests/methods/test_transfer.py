@@ -213,7 +213,7 @@ def test_the_last_layer_to_run_is_the_one_replaced() -> None:
 
 def test_magnitudes_of_a_trained_network_find_its_inputs() -> None:
     net = nn.Sequential(nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 3))
-    ag.fit(net, source(), quiet(steps=300), optimiser=ag.adam)
+    ag.fit(net, source(), quiet(steps=300), optimizer=ag.adam)
     ranks = magnitudes(ag.slim(net, source().example, inputs=True))["0.inputs"].argsort(descending=True)
     assert set(ranks[:2].tolist()) == {0, 1}
 
@@ -233,7 +233,7 @@ def test_on_digits_beside_noise_a_structure_helps_where_a_random_one_harms() -> 
     )  # fmt: skip
     digits = ag.slim(net, first.example, inputs=True)
     limit = ag.params().at_most(fraction=0.2)
-    pruned = ag.pruning_transfer(digits, first, quiet(steps=1000), limit=limit, search=0.9)
+    pruned = ag.pruning_transfer(digits, first, quiet(steps=1000), limit=limit, search_fraction=0.9)
     kept = pruned.architecture["0.inputs"]
     assert sum(i >= 64 for i in kept) < len(kept) / 4, "at random half would be noise"
     found = ag.transfer(

@@ -14,9 +14,9 @@ import archgrad as ag
 from archgrad.choices.access import logits, using
 from archgrad.choices.relaxations import Softmax
 from archgrad.errors import ChoiceError, LimitError
-from archgrad.methods.unas import Terms, _Objective
-from archgrad.supernets.constraint import Within
-from archgrad.supernets.sampling import Estimate, Hinge, Sampler
+from archgrad.methods.unas import UnasTerms, _Objective
+from archgrad.supernets.constraint import ArchitectureConstraint
+from archgrad.supernets.sampling import LimitPenalty, RebarEstimate, Sampler
 
 
 class Small(nn.Module):
@@ -52,21 +52,21 @@ def begun(**settings: object) -> ag.Run:
     return run
 
 
-def objective(space: nn.Module, data: ag.Classification, terms: Terms, hinge: bool = False) -> _Objective:
+def objective(space: nn.Module, data: ag.Classification, terms: UnasTerms, penalty: bool = False) -> _Objective:
     ag.relax(space, Softmax)
     with torch.no_grad():
         for i, logit in enumerate(logits(space)):
             logit.copy_(torch.linspace(-0.5, 0.7, len(logit)) * (1 - 2 * i))
     sampler = Sampler(space, begun(), temperature=terms.temperature, softening=terms.softening)
     made = None
-    if hinge:
-        within = Within(space, ag.macs(torch.zeros(1, 6)).at_most(20))
-        made = Hinge(sampler, within, pressure=1.0, ramp=1.0)
+    if penalty:
+        constraint = ArchitectureConstraint(space, ag.macs(torch.zeros(1, 6)).at_most(20))
+        made = LimitPenalty(sampler, constraint, pressure=1.0, ramp=1.0)
         made.done = 5
     return _Objective(space, data, sampler, terms, None, made)
 
 
-def exact(space: nn.Module, data: ag.Classification, batches: tuple, terms: Terms, hinge: bool) -> list[Tensor]:
+def exact(space: nn.Module, data: ag.Classification, batches: tuple, terms: UnasTerms, penalty: bool) -> list[Tensor]:
     """The gradient of the expected objective, by enumeration."""
     total = torch.zeros((), dtype=torch.float64)
     soft = [torch.softmax(p.double(), 0) for p in logits(space)]
@@ -78,7 +78,7 @@ def exact(space: nn.Module, data: ag.Classification, batches: tuple, terms: Term
             first, second = (data.losses(held, batch) for batch in batches)
             gap = {"pairwise": (second - first).abs().mean(), "batch": (second.mean() - first.mean()).abs()}
             loss = first.mean() + terms.gap_weight * gap.get(terms.gap, torch.zeros(()))
-            if hinge:
+            if penalty:
                 price = ag.macs(torch.zeros(1, 6)).of(ag.build(space, architecture))
                 loss = loss + max(0.0, price / 20 - 1)
         total = total + soft[0][picks[0]] * soft[1][picks[1]] * loss.double()
@@ -97,32 +97,32 @@ def worst(space: nn.Module, found: _Objective, batches: tuple, wanted: list[Tens
 
 
 @pytest.mark.parametrize(
-    ("terms", "hinge"),
+    ("terms", "penalty"),
     [
-        (Terms(gap="batch"), False),
-        (Terms(gap="pairwise"), True),
-        (Terms(gap="none", estimator="score_function"), False),
+        (UnasTerms(gap="batch"), False),
+        (UnasTerms(gap="pairwise"), True),
+        (UnasTerms(gap="none", estimator="score_function"), False),
     ],
 )
-def test_the_gradient_is_that_of_the_expected_objective(terms: Terms, hinge: bool) -> None:
+def test_the_gradient_is_that_of_the_expected_objective(terms: UnasTerms, penalty: bool) -> None:
     space, data = small(), task()
-    shares = data.halves(0.5)
+    shares = data.split(0.5)
     batches = (shares[0].stream(seed=0)(0), shares[1].stream(seed=0)(0))
-    found = objective(space, data, terms, hinge)
-    assert worst(space, found, batches, exact(space, data, batches, terms, hinge), 1500) < 4.5
+    found = objective(space, data, terms, penalty)
+    assert worst(space, found, batches, exact(space, data, batches, terms, penalty), 1500) < 4.5
 
 
 def test_a_gradient_without_its_score_function_fails_the_same_test() -> None:
     space, data = small(), task()
     batches = (data.stream(seed=0)(0), data.stream(seed=1)(0))
-    found = objective(space, data, Terms(gap="none"))
+    found = objective(space, data, UnasTerms(gap="none"))
 
-    class Relaxed(Estimate):
+    class Relaxed(RebarEstimate):
         def __call__(self, hard: Tensor, relaxed: Tensor, log_probability: Tensor) -> Tensor:
             return relaxed.mean()
 
     found.estimate = Relaxed(lambda losses: losses)
-    assert worst(space, found, batches, exact(space, data, batches, Terms(gap="none"), False), 1500) > 4.5
+    assert worst(space, found, batches, exact(space, data, batches, UnasTerms(gap="none"), False), 1500) > 4.5
 
 
 def test_the_two_forms_of_the_gap_agree_where_a_batch_is_one_image() -> None:
@@ -130,7 +130,7 @@ def test_the_two_forms_of_the_gap_agree_where_a_batch_is_one_image() -> None:
     batches = (data.stream(seed=0)(0), data.stream(seed=1)(0))
     losses = []
     for gap in ("pairwise", "batch"):
-        found = objective(space, data, Terms(gap=gap))
+        found = objective(space, data, UnasTerms(gap=gap))
         sample = found.sampler.draw()
         losses.append(found._loss(sample.hard, *batches))
     assert torch.allclose(*losses)
@@ -139,7 +139,7 @@ def test_the_two_forms_of_the_gap_agree_where_a_batch_is_one_image() -> None:
 def test_each_step_moves_only_what_is_its_own() -> None:
     """An architecture step changes no weight, a weight step no logit; the latter never sees validation images."""
     space, data = small(), task()
-    found = objective(space, data, Terms())
+    found = objective(space, data, UnasTerms())
     train, valid = data.stream(seed=0)(0), data.stream(seed=1)(0)
     weights, decided = ag.weights(space), logits(space)
     assert not {id(p) for p in weights} & {id(p) for p in decided}
@@ -162,12 +162,12 @@ def test_a_black_box_alone_is_enough() -> None:
         weights = dict(network.named_modules())["first"].mixing()
         return 1.0 - weights[2]
 
-    terms = Terms(task=0.0, estimator="score_function", softening=0.0, warm_up=0.0)
+    terms = UnasTerms(task=0.0, estimator="score_function", softening=0.0, warm_up=0.0)
     run = ag.Run(steps=60, seed=0, device="cpu", progress=False)
-    found = ag.unas(small(), task(), run, black_box=dislikes, terms=terms, search=1.0)
+    found = ag.unas(small(), task(), run, black_box=dislikes, terms=terms, search_fraction=1.0)
     assert found.architecture["first"] == 2
     other = ag.unas(
-        small(), task(), ag.Run(steps=60, seed=0, device="cpu", progress=False), terms=terms, search=1.0,
+        small(), task(), ag.Run(steps=60, seed=0, device="cpu", progress=False), terms=terms, search_fraction=1.0,
         black_box=lambda network, batch: 1.0 - dislikes(network, batch),
     )  # fmt: skip
     assert other.architecture["first"] != 2
@@ -200,7 +200,7 @@ def test_what_it_cannot_search_is_refused() -> None:
     gated = nn.Sequential(nn.Linear(6, 6), ag.Gate(6, name="gate"), nn.Linear(6, 2))
     with pytest.raises(ChoiceError, match=r"gate.*archgrad.dnal"):
         ag.unas(gated, task(), run)
-    with pytest.raises(ChoiceError, match="factorised=True"):
+    with pytest.raises(ChoiceError, match="factorized=True"):
         ag.unas(ag.darts_cells(channels=2, cells=3, in_channels=1), task(), run)
     unequal = nn.Sequential(ag.OpChoice({"a": nn.Linear(6, 2), "b": nn.Linear(6, 3)}, name="op"))
     with pytest.raises(ChoiceError, match=r"a: \(2, 2\), b: \(2, 3\)"):
@@ -209,7 +209,7 @@ def test_what_it_cannot_search_is_refused() -> None:
 
 def test_per_image_weights_are_those_of_their_images() -> None:
     space, data = small(), task()
-    found = objective(space, data, Terms(per_image=True, gap="none"))
+    found = objective(space, data, UnasTerms(per_image=True, gap="none"))
     batch = data.stream(seed=0)(0)
     sample = found.sampler.draw(len(batch[1]))
     together = found._loss(sample.hard, batch, batch)
@@ -222,5 +222,5 @@ def test_per_image_weights_are_those_of_their_images() -> None:
 
 def test_terms_are_recorded() -> None:
     run = ag.Run(steps=6, device="cpu", progress=False)
-    found = ag.unas(small(), task(), run, terms=Terms(gap="pairwise"))
-    assert found.record["settings"]["terms"] == dataclasses.asdict(Terms(gap="pairwise"))
+    found = ag.unas(small(), task(), run, terms=UnasTerms(gap="pairwise"))
+    assert found.record["settings"]["terms"] == dataclasses.asdict(UnasTerms(gap="pairwise"))

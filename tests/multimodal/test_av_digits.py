@@ -91,7 +91,7 @@ def test_components_and_means_are_of_the_training_part_alone() -> None:
     assert one[:80].mean().abs() < 1e-4 and one[:80].std() == pytest.approx(1.0, abs=1e-4)
 
 
-def test_sound_is_standardised_by_the_training_part_and_as_loud_as_the_level_says(files: tuple[Path, Path]) -> None:
+def test_sound_is_standardized_by_the_training_part_and_as_loud_as_the_level_says(files: tuple[Path, Path]) -> None:
     x, _ = everything(av_digits(*files, pairs=PAIRS), "train")
     assert x["audio"].mean().abs() < 1e-4 and x["audio"].std() == pytest.approx(1.0, abs=1e-4)
     clips = read_clips(files[1])

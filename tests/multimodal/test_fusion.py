@@ -13,7 +13,7 @@ import archgrad as ag
 from archgrad.choices.access import choices
 from archgrad.choices.modules import OpChoice
 from archgrad.errors import ConfigError, ModelError
-from archgrad.multimodal.encoders import Form
+from archgrad.multimodal.encoders import InputForm
 from archgrad.multimodal.fusion import Fusion
 
 SMALL = {"3": (3,), "2 doubling": (2, 4)}
@@ -26,7 +26,7 @@ def inputs(batch: int = 3, seed: int = 0) -> dict[str, Tensor]:
     return {name: torch.randn(batch, *shape, generator=g) for name, shape in shapes.items()}
 
 
-def small(forms: dict[str, Form | Tensor] | None = None, **settings: object) -> Fusion:
+def small(forms: dict[str, InputForm | Tensor] | None = None, **settings: object) -> Fusion:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         return ag.fusion(forms or ODD, **{"classes": 4, "features": 6, "widths": SMALL, **settings})
@@ -73,8 +73,8 @@ def test_expected_cost_is_the_mean_over_independent_draws() -> None:
 def test_examples_make_the_encoders_that_forms_do() -> None:
     by_example = small(inputs(1))
     assert [f.form for f in by_example.encoders] == [
-        Form("images", 1, 2, (27, 31), (2, 4)), Form("sound", 2, 1, (131,), (2, 3)),
-        Form("vectors", 5, 0, None, (2, 3)),
+        InputForm("images", 1, 2, (27, 31), (2, 4)), InputForm("sound", 2, 1, (131,), (2, 3)),
+        InputForm("vectors", 5, 0, None, (2, 3)),
     ]  # fmt: skip
     assert ag.fusion({"a": torch.zeros(1, 1, 112, 112)}, classes=2).encoders[0].form.blocks == (2, 5)
 

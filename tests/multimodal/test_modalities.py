@@ -52,7 +52,7 @@ def test_training_costs_and_halves_take_dicts(tmp_path: Path) -> None:
     assert ag.energy(x, source="estimated", seconds=0.01).of(network) > 0
     assert predict(network, (x, Y[:1]), loss=given.loss).at(8).peak_bytes > 0
     assert ag.fit(network, given, ag.Run(epochs=1, device="cpu", progress=False))["accuracy"] >= 0
-    one, other = given.halves()
+    one, other = given.split()
     assert one.splits["train"]["size"] + other.splits["train"]["size"] == given.splits["train"]["size"]
     assert ag.export_program(network, x, tmp_path / "n.pt2").dynamic_batch
 

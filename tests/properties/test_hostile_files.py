@@ -37,7 +37,7 @@ from archgrad.cli import command_file as folder
 from archgrad.cli.inputs import models, spaces
 from archgrad.cli.schemas.commands import SlimOptions, TrainOptions, resolve
 from archgrad.cli.schemas.search import SearchOptions
-from archgrad.costs.table import Table, measure_table
+from archgrad.costs.table import CostTable, measure_table
 from archgrad.errors import ArchgradError
 from archgrad.multimodal.av_digits import read_clips
 from archgrad.multimodal.modalities import read_wav
@@ -163,7 +163,7 @@ SPACE = Space()
 ARCHITECTURE = {"format": "archgrad.architecture", "version": 1, "picks": {"op": 1, "inputs": [0, 2]}}
 YAML = [
     b"model: net.py:Net\ndata: digits\nlimit: macs=0.5\nepochs: 3\nseed: 1\nkeep: [a, b]\nsparsity: 1.5\n",
-    b"network: net.py:Net\ndata: digits\noptimiser: adamw\nclip: 5.0\naugment: flip,crop=4\n",
+    b"network: net.py:Net\ndata: digits\noptimizer: adamw\nclip: 5.0\naugment: flip,crop=4\n",
     b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n",
     b"model: !!python/object/apply:os.system ['true']\ndata: {a: {b: {c: {d: [[[[[[1]]]]]]}}}}\n",
     b"data: digits\nepochs: 99999999999999999999999999\nseconds: .inf\nout: 2020-99-99\nx: !!binary zz\n? [1]\n: 2",
@@ -173,7 +173,7 @@ RUN = {
     "status": "running", "finished": None, "made_with": {"torch": "2"},
 }  # fmt: skip
 COMMAND = {"command": "slim", "directory": "/", "options": {"model": "net.py:Net", "data": "digits", "keep": ["a"]}}
-RECORD = {"space": {"kind": "darts", "cells": 3, "channels": 4, "factorised": True, "example": [1, 3, 8, 8]}}
+RECORD = {"space": {"kind": "darts", "cells": 3, "channels": 4, "factorized": True, "example": [1, 3, 8, 8]}}
 LINE = {"phase": "search", "step": 3, "time": 0.5, "loss": 0.25}
 
 
@@ -202,7 +202,7 @@ def test_tables_of_prices(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "table.json"
     path.write_bytes(content)
     with bounded():
-        Table.load(path)
+        CostTable.load(path)
 
 
 @given(st.tuples(*map(spoilt_text, (RUN, COMMAND, RECORD, LINE))))
@@ -388,7 +388,7 @@ def test_no_way_of_loading_executes_a_pickle(tmp_path: Path, protocol: int) -> N
     }  # fmt: skip
     ways: dict[str, Callable[[Path], object]] = {
         ".npz": datasets.load, ".tab": Tabular.load, ".clips": read_clips, ".wav": read_wav, ".pt": weights,
-        ".safetensors": weights, ".json": ag.Architecture.load, ".table": Table.load, ".ckpt": load,
+        ".safetensors": weights, ".json": ag.Architecture.load, ".table": CostTable.load, ".ckpt": load,
         ".pt2": program_of, ".yaml": lambda path: resolve(SlimOptions, {}, path),
     }  # fmt: skip
     refused = 0

@@ -84,7 +84,7 @@ def test_one_channel_is_the_mean_over_draws() -> None:
         for module in wide.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 fan_in = module.weight[0].numel()
-                module.weight.fill_(0.5 / math.sqrt(fan_in))  # E|theta| of torch's own initialisation
+                module.weight.fill_(0.5 / math.sqrt(fan_in))  # E|theta| of torch's own initialization
     exact = flows(mean_channels(wide), some) + math.log(10)  # classes
     assert torch.allclose(exact, mean, atol=0.08), (exact, mean)
     wrong = flows(mean_channels(cells(channels=8)), some) + math.log(10)

@@ -286,9 +286,9 @@ def test_swap_and_linear_regions_of_codes_made_by_hand() -> None:
     x = torch.tensor([[1.0], [-1.0], [2.0]])
     assert proxies.swap(made, x, repeats=3) == 2  # columns 101 and 010
     assert proxies.linear_regions(made, x) == 2  # examples 0 and 2 are alike
-    regular = proxies.swap(made, x, repeats=1, centre=30, width=200)
+    regular = proxies.swap(made, x, repeats=1, center=30, width=200)
     assert regular == pytest.approx(2 * math.exp(-100 / 200))
-    for wrong in ({"repeats": 0}, {"centre": 1.0}, {"centre": 1.0, "width": 0.0}):
+    for wrong in ({"repeats": 0}, {"center": 1.0}, {"center": 1.0, "width": 0.0}):
         with pytest.raises(ConfigError, match="swap with"):
             proxies.swap(made, x, **wrong)  # type: ignore[arg-type]
 

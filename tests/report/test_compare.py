@@ -132,7 +132,7 @@ def test_the_page_of_strangers(tmp_path: Path) -> None:
     assert "img" not in reader.tags
 
 
-def test_more_runs_than_colours_are_told_apart_by_dashes(tmp_path: Path) -> None:
+def test_more_runs_than_colors_are_told_apart_by_dashes(tmp_path: Path) -> None:
     first = finished(tmp_path / "run0")
     paths = [first, *(Path(shutil.copytree(first, tmp_path / f"run{k}")) for k in range(1, 10))]
     html = page(sides(*paths))

@@ -68,7 +68,7 @@ def test_a_damaged_surrogate_is_named(part: dict[str, Any]) -> None:
         scatter(part)
 
 
-def test_svg_is_sound_and_coloured_by_the_page() -> None:
+def test_svg_is_sound_and_colored_by_the_page() -> None:
     settings = dict(mpl.rcParams)
     for chart in charts(_history(), {"cost": "macs", "bound": 5e6}):
         ElementTree.fromstring(chart.svg)

@@ -205,7 +205,7 @@ def test_long_words_are_cut_and_whole_in_the_tooltip() -> None:
     assert f"{word[:31]}\u2026</text>" in drawn
 
 
-def test_alone_it_brings_its_colours_and_a_ground() -> None:
+def test_alone_it_brings_its_colors_and_a_ground() -> None:
     drawn = svg.alone(draw(cell()))
     assert "var(" not in drawn and "prefers-color-scheme: dark" in drawn and svg.DARK["ink"] in drawn
     tree = ElementTree.fromstring(drawn)

@@ -1,4 +1,4 @@
-"""The weights of the choices: which records become which lines, on which scale, in whose colour."""
+"""The weights of the choices: which records become which lines, on which scale, in whose color."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def _ends(drawn: str) -> list[tuple[float, float]]:
     return [tuple(map(float, re.split("[ ,L]", path["d"])[-2:])) for path in paths]  # type: ignore[misc]
 
 
-def test_a_picture_a_choice_and_a_colour_a_candidate() -> None:
+def test_a_picture_a_choice_and_a_color_a_candidate() -> None:
     found = weights(_history())
     assert [one.choice for one in found.charts] == ["normal/0-2", "out"]
     assert [one.leader for one in found.charts] == ["conv 0.80", "pool 0.75"]
     assert [label for label, _ in found.legend] == ["conv", "skip", "pool"] and found.left_out == 0
-    colours = {label: re.findall(r"g-line\d", sample) for label, sample in found.legend}
-    assert colours == {"conv": ["g-line1"], "skip": ["g-line2"], "pool": ["g-line3"]}
+    colors = {label: re.findall(r"g-line\d", sample) for label, sample in found.legend}
+    assert colors == {"conv": ["g-line1"], "skip": ["g-line2"], "pool": ["g-line3"]}
     for one, drawn in zip(found.charts, (("g-line2", "g-line1"), ("g-line2", "g-line3")), strict=True):
         # The leader is drawn last, over the others.
         assert tuple(re.findall(r"g-line\d", one.svg)) == drawn
@@ -56,7 +56,7 @@ def test_what_is_no_weight_or_too_much_is_left_out() -> None:
     assert len(found.charts) == 80 and found.left_out == 20 and found.legend == []
 
 
-def test_more_candidates_than_colours_are_dashed() -> None:
+def test_more_candidates_than_colors_are_dashed() -> None:
     found = weights([{"step": k, **{f"weight/a/c{n}": 0.1 for n in range(10)}} for k in range(2)])
     looks = [re.sub(r' d="[^"]*"', "", sample) for _, sample in found.legend]
     assert len(set(looks)) == 10 and "dash" in looks[8] and "dash" not in looks[7]

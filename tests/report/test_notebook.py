@@ -9,7 +9,7 @@ from test_page import read
 from torch import nn
 
 import archgrad as ag
-from archgrad.costs.table import Table
+from archgrad.costs.table import CostTable
 from archgrad.costs.table_column import column
 from archgrad.report import notebook
 
@@ -65,8 +65,8 @@ def test_costs_and_limits_in_a_line() -> None:
 
 @pytest.mark.parametrize("size", [3, 3000])
 def test_tables_do_not_print_their_prices(size: int) -> None:
-    table = Table("latency", "ms", 0.5, {"a": (1.0,) * size}, {"a": ("x",) * size})
-    assert repr(table).startswith("Table(name='latency', unit='ms', base=0.5") and len(repr(table)) < 200
+    table = CostTable("latency", "ms", 0.5, {"a": (1.0,) * size}, {"a": ("x",) * size})
+    assert repr(table).startswith("CostTable(name='latency', unit='ms', base=0.5") and len(repr(table)) < 200
 
 
 def test_a_column_does_not_print_its_table() -> None:

@@ -186,23 +186,23 @@ def test_the_page_of_a_search() -> None:
         read(page({key: value for key, value in search().items() if key != part}, epochs(1)))
 
 
-def test_every_colour_that_is_used_is_defined() -> None:
+def test_every_color_that_is_used_is_defined() -> None:
     html = page({**search(), **record()}, [*history(), *epochs(8)])
     used = set(re.findall(r"var\((--\w+)\)", html))
     assert "--line1" in used and all(html.count(f"{name}: #") == 3 for name in used)
 
 
-@pytest.mark.parametrize("colours", [svg.LIGHT, svg.DARK], ids=["light", "dark"])
-def test_words_and_lines_stand_out_from_their_ground(colours: dict[str, str]) -> None:
+@pytest.mark.parametrize("colors", [svg.LIGHT, svg.DARK], ids=["light", "dark"])
+def test_words_and_lines_stand_out_from_their_ground(colors: dict[str, str]) -> None:
     """Level AA: 4.5 to 1 for text, 3 to 1 for what is drawn and for the edges of buttons."""
 
-    def light(colour: str) -> float:
-        parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    def light(color: str) -> float:
+        parts = [int(color[k : k + 2], 16) / 255 for k in (1, 3, 5)]
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
     def contrast(one: str, other: str) -> float:
-        low, high = sorted((light(colours[one]), light(colours[other])))
+        low, high = sorted((light(colors[one]), light(colors[other])))
         return (high + 0.05) / (low + 0.05)
 
     for ground in ("paper", "panel"):

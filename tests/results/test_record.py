@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import archgrad as ag
-from archgrad.methods.monas.monas import Terms, monas
+from archgrad.methods.monas.monas import MonasTerms, monas
 from archgrad.methods.monas.rewards import mixed, under
 from archgrad.methods.unas import unas
 from archgrad.results.record import card, departures
@@ -42,7 +42,7 @@ def test_of_terms_each_number_is_counted() -> None:
     terms = {"samples": 4, "rate": 0.1, "bonus": 0.005, "decay": 0.9, "patience": 200}
     assert departures(monas, {"terms": terms, "search": 0.5}) == ["terms.samples=4", "terms.rate=0.1"]
     assert departures(monas, {"terms": {**terms, "samples": 1, "rate": 0.01}}) == []
-    assert Terms().samples == 1
+    assert MonasTerms().samples == 1
 
 
 def test_two_configurations_made_by_hand() -> None:
@@ -113,7 +113,7 @@ def test_what_is_looked_up_is_told_with_its_reward() -> None:
 
 def test_operations_that_two_choices_share_are_candidates() -> None:
     counts = [
-        items(card(ag.darts_cells(channels=2, cells=3, factorised=form), run(), options=[], data={}))
+        items(card(ag.darts_cells(channels=2, cells=3, factorized=form), run(), options=[], data={}))
         for form in (True, False)
     ]
     assert counts[0] == counts[1]

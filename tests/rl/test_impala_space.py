@@ -1,4 +1,4 @@
-"""Encoders of cells: rows of the mixture, shapes, the fixed cell in the limit, discretisation, searches by others."""
+"""Encoders of cells: rows of the mixture, shapes, the fixed cell in the limit, discretization, searches by others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from archgrad.choices.modules import InputChoice, OpChoice
 from archgrad.choices.relaxations import Softmax
 from archgrad.choices.subsets import topology
 from archgrad.errors import ArchitectureError, ChoiceError, ConfigError
-from archgrad.extract.discretize import strengths
+from archgrad.extract.discretize import decision_weights
 from archgrad.report.graphs import cells as graphs
 from archgrad.rl.impala_space import OPERATIONS, ImpalaCells
 from archgrad.supernets.bilevel import mixed, state
@@ -113,7 +113,7 @@ def test_every_operation_heeds_its_stride(operations: str, label: str, side: int
         assert y.shape == (2, 4, math.ceil(side / stride), math.ceil((side + 1) / stride))
 
 
-def test_discretisation_by_hand() -> None:
+def test_discretization_by_hand() -> None:
     space = relaxed()
     labels = space.labels
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_discretisation_by_hand() -> None:
     assert found["normal.2.1"] == labels.index("tanh") and found["normal.2.inputs"] == (0, 1)
     assert found["normal.3.inputs"] == (0, 2)
     row = ops(space)["normal.3.2"].mixing().detach()
-    strength = strengths(space)["normal.3.inputs"]
+    strength = decision_weights(space)["normal.3.inputs"]
     assert float(strength[2]) == pytest.approx(float(row[labels.index("conv_3x3")]), abs=1e-6)
     # Of equals the first; the first node has the input alone, and no choice of inputs.
     assert found["normal.4.inputs"] == (0, 1) and found["normal.4.0"] == 0
@@ -149,7 +149,7 @@ def test_weights_and_logits_are_disjoint_and_all() -> None:
     assert sum(p.numel() for p in logits) == 100
 
 
-def test_frozen_statistics_make_an_image_independent_of_its_neighbours() -> None:
+def test_frozen_statistics_make_an_image_independent_of_its_neighbors() -> None:
     x = images(4)
     for norm in ("none", "group", "batch"):
         space = relaxed(norm=norm).eval()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.errors import ConfigError, ModelError, NonFiniteError
-from archgrad.rl.ppo import PUBLISHED, SMALL, Agent, Terms, learn, loss_of, optimiser_of
+from archgrad.rl.ppo import PUBLISHED, SMALL, Agent, PpoTerms, learn, loss_of, optimizer_of
 from archgrad.rl.rollouts import Collector, Rollout, Scale, advantages
 from archgrad.supernets.darts_loop import relax_as_mixture
 
@@ -20,7 +20,7 @@ pytest.importorskip("gymnasium", reason="comes with the extra rl")
 from archgrad.rl.pixel_game import Gems
 
 GAME = functools.partial(Gems, size=5, gems=2, traps=1, blocks=0, longest=6)
-TINY = Terms(rollout=8, minibatch=16, passes=2)
+TINY = PpoTerms(rollout=8, minibatch=16, passes=2)
 
 
 def space(norm: str = "none") -> nn.Module:
@@ -153,10 +153,10 @@ def test_clipping_stops_the_gradient_where_it_should() -> None:
 
 def test_one_adam_with_the_logits_apart_and_no_decay() -> None:
     agent = agent_of(space())
-    groups = optimiser_of(agent, SMALL).param_groups
+    groups = optimizer_of(agent, SMALL).param_groups
     assert [len(g["params"]) for g in groups] == [len(ag.weights(agent)), len(ag.logits(agent))]
     assert all(g["weight_decay"] == 0 and g["eps"] == 1e-5 and g["lr"] == SMALL.rate for g in groups)
-    assert len(optimiser_of(agent_of(nn.Sequential(nn.Flatten(), nn.Linear(75, 4))), SMALL).param_groups) == 1
+    assert len(optimizer_of(agent_of(nn.Sequential(nn.Flatten(), nn.Linear(75, 4))), SMALL).param_groups) == 1
 
 
 def test_an_agent_learns_a_game_that_pays_one_action() -> None:
@@ -211,7 +211,7 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
 )
 def test_numbers_out_of_range_are_refused(given: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(given))):
-        Terms(**given)
+        PpoTerms(**given)
 
 
 def test_an_encoder_for_other_images_is_refused() -> None:

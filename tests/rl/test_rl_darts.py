@@ -20,14 +20,14 @@ from torch import nn
 import archgrad as ag
 from archgrad.errors import ChoiceError, ConfigError, DataError, ModelError
 from archgrad.report import page
-from archgrad.rl.ppo import Terms
+from archgrad.rl.ppo import PpoTerms
 
 pytest.importorskip("gymnasium", reason="comes with the extra rl")
 
 from archgrad.rl.pixel_game import Gems
 
 ROOT = Path(__file__).parents[2]
-TINY = Terms(rollout=8, minibatch=16, passes=1, reseed=2)
+TINY = PpoTerms(rollout=8, minibatch=16, passes=1, reseed=2)
 STEPS = 5 * 8 * 4
 
 

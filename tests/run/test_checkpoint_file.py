@@ -127,12 +127,12 @@ def test_special_values_and_views(tmp_path: Path) -> None:
 
 def test_states_of_torch_survive(tmp_path: Path) -> None:
     network = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
-    optimiser = torch.optim.Adam(network.parameters())
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 10)
+    optimizer = torch.optim.Adam(network.parameters())
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
     network(torch.randn(4, 3)).sum().backward()
-    optimiser.step()
+    optimizer.step()
     schedule.step()
-    state = {"n": dict(network.state_dict()), "o": optimiser.state_dict(), "s": schedule.state_dict()}
+    state = {"n": dict(network.state_dict()), "o": optimizer.state_dict(), "s": schedule.state_dict()}
     save(tmp_path / "a.safetensors", state)
     assert same(load(tmp_path / "a.safetensors"), state)
 

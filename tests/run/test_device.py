@@ -20,7 +20,7 @@ from archgrad.run.run import Run, Stopped
 def test_one_process_on_the_cpu_does_without_fabric() -> None:
     code = (
         "import sys; from archgrad.run.run import Run; run = Run(device='cpu', progress=False); "
-        "run.begin('test', {}); run.keep(); list(run.steps(2)); run.finish(); "
+        "run.begin('test', {}); run.register_state(); list(run.steps(2)); run.finish(); "
         "print(run.device, run.rank, run.world); "
         "assert not {'lightning_fabric', 'tensorboard', 'matplotlib'} & set(sys.modules)"
     )
@@ -60,18 +60,18 @@ def program(folder: Path, stop: int) -> None:
     run = Run(folder=folder, device="cpu", progress=False, checkpoint_seconds=1000)
     run.begin("two", {})
     network = run.fabric.setup_module(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)))
-    optimiser = run.fabric.setup_optimizers(torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9))
-    run.keep(network=network, optimiser=optimiser)
+    optimizer = run.fabric.setup_optimizers(torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9))
+    run.register_state(network=network, optimizer=optimizer)
     for step in run.steps(8):
         draw = torch.Generator().manual_seed(100 * step + run.rank)
         loss = network(torch.randn(8, 4, generator=draw)).square().mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         run.fabric.backward(loss)
-        optimiser.step()
+        optimizer.step()
         run.log({"loss": loss})
         if step == stop and run.rank == 1:
             signal.raise_signal(signal.SIGTERM)
-    value = run.remember("rank", lambda: run.rank)
+    value = run.compute_once("rank", lambda: run.rank)
     run.finish()
     weights = [value.tolist() for value in network.state_dict().values()]
     (folder / f"rank{run.rank}.json").write_text(json.dumps([value, run.world, weights]))

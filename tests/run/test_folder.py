@@ -150,10 +150,10 @@ def test_without_a_folder_no_file_is_written(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     run = Run(device="cpu", progress=False, checkpoint_seconds=0)
     run.begin("test", {})
-    run.keep()
+    run.register_state()
     for _ in run.steps(3):
         run.log({"loss": 1.0})
-    assert run.remember("ms", lambda: 3) == 3
+    assert run.compute_once("ms", lambda: 3) == 3
     run.finish()
     assert run.folder is None
     assert len(run.history) == 3

@@ -18,7 +18,7 @@ from archgrad.run.run import Run
 def begun(folder: Path | None, **options: Any) -> Run:
     run = Run(folder=folder, device="cpu", progress=False, **options)
     run.begin("test", {})
-    run.keep()
+    run.register_state()
     return run
 
 

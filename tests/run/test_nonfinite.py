@@ -17,7 +17,8 @@ from archgrad.errors import NonFiniteError
 from archgrad.run import nonfinite as diagnosis
 from archgrad.run.run import Run
 from archgrad.supernets.bilevel import alternate
-from archgrad.training.fit import descend, take_step
+from archgrad.training.fit import optimize
+from archgrad.training.step import take_step
 
 
 class Root(nn.Module):
@@ -50,7 +51,7 @@ def data() -> ag.Classification:
 def run_of(folder: Path | None = None, **parts: nn.Module) -> Run:
     run = Run(folder=folder, device="cpu", progress=False, checkpoint_seconds=0)
     run.begin("test", {})
-    run.keep(**parts)
+    run.register_state(**parts)
     return run
 
 
@@ -82,7 +83,7 @@ def test_the_module_is_named_with_its_choice() -> None:
     run, task = run_of(space=space), data()
     told = r"first output that is not finite is that of space\.op\.candidates\.1 \(Root, candidate 'root' of choice "
     with pytest.raises(NonFiniteError, match=told + r"'middle'\), from finite inputs"):
-        descend(space, task, run, optimiser=SGD(weights(space), lr=0.1), steps=3, phase="fit")
+        optimize(space, task, run, optimizer=SGD(weights(space), lr=0.1), steps=3, phase="fit")
 
 
 def test_a_parameter_and_the_logits_are_named() -> None:
@@ -124,7 +125,7 @@ def test_an_architecture_step_is_looked_at_too() -> None:
 
     with pytest.raises(NonFiniteError, match="the logits of choice 'middle' is NaN"):
         alternate(
-            space, task.halves(), run, weights=SGD(weights(space), lr=0.1), architecture=SGD(decided, lr=0.1),
+            space, task.split(), run, weights=SGD(weights(space), lr=0.1), architecture=SGD(decided, lr=0.1),
             steps=3, weight_loss=task.loss, architecture_gradient=gradient,
         )  # fmt: skip
 

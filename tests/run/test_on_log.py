@@ -13,7 +13,7 @@ import archgrad as ag
 
 def logged(run: ag.Run) -> list[dict[str, Any]]:
     run.begin("test", {})
-    run.keep(weights=torch.nn.Linear(1, 1))
+    run.register_state(weights=torch.nn.Linear(1, 1))
     for step in run.steps(3, phase="search"):
         run.log({"loss": torch.tensor(0.5), "lr": 0.1 * step}, step=step)
     run.log({"valid_accuracy": 0.9})

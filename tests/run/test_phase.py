@@ -19,7 +19,7 @@ from archgrad.run.run import Run
 def started(**options: Any) -> Run:
     run = Run(device="cpu", progress=False, **options)
     run.begin("test", {})
-    run.keep(network=nn.Linear(1, 1))
+    run.register_state(network=nn.Linear(1, 1))
     return run
 
 
@@ -61,17 +61,17 @@ def test_misuse_is_explained(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"Call run\.begin first"):
         run.steps(3)
     with pytest.raises(RunError, match=r"Call run\.begin first"):
-        run.remember("x", lambda: 1)
+        run.compute_once("x", lambda: 1)
     with pytest.raises(RunError, match=r"Call run\.begin first"):
         run.log({"loss": 1.0})
     run.begin("test", {})
     with pytest.raises(RunError, match="that is running"):
         run.begin("test", {})
-    with pytest.raises(ChoiceError, match=r"before run\.keep"):
+    with pytest.raises(ChoiceError, match=r"before run\.register_state"):
         run.steps(3)
-    with pytest.raises(ChoiceError, match=r"run\.keep\(space=\.\.\.\) was given a int"):
-        run.keep(space=3)  # type: ignore[arg-type]
-    run.keep()
+    with pytest.raises(ChoiceError, match=r"run\.register_state\(space=\.\.\.\) was given a int"):
+        run.register_state(space=3)  # type: ignore[arg-type]
+    run.register_state()
     for wrong in ({"n": -1}, {"n": 2, "phase": "a/b"}, {"n": 2, "share": 0.0}):
         with pytest.raises(ConfigError):
             run.steps(**wrong)  # type: ignore[arg-type]
@@ -80,7 +80,7 @@ def test_misuse_is_explained(tmp_path: Path) -> None:
             run.steps(2, phase="b")
     with pytest.raises(ChoiceError, match="inside a loop"):
         for _ in run.steps(2, phase="a"):
-            run.keep()
+            run.register_state()
     run.finish()
     with pytest.raises(RunError, match="that is finished"):
         run.steps(2)
@@ -104,7 +104,7 @@ def test_another_program_in_the_folder_is_told_apart(tmp_path: Path) -> None:
         ({"network": nn.Linear(1, 1)}, {"n": 3, "phase": "fit"}, "phase 'fit'"),
     ):
         changed = again()
-        changed.keep(**parts)
+        changed.register_state(**parts)
         with pytest.raises(RunError, match=text):
             next(changed.steps(**call))  # type: ignore[arg-type]
         changed.close()
@@ -135,9 +135,9 @@ def test_remember_computes_once_and_leaves_randomness_alone(tmp_path: Path) -> N
 
     run = started(folder=tmp_path / "run")
     state = torch.get_rng_state()
-    value = run.remember("ms", measure)
+    value = run.compute_once("ms", measure)
     assert torch.equal(torch.get_rng_state(), state)
-    assert run.remember("ms", measure) == value
+    assert run.compute_once("ms", measure) == value
     run.close()
     assert started(folder=tmp_path / "run").remember("ms", measure) == value
     with pytest.raises(RunError, match="not JSON"):

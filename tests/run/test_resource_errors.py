@@ -18,10 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 
 import archgrad as ag
 from archgrad.errors import ResourceError, RunError
-from archgrad.run.disk import foresee_disk
+from archgrad.run.disk import check_disk_space
 from archgrad.run.resource_errors import told_of, watched
 from archgrad.run.run import Run
-from archgrad.training.fit import descend, sgd
+from archgrad.training.fit import optimize
+from archgrad.training.recipe import sgd
 
 ROWS = 40
 
@@ -47,11 +48,11 @@ class Numbers(Dataset[tuple[Tensor, int]]):
 
 
 def begun(folder: Path | None, network: nn.Module, *, steps: int = 8, **settings: Any) -> tuple[Run, Any]:
-    """A run that is begun, and the optimiser that it keeps."""
+    """A run that is begun, and the optimizer that it keeps."""
     run = Run(**{"folder": folder, "device": "cpu", "progress": False, "checkpoint_seconds": 0, **settings})
     run.begin("test", {})
     made = sgd(network.parameters())
-    run.keep(network=network, optimiser=made)
+    run.register_state(network=network, optimizer=made)
     return run, made
 
 
@@ -68,7 +69,7 @@ def trained(
     task = ag.Classification(data) if data else ag.Classification(Numbers(), batch_size=10)
     run, made = begun(folder, network)
     try:
-        descend(network, task, run, optimiser=made, steps=8, phase="fit", objective=objective)
+        optimize(network, task, run, optimizer=made, steps=8, phase="fit", objective=objective)
     finally:
         run.close()
     return [p.detach() for p in network.parameters()]
@@ -208,9 +209,9 @@ def test_a_disk_that_is_short_is_noted(small_disk: Path) -> None:
 
 
 def test_room_is_asked_for_by_the_size_of_the_state(tmp_path: Path) -> None:
-    assert foresee_disk(tmp_path / "absent", {"a": [torch.zeros(4)]}) == ""
+    assert check_disk_space(tmp_path / "absent", {"a": [torch.zeros(4)]}) == ""
     with pytest.raises(RunError, match=r"takes 4,400,000,000\.0 MB"):
-        foresee_disk(tmp_path, {"a": [torch.empty(1).expand(11 * 10**14)], "b": torch.zeros(0)})
+        check_disk_space(tmp_path, {"a": [torch.empty(1).expand(11 * 10**14)], "b": torch.zeros(0)})
 
 
 def test_clocks_that_are_set_back_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +231,7 @@ def test_a_budget_in_seconds_follows_the_clock_that_is_never_set(monkeypatch: py
     monkeypatch.setattr(time, "time", lambda: -1e9)
     run = Run(device="cpu", progress=False, seconds=0.05)
     run.begin("test", {})
-    run.keep(network=nn.Linear(1, 1))
+    run.register_state(network=nn.Linear(1, 1))
     began = time.monotonic()
     taken = sum(1 for _ in run.steps(10**9) if time.sleep(0.001) is None)
     assert taken >= 1 and time.monotonic() - began < 30

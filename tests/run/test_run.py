@@ -29,16 +29,16 @@ STEPS = 30
 Report = Callable[[str, int], None]
 
 
-def train(run: Run, network: nn.Module, optimiser: torch.optim.Optimizer, *, step: int) -> None:
+def train(run: Run, network: nn.Module, optimizer: torch.optim.Optimizer, *, step: int) -> None:
     """One step that draws from every source of randomness."""
     noise = torch.from_numpy(np.random.randn(16, 6)).float() * random.random()
     x = torch.randn(16, 6, generator=run.generator("data")) + 0.1 * noise
     if step > 10:
         x = x + 0.1 * torch.randn(16, 6, generator=run.generator("late"))
     loss = (network(x) - x.sum(1, keepdim=True)).square().mean()
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     loss.backward()
-    optimiser.step()
+    optimizer.step()
     run.log({"loss": loss, "lr": 0.05}, step=step)
 
 
@@ -51,28 +51,28 @@ def program(folder: Path | None, report: Report, *, checkpoint_seconds: float = 
     run = Run(seed=3, folder=folder, device="cpu", progress=False, checkpoint_seconds=checkpoint_seconds)
     run.begin("two phases", {"lr": 0.05, "hidden": 8})
     first = small(8)
-    optimiser: torch.optim.Optimizer = torch.optim.SGD(first.parameters(), lr=0.05, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
-    run.keep(network=first, optimiser=optimiser, schedule=schedule)
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(first.parameters(), lr=0.05, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    run.register_state(network=first, optimizer=optimizer, schedule=schedule)
     for step in run.steps(STEPS, phase="first"):
-        train(run, first, optimiser, step=step)
+        train(run, first, optimizer, step=step)
         schedule.step()
         report("first", step)
         time.sleep(pause)
     weight = next(iter(first.parameters()))
     hidden = 4 + int(weight.detach().abs().sum() * 1000) % 7
-    hidden += random.randrange(3) + int(torch.randint(3, ())) + run.remember("measured", lambda: len("abc"))
+    hidden += random.randrange(3) + int(torch.randint(3, ())) + run.compute_once("measured", lambda: len("abc"))
     run.log({"hidden": hidden})
     second = small(hidden)
-    optimiser = torch.optim.Adam(second.parameters())
-    run.keep(network=second, optimiser=optimiser)
+    optimizer = torch.optim.Adam(second.parameters())
+    run.register_state(network=second, optimizer=optimizer)
     for step in run.steps(STEPS, phase="second"):
-        train(run, second, optimiser, step=step)
+        train(run, second, optimizer, step=step)
         report("second", step)
         time.sleep(pause)
         if step == STEPS - 3:
             break
-    run.keep(network=second)
+    run.register_state(network=second)
     for step in run.steps(3, phase="third"):
         torch.nn.init.normal_(second[0].weight)  # type: ignore[index, arg-type, unused-ignore]
         report("third", step)
@@ -237,7 +237,7 @@ def test_a_damaged_newest_checkpoint_falls_back_exactly(tmp_path: Path, whole: A
 def started(**options: Any) -> Run:
     run = Run(device="cpu", progress=False, **options)
     run.begin("test", {})
-    run.keep(network=nn.Linear(1, 1))
+    run.register_state(network=nn.Linear(1, 1))
     return run
 
 
@@ -306,7 +306,7 @@ def small_files(size: int) -> Iterator[None]:
 def test_a_full_disk_stops_the_run_which_then_goes_on(tmp_path: Path) -> None:
     run = Run(folder=tmp_path / "run", device="cpu", progress=False, checkpoint_seconds=0)
     run.begin("test", {})
-    run.keep(network=nn.Linear(100, 100))
+    run.register_state(network=nn.Linear(100, 100))
     taken = []
     with pytest.raises(RunError, match="goes on from the last checkpoint"):
         for step in run.steps(5):
@@ -318,7 +318,7 @@ def test_a_full_disk_stops_the_run_which_then_goes_on(tmp_path: Path) -> None:
     run.close()
     again = Run(folder=tmp_path / "run", device="cpu", progress=False)
     again.begin("test", {})
-    again.keep(network=nn.Linear(100, 100))
+    again.register_state(network=nn.Linear(100, 100))
     assert (taken, list(again.steps(5))) == ([0, 1, 2], [2, 3, 4])
 
 

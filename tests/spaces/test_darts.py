@@ -26,10 +26,10 @@ SMALL = {"channels": 2, "cells": 3, "classes": 3, "in_channels": 1}
 
 
 def small(
-    *, factorised: bool, cells: int = 3, nodes: int = 2, operations: int | tuple[str, ...] | None = None
+    *, factorized: bool, cells: int = 3, nodes: int = 2, operations: int | tuple[str, ...] | None = None
 ) -> DartsCells:
     return darts_cells(
-        channels=2, cells=cells, classes=3, in_channels=1, nodes=nodes, factorised=factorised, operations=operations
+        channels=2, cells=cells, classes=3, in_channels=1, nodes=nodes, factorized=factorized, operations=operations
     )
 
 
@@ -53,10 +53,10 @@ def randomised(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-@pytest.mark.parametrize("factorised", FORMS)
+@pytest.mark.parametrize("factorized", FORMS)
 @pytest.mark.parametrize("evaluation", (False, True))
-def test_what_is_built_is_plain_and_computes_what_was_held(factorised: bool, evaluation: bool) -> None:
-    searched = small(factorised=factorised)
+def test_what_is_built_is_plain_and_computes_what_was_held(factorized: bool, evaluation: bool) -> None:
+    searched = small(factorized=factorized)
     space = searched.resized(auxiliary=True, drop_path=0.25) if evaluation else searched
     randomised(space)
     g = torch.Generator().manual_seed(1)
@@ -82,7 +82,7 @@ def _flat(outputs: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
 
 def test_the_published_supernet_is_the_double_sum_of_the_paper() -> None:
     """node = sum over j, o of softmax(alpha)_o op_o(x_j), in the published order of operations."""
-    space = published(small(factorised=False))
+    space = published(small(factorized=False))
     for p in ag.logits(space):
         nn.init.normal_(p)
     randomised(space)
@@ -103,9 +103,9 @@ def test_the_published_supernet_is_the_double_sum_of_the_paper() -> None:
     torch.testing.assert_close(space(x), net.head(last))
 
 
-def test_the_factorised_supernet_is_the_sum_of_its_branches() -> None:
+def test_the_factorized_supernet_is_the_sum_of_its_branches() -> None:
     """Two separate sums over sources and operations, on the same modules; each module runs once."""
-    space = ag.relax(small(factorised=True, nodes=1, operations=4), softmax)
+    space = ag.relax(small(factorized=True, nodes=1, operations=4), softmax)
     for p in ag.logits(space):
         nn.init.normal_(p)
     node = space.network.cells[0].nodes[0]
@@ -134,16 +134,16 @@ def test_the_factorised_supernet_is_the_sum_of_its_branches() -> None:
 def test_a_double_pick_is_two_modules_in_the_evaluation_form() -> None:
     text = "normal 0:sep_conv_3x3,0:sep_conv_3x3 | 1:skip_connect,1:skip_connect reduce 0:avg_pool_3x3,1:sep_conv_3x3"
     text += " | 2:sep_conv_3x3,2:sep_conv_3x3"
-    space = small(factorised=True)
+    space = small(factorized=True)
     architecture = space.from_string(text)
     once, twice = build(space, architecture), build(space.resized(), architecture)
     depthwise = [sum(getattr(m, "groups", 1) > 1 for m in n.modules()) for n in (once, twice)]
     assert depthwise[1] - depthwise[0] == 2 * 3  # one module of two depthwise layers more, in each of three cells
 
 
-@pytest.mark.parametrize("factorised", FORMS)
-def test_the_network_of_a_string_has_the_parameters_of_the_space_at_its_architecture(factorised: bool) -> None:
-    space = small(factorised=factorised)
+@pytest.mark.parametrize("factorized", FORMS)
+def test_the_network_of_a_string_has_the_parameters_of_the_space_at_its_architecture(factorized: bool) -> None:
+    space = small(factorized=factorized)
     for seed, size in ((0, 3), (1, 4)):
         architecture = ag.sample(space, generator=torch.Generator().manual_seed(seed))
         text = space.to_string(architecture)
@@ -158,38 +158,38 @@ def test_the_network_of_a_string_has_the_parameters_of_the_space_at_its_architec
         assert not any(isinstance(m, nn.BatchNorm2d) and not m.affine for m in network.modules())
 
 
-@pytest.mark.parametrize("factorised", FORMS)
-def test_every_sampled_and_decided_cell_has_two_inputs_a_node_and_no_none(factorised: bool) -> None:
-    space = ag.relax(small(factorised=factorised, nodes=4), softmax)
+@pytest.mark.parametrize("factorized", FORMS)
+def test_every_sampled_and_decided_cell_has_two_inputs_a_node_and_no_none(factorized: bool) -> None:
+    space = ag.relax(small(factorized=factorized, nodes=4), softmax)
     g = torch.Generator().manual_seed(0)
     for trial in range(20):
         for p in ag.logits(space):
             nn.init.normal_(p, generator=g)
-            if not factorised and len(p) == 8:
+            if not factorized and len(p) == 8:
                 with torch.no_grad():
                     p[0] = 10.0  # none is the heaviest
         architecture = decide(space) if trial % 2 else ag.sample(space, generator=g)
         text = space.to_string(architecture)
         assert text.count(":") == 2 * 2 * 4 and "none" not in text
-        if not factorised:
+        if not factorized:
             kept = [pick for name, pick in architecture.items() if name.endswith("inputs")]
             assert all(isinstance(pick, tuple) and len(set(pick)) == 2 for pick in kept)
 
 
-@pytest.mark.parametrize("factorised", FORMS)
-def test_gradients_reach_all_logits_and_weights(factorised: bool) -> None:
-    space = small(factorised=factorised, nodes=3)
-    relaxed = ag.relax(space, softmax) if factorised else published(space)
+@pytest.mark.parametrize("factorized", FORMS)
+def test_gradients_reach_all_logits_and_weights(factorized: bool) -> None:
+    space = small(factorized=factorized, nodes=3)
+    relaxed = ag.relax(space, softmax) if factorized else published(space)
     relaxed(torch.randn(4, 1, 8, 8)).logsumexp(dim=1).sum().backward()
     logits = ag.logits(relaxed)
-    assert len(logits) == 2 * 3 * 4 if factorised else 2 * (2 + 3 + 4)
+    assert len(logits) == 2 * 3 * 4 if factorized else 2 * (2 + 3 + 4)
     assert all(p.grad is not None and bool(p.grad.any()) for p in logits)
     assert all(p.grad is not None for p in ag.weights(relaxed))
 
 
-@pytest.mark.parametrize("factorised", FORMS)
-def test_rows_for_each_image_equal_a_loop_over_images(factorised: bool) -> None:
-    space = randomised(small(factorised=factorised))
+@pytest.mark.parametrize("factorized", FORMS)
+def test_rows_for_each_image_equal_a_loop_over_images(factorized: bool) -> None:
+    space = randomised(small(factorized=factorized))
     g = torch.Generator().manual_seed(3)
     x = torch.randn(3, 1, 9, 9, generator=g)
     rows = {
@@ -213,13 +213,13 @@ def test_a_choice_of_labels_alone_decides_and_does_not_run() -> None:
     for strange in ((nn.Identity(), "skip_connect"), (1, 2)):
         with pytest.raises(ChoiceError, match="give torch"):
             OpChoice(strange, name="op")  # type: ignore[arg-type]
-    node = small(factorised=True).network.cells[0].nodes[0]
+    node = small(factorized=True).network.cells[0].nodes[0]
     with pytest.raises(ChoiceError, match="undecided"):
         node([torch.zeros(1, 2, 4, 4)] * 2)
 
 
 def test_modules_of_weight_zero_are_not_run() -> None:
-    space = small(factorised=True)
+    space = small(factorized=True)
     held = ag.hold(space, ag.sample(space, generator=torch.Generator().manual_seed(0)))
     ran: list[nn.Module] = []
     for cell in held.network.cells:
@@ -232,11 +232,11 @@ def test_modules_of_weight_zero_are_not_run() -> None:
 
 
 @pytest.mark.parametrize("cost", ("macs", "params"))
-def test_expected_cost_of_the_factorised_form_is_the_mean_over_its_architectures(cost: str) -> None:
+def test_expected_cost_of_the_factorized_form_is_the_mean_over_its_architectures(cost: str) -> None:
     """All architectures of 2 sources x 2 operations in two branches, one kind of cell, counted one by one."""
     space = ag.relax(
         darts_cells(
-            channels=2, cells=1, classes=2, in_channels=1, nodes=1, factorised=True, operations=2, affine=True
+            channels=2, cells=1, classes=2, in_channels=1, nodes=1, factorized=True, operations=2, affine=True
         ),
         softmax,
     )
@@ -327,12 +327,12 @@ def test_drop_path_drops_whole_images_of_everything_but_the_identity() -> None:
 
 
 def test_norms_are_where_they_were_published() -> None:
-    for factorised in FORMS:
-        space = small(factorised=factorised)
+    for factorized in FORMS:
+        space = small(factorized=factorized)
         norms = [m for cell in space.network.cells for m in cell.modules() if isinstance(m, nn.BatchNorm2d)]
         assert norms and not any(m.affine for m in norms)
         pools = [m for m in space.modules() if isinstance(m, nn.Sequential) and isinstance(m[0], nn.AvgPool2d)]
-        assert bool(pools) == (not factorised)
+        assert bool(pools) == (not factorized)
         evaluated = space.resized()
         assert all(m.affine for m in evaluated.modules() if isinstance(m, nn.BatchNorm2d))
         assert not [m for m in evaluated.modules() if isinstance(m, nn.Sequential) and isinstance(m[0], nn.AvgPool2d)]
@@ -340,7 +340,7 @@ def test_norms_are_where_they_were_published() -> None:
 
 
 def test_duplicate_share_is_one_a_node_only_where_both_branches_agree() -> None:
-    space = small(factorised=True, operations=3)
+    space = small(factorized=True, operations=3)
     for text, share in (
         ("normal 0:skip_connect,0:skip_connect | 1:skip_connect,2:skip_connect reduce", 1.0),
         ("normal 0:skip_connect,0:sep_conv_3x3 | 1:skip_connect,2:skip_connect reduce", 0.0),
@@ -363,22 +363,22 @@ def test_duplicate_share_is_one_a_node_only_where_both_branches_agree() -> None:
     assert all(w.grad is not None and bool(w.grad.any()) for w in rows.values())
     mixed = {**rows, "normal.2.input0": torch.tensor([0.5, 0.5])}
     assert space.duplicates(mixed).shape == (5,)
-    with pytest.raises(ChoiceError, match="factorised=True"):
-        small(factorised=False).duplicates({})
+    with pytest.raises(ChoiceError, match="factorized=True"):
+        small(factorized=False).duplicates({})
     with pytest.raises(ChoiceError, match="no weights"):
         space.duplicates({})
 
 
-@given(seed=st.integers(0, 10_000), factorised=st.booleans())
+@given(seed=st.integers(0, 10_000), factorized=st.booleans())
 @settings(max_examples=20)
-def test_architectures_survive_text_and_json(seed: int, factorised: bool) -> None:
-    space = SPACES[factorised]
+def test_architectures_survive_text_and_json(seed: int, factorized: bool) -> None:
+    space = SPACES[factorized]
     architecture = ag.sample(space, generator=torch.Generator().manual_seed(seed))
     assert ag.Architecture.from_json(architecture.to_json()) == architecture
     text = space.to_string(architecture)
     again = space.from_string(text)
     assert space.to_string(again) == text
-    if factorised:
+    if factorized:
         assert again == architecture
     kinds = {
         kind: [tuple(pair.split(":")) for node in body.split(" | ") for pair in node.split(",")]
@@ -391,7 +391,7 @@ def test_architectures_survive_text_and_json(seed: int, factorised: bool) -> Non
     assert space.from_string(f"Genotype({printed})") == again
 
 
-SPACES = {factorised: small(factorised=factorised) for factorised in FORMS}
+SPACES = {factorized: small(factorized=factorized) for factorized in FORMS}
 ONE = "0:skip_connect,1:skip_connect"
 TWO = f"{ONE} | {ONE}"
 
@@ -455,10 +455,10 @@ BAD = [
 
 
 @pytest.mark.parametrize(("text", "said"), BAD, ids=range(len(BAD)))
-@pytest.mark.parametrize("factorised", FORMS)
-def test_damaged_text_is_refused_with_what_is_allowed(text: str, said: str, factorised: bool) -> None:
+@pytest.mark.parametrize("factorized", FORMS)
+def test_damaged_text_is_refused_with_what_is_allowed(text: str, said: str, factorized: bool) -> None:
     with pytest.raises(ArchitectureError, match=said.replace("(", r"\(")) as raised:
-        SPACES[factorised].from_string(text)
+        SPACES[factorized].from_string(text)
     assert len(str(raised.value)) < 700
     with pytest.raises(ArchitectureError):
         darts_network(text if "this space have" not in said else "", **SMALL)
@@ -469,10 +469,10 @@ def test_each_form_refuses_what_it_forbids() -> None:
     with pytest.raises(ArchitectureError, match="twice"):
         SPACES[False].from_string(f"normal {double} reduce {double}")
     assert SPACES[True].from_string(f"normal {double} reduce {double}")
-    for label, factorised in (("sep_conv_7x7", False), ("none", True), ("dil_conv_5x5", True)):
+    for label, factorized in (("sep_conv_7x7", False), ("none", True), ("dil_conv_5x5", True)):
         bad = f"0:{label},1:skip_connect | 0:skip_connect,1:skip_connect"
         with pytest.raises(ArchitectureError, match="allowed are"):
-            SPACES[factorised].from_string(f"normal {bad} reduce {bad}")
+            SPACES[factorized].from_string(f"normal {bad} reduce {bad}")
     with pytest.raises(ArchitectureError, match="given int"):
         darts_network(3)  # type: ignore[arg-type]
     with pytest.raises(ArchitectureError, match="different numbers"):
@@ -496,15 +496,15 @@ def test_each_form_refuses_what_it_forbids() -> None:
         ({"drop_path": float("nan")}, "below 1"),
         ({"operations": 9}, "1 to 8"),
         ({"operations": 0}, "1 to 8"),
-        ({"operations": 8, "factorised": True}, "1 to 7"),
+        ({"operations": 8, "factorized": True}, "1 to 7"),
         ({"operations": ("none",)}, "besides 'none'"),
         ({"operations": 1}, "besides 'none'"),
         ({"operations": ()}, "labels"),
         ({"operations": "none"}, "labels"),
         ({"operations": ("skip_connect", "skip_connect")}, "different"),
         ({"operations": ("conv",)}, "sep_conv_3x3"),
-        ({"operations": ("none", "skip_connect"), "factorised": True}, "no operation 'none'"),
-        ({"factorised": "yes"}, "factorised is 'yes'"),
+        ({"operations": ("none", "skip_connect"), "factorized": True}, "no operation 'none'"),
+        ({"factorized": "yes"}, "factorized is 'yes'"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, object], said: str) -> None:
@@ -516,15 +516,15 @@ def test_resizing_that_would_lose_a_kind_of_cell_is_refused() -> None:
     with pytest.raises(ConfigError, match="3 cells or more"):
         SPACES[False].resized(cells=2)
     with pytest.raises(ConfigError, match="3 cells or more"):
-        small(factorised=True, cells=2, nodes=1).resized(cells=20)
+        small(factorized=True, cells=2, nodes=1).resized(cells=20)
     with pytest.raises(ConfigError, match="channels is 0"):
         SPACES[False].resized(channels=0)
-    architecture = ag.sample(small(factorised=True, cells=1, nodes=1))
+    architecture = ag.sample(small(factorized=True, cells=1, nodes=1))
     assert {name.partition(".")[0] for name in architecture} == {"reduce"}
 
 
 def test_the_first_n_operations_are_taken_and_one_channel_is_enough() -> None:
-    space = darts_cells(channels=1, cells=3, nodes=1, operations=5, factorised=True)
+    space = darts_cells(channels=1, cells=3, nodes=1, operations=5, factorized=True)
     (op,) = {c.labels for (c, *_) in choices(space).values() if isinstance(c, OpChoice)}
     assert op == UNAS_LABELS[:5]
     logits = ag.relax(space, softmax)(torch.randn(2, 3, 8, 8))
@@ -534,19 +534,19 @@ def test_the_first_n_operations_are_taken_and_one_channel_is_enough() -> None:
 
 
 def test_narrowed_spaces_still_run_and_read_text() -> None:
-    space = small(factorised=False, nodes=1)
+    space = small(factorized=False, nodes=1)
     ag.restrict(space, {"normal.2.0": [4], "reduce.2.1": [3, 4]})
     assert space.to_string(space.from_string(f"normal 0:sep_conv_3x3,1:none reduce {ONE}"))
     with pytest.raises(ArchgradError, match="no longer has"):
         space.from_string(f"normal {ONE} reduce {ONE}")
-    shared = small(factorised=True, nodes=1)
+    shared = small(factorized=True, nodes=1)
     ag.restrict(shared, {"normal.2.op0": [1], "normal.2.op1": [0, 1]})
     assert ag.relax(shared, softmax)(torch.randn(2, 1, 8, 8)).shape == (2, 3)
 
 
-@pytest.mark.parametrize("factorised", FORMS)
-def test_a_description_can_be_drawn(factorised: bool) -> None:
-    space = small(factorised=factorised)
+@pytest.mark.parametrize("factorized", FORMS)
+def test_a_description_can_be_drawn(factorized: bool) -> None:
+    space = small(factorized=factorized)
     described = space.describe(ag.sample(space, generator=torch.Generator().manual_seed(0)))
     assert [graph["name"] for graph in described["graphs"]] == ["normal", "reduce"]
     for graph in described["graphs"]:

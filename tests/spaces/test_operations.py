@@ -39,7 +39,7 @@ def test_published_parameter_counts() -> None:
     assert not any(m.affine for m in bare if isinstance(m, nn.BatchNorm2d))
 
 
-def test_factorised_reduction_reads_every_pixel_once() -> None:
+def test_factorized_reduction_reads_every_pixel_once() -> None:
     """With weights of one, its halves sum the even and the odd diagonal pixels; beyond the edge there is 0."""
     reduce = FactorizedReduce(1, 2).eval()
     nn.init.ones_(reduce.first.weight)

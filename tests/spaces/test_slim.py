@@ -79,11 +79,11 @@ def test_reasons_say_what_holds_a_layer() -> None:
     assert "output" in reason("plain", "fc")
     assert "output" in reason("autoencoder", "9")
     assert "output" in reason("features_out", "second.0")
-    assert "LayerNorm" in reason("vit_fused", "patches") and "normalises" in reason("vit_fused", "patches")
+    assert "LayerNorm" in reason("vit_fused", "patches") and "normalizes" in reason("vit_fused", "patches")
     assert "weights of two are shared with one" in reason("tied_linears", "one")
     assert "parametrized" in reason("parametrized", "second")
     assert "mixes" in reason("softmaxed", "blocks.0.0")
-    assert "mixes" in reason("normalised", "blocks.0.0")
+    assert "mixes" in reason("normalized", "blocks.0.0")
 
 
 def test_what_a_residual_sum_adds_shares_one_gate() -> None:

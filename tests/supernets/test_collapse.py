@@ -1,4 +1,4 @@
-"""Alarms on histories and architectures made by hand, with neighbours that raise none; the gap of a real search."""
+"""Alarms on histories and architectures made by hand, with neighbors that raise none; the gap of a real search."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.choices.relaxations import Softmax
-from archgrad.supernets.collapse import alarms, discretisation
+from archgrad.supernets.collapse import alarms, discretization
 
 LABELS = ("skip_connect", "conv", "pool")
 
@@ -104,12 +104,12 @@ def task() -> ag.Classification:
 def test_the_gap_is_of_the_supernet_and_of_the_network_with_its_weights() -> None:
     run = ag.Run(steps=12, seed=0, device="cpu", progress=False)
     space = ag.nasbench201_cells(channels=2, cells=1, classes=2, in_channels=1)
-    found = ag.darts(space, task(), run, search=0.5)
-    jump = found.record["discretisation"]
+    found = ag.darts(space, task(), run, search_fraction=0.5)
+    jump = found.record["discretization"]
     assert jump["gap"] == jump["supernet"] - jump["derived"] and jump["score"] == "accuracy"
-    (row,) = (row for row in found.history if "discretisation_gap" in row)
-    assert row["discretisation_gap"] == jump["gap"]
-    assert "discretisation gap" in found.report()
+    (row,) = (row for row in found.history if "discretization_gap" in row)
+    assert row["discretization_gap"] == jump["gap"]
+    assert "discretization gap" in found.report()
 
 
 def test_a_space_at_its_architecture_has_no_gap_and_one_far_from_it_may() -> None:
@@ -124,7 +124,7 @@ def test_a_space_at_its_architecture_has_no_gap_and_one_far_from_it_may() -> Non
         for choice, logit in zip(architecture, ag.logits(space), strict=True):
             logit[architecture[choice]] = 200.0
     before = {name: value.clone() for name, value in space.state_dict().items()}
-    jump = discretisation(space, architecture, task(), run)
+    jump = discretization(space, architecture, task(), run)
     assert jump is not None and jump["gap"] == pytest.approx(0.0, abs=1e-6)
     assert all(torch.equal(value, before[name]) for name, value in space.state_dict().items())
 
@@ -133,7 +133,7 @@ def test_a_space_without_relaxation_has_no_gap() -> None:
     space = ag.nasbench201_cells(channels=2, cells=1, classes=2, in_channels=1)
     run = ag.Run(steps=1, device="cpu", progress=False)
     architecture = ag.sample(space, generator=torch.Generator().manual_seed(0))
-    assert discretisation(space, architecture, task(), run) is None
+    assert discretization(space, architecture, task(), run) is None
 
 
 def test_report_names_gap_and_alarms_and_the_page_draws_them() -> None:
@@ -142,11 +142,11 @@ def test_report_names_gap_and_alarms_and_the_page_draws_them() -> None:
 
     record = {
         "method": "darts", "alarms": ["one operation everywhere"], "after": {"accuracy": 0.9},
-        "discretisation": {"score": "accuracy", "supernet": 0.95, "derived": 0.6, "gap": 0.35},
+        "discretization": {"score": "accuracy", "supernet": 0.95, "derived": 0.6, "gap": 0.35},
     }  # fmt: skip
     told = plain(record)
     assert "ALARM: one operation everywhere" in told
-    assert "discretisation gap: 35.00 points of accuracy" in told and "60.00 %" in told
-    drawn = page(record, [{"phase": None, "step": None, "discretisation_gap": 0.35}])
+    assert "discretization gap: 35.00 points of accuracy" in told and "60.00 %" in told
+    drawn = page(record, [{"phase": None, "step": None, "discretization_gap": 0.35}])
     assert "From the supernet to the network" in drawn and "one operation everywhere" in drawn
-    assert "<h3>Discretisation gap" not in drawn, "one figure is no curve"
+    assert "<h3>Discretization gap" not in drawn, "one figure is no curve"

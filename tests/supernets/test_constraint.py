@@ -15,7 +15,7 @@ from archgrad.costs.count import Macs
 from archgrad.costs.table import measure_table
 from archgrad.errors import LimitError
 from archgrad.supernets import constraint as within_module
-from archgrad.supernets.constraint import Within
+from archgrad.supernets.constraint import ArchitectureConstraint
 
 X = torch.zeros(1, 4)
 
@@ -70,8 +70,8 @@ def test_the_best_under_a_limit_is_under_it_and_no_single_change_is_better(
     bound: int, seed: int, prices: dict[ag.Architecture, float]
 ) -> None:
     given = scores(seed)
-    within = Within(Chain(), counted().at_most(bound))
-    found = within.best(given)
+    constraint = ArchitectureConstraint(Chain(), counted().at_most(bound))
+    found = constraint.best_feasible(given)
     assert prices[found] <= bound
     for other in everything():
         if sum(found[n] != other[n] for n in found) == 1 and prices[other] <= bound:
@@ -83,13 +83,13 @@ def test_the_best_under_a_limit_is_under_it_and_no_single_change_is_better(
 
 
 def test_a_fraction_is_of_the_most_expensive_architecture(prices: dict[ag.Architecture, float]) -> None:
-    within = Within(Chain(), counted().at_most(fraction=0.5))
-    assert within.bound == 0.5 * max(prices.values())
+    constraint = ArchitectureConstraint(Chain(), counted().at_most(fraction=0.5))
+    assert constraint.bound == 0.5 * max(prices.values())
 
 
 def test_what_nothing_meets_is_refused_with_the_lowest() -> None:
     with pytest.raises(LimitError, match="lowest reachable is 24"):
-        Within(Chain(), counted().at_most(23))
+        ArchitectureConstraint(Chain(), counted().at_most(23))
 
 
 class Clock:
@@ -111,14 +111,14 @@ def begun(folder: Path | None = None) -> ag.Run:
 
 def test_a_measured_limit_is_kept_on_a_fresh_measurement() -> None:
     cost = ag.black_box(Clock(), name="latency", unit="ms")
-    within = Within(Chain(), cost.at_most(100.0))
-    within.begin(begun())
-    assert within.record()["rank_correlation"] > 0.99
+    constraint = ArchitectureConstraint(Chain(), cost.at_most(100.0))
+    constraint.fit_surrogate(begun())
+    assert constraint.record()["rank_correlation"] > 0.99
     for seed in range(5):
-        found = within.best(scores(seed))
+        found = constraint.best_feasible(scores(seed))
         assert cost.of(ag.build(Chain(), found)) <= 100.0
     with pytest.raises(LimitError, match="lowest reachable is 39"):
-        Within(Chain(), cost.at_most(20.0)).begin(begun())
+        ArchitectureConstraint(Chain(), cost.at_most(20.0)).begin(begun())
 
 
 def test_a_resumed_run_measures_nothing_twice(tmp_path: Path) -> None:
@@ -126,20 +126,20 @@ def test_a_resumed_run_measures_nothing_twice(tmp_path: Path) -> None:
     for _ in range(2):
         clocks.append(Clock())
         cost = ag.black_box(clocks[-1], name="latency", unit="ms")
-        within, run = Within(Chain(), cost.at_most(fraction=0.5)), begun(tmp_path)
-        within.begin(run)
+        constraint, run = ArchitectureConstraint(Chain(), cost.at_most(fraction=0.5)), begun(tmp_path)
+        constraint.fit_surrogate(run)
         run.close()
-        bounds.append(within.bound)
-        known.append([within.predicted(a) for a in everything()])
+        bounds.append(constraint.bound)
+        known.append([constraint.predicted(a) for a in everything()])
     assert clocks[0].calls == 54 and clocks[1].calls == 0
     assert bounds[0] == bounds[1] and known[0] == known[1]
 
 
 def test_state_survives() -> None:
     cost = ag.black_box(Clock(), name="latency", unit="ms")
-    one, other = (Within(Chain(), cost.at_most(150.0)) for _ in range(2))
-    for within in (one, other):
-        within.begin(begun())
+    one, other = (ArchitectureConstraint(Chain(), cost.at_most(150.0)) for _ in range(2))
+    for constraint in (one, other):
+        constraint.fit_surrogate(begun())
     one._take_up(everything()[7], 500.0)
     one.refit()
     assert one.predicted(everything()[7]) != other.predicted(everything()[7])
@@ -149,12 +149,12 @@ def test_state_survives() -> None:
 
 def test_a_machine_that_has_slowed_down_is_allowed_for() -> None:
     cost = ag.black_box(Clock(drift=50.0), name="latency", unit="ms")
-    within = Within(Chain(), cost.at_most(100.0))
-    within.begin(begun())
-    found = within.best(scores(0))
+    constraint = ArchitectureConstraint(Chain(), cost.at_most(100.0))
+    constraint.fit_surrogate(begun())
+    found = constraint.best_feasible(scores(0))
     assert sum(p.numel() for p in ag.build(Chain(), found).parameters()) <= 100
-    assert within.slower == pytest.approx(50.0)
-    assert within.reached(found, ag.build(Chain(), found)) <= 100.0
+    assert constraint.slower == pytest.approx(50.0)
+    assert constraint.verify(found, ag.build(Chain(), found)) <= 100.0
 
 
 def test_a_clock_that_is_wrong_about_one_network_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,26 +166,26 @@ def test_a_clock_that_is_wrong_about_one_network_is_not(monkeypatch: pytest.Monk
             return value if self.calls <= 54 or value < 40 else 50 * value
 
     cost = ag.black_box(Wrong(), name="latency", unit="ms")
-    within = Within(Chain(), cost.at_most(100.0))
-    within.begin(begun())
-    assert sum(p.numel() for p in ag.build(Chain(), within.best(scores(0))).parameters()) < 40
+    constraint = ArchitectureConstraint(Chain(), cost.at_most(100.0))
+    constraint.fit_surrogate(begun())
+    assert sum(p.numel() for p in ag.build(Chain(), constraint.best_feasible(scores(0))).parameters()) < 40
     with pytest.raises(LimitError, match="over its limit of 100"):
-        within.reached(everything()[26], ag.build(Chain(), everything()[26]))
+        constraint.verify(everything()[26], ag.build(Chain(), everything()[26]))
 
 
 def test_a_table_prices_without_a_network() -> None:
     space = Chain()
     table = measure_table(space, counted())
-    within = Within(space, table.at_most(100.0))
+    constraint = ArchitectureConstraint(space, table.at_most(100.0))
     for seed in range(5):
-        found = within.best(scores(seed))
+        found = constraint.best_feasible(scores(seed))
         assert counted().of(ag.build(space, found)) <= 100.0
 
 
 def test_a_space_too_small_for_a_surrogate() -> None:
     space = nn.Sequential(ag.OpChoice([nn.Linear(4, 4), nn.Identity()], name="op"))
     clock = Clock()
-    within = Within(space, ag.black_box(clock, name="latency", unit="ms").at_most(10.0))
-    within.begin(begun())
-    assert dict(within.best({"op": torch.tensor([1.0, 0.0])})) == {"op": 1}
-    assert math.isfinite(float(within.expected({"op": torch.ones(2)})))
+    constraint = ArchitectureConstraint(space, ag.black_box(clock, name="latency", unit="ms").at_most(10.0))
+    constraint.fit_surrogate(begun())
+    assert dict(constraint.best_feasible({"op": torch.tensor([1.0, 0.0])})) == {"op": 1}
+    assert math.isfinite(float(constraint.expected({"op": torch.ones(2)})))

@@ -79,12 +79,12 @@ def test_a_rare_class_is_not_lost() -> None:
     assert [len({0.0, 1.0, 2.0} & members(task, part)) for part in ("train", "valid", "test")] == [1, 1, 1]
 
 
-def test_images_are_normalised_by_the_training_part() -> None:
+def test_images_are_normalized_by_the_training_part() -> None:
     pixels = torch.randint(0, 200, (50, 3, 4, 4), dtype=torch.uint8)
     pixels[:, 2] = 9
     extra = pixels.clone() + 50
     task = Classification((pixels, LABEL[:50]), (extra, LABEL[:50]), (extra.clone(), LABEL[:50]))
-    constants = task.splits["normalisation"]
+    constants = task.splits["normalization"]
     scaled = pixels.double() / 255
     assert np.allclose(constants["mean"], scaled.mean((0, 2, 3)).tolist())
     assert np.allclose(constants["std"][:2], scaled[:, :2].std((0, 2, 3), correction=0).tolist())
@@ -95,7 +95,7 @@ def test_images_are_normalised_by_the_training_part() -> None:
     train = torch.cat([inputs for inputs, _ in task._whole("train")])
     assert train.mean((0, 2, 3)).abs().max() < 1e-5
     assert task.example.shape == (1, 3, 4, 4) and task.splits["input_shape"] == [3, 4, 4]
-    flat = Classification((pixels.flatten(1), LABEL[:50])).splits["normalisation"]
+    flat = Classification((pixels.flatten(1), LABEL[:50])).splits["normalization"]
     assert len(flat["mean"]) == 1
 
 
@@ -103,12 +103,12 @@ def test_the_validation_part_does_not_enter_the_constants() -> None:
     pixels = torch.randint(0, 256, (200, 1, 3, 3), dtype=torch.uint8)
     task = Classification((pixels, LABEL))
     kept = task._parts["train"].indices
-    assert math.isclose(task.splits["normalisation"]["mean"][0], float(pixels[kept].double().mean() / 255))
-    assert not math.isclose(task.splits["normalisation"]["mean"][0], float(pixels.double().mean() / 255))
+    assert math.isclose(task.splits["normalization"]["mean"][0], float(pixels[kept].double().mean() / 255))
+    assert not math.isclose(task.splits["normalization"]["mean"][0], float(pixels.double().mean() / 255))
 
 
 def test_floats_and_datasets_pass_as_they_are() -> None:
-    assert Classification((ONE, LABEL)).splits["normalisation"] is None
+    assert Classification((ONE, LABEL)).splits["normalization"] is None
     data = TensorDataset(torch.full((16, 2), 7, dtype=torch.uint8), LABEL[:16])
     batch = Classification(data, valid_fraction=0.1).stream(seed=0)(0)[0]
     assert batch.dtype == torch.uint8 and batch.unique().tolist() == [7]
@@ -139,10 +139,10 @@ def test_accuracy_and_loss_against_a_count() -> None:
     for part in ("train", "valid", "test"):
         found = task.evaluate(network, part)
         share = sum(x >= 100 for x in members(task, part)) / len(members(task, part))
-        normaliser = math.log(3 + math.exp(2))
+        normalizer = math.log(3 + math.exp(2))
         assert list(found) == ["accuracy", "loss"]
         assert math.isclose(found["accuracy"], share)
-        assert math.isclose(found["loss"], normaliser - 2 * share, rel_tol=1e-6)
+        assert math.isclose(found["loss"], normalizer - 2 * share, rel_tol=1e-6)
     assert task.test_reads == 1
     task.evaluate(network)
     assert task.test_reads == 1
@@ -331,11 +331,11 @@ def test_load_from_a_path(tmp_path: Path) -> None:
 def test_a_network_learns_the_digits() -> None:
     task = Classification.load("digits", batch_size=64)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    optimiser = torch.optim.Adam(network.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
     batches = task.stream(seed=0)
     for step in range(5 * task.steps_per_epoch):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         task.loss(network, batches(step)).backward()
-        optimiser.step()
+        optimizer.step()
     assert task.evaluate(network)["accuracy"] > 0.9
     assert 0.9 < task.evaluate(network, "test")["accuracy"] <= 1

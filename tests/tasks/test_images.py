@@ -55,7 +55,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert load(tmp_path).train.class_names == ("plane", "train")
 
 
-def test_grey_stays_grey_unless_one_is_coloured(tmp_path: Path) -> None:
+def test_grey_stays_grey_unless_one_is_colored(tmp_path: Path) -> None:
     save(tmp_path / "a" / "0.png", 30, mode="L")
     save(tmp_path / "b" / "0.png", 1, mode="1")
     held = load(tmp_path).train

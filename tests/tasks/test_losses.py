@@ -25,8 +25,9 @@ def test_losses_are_of_each_sample_and_loss_is_their_mean(smoothing: float) -> N
     torch.testing.assert_close(losses.mean(), task.loss(network, (x, y)))
     assert float(losses.detach().std()) > 0.01
     assert torch.equal(
-        task.loss(network, (x, y)), functional.cross_entropy(network(x), y, label_smoothing=smoothing)  # type: ignore[arg-type]
-    )  # fmt: skip
+        task.loss(network, (x, y)),
+        functional.cross_entropy(network(x), y, label_smoothing=smoothing),  # type: ignore[arg-type]
+    )
 
 
 def test_losses_of_a_wrong_output_are_refused() -> None:

@@ -87,7 +87,7 @@ def flat(batches: Iterable[list[int]]) -> set[int]:
 @pytest.mark.parametrize("kind", TASKS)
 def test_shares_are_disjoint_and_together_the_whole(kind: str, share: float) -> None:
     task = TASKS[kind]()
-    one, other = task.halves(share)
+    one, other = task.split(share)
     assert not set(indices(one)) & set(indices(other))
     assert sorted(indices(one) + indices(other)) == indices(task)
     assert abs(len(indices(one)) - share * len(indices(task))) <= 0.5
@@ -105,7 +105,7 @@ def test_shares_are_disjoint_and_together_the_whole(kind: str, share: float) -> 
 
 @pytest.mark.parametrize("kind", TASKS)
 def test_shares_and_batches_are_reproducible(kind: str) -> None:
-    (one, other), again = TASKS[kind]().halves(), TASKS[kind]().halves()
+    (one, other), again = TASKS[kind]().split(), TASKS[kind]().split()
     assert [indices(one), indices(other)] == [indices(half) for half in again]
     assert [drawn(one), drawn(other)] == [drawn(half) for half in again]
     late = other.stream(seed=1)(other.steps_per_epoch)  # a jump, as after a resume
@@ -115,7 +115,7 @@ def test_shares_and_batches_are_reproducible(kind: str) -> None:
 def test_what_is_held_out_stays_and_the_task_is_not_changed() -> None:
     task = TASKS["arrays"]()
     record, before, steps = json.dumps(task.splits), drawn(task), task.steps_per_epoch
-    halves = task.halves()
+    halves = task.split()
     for half in halves:
         assert [indices(half, part) for part in ("valid", "test")] == [
             indices(task, part) for part in ("valid", "test")
@@ -127,7 +127,7 @@ def test_what_is_held_out_stays_and_the_task_is_not_changed() -> None:
 
 def test_the_record_says_what_each_share_is() -> None:
     task = TASKS["arrays"]()
-    one, other = task.halves(0.75)
+    one, other = task.split(0.75)
     assert [one.splits["train"]["size"], other.splits["train"]["size"]] == [54, 18]
     assert len({each.splits["train"]["indices_sha256"] for each in (task, one, other)}) == 3
     assert one.splits["half"] == {"share": 0.75, "seed": 0, "of": task.splits["train"], "half": "first"}
@@ -137,28 +137,28 @@ def test_the_record_says_what_each_share_is() -> None:
 
 def test_the_seed_decides_who_goes_where() -> None:
     task = TASKS["arrays"]()
-    default = indices(task.halves()[0])
-    assert indices(task.halves(seed=0)[0]) == default != indices(task.halves(seed=1)[0])
+    default = indices(task.split()[0])
+    assert indices(task.split(seed=0)[0]) == default != indices(task.split(seed=1)[0])
     other_split = Classification((X, Y), (X + 500, Y), (X + 900, Y), split_seed=1)
     same_split = Classification((X, Y), (X + 500, Y), (X + 900, Y), split_seed=0)
-    assert indices(other_split.halves()[0]) != indices(same_split.halves()[0])
-    assert indices(other_split.halves()[0]) == indices(same_split.halves(seed=1)[0])
+    assert indices(other_split.split()[0]) != indices(same_split.split()[0])
+    assert indices(other_split.split()[0]) == indices(same_split.split(seed=1)[0])
 
 
 def test_the_two_shares_draw_independently_of_each_other() -> None:
     task = Classification((X, Y), (X + 500, Y), (X + 900, Y), batch_size=60)
-    one, other = task.halves()
+    one, other = task.split()
     places = [[indices(half).index(x) for x in drawn(half)[0]] for half in (one, other)]
     assert places[0] != places[1]
     whole = Classification((X[indices(one)], Y[indices(one)]), (X + 500, Y), (X + 900, Y), batch_size=60)
     assert [indices(one).index(x) for x in drawn(one)[0]] != drawn(whole)[0]
 
 
-def test_augmentation_and_normalisation_are_those_of_the_task() -> None:
+def test_augmentation_and_normalization_are_those_of_the_task() -> None:
     pixels = torch.randint(0, 256, (COUNT, 1, 6, 6), dtype=torch.uint8)
     task = Classification((pixels, Y), batch_size=8, augment=[crop(2)])
-    for half in task.halves():
-        assert half.splits["normalisation"] == task.splits["normalisation"]
+    for half in task.split():
+        assert half.splits["normalization"] == task.splits["normalization"]
         inputs, _ = half.stream(seed=0)(0)
         held = task._parts["train"].source.one((indices(half), 0))[0]
         assert not any(bool((x == inputs).flatten(1).all(1).all()) for x in held)  # cropped
@@ -167,17 +167,17 @@ def test_augmentation_and_normalisation_are_those_of_the_task() -> None:
 
 def test_a_small_share_comes_as_one_batch() -> None:
     task = Classification((X, Y), batch_size=64)
-    one, other = task.halves(0.9)
+    one, other = task.split(0.9)
     assert (one.splits["batch_size"], one.steps_per_epoch) == (64, 1)
     assert (other.splits["batch_size"], other.steps_per_epoch) == (7, 1)
     assert [len(batch) for batch in drawn(other)] == [7]
     # Divisible among processes as the task itself is.
-    assert len(Classification((X, Y), batch_size=64).halves(0.9)[1].stream(seed=0, rank=1, world=4)(0)[1]) == 1
+    assert len(Classification((X, Y), batch_size=64).split(0.9)[1].stream(seed=0, rank=1, world=4)(0)[1]) == 1
 
 
 def test_with_replacement_no_batch_is_larger_than_its_share() -> None:
     task = loaded(batch_size=50, sampler=WeightedRandomSampler([1.0] * COUNT, 10 * COUNT))
-    _, other = task.halves(0.9)
+    _, other = task.split(0.9)
     assert len(indices(other)) == 12
     assert {len(batch) for batch in drawn(other)} == {12}
 
@@ -187,7 +187,7 @@ def test_rare_classes(share: float) -> None:
     labels = torch.tensor([0] * 40 + [1] * 2 + [2] + [3] * 3)
     x = torch.arange(len(labels), dtype=torch.float32)[:, None]
     task = Classification((x, labels), (x + 100, labels), (x + 200, labels), batch_size=8)
-    one, other = (Counter(labels[indices(half)].tolist()) for half in task.halves(share))
+    one, other = (Counter(labels[indices(half)].tolist()) for half in task.split(share))
     assert one[2] == 1 and other[2] == 0
     assert one[1] == other[1] == 1 and one[3] >= 1 and other[3] >= 1
 
@@ -196,13 +196,13 @@ def test_many_small_classes_still_give_the_share_asked_for() -> None:
     labels = torch.arange(50).repeat_interleave(5)
     x = torch.arange(len(labels), dtype=torch.float32)[:, None]
     task = Classification((x, labels), (x + 1000, labels), (x + 2000, labels))
-    assert [len(indices(half)) for half in task.halves()] == [125, 125]
+    assert [len(indices(half)) for half in task.split()] == [125, 125]
 
 
 def test_halves_can_be_divided_again() -> None:
     task = TASKS["arrays"]()
-    one, other = task.halves()
-    inner, outer = one.halves()
+    one, other = task.split()
+    inner, outer = one.split()
     assert sorted(indices(inner) + indices(outer)) == indices(one)
     assert outer.splits["half"]["of"] == one.splits["train"]
     assert len({tuple(map(tuple, drawn(each))) for each in (one, other, inner, outer)}) == 4
@@ -210,7 +210,7 @@ def test_halves_can_be_divided_again() -> None:
 
 def test_reading_the_test_part_through_a_half_counts() -> None:
     task = TASKS["arrays"]()
-    one, _ = task.halves()
+    one, _ = task.split()
     one.evaluate(nn.Linear(1, 4), "test")
     task.evaluate(nn.Linear(1, 4), "valid")
     assert one.test_reads == task.test_reads == 1
@@ -219,13 +219,13 @@ def test_reading_the_test_part_through_a_half_counts() -> None:
 @pytest.mark.parametrize("share", [0, 1, 0.0, 1.0, -0.5, 1.5, float("nan"), True, "half", None])
 def test_a_share_that_makes_no_sense_is_refused(share: object) -> None:
     with pytest.raises(DataError, match="above 0 and below 1"):
-        TASKS["arrays"]().halves(share)  # type: ignore[arg-type]
+        TASKS["arrays"]().split(share)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", [0.5, True, "a"])
 def test_a_seed_that_makes_no_sense_is_refused(seed: object) -> None:
     with pytest.raises(DataError, match="give a whole number"):
-        TASKS["arrays"]().halves(seed=seed)  # type: ignore[arg-type]
+        TASKS["arrays"]().split(seed=seed)  # type: ignore[arg-type]
 
 
 def test_a_sampler_of_ones_own_is_refused() -> None:
@@ -234,11 +234,11 @@ def test_a_sampler_of_ones_own_is_refused() -> None:
         {"batch_sampler": BatchSampler(RandomSampler(SET), 8, True)},
     ):
         with pytest.raises(DataError, match=r"sampler of your own cannot be divided.*shuffle=True"):
-            loaded(**options).halves()
+            loaded(**options).split()
 
 
 def test_one_sample_of_each_class_cannot_be_divided() -> None:
     x = torch.arange(4, dtype=torch.float32)[:, None]
     task = Classification((x, torch.arange(4)), (x + 10, torch.arange(4)), (x + 20, torch.arange(4)))
     with pytest.raises(DataError, match="at least two samples of some class"):
-        task.halves()
+        task.split()

@@ -367,12 +367,12 @@ def steer(task: Tabular, *, steps: int, generator: torch.Generator) -> dict[str,
         return torch.tensor([-task.score(dict(zip(EDGES, row, strict=True))) for row in picks])
 
     logits = [torch.zeros(len(OPERATIONS), requires_grad=True) for _ in EDGES]
-    optimiser, baseline = torch.optim.Adam(logits, lr=0.1), -50.0
+    optimizer, baseline = torch.optim.Adam(logits, lr=0.1), -50.0
     for _ in range(steps):
         value = score_function(loss, logits, samples=10, generator=generator, baseline=baseline)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
         baseline = 0.9 * baseline + 0.1 * value.item()
     return {edge: int(one.argmax()) for edge, one in zip(EDGES, logits, strict=True)}
 

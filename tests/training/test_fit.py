@@ -19,7 +19,8 @@ from archgrad.errors import ConfigError, ModelError, RunError
 from archgrad.run.run import Run, Stopped
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch
-from archgrad.training.fit import adamw, fit, recalibrate, sgd
+from archgrad.training.fit import fit, recalibrate
+from archgrad.training.recipe import adamw, sgd
 from archgrad.training.schedules import constant, cosine, warm_up_cosine
 
 
@@ -82,13 +83,13 @@ def test_the_plain_recipe_is_the_plain_loop() -> None:
     by_hand = copy.deepcopy(network)
     figures = fit(network, data, run())
     torch.manual_seed(3)
-    optimiser, batches = sgd(by_hand.parameters()), data.stream(seed=3)
+    optimizer, batches = sgd(by_hand.parameters()), data.stream(seed=3)
     for step in range(9):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = 0.05 * cosine(step / 9)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         data.loss(by_hand.train(), batches(step)).backward()
-        optimiser.step()
+        optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), by_hand.parameters(), strict=True))
     assert figures == data.evaluate(by_hand)
 
@@ -105,7 +106,7 @@ def test_adamw_decays_matrices_alone() -> None:
     assert len(adamw([nn.Parameter(torch.zeros(3))]).param_groups) == 1
     before = task().evaluate(network)["loss"]
     assert (
-        fit(network, task(), run(steps=40), optimiser=functools.partial(adamw, learning_rate=0.02))["loss"] < before
+        fit(network, task(), run(steps=40), optimizer=functools.partial(adamw, learning_rate=0.02))["loss"] < before
     )
 
 
@@ -117,7 +118,7 @@ def test_clip_bounds_the_norm_over_all_groups() -> None:
     def moved(clip: float | None) -> float:
         network = net()
         before = nn.utils.parameters_to_vector(network.parameters()).clone()
-        fit(network, task(), run(steps=1), optimiser=two_groups, schedule=constant, clip=clip)
+        fit(network, task(), run(steps=1), optimizer=two_groups, schedule=constant, clip=clip)
         return float((nn.utils.parameters_to_vector(network.parameters()) - before).detach().norm())
 
     free = moved(None)
@@ -129,7 +130,7 @@ def test_clip_bounds_the_norm_over_all_groups() -> None:
 def test_auxiliary_logits_are_weighed() -> None:
     data, network = task(), net(auxiliary=True)
     start = copy.deepcopy(network).train()
-    fit(network, data, run(steps=1), optimiser=plain_sgd, schedule=constant, auxiliary=0.4)
+    fit(network, data, run(steps=1), optimizer=plain_sgd, schedule=constant, auxiliary=0.4)
     x, y = data.stream(seed=3)(0)
     torch.manual_seed(3)
     logits, others = start(x)
@@ -239,7 +240,7 @@ def test_average_is_the_moving_average_and_its_norms_are_calibrated() -> None:
         return made
 
     network, data, training = net(), task(), run()
-    fit(network, data, training, optimiser=recording, average=0.6)
+    fit(network, data, training, optimizer=recording, average=0.6)
     expected = steps[0].detach()
     for weights in steps[1:]:
         expected = 0.6 * expected + 0.4 * weights.detach()
@@ -262,7 +263,7 @@ def test_an_average_over_more_steps_than_there_are_is_noted() -> None:
 
 
 RECIPE: dict[str, Any] = {
-    "optimiser": functools.partial(adamw, learning_rate=0.01),
+    "optimizer": functools.partial(adamw, learning_rate=0.01),
     "schedule": warm_up_cosine(0.2, last=0.1),
     "clip": 0.5,
     "auxiliary": 0.4,
@@ -335,7 +336,7 @@ OTHER: dict[str, Any] = {
     "auxiliary": 0.3,
     "drop_path": 0.2,
     "average": 0.9,
-    "optimiser": functools.partial(adamw, learning_rate=0.02),
+    "optimizer": functools.partial(adamw, learning_rate=0.02),
     "schedule": cosine,
 }
 

@@ -53,7 +53,7 @@ def test_a_node_that_is_killed_in_mid_trial_costs_no_trial_and_doubles_none(clus
     asked = [Job(f"trial-{i}", Architecture({"n": i})) for i in range(6)]
     run = Run(workers="ray", folder=tmp_path / "run", device="cpu", progress=False)
     run.begin("test", {})
-    run.keep()
+    run.register_state()
     for _ in run.steps(1):
         workers = Workers(run, Where(tmp_path))
         workers.ahead(asked)

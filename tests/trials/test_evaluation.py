@@ -16,7 +16,7 @@ from archgrad.costs.limits import Predicts
 from archgrad.costs.table_column import column
 from archgrad.errors import ConfigError, LimitError
 from archgrad.tasks.task import Scored
-from archgrad.trials.archive import Archive, Prices, Trial
+from archgrad.trials.archive import ArchitectureCosts, Archive, Trial
 from archgrad.trials.evaluation import steps_of
 
 OPS = np.array(list(itertools.product(range(5), repeat=6)))
@@ -84,7 +84,7 @@ def test_steps_are_divided_among_the_trials() -> None:
 
 
 def test_prices_lie_between_the_lowest_and_the_highest(table: ag.Tabular, cells: nn.Module) -> None:
-    prices, run = Prices(cells, [column(table, "lat_ms_mine"), ag.params()]), quiet(1)
+    prices, run = ArchitectureCosts(cells, [column(table, "lat_ms_mine"), ag.params()]), quiet(1)
     run.begin("prices", {})
     prices.begin(run)
     assert prices.lowest["lat_ms_mine"] == 1.0 and prices.highest["lat_ms_mine"] == 55.0

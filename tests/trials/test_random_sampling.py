@@ -14,7 +14,7 @@ import archgrad as ag
 from archgrad.choices.policies import Uniform
 from archgrad.errors import ConfigError, LimitError
 from archgrad.run.run import Run
-from archgrad.supernets.constraint import Within
+from archgrad.supernets.constraint import ArchitectureConstraint
 from archgrad.trials.random_sampling import best_so_far, chance_of_top, drawn, expected_best, ranking
 
 CHI2_23 = 49.73  # of 23 degrees of freedom, exceeded once in a thousand
@@ -49,8 +49,8 @@ def run(seed: int = 0) -> Run:
     return made
 
 
-def under(bound: float) -> Within:
-    return Within(Points(), ag.params().at_most(bound))
+def under(bound: float) -> ArchitectureConstraint:
+    return ArchitectureConstraint(Points(), ag.params().at_most(bound))
 
 
 def test_draws_are_even_and_a_bent_sampler_is_found_out() -> None:

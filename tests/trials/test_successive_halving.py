@@ -39,7 +39,7 @@ def run(**settings: object) -> Run:
 
 
 def search(steps: int, made: Run) -> tuple[list[dict[str, object]], int]:
-    return halved(space(), TASK, made, TRIED, halving=Halving(), steps=steps, share=1.0, optimiser=ag.sgd)
+    return halved(space(), TASK, made, TRIED, halving=Halving(), steps=steps, share=1.0, optimizer=ag.sgd)
 
 
 def test_rounds_have_a_third_each_and_as_many_steps_in_all_as_eta_says() -> None:
@@ -105,7 +105,7 @@ def test_a_run_that_is_stopped_in_a_trial_goes_on_with_the_same_bits(tmp_path: P
 
     first = run(folder=tmp_path, checkpoint_seconds=0.0)
     with pytest.raises(Killed):
-        halved(space(), TASK, first, TRIED, halving=Halving(), steps=210, share=1.0, optimiser=dying)
+        halved(space(), TASK, first, TRIED, halving=Halving(), steps=210, share=1.0, optimizer=dying)
     first.close()
     again, _ = search(210, run(folder=tmp_path, checkpoint_seconds=0.0))
     assert again == whole

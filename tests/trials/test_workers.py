@@ -63,7 +63,7 @@ def jobs(*names: str, keep: bool = False) -> list[Job]:
 def begun(folder: Path | None, workers: int | str = 2) -> Iterator[tuple[Run, int]]:
     run = Run(workers=workers, folder=folder, device="cpu", progress=False)
     run.begin("test", {})
-    run.keep()
+    run.register_state()
     for step in run.steps(1):
         yield run, step
     run.close()
@@ -175,12 +175,12 @@ def test_stopped_in_mid_trial_it_goes_on_elsewhere_with_more_workers_to_the_same
 
 
 def test_goals_and_halving_give_with_workers_what_they_give_without() -> None:
-    from archgrad.methods.monas.monas import Terms
+    from archgrad.methods.monas.monas import MonasTerms
     from archgrad.trials.successive_halving import Halving
 
     def monas(workers: int | None) -> ag.Found:
         run = ag.Run(steps=14, trials=6, seed=5, workers=workers, device="cpu", progress=False)
-        return ag.monas(space(), TASK, run, terms=Terms(samples=3))
+        return ag.monas(space(), TASK, run, terms=MonasTerms(samples=3))
 
     def halved(workers: int | None) -> ag.Found:
         run = ag.Run(epochs=8, trials=6, seed=5, workers=workers, device="cpu", progress=False)

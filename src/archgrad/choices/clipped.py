@@ -1,6 +1,6 @@
 """Clipped mixing weights that do not compete, whose dead candidates stay dead, and the norms that they need.
 
-    w = clip(logits, 0, 1) on the live candidates;    a node's output is normalised without scale and shift
+    w = clip(logits, 0, 1) on the live candidates;    a node's output is normalized without scale and shift
 
 A candidate whose logit falls to 0 leaves the support for good (`prune`), and is never run again.
 
@@ -61,7 +61,7 @@ def prune(space: nn.Module) -> None:
             logits.masked_fill_(~choice.live, 0.0)
 
 
-def normalise_nodes(space: nn.Module, *example: Tensor) -> None:
+def normalize_nodes(space: nn.Module, *example: Tensor) -> None:
     """Put a BatchNorm without scale and shift behind every node, in place.
 
     A node is a choice that stands on no edge of another, or the module that runs the operations of choices of

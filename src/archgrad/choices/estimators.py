@@ -234,7 +234,7 @@ def resample(log_q: Tensor, noise: Tensor) -> Tensor:
     written so, nothing small is divided by. It depends on the logits through the q_k of the formula alone.
 
     Args:
-        log_q: [..., K] log-probabilities, normalised; -inf for dead candidates.
+        log_q: [..., K] log-probabilities, normalized; -inf for dead candidates.
         noise: [samples, ..., K] Gumbel noise.
     """
     q = log_q.exp()

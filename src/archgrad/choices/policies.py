@@ -256,7 +256,7 @@ class Reinforce:
             raise ConfigError(f"rate={rate}, bonus={bonus}: give a finite rate above 0 and a bonus from 0 up")
         self.policy, self.bonus = policy, bonus
         self.baseline = DecayingBaseline(decay)
-        self.optimiser = torch.optim.Adam(parameters, lr=rate)
+        self.optimizer = torch.optim.Adam(parameters, lr=rate)
 
     def surrogate(self, architectures: Sequence[Architecture], rewards: Sequence[float]) -> tuple[Tensor, float]:
         """A scalar whose gradient is the estimate of -grad J, and the mean of H(a); the baseline stays as it is.
@@ -284,19 +284,19 @@ class Reinforce:
         """
         loss, entropy = self.surrogate(architectures, rewards)
         if self.baseline.state_dict()["started"]:
-            self.optimiser.zero_grad()
+            self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            self.optimiser.step()
+            self.optimizer.step()
         self.baseline.update(sum(rewards) / len(rewards) + self.bonus * entropy)
         return entropy
 
     def state_dict(self) -> dict[str, Any]:
         """Adam's state and the baseline; the policy is kept by itself."""
-        return {"optimiser": self.optimiser.state_dict(), "baseline": self.baseline.state_dict()}
+        return {"optimizer": self.optimizer.state_dict(), "baseline": self.baseline.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up where `state_dict` left off."""
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.baseline.load_state_dict(state["baseline"])
 
 

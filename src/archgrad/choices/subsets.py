@@ -7,11 +7,11 @@ A subset c of k of n inputs has probability p(c), and input i mixes with the pro
 Two forms, with scores divided by a temperature T:
 
     Table        p(c) = softmax(beta / T)_c                                 one logit a subset
-    Factorised   p(c) = exp(sum_{i in c} eta_i / T) / e_k(exp(eta / T))     one logit an input
+    Factorized   p(c) = exp(sum_{i in c} eta_i / T) / e_k(exp(eta / T))     one logit an input
 
 e_k is the elementary symmetric polynomial; it and the marginals q come from one dynamic programme in log space,
 O(n k), float64. With the number of inputs free from k_1 to k_2, a table lists the subsets of all these sizes, and
-the factorised form has a softmax over sizes in front: p(c) = softmax(kappa / T)_|c| * p(c | |c|).
+the factorized form has a softmax over sizes in front: p(c) = softmax(kappa / T)_|c| * p(c | |c|).
 
 Source: TopoNAS (arXiv 2011.09300), whose full text was not at hand: the two forms are reconstructions that agree
 with its abstract. The table is also what DOTS (CVPR 2021) does, in its authors' code.
@@ -77,7 +77,7 @@ class Subsets(nn.Module):
             if count > MOST:
                 raise ChoiceError(
                     f"{_range(self.fewest, self.most)} of {self.size} inputs make {count:,} subsets, and at most "
-                    f"{MOST:,} are listed. Take form='factorised' in a method that does not sample, which needs none "
+                    f"{MOST:,} are listed. Take form='factorized' in a method that does not sample, which needs none "
                     f"(archgrad.toponas, archgrad.darts), or keep fewer"
                 )
             listed = [c for k in sizes for c in itertools.combinations(range(self.size), k)]
@@ -125,7 +125,7 @@ class Subsets(nn.Module):
         return alive
 
 
-class Table(Subsets):
+class SubsetTable(Subsets):
     """Form A: p = softmax(beta / T) over all subsets, one logit each; every distribution over them is possible.
 
     Args:
@@ -165,7 +165,7 @@ class Table(Subsets):
         return -(log_p.exp() * log_p.clamp_min(NEVER)).sum()
 
 
-class Factorised(Subsets):
+class Factorized(Subsets):
     """Form B: one logit an input (conditional Poisson); any k of any n, since nothing is listed.
 
     Args:
@@ -253,7 +253,7 @@ class Factorised(Subsets):
 
 
 def marginals(scores: Tensor, sizes: range) -> tuple[Tensor, Tensor]:
-    """Marginals and normalisers of p(c) ~ exp(sum of the scores in c) over the subsets of each of some sizes.
+    """Marginals and normalizers of p(c) ~ exp(sum of the scores in c) over the subsets of each of some sizes.
 
         log e_k(s_1 .. s_i) = logaddexp(log e_k(s_1 .. s_{i-1}), s_i + log e_{k-1}(s_1 .. s_{i-1}))
         q_i = exp(s_i + log e_{k-1}(all but i) - log e_k),   all but i: those before i joined with those behind it
@@ -282,7 +282,7 @@ def marginals(scores: Tensor, sizes: range) -> tuple[Tensor, Tensor]:
 def topology(
     space: Space,
     *,
-    form: Literal["table", "factorised"] = "factorised",
+    form: Literal["table", "factorized"] = "factorized",
     keep: Keep | None = None,
     temperature: float = 1.0,
     hard: bool = False,
@@ -296,11 +296,11 @@ def topology(
 
     Args:
         space: a network with InputChoice; it is not changed.
-        form: "factorised", one logit an input; "table", one a subset.
+        form: "factorized", one logit an input; "table", one a subset.
         keep: inputs that a node keeps; (fewest, most) leaves the number free, as far as there are inputs. Default:
             as each choice has it.
         temperature: of the distributions.
-        hard: for the factorised form; see `Factorised`.
+        hard: for the factorized form; see `Factorized`.
         where: which of the input choices; default: all.
 
     Raises:
@@ -315,16 +315,16 @@ def topology(
             f"{type(space).__name__} has no InputChoice whose inputs could be chosen; topology needs one, as in "
             f"archgrad.darts_cells. Where only operations are chosen, search without it"
         )
-    if form not in ("table", "factorised"):
-        raise ChoiceError(f"form={form!r}; allowed are 'table' and 'factorised'")
+    if form not in ("table", "factorized"):
+        raise ChoiceError(f"form={form!r}; allowed are 'table' and 'factorized'")
     for same in found.values():
         assert isinstance(same[0], InputChoice)
         wanted = _wanted(same[0], keep)
         made: Subsets
         if form == "table":
-            made = Table(same[0].size, wanted, temperature=temperature)
+            made = SubsetTable(same[0].size, wanted, temperature=temperature)
         else:
-            made = Factorised(same[0].size, wanted, temperature=temperature, hard=hard)
+            made = Factorized(same[0].size, wanted, temperature=temperature, hard=hard)
         made.to(same[0].live.device)
         for choice in same:
             assert isinstance(choice, InputChoice)

@@ -32,7 +32,7 @@ _COMPLETED = {
 }
 _DECLARED = {
     "pretrained": ("--pretrained/--retrain",),
-    "factorised": ("--factorised/--published",),
+    "factorized": ("--factorized/--published",),
     "shared": ("--shared",),
     "partial": ("--partial",),
     "inputs": ("--inputs",),
@@ -61,7 +61,7 @@ _SCORED = ("arch", "architectures", "sample", "proxy")
 _PANELS = dict.fromkeys(_SEARCH, "Search") | dict.fromkeys(_TABLE, "Table") | dict.fromkeys(_SCORED, "What")
 _PANELS |= dict.fromkeys(_FEW, "Few samples") | dict.fromkeys(("gamma", "process"), "Search")
 _PANELS |= dict.fromkeys(("classes", "in_channels"), "Data") | dict.fromkeys(
-    ("auxiliary", "drop_path", "optimiser", "learning_rate", "weight_decay", "clip", "average", "smoothing"),
+    ("auxiliary", "drop_path", "optimizer", "learning_rate", "weight_decay", "clip", "average", "smoothing"),
     "Training",
 )
 

@@ -13,24 +13,23 @@ from torch import Tensor, nn
 from archgrad.control.system import Policy, System, Trajectory
 from archgrad.control.transitions import Pairs, Transitions
 from archgrad.errors import NonFiniteError
-from archgrad.run.resource_errors import watched
 from archgrad.run.run import Run
 from archgrad.tasks.task import stable_seed
-from archgrad.training.fit import take_step
 from archgrad.training.schedules import cosine
+from archgrad.training.step import load_batch, take_step
 
 HELD = 1  # the place of the rollout that is held out: the first random one
 
 
 class Dynamics(nn.Module):
-    """x' = x + drift + size * network((z - centre) / spread), z being the state beside the action.
+    """x' = x + drift + size * network((z - center) / spread), z being the state beside the action.
 
     Args:
         network: from scaled z [B, n + m] to the scaled change of the state [B, n].
         states, actions: n and m.
     """
 
-    centre: Tensor
+    center: Tensor
     spread: Tensor
     drift: Tensor
     size: Tensor
@@ -38,14 +37,14 @@ class Dynamics(nn.Module):
     def __init__(self, network: nn.Module, *, states: int, actions: int) -> None:
         super().__init__()
         self.network = network
-        for name, length in (("centre", states + actions), ("drift", states)):
+        for name, length in (("center", states + actions), ("drift", states)):
             self.register_buffer(name, torch.zeros(length))
         for name, length in (("spread", states + actions), ("size", states)):
             self.register_buffer(name, torch.ones(length))
 
     def forward(self, states: Tensor, actions: Tensor) -> Tensor:
         """The states [B, n] one step after states [B, n] and actions [B, m]."""
-        scaled = (torch.cat([states, actions], -1) - self.centre) / self.spread
+        scaled = (torch.cat([states, actions], -1) - self.center) / self.spread
         change: Tensor = self.drift + self.size * self.network(scaled)
         return states + change
 
@@ -55,9 +54,9 @@ class Dynamics(nn.Module):
         return after[0]
 
     def rescale(self, pairs: Pairs) -> None:
-        """Take centre, spread, drift and size from points [N, n + m] and changes [N, n]."""
+        """Take center, spread, drift and size from points [N, n + m] and changes [N, n]."""
         points, changes = pairs
-        for name, values in (("centre", points.mean(0)), ("drift", changes.mean(0))):
+        for name, values in (("center", points.mean(0)), ("drift", changes.mean(0))):
             getattr(self, name).copy_(values)
         # What never moves has no spread to divide by.
         for name, values in (("spread", points.std(0)), ("size", changes.std(0))):
@@ -65,8 +64,8 @@ class Dynamics(nn.Module):
 
     def scaled(self, pairs: Pairs) -> Pairs:
         """Inputs and targets of the inner network, in float32 on the CPU."""
-        centre, spread, drift, size = (b.cpu().double() for b in (self.centre, self.spread, self.drift, self.size))
-        return ((pairs[0] - centre) / spread).float(), ((pairs[1] - drift) / size).float()
+        center, spread, drift, size = (b.cpu().double() for b in (self.center, self.spread, self.drift, self.size))
+        return ((pairs[0] - center) / spread).float(), ((pairs[1] - drift) / size).float()
 
 
 class Experience:
@@ -137,19 +136,14 @@ class Experience:
 
 
 def refit(
-    dynamics: Dynamics, task: Transitions, run: Run, *, optimiser: torch.optim.Optimizer, rates: list[float],
+    dynamics: Dynamics, task: Transitions, run: Run, *, optimizer: torch.optim.Optimizer, rates: list[float],
     steps: int, number: int,
 ) -> float:  # fmt: skip
     """Train on, within one step of the run; the learning rate falls to nothing each time."""
     network, batches = dynamics.network.train(), task.stream(seed=stable_seed(run.seed, "refit", number))
-    trained = [p for group in optimiser.param_groups for p in group["params"]]
     loss = torch.tensor(math.nan)
     for step in range(steps):
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * cosine(step / steps)
-        with watched(run):
-            batch = run.to_device(batches(step))
-            loss = task.loss(network, batch)
-            run.check_finite({"loss": loss}, again=functools.partial(task.loss, network, batch))
-            take_step(optimiser, trained, torch.autograd.grad(loss, trained), run)
-    return float(loss.detach())
+        loss = take_step(optimizer, run, functools.partial(task.loss, network, load_batch(batches, step, run)))
+    return float(loss)

@@ -42,14 +42,15 @@ from archgrad.choices.architecture import Architecture
 from archgrad.control.dynamics_model import Dynamics, Experience, refit
 from archgrad.control.ilqr import line_search
 from archgrad.control.system import System, probe
-from archgrad.control.trajectory import Plan, open_loop, piloted, solve
+from archgrad.control.trajectory import TrajectoryPlan, open_loop, piloted, solve
 from archgrad.errors import ConfigError
 from archgrad.results.record import heading
 from archgrad.results.result import Found
 from archgrad.run.run import Run
 from archgrad.supernets.lifecycle import picks
 from archgrad.supernets.nested import Inner, search_inside
-from archgrad.training.fit import MakeOptimiser, adamw, descend, for_weights
+from archgrad.training.fit import optimize
+from archgrad.training.recipe import OptimizerFactory, Recipe, adamw
 from archgrad.training.schedules import cosine
 
 ADAM = functools.partial(adamw, learning_rate=1e-3, weight_decay=1e-5)
@@ -57,7 +58,7 @@ ROLLOUTS = 200
 
 
 @dataclass(frozen=True)
-class Terms:
+class NnilqrTerms:
     """Numbers of neural iLQR.
 
     Attributes:
@@ -95,8 +96,8 @@ def nnilqr(
     run: Run,
     *,
     search: Inner | None = None,
-    terms: Terms = Terms(),
-    optimiser: MakeOptimiser = ADAM,
+    terms: NnilqrTerms = NnilqrTerms(),
+    optimizer: OptimizerFactory = ADAM,
 ) -> Found:
     """Control a system by trying it out; the algorithm is on top of this file.
 
@@ -107,7 +108,7 @@ def nnilqr(
         run: trials (real rollouts in all; default 200), seconds, seed, folder, device.
         search: a method that relaxes its space, such as `archgrad.darts`; for a space.
         terms: numbers of the method.
-        optimiser: from the network's weights to their optimiser.
+        optimizer: from the network's weights to their optimizer.
 
     Returns:
         The network of the dynamics, with -J as its score; `record["control"]` has states and actions.
@@ -132,12 +133,12 @@ def nnilqr(
         found, _ = search_inside(search, lambda: made, task, run, steps=terms.search, name="dynamics")  # type: ignore[arg-type]
         architecture, dynamics.network = found.architecture, found.network.to(run.device)
     task.check(dynamics.network)
-    weights = for_weights(optimiser, dynamics.network)
+    weights = Recipe(optimizer_factory=optimizer).optimizer(dynamics.network)
     rates = [group["lr"] for group in weights.param_groups]
-    run.keep(dynamics=dynamics, weights=weights)
-    descend(dynamics.network, task, run, optimiser=weights, steps=terms.fit, phase="fit", schedule=cosine)
+    run.register_state(dynamics=dynamics, weights=weights)
+    optimize(dynamics.network, task, run, optimizer=weights, steps=terms.fit, phase="fit", schedule=cosine)
 
-    run.keep(dynamics=dynamics, weights=weights, experience=seen, plan=plan)
+    run.register_state(dynamics=dynamics, weights=weights, experience=seen, plan=plan)
     for step in run.steps(budget, phase="control"):
         if seen.used >= budget:
             break
@@ -151,7 +152,7 @@ def nnilqr(
             seen.rollout(open_loop(plan.now.trajectory.actions + _noise(system, run, share=terms.noise)))
         steps = terms.refit * (3 if gain < terms.stalled * abs(plan.now.cost) else 1)
         task = seen.task(dynamics, batch_size=terms.batch_size)
-        loss = refit(dynamics, task, run, optimiser=weights, rates=rates, steps=steps, number=step)
+        loss = refit(dynamics, task, run, optimizer=weights, rates=rates, steps=steps, number=step)
         plan.costs.append((seen.used, plan.best.cost))
         size = better.size if better else 0.0
         run.log({"cost": plan.best.cost, "rollouts": seen.used, "step_size": size, "fit_loss": loss}, step=step)
@@ -165,7 +166,7 @@ def nnilqr(
     )  # fmt: skip
 
 
-def _checked(network: nn.Module | None, system: System, run: Run, *, terms: Terms, searched: bool) -> int:
+def _checked(network: nn.Module | None, system: System, run: Run, *, terms: NnilqrTerms, searched: bool) -> int:
     """The budget of real rollouts, once it is sure that nothing given stands against it."""
     if run.epochs or run.max_steps:
         raise ConfigError(
@@ -194,7 +195,7 @@ def _checked(network: nn.Module | None, system: System, run: Run, *, terms: Term
     return budget
 
 
-def _settings(made: nn.Module, system: System, search: Inner | None, *, terms: Terms) -> dict[str, Any]:
+def _settings(made: nn.Module, system: System, search: Inner | None, *, terms: NnilqrTerms) -> dict[str, Any]:
     function = getattr(search, "func", search)  # of functools.partial
     return {
         "system": system.name, "horizon": system.horizon, "network": type(made).__name__,
@@ -203,10 +204,10 @@ def _settings(made: nn.Module, system: System, search: Inner | None, *, terms: T
     }  # fmt: skip
 
 
-def _explored(system: System, run: Run, *, count: int) -> tuple[Experience, Plan]:
+def _explored(system: System, run: Run, *, count: int) -> tuple[Experience, TrajectoryPlan]:
     """The rollout without action, where the search begins, and others with random actions."""
-    seen, plan = Experience(system, run), Plan()
-    run.keep(experience=seen, plan=plan)
+    seen, plan = Experience(system, run), TrajectoryPlan()
+    run.register_state(experience=seen, plan=plan)
     for step in run.steps(1 + count, phase="explore"):
         random = _random(system, run)
         tried = seen.rollout(open_loop(random if step else torch.zeros_like(random)))

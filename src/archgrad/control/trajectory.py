@@ -28,7 +28,7 @@ control = safetensors.torch.load_file("control.safetensors")    # states [T, n],
 """
 
 
-class Plan:
+class TrajectoryPlan:
     """Where the search stands, and the best trajectory of all.
 
     Attributes:
@@ -94,7 +94,7 @@ def solve(dynamics: Dynamics, around: Trajectory, run: Run, *, cost: Cost, sigma
 
 def piloted(
     dynamics: Dynamics,
-    plan: Plan,
+    plan: TrajectoryPlan,
     run: Run,
     *,
     system: System,

@@ -98,13 +98,13 @@ class Transitions:
                 f"action [B, {x.shape[1]}] and gives the change of the state [B, {y.shape[1]}]"
             )
 
-    def halves(self, share: float = 0.5, *, seed: int | None = None) -> tuple[Transitions, Transitions]:
+    def split(self, fraction: float = 0.5, *, seed: int | None = None) -> tuple[Transitions, Transitions]:
         """Two tasks on disjoint shares of the training pairs, drawn by `seed`: for weights, and for architectures."""
-        if not 0.0 < share < 1.0:
-            raise DataError(f"share={share}: give a share between 0 and 1")
+        if not 0.0 < fraction < 1.0:
+            raise DataError(f"fraction={fraction}: give a share between 0 and 1")
         x = self._parts["train"][0]
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(stable_seed("halves", seed or 0)))
-        cut = min(max(1, round(share * len(x))), len(x) - 1)
+        cut = min(max(1, round(fraction * len(x))), len(x) - 1)
         return self._on(order[:cut]), self._on(order[cut:])
 
     def _on(self, rows: Tensor) -> Transitions:

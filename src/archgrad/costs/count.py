@@ -1,7 +1,7 @@
 """Counted costs: multiply-accumulates and parameters.
 
 One multiply-add counts as one MAC. What counts is what `torch.utils.flop_counter` counts (convolutions, matrix
-products, attention), halved; normalisation, activations and pooling are left out, as in the published tables.
+products, attention), halved; normalization, activations and pooling are left out, as in the published tables.
 """
 
 from __future__ import annotations

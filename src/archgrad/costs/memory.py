@@ -1,6 +1,6 @@
 """Memory: what a training step takes at its peak, predicted without running it at full size, and measured.
 
-    peak = parameters + buffers + optimiser state + batch + max over a step's moments of what the step holds then
+    peak = parameters + buffers + optimizer state + batch + max over a step's moments of what the step holds then
 
 A step allocates and frees in the same order whatever the batch size B, and each amount is a + b B. So the order is
 traced on 2 and on 3 examples, and its amounts, and with them the peak, follow for any B. Counted are the tensors that
@@ -32,11 +32,11 @@ GIB = 2**30
 FEW = (2, 3)  # examples that are traced: BatchNorm refuses a single one
 Batch = Any  # a tensor [B, ...], or a nest of tuples, lists and dicts of such
 Loss = Callable[[nn.Module, Batch], Tensor]
-MakeOptimiser = Callable[[Iterable[nn.Parameter]], Optimizer]
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 def momentum(parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """SGD with momentum, which keeps one buffer a parameter: what is assumed where no optimiser is named."""
+    """SGD with momentum, which keeps one buffer a parameter: what is assumed where no optimizer is named."""
     return SGD(parameters, lr=0.1, momentum=0.9)
 
 
@@ -51,8 +51,8 @@ class Footprint:
     """What one training step takes, in bytes.
 
     Attributes:
-        parameter_bytes, buffer_bytes, gradient_bytes, optimiser_bytes, batch_bytes: those of the network, its
-            optimiser, and the batch.
+        parameter_bytes, buffer_bytes, gradient_bytes, optimizer_bytes, batch_bytes: those of the network, its
+            optimizer, and the batch.
         saved_bytes: what autograd saves for the backward pass, parameters, buffers and the batch left out.
         peak_bytes: all that is held at once at the worst moment; gradients replace what was saved, so it is less
             than the sum of all, but for what an operation needs while it runs.
@@ -61,7 +61,7 @@ class Footprint:
     parameter_bytes: int
     buffer_bytes: int
     gradient_bytes: int
-    optimiser_bytes: int
+    optimizer_bytes: int
     batch_bytes: int
     saved_bytes: int
     peak_bytes: int
@@ -69,7 +69,7 @@ class Footprint:
     @property
     def resident_bytes(self) -> int:
         """What is there between two steps."""
-        return self.parameter_bytes + self.buffer_bytes + self.optimiser_bytes + self.batch_bytes
+        return self.parameter_bytes + self.buffer_bytes + self.optimizer_bytes + self.batch_bytes
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,11 @@ class Prediction:
             step = max(moments, default=0)
         else:  # the order depends on the batch size: the two peaks are drawn out
             step = _affine(max(accumulate(few)), max(accumulate(more)), batch)
-        # The optimiser needs a temporary of one parameter at a time while all gradients are there.
+        # The optimizer needs a temporary of one parameter at a time while all gradients are there.
         step = max(step, self.fixed.gradient_bytes + self.largest_bytes)
         given = self.batch_bytes * batch
         rest = (self.fixed.parameter_bytes, self.fixed.buffer_bytes, self.fixed.gradient_bytes)
-        state = self.fixed.optimiser_bytes
+        state = self.fixed.optimizer_bytes
         peak = rest[0] + rest[1] + state + given + step
         return Footprint(*rest, state, given, _affine(*self.saved, batch), peak)
 
@@ -114,7 +114,7 @@ def predict(
     batch: Batch,
     *,
     loss: Loss = summed,
-    optimiser: MakeOptimiser = momentum,
+    optimizer: OptimizerFactory = momentum,
     traced: bool = True,
 ) -> Prediction:
     """What a training step takes, for any batch size, from two steps on 2 and on 3 examples.
@@ -126,7 +126,7 @@ def predict(
         network: on the device that it is to be trained on, or on the CPU.
         batch: what `loss` takes: a tensor [B, ...], or a nest of such; of any B.
         loss: from (network, batch) to a scalar.
-        optimiser: from parameters to their optimiser, whose state is counted.
+        optimizer: from parameters to their optimizer, whose state is counted.
         traced: whether to follow a step's moments; without them `peak_bytes` lacks what was saved, in half the time.
 
     Raises:
@@ -148,7 +148,7 @@ def predict(
         parameter_bytes=_total(network.parameters()),
         buffer_bytes=_total(network.buffers()),
         gradient_bytes=sum(p.nbytes for p in parameters),
-        optimiser_bytes=_state_bytes(parameters, optimiser),
+        optimizer_bytes=_state_bytes(parameters, optimizer),
         batch_bytes=0, saved_bytes=0, peak_bytes=0,
     )  # fmt: skip
     each = _total(_tensors(resized(batch, 3))) - _total(_tensors(resized(batch, 2)))
@@ -167,11 +167,11 @@ def saved_bytes(network: nn.Module, batch: Batch, *, loss: Loss = summed) -> int
 
 
 def measured_peak(
-    network: nn.Module, batch: Batch, *, loss: Loss = summed, optimiser: MakeOptimiser = momentum
+    network: nn.Module, batch: Batch, *, loss: Loss = summed, optimizer: OptimizerFactory = momentum
 ) -> int:
     """The peak of a step on this very batch, in bytes: what to hold against `predict(...).at(B).peak_bytes`.
 
-    On a GPU it is what its allocator says, on the CPU what tensors torch makes. The optimiser's state is added, as
+    On a GPU it is what its allocator says, on the CPU what tensors torch makes. The optimizer's state is added, as
     it is after its first step; weights are not changed.
 
     Raises:
@@ -190,7 +190,7 @@ def measured_peak(
             with Allocations() as seen:
                 _step(network, batch, loss, parameters)
             step = seen.peak_bytes
-    return resident + _state_bytes(parameters, optimiser) + step
+    return resident + _state_bytes(parameters, optimizer) + step
 
 
 def resized(batch: Batch, examples: int) -> Batch:
@@ -240,8 +240,8 @@ class PeakMemory:
     unit: str = "bytes"
     measured: bool = True
 
-    def __init__(self, example: Batch, *, batch: int | None = None, optimiser: MakeOptimiser = momentum) -> None:
-        self.example, self.optimiser = example, optimiser
+    def __init__(self, example: Batch, *, batch: int | None = None, optimizer: OptimizerFactory = momentum) -> None:
+        self.example, self.optimizer = example, optimizer
         self.batch = batch or len(_tensors(example)[0])
 
     def __repr__(self) -> str:
@@ -249,7 +249,7 @@ class PeakMemory:
 
     def footprint(self, network: nn.Module) -> Footprint:
         """All parts of a step of the network as it stands."""
-        return predict(network, self.example, optimiser=self.optimiser).at(self.batch)
+        return predict(network, self.example, optimizer=self.optimizer).at(self.batch)
 
     def of(self, network: nn.Module) -> float:
         """The peak in bytes."""
@@ -272,20 +272,20 @@ class PeakMemory:
         return Limit(self, bound=peak_bytes if gib is None else gib * GIB, fraction=fraction)
 
 
-def peak_memory(example: Batch, *, batch: int | None = None, optimiser: MakeOptimiser = momentum) -> PeakMemory:
+def peak_memory(example: Batch, *, batch: int | None = None, optimizer: OptimizerFactory = momentum) -> PeakMemory:
     """The cost in bytes of a training step at its peak: `peak_memory(x, batch=64).at_most(gib=2.0)`.
 
     Args:
         example: inputs [B, ...], or a tuple of such; a network of several inputs gets them in order.
         batch: examples of a training batch; default: B.
-        optimiser: whose state is counted; default: SGD with momentum.
+        optimizer: whose state is counted; default: SGD with momentum.
 
     Raises:
         LimitError: a batch below 1.
     """
     if batch is not None and batch < 1:
         raise LimitError(f"peak_memory(..., batch={batch}): give the number of examples of a training batch, from 1")
-    return PeakMemory(example, batch=batch, optimiser=optimiser)
+    return PeakMemory(example, batch=batch, optimizer=optimizer)
 
 
 def _affine(at_two: int, at_three: int, batch: int) -> int:
@@ -312,8 +312,8 @@ def _total(tensors: Iterable[Tensor]) -> int:
     return sum({id(s): s.nbytes() for s in map(Tensor.untyped_storage, tensors)}.values())
 
 
-def _state_bytes(parameters: Sequence[nn.Parameter], make: MakeOptimiser) -> int:
-    """What the optimiser keeps after its first step: found on two tiny parameters, as a + b * elements."""
+def _state_bytes(parameters: Sequence[nn.Parameter], make: OptimizerFactory) -> int:
+    """What the optimizer keeps after its first step: found on two tiny parameters, as a + b * elements."""
     if not parameters:
         return 0
     tiny = [nn.Parameter(torch.zeros(n, dtype=parameters[0].dtype)) for n in FEW]

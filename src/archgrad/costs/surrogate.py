@@ -22,7 +22,7 @@ from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.costs.limits import Cost, Limit
 from archgrad.costs.prediction_error import Misfit, misfit
-from archgrad.costs.table import Table, device_name, labels_of
+from archgrad.costs.table import CostTable, device_name, labels_of
 from archgrad.errors import ArchitectureError, ChoiceError, ConfigError, DataError
 
 FEWEST = 5  # different architectures: one of them is held out
@@ -34,7 +34,7 @@ class Surrogate:
 
         price = b + sum over choices d and entries k of  theta_dk * w_dk
 
-    fitted to minimise  sum over samples of (price - value)^2 + ridge * |theta|^2.  One entry in each choice is
+    fitted to minimize  sum over samples of (price - value)^2 + ridge * |theta|^2.  One entry in each choice is
     picked whatever happens, so that single coefficients mean nothing; their differences within a choice do. An
     entry that no sample picks gets 0, the middle of its choice. It is a cost itself: `of` asks the cost that it
     stands for, `expected` and `predict` the model.
@@ -42,7 +42,7 @@ class Surrogate:
     Args:
         space: whose choices the architectures pick from; weights and relaxations do not matter.
         cost: what the values are; gives the name, the unit, and `of`.
-        ridge: the coefficient; 1 as published. The published code penalises b like the rest; here b is free, which
+        ridge: the coefficient; 1 as published. The published code penalizes b like the rest; here b is free, which
             is the same for thousands of samples and better for tens.
         capacity: samples kept; of more, the oldest are dropped, so that a policy that has moved is followed.
 
@@ -69,7 +69,7 @@ class Surrogate:
         self._rows = torch.zeros(0, sum(choice.size for choice in self._choices.values()), dtype=torch.uint8)
         self._values = torch.zeros(0, dtype=torch.float64)
         self._coefficients: Tensor | None = None
-        self._table: Table | None = None
+        self._table: CostTable | None = None
 
     def __repr__(self) -> str:
         return f"Surrogate({self.name}, {len(self)} samples)"
@@ -79,7 +79,7 @@ class Surrogate:
         return len(self._values)
 
     @property
-    def table(self) -> Table:
+    def table(self) -> CostTable:
         """The model as a table: its bias and coefficients; to save, or to use without the samples.
 
         Raises:
@@ -231,7 +231,7 @@ class Surrogate:
         base, *rest = coefficients.tolist()
         ends = itertools.accumulate(choice.size for choice in self._choices.values())
         self._coefficients = coefficients
-        self._table = Table(
+        self._table = CostTable(
             name=self.name,
             unit=self.unit,
             base=base,

@@ -3,7 +3,7 @@
     price(architecture) = base + sum over choices of the prices of what is picked
 
 A table is exact where the cost is additive: what a candidate takes does not depend on the other picks. Sums of
-latencies are off by what runtimes fuse or overlap; `Table.error` says by how much.
+latencies are off by what runtimes fuse or overlap; `CostTable.error` says by how much.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _TEXTS = ("name", "unit", "device", "torch_version")
 
 
 @dataclass(frozen=True)
-class Table:
+class CostTable:
     """A cost as base + one price for each candidate; linear in the mixing weights.
 
     Attributes:
@@ -165,7 +165,7 @@ class Table:
         return f'{json.dumps(head)[:-1]}, "choices": {{\n{rows}\n}}}}\n'
 
     @staticmethod
-    def from_json(text: str, *, source: str = "the text") -> Table:
+    def from_json(text: str, *, source: str = "the text") -> CostTable:
         """Read `to_json` back.
 
         Raises:
@@ -176,7 +176,7 @@ class Table:
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             found = body.get("format") if isinstance(body, dict) else type(body).__name__
             raise DataError(
-                f'{source} holds no table: "format" is {found!r}, expected {FORMAT!r}; give a file of Table.save'
+                f'{source} holds no table: "format" is {found!r}, expected {FORMAT!r}; give a file of CostTable.save'
             )
         if body.get("version") != VERSION:
             raise DataError(f"{source} has format version {body.get('version')!r}; this archgrad reads {VERSION}")
@@ -194,7 +194,7 @@ class Table:
         files.write_text(Path(path), self.to_json(), DataError)
 
     @staticmethod
-    def load(path: str | Path) -> Table:
+    def load(path: str | Path) -> CostTable:
         """Read a file that `save` wrote.
 
         Raises:
@@ -203,8 +203,8 @@ class Table:
         try:
             text = files.read_text(Path(path), _refused, most=64 * files.MIB)
         except FileNotFoundError as error:
-            raise DataError(f"cannot read a table from {path}: {error}; give a file of Table.save") from None
-        return Table.from_json(text, source=str(path))
+            raise DataError(f"cannot read a table from {path}: {error}; give a file of CostTable.save") from None
+        return CostTable.from_json(text, source=str(path))
 
     def _sizes(self) -> dict[str, int]:
         return {name: len(prices) for name, prices in self.prices.items()}
@@ -244,7 +244,7 @@ def measure_table(
     reference: Architecture | None = None,
     device: str | None = None,
     checks: int = 10,
-) -> Table:
+) -> CostTable:
     """A table by differences: from a reference architecture, one candidate after another is swapped in.
 
     The reference is priced anew for each choice, so that a slow drift of the machine cancels. Prices are shifted
@@ -257,7 +257,7 @@ def measure_table(
             picked alone; right for MACs, quick for latency, of no use for parameters, which are all there.
         reference: default: the first candidates.
         device: where this is measured, in words; default: the processor's name.
-        checks: random architectures that the table is compared with, for `Table.error`.
+        checks: random architectures that the table is compared with, for `CostTable.error`.
 
     Raises:
         ChoiceError: a space without choices, with gates, narrowed, or with a choice inside a candidate.
@@ -281,7 +281,7 @@ def measure_table(
             f"handed back, where what is not picked is gone, give build=archgrad.build"
         )
     kept = sum(prices[n][i] for n, c in found.items() for i in c.picked(start[n]).nonzero().flatten().tolist())
-    table = Table(
+    table = CostTable(
         name=cost.name, unit=cost.unit, base=statistics.median(bases) - kept, prices=prices,
         labels={name: labels_of(choice) for name, choice in found.items()}, device=device or device_name(cost),
     )  # fmt: skip
@@ -367,14 +367,14 @@ def device_name(cost: Cost) -> str:
 
 
 def _refused(reason: str) -> DataError:
-    return DataError(f"{reason}; a table is a file that Table.save wrote")
+    return DataError(f"{reason}; a table is a file that CostTable.save wrote")
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _parsed(body: Mapping[str, Any]) -> Table:
+def _parsed(body: Mapping[str, Any]) -> CostTable:
     error, rows = body["error"], body["choices"]
     strange = [name for name in _TEXTS if not isinstance(body[name], str)]
     labels = {name: tuple(row["labels"]) for name, row in rows.items()}
@@ -383,7 +383,7 @@ def _parsed(body: Mapping[str, Any]) -> Table:
         strange.append("error")
     if strange:
         raise DataError(f"{strange[0]!r} is not what it should be")
-    return Table(
+    return CostTable(
         **{name: body[name] for name in _TEXTS},
         base=body["base"],
         prices={name: tuple(row["prices"]) for name, row in rows.items()},

@@ -24,7 +24,7 @@ class Columns(Protocol):
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """What architectures take by one column of a table; exact for the table's cells, and without a network.
 
     Attributes:
@@ -59,7 +59,7 @@ class Column:
         return Limit(self, bound, fraction)
 
 
-def column(table: Columns, name: str, *, unit: str | None = None) -> Column:
+def column(table: Columns, name: str, *, unit: str | None = None) -> TableColumn:
     """A column of a table as a cost.
 
     Args:
@@ -68,4 +68,4 @@ def column(table: Columns, name: str, *, unit: str | None = None) -> Column:
         unit: of its figures; default: what its name begins with says.
     """
     known = next((one for start, one in _UNITS.items() if name.startswith(start)), "")
-    return Column(table, name, known if unit is None else unit)
+    return TableColumn(table, name, known if unit is None else unit)

@@ -45,7 +45,7 @@ def decide(space: nn.Module, *, threshold: float = 0.5, weights: Mapping[str, Te
         ChoiceError: a choice has no relaxation yet.
     """
     picks: dict[str, Pick] = {}
-    scores = strengths(space, weights)
+    scores = decision_weights(space, weights)
     for name, (choice, *_) in choices(space).items():
         row = scores[name].masked_fill(~choice.pickable, float("-inf"))
         if isinstance(choice, OpChoice):
@@ -61,7 +61,7 @@ def decide(space: nn.Module, *, threshold: float = 0.5, weights: Mapping[str, Te
     return Architecture(picks)
 
 
-def discretised(space: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
+def discretized(space: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
     """The mixing weights, [size] of 0 and 1, that an architecture is: 1 on its picks.
 
     Where the inputs of a node are all mixed at full strength (`Open`), operations on inputs that are not kept are 0.
@@ -76,7 +76,7 @@ def discretised(space: nn.Module, architecture: Architecture) -> dict[str, Tenso
     return rows
 
 
-def strengths(space: nn.Module, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def decision_weights(space: nn.Module, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """What each choice is decided by: its mixing weights, [size], without noise, or those given; see `decide`.
 
     Raises:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from archgrad.choices.relaxations import ScaledSigmoid, TwoTemperature
-from archgrad.gates.selection import Budget, gates
+from archgrad.gates.selection import GateConstraint, gates
 from archgrad.tasks.task import Batch, Task
 from archgrad.training.schedules import geometric
 
@@ -17,8 +17,8 @@ FARTHEST = 1e6  # no limit lies farther, in logits
 STEPS = 8  # of bisection: the expected cost ends within a fraction of a percent of the bound
 
 
-class Steering:
-    """What happens to a space's gates around each step of their optimiser.
+class GateOptimizer:
+    """What happens to a space's gates around each step of their optimizer.
 
     Without a limit the objective is the task's loss + strength * sum of sigmoid(s), s the logits of all gates
     (sigmoid(scale * s) if `scaled`). Under a limit it is the loss alone, and after each step all logits move
@@ -33,7 +33,7 @@ class Steering:
         space: relaxed with `ScaledSigmoid`.
         task: its loss is the objective.
         strength: lambda.
-        scaled: which regulariser.
+        scaled: which regularizer.
         scale: first and last value of the gates' scale.
     """
 
@@ -45,43 +45,43 @@ class Steering:
             assert isinstance(gate.relaxation, ScaledSigmoid)
             self.relaxations.append(gate.relaxation)
         self.task, self.strength, self.scaled, self.scale = task, strength, scaled, scale
-        self.budget: Budget | None = None
+        self.constraint: GateConstraint | None = None
         self.bound = 0.0
         self.kappa = torch.zeros(0)
         self.was_open = torch.zeros(0, dtype=torch.bool)
 
-    def aim(self, budget: Budget, bound: float) -> None:
+    def set_target(self, constraint: GateConstraint, bound: float) -> None:
         """From now on, keep the expected cost at `bound`; the budget's cost has to be a counted one."""
-        self.budget, self.bound = budget, bound
+        self.constraint, self.bound = constraint, bound
         entries = torch.ones(sum(r.logits.numel() for r in self.relaxations), dtype=torch.float64)
         (kappa,) = torch.autograd.grad(self._cost(entries.requires_grad_()), entries)
         self.kappa = kappa / kappa.mean()
 
     def objective(self, network: nn.Module, batch: Batch) -> Tensor:
-        """The task's loss and, without a limit, the regulariser."""
+        """The task's loss and, without a limit, the regularizer."""
         loss = self.task.loss(network, batch)
-        if self.budget is not None:
+        if self.constraint is not None:
             return loss
         s = self._logits() * self.relaxations[0].scale if self.scaled else self._logits()
         return loss + self.strength * s.sigmoid().sum()
 
-    def turn(self, epoch: int, *, of: int, optimiser: Optimizer) -> dict[str, float]:
+    def on_epoch(self, epoch: int, *, of: int, optimizer: Optimizer) -> dict[str, float]:
         """Before each epoch: the next scale, and momentum afresh; returns what the history shows."""
         scale = geometric(*self.scale, step=epoch, of=of)
         for relaxation in self.relaxations:
             relaxation.scale.fill_(scale)
-            optimiser.state.pop(relaxation.logits, None)
+            optimizer.state.pop(relaxation.logits, None)
         now = self._logits().detach().cpu() > 0
         flips = int((now != self.was_open).sum()) if len(self.was_open) else 0
         self.was_open = now
         figures = {"scale": scale, "flips": float(flips), "open_gates": float(now.sum())}
-        if self.budget is not None:
-            figures[f"expected_{self.budget.cost.name}"] = float(self._cost(now.double()))
+        if self.constraint is not None:
+            figures[f"expected_{self.constraint.cost.name}"] = float(self._cost(now.double()))
         return figures
 
-    def press(self, step: int) -> None:
+    def project(self, step: int) -> None:
         """After each gate step: move all logits along kappa towards the limit."""
-        if self.budget is None:
+        if self.constraint is None:
             return
         s, scale = self._logits().detach().cpu().double(), float(self.relaxations[0].scale)
 
@@ -111,8 +111,8 @@ class Steering:
         self.was_open = state["was_open"]
 
     def _cost(self, mixing: Tensor) -> Tensor:
-        assert self.budget is not None and self.budget.counter is not None
-        return self.budget.counter.at(mixing)
+        assert self.constraint is not None and self.constraint.counter is not None
+        return self.constraint.counter.at(mixing)
 
     def _logits(self) -> Tensor:
         return torch.cat([r.logits for r in self.relaxations])

@@ -24,7 +24,7 @@ NARROW = 4  # a gate keeps at least this many steps of rounding to choose from
 
 
 @dataclass(frozen=True)
-class Rounded:
+class WidthRounding:
     """Widths as multiples that hardware likes.
 
     Attributes:
@@ -40,7 +40,7 @@ class Rounded:
             )
 
     def step(self, gate: Gate) -> int:
-        """The multiple for one gate, in entries; whole heads and branches are not rounded."""
+        """The multiple for one gate, in entries; whole heads and branches are not rounding."""
         if gate.vanishing is not None or any(c.side == "heads" for c in gate.couplings):
             return 1
         # An entry of a grouped convolution or a GroupNorm is a block of channels.
@@ -74,9 +74,9 @@ def gates(space: nn.Module) -> dict[str, Gate]:
 
 
 def above(
-    space: nn.Module, scores: Mapping[str, Tensor], threshold: float, rounded: Rounded, *, floor: float = 0.0
+    space: nn.Module, scores: Mapping[str, Tensor], threshold: float, rounding: WidthRounding, *, floor: float = 0.0
 ) -> Architecture:
-    """For each gate its best entries: as many as score above the threshold, rounded, never none.
+    """For each gate its best entries: as many as score above the threshold, rounding, never none.
 
     No gate keeps less than the share `floor` of its entries. A branch whose inner gates would all close vanishes
     with them.
@@ -87,7 +87,7 @@ def above(
         if inner and not any(wanted[n] for n in inner):
             wanted[name] = 0
     return Architecture({
-        name: tuple(scores[name].topk(rounded.count(gate, wanted[name])).indices.tolist())
+        name: tuple(scores[name].topk(rounding.count(gate, wanted[name])).indices.tolist())
         for name, gate in found.items()
     })  # fmt: skip
 
@@ -102,10 +102,10 @@ def _inner(found: Mapping[str, Gate]) -> dict[str, list[str]]:
     return inner
 
 
-def uniform(space: nn.Module, width: float, rounded: Rounded) -> Architecture:
+def uniform(space: nn.Module, width: float, rounding: WidthRounding) -> Architecture:
     """Each gate's first entries, the same share of every gate; branches stay."""
     return Architecture({
-        name: tuple(range(gate.size if gate.vanishing else rounded.count(gate, round(width * gate.size))))
+        name: tuple(range(gate.size if gate.vanishing else rounding.count(gate, round(width * gate.size))))
         for name, gate in gates(space).items()
     })  # fmt: skip
 
@@ -115,12 +115,12 @@ def whole(space: nn.Module) -> Architecture:
     return Architecture({name: tuple(range(gate.size)) for name, gate in gates(space).items()})
 
 
-def undone(space: nn.Module, rounded: Architecture, exact: Architecture) -> list[str]:
+def undone(space: nn.Module, rounding: Architecture, exact: Architecture) -> list[str]:
     """The gates that rounding left whole although their scores asked for a cut."""
-    return [n for n, g in gates(space).items() if len(rounded[n]) == g.size > len(exact[n])]  # type: ignore[arg-type]
+    return [n for n, g in gates(space).items() if len(rounding[n]) == g.size > len(exact[n])]  # type: ignore[arg-type]
 
 
-class Budget:
+class GateConstraint:
     """A limit on one space, made ready for repeated use.
 
     Attributes:
@@ -128,8 +128,8 @@ class Budget:
         bound: the limit as an absolute number.
     """
 
-    def __init__(self, space: nn.Module, limit: Limit, rounded: Rounded) -> None:
-        self.space, self.rounded = space, rounded
+    def __init__(self, space: nn.Module, limit: Limit, rounding: WidthRounding) -> None:
+        self.space, self.rounding = space, rounding
         self.cost: Cost = limit.cost
         # Other costs, measured or a user's own, are asked for each network.
         self.counter = self.cost.counter(space) if isinstance(self.cost, (Macs, Params)) else None
@@ -155,7 +155,7 @@ class Budget:
         low, high = 0.0, 1.0
         for _ in range(12 if self.counter else 5):
             middle = (low + high) / 2
-            if self.of(uniform(self.space, middle, self.rounded)) <= self.bound:
+            if self.of(uniform(self.space, middle, self.rounding)) <= self.bound:
                 low = middle
             else:
                 high = middle
@@ -194,7 +194,7 @@ class Budget:
         open_to_more = [n for n, gate in found.items() if counts[n] < gate.size and n not in gone]
         while open_to_more:
             name = max(open_to_more, key=lambda n: float(scores[n][ranks[n][counts[n]]]))
-            more = min(counts[name] + self.rounded.step(found[name]), found[name].size)
+            more = min(counts[name] + self.rounding.step(found[name]), found[name].size)
             larger = Architecture({**architecture, name: tuple(ranks[name][:more])})
             if self.of(larger) <= self.bound:
                 architecture, counts[name] = larger, more
@@ -207,7 +207,7 @@ class Budget:
         thresholds = [float(values[0]) - 1.0, *values.tolist()]
 
         def at(index: int) -> Architecture:
-            return above(self.space, scores, thresholds[index], self.rounded, floor=floor)
+            return above(self.space, scores, thresholds[index], self.rounding, floor=floor)
 
         low, high = 0, len(thresholds) - 1  # the highest threshold closes all that can close
         while low < high:
@@ -220,7 +220,7 @@ class Budget:
 
     def _refuse_the_impossible(self) -> None:
         scores = {name: torch.zeros(gate.size) for name, gate in gates(self.space).items()}
-        lowest = self.of(above(self.space, scores, 1.0, self.rounded))
+        lowest = self.of(above(self.space, scores, 1.0, self.rounding))
         if lowest > self.bound:
             raise LimitError(
                 f"no network of this space takes at most {self.bound:,.6g} {self.cost.unit}: the lowest reachable is "

@@ -36,13 +36,13 @@ from archgrad.extract.discretize import decide
 from archgrad.results.record import heading
 from archgrad.results.result import Found
 from archgrad.run.run import Run
-from archgrad.supernets.constraint import Within, refuse_measured, scores
+from archgrad.supernets.constraint import ArchitectureConstraint, refuse_measured, scores
 from archgrad.supernets.darts_loop import descend_mixture, relax_as_mixture
-from archgrad.supernets.lifecycle import conclude, divided, foresee, supernet
+from archgrad.supernets.lifecycle import predict_peak_memory, prepare_supernet, split_steps, train_and_report
 from archgrad.supernets.prior import recorded
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch
-from archgrad.training.fit import MakeOptimiser, for_weights, sgd, sgd_of_darts
+from archgrad.training.recipe import OptimizerFactory, Recipe, darts_sgd, sgd
 
 RADIUS = 0.01
 
@@ -55,12 +55,12 @@ def darts(
     limit: Limit | None = None,
     prior: Prior | None = None,
     second_order: bool = False,
-    search: float = 0.5,
-    share: float = 0.5,
+    search_fraction: float = 0.5,
+    weights_fraction: float = 0.5,
     pressure: float = 1.0,
     rate: float | None = None,
-    optimiser: MakeOptimiser = sgd_of_darts,
-    train_optimiser: MakeOptimiser = sgd,
+    optimizer: OptimizerFactory = darts_sgd,
+    train_optimizer: OptimizerFactory = sgd,
 ) -> Found:
     """Search a supernet by gradient descent on the validation loss; the algorithm is on top of this file.
 
@@ -72,12 +72,12 @@ def darts(
         limit: for instance `archgrad.macs(x).at_most(3e6)`; not on a measured cost.
         prior: logits to begin with, such as `archgrad.prior(...)` from scores of untrained networks.
         second_order: differentiate through one step of the weights.
-        search: share of the steps that is searched in; the rest trains what was found, from fresh weights.
-        share: part of the training data that the weights are trained on while searching.
+        search_fraction: share of the steps that is searched in; the rest trains what was found, from fresh weights.
+        weights_fraction: part of the training data that the weights are trained on while searching.
         pressure: of the limit's penalty, pressure * max(0, expected cost / bound - 1).
         rate: of Adam on the logits; default as published, raised for short searches.
-        optimiser: of the supernet's weights.
-        train_optimiser: of the weights of what was found.
+        optimizer: of the supernet's weights.
+        train_optimizer: of the weights of what was found.
 
     Raises:
         ChoiceError: the space has no choice, or has gates.
@@ -85,31 +85,46 @@ def darts(
         NonFiniteError: the loss became NaN or infinite.
     """
     refuse_measured(limit, method="DARTS")
-    space = supernet(space, run, needs="DARTS")
+    space = prepare_supernet(space, run, needs="DARTS")
     relax_as_mixture(space)
     task.check(space)
-    steps, rest = divided(run, task, search)
-    within = Within(space, limit) if limit else None
+    steps, rest = split_steps(run, task, search_fraction)
+    constraint = ArchitectureConstraint(space, limit) if limit else None
     settings = {
-        "limit": limit and limit.record(), "second_order": second_order, "search": search, "share": share,
-        "pressure": pressure, "rate": rate, "prior": recorded(prior),
-    }  # fmt: skip
+        "limit": limit and limit.record(),
+        "second_order": second_order,
+        "search_fraction": search_fraction,
+        "weights_fraction": weights_fraction,
+        "pressure": pressure,
+        "rate": rate,
+        "prior": recorded(prior),
+    }
     run.begin("darts", settings)
 
-    foresee(space, task, run, optimiser=optimiser, passes=2 if second_order else 1)
-    made = for_weights(optimiser, space)
+    predict_peak_memory(space, task, run, optimizer=optimizer, passes=2 if second_order else 1)
+    made = Recipe(optimizer_factory=optimizer).optimizer(space)
 
     def ahead(train: Batch, valid: Batch, loss_of: Callable[[Batch], Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
         return unrolled(space, lambda: task.loss(space, train), lambda: loss_of(valid), made, mean=run.mean)
 
     descend_mixture(
-        space, task, run, weights=made, steps=steps, within=within, pressure=pressure, share=share, rate=rate,
-        part=search, gradient=ahead if second_order else None, prior=prior,
-    )  # fmt: skip
-    architecture = within.best(scores(space)) if within else decide(space)
+        space,
+        task,
+        run,
+        weights=made,
+        steps=steps,
+        constraint=constraint,
+        pressure=pressure,
+        weights_fraction=weights_fraction,
+        rate=rate,
+        time_fraction=search_fraction,
+        gradient=ahead if second_order else None,
+        prior=prior,
+    )
+    architecture = constraint.best_feasible(scores(space)) if constraint else decide(space)
     record = heading(darts, settings, f"{type(space).__name__} searched by DARTS")
-    return conclude(
-        space, architecture, task, run, steps=rest, optimiser=train_optimiser, within=within, record=record
+    return train_and_report(
+        space, architecture, task, run, steps=rest, optimizer=train_optimizer, constraint=constraint, record=record
     )
 
 
@@ -117,7 +132,7 @@ def unrolled(
     space: nn.Module,
     train: Callable[[], Tensor],
     valid: Callable[[], Tensor],
-    optimiser: Optimizer,
+    optimizer: Optimizer,
     *,
     mean: Callable[[list[Tensor]], Sequence[Tensor | None]] = list,
 ) -> tuple[Tensor, list[Tensor]]:
@@ -129,13 +144,13 @@ def unrolled(
 
     `mean` takes gradients over all processes. The weights are left as they were.
     """
-    group = optimiser.param_groups[0]
+    group = optimizer.param_groups[0]
     found, alpha = trainable(space), logits(space)
     before = [p.detach().clone() for p in found]
     ahead = _gradients(train(), found, mean)
     with torch.no_grad():
         for p, g in zip(found, ahead, strict=True):
-            buffer = optimiser.state.get(p, {}).get("momentum_buffer")
+            buffer = optimizer.state.get(p, {}).get("momentum_buffer")
             moved = g + group["weight_decay"] * p + (0.0 if buffer is None else group["momentum"] * buffer)
             p.sub_(group["lr"] * moved)
     loss = valid()

@@ -18,7 +18,7 @@ What the paper leaves open, or its code does otherwise, and what is done here:
   `scale` reaches 1e4. BatchNorm is recalibrated before anything is scored.
 
 Ours: `limit`. The sum is replaced by a pressure along kappa, the cost of each channel, that keeps the expected cost
-at the limit (see `Steering`); the gates' learning rate is 0.1 instead of 0.01, or the pressure drowns the task's
+at the limit (see `GateOptimizer`); the gates' learning rate is 0.1 instead of 0.01, or the pressure drowns the task's
 gradient; what is derived is the largest architecture under the limit in the order of s. Measured latency is
 searched through MACs as its surrogate, and decided on the clock. Ours: `joint`, weights go on training in stage 2,
 under one learning-rate schedule for all stages.
@@ -43,14 +43,15 @@ from archgrad.costs.count import macs
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
-from archgrad.gates.gate_optimizer import Steering, entry_logits
-from archgrad.gates.selection import Budget, Rounded, above, gates, undone, uniform, whole
+from archgrad.gates.gate_optimizer import GateOptimizer, entry_logits
+from archgrad.gates.selection import GateConstraint, WidthRounding, above, gates, undone, uniform, whole
 from archgrad.results.record import heading
 from archgrad.results.result import Found, assemble
 from archgrad.run.run import Run
-from archgrad.supernets.lifecycle import foresee
+from archgrad.supernets.lifecycle import predict_peak_memory
 from archgrad.tasks.classification import Classification
-from archgrad.training.fit import MakeOptimiser, descend, for_weights, recalibrate, sgd
+from archgrad.training.fit import optimize, recalibrate
+from archgrad.training.recipe import OptimizerFactory, Recipe, sgd
 from archgrad.training.schedules import Schedule, consecutive, constant, cosine
 
 SCALE = (1.0, 1e4)
@@ -73,7 +74,7 @@ def dnal(
     joint: bool = False,
     gate_epochs: int | None = None,
     round_to: int | None = None,
-    optimiser: MakeOptimiser = sgd,
+    optimizer: OptimizerFactory = sgd,
 ) -> Found:
     """Slim a network to its useful channels, under a limit if one is given; the algorithm is on top of this file.
 
@@ -88,16 +89,16 @@ def dnal(
         joint: ours: weights go on training in stage 2, in the same backward pass.
         gate_epochs: K; default a sixth of all epochs, at most 10 (with `joint` a half).
         round_to: widths are multiples of this; default 8, less for narrow layers; 1 for any width.
-        optimiser: from weights to their optimiser.
+        optimizer: from weights to their optimizer.
 
     Raises:
         LimitError: no network of the space meets the limit; the message says the lowest reachable.
         NonFiniteError: the loss became NaN or infinite.
     """
-    rounded = Rounded(round_to)
+    rounding = WidthRounding(round_to)
     gates(space)  # a space of anything else is refused
     task.check(space)
-    budget = Budget(space, limit, rounded) if limit else None
+    constraint = GateConstraint(space, limit, rounding) if limit else None
     settings = {
         "limit": limit and {"cost": limit.cost.name, "bound": limit.bound, "fraction": limit.fraction},
         "sparsity": sparsity, "reg": reg, "pretrained": pretrained, "joint": joint, "gate_epochs": gate_epochs,
@@ -107,21 +108,23 @@ def dnal(
     run.begin("dnal", settings)
     space = copy.deepcopy(space).to(run.device)
 
-    foresee(space, task, run, optimiser=optimiser)
+    predict_peak_memory(space, task, run, optimizer=optimizer)
     rates = consecutive(cosine, first, second, third) if joint else (cosine, constant, cosine)
 
-    _train(space, task, run, make=optimiser, steps=first, phase="weights", schedule=rates[0])
+    _train(space, task, run, make=optimizer, steps=first, phase="weights", schedule=rates[0])
     before = build(space, whole(space))
-    _decide(space, task, run, make=optimiser, steps=second, budget=budget, settings=settings, schedule=rates[1])
-    architecture = _derived(space, run, budget=budget, rounded=rounded)
+    _decide(
+        space, task, run, make=optimizer, steps=second, constraint=constraint, settings=settings, schedule=rates[1]
+    )
+    architecture = _derived(space, run, constraint=constraint, rounding=rounding)
     network = build(space, architecture)
     recalibrate(network, task, run)
     run.log({f"derived_{name}": value for name, value in task.evaluate(network).items()})
-    _train(network, task, run, make=optimiser, steps=third, phase="finetune", schedule=rates[2])
+    _train(network, task, run, make=optimizer, steps=third, phase="finetune", schedule=rates[2])
 
     networks = {"before": before, "after": network}
     record = heading(dnal, settings, f"{type(space).__name__} slimmed by DNAL")
-    record["limit"] = budget and budget.record(network)
+    record["limit"] = constraint and constraint.record(network)
     found = assemble(space, architecture, networks, task=task, run=run, example=task.example, record=record)
     run.finish()
     return found
@@ -132,16 +135,18 @@ def _train(
     task: Classification,
     run: Run,
     *,
-    make: MakeOptimiser,
+    make: OptimizerFactory,
     steps: int,
     phase: str,
     schedule: Schedule,
 ) -> None:
     """Stages 1 and 3."""
     if steps:
-        optimiser = for_weights(make, network)
-        run.keep(network=network, optimiser=optimiser)
-        descend(network, task, run, optimiser=optimiser, steps=steps, phase=phase, schedule=schedule, share=0.4)
+        optimizer = Recipe(optimizer_factory=make).optimizer(network)
+        run.register_state(network=network, optimizer=optimizer)
+        optimize(
+            network, task, run, optimizer=optimizer, steps=steps, phase=phase, schedule=schedule, time_fraction=0.4
+        )
 
 
 def _decide(
@@ -149,55 +154,57 @@ def _decide(
     task: Classification,
     run: Run,
     *,
-    make: MakeOptimiser,
+    make: OptimizerFactory,
     steps: int,
-    budget: Budget | None,
+    constraint: GateConstraint | None,
     settings: dict[str, Any],
     schedule: Schedule,
 ) -> None:
     """Stage 2."""
     relax(space, ScaledSigmoid)
     scaled = settings["reg"] == "scaled"
-    steering = Steering(space, task, strength=settings["sparsity"] / steps, scaled=scaled, scale=SCALE)
-    if budget:
-        steering.aim(*_counted(budget, task, run))
-    rate = RATE_UNDER_LIMIT if budget else RATE
+    gate_optimizer = GateOptimizer(space, task, strength=settings["sparsity"] / steps, scaled=scaled, scale=SCALE)
+    if constraint:
+        gate_optimizer.set_target(*_counted(constraint, task, run))
+    rate = RATE_UNDER_LIMIT if constraint else RATE
     group = {"params": logits(space), "lr": rate, "weight_decay": 0.0, "clip": 1.0, "steady": True}
-    optimiser: Optimizer = torch.optim.SGD([group], momentum=0.9)
+    optimizer: Optimizer = torch.optim.SGD([group], momentum=0.9)
     if settings["joint"]:
-        for one in _sgd_groups(for_weights(make, space)):
-            optimiser.add_param_group(one)
-    run.keep(space=space, optimiser=optimiser, steering=steering)
+        for one in _sgd_groups(Recipe(optimizer_factory=make).optimizer(space)):
+            optimizer.add_param_group(one)
+    run.register_state(space=space, optimizer=optimizer, gate_optimizer=gate_optimizer)
     epochs = math.ceil(steps / task.steps_per_epoch)
-    descend(
-        space, task, run, optimiser=optimiser, steps=steps, phase="gates", objective=steering.objective,
-        schedule=schedule, share=0.2, each_step=steering.press,
-        each_epoch=lambda epoch: steering.turn(epoch, of=epochs, optimiser=optimiser),
+    optimize(
+        space, task, run, optimizer=optimizer, steps=steps, phase="gates", objective=gate_optimizer.objective,
+        schedule=schedule, time_fraction=0.2, on_step=gate_optimizer.project,
+        on_epoch=lambda epoch: gate_optimizer.on_epoch(epoch, of=epochs, optimizer=optimizer),
     )  # fmt: skip
 
 
 def _sgd_groups(made: Optimizer) -> list[dict[str, Any]]:
     if not isinstance(made, torch.optim.SGD):
         raise ConfigError(
-            f"joint=True trains weights and gates in one SGD, and optimiser= gives a {type(made).__name__}; give an "
+            f"joint=True trains weights and gates in one SGD, and optimizer= gives a {type(made).__name__}; give an "
             f"SGD, such as functools.partial(archgrad.sgd, learning_rate=0.01), or leave joint out"
         )
     return made.param_groups
 
 
-def _derived(space: nn.Module, run: Run, *, budget: Budget | None, rounded: Rounded) -> Architecture:
+def _derived(
+    space: nn.Module, run: Run, *, constraint: GateConstraint | None, rounding: WidthRounding
+) -> Architecture:
     """What stays: all gates above the threshold, or the largest set under the limit in the order of s."""
 
     def picks() -> dict[str, Pick]:
         scores = entry_logits(space)
-        if budget is None:
-            return dict(above(space, scores, UNDECIDED, rounded))
-        return dict(budget.largest(scores, floor=FLOOR * budget.width()))
+        if constraint is None:
+            return dict(above(space, scores, UNDECIDED, rounding))
+        return dict(constraint.largest(scores, floor=FLOOR * constraint.width()))
 
     # Remembered, since a measured limit may decide otherwise when the clock is read again.
-    remembered = run.remember("architecture", picks)
+    remembered = run.compute_once("architecture", picks)
     architecture = Architecture({name: tuple(pick) for name, pick in remembered.items()})
-    exact = above(space, entry_logits(space), UNDECIDED, Rounded(1))
+    exact = above(space, entry_logits(space), UNDECIDED, WidthRounding(1))
     if whole_again := undone(space, architecture, exact):
         run.note(
             f"rounding widths left {len(whole_again)} layers whole that were to be cut "
@@ -207,7 +214,7 @@ def _derived(space: nn.Module, run: Run, *, budget: Budget | None, rounded: Roun
 
 
 def _stages(run: Run, task: Classification, settings: dict[str, Any]) -> tuple[int, int, int]:
-    """Steps of the three stages; together they are the run's budget."""
+    """Steps of the three stages; together they are the run's constraint."""
     per_epoch, epochs = task.steps_per_epoch, settings["gate_epochs"]
     total = run.total_steps(per_epoch, default_epochs=60)
     default = total // 2 if settings["joint"] else min(10 * per_epoch, max(total // 6, 1))
@@ -221,12 +228,12 @@ def _stages(run: Run, task: Classification, settings: dict[str, Any]) -> tuple[i
     return first, second, total - first - second
 
 
-def _counted(budget: Budget, task: Classification, run: Run) -> tuple[Budget, float]:
+def _counted(constraint: GateConstraint, task: Classification, run: Run) -> tuple[GateConstraint, float]:
     """A budget whose expected cost has a gradient, and where to keep that; MACs stand in for a measured cost."""
-    if budget.counter is not None:
-        return budget, budget.bound
-    surrogate = Budget(budget.space, macs(task.example).at_most(fraction=1.0), budget.rounded)
-    bound = run.remember(
-        "macs_for_the_limit", lambda: surrogate.of(uniform(budget.space, budget.width(), budget.rounded))
+    if constraint.counter is not None:
+        return constraint, constraint.bound
+    surrogate = GateConstraint(constraint.space, macs(task.example).at_most(fraction=1.0), constraint.rounding)
+    bound = run.compute_once(
+        "macs_for_the_limit", lambda: surrogate.of(uniform(constraint.space, constraint.width(), constraint.rounding))
     )
     return surrogate, bound

@@ -34,11 +34,11 @@ from archgrad.errors import ConfigError
 from archgrad.results.record import heading
 from archgrad.results.result import Found
 from archgrad.run.run import Run
-from archgrad.supernets.constraint import Within
-from archgrad.supernets.lifecycle import conclude, divided, foresee, supernet
+from archgrad.supernets.constraint import ArchitectureConstraint
+from archgrad.supernets.lifecycle import predict_peak_memory, prepare_supernet, split_steps, train_and_report
 from archgrad.supernets.prior import recorded
 from archgrad.tasks.classification import Classification
-from archgrad.training.fit import MakeOptimiser, adamw
+from archgrad.training.recipe import OptimizerFactory, adamw
 from archgrad.trials.random_sampling import best_so_far, chance_of_top, drawn, expected_best, ranking
 from archgrad.trials.successive_halving import Halving, finals, halved
 
@@ -56,8 +56,8 @@ def multimodal_random(
     halving: Halving = ROUNDS,
     finalists: int = 3,
     refused_count: bool = False,
-    search: float = 0.5,
-    optimiser: MakeOptimiser = RECIPE,
+    search_fraction: float = 0.5,
+    optimizer: OptimizerFactory = RECIPE,
 ) -> Found:
     """Search encoders and fusion at random; the algorithm is on top of this file.
 
@@ -70,8 +70,8 @@ def multimodal_random(
         halving: how trials are dropped.
         finalists: k.
         refused_count: whether what is drawn over the limit counts as one of the trials.
-        search: share of the steps that is searched in, below 1; the rest is for the finalists.
-        optimiser: from weights to their optimiser.
+        search_fraction: share of the steps that is searched in, below 1; the rest is for the finalists.
+        optimizer: from weights to their optimizer.
 
     Returns:
         The best by validation accuracy. `record["finalists"]` has the test scores of all k, their mean and spread.
@@ -82,31 +82,39 @@ def multimodal_random(
         LimitError: no network of the space meets the limit; the message says the lowest reachable.
         NonFiniteError: the loss became NaN or infinite.
     """
-    if type(finalists) is not int or finalists < 1 or search >= 1.0:
+    if type(finalists) is not int or finalists < 1 or search_fraction >= 1.0:
         raise ConfigError(
-            f"finalists={finalists}, search={search}: give 1 or more, and a share of the steps for them"
+            f"finalists={finalists}, search_fraction={search_fraction}: give 1 or more, and a share of the steps for "
+            f"them"
         )
-    space = supernet(space, run, needs="multimodal random search")
+    space = prepare_supernet(space, run, needs="multimodal random search")
     with using(space, {name: torch.ones(same[0].size) for name, same in choices(space).items()}):
         task.check(space)  # every candidate, before anything long starts
-    steps, rest = divided(run, task, search)
-    within = Within(space, limit) if limit else None
+    steps, rest = split_steps(run, task, search_fraction)
+    constraint = ArchitectureConstraint(space, limit) if limit else None
     settings = {
         "limit": limit and limit.record(), "prior": recorded(prior), "halving": asdict(halving),
-        "finalists": finalists, "refused_count": refused_count, "search": search,
+        "finalists": finalists, "refused_count": refused_count, "search_fraction": search_fraction,
     }  # fmt: skip
     run.begin("multimodal_random", settings)
-    if within:
-        within.begin(run)
+    if constraint:
+        constraint.fit_surrogate(run)
 
-    foresee(space, task, run, optimiser=optimiser, drawn=5)
-    tried = drawn(Uniform(space, prior=prior), run, run.trials or 40, within, refused_count=refused_count)
-    rows, used = halved(space, task, run, tried, halving=halving, steps=steps, share=search, optimiser=optimiser)
-    best = run.remember("best", lambda: ranking(rows, tried, within, count=finalists))
+    predict_peak_memory(space, task, run, optimizer=optimizer, drawn=5)
+    tried = drawn(Uniform(space, prior=prior), run, run.trials or 40, constraint, refused_count=refused_count)
+    rows, used = halved(
+        space, task, run, tried, halving=halving, steps=steps, time_fraction=search_fraction, optimizer=optimizer
+    )
+    best = run.compute_once("best", lambda: ranking(rows, tried, constraint, count=finalists))
     scores, network = finals(
-        space, task, run, [tried[i] for i in best], steps=max(0, rest + steps - used), share=1.0 - search,
-        optimiser=optimiser,
-    )  # fmt: skip
+        space,
+        task,
+        run,
+        [tried[i] for i in best],
+        steps=max(0, rest + steps - used),
+        time_fraction=1.0 - search_fraction,
+        optimizer=optimizer,
+    )
     mean, spread = statistics.mean(scores), statistics.stdev(scores) if len(scores) > 1 else 0.0
     run.note(
         f"Test accuracy of the best {len(scores)} on validation data, each trained anew on training and validation "
@@ -122,6 +130,14 @@ def multimodal_random(
             "chance_of_top_5_percent": chance_of_top(0.05, len(first)),
         },
     }  # fmt: skip
-    return conclude(
-        space, tried[best[0]], task, run, steps=0, optimiser=optimiser, within=within, record=record, trained=network
-    )  # fmt: skip
+    return train_and_report(
+        space,
+        tried[best[0]],
+        task,
+        run,
+        steps=0,
+        optimizer=optimizer,
+        constraint=constraint,
+        record=record,
+        trained=network,
+    )

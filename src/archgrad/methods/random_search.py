@@ -33,12 +33,13 @@ from archgrad.errors import ConfigError
 from archgrad.results.record import heading
 from archgrad.results.result import Found
 from archgrad.run.run import Run
-from archgrad.supernets.constraint import Within
-from archgrad.supernets.lifecycle import conclude, divided, foresee, supernet
+from archgrad.supernets.constraint import ArchitectureConstraint
+from archgrad.supernets.lifecycle import predict_peak_memory, prepare_supernet, split_steps, train_and_report
 from archgrad.supernets.prior import recorded
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch, Scored
-from archgrad.training.fit import MakeOptimiser, descend, for_weights, sgd
+from archgrad.training.fit import optimize
+from archgrad.training.recipe import OptimizerFactory, Recipe, sgd
 from archgrad.training.schedules import cosine
 from archgrad.trials.archive import Archive, Trial
 from archgrad.trials.evaluation import evaluator, rounds, taken_by
@@ -56,8 +57,8 @@ def random_search(
     shared: bool = False,
     halving: Halving | None = None,
     refused_count: bool = False,
-    search: float = 0.5,
-    optimiser: MakeOptimiser = sgd,
+    search_fraction: float = 0.5,
+    optimizer: OptimizerFactory = sgd,
 ) -> Found:
     """Search a supernet's architectures at random; the algorithm is on top of this file.
 
@@ -71,8 +72,8 @@ def random_search(
         shared: try architectures with the weights of one supernet.
         halving: train all a little, the best of them on, and so forth, for the same steps together.
         refused_count: whether what is drawn over the limit counts as one of the trials.
-        search: share of the steps that is searched in; the rest trains what was found, from fresh weights.
-        optimiser: from weights to their optimiser.
+        search_fraction: share of the steps that is searched in; the rest trains what was found, from fresh weights.
+        optimizer: from weights to their optimizer.
 
     Raises:
         ChoiceError: the space has no choice, or has gates.
@@ -80,7 +81,7 @@ def random_search(
         LimitError: no network of the space meets the limit; the message says the lowest reachable.
         NonFiniteError: the loss became NaN or infinite.
     """
-    space = supernet(space, run, needs="random search")
+    space = prepare_supernet(space, run, needs="random search")
     if not isinstance(task, Scored):
         with using(space, {name: torch.ones(same[0].size) for name, same in choices(space).items()}):
             task.check(space)  # every candidate, before anything long starts
@@ -88,39 +89,51 @@ def random_search(
         raise ConfigError(f"shared=True trains a supernet, and a {type(task).__name__} trains nothing; leave it out")
     if halving and (shared or isinstance(task, Scored)):
         raise ConfigError("halving trains every network apart: leave it out with shared=True, and on a table")
-    steps, rest = divided(run, task, search)
-    within = Within(space, limit) if limit else None
+    steps, rest = split_steps(run, task, search_fraction)
+    constraint = ArchitectureConstraint(space, limit) if limit else None
     trials = run.trials or (1000 if isinstance(task, Scored) else 50 if shared else 10)
     settings = {
-        "limit": limit and limit.record(), "shared": shared, "search": search, "prior": recorded(prior),
-        "halving": halving and asdict(halving), "refused_count": refused_count,
-    }  # fmt: skip
+        "limit": limit and limit.record(),
+        "shared": shared,
+        "search_fraction": search_fraction,
+        "prior": recorded(prior),
+        "halving": halving and asdict(halving),
+        "refused_count": refused_count,
+    }
     policy = Uniform(space, prior=prior)
     run.begin("random_search", settings)
-    if within:
-        within.begin(run)
+    if constraint:
+        constraint.fit_surrogate(run)
 
-    tried = drawn(policy, run, trials, within, refused_count=refused_count)
+    tried = drawn(policy, run, trials, constraint, refused_count=refused_count)
     if shared and not isinstance(task, Scored):
-        _train_shared(space, task, run, steps=steps, share=search, optimiser=optimiser)
+        _train_shared(space, task, run, steps=steps, time_fraction=search_fraction, optimizer=optimizer)
     elif not isinstance(task, Scored):
-        foresee(space, task, run, optimiser=optimiser, drawn=5)
+        predict_peak_memory(space, task, run, optimizer=optimizer, drawn=5)
     if halving and not isinstance(task, Scored):
         rows, used = halved(
-            space, task, run, tried, halving=halving, steps=steps, share=search, optimiser=optimiser
+            space, task, run, tried, halving=halving, steps=steps, time_fraction=search_fraction, optimizer=optimizer
         )  # fmt: skip
         rest = max(0, rest + steps - used)
     else:
-        rows = _each(space, task, run, tried, steps=steps, share=search, optimiser=None if shared else optimiser)
+        rows = _each(
+            space,
+            task,
+            run,
+            tried,
+            steps=steps,
+            time_fraction=search_fraction,
+            optimizer=None if shared else optimizer,
+        )
         if not shared:
             rest = max(0, rest + steps - taken_by(len(tried), trials=len(tried), steps=steps))
-    best = run.remember("best", lambda: ranking(rows, tried, within)[0])
+    best = run.compute_once("best", lambda: ranking(rows, tried, constraint)[0])
     record = {
         **heading(random_search, settings, f"{type(space).__name__} searched at random"),
         "trials": rows,
     }  # fmt: skip
-    return conclude(
-        space, tried[best], task, run, steps=rest, optimiser=optimiser, within=within, record=record
+    return train_and_report(
+        space, tried[best], task, run, steps=rest, optimizer=optimizer, constraint=constraint, record=record
     )  # fmt: skip
 
 
@@ -131,15 +144,17 @@ def _each(
     tried: Sequence[Architecture],
     *,
     steps: int,
-    share: float,
-    optimiser: MakeOptimiser | None,
+    time_fraction: float,
+    optimizer: OptimizerFactory | None,
 ) -> list[dict[str, Any]]:
-    """Every architecture by itself: trained apart, looked up, or with the supernet's weights (no optimiser)."""
-    evaluate = evaluator(space, task, run, trials=len(tried), steps=steps, share=share, optimiser=optimiser)
+    """Every architecture by itself: trained apart, looked up, or with the supernet's weights (no optimizer)."""
+    evaluate = evaluator(
+        space, task, run, trials=len(tried), steps=steps, time_fraction=time_fraction, optimizer=optimizer
+    )
     archive = Archive()
-    run.keep(archive=archive)
+    run.register_state(archive=archive)
     evaluate.ahead(dict(enumerate(tried)))
-    for number in rounds(task, run, len(tried), share=1.0):
+    for number in rounds(task, run, len(tried), time_fraction=1.0):
         score = evaluate(tried[number], number)
         archive.add(Trial(tried[number], score, {}))
         if isinstance(task, Scored):
@@ -149,7 +164,7 @@ def _each(
 
 
 def _train_shared(
-    space: nn.Module, task: Classification, run: Run, *, steps: int, share: float, optimiser: MakeOptimiser
+    space: nn.Module, task: Classification, run: Run, *, steps: int, time_fraction: float, optimizer: OptimizerFactory
 ) -> None:
     """Weights of the supernet, at an architecture drawn uniformly for each step."""
     generator = run.generator("paths")
@@ -163,9 +178,17 @@ def _train_shared(
             return task.loss(network, batch)
 
     with using(space, masks(space, sample(space, generator=torch.Generator().manual_seed(run.seed)))):
-        foresee(space, task, run, optimiser=optimiser)
-    made = for_weights(optimiser, space)
-    run.keep(space=space, optimiser=made)
-    descend(
-        space, task, run, optimiser=made, steps=steps, phase="supernet", objective=loss, schedule=cosine, share=share
-    )  # fmt: skip
+        predict_peak_memory(space, task, run, optimizer=optimizer)
+    made = Recipe(optimizer_factory=optimizer).optimizer(space)
+    run.register_state(space=space, optimizer=made)
+    optimize(
+        space,
+        task,
+        run,
+        optimizer=made,
+        steps=steps,
+        phase="supernet",
+        objective=loss,
+        schedule=cosine,
+        time_fraction=time_fraction,
+    )

@@ -18,7 +18,7 @@ What the paper leaves open, or its code does otherwise, and what is done here:
 - One-hots are exact, log p(z) is that of the softened logits that are sampled from, uniforms are clamped at 1e-12.
 - One architecture a batch by default, with a decaying baseline, since images that share a BatchNorm but not an
   architecture bias the gradient a little and cost every operation; `per_image=True` is the published form.
-- The hinge is relative to the bound (beta 1 is the published 0.1 per ms at its 10 ms); the surrogate is refitted.
+- The penalty is relative to the bound (beta 1 is the published 0.1 per ms at its 10 ms); the surrogate is refitted.
 - Relaxed weights below 0.05 are left out of weight steps, as in the authors' code.
 - The logits' rate, 1e-3, is raised in short searches; SGD trains the weights, not Adam (`adam_of_unas`). Ours.
 - The architecture under the limit is looked for among the likeliest and measured afresh. Ours.
@@ -46,15 +46,14 @@ from archgrad.extract.discretize import decide
 from archgrad.results.record import heading
 from archgrad.results.result import Found
 from archgrad.run.run import Run
-from archgrad.supernets.bilevel import alternate, logit_rate
-from archgrad.supernets.constraint import Within, scores
-from archgrad.supernets.lifecycle import conclude, divided, foresee, supernet
+from archgrad.supernets.bilevel import EverySteps, alternate, logit_rate
+from archgrad.supernets.constraint import ArchitectureConstraint, scores
+from archgrad.supernets.lifecycle import predict_peak_memory, prepare_supernet, split_steps, train_and_report
 from archgrad.supernets.prior import recorded, warm_start
-from archgrad.supernets.sampling import Branched, Estimate, Hinge, Sampler
-from archgrad.supernets.update_schedule import Every
+from archgrad.supernets.sampling import Branched, LimitPenalty, RebarEstimate, Sampler
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch, first
-from archgrad.training.fit import MakeOptimiser, for_weights, sgd
+from archgrad.training.recipe import OptimizerFactory, Recipe, sgd
 from archgrad.training.schedules import cosine
 
 SKIPPED = 0.05
@@ -62,7 +61,7 @@ BlackBox = Callable[[nn.Module, Batch], Tensor]
 
 
 @dataclass(frozen=True)
-class Terms:
+class UnasTerms:
     """The objective: weights of its terms, and how its gradient is estimated.
 
     Attributes:
@@ -93,7 +92,7 @@ class Terms:
 
 
 def adam_of_unas(parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The published optimiser of the weights: Adam, rate 3e-4, decay 3e-4, gradient clipped at 5."""
+    """The published optimizer of the weights: Adam, rate 3e-4, decay 3e-4, gradient clipped at 5."""
     return Adam([{"params": list(parameters), "clip": 5.0}], lr=3e-4, weight_decay=3e-4)
 
 
@@ -105,17 +104,17 @@ def unas(
     limit: Limit | None = None,
     prior: Prior | None = None,
     black_box: BlackBox | None = None,
-    terms: Terms = Terms(),
-    search: float = 0.5,
-    share: float = 0.9,
+    terms: UnasTerms = UnasTerms(),
+    search_fraction: float = 0.5,
+    weights_fraction: float = 0.9,
     rate: float | None = None,
-    optimiser: MakeOptimiser = sgd,
-    train_optimiser: MakeOptimiser = sgd,
+    optimizer: OptimizerFactory = sgd,
+    train_optimizer: OptimizerFactory = sgd,
 ) -> Found:
     """Search a supernet by sampling it; the algorithm is on top of this file.
 
     Args:
-        space: OpChoice and InputChoice of one input (`archgrad.darts_cells(factorised=True)`), or of several by
+        space: OpChoice and InputChoice of one input (`archgrad.darts_cells(factorized=True)`), or of several by
             distributions over subsets (`archgrad.choices.subsets.topology`); it is not changed.
         task: what networks are trained and scored on; its test part is read once, at the end.
         run: epochs of search and training together (default 60), seed, folder, device.
@@ -124,65 +123,83 @@ def unas(
         black_box: (network, validation batch) to a loss (), or [B] for each image, without gradient: the 0-1 error,
             a figure from a device. It is added to the objective.
         terms: the rest of the objective, and its estimator.
-        search: share of the steps that is searched in; the rest trains what was found, from fresh weights.
-        share: part of the training data that the weights are trained on while searching.
+        search_fraction: share of the steps that is searched in; the rest trains what was found, from fresh weights.
+        weights_fraction: part of the training data that the weights are trained on while searching.
         rate: of Adam on the logits; default as published, raised for short searches.
-        optimiser: of the supernet's weights.
-        train_optimiser: of the weights of what was found.
+        optimizer: of the supernet's weights.
+        train_optimizer: of the weights of what was found.
 
     Raises:
         ChoiceError: the space has no choice, has gates, or an InputChoice of several inputs without distribution.
         LimitError: no network of the space meets the limit; the message says the lowest reachable.
         NonFiniteError: a loss became NaN or infinite.
     """
-    space = supernet(space, run, needs="UNAS", single=True)
+    space = prepare_supernet(space, run, needs="UNAS", single=True)
     warm_start(relax(space, Softmax, where=without_topology), prior)
     task.check(space)
-    steps, rest = divided(run, task, search)
-    within = Within(space, limit) if limit else None
+    steps, rest = split_steps(run, task, search_fraction)
+    constraint = ArchitectureConstraint(space, limit) if limit else None
     settings = {
-        "limit": limit and limit.record(), "black_box": black_box is not None, "terms": asdict(terms),
-        "search": search, "share": share, "rate": rate, "prior": recorded(prior),
-    }  # fmt: skip
+        "limit": limit and limit.record(),
+        "black_box": black_box is not None,
+        "terms": asdict(terms),
+        "search_fraction": search_fraction,
+        "weights_fraction": weights_fraction,
+        "rate": rate,
+        "prior": recorded(prior),
+    }
     run.begin("unas", settings)
-    if within:
-        within.begin(run)
-    foresee(space, task, run, optimiser=optimiser, passes=1 if terms.gap == "none" else 2)
-    made = for_weights(optimiser, space)
+    if constraint:
+        constraint.fit_surrogate(run)
+    predict_peak_memory(space, task, run, optimizer=optimizer, passes=1 if terms.gap == "none" else 2)
+    made = Recipe(optimizer_factory=optimizer).optimizer(space)
     decided = Adam(logits(space), lr=rate or logit_rate(1e-3, steps), weight_decay=1e-6)
     sampler = Sampler(space, run, temperature=terms.temperature, softening=terms.softening)
-    hinge = Hinge(sampler, within, pressure=terms.pressure, ramp=terms.ramp * steps) if within else None
-    objective = _Objective(space, task, sampler, terms, black_box, hinge)
-    run.keep(space=space, weights=made, architecture=decided, objective=objective)
+    penalty = (
+        LimitPenalty(sampler, constraint, pressure=terms.pressure, ramp=terms.ramp * steps) if constraint else None
+    )
+    objective = _Objective(space, task, sampler, terms, black_box, penalty)
+    run.register_state(space=space, weights=made, architecture=decided, objective=objective)
     alternate(
-        space, task.halves(share), run, weights=made, architecture=decided, steps=steps,
-        weight_loss=objective.weight_loss, architecture_gradient=objective.gradient,
-        pace=Every(after=round(terms.warm_up * steps)), schedule=cosine, share=search, figures=objective.figures,
-    )  # fmt: skip
-    architecture = _derived(space, run, within)
-    return conclude(
-        space, architecture, task, run, steps=rest, optimiser=train_optimiser, within=within,
+        space,
+        task.split(weights_fraction),
+        run,
+        weights=made,
+        architecture=decided,
+        steps=steps,
+        weight_loss=objective.weight_loss,
+        architecture_gradient=objective.gradient,
+        update_schedule=EverySteps(warm_up=terms.warm_up),
+        schedule=cosine,
+        time_fraction=search_fraction,
+        figures=objective.figures,
+    )
+    architecture = _derived(space, run, constraint)
+    return train_and_report(
+        space, architecture, task, run, steps=rest, optimizer=train_optimizer, constraint=constraint,
         record=heading(unas, settings, f"{type(space).__name__} searched by UNAS"),
     )  # fmt: skip
 
 
-def _derived(space: nn.Module, run: Run, within: Within | None) -> Architecture:
+def _derived(space: nn.Module, run: Run, constraint: ArchitectureConstraint | None) -> Architecture:
     """The likeliest architecture, under the limit if there is one; remembered, since a clock may decide otherwise."""
-    if within is None:
+    if constraint is None:
         return decide(space)
     likely = scores(space, logarithms=True)
-    return Architecture.from_json(run.remember("architecture", lambda: within.best(likely).to_json()))
+    return Architecture.from_json(
+        run.compute_once("architecture", lambda: constraint.best_feasible(likely).to_json())
+    )
 
 
 class _Objective:
     """The losses of one search step, and what they carry from step to step."""
 
     def __init__(
-        self, space: nn.Module, task: Classification, sampler: Sampler, terms: Terms, black_box: BlackBox | None,
-        hinge: Hinge | None,
+        self, space: nn.Module, task: Classification, sampler: Sampler, terms: UnasTerms, black_box: BlackBox | None,
+        penalty: LimitPenalty | None,
     ) -> None:  # fmt: skip
         self.space, self.task, self.sampler, self.terms = space, task, sampler, terms
-        self.black_box, self.hinge, self.estimate = black_box, hinge, Estimate(sampler.across)
+        self.black_box, self.penalty, self.estimate = black_box, penalty, RebarEstimate(sampler.across)
         self.branched = space if isinstance(space, Branched) and not topologies(space) else None
         self.relaxed: dict[str, Tensor] = {}
 
@@ -208,13 +225,13 @@ class _Objective:
         relaxed = torch.zeros_like(hard)
         if self.terms.estimator == "rebar":
             relaxed = self._loss(sample.mixed, train, valid)
-        loss = self.estimate(hard, relaxed, sample.log_probability) + (self.hinge() if self.hinge else 0.0)
+        loss = self.estimate(hard, relaxed, sample.log_probability) + (self.penalty() if self.penalty else 0.0)
         self.relaxed = self.sampler.named(sample.relaxed)
         return loss, torch.autograd.grad(loss, logits(self.space), allow_unused=True)
 
     def figures(self) -> dict[str, float]:
         """What the history shows once an epoch."""
-        return {"temperature": self.terms.temperature} | (self.hinge.figures() if self.hinge else {})
+        return {"temperature": self.terms.temperature} | (self.penalty.figures() if self.penalty else {})
 
     def _samples(self, batch: Batch) -> int:
         return len(batch[1]) if self.terms.per_image else 1
@@ -236,14 +253,14 @@ class _Objective:
         return total
 
     def state_dict(self) -> dict[str, Any]:
-        """What exact resume needs beyond the space and the optimisers."""
+        """What exact resume needs beyond the space and the optimizers."""
         return {
             "baseline": self.estimate.baseline.state_dict(),
-            "hinge": self.hinge.state_dict() if self.hinge else None,
+            "penalty": self.penalty.state_dict() if self.penalty else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up where `state_dict` left off."""
         self.estimate.baseline.load_state_dict(state["baseline"])
-        if self.hinge:
-            self.hinge.load_state_dict(state["hinge"])
+        if self.penalty:
+            self.penalty.load_state_dict(state["penalty"])

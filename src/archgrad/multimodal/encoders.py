@@ -24,7 +24,7 @@ GRID = 2  # places a side that an encoder's last map is averaged to
 
 
 @dataclass(frozen=True)
-class Form:
+class InputForm:
     """What is known of one input: made by `image_encoder` and its like.
 
     Attributes:
@@ -56,7 +56,9 @@ class Form:
         _refuse_small(self, tuple(x.shape[2:]), name)
 
 
-def image_encoder(channels: int, *, size: tuple[int, int] | None = None, blocks: tuple[int, int] = (2, 4)) -> Form:
+def image_encoder(
+    channels: int, *, size: tuple[int, int] | None = None, blocks: tuple[int, int] = (2, 4)
+) -> InputForm:
     """The encoder of images [B, channels, H, W], H and W odd or even, for `archgrad.fusion`.
 
     Args:
@@ -70,12 +72,14 @@ def image_encoder(channels: int, *, size: tuple[int, int] | None = None, blocks:
     return _form("images", channels, 2, size, blocks)
 
 
-def audio_encoder(channels: int, *, size: tuple[int, int] | None = None, blocks: tuple[int, int] = (2, 5)) -> Form:
+def audio_encoder(
+    channels: int, *, size: tuple[int, int] | None = None, blocks: tuple[int, int] = (2, 5)
+) -> InputForm:
     """The encoder of spectrograms [B, channels, frequencies, times]; otherwise as `image_encoder`."""
     return _form("spectrograms", channels, 2, size, blocks)
 
 
-def waveform_encoder(channels: int = 1, *, length: int | None = None, blocks: tuple[int, int] = (2, 5)) -> Form:
+def waveform_encoder(channels: int = 1, *, length: int | None = None, blocks: tuple[int, int] = (2, 5)) -> InputForm:
     """The encoder of sound [B, channels, samples], a quarter as long behind each block, for `archgrad.fusion`.
 
     Raises:
@@ -84,7 +88,7 @@ def waveform_encoder(channels: int = 1, *, length: int | None = None, blocks: tu
     return _form("sound", channels, 1, None if length is None else (length,), blocks)
 
 
-def vector_encoder(features: int, *, blocks: tuple[int, int] = (2, 3)) -> Form:
+def vector_encoder(features: int, *, blocks: tuple[int, int] = (2, 3)) -> InputForm:
     """The encoder of vectors [B, features], for `archgrad.fusion`.
 
     Raises:
@@ -93,7 +97,7 @@ def vector_encoder(features: int, *, blocks: tuple[int, int] = (2, 3)) -> Form:
     return _form("vectors", features, 0, None, blocks)
 
 
-def form_of(x: Tensor) -> Form:
+def form_of(x: Tensor) -> InputForm:
     """The encoder that an example [B, ...] asks for: by its dimensions and size alone.
 
     Raises:
@@ -108,14 +112,14 @@ def form_of(x: Tensor) -> Form:
     return _form(kind, x.shape[1], x.dim() - 2, tuple(x.shape[2:]) or None, (2, MOST if x.dim() > 2 else 3))
 
 
-def _form(kind: str, channels: int, dims: int, size: tuple[int, ...] | None, blocks: tuple[int, int]) -> Form:
+def _form(kind: str, channels: int, dims: int, size: tuple[int, ...] | None, blocks: tuple[int, int]) -> InputForm:
     numbers = (channels, *(size or ()), *blocks)
     if not all(type(n) is int and n >= 1 for n in numbers) or len(blocks) != 2 or blocks[0] > blocks[1]:
         raise ConfigError(
             f"an encoder of {kind} with channels or features {channels}, size {size} and blocks {blocks}: give whole "
             f"numbers from 1, and the fewest blocks before the most"
         )
-    made = Form(kind, channels, dims, size, blocks)
+    made = InputForm(kind, channels, dims, size, blocks)
     if size is None or not dims:
         return made
     if len(size) != dims:
@@ -124,10 +128,10 @@ def _form(kind: str, channels: int, dims: int, size: tuple[int, ...] | None, blo
     halvings = 1
     while FACTORS[dims] ** (halvings + 1) <= min(size):
         halvings += 1
-    return Form(kind, channels, dims, size, (blocks[0], max(blocks[0], min(blocks[1], halvings))))
+    return InputForm(kind, channels, dims, size, (blocks[0], max(blocks[0], min(blocks[1], halvings))))
 
 
-def _refuse_small(form: Form, size: tuple[int, ...], name: str) -> None:
+def _refuse_small(form: InputForm, size: tuple[int, ...], name: str) -> None:
     if size and min(size) < form.smallest:
         raise ModelError(
             f"{name}: {' x '.join(map(str, size))} is too small for the shallowest encoder, of {form.blocks[0]} "
@@ -151,7 +155,7 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, form: Form, *, name: str, features: int, widths: Mapping[str, Sequence[int]], levels: int
+        self, form: InputForm, *, name: str, features: int, widths: Mapping[str, Sequence[int]], levels: int
     ) -> None:
         super().__init__()
         self.form, self.name, self.levels = form, name, levels
@@ -187,7 +191,7 @@ class Encoder(nn.Module):
 class Trunk(nn.Module):
     """The encoders of one width."""
 
-    def __init__(self, form: Form, *, name: str, features: int, widths: Sequence[int], levels: int) -> None:
+    def __init__(self, form: InputForm, *, name: str, features: int, widths: Sequence[int], levels: int) -> None:
         super().__init__()
         fewest, most = form.blocks
         channels = [form.channels, *(widths[min(i, len(widths) - 1)] for i in range(most))]

@@ -19,7 +19,7 @@ from archgrad.choices.access import choices, matched
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.errors import ConfigError, ModelError
-from archgrad.multimodal.encoders import WIDTHS, Encoder, Form, form_of
+from archgrad.multimodal.encoders import WIDTHS, Encoder, InputForm, form_of
 
 RANK = 32  # of the bilinear fusion
 HEADS = {"linear": (), "64": (64,), "256": (256,), "64 64": (64, 64), "256 256": (256, 256)}
@@ -27,7 +27,7 @@ RATES = (0.0, 0.25, 0.5)
 
 
 def fusion(
-    inputs: Mapping[str, Form | Tensor],
+    inputs: Mapping[str, InputForm | Tensor],
     *,
     classes: int,
     features: int = 64,
@@ -60,7 +60,7 @@ def fusion(
     """
     if not inputs or not all(isinstance(name, str) and name and "." not in name for name in inputs):
         raise ConfigError(f'inputs={list(inputs)}: give one or more by name, without dots, such as "image"')
-    strange = [n for n, f in inputs.items() if not isinstance(f, Form | Tensor)]
+    strange = [n for n, f in inputs.items() if not isinstance(f, InputForm | Tensor)]
     if strange:
         raise ConfigError(
             f"input {strange[0]!r} is a {type(inputs[strange[0]]).__name__}: give an encoder, such as "
@@ -74,7 +74,7 @@ def fusion(
         )
     if not 0.0 <= modality_dropout < 1.0:
         raise ConfigError(f"modality_dropout={modality_dropout}: give a probability from 0 to below 1")
-    forms = {name: one if isinstance(one, Form) else form_of(one) for name, one in inputs.items()}
+    forms = {name: one if isinstance(one, InputForm) else form_of(one) for name, one in inputs.items()}
     return Fusion(forms, classes=classes, features=features, widths=widths, modality_dropout=modality_dropout)
 
 
@@ -89,7 +89,7 @@ class Fusion(nn.Module):
 
     def __init__(
         self,
-        forms: Mapping[str, Form],
+        forms: Mapping[str, InputForm],
         *,
         classes: int,
         features: int,

@@ -30,7 +30,7 @@ class Modalities(Dataset[Sample]):
     networks of `archgrad.fusion` leave it out of the sum.
 
     Args:
-        inputs: {name: [N, ...]}, arrays or tensors of any shape; uint8 [N, C, H, W] is not normalised here.
+        inputs: {name: [N, ...]}, arrays or tensors of any shape; uint8 [N, C, H, W] is not normalized here.
         labels: [N] whole numbers from 0.
 
     Attributes:

@@ -179,9 +179,9 @@ def meco(network: nn.Module, batch: Batch, *, seed: int = 0) -> float:
     score = 0.0
     for rows in maps:
         if rows.shape[0] > 1 and rows.shape[1] > 1:
-            centred = rows - rows.mean(dim=1, keepdim=True)
-            norms = centred.norm(dim=1, keepdim=True)
-            unit = torch.where(norms > 0, centred / norms, 0.0)
+            centered = rows - rows.mean(dim=1, keepdim=True)
+            norms = centered.norm(dim=1, keepdim=True)
+            unit = torch.where(norms > 0, centered / norms, 0.0)
             score += float(torch.linalg.eigvalsh(unit @ unit.T)[0])
     return score
 
@@ -191,14 +191,14 @@ def swap(
     batch: Batch,
     *,
     repeats: int = 32,
-    centre: float | None = None,
+    center: float | None = None,
     width: float | None = None,
     seed: int = 0,
 ) -> float:
     """Sample-wise activation patterns; needs inputs [S9].
 
         number of distinct columns of the sign matrix [B, ReLU units],
-        regularised:  times exp(-(params - centre)^2 / width)
+        regularized:  times exp(-(params - center)^2 / width)
 
     The mean over `repeats` draws of N(0, 1) weights (32 published, with 16 inputs); BatchNorm in train mode.
 
@@ -206,17 +206,17 @@ def swap(
         network: any network that runs ReLUs.
         batch: inputs [B, C, H, W].
         repeats: draws of the weights.
-        centre: the number of parameters that is not held against a network (mu); None for no regularisation.
-        width: how fast other numbers are (sigma, in parameters squared); goes with `centre`.
+        center: the number of parameters that is not held against a network (mu); None for no regularization.
+        width: how fast other numbers are (sigma, in parameters squared); goes with `center`.
         seed: of the first draw.
 
     Raises:
-        ConfigError: fewer than 1 repeat, `centre` or `width` without the other, or a width that is not above 0.
+        ConfigError: fewer than 1 repeat, `center` or `width` without the other, or a width that is not above 0.
     """
     x = examples(network, batch)
-    if repeats < 1 or (centre is None) != (width is None) or (width is not None and not width > 0):
+    if repeats < 1 or (center is None) != (width is None) or (width is not None and not width > 0):
         raise ConfigError(
-            f"swap with repeats={repeats}, centre={centre}, width={width}: give 1 repeat or more, and centre and "
+            f"swap with repeats={repeats}, center={center}, width={width}: give 1 repeat or more, and center and "
             f"a width above 0 together or neither"
         )
     counts = []
@@ -224,8 +224,8 @@ def swap(
         with probe(network, weights="normal", biases="zero", norm="train", seed=seed + i):
             counts.append(len({c.tobytes() for code in codes(network, x) for c in _columns(code)}))
     factor = 1.0
-    if centre is not None and width is not None:
-        factor = math.exp(-((count.params().of(network) - centre) ** 2) / width)
+    if center is not None and width is not None:
+        factor = math.exp(-((count.params().of(network) - center) ** 2) / width)
     return factor * sum(counts) / repeats
 
 

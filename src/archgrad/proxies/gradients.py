@@ -38,7 +38,7 @@ def synflow(network: nn.Module, batch: Batch) -> float:
 
         log sum |theta * dR/dtheta|,   R = sum f(ones; |theta|)
 
-    One image of ones, float64, biases 0, normalisation passed over. -inf where no path reaches the output.
+    One image of ones, float64, biases 0, normalization passed over. -inf where no path reaches the output.
     Spearman on NAS-Bench-201, all 15,625 cells: 0.737 / 0.763 / 0.751 [S6]; within the best tenth 0.18 [read in
     egracheva/epsinas]; on the DARTS space 0.217 [M].
 

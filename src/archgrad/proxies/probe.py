@@ -49,7 +49,7 @@ def probe(
         weights: "absolute" takes each parameter's absolute value; "normal" draws tensors of two or more
             dimensions from N(0, 1), "kaiming" from N(0, 2 / fan_in), and both make other parameters 1.
         biases: "zero" makes biases and the shifts of norms 0, whatever `weights` says.
-        norm: what normalisation layers do: "identity" passes their input on, also where a network calls
+        norm: what normalization layers do: "identity" passes their input on, also where a network calls
             `torch.nn.functional`; "eval" uses BatchNorm's running statistics, "train" the batch's. With any of
             the three every other module is in eval mode, so that dropout is off.
         dtype: of floating-point parameters and buffers inside the block; None for their own.
@@ -57,7 +57,7 @@ def probe(
 
     Raises:
         ConfigError: a word that is not listed here, or a dtype that is no floating-point one.
-        ModelError: the network has parameters that are not initialised yet, or a part made by `torch.jit`.
+        ModelError: the network has parameters that are not initialized yet, or a part made by `torch.jit`.
     """
     for name, given, kind in (("weights", weights, Weights), ("biases", biases, Biases), ("norm", norm, Norm)):
         if given not in get_args(kind):
@@ -132,7 +132,7 @@ def _registered(module: nn.Module) -> list[dict[str, Any]]:
 
 
 class _Bypass(TorchFunctionMode):
-    """Normalisation functions return their input, whoever calls them; nothing is put on a module."""
+    """Normalization functions return their input, whoever calls them; nothing is put on a module."""
 
     def __torch_function__(
         self,

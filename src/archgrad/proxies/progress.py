@@ -1,7 +1,7 @@
 """The parts of AZ-NAS: how features grow from block to block, and how gradients come back (S7 cvlab-yonsei/AZ-NAS).
 
 A higher score is better. None needs labels: published on 64 standard normal inputs, with the stem and the cells as
-blocks. Images say less, progressivity nearly nothing, since neighbouring pixels are alike [M]. A part is a proxy like
+blocks. Images say less, progressivity nearly nothing, since neighboring pixels are alike [M]. A part is a proxy like
 any other; `az_nas` joins them over a population. Weights are Kaiming normal, BatchNorm is in train mode. Every proxy
 raises ConfigError for a batch and ModelError for a network that it cannot use.
 """
@@ -26,7 +26,7 @@ Blocks = Sequence[str] | None
 def expressivity(network: nn.Module, batch: Batch, *, blocks: Blocks = None, seed: int = 0) -> float:
     """Sum over blocks of the entropy of the features' principal components.
 
-        sum over blocks of  -sum_i p_i log p_i,   p = eigenvalues of the channels' covariance, normalised
+        sum over blocks of  -sum_i p_i log p_i,   p = eigenvalues of the channels' covariance, normalized
 
     Args:
         network: any network.
@@ -123,5 +123,5 @@ def _maps(network: nn.Module, x: Tensor, *, blocks: Blocks, least: int) -> list[
             f"{type(network).__name__}: {len(maps)} blocks put out a map [B, C, H, W], {least} are needed; name some"
         )
     if any(not math.isfinite(float(y.detach().sum())) for y in maps):
-        raise ModelError(f"the features of {type(network).__name__} overflow; it has no normalisation to hold them")
+        raise ModelError(f"the features of {type(network).__name__} overflow; it has no normalization to hold them")
     return maps

@@ -101,7 +101,7 @@ def theta(network: nn.Module) -> list[nn.Parameter]:
                 f"{name}: {path!r} is {tensor.dtype}; proxies need float32 or float64, call network.float()"
             )
         if not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"{name}: {path!r} has NaN or infinite values; initialise or load the network again")
+            raise ModelError(f"{name}: {path!r} has NaN or infinite values; initialize or load the network again")
     return found
 
 

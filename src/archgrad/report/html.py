@@ -80,7 +80,7 @@ def render(template: str, given: Mapping[str, Any], *, live: int = 0) -> str:
         "version": importlib.metadata.version("archgrad"),
         "script": Markup(_script()),
         "css": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-        "colours": Markup(_colours()),
+        "colors": Markup(_colors()),
         "rules": Markup(svg.style(svg.variables())),
     }
     return environment.get_template(template).render({**shared, **given})
@@ -90,7 +90,7 @@ def _script() -> str:
     return (_HERE / "page.js").read_text(encoding="utf-8")
 
 
-def _colours() -> str:
+def _colors() -> str:
     light, dark = (" ".join(f"--{name}: {value};" for name, value in one.items()) for one in (svg.LIGHT, svg.DARK))
     return (
         f":root {{ color-scheme: light dark; {light} }}\n"

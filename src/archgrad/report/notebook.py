@@ -50,7 +50,7 @@ def summary(record: text.Record, *, picks: Sequence[tuple[str, str, str]] = ()) 
             "architecture": "",
             "alarms": [str(error)],
         }
-    return sheet.render("notebook.html.jinja", {**given, "class": _CLASS, "colours": Markup(_style())})
+    return sheet.render("notebook.html.jinja", {**given, "class": _CLASS, "colors": Markup(_style())})
 
 
 def _style() -> str:

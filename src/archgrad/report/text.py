@@ -32,7 +32,7 @@ _MAPPINGS = (
     "limit",
     "data",
     "surrogate",
-    "discretisation",
+    "discretization",
     "control",
 )
 _LISTS_OF_MAPPINGS = ("layers", "frozen", "baselines", "graphs", "picks", "fronts")
@@ -210,14 +210,14 @@ def limit_line(record: Record) -> str:
 
 def gap_line(record: Record) -> str:
     """What the jump from the supernet to the network found cost before that was trained; empty where not known."""
-    jump = record.get("discretisation") or {}
+    jump = record.get("discretization") or {}
     gap, supernet, derived = (jump.get(name) for name in ("gap", "supernet", "derived"))
     if not (is_number(gap) and is_number(supernet) and is_number(derived)):
         return ""
     name = str(jump.get("score", "score"))
     size = f"{100 * gap:.2f} points of accuracy" if name == "accuracy" else f"{number(gap)} of {label(name)}"
     return (
-        f"discretisation gap: {size} (supernet {figure(name, supernet)}, the network found with its weights "
+        f"discretization gap: {size} (supernet {figure(name, supernet)}, the network found with its weights "
         f"{figure(name, derived)})"
     )
 

@@ -37,7 +37,7 @@ def departures(method: Callable[..., object], settings: Mapping[str, Any]) -> li
 
     Args:
         method: whose signature says the defaults.
-        settings: what the run was begun with; an option that is not among them, such as an optimiser, is not seen.
+        settings: what the run was begun with; an option that is not among them, such as an optimizer, is not seen.
     """
     found: list[str] = []
     for name, parameter in inspect.signature(method).parameters.items():

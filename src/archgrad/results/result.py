@@ -177,12 +177,12 @@ def assemble(
     """
     example = run.to_device(example)
     data = getattr(task, "splits", {})
-    columns: dict[str, dict[str, Any]] = run.remember(
+    columns: dict[str, dict[str, Any]] = run.compute_once(
         "figures", lambda: {name: figures(network, task, example) for name, network in networks.items()}
     )
     # The export that ONNX Runtime needs takes longer than a small run: only where a report is kept.
     runtimes: tuple[Runtime, ...] = ("eager", "onnx") if run.folder else ("eager",)
-    times = run.remember("latency", lambda: latencies(networks, example, runtimes=runtimes))
+    times = run.compute_once("latency", lambda: latencies(networks, example, runtimes=runtimes))
     full = {
         "layers": widths(space, architecture),
         **{name: {**columns[name], "latency_ms": times[name]} for name in networks},

@@ -84,7 +84,7 @@ class Gems(gymnasium.Env[Image, np.int64]):
     def _image(self) -> Image:
         image = np.zeros((self.size, self.size, 3), dtype=np.uint8)
         image[[0, -1]] = image[:, [0, -1]] = WALL
-        for fields, colour in ((self._walls, WALL), (self._gems, GEM), (self._traps, TRAP), ({self._player}, PLAYER)):
+        for fields, color in ((self._walls, WALL), (self._gems, GEM), (self._traps, TRAP), ({self._player}, PLAYER)):
             for field in fields:
-                image[field] = colour
+                image[field] = color
         return image

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation, small, for encoders that are searched or trained: weights and logits by one loss.
+"""Proximal policy optimization, small, for encoders that are searched or trained: weights and logits by one loss.
 
     r = pi(a|s) / pi_old(a|s)
     L = -mean min(r A, clip(r, 1 - e, 1 + e) A)
@@ -9,7 +9,7 @@ which Stable-Baselines3 does not keep; for its algorithms see `archgrad.rl.stabl
 eval mode while it acts and while it learns, so that r is 1 before the first step; statistics of BatchNorm are taken
 anew from each rollout, behind its update.
 
-Sources: Schulman et al., PPO (arXiv 1707.06347), and generalised advantages (arXiv 1506.02438); RL-DARTS's code for
+Sources: Schulman et al., PPO (arXiv 1707.06347), and generalized advantages (arXiv 1506.02438); RL-DARTS's code for
 the numbers and for clipping the value.
 """
 
@@ -35,12 +35,12 @@ from archgrad.tasks.task import stable_seed
 
 
 @dataclass(frozen=True)
-class Terms:
+class PpoTerms:
     """Numbers of the algorithm; the defaults suit small games on a CPU.
 
     Attributes:
         rollout: steps in each environment before an update.
-        minibatch: examples a step of the optimiser.
+        minibatch: examples a step of the optimizer.
         passes: over each rollout.
         rate: of Adam, for weights and logits alike; its eps is 1e-5.
         clip: e, of the ratio and of the value.
@@ -77,8 +77,8 @@ class Terms:
 
 
 # The second has the numbers of RL-DARTS's code for Procgen, with 64 environments side by side.
-SMALL = Terms()
-PUBLISHED = Terms(rollout=1024, minibatch=2048, passes=2, rate=5e-4, discount=0.999)
+SMALL = PpoTerms()
+PUBLISHED = PpoTerms(rollout=1024, minibatch=2048, passes=2, rate=5e-4, discount=0.999)
 
 
 class Agent(nn.Module):
@@ -125,7 +125,7 @@ def features(encoder: nn.Module, example: Tensor) -> int:
         ) from error
 
 
-def loss_of(agent: Play, part: Rollout, terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
+def loss_of(agent: Play, part: Rollout, terms: PpoTerms) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss on some steps, and what is to be watched; see the top of this file."""
     scores, values = agent(as_input(part.images))
     log_probs = torch.log_softmax(scores, dim=-1)
@@ -144,7 +144,7 @@ def loss_of(agent: Play, part: Rollout, terms: Terms) -> tuple[Tensor, dict[str,
     }
 
 
-def optimiser_of(agent: nn.Module, terms: Terms) -> Optimizer:
+def optimizer_of(agent: nn.Module, terms: PpoTerms) -> Optimizer:
     """One Adam for weights and logits, the logits in a group of their own; neither decays."""
     groups: list[dict[str, Any]] = [{"params": weights(agent)}, {"params": logits(agent), "weight_decay": 0.0}]
     return Adam([group for group in groups if group["params"]], lr=terms.rate, eps=1e-5)
@@ -155,10 +155,10 @@ def learn(
     task: Reinforcement,
     run: Run,
     *,
-    terms: Terms,
+    terms: PpoTerms,
     rollouts: int,
     phase: str,
-    share: float = 1.0,
+    time_fraction: float = 1.0,
     each: Callable[[int], dict[str, float]] | None = None,
     more: Kept | None = None,
 ) -> None:
@@ -171,7 +171,7 @@ def learn(
         terms: numbers of the algorithm.
         rollouts: length of the phase.
         phase: its name in the history.
-        share: this phase's part of a budget in seconds.
+        time_fraction: this phase's part of a budget in seconds.
         each: called behind each update with the steps played so far; the figures that it returns are logged.
         more: what else is saved and restored.
 
@@ -180,19 +180,19 @@ def learn(
         NonFiniteError: the loss became NaN or infinite; no step is taken on it.
     """
     agent.to(run.device).eval()
-    made = optimiser_of(agent, terms)
+    made = optimizer_of(agent, terms)
     players = task.players(seed=_seed(run, phase, 0))
     collector = Collector(
         players, steps=terms.rollout, discount=terms.discount, trace=terms.trace, generator=run.generator("act"),
         device=run.device,
     )  # fmt: skip
-    run.keep(agent=agent, optimiser=made, collector=collector, **({"more": more} if more else {}))
-    for number in run.steps(rollouts, phase=phase, share=share):
+    run.register_state(agent=agent, optimizer=made, collector=collector, **({"more": more} if more else {}))
+    for number in run.steps(rollouts, phase=phase, time_fraction=time_fraction):
         if number % terms.reseed == 0:
             collector.begin(_seed(run, phase, number))
         with watched(run):
             rollout, finished = collector(agent)
-            figures = _update(agent, rollout, run, terms=terms, optimiser=made)
+            figures = _update(agent, rollout, run, terms=terms, optimizer=made)
             _renew(agent, rollout.images, run, batch=terms.minibatch)
         played = (number + 1) * terms.rollout * players.size
         told = {"return": sum(finished) / len(finished)} if finished else {}
@@ -200,7 +200,7 @@ def learn(
     players.close()
 
 
-def _update(agent: Agent, rollout: Rollout, run: Run, *, terms: Terms, optimiser: Optimizer) -> dict[str, float]:
+def _update(agent: Agent, rollout: Rollout, run: Run, *, terms: PpoTerms, optimizer: Optimizer) -> dict[str, float]:
     """The passes over a rollout; means over all minibatches of what was watched."""
     generator, size = run.generator("minibatches"), len(rollout.actions)
     rows: list[dict[str, Tensor]] = []
@@ -208,15 +208,15 @@ def _update(agent: Agent, rollout: Rollout, run: Run, *, terms: Terms, optimiser
         for index in torch.randperm(size, generator=generator).split(terms.minibatch):  # type: ignore[no-untyped-call]
             loss, figures = loss_of(agent, rollout.at(index, run.device), terms)
             run.check_finite({"loss": loss})
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            stepped = [p for group in optimiser.param_groups for p in group["params"]]
+            stepped = [p for group in optimizer.param_groups for p in group["params"]]
             run.check_gradients(stepped, [p.grad for p in stepped])
             # The norm of all is nearly that of the weights alone, so that both are told.
-            norms = [_norm(group["params"]) for group in optimiser.param_groups]
+            norms = [_norm(group["params"]) for group in optimizer.param_groups]
             names = ("gradient_norm_weights", "gradient_norm_logits")
             nn.utils.clip_grad_norm_(agent.parameters(), terms.norm)
-            optimiser.step()
+            optimizer.step()
             rows.append({"loss": loss.detach(), **figures, **dict(zip(names, norms, strict=False))})
     means = {name: float(torch.stack([row[name] for row in rows]).double().mean()) for name in rows[0]}
     return means | {"ratio_off_by": float(rows[0]["ratio_off_by"])}

@@ -17,7 +17,7 @@ What the paper leaves open, or is done otherwise here:
 - Steps of the search: as many as of the training (recalled).
 - Advantages are brought to mean 0 and deviation 1 over a rollout; what is cut short is worth what the value says.
 - Statistics of BatchNorm are those of the last rollout; the code's are those of the batch that is played or learnt
-  from, by which a policy depends on its neighbours in the batch, and the ratio of PPO is not 1 to begin with.
+  from, by which a policy depends on its neighbors in the batch, and the ratio of PPO is not 1 to begin with.
 - Unseen levels alone are judged on; the code judges on all levels.
 - Rainbow and SAC are not here: see `archgrad.rl.stable_baselines` for algorithms off the policy.
 - A random cell and the hand-made IMPALA-CNN are trained for as many steps, and go into the record.
@@ -48,13 +48,13 @@ from archgrad.report.charts.rl import animated
 from archgrad.results.record import card, heading
 from archgrad.results.result import Found, latencies
 from archgrad.rl.impala_space import impala_network
-from archgrad.rl.ppo import SMALL, Agent, Terms, features, learn
+from archgrad.rl.ppo import SMALL, Agent, PpoTerms, features, learn
 from archgrad.rl.task import Reinforcement
 from archgrad.run.run import Run
 from archgrad.supernets import collapse
 from archgrad.supernets.bilevel import state
 from archgrad.supernets.darts_loop import relax_as_mixture
-from archgrad.supernets.lifecycle import LOAD, Described, picks, supernet
+from archgrad.supernets.lifecycle import LOAD, Described, picks, prepare_supernet
 
 # Phases, and what they are called in the record.
 NAMES = {"search": "supernet", "random": "random cell", "hand-made": "hand-made encoder"}
@@ -66,7 +66,7 @@ def rl_darts(
     run: Run,
     *,
     environment_steps: int = 200_000,
-    terms: Terms = SMALL,
+    terms: PpoTerms = SMALL,
     scale: float = 1.0,
     channels: int | None = None,
     baselines: bool = True,
@@ -99,7 +99,7 @@ def rl_darts(
         NonFiniteError: the loss became NaN or infinite.
     """
     rollouts = _rollouts(task, run, environment_steps, terms=terms, phases=4 if baselines else 2)
-    space = supernet(space, run, needs="RL-DARTS")
+    space = prepare_supernet(space, run, needs="RL-DARTS")
     relax_as_mixture(space, functools.partial(Softmax, scale=scale))
     features(space, task.example.to(run.device))
     settings = {
@@ -109,8 +109,8 @@ def rl_darts(
     run.begin("rl_darts", {"environment": task.splits, **settings})
 
     agent, watch = Agent(space, example=task.example, actions=task.actions), _Watch(space)
-    share = 1 / (4 if baselines else 2)
-    train = functools.partial(learn, task=task, run=run, terms=terms, rollouts=rollouts, share=share)
+    time_fraction = 1 / (4 if baselines else 2)
+    train = functools.partial(learn, task=task, run=run, terms=terms, rollouts=rollouts, time_fraction=time_fraction)
     train(agent, phase="search", each=watch, more=watch)
     architecture = decide(space)
 
@@ -126,7 +126,7 @@ def rl_darts(
     played = {row["phase"]: row["environment_steps"] for row in run.history if "environment_steps" in row}
     judged = {
         name: {
-            **run.remember(f"judged {name}", functools.partial(_judged, one, task, run, episodes=episodes)),
+            **run.compute_once(f"judged {name}", functools.partial(_judged, one, task, run, episodes=episodes)),
             "environment_steps": played.get(name, 0),
         }
         for name, one in agents.items()
@@ -141,7 +141,7 @@ def rl_darts(
     )
 
 
-def _rollouts(task: Reinforcement, run: Run, steps: int, *, terms: Terms, phases: int) -> int:
+def _rollouts(task: Reinforcement, run: Run, steps: int, *, terms: PpoTerms, phases: int) -> int:
     """Rollouts of each phase: what was asked for, or what the run allows."""
     if run.world > 1:
         raise ConfigError("RL-DARTS plays in one process; give Run(devices=1) and more environments to the task")
@@ -149,7 +149,7 @@ def _rollouts(task: Reinforcement, run: Run, steps: int, *, terms: Terms, phases
     if wanted < 1:
         raise ConfigError(
             f"environment_steps={steps} are less than one rollout of {terms.rollout} steps in {task.envs} "
-            f"environments; give more, or fewer in a rollout (terms=archgrad.rl.ppo.Terms(rollout=...))"
+            f"environments; give more, or fewer in a rollout (terms=archgrad.rl.ppo.PpoTerms(rollout=...))"
         )
     return min(wanted, max(1, run.total_steps(1, default_epochs=phases * wanted) // phases))
 
@@ -214,8 +214,8 @@ def _concluded(
 ) -> Found:  # fmt: skip
     network = traced(agent.eval())
     example = run.to_device(task.example)
-    times = run.remember("latency", lambda: latencies({"after": network}, example, runtimes=("eager",)))
-    film = run.remember("film", lambda: animated(task.film(_act(agent, run)).numpy()))
+    times = run.compute_once("latency", lambda: latencies({"after": network}, example, runtimes=("eager",)))
+    film = run.compute_once("film", lambda: animated(task.film(_act(agent, run)).numpy()))
     searched = [row | {"architecture_loss": row["loss"]} for row in run.history if "loss" in row]  # one for both
     full = {
         "after": {**after, "latency_ms": times["after"]},

@@ -2,7 +2,7 @@
 
     d_t = r_t + g V(s_{t+1}) [not ended] - V(s_t),   A_t = d_t + g l A_{t+1} [same episode],   G = A + V
 
-Source: Schulman et al., generalised advantages (arXiv 1506.02438).
+Source: Schulman et al., generalized advantages (arXiv 1506.02438).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Rollout:
 def advantages(
     rewards: Tensor, values: Tensor, following: Tensor, *, ended: Tensor, over: Tensor, discount: float, trace: float
 ) -> Tensor:
-    """Generalised advantages, [T, E]; see the top of this file.
+    """Generalized advantages, [T, E]; see the top of this file.
 
     Args:
         rewards: [T, E].

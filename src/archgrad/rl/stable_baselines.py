@@ -4,7 +4,7 @@
     model.learn(100_000, callback=Watch())
     found = archgrad.derive(searched(model))
 
-The weights and the logits are in one optimiser, the logits in a group of their own without weight decay, as RL-DARTS
+The weights and the logits are in one optimizer, the logits in a group of their own without weight decay, as RL-DARTS
 (arXiv 2106.02229) has it. The algorithms play in eval mode and learn in training mode: take a space without
 BatchNorm, for instance `archgrad.impala_cells(norm="none")` or "group", so that both are one function. They keep no
 state of their environments, so that a run of theirs does not resume exactly; `archgrad.rl_darts` does.
@@ -36,7 +36,7 @@ try:
 except ImportError as error:
     raise MissingExtra("stable-baselines3", "rl") from error
 
-# Set on the parameters that are logits, since an optimiser is made of parameters alone.
+# Set on the parameters that are logits, since an optimizer is made of parameters alone.
 _MARK = "archgrad_logits"
 
 
@@ -125,7 +125,7 @@ class Watch(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._norms: list[list[float]] = []
-        self._hook = _optimiser(self.model).register_step_pre_hook(functools.partial(_told, self._norms))
+        self._hook = _optimizer(self.model).register_step_pre_hook(functools.partial(_told, self._norms))
 
     def _on_step(self) -> bool:
         return True
@@ -141,14 +141,14 @@ class Watch(BaseCallback):
         self._hook.remove()
 
 
-def _optimiser(model: BaseAlgorithm) -> Optimizer:
-    """The optimiser of the supernet's logits; an algorithm may have several."""
+def _optimizer(model: BaseAlgorithm) -> Optimizer:
+    """The optimizer of the supernet's logits; an algorithm may have several."""
     wanted = {id(p) for p in logits(searched(model))}
     made = (getattr(module, "optimizer", None) for module in model.policy.modules())
     found = (one for one in made if isinstance(one, Optimizer))
     return next(one for one in found if any(id(p) in wanted for group in one.param_groups for p in group["params"]))
 
 
-def _told(norms: list[list[float]], optimiser: Optimizer, args: object, kwargs: object) -> None:
-    groups = ([p.grad for p in group["params"] if p.grad is not None] for group in optimiser.param_groups)
+def _told(norms: list[list[float]], optimizer: Optimizer, args: object, kwargs: object) -> None:
+    groups = ([p.grad for p in group["params"] if p.grad is not None] for group in optimizer.param_groups)
     norms.append([float(nn.utils.get_total_norm(gradients)) for gradients in groups])

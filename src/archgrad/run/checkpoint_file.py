@@ -206,7 +206,7 @@ def _decode(value: Any, bodies: dict[str, Tensor]) -> Any:
 
 def _put_tensor(tensor: Tensor, name: str, bodies: dict[str, Tensor]) -> tuple[str, str, list[int]]:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise _refusal(name, type(tensor), "dense tensors that hold values (not sparse, quantised or meta)")
+        raise _refusal(name, type(tensor), "dense tensors that hold values (not sparse, quantized or meta)")
     body = tensor.detach().resolve_conj().resolve_neg().cpu().clone(memory_format=torch.contiguous_format)
     shape = list(body.shape)
     if body.dtype not in _NATIVE:

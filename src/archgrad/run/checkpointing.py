@@ -18,7 +18,7 @@ from archgrad.run import nonfinite as diagnosis
 from archgrad.run import stateful as kept
 from archgrad.run.checkpoint_file import Mark, Series, State
 from archgrad.run.device import Machine
-from archgrad.run.disk import foresee_disk
+from archgrad.run.disk import check_disk_space
 from archgrad.run.history import History
 from archgrad.run.phase import Phase
 from archgrad.run.rng import Randomness
@@ -134,7 +134,7 @@ class Saving:
             "random": self._random.state(),
             "precision": self._machine.state(),
         }
-        if mark == 0 and (warning := foresee_disk(self._series.folder, state)):
+        if mark == 0 and (warning := check_disk_space(self._series.folder, state)):
             self._note(warning)
         path = self._series.save(state, index=phase.index, phase=phase.name, mark=mark)
         self.last = self.last if mark == "left" else path

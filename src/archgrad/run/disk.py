@@ -18,7 +18,7 @@ _RESULTS = 4
 _TEXTS = 2**20  # run.json, history.jsonl and the report, at the least
 
 
-def foresee_disk(folder: Path, state: Any) -> str:
+def check_disk_space(folder: Path, state: Any) -> str:
     """Whether the checkpoints of such a state fit on the disk: a warning where the result may not, else empty.
 
     Raises RunError when they do not.

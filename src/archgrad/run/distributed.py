@@ -38,7 +38,7 @@ def check(parts: Mapping[str, object], machine: Machine) -> None:
             raise RunError(
                 f"The {machine.world} processes no longer hold the same {name!r}: something in the program depends "
                 "on the process that it runs in: random numbers of its own, a clock, data that are not the same. "
-                "Draw from run.generator(...), decide by run.remember(...), and go on from the last checkpoint."
+                "Draw from run.generator(...), decide by run.compute_once(...), and go on from the last checkpoint."
             )
 
 

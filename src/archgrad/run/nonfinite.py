@@ -58,7 +58,7 @@ def _measurable(tensor: Tensor) -> bool:
 
 
 def parameters(parts: Mapping[str, object]) -> list[Tensor]:
-    """What is trained of the parts that a run keeps: parameters of networks, and what optimisers step on."""
+    """What is trained of the parts that a run keeps: parameters of networks, and what optimizers step on."""
     found: dict[Tensor, None] = {}
     for network in _networks(parts).values():
         found |= dict.fromkeys(network.parameters())

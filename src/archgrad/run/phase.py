@@ -20,7 +20,7 @@ class Phase:
     index: int
     name: str
     given: int
-    share: float
+    time_fraction: float
     end: int
     counted: bool = True
     step: int = 0
@@ -40,7 +40,7 @@ class Phase:
 
     def time_is_up(self, budget: float | None, used: float) -> bool:
         """Whether this phase's share of `budget` seconds, or what earlier phases left of it, is used up."""
-        return budget is not None and self.seconds >= min(budget * self.share, budget - used)
+        return budget is not None and self.seconds >= min(budget * self.time_fraction, budget - used)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""

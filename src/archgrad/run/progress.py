@@ -46,13 +46,13 @@ class ProgressView:
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[pace]}", markup=False),
+            TextColumn("{task.fields[update_schedule]}", markup=False),
             TextColumn("{task.fields[figures]}", markup=False),
             console=self._console,
             # Refreshing by hand keeps threads out of programs that fork data loaders.
             auto_refresh=False,
         )
-        self._task = self._display.add_task(phase, total=total, completed=done, pace="", figures="")
+        self._task = self._display.add_task(phase, total=total, completed=done, update_schedule="", figures="")
         self._display.start()
 
     def step(self, done: int) -> None:
@@ -97,12 +97,14 @@ class ProgressView:
 
     def _show(self) -> None:
         self._shown, self._line_seconds = time.monotonic(), _LINE_SECONDS
-        pace = self._pace()
+        update_schedule = self._pace()
         if self._display is not None:
-            self._display.update(self._task, completed=self._step, pace=pace, figures=self._figures)
+            self._display.update(
+                self._task, completed=self._step, update_schedule=update_schedule, figures=self._figures
+            )
             self._display.refresh()
             return
-        parts = [f"{self._phase} {self._step}/{self._total}", pace, self._figures]
+        parts = [f"{self._phase} {self._step}/{self._total}", update_schedule, self._figures]
         self.note("  ".join(part for part in parts if part))
 
     def _pace(self) -> str:

@@ -34,7 +34,7 @@ def watched(run: Run, phase: Phase | None = None) -> Iterator[None]:
     except (MemoryError, RuntimeError, OSError, EOFError) as error:
         if isinstance(error, ArchgradError) or not (told := _told(error)):
             raise
-        place = phase.place if phase else run.place
+        place = phase.place if phase else run.location
         raise ResourceError(f"{told} It happened {place}. {run.good_state}".rstrip()) from error
 
 

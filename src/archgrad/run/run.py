@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
@@ -80,7 +81,7 @@ class Run:
         self._machine = Machine(device, precision=precision, devices=devices, workers=self.workers)
         self._checkpoint_seconds = checked.seconds("checkpoint_seconds", checkpoint_seconds, zero=True) or 0.0
         self._tensorboard = checked.tensorboard(tensorboard, self.folder)
-        self._progress = progress
+        self._shows_progress = progress
         self._on_log = on_log
         self._view = ProgressView(enabled=False)
         self._random = Randomness(self.seed)
@@ -127,12 +128,12 @@ class Run:
         return self._machine.world
 
     @property
-    def passed(self) -> float:
+    def progress(self) -> float:
         """How much of the present loop is behind, in [0, 1]; 0 outside."""
         return self._phase.step / self._phase.given if self._phase else 0.0
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """Where the run is, in words: "in phase 'search' at step 12"."""
         return self._phase.place if self._phase else "between phases"
 
@@ -150,7 +151,7 @@ class Run:
         """The mean over all processes of each tensor, [...] as given; what is None stays so. For gradients."""
         return agreement.mean(values, self._machine)
 
-    def across(self, value: Tensor) -> Tensor:
+    def mean_loss(self, value: Tensor) -> Tensor:
         """The mean over all processes of a loss, [] or [B], with this process's gradient."""
         (whole,) = self.mean([value.detach()])
         return value if whole is None or self.world == 1 else value + (whole - value.detach())
@@ -175,7 +176,7 @@ class Run:
         identity = checked.identity(method, settings, same)
         self._history = History(self.folder if self.rank == 0 else None, tensorboard=self._tensorboard)
         self._saving.history = self._history
-        self._view = ProgressView(enabled=self._progress and self.rank == 0)
+        self._view = ProgressView(enabled=self._shows_progress and self.rank == 0)
         if self._files:
             self._begin_folder(self._files, identity)
         self._status = "running"
@@ -209,40 +210,39 @@ class Run:
         allowed += [self.max_steps] if self.max_steps else []
         return min(allowed, default=default_epochs * per_epoch)
 
-    def keep(self, **parts: Kept) -> None:
+    def register_state(self, **parts: Kept) -> None:
         """Name what is saved and restored from now on, in place of what was named before.
 
         Gradients are not saved: zero them inside each step. Raises ChoiceError for a part without
         `state_dict` and `load_state_dict`.
         """
         if self._phase:
-            raise ChoiceError("run.keep was called inside a loop of run.steps. Call it before the loop.")
+            raise ChoiceError("run.register_state was called inside a loop of run.steps. Call it before the loop.")
         kept.check(parts)
         self._saving.parts = dict(parts)
 
     def steps(
-        self, n: int, *, phase: str = "search", share: float = 1.0, counted: bool = True
+        self, n: int, *, phase: str = "search", time_fraction: float = 1.0, counted: bool = True
     ) -> Generator[int, None, None]:
         """The steps 0 to n - 1 of a phase, fewer when a budget is used up; resumes where the run was stopped.
 
-        `share` is the part of the `seconds` budget that this phase may use. Steps that are not `counted` leave the
-        budget of steps alone. A phase that an earlier process
-        finished yields nothing: its end state is loaded into what is kept. Leaving the loop with `break`
-        ends the phase.
+        `time_fraction` is the part of the `seconds` budget that this phase may use. Steps that are not `counted`
+        leave the budget of steps alone. A phase that an earlier process finished yields nothing: its end state is
+        loaded into what is registered. Leaving the loop with `break` ends the phase.
 
         Raises Stopped after SIGTERM or SIGINT, RunError when the state cannot be saved or restored.
         """
-        checked.phase(phase, share)
+        checked.phase(phase, time_fraction)
         total = checked.count("n", n, zero=True) or 0
         if self._status != "running":
             raise RunError(f"run.steps was called on a run that is {self._status}. Call run.begin first.")
         if self._saving.parts is None:
-            raise ChoiceError("run.steps was called before run.keep. Name what is to be saved first.")
+            raise ChoiceError("run.steps was called before run.register_state. Name what is to be saved first.")
         if self._phase:
             raise ChoiceError(f"The loop of phase {self._phase.name!r} is still open. Leave it first.")
         self._saving.settle(self._phases - 1)
         left = self.max_steps - self._steps_used if self.max_steps and counted else total
-        return self._guarded(Phase(self._phases, phase, total, share, max(0, min(total, left)), counted))
+        return self._guarded(Phase(self._phases, phase, total, time_fraction, max(0, min(total, left)), counted))
 
     def _guarded(self, phase: Phase) -> Generator[int, None, None]:
         # A data loader tells of a dead worker by a signal, which may arrive while the state is saved.
@@ -311,7 +311,7 @@ class Run:
         raise Stopped(f"{place} {saved if self.folder else lost}", reason)
 
     @property
-    def wanted(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether a signal asks to stop: for what takes long inside one step."""
         return bool(self._signals.wanted)
 
@@ -324,7 +324,7 @@ class Run:
         """The CPU generator of that name, seeded from (seed, name); its state is saved and restored."""
         return self._random.generator(name)
 
-    def apart(self, name: str) -> AbstractContextManager[None]:
+    def isolated_rng(self, name: str) -> AbstractContextManager[None]:
         """The global generators seeded from (seed, name) inside, and as they were behind."""
         return self._random.apart(name)
 
@@ -342,6 +342,12 @@ class Run:
         self._history.add(record | numbers, numbers, on_log=self._on_log if self.rank == 0 else None)
         self._view.figures({name: value for name, value in numbers.items() if "/" not in name})
 
+    def log_step(
+        self, figures: Mapping[str, float | Tensor], more: Mapping[str, float] = MappingProxyType({}), *, step: int
+    ) -> None:
+        """Log a training step; `more` is what is only there now and then, such as an epoch's figures."""
+        self.log({**figures, **more}, step=step)
+
     def check_finite(
         self, figures: Mapping[str, float | Tensor], *, again: Callable[[], object] | None = None
     ) -> None:
@@ -350,18 +356,18 @@ class Run:
         The message says which term of a loss it was (`diagnosis.term`), which parameter, and, where `again` computes
         the figures once more, which module's output was the first.
         """
-        self._saving.check_finite(figures, self.place, again=again)
+        self._saving.check_finite(figures, self.location, again=again)
 
     def check_gradients(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         """Raise NonFiniteError, which names a parameter, when one of their gradients [...] is NaN or infinite."""
-        self._saving.check_gradients(parameters, gradients, self.place)
+        self._saving.check_gradients(parameters, gradients, self.location)
 
-    def remember(self, key: str, compute: Callable[[], Any]) -> Any:
+    def compute_once(self, key: str, compute: Callable[[], Any]) -> Any:
         """The JSON value of `compute()`, computed once in a run's life: for figures measured by a clock.
 
         A resumed program skips `compute`, so it must change nothing; what it draws at random does not count.
         """
-        checked.begun(self._status, "remember")
+        checked.begun(self._status, "compute_once")
         if key not in self._remembered:
             before = self._random.state()
             value = self._machine.from_first(compute() if self.rank == 0 else None)

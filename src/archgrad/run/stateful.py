@@ -10,7 +10,7 @@ from archgrad.errors import ChoiceError, RunError
 
 
 class Kept(Protocol):
-    """What a run can save and restore: a module, an optimiser, a schedule."""
+    """What a run can save and restore: a module, an optimizer, a schedule."""
 
     def state_dict(self) -> Any:
         """The state, as a nest of dict, list, tuple, numbers, str, tensors and arrays."""
@@ -24,8 +24,8 @@ def check(parts: Mapping[str, object]) -> None:
     for name, part in parts.items():
         if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
             raise ChoiceError(
-                f"run.keep({name}=...) was given a {type(part).__name__}. Allowed is what has state_dict and "
-                "load_state_dict, such as a module or an optimiser."
+                f"run.register_state({name}=...) was given a {type(part).__name__}. Allowed is what has state_dict "
+                "and load_state_dict, such as a module or an optimizer."
             )
 
 
@@ -38,7 +38,7 @@ def restore(parts: Mapping[str, Kept], held: Mapping[str, Any], path: Path) -> N
     """Load into each part what the checkpoint at `path` holds of it; RunError where it does not fit."""
     if parts.keys() != held.keys():
         raise RunError(
-            f"{path} does not fit this program: it holds the parts {sorted(held)}, and run.keep named "
+            f"{path} does not fit this program: it holds the parts {sorted(held)}, and run.register_state named "
             f"{sorted(parts)}. Run the program that the folder was begun with, or choose another folder."
         )
     for name, part in parts.items():

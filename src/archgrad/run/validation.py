@@ -133,12 +133,12 @@ def shown(given: Mapping[str, Any]) -> str:
     return ", ".join(f"{name.removeprefix('max_')} {given[name]}" for name in told if given[name] is not None)
 
 
-def phase(name: str, share: float) -> None:
+def phase(name: str, time_fraction: float) -> None:
     """Check a phase's name, which becomes part of file names, and its share of the seconds."""
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ConfigError(f"phase={name!r} was given. Allowed are letters, digits, '_', '.' and '-'.")
-    if not 0 < share <= 1:
-        raise ConfigError(f"share={share!r} was given. Allowed is more than 0 and at most 1.")
+    if not 0 < time_fraction <= 1:
+        raise ConfigError(f"time_fraction={time_fraction!r} was given. Allowed is more than 0 and at most 1.")
 
 
 def identity(method: str, given: Mapping[str, Any], budgets: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def plain(key: str, value: Any) -> Any:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise RunError(
-            f"run.remember({key!r}) computed {value!r}, which is not JSON ({error}). "
+            f"run.compute_once({key!r}) computed {value!r}, which is not JSON ({error}). "
             "Allowed are dict, list, str, bool, None and finite numbers."
         ) from error
 

@@ -163,5 +163,5 @@ def _check(kind: str, nodes: Sequence[Node], rules: Rules) -> None:
         if not rules.repeats and node[0][0] == node[1][0]:
             raise ArchitectureError(
                 f"node {number} of {kind!r} reads state {node[0][0]} twice; in this form of the space its two "
-                f"sources differ (with factorised=True they may be the same)"
+                f"sources differ (with factorized=True they may be the same)"
             )

@@ -4,7 +4,7 @@ A cell has two inputs, the outputs of the two cells before it, and a number of n
 earlier states (states 0 and 1 are the inputs, node i is state i, from 2); the output is all nodes, concatenated.
 Cells at L // 3 and 2 L // 3 of L halve the map and double the channels.
 
-Source: DARTS (arXiv 1806.09055), the authors' code; the factorised nodes: UNAS (arXiv 1912.07651).
+Source: DARTS (arXiv 1806.09055), the authors' code; the factorized nodes: UNAS (arXiv 1912.07651).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NodeMaker = Callable[[str, int, Edge], nn.Module]
 
 
 @dataclass(frozen=True)
-class Plan:
+class CellPlan:
     """What a network of cells is, its nodes left open.
 
     Attributes:
@@ -90,7 +90,7 @@ class CellNetwork(nn.Module):
         make_node: the nodes of its cells.
     """
 
-    def __init__(self, plan: Plan, make_node: NodeMaker) -> None:
+    def __init__(self, plan: CellPlan, make_node: NodeMaker) -> None:
         super().__init__()
         width = plan.channels if plan.stem == "imagenet" else 3 * plan.channels
         self.stem, self.second_stem = _stems(plan.in_channels, width, plan.stem)
@@ -167,7 +167,7 @@ def _dense(gradient: Tensor) -> Tensor:
 
 
 class SharedNode(nn.Module):
-    """A factorised node during search: both branches share the operations.
+    """A factorized node during search: both branches share the operations.
 
         y = sum over sources j, operations o of  (in0_j * op0_o + in1_j * op1_o) * edge_jo(x_j)
 
@@ -255,7 +255,7 @@ class Dropped(nn.Module):
         return self.drop_path(self.op(x).unsqueeze(1)).squeeze(1)  # type: ignore[no-any-return]
 
 
-def _nodes(kind: str, channels: int, plan: Plan, make_node: NodeMaker) -> list[nn.Module]:
+def _nodes(kind: str, channels: int, plan: CellPlan, make_node: NodeMaker) -> list[nn.Module]:
     def edge(source: int, label: str) -> nn.Module:
         stride = 2 if kind == "reduce" and source < 2 else 1
         made = operation(label, channels, stride=stride, affine=plan.affine, pool_norm=plan.pool_norm)

@@ -1,4 +1,4 @@
-"""The cell space of DARTS, as published and in the factorised form of UNAS.
+"""The cell space of DARTS, as published and in the factorized form of UNAS.
 
 Both forms fill the same macro-architecture (`archgrad.spaces.cells`); what they call an architecture, two pairs of
 a source and an operation for each node of a normal and of a reduction cell, is the same but for these points:
@@ -28,7 +28,7 @@ from archgrad.choices.modules import InputChoice, OpChoice
 from archgrad.choices.tracing import traced
 from archgrad.errors import ArchitectureError, ChoiceError, ConfigError
 from archgrad.spaces.cell_strings import Cells, Node, Rules, parse, show
-from archgrad.spaces.cells import NONE, CellNetwork, Edge, FromState, Plan, SharedNode, SumNode
+from archgrad.spaces.cells import NONE, CellNetwork, CellPlan, Edge, FromState, SharedNode, SumNode
 from archgrad.spaces.operations import LABELS
 
 DARTS_LABELS = (
@@ -47,7 +47,7 @@ def darts_cells(
     cells: int = 8,
     classes: int = 10,
     in_channels: int = 3,
-    factorised: bool = False,
+    factorized: bool = False,
     operations: int | Sequence[str] | None = None,
     nodes: int = 4,
     stem: Literal["cifar", "imagenet"] = "cifar",
@@ -58,7 +58,7 @@ def darts_cells(
     """The cell space of DARTS: [B, in_channels, H, W] to logits [B, classes], for any H and W.
 
     The defaults are the published supernet for CIFAR-10. The choices of all normal cells are the same, and so are
-    those of all reduction cells: "normal.2.inputs" and "normal.2.0" (kind, node, source), or, factorised,
+    those of all reduction cells: "normal.2.inputs" and "normal.2.0" (kind, node, source), or, factorized,
     "normal.2.input0", "normal.2.op0", "normal.2.input1" and "normal.2.op1".
 
     Args:
@@ -66,7 +66,7 @@ def darts_cells(
         cells: number of cells; those at a third and two thirds are reductions (fewer than three: all).
         classes: number of logits.
         in_channels: channels of the input.
-        factorised: the form of UNAS, in place of the form of DARTS.
+        factorized: the form of UNAS, in place of the form of DARTS.
         operations: labels of the candidates, or how many of the form's published ones, from the first.
         nodes: nodes a cell.
         stem: "cifar": keeps the size; "imagenet": divides it by 8.
@@ -77,16 +77,16 @@ def darts_cells(
     Raises:
         ConfigError: a number out of range, or an operation that there is not.
     """
-    if not isinstance(factorised, bool):
-        raise ConfigError(f"factorised is {factorised!r}; give True for the form of UNAS, False for that of DARTS")
-    labels = _labels(operations, UNAS_LABELS if factorised else DARTS_LABELS)
-    if factorised and NONE in labels:
-        raise ConfigError("the factorised form has no operation 'none'; leave it out of operations")
-    plan = Plan(
+    if not isinstance(factorized, bool):
+        raise ConfigError(f"factorized is {factorized!r}; give True for the form of UNAS, False for that of DARTS")
+    labels = _labels(operations, UNAS_LABELS if factorized else DARTS_LABELS)
+    if factorized and NONE in labels:
+        raise ConfigError("the factorized form has no operation 'none'; leave it out of operations")
+    plan = CellPlan(
         channels=channels, cells=cells, classes=classes, in_channels=in_channels, nodes=nodes, stem=stem,
-        affine=affine, pool_norm=not factorised, auxiliary=auxiliary, drop_path=drop_path,
+        affine=affine, pool_norm=not factorized, auxiliary=auxiliary, drop_path=drop_path,
     )  # fmt: skip
-    return DartsCells(plan, labels, factorised=factorised)
+    return DartsCells(plan, labels, factorized=factorized)
 
 
 def darts_network(
@@ -117,7 +117,7 @@ def darts_network(
         ConfigError: a number out of range.
     """
     picked = parse(cell, Rules(LABELS, repeats=True))
-    plan = Plan(
+    plan = CellPlan(
         channels=channels, cells=cells, classes=classes, in_channels=in_channels, stem=stem,
         nodes=len(next(iter(picked.values()))), auxiliary=auxiliary, drop_path=drop_path,
     )  # fmt: skip
@@ -135,14 +135,14 @@ class DartsCells(nn.Module):
     Args:
         plan: of its network.
         labels: of the candidate operations.
-        factorised: the form of UNAS, in place of the form of DARTS.
+        factorized: the form of UNAS, in place of the form of DARTS.
         evaluation: the form that is trained from scratch: every pick has operations of its own.
     """
 
-    def __init__(self, plan: Plan, labels: Sequence[str], *, factorised: bool, evaluation: bool = False) -> None:
+    def __init__(self, plan: CellPlan, labels: Sequence[str], *, factorized: bool, evaluation: bool = False) -> None:
         super().__init__()
         self.plan, self.labels = plan, tuple(labels)
-        self.factorised, self.evaluation = factorised, evaluation
+        self.factorized, self.evaluation = factorized, evaluation
         self.network = CellNetwork(plan, self._node)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -160,7 +160,7 @@ class DartsCells(nn.Module):
     ) -> DartsCells:
         """A fresh space of the same choices in the form that is trained from scratch.
 
-        BatchNorm has a scale and a shift, pools have none, and in the factorised form each branch has its own
+        BatchNorm has a scale and a shift, pools have none, and in the factorized form each branch has its own
         operations. Published sizes: 20 cells of 36 channels for CIFAR, 14 of 48 for ImageNet.
 
         Raises:
@@ -180,7 +180,7 @@ class DartsCells(nn.Module):
                 f"{plan.cells} cells are of kind {' and '.join(plan.kinds)}, but the space of {self.plan.cells} has "
                 f"choices for {' and '.join(self.plan.kinds)}; give 3 cells or more to both, or fewer to both"
             )
-        return DartsCells(plan, self.labels, factorised=self.factorised, evaluation=True)
+        return DartsCells(plan, self.labels, factorized=self.factorized, evaluation=True)
 
     def to_string(self, architecture: Architecture) -> str:
         """The architecture's cells in one line; what the cells do not use is left out.
@@ -200,7 +200,7 @@ class DartsCells(nn.Module):
         Raises:
             ArchitectureError: the text describes no cells of this space.
         """
-        cells = parse(text, Rules(self.labels, self.plan.nodes, self.factorised))
+        cells = parse(text, Rules(self.labels, self.plan.nodes, self.factorized))
         _require(self.plan.kinds, cells)
         picks: dict[str, Pick] = {}
         for name, (choice, *_) in choices(self).items():
@@ -248,10 +248,10 @@ class DartsCells(nn.Module):
             [] or [B], differentiable.
 
         Raises:
-            ChoiceError: the space is not factorised, or a choice has no weights.
+            ChoiceError: the space is not factorized, or a choice has no weights.
         """
-        if not self.factorised:
-            raise ChoiceError("the nodes of this space have no two branches; make it by darts_cells(factorised=True)")
+        if not self.factorized:
+            raise ChoiceError("the nodes of this space have no two branches; make it by darts_cells(factorized=True)")
         shares = []
         for kind, number in itertools.product(self.plan.kinds, range(2, 2 + self.plan.nodes)):
             names = [f"{kind}.{number}.{part}" for part in ("input0", "input1", "op0", "op1")]
@@ -263,7 +263,7 @@ class DartsCells(nn.Module):
 
     def _node(self, kind: str, number: int, edge: Edge) -> nn.Module:
         name = f"{kind}.{number}"
-        if not self.factorised:
+        if not self.factorized:
             edges = [self._operations(f"{name}.{j}", j, edge) for j in range(number)]
             return InputChoice(number, name=f"{name}.inputs", keep=2, edges=edges)
         if not self.evaluation:
@@ -285,13 +285,13 @@ class DartsCells(nn.Module):
 
     def _picks(self, name: str, node: Node) -> dict[str, Pick]:
         (first, op0), (second, op1) = ((source, self.labels.index(label)) for source, label in node)
-        if self.factorised:
+        if self.factorized:
             picks: dict[str, Pick] = {f"{name}.op0": op0, f"{name}.op1": op1}
             return picks | {f"{name}.input0": (first,), f"{name}.input1": (second,)}
         return {f"{name}.inputs": (first, second), f"{name}.{first}": op0, f"{name}.{second}": op1}
 
     def _read(self, name: str, architecture: Architecture) -> Node:
-        if self.factorised:
+        if self.factorized:
             sources = [_several(architecture[f"{name}.input{b}"])[0] for b in (0, 1)]
             ops = [architecture[f"{name}.op{b}"] for b in (0, 1)]
         else:

@@ -137,7 +137,7 @@ class FactorizedReduce(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, affine: bool = True) -> None:
         super().__init__()
         if outputs < 2:
-            raise ConfigError(f"a factorised reduction makes {outputs} channels of two halves; give 2 or more")
+            raise ConfigError(f"a factorized reduction makes {outputs} channels of two halves; give 2 or more")
         self.relu = nn.ReLU()
         # The stride is taken before: oneDNN's gradient of a strided 1x1 convolution of fewer than 8 channels in
         # channels_last writes beyond its memory (torch 2.13).

@@ -3,29 +3,88 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from archgrad.choices.access import choices, logits
+from archgrad.choices.access import choices
 from archgrad.choices.clipped import prune
 from archgrad.choices.modules import OpChoice
 from archgrad.choices.subsets import Subsets
-from archgrad.extract.discretize import decide, discretised, strengths
-from archgrad.run.resource_errors import watched
+from archgrad.errors import ConfigError
+from archgrad.extract.discretize import decide, decision_weights, discretized
 from archgrad.run.run import Run
-from archgrad.supernets.update_schedule import ALWAYS, Pace
 from archgrad.tasks.task import Batch, Task
-from archgrad.training.fit import autocast, take_step
 from archgrad.training.schedules import Schedule, constant
+from archgrad.training.step import load_batch, take_step
 
-Value = TypeVar("Value")
 TRAVEL = 6.0
 # From a training and a validation batch to a loss and its gradient with respect to the logits, in their order.
 ArchitectureGradient = Callable[[Batch, Batch], tuple[Tensor, Sequence[Tensor | None]]]
+
+
+class UpdateSchedule(Protocol):
+    """Decides before each step of the weights whether the architecture takes one.
+
+    `progress` is the used fraction of the search's budget, in [0, 1].
+    """
+
+    def next_batch(self, step: int, progress: float) -> int | None:
+        """The number of the batch that the architecture takes its step on, or None to rest; asked once a step."""
+        ...
+
+    def observe(self, gradients: Sequence[Tensor | None]) -> None:
+        """Told the gradient of each step of the weights, before it is clipped."""
+        ...
+
+    def figures(self) -> dict[str, float]:
+        """What the history shows of each step."""
+        ...
+
+
+@dataclass(frozen=True)
+class EverySteps:
+    """The static schedule: one step of the architecture in `n` steps of the weights, floor(steps / n) in all.
+
+    Attributes:
+        n: f; 1 is DARTS.
+        warm_up: the architecture rests for this fraction of the search first.
+    """
+
+    n: int = 1
+    warm_up: float = 0.0
+
+    def __post_init__(self) -> None:
+        if type(self.n) is not int or self.n < 1 or not 0.0 <= self.warm_up < 1.0:
+            raise ConfigError(
+                f"EverySteps(n={self.n!r}, warm_up={self.warm_up!r}) was given; allowed are a whole number n from 1 "
+                f"and a fraction warm_up from 0 to below 1"
+            )
+
+    def next_batch(self, step: int, progress: float) -> int | None:
+        """step // n at every nth step behind the warm-up."""
+        return step // self.n if progress >= self.warm_up and step % self.n == self.n - 1 else None
+
+    def observe(self, gradients: Sequence[Tensor | None]) -> None:
+        """Nothing."""
+
+    def figures(self) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: this schedule has no state."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
+ALWAYS = EverySteps()
 
 
 def logit_rate(published: float, steps: float, *, travel: float = TRAVEL) -> float:
@@ -46,9 +105,9 @@ def alternate(
     steps: int,
     weight_loss: Callable[[nn.Module, Batch], Tensor],
     architecture_gradient: ArchitectureGradient,
-    pace: Pace = ALWAYS,
+    update_schedule: UpdateSchedule = ALWAYS,
     schedule: Schedule = constant,
-    share: float = 1.0,
+    time_fraction: float = 1.0,
     figures: Callable[[], dict[str, float]] | None = None,
 ) -> None:
     """An architecture step where one is due, then a weight step, for one phase of a run; resumes exactly.
@@ -58,57 +117,46 @@ def alternate(
     Args:
         space: relaxed; in training mode throughout.
         shares: the tasks that give the batches for the weights and for the architecture.
-        run: keeps whatever the caller named (`run.keep`) before this.
-        weights, architecture: optimisers of the weights and of the logits; a group's `"clip"` is the largest norm
+        run: keeps whatever the caller named (`run.register_state`) before this.
+        weights, architecture: optimizers of the weights and of the logits; a group's `"clip"` is the largest norm
             of its gradient, and groups marked `"steady"` keep their rate.
         steps: length of the phase, counted in weight steps.
         weight_loss: what the weights descend.
         architecture_gradient: from a batch of each share to a loss and its gradient with respect to `logits(space)`.
-        pace: when the architecture takes a step; keep one that has a state.
+        update_schedule: when the architecture takes a step; keep one that has a state.
         schedule: from progress in [0, 1] to a factor on all learning rates.
-        share: this phase's part of a budget in seconds.
+        time_fraction: this phase's part of a budget in seconds.
         figures: more for the history, asked for before each epoch.
 
     Raises:
         NonFiniteError: a loss or a gradient became NaN or infinite; no step is taken on it.
         ResourceError: memory ran out, or a worker of the data loader died.
     """
-    first, second = (share.stream(seed=run.seed, rank=run.rank, world=run.world) for share in shares)
-    decided = logits(space)
-    trained = [p for group in weights.param_groups for p in group["params"]]
+    first, second = (task.stream(seed=run.seed, rank=run.rank, world=run.world) for task in shares)
     rates = [group["lr"] for group in (*weights.param_groups, *architecture.param_groups)]
-    for step in run.steps(steps, phase="search", share=share):
+    for step in run.steps(steps, phase="search", time_fraction=time_fraction):
         shown = _shown(space, figures) if step % shares[0].steps_per_epoch == 0 else {}
-        # The groups are new ones once a resumed run has restored the optimisers.
+        # The groups are new ones once a resumed run has restored the optimizers.
         for group, rate in zip((*weights.param_groups, *architecture.param_groups), rates, strict=True):
-            group["lr"] = rate if group.get("steady") else rate * schedule(step / steps)
+            group["lr"] = rate if group.get("steady") else rate * schedule(run.progress)
         space.train()
-        number = pace.due(step)
-        shown |= pace.figures()
-        with watched(run):
-            train = run.to_device(first(step))
-            if number is not None:
-                valid = run.to_device(second(number))
-                decide_on = functools.partial(_computed, run, functools.partial(architecture_gradient, train, valid))
-                loss, gradients = decide_on()
-                run.check_finite({"architecture loss": loss}, again=decide_on)
-                take_step(architecture, decided, gradients, run)
-                shown["architecture_loss"] = float(loss.detach())
-                # What lies before the first logits was not gone back through, and would be held during the next pass.
-                del loss, gradients, decide_on, valid
-            descend_on = functools.partial(_computed, run, functools.partial(weight_loss, space, train))
-            loss = descend_on()
-            run.check_finite({"loss": loss}, again=descend_on)
-            take_step(weights, trained, torch.autograd.grad(loss, trained, allow_unused=True), run, shown=pace.saw)
-            del descend_on, train
+        number = update_schedule.next_batch(step, run.progress)
+        pace = update_schedule.figures()
+        train = load_batch(first, step, run)
+        if number is not None:
+            valid = load_batch(second, number, run)
+            on_architecture = functools.partial(architecture_gradient, train, valid)
+            loss = take_step(architecture, run, on_architecture, name="architecture loss")
+            shown["architecture_loss"] = float(loss)
+            # What lies before the first logits was not gone back through, and would be held during the next pass.
+            del on_architecture, valid
+        on_weights = functools.partial(weight_loss, space, train)
+        loss = take_step(weights, run, on_weights, observe=update_schedule.observe)
+        del on_weights, train
         prune(space)
-        run.log({"loss": loss.detach(), "lr": weights.param_groups[0]["lr"], **shown}, step=step)
+        figures_now = {"loss": loss, "lr": weights.param_groups[0]["lr"], **pace}
+        run.log_step(figures_now, shown, step=step)
     run.log(_shown(space, figures), step=steps)
-
-
-def _computed(run: Run, compute: Callable[[], Value]) -> Value:
-    with autocast(run):
-        return compute()
 
 
 def _shown(space: nn.Module, more: Callable[[], dict[str, float]] | None) -> dict[str, float]:
@@ -135,8 +183,8 @@ def state(space: nn.Module) -> dict[str, float]:
     }  # fmt: skip
     if not found:
         return {}
-    rows, figures, entropies = strengths(space), dict[str, float](), []
-    target = discretised(space, decide(space))
+    rows, figures, entropies = decision_weights(space), dict[str, float](), []
+    target = discretized(space, decide(space))
     for name, choice in found.items():
         if isinstance(choice.relaxation, Subsets):
             entropies.append(float(choice.relaxation.entropy(choice.live).detach()))

@@ -12,7 +12,7 @@ from torch import nn
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import OpChoice
-from archgrad.extract.discretize import build, discretised
+from archgrad.extract.discretize import build, discretized
 from archgrad.run.run import Run
 from archgrad.tasks.task import Task
 from archgrad.training.fit import recalibrate
@@ -25,7 +25,7 @@ MOVED = 0.01  # of a mixing weight
 WEIGHT = "weight/"
 
 
-def discretisation(space: nn.Module, architecture: Architecture, task: Task, run: Run) -> dict[str, Any] | None:
+def discretization(space: nn.Module, architecture: Architecture, task: Task, run: Run) -> dict[str, Any] | None:
     """What the supernet scores on the validation part, what the network found scores with its weights, and the gap.
 
         gap = score of the supernet - score of the network
@@ -61,7 +61,7 @@ def alarms(space: nn.Module, architecture: Architecture, history: Sequence[Mappi
 
 
 def _of_operations(space: nn.Module, architecture: Architecture) -> list[str]:
-    used = discretised(space, architecture)
+    used = discretized(space, architecture)
     found = {name: same[0] for name, same in choices(space).items() if bool(used[name].any())}
     labels = [_label(c, int(used[n].argmax())) for n, c in found.items() if isinstance(c, OpChoice) and c.size > 1]
     if len(labels) < FEWEST:
@@ -71,7 +71,7 @@ def _of_operations(space: nn.Module, architecture: Architecture) -> list[str]:
     if (skips := labels.count(SKIPS[0])) > len(labels) / 2:
         warnings.append(
             f"the search has collapsed to skip connections: {skips} of the {len(labels)} operations found are some. "
-            f"Search for fewer steps, with darts_prime's regularisers, or by a method that samples, and compare with "
+            f"Search for fewer steps, with darts_prime's regularizers, or by a method that samples, and compare with "
             f"random_search"
         )
     if count == len(labels):

@@ -20,10 +20,10 @@ from archgrad.choices.subsets import probabilities
 from archgrad.costs.count import Macs, Params
 from archgrad.costs.limits import Limit, Predicts
 from archgrad.costs.surrogate import FEWEST, Surrogate
-from archgrad.costs.table import Table
-from archgrad.costs.table_column import Column
+from archgrad.costs.table import CostTable
+from archgrad.costs.table_column import TableColumn
 from archgrad.errors import LimitError
-from archgrad.extract.discretize import build, strengths
+from archgrad.extract.discretize import build, decision_weights
 from archgrad.run.nonfinite import term
 from archgrad.run.run import Run
 
@@ -39,7 +39,7 @@ BUSY = 1.05  # how far a median may lie above the lowest reading before it is he
 SWEEPS = 20  # of coordinate descent, which ends by itself long before
 
 
-class Within:
+class ArchitectureConstraint:
     """A limit on the architectures of one supernet, made ready for repeated use.
 
     Counted costs and tables are priced exactly and have a gradient. Any other cost is asked for each network, and
@@ -50,8 +50,8 @@ class Within:
         limit: the bound; `fraction` is of the most expensive architecture.
 
     Attributes:
-        bound: the limit as an absolute number; for a measured cost only after `begin`.
-        surrogate: for a measured cost, after `begin`.
+        bound: the limit as an absolute number; for a measured cost only after `fit_surrogate`.
+        surrogate: for a measured cost, after `fit_surrogate`.
         slower: how many times slower than at the beginning the machine was when last found busy.
 
     Raises:
@@ -63,7 +63,7 @@ class Within:
         self._limit, self.bound = limit, math.nan
         self._choices = {name: same[0] for name, same in choices(space).items()}
         self._counter = self.cost.counter(space) if isinstance(self.cost, (Macs, Params)) else None
-        self._linear = self.cost if isinstance(self.cost, (Table, Surrogate)) else None
+        self._linear = self.cost if isinstance(self.cost, (CostTable, Surrogate)) else None
         self.surrogate: Surrogate | None = None
         self._known: dict[Architecture, float] = {}
         self._lowest: Architecture | None = None
@@ -72,7 +72,7 @@ class Within:
         if not self.measured:
             self._settle(Architecture({name: _picks(choice)[0] for name, choice in self._choices.items()}))
 
-    def begin(self, run: Run, *, key: str = "prices") -> None:
+    def fit_surrogate(self, run: Run, *, key: str = "prices") -> None:
         """For a measured cost: measure what the surrogate and the bound need, once in the run's life.
 
         `key` is what it is remembered under; a run with several limits gives each its own.
@@ -82,7 +82,7 @@ class Within:
         """
         if not self.measured:
             return
-        state = run.remember(key, lambda: self._measured(run.generator(key)))
+        state = run.compute_once(key, lambda: self._measured(run.generator(key)))
         if self._lowest is None:
             self.bound, self._lowest = state["bound"], Architecture.from_json(state["lowest"])
             self._known = {Architecture.from_json(text): value for text, value in state["known"].items()}
@@ -124,17 +124,17 @@ class Within:
 
     @property
     def lowest(self) -> float:
-        """The price of the cheapest architecture known; for a measured cost only after `begin`."""
+        """The price of the cheapest architecture known; for a measured cost only after `fit_surrogate`."""
         return self._reference[1]
 
     @property
     def measured(self) -> bool:
         """Whether a network has to be asked for its price."""
-        return self._counter is None and not isinstance(self.cost, (Table, Surrogate))
+        return self._counter is None and not isinstance(self.cost, (CostTable, Surrogate))
 
     @property
     def cheapest(self) -> Architecture:
-        """The cheapest architecture known, which is under the bound; for a measured cost only after `begin`."""
+        """The cheapest architecture known, under the bound; for a measured cost only after `fit_surrogate`."""
         assert self._lowest is not None
         return self._lowest
 
@@ -176,13 +176,13 @@ class Within:
         """max(0, price / bound - 1) at mixing weights; see `expected`."""
         return term("limit", torch.relu(self.expected(weights) / self.bound - 1.0))
 
-    def reached(self, architecture: Architecture, network: nn.Module) -> float:
+    def verify(self, architecture: Architecture, network: nn.Module) -> float:
         """What the network handed back takes, on a recount or on a fresh measurement at the speed of the first ones.
 
         Raises:
             LimitError: it is over the bound.
         """
-        if isinstance(self.cost, (Table, Column)):
+        if isinstance(self.cost, (CostTable, TableColumn)):
             return self.price(architecture)
         if not self.measured:
             return self.cost.of(network)
@@ -220,7 +220,7 @@ class Within:
         if self.surrogate is not None:
             self.surrogate.fit()
 
-    def best(self, scores: Mapping[str, Scores]) -> Architecture:
+    def best_feasible(self, scores: Mapping[str, Scores]) -> Architecture:
         """The architecture of the highest total score under the limit, found greedily.
 
         From the best of all, the picks that lose least for what they save are changed until the price is under
@@ -236,17 +236,17 @@ class Within:
         """
         for room in MEASURED_ROOM if self.measured else (1.0,):
             found = self._greedy(scores, room * self.bound)
-            if self.holds(found):
+            if self.is_feasible(found):
                 return found
         assert self._lowest is not None
-        if self.holds(self._lowest):
+        if self.is_feasible(self._lowest):
             return self._lowest
         raise LimitError(
             f"no network stayed under {self.bound:,.6g} {self.cost.unit} when measured again: the clock is too noisy "
             f"for a limit this tight; raise it, or measure on a quieter machine"
         )
 
-    def holds(self, architecture: Architecture) -> bool:
+    def is_feasible(self, architecture: Architecture) -> bool:
         """Whether the price is under the bound, by fresh readings where it is measured."""
         if not self.measured or isinstance(self.cost, Predicts):
             return self.price(architecture) <= self.bound
@@ -349,8 +349,8 @@ def refuse_measured(limit: Limit | None, *, method: str) -> None:
 
 
 def scores(space: nn.Module, *, logarithms: bool = False) -> dict[str, Scores]:
-    """What `Within.best` weighs: `strengths`, and the probability of each subset where inputs have a distribution."""
-    rows: dict[str, Scores] = {**strengths(space), **probabilities(space)}
+    """What `best_feasible` weighs: `decision_weights`, and each subset's probability where inputs have one."""
+    rows: dict[str, Scores] = {**decision_weights(space), **probabilities(space)}
     if not logarithms:
         return rows
     return {

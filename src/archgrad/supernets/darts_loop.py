@@ -18,12 +18,12 @@ from archgrad.extract.discretize import decide
 from archgrad.results.result import Found
 from archgrad.run.run import Run
 from archgrad.supernets.bilevel import alternate, logit_rate, mixed
-from archgrad.supernets.constraint import Within, scores
-from archgrad.supernets.lifecycle import conclude, divided, supernet
+from archgrad.supernets.constraint import ArchitectureConstraint, scores
+from archgrad.supernets.lifecycle import prepare_supernet, split_steps, train_and_report
 from archgrad.supernets.prior import warm_start
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch
-from archgrad.training.fit import MakeOptimiser, for_weights, sgd_of_darts
+from archgrad.training.recipe import OptimizerFactory, Recipe, darts_sgd
 from archgrad.training.schedules import cosine
 
 # From a training batch, a validation batch and the loss of the logits, to that loss and its gradient.
@@ -43,11 +43,11 @@ def descend_mixture(
     *,
     weights: Optimizer,
     steps: int,
-    within: Within | None = None,
+    constraint: ArchitectureConstraint | None = None,
     pressure: float = 1.0,
-    share: float = 0.5,
+    weights_fraction: float = 0.5,
     rate: float | None = None,
-    part: float = 1.0,
+    time_fraction: float = 1.0,
     gradient: MixtureGradient | None = None,
     prior: Prior | None = None,
 ) -> None:
@@ -56,14 +56,14 @@ def descend_mixture(
     Args:
         space: relaxed by `relax_as_mixture`.
         task: divided into shares for the weights and for the logits.
-        run: keeps the space and both optimisers.
-        weights: the optimiser of the weights.
+        run: keeps the space and both optimizers.
+        weights: the optimizer of the weights.
         steps: of the weights.
-        within: the limit, whose excess is penalised.
+        constraint: the limit, whose excess is penalized.
         pressure: of the penalty, pressure * max(0, expected cost / bound - 1).
-        share: of the training data that the weights are trained on.
+        weights_fraction: of the training data that the weights are trained on.
         rate: of Adam on the logits; default as published, raised for short searches.
-        part: of a budget in seconds.
+        time_fraction: of a budget in seconds.
         gradient: of the logits; default: that of the validation loss at the present weights, first order.
         prior: logits to begin with.
     """
@@ -75,7 +75,7 @@ def descend_mixture(
 
     def loss_of(batch: Batch) -> Tensor:
         loss = task.loss(space, batch)
-        return loss if within is None else loss + pressure * within.excess(mixed(space)).to(loss)
+        return loss if constraint is None else loss + pressure * constraint.excess(mixed(space)).to(loss)
 
     def descended(train: Batch, valid: Batch) -> tuple[Tensor, Sequence[Tensor | None]]:
         if gradient is not None:
@@ -83,10 +83,10 @@ def descend_mixture(
         loss = loss_of(valid)
         return loss, torch.autograd.grad(loss, logits(space), allow_unused=True)
 
-    run.keep(space=space, weights=weights, architecture=decided)
+    run.register_state(space=space, weights=weights, architecture=decided)
     alternate(
-        space, task.halves(share), run, weights=weights, architecture=decided, steps=steps,
-        weight_loss=task.loss, architecture_gradient=descended, schedule=cosine, share=part,
+        space, task.split(weights_fraction), run, weights=weights, architecture=decided, steps=steps,
+        weight_loss=task.loss, architecture_gradient=descended, schedule=cosine, time_fraction=time_fraction,
     )  # fmt: skip
 
 
@@ -97,9 +97,9 @@ def search_mixture(
     /,
     *,
     limit: Limit | None,
-    search: float,
-    share: float = 0.5,
-    optimiser: MakeOptimiser = sgd_of_darts,
+    search_fraction: float,
+    weights_fraction: float = 0.5,
+    optimizer: OptimizerFactory = darts_sgd,
 ) -> Found:
     """DARTS of first order inside another method (`supernets/nested.py`), limits on measured costs included.
 
@@ -108,16 +108,26 @@ def search_mixture(
         task: of the other method, without its test part.
         run: a part of the other method's.
         limit: on what is found; a surrogate stands in where it is measured.
-        search: share of the run's steps.
-        share: of the training data that the weights are trained on.
-        optimiser: of the supernet's weights.
+        search_fraction: share of the run's steps.
+        weights_fraction: of the training data that the weights are trained on.
+        optimizer: of the supernet's weights.
     """
-    space = supernet(space, run, needs="DARTS")
+    space = prepare_supernet(space, run, needs="DARTS")
     relax_as_mixture(space)
-    steps, rest = divided(run, task, search)
-    within = Within(space, limit) if limit else None
-    if within:
-        within.begin(run)
-    descend_mixture(space, task, run, weights=for_weights(optimiser, space), steps=steps, within=within, share=share)
-    architecture = within.best(scores(space)) if within else decide(space)
-    return conclude(space, architecture, task, run, steps=rest, optimiser=optimiser, within=within, record={})
+    steps, rest = split_steps(run, task, search_fraction)
+    constraint = ArchitectureConstraint(space, limit) if limit else None
+    if constraint:
+        constraint.fit_surrogate(run)
+    descend_mixture(
+        space,
+        task,
+        run,
+        weights=Recipe(optimizer_factory=optimizer).optimizer(space),
+        steps=steps,
+        constraint=constraint,
+        weights_fraction=weights_fraction,
+    )
+    architecture = constraint.best_feasible(scores(space)) if constraint else decide(space)
+    return train_and_report(
+        space, architecture, task, run, steps=rest, optimizer=optimizer, constraint=constraint, record={}
+    )

@@ -19,16 +19,18 @@ from archgrad.costs.count import params
 from archgrad.costs.latency import Runtime
 from archgrad.costs.memory import GIB, available_bytes, predict
 from archgrad.errors import ChoiceError, ConfigError, LimitError, ModelError
-from archgrad.extract.discretize import build, strengths
+from archgrad.extract.discretize import build, decision_weights
 from archgrad.results.record import card
 from archgrad.results.result import Example, Found, figures, latencies
 from archgrad.run.run import Run
 from archgrad.supernets import collapse
-from archgrad.supernets.constraint import Within
+from archgrad.supernets.constraint import ArchitectureConstraint
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch, Scored
-from archgrad.training.fit import MakeOptimiser, autocast, descend, for_weights, recalibrate
+from archgrad.training.fit import optimize, recalibrate
+from archgrad.training.recipe import OptimizerFactory, Recipe
 from archgrad.training.schedules import cosine
+from archgrad.training.step import autocast
 
 LOAD = """import torch
 network = torch.export.load("network.pt2").module()   # needs torch alone
@@ -47,7 +49,7 @@ class Described(Protocol):
         ...
 
 
-def supernet(space: nn.Module, run: Run, *, needs: str, single: bool = False) -> nn.Module:
+def prepare_supernet(space: nn.Module, run: Run, *, needs: str, single: bool = False) -> nn.Module:
     """A copy of a space on the run's device, once it is sure that a method for supernets can search it.
 
     Args:
@@ -67,7 +69,7 @@ def supernet(space: nn.Module, run: Run, *, needs: str, single: bool = False) ->
 
 
 def refuse_unfit(space: nn.Module, *, needs: str, single: bool = False) -> None:
-    """Raise the ChoiceError that `supernet` raises for a space that it does not take."""
+    """Raise the ChoiceError that `prepare_supernet` raises for a space that it does not take."""
     found = {name: same[0] for name, same in choices(space).items()}
     if not found:
         raise ChoiceError(
@@ -84,13 +86,13 @@ def refuse_unfit(space: nn.Module, *, needs: str, single: bool = False) -> None:
     if single and several:
         raise ChoiceError(
             f"{needs} samples one candidate for each choice; {several[:3]} keep several inputs: give each input "
-            f"a choice of its own, as archgrad.darts_cells(factorised=True) does, or give the choice a distribution "
+            f"a choice of its own, as archgrad.darts_cells(factorized=True) does, or give the choice a distribution "
             f"over subsets by archgrad.choices.subsets.topology"
         )
 
 
-def foresee(
-    space: nn.Module, task: Classification, run: Run, *, optimiser: MakeOptimiser, passes: int = 1, drawn: int = 0
+def predict_peak_memory(
+    space: nn.Module, task: Classification, run: Run, *, optimizer: OptimizerFactory, passes: int = 1, drawn: int = 0
 ) -> int | None:
     """The peak memory of a step of the search, in bytes, predicted before anything is trained; in the history too.
 
@@ -98,7 +100,7 @@ def foresee(
         space: mixed as it will be while it is trained, or with gates; nothing of it, and no random state, is changed.
         task: of the batches that the weights are trained on.
         run: begun.
-        optimiser: of the weights.
+        optimizer: of the weights.
         passes: forward passes whose activations the method holds at once.
         drawn: where networks are trained apart: so many are drawn, and the dearest of them counts.
 
@@ -117,7 +119,7 @@ def foresee(
     generator = torch.Generator().manual_seed(run.seed)
     apart = (build(space, sample(space, generator=generator), weights="inherit") for _ in range(drawn))
     try:
-        every = [predict(one, batch, loss=loss, optimiser=optimiser) for one in (apart if drawn else [space])]
+        every = [predict(one, batch, loss=loss, optimizer=optimizer) for one in (apart if drawn else [space])]
     except ModelError as error:
         run.note(f"How much memory the search takes cannot be foreseen: {error}")
         return None
@@ -142,29 +144,31 @@ def foresee(
     return needed
 
 
-def divided(run: Run, task: Classification | Scored, search: float) -> tuple[int, int]:
+def split_steps(run: Run, task: Classification | Scored, search_fraction: float) -> tuple[int, int]:
     """Steps of the search and of the training of what it found; together they are the run's budget.
 
     A task that scores architectures itself takes none.
     """
-    if not 0.0 < search <= 1.0:
-        raise ConfigError(f"search={search}: the share of the steps that is searched in is above 0 and at most 1")
+    if not 0.0 < search_fraction <= 1.0:
+        raise ConfigError(
+            f"search_fraction={search_fraction}: the share of the steps that is searched in is above 0 and at most 1"
+        )
     if isinstance(task, Scored):
         return 0, 0
     total = run.total_steps(task.steps_per_epoch, default_epochs=60)
-    steps = max(1, round(search * total))
+    steps = max(1, round(search_fraction * total))
     return steps, total - steps
 
 
-def conclude(
+def train_and_report(
     space: nn.Module,
     architecture: Architecture,
     task: Classification | Scored,
     run: Run,
     *,
     steps: int,
-    optimiser: MakeOptimiser,
-    within: Within | None,
+    optimizer: OptimizerFactory,
+    constraint: ArchitectureConstraint | None,
     record: Mapping[str, Any],
     fresh: nn.Module | None = None,
     trained: nn.Module | None = None,
@@ -181,8 +185,8 @@ def conclude(
         task: its test part is read here, once.
         run: whose folder, if any, gets the result.
         steps: of training.
-        optimiser: from weights to their optimiser.
-        within: the limit; it is checked on the network that is handed back.
+        optimizer: from weights to their optimizer.
+        constraint: the limit; it is checked on the network that is handed back.
         record: what the method adds to the report: method, title, settings, and as "chosen" its `departures`.
         fresh: the space that the trained network is built from, where the supernet has parts of its own.
         trained: the architecture's network, where it is trained already.
@@ -200,12 +204,12 @@ def conclude(
         signs = _signs(space, architecture, task, run)
         source, example = (fresh or space) if steps else space, run.to_device(task.example)
         if trained is None:
-            trained = _trained(source, architecture, task, run, steps=steps, optimiser=optimiser)
+            trained = _trained(source, architecture, task, run, steps=steps, optimizer=optimizer)
         network = trained
         after = _figures(network, task, run, example)
-    limit = _reached(within, architecture, network, run) if within else None
+    limit = _reached(constraint, architecture, network, run) if constraint else None
     described = dict(space.describe(architecture)) if isinstance(space, Described) else {}
-    if within and (surrogate := run.remember("surrogate", within.record)):
+    if constraint and (surrogate := run.compute_once("surrogate", constraint.record)):
         described["surrogate"] = surrogate
     data = {} if isinstance(task, Scored) else task.splits
     full = {
@@ -235,45 +239,47 @@ def conclude(
     return found
 
 
-def _reached(within: Within, architecture: Architecture, network: nn.Module, run: Run) -> dict[str, Any]:
+def _reached(
+    constraint: ArchitectureConstraint, architecture: Architecture, network: nn.Module, run: Run
+) -> dict[str, Any]:
     """The limit, and what the network that is handed back takes."""
-    reached = run.remember("reached", lambda: within.reached(architecture, network))
-    if within.slower > 1.0:
+    reached = run.compute_once("reached", lambda: constraint.verify(architecture, network))
+    if constraint.slower > 1.0:
         run.note(
-            f"The machine was {within.slower:.2f} times slower at the end than when the limit was settled: the price "
-            f"under the limit is given at the earlier speed."
+            f"The machine was {constraint.slower:.2f} times slower at the end than when the limit was settled: the "
+            f"price under the limit is given at the earlier speed."
         )
-    return {"cost": within.cost.name, "unit": within.cost.unit, "bound": within.bound, "reached": reached}
+    return {"cost": constraint.cost.name, "unit": constraint.cost.unit, "bound": constraint.bound, "reached": reached}
 
 
 def _signs(space: nn.Module, architecture: Architecture, task: Classification, run: Run) -> dict[str, Any]:
-    """The alarms of a relaxed search, and its discretisation gap; in the notes and the history too."""
+    """The alarms of a relaxed search, and its discretization gap; in the notes and the history too."""
     alarms = collapse.alarms(space, architecture, run.history)
     for alarm in alarms:
         run.note(alarm)
-    jump = run.remember("discretisation", lambda: collapse.discretisation(space, architecture, task, run))
+    jump = run.compute_once("discretization", lambda: collapse.discretization(space, architecture, task, run))
     if jump:
-        run.log({f"discretisation_{name}": jump[name] for name in ("supernet", "derived", "gap")})
-    return {"discretisation": jump, "alarms": alarms}
+        run.log({f"discretization_{name}": jump[name] for name in ("supernet", "derived", "gap")})
+    return {"discretization": jump, "alarms": alarms}
 
 
 def _trained(
     space: nn.Module, architecture: Architecture, task: Classification, run: Run, *, steps: int,
-    optimiser: MakeOptimiser,
+    optimizer: OptimizerFactory,
 ) -> nn.Module:  # fmt: skip
     network = build(space, architecture, weights="fresh" if steps else "inherit").to(run.device)
     if steps:
-        made = for_weights(optimiser, network)
-        run.keep(network=network, optimiser=made)
-        descend(network, task, run, optimiser=made, steps=steps, phase="train", schedule=cosine)
+        made = Recipe(optimizer_factory=optimizer).optimizer(network)
+        run.register_state(network=network, optimizer=made)
+        optimize(network, task, run, optimizer=made, steps=steps, phase="train", schedule=cosine)
     recalibrate(network, task, run)
     return network
 
 
 def _figures(network: nn.Module, task: Classification, run: Run, example: Example) -> dict[str, Any]:
-    after: dict[str, Any] = run.remember("figures", lambda: figures(network, task, example))
+    after: dict[str, Any] = run.compute_once("figures", lambda: figures(network, task, example))
     runtimes: tuple[Runtime, ...] = ("eager", "onnx") if run.folder else ("eager",)
-    times = run.remember("latency", lambda: latencies({"after": network}, example, runtimes=runtimes))
+    times = run.compute_once("latency", lambda: latencies({"after": network}, example, runtimes=runtimes))
     return {**after, "latency_ms": times["after"]}
 
 
@@ -288,7 +294,7 @@ def picks(space: nn.Module, architecture: Architecture) -> list[dict[str, Any]]:
         else:
             row["pick"] = [str(i) for i in (pick if isinstance(pick, tuple) else (pick,))]
         if choice.relaxation is not None:
-            weights = strengths(choice)[name]
+            weights = decision_weights(choice)[name]
             row["weight"] = [float(weights[i]) for i in pick] if isinstance(pick, tuple) else float(weights[pick])
         rows.append(row)
     return rows

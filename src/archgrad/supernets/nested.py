@@ -20,9 +20,9 @@ class Inner(Protocol):
     """A method for supernets: `archgrad.darts`, `archgrad.unas`, or one with options bound by functools.partial."""
 
     def __call__(
-        self, space: nn.Module, task: Classification, run: Run, /, *, limit: Limit | None, search: float
+        self, space: nn.Module, task: Classification, run: Run, /, *, limit: Limit | None, search_fraction: float
     ) -> Found:
-        """Search the space in the share `search` of the run's steps."""
+        """Search the space in the share `search_fraction` of the run's steps."""
         ...
 
 
@@ -35,7 +35,7 @@ def search_inside(
     steps: int,
     name: str,
     limit: Limit | None = None,
-    share: float = 1.0,
+    time_fraction: float = 1.0,
 ) -> tuple[Found, nn.Module]:
     """Let a method search a space within a run of another method; resumes exactly with that run.
 
@@ -47,16 +47,16 @@ def search_inside(
         steps: of the method.
         name: of this part of the run: unique in it.
         limit: on what the method finds.
-        share: of a budget in seconds.
+        time_fraction: of a budget in seconds.
 
     Returns:
         What it found, with the weights of its supernet; and that supernet, with its logits.
 
     Raises:
-        ConfigError: the method kept no space with logits (`run.keep(space=...)`).
+        ConfigError: the method kept no space with logits (`run.register_state(space=...)`).
     """
-    part = _Part(run, name, steps, share)
-    found = inner(space(), cast(Classification, _Withheld(task)), cast(Run, part), limit=limit, search=1.0)
+    part = _Part(run, name, steps, time_fraction)
+    found = inner(space(), cast(Classification, _Withheld(task)), cast(Run, part), limit=limit, search_fraction=1.0)
     searched = part.kept.get("space")
     if not isinstance(searched, nn.Module) or not logits(searched):
         raise ConfigError(
@@ -84,8 +84,8 @@ class _Part:
 
     folder = epochs = seconds = trials = None
 
-    def __init__(self, run: Run, name: str, steps: int, share: float) -> None:
-        self._run, self._name, self.max_steps, self._share = run, name, steps, share
+    def __init__(self, run: Run, name: str, steps: int, time_fraction: float) -> None:
+        self._run, self._name, self.max_steps, self._time_fraction = run, name, steps, time_fraction
         self._left = steps
         self.kept: dict[str, Kept] = {}
 
@@ -98,16 +98,16 @@ class _Part:
     def total_steps(self, steps_per_epoch: int, *, default_epochs: int) -> int:
         return self.max_steps
 
-    def keep(self, **parts: Kept) -> None:
+    def register_state(self, **parts: Kept) -> None:
         self.kept |= parts
-        self._run.keep(**parts)
+        self._run.register_state(**parts)
 
-    def steps(self, n: int, *, phase: str = "search", share: float = 1.0) -> Generator[int, None, None]:
+    def steps(self, n: int, *, phase: str = "search", time_fraction: float = 1.0) -> Generator[int, None, None]:
         n, self._left = min(n, self._left), self._left - min(n, self._left)
-        return self._run.steps(n, phase=f"{self._name}-{phase}", share=share * self._share)
+        return self._run.steps(n, phase=f"{self._name}-{phase}", time_fraction=time_fraction * self._time_fraction)
 
-    def remember(self, key: str, compute: Callable[[], Any]) -> Any:
-        return self._run.remember(f"{self._name}-{key}", compute)
+    def compute_once(self, key: str, compute: Callable[[], Any]) -> Any:
+        return self._run.compute_once(f"{self._name}-{key}", compute)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._run, name)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from archgrad.choices import access
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.policies import Prior, check_prior
-from archgrad.choices.subsets import Table
+from archgrad.choices.subsets import SubsetTable
 from archgrad.errors import ConfigError
 
 
@@ -118,7 +118,7 @@ def warm_start(space: nn.Module, given: Prior | None) -> None:
         for name, values in given.items():
             relaxation = found[name][0].relaxation
             logits = getattr(relaxation, "logits", None)
-            if isinstance(relaxation, Table):
+            if isinstance(relaxation, SubsetTable):
                 relaxation.logits.add_(relaxation.subsets.to(relaxation.logits) @ values.to(relaxation.logits))
             elif isinstance(logits, nn.Parameter) and logits.shape == values.shape:
                 logits.add_(values.to(logits))

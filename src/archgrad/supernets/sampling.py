@@ -1,4 +1,4 @@
-"""What a method that samples a supernet's choices carries from step to step: noise, baselines, the limit's hinge."""
+"""What a method that samples a supernet carries from step to step: noise, baselines, the limit's penalty."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from archgrad.choices.modules import Choice, InputChoice
 from archgrad.choices.subsets import Subsets
 from archgrad.run.run import Run
 from archgrad.supernets.bilevel import mixed
-from archgrad.supernets.constraint import Within
+from archgrad.supernets.constraint import ArchitectureConstraint
 
 
 @runtime_checkable
@@ -42,7 +42,7 @@ class Sampler:
 
     def __init__(self, space: nn.Module, run: Run, *, temperature: float, softening: float) -> None:
         self.space, self.temperature, self.softening = space, temperature, softening
-        self.generator, self.across = run.generator("architectures"), run.across
+        self.generator, self.across = run.generator("architectures"), run.mean_loss
 
     def draw(self, samples: int = 1) -> Sample:
         """Hard, relaxed and conditional weights, [samples, K] for each choice, with gradient to the logits."""
@@ -82,11 +82,11 @@ def _logits(choice: Choice) -> Tensor:
     return logit.masked_fill(~choice.live, float("-inf"))
 
 
-class Estimate:
+class RebarEstimate:
     """REBAR surrogates with a decaying baseline: one for each term that has its own scale.
 
     Args:
-        across: takes the mean of losses over all processes, `run.across`; these draw the same samples.
+        across: takes the mean of losses over all processes, `run.mean_loss`; these draw the same samples.
     """
 
     def __init__(self, across: Callable[[Tensor], Tensor]) -> None:
@@ -101,48 +101,48 @@ class Estimate:
         return surrogate
 
 
-class Hinge:
+class LimitPenalty:
     """The limit as a term of a sampled search: beta * max(0, price / bound - 1), one architecture of its own a step.
 
     The price is that of the discrete architecture, measured where the cost is measured; the control variate is the
-    hinge on the expected or surrogate price of the relaxed one.
+    penalty on the expected or surrogate price of the relaxed one.
 
     Args:
         sampler: draws the architecture.
-        within: the limit.
+        constraint: the limit.
         pressure: beta, after `ramp` steps in which it grows from 0.
     """
 
-    def __init__(self, sampler: Sampler, within: Within, *, pressure: float, ramp: float) -> None:
-        self.sampler, self.within, self.pressure, self.ramp = sampler, within, pressure, max(ramp, 1.0)
-        self.estimate = Estimate(sampler.across)
+    def __init__(self, sampler: Sampler, constraint: ArchitectureConstraint, *, pressure: float, ramp: float) -> None:
+        self.sampler, self.constraint, self.pressure, self.ramp = sampler, constraint, pressure, max(ramp, 1.0)
+        self.estimate = RebarEstimate(sampler.across)
         self.done = 0
         self.price = float("nan")
 
     def __call__(self) -> Tensor:
         """The term's surrogate: a scalar with gradient to the logits."""
-        sample, bound = self.sampler.draw(), self.within.bound
-        self.price = self.within.price(self.sampler.architecture(sample))
+        sample, bound = self.sampler.draw(), self.constraint.bound
+        self.price = self.constraint.price(self.sampler.architecture(sample))
         beta = self.pressure * min(self.done / self.ramp, 1.0)
         self.done += 1
-        relaxed = beta * torch.relu(self.within.expected(self.sampler.named(sample.mixed)) / bound - 1.0)
+        relaxed = beta * torch.relu(self.constraint.expected(self.sampler.named(sample.mixed)) / bound - 1.0)
         hard = torch.full((1,), beta * max(0.0, self.price / bound - 1.0)).to(sample.log_probability)
         return self.estimate(hard, relaxed.view(1).to(hard), sample.log_probability)
 
     def figures(self) -> dict[str, float]:
         """The latest price, and the expected one; a surrogate is fitted again to all that was measured."""
-        self.within.refit()
+        self.constraint.refit()
         with torch.no_grad():
-            expected = self.within.expected(mixed(self.sampler.space))
-        return {"cost": self.price, f"expected_{self.within.cost.name}": float(expected)}
+            expected = self.constraint.expected(mixed(self.sampler.space))
+        return {"cost": self.price, f"expected_{self.constraint.cost.name}": float(expected)}
 
     def state_dict(self) -> dict[str, Any]:
         """What exact resume needs."""
         return {"done": self.done, "price": self.price, "baseline": self.estimate.baseline.state_dict(),
-                "within": self.within.state_dict()}  # fmt: skip
+                "constraint": self.constraint.state_dict()}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up where `state_dict` left off."""
         self.done, self.price = state["done"], state["price"]
         self.estimate.baseline.load_state_dict(state["baseline"])
-        self.within.load_state_dict(state["within"])
+        self.constraint.load_state_dict(state["constraint"])

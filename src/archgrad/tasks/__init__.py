@@ -3,6 +3,21 @@
 from archgrad.tasks.augmentation import crop, cutout, flip
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.datasets import Samples, digits, load
-from archgrad.tasks.task import Batch, Inputs, Task
+from archgrad.tasks.task import Batch, Checkable, Inputs, PerSample, Splittable, Task, require
 
-__all__ = ["Batch", "Classification", "Inputs", "Samples", "Task", "crop", "cutout", "digits", "flip", "load"]
+__all__ = [
+    "Batch",
+    "Checkable",
+    "Classification",
+    "Inputs",
+    "PerSample",
+    "Samples",
+    "Splittable",
+    "Task",
+    "crop",
+    "cutout",
+    "digits",
+    "flip",
+    "load",
+    "require",
+]

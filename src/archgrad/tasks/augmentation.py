@@ -38,7 +38,7 @@ class Augmentation:
 
 
 def crop(padding: int) -> Augmentation:
-    """Pad each side with `padding` zeros (the mean colour of normalised images) and cut at a random place."""
+    """Pad each side with `padding` zeros (the mean color of normalized images) and cut at a random place."""
     _check_size("crop", "padding", padding)
 
     def function(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -71,7 +71,7 @@ def flip() -> Augmentation:
 
 
 def cutout(size: int) -> Augmentation:
-    """Set a square of `size` pixels, centred anywhere in the image and clipped at its edges, to zero.
+    """Set a square of `size` pixels, centered anywhere in the image and clipped at its edges, to zero.
 
     DeVries and Taylor 2017, Improved Regularization of Convolutional Neural Networks with Cutout.
     """

@@ -36,7 +36,7 @@ class Classification:
     collate_fn, workers and sampler are kept, so train with shuffle=True), a pair of arrays or tensors, or
     `Samples`. x may be a tuple or a dict of tensors [B, ...], for networks of several inputs. Missing parts are split
     off the training part for good, stratified: a share `valid_fraction` each, drawn by `split_seed`.
-    Images given as uint8 arrays are scaled and normalised with the training part's mean and deviation; what
+    Images given as uint8 arrays are scaled and normalized with the training part's mean and deviation; what
     a Dataset returns is passed as it is (also its own augmentation, in parts split off it too: give separate
     datasets to avoid that).
 
@@ -84,7 +84,7 @@ class Classification:
             "valid_fraction": valid_fraction,
             "classes": self.classes,
             "class_names": list(names or map(str, range(self.classes))),
-            "normalisation": _normalise(self._parts),
+            "normalization": _normalize(self._parts),
             "input_shape": _shape(self.example),
             "batch_size": first.loader.batch_size if first.loader is not None else batch_size,
             "augmentation": [_name(augmentation) for augmentation in augment],
@@ -135,14 +135,14 @@ class Classification:
             smoothing=smoothing,
         )
 
-    def halves(self, share: float = 0.5, *, seed: int | None = None) -> tuple[Classification, Classification]:
+    def split(self, fraction: float = 0.5, *, seed: int | None = None) -> tuple[Classification, Classification]:
         """Two tasks over disjoint, stratified shares of the training part: for weights, and for architectures.
 
-        Validation and test parts, normalisation, augmentation and batch size stay; a share smaller than the batch
+        Validation and test parts, normalization, augmentation and batch size stay; a share smaller than the batch
         size comes as one batch. The two draw their batches and augmentations independently under one seed.
 
         Args:
-            share: the first task's share of the training samples of each class, between 0 and 1. A class of two
+            fraction: the first task's share of the training samples of each class, between 0 and 1. A class of two
                 samples or more is in both, the sample of a class of one in the first.
             seed: what the division is drawn by; default: `split_seed`.
 
@@ -157,20 +157,20 @@ class Classification:
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise DataError(f"seed={seed!r}: give a whole number, or None for the task's split_seed")
         seed = self.splits["split_seed"] if seed is None else seed
-        first, second = divide(self._parts["train"], share=share, seed=seed)
-        record = {"share": share, "seed": seed, "of": self.splits["train"]}
+        first, second = divide(self._parts["train"], fraction=fraction, seed=seed)
+        record = {"fraction": fraction, "seed": seed, "of": self.splits["train"]}
         return self._share(first, record | {"half": "first"}), self._share(second, record | {"half": "second"})
 
     def shots(self, count: int, *, seed: int = 0) -> Classification:
         """This task on so many training samples of each class, drawn by the seed, all of them in one batch.
 
-        The other parts and the normalisation, which has seen the images of the whole training part, stay.
+        The other parts and the normalization, which has seen the images of the whole training part, stay.
         Raises DataError where a class has fewer samples.
         """
         drawn = few(self._parts["train"], count, classes=self.splits["class_names"], seed=seed)
         return self._share(drawn, {"half": f"{count} shots, draw {seed}"}, whole=True)
 
-    def whole(self) -> Classification:
+    def with_validation(self) -> Classification:
         """This task with the validation part added to the training part, in a shuffled order, to train for good."""
         joined = join(self._parts["train"], self._parts["valid"])
         record = {"half": "whole", "of": self.splits["train"], "and": self.splits["valid"]}
@@ -196,7 +196,8 @@ class Classification:
     @property
     def example(self) -> Inputs:
         """The first training sample as a network sees it: [1, ...], or a tuple or dict of such."""
-        return self._fetch("train", self._parts["train"].indices[:1].tolist())[0]
+        inputs: Inputs = self._fetch("train", self._parts["train"].indices[:1].tolist())[0]
+        return inputs
 
     def stream(self, *, seed: int, rank: int = 0, world: int = 1) -> Stream:
         """Training batch number `step`: a function of (seed, step, rank, world) alone.
@@ -330,14 +331,14 @@ def _training_order(train: Part, batch_size: int | None, *, drawable: int) -> Or
     return sampled(train.loader, train.indices, batch_size=batch_size, bounded=train.bounded, drawable=drawable)
 
 
-def _normalise(parts: dict[str, Part]) -> dict[str, list[float]] | None:
+def _normalize(parts: dict[str, Part]) -> dict[str, list[float]] | None:
     source = parts["train"].source
     if not isinstance(source, MemorySource) or source.held.x.dtype != torch.uint8:
         return None
     mean, std = channel_statistics(source.held.x, parts["train"].indices)
     for part in parts.values():
         if isinstance(part.source, MemorySource):
-            part.source.normalise(mean, std)
+            part.source.normalize(mean, std)
     return {"mean": mean, "std": std}
 
 

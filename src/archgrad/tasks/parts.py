@@ -140,7 +140,7 @@ def check_parts(parts: dict[str, Part], classes: int) -> None:
         if isinstance(first.source, MemorySource) != isinstance(part.source, MemorySource):
             raise DataError(
                 f"train and {name} are of two kinds (arrays in memory, and a Dataset); give both as the same,"
-                f" so that both are normalised alike"
+                f" so that both are normalized alike"
             )
         if isinstance(first.source, MemorySource) and isinstance(part.source, MemorySource):
             given, other = first.source.held.x, part.source.held.x

@@ -91,7 +91,7 @@ class MemorySource:
             x = (x.float() / 255 - self.mean.view(shape)) / self.std.view(shape)
         return x, self.held.y[rows]
 
-    def normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def normalize(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set the constants, one for each channel."""
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
 

@@ -14,14 +14,14 @@ from archgrad.tasks.sources import DatasetSource, MemorySource
 from archgrad.tasks.task import stable_seed
 
 
-def divide(train: Part, *, share: float, seed: int) -> tuple[Part, Part]:
-    """The training part as two: `share` of each class, to within one sample, and the rest.
+def divide(train: Part, *, fraction: float, seed: int) -> tuple[Part, Part]:
+    """The training part as two: `fraction` of each class, to within one sample, and the rest.
 
     Each class of two samples or more is in both; the sample of a class of one is in the first. Raises DataError
     where nothing is left for the second, or where a sampler of the user's own may draw anything.
     """
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
-        raise DataError(f"share={share!r}: give the first part's share, above 0 and below 1, for instance 0.5")
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
+        raise DataError(f"fraction={fraction!r}: give the first part's share, above 0 and below 1, for instance 0.5")
     if not train.bounded:
         raise DataError(
             "a training part with a sampler or batch sampler of your own cannot be divided, since the sampler may "
@@ -37,8 +37,8 @@ def divide(train: Part, *, share: float, seed: int) -> tuple[Part, Part]:
         members = members[torch.randperm(len(members), generator=generator)]
         seen += len(members)
         # Rounded so that the sum over classes comes near the share too, not each class alone.
-        fewest = int(share * len(members))
-        first = fewest + (share * seen - taken - fewest >= 0.5)
+        fewest = int(fraction * len(members))
+        first = fewest + (fraction * seen - taken - fewest >= 0.5)
         first = max(1, min(first, len(members) - 1))
         taken += first
         pieces[0].append(members[:first])

@@ -9,33 +9,144 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from archgrad.errors import ConfigError
+
 # Of a network: one, several in order, or several by name, which the network takes as one dict.
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
-Batch = tuple[Inputs, Tensor]
+# Any nest of tensors; (inputs, target) for the tasks of this room.
+Batch = Any
 
 
+@runtime_checkable
 class Task(Protocol):
-    """Training batches, a loss, and a score.
+    """Training batches, a loss, and a score: what every method needs.
 
-    `steps_per_epoch` is the number of training batches in one pass over the training part.
+    Optional are `higher_is_better` (False where a lower score is better), `splits` (a JSON record of the data, for
+    reports), and the abilities below, which some methods need: `Splittable`, `PerSample`, `Checkable`.
+
+    Attributes:
+        example: the inputs of one sample, [1, ...], or a tuple or dict of such.
+        steps_per_epoch: the number of training batches in one pass over the training part.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> class Line:  # y = 3x
+        ...     example, steps_per_epoch, higher_is_better = torch.ones(1, 1), 4, False
+        ...     def stream(self, *, seed, rank=0, world=1):
+        ...         def batch(step):
+        ...             x = torch.rand(8, 1, generator=torch.Generator().manual_seed(seed * 1000 + step))
+        ...             return x, 3 * x
+        ...         return batch
+        ...     def loss(self, network, batch):
+        ...         return torch.nn.functional.mse_loss(network(batch[0]), batch[1])
+        ...     def evaluate(self, network, part="valid"):
+        ...         with torch.no_grad():
+        ...             return {"mse": float(self.loss(network, self.stream(seed=-1 if part == "test" else -2)(0)))}
+        >>> figures = ag.fit(torch.nn.Linear(1, 1), Line(), ag.Run(epochs=1, progress=False))
+        >>> list(figures)
+        ['mse']
     """
 
     steps_per_epoch: int
+
+    @property
+    def example(self) -> Inputs:
+        """The inputs of one sample, [1, ...]."""
+        ...
 
     def stream(self, *, seed: int, rank: int = 0, world: int = 1) -> Callable[[int], Batch]:
         """Training batch number `step` (0, 1, 2, ... across epochs): a pure function of its four numbers."""
         ...
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """What training minimises on this batch: a scalar. Never draws data."""
+        """What training minimizes on this batch: a scalar []. It draws no data."""
         ...
 
     def evaluate(self, network: nn.Module, part: str = "valid") -> dict[str, float]:
-        """Figures on "train", "valid" or "test"; the first is the score (higher is better).
+        """Figures on "train", "valid" or "test"; the first is the score.
 
         The network is evaluated in eval mode; the mode of every submodule is restored.
         """
         ...
+
+
+@runtime_checkable
+class Splittable(Protocol):
+    """A task whose training data can be divided: for methods that train weights and architecture on separate data."""
+
+    def split(self, fraction: float) -> tuple[Task, Task]:
+        """Two tasks on disjoint parts of the training data, `fraction` of it and the rest."""
+        ...
+
+
+@runtime_checkable
+class PerSample(Protocol):
+    """A task that gives the loss of each sample: for methods that weigh samples."""
+
+    def losses(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The loss of each sample, [B]; their mean is `loss`."""
+        ...
+
+
+@runtime_checkable
+class Checkable(Protocol):
+    """A task that can tell whether a network fits it, before anything is trained."""
+
+    def check(self, network: nn.Module) -> None:
+        """Raise an ArchgradError where the network does not run on the data, or gives outputs of another form."""
+        ...
+
+
+_HOW: dict[type[Any], str] = {
+    Splittable: "split(fraction) -> two tasks on disjoint training data",
+    PerSample: "losses(network, batch) -> the loss of each sample, [B]",
+}
+
+
+def require(task: object, *abilities: type[Any], method: str) -> None:
+    """Verify before a run begins that a task has what a method needs.
+
+    Args:
+        task: what the user gave.
+        abilities: Protocols beyond `Task`: `Splittable`, `PerSample`.
+        method: its name, for the message.
+
+    Raises:
+        ConfigError: something is missing; the message lists all of it, and how to get it.
+
+    Example:
+        >>> import archgrad as ag
+        >>> from archgrad.tasks import Splittable, require
+        >>> require(ag.Classification.load("digits"), Splittable, method="DARTS")
+    """
+    basics = {
+        "example": "the inputs of one sample, [1, ...]",
+        "steps_per_epoch": "the number of batches in an epoch, a whole number from 1 up",
+        "stream": "stream(seed=, rank=, world=) -> a function from the step to a batch",
+        "loss": "loss(network, batch) -> a scalar tensor []",
+        "evaluate": 'evaluate(network, part) -> {name: figure} on "train", "valid" or "test", the score first',
+    }
+    missing = [f"{name}: {what}" for name, what in basics.items() if not hasattr(task, name)]
+    missing += [_HOW[ability] for ability in abilities if not isinstance(task, ability)]
+    if missing:
+        raise ConfigError(
+            f"{method} cannot run on {type(task).__name__}, which lacks {len(missing)} of what it needs: "
+            f"{'; '.join(missing)}. Add it to the class, or use a task that has all of it, such as "
+            f"archgrad.Classification."
+        )
+    steps = task.steps_per_epoch  # type: ignore[attr-defined]
+    if type(steps) is not int or steps < 1:
+        raise ConfigError(f"steps_per_epoch={steps!r} of {type(task).__name__}: give a whole number from 1 up.")
+
+
+def higher_is_better(task: object) -> bool:
+    """Whether a higher score of this task is better; True where the task does not say."""
+    return bool(getattr(task, "higher_is_better", True))
+
+
+def description(task: object) -> dict[str, Any]:
+    """The task's JSON record of its data, `splits`; empty where it has none."""
+    return dict(getattr(task, "splits", None) or {})
 
 
 @runtime_checkable

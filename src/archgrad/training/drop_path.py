@@ -8,10 +8,10 @@ from archgrad.errors import ConfigError
 
 
 class DropPathRamp:
-    """Sets the probability of every drop-path module of a network: `last * epoch / epochs`.
+    """Sets the probability of every drop-path module of a network: `last * progress`.
 
     Such a module is called `drop_path`, or a name that has this in it, and holds its probability in `drop_prob` (as
-    timm's DropPath) or `p` (as torch.nn.Dropout3d). The ramp is a function of the epoch alone, so that it needs no
+    timm's DropPath) or `p` (as torch.nn.Dropout3d). The ramp is a function of progress alone, so that it needs no
     saving. Raises ConfigError where the network has none.
 
     Source: the evaluation recipe of DARTS (arXiv 1806.09055), last = 0.2.
@@ -29,10 +29,10 @@ class DropPathRamp:
                 "attributes of that name, or leave drop_path at 0."
             )
 
-    def turn(self, epoch: int, *, of: int) -> None:
-        """Set the probability for this epoch, 0 .. of - 1."""
+    def set(self, progress: float) -> None:
+        """Set the probability at `progress` in [0, 1] through the training."""
         for module, name, _ in self._before:
-            setattr(module, name, self.last * epoch / of)
+            setattr(module, name, self.last * progress)
 
     def undo(self) -> None:
         """Set each probability to what it was before the ramp."""

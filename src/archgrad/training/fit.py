@@ -1,178 +1,194 @@
-"""Train the weights of a network: the loop that every method shares, and `fit` for a plain network."""
+"""Training a network by a recipe: `fit`, the phase of training that methods share, and the loop beneath both."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
-from archgrad.choices.access import trainable
-from archgrad.errors import ConfigError, ModelError
-from archgrad.run.resource_errors import watched
+from archgrad.errors import ConfigError
 from archgrad.run.run import Run
-from archgrad.tasks.task import Batch, Task, arguments
+from archgrad.tasks.task import Batch, Task, arguments, higher_is_better
 from archgrad.training.averaging import moving_average, take_average
 from archgrad.training.drop_path import DropPathRamp
-from archgrad.training.schedules import Schedule, constant, cosine
+from archgrad.training.recipe import Recipe
+from archgrad.training.schedules import Schedule, constant
+from archgrad.training.step import autocast, load_batch, take_step
 
 Objective = Callable[[nn.Module, Batch], Tensor]
-MakeOptimiser = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
-def sgd(parameters: Iterable[nn.Parameter], *, learning_rate: float = 0.05, weight_decay: float = 5e-4) -> Optimizer:
-    """SGD with Nesterov momentum 0.9; for other rates: `functools.partial(sgd, learning_rate=0.01)`."""
-    return SGD(parameters, lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
-
-
-def sgd_of_darts(parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """DARTS's optimiser of a supernet's weights: SGD, rate 0.025, momentum 0.9, decay 3e-4, clipped at 5."""
-    return SGD([{"params": list(parameters), "clip": 5.0}], lr=0.025, momentum=0.9, weight_decay=3e-4)
-
-
-def adamw(
-    parameters: Iterable[nn.Parameter], *, learning_rate: float = 1e-3, weight_decay: float = 0.05
-) -> Optimizer:
-    """AdamW whose weight decay leaves parameters of at most one dimension out: biases, and scales of norms."""
-    given = list(parameters)
-    decayed, other = [p for p in given if p.ndim > 1], [p for p in given if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}]
-    return AdamW([group for group in groups if group["params"]], lr=learning_rate)
-
-
-def adam(parameters: Iterable[nn.Parameter], *, learning_rate: float = 0.01) -> Optimizer:
-    """Adam without weight decay, at a rate for few steps."""
-    return Adam(parameters, lr=learning_rate)
-
-
-def descend(
+def optimize(
     network: nn.Module,
     task: Task,
     run: Run,
     *,
-    optimiser: Optimizer,
+    optimizer: Optimizer,
     steps: int,
     phase: str,
     objective: Objective | None = None,
     schedule: Schedule = constant,
-    share: float = 1.0,
+    accumulate: int = 1,
+    time_fraction: float = 1.0,
     before_step: Callable[[int], None] | None = None,
-    each_step: Callable[[int], None] | None = None,
-    each_epoch: Callable[[int], dict[str, float]] | None = None,
+    on_step: Callable[[int], None] | None = None,
+    on_epoch: Callable[[int], dict[str, float]] | None = None,
 ) -> None:
-    """Minimise `objective(network, batch)` by the optimiser for one phase of a run; resumes exactly.
+    """Minimize `objective(network, batch)` for one phase of a run; resumes exactly.
 
     Args:
         network: in training mode throughout; on the run's device.
         task: gives the batches and, by default, the objective.
-        run: gives the budget; what it keeps is up to the caller (`run.keep`) before this.
-        optimiser: its learning rates are scaled by the schedule, but for parameter groups marked
+        run: gives the budget; register what it saves (`run.register_state`) before this.
+        optimizer: its learning rates are scaled by the schedule, but for parameter groups marked
             `"steady": True`; a group's `"clip"` is the largest norm of its gradient.
-        steps: length of the phase.
+        steps: steps of the optimizer in this phase, where the budget is not in seconds alone.
         phase: its name in the history.
-        objective: the loss; default: the task's.
-        schedule: from progress in [0, 1] to a factor on the learning rates.
-        share: this phase's part of a budget in seconds.
+        objective: the loss []; default: the task's.
+        schedule: from progress in [0, 1] through the phase to a factor on the learning rates.
+        accumulate: batches a step.
+        time_fraction: this phase's part of a budget in seconds.
         before_step: called before each step, also the first after a resume.
-        each_step: called after each optimiser step.
-        each_epoch: called before each epoch; the figures that it returns are logged.
+        on_step: called after each step.
+        on_epoch: called before each epoch; the figures that it returns are logged.
 
     Raises:
         NonFiniteError: the loss or a gradient became NaN or infinite; no step is taken on it.
         ResourceError: memory ran out, or a worker of the data loader died.
     """
     loss_of = objective or task.loss
-    batches = task.stream(seed=run.seed, rank=run.rank, world=run.world)
-    rates = [group["lr"] for group in optimiser.param_groups]
-    trained = [p for group in optimiser.param_groups for p in group["params"]]
-    for step in run.steps(steps, phase=phase, share=share):
-        extra = each_epoch(step // task.steps_per_epoch) if each_epoch and step % task.steps_per_epoch == 0 else {}
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate if group.get("steady") else rate * schedule(step / steps)
+    stream = task.stream(seed=run.seed, rank=run.rank, world=run.world)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    per_epoch = steps_per_epoch(task, accumulate)
+    for step in run.steps(steps, phase=phase, time_fraction=time_fraction):
+        figures = on_epoch(step // per_epoch) if on_epoch and step % per_epoch == 0 else {}
+        # The groups are new ones once a resumed run has restored the optimizer.
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate if group.get("steady") else rate * schedule(run.progress)
         network.train()
         if before_step:
             before_step(step)
-        with watched(run):
-            batch = run.to_device(batches(step))
-            loss = _computed(loss_of, network, batch, run)
-            run.check_finite({"loss": loss}, again=functools.partial(_computed, loss_of, network, batch, run))
-            take_step(optimiser, trained, torch.autograd.grad(loss, trained, allow_unused=True), run)
-            del batch
-        if each_step:
-            each_step(step)
-        run.log({"loss": loss.detach(), "lr": optimiser.param_groups[0]["lr"], **extra}, step=step)
+        numbers = range(step * accumulate, (step + 1) * accumulate)
+        batches = [load_batch(stream, number, run) for number in numbers]
+        loss = take_step(optimizer, run, *(functools.partial(loss_of, network, batch) for batch in batches))
+        del batches
+        if on_step:
+            on_step(step)
+        run.log_step({"loss": loss, "lr": optimizer.param_groups[0]["lr"]}, figures, step=step)
 
 
-def _computed(loss_of: Objective, network: nn.Module, batch: Batch, run: Run) -> Tensor:
-    with autocast(run):
-        return loss_of(network, batch)
+def steps_per_epoch(task: Task, accumulate: int = 1) -> int:
+    """Steps of the optimizer in one pass over the training part."""
+    return math.ceil(task.steps_per_epoch / accumulate)
 
 
-def autocast(run: Run) -> AbstractContextManager[object]:
-    """Where losses are computed: under the run's precision."""
-    # Fabric takes seconds to import; plain float32 does not need it.
-    return nullcontext() if run.precision == "32-true" else run.fabric.autocast()
-
-
-def for_weights(optimiser: MakeOptimiser, network: nn.Module) -> Optimizer:
-    """An optimiser of all weights of a network that require a gradient.
-
-    Raises:
-        ModelError: there are none.
-    """
-    found = trainable(network)
-    if not found:
-        raise ModelError(
-            f"{type(network).__name__} has no parameter that requires a gradient, so there is nothing to train; "
-            f"leave some of them trainable (requires_grad_(True))"
-        )
-    return optimiser(found)
-
-
-def take_step(
-    optimiser: Optimizer,
-    parameters: Sequence[nn.Parameter],
-    gradients: Sequence[Tensor | None],
-    run: Run,
-    *,
-    shown: Callable[[Sequence[Tensor | None]], None] | None = None,
-) -> None:
-    """One step on these gradients: averaged over processes, clipped by the `"clip"` of each group, then forgotten.
-
-    `shown` is called with them before they are clipped. Raises NonFiniteError when one is NaN or infinite.
-    """
-    # The networks are not wrapped, so that any gradient can be taken of them.
-    gradients = run.mean(gradients)
-    run.check_gradients(parameters, gradients)
-    if shown:
-        shown(gradients)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-    for group in optimiser.param_groups:
-        if "clip" in group:
-            nn.utils.clip_grad_norm_(group["params"], group["clip"])
-    optimiser.step()
-    optimiser.zero_grad()
-
-
-def fit(
+def train(
     network: nn.Module,
     task: Task,
     run: Run,
+    recipe: Recipe,
     *,
-    optimiser: MakeOptimiser = sgd,
-    schedule: Schedule = cosine,
-    clip: float | None = None,
-    auxiliary: float = 0.0,
-    drop_path: float = 0.0,
-    average: float | None = None,
+    steps: int,
+    phase: str,
+    objective: Objective | None = None,
+    time_fraction: float = 1.0,
+) -> None:
+    """Train a network in place by a recipe, for one phase of a run; resumes exactly.
+
+    Args:
+        network: on the run's device.
+        task: gives the batches and, by default, the objective.
+        run: begun; what this phase saves is registered here.
+        recipe: how.
+        steps: steps of the optimizer in this phase.
+        phase: its name in the history.
+        objective: the loss []; default: the task's.
+        time_fraction: this phase's part of a budget in seconds.
+
+    Raises:
+        ConfigError: the recipe drops paths, and the network has no place for it.
+        NonFiniteError: the loss became NaN or infinite.
+    """
+    optimizer = recipe.optimizer(network)
+    ramp = DropPathRamp(network, recipe.drop_path) if recipe.drop_path else None
+    averaged = moving_average(network, recipe.average) if recipe.average else None
+    best = BestEpoch(network, task, run) if recipe.best_epoch else None
+    extra = {name: part for name, part in (("averaged", averaged), ("best", best)) if part is not None}
+    run.register_state(network=network, optimizer=optimizer, **extra)
+    try:
+        optimize(
+            network, task, run, optimizer=optimizer, steps=steps, phase=phase, objective=objective,
+            schedule=recipe.schedule, accumulate=recipe.accumulate, time_fraction=time_fraction,
+            before_step=(lambda step: ramp.set(run.progress)) if ramp else None,
+            on_step=(lambda step: averaged.update_parameters(network)) if averaged else None,
+            on_epoch=best.on_epoch if best else None,
+        )  # fmt: skip
+    finally:
+        if ramp:
+            ramp.undo()
+    if best:
+        best.restore()
+    if recipe.average and averaged:
+        _take_average(network, averaged, task, run, decay=recipe.average)
+
+
+def _take_average(network: nn.Module, averaged: AveragedModel, task: Task, run: Run, *, decay: float) -> None:
+    taken = max(1, int(averaged.n_averaged))
+    if (left := decay ** (taken - 1)) > 0.05:
+        run.note(
+            f"average={decay} over {taken} steps leaves a weight of {left:.2f} on the first weights: give at "
+            f"most {0.01 ** (1 / taken):.3g} for a run of this length"
+        )
+    take_average(network, averaged)
+    recalibrate(network, task, run)
+
+
+class BestEpoch:
+    """Keeps the weights of the epoch that scored best on the validation part; the first of several equals."""
+
+    def __init__(self, network: nn.Module, task: Task, run: Run) -> None:
+        self.network, self.task, self.run = network, task, run
+        self.score: float | None = None
+        self.weights: dict[str, Tensor] = {}
+
+    def on_epoch(self, epoch: int) -> dict[str, float]:
+        """Score the network as the epoch before has left it; nothing before the first."""
+        return self._score() if epoch else {}
+
+    def restore(self) -> None:
+        """Score the last epoch, then put the best weights into the network."""
+        self.run.log(self._score())
+        self.network.load_state_dict(self.weights)
+
+    def _score(self) -> dict[str, float]:
+        figures = self.task.evaluate(self.network)
+        score = next(iter(figures.values()))
+        better = self.score is None or (score > self.score if higher_is_better(self.task) else score < self.score)
+        if better:
+            self.score = score
+            self.weights = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+        assert self.score is not None
+        return {f"valid_{name}": value for name, value in figures.items()} | {"best_valid": self.score}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What exact resume needs."""
+        return {"score": self.score, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.score, self.weights = state["score"], state["weights"]
+
+
+def fit(
+    network: nn.Module, task: Task, run: Run, *, recipe: Recipe = Recipe(), auxiliary: float = 0.0
 ) -> dict[str, float]:
     """Train a plain network on a task; returns what it scores on the validation part.
 
@@ -180,96 +196,41 @@ def fit(
         network: trained in place.
         task: what it is judged on.
         run: epochs (default 30), seed, folder, device, precision.
-        optimiser: from parameters to their optimiser, for instance `adamw` or `functools.partial(sgd, ...)`.
-        schedule: from progress in [0, 1] to a factor on the learning rate; default: cosine with a short warm-up.
-        clip: largest norm of the gradient of all weights together.
+        recipe: optimizer, schedule, averaging and the like.
         auxiliary: weight of the loss of auxiliary logits, for a network that returns (logits, auxiliary logits) in
             training mode; the loss is loss(logits) + auxiliary * loss(auxiliary logits).
-        drop_path: probability to drop a path in the modules named `drop_path`, which grows to this value:
-            drop_path * epoch / epochs in epoch 0, 1, ...; afterwards the modules have the probability they had.
-        average: decay of an exponential moving average of the weights, one step of 1 - average after each training
-            step. The network ends up with the averaged weights and with BatchNorm statistics estimated for them
-            (`recalibrate`); other buffers are those of the last step.
 
     Raises:
         ConfigError: an option out of its range, or one that the network has no place for.
+        ModelError: the network has nothing to train.
         NonFiniteError: the loss became NaN or infinite.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> task = ag.Classification.load("digits")
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> figures = ag.fit(network, task, ag.Run(steps=2, progress=False))
+        >>> sorted(figures)
+        ['accuracy', 'loss']
     """
-    options = _checked(clip=clip, auxiliary=auxiliary, drop_path=drop_path, average=average)
-    ramp = DropPathRamp(network, drop_path) if drop_path else None
+    if isinstance(auxiliary, bool) or not 0.0 <= auxiliary < math.inf:
+        raise ConfigError(f"auxiliary={auxiliary!r} was given. Allowed is a number of at least 0, such as 0.4.")
     objective = _auxiliary(task, auxiliary) if auxiliary else None
+    recipe.optimizer(network)  # what cannot be trained is refused before the run begins
+    if recipe.drop_path:
+        DropPathRamp(network, recipe.drop_path)
     if objective:
         _try(objective, network, task, run)
-    recipe = {"optimiser": _described(optimiser), "schedule": _described(schedule), **options}
     size = sum(p.numel() for p in network.parameters())
-    run.begin("fit", {"network": type(network).__name__, "parameters": size, **recipe})
+    settings = {"network": type(network).__name__, "parameters": size, "auxiliary": auxiliary}
+    run.begin("fit", settings | {"recipe": recipe.record()})
     network.to(run.device)
-    steps = run.total_steps(task.steps_per_epoch, default_epochs=30)
-    made = for_weights(optimiser, network)
-    if clip:
-        # A group's "clip" would bound each group alone.
-        made.register_step_pre_hook(functools.partial(_clip, clip))
-    averaged = moving_average(network, average) if average else None
-    run.keep(network=network, optimiser=made, **({"average": averaged} if averaged else {}))
-    epochs = math.ceil(steps / task.steps_per_epoch)
-    try:
-        descend(
-            network, task, run, optimiser=made, steps=steps, phase="fit", objective=objective, schedule=schedule,
-            before_step=(lambda step: ramp.turn(step // task.steps_per_epoch, of=epochs)) if ramp else None,
-            each_step=(lambda step: averaged.update_parameters(network)) if averaged else None,
-        )  # fmt: skip
-    finally:
-        if ramp:
-            ramp.undo()
-    if average and averaged:
-        taken = max(1, int(averaged.n_averaged))
-        if (left := average ** (taken - 1)) > 0.05:
-            run.note(
-                f"average={average} over {taken} steps leaves a weight of {left:.2f} on the first weights: give at "
-                f"most {0.01 ** (1 / taken):.3g} for a run of this length"
-            )
-        take_average(network, averaged)
-        recalibrate(network, task, run)
+    steps = run.total_steps(steps_per_epoch(task, recipe.accumulate), default_epochs=30)
+    train(network, task, run, recipe, steps=steps, phase="fit", objective=objective)
     figures = task.evaluate(network)
     run.log({f"valid_{name}": value for name, value in figures.items()})
     run.finish()
     return figures
-
-
-def _checked(
-    *, clip: float | None, auxiliary: float, drop_path: float, average: float | None
-) -> dict[str, float | None]:
-    """The options as they are recorded; ConfigError for one out of its range."""
-    rules: dict[str, tuple[Any, Callable[[float], bool], str]] = {
-        "clip": (clip, lambda x: 0 < x < math.inf, "a number above 0, such as 5.0, or None"),
-        "auxiliary": (auxiliary, lambda x: 0 <= x < math.inf, "a number of at least 0, such as 0.4"),
-        "drop_path": (drop_path, lambda x: 0 <= x < 1, "a probability of at least 0 and below 1, such as 0.2"),
-        "average": (average, lambda x: 0 < x < 1, "a number above 0 and below 1, such as 0.999, or None"),
-    }
-    for name, (value, fits, rule) in rules.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        absent = value is None and name in ("clip", "average")
-        if not absent and not (number and fits(value)):
-            raise ConfigError(f"{name}={value!r} was given. Allowed is {rule}.")
-    return {name: value for name, (value, _, _) in rules.items()}
-
-
-def _described(function: Callable[..., Any]) -> str:
-    """A function's name, with the plain values that functools.partial binds: what a resumed run is compared by."""
-    if not isinstance(function, functools.partial):
-        return str(getattr(function, "__qualname__", type(function).__qualname__))
-    bound = [("", value) for value in function.args] + [
-        (f"{name}=", value) for name, value in function.keywords.items()
-    ]
-    plain = (str, int, float, tuple, type(None))
-    listed = ", ".join(
-        f"{name}{value if isinstance(value, plain) else type(value).__name__}" for name, value in bound
-    )
-    return f"{_described(function.func)}({listed})"
-
-
-def _clip(largest: float, optimiser: Optimizer, args: object, kwargs: object) -> None:
-    nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], largest)
 
 
 class _Answer(nn.Module):
@@ -331,8 +292,7 @@ def recalibrate(network: nn.Module, task: Task, run: Run, *, batches: int = 50) 
     try:
         with torch.no_grad():
             for step in range(min(batches, max(task.steps_per_epoch, 8))):
-                inputs = run.to_device(stream(step))[0]
-                network(*arguments(inputs))
+                task.loss(network, run.to_device(stream(step)))
     finally:
         for norm, momentum in momenta.items():
             norm.momentum = momentum

@@ -12,7 +12,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.policies import Uniform
 from archgrad.costs.limits import Cost, Limit
 from archgrad.run.run import Run
-from archgrad.supernets.constraint import Within
+from archgrad.supernets.constraint import ArchitectureConstraint
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Scored
 from archgrad.trials.pareto import front, hypervolume
@@ -27,15 +27,15 @@ class Trial:
     costs: Mapping[str, float]
 
 
-def price(within: Within, architecture: Architecture, run: Run) -> float:
+def price(constraint: ArchitectureConstraint, architecture: Architecture, run: Run) -> float:
     """What an architecture takes; what is read off a clock is read once in the life of a run."""
-    if not (within.measured and within.cost.measured):
-        return within.price(architecture)
-    key = f"{within.cost.name} of {sorted(architecture.items())}"
-    return float(run.remember(key, lambda: within.price(architecture)))
+    if not (constraint.measured and constraint.cost.measured):
+        return constraint.price(architecture)
+    key = f"{constraint.cost.name} of {sorted(architecture.items())}"
+    return float(run.compute_once(key, lambda: constraint.price(architecture)))
 
 
-class Prices:
+class ArchitectureCosts:
     """What architectures of one space take by several costs, each asked once.
 
     Args:
@@ -48,21 +48,21 @@ class Prices:
     """
 
     def __init__(self, space: nn.Module, costs: Iterable[Cost]) -> None:
-        self._within = {cost.name: Within(space, Limit(cost, fraction=1.0)) for cost in costs}
-        self.costs = {name: one.cost for name, one in self._within.items()}
+        self._constraints = {cost.name: ArchitectureConstraint(space, Limit(cost, fraction=1.0)) for cost in costs}
+        self.costs = {name: one.cost for name, one in self._constraints.items()}
         self.lowest: dict[str, float] = {}
         self.highest: dict[str, float] = {}
 
     def begin(self, run: Run) -> None:
         """Find the lowest and highest, once in the run's life where that takes measuring."""
         self._run = run
-        for name, one in self._within.items():
-            one.begin(run, key=f"prices of {name}")
+        for name, one in self._constraints.items():
+            one.fit_surrogate(run, key=f"prices of {name}")
             self.lowest[name], self.highest[name] = one.lowest, one.bound
 
     def of(self, architecture: Architecture) -> dict[str, float]:
         """{cost: what the architecture takes}."""
-        return {name: price(one, architecture, self._run) for name, one in self._within.items()}
+        return {name: price(one, architecture, self._run) for name, one in self._constraints.items()}
 
     def scaled(self, prices: Mapping[str, float]) -> dict[str, float]:
         """Prices on the way from the lowest to the highest, in [0, 1]."""
@@ -79,8 +79,8 @@ def control(
     run: Run,
     *,
     tried: Archive,
-    prices: Prices,
-    within: Within | None,
+    prices: ArchitectureCosts,
+    constraint: ArchitectureConstraint | None,
 ) -> Archive:
     """Random trials to hold a search against: of as many even draws as it made trials those that keep its limit.
 
@@ -90,10 +90,10 @@ def control(
     if not isinstance(task, Scored) or any(cost.measured for cost in prices.costs.values()):
         return beside
     policy, generator = Uniform(space), run.generator("control")
-    run.keep(beside=beside)
+    run.register_state(beside=beside)
     for _ in run.steps(len(tried), phase="control"):
         one = policy.sample(generator)
-        if within is None or price(within, one, run) <= within.bound:
+        if constraint is None or price(constraint, one, run) <= constraint.bound:
             beside.add(tried[one] if one in tried else Trial(one, task.score(one), prices.of(one)))
     return beside
 

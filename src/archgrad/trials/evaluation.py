@@ -15,9 +15,10 @@ from archgrad.extract.discretize import build
 from archgrad.run.run import Run
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch, Scored
-from archgrad.training.fit import MakeOptimiser, descend, for_weights, recalibrate
+from archgrad.training.fit import optimize, recalibrate
+from archgrad.training.recipe import OptimizerFactory, Recipe
 from archgrad.training.schedules import cosine
-from archgrad.trials.workers import Job, Outcome, Recipe, Workers
+from archgrad.trials.workers import Job, Outcome, RunTrial, Workers
 
 
 class Evaluate(Protocol):
@@ -48,8 +49,8 @@ def evaluator(
     *,
     trials: int,
     steps: int,
-    share: float,
-    optimiser: MakeOptimiser | None,
+    time_fraction: float,
+    optimizer: OptimizerFactory | None,
 ) -> Evaluate:
     """How architectures are tried on a task: looked up where it scores them itself, else trained; here or by workers.
 
@@ -59,22 +60,22 @@ def evaluator(
         run: begun.
         trials: how many there will be at most.
         steps: of training, of all trials together; each takes at least one.
-        share: of a budget in seconds, of all trials together.
-        optimiser: from fresh weights to their optimiser; None tries the supernet's weights as they are.
+        time_fraction: of a budget in seconds, of all trials together.
+        optimizer: from fresh weights to their optimizer; None tries the supernet's weights as they are.
 
     Raises:
-        ConfigError: there are workers, and the space, task or optimiser cannot be sent to them.
+        ConfigError: there are workers, and the space, task or optimizer cannot be sent to them.
     """
-    part = 0 if isinstance(task, Scored) or optimiser is None else steps
+    part = 0 if isinstance(task, Scored) or optimizer is None else steps
 
     def job(architecture: Architecture, number: int) -> Job:
         taken = steps_of(number, trials=trials, steps=part) if part else 0
         taken = affordable(taken, run, used=taken_by(number, trials=trials, steps=part))
-        return Job(f"trial-{number}", architecture, steps=taken, share=share / trials)
+        return Job(f"trial-{number}", architecture, steps=taken, time_fraction=time_fraction / trials)
 
     if run.workers:
-        return _Elsewhere(run, task, recipe(space, task, run, optimiser=optimiser), job)
-    return _Here(space, task, run, job, optimiser=optimiser)
+        return _Elsewhere(run, task, trial_runner(space, task, run, optimizer=optimizer), job)
+    return _Here(space, task, run, job, optimizer=optimizer)
 
 
 class _Here:
@@ -82,9 +83,9 @@ class _Here:
 
     def __init__(
         self, space: nn.Module, task: Classification | Scored, run: Run, job: Callable[[Architecture, int], Job], *,
-        optimiser: MakeOptimiser | None,
+        optimizer: OptimizerFactory | None,
     ) -> None:  # fmt: skip
-        self.space, self.task, self.run, self.job, self.optimiser = space, task, run, job, optimiser
+        self.space, self.task, self.run, self.job, self.optimizer = space, task, run, job, optimizer
 
     def ahead(self, trials: Mapping[int, Architecture]) -> None:
         pass
@@ -93,7 +94,7 @@ class _Here:
         if isinstance(self.task, Scored):
             return self.task.score(architecture)
         job = self.job(architecture, number)
-        network = alone(self.space, self.task, self.run, job, optimiser=self.optimiser)
+        network = alone(self.space, self.task, self.run, job, optimizer=self.optimizer)
         return scored(self.task.evaluate(network), self.run)
 
     def close(self) -> None:
@@ -104,9 +105,9 @@ class _Elsewhere:
     """Trials side by side in other processes."""
 
     def __init__(
-        self, run: Run, task: Classification | Scored, recipe: Recipe, job: Callable[[Architecture, int], Job]
+        self, run: Run, task: Classification | Scored, run_trial: RunTrial, job: Callable[[Architecture, int], Job]
     ) -> None:
-        self.run, self.task, self.workers, self.job = run, task, Workers(run, recipe), job
+        self.run, self.task, self.workers, self.job = run, task, Workers(run, run_trial), job
 
     def ahead(self, trials: Mapping[int, Architecture]) -> None:
         self.workers.ahead([self.job(architecture, number) for number, architecture in trials.items()])
@@ -131,7 +132,7 @@ def alone(
     run: Run,
     job: Job,
     *,
-    optimiser: MakeOptimiser | None,
+    optimizer: OptimizerFactory | None,
     network: nn.Module | None = None,
 ) -> nn.Module:
     """An architecture's network trained by itself, in a phase "trial", with the randomness of (seed, job's name).
@@ -141,22 +142,22 @@ def alone(
         task: trained on.
         run: begun.
         job: what and how long.
-        optimiser: from weights to their optimiser; None takes the supernet's weights and recalibrates them.
+        optimizer: from weights to their optimizer; None takes the supernet's weights and recalibrates them.
         network: to go on with, in place of a fresh one.
     """
-    with run.apart(job.name):
+    with run.isolated_rng(job.name):
         if network is None:
-            network = build(space, job.architecture, weights="fresh" if optimiser else "inherit").to(run.device)
+            network = build(space, job.architecture, weights="fresh" if optimizer else "inherit").to(run.device)
         if job.weights is not None:
             network.load_state_dict(job.weights)
-        if optimiser is None:
+        if optimizer is None:
             recalibrate(network, task, run, batches=8)
             return network
-        made = for_weights(optimiser, network)
-        run.keep(network=network, optimiser=made)
-        descend(
-            network, Later(task, job.first), run, optimiser=made, steps=job.steps, phase="trial", schedule=cosine,
-            share=job.share,
+        made = Recipe(optimizer_factory=optimizer).optimizer(network)
+        run.register_state(network=network, optimizer=made)
+        optimize(
+            network, Later(task, job.first), run, optimizer=made, steps=job.steps, phase="trial", schedule=cosine,
+            time_fraction=job.time_fraction,
         )  # fmt: skip
     return network
 
@@ -167,7 +168,7 @@ class _Apart:
 
     space: nn.Module
     task: Classification | Scored
-    optimiser: MakeOptimiser | None
+    optimizer: OptimizerFactory | None
     seed: int
     device: str
     precision: str
@@ -176,19 +177,21 @@ class _Apart:
     def __call__(self, job: Job) -> Outcome:
         if isinstance(self.task, Scored):
             return {"score": self.task.score(job.architecture)}, {}
-        seconds = self.seconds and self.seconds * job.share
+        seconds = self.seconds and self.seconds * job.time_fraction
         run = Run(seed=self.seed, device=self.device, precision=self.precision, seconds=seconds, progress=False)
         run.begin("trial", {})
         space = self.space.to(run.device)
-        network = alone(space, self.task, run, replace(job, share=1.0), optimiser=self.optimiser)
+        network = alone(space, self.task, run, replace(job, time_fraction=1.0), optimizer=self.optimizer)
         weights = {name: value.cpu() for name, value in network.state_dict().items()} if job.keep else {}
         return self.task.evaluate(network), weights
 
 
-def recipe(space: nn.Module, task: Classification | Scored, run: Run, *, optimiser: MakeOptimiser | None) -> Recipe:
+def trial_runner(
+    space: nn.Module, task: Classification | Scored, run: Run, *, optimizer: OptimizerFactory | None
+) -> RunTrial:
     """How workers try an architecture; the space is copied to the CPU for the way."""
     return _Apart(
-        copy.deepcopy(space).cpu(), task, optimiser, seed=run.seed, device=run.device.type, precision=run.precision,
+        copy.deepcopy(space).cpu(), task, optimizer, seed=run.seed, device=run.device.type, precision=run.precision,
         seconds=run.seconds,
     )  # fmt: skip
 
@@ -198,7 +201,7 @@ class Later:
 
     def __init__(self, task: Classification, first: int) -> None:
         self.task, self.first = task, first
-        self.steps_per_epoch = task.steps_per_epoch
+        self.steps_per_epoch, self.example = task.steps_per_epoch, task.example
 
     def stream(self, *, seed: int, rank: int = 0, world: int = 1) -> Callable[[int], Batch]:
         """As the task's, from the step `first`."""
@@ -229,12 +232,12 @@ def affordable(steps: int, run: Run, *, used: int) -> int:
     return steps if run.max_steps is None else max(0, min(steps, run.max_steps - used))
 
 
-def rounds(task: Classification | Scored, run: Run, count: int, *, share: float) -> Iterable[int]:
+def rounds(task: Classification | Scored, run: Run, count: int, *, time_fraction: float) -> Iterable[int]:
     """The numbers 0 to count - 1, for a loop of trials.
 
     Trials that train here are phases of their own: a resumed program passes through the finished ones. Those that
-    are looked up or made by workers are the steps of one phase; what the loop carries is kept before it (`run.keep`).
+    are looked up or made by workers are the steps of one phase; what the loop carries is registered before it.
     """
     looked_up = isinstance(task, Scored)
     one = looked_up or run.workers
-    return run.steps(count, phase="search", share=share, counted=looked_up) if one else range(count)
+    return run.steps(count, phase="search", time_fraction=time_fraction, counted=looked_up) if one else range(count)

@@ -10,13 +10,13 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.policies import Uniform
 from archgrad.errors import ConfigError, LimitError
 from archgrad.run.run import Run
-from archgrad.supernets.constraint import Within
+from archgrad.supernets.constraint import ArchitectureConstraint
 
 MISSES = 500  # draws in a row that are over the limit, or known, before the space is taken for exhausted
 
 
 def drawn(
-    policy: Uniform, run: Run, trials: int, within: Within | None, *, refused_count: bool = False
+    policy: Uniform, run: Run, trials: int, constraint: ArchitectureConstraint | None, *, refused_count: bool = False
 ) -> list[Architecture]:
     """Different architectures under the limit, drawn once in the run's life; fewer where the space has no more.
 
@@ -24,50 +24,58 @@ def drawn(
         policy: what they are drawn from.
         run: begun.
         trials: how many.
-        within: the limit.
+        constraint: the limit.
         refused_count: whether what is over the limit counts as one of the trials.
 
     Raises:
         LimitError: none of those drawn is under the limit.
     """
-    texts = run.remember("drawn", lambda: _drawn(policy, run, trials, within, refused_count=refused_count))
+    texts = run.compute_once("drawn", lambda: _drawn(policy, run, trials, constraint, refused_count=refused_count))
     return [Architecture.from_json(text) for text in texts]
 
 
-def _drawn(policy: Uniform, run: Run, trials: int, within: Within | None, *, refused_count: bool) -> list[str]:
+def _drawn(
+    policy: Uniform, run: Run, trials: int, constraint: ArchitectureConstraint | None, *, refused_count: bool
+) -> list[str]:
     generator, found, missed, refused = run.generator("architectures"), dict[Architecture, None](), 0, 0
     while len(found) + (refused if refused_count else 0) < trials and missed < MISSES:
         architecture = policy.sample(generator)
-        over = within is not None and within.price(architecture) > within.bound
+        over = constraint is not None and constraint.price(architecture) > constraint.bound
         if over or architecture in found:
             missed, refused = missed + 1, refused + over
         else:
             found[architecture], missed = None, 0
-    if within and not found:
+    if constraint and not found:
         raise LimitError(
-            f"none of {missed} architectures drawn at random takes at most {within.bound:,.6g} "
-            f"{within.cost.unit}, though some of the space do; raise the limit, or use a method that steers, such "
-            f"as archgrad.unas"
+            f"none of {missed} architectures drawn at random takes at most {constraint.bound:,.6g} "
+            f"{constraint.cost.unit}, though some of the space do; raise the limit, or use a method "
+            f"that steers, such as archgrad.unas"
         )
     return [architecture.to_json() for architecture in found]
 
 
 def ranking(
-    rows: Sequence[dict[str, Any]], architectures: Sequence[Architecture], within: Within | None, *, count: int = 1
+    rows: Sequence[dict[str, Any]],
+    architectures: Sequence[Architecture],
+    constraint: ArchitectureConstraint | None,
+    *,
+    count: int = 1,
 ) -> list[int]:
     """The places of the highest scores: of the latest round, of equal ones the first to be drawn.
 
     Args:
         rows: {"score", and "round" where there are some} of each.
         architectures: of the rows.
-        within: where its cost is measured, only what still keeps it when measured again is taken.
+        constraint: where its cost is measured, only what still keeps it when measured again is taken.
         count: how many, at most.
 
     Raises:
         LimitError: none kept the limit when it was measured again.
     """
     order = sorted(range(len(rows)), key=lambda i: (-rows[i].get("round", 0), -rows[i]["score"], i))
-    kept = list(itertools.islice((i for i in order if within is None or within.holds(architectures[i])), count))
+    kept = list(
+        itertools.islice((i for i in order if constraint is None or constraint.is_feasible(architectures[i])), count)
+    )
     if not kept:
         raise LimitError(
             "none of the architectures tried kept its limit when measured again: the clock is too noisy for a limit "

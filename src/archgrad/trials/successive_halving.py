@@ -19,9 +19,10 @@ from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
 from archgrad.run.run import Run
 from archgrad.tasks.classification import Classification
-from archgrad.training.fit import MakeOptimiser, descend, for_weights, recalibrate
+from archgrad.training.fit import optimize, recalibrate
+from archgrad.training.recipe import OptimizerFactory, Recipe
 from archgrad.training.schedules import cosine
-from archgrad.trials.evaluation import affordable, alone, recipe, scored
+from archgrad.trials.evaluation import affordable, alone, scored, trial_runner
 from archgrad.trials.workers import Job, Workers
 
 
@@ -66,8 +67,8 @@ def halved(
     *,
     halving: Halving,
     steps: int,
-    share: float,
-    optimiser: MakeOptimiser,
+    time_fraction: float,
+    optimizer: OptimizerFactory,
 ) -> tuple[list[dict[str, Any]], int]:
     """Try architectures by successive halving, each from fresh weights of its own, which go on from round to round.
 
@@ -80,8 +81,8 @@ def halved(
         architectures: what is tried.
         halving: the rounds.
         steps: of training, of all trials together.
-        share: of a budget in seconds, of all together.
-        optimiser: from weights to their optimiser, a new one in each round.
+        time_fraction: of a budget in seconds, of all together.
+        optimizer: from weights to their optimizer, a new one in each round.
 
     Returns:
         For each architecture {"architecture", "score", "round", "steps"}: the score and number of the last round that
@@ -95,7 +96,7 @@ def halved(
     rows: list[dict[str, Any]] = [{"architecture": dict(one), "steps": 0} for one in architectures]
     left = list(range(len(architectures)))
     train = _Elsewhere if run.workers else _Here
-    rounds = train(space, task, run, optimiser=optimiser)
+    rounds = train(space, task, run, optimizer=optimizer)
     for number, each in enumerate(plan):
         left = sorted(sorted(left, key=lambda i: (-rows[i].get("score", 0.0), i))[: len(each)])
         before = itertools.accumulate(each, initial=used)
@@ -105,7 +106,7 @@ def halved(
                 architectures[i],
                 steps=affordable(more, run, used=spent),
                 first=rows[i]["steps"],
-                share=share * more / total,
+                time_fraction=time_fraction * more / total,
             )
             for i, more, spent in zip(left, each, before, strict=False)
         }
@@ -122,8 +123,8 @@ def halved(
 class _Here:
     """Rounds of trials in this process: each trial of a round is a phase of the run."""
 
-    def __init__(self, space: nn.Module, task: Classification, run: Run, *, optimiser: MakeOptimiser) -> None:
-        self.space, self.task, self.run, self.optimiser = space, task, run, optimiser
+    def __init__(self, space: nn.Module, task: Classification, run: Run, *, optimizer: OptimizerFactory) -> None:
+        self.space, self.task, self.run, self.optimizer = space, task, run, optimizer
         self._networks: dict[int, nn.Module] = {}
 
     def __call__(self, jobs: Mapping[int, Job], *, last: bool) -> Iterator[tuple[int, dict[str, float]]]:
@@ -131,7 +132,7 @@ class _Here:
         self._networks = {i: network for i, network in self._networks.items() if i in jobs}
         for i, job in jobs.items():
             self._networks[i] = alone(
-                self.space, self.task, self.run, job, optimiser=self.optimiser, network=self._networks.get(i)
+                self.space, self.task, self.run, job, optimizer=self.optimizer, network=self._networks.get(i)
             )  # fmt: skip
             yield i, self.task.evaluate(self._networks[i])
 
@@ -143,15 +144,15 @@ class _Here:
 class _Elsewhere:
     """Rounds of trials by workers: each round is a phase, and a trial's weights travel."""
 
-    def __init__(self, space: nn.Module, task: Classification, run: Run, *, optimiser: MakeOptimiser) -> None:
-        self.run, self._workers = run, Workers(run, recipe(space, task, run, optimiser=optimiser))
+    def __init__(self, space: nn.Module, task: Classification, run: Run, *, optimizer: OptimizerFactory) -> None:
+        self.run, self._workers = run, Workers(run, trial_runner(space, task, run, optimizer=optimizer))
         self._weights: dict[int, dict[str, Tensor]] = {}
 
     def __call__(self, jobs: Mapping[int, Job], *, last: bool) -> Iterator[tuple[int, dict[str, float]]]:
         """The figures of each trial of a round, in order."""
         asked = [replace(job, weights=self._weights.get(i), keep=not last) for i, job in jobs.items()]
         found: dict[int, dict[str, float]] = {}
-        self.run.keep()
+        self.run.register_state()
         for step in self.run.steps(len(asked), phase="trials", counted=False):
             self._workers.ahead(asked)
             self._workers.result(asked[step])
@@ -173,8 +174,8 @@ def finals(
     architectures: Sequence[Architecture],
     *,
     steps: int,
-    share: float,
-    optimiser: MakeOptimiser,
+    time_fraction: float,
+    optimizer: OptimizerFactory,
 ) -> tuple[list[float], nn.Module]:
     """Train the best few anew, on the training and validation parts together, and score each on the test part.
 
@@ -184,22 +185,32 @@ def finals(
         run: begun; each is a phase "train".
         architectures: the best first.
         steps: of all together.
-        share: of a budget in seconds, of all together.
-        optimiser: from weights to their optimiser.
+        time_fraction: of a budget in seconds, of all together.
+        optimizer: from weights to their optimizer.
 
     Returns:
         Test scores, and the network of the first.
     """
-    whole, count = task.whole(), len(architectures)
+    whole, count = task.with_validation(), len(architectures)
     scores: list[float] = []
     networks: list[nn.Module] = []
     for i, architecture in enumerate(architectures):
         network = build(space, architecture, weights="fresh").to(run.device)
-        made, part = for_weights(optimiser, network), (i + 1) * steps // count - i * steps // count
-        run.keep(network=network, optimiser=made)
-        descend(
-            network, whole, run, optimiser=made, steps=part, phase="train", schedule=cosine, share=share / count
-        )  # fmt: skip
+        made, part = (
+            Recipe(optimizer_factory=optimizer).optimizer(network),
+            (i + 1) * steps // count - i * steps // count,
+        )
+        run.register_state(network=network, optimizer=made)
+        optimize(
+            network,
+            whole,
+            run,
+            optimizer=made,
+            steps=part,
+            phase="train",
+            schedule=cosine,
+            time_fraction=time_fraction / count,
+        )
         recalibrate(network, whole, run)
         figures = task.evaluate(network, "test")
         run.log({f"test_{name}": value for name, value in figures.items()})

@@ -48,7 +48,7 @@ class Job:
         steps: of training.
         first: the step that its data begin at.
         weights: to go on from; None: fresh ones.
-        share: of the run's budget in seconds, if it has one.
+        time_fraction: of the run's budget in seconds, if it has one.
         keep: whether the weights that it ends with are wanted.
     """
 
@@ -56,7 +56,7 @@ class Job:
     architecture: Architecture
     steps: int = 0
     first: int = 0
-    share: float = 1.0
+    time_fraction: float = 1.0
     weights: Mapping[str, Tensor] | None = None
     keep: bool = False
 
@@ -72,7 +72,7 @@ class Done:
 
 
 # From a job to its figures and weights; it travels to the workers with all that trials share.
-Recipe = Callable[[Job], Outcome]
+RunTrial = Callable[[Job], Outcome]
 
 
 class Workers:
@@ -91,7 +91,7 @@ class Workers:
         RunError: no Ray cluster answers.
     """
 
-    def __init__(self, run: Run, recipe: Recipe) -> None:
+    def __init__(self, run: Run, recipe: RunTrial) -> None:
         self._run, self._recipe = run, _packed(recipe)
         run.worked = True
         self._book = _Book(run.folder)
@@ -116,7 +116,7 @@ class Workers:
         """
         self.ahead([job])
         while (done := self._book.held(job)) is None:
-            if self._run.wanted:
+            if self._run.stop_requested:
                 self.close()
                 self._run.stop_here()
             finished, _ = wait(self._flying, timeout=_GLANCE_SECONDS, return_when=FIRST_COMPLETED)
@@ -154,7 +154,7 @@ class Workers:
         except ModuleNotFoundError as error:
             self.close()
             raise RunError(
-                f"A worker cannot import {error.name!r}, which the space, task or optimiser needs. Install it on "
+                f"A worker cannot import {error.name!r}, which the space, task or optimizer needs. Install it on "
                 "every machine, or put its folder on their PYTHONPATH."
             ) from error
         if isinstance(found, ArchgradError):
@@ -271,13 +271,13 @@ def _ray() -> Any:
     return importlib.import_module("ray")
 
 
-def _packed(recipe: Recipe) -> bytes:
+def _packed(recipe: RunTrial) -> bytes:
     try:
         return bytes(cloudpickle.dumps(recipe))
     except (pickle.PicklingError, TypeError, AttributeError, RuntimeError) as error:
         raise ConfigError(
             f"workers were asked for, but what the trials share cannot be sent to another process ({error}). The "
-            "space, task and optimiser may hold no open files, locks or generators. Mend that, or leave workers out."
+            "space, task and optimizer may hold no open files, locks or generators. Mend that, or leave workers out."
         ) from error
 
 

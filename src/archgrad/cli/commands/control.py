@@ -31,5 +31,5 @@ def control(options: ControlOptions) -> dict[str, Any]:
     space = dynamics_space(len(system.start), len(system.low)) if options.searched else None
     folder.write(out, "control", options)
     with folder.resumable(out):
-        search = functools.partial(darts, optimiser=ADAM) if options.searched else None
+        search = functools.partial(darts, optimizer=ADAM) if options.searched else None
         return nnilqr(space, system, run, search=search).record

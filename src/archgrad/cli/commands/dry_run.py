@@ -22,14 +22,14 @@ from archgrad.costs.limits import Limit
 from archgrad.costs.memory import GIB
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
-from archgrad.gates.selection import Budget, Rounded
+from archgrad.gates.selection import GateConstraint, WidthRounding
 from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import frozen, slim
-from archgrad.supernets.constraint import Within
-from archgrad.supernets.lifecycle import divided, foresee, supernet
+from archgrad.supernets.constraint import ArchitectureConstraint
+from archgrad.supernets.lifecycle import predict_peak_memory, prepare_supernet, split_steps
 from archgrad.tasks import Classification
 from archgrad.tasks.task import Task
-from archgrad.training.fit import sgd
+from archgrad.training.recipe import sgd
 
 Plan = dict[str, Any]
 Planned = SlimOptions | SearchOptions | TransferOptions
@@ -82,11 +82,11 @@ def _slimmed(options: SlimOptions | TransferOptions, task: Classification, run: 
     space = slim(network, task.example, keep=options.keep).to(run.device)
     round_to = options.round_to if isinstance(options, SlimOptions) else 1
     limit = limit_of(options.limit, task.example)
-    budget = Budget(space, limit, Rounded(round_to)) if limit else None
+    constraint = GateConstraint(space, limit, WidthRounding(round_to)) if limit else None
     return {
-        "predicted_peak_bytes": foresee(space, task, run, optimiser=sgd),
+        "predicted_peak_bytes": predict_peak_memory(space, task, run, optimizer=sgd),
         "before": _figures(network, task),
-        "limit": _limit(limit, budget.bound if budget else None),
+        "limit": _limit(limit, constraint.bound if constraint else None),
         "step_seconds": _timed(network.to(run.device), task, run),
         "timed": "a training step of the whole network; steps after the cut are shorter",
         "gates": len(choices(space)),
@@ -95,21 +95,21 @@ def _slimmed(options: SlimOptions | TransferOptions, task: Classification, run: 
 
 
 def _searched(options: SearchOptions, task: Classification, run: Run) -> Plan:
-    factorised = options.method == "unas" if options.factorised is None else options.factorised
-    form = spaces.form(options.space, cells=options.cells, channels=options.channels, factorised=factorised)
+    factorized = options.method == "unas" if options.factorized is None else options.factorized
+    form = spaces.form(options.space, cells=options.cells, channels=options.channels, factorized=factorized)
     space, made = spaces.make(form, task)
-    first, rest = divided(run, task, options.search)
+    first, rest = split_steps(run, task, options.search_fraction)
     limit = limit_of(options.limit, task.example)
     bound = None
     if limit is not None:
         # A measured bound is settled by the search itself, on hundreds of networks.
-        bound = limit.bound if limit.cost.measured else Within(space, limit).bound
+        bound = limit.bound if limit.cost.measured else ArchitectureConstraint(space, limit).bound
     apart = options.method in _APART
     drawn = build(space, sample(space, generator=torch.Generator().manual_seed(options.seed)), weights="fresh")
-    mixed = space if apart else relax(supernet(space, run, needs=options.method), Softmax)
+    mixed = space if apart else relax(prepare_supernet(space, run, needs=options.method), Softmax)
     bounded = options.method == "radars"
-    peak = None if bounded else foresee(
-        mixed, task, run, optimiser=sgd, passes=_PASSES.get(options.method, 1), drawn=5 if apart else 0
+    peak = None if bounded else predict_peak_memory(
+        mixed, task, run, optimizer=sgd, passes=_PASSES.get(options.method, 1), drawn=5 if apart else 0
     )  # fmt: skip
     trained = drawn.to(run.device) if apart or bounded else mixed
     return {

@@ -13,7 +13,7 @@ from archgrad.cli.inputs import data, models
 from archgrad.cli.schemas.commands import InitOptions, is_code
 from archgrad.costs.count import macs, params
 from archgrad.errors import ConfigError, LimitError, RunError
-from archgrad.gates.selection import Budget, Rounded
+from archgrad.gates.selection import GateConstraint, WidthRounding
 from archgrad.spaces.slim.slimmable import frozen, slim
 from archgrad.tasks import Classification
 from archgrad.tasks.task import tensors
@@ -73,7 +73,7 @@ def _share(space: nn.Module, task: Classification) -> float | None:
     """The lowest of some shares of the MACs that rounded widths can reach; None where none of them is."""
     for share in _SHARES:
         try:
-            Budget(space, macs(task.example).at_most(fraction=share), Rounded())
+            GateConstraint(space, macs(task.example).at_most(fraction=share), WidthRounding())
         except LimitError:
             continue
         return share

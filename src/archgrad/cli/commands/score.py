@@ -27,7 +27,7 @@ from archgrad.proxies.scoring import Batch, theta
 from archgrad.report import page
 from archgrad.report.charts.curves import SCORE
 from archgrad.run.run import Run
-from archgrad.supernets.lifecycle import Described, supernet
+from archgrad.supernets.lifecycle import Described, prepare_supernet
 from archgrad.tasks.tabular import Tabular
 
 Record = dict[str, Any]
@@ -110,11 +110,11 @@ def _subjects(options: ScoreOptions, fits: spaces.Fits, run: Run, table: Tabular
     if options.model:
         return _Subjects([_model(name, fits, options.seed) for name in options.model])
     form = spaces.form(
-        options.space, cells=options.cells, channels=options.channels, factorised=bool(options.factorised)
+        options.space, cells=options.cells, channels=options.channels, factorized=bool(options.factorized)
     )
     seed(options.seed)
     space, made = spaces.make(form, fits)
-    supernet(space, run, needs="archgrad score")
+    prepare_supernet(space, run, needs="archgrad score")
     if isinstance(space, Resizable):
         # Networks are scored in the form in which they are trained.
         space = space.resized(cells=None, channels=None, auxiliary=False, drop_path=0.0)
@@ -156,7 +156,7 @@ def _scored(
     random = _random(batch, seed_of)
     device = torch.device("cpu") if run.device.type == "mps" else run.device  # MPS has no float64
     run.begin("score", settings)
-    run.keep()
+    run.register_state()
     for k in run.steps(len(subjects), phase="score"):
         # Every network has the weights that the seed gives it, whatever was scored before.
         seed(seed_of)

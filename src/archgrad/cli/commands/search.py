@@ -46,21 +46,23 @@ def search(options: SearchOptions) -> dict[str, Any]:
         return _free(options, out)
     run, task, onnx = prepare("search", options, out, trials=options.trials, workers=options.workers)
     space, made = spaces.make(_form(options), task)
-    limit, share = limit_of(options.limit, task.example), options.search
+    limit, share = limit_of(options.limit, task.example), options.search_fraction
     folder.write(out, "search", options)
     with folder.resumable(out):
         if options.method == "random_search":
-            found = random_search(space, task, run, limit=limit, shared=options.shared, search=share)
+            found = random_search(space, task, run, limit=limit, shared=options.shared, search_fraction=share)
         elif options.method == "monas":
             count = macs(task.example)
             reward = under() if options.alpha is None else mixed(count, alpha=options.alpha)
-            found = monas(space, task, run, reward=reward, limit=limit, costs=(count, params()), search=share)
+            found = monas(
+                space, task, run, reward=reward, limit=limit, costs=(count, params()), search_fraction=share
+            )
         elif options.method == "radars":
             bound = peak_memory(task.example, batch=options.batch_size)
             memory = bound.at_most(gib=options.memory_gib) if options.memory_gib else None
-            found = radars(space, task, run, limit=limit, memory=memory, search=share)
+            found = radars(space, task, run, limit=limit, memory=memory, search_fraction=share)
         else:
-            found = _PLAIN[options.method](space, task, run, limit=limit, search=share)
+            found = _PLAIN[options.method](space, task, run, limit=limit, search_fraction=share)
         _record(found, out, made)
         write_onnx(found, out, onnx)
     return found.record
@@ -105,9 +107,9 @@ def _shaped(options: SearchOptions, out: Path) -> tuple[Run, bool, spaces.Fits]:
     return run, onnx, spaces.Shape(options.classes or _CLASSES, example)
 
 
-def _form(options: SearchOptions) -> spaces.Form:
-    factorised = options.method == "unas" if options.factorised is None else options.factorised
-    return spaces.form(options.space, cells=options.cells, channels=options.channels, factorised=factorised)
+def _form(options: SearchOptions) -> spaces.SpaceDescription:
+    factorized = options.method == "unas" if options.factorized is None else options.factorized
+    return spaces.form(options.space, cells=options.cells, channels=options.channels, factorized=factorized)
 
 
 def _record(found: Found, out: Path, space: dict[str, Any]) -> None:

@@ -23,11 +23,12 @@ from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import slim as gated
 from archgrad.supernets.lifecycle import Described
 from archgrad.tasks import Classification
-from archgrad.training.fit import MakeOptimiser, adamw, fit, sgd
+from archgrad.training.fit import fit
+from archgrad.training.recipe import OptimizerFactory, Recipe, adamw, sgd
 
 Record = dict[str, Any]
 _LOAD = 'import torch\nnetwork = torch.export.load("network.pt2").module()   # needs torch alone\n'
-_OPTIMISERS: dict[str, MakeOptimiser] = {"sgd": sgd, "adamw": adamw}
+_OPTIMISERS: dict[str, OptimizerFactory] = {"sgd": sgd, "adamw": adamw}
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,13 @@ def train(options: TrainOptions) -> Record:
             subject.network,
             task,
             run,
-            optimiser=_optimiser(options),
-            clip=options.clip,
+            recipe=Recipe(
+                optimizer_factory=_optimizer(options),
+                clip=options.clip,
+                drop_path=options.drop_path,
+                average=options.average,
+            ),
             auxiliary=options.auxiliary,
-            drop_path=options.drop_path,
-            average=options.average,
         )
         found = _trained(subject, options, task=task, run=run)
         found.save(out)
@@ -96,7 +99,7 @@ def _subject(options: TrainOptions, task: Classification) -> _Subject:
 
 
 def _searched(
-    options: TrainOptions, task: Classification, *, architecture: Architecture, form: spaces.Form
+    options: TrainOptions, task: Classification, *, architecture: Architecture, form: spaces.SpaceDescription
 ) -> _Subject:
     """The network of an architecture in the form that is trained for good."""
     space, made = spaces.make(form, task)
@@ -137,23 +140,23 @@ def _bare(trained: nn.Module, plain: nn.Module) -> nn.Module:
     return plain.to(next(trained.parameters()).device)
 
 
-def _optimiser(options: TrainOptions) -> MakeOptimiser:
+def _optimizer(options: TrainOptions) -> OptimizerFactory:
     rates = {"learning_rate": options.learning_rate, "weight_decay": options.weight_decay}
     given = {name: rate for name, rate in rates.items() if rate is not None}
-    make = _OPTIMISERS[options.optimiser]
+    make = _OPTIMISERS[options.optimizer]
     return functools.partial(make, **given) if given else make
 
 
 def _trained(subject: _Subject, options: TrainOptions, *, task: Classification, run: Run) -> Found:
     network, example = subject.finished(subject.network).eval(), run.to_device(task.example)
-    columns: Record = run.remember("figures", lambda: figures(network, task, example))
-    times = run.remember(
+    columns: Record = run.compute_once("figures", lambda: figures(network, task, example))
+    times = run.compute_once(
         "latency", lambda: latencies({"network": network}, example, runtimes=("eager", "onnx"))["network"]
     )
     settings = {
         name: getattr(options, name)
         for name in (
-            "optimiser", "learning_rate", "weight_decay", "clip", "average", "smoothing", "auxiliary", "drop_path",
+            "optimizer", "learning_rate", "weight_decay", "clip", "average", "smoothing", "auxiliary", "drop_path",
         )
     }  # fmt: skip
     record = {

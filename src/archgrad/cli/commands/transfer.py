@@ -47,7 +47,7 @@ def transfer_command(options: TransferOptions) -> dict[str, Any]:
         )  # fmt: skip
         # What the structure is worth is asked on the target: little of the budget goes into training it here.
         pruned = pruning_transfer(
-            space, source, search, limit=limit, gamma=options.gamma, process=options.process, search=0.9
+            space, source, search, limit=limit, gamma=options.gamma, process=options.process, search_fraction=0.9
         )
         found = transfer(
             space, pruned.architecture, run, source=source, target=target, protocol=protocol,

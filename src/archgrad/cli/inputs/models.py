@@ -33,7 +33,7 @@ def load(name: str, *, classes: int, example: Inputs) -> nn.Module:
         ConfigError: no such module, file, attribute or timm model.
         ModelError: the user's code fails, or what it makes is no network.
     """
-    place, attribute = usercode.divided(name, forms=FORMS)
+    place, attribute = usercode.split_steps(name, forms=FORMS)
     if place == "timm":
         return _from_timm(attribute, classes=classes, example=example)
     found = usercode.named(name, forms=FORMS)
@@ -56,7 +56,7 @@ def told(classes: int, example: Inputs) -> dict[str, int]:
 
 def written(name: str, known: Mapping[str, int]) -> str:
     """How a program that has imported the callable of a MODEL makes the network, such as MyCNN(classes=10)."""
-    place, attribute = usercode.divided(name, forms=FORMS)
+    place, attribute = usercode.split_steps(name, forms=FORMS)
     if place == "timm":
         return f"timm.create_model({attribute!r}, num_classes={known['classes']}, in_chans={known['in_channels']})"
     found = usercode.named(name, forms=FORMS)

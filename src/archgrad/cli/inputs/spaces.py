@@ -71,7 +71,7 @@ class Shape:
             scoring.run(network.eval(), self.example)
 
 
-class Form(BaseModel):
+class SpaceDescription(BaseModel):
     """What a space is, as a record keeps it; a space of the user's own is its MODEL and no more."""
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
@@ -79,10 +79,10 @@ class Form(BaseModel):
     kind: str
     cells: int | None = Field(None, ge=1)
     channels: int | None = Field(None, ge=1)
-    factorised: bool | None = None
+    factorized: bool | None = None
 
     @model_validator(mode="after")
-    def _sized(self) -> Form:
+    def _sized(self) -> SpaceDescription:
         if self.ready and not (self.cells and self.channels):
             raise ValueError(f"the space {self.kind} needs cells and channels")
         return self
@@ -93,19 +93,19 @@ class Form(BaseModel):
         return self.kind in SPACES
 
 
-def form(kind: str, *, cells: int | None, channels: int | None, factorised: bool) -> Form:
+def form(kind: str, *, cells: int | None, channels: int | None, factorized: bool) -> SpaceDescription:
     """A space of this kind, in the published size where none is given."""
     if kind not in SPACES:
-        return Form(kind=kind, cells=None, channels=None)
-    return Form(
+        return SpaceDescription(kind=kind, cells=None, channels=None)
+    return SpaceDescription(
         kind=kind,
         cells=cells or _CELLS[kind],
         channels=channels or _CHANNELS,
-        factorised=factorised if kind == "darts" else None,
+        factorized=factorized if kind == "darts" else None,
     )
 
 
-def make(of: Form, task: Fits) -> tuple[nn.Module, dict[str, Any]]:
+def make(of: SpaceDescription, task: Fits) -> tuple[nn.Module, dict[str, Any]]:
     """The space for a task's classes and images, and its record.
 
     Raises:
@@ -134,13 +134,13 @@ def described(record: dict[str, Any]) -> str:
     """A space's record in a few words."""
     if record["kind"] not in SPACES:
         return str(record["kind"])
-    forms = {True: ["factorised"], False: ["published"], None: []}[record.get("factorised")]
+    forms = {True: ["factorized"], False: ["published"], None: []}[record.get("factorized")]
     cells = {"darts": "cells", "nasbench201": "cells a stage", "mobile": "layers a stage"}[record["kind"]]
     parts = [*forms, f"{record['cells']} {cells}", f"{record['channels']} channels"]
     return f"{record['kind']} ({', '.join(parts)})"
 
 
-def held(architecture: Path) -> Form | None:
+def held(architecture: Path) -> SpaceDescription | None:
     """What the record of the run beside an architecture's file says of its space; None without such a record.
 
     Raises ConfigError where it is damaged.
@@ -152,7 +152,7 @@ def held(architecture: Path) -> Form | None:
         content = files.read_text(path, ConfigError, most=files.RECORD)
         body = files.parse_json(content, ConfigError, source=str(path), finite=False)
         given = body.get("space") if isinstance(body, dict) else body
-        return None if given is None else Form.model_validate(given)
+        return None if given is None else SpaceDescription.model_validate(given)
     except (OSError, ValueError, RecursionError) as error:
         wrong = [one["msg"] for one in error.errors()] if isinstance(error, ValidationError) else [str(error)]
         raise ConfigError(
@@ -163,7 +163,7 @@ def held(architecture: Path) -> Form | None:
 
 def searched_in(
     path: Path, architecture: Architecture, kind: str | None, *, cells: int | None, channels: int | None
-) -> Form | None:
+) -> SpaceDescription | None:
     """The space that an architecture was searched in: as held beside it, else as asked for; None where neither says.
 
     Args:
@@ -187,14 +187,14 @@ def searched_in(
             return None
         case "darts":
             # Its two forms name their choices differently, and spaces of few cells have reductions alone.
-            factorised = any(name.endswith(".input0") for name in architecture)
+            factorized = any(name.endswith(".input0") for name in architecture)
             reductions = all(name.startswith("reduce.") for name in architecture)
-            return form(kind, cells=2 if reductions else None, channels=None, factorised=factorised)
+            return form(kind, cells=2 if reductions else None, channels=None, factorized=factorized)
         case "mobile":
             return form(
-                kind, cells=cells or max((len(architecture) - 1) // 5, 1), channels=channels, factorised=False
+                kind, cells=cells or max((len(architecture) - 1) // 5, 1), channels=channels, factorized=False
             )
-    return form(kind, cells=None, channels=None, factorised=False)
+    return form(kind, cells=None, channels=None, factorized=False)
 
 
 def _check(space: nn.Module, task: Fits) -> None:
@@ -203,17 +203,17 @@ def _check(space: nn.Module, task: Fits) -> None:
         task.check(relax(copy.deepcopy(space), Softmax))
 
 
-def _darts(of: Form, sizes: _Sizes, side: int) -> tuple[nn.Module, dict[str, Any]]:
+def _darts(of: SpaceDescription, sizes: _Sizes, side: int) -> tuple[nn.Module, dict[str, Any]]:
     stem: Literal["cifar", "imagenet"] = "imagenet" if side >= _LARGE else "cifar"
-    space = darts_cells(**sizes, factorised=bool(of.factorised), stem=stem)
-    return space, {"factorised": bool(of.factorised), "stem": stem}
+    space = darts_cells(**sizes, factorized=bool(of.factorized), stem=stem)
+    return space, {"factorized": bool(of.factorized), "stem": stem}
 
 
-def _nasbench201(of: Form, sizes: _Sizes, side: int) -> tuple[nn.Module, dict[str, Any]]:
+def _nasbench201(of: SpaceDescription, sizes: _Sizes, side: int) -> tuple[nn.Module, dict[str, Any]]:
     return nasbench201_cells(**sizes), {}
 
 
-def _mobile(of: Form, sizes: _Sizes, side: int) -> tuple[nn.Module, dict[str, Any]]:
+def _mobile(of: SpaceDescription, sizes: _Sizes, side: int) -> tuple[nn.Module, dict[str, Any]]:
     first = sizes["channels"]
 
     def scaled(width: int) -> int:
@@ -239,7 +239,7 @@ def _mobile(of: Form, sizes: _Sizes, side: int) -> tuple[nn.Module, dict[str, An
     return space, {"stem_stride": stem_stride, "strides": list(strides)}
 
 
-_MAKERS: dict[str, Callable[[Form, _Sizes, int], tuple[nn.Module, dict[str, Any]]]] = {
+_MAKERS: dict[str, Callable[[SpaceDescription, _Sizes, int], tuple[nn.Module, dict[str, Any]]]] = {
     "darts": _darts,
     "nasbench201": _nasbench201,
     "mobile": _mobile,

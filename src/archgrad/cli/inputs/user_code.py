@@ -27,7 +27,7 @@ def named(name: str, *, kind: str = "MODEL", forms: str = FORMS) -> Any:
         ConfigError: no such module, file or attribute.
         ModelError: the module's own code fails.
     """
-    place, attribute = divided(name, kind=kind, forms=forms)
+    place, attribute = split_steps(name, kind=kind, forms=forms)
     told = f"{kind}: {{}}. Give {forms}{{}}."
     module = _from_file(Path(place), told) if place.endswith(".py") else _from_module(place, told)
     found: Any = module
@@ -42,7 +42,7 @@ def named(name: str, *, kind: str = "MODEL", forms: str = FORMS) -> Any:
     return found
 
 
-def divided(name: str, *, kind: str = "MODEL", forms: str = FORMS) -> tuple[str, str]:
+def split_steps(name: str, *, kind: str = "MODEL", forms: str = FORMS) -> tuple[str, str]:
     """Module or file, and attribute. Raises ConfigError where there are not both."""
     place, _, attribute = name.rpartition(":")
     if not place or not attribute:
@@ -99,7 +99,7 @@ def own(what: str) -> Iterator[None]:
 def _from_file(path: Path, told: str) -> ModuleType:
     if not path.is_file():
         raise ConfigError(told.format(f"there is no file {path}", ""))
-    # So that the file can import its neighbours, as it can when Python runs it.
+    # So that the file can import its neighbors, as it can when Python runs it.
     _importable(path.parent.absolute())
     spec = importlib.util.spec_from_file_location(f"archgrad_model_{path.stem}", path)
     assert spec is not None and spec.loader is not None

@@ -155,7 +155,7 @@ class TrainOptions(WorkOptions):
     )
     auxiliary: float = Field(0.0, ge=0, description="Weight of the loss of an auxiliary head (published: 0.4).")
     drop_path: float = Field(0.0, ge=0, lt=1, description="Probability of dropping a path (published: 0.2).")
-    optimiser: Literal["sgd", "adamw"] = Field("sgd", description="sgd or adamw.")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd or adamw.")
     learning_rate: float | None = Field(None, gt=0, description="Default: sgd 0.05, adamw 0.001.")
     weight_decay: float | None = Field(None, ge=0, description="Default: sgd 0.0005, adamw 0.05.")
     clip: float | None = Field(None, gt=0, description="Largest norm of the gradient, such as 5.")

@@ -40,7 +40,7 @@ PROXIES: dict[str, Known] = {
     "meco": Known("nothing"),
     "jacob_cov": Known("inputs", ".73 / .70 / .70; best tenth .15", "-.10"),
     "naswot": Known("inputs", ".70 / .74 / .75, measured"),
-    "swap": Known("inputs", "CIFAR-100 .90, regularised by size"),
+    "swap": Known("inputs", "CIFAR-100 .90, regularized by size"),
     "linear_regions": Known("inputs"),
     "ntk_condition": Known("inputs", lower=True),
     "expressivity": Known("inputs"),
@@ -76,7 +76,7 @@ class ScoreOptions(Options):
     space: str = Field("nasbench201", description=f"{', '.join(SPACES)}, or a MODEL of your own with choices.")
     cells: int | None = Field(None, ge=1, description="As for search: cells, or cells a stage, or layers a stage.")
     channels: int | None = Field(None, ge=1, description="Channels of the first cell or block; default 16.")
-    factorised: bool | None = Field(None, description="The form of the darts space; default: as published.")
+    factorized: bool | None = Field(None, description="The form of the darts space; default: as published.")
     data: str = Field("", description=f"{DATA}. Without: random inputs, and no proxies that need labels.")
     skip_corrupt: bool = Field(False, description="Leave out images that cannot be read, and name them.")
     size: int | None = Field(None, ge=1, description="Side of the images, in pixels; without data 32.")
@@ -115,7 +115,7 @@ class ScoreOptions(Options):
         cells = [name for name in ("arch", "architectures", "sample") if getattr(self, name)]
         if not self.model and not cells:
             raise ValueError("there is nothing to score: give a MODEL, --arch, --architectures or --sample")
-        of_spaces = [*cells, *(name for name in ("cells", "channels", "factorised", "table") if getattr(self, name))]
+        of_spaces = [*cells, *(name for name in ("cells", "channels", "factorized", "table") if getattr(self, name))]
         if self.model and of_spaces:
             raise ValueError(
                 f"MODEL {self.model[0]!r} and --{of_spaces[0]} do not go together: score them one by one"
@@ -127,8 +127,8 @@ class ScoreOptions(Options):
             raise ValueError(f"{tabled[0]} goes with a table: --table FILE.npz")
         if self.data and (self.classes or self.in_channels):
             raise ValueError(f"classes and in_channels go without data; {self.data!r} says both")
-        if self.space != "darts" and self.factorised is not None:
-            raise ValueError(f"only the space darts has a factorised and a published form, {self.space!r} has one")
+        if self.space != "darts" and self.factorized is not None:
+            raise ValueError(f"only the space darts has a factorized and a published form, {self.space!r} has one")
         if self.space not in SPACES and (self.cells or self.channels):
             raise ValueError(f"cells and channels are for {', '.join(SPACES)}; {self.space!r} makes its own")
         return self

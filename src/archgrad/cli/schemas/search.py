@@ -48,10 +48,12 @@ class SearchOptions(LimitedOptions):
         description="darts: cells, default 8; nasbench201: cells a stage, default 5; mobile: layers a stage but the "
         "last, default 4.",
     )
-    factorised: bool | None = Field(
+    factorized: bool | None = Field(
         None, description="The form of the darts space; default: as UNAS has it for unas, else as published."
     )
-    search: float = Field(0.5, gt=0, le=1, description="Share of the steps searched in; the rest trains the result.")
+    search_fraction: float = Field(
+        0.5, gt=0, le=1, description="Share of the steps searched in; the rest trains the result."
+    )
     shared: bool = Field(False, description="random_search: try architectures with the weights of one supernet.")
     memory_gib: float | None = Field(
         None, gt=0, description="radars: bound on the memory of the search, in GiB; default: what is free."
@@ -76,7 +78,7 @@ class SearchOptions(LimitedOptions):
     )
     rounds: int | None = Field(None, ge=1, description="freenas: rounds of scoring and dropping; default 1.")
     norm: Literal["off", "eval", "train"] | None = Field(
-        None, description="freenas: normalisation off (default), in eval or in train mode; it decides the answer."
+        None, description="freenas: normalization off (default), in eval or in train mode; it decides the answer."
     )
     seeds: int | None = Field(None, ge=1, description="freenas: draws of the weights; default 3.")
     classes: int | None = Field(None, ge=1, description="freenas without data: classes; default 10.")
@@ -125,8 +127,8 @@ class SearchOptions(LimitedOptions):
             self._free()
         elif not self.data:
             raise ValueError(f"DATA is missing: {self.method} trains. Give --data: {DATA}")
-        if self.space != "darts" and self.factorised is not None:
-            raise ValueError(f"only the space darts has a factorised and a published form, {self.space!r} has one")
+        if self.space != "darts" and self.factorized is not None:
+            raise ValueError(f"only the space darts has a factorized and a published form, {self.space!r} has one")
         if self.space not in SPACES and (self.cells or self.channels):
             raise ValueError(f"cells and channels are for {', '.join(SPACES)}; {self.space!r} makes its own")
         return self

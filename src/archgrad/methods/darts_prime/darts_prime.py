@@ -10,10 +10,10 @@ zeros and ones of the architecture that they point at, Fbar the averaged squared
                  or L_valid(w, a) + (rho / 2) |a - Z + U|, Z and U moving every 10      ADMM
         theta = theta m^-f,   else theta = theta m                                      m = 1.05
     w: descend L_train(w, a)
-    clipped activation (v1, v2): a = clip(alpha, 0, 1), without "none", nodes normalised; what falls to 0 stays out
+    clipped activation (v1, v2): a = clip(alpha, 0, 1), without "none", nodes normalized; what falls to 0 stays out
     derive: DARTS's rule
 
-Each part is one that any gradient method takes: `choices/clipped.py`, `supernets/update_schedule.py`,
+Each part is one that any gradient method takes: `choices/clipped.py`, `dynamic_schedule.py`,
 `regularizers.py`.
 First order. The weights get 1 - 1 / (1 + f) of the training data, the architecture the rest.
 
@@ -40,25 +40,25 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from archgrad.choices.access import choices, logits, restrict
-from archgrad.choices.clipped import Clipped, normalise_nodes
+from archgrad.choices.clipped import Clipped, normalize_nodes
 from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Softmax
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import decide
-from archgrad.methods.darts_prime.regularizers import Admm, Proximity, regularised
+from archgrad.methods.darts_prime.dynamic_schedule import DynamicSchedule, weights_fraction_of
+from archgrad.methods.darts_prime.regularizers import Admm, Proximity, regularized
 from archgrad.results.record import heading
 from archgrad.results.result import Found
 from archgrad.run.run import Run
-from archgrad.supernets.bilevel import TRAVEL, alternate, logit_rate, mixed
-from archgrad.supernets.constraint import Within, refuse_measured, scores
+from archgrad.supernets.bilevel import TRAVEL, EverySteps, alternate, logit_rate, mixed
+from archgrad.supernets.constraint import ArchitectureConstraint, refuse_measured, scores
 from archgrad.supernets.darts_loop import relax_as_mixture
-from archgrad.supernets.lifecycle import conclude, divided, foresee, supernet
+from archgrad.supernets.lifecycle import predict_peak_memory, prepare_supernet, split_steps, train_and_report
 from archgrad.supernets.prior import recorded, warm_start
-from archgrad.supernets.update_schedule import Dynamic, Every, weights_share
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch, arguments
-from archgrad.training.fit import MakeOptimiser, for_weights, sgd, sgd_of_darts
+from archgrad.training.recipe import OptimizerFactory, Recipe, darts_sgd, sgd
 from archgrad.training.schedules import cosine
 
 
@@ -72,7 +72,7 @@ class Constraint:
         f: steps of the weights for one of the architecture; a whole number for the static schedule.
         threshold: theta at the beginning; below the first squared gradients the architecture waits, above them it
             begins at once.
-        regulariser: "proximity", "admm" or "none".
+        regularizer: "proximity", "admm" or "none".
         rho: its weight.
         adjusted: proximity weighed entry by entry, in place of all alike.
         on: what ADMM's targets follow: "activated" weights, or "logits" as in the authors' code.
@@ -82,7 +82,7 @@ class Constraint:
     schedule: Literal["dynamic", "static"] = "dynamic"
     f: float = 10
     threshold: float = 1.0
-    regulariser: Literal["proximity", "admm", "none"] = "proximity"
+    regularizer: Literal["proximity", "admm", "none"] = "proximity"
     rho: float = 0.1
     adjusted: bool = False
     on: Literal["activated", "logits"] = "activated"
@@ -90,24 +90,24 @@ class Constraint:
     def __post_init__(self) -> None:
         allowed = {
             "activation": ("softmax", "clipped"), "schedule": ("dynamic", "static"),
-            "regulariser": ("proximity", "admm", "none"),
+            "regularizer": ("proximity", "admm", "none"),
         }  # fmt: skip
         for name, names in allowed.items():
             if getattr(self, name) not in names:
                 raise ConfigError(f"{name}={getattr(self, name)!r} was given; allowed are {', '.join(names)}")
 
-    def pace(self) -> Dynamic | Every:
+    def pace(self) -> DynamicSchedule | EverySteps:
         """A new schedule of the architecture's steps."""
         if self.schedule == "dynamic":
-            return Dynamic(self.f, threshold=self.threshold)
-        return Every(self.f)  # type: ignore[arg-type]
+            return DynamicSchedule(self.f, threshold=self.threshold)
+        return EverySteps(self.f)  # type: ignore[arg-type]
 
     def term(self, space: nn.Module, run: Run) -> Proximity | Admm:
-        """A new regulariser of a relaxed space; of weight 0 for "none"."""
-        if self.regulariser == "admm":
+        """A new regularizer of a relaxed space; of weight 0 for "none"."""
+        if self.regularizer == "admm":
             return Admm(space, rho=self.rho, on=self.on)
-        rho = self.rho if self.regulariser == "proximity" else 0.0
-        return Proximity(space, rho=rho, progress=lambda: run.passed, adjusted=self.adjusted)
+        rho = self.rho if self.regularizer == "proximity" else 0.0
+        return Proximity(space, rho=rho, progress=lambda: run.progress, adjusted=self.adjusted)
 
 
 def darts_prime(
@@ -118,12 +118,12 @@ def darts_prime(
     limit: Limit | None = None,
     prior: Prior | None = None,
     constraint: Constraint = Constraint(),
-    search: float = 0.5,
-    share: float | None = None,
+    search_fraction: float = 0.5,
+    weights_fraction: float | None = None,
     pressure: float = 1.0,
     rate: float | None = None,
-    optimiser: MakeOptimiser = sgd_of_darts,
-    train_optimiser: MakeOptimiser = sgd,
+    optimizer: OptimizerFactory = darts_sgd,
+    train_optimizer: OptimizerFactory = sgd,
 ) -> Found:
     """Search a supernet by gradient descent, constrained to discrete weights; the algorithm is on top of this file.
 
@@ -133,13 +133,13 @@ def darts_prime(
         run: epochs of search and training together (default 60), seed, folder, device.
         limit: for instance `archgrad.macs(x).at_most(3e6)`; not on a measured cost.
         prior: logits to begin with, such as `archgrad.prior(...)` from scores of untrained networks.
-        constraint: activation, schedule and regulariser.
-        search: share of the steps that is searched in; the rest trains what was found, from fresh weights.
-        share: part of the training data that the weights are trained on; default: 1 - 1 / (1 + f).
+        constraint: activation, schedule and regularizer.
+        search_fraction: share of the steps that is searched in; the rest trains what was found, from fresh weights.
+        weights_fraction: part of the training data that the weights are trained on; default: 1 - 1 / (1 + f).
         pressure: of the limit's penalty, pressure * max(0, expected cost / bound - 1).
         rate: of Adam on the logits; default as published, raised for short searches.
-        optimiser: of the supernet's weights.
-        train_optimiser: of the weights of what was found.
+        optimizer: of the supernet's weights.
+        train_optimizer: of the weights of what was found.
 
     Raises:
         ChoiceError: the space has no choice, or has gates.
@@ -148,22 +148,31 @@ def darts_prime(
         NonFiniteError: the loss became NaN or infinite.
     """
     refuse_measured(limit, method="DARTS-PRIME")
-    given, space, clipped = space, supernet(space, run, needs="DARTS-PRIME"), constraint.activation == "clipped"
+    given, space, clipped = (
+        space,
+        prepare_supernet(space, run, needs="DARTS-PRIME"),
+        constraint.activation == "clipped",
+    )
     _relaxed(space, task, run, clipped=clipped)
-    pace, term = constraint.pace(), constraint.term(space, run)
-    steps, rest = divided(run, task, search)
-    within = Within(space, limit) if limit else None
+    update_schedule, term = constraint.pace(), constraint.term(space, run)
+    steps, rest = split_steps(run, task, search_fraction)
+    limit_constraint = ArchitectureConstraint(space, limit) if limit else None
     settings = {
-        "limit": limit and limit.record(), "constraint": asdict(constraint), "search": search, "share": share,
-        "pressure": pressure, "rate": rate, "prior": recorded(prior),
-    }  # fmt: skip
+        "limit": limit and limit.record(),
+        "constraint": asdict(constraint),
+        "search_fraction": search_fraction,
+        "weights_fraction": weights_fraction,
+        "pressure": pressure,
+        "rate": rate,
+        "prior": recorded(prior),
+    }
     run.begin("darts_prime", settings)
-    share = weights_share(constraint.f) if share is None else share
+    weights_fraction = weights_fraction_of(constraint.f) if weights_fraction is None else weights_fraction
     _start(space, clipped=clipped)
     warm_start(space, prior)
-    foresee(space, task, run, optimiser=optimiser)
+    predict_peak_memory(space, task, run, optimizer=optimizer)
 
-    made = for_weights(optimiser, space)
+    made = Recipe(optimizer_factory=optimizer).optimizer(space)
     moves = max(1.0, steps / (constraint.f + (constraint.schedule == "dynamic")))
     travel = 1.0 if clipped else TRAVEL
     group = {"params": logits(space), "lr": rate or logit_rate(3e-4, moves, travel=travel), "steady": True}
@@ -171,24 +180,40 @@ def darts_prime(
 
     def gradient(train: Batch, valid: Batch) -> tuple[Tensor, Sequence[Tensor | None]]:
         loss = task.loss(space, valid)
-        if within:
-            loss = loss + pressure * within.excess(mixed(space)).to(loss)
+        if limit_constraint:
+            loss = loss + pressure * limit_constraint.excess(mixed(space)).to(loss)
         return loss, torch.autograd.grad(loss, logits(space), allow_unused=True)
 
-    run.keep(space=space, weights=made, architecture=decided, pace=pace, term=term)
+    run.register_state(space=space, weights=made, architecture=decided, update_schedule=update_schedule, term=term)
     alternate(
-        space, task.halves(share), run, weights=made, architecture=decided, steps=steps, weight_loss=task.loss,
-        architecture_gradient=regularised(gradient, term, space), pace=pace, schedule=cosine, share=search,
-    )  # fmt: skip
-    if within:
+        space,
+        task.split(weights_fraction),
+        run,
+        weights=made,
+        architecture=decided,
+        steps=steps,
+        weight_loss=task.loss,
+        architecture_gradient=regularized(gradient, term, space),
+        update_schedule=update_schedule,
+        schedule=cosine,
+        time_fraction=search_fraction,
+    )
+    if limit_constraint:
         _revive(space, given)
-    architecture = within.best(scores(space)) if within else decide(space)
+    architecture = limit_constraint.best_feasible(scores(space)) if limit_constraint else decide(space)
     title = f"{type(space).__name__} searched by DARTS-PRIME"
     record = heading(darts_prime, settings, title)
-    return conclude(
-        space, architecture, task, run, steps=rest, optimiser=train_optimiser, within=within, record=record,
+    return train_and_report(
+        space,
+        architecture,
+        task,
+        run,
+        steps=rest,
+        optimizer=train_optimizer,
+        constraint=limit_constraint,
+        record=record,
         fresh=given if clipped else None,
-    )  # fmt: skip
+    )
 
 
 def _relaxed(space: nn.Module, task: Classification, run: Run, *, clipped: bool) -> None:
@@ -198,7 +223,7 @@ def _relaxed(space: nn.Module, task: Classification, run: Run, *, clipped: bool)
     if clipped:
         restrict(space, {name: same[0].pickable for name, same in choices(space).items()})
         example = run.to_device(task.example)
-        normalise_nodes(space, *arguments(example))
+        normalize_nodes(space, *arguments(example))
 
 
 def _start(space: nn.Module, *, clipped: bool) -> None:

@@ -1,4 +1,4 @@
-"""Terms that pull mixing weights to discrete ones; `regularised` adds one to what any search descends.
+"""Terms that pull mixing weights to discrete ones; `regularized` adds one to what any search descends.
 
 Written a for the mixing weights of all choices of one kind of cell, and disc(a) for the zeros and ones of the
 architecture that they point at.
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import choices, logits
 from archgrad.errors import ConfigError
-from archgrad.extract.discretize import decide, discretised
+from archgrad.extract.discretize import decide, discretized
 from archgrad.run.nonfinite import joined
 from archgrad.supernets.bilevel import ArchitectureGradient
 from archgrad.tasks.task import Batch
@@ -25,7 +25,7 @@ from archgrad.tasks.task import Batch
 Rows = dict[str, Tensor]
 
 
-def regularised(gradient: ArchitectureGradient, term: Callable[[], Tensor], space: nn.Module) -> ArchitectureGradient:
+def regularized(gradient: ArchitectureGradient, term: Callable[[], Tensor], space: nn.Module) -> ArchitectureGradient:
     """A search's architecture gradient with that of a term of `logits(space)` added to it.
 
     Args:
@@ -55,7 +55,7 @@ class Proximity:
     Args:
         space: relaxed.
         rho: 0 or above.
-        progress: c, such as `lambda: run.passed`.
+        progress: c, such as `lambda: run.progress`.
         adjusted: the second form.
 
     Raises:
@@ -169,7 +169,7 @@ def weighed(space: nn.Module) -> Rows:
 
 def discrete(space: nn.Module, weights: Mapping[str, Tensor]) -> Rows:
     """disc of such weights: 0 and 1, without gradient."""
-    target = discretised(space, decide(space, weights=weights))
+    target = discretized(space, decide(space, weights=weights))
     return {name: target[name].to(row.dtype) for name, row in weights.items()}
 
 

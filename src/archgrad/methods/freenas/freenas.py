@@ -43,8 +43,8 @@ from archgrad.proxies.probe import probe
 from archgrad.results.record import card, heading
 from archgrad.results.result import Example, Found
 from archgrad.run.run import Run
-from archgrad.supernets.constraint import Within
-from archgrad.supernets.lifecycle import LOAD, Described, supernet
+from archgrad.supernets.constraint import ArchitectureConstraint
+from archgrad.supernets.lifecycle import LOAD, Described, prepare_supernet
 
 NORMS: tuple[scoring.Norm, ...] = get_args(scoring.Norm)
 
@@ -68,7 +68,7 @@ def freenas(
         run: seed, folder, device; its budgets of steps are not used.
         example: inputs [B, ...], for their shapes alone: floating ones are replaced by a single example of ones.
         rounds: of scoring and dropping; 1 decides at once.
-        norm: normalisation layers left out, in evaluation mode, or on the statistics of the batch.
+        norm: normalization layers left out, in evaluation mode, or on the statistics of the batch.
         seeds: draws of the weights; the first is the space's own, the others every module's `reset_parameters`.
         limit: on any cost.
 
@@ -85,25 +85,25 @@ def freenas(
             f"numbers from 1 up"
         )
     device = torch.device("cpu") if run.device.type == "mps" else run.device  # MPS has no float64
-    space, inputs = supernet(space, run, needs="FreeNAS").to(device), scoring.inputs_of(example, device)
+    space, inputs = prepare_supernet(space, run, needs="FreeNAS").to(device), scoring.inputs_of(example, device)
     scoring.shares(space, inputs, norm=norm, draw=None)  # before anything long starts
-    within = Within(space, limit) if limit else None
+    constraint = ArchitectureConstraint(space, limit) if limit else None
     settings = {"rounds": rounds, "norm": norm, "seeds": seeds, "limit": limit and limit.record()}
     run.begin("freenas", settings)
-    if within:
-        within.begin(run)
+    if constraint:
+        constraint.fit_surrogate(run)
 
     def compute() -> dict[str, Any]:
         drawn = torch.randint(2**31, (seeds - 1,), generator=run.generator("weights")).tolist()
         return _conventions(space, inputs, rounds=rounds, norm=norm, draws=[None, *drawn])
 
-    kept = run.remember("scores", compute)
+    kept = run.compute_once("scores", compute)
     draws, dropped = [_tensors(one) for one in kept["scores"]], _tensors(kept["dropped"])
     scores = scoring.mean(draws)
     architecture = decided = scoring.decoded(space, scores, dropped)
-    if within:
-        architecture = within.best(scoring.logarithms(scoring.ranked(space, scores, dropped)))
-        _refuse_cut(space, architecture, inputs, within)
+    if constraint:
+        architecture = constraint.best_feasible(scoring.logarithms(scoring.ranked(space, scores, dropped)))
+        _refuse_cut(space, architecture, inputs, constraint)
     alone = [scoring.decoded(space, one, dropped) for one in draws]
     for k, (value, one) in enumerate(zip(kept["log10_values"], alone, strict=True)):
         run.log({"log10_value": math.nan if value is None else value, "agreement": _shared([decided, one])}, step=k)
@@ -115,7 +115,7 @@ def freenas(
         "log10_values": kept["log10_values"], "seed_agreement": agreement,
         "conventions": {other: _text(space, one) for other, one in {norm: decided, **others}.items()},
     }  # fmt: skip
-    return _concluded(space, architecture, run, example=inputs, within=within, record=record)
+    return _concluded(space, architecture, run, example=inputs, constraint=constraint, record=record)
 
 
 def scored(
@@ -183,16 +183,26 @@ def _shared(found: Sequence[Architecture]) -> float:
 
 
 def _concluded(
-    space: nn.Module, architecture: Architecture, run: Run, *, example: Example, within: Within | None,
+    space: nn.Module,
+    architecture: Architecture,
+    run: Run,
+    *,
+    example: Example,
+    constraint: ArchitectureConstraint | None,
     record: dict[str, Any],
-) -> Found:  # fmt: skip
+) -> Found:
     network = build(space, architecture, weights="fresh").eval()
     costs = {"params": params().of(network), "macs": macs(example).of(network)}
     limit = None
-    if within:
-        reached = run.remember("reached", lambda: within.reached(architecture, network))
-        limit = {"cost": within.cost.name, "unit": within.cost.unit, "bound": within.bound, "reached": reached}
-        costs[within.cost.name] = reached
+    if constraint:
+        reached = run.compute_once("reached", lambda: constraint.verify(architecture, network))
+        limit = {
+            "cost": constraint.cost.name,
+            "unit": constraint.cost.unit,
+            "bound": constraint.bound,
+            "reached": reached,
+        }
+        costs[constraint.cost.name] = reached
     full = {
         "after": {"params": costs["params"], "macs": costs["macs"]},
         "picks": _picks(space, architecture, record["scores"]),
@@ -227,12 +237,14 @@ def _text(space: nn.Module, architecture: Architecture) -> Any:
     return described.get("architecture_text", dict(architecture))
 
 
-def _refuse_cut(space: nn.Module, architecture: Architecture, example: Example, within: Within) -> None:
+def _refuse_cut(
+    space: nn.Module, architecture: Architecture, example: Example, constraint: ArchitectureConstraint
+) -> None:
     masks = {name: same[0].picked(architecture[name]).double() for name, same in choices(space).items()}
     if not float(scoring.sensitivity(space, masks, example)[0]):
         raise LimitError(
-            f"under {within.bound:,.6g} {within.cost.unit} the best scores leave no way from the network's input to "
-            f"its output; raise the limit"
+            f"under {constraint.bound:,.6g} {constraint.cost.unit} the best scores leave no way from the network's "
+            f"input to its output; raise the limit"
         )
 
 

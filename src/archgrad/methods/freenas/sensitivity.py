@@ -59,7 +59,7 @@ def sensitivity(
         space: any network with choices.
         alpha: raw weights, [size] for each choice, used as they are.
         example: inputs [B, ...], for its shapes alone: floating ones are replaced by one of ones.
-        norm: normalisation layers left out, in evaluation mode, or on the statistics of the batch.
+        norm: normalization layers left out, in evaluation mode, or on the statistics of the batch.
 
     Returns:
         The value, a float64 scalar, and for each choice S, [size], both on the CPU.

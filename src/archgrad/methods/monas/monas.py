@@ -42,13 +42,13 @@ from archgrad.methods.monas.rewards import Reward, refuse_conflict, under
 from archgrad.results.record import heading
 from archgrad.results.result import Found
 from archgrad.run.run import Run
-from archgrad.supernets.constraint import Within
-from archgrad.supernets.lifecycle import conclude, divided, foresee, supernet
+from archgrad.supernets.constraint import ArchitectureConstraint
+from archgrad.supernets.lifecycle import predict_peak_memory, prepare_supernet, split_steps, train_and_report
 from archgrad.supernets.prior import recorded
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Scored
-from archgrad.training.fit import MakeOptimiser, sgd
-from archgrad.trials.archive import Archive, Prices, Trial, control, price
+from archgrad.training.recipe import OptimizerFactory, sgd
+from archgrad.trials.archive import ArchitectureCosts, Archive, Trial, control, price
 from archgrad.trials.evaluation import Evaluate, evaluator, perfect, rounds, taken_by
 
 MakePolicy = Callable[..., Policy]
@@ -56,7 +56,7 @@ ACCURACY = under()
 
 
 @dataclass(frozen=True)
-class Terms:
+class MonasTerms:
     """Numbers of the controller's teaching.
 
     Attributes:
@@ -88,9 +88,9 @@ def monas(
     limit: Limit | None = None,
     prior: Prior | None = None,
     policy: MakePolicy = Controller,
-    terms: Terms = Terms(),
-    search: float = 0.5,
-    optimiser: MakeOptimiser = sgd,
+    terms: MonasTerms = MonasTerms(),
+    search_fraction: float = 0.5,
+    optimizer: OptimizerFactory = sgd,
 ) -> Found:
     """Search for several goals by a controller; the algorithm is on top of this file.
 
@@ -107,8 +107,8 @@ def monas(
         policy: from (space, prior=...) to the policy: `Controller`, `Categorical`, or a partial of one with a
             condition.
         terms: numbers of the teaching.
-        search: share of the steps that is searched in; the rest trains what was found, from fresh weights.
-        optimiser: from weights to their optimiser.
+        search_fraction: share of the steps that is searched in; the rest trains what was found, from fresh weights.
+        optimizer: from weights to their optimizer.
 
     Raises:
         ChoiceError: the space has no choice, or has gates, or the prior does not fit.
@@ -116,33 +116,35 @@ def monas(
         LimitError: nothing in the space keeps the limit or the reward's bounds, or nothing that was tried met them.
         NonFiniteError: a loss or reward became NaN or infinite.
     """
-    space = supernet(space, run, needs="MONAS")
+    space = prepare_supernet(space, run, needs="MONAS")
     if not isinstance(task, Scored):
         with using(space, {name: torch.ones(same[0].size) for name, same in choices(space).items()}):
             task.check(space)  # every candidate, before anything long starts
-    steps, rest = divided(run, task, search)
-    within = Within(space, limit) if limit else None
-    prices = Prices(space, {cost.name: cost for cost in (*reward.costs, *costs)}.values())
+    steps, rest = split_steps(run, task, search_fraction)
+    constraint = ArchitectureConstraint(space, limit) if limit else None
+    prices = ArchitectureCosts(space, {cost.name: cost for cost in (*reward.costs, *costs)}.values())
     trials = run.trials or (1000 if isinstance(task, Scored) else 30)
     settings = {
         "reward": reward.record(), "costs": list(prices.costs), "limit": limit and limit.record(),
-        "prior": recorded(prior), "terms": asdict(terms), "search": search,
+        "prior": recorded(prior), "terms": asdict(terms), "search_fraction": search_fraction,
     }  # fmt: skip
     run.begin("monas", settings)
-    if within:
-        within.begin(run)
+    if constraint:
+        constraint.fit_surrogate(run)
     prices.begin(run)
     refuse_conflict(reward, limit, prices.lowest)
 
     if not isinstance(task, Scored):
-        foresee(space, task, run, optimiser=optimiser, drawn=5)
-    evaluate = evaluator(space, task, run, trials=trials, steps=steps, share=search, optimiser=optimiser)
-    hunt = _Hunt(evaluate, prices, within, run=run, reward=reward, scale=perfect(task))
+        predict_peak_memory(space, task, run, optimizer=optimizer, drawn=5)
+    evaluate = evaluator(
+        space, task, run, trials=trials, steps=steps, time_fraction=search_fraction, optimizer=optimizer
+    )
+    hunt = _Hunt(evaluate, prices, constraint, run=run, reward=reward, scale=perfect(task))
     controller = policy(space, prior=prior)
     learner = Reinforce(controller, rate=terms.rate, bonus=terms.bonus, decay=terms.decay)
     generator, archive = run.generator("controller"), hunt.archive
-    run.keep(policy=controller, learner=learner, hunt=hunt)
-    for step in rounds(task, run, trials * terms.patience, share=1.0):
+    run.register_state(policy=controller, learner=learner, hunt=hunt)
+    for step in rounds(task, run, trials * terms.patience, time_fraction=1.0):
         if len(archive) >= trials or hunt.idle >= terms.patience:
             break
         drawn = [controller.sample(generator) for _ in range(min(terms.samples, trials - len(archive)))]
@@ -150,16 +152,16 @@ def monas(
         entropy = learner.step(drawn, rewards)
         run.log({"reward": sum(rewards) / len(rewards), "entropy": entropy, "trials": len(archive)}, step=step)
     evaluate.close()
-    best = Architecture.from_json(run.remember("best", lambda: hunt.best().to_json()))
-    beside = control(space, task, run, tried=archive, prices=prices, within=within)
+    best = Architecture.from_json(run.compute_once("best", lambda: hunt.best().to_json()))
+    beside = control(space, task, run, tried=archive, prices=prices, constraint=constraint)
     rest = max(0, rest + steps - taken_by(len(archive), trials=trials, steps=steps))
     rows = [{"architecture": dict(one.architecture), "score": one.score} for one in archive.trials.values()]
     record = {
         **heading(monas, settings, f"{type(space).__name__} searched by MONAS"),
         "trials": rows, "fronts": archive.record(prices.costs, found=best, control=beside),
     }  # fmt: skip
-    return conclude(
-        space, best, task, run, steps=rest, optimiser=optimiser, within=within, record=record,
+    return train_and_report(
+        space, best, task, run, steps=rest, optimizer=optimizer, constraint=constraint, record=record,
         costs=archive[best].costs,
     )  # fmt: skip
 
@@ -168,9 +170,16 @@ class _Hunt:
     """What architectures earn, each paid for once; what earns the lowest reward by its price is not paid for."""
 
     def __init__(
-        self, evaluate: Evaluate, prices: Prices, within: Within | None, *, run: Run, reward: Reward, scale: float
+        self,
+        evaluate: Evaluate,
+        prices: ArchitectureCosts,
+        constraint: ArchitectureConstraint | None,
+        *,
+        run: Run,
+        reward: Reward,
+        scale: float,
     ) -> None:
-        self.evaluate, self.prices, self.within, self.run = evaluate, prices, within, run
+        self.evaluate, self.prices, self.constraint, self.run = evaluate, prices, constraint, run
         self.reward, self.scale = reward, scale
         self.archive = Archive()
         self.refused = 0
@@ -197,7 +206,7 @@ class _Hunt:
 
     def _paid_for(self, architecture: Architecture) -> dict[str, float] | None:
         """What an architecture takes; None where it is over a bound, and earns the lowest reward unseen."""
-        if self.within is not None and price(self.within, architecture, self.run) > self.within.bound:
+        if self.constraint is not None and price(self.constraint, architecture, self.run) > self.constraint.bound:
             return None
         costs = self.prices.of(architecture)
         return costs if self.reward.allows(costs) else None
@@ -217,7 +226,10 @@ class _Hunt:
                 f"{self.reward.record()}, give more trials or a prior, or take a reward that says how far off a "
                 f"network is: archgrad.methods.monas.rewards.soft"
             )
-        kept = next((t.architecture for t in tried if self.within is None or self.within.holds(t.architecture)), None)
+        kept = next(
+            (t.architecture for t in tried if self.constraint is None or self.constraint.is_feasible(t.architecture)),
+            None,
+        )
         if kept is None:
             raise LimitError(
                 "none of the architectures tried kept its limit when measured again: the clock is too noisy for a "

@@ -18,7 +18,7 @@ FLOOR = 0.5
 
 
 def charges(space: nn.Module, cost: Macs | Params | None) -> Tensor:
-    """[parts] what each gate entry adds to a cost with everything open, float32, normalised to the sum 1.
+    """[parts] what each gate entry adds to a cost with everything open, float32, normalized to the sum 1.
 
     Args:
         space: of gates alone.

@@ -17,20 +17,21 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from archgrad.choices.access import trainable
 from archgrad.choices.architecture import Architecture
 from archgrad.costs.count import Macs, Params, macs, params
 from archgrad.errors import ConfigError, DataError, ModelError
 from archgrad.extract.discretize import build
-from archgrad.gates.selection import Budget, Rounded, gates, whole
+from archgrad.gates.selection import GateConstraint, WidthRounding, gates, whole
 from archgrad.methods.pruning_transfer.gate_pruning import FLOOR, adopt, magnitudes
 from archgrad.results.record import card, heading
 from archgrad.results.result import Found, widths
 from archgrad.run.run import Run
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import stable_seed
-from archgrad.training.fit import MakeOptimiser, adam, descend, for_weights, recalibrate
+from archgrad.training.fit import optimize, recalibrate
+from archgrad.training.recipe import OptimizerFactory, Recipe, adam
 from archgrad.training.schedules import cosine
+from archgrad.training.step import load_batch, take_step
 
 Norm = Literal["shots", "source"]
 
@@ -52,7 +53,7 @@ class Protocol:
         steps: of a training, each on all shots at once.
         norm: what BatchNorm goes by in networks that keep source weights: "shots", the statistics of the batch while
             training and those of all shots afterwards, as where weights are fresh; "source", the source's throughout.
-        optimiser: of a training.
+        optimizer: of a training.
     """
 
     shots: Sequence[int] = (5,)
@@ -60,7 +61,7 @@ class Protocol:
     restarts: int = 3
     steps: int = 100
     norm: Norm = "shots"
-    optimiser: MakeOptimiser = adam
+    optimizer: OptimizerFactory = adam
 
     def __post_init__(self) -> None:
         numbers = {"draws": self.draws, "restarts": self.restarts, "steps": self.steps}
@@ -96,7 +97,7 @@ def transfer(
     others: Mapping[str, Architecture] | None = None,
     protocol: Protocol = Protocol(),
     pretrained: bool = False,
-    optimiser: MakeOptimiser = adam,
+    optimizer: OptimizerFactory = adam,
 ) -> Found:
     """Train a structure that was found on the source on few samples of the target, beside its rivals.
 
@@ -115,7 +116,7 @@ def transfer(
         others: further structures, which start from fresh weights.
         protocol: of the trainings on the target.
         pretrained: the space holds weights trained on the source: none are trained.
-        optimiser: of the source network.
+        optimizer: of the source network.
 
     Returns:
         The structure, and its network trained on the first draw of the last number of shots; `score` is the mean
@@ -140,7 +141,7 @@ def transfer(
     space = copy.deepcopy(space).to(run.device)
     if not pretrained:
         trained = build(space, whole(space), weights="fresh")
-        _train(trained, source, run, optimiser)
+        _train(trained, source, run, optimizer)
         adopt(space, trained)
     tried = _rivals(space, structure, others, cost=cost, run=run, draws=protocol.draws)
     lab = _Lab(space, _head(space, source), target, protocol, run)
@@ -165,11 +166,11 @@ def check(space: nn.Module, source: Classification, target: Classification, prot
     _head(space, source)
 
 
-def _train(network: nn.Module, source: Classification, run: Run, optimiser: MakeOptimiser) -> None:
-    made = for_weights(optimiser, network)
-    run.keep(network=network, optimiser=made)
+def _train(network: nn.Module, source: Classification, run: Run, optimizer: OptimizerFactory) -> None:
+    made = Recipe(optimizer_factory=optimizer).optimizer(network)
+    run.register_state(network=network, optimizer=made)
     steps = run.total_steps(source.steps_per_epoch, default_epochs=60)
-    descend(network, source, run, optimiser=made, steps=steps, phase="source", schedule=cosine)
+    optimize(network, source, run, optimizer=made, steps=steps, phase="source", schedule=cosine)
     run.log({f"source_{name}": value for name, value in source.evaluate(network).items()})
 
 
@@ -183,12 +184,12 @@ def _rivals(
     draws: int,
 ) -> dict[str, Rival]:
     """What is tried, by name, this run's structure first."""
-    price = float(Budget(space, cost.at_most(fraction=1.0), Rounded(1)).of(structure))
-    budget = Budget(space, cost.at_most(price), Rounded(1))
+    price = float(GateConstraint(space, cost.at_most(fraction=1.0), WidthRounding(1)).of(structure))
+    constraint = GateConstraint(space, cost.at_most(price), WidthRounding(1))
 
     # No rival is to lose by a layer that has died.
     def largest(scores: Mapping[str, torch.Tensor]) -> Architecture:
-        return budget.largest(scores, floor=FLOOR * budget.width())
+        return constraint.largest(scores, floor=FLOOR * constraint.width())
 
     def random(draw: int) -> Architecture:
         generator = torch.Generator().manual_seed(stable_seed("random mask", run.seed, draw))
@@ -224,7 +225,7 @@ class _Lab:
             means: list[float] = []
             for draw in range(self.protocol.draws):
                 tried = functools.partial(self._mean, rival, count, draw)
-                means.append(self.run.remember(f"{name}, {count} shots, draw {draw}", tried))
+                means.append(self.run.compute_once(f"{name}, {count} shots, draw {draw}", tried))
             spread = statistics.stdev(means) if len(means) > 1 else 0.0
             figures[f"{count} shots"] = [round(statistics.mean(means), 4), round(spread, 4)]
         network = _with_head(build(self.space, rival.at(0)), self.head, self.target.classes)
@@ -247,16 +248,11 @@ class _Lab:
         for module in network.modules() if held else ():
             if isinstance(module, _BatchNorm):
                 module.eval()
-        optimiser = for_weights(self.protocol.optimiser, network)
+        optimizer = Recipe(optimizer_factory=self.protocol.optimizer).optimizer(network)
         batches = few.stream(seed=stable_seed(draw, restart))
         for step in range(self.protocol.steps):
-            loss = self.target.loss(network, self.run.to_device(batches(step)))
-            self.run.check_finite({"loss": loss})
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            stepped = trainable(network)
-            self.run.check_gradients(stepped, [p.grad for p in stepped])
-            optimiser.step()
+            batch = load_batch(batches, step, self.run)
+            take_step(optimizer, self.run, functools.partial(self.target.loss, network, batch))
         if not held:
             recalibrate(network, few, self.run, batches=1)
         return network.eval()

@@ -21,7 +21,7 @@ from archgrad.tasks.task import stable_seed
 Support = Mapping[str, Sequence[int]]
 
 
-class Shelf:
+class OffloadedSupernet:
     """A space whose candidates are built only while they are needed, and are kept in files in between.
 
     A file is never written twice: what a checkpoint of a run refers to stays as it was. What was replaced is deleted
@@ -90,12 +90,12 @@ class Shelf:
                 if not name.endswith(".live"):
                     tensor.copy_(given[name])
 
-    def take_up(self, support: Support, kept: dict[Tensor, Any]) -> None:
-        """Build these candidates in the space itself; what an optimiser knew of their parameters goes to `kept`."""
+    def load(self, support: Support, kept: dict[Tensor, Any]) -> None:
+        """Build these candidates in the space itself; what an optimizer knew of their parameters goes to `kept`."""
         self._fill(self.space, support, kept)
 
-    def put_away(self, support: Support, kept: Mapping[Any, Any]) -> None:
-        """Write these candidates of the space to files, with the optimiser's state of them, and let go of them."""
+    def offload(self, support: Support, kept: Mapping[Any, Any]) -> None:
+        """Write these candidates of the space to files, with the optimizer's state of them, and let go of them."""
         self._write(self.space, support, kept)
         self.empty(support)
 
@@ -148,7 +148,7 @@ class Shelf:
         assert self._folder is not None
         return self._folder / f"{number:08d}.safetensors"
 
-    def settle(self) -> None:
+    def pin(self) -> None:
         """Keep what is on file now for good: a phase of the run that begins here may have to begin anew."""
         self._fixed |= set(self._files.values())
 
@@ -163,7 +163,7 @@ class Shelf:
         """Take up where `state_dict` left off."""
         self._files, self._written = dict(state["files"]), state["written"]
 
-    def __enter__(self) -> Shelf:
+    def __enter__(self) -> OffloadedSupernet:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -190,6 +190,6 @@ def _places(space: nn.Module) -> dict[str, list[str]]:
 
 
 def moved(kept: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """What an optimiser keeps of one parameter, on the device."""
-    # A step count stays on the CPU, where the optimiser made it.
+    """What an optimizer keeps of one parameter, on the device."""
+    # A step count stays on the CPU, where the optimizer made it.
     return {k: v.to(device) if isinstance(v, Tensor) and v.dim() else v for k, v in kept.items()}

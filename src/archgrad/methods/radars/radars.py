@@ -41,23 +41,23 @@ from archgrad.choices.architecture import Architecture
 from archgrad.costs.limits import Limit
 from archgrad.costs.memory import PeakMemory, available_bytes
 from archgrad.errors import ConfigError, LimitError
-from archgrad.extract.discretize import strengths
-from archgrad.methods.radars.offload import Shelf, Support
-from archgrad.methods.radars.single_path import Paths, Shrinking
+from archgrad.extract.discretize import decision_weights
+from archgrad.methods.radars.offload import OffloadedSupernet, Support
+from archgrad.methods.radars.single_path import ShrinkingPolicy, SinglePathTrainer
 from archgrad.methods.radars.subspaces import Priced, fitting, refuse_below_a_path
 from archgrad.results.record import heading
 from archgrad.results.result import Found
 from archgrad.run.run import Run
-from archgrad.supernets.constraint import Within
+from archgrad.supernets.constraint import ArchitectureConstraint
 from archgrad.supernets.darts_loop import search_mixture
-from archgrad.supernets.lifecycle import conclude, divided, refuse_unfit, supernet
+from archgrad.supernets.lifecycle import prepare_supernet, refuse_unfit, split_steps, train_and_report
 from archgrad.supernets.nested import Inner, search_inside
 from archgrad.tasks.classification import Classification
-from archgrad.training.fit import MakeOptimiser, sgd, sgd_of_darts
+from archgrad.training.recipe import OptimizerFactory, darts_sgd, sgd
 
 
 @dataclass(frozen=True)
-class Terms:
+class RadarsTerms:
     """Numbers of the exploration and of the bound.
 
     Attributes:
@@ -99,11 +99,11 @@ def radars(
     limit: Limit | None = None,
     memory: Limit | None = None,
     inner: Inner | None = None,
-    terms: Terms = Terms(),
-    search: float = 0.5,
-    share: float = 0.5,
-    optimiser: MakeOptimiser = sgd_of_darts,
-    train_optimiser: MakeOptimiser = sgd,
+    terms: RadarsTerms = RadarsTerms(),
+    search_fraction: float = 0.5,
+    weights_fraction: float = 0.5,
+    optimizer: OptimizerFactory = darts_sgd,
+    train_optimizer: OptimizerFactory = sgd,
 ) -> Found:
     """Search a space of any size under a bound on memory; the algorithm is on top of this file.
 
@@ -115,10 +115,10 @@ def radars(
         memory: on the search: `archgrad.peak_memory(x).at_most(gib=2.0)`; default: what the device has available.
         inner: the method that searches the subspaces, such as `archgrad.unas`; default: DARTS, first order.
         terms: numbers of the exploration.
-        search: share of the steps that is searched in; the rest trains what was found, from fresh weights.
-        share: part of the training data that weights are trained on while searching.
-        optimiser: of the weights while exploring, and of the default inner method.
-        train_optimiser: of the weights of what was found.
+        search_fraction: share of the steps that is searched in; the rest trains what was found, from fresh weights.
+        weights_fraction: part of the training data that weights are trained on while searching.
+        optimizer: of the weights while exploring, and of the default inner method.
+        train_optimizer: of the weights of what was found.
 
     Raises:
         ChoiceError: the space has no choice of operations, has gates, or choices of labels alone.
@@ -128,28 +128,43 @@ def radars(
     if memory and not isinstance(memory.cost, PeakMemory):
         raise LimitError(f"memory= bounds the search by archgrad.peak_memory(x).at_most(...), not {memory.cost.name}")
     refuse_unfit(space, needs="RADARS")
-    steps, rest = divided(run, task, search)
-    within = Within(supernet(space, run, needs="RADARS"), limit) if limit else None
+    steps, rest = split_steps(run, task, search_fraction)
+    constraint = ArchitectureConstraint(prepare_supernet(space, run, needs="RADARS"), limit) if limit else None
     settings = {
-        "limit": limit and limit.record(), "memory": memory and memory.record(), "terms": asdict(terms),
-        "inner": getattr(inner, "__name__", inner and type(inner).__name__), "search": search, "share": share,
-    }  # fmt: skip
-    inner = inner or functools.partial(search_mixture, share=share, optimiser=optimiser)
+        "limit": limit and limit.record(),
+        "memory": memory and memory.record(),
+        "terms": asdict(terms),
+        "inner": getattr(inner, "__name__", inner and type(inner).__name__),
+        "search_fraction": search_fraction,
+        "weights_fraction": weights_fraction,
+    }
+    inner = inner or functools.partial(search_mixture, weights_fraction=weights_fraction, optimizer=optimizer)
     folder = run.folder / "candidates" if run.folder else None
-    with Shelf(space, device=run.device, folder=folder, seed=run.seed) as shelf:
-        rounds = _Rounds(shelf, task, run, terms, within, share=share, optimiser=optimiser)
+    with OffloadedSupernet(space, device=run.device, folder=folder, seed=run.seed) as supernet:
+        rounds = _Rounds(
+            supernet, task, run, terms, constraint, weights_fraction=weights_fraction, optimizer=optimizer
+        )
         if memory:
             rounds.bind(memory.resolve(rounds.prices.of(rounds.everything)))
         run.begin("radars", settings)
         if not memory:
-            rounds.bind(run.remember("available_bytes", lambda: available_bytes(run.device)) or sys.float_info.max)
-        if within:
-            within.begin(run)
-        architecture = rounds.run_all(inner, steps, search)
-        space = shelf.taken({site: [i] for site, i in rounds.path(architecture).items()})
+            rounds.bind(
+                run.compute_once("available_bytes", lambda: available_bytes(run.device)) or sys.float_info.max
+            )
+        if constraint:
+            constraint.fit_surrogate(run)
+        architecture = rounds.run_all(inner, steps, search_fraction)
+        space = supernet.taken({site: [i] for site, i in rounds.path(architecture).items()})
         record = heading(radars, settings, f"{type(space).__name__} searched by RADARS") | {"rounds": rounds.rows}
-        return conclude(
-            space, architecture, task, run, steps=rest, optimiser=train_optimiser, within=within, record=record
+        return train_and_report(
+            space,
+            architecture,
+            task,
+            run,
+            steps=rest,
+            optimizer=train_optimizer,
+            constraint=constraint,
+            record=record,
         )
 
 
@@ -157,16 +172,23 @@ class _Rounds:
     """What the rounds share: prices, policy, paths, the bound."""
 
     def __init__(
-        self, shelf: Shelf, task: Classification, run: Run, terms: Terms, within: Within | None, *, share: float,
-        optimiser: MakeOptimiser,
-    ) -> None:  # fmt: skip
-        self.shelf, self.task, self.run, self.terms, self.within = shelf, task, run, terms, within
-        shares = task.halves(share)
-        self.priced = Priced(shelf, shares[0], run, optimiser=optimiser, passes=terms.passes)
+        self,
+        supernet: OffloadedSupernet,
+        task: Classification,
+        run: Run,
+        terms: RadarsTerms,
+        constraint: ArchitectureConstraint | None,
+        *,
+        weights_fraction: float,
+        optimizer: OptimizerFactory,
+    ) -> None:
+        self.supernet, self.task, self.run, self.terms, self.constraint = supernet, task, run, terms, constraint
+        shares = task.split(weights_fraction)
+        self.priced = Priced(supernet, shares[0], run, optimizer=optimizer, passes=terms.passes)
         self.prices = self.priced.table()
-        self.everything = {site: list(range(size)) for site, size in shelf.sites.items()}
-        self.policy = Shrinking(shelf, rate=terms.rate, bonus=terms.bonus)
-        self.paths = Paths(shelf, self.policy, shares, run, optimiser=optimiser)
+        self.everything = {site: list(range(size)) for site, size in supernet.sites.items()}
+        self.policy = ShrinkingPolicy(supernet, rate=terms.rate, bonus=terms.bonus)
+        self.paths = SinglePathTrainer(supernet, self.policy, shares, run, optimizer=optimizer)
         self.bound = self.room = math.inf
         self.rows: list[dict[str, Any]] = []
 
@@ -177,17 +199,17 @@ class _Rounds:
 
     def path(self, architecture: Architecture) -> dict[str, int]:
         """The candidate of each site."""
-        return {site: pick for site in self.shelf.sites if isinstance(pick := architecture[site], int)}
+        return {site: pick for site in self.supernet.sites if isinstance(pick := architecture[site], int)}
 
-    def run_all(self, inner: Inner, steps: int, search: float) -> Architecture:
+    def run_all(self, inner: Inner, steps: int, search_fraction: float) -> Architecture:
         """All rounds; returns the find that scored best, of equal ones the first."""
         terms, best, left, everything = self.terms, (-math.inf, Architecture({})), steps, self.everything
-        limit = Limit(self.within.cost, self.within.bound) if self.within else None
+        limit = Limit(self.constraint.cost, self.constraint.bound) if self.constraint else None
         whole = self.prices.of(everything) <= self.room and self.priced.peak_bytes(everything) <= self.room
         for t in range(terms.rounds):
             exploring, support = 0 if whole else max(1, round(terms.exploring * steps / terms.rounds)), everything
             if not whole:
-                self._explore(t, min(exploring, left), search * terms.exploring / terms.rounds)
+                self._explore(t, min(exploring, left), search_fraction * terms.exploring / terms.rounds)
                 support = fitting(
                     self.priced, self.prices, self.policy.probabilities(), bound_bytes=self.room,
                     allowed=self.policy.active, first=self._first(),
@@ -197,10 +219,10 @@ class _Rounds:
             given = left if last else min(left, max(1, round(steps / terms.rounds) - exploring))
             left -= given
             self._show(t, support)
-            part = search if whole else search * (1 - terms.exploring) / terms.rounds
+            part = search_fraction if whole else search_fraction * (1 - terms.exploring) / terms.rounds
             found, searched = search_inside(
-                inner, functools.partial(self.shelf.taken, support), self.task, self.run, steps=given,
-                name=f"exploit-{t}", limit=limit, share=part,
+                inner, functools.partial(self.supernet.taken, support), self.task, self.run, steps=given,
+                name=f"exploit-{t}", limit=limit, time_fraction=part,
             )  # fmt: skip
             self._feed_back(searched, support, found)
             best = max(best, (found.score or 0.0, found.architecture), key=lambda pair: pair[0])
@@ -208,28 +230,30 @@ class _Rounds:
                 break
         return best[1]
 
-    def _explore(self, t: int, steps: int, share: float) -> None:
-        episodes = max(1, min(steps, 200, round(10 * math.sqrt(sum(self.shelf.sites.values())))))
+    def _explore(self, t: int, steps: int, time_fraction: float) -> None:
+        episodes = max(1, min(steps, 200, round(10 * math.sqrt(sum(self.supernet.sites.values())))))
         warm_up = 0 if t else round(self.terms.warm_up * episodes)
-        self.paths.explore(steps=steps, episodes=episodes, warm_up=warm_up, phase=f"explore-{t}", share=share)
-        spare = self.path(self.within.cheapest) if self.within else {}
+        self.paths.explore(
+            steps=steps, episodes=episodes, warm_up=warm_up, phase=f"explore-{t}", time_fraction=time_fraction
+        )
+        spare = self.path(self.constraint.cheapest) if self.constraint else {}
         self.policy.prune(self.terms.least, self.terms.patience, spare=spare)
 
     def _first(self) -> dict[str, int]:
         """The likeliest candidate of each site; under a limit those of the likeliest architecture that keeps it."""
         chances = self.policy.probabilities()
-        if self.within is None:
+        if self.constraint is None:
             return {site: max(self.policy.active[site], key=row.__getitem__) for site, row in chances.items()}
         logs = {site: torch.tensor(row).clamp_min(1e-30).log() for site, row in chances.items()}
-        others = {name: torch.zeros(same[0].size) for name, same in choices(self.within.space).items()}
-        found = self.path(self.within.best(others | logs))
+        others = {name: torch.zeros(same[0].size) for name, same in choices(self.constraint.space).items()}
+        found = self.path(self.constraint.best_feasible(others | logs))
         dropped = any(i not in self.policy.active[site] for site, i in found.items())
-        return self.path(self.within.cheapest) if dropped else found
+        return self.path(self.constraint.cheapest) if dropped else found
 
     def _show(self, t: int, support: Support) -> None:
         """Record the subspace and what it takes; a step of it is measured first."""
         peak = self.priced.peak_bytes(support)
-        measured = self.run.remember(f"measured-{t}", lambda: self.priced.measured_bytes(support))
+        measured = self.run.compute_once(f"measured-{t}", lambda: self.priced.measured_bytes(support))
         if measured > self.bound:
             raise LimitError(
                 f"a step of the subspace of round {t} takes {measured:,} bytes, over the bound of {self.bound:,.0f}, "
@@ -242,8 +266,8 @@ class _Rounds:
         self.rows.append(row | {part: {site: list(some) for site, some in of.items()} for part, of in kept.items()})
 
     def _feed_back(self, searched: nn.Module, support: Support, found: Found) -> None:
-        self.shelf.put_back(searched, support)
-        mixing = strengths(searched)
+        self.supernet.put_back(searched, support)
+        mixing = decision_weights(searched)
         for site, some in support.items():
             self.policy.feed_back(site, some, mixing[site], self.terms.feedback)
         self.policy.learn(found.architecture, math.exp(-found.record["after"]["loss"]))

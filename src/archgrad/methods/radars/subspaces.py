@@ -9,23 +9,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from archgrad.costs.memory import GIB, Batch, Footprint, MakeOptimiser, measured_peak, predict
+from archgrad.costs.memory import GIB, Batch, Footprint, OptimizerFactory, measured_peak, predict
 from archgrad.errors import LimitError
-from archgrad.methods.radars.offload import Shelf, Support
+from archgrad.methods.radars.offload import OffloadedSupernet, Support
 from archgrad.run.run import Run
 from archgrad.supernets.darts_loop import relax_as_mixture
 from archgrad.tasks.classification import Classification
-from archgrad.training.fit import autocast
+from archgrad.training.step import autocast
 
 
 @dataclass(frozen=True)
-class Prices:
+class MemoryPrices:
     """What a supernet takes as a sum: M(S) = fixed + sum over l, sum over o in S_l of m[l, o], in bytes.
 
     Attributes:
         fixed_bytes: of all that stands outside the candidates, at its peak.
         candidate_bytes: {site: m[l, o] of each}: what a candidate saves for the backward pass, and its parameters,
-            their gradients, the optimiser's state and its buffers. What several candidates of a site save of one
+            their gradients, the optimizer's state and its buffers. What several candidates of a site save of one
             storage, their input, is in `fixed_bytes` where the first two do.
     """
 
@@ -42,31 +42,31 @@ class Prices:
 
 
 class Priced:
-    """Prices of a shelf's candidates, of which two at most are built at a time, and the exact peak of a subspace.
+    """Prices of a supernet's candidates, of which two at most are built at a time, and the exact peak of a subspace.
 
     Args:
-        shelf: with everything put away.
+        supernet: with everything put away.
         task: of the batches that the weights are trained on.
         run: whose device and precision they are trained in.
-        optimiser: of the weights.
+        optimizer: of the weights.
         passes: forward passes whose activations are held at once.
     """
 
     def __init__(
-        self, shelf: Shelf, task: Classification, run: Run, *, optimiser: MakeOptimiser, passes: int
+        self, supernet: OffloadedSupernet, task: Classification, run: Run, *, optimizer: OptimizerFactory, passes: int
     ) -> None:
         def loss(network: nn.Module, batch: Batch) -> Tensor:
             with autocast(run):
                 return torch.stack([task.loss(network, batch) for _ in range(passes)]).sum()
 
-        self._shelf, self._loss, self._optimiser = shelf, loss, optimiser
+        self._shelf, self._loss, self._optimizer = supernet, loss, optimizer
         self._batch = run.to_device(task.stream(seed=run.seed, rank=run.rank, world=run.world)(0))
 
     def footprint(self, support: Support, *, traced: bool = True) -> Footprint:
         """What a step of the mixture of these candidates takes: predicted, without running it at full size."""
         space = self._shelf.taken(support)
         relax_as_mixture(space)
-        return predict(space, self._batch, loss=self._loss, optimiser=self._optimiser, traced=traced).at(
+        return predict(space, self._batch, loss=self._loss, optimizer=self._optimizer, traced=traced).at(
             len(self._batch[1])
         )
 
@@ -78,9 +78,9 @@ class Priced:
         """The peak of one step of the mixture at full size; nothing is trained by it."""
         space = self._shelf.taken(support)
         relax_as_mixture(space)
-        return measured_peak(space, self._batch, loss=self._loss, optimiser=self._optimiser)
+        return measured_peak(space, self._batch, loss=self._loss, optimizer=self._optimizer)
 
-    def table(self) -> Prices:
+    def table(self) -> MemoryPrices:
         """The price of every candidate: how much more a site takes with it than without, beside another one."""
         first = {site: [0] for site in self._shelf.sites}
         alone = self._sum(first)
@@ -89,16 +89,16 @@ class Priced:
             more = [self._sum(first | {site: [0, i]}) - alone for i in range(1, size)]
             other = [self._sum(first | {site: [1]})] if more else []
             rows[site] = [more[0] + alone - other[0] if more else 0, *more]
-        return Prices(self.peak_bytes(first) - sum(row[0] for row in rows.values()), rows)
+        return MemoryPrices(self.peak_bytes(first) - sum(row[0] for row in rows.values()), rows)
 
     def _sum(self, support: Support) -> int:
         """What adds up over candidates."""
         taken = self.footprint(support, traced=False)
-        fixed = taken.parameter_bytes + taken.buffer_bytes + taken.gradient_bytes + taken.optimiser_bytes
+        fixed = taken.parameter_bytes + taken.buffer_bytes + taken.gradient_bytes + taken.optimizer_bytes
         return fixed + taken.saved_bytes
 
 
-def refuse_below_a_path(priced: Priced, prices: Prices, bound_bytes: float, *, slack: float) -> None:
+def refuse_below_a_path(priced: Priced, prices: MemoryPrices, bound_bytes: float, *, slack: float) -> None:
     """Raise LimitError, with the least bound that works, where the dearest path takes over `slack` of the bound."""
     needed = priced.peak_bytes(prices.extreme(max))
     if needed > slack * bound_bytes:
@@ -112,7 +112,7 @@ def refuse_below_a_path(priced: Priced, prices: Prices, bound_bytes: float, *, s
 
 def knapsack(
     values: Mapping[str, Sequence[float]],
-    prices: Prices,
+    prices: MemoryPrices,
     *,
     bound_bytes: float,
     allowed: Support,
@@ -120,7 +120,7 @@ def knapsack(
 ) -> dict[str, list[int]]:
     """The subspace by the greedy rule: one candidate a site, then pairs by falling value / price while they fit.
 
-        maximise  sum over l, o in S_l of values[l][o]   under   M(S) <= bound,  |S_l| >= 1
+        maximize  sum over l, o in S_l of values[l][o]   under   M(S) <= bound,  |S_l| >= 1
 
     Args:
         values: pi_l(o).
@@ -149,7 +149,7 @@ def knapsack(
 
 def fitting(
     priced: Priced,
-    prices: Prices,
+    prices: MemoryPrices,
     values: Mapping[str, Sequence[float]],
     *,
     bound_bytes: float,

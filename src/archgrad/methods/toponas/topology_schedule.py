@@ -1,4 +1,4 @@
-"""What a search for topology carries from step to step: the passive-aggressive regulariser, and the temperature."""
+"""What a search for topology carries from step to step: the passive-aggressive regularizer, and the temperature."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Reading = Literal["mass", "margin"]
 
 
 class PassiveAggressive:
-    """The passive-aggressive regulariser: 0 and without gradient where a topology is valid enough, a pull elsewhere.
+    """The passive-aggressive regularizer: 0 and without gradient where a topology is valid enough, a pull elsewhere.
 
         R = weight * ramp * sum over nodes of PA
         "mass":    PA = max(0, P(invalid) - tolerance)     P(invalid): see `Subsets.invalid`
@@ -61,13 +61,13 @@ class PassiveAggressive:
         found = topologies(space)
         if not found:
             raise ChoiceError(
-                f"{type(space).__name__} has no distribution over subsets to regularise; make it by "
+                f"{type(space).__name__} has no distribution over subsets to regularize; make it by "
                 f"archgrad.choices.subsets.topology(space)"
             )
         if reading == "mass" and all(distribution.hard for distribution, _ in found.values()):
             raise ChoiceError(
                 "reading='mass' bounds the probability of invalid subsets, and the distributions here have none "
-                "(form='table', or hard=True): take reading='margin', or the factorised form without hard"
+                "(form='table', or hard=True): take reading='margin', or the factorized form without hard"
             )
         self.space, self.reading, self.tolerance, self.margin = space, reading, tolerance, margin
         self.weight, self.ramp, self.done = weight, max(ramp, 1), 0

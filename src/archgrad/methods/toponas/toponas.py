@@ -10,14 +10,14 @@ C_j the subsets of K inputs of node j, w the weights:
     derive: the likeliest subset of each node, and on its edges the heaviest operations
 
 Only the paper's abstract was at hand. Reconstructed, and marked so on its page here: both forms of p (a table over
-subsets, or factorised), and both readings of the passive-aggressive regulariser PA ("mass": the probability that a
+subsets, or factorized), and both readings of the passive-aggressive regularizer PA ("mass": the probability that a
 node keeps a wrong number of inputs; "margin": the lead of the likeliest subset).
 
 What is left open, and what is done here:
-- Factorised form, PA on the mass, lambda from 0 to 1 along the search; no temperature by default.
+- Factorized form, PA on the mass, lambda from 0 to 1 along the search; no temperature by default.
 - q multiplies edges without division by K, so that a certain node sums as the derived one does.
 - "none" is dead while searching: an edge is absent by topology alone.
-- Optimisers as DARTS has them; no weight decay on beta, which would pull it to uniform.
+- Optimizers as DARTS has them; no weight decay on beta, which would pull it to uniform.
 - The logits' rate is raised in short searches, and `limit` is a penalty and a last selection, as in our DARTS. Ours.
 
 Checked against: enumeration of subsets, limits of temperature, a planted topology, in the tests.
@@ -44,25 +44,24 @@ from archgrad.methods.toponas.topology_schedule import Cooling, PassiveAggressiv
 from archgrad.results.record import heading
 from archgrad.results.result import Found
 from archgrad.run.run import Run
-from archgrad.supernets.bilevel import alternate, logit_rate, mixed
-from archgrad.supernets.constraint import Within, refuse_measured, scores
-from archgrad.supernets.lifecycle import conclude, divided, foresee, supernet
+from archgrad.supernets.bilevel import EverySteps, alternate, logit_rate, mixed
+from archgrad.supernets.constraint import ArchitectureConstraint, refuse_measured, scores
+from archgrad.supernets.lifecycle import predict_peak_memory, prepare_supernet, split_steps, train_and_report
 from archgrad.supernets.prior import recorded, warm_start
-from archgrad.supernets.update_schedule import Every
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch
-from archgrad.training.fit import MakeOptimiser, for_weights, sgd, sgd_of_darts
+from archgrad.training.recipe import OptimizerFactory, Recipe, darts_sgd, sgd
 from archgrad.training.schedules import cosine
 
 
 @dataclass(frozen=True)
-class Terms:
-    """The topology and its regulariser.
+class ToponasTerms:
+    """The topology and its regularizer.
 
     Attributes:
-        form: of p: "factorised", one logit an input, or "table", one a subset.
+        form: of p: "factorized", one logit an input, or "table", one a subset.
         keep: inputs that a node keeps, or (fewest, most) to leave their number free; default: as the space has it.
-        regulariser: "mass", "margin", "none", or by default "mass" for the factorised form, "none" for the table.
+        regularizer: "mass", "margin", "none", or by default "mass" for the factorized form, "none" for the table.
         tolerance: of "mass".
         margin: of "margin".
         weight: lambda, at its end.
@@ -72,9 +71,9 @@ class Terms:
         pressure: of the limit's penalty.
     """
 
-    form: Literal["factorised", "table"] = "factorised"
+    form: Literal["factorized", "table"] = "factorized"
     keep: Keep | None = None
-    regulariser: Literal["mass", "margin", "none"] | None = None
+    regularizer: Literal["mass", "margin", "none"] | None = None
     tolerance: float = 0.05
     margin: float = 0.5
     weight: float = 1.0
@@ -96,12 +95,12 @@ def toponas(
     *,
     limit: Limit | None = None,
     prior: Prior | None = None,
-    terms: Terms = Terms(),
-    search: float = 0.5,
-    share: float = 0.5,
+    terms: ToponasTerms = ToponasTerms(),
+    search_fraction: float = 0.5,
+    weights_fraction: float = 0.5,
     rate: float | None = None,
-    optimiser: MakeOptimiser = sgd_of_darts,
-    train_optimiser: MakeOptimiser = sgd,
+    optimizer: OptimizerFactory = darts_sgd,
+    train_optimizer: OptimizerFactory = sgd,
 ) -> Found:
     """Search topology and operations of a supernet by gradient; the algorithm is on top of this file.
 
@@ -112,12 +111,12 @@ def toponas(
         run: epochs of search and training together (default 60), seed, folder, device.
         limit: for instance `archgrad.macs(x).at_most(3e6)`; not on a measured cost.
         prior: logits to begin with, such as `archgrad.prior(...)` from scores of untrained networks.
-        terms: the topology and its regulariser.
-        search: share of the steps that is searched in; the rest trains what was found, from fresh weights.
-        share: part of the training data that the weights are trained on while searching.
+        terms: the topology and its regularizer.
+        search_fraction: share of the steps that is searched in; the rest trains what was found, from fresh weights.
+        weights_fraction: part of the training data that the weights are trained on while searching.
         rate: of Adam on the logits; default 3e-4, raised for short searches.
-        optimiser: of the supernet's weights.
-        train_optimiser: of the weights of what was found.
+        optimizer: of the supernet's weights.
+        train_optimizer: of the weights of what was found.
 
     Raises:
         ChoiceError: the space has no InputChoice, has gates, or nodes of fewer inputs than are to be kept.
@@ -126,51 +125,56 @@ def toponas(
         NonFiniteError: the loss became NaN or infinite.
     """
     refuse_measured(limit, method="TopoNAS")
-    space = supernet(topology(space, form=terms.form, keep=terms.keep), run, needs="TopoNAS")
+    space = prepare_supernet(topology(space, form=terms.form, keep=terms.keep), run, needs="TopoNAS")
     relax(space, Softmax, where=without_topology)
     task.check(space)
-    steps, rest = divided(run, task, search)
-    within = Within(space, limit) if limit else None
+    steps, rest = split_steps(run, task, search_fraction)
+    constraint = ArchitectureConstraint(space, limit) if limit else None
     settings = {
-        "limit": limit and limit.record(), "terms": asdict(terms), "search": search, "share": share, "rate": rate,
+        "limit": limit and limit.record(),
+        "terms": asdict(terms),
+        "search_fraction": search_fraction,
+        "weights_fraction": weights_fraction,
+        "rate": rate,
         "prior": recorded(prior),
-    }  # fmt: skip
+    }
     run.begin("toponas", settings)
 
     warm_up = round(terms.warm_up * steps)
-    regulariser = _regulariser(space, terms, steps - warm_up)
+    regularizer = _regularizer(space, terms, steps - warm_up)
     first, last = terms.temperature
     cooling = Cooling(space, first=first, last=last, steps=steps - warm_up)
-    made = for_weights(optimiser, space)
-    decided = _optimiser(space, rate or logit_rate(3e-4, steps - warm_up))
+    made = Recipe(optimizer_factory=optimizer).optimizer(space)
+    decided = _optimizer(space, rate or logit_rate(3e-4, steps - warm_up))
     warm_start(space, prior)
-    foresee(space, task, run, optimiser=optimiser)
+    predict_peak_memory(space, task, run, optimizer=optimizer)
 
     def architecture_gradient(train: Batch, valid: Batch) -> tuple[Tensor, Sequence[Tensor | None]]:
         cooling()
         loss = task.loss(space, valid)
-        if regulariser is not None:
-            loss = loss + regulariser().to(loss)
-        if within is not None:
-            loss = loss + terms.pressure * within.excess(mixed(space)).to(loss)
+        if regularizer is not None:
+            loss = loss + regularizer().to(loss)
+        if constraint is not None:
+            loss = loss + terms.pressure * constraint.excess(mixed(space)).to(loss)
         return loss, torch.autograd.grad(loss, logits(space), allow_unused=True)
 
-    kept = {"regulariser": regulariser} if regulariser is not None else {}
-    run.keep(space=space, weights=made, architecture=decided, cooling=cooling, **kept)
+    kept = {"regularizer": regularizer} if regularizer is not None else {}
+    run.register_state(space=space, weights=made, architecture=decided, cooling=cooling, **kept)
     alternate(
-        space, task.halves(share), run, weights=made, architecture=decided, steps=steps,
-        weight_loss=task.loss, architecture_gradient=architecture_gradient, pace=Every(after=warm_up),
-        schedule=cosine, share=search, figures=lambda: figures(space),
+        space, task.split(weights_fraction), run, weights=made, architecture=decided, steps=steps,
+        weight_loss=task.loss, architecture_gradient=architecture_gradient,
+        update_schedule=EverySteps(warm_up=terms.warm_up),
+        schedule=cosine, time_fraction=search_fraction, figures=lambda: figures(space),
     )  # fmt: skip
-    architecture = within.best(scores(space, logarithms=True)) if within else decide(space)
+    architecture = constraint.best_feasible(scores(space, logarithms=True)) if constraint else decide(space)
     record = heading(toponas, settings, f"{type(space).__name__} searched by TopoNAS")
-    return conclude(
-        space, architecture, task, run, steps=rest, optimiser=train_optimiser, within=within, record=record
+    return train_and_report(
+        space, architecture, task, run, steps=rest, optimizer=train_optimizer, constraint=constraint, record=record
     )  # fmt: skip
 
 
-def _regulariser(space: nn.Module, terms: Terms, steps: int) -> PassiveAggressive | None:
-    reading = terms.regulariser or ("mass" if terms.form == "factorised" else "none")
+def _regularizer(space: nn.Module, terms: ToponasTerms, steps: int) -> PassiveAggressive | None:
+    reading = terms.regularizer or ("mass" if terms.form == "factorized" else "none")
     if reading == "none":
         return None
     return PassiveAggressive(
@@ -179,7 +183,7 @@ def _regulariser(space: nn.Module, terms: Terms, steps: int) -> PassiveAggressiv
     )  # fmt: skip
 
 
-def _optimiser(space: nn.Module, rate: float) -> Adam:
+def _optimizer(space: nn.Module, rate: float) -> Adam:
     """Adam as DARTS has it; the logits of the topology are not decayed."""
     topological = {p for distribution, _ in topologies(space).values() for p in distribution.parameters()}
     operations = [p for p in logits(space) if p not in topological]

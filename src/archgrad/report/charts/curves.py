@@ -1,4 +1,4 @@
-"""The curves of a run's history, as inline SVG that takes its colours from the page around it."""
+"""The curves of a run's history, as inline SVG that takes its colors from the page around it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ INK, FAINT, LIMIT = "#010101", "#020202", "#030303"
 LINES = ("#040404", "#050505", "#060606", "#070707")
 # Where runs are held side by side.
 SERIES = (*LINES, "#080808", "#090909", "#0a0a0a", "#0b0b0b")
-# matplotlib writes fixed colours; each stands for a variable of the page's style sheet.
+# matplotlib writes fixed colors; each stands for a variable of the page's style sheet.
 _VARIABLES = {
     INK: "--ink",
     FAINT: "--faint",
     LIMIT: "--limit",
-    **{colour: f"--line{place}" for place, colour in enumerate(SERIES, start=1)},
+    **{color: f"--line{place}" for place, color in enumerate(SERIES, start=1)},
 }
 _AXES = ("phase", "step", "time", "epoch")
 # Drawn elsewhere, a picture a choice: see archgrad.report.charts.mixing_weights.
@@ -34,7 +34,7 @@ WEIGHT = "weight/"
 # Drawn elsewhere, over accuracies: see archgrad.report.charts.proxy_scores.
 SCORE = "score/"
 # Drawn by `jump`.
-JUMP = "discretisation_"
+JUMP = "discretization_"
 _KNOWN = {
     "flips": "Gates flipping per epoch",
     "open_gates": "Open gates",
@@ -219,10 +219,10 @@ def _placed(axes: Axes, marks: Sequence[Spot], *, height: float) -> list[Spot]:
 
 def _chart(heading: str, curves: list[Curve], *, spans: list[tuple[str, float, float]], bound: float | None) -> Chart:
     def fill(axes: Axes) -> None:
-        for colour, one in zip(LINES, curves, strict=False):
+        for color, one in zip(LINES, curves, strict=False):
             marker = "o" if len(one.x) <= 40 else ""
             name = one.name.replace("_", " ")
-            axes.plot(one.x, one.y, color=colour, linewidth=1.5, marker=marker, markersize=3, label=name)
+            axes.plot(one.x, one.y, color=color, linewidth=1.5, marker=marker, markersize=3, label=name)
         if bound is not None:
             axes.axhline(bound, color=LIMIT, linewidth=1.2, linestyle="--", label="limit")
         scaled(axes, [y for one in curves for y in one.y])
@@ -296,9 +296,9 @@ def scatter(part: Mapping[str, Any]) -> Chart | None:
 def jump(record: Mapping[str, Any]) -> Chart | None:
     """What the supernet scored, the network found with its weights, and that network trained, as bars.
 
-    From a record's `discretisation`, {"score", "supernet", "derived"}, and `after`; None where the first is missing.
+    From a record's `discretization`, {"score", "supernet", "derived"}, and `after`; None where the first is missing.
     """
-    part = record.get("discretisation") or {}
+    part = record.get("discretization") or {}
     name = str(part.get("score", "score"))
     given = (
         ("the supernet", part.get("supernet")),
@@ -376,6 +376,6 @@ def _inline(svg: str) -> str:
     # Its names of parts would be there once for each picture; what is referred to is named by a hash.
     svg = re.sub(r' id="[\w.]+_\d+"', "", svg)
     svg = re.sub(r"font-family: [^;]*; ", "", svg).replace("xlink:href", "href")
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(color, f"var({variable})")
     return svg

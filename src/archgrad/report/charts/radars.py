@@ -64,9 +64,9 @@ def _memory(found: list[Round]) -> Chart:
     def fill(axes: Axes) -> None:
         x = range(1, len(found) + 1)
         lines = {"predicted": [one.predicted for one in found], "measured": [one.measured for one in found]}
-        for colour, marker, (name, values) in zip(LINES, "so", lines.items(), strict=False):
+        for color, marker, (name, values) in zip(LINES, "so", lines.items(), strict=False):
             axes.plot(
-                x, [v / MIB for v in values], color=colour, linewidth=1.2, marker=marker, markersize=4, label=name
+                x, [v / MIB for v in values], color=color, linewidth=1.2, marker=marker, markersize=4, label=name
             )
         # Without a bound of the user's own it may be what the machine has, far above.
         bounds = [one.bound for one in found if is_finite(one.bound)]
@@ -87,8 +87,8 @@ def _space(first: Round, one: Round, number: int) -> Chart:
 
     def fill(axes: Axes) -> None:
         for place, site in enumerate(sites):
-            for some, colour in ((one.left[site], FAINT), (one.support.get(site, []), LINES[0])):
-                axes.broken_barh([(a - 0.45, b - a + 0.9) for a, b in _runs(some)], (-place - 0.4, 0.8), color=colour)
+            for some, color in ((one.left[site], FAINT), (one.support.get(site, []), LINES[0])):
+                axes.broken_barh([(a - 0.45, b - a + 0.9) for a, b in _runs(some)], (-place - 0.4, 0.8), color=color)
         dress(axes, x="candidate")
         axes.grid(visible=False)
         axes.set_yticks([-place for place in range(len(sites))], [site[-24:] for site in sites])

@@ -83,12 +83,12 @@ def charts(record: Mapping[str, Any]) -> list[Chart]:
 def _returns(rows: Mapping[str, Mapping[str, Any]]) -> Chart:
     def fill(axes: Axes) -> None:
         places = range(len(rows), 0, -1)
-        for shift, colour, (key, label) in zip((0.12, -0.12), LINES, _SEEN.items(), strict=False):
+        for shift, color, (key, label) in zip((0.12, -0.12), LINES, _SEEN.items(), strict=False):
             spread = [row.get(f"{key}_std") for row in rows.values()]
             axes.errorbar(
                 [row[key] for row in rows.values()], [place + shift for place in places],
                 xerr=[value if is_finite(value) else 0.0 for value in spread],
-                color=colour, linestyle="", marker="o", markersize=4, elinewidth=1, label=label,
+                color=color, linestyle="", marker="o", markersize=4, elinewidth=1, label=label,
             )  # fmt: skip
         dress(axes, x="return of an episode")
         axes.grid(visible=False)

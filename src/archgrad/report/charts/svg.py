@@ -1,4 +1,4 @@
-"""What the pictures share: the page's colours, and SVG text from pieces that may hold anything."""
+"""What the pictures share: the page's colors, and SVG text from pieces that may hold anything."""
 
 from __future__ import annotations
 
@@ -44,24 +44,24 @@ _RULES = """
 _OTHER_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]+")
 
 
-def style(colours: Mapping[str, str]) -> str:
-    """The style rules of all pictures, in these colours: {"ink": "#1d1f21", ...}."""
+def style(colors: Mapping[str, str]) -> str:
+    """The style rules of all pictures, in these colors: {"ink": "#1d1f21", ...}."""
     rules = _RULES + "".join(f".g-line{k} {{ stroke: {{line{k}}}; }}\n" for k in range(1, LINES + 1))
-    return re.sub(r"{(\w+)}", lambda found: colours[found[1]], rules).strip()
+    return re.sub(r"{(\w+)}", lambda found: colors[found[1]], rules).strip()
 
 
 def variables() -> dict[str, str]:
-    """The colours as variables of the page's style sheet."""
+    """The colors as variables of the page's style sheet."""
     return {name: f"var(--{name})" for name in LIGHT}
 
 
 def picture(body: str, *, width: float, height: float) -> str:
-    """SVG for the page, which brings colours and fonts."""
+    """SVG for the page, which brings colors and fonts."""
     return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}">{body}</svg>'
 
 
 def alone(svg: str) -> str:
-    """What `picture` gave, as a file of its own: colours for light and dark, a ground, and a font."""
+    """What `picture` gave, as a file of its own: colors for light and dark, a ground, and a font."""
     rules = f"{style(LIGHT)}\n@media (prefers-color-scheme: dark) {{\n{style(DARK)}\n}}"
     ground = '<rect class="g-paper" width="100%" height="100%"/>'
     head = '<svg xmlns="http://www.w3.org/2000/svg" font-family="system-ui, Helvetica, Arial, sans-serif" '

@@ -88,7 +88,7 @@ def _places(graph: Graph) -> tuple[dict[str, _Place], list[list[_Place]]]:
 
 
 def _ordered(columns: list[list[_Place]], left: _Links, right: _Links) -> list[list[_Place]]:
-    """Each column sorted by the middle of its neighbours, to and fro; the order with the fewest crossings."""
+    """Each column sorted by the middle of its neighbors, to and fro; the order with the fewest crossings."""
     best, fewest = columns, _crossings(columns, right)
     for sweep in range(_SWEEPS):
         links, forward = (left, True) if sweep % 2 == 0 else (right, False)
@@ -118,7 +118,7 @@ def _crossings(columns: Sequence[Sequence[_Place]], right: _Links) -> int:
 
 
 def _raised(columns: Sequence[Sequence[_Place]], left: _Links, right: _Links) -> None:
-    """Gives every place its y, near its neighbours and clear of its column."""
+    """Gives every place its y, near its neighbors and clear of its column."""
     offsets = []
     for column in columns:
         gaps = [_clear(one, other) for one, other in itertools.pairwise(column)]
@@ -140,7 +140,7 @@ def _raised(columns: Sequence[Sequence[_Place]], left: _Links, right: _Links) ->
 
 
 def _straightened(columns: Sequence[Sequence[_Place]], routes: Sequence[Sequence[_Place]]) -> None:
-    """Levels the long edges, each over as many columns at a time as its neighbours leave free."""
+    """Levels the long edges, each over as many columns at a time as its neighbors leave free."""
     beside: dict[_Place, tuple[_Place | None, _Place | None]] = {}
     for column in columns:
         padded = [None, *column, None]

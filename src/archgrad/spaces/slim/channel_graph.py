@@ -169,7 +169,7 @@ def _side(
     if isinstance(target, nn.Embedding):
         return "out", ""
     if kind == OPTYPE.LN:
-        return "", f"{names[target]} ({type(target).__name__}) normalises over these channels"
+        return "", f"{names[target]} ({type(target).__name__}) normalizes over these channels"
     if kind == OPTYPE.ELEMENTWISE and not any(True for _ in target.parameters(recurse=False)):
         return "", ""
     return "", f"{names[target]} ({type(target).__name__}) is not a layer whose channels can be removed"

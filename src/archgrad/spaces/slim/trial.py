@@ -18,7 +18,7 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 class Trial:
     """A scrambled double-precision copy of a network on which removals are tried.
 
-    The copy's normalisation layers get random statistics and its zero parameters random values, so that nothing
+    The copy's normalization layers get random statistics and its zero parameters random values, so that nothing
     is hidden by a fresh network's zeros and ones. Modules that drop at random are switched off.
     """
 

@@ -1,76 +1,18 @@
-"""When the architecture takes a step: at every nth step of the weights, or when the weights look settled."""
+"""The dynamic update schedule of DARTS-PRIME: a step of the architecture when the weights look settled."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
 from archgrad.errors import ConfigError
 
 
-class Pace(Protocol):
-    """Decides before each step of the weights whether the architecture takes one."""
-
-    def due(self, step: int) -> int | None:
-        """The number of the batch that the architecture takes its step on, or None to rest; asked once a step."""
-        ...
-
-    def saw(self, gradients: Sequence[Tensor | None]) -> None:
-        """Told the gradient of each step of the weights, before it is clipped."""
-        ...
-
-    def figures(self) -> dict[str, float]:
-        """What the history shows of each step."""
-        ...
-
-
-@dataclass(frozen=True)
-class Every:
-    """The static pace: one step of the architecture in `n` steps of the weights, floor(steps / n) in all.
-
-    Attributes:
-        n: f; 1 is DARTS.
-        after: the architecture rests for so many steps first.
-    """
-
-    n: int = 1
-    after: int = 0
-
-    def __post_init__(self) -> None:
-        if not all(type(count) is int for count in (self.n, self.after)) or self.n < 1 or self.after < 0:
-            raise ConfigError(
-                f"Every(n={self.n!r}, after={self.after!r}) was given; allowed are whole numbers, n from 1 and after "
-                f"from 0"
-            )
-
-    def due(self, step: int) -> int | None:
-        """step // n at every nth step from `after` on."""
-        return step // self.n if step >= self.after and step % self.n == self.n - 1 else None
-
-    def saw(self, gradients: Sequence[Tensor | None]) -> None:
-        """Nothing."""
-
-    def figures(self) -> dict[str, float]:
-        """Nothing."""
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: this pace has no state."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-
-ALWAYS = Every()
-
-
-class Dynamic:
-    """The dynamic pace: a step of the architecture when the gradient of the weights is small for its time.
+class DynamicSchedule:
+    """The dynamic schedule: a step of the architecture when the gradient of the weights is small for its time.
 
         F_s    = sum over the weights of (d L_train / d w)^2        trace of the empirical Fisher of the batch mean
         Fbar_s = decay F_s + (1 - decay) Fbar_{s-1}
@@ -106,7 +48,7 @@ class Dynamic:
         # As a logarithm, since nothing bounds it while F is out of reach.
         self.log_threshold = math.log(threshold)
 
-    def due(self, step: int) -> int | None:
+    def next_batch(self, step: int, progress: float) -> int | None:
         """How many steps the architecture has taken, if it may take one now; the threshold moves."""
         if self.average > 0.0 and math.log(self.average) < self.log_threshold:
             self.log_threshold -= self.f * self.grows
@@ -115,7 +57,7 @@ class Dynamic:
         self.log_threshold += self.grows
         return None
 
-    def saw(self, gradients: Sequence[Tensor | None]) -> None:
+    def observe(self, gradients: Sequence[Tensor | None]) -> None:
         """Take F of a step's gradient into the average."""
         self.average = self.decay * squared_norm(gradients) + (1.0 - self.decay) * self.average
 
@@ -138,7 +80,7 @@ def squared_norm(gradients: Sequence[Tensor | None]) -> float:
     return float(nn.utils.get_total_norm([g.detach() for g in gradients if g is not None])) ** 2
 
 
-def weights_share(f: float) -> float:
+def weights_fraction_of(f: float) -> float:
     """The weights' share of the training data under a pace f: 1 - 1 / (1 + f), the rest being the architecture's.
 
     So one epoch of the weights reads the other share about once. Source: DARTS-PRIME, the authors' code.

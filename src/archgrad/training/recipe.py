@@ -1,0 +1,160 @@
+"""How weights are trained: optimizer, schedule, clipping, averaging, accumulation, drop-path, choice of the epoch."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from archgrad.choices.access import trainable
+from archgrad.errors import ConfigError, ModelError
+from archgrad.training.schedules import Schedule, cosine
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+def sgd(parameters: Iterable[nn.Parameter], *, learning_rate: float = 0.05, weight_decay: float = 5e-4) -> Optimizer:
+    """SGD with Nesterov momentum 0.9.
+
+    Example:
+        >>> import functools, archgrad as ag
+        >>> recipe = ag.Recipe(optimizer_factory=functools.partial(ag.sgd, learning_rate=0.01))
+    """
+    return SGD(parameters, lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+
+
+def darts_sgd(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """The optimizer of DARTS for a supernet's weights: SGD, rate 0.025, momentum 0.9, decay 3e-4, clipped at 5."""
+    return SGD([{"params": list(parameters), "clip": 5.0}], lr=0.025, momentum=0.9, weight_decay=3e-4)
+
+
+def adamw(
+    parameters: Iterable[nn.Parameter], *, learning_rate: float = 1e-3, weight_decay: float = 0.05
+) -> Optimizer:
+    """AdamW without weight decay on parameters of at most one dimension: biases, and scales of norms.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> [group["weight_decay"] for group in ag.adamw(torch.nn.Linear(2, 2).parameters()).param_groups]
+        [0.05, 0.0]
+    """
+    given = list(parameters)
+    decayed, other = [p for p in given if p.ndim > 1], [p for p in given if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}]
+    return AdamW([group for group in groups if group["params"]], lr=learning_rate)
+
+
+def adam(parameters: Iterable[nn.Parameter], *, learning_rate: float = 0.01) -> Optimizer:
+    """Adam without weight decay, at a rate for few steps.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> ag.adam(torch.nn.Linear(2, 2).parameters()).param_groups[0]["lr"]
+        0.01
+    """
+    return Adam(parameters, lr=learning_rate)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How weights are trained.
+
+    Attributes:
+        optimizer_factory: from parameters to their optimizer, for instance `ag.adamw` or
+            `functools.partial(ag.sgd, learning_rate=0.01)`.
+        schedule: from progress in [0, 1] through the budget to a factor on the learning rates; default: half a cosine
+            with a short warm-up.
+        clip: largest norm of the gradient of all weights together.
+        average: decay of an exponential moving average of the weights. The network ends up with the averaged weights
+            and with BatchNorm statistics estimated for them.
+        accumulate: batches whose gradients are averaged before each step of the optimizer.
+        drop_path: probability to drop a path in modules named `drop_path`; it grows linearly to this value.
+        best_epoch: the network ends up with the weights of the epoch that scored best on the validation part.
+
+    Raises:
+        ConfigError: a value out of its range, or `average` together with `best_epoch`.
+
+    Example:
+        >>> import archgrad as ag
+        >>> ag.Recipe(optimizer_factory=ag.adamw, clip=1.0).record()["optimizer_factory"]
+        'adamw'
+    """
+
+    optimizer_factory: OptimizerFactory = sgd
+    schedule: Schedule = cosine
+    clip: float | None = None
+    average: float | None = None
+    accumulate: int = 1
+    drop_path: float = 0.0
+    best_epoch: bool = False
+
+    def __post_init__(self) -> None:
+        rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+            "clip": (
+                lambda x: x is None or (_number(x) and 0 < x < math.inf),
+                "a number above 0, such as 5.0, or None",
+            ),
+            "average": (lambda x: x is None or (_number(x) and 0 < x < 1), "a number between 0 and 1, such as 0.999"),
+            "accumulate": (lambda x: type(x) is int and x >= 1, "a whole number from 1 up"),
+            "drop_path": (
+                lambda x: _number(x) and 0 <= x < 1,
+                "a probability of at least 0 and below 1, such as 0.2",
+            ),
+        }
+        for name, (fits, rule) in rules.items():
+            if not fits(value := getattr(self, name)):
+                raise ConfigError(f"Recipe({name}={value!r}) was given. Allowed is {rule}.")
+        if self.average and self.best_epoch:
+            raise ConfigError(
+                "Recipe(average=..., best_epoch=True): both choose the final weights. Give one of them."
+            )
+
+    def optimizer(self, network: nn.Module) -> Optimizer:
+        """An optimizer of all weights of a network that require a gradient; `clip` bounds all of them together.
+
+        Raises:
+            ModelError: there are none.
+        """
+        weights = trainable(network)
+        if not weights:
+            raise ModelError(
+                f"{type(network).__name__} has no parameter that requires a gradient, so there is nothing to train; "
+                f"leave some of them trainable (requires_grad_(True))"
+            )
+        optimizer = self.optimizer_factory(weights)
+        if self.clip:
+            # A group's "clip" would bound each group alone.
+            optimizer.register_step_pre_hook(functools.partial(_clip, self.clip))
+        return optimizer
+
+    def record(self) -> dict[str, Any]:
+        """Every field as JSON, functions by name: what a resumed run is compared by."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: _described(value) if callable(value) else value for name, value in values.items()}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _clip(largest: float, optimizer: Optimizer, args: object, kwargs: object) -> None:
+    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], largest)
+
+
+def _described(function: Callable[..., Any]) -> str:
+    """A function's name, with the plain values that functools.partial binds."""
+    if not isinstance(function, functools.partial):
+        return str(getattr(function, "__qualname__", type(function).__qualname__))
+    bound = [("", value) for value in function.args] + [
+        (f"{name}=", value) for name, value in function.keywords.items()
+    ]
+    plain = (str, int, float, tuple, type(None))
+    listed = ", ".join(
+        f"{name}{value if isinstance(value, plain) else type(value).__name__}" for name, value in bound
+    )
+    return f"{_described(function.func)}({listed})"

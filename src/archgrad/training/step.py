@@ -1,0 +1,116 @@
+"""The one training step, which every loop takes: precision, finite checks, averaging, clipping, resource errors."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from archgrad.run.resource_errors import watched
+from archgrad.run.run import Run
+from archgrad.tasks.task import Batch
+
+Gradients = Sequence[Tensor | None]
+# A loss [], or a loss and its gradient with respect to what the optimizer trains, in its order.
+Computed = Tensor | tuple[Tensor, Gradients]
+
+
+def take_step(
+    optimizer: Optimizer,
+    run: Run,
+    *compute: Callable[[], Computed],
+    name: str = "loss",
+    observe: Callable[[Gradients], None] | None = None,
+) -> Tensor:
+    """One step of an optimizer on a loss, or on the mean of several (gradient accumulation).
+
+    Each loss is computed under the run's precision. Its gradient is that of autograd, or what `compute` returns
+    beside the loss. Gradients are averaged over `compute` and over processes, clipped at the `"clip"` of each
+    parameter group (the largest norm of the group's gradient), and forgotten after the step.
+
+    Args:
+        optimizer: what it trains takes the step; everything else is left alone.
+        run: gives precision and processes, and says where the step was when something fails.
+        compute: from nothing to the loss []; called again only to find out where a NaN came from.
+        name: of the loss, in error messages.
+        observe: called with the gradients before they are clipped.
+
+    Returns:
+        The mean loss [], detached.
+
+    Raises:
+        NonFiniteError: the loss or a gradient is NaN or infinite; no step is taken.
+        ResourceError: memory ran out, or a worker of a data loader died.
+    """
+    # Networks are not wrapped (as DistributedDataParallel does), so that any gradient can be taken of them.
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    with watched(run):
+        loss, gradients = _accumulated([_gradient(one, parameters, run, name) for one in compute])
+        gradients = run.mean(gradients)
+        run.check_gradients(parameters, gradients)
+        if observe:
+            observe(gradients)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        for group in optimizer.param_groups:
+            if "clip" in group:
+                nn.utils.clip_grad_norm_(group["params"], group["clip"])
+        optimizer.step()
+        optimizer.zero_grad()
+    return loss
+
+
+def _gradient(
+    compute: Callable[[], Computed], parameters: Sequence[nn.Parameter], run: Run, name: str
+) -> tuple[Tensor, Gradients]:
+    again = functools.partial(under_precision, run, compute)
+    computed = again()
+    loss = computed[0] if isinstance(computed, tuple) else computed
+    run.check_finite({name: loss}, again=again)
+    if isinstance(computed, tuple):
+        return loss.detach(), computed[1]
+    try:
+        return loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True)
+    except RuntimeError as error:
+        if "Checkpointing is not compatible with .grad()" not in str(error):
+            raise
+    # Reentrant checkpointing runs a backward pass of its own, which only `backward()` over all leaves allows.
+    second = again()
+    assert isinstance(second, Tensor)
+    for parameter in parameters:
+        parameter.grad = None
+    second.backward()  # type: ignore[no-untyped-call]
+    return second.detach(), [p.grad for p in parameters]
+
+
+def _accumulated(parts: Sequence[tuple[Tensor, Gradients]]) -> tuple[Tensor, Gradients]:
+    """The mean of losses and of gradients; None counts as zero where another part has a gradient."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = zip(*(gradients for _, gradients in parts), strict=True)
+    means = [
+        sum(given) / len(parts) if (given := [g for g in column if g is not None]) else None for column in columns
+    ]
+    return torch.stack([loss for loss, _ in parts]).mean(), means
+
+
+def under_precision(run: Run, compute: Callable[[], Computed]) -> Computed:
+    """What `compute` returns, computed under the run's precision."""
+    with autocast(run):
+        return compute()
+
+
+def autocast(run: Run) -> AbstractContextManager[object]:
+    """Where losses are computed: under the run's precision."""
+    # Fabric takes seconds to import; plain float32 does not need it.
+    return nullcontext() if run.precision == "32-true" else run.fabric.autocast()
+
+
+def load_batch(stream: Callable[[int], Batch], number: int, run: Run) -> Batch:
+    """Batch `number` of a task's stream on the run's device. Raises ResourceError where a data worker died."""
+    with watched(run):
+        return run.to_device(stream(number))
