@@ -52,7 +52,7 @@ from archgrad.supernets.lifecycle import predict_peak_memory, prepare_supernet, 
 from archgrad.supernets.prior import recorded, warm_start
 from archgrad.supernets.sampling import Branched, LimitPenalty, RebarEstimate, Sampler
 from archgrad.tasks.classification import Classification
-from archgrad.tasks.task import Batch, first
+from archgrad.tasks.task import Batch, batch_size, first
 from archgrad.training.recipe import OptimizerFactory, Recipe, sgd
 from archgrad.training.schedules import cosine
 
@@ -215,7 +215,7 @@ class _Objective:
     def gradient(self, train: Batch, valid: Batch) -> tuple[Tensor, Sequence[Tensor | None]]:
         """The objective at one draw, and the estimate of its gradient."""
         # Images are compared in pairs, and the shares of the data may come in batches of different sizes.
-        train, valid = first(train, len(valid[1])), first(valid, len(train[1]))
+        train, valid = first(train, batch_size(valid)), first(valid, batch_size(train))
         sample = self.sampler.draw(self._samples(train))
         with torch.no_grad():
             hard = self._loss(sample.hard, train, valid)
@@ -234,7 +234,7 @@ class _Objective:
         return {"temperature": self.terms.temperature} | (self.penalty.figures() if self.penalty else {})
 
     def _samples(self, batch: Batch) -> int:
-        return len(batch[1]) if self.terms.per_image else 1
+        return batch_size(batch) if self.terms.per_image else 1
 
     def _loss(self, rows: Sequence[Tensor], train: Batch, valid: Batch) -> Tensor:
         """L(z) or c(zeta), [samples]."""

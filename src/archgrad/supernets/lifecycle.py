@@ -26,7 +26,7 @@ from archgrad.run.run import Run
 from archgrad.supernets import collapse
 from archgrad.supernets.constraint import ArchitectureConstraint
 from archgrad.tasks.classification import Classification
-from archgrad.tasks.task import Batch, Scored
+from archgrad.tasks.task import Batch, Scored, batch_size
 from archgrad.training.fit import optimize, recalibrate
 from archgrad.training.recipe import OptimizerFactory, Recipe
 from archgrad.training.schedules import cosine
@@ -123,15 +123,17 @@ def predict_peak_memory(
     except ModelError as error:
         run.note(f"How much memory the search takes cannot be foreseen: {error}")
         return None
-    prediction = max(every, key=lambda one: one.at(len(batch[1])).peak_bytes)
-    needed = prediction.at(len(batch[1])).peak_bytes
+    prediction = max(every, key=lambda one: one.at(batch_size(batch)).peak_bytes)
+    needed = prediction.at(batch_size(batch)).peak_bytes
     free, here = available_bytes(run.device), prediction.fixed.parameter_bytes + prediction.fixed.buffer_bytes
     if free is not None and needed > free + here:
         fits = prediction.largest_batch(free + here)
         run.close()  # nothing has begun: the folder is free for another try
         mixture = not drawn and not any(isinstance(same[0], Gate) for same in choices(space).values())
         what = f"the dearest of {drawn} networks drawn" if drawn else "this supernet" if mixture else "this network"
-        less = f"a batch of at most {fits} (given: {len(batch[1])})" if fits else "a smaller network, or candidates"
+        less = (
+            f"a batch of at most {fits} (given: {batch_size(batch)})" if fits else "a smaller network, or candidates"
+        )
         radars = (
             ", or archgrad.radars, which searches the same space part by part under a bound "
             "(memory=archgrad.peak_memory(x).at_most(gib=...))"

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from archgrad.errors import ConfigError
+from archgrad.errors import ConfigError, DataError
 
 # Of a network: one, several in order, or several by name, which the network takes as one dict.
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -163,10 +163,22 @@ class Scored(Protocol):
         ...
 
 
+def batch_size(batch: Batch) -> int:
+    """The number of samples in a batch: the length of its first tensor.
+
+    Raises:
+        DataError: the batch holds no tensor with a first dimension.
+    """
+    sizes = [len(x) for x in tree_leaves(batch) if isinstance(x, Tensor) and x.ndim]
+    if not sizes:
+        raise DataError(f"a batch of type {type(batch).__name__} holds no tensor [B, ...], so its size is unknown")
+    return sizes[0]
+
+
 def first(batch: Batch, count: int) -> Batch:
-    """The first `count` examples of a batch, all of them where there are no more."""
-    inputs, target = batch
-    return mapped(lambda x: x[:count], inputs), target[:count]
+    """The first `count` samples of a batch, all of them where there are no more; tensors [B, ...] are cut."""
+    size = batch_size(batch)
+    return tree_map(lambda x: x[:count] if isinstance(x, Tensor) and x.ndim and len(x) == size else x, batch)
 
 
 def arguments(inputs: Inputs | Sequence[Tensor]) -> tuple[Any, ...]:
