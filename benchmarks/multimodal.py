@@ -31,8 +31,8 @@ from torch import Tensor, nn
 import archgrad as ag
 from archgrad import files
 from archgrad.errors import RunError
+from archgrad.methods.multimodal_random.intervention_card import card
 from archgrad.methods.unas import UnasTerms
-from archgrad.results.record import card
 from archgrad.trials.random_sampling import best_so_far
 
 TRIALS = 20

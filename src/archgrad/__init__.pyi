@@ -141,7 +141,7 @@ from .methods.freenas.freenas import (
 from .methods.monas.monas import (
     monas as monas,
 )
-from .methods.multimodal_random import (
+from .methods.multimodal_random.multimodal_random import (
     multimodal_random as multimodal_random,
 )
 from .methods.pruning_transfer.pruning_transfer import (

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -71,10 +72,7 @@ def test_it_reaches_what_the_equations_reach_and_counts_its_rollouts(tmp_path: P
     costs = [row["cost"] for row in found.history if "cost" in row]
     assert all(later <= earlier for earlier, later in itertools.pairwise(costs))
     assert system.rollouts == found.costs["rollouts"] <= 25
-    off = next(row for row in found.record["card"]["items"] if row["item"] == "options off their defaults")
-    assert {one.partition("=")[0] for one in off["what"]} == {
-        "terms.explore", "terms.fit", "terms.refit", "terms.smoothing", "trials",
-    }  # fmt: skip
+    assert found.record["settings"]["terms"] == asdict(terms) and found.record["run"]["trials"] == 25
     control = safetensors.torch.load_file(tmp_path / "run" / "control.safetensors")
     again = pendulum().simulate(lambda t, x: control["actions"][t])
     assert system.cost.of(again) == pytest.approx(-found.score)

@@ -17,7 +17,7 @@ from archgrad.control.system import Cost, Policy, System, Trajectory
 from archgrad.costs.count import params
 from archgrad.errors import NonFiniteError
 from archgrad.extract.discretize import build
-from archgrad.results.record import card
+from archgrad.results.record import conditions
 from archgrad.results.result import Found
 from archgrad.run.run import Run
 
@@ -113,7 +113,7 @@ def piloted(
         gains: feedback around the trajectory.
         space: the inner network as it was given.
         architecture: of the inner network.
-        record: what the method adds to the report, and as "chosen" its `departures`.
+        record: what the method adds to the report.
     """
     network = build(dynamics, Architecture({})).cpu().eval()
     around, cost, rollouts = plan.best.trajectory, plan.best.cost, plan.costs[-1][0]
@@ -126,15 +126,10 @@ def piloted(
             "states": around.states.tolist(), "actions": around.actions.tolist(), "low": system.low.tolist(),
             "high": system.high.tolist(), "costs": [list(one) for one in plan.costs],
         },
-        "run": {"seed": run.seed, "trials": run.trials, "seconds": run.seconds},
-        "versions": {"torch": torch.__version__},
-        "device": str(run.device),
-        "notes": list(run.notes),
+        **conditions(run, score="score"),
         "load": LOAD,
         **record,
-        "card": card(space, run, options=record.get("chosen", ()), data={"system": system.name}),
     }  # fmt: skip
-    full.pop("chosen", None)
     example = (around.states[:1].float(), around.actions[:1].float())
     costs = {"params": size, "rollouts": rollouts}
     found = Found(architecture, network, -cost, costs, run.history, full, example)

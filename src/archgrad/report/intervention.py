@@ -10,12 +10,6 @@ from archgrad.errors import RunError
 Rows = list[tuple[str, str, str]]
 
 
-def line(record: Mapping[str, Any]) -> str:
-    """The total in a sentence; empty where the record has no card."""
-    total = _card(record).get("total")
-    return "" if total is None else f"human intervention: {total} (items in card.json; lower is better)"
-
-
 def rows(record: Mapping[str, Any]) -> Rows:
     """Each item: its name, its count, and what was counted; the total and what else the card says come last.
 

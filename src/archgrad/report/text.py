@@ -17,7 +17,6 @@ from rich.table import Table
 from rich.text import Text
 
 from archgrad.errors import RunError
-from archgrad.report import intervention
 from archgrad.report.charts.pareto import fronts
 from archgrad.report.charts.pareto import rows as points
 
@@ -81,7 +80,7 @@ def table(record: Record) -> RenderableType:
         cells = [[mark, number(cost), number(score)] for cost, score, mark in points(one)]
         parts += [Text(), columns_of([f"{label(one.cost)}{unit}", "score"], cells)]
         parts += [Text(f"  {len(one.cloud)} networks tried, {len(one.front)} on this front")]
-    told = (limit_line(record), gap_line(record), frozen_line(record), intervention.line(record))
+    told = (limit_line(record), gap_line(record), frozen_line(record))
     lines = [line for line in told if line]
     lines += [f"ALARM: {alarm}" for alarm in record.get("alarms") or []]
     lines += [f"note: {note}" for note in notes(record)]

@@ -11,7 +11,6 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import nn
 
 from archgrad.choices.access import choices
@@ -23,7 +22,7 @@ from archgrad.errors import ArchitectureError, MissingExtra, ModelError, RunErro
 from archgrad.extract.discretize import build, decide
 from archgrad.extract.export import export_program
 from archgrad.report import notebook, page, text
-from archgrad.results.record import card
+from archgrad.results.record import conditions
 from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import frozen
 from archgrad.tasks.task import Inputs, Task, mapped
@@ -77,8 +76,8 @@ class Found:
     def save(self, folder: str | Path) -> None:
         """Write the result into a folder.
 
-        architecture.json, card.json (what a person decided), network.safetensors (weights), network.pt2 (loads with
-        torch alone), record.json, history.jsonl and report.html. What cannot be exported is noted in the record and
+        architecture.json, network.safetensors (weights), network.pt2 (loads with torch alone), record.json,
+        history.jsonl and report.html. What cannot be exported is noted in the record and
         left out.
 
         Raises:
@@ -102,8 +101,6 @@ class Found:
                 export_program(self.network, self.example, folder / "network.pt2")
             except ModelError as error:
                 self.record.setdefault("notes", []).append(str(error))
-        if counted := self.record.get("card"):
-            (folder / "card.json").write_text(json.dumps(counted, indent=1) + "\n", encoding="utf-8")
         (folder / "record.json").write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
         if not (folder / "history.jsonl").exists():
             lines = "".join(json.dumps(row) + "\n" for row in self.history)
@@ -172,11 +169,9 @@ def assemble(
         task: scored on its test part, here and nowhere else.
         run: whose folder, if any, gets the result.
         example: inputs of the networks.
-        record: what the method adds to the report: method, title, settings, limit, and as "chosen" its
-            `departures`.
+        record: what the method adds to the report: method, title, settings, limit.
     """
     example = run.to_device(example)
-    data = getattr(task, "splits", {})
     columns: dict[str, dict[str, Any]] = run.compute_once(
         "figures", lambda: {name: figures(network, task, example) for name, network in networks.items()}
     )
@@ -186,23 +181,11 @@ def assemble(
     full = {
         "layers": widths(space, architecture),
         **{name: {**columns[name], "latency_ms": times[name]} for name in networks},
-        "run": {"seed": run.seed, "epochs": run.epochs, "steps": run.max_steps, "seconds": run.seconds},
-        "versions": {"torch": torch.__version__},
-        "device": str(run.device),
-        "data": data,
+        **conditions(run, task, score=next(iter(columns["after"]))),
         "frozen": [{"name": name, "reason": reason} for name, reason in frozen(space).items()],
-        "notes": list(run.notes),
         "load": LOAD,
         **record,
-        "card": card(
-            space,
-            run,
-            options=record.get("chosen", ()),
-            data=data,
-            weights_given=bool(record.get("settings", {}).get("pretrained")),
-        ),
     }
-    full.pop("chosen", None)
     after = columns["after"]
     costs = {name: after[name] for name in ("params", "macs")}
     found = Found(

@@ -45,7 +45,7 @@ from archgrad.costs.count import macs, params
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build, decide
 from archgrad.report.charts.rl import animated
-from archgrad.results.record import card, heading
+from archgrad.results.record import conditions, heading
 from archgrad.results.result import Found, latencies
 from archgrad.rl.impala_space import impala_network
 from archgrad.rl.ppo import SMALL, Agent, PpoTerms, features, learn
@@ -223,16 +223,10 @@ def _concluded(
         **(dict(space.describe(architecture)) if isinstance(space, Described) else {}),
         "film": film,
         "alarms": collapse.alarms(space, architecture, searched),
-        "run": {"seed": run.seed, "epochs": run.epochs, "steps": run.max_steps, "seconds": run.seconds},
-        "versions": {"torch": torch.__version__},
-        "device": str(run.device),
-        "data": task.splits,
-        "notes": list(run.notes),
+        **conditions(run, task, score="return_unseen"),
         "load": LOAD,
         **record,
-        "card": card(space, run, options=record.get("chosen", ()), data=task.splits),
     }
-    full.pop("chosen", None)
     costs = {name: after[name] for name in ("params", "macs")}
     found = Found(architecture, network, after["return_unseen"], costs, run.history, full, example)
     if run.folder and run.rank == 0:

@@ -20,7 +20,7 @@ from archgrad.costs.latency import Runtime
 from archgrad.costs.memory import GIB, available_bytes, predict
 from archgrad.errors import ChoiceError, ConfigError, LimitError, ModelError
 from archgrad.extract.discretize import build, decision_weights
-from archgrad.results.record import card
+from archgrad.results.record import conditions
 from archgrad.results.result import Example, Found, figures, latencies
 from archgrad.run.run import Run
 from archgrad.supernets import collapse
@@ -189,7 +189,7 @@ def train_and_report(
         steps: of training.
         optimizer: from weights to their optimizer.
         constraint: the limit; it is checked on the network that is handed back.
-        record: what the method adds to the report: method, title, settings, and as "chosen" its `departures`.
+        record: what the method adds to the report: method, title, settings.
         fresh: the space that the trained network is built from, where the supernet has parts of its own.
         trained: the architecture's network, where it is trained already.
         costs: what the architecture takes by further costs of the search.
@@ -213,24 +213,18 @@ def train_and_report(
     described = dict(space.describe(architecture)) if isinstance(space, Described) else {}
     if constraint and (surrogate := run.compute_once("surrogate", constraint.record)):
         described["surrogate"] = surrogate
-    data = {} if isinstance(task, Scored) else task.splits
     full = {
         "after": {**costs, **after},
         "picks": picks(space, architecture),
         "labels": {name: list(one.labels) for name, (one, *_) in choices(space).items() if isinstance(one, OpChoice)},
         **described,
         "limit": limit,
-        "run": {"seed": run.seed, "epochs": run.epochs, "steps": run.max_steps, "seconds": run.seconds},
-        "versions": {"torch": torch.__version__},
-        "device": str(run.device),
-        "data": data,
+        **conditions(run, task, score=next(iter(after))),
         **signs,
         "notes": [note for note in run.notes if note not in signs.get("alarms", ())],
         "load": LOAD,
         **record,
-        "card": card(space, run, options=record.get("chosen", ()), data=data),
     }
-    full.pop("chosen", None)
     taken = dict(costs) | {name: after[name] for name in ("params", "macs") if name in after}
     if limit:
         taken[limit["cost"]] = limit["reached"]

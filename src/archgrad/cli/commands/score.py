@@ -26,6 +26,7 @@ from archgrad.extract.discretize import Resizable, build
 from archgrad.proxies.scoring import Batch, theta
 from archgrad.report import page
 from archgrad.report.charts.curves import SCORE
+from archgrad.results.record import conditions
 from archgrad.run.run import Run
 from archgrad.supernets.lifecycle import Described, prepare_supernet
 from archgrad.tasks.tabular import Tabular
@@ -231,9 +232,7 @@ def _record(
         "graphs": list(_graphs(found, order)),
         "space": found.made,
         "settings": options.model_dump(mode="json", exclude={"out"}, exclude_defaults=True),
-        "run": {"seed": run.seed},
-        "versions": {"torch": torch.__version__},
-        "device": str(run.device),
+        **conditions(run),
     }
 
 

@@ -23,7 +23,7 @@ from archgrad.methods.darts_prime.darts_prime import darts_prime
 from archgrad.methods.freenas.freenas import freenas
 from archgrad.methods.monas.monas import monas
 from archgrad.methods.monas.rewards import mixed, under
-from archgrad.methods.multimodal_random import multimodal_random
+from archgrad.methods.multimodal_random.multimodal_random import multimodal_random
 from archgrad.methods.radars.radars import radars
 from archgrad.methods.random_search import random_search
 from archgrad.methods.toponas.toponas import toponas

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from archgrad.choices.architecture import Architecture
@@ -18,6 +17,7 @@ from archgrad.cli.inputs import models, spaces
 from archgrad.cli.schemas.commands import TrainOptions
 from archgrad.errors import ConfigError, ModelError
 from archgrad.extract.discretize import build
+from archgrad.results.record import conditions
 from archgrad.results.result import Found, figures, latencies
 from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import slim as gated
@@ -164,11 +164,7 @@ def _trained(subject: _Subject, options: TrainOptions, *, task: Classification, 
         "title": subject.title,
         "after": {**columns, "latency_ms": times},
         "settings": {name: value for name, value in settings.items() if value},
-        "run": {"seed": run.seed, "epochs": run.epochs, "steps": run.max_steps, "seconds": run.seconds},
-        "versions": {"torch": torch.__version__},
-        "device": str(run.device),
-        "data": task.splits,
-        "notes": list(run.notes),
+        **conditions(run, task, score=next(iter(columns))),
         "load": _LOAD,
         **subject.record,
     }

@@ -14,7 +14,7 @@ METHODS = {
     "toponas": "archgrad.methods.toponas.toponas:toponas",
     "radars": "archgrad.methods.radars.radars:radars",
     "monas": "archgrad.methods.monas.monas:monas",
-    "multimodal_random": "archgrad.methods.multimodal_random:multimodal_random",
+    "multimodal_random": "archgrad.methods.multimodal_random.multimodal_random:multimodal_random",
     "nnilqr": "archgrad.control.nnilqr:nnilqr",
     "rl_darts": "archgrad.rl.rl_darts:rl_darts",
     "random_search": "archgrad.methods.random_search:random_search",

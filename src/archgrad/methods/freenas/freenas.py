@@ -40,7 +40,7 @@ from archgrad.errors import ConfigError, LimitError, ModelError, NonFiniteError
 from archgrad.extract.discretize import build
 from archgrad.methods.freenas import sensitivity as scoring
 from archgrad.proxies.probe import probe
-from archgrad.results.record import card, heading
+from archgrad.results.record import conditions, heading
 from archgrad.results.result import Example, Found
 from archgrad.run.run import Run
 from archgrad.supernets.constraint import ArchitectureConstraint
@@ -208,11 +208,9 @@ def _concluded(
         "picks": _picks(space, architecture, record["scores"]),
         **(space.describe(architecture) if isinstance(space, Described) else {}),
         "limit": limit,
-        "run": {"seed": run.seed},
-        "versions": {"torch": torch.__version__}, "device": str(run.device),
-        "notes": list(run.notes),
+        **conditions(run),
         "load": LOAD,
-        "card": card(space, run, options=record.pop("chosen"), data={}), **record,
+        **record,
     }  # fmt: skip
     found = Found(architecture, network, None, costs, run.history, full, example)
     if run.folder and run.rank == 0:

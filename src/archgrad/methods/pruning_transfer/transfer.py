@@ -23,7 +23,7 @@ from archgrad.errors import ConfigError, DataError, ModelError
 from archgrad.extract.discretize import build
 from archgrad.gates.selection import GateConstraint, WidthRounding, gates, whole
 from archgrad.methods.pruning_transfer.gate_pruning import FLOOR, adopt, magnitudes
-from archgrad.results.record import card, heading
+from archgrad.results.record import conditions, heading
 from archgrad.results.result import Found, widths
 from archgrad.run.run import Run
 from archgrad.tasks.classification import Classification
@@ -306,20 +306,8 @@ def _found(
         ),
         "layers": widths(space, structure),
         "baselines": rest,
-        "run": {"seed": run.seed, "epochs": run.epochs, "steps": run.max_steps, "seconds": run.seconds},
-        "versions": {"torch": torch.__version__},
-        "device": str(run.device),
-        "data": target.splits,
-        "notes": list(run.notes),
+        **conditions(run, target, score=f"{settings['protocol']['shots'][-1]} shots"),
     }
-    record["card"] = card(
-        space,
-        run,
-        options=record.pop("chosen"),
-        data=target.splits,
-        weights_given=settings["pretrained"],
-        transfers=True,
-    )
     example = run.to_device(target.example)
     costs = {"params": params().of(network), "macs": macs(example).of(network)}
     record["after"] = {**after, **costs}

@@ -31,6 +31,7 @@ from archgrad.choices.access import choices, using
 from archgrad.choices.policies import Prior, Uniform
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
+from archgrad.methods.multimodal_random.intervention_card import card, departures
 from archgrad.results.record import heading
 from archgrad.results.result import Found
 from archgrad.run.run import Run
@@ -38,6 +39,7 @@ from archgrad.supernets.constraint import ArchitectureConstraint
 from archgrad.supernets.lifecycle import predict_peak_memory, prepare_supernet, split_steps, train_and_report
 from archgrad.supernets.prior import recorded
 from archgrad.tasks.classification import Classification
+from archgrad.tasks.task import description
 from archgrad.training.recipe import OptimizerFactory, adamw
 from archgrad.trials.random_sampling import best_so_far, chance_of_top, drawn, expected_best, ranking
 from archgrad.trials.successive_halving import Halving, finals, halved
@@ -129,6 +131,7 @@ def multimodal_random(
             "expected_best_of_half": expected_best(first, max(1, len(first) // 2)),
             "chance_of_top_5_percent": chance_of_top(0.05, len(first)),
         },
+        "card": card(space, run, options=departures(multimodal_random, settings), data=description(task)),
     }  # fmt: skip
     return train_and_report(
         space,
