@@ -18,8 +18,9 @@ from hypothesis.extra import numpy as nps
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from archgrad import files
 from archgrad.errors import RunError
-from archgrad.run.checkpoint_file import Series, load, replace_text, save
+from archgrad.run.checkpoint_file import Series, load, save
 
 DTYPES = [
     torch.float32,
@@ -217,7 +218,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_remains(tmp_path: Path) -> None:
         with pytest.raises(RunError) as caught:
             save(path, {"w": torch.ones(100_000)})
         with pytest.raises(RunError, match=r"run\.json"):
-            replace_text(tmp_path / "run.json", "x" * 10_000)
+            files.write_text(tmp_path / "run.json", "x" * 10_000, RunError)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)

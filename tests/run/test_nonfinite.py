@@ -107,7 +107,7 @@ def test_a_parameter_and_the_logits_are_named() -> None:
         ]
         before = [p.detach().clone() for p in given]
         with pytest.raises(NonFiniteError, match=told):
-            take_step(SGD(given, lr=1.0), given, wrong, run)
+            take_step(SGD(given, lr=1.0), run, lambda: (torch.tensor(1.0), wrong))  # noqa: B023
         assert all(torch.equal(p, b) for p, b in zip(given, before, strict=True)), "no step is taken on it"
     every = [torch.full_like(p, math.nan) for p in given]
     with pytest.raises(NonFiniteError, match=rf"space\.head\.bias is NaN, as are those of {len(given) - 1} more of"):

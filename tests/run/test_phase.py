@@ -39,7 +39,7 @@ def test_the_step_budget_counts_all_phases() -> None:
 def test_the_seconds_budget_has_shares_and_survives_a_stop(tmp_path: Path) -> None:
     run = started(folder=tmp_path / "run", seconds=0.6, checkpoint_seconds=0)
     began = time.monotonic()
-    for _ in run.steps(10**6, phase="a", share=0.25):
+    for _ in run.steps(10**6, phase="a", time_fraction=0.25):
         time.sleep(0.01)
     assert 0.14 <= time.monotonic() - began < 0.5
     steps = run.steps(10**6, phase="b")
@@ -48,7 +48,7 @@ def test_the_seconds_budget_has_shares_and_survives_a_stop(tmp_path: Path) -> No
         time.sleep(0.01)
     run.close()
     again = started(folder=tmp_path / "run", seconds=0.6, checkpoint_seconds=0)
-    assert list(again.steps(10**6, phase="a", share=0.25)) == []
+    assert list(again.steps(10**6, phase="a", time_fraction=0.25)) == []
     began = time.monotonic()
     for _ in again.steps(10**6, phase="b"):
         time.sleep(0.01)
@@ -72,7 +72,7 @@ def test_misuse_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ChoiceError, match=r"run\.register_state\(space=\.\.\.\) was given a int"):
         run.register_state(space=3)  # type: ignore[arg-type]
     run.register_state()
-    for wrong in ({"n": -1}, {"n": 2, "phase": "a/b"}, {"n": 2, "share": 0.0}):
+    for wrong in ({"n": -1}, {"n": 2, "phase": "a/b"}, {"n": 2, "time_fraction": 0.0}):
         with pytest.raises(ConfigError):
             run.steps(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ChoiceError, match="still open"):
@@ -139,9 +139,9 @@ def test_remember_computes_once_and_leaves_randomness_alone(tmp_path: Path) -> N
     assert torch.equal(torch.get_rng_state(), state)
     assert run.compute_once("ms", measure) == value
     run.close()
-    assert started(folder=tmp_path / "run").remember("ms", measure) == value
+    assert started(folder=tmp_path / "run").compute_once("ms", measure) == value
     with pytest.raises(RunError, match="not JSON"):
-        started().remember("ms", lambda: float("nan"))
+        started().compute_once("ms", lambda: float("nan"))
 
 
 def test_generators_are_apart_and_from_the_seed() -> None:

@@ -13,7 +13,7 @@ def run_view(view: ProgressView, *, steps: int) -> None:
     view.start("search", total=steps, done=0)
     for step in range(steps):
         view.figures({"loss": 0.123456, "alive": 7})
-        view.step(step + 1)
+        view.step(step + 1, progress=(step + 1) / steps)
     view.stop()
 
 
@@ -70,6 +70,6 @@ def test_stop_without_start_and_resumed_rates() -> None:
     view = ProgressView(console=Console(file=file, force_terminal=False))
     view.stop()
     assert file.getvalue() == ""
-    view.start("search", total=10, done=10)
+    view.start("search", total=10, done=10, progress=1.0)
     view.stop()
     assert file.getvalue() == "search 10/10\n"

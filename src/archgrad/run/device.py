@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import statistics
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
 Moved = TypeVar("Moved")
 Value = TypeVar("Value")
+Number = TypeVar("Number", int, float)
 
 
 class Machine:
@@ -81,13 +85,14 @@ class Machine:
             return cast(Moved, {key: self.move(item) for key, item in batch.items()})
         return batch
 
-    def greatest(self, number: int) -> int:
+    def greatest(self, number: Number) -> Number:
         """The greatest `number` of all processes."""
         if self.world == 1:
             return number
-        numbers = torch.tensor(number, device=self.device)
+        kind = torch.float64 if isinstance(number, float) else torch.int64
+        numbers = torch.tensor(number, device=self.device, dtype=kind)
         torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX)
-        return int(numbers)
+        return type(number)(numbers)
 
     def from_first(self, value: Value) -> Value:
         """The first process's `value`."""
@@ -106,6 +111,23 @@ class Machine:
         """Put the precision into a state that `state` returned."""
         if state:
             self.fabric.strategy.precision.load_state_dict(state)
+
+
+def seconds_per_call(call: Callable[[], object], *, device: torch.device, repeats: int = 3) -> float:
+    """The median time of a call in seconds, after one that is not counted: to measure a training step on a copy."""
+    times = []
+    for _ in range(repeats + 1):
+        _wait_for(device)
+        began = time.perf_counter()
+        call()
+        _wait_for(device)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
 
 
 def _leave() -> None:

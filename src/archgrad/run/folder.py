@@ -115,6 +115,11 @@ class RunFolder:
         record = _object(self.path / "run.json")
         self._write_record(record | {"status": "finished", "finished": now()})
 
+    def clear(self) -> None:
+        """Remove what belongs to a run: its record, history and remembered figures."""
+        for name in ("run.json", "history.jsonl", "remembered.json"):
+            (self.path / name).unlink(missing_ok=True)
+
     def remembered(self) -> Record:
         """What remembered.json holds. Raises RunError when it is damaged."""
         path = self.path / "remembered.json"

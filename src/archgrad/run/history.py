@@ -95,7 +95,8 @@ class History:
 
     def sync(self) -> None:
         """Bring history.jsonl to the disk, so that no checkpoint is newer than it."""
-        if self._file:
+        # An abandoned run may have let go of the file before its loop is closed.
+        if self._file and not self._file.closed:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:

@@ -6,12 +6,13 @@ import time
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Display
 
 _LINE_SECONDS = 10.0
 _FIRST_SECONDS = 1.0  # until the first line of a run: that it moves, and how fast
 _REFRESH_SECONDS = 0.2
+_BAR = 1000  # parts of the bar
 # Once a phase, when this many seconds have shown its pace and a longer time is left than the other.
 _SURE_SECONDS, _LONG_SECONDS = 5.0, 60.0
 
@@ -28,16 +29,25 @@ class ProgressView:
         self._display: Display | None = None
         self._task = TaskID(0)
         self._phase = ""
-        self._total = 0
+        self._total: int | None = None
         self._first = self._step = 0
+        self._first_progress = self._progress = 0.0
         self._began = self._shown = 0.0
         self._estimated = False
         self._figures = ""
         self._line_seconds = _FIRST_SECONDS
 
-    def start(self, phase: str, *, total: int, done: int) -> None:
-        """Begin a phase of `total` steps of which `done` were taken before."""
+    def start(self, phase: str, *, total: int | None, done: int, progress: float = 0.0) -> None:
+        """Begin a phase.
+
+        Args:
+            phase: its name.
+            total: number of its steps; None where it ends by time.
+            done: steps that were taken before.
+            progress: used fraction of its budget, in [0, 1].
+        """
         self._phase, self._total, self._first, self._step = phase, total, done, done
+        self._first_progress = self._progress = progress
         self._began = self._shown = time.monotonic()
         self._figures, self._estimated = "", False
         if not self._enabled or not self._console.is_terminal:
@@ -45,26 +55,29 @@ class ProgressView:
         self._display = Display(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[update_schedule]}", markup=False),
+            TextColumn("{task.fields[step]}", markup=False),
+            TextColumn("{task.fields[pace]}", markup=False),
             TextColumn("{task.fields[figures]}", markup=False),
             console=self._console,
             # Refreshing by hand keeps threads out of programs that fork data loaders.
             auto_refresh=False,
         )
-        self._task = self._display.add_task(phase, total=total, completed=done, update_schedule="", figures="")
+        self._task = self._display.add_task(
+            phase, total=_BAR, completed=round(_BAR * progress), step=self._place(), pace="", figures=""
+        )
         self._display.start()
 
-    def step(self, done: int) -> None:
-        """Tell that `done` steps of the phase are taken."""
-        self._step = done
+    def step(self, done: int, *, progress: float) -> None:
+        """Tell how many steps of the phase are taken, and which fraction of its budget is used."""
+        self._step, self._progress = done, progress
         if not self._enabled:
             return
-        if not self._estimated and time.monotonic() - self._began >= _SURE_SECONDS:
-            self._estimate()
+        now = time.monotonic()
+        if not self._estimated and now - self._began >= _SURE_SECONDS:
+            self._estimate(now)
         wait = _REFRESH_SECONDS if self._display else self._line_seconds
-        if time.monotonic() - self._shown >= wait:
-            self._show()
+        if now - self._shown >= wait:
+            self._show(now)
 
     def figures(self, figures: Mapping[str, float]) -> None:
         """Take the latest figures; they are shown with the next step."""
@@ -81,43 +94,53 @@ class ProgressView:
         if not self._phase:
             return
         if self._enabled:
-            self._show()
+            self._show(time.monotonic())
         if self._display is not None:
             self._display.stop()
             self._display = None
         self._phase = ""
 
-    def _estimate(self) -> None:
+    def _estimate(self, now: float) -> None:
         """Say how long the phase will take by the pace of its first steps."""
         self._estimated = True
-        taken = self._step - self._first
-        left = (self._total - self._step) * (time.monotonic() - self._began) / max(1, taken)
-        if taken and left >= _LONG_SECONDS:
-            self.note(f"{self._phase}: about {_clock(round(left))} for {self._total - self._step:,} more steps")
+        left = self._seconds_left(now)
+        if left is not None and left >= _LONG_SECONDS:
+            more = f" for {self._total - self._step:,} more steps" if self._total is not None else ""
+            self.note(f"{self._phase}: about {_clock(round(left))}{more}")
 
-    def _show(self) -> None:
-        self._shown, self._line_seconds = time.monotonic(), _LINE_SECONDS
-        update_schedule = self._pace()
+    def _show(self, now: float) -> None:
+        self._shown, self._line_seconds = now, _LINE_SECONDS
+        pace = self._pace(now)
         if self._display is not None:
             self._display.update(
-                self._task, completed=self._step, update_schedule=update_schedule, figures=self._figures
+                self._task,
+                completed=round(_BAR * self._progress),
+                step=self._place(),
+                pace=pace,
+                figures=self._figures,
             )
             self._display.refresh()
             return
-        parts = [f"{self._phase} {self._step}/{self._total}", update_schedule, self._figures]
+        parts = [f"{self._phase} {self._place()}", pace, self._figures]
         self.note("  ".join(part for part in parts if part))
 
-    def _pace(self) -> str:
+    def _place(self) -> str:
+        return f"{self._step}/{self._total}" if self._total is not None else f"{self._step}"
+
+    def _pace(self, now: float) -> str:
         """The rate and the time that remains, from the steps taken by this process."""
-        taken, seconds = self._step - self._first, time.monotonic() - self._began
+        taken, seconds = self._step - self._first, now - self._began
         if taken == 0 or seconds == 0:
             return ""
         rate = taken / seconds
         speed = f"{rate:.1f} steps/s" if rate >= 1 else f"{1 / rate:.1f} s/step"
-        left = round((self._total - self._step) / rate)
-        if left == 0:
-            return speed
-        return f"{speed}  {_clock(left)} left"
+        left = round(self._seconds_left(now) or 0.0)
+        return f"{speed}  {_clock(left)} left" if left else speed
+
+    def _seconds_left(self, now: float) -> float | None:
+        """The time that the rest of the budget will take at this process's pace; None before its first step."""
+        used, seconds = self._progress - self._first_progress, now - self._began
+        return (1.0 - self._progress) * seconds / used if used > 0 else None
 
 
 def _clock(seconds: int) -> str:

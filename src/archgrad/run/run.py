@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -37,7 +38,7 @@ __all__ = ["Run", "Stopped"]
 Moved = TypeVar("Moved")
 # What a loop does before its next step, as a number of which the greatest of all processes counts: 0 is to go on, a
 # signal is its number and _SIGNALS.
-_SAVE, _TIME_IS_UP, _SIGNALS = 1, 2, 2
+_SAVE, _SIGNALS = 1, 1
 
 
 class Run:
@@ -97,6 +98,7 @@ class Run:
         self._phase: Phase | None = None
         self._phases = self._steps_used = 0
         self._epoch = 100  # steps between two looks at whether all processes hold the same
+        self._forecast = False  # whether numbers of steps are forecasts, and time alone ends phases
         self._seconds_used = 0.0
 
     def __repr__(self) -> str:
@@ -129,8 +131,13 @@ class Run:
 
     @property
     def progress(self) -> float:
-        """How much of the present loop is behind, in [0, 1]; 0 outside."""
-        return self._phase.step / self._phase.given if self._phase else 0.0
+        """Used fraction of the present phase's budget, in [0, 1]; 0 outside of phases.
+
+        max(step / steps of the phase, seconds in the phase / (time_fraction * seconds)), as far as there are such
+        budgets. It is the same throughout a step and in all processes, never falls, and is saved and restored.
+        Schedules, warm-up, annealing and ramps go by it.
+        """
+        return self._phase.progress if self._phase else 0.0
 
     @property
     def location(self) -> str:
@@ -203,12 +210,55 @@ class Run:
         else:
             self._history.write()
 
-    def total_steps(self, steps_per_epoch: int, *, default_epochs: int) -> int:
-        """The steps of all phases together: what `epochs` and `steps` allow, else `default_epochs` allows."""
+    def total_steps(
+        self, steps_per_epoch: int, *, default_epochs: int, measure_step: Callable[[], float] | None = None
+    ) -> int:
+        """The training steps of all phases together.
+
+        What `epochs` and `steps` allow, whichever is less; `default_epochs` where the run has no budget. Where
+        `seconds` is the only budget, a forecast: seconds / measure_step(), with measure_step() in seconds, measured
+        once in the run's life. From then on, phases end when their time is up and not at a number of steps. Use the
+        forecast for constants that need one, such as a learning rate of logits; everything else goes by `progress`.
+
+        A method plans with it behind `run.begin`:
+
+            run.begin("my method", settings)
+            total = run.total_steps(task.steps_per_epoch, default_epochs=60, measure_step=measure)
+            steps = round(0.5 * total)
+            run.require_steps(steps, phase="search", warm_up=0.2)
+            for step in run.steps(steps, phase="search", time_fraction=0.5):
+                rate = schedule(run.progress)
+                ...
+            for step in run.steps(total - steps, phase="train"):  # all the time that is left
+                ...
+
+        where `measure` is `lambda: seconds_per_call(train_a_copy, device=run.device)` (`archgrad.run.device`).
+        """
         self._epoch = per_epoch = checked.count("steps_per_epoch", steps_per_epoch) or 1
         allowed = [self.epochs * per_epoch] if self.epochs else []
         allowed += [self.max_steps] if self.max_steps else []
-        return min(allowed, default=default_epochs * per_epoch)
+        self._forecast = self.seconds is not None and not allowed
+        if self.seconds is None or allowed or measure_step is None:
+            return min(allowed, default=default_epochs * per_epoch)
+        return max(1, int(self.seconds / self.compute_once("step_seconds", measure_step)))
+
+    def require_steps(self, steps: int, *, phase: str, warm_up: float = 0.0, least: int = 5) -> None:
+        """Refuse a phase that cannot do anything sensible in its budget, before it starts.
+
+        Args:
+            steps: of the phase, planned by `total_steps`.
+            phase: what messages call it.
+            warm_up: fraction of the phase in which nothing is decided.
+            least: steps that must be left behind the warm-up.
+
+        Raises:
+            ConfigError: fewer are left. What `begin` wrote is removed, so that the folder can be used again.
+        """
+        behind = steps - math.ceil(warm_up * steps)
+        if behind >= least:
+            return
+        self.withdraw()
+        raise checked.too_short(vars(self), steps, behind, phase=phase, warm_up=warm_up, least=least)
 
     def register_state(self, **parts: Kept) -> None:
         """Name what is saved and restored from now on, in place of what was named before.
@@ -226,9 +276,17 @@ class Run:
     ) -> Generator[int, None, None]:
         """The steps 0 to n - 1 of a phase, fewer when a budget is used up; resumes where the run was stopped.
 
-        `time_fraction` is the part of the `seconds` budget that this phase may use. Steps that are not `counted`
-        leave the budget of steps alone. A phase that an earlier process finished yields nothing: its end state is
-        loaded into what is registered. Leaving the loop with `break` ends the phase.
+        Where `total_steps` gave a forecast, because `seconds` is the only budget, the steps go on until the time of
+        the phase is up, however many they are (no step for n = 0). A phase that an earlier process finished yields
+        nothing: its end state is loaded into what is registered. Leaving the loop with `break` ends the phase.
+
+        Args:
+            n: number of steps.
+            phase: its name in the history.
+            time_fraction: the part of the budget of `seconds` that this phase may use, at most what earlier phases
+                left of it. Leave it out in the last phase, which then takes all that is left.
+            counted: whether these are training steps. Others leave the budget of steps alone, and are never more
+                than n.
 
         Raises Stopped after SIGTERM or SIGINT, RunError when the state cannot be saved or restored.
         """
@@ -242,7 +300,9 @@ class Run:
             raise ChoiceError(f"The loop of phase {self._phase.name!r} is still open. Leave it first.")
         self._saving.settle(self._phases - 1)
         left = self.max_steps - self._steps_used if self.max_steps and counted else total
-        return self._guarded(Phase(self._phases, phase, total, time_fraction, max(0, min(total, left)), counted))
+        limit = None if self._forecast and counted and total else max(0, min(total, left))
+        seconds = self.seconds and min(time_fraction * self.seconds, self.seconds - self._seconds_used)
+        return self._guarded(Phase(self._phases, phase, total, limit, seconds, counted))
 
     def _guarded(self, phase: Phase) -> Generator[int, None, None]:
         # A data loader tells of a dead worker by a signal, which may arrive while the state is saved.
@@ -256,14 +316,16 @@ class Run:
         try:
             if self._enter(phase):
                 return
-            while phase.step < phase.end and (what := self._what_now(phase)) != _TIME_IS_UP:
-                if what:
+            over = self._is_over(phase)
+            while not over:
+                if what := self._what_now(phase):
                     self._saving.save(phase, phase.step)
                 if what > _SIGNALS:
                     self._stop(phase, what - _SIGNALS)
                 yield phase.step
                 phase.step += 1
-                self._view.step(phase.step)
+                over = self._is_over(phase)
+                self._view.step(phase.step, progress=phase.progress)
                 self._saving.stay_alike(check=phase.step % self._epoch == 0)
             self._saving.save(phase, "end")
             if (what := self._what_now(phase)) > _SIGNALS:
@@ -288,20 +350,25 @@ class Run:
         if self._saving.replaying and (lost := self._saving.end_replay(phase, path)):
             self.note(f"{lost} checkpoints of later phases are void: phase {phase.name!r} is run again.")
         self._history.open_phase(f"{phase.index:04d}-{phase.name}", step=phase.step)
-        self._view.start(phase.name, total=phase.end, done=phase.step)
-        phase.began = self._saving.at = time.monotonic()
-        phase.entered = phase.step
+        self._view.start(phase.name, total=phase.limit, done=phase.step, progress=phase.progress)
+        phase.begin()
+        self._saving.at = time.monotonic()
         if not held:
             self._saving.begin_alike()
             self._saving.save(phase, 0)
         return False
 
+    def _is_over(self, phase: Phase) -> bool:
+        """Whether the phase's budget is used up; brings its progress up to date, the same in every process."""
+        used = phase.used_fraction()
+        phase.progress = used if self.seconds is None else self._machine.greatest(used)
+        return phase.progress >= 1.0
+
     def _what_now(self, phase: Phase) -> int:
-        """Whether to save, or to end the loop and why, the same in every process."""
+        """Whether to save, and whether to stop and why, the same in every process."""
         due = time.monotonic() - self._saving.at >= self._checkpoint_seconds and phase.step > phase.entered
-        up = phase.time_is_up(self.seconds, self._seconds_used)
         wanted = self._signals.wanted
-        return self._machine.greatest(wanted + _SIGNALS if wanted else _TIME_IS_UP if up else _SAVE if due else 0)
+        return self._machine.greatest(wanted + _SIGNALS if wanted else _SAVE if due else 0)
 
     def _stop(self, phase: Phase, reason: int) -> NoReturn:
         self.close()
@@ -396,6 +463,16 @@ class Run:
             self._files.mark_finished()
         self.close()
         self._status = "finished"
+
+    def withdraw(self) -> None:
+        """Close a run in which nothing was trained, and remove what `begin` wrote: another may take the folder.
+
+        What an earlier process has written stays.
+        """
+        self.close()
+        untouched = not self._saving.replaying and self._saving.last is None
+        if self._files and self.rank == 0 and untouched:
+            self._files.clear()
 
     def close(self) -> None:
         """Let go of the folder without marking the run finished: it can be resumed."""

@@ -133,6 +133,24 @@ def shown(given: Mapping[str, Any]) -> str:
     return ", ".join(f"{name.removeprefix('max_')} {given[name]}" for name in told if given[name] is not None)
 
 
+def too_short(
+    given: Mapping[str, Any], steps: int, behind: int, *, phase: str, warm_up: float, least: int
+) -> ConfigError:
+    """The error for a budget that leaves too few steps of a phase."""
+    factor = least / (1.0 - warm_up) / max(steps, 1)
+    budgets = [
+        (name, given[key]) for name, key in (("epochs", "epochs"), ("steps", "max_steps"), ("seconds", "seconds"))
+    ]
+    enough = [f"{name}={math.ceil(value * factor)}" for name, value in budgets if value]
+    shown = " and ".join(f"{name}={value:g}" for name, value in budgets if value)
+    warm = f", of which {behind} come after its warm-up of {warm_up:.0%}" if warm_up else ""
+    return ConfigError(
+        f"{f'The budget of {shown}' if shown else 'The default budget'} leaves about {steps} training steps for the "
+        f"{phase}{warm}. At least {least} are needed. "
+        f"Give Run({', '.join(enough) or 'epochs=...'}) or more{', or a shorter warm-up' if warm_up else ''}."
+    )
+
+
 def phase(name: str, time_fraction: float) -> None:
     """Check a phase's name, which becomes part of file names, and its share of the seconds."""
     if not re.fullmatch(r"\w[\w.-]*", name):

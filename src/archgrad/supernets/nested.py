@@ -95,7 +95,9 @@ class _Part:
     def finish(self) -> None:
         """The run goes on."""
 
-    def total_steps(self, steps_per_epoch: int, *, default_epochs: int) -> int:
+    def total_steps(
+        self, steps_per_epoch: int, *, default_epochs: int, measure_step: Callable[[], float] | None = None
+    ) -> int:
         return self.max_steps
 
     def register_state(self, **parts: Kept) -> None:
