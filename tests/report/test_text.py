@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from archgrad.errors import RunError
-from archgrad.report import text
+from archgrad.report import numbers, text
 
 RECORD: dict[str, Any] = {
     "method": "dnal",
@@ -155,4 +155,4 @@ def test_a_mean_and_a_deviation_are_one_figure() -> None:
     record = {"after": {"5 shots": [0.5, 0.02]}, "baselines": [{"name": "rival", "5 shots": [0.25, 0.1]}]}
     shown = text.plain(record)
     assert "0.5 ± 0.02" in shown and "0.25 ± 0.1" in shown
-    assert text.figure("5 shots", [0.5, "much"]) == text.figure("5 shots", [1.0]) == "-"
+    assert numbers.figure("5 shots", [0.5, "much"]) == numbers.figure("5 shots", [1.0]) == "-"

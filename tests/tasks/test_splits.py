@@ -130,7 +130,7 @@ def test_the_record_says_what_each_share_is() -> None:
     one, other = task.split(0.75)
     assert [one.splits["train"]["size"], other.splits["train"]["size"]] == [54, 18]
     assert len({each.splits["train"]["indices_sha256"] for each in (task, one, other)}) == 3
-    assert one.splits["half"] == {"share": 0.75, "seed": 0, "of": task.splits["train"], "half": "first"}
+    assert one.splits["half"] == {"fraction": 0.75, "seed": 0, "of": task.splits["train"], "half": "first"}
     assert other.splits["half"]["half"] == "second"
     assert json.loads(json.dumps(other.splits)) == other.splits
 

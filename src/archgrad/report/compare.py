@@ -16,14 +16,11 @@ from rich.constrain import Constrain
 from rich.text import Text
 
 from archgrad.errors import RunError
-from archgrad.report import html as sheet
-from archgrad.report import intervention, text
-from archgrad.report import page as pages
-from archgrad.report.charts import comparison as beside
-from archgrad.report.charts import svg
+from archgrad.report import html, intervention, numbers, text
+from archgrad.report.charts import comparison, svg
 from archgrad.report.charts.mixing_weights import sample
-from archgrad.report.data import live_status as standing
-from archgrad.report.data import run_files as reading
+from archgrad.report.data import live_status, run_files
+from archgrad.report.page import drawn_graphs
 
 Row = tuple[str, list[str]]
 _NARROW = 100
@@ -35,7 +32,7 @@ class Side:
     """One run: what it is called beside the others, its folder, and its record as far as there is one."""
 
     name: str
-    folder: reading.Folder
+    folder: run_files.Folder
     record: Mapping[str, Any]
 
 
@@ -52,14 +49,14 @@ def read(paths: Sequence[Path]) -> list[Side]:
         )
     found = []
     for path, name in zip(paths, _names(real), strict=True):
-        folder = reading.present(path)
-        if not reading.is_run(path):
+        folder = run_files.present(path)
+        if not run_files.is_run(path):
             raise RunError(
                 f"{path} holds no run: none of record.json, run.json and history.jsonl is there. Give --out's folder."
             )
         if folder.problems and not folder.history:
             raise RunError(folder.problems[0])
-        record = folder.record or standing.provisional(folder)
+        record = folder.record or live_status.provisional(folder)
         text.check(record)
         found.append(Side(name, folder, record))
     return found
@@ -99,9 +96,9 @@ def warnings(sides: Sequence[Side]) -> list[str]:
             "The runs are of different data, or of other splits of them: their scores are not of one scale. "
             "See the data below."
         )
-    scored = {next(iter(one.record.get("after") or {}), None) for one in sides} - {None}
-    if len(scored) > 1:
-        found.append(f"The runs are judged by different figures: {', '.join(sorted(map(str, scored)))}.")
+    scores = {numbers.final_score(one.record).label for one in sides if one.record.get("after")}
+    if len(scores) > 1:
+        found.append(f"The runs are judged by different figures: {', '.join(sorted(scores))}.")
     if open_runs := [one.name for one in sides if one.folder.state != "finished"]:
         found.append(f"Not finished: {', '.join(open_runs)}. What they came to is not known yet.")
     if len({str(one.record.get("device")) for one in sides}) > 1:
@@ -132,7 +129,7 @@ def as_json(sides: Sequence[Side]) -> dict[str, Any]:
             "name": one.name,
             "folder": str(one.folder.path),
             "state": one.folder.state,
-            **{key: one.record.get(key) for key in ("method", "device", "before", "after", "limit", "data")},
+            **{key: one.record.get(key) for key in ("method", "device", "score", "before", "after", "limit", "data")},
             "seconds": _seconds(one),
             "card_total": _card(one).get("total"),
             "alarms": list(one.record.get("alarms") or []),
@@ -160,14 +157,18 @@ def page(sides: Sequence[Side]) -> str:
         "rows": [[label, *cells] for label, cells in rows(sides)],
         "apart": [[label, *cells] for label, cells in differences(sides)],
         "legend": [(name, Markup(sample(place))) for place, name in enumerate(names)],
-        "fronts": sheet.figures([*beside.fronts(listed), *beside.points(listed)], "fronts"),
-        "curves": sheet.figures(beside.curves(listed), "curves"),
+        "fronts": html.figures([*comparison.fronts(listed), *comparison.points(listed)], "fronts"),
+        "curves": html.figures(comparison.curves(listed), "curves"),
         "cells": [
-            (one.name, pages.drawn_graphs(one.record, f"run {place}"), str(one.record.get("architecture_text") or ""))
+            (
+                one.name,
+                drawn_graphs(one.record, f"run {place}"),
+                str(one.record.get("architecture_text") or ""),
+            )
             for place, one in enumerate(sides)
         ],
     }
-    return sheet.render("compare.html.jinja", given)
+    return html.render("compare.html.jinja", given)
 
 
 def _row(label: str, sides: Sequence[Side], cell: Any) -> Row:
@@ -188,12 +189,12 @@ def _figures(sides: Sequence[Side]) -> list[Row]:
 def _limit(one: Side) -> tuple[str, str, str]:
     limit = one.record.get("limit") or {}
     bound, reached = limit.get("bound"), limit.get("reached")
-    if not text.is_number(bound):
+    if not numbers.is_number(bound):
         return _NONE, _NONE, _NONE
-    told = f"{text.label(str(limit.get('cost', 'cost')))} {text.number(bound)}"
-    if not text.is_number(reached):
+    told = f"{numbers.label(str(limit.get('cost', 'cost')))} {numbers.number(bound)}"
+    if not numbers.is_number(reached):
         return told, _NONE, _NONE
-    return told, text.number(reached), "yes" if reached <= bound else "NO"
+    return told, numbers.number(reached), "yes" if reached <= bound else "NO"
 
 
 def _count(given: object) -> str:
@@ -208,13 +209,13 @@ def _card(one: Side) -> Mapping[str, Any]:
 
 def _seconds(one: Side) -> float | None:
     """Seconds in loops up to the last record."""
-    times = [row["time"] for row in one.folder.history if text.is_number(row.get("time"))]
+    times = [row["time"] for row in one.folder.history if numbers.is_number(row.get("time"))]
     return max(times, default=None)
 
 
 def _time(one: Side) -> str:
     seconds = _seconds(one)
-    return _NONE if seconds is None or not math.isfinite(seconds) else standing.duration(seconds)
+    return _NONE if seconds is None or not math.isfinite(seconds) else live_status.duration(seconds)
 
 
 def _data(one: Side) -> object:
@@ -250,7 +251,7 @@ def _flat(given: Mapping[str, Any], start: str = "") -> dict[str, str]:
         if isinstance(value, Mapping) and value:
             found |= _flat(value, f"{name}.")
         elif value not in (None, {}, []):
-            found[name] = svg.shortened(text.value_text(value), 60)
+            found[name] = svg.shortened(numbers.value_text(value), 60)
     return found
 
 

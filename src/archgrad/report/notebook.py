@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from archgrad.errors import RunError
-from archgrad.report import html as sheet
-from archgrad.report import page, text
+from archgrad.report import html, page, text
 from archgrad.report.charts import svg
 
 _MOST_PICKS = 12
@@ -50,7 +49,7 @@ def summary(record: text.Record, *, picks: Sequence[tuple[str, str, str]] = ()) 
             "architecture": "",
             "alarms": [str(error)],
         }
-    return sheet.render("notebook.html.jinja", {**given, "class": _CLASS, "colors": Markup(_style())})
+    return html.render("notebook.html.jinja", {**given, "class": _CLASS, "colors": Markup(_style())})
 
 
 def _style() -> str:

@@ -11,32 +11,11 @@ from markupsafe import Markup
 
 from archgrad import files
 from archgrad.errors import RunError
-from archgrad.report import html as sheet
-from archgrad.report import intervention, text
-from archgrad.report import score_text as scored
-from archgrad.report.charts import (
-    baselines as controls,
-)
-from archgrad.report.charts import (
-    control,
-    svg,
-)
-from archgrad.report.charts import (
-    pareto as fronts,
-)
-from archgrad.report.charts import (
-    proxy_scores as scores,
-)
-from archgrad.report.charts import (
-    radars as rounds,
-)
-from archgrad.report.charts import (
-    rl as play,
-)
-from archgrad.report.charts.curves import Chart, History, charts, jump, scatter
-from archgrad.report.charts.mixing_weights import weights
-from archgrad.report.data import run_files as reading
-from archgrad.report.graphs import cells as graphs
+from archgrad.report import html, intervention, numbers, score_text, text
+from archgrad.report.charts import baselines, control, curves, mixing_weights, pareto, proxy_scores, radars, rl, svg
+from archgrad.report.charts.curves import Chart, History
+from archgrad.report.data import run_files
+from archgrad.report.graphs import cells
 
 _TEMPLATE = "page.html.jinja"
 _MOST_SCORED = 100
@@ -65,8 +44,8 @@ def page(
         RunError: a part of the record is of another kind than it should be.
     """
     text.check(record)
-    scored.check(record)
-    candidates = scores.candidates(record)
+    score_text.check(record)
+    candidates = proxy_scores.candidates(record)
     given = {
         "title": text.title(record),
         "about": " \u00b7 ".join(str(record[key]) for key in ("method", "device") if record.get(key)),
@@ -74,19 +53,19 @@ def page(
         "state": (now or {}).get("kind", ""),
         **_figures(record),
         **_found(record),
-        "candidates": sheet.figures(
+        "candidates": html.figures(
             [Chart(one.choice, one.caption, one.svg, (), _told_scores(one.choice)) for one in candidates],
             "candidates",
         ),
-        "clouds": sheet.figures(scores.clouds(record), "clouds"),
+        "clouds": html.figures(proxy_scores.clouds(record), "clouds"),
         **_charts(record, history),
         "weights": _weights(history),
-        "film": play.film(record),
-        "cells": play.cells(record),
+        "film": rl.film(record),
+        "cells": rl.cells(record),
         "load": record.get("load"),
         **_how(record, run or {}, command or {}),
     }
-    return sheet.render(_TEMPLATE, given, live=live)
+    return html.render(_TEMPLATE, given, live=live)
 
 
 def write(folder: str | Path) -> Path:
@@ -99,11 +78,11 @@ def write(folder: str | Path) -> Path:
         RunError: a file is missing, damaged, or cannot be written.
     """
     folder = Path(folder)
-    record, history = reading.ended(folder)
+    record, history = run_files.ended(folder)
     text.check(record)
-    run, command = reading.about(folder)
+    run, command = run_files.about(folder)
     contents = {"report.html": page(record, history, run=run, command=command)}
-    names = graphs.file_names(record.get("graphs") or [])
+    names = cells.file_names(record.get("graphs") or [])
     contents |= {name: svg.alone(drawn) for name, drawn in zip(names, pictures(record), strict=True)}
     for name, content in contents.items():
         replace(folder / name, content)
@@ -123,17 +102,17 @@ def replace(target: Path, content: str) -> None:
 def pictures(record: text.Record) -> list[str]:
     """The record's graphs as SVG, for the page."""
     given = record.get("graphs") or []
-    return [graphs.draw(one, part=f"graphs[{place}]") for place, one in enumerate(given)]
+    return [cells.draw(one, part=f"graphs[{place}]") for place, one in enumerate(given)]
 
 
-def drawn_graphs(record: text.Record, part: str) -> list[sheet.Figure]:
+def drawn_graphs(record: text.Record, part: str) -> list[html.Figure]:
     """The record's graphs with their edges in words; `part` keeps their ids apart from others of the page."""
     found = []
     for place, (one, drawn) in enumerate(zip(record.get("graphs") or [], pictures(record), strict=True)):
         name = str(one.get("name") or "")
         title = f"The graph {name}".strip()
         found.append(
-            sheet.figure(Chart(name, "", drawn, (), graphs.in_words(one)), svg.slug(f"{part} graph", place), title)
+            html.figure(Chart(name, "", drawn, (), cells.in_words(one)), svg.slug(f"{part} graph", place), title)
         )
     return found
 
@@ -149,7 +128,7 @@ def _figures(record: text.Record) -> dict[str, Any]:
         "limit": text.limit_line(record),
         "gap": text.gap_line(record),
         "baselines": {"headings": rivals.headings, "rows": [[name, *cells] for name, cells in rivals.rows]},
-        "controls": controls.rows(record),
+        "controls": baselines.rows(record),
         "notes": text.notes(record),
         "layers": _layers(record),
         "frozen": [(str(one.get("name", "")), str(one.get("reason", ""))) for one in record.get("frozen") or []],
@@ -192,7 +171,7 @@ def _again(record: text.Record, versions: Mapping[str, Any], command: Mapping[st
         return {"command": line, "told": f"{same} Relative paths are of the folder where it was given."}
     if seed is None or not record.get("method"):
         return None
-    call = f"archgrad.{record['method']} with Run(seed={text.value_text(seed)}, ...)"
+    call = f"archgrad.{record['method']} with Run(seed={numbers.value_text(seed)}, ...)"
     return {"command": "", "told": f'{call} and the settings, budgets and data below, under "How it was run". {same}'}
 
 
@@ -202,36 +181,36 @@ def _told_scores(choice: str) -> str:
 
 def _charts(record: text.Record, history: History) -> dict[str, Any]:
     """Pictures of the run; what was logged once is a row, not a picture."""
-    others = (jump(record), scatter(record.get("surrogate") or {}))
-    searched = [*control.charts(record), *fronts.charts(record), *rounds.charts(record), *play.charts(record)]
-    drawn = charts(history, record.get("limit"))
+    others = (curves.jump(record), curves.scatter(record.get("surrogate") or {}))
+    searched = [*control.charts(record), *pareto.charts(record), *radars.charts(record), *rl.charts(record)]
+    drawn = curves.charts(history, record.get("limit"), score=numbers.score(record))
     once = [chart for chart in drawn if len(chart.spots) == len({spot.line for spot in chart.spots})]
     shown = [*searched, *(chart for chart in drawn if chart not in once), *(one for one in others if one)]
     rows = [spot.text.rpartition(": ")[::2] for chart in once for spot in chart.spots]
     told = [(name, f"{value} ({when})") for when, (name, _, value) in ((a, b.rpartition(" ")) for a, b in rows)]
-    return {"charts": sheet.figures(shown, "run"), "once": told}
+    return {"charts": html.figures(shown, "run"), "once": told}
 
 
 def _scored(record: text.Record) -> dict[str, Any] | None:
-    if not scored.is_scored(record):
+    if not score_text.is_scored(record):
         return None
-    names = scored.names(record, most=_MOST_SCORED)
+    names = score_text.names(record, most=_MOST_SCORED)
     return {
-        "networks": scored.networks(record, most=_MOST_SCORED),
+        "networks": score_text.networks(record, most=_MOST_SCORED),
         "names": list(enumerate(names, start=1)),
         "left_out": max(0, len(record["networks"]) - _MOST_SCORED),
-        "trust": scored.trust(record),
+        "trust": score_text.trust(record),
     }
 
 
 def _weights(history: History) -> dict[str, Any]:
-    found = weights(history)
+    found = mixing_weights.weights(history)
     told = [
         Chart(one.choice, f"highest at the end: {one.leader}", one.svg, one.spots, "Weights over the steps.")
         for one in found.charts
     ]
     return {
-        "charts": sheet.figures(told, "weights"),
+        "charts": html.figures(told, "weights"),
         "legend": [(label, Markup(sample)) for label, sample in found.legend],
         "left_out": found.left_out,
     }
@@ -239,12 +218,12 @@ def _weights(history: History) -> dict[str, Any]:
 
 def _layers(record: text.Record) -> list[dict[str, Any]]:
     # Bars share one scale, the widest layer's, so that wide and narrow layers can be told apart.
-    layers = [one for one in record.get("layers") or [] if text.is_number(one.get("before")) and one["before"] > 0]
+    layers = [one for one in record.get("layers") or [] if numbers.is_number(one.get("before")) and one["before"] > 0]
     widest = max((one["before"] for one in layers), default=1)
     result = []
     for one in layers:
         after = one.get("after")
-        kept = after if text.is_number(after) else one["before"]
+        kept = after if numbers.is_number(after) else one["before"]
         result.append(
             {
                 "name": str(one.get("name", "")),
@@ -260,7 +239,7 @@ def _layers(record: text.Record) -> list[dict[str, Any]]:
 def _groups(parts: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     groups = []
     for heading, part in parts.items():
-        pairs = [(key.replace("_", " "), text.value_text(value)) for key, value in (part or {}).items()]
+        pairs = [(key.replace("_", " "), numbers.value_text(value)) for key, value in (part or {}).items()]
         pairs = [(key, value) for key, value in pairs if value != "null"]
         if pairs:
             groups.append((heading, pairs))

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from archgrad.errors import RunError
-from archgrad.report import text
+from archgrad.report import numbers, text
 
 Record = Mapping[str, Any]
 
@@ -54,7 +54,7 @@ def networks(record: Record, *, most: int = _MOST) -> Grid:
     """The scores of the networks ranked first, a row each, numbered as in `names`."""
     found = record.get("networks") or []
     proxies = [str(one.get("name")) for one in record.get("proxies") or []]
-    judged = any(text.is_number(one.get("accuracy")) for one in found)
+    judged = any(numbers.is_number(one.get("accuracy")) for one in found)
     headings = ["", *proxies, *(["accuracy, %"] if judged else []), "mean rank"]
     rows = []
     for place, one in enumerate(found[:most], start=1):
@@ -72,7 +72,7 @@ def names(record: Record, *, most: int = _MOST) -> list[str]:
 def trust(record: Record) -> Grid:
     """For each proxy what it needs, and the rank correlations with accuracy: published, and measured by the table."""
     proxies = record.get("proxies") or []
-    measured = [key for key in _MEASURED if any(text.is_number(one.get(key)) for one in proxies)]
+    measured = [key for key in _MEASURED if any(numbers.is_number(one.get(key)) for one in proxies)]
     headings = ["", "needs", "better", "NAS-Bench-201, published or measured before", "DARTS space"]
     rows = [
         [*(str(one.get(key) or "-") for key in ("name", "needs", "better", "published", "darts"))]
@@ -115,4 +115,4 @@ def _table(grid: Grid, *, left: int = 1) -> Table:
 
 
 def _figure(name: str, value: object) -> str:
-    return value if isinstance(value, str) else text.figure(name, value)
+    return value if isinstance(value, str) else numbers.figure(name, value)

@@ -1,24 +1,23 @@
 """A run's record as text: before, after and change, or what a search found beside its rivals; limit and notes.
 
 A record is a plain dict, as in a run folder's record.json. Every part may be missing, and is then left out.
-Figures of other names than those in `_FIGURES` are shown under their own.
+`score`, {"name", "higher_is_better"}, says by which figure networks are judged, and which way is better.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from archgrad.errors import RunError
-from archgrad.report.charts.pareto import fronts
-from archgrad.report.charts.pareto import rows as points
+from archgrad.report import numbers
+from archgrad.report.charts import pareto
 
 Record = Mapping[str, Any]
 
@@ -33,6 +32,7 @@ _MAPPINGS = (
     "surrogate",
     "discretization",
     "control",
+    "score",
 )
 _LISTS_OF_MAPPINGS = ("layers", "frozen", "baselines", "graphs", "picks", "fronts")
 _LISTS = (*_LISTS_OF_MAPPINGS, "notes", "alarms")
@@ -75,13 +75,13 @@ def table(record: Record) -> RenderableType:
     others = rivals(record)
     if others.rows and not record.get("before"):
         parts += [Text(), columns_of(others.headings, [[name, *cells] for name, cells in others.rows])]
-    for one in fronts(record):
-        unit = f", {one.unit}" if one.unit else ""
-        cells = [[mark, number(cost), number(score)] for cost, score, mark in points(one)]
-        parts += [Text(), columns_of([f"{label(one.cost)}{unit}", "score"], cells)]
-        parts += [Text(f"  {len(one.cloud)} networks tried, {len(one.front)} on this front")]
-    told = (limit_line(record), gap_line(record), frozen_line(record))
-    lines = [line for line in told if line]
+    for front in pareto.fronts(record):
+        unit = f", {front.unit}" if front.unit else ""
+        cells = [[mark, numbers.number(cost), numbers.number(score)] for cost, score, mark in pareto.rows(front)]
+        parts += [Text(), columns_of([f"{numbers.label(front.cost)}{unit}", front.score.label], cells)]
+        parts += [Text(f"  {len(front.cloud)} networks tried, {len(front.front)} on this front")]
+    sentences = (limit_line(record), gap_line(record), frozen_line(record))
+    lines = [line for line in sentences if line]
     lines += [f"ALARM: {alarm}" for alarm in record.get("alarms") or []]
     lines += [f"note: {note}" for note in notes(record)]
     if lines:
@@ -174,22 +174,22 @@ def columns(record: Record) -> list[tuple[str, str]]:
 
 
 def rows(record: Record) -> list[Row]:
-    """The figures of before and after, written out; latencies, one row a runtime, come last."""
+    """The figures of before and after, written out: the score, other scores, costs, latencies by runtime."""
     before, after = record.get("before") or {}, record.get("after") or {}
+    score = numbers.final_score(record)
     result = []
-    # Known figures first, in their order; latency_ms is no number and falls out.
-    for key in {**_FIGURES, **before, **after}:
-        if not (is_figure(before.get(key)) or is_figure(after.get(key))):
-            continue
-        one, other = before.get(key), after.get(key)
-        change = _points(one, other) if key == "accuracy" else _ratio(one, other)
-        result.append(Row(label(key), figure(key, one), figure(key, other), change))
-    old, new = before.get("latency_ms") or {}, after.get("latency_ms") or {}
-    for runtime in {**old, **new}:
-        one, other = old.get(runtime) or {}, new.get(runtime) or {}
-        change = _ratio(one.get("median_ms"), other.get("median_ms"))
+    # latency_ms is no number and falls out.
+    for key in numbers.in_order((score.name, *before, *after)):
+        old, new = before.get(key), after.get(key)
+        if numbers.is_figure(old) or numbers.is_figure(new):
+            change = numbers.change(key, old, new, score=score)
+            result.append(Row(_label(key, score), numbers.figure(key, old), numbers.figure(key, new), change))
+    timings = before.get("latency_ms") or {}, after.get("latency_ms") or {}
+    for runtime in {**timings[0], **timings[1]}:
+        old, new = (timing.get(runtime) or {} for timing in timings)
+        change = numbers.ratio(old.get("median_ms"), new.get("median_ms"))
         name = "ONNX" if runtime == "onnx" else runtime
-        result.append(Row(f"latency, {name}", _timing(one), _timing(other), change))
+        result.append(Row(f"latency, {name}", _timing(old), _timing(new), change))
     return result
 
 
@@ -197,38 +197,52 @@ def limit_line(record: Record) -> str:
     """The limit, what was reached, and whether that keeps it; empty without a limit."""
     limit = record.get("limit") or {}
     bound, reached = limit.get("bound"), limit.get("reached")
-    if not is_number(bound):
+    if not numbers.is_number(bound):
         return ""
-    name, unit = label(str(limit.get("cost", "cost"))), str(limit.get("unit", ""))
+    name, unit = numbers.label(str(limit.get("cost", "cost"))), str(limit.get("unit", ""))
     unit = "" if unit == name else f" {unit}".rstrip()
-    line = f"limit on {name}: at most {number(bound)}{unit}"
-    if not is_number(reached):
+    line = f"limit on {name}: at most {numbers.number(bound)}{unit}"
+    if not numbers.is_number(reached):
         return line
-    return f"{line}; reached {number(reached)}{unit} ({'kept' if reached <= bound else 'NOT KEPT'})"
+    return f"{line}; reached {numbers.number(reached)}{unit} ({'kept' if reached <= bound else 'NOT KEPT'})"
 
 
 def gap_line(record: Record) -> str:
-    """What the jump from the supernet to the network found cost before that was trained; empty where not known."""
+    """How much worse the network found is than the supernet, before it is trained; empty where not known."""
     jump = record.get("discretization") or {}
-    gap, supernet, derived = (jump.get(name) for name in ("gap", "supernet", "derived"))
-    if not (is_number(gap) and is_number(supernet) and is_number(derived)):
+    supernet, derived = jump.get("supernet"), jump.get("derived")
+    if not (numbers.is_number(supernet) and numbers.is_number(derived)):
         return ""
-    name = str(jump.get("score", "score"))
-    size = f"{100 * gap:.2f} points of accuracy" if name == "accuracy" else f"{number(gap)} of {label(name)}"
-    return (
-        f"discretization gap: {size} (supernet {figure(name, supernet)}, the network found with its weights "
-        f"{figure(name, derived)})"
+    score = numbers.final_score(record)
+    name = str(jump.get("score") or score.name)
+    gap = score.gain(derived, supernet) if name == score.name else supernet - derived
+    size = (
+        f"{100 * gap:.2f} points of accuracy"
+        if name == "accuracy"
+        else f"{numbers.number(gap)} of {_label(name, score)}"
     )
+    return (
+        f"discretization gap: {size} (supernet {numbers.figure(name, supernet)}, the network found with its weights "
+        f"{numbers.figure(name, derived)})"
+    )
+
+
+def _label(name: str, score: numbers.Score) -> str:
+    return score.label if name == score.name else numbers.label(name)
 
 
 def rivals(record: Record) -> Rivals:
     """The network found first, then each baseline, with the figures that any baseline has."""
     baselines = record.get("baselines") or []
-    keys = list({key: None for one in baselines for key, value in one.items() if is_figure(value)})
+    keys = list({key: None for one in baselines for key, value in one.items() if numbers.is_figure(value)})
     after = record.get("after") or {}
-    found = [{**after, "name": "this run"}] if any(is_figure(after.get(key)) for key in keys) else []
-    rows = [(str(one.get("name", "")), [figure(key, one.get(key)) for key in keys]) for one in (*found, *baselines)]
-    return Rivals([label(key) for key in keys], rows)
+    found = [{**after, "name": "this run"}] if any(numbers.is_figure(after.get(key)) for key in keys) else []
+    rows = [
+        (str(one.get("name", "")), [numbers.figure(key, one.get(key)) for key in keys])
+        for one in (*found, *baselines)
+    ]
+    score = numbers.final_score(record)
+    return Rivals([_label(key, score) for key in keys], rows)
 
 
 def picks(record: Record) -> list[tuple[str, str, str]]:
@@ -236,9 +250,11 @@ def picks(record: Record) -> list[tuple[str, str, str]]:
     result = []
     for one in record.get("picks") or []:
         pick, weight = one.get("pick"), one.get("weight")
-        picked = ", ".join(map(value_text, pick)) if isinstance(pick, list) else value_text(pick)
-        weighed = [f"{w:.3g}" if is_number(w) else "-" for w in (weight if isinstance(weight, list) else [weight])]
-        result.append((value_text(one.get("choice")), picked, "" if weight is None else ", ".join(weighed)))
+        picked = ", ".join(map(numbers.value_text, pick)) if isinstance(pick, list) else numbers.value_text(pick)
+        weighed = [
+            f"{w:.3g}" if numbers.is_number(w) else "-" for w in (weight if isinstance(weight, list) else [weight])
+        ]
+        result.append((numbers.value_text(one.get("choice")), picked, "" if weight is None else ", ".join(weighed)))
     return result
 
 
@@ -258,111 +274,20 @@ def notes(record: Record) -> list[str]:
     for when in ("before", "after"):
         for runtime, timing in ((record.get(when) or {}).get("latency_ms") or {}).items():
             figures = [(timing or {}).get(key) for key in ("low_ms", "median_ms", "high_ms")]
-            low, median, high = (figure if is_number(figure) else math.nan for figure in figures)
+            low, median, high = (each if numbers.is_number(each) else math.nan for each in figures)
             if high - low > _NOISY * median:
                 result.append(
-                    f"latency {when} ({runtime}) is noisy: {timing_text(low, high)} around "
-                    f"{duration(median)}; measure again on an idle machine"
+                    f"latency {when} ({runtime}) is noisy: {numbers.timing_text(low, high)} around "
+                    f"{numbers.duration(median)}; measure again on an idle machine"
                 )
     return result
 
 
-def label(key: str) -> str:
-    """What a figure is called in a table."""
-    return _FIGURES[key][0] if key in _FIGURES else key.replace("_", " ")
-
-
-def figure(key: str, value: object) -> str:
-    """A figure written in its unit, or [mean, deviation] as mean ± deviation; "-" where it is neither."""
-    if isinstance(value, list) and is_figure(value):
-        return " ± ".join(figure(key, one) for one in value)
-    if not is_number(value):
-        return "-"
-    write = _FIGURES[key][1] if key in _FIGURES else number
-    return write(value) if math.isfinite(value) else "not finite"
-
-
-def is_figure(value: object) -> bool:
-    """Whether this is a number, or a mean and a deviation."""
-    return is_number(value) or (isinstance(value, list) and len(value) == 2 and all(map(is_number, value)))
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether this is an int or a float; a truth value is not."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def number(value: float) -> str:
-    """A figure, with a prefix from a hundred thousand on: 0.0123, 12,345, 123 k, 1.23 M."""
-    if abs(value) >= 1e5:
-        return _scaled(value, ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")))
-    return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1e4 else f"{value:.4g}"
-
-
-def size(value: float) -> str:
-    """Bytes with a decimal prefix: 1.23 MB."""
-    return _scaled(value, ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))) or f"{value:.0f} B"
-
-
-def percent(value: float) -> str:
-    """A share as a percentage: 98.25 %."""
-    return f"{100 * value:.2f} %"
-
-
-def duration(value: float) -> str:
-    """Milliseconds: 1.23 ms."""
-    return f"{_three_digits(value)} ms"
-
-
-def timing_text(low: float, high: float) -> str:
-    """A range of milliseconds: 1.1 to 1.3."""
-    return f"{_three_digits(low)} to {_three_digits(high)}"
-
-
-def value_text(value: object) -> str:
-    """Any value of a configuration: strings as they are, the rest as JSON."""
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
-
-
-def _scaled(value: float, steps: tuple[tuple[float, str], ...]) -> str:
-    for step, prefix in steps:
-        # What would be rounded up to the step belongs to it: 999,999 is 1 M.
-        if abs(value) >= step * 0.9995:
-            return f"{_three_digits(value / step)} {prefix}"
-    return ""
-
-
-def _points(before: object, after: object) -> str:
-    if not (is_number(before) and is_number(after)) or not math.isfinite(after - before):
-        return "-"
-    return f"{100 * (after - before):+.2f} points"
-
-
-def _ratio(before: object, after: object) -> str:
-    if not (is_number(before) and is_number(after)) or not before or not math.isfinite(after / before):
-        return "-"
-    return f"x {after / before:.3g}"
-
-
 def _timing(timing: Mapping[str, Any]) -> str:
     median, low, high = (timing.get(key) for key in ("median_ms", "low_ms", "high_ms"))
-    if not is_number(median):
+    if not numbers.is_number(median):
         return "-"
-    text = duration(median)
-    return f"{text} ({timing_text(low, high)})" if is_number(low) and is_number(high) else text
-
-
-_FIGURES: Mapping[str, tuple[str, Callable[[float], str]]] = {
-    "accuracy": ("accuracy", percent),
-    "score": ("score", number),
-    "loss": ("loss", number),
-    "params": ("parameters", number),
-    "macs": ("MACs", number),
-    "size_bytes": ("size on disk", size),
-}
+    text = numbers.duration(median)
+    if numbers.is_number(low) and numbers.is_number(high):
+        return f"{text} ({numbers.timing_text(low, high)})"
+    return text

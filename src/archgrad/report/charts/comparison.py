@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from archgrad.report import text
-from archgrad.report.charts import pareto as fronted
+from archgrad.report import numbers
+from archgrad.report.charts import pareto
 from archgrad.report.charts.curves import (
     INK,
     SERIES,
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 Given = tuple[str, Mapping[str, Any], History]
 _MOST_CURVES = 12
 _DASHES = ("-", (0, (6, 3)), (0, (2, 2)))
-_SCORES = ("accuracy", "score")
 _COSTS = ("macs", "params")
 # What comes first in a report of one run comes first here.
 _FIRST = ("loss", "valid_loss", "accuracy", "valid_accuracy", "cost", "entropy")
@@ -77,15 +76,19 @@ def _curves(name: str, lines: Mapping[int, Curve], runs: Sequence[str]) -> Chart
 
 def fronts(runs: Sequence[Given]) -> list[Chart]:
     """A picture for each cost: the front of every run that has one, and what it handed back."""
-    held: dict[tuple[str, str], dict[int, fronted.Front]] = {}
+    held: dict[tuple[str, str], dict[int, pareto.Front]] = {}
     for place, (_, record, _) in enumerate(runs):
-        for one in fronted.fronts(record):
+        for one in pareto.fronts(record):
             if one.front:
                 held.setdefault((one.cost, one.unit), {})[place] = one
     return [_fronts(cost, unit, some, [run for run, _, _ in runs]) for (cost, unit), some in held.items()]
 
 
-def _fronts(cost: str, unit: str, some: Mapping[int, fronted.Front], runs: Sequence[str]) -> Chart:
+def _fronts(cost: str, unit: str, some: Mapping[int, pareto.Front], runs: Sequence[str]) -> Chart:
+    # Scores of several names or directions on one axis have none.
+    labels = {front.score.label for front in some.values()}
+    score = labels.pop() if len(labels) == 1 else "score"
+
     def fill(axes: Axes) -> None:
         for place, one in some.items():
             axes.step(
@@ -93,14 +96,14 @@ def _fronts(cost: str, unit: str, some: Mapping[int, fronted.Front], runs: Seque
             )
             if one.found:
                 axes.plot(*one.found, color=SERIES[place % len(SERIES)], linestyle="", marker="D", markersize=7)
-        _axes(axes, cost, unit, [x for one in some.values() for x, _ in one.front])
+        _axes(axes, cost, unit, [x for one in some.values() for x, _ in one.front], score=score)
 
     spots = []
     for place, one in some.items():
         shown = one._replace(cloud=[])
-        spots += [spot._replace(line=place, text=f"{runs[place]}: {spot.text}") for spot in fronted.marks(shown)]
-    told = " ".join(f"{runs[place]}: {fronted.in_words(one)}" for place, one in some.items())
-    name = text.label(cost)
+        spots += [spot._replace(line=place, text=f"{runs[place]}: {spot.text}") for spot in pareto.marks(shown)]
+    told = " ".join(f"{runs[place]}: {pareto.in_words(one)}" for place, one in some.items())
+    name = numbers.label(cost)
     return Chart(
         f"Fronts: score against {name}", "Diamonds were handed back.", *plotted(f"fronts {cost}", fill, spots), told
     )
@@ -108,46 +111,49 @@ def _fronts(cost: str, unit: str, some: Mapping[int, fronted.Front], runs: Seque
 
 def points(runs: Sequence[Given]) -> list[Chart]:
     """What each run handed back: its score against each cost that two or more runs have."""
-    found = []
-    for score in _SCORES:
+    charts = []
+    scores = [numbers.final_score(record) for _, record, _ in runs]
+    for score in dict.fromkeys(scores):
         for cost in _COSTS:
-            held: dict[int, tuple[float, float]] = {}
+            points_by_run: dict[int, tuple[float, float]] = {}
             for place, (_, record, _) in enumerate(runs):
-                x, y = ((record.get("after") or {}).get(key) for key in (cost, score))
-                if is_finite(x) and is_finite(y):
-                    held[place] = (x, y)
-            if len(held) > 1:
-                found.append(_points(score, cost, held, [run for run, _, _ in runs]))
-    return found
+                x, y = ((record.get("after") or {}).get(key) for key in (cost, score.name))
+                if scores[place] == score and is_finite(x) and is_finite(y):
+                    points_by_run[place] = (x, y)
+            if len(points_by_run) > 1:
+                charts.append(_points(score, cost, points_by_run, [run for run, _, _ in runs]))
+    return charts
 
 
-def _points(score: str, cost: str, held: Mapping[int, tuple[float, float]], runs: Sequence[str]) -> Chart:
+def _points(
+    score: numbers.Score, cost: str, points_by_run: Mapping[int, tuple[float, float]], runs: Sequence[str]
+) -> Chart:
     def fill(axes: Axes) -> None:
-        for place, point in held.items():
+        for place, point in points_by_run.items():
             axes.plot(*point, color=SERIES[place % len(SERIES)], linestyle="", marker="D", markersize=7)
-        _axes(axes, cost, "", [x for x, _ in held.values()])
-        axes.set_ylabel(score, color=INK)
+        _axes(axes, cost, "", [x for x, _ in points_by_run.values()], score=score.label)
         axes.margins(0.1)
 
-    told = {}
-    for place, (x, y) in held.items():
-        told[place] = f"{runs[place]}: {score} {text.figure(score, y)}, {text.label(cost)} {text.figure(cost, x)}"
-    spots = [Spot(*held[place], place, words) for place, words in told.items()]
-    heading = f"{score.capitalize()} against {text.label(cost)}"
-    return Chart(
-        heading, "What each run handed back.", *plotted(heading, fill, spots), f"{'; '.join(told.values())}."
-    )
+    name, axis = numbers.label(score.name), numbers.label(cost)
+    descriptions = {
+        place: f"{runs[place]}: {name} {numbers.figure(score.name, y)}, {axis} {numbers.figure(cost, x)}"
+        for place, (x, y) in points_by_run.items()
+    }
+    spots = [Spot(*points_by_run[place], place, words) for place, words in descriptions.items()]
+    heading = f"{name[:1].upper()}{name[1:]} against {axis}"
+    caption = f"What each run handed back.{'' if score.higher_is_better else ' Lower is better.'}"
+    return Chart(heading, caption, *plotted(heading, fill, spots), f"{'; '.join(descriptions.values())}.")
 
 
-def _axes(axes: Axes, cost: str, unit: str, costs: Sequence[float]) -> None:
+def _axes(axes: Axes, cost: str, unit: str, costs: Sequence[float], *, score: str) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    name = text.label(cost)
+    name = numbers.label(cost)
     dress(axes, x=f"{name}, {unit}" if unit and unit != name else name)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     if max(costs) >= 1e4:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_ylabel("score", color=INK)
+    axes.set_ylabel(score, color=INK)
 
 
 def _line(place: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from archgrad.errors import RunError
+from archgrad.report import numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,10 +86,13 @@ class Curve:
     at: list[str]
 
 
-def charts(history: History, limit: Mapping[str, Any] | None = None) -> list[Chart]:
+def charts(
+    history: History, limit: Mapping[str, Any] | None = None, *, score: numbers.Score | None = None
+) -> list[Chart]:
     """One chart for each kind of figure: loss, accuracy, gates, expected cost against its limit, and others.
 
-    `history` holds records `{"phase", "step", "time", figure: number, ...}`; a figure may be on some only.
+    `history` holds records `{"phase", "step", "time", figure: number, ...}`; a figure may be on some only. Where
+    lower is better of `score`, its chart says so.
     """
     places = positions(history)
     groups: dict[str, list[Curve]] = {}
@@ -97,7 +101,7 @@ def charts(history: History, limit: Mapping[str, Any] | None = None) -> list[Cha
     ordered = sorted(groups, key=lambda heading: _ORDER.index(heading) if heading in _ORDER else len(_ORDER))
     spans = _phase_spans(history, places)
     return [
-        _chart(heading, groups[heading][: len(LINES)], spans=spans, bound=_bound(heading, limit))
+        _chart(heading, groups[heading][: len(LINES)], spans=spans, bound=_bound(heading, limit), score=score)
         for heading in ordered[:_MOST_CHARTS]
     ]
 
@@ -217,7 +221,14 @@ def _placed(axes: Axes, marks: Sequence[Spot], *, height: float) -> list[Spot]:
     return [mark._replace(x=round(float(x), 1), y=round(float(y), 1)) for mark, x, y in inside]
 
 
-def _chart(heading: str, curves: list[Curve], *, spans: list[tuple[str, float, float]], bound: float | None) -> Chart:
+def _chart(
+    heading: str,
+    curves: list[Curve],
+    *,
+    spans: list[tuple[str, float, float]],
+    bound: float | None,
+    score: numbers.Score | None,
+) -> Chart:
     def fill(axes: Axes) -> None:
         for color, one in zip(LINES, curves, strict=False):
             marker = "o" if len(one.x) <= 40 else ""
@@ -232,9 +243,11 @@ def _chart(heading: str, curves: list[Curve], *, spans: list[tuple[str, float, f
             axes.legend(frameon=False, labelcolor=INK, fontsize=8)
 
     averaged = max(one.per_point for one in curves)
-    caption = f"Each point is the mean of {averaged} records." if averaged > 1 else ""
+    captions = [f"Each point is the mean of {averaged} records."] if averaged > 1 else []
+    if score and not score.higher_is_better and any(score.measures(one.name) for one in curves):
+        captions.append("Lower is better.")
     picture, spots = plotted(heading, fill, marks(curves))
-    return Chart(heading, caption, picture, spots, " ".join(map(in_words, curves)))
+    return Chart(heading, " ".join(captions), picture, spots, " ".join(map(in_words, curves)))
 
 
 def marks(curves: Sequence[Curve]) -> list[Spot]:
@@ -314,7 +327,8 @@ def jump(record: Mapping[str, Any]) -> Chart | None:
         axes.barh(places, [value for _, value in bars], color=LINES[: len(bars)], height=0.6)
         for place, (_, value) in zip(places, bars, strict=True):
             axes.annotate(f" {value:.3g}", (value, place), va="center", fontsize=8, color=INK)
-        dress(axes, x=name.replace("_", " "))
+        score = numbers.final_score(record)
+        dress(axes, x=score.label if name == score.name else numbers.label(name))
         axes.set_yticks(list(places), [label for label, _ in bars])
         axes.grid(visible=False)
         axes.margins(x=0.12)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from archgrad.errors import RunError
+from archgrad.report import numbers
 from archgrad.report.charts.curves import INK, LIMIT, LINES, Chart, Spot, dress, is_finite, plotted
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ _MOST_SPOTS, _MOST_SIGNS = 400, 400
 
 
 class Front(NamedTuple):
-    """One cost: all trials as (cost, score), the fronts by rising cost, what was handed back, and what was tried."""
+    """One cost: all trials as (cost, score), the fronts by rising cost, what was handed back, what was tried, and the
+    score's name and direction."""
 
     cost: str
     unit: str
@@ -26,6 +28,7 @@ class Front(NamedTuple):
     found: tuple[float, float] | None
     random: list[tuple[float, float]]
     tried: Mapping[tuple[float, float], str]
+    score: numbers.Score
 
 
 def fronts(record: Mapping[str, Any]) -> list[Front]:
@@ -34,8 +37,8 @@ def fronts(record: Mapping[str, Any]) -> list[Front]:
     Raises:
         RunError: a part is of another kind than it should be.
     """
-    names = _names(record)
-    return [_front(part, names) for part in record.get("fronts") or []]
+    names, score = _names(record), numbers.score(record)
+    return [_front(part, names, score) for part in record.get("fronts") or []]
 
 
 def charts(record: Mapping[str, Any]) -> list[Chart]:
@@ -73,7 +76,7 @@ def _label(labels: Any, choice: str, pick: Any) -> str:
     return str(pick)
 
 
-def _front(part: Any, names: list[str]) -> Front:
+def _front(part: Any, names: list[str], score: numbers.Score) -> Front:
     try:
         cloud, front = _points(part)
         random = _points(part["random"])[1] if part.get("random") else []
@@ -87,7 +90,7 @@ def _front(part: Any, names: list[str]) -> Front:
     # Places are those of trials; a list of another length is not of these points.
     tried = dict(zip(cloud, names, strict=True)) if len(names) == len(cloud) else {}
     cloud = [point for point in cloud if is_finite(point[0]) and is_finite(point[1])]
-    return Front(name, unit, cloud, front, found, random, tried)
+    return Front(name, unit, cloud, front, found, random, tried, score)
 
 
 def _points(part: Any) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
@@ -106,7 +109,7 @@ def _chart(one: Front) -> Chart:
         if one.random:
             xs, ys = zip(*one.random, strict=True)
             axes.step(xs, ys, where="post", color=LINES[1], linewidth=1.2, linestyle="--", label="random search")
-            axes.legend(frameon=False, labelcolor=INK, fontsize=8, loc="lower right")
+            axes.legend(frameon=False, labelcolor=INK, fontsize=8, loc="best")
         xs, ys = zip(*one.front, strict=True)
         axes.step(xs, ys, where="post", color=LINES[0], linewidth=1.5, marker="o", markersize=4)
         if one.found:
@@ -115,7 +118,7 @@ def _chart(one: Front) -> Chart:
         if max(x for x, _ in one.cloud) >= 1e4:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.set_ylabel("score", color=INK)
+        axes.set_ylabel(one.score.label, color=INK)
 
     caption = (
         f"{len(one.cloud)} networks tried, {len(one.front)} of them beaten by none in both; the diamond is the one "
@@ -136,7 +139,8 @@ def marks(one: Front, *, line: int = 0) -> list[Spot]:
 
 def _told(one: Front, point: tuple[float, float]) -> str:
     cost = f"{one.cost.replace('_', ' ')} {point[0]:,.6g}"
-    told = f"score {point[1]:.5g}, {cost} {one.unit if one.unit.lower() != one.cost.lower() else ''}".strip()
+    unit = one.unit if one.unit.lower() != one.cost.lower() else ""
+    told = f"{numbers.label(one.score.name)} {point[1]:.5g}, {cost} {unit}".strip()
     kind = "handed back: " if point == one.found else "on the front: " if point in one.front else ""
     return f"{kind}{told}; {one.tried[point]}" if one.tried.get(point) else f"{kind}{told}"
 
@@ -145,5 +149,5 @@ def in_words(one: Front) -> str:
     """The ends of a front, in a sentence."""
     (low, first), (high, last) = one.front[0], one.front[-1]
     name = one.cost.replace("_", " ")
-    ends = f"from score {first:.4g} at {name} {low:,.6g} to {last:.4g} at {name} {high:,.6g}"
+    ends = f"from {one.score.label} {first:.4g} at {name} {low:,.6g} to {last:.4g} at {name} {high:,.6g}"
     return f"A front of {len(one.front)}: {ends}."

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from archgrad.report import text
+from archgrad.report import numbers
 from archgrad.report.charts.curves import JUMP, SCORE, WEIGHT, is_finite
 from archgrad.report.data.run_files import Folder
 
@@ -47,7 +47,7 @@ def provisional(folder: Folder) -> dict[str, Any]:
         "run": {key: value for key, value in budgets.items() if value is not None},
         "device": made.get("device"),
         # A fraction is of a network that is not known here.
-        "limit": {"cost": limit["cost"], "bound": limit["bound"]} if text.is_number(limit.get("bound")) else {},
+        "limit": {"cost": limit["cost"], "bound": limit["bound"]} if numbers.is_number(limit.get("bound")) else {},
         "notes": list(newest(folder.path).notes),
     }
 
@@ -124,7 +124,7 @@ def _last(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
             if name not in _APART and not name.startswith((WEIGHT, SCORE, JUMP)) and is_finite(value):
                 found.setdefault(name, value)
     shown = list(found.items())[:_MOST_FIGURES]
-    return [(text.label(name), text.figure(name, value)) for name, value in shown]
+    return [(numbers.label(name), numbers.figure(name, value)) for name, value in shown]
 
 
 def _sentence(folder: Folder) -> str:

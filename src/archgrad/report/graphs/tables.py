@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from archgrad.report import text
+from archgrad.report import numbers
 from archgrad.report.charts import svg
 from archgrad.report.graphs.cells import Graph
 
@@ -55,11 +55,11 @@ def _table(rows: Sequence[Mapping[str, _Cell]], names: Sequence[str]) -> str:
 
 def _column(name: str, cells: Sequence[_Cell], x: float) -> tuple[str, float]:
     """A column and its width; numbers are written before bars that share one scale."""
-    written = [cell if isinstance(cell, str) else text.figure(name, cell) for cell in cells]
-    numbers = [cell for cell in cells if not isinstance(cell, str) and math.isfinite(cell)]
-    largest = max(numbers, default=0)
+    written = [cell if isinstance(cell, str) else numbers.figure(name, cell) for cell in cells]
+    values = [cell for cell in cells if not isinstance(cell, str) and math.isfinite(cell)]
+    largest = max(values, default=0)
     # Bars mean something only where all are lengths.
-    barred = largest > 0 and min(numbers) >= 0
+    barred = largest > 0 and min(values) >= 0
     values = max((svg.length(one) for one in written), default=0.0)
     width = max(values + (8 + _BAR if barred else 0), svg.length(name))
     parts = [svg.words(name, x, _MARGIN + _ROW / 2, kind="g-soft")]
