@@ -56,10 +56,10 @@ def _table(rows: Sequence[Mapping[str, _Cell]], names: Sequence[str]) -> str:
 def _column(name: str, cells: Sequence[_Cell], x: float) -> tuple[str, float]:
     """A column and its width; numbers are written before bars that share one scale."""
     written = [cell if isinstance(cell, str) else numbers.figure(name, cell) for cell in cells]
-    values = [cell for cell in cells if not isinstance(cell, str) and math.isfinite(cell)]
-    largest = max(values, default=0)
+    finite = [cell for cell in cells if not isinstance(cell, str) and math.isfinite(cell)]
+    largest = max(finite, default=0)
     # Bars mean something only where all are lengths.
-    barred = largest > 0 and min(values) >= 0
+    barred = largest > 0 and min(finite) >= 0
     values = max((svg.length(one) for one in written), default=0.0)
     width = max(values + (8 + _BAR if barred else 0), svg.length(name))
     parts = [svg.words(name, x, _MARGIN + _ROW / 2, kind="g-soft")]
