@@ -210,11 +210,11 @@ def test_tables_of_prices(tmp_path: Path, content: bytes) -> None:
 def test_the_files_of_a_run(tmp_path: Path, contents: tuple[bytes, ...]) -> None:
     for name, content in zip(("run.json", "command.json", "record.json", "history.jsonl"), contents, strict=True):
         (tmp_path / name).write_bytes(content)
-    (tmp_path / "remembered.json").write_bytes(contents[0])
+    (tmp_path / "computed.json").write_bytes(contents[0])
     files = RunFolder(tmp_path)
     calls: list[Callable[[], object]] = [
-        lambda: files.held(RUN["identity"]),
-        files.remembered,
+        lambda: files.read(RUN["identity"]),
+        files.computed,
         History(tmp_path, tensorboard=False).recall,
         lambda: folder.read(tmp_path),
         lambda: resolve(SlimOptions, folder.read(tmp_path)["options"]),

@@ -16,7 +16,8 @@ from test_page import fetches_nothing, read
 
 from archgrad.errors import ConfigError, RunError
 from archgrad.report.board import Board, Server, draw
-from archgrad.report.data import live_status as standing
+from archgrad.report.data.live_status import duration
+from archgrad.report.data.run_folder import Checkpoint, newest_checkpoint
 
 
 @pytest.fixture
@@ -210,7 +211,7 @@ def test_a_run_of_a_stranger_that_goes_on(tmp_path: Path) -> None:
 
 def checkpoint(folder: Path, *, phase: str, steps: int, notes: list[str]) -> None:
     """The header of a checkpoint, as `archgrad.run.checkpoint_file.save` writes it."""
-    state = ["dict", ["phase", phase], ["steps", steps], ["notes", ["list", *notes]]]
+    state = ["dict", ["phase", phase], ["limit", steps], ["notes", ["list", *notes]]]
     header = json.dumps({"__metadata__": {"state": json.dumps(state)}}).encode()
     (folder / "checkpoints").mkdir(exist_ok=True)
     (folder / "checkpoints" / "0000-x-0.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
@@ -221,11 +222,12 @@ def test_the_newest_checkpoint_is_read_as_it_is_saved(tmp_path: Path) -> None:
 
     (tmp_path / "checkpoints").mkdir()
     path = tmp_path / "checkpoints" / "0001-search-0000000007.safetensors"
-    save(path, {"phase": "search", "steps": 12, "step": 7, "notes": ["one", "two"], "seconds": float("inf")})
-    assert standing.newest(tmp_path) == standing.Mark("search", 12, ("one", "two"))
+    state = {"phase": "search", "limit": 12, "step": 7, "progress": 0.5, "notes": ["one", "two"]}
+    save(path, state | {"seconds": float("inf")})
+    assert newest_checkpoint(tmp_path) == Checkpoint("search", 7, 12, 0.5, ("one", "two"))
     for damaged in (path.read_bytes()[:20], b"", b"\xff" * 64, struct.pack("<Q", 2) + b"[]"):
         path.write_bytes(damaged)
-        assert standing.newest(tmp_path) == standing.Mark()
+        assert newest_checkpoint(tmp_path) == Checkpoint("search")
 
 
 @pytest.mark.parametrize(
@@ -233,7 +235,7 @@ def test_the_newest_checkpoint_is_read_as_it_is_saved(tmp_path: Path) -> None:
     [(0.04, "0.0 s"), (59.94, "59.9 s"), (60, "1:00 min"), (605, "10:05 min"), (3723, "1:02:03 h")],
 )
 def test_durations(seconds: float, told: str) -> None:
-    assert standing.duration(seconds) == told
+    assert duration(seconds) == told
 
 
 def test_the_board_and_the_comparison_never_load_torch(tmp_path: Path) -> None:

@@ -47,10 +47,10 @@ def test_another_run_is_refused_with_what_differs(tmp_path: Path) -> None:
         begun(tmp_path, settings={"lr": 0.1, "space": {"cells": 4}, "extra": True}, seed=2, method="unas")
     message = str(caught.value)
     for part in (
-        "settings.space.cells (given 4, held 8)",
-        "settings.extra (given true, held nothing)",
-        "seed (given 2, held 1)",
-        'method (given "unas", held "test")',
+        "settings.space.cells (given 4, in the folder 8)",
+        "settings.extra (given true, in the folder nothing)",
+        "seed (given 2, in the folder 1)",
+        'method (given "unas", in the folder "test")',
         "Choose another folder, or resume with the same settings",
     ):
         assert part in message
@@ -88,7 +88,7 @@ def test_a_damaged_run_json_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_damaged_remembered_figures_are_refused(tmp_path: Path) -> None:
     begun(tmp_path).finish()
-    (tmp_path / "remembered.json").write_text("{")
+    (tmp_path / "computed.json").write_text("{")
     with pytest.raises(RunError, match="Remove it"):
         begun(tmp_path)
 

@@ -12,9 +12,9 @@ from typing import Any
 from archgrad import files
 from archgrad.cli.schemas.commands import Options
 from archgrad.errors import InputError, ResourceError, RunError
+from archgrad.report.data.run_format import COMMAND, forget
 from archgrad.run.signals import Stopped
 
-COMMAND = "command.json"
 # Where the result goes and which files are written beside it do not make another run.
 _NO_MATTER = ("out", "onnx")
 
@@ -110,19 +110,9 @@ def resumable(folder: Path) -> Iterator[None]:
     except InputError as error:
         # A folder in use, or with another run in it, is not this one's to clear.
         if not isinstance(error, RunError):
-            _forget(folder)
+            forget(folder)
         raise
     except KeyboardInterrupt as error:
         number = error.signal if isinstance(error, Stopped) else signal.SIGINT
         text = str(error) or "Interrupted."
         raise Stopped(f"{text}\nTo go on: archgrad resume {folder}", number) from error
-
-
-def _forget(folder: Path) -> None:
-    """Make the folder free for other options, where no step was taken in it."""
-    if any((folder / "checkpoints").glob("*")):
-        return
-    for name in ("run.json", "remembered.json", "history.jsonl"):
-        (folder / name).unlink(missing_ok=True)
-    if (folder / "checkpoints").is_dir():
-        (folder / "checkpoints").rmdir()

@@ -10,12 +10,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from archgrad import files
 from archgrad.choices.architecture import Architecture
 from archgrad.control.dynamics_model import Dynamics
 from archgrad.control.ilqr import Better, Gains, backward, derivatives, smooth
 from archgrad.control.system import Cost, Policy, System, Trajectory
 from archgrad.costs.count import params
-from archgrad.errors import NonFiniteError
+from archgrad.errors import NonFiniteError, RunError
 from archgrad.extract.discretize import build
 from archgrad.results.record import conditions
 from archgrad.results.result import Found
@@ -137,6 +138,6 @@ def piloted(
         found.save(run.folder)
         tensors = {"states": around.states, "actions": around.actions, "feedback": gains.feedback}
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        safetensors.torch.save_file(contiguous, str(run.folder / "control.safetensors"))
+        files.write_bytes(run.folder / "control.safetensors", safetensors.torch.save(contiguous), RunError)
     run.finish()
     return found

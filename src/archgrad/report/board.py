@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from archgrad.errors import ConfigError, RunError
-from archgrad.report import html as sheet
-from archgrad.report import page
-from archgrad.report.data import live_status as standing
-from archgrad.report.data import run_files as reading
+from archgrad.report import html, page
+from archgrad.report.data.live_status import provisional, status
+from archgrad.report.data.run_folder import Folder, present, stamp
+from archgrad.report.data.run_format import is_running
 
 PORT = 6174
 ADDRESS = "127.0.0.1"
@@ -59,7 +59,7 @@ class Board:
     """
 
     def __init__(self, path: Path, *, poll_ms: int = _POLL_MS, share: float = _SHARE) -> None:
-        reading.present(path)
+        present(path)
         self.path, self._poll_ms, self._share = path, poll_ms, share
         self._lock = threading.Lock()
         self._stamp: object = None
@@ -75,37 +75,33 @@ class Board:
             return self._drawn
 
     def _refresh(self) -> None:
-        begun, stamp = time.monotonic(), self._now()
-        if stamp == self._stamp and self._drawn is not None:
+        # A run that is killed changes no file.
+        began, now = time.monotonic(), (stamp(self.path), is_running(self.path))
+        if now == self._stamp and self._drawn is not None:
             return
         body = draw(self.path, poll_ms=self._poll_ms).encode("utf-8", errors="replace")
         self._drawn = Drawn(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
-        self._stamp = stamp
+        self._stamp = now
         ended = time.monotonic()
-        self._due = ended + (ended - begun) / self._share
-
-    def _now(self) -> object:
-        # A run that is killed changes no file.
-        alive = reading.is_held(self.path / "lock")
-        return (reading.stamp(self.path), alive)
+        self._due = ended + (ended - began) / self._share
 
 
 def draw(path: Path, *, poll_ms: int = _POLL_MS) -> str:
-    """The page of a run in any state; what is damaged is told on it."""
+    """The page of a run in any state; it says what is damaged."""
     try:
-        folder = reading.present(path)
+        folder = present(path)
     except RunError as error:
-        folder = reading.Folder(path, problems=(str(error),))
-    record = folder.record or standing.provisional(folder)
+        folder = Folder(path, problems=(str(error),))
+    record = folder.record or provisional(folder)
     try:
-        return _page(folder, record, standing.told(folder), poll_ms=poll_ms)
+        return _page(folder, record, status(folder), poll_ms=poll_ms)
     except RunError as error:
         # The record is of a stranger, or half of it: the curves are still worth showing.
-        now = standing.told(folder, more=[str(error)])
+        now = status(folder, more=[str(error)])
         return _page(folder, {"title": path.resolve().name}, now, poll_ms=poll_ms)
 
 
-def _page(folder: reading.Folder, record: Mapping[str, Any], now: Mapping[str, Any], *, poll_ms: int) -> str:
+def _page(folder: Folder, record: Mapping[str, Any], now: Mapping[str, Any], *, poll_ms: int) -> str:
     return page.page(record, folder.history, run=folder.run, command=folder.command, now=now, live=poll_ms)
 
 
@@ -151,10 +147,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(HTTPStatus.MISDIRECTED_REQUEST)
         if self.path != "/":
             return self._refuse(HTTPStatus.NOT_FOUND)
-        found = self.server.board.page()
-        same = self.headers.get("If-None-Match") == found.tag
+        drawn = self.server.board.page()
+        same = self.headers.get("If-None-Match") == drawn.tag
         return self._answer(
-            HTTPStatus.NOT_MODIFIED if same else HTTPStatus.OK, b"" if same else found.body, found.tag
+            HTTPStatus.NOT_MODIFIED if same else HTTPStatus.OK, b"" if same else drawn.body, drawn.tag
         )
 
     do_HEAD = do_GET
@@ -167,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in _HEADERS.items():
             self.send_header(name, value)
-        self.send_header("Content-Security-Policy", sheet.served_policy())
+        self.send_header("Content-Security-Policy", html.served_policy())
         if tag:
             self.send_header("ETag", tag)
         if status is not HTTPStatus.NOT_MODIFIED:

@@ -19,7 +19,7 @@ from archgrad.errors import RunError
 from archgrad.report import html, intervention, numbers, text
 from archgrad.report.charts import comparison, svg
 from archgrad.report.charts.mixing_weights import sample
-from archgrad.report.data import live_status, run_files
+from archgrad.report.data import live_status, run_folder
 from archgrad.report.page import drawn_graphs
 
 Row = tuple[str, list[str]]
@@ -32,7 +32,7 @@ class Side:
     """One run: what it is called beside the others, its folder, and its record as far as there is one."""
 
     name: str
-    folder: run_files.Folder
+    folder: run_folder.Folder
     record: Mapping[str, Any]
 
 
@@ -49,8 +49,8 @@ def read(paths: Sequence[Path]) -> list[Side]:
         )
     found = []
     for path, name in zip(paths, _names(real), strict=True):
-        folder = run_files.present(path)
-        if not run_files.is_run(path):
+        folder = run_folder.present(path)
+        if not run_folder.is_run(path):
             raise RunError(
                 f"{path} holds no run: none of record.json, run.json and history.jsonl is there. Give --out's folder."
             )

@@ -14,7 +14,7 @@ from archgrad.errors import RunError
 from archgrad.report import html, intervention, numbers, score_text, text
 from archgrad.report.charts import baselines, control, curves, mixing_weights, pareto, proxy_scores, radars, rl, svg
 from archgrad.report.charts.curves import Chart, History
-from archgrad.report.data import run_files
+from archgrad.report.data import run_folder
 from archgrad.report.graphs import cells
 
 _TEMPLATE = "page.html.jinja"
@@ -78,9 +78,9 @@ def write(folder: str | Path) -> Path:
         RunError: a file is missing, damaged, or cannot be written.
     """
     folder = Path(folder)
-    record, history = run_files.ended(folder)
+    record, history = run_folder.ended(folder)
     text.check(record)
-    run, command = run_files.about(folder)
+    run, command = run_folder.about(folder)
     contents = {"report.html": page(record, history, run=run, command=command)}
     names = cells.file_names(record.get("graphs") or [])
     contents |= {name: svg.alone(drawn) for name, drawn in zip(names, pictures(record), strict=True)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
+from archgrad import files
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Gate
@@ -22,6 +22,8 @@ from archgrad.errors import ArchitectureError, MissingExtra, ModelError, RunErro
 from archgrad.extract.discretize import build, decide
 from archgrad.extract.export import export_program
 from archgrad.report import notebook, page, text
+from archgrad.report.data.run_folder import write_record
+from archgrad.report.data.run_format import HISTORY, record_line
 from archgrad.results.record import conditions
 from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import frozen
@@ -87,7 +89,7 @@ class Found:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._write(folder)
-        except (OSError, safetensors.SafetensorError, ArchitectureError) as error:
+        except (OSError, safetensors.SafetensorError, ArchitectureError, RunError) as error:
             raise RunError(
                 f"the result could not be written to {folder}: {error}; make room there and run again: a run with a "
                 f"folder goes on from its last checkpoint"
@@ -95,16 +97,19 @@ class Found:
 
     def _write(self, folder: Path) -> None:
         self.architecture.save(folder / "architecture.json")
-        safetensors.torch.save_model(self.network, str(folder / "network.safetensors"))
+        size = sum(t.nbytes for t in self.network.state_dict().values())
+        files.replace(
+            folder / "network.safetensors",
+            lambda partial: safetensors.torch.save_model(self.network, str(partial)), RunError, size=size,
+        )  # fmt: skip
         if self.example is not None:
             try:
                 export_program(self.network, self.example, folder / "network.pt2")
             except ModelError as error:
                 self.record.setdefault("notes", []).append(str(error))
-        (folder / "record.json").write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
-        if not (folder / "history.jsonl").exists():
-            lines = "".join(json.dumps(row) + "\n" for row in self.history)
-            (folder / "history.jsonl").write_text(lines, encoding="utf-8")
+        write_record(folder, self.record)
+        if not (folder / HISTORY).exists():
+            files.write_text(folder / HISTORY, "".join(map(record_line, self.history)), RunError)
         page.write(folder)
 
 

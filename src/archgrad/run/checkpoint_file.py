@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import struct
 import zlib
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from archgrad import files
 from archgrad.errors import RunError
+from archgrad.report.data.run_format import CheckpointName, parse_checkpoint_name
 
 State = dict[str, Any]
 Mark = int | Literal["end", "left"]
@@ -29,7 +29,6 @@ _NATIVE = frozenset(
     {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool}
     | {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 )
-_FILE = re.compile(r"(?P<index>\d+)-(?P<phase>.+)-(?P<mark>\d+|end|left)\.safetensors")
 
 
 def save(path: Path, state: object) -> None:
@@ -106,8 +105,7 @@ class Series:
     def save(self, state: State, *, index: int, phase: str, mark: Mark) -> Path:
         """Save the state of phase number `index` and drop what is no longer needed; returns the path."""
         self.folder.mkdir(exist_ok=True)
-        name = f"{mark:010d}" if isinstance(mark, int) else mark
-        path = self.folder / f"{index:04d}-{phase}-{name}.safetensors"
+        path = self.folder / str(CheckpointName(index, phase, str(mark)))
         save(path, state)
         if mark != "left":
             self._prune(index, keep=1 if mark == "end" else 2)
@@ -128,36 +126,35 @@ class Series:
         for path in self.folder.glob(f"{index:04d}-*-left.safetensors"):
             path.replace(path.with_name(path.name.replace("-left.", "-end.")))
 
-    def discard(self, index: int, held: Path | None) -> int:
-        """Remove what a phase that goes on from `held` makes void: newer files of it, later phases, remains.
+    def discard(self, index: int, newest: Path | None) -> int:
+        """Remove what a phase that goes on from `newest` makes void: newer files of it, later phases, remains.
 
         Returns the number of files of later phases.
         """
         for path in [*self.folder.glob("*-left.safetensors"), *self.folder.glob(".*.partial")]:
             path.unlink()
         for path in self._of(index):
-            if path == held:
+            if path == newest:
                 break
             path.unlink()
-        later = [path for path, found in self._files() if int(found["index"]) > index]
+        later = [path for path, name in self._files() if name.index > index]
         for path in later:
             path.unlink()
         return len(later)
 
-    def _files(self) -> list[tuple[Path, re.Match[str]]]:
+    def _files(self) -> list[tuple[Path, CheckpointName]]:
         paths = sorted(self.folder.glob("*.safetensors"))
-        return [(path, found) for path in paths if (found := _FILE.fullmatch(path.name))]
+        return [(path, name) for path in paths if (name := parse_checkpoint_name(path.name))]
 
     def _of(self, index: int) -> list[Path]:
         """The files of a phase that count, newest first; names sort by step, and "end" comes after digits."""
-        paths = [path for path, found in self._files() if int(found["index"]) == index]
-        return [path for path in reversed(paths) if not path.name.endswith("-left.safetensors")]
+        return [path for path, name in reversed(self._files()) if name.index == index and name.mark != "left"]
 
     def _prune(self, index: int, *, keep: int) -> None:
-        for number in sorted({int(found["index"]) for _, found in self._files()}):
+        for number in sorted({name.index for _, name in self._files()}):
             paths = self._of(number)
             ended = int(bool(paths) and paths[0].name.endswith("-end.safetensors"))
-            # An earlier phase without an end would have to start anew: its last states are kept.
+            # An earlier phase without an end would have to start anew: its last states stay.
             rest = keep if number == index or not ended else 0
             for path in paths[ended + rest :]:
                 path.unlink()

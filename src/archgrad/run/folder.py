@@ -1,4 +1,4 @@
-"""The folder of one run: whose it is, who is running in it, and its remembered figures."""
+"""The folder of one run: whose it is, who is running in it, and the figures that are computed once."""
 
 from __future__ import annotations
 
@@ -19,51 +19,64 @@ import torch
 
 from archgrad import files
 from archgrad.errors import RunError
+from archgrad.report.data.run_format import (
+    CHECKPOINTS,
+    COMPUTED,
+    HISTORY,
+    LOCK,
+    RUN,
+    Owner,
+    Record,
+    forget,
+    lock_text,
+    parse_lock,
+)
 
-Record = dict[str, Any]
-
-# A killed run's data-loading children hold its lock until they notice, which takes them about five seconds.
+# A killed run's data-loading children have its lock until they notice, which takes them about five seconds.
 _ORPHANS_SECONDS = 10.0
+# Boards and lists of runs take it for an instant, to see whether it is free.
+_READERS_SECONDS = 0.3
 
 
 class RunFolder:
-    """run.json (identity, versions, times), the lock, and remembered.json."""
+    """run.json (identity, versions, times), the lock, and computed.json."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: TextIO | None = None
 
     def acquire(self) -> None:
-        """Make the folder and take its lock. Raises RunError when a live process holds it."""
+        """Make the folder and take its lock. Raises RunError when a live process has it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / "lock").open("a+", encoding="utf-8")
+            lock = (self.path / LOCK).open("a+", encoding="utf-8")
         except OSError as error:
             raise RunError(
                 f"The run folder {self.path} cannot be used: {error}. Choose a folder that can be written to."
             ) from error
-        deadline = time.monotonic() + _ORPHANS_SECONDS
+        began = time.monotonic()
         while not _locked(lock):
             lock.seek(0)
-            owner = lock.read().strip() or "unknown"
-            if owner == str(os.getpid()):
+            owner = parse_lock(lock.read())
+            patience = _READERS_SECONDS if owner and owner.is_alive() else _ORPHANS_SECONDS
+            if time.monotonic() > began + patience:
                 lock.close()
-                raise RunError(
-                    f"Another Run of this process is using {self.path}. Call its finish() or close() first."
-                )
-            if _alive(owner) or time.monotonic() > deadline:
-                lock.close()
-                raise RunError(
-                    f"The run in {self.path} is running (pid {owner}). Wait for it or stop it, or choose "
-                    "another folder."
-                )
-            time.sleep(0.2)
+                raise self._in_use(owner)
+            time.sleep(0.1)
         lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
+        lock.write(lock_text())
         lock.flush()
         self._lock = lock
         # An abandoned Run frees its folder without a ResourceWarning.
         weakref.finalize(self, lock.close)
+
+    def _in_use(self, owner: Owner | None) -> RunError:
+        if owner and owner.is_here and owner.pid == os.getpid():
+            return RunError(f"Another Run of this process is using {self.path}. Call its finish() or close() first.")
+        who = f"pid {owner.pid}{'' if owner.is_here else f' on {owner.host}'}" if owner else "by an unknown process"
+        return RunError(
+            f"The run in {self.path} is running ({who}). Wait for it or stop it, or choose another folder."
+        )
 
     def release(self) -> None:
         """Let go of the lock."""
@@ -73,14 +86,14 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
-    def held(self, identity: Record) -> Record | None:
-        """The record of the run that the folder holds, None for a new one.
+    def read(self, identity: Record) -> Record | None:
+        """run.json of the run in this folder, None in a new one.
 
-        Raises RunError when that run has another identity, or cannot be told.
+        Raises RunError when that run has another identity, or run.json is damaged.
         """
-        path = self.path / "run.json"
+        path = self.path / RUN
         if not path.exists():
-            traces = [name for name in ("checkpoints", "history.jsonl") if (self.path / name).exists()]
+            traces = [name for name in (CHECKPOINTS, HISTORY) if (self.path / name).exists()]
             if traces:
                 raise RunError(
                     f"{self.path} has {' and '.join(traces)} but no run.json, so it is not known whose "
@@ -102,47 +115,43 @@ class RunFolder:
             )
         return record
 
-    def begin(self, identity: Record, held: Record | None, made_with: Record) -> None:
+    def begin(self, identity: Record, earlier: Record | None, made_with: Record) -> None:
         """Write run.json for a new run, or for one that is resumed now."""
-        record = held or {"identity": identity, "started": now(), "resumed": []}
-        if held:
+        record = earlier or {"identity": identity, "started": now(), "resumed": []}
+        if earlier:
             record["resumed"].append(now())
-        record |= {"status": "running", "finished": None, "made_with": made_with}
-        self._write_record(record)
+        self._write(RUN, record | {"status": "running", "finished": None, "made_with": made_with})
 
     def mark_finished(self) -> None:
         """Mark the run finished in run.json."""
-        record = _object(self.path / "run.json")
-        self._write_record(record | {"status": "finished", "finished": now()})
+        self._write(RUN, _object(self.path / RUN) | {"status": "finished", "finished": now()})
 
-    def clear(self) -> None:
-        """Remove what belongs to a run: its record, history and remembered figures."""
-        for name in ("run.json", "history.jsonl", "remembered.json"):
-            (self.path / name).unlink(missing_ok=True)
+    def forget(self) -> None:
+        """Remove what `begin` wrote, where no step was taken."""
+        forget(self.path)
 
-    def remembered(self) -> Record:
-        """What remembered.json holds. Raises RunError when it is damaged."""
-        path = self.path / "remembered.json"
+    def computed(self) -> Record:
+        """The figures in computed.json. Raises RunError when it is damaged."""
+        path = self.path / COMPUTED
         try:
-            found = _object(path) if path.exists() else {}
+            return _object(path) if path.exists() else {}
         except (RunError, OSError) as error:
             raise RunError(f"{path} is damaged ({error}). Remove it: its figures are measured again.") from error
-        return found
 
-    def remember(self, figures: Record) -> None:
-        """Replace remembered.json."""
-        files.write_text(self.path / "remembered.json", json.dumps(figures, indent=2) + "\n", RunError)
+    def write_computed(self, figures: Record) -> None:
+        """Replace computed.json."""
+        self._write(COMPUTED, figures)
 
-    def _write_record(self, record: Record) -> None:
-        files.write_text(self.path / "run.json", json.dumps(record, indent=2) + "\n", RunError)
+    def _write(self, name: str, content: Record) -> None:
+        files.write_text(self.path / name, json.dumps(content, indent=2) + "\n", RunError)
 
 
 def _object(path: Path) -> Record:
     """What a JSON file of the run holds, an object. Raises RunError, or FileNotFoundError."""
-    found = files.parse_json(files.read_text(path, RunError, most=64 * files.MIB), RunError, source=str(path))
-    if not isinstance(found, dict):
-        raise RunError(f"{path} holds a {type(found).__name__}, not an object")
-    return found
+    content = files.parse_json(files.read_text(path, RunError, most=64 * files.MIB), RunError, source=str(path))
+    if not isinstance(content, dict):
+        raise RunError(f"{path} holds a {type(content).__name__}, not an object")
+    return content
 
 
 def versions() -> Record:
@@ -174,21 +183,11 @@ def _locked(lock: TextIO) -> bool:
     return True
 
 
-def _alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _differences(given: Mapping[str, Any], held: Mapping[str, Any]) -> list[str]:
-    mine, theirs = _flat(given, ""), _flat(held, "")
+def _differences(given: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    mine, theirs = _flat(given, ""), _flat(there, "")
     missing = "nothing"
     return [
-        f"{name} (given {mine.get(name, missing)}, held {theirs.get(name, missing)})"
+        f"{name} (given {mine.get(name, missing)}, in the folder {theirs.get(name, missing)})"
         for name in sorted(mine.keys() | theirs.keys())
         if mine.get(name, missing) != theirs.get(name, missing)
     ]

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from archgrad import files
 from archgrad.errors import RunError
+from archgrad.report.data.run_format import HISTORY, parse_record, record_line
 from archgrad.run.records import Record, Records
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 _LINE = 16 * files.MIB  # characters of one record, which has a figure for each candidate at most
-_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 class History:
@@ -34,19 +32,15 @@ class History:
 
     def recall(self) -> None:
         """Read the records of an earlier process, for `rewind`, up to the first line that is not whole."""
-        path = self._folder / "history.jsonl" if self._folder else None
+        path = self._folder / HISTORY if self._folder else None
         if path is None or not path.exists():
             return
         with path.open(encoding="utf-8", errors="replace") as file:
             while line := file.readline(_LINE):
                 try:
-                    record = files.parse_json(line, RunError, source="a line")
+                    self._old.append(parse_record(line))
                 except RunError:
                     break
-                if not isinstance(record, dict):
-                    break
-                figures = {key: _number(value) for key, value in record.items() if key != "phase"}
-                self._old.append({"phase": record.get("phase"), **figures})
 
     def rewind(self, count: int) -> int:
         """Go to the first `count` recalled records; returns how many of them are lost."""
@@ -57,8 +51,8 @@ class History:
         """Make history.jsonl hold exactly the records, and write every further one there."""
         self._old = []
         if self._folder:
-            path = self._folder / "history.jsonl"
-            files.write_text(path, "".join(_line(record) for record in self.records), RunError)
+            path = self._folder / HISTORY
+            files.write_text(path, "".join(record_line(record) for record in self.records), RunError)
             self._file = path.open("a", buffering=1, encoding="utf-8")
             # An abandoned Run leaves no ResourceWarning.
             weakref.finalize(self, self._file.close)
@@ -86,7 +80,7 @@ class History:
         if self._file is None:
             return
         try:
-            self._file.write(_line(record))
+            self._file.write(record_line(record))
         except OSError as error:
             raise RunError(
                 f"Could not write {self._file.name}: {error}. The checkpoints are intact. "
@@ -105,16 +99,3 @@ class History:
             if file:
                 file.close()
         self._file = self._writer = None
-
-
-def _line(record: Record) -> str:
-    safe = {key: _text(value) for key, value in record.items()}
-    return json.dumps(safe, allow_nan=False) + "\n"
-
-
-def _text(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _number(value: Any) -> Any:
-    return _NON_FINITE.get(value, value) if isinstance(value, str) else value

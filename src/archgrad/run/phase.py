@@ -65,7 +65,7 @@ class Phase:
         """What a checkpoint holds of it."""
         return {
             "phase": self.name, "steps": self.planned, "step": self.step, "seconds": self.seconds,
-            "progress": self.progress,
+            "limit": self.limit, "progress": self.progress,
         }  # fmt: skip
 
     def resume(self, state: dict[str, Any], path: Path) -> None:

@@ -93,7 +93,7 @@ class Run:
         self._saving = Saving(
             self.folder, machine=self._machine, random=self._random, notes=self.notes, note=self.note
         )  # fmt: skip
-        self._remembered: Record = {}
+        self._computed: Record = {}
         self._status = "not begun"
         self._phase: Phase | None = None
         self._phases = self._steps_used = 0
@@ -193,8 +193,8 @@ class Run:
         if self.rank == 0:
             files.acquire()
         try:
-            held = files.held(identity)
-            self._remembered = files.remembered()
+            held = files.read(identity)
+            self._computed = files.computed()
         except RunError:
             files.release()
             raise
@@ -435,14 +435,14 @@ class Run:
         A resumed program skips `compute`, so it must change nothing; what it draws at random does not count.
         """
         checked.begun(self._status, "compute_once")
-        if key not in self._remembered:
+        if key not in self._computed:
             before = self._random.state()
             value = self._machine.from_first(compute() if self.rank == 0 else None)
             self._random.set_state(before)
-            self._remembered[key] = checked.plain(key, value)
+            self._computed[key] = checked.plain(key, value)
             if self._files and self.rank == 0:
-                self._files.remember(self._remembered)
-        return self._remembered[key]
+                self._files.write_computed(self._computed)
+        return self._computed[key]
 
     def note(self, text: str) -> None:
         """Keep a warning that the user should read in `notes`, once, and show it."""
@@ -472,7 +472,7 @@ class Run:
         self.close()
         untouched = not self._saving.replaying and self._saving.last is None
         if self._files and self.rank == 0 and untouched:
-            self._files.clear()
+            self._files.forget()
 
     def close(self) -> None:
         """Let go of the folder without marking the run finished: it can be resumed."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from archgrad import files, proxies
+from archgrad import proxies
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.cli import command_file as folder
@@ -21,11 +20,12 @@ from archgrad.cli.inputs import accuracy_table as tables
 from archgrad.cli.inputs import architectures, data, models, spaces
 from archgrad.cli.schemas.commands import TABLE_DATA
 from archgrad.cli.schemas.score import PROXIES, RANDOM, ScoreOptions
-from archgrad.errors import ConfigError, ModelError, RunError
+from archgrad.errors import ConfigError, ModelError
 from archgrad.extract.discretize import Resizable, build
 from archgrad.proxies.scoring import Batch, theta
 from archgrad.report import page
 from archgrad.report.charts.curves import SCORE
+from archgrad.report.data.run_folder import write_record
 from archgrad.results.record import conditions
 from archgrad.run.run import Run
 from archgrad.supernets.lifecycle import Described, prepare_supernet
@@ -74,7 +74,7 @@ def score(options: ScoreOptions) -> Record:
         record = _record(options, run, found, scores, accuracies, names=names)
         record["notes"] = [*run.notes, *(table.notes if table else ()), _caution(table, options)]
         if out:
-            files.write_text(out / "record.json", json.dumps(record, indent=1) + "\n", RunError)
+            write_record(out, record)
             page.write(out)
         run.finish()
     return record

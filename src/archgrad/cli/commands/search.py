@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from archgrad import files
 from archgrad.cli import command_file as folder
 from archgrad.cli.commands.setup import begin, limit_of, prepare, seed, write_onnx
 from archgrad.cli.inputs import spaces
@@ -17,7 +15,6 @@ from archgrad.cli.schemas.commands import TABLE_DATA
 from archgrad.cli.schemas.search import SearchOptions
 from archgrad.costs.count import macs, params
 from archgrad.costs.memory import peak_memory
-from archgrad.errors import RunError
 from archgrad.methods.darts import darts
 from archgrad.methods.darts_prime.darts_prime import darts_prime
 from archgrad.methods.freenas.freenas import freenas
@@ -29,6 +26,7 @@ from archgrad.methods.random_search import random_search
 from archgrad.methods.toponas.toponas import toponas
 from archgrad.methods.unas import unas
 from archgrad.report import page
+from archgrad.report.data.run_folder import write_record
 from archgrad.results.result import Found
 from archgrad.run.run import Run
 
@@ -116,5 +114,5 @@ def _record(found: Found, out: Path, space: dict[str, Any]) -> None:
     """Add the space to what the method wrote: for the reader, and for `archgrad train`."""
     found.record["space"] = space
     found.record["settings"] = {"space": spaces.described(space), **found.record["settings"]}
-    files.write_text(out / "record.json", json.dumps(found.record, indent=1) + "\n", RunError)
+    write_record(out, found.record)
     page.write(out)

@@ -15,6 +15,7 @@ from archgrad.cli.schemas.commands import DemoOptions, SlimOptions, TrainOptions
 from archgrad.errors import RunError
 from archgrad.extract.export import Exported, export_onnx
 from archgrad.methods.dnal import dnal
+from archgrad.report.data.run_format import COMMAND
 from archgrad.spaces.slim.slimmable import slim as gated
 
 Record = dict[str, Any]
@@ -102,7 +103,7 @@ def resume(out: Path) -> Record:
                 return transfer_command(configuration.resolve(TransferOptions, told))
             case "demo":
                 return demo(configuration.resolve(DemoOptions, told))
-    raise RunError(f"{out / folder.COMMAND} is damaged: {held['command']!r} is no command. Give it again in full.")
+    raise RunError(f"{out / COMMAND} is damaged: {held['command']!r} is no command. Give it again in full.")
 
 
 def export(out: Path, path: Path | None) -> Exported:

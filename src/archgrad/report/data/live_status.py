@@ -1,34 +1,23 @@
-"""Where a run stands: what the board says of one that goes on, and a record of it as far as it is known."""
+"""How a run stands: what the board says of one that goes on, and a record of it as far as it is known."""
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from archgrad.report import numbers
 from archgrad.report.charts.curves import JUMP, SCORE, WEIGHT, is_finite
-from archgrad.report.data.run_files import Folder
+from archgrad.report.data.run_folder import Checkpoint, Folder, newest_checkpoint
 
 _STATES = {
     "not begun": "Not begun",
     "running": "Running",
     "stopped": "Stopped",
     "finished": "Finished",
+    "damaged": "Damaged",
 }
-_APART = ("phase", "step", "time", "epoch")
+_NO_FIGURES = ("phase", "step", "time", "epoch")
 _MOST_FIGURES = 6
-_LARGEST_HEADER = 100_000_000
-
-
-class Mark(NamedTuple):
-    """What the newest checkpoint tells: its phase, how many steps that has, and the notes so far."""
-
-    phase: str = ""
-    steps: int = 0
-    notes: tuple[str, ...] = ()
 
 
 def provisional(folder: Folder) -> dict[str, Any]:
@@ -37,7 +26,7 @@ def provisional(folder: Folder) -> dict[str, Any]:
     if not identity:
         return {"title": folder.path.resolve().name}
     settings = _mapping(identity.get("settings"))
-    made, limit = _mapping(folder.run.get("made_with")), _mapping(settings.get("limit"))
+    made_with, limit = _mapping(folder.run.get("made_with")), _mapping(settings.get("limit"))
     method = str(identity.get("method") or "")
     budgets = {key: identity.get(key) for key in ("seed", "epochs", "steps", "trials", "seconds")}
     return {
@@ -45,34 +34,38 @@ def provisional(folder: Folder) -> dict[str, Any]:
         "title": f"{folder.path.resolve().name}: a run of {method}",
         "settings": settings,
         "run": {key: value for key, value in budgets.items() if value is not None},
-        "device": made.get("device"),
+        "device": made_with.get("device"),
         # A fraction is of a network that is not known here.
         "limit": {"cost": limit["cost"], "bound": limit["bound"]} if numbers.is_number(limit.get("bound")) else {},
-        "notes": list(newest(folder.path).notes),
+        "notes": list(newest_checkpoint(folder.path).notes),
     }
 
 
-def told(folder: Folder, *, more: Sequence[str] = ()) -> dict[str, Any]:
+def status(folder: Folder, *, more: Sequence[str] = ()) -> dict[str, Any]:
     """State, phase, step, time and last figures, as the page shows them; `more` are further problems."""
     last = folder.history[-1] if folder.history else {}
-    mark = newest(folder.path) if folder.state in ("running", "stopped") else Mark()
+    ended = folder.state == "finished"
+    checkpoint = newest_checkpoint(folder.path) if not ended else Checkpoint()
     # Records between phases have no name.
-    named = [one for one in folder.history[-50:] if one.get("phase")]
-    phase = str(named[-1]["phase"]) if named else mark.phase
+    named = [record for record in folder.history[-50:] if record.get("phase")]
+    phase = str(named[-1]["phase"]) if named else checkpoint.phase
     step = named[-1].get("step") if named else None
-    steps = mark.steps if mark.phase == phase else 0
+    same = checkpoint.phase == phase
+    limit = checkpoint.limit if same else None
     facts = [("phase", phase)] if phase else []
     if is_finite(step):
-        facts.append(("step", f"{step + 1:,.0f} of {steps:,}" if steps else f"{step:,.0f}"))
+        facts.append(("step", f"{step + 1:,.0f} of {limit:,}" if limit else f"{step:,.0f}"))
     if is_finite(last.get("time")):
         facts.append(("time in loops", duration(last["time"])))
     facts += _last(folder.history)
-    ended = folder.state == "finished"
+    progress = checkpoint.progress if same else 0.0
+    if limit and is_finite(step):
+        progress = max(progress, min(1.0, (step + 1) / limit))
     return {
         "kind": folder.state.replace(" ", "-"),
         "state": _STATES[folder.state],
         "told": _sentence(folder),
-        "progress": round(1000 * min(1.0, (step + 1) / steps)) if steps and is_finite(step) and not ended else 0,
+        "progress": round(1000 * progress),
         "facts": [] if ended else facts,
         "problems": [*folder.problems, *more],
     }
@@ -87,41 +80,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}:{minutes} h" if whole >= 3600 else f"{minutes.removeprefix('0')} min"
 
 
-def newest(path: Path) -> Mark:
-    """What the newest checkpoint of a run tells; nothing where there is none, or it cannot be read."""
-    try:
-        found = max(
-            (path / "checkpoints").glob("*.safetensors"), key=lambda one: one.stat().st_mtime_ns, default=None
-        )
-        state = dict(_state(found)) if found else {}
-        steps = state.get("steps")
-        notes = state.get("notes") or ["list"]
-        return Mark(
-            str(state.get("phase") or ""),
-            steps if isinstance(steps, int) and steps > 0 else 0,
-            tuple(str(note) for note in notes[1:]),
-        )
-    except (OSError, ValueError, LookupError, TypeError, RecursionError, struct.error):
-        return Mark()
-
-
-def _state(path: Path) -> list[list[Any]]:
-    """The state in a checkpoint's header, as `run/checkpoint_file.py` writes it: ["dict", [key, value], ...]."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > _LARGEST_HEADER:
-            return []
-        header = json.loads(file.read(length))
-    kind, *items = json.loads(header["__metadata__"]["state"])
-    return items if kind == "dict" else []
-
-
 def _last(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """The newest value of each figure that is no weight or score, of the last records."""
     found: dict[str, Any] = {}
-    for one in reversed(history[-200:]):
-        for name, value in one.items():
-            if name not in _APART and not name.startswith((WEIGHT, SCORE, JUMP)) and is_finite(value):
+    for record in reversed(history[-200:]):
+        for name, value in record.items():
+            if name not in _NO_FIGURES and not name.startswith((WEIGHT, SCORE, JUMP)) and is_finite(value):
                 found.setdefault(name, value)
     shown = list(found.items())[:_MOST_FIGURES]
     return [(numbers.label(name), numbers.figure(name, value)) for name, value in shown]
@@ -139,6 +103,8 @@ def _sentence(folder: Folder) -> str:
         case "finished":
             done = folder.run.get("finished")
             return f"{began} Ended {_time(done)}.".strip() if done else ""
+        case "damaged":
+            return "What is left of the run can be seen below. Start it again in another folder."
     return "Nothing has been logged in this folder. This page follows it."
 
 

@@ -1,0 +1,163 @@
+"""What a run's folder holds, and in which form: file names, the lock, lines of the history, headers of checkpoints.
+
+Everything here does without torch: boards and lists of runs are drawn on machines that do not train.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import platform
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from archgrad import files
+from archgrad.errors import RunError
+
+Record = dict[str, Any]
+
+RUN = "run.json"  # identity, versions, times
+HISTORY = "history.jsonl"  # what was logged
+RECORD = "record.json"  # the result
+COMMAND = "command.json"  # the command line that made it
+COMPUTED = "computed.json"  # figures that are computed once in a run's life
+LOCK = "lock"
+CHECKPOINTS = "checkpoints"
+
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_CHECKPOINT = re.compile(r"(?P<index>\d+)-(?P<phase>.+)-(?P<mark>\d+|end|left)\.safetensors")
+_LARGEST_HEADER = 100_000_000
+
+
+class Owner(NamedTuple):
+    """The process that took the lock of a folder last."""
+
+    pid: int
+    host: str
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it ran on this machine."""
+        return self.host == platform.node()
+
+    def is_alive(self) -> bool:
+        """Whether there is a process of that number on this machine; True on another one, where nobody can look."""
+        if not self.is_here:
+            return True
+        try:
+            os.kill(self.pid, 0)
+        except PermissionError:
+            return True
+        except (OSError, OverflowError):
+            return False
+        return True
+
+
+def lock_text() -> str:
+    """What this process writes into a lock."""
+    return f"{os.getpid()} {platform.node()}\n"
+
+
+def parse_lock(content: str) -> Owner | None:
+    """Who wrote a lock; None where it does not say."""
+    pid, _, host = content.strip().partition(" ")
+    return Owner(int(pid), host) if pid.isdecimal() and len(pid) < 20 and host else None
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a live process has the lock of a run's folder, on this machine or on another.
+
+    A lock whose process on this machine is gone counts as free: data loaders that a killed run leaves behind hold on
+    to it for some seconds.
+    """
+    try:
+        with (folder / LOCK).open("rb") as lock:
+            owner = parse_lock(lock.read(300).decode("utf-8", "replace"))
+            # Tried only where its owner may live, so that a run that begins just now does not find it taken.
+            if owner and not owner.is_alive():
+                return False
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def forget(folder: Path) -> None:
+    """Remove what a run has written into its folder before its first step, so that another may use it.
+
+    A folder in which a step was taken is left alone.
+    """
+    if any((folder / CHECKPOINTS).glob("*")):
+        return
+    for name in (RUN, COMPUTED, HISTORY):
+        (folder / name).unlink(missing_ok=True)
+    if (folder / CHECKPOINTS).is_dir():
+        (folder / CHECKPOINTS).rmdir()
+
+
+def record_line(record: Record) -> str:
+    """A line of history.jsonl; NaN and infinity, which JSON lacks, become strings."""
+    safe = {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+    return json.dumps(safe, allow_nan=False) + "\n"
+
+
+def parse_record(line: str, *, source: str = "a line") -> Record:
+    """The record in a line of history.jsonl, which errors call `source`. Raises RunError where it holds none."""
+    record = files.parse_json(line, RunError, source=source)
+    if not isinstance(record, dict):
+        raise RunError(f"{source} is no JSON object")
+    return {key: _number(value) if key != "phase" else value for key, value in record.items()}
+
+
+def _number(value: Any) -> Any:
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class CheckpointName:
+    """The name of a checkpoint's file: number and name of its phase, and a step, "end" or "left"."""
+
+    index: int
+    phase: str
+    mark: str
+
+    def __str__(self) -> str:
+        mark = f"{int(self.mark):010d}" if self.mark.isdecimal() else self.mark
+        return f"{self.index:04d}-{self.phase}-{mark}.safetensors"
+
+
+def parse_checkpoint_name(name: str) -> CheckpointName | None:
+    """The parts of a file's name; None where it is no checkpoint's."""
+    match = _CHECKPOINT.fullmatch(name)
+    return CheckpointName(int(match["index"]), match["phase"], match["mark"]) if match else None
+
+
+def checkpoint_header(path: Path) -> dict[str, Any]:
+    """The plain values in the state that a checkpoint's header holds; empty where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > _LARGEST_HEADER:
+                return {}
+            header = json.loads(file.read(length))
+        kind, *items = json.loads(header["__metadata__"]["state"])
+        return {str(key): _plain(value) for key, value in items} if kind == "dict" else {}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, struct.error):
+        return {}
+
+
+def _plain(value: Any) -> Any:
+    """A list in the form ["list", ...] as a list; any other nest as None."""
+    if not isinstance(value, list):
+        return value
+    return value[1:] if value[:1] == ["list"] else None
