@@ -3,8 +3,8 @@
     python benchmarks/ledger.py
 
 For each file: what was asked, the command, the machine and versions as far as the file has them, seeds, figures with
-their spread, peers of the same run, and what lost to them. Nobody writes the ledger by hand. `archgrad bench NAME`
-runs a benchmark and makes the ledger anew; `python benchmarks/ledger.py --stamp FILE` adds this machine to a file.
+their spread, peers of the same run, and what lost to them. Nobody writes the ledger by hand.
+`python benchmarks/ledger.py --stamp FILE` adds this machine to a file of results.
 """
 
 from __future__ import annotations

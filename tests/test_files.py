@@ -23,7 +23,7 @@ from archgrad.cli.schemas.commands import SlimOptions, resolve
 from archgrad.errors import ArchitectureError, ConfigError, DataError, ModelError, RunError
 from archgrad.multimodal.modalities import read_wav
 from archgrad.run.checkpoint_file import load
-from archgrad.tasks import datasets, images
+from archgrad.tasks import data_path, images
 
 
 def test_texts_are_ordinary_files_of_a_bounded_size(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def npy(shape: str, dtype: str = "<f4", content: bytes = bytes(64)) -> bytes:
 )
 def test_headers_of_arrays_that_lie(tmp_path: Path, member: bytes, told: str) -> None:
     with pytest.raises(DataError, match=told):
-        datasets.load(npz(tmp_path / "a.npz", {"x": member, "y": npy("(16,)")}))
+        data_path.load(npz(tmp_path / "a.npz", {"x": member, "y": npy("(16,)")}))
 
 
 def test_an_archive_that_unpacks_to_more_than_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_an_archive_that_unpacks_to_more_than_is_free(tmp_path: Path, monkeypatc
     assert path.stat().st_size < 100_000
     monkeypatch.setattr(files, "free_memory", lambda: 10_000_000)
     with pytest.raises(DataError, match=r"unpacks to 0\.0 GiB, and 0\.0 GiB of memory are free"):
-        datasets.load(path)
+        data_path.load(path)
 
 
 def test_an_array_that_is_not_asked_for_is_not_unpacked(tmp_path: Path) -> None:
@@ -147,14 +147,14 @@ def test_images_that_are_refused_by_name(tmp_path: Path, content: bytes, suffix:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(DataError, match=rf"2 of 4 images cannot be read.*odd\{suffix}.*of up to 67 million"):
-            datasets.load(folder, size=4)
-        assert len(datasets.load(folder, size=4, skip_corrupt=True).train) == 2
+            data_path.load(folder, size=4)
+        assert len(data_path.load(folder, size=4, skip_corrupt=True).train) == 2
 
 
 def test_a_wrong_suffix_does_not_matter(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4)).save(buffer, "GIF")
-    assert len(datasets.load(pictures(tmp_path / "data", buffer.getvalue(), ".png")).train) == 4
+    assert len(data_path.load(pictures(tmp_path / "data", buffer.getvalue(), ".png")).train) == 4
     assert "EPS" not in images.FORMATS
 
 
@@ -162,7 +162,7 @@ def test_more_pixels_in_all_than_memory(tmp_path: Path, monkeypatch: pytest.Monk
     folder = pictures(tmp_path / "data", (tmp_path / "x").name.encode(), ".txt")
     monkeypatch.setattr(files, "free_memory", lambda: 50)
     with pytest.raises(DataError, match="of memory are free"):
-        datasets.load(folder)
+        data_path.load(folder)
 
 
 def test_a_recording_that_declares_more_than_it_has(tmp_path: Path) -> None:

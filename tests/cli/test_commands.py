@@ -128,7 +128,7 @@ def test_methods_are_described_by_their_own_headers(cli: Callable) -> None:
 
 def test_version_and_help(cli: Callable, refused: Callable[..., str]) -> None:
     assert cli("--version").stdout == f"archgrad {archgrad.__version__}\n"
-    for command in ("demo", "slim", "search", "score", "train", "export", "report", "resume", "methods", "bench"):
+    for command in ("demo", "slim", "search", "score", "train", "export", "report", "resume", "methods"):
         assert command in cli("--help").stdout
         assert cli(command, "--help").exit_code == 0
     assert "dance" in refused("dance")

@@ -43,7 +43,7 @@ def test_json_prints_one_object_and_nothing_else(place: Path, tmp_path: Path, cl
     config = tmp_path / "run.yaml"
     config.write_text(
         f"data: {place / 'data.npz'}\nmethod: darts\nspace: nasbench201\nchannels: 8\ncells: 1\nbatch-size: 18\n"
-        "limit: {macs: 0.5}\nsearch: 1.0\nonnx: false\n"
+        "limit: {macs: 0.5}\nsearch-fraction: 1.0\nonnx: false\n"
     )
     result = cli(
         "search", "--config", config, "--channels", "2", "--steps", "2", "--augment", "flip,cutout=2", "--json",
@@ -51,7 +51,7 @@ def test_json_prints_one_object_and_nothing_else(place: Path, tmp_path: Path, cl
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
-    assert (record["method"], record["settings"]["search"]) == ("darts", 1.0)
+    assert (record["method"], record["settings"]["search_fraction"]) == ("darts", 1.0)
     assert record["space"] == {"kind": "nasbench201", "cells": 1, "channels": 2, "classes": 3, "in_channels": 1}
     assert record["data"]["augmentation"] == ["flip()", "cutout(2)"]
     space = nasbench201_cells(cells=1, channels=2, classes=3, in_channels=1)
@@ -157,8 +157,8 @@ def test_stopped_and_resumed_is_the_search_never_stopped(
         (["--limit", "macs=0"], "a fraction is above 0"),
         (["--cells", "0"], "--cells: 0 was given"),
         (["--channels", "0"], "--channels: 0 was given"),
-        (["--search-fraction", "0"], "--search: 0.0 was given"),
-        (["--search-fraction", "1.5"], "--search: 1.5 was given"),
+        (["--search-fraction", "0"], "--search-fraction: 0.0 was given"),
+        (["--search-fraction", "1.5"], "--search-fraction: 1.5 was given"),
         (["--device", "tpu"], "device='tpu' was given"),
     ],
 )

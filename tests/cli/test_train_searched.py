@@ -52,7 +52,7 @@ def test_a_found_cell_is_trained_larger_with_an_auxiliary_head_and_drop_path(
     x = torch.randn(3, 1, 8, 8)
     exported = torch.export.load(tmp_path / "run" / "network.pt2").module()
     torch.testing.assert_close(exported(x), network.eval()(x), rtol=1e-4, atol=1e-5)
-    assert spaces.held(tmp_path / "run" / "architecture.json") == spaces.Form(
+    assert spaces.held(tmp_path / "run" / "architecture.json") == spaces.SpaceDescription(
         kind="darts", cells=4, channels=3, factorized=True
     )
 
@@ -89,17 +89,25 @@ def test_an_architecture_of_ones_own_space_is_trained_and_resumed(
 @pytest.mark.parametrize(
     ("space", "cells", "wanted"),
     [
-        (darts_cells(cells=5, channels=4), None, spaces.Form(kind="darts", cells=8, channels=16, factorized=False)),
+        (
+            darts_cells(cells=5, channels=4),
+            None,
+            spaces.SpaceDescription(kind="darts", cells=8, channels=16, factorized=False),
+        ),
         (
             darts_cells(cells=3, factorized=True, channels=4),
             20,
-            spaces.Form(kind="darts", cells=8, channels=16, factorized=True),
+            spaces.SpaceDescription(kind="darts", cells=8, channels=16, factorized=True),
         ),
-        (darts_cells(cells=2, channels=4), 2, spaces.Form(kind="darts", cells=2, channels=16, factorized=False)),
+        (
+            darts_cells(cells=2, channels=4),
+            2,
+            spaces.SpaceDescription(kind="darts", cells=2, channels=16, factorized=False),
+        ),
     ],
 )
 def test_the_form_of_a_darts_space_is_told_by_its_architecture(
-    tmp_path: Path, space: torch.nn.Module, cells: int | None, wanted: spaces.Form
+    tmp_path: Path, space: torch.nn.Module, cells: int | None, wanted: spaces.SpaceDescription
 ) -> None:
     architecture = archgrad.sample(space)
     path = tmp_path / "architecture.json"
@@ -110,7 +118,7 @@ def test_the_form_of_a_darts_space_is_told_by_its_architecture(
 def test_a_mobile_architecture_tells_its_depth(tmp_path: Path) -> None:
     architecture = archgrad.Architecture({f"layer{i:02d}": 0 for i in range(1, 12)})
     found = spaces.searched_in(tmp_path / "a.json", architecture, "mobile", cells=None, channels=8)
-    assert found == spaces.Form(kind="mobile", cells=2, channels=8)
+    assert found == spaces.SpaceDescription(kind="mobile", cells=2, channels=8)
 
 
 def test_sizes_that_do_not_fit_are_refused(

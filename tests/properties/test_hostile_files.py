@@ -44,7 +44,7 @@ from archgrad.multimodal.modalities import read_wav
 from archgrad.run.checkpoint_file import load, save
 from archgrad.run.folder import RunFolder
 from archgrad.run.history import History
-from archgrad.tasks import datasets
+from archgrad.tasks import data_path
 from archgrad.tasks.tabular import Tabular
 
 EACH = int(os.environ.get("ARCHGRAD_FUZZ", "125"))
@@ -298,7 +298,7 @@ def test_arrays_and_tables_of_cells(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.npz"
     path.write_bytes(content)
     calls: list[Callable[[], object]] = [
-        lambda: datasets.load(path), lambda: Tabular.load(path, complete=False), lambda: read_clips(path),
+        lambda: data_path.load(path), lambda: Tabular.load(path, complete=False), lambda: read_clips(path),
     ]  # fmt: skip
     for call in calls:
         with bounded():
@@ -330,7 +330,7 @@ def test_images(tmp_path: Path, content: bytes, suffix: str) -> None:
         (tmp_path / name / "2.png").write_bytes(PICTURES[0])
     for options in ({"size": 8}, {"skip_corrupt": True}):
         with bounded():
-            datasets.load(tmp_path, **options)  # type: ignore[arg-type]
+            data_path.load(tmp_path, **options)  # type: ignore[arg-type]
 
 
 def sound() -> bytes:
@@ -387,7 +387,7 @@ def test_no_way_of_loading_executes_a_pickle(tmp_path: Path, protocol: int) -> N
         "yaml": b"out: !!python/object/apply:os.system [id]",
     }  # fmt: skip
     ways: dict[str, Callable[[Path], object]] = {
-        ".npz": datasets.load, ".tab": Tabular.load, ".clips": read_clips, ".wav": read_wav, ".pt": weights,
+        ".npz": data_path.load, ".tab": Tabular.load, ".clips": read_clips, ".wav": read_wav, ".pt": weights,
         ".safetensors": weights, ".json": ag.Architecture.load, ".table": CostTable.load, ".ckpt": load,
         ".pt2": program_of, ".yaml": lambda path: resolve(SlimOptions, {}, path),
     }  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from archgrad.errors import DataError, MissingExtra
-from archgrad.tasks.datasets import load
+from archgrad.tasks.data_path import load
 
 
 def save(path: Path, value: int = 100, *, mode: str = "RGB", size: tuple[int, int] = (6, 5)) -> Path:

@@ -189,32 +189,30 @@ def _planned(command: str, options: SlimOptions | SearchOptions | TransferOption
 
 
 app.command("init", help="Look at a model and data, and write a configuration and a script to slim it with.")(
-    describe(_init, InitOptions, positional={"model": "MODEL", "data": "DATA"})
+    describe(_init, InitOptions)
 )
 app.command("demo", help="Slim a small CNN on real digits, end to end, in about a minute on two cores.")(
-    describe(_demo, DemoOptions, positional={})
+    describe(_demo, DemoOptions)
 )
 app.command("slim", help="Slim a network of yours, or of timm, on your data, under a limit if you give one.")(
-    describe(_slim, SlimOptions, positional={"model": "MODEL", "data": "DATA"}, dry=True)
+    describe(_slim, SlimOptions, dry=True)
 )
 app.command("search", help="Search a space for an architecture, under a limit if you give one, and train it.")(
-    describe(_search, SearchOptions, positional={}, dry=True)
+    describe(_search, SearchOptions, dry=True)
 )
 app.command("control", help="Control a system by trying it out, with a network that learns its dynamics.")(
-    describe(_control, ControlOptions, positional={"system": "SYSTEM"})
+    describe(_control, ControlOptions)
 )
 app.command("score", help="Rank networks without training, and tell how far the ranking is to be trusted.")(
-    describe(_score, ScoreOptions, positional={"model": "[MODEL]..."})
+    describe(_score, ScoreOptions)
 )
 app.command("train", help="Train a network, or an architecture that was slimmed or searched, from fresh weights.")(
-    describe(_train, TrainOptions, positional={"network": "ARCHITECTURE.json|MODEL", "data": "DATA"})
+    describe(_train, TrainOptions)
 )
 
 
 app.command("transfer", help="Prune a network on much data, and train what stays on few samples of other data.")(
-    describe(
-        _transfer, TransferOptions, positional={"model": "MODEL", "data": "SOURCE", "target": "TARGET"}, dry=True
-    )
+    describe(_transfer, TransferOptions, dry=True)
 )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from archgrad import files
-from archgrad.cli.schemas.commands import Options
+from archgrad.cli.schemas.commands import NEGATIVES, Options
 from archgrad.errors import InputError, ResourceError, RunError
 from archgrad.report.data.run_format import COMMAND, forget
 from archgrad.run.signals import Stopped
@@ -55,24 +55,18 @@ def write(folder: Path, command: str, options: Options) -> None:
 
 def arguments(command: str, options: Options) -> list[str]:
     """What to give archgrad to run the command with these options: those off their defaults, and `--out`."""
-    import typer.main
-
-    from archgrad.cli.app import app
-
-    group = typer.main.get_command(app)
-    fields = type(options).model_fields
-    positional, named = [], []
-    for param in group.commands[command].params:  # type: ignore[attr-defined]
-        value = getattr(options, param.name, None) if param.name in fields else None
-        if value is None or (value == fields[param.name].get_default() and param.name != "out"):
+    fields, positional, named = type(options).model_fields, list[str](), list[str]()
+    for name in [*options.positional, *(name for name in fields if name not in options.positional)]:
+        value, option = getattr(options, name), f"--{name.replace('_', '-')}"
+        if value is None or (value == fields[name].get_default() and name != "out"):
             continue
-        values = [str(one) for one in value] if isinstance(value, list) else [str(value)]
-        if param.param_type_name == "argument":
+        values = [str(each) for each in value] if isinstance(value, list) else [str(value)]
+        if name in options.positional:
             positional += values
         elif isinstance(value, bool):
-            named += [param.opts[0] if value else param.secondary_opts[0]]
+            named += [option if value else NEGATIVES.get(name, f"--no-{option[2:]}")]
         else:
-            named += [word for one in values for word in (param.opts[0], one)]
+            named += [word for each in values for word in (option, each)]
     return [command, *positional, *named]
 
 

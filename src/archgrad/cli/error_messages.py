@@ -46,10 +46,12 @@ def explained(error: BaseException) -> Failure | None:
 
 
 def _resources(error: BaseException) -> str:
-    if isinstance(error, MemoryError) and "torch" not in sys.modules:
-        return "Memory ran out. Close other programs, or give smaller files."
     if not isinstance(error, MemoryError | RuntimeError):
         return ""
+    if "torch" not in sys.modules:
+        # Without torch there is no accelerator and no data loader; loading it for the message would take seconds.
+        out = isinstance(error, MemoryError)
+        return "Memory ran out. Close other programs, or give smaller files." if out else ""
     from archgrad.run.resource_errors import told_of
 
     return told_of(error)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from archgrad.cli.schemas.commands import METHODS, SPACES, DataOptions, Options, RunOptions
+from archgrad.cli.schemas.commands import METHODS, NEGATIVES, SPACES, DataOptions, Options, RunOptions
 from archgrad.cli.schemas.score import PROXIES
 from archgrad.cli.suggestions import completes
 
@@ -31,8 +31,7 @@ _COMPLETED = {
     "data": completes(lambda: ("digits",)),
 }
 _DECLARED = {
-    "pretrained": ("--pretrained/--retrain",),
-    "factorized": ("--factorized/--published",),
+    **{name: (f"--{name}/{negative}",) for name, negative in NEGATIVES.items()},
     "shared": ("--shared",),
     "partial": ("--partial",),
     "inputs": ("--inputs",),
@@ -66,16 +65,13 @@ _PANELS |= dict.fromkeys(("classes", "in_channels"), "Data") | dict.fromkeys(
 )
 
 
-def describe(
-    run: Callable[..., None], schema: type[Options], *, positional: dict[str, str], dry: bool = False
-) -> Callable[..., None]:
+def describe(run: Callable[..., None], schema: type[Options], *, dry: bool = False) -> Callable[..., None]:
     """Give a function `run(*, config, as_json[, dry_run], <fields>)` the signature that typer reads its options from.
 
     Every field's default is None there: what was not given is told from what was, so that a file can say it.
-    `positional` maps the fields that are arguments to how they are written.
     """
-    names = [*positional, *(name for name in schema.model_fields if name not in positional)]
-    parameters = [_parameter(name, schema, positional.get(name)) for name in names]
+    names = [*schema.positional, *(name for name in schema.model_fields if name not in schema.positional)]
+    parameters = [_parameter(name, schema, schema.positional.get(name)) for name in names]
     parameters += [_keyword("config", CONFIG, None), _keyword("as_json", JSON, False)]
     parameters += [_keyword("dry_run", DRY, False)] if dry else []
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

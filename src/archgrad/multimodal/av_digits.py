@@ -25,7 +25,7 @@ from archgrad import files
 from archgrad.errors import DataError
 from archgrad.multimodal.modalities import Modalities, fitted, read_wav, spectrogram
 from archgrad.tasks.classification import Classification
-from archgrad.tasks.datasets import load
+from archgrad.tasks.data_path import load
 
 RATE, SAMPLES = 8000, 8000  # a second of each recording
 N_FFT, HOP = 222, 72  # 112 frequencies at 112 times, averaged by twos

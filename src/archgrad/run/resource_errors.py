@@ -6,16 +6,13 @@ import contextlib
 import re
 import traceback
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch.utils.data import dataloader
 
 from archgrad.errors import ArchgradError, ResourceError
-
-if TYPE_CHECKING:
-    from archgrad.run.phase import Phase
-    from archgrad.run.run import Run
+from archgrad.run.phase import Phase
 
 LESS = (
     "a smaller batch (--batch-size, batch_size=), fewer cells or channels (--cells, --channels), or a search that is "
@@ -23,8 +20,22 @@ LESS = (
 )
 
 
+class Located(Protocol):
+    """What `watched` asks of a run: where it is, and what it can be resumed from."""
+
+    @property
+    def location(self) -> str:
+        """In words, such as "in phase 'search' at step 12"."""
+        ...
+
+    @property
+    def good_state(self) -> str:
+        """A sentence on the last good state; empty where none is saved."""
+        ...
+
+
 @contextlib.contextmanager
-def watched(run: Run, phase: Phase | None = None) -> Iterator[None]:
+def watched(run: Located, phase: Phase | None = None) -> Iterator[None]:
     """Around a step: say where memory ran out or a worker died, what to lower, and what the state to go on from is.
 
     Raises ResourceError.

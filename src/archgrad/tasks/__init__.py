@@ -2,7 +2,8 @@
 
 from archgrad.tasks.augmentation import crop, cutout, flip
 from archgrad.tasks.classification import Classification
-from archgrad.tasks.datasets import Samples, digits, load
+from archgrad.tasks.data_path import load
+from archgrad.tasks.datasets import Samples, digits
 from archgrad.tasks.task import Batch, Checkable, Inputs, PerSample, Splittable, Task, require
 
 __all__ = [

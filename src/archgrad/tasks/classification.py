@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from archgrad.errors import ArchgradError, DataError, ModelError
 from archgrad.tasks.batch_order import Order, Stream, sampled, shuffled
-from archgrad.tasks.datasets import load
+from archgrad.tasks.data_path import load
 from archgrad.tasks.parts import Data, Part, check_parts, count_classes, open_part, split_off
 from archgrad.tasks.sources import MemorySource, channel_statistics
 from archgrad.tasks.splits import divide, few, join
@@ -120,7 +120,7 @@ class Classification:
     ) -> Classification:
         """A task from "digits", a `.npz` file, a folder of images or a saved Hugging Face data set.
 
-        size, skip_corrupt: as in `archgrad.tasks.datasets.load`. Raises DataError and MissingExtra.
+        size, skip_corrupt: as in `archgrad.tasks.data_path.load`. Raises DataError and MissingExtra.
         """
         parts = load(path, size=size, skip_corrupt=skip_corrupt, classes=classes)
         return cls(

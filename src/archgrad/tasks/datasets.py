@@ -61,40 +61,6 @@ def digits() -> Samples:
     return samples(np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target)
 
 
-def load(
-    path: str | Path,
-    *,
-    size: int | tuple[int, int] | None = None,
-    skip_corrupt: bool = False,
-    classes: int | None = None,
-) -> Parts:
-    """Read the data that a command line's DATA names: see `KINDS` for what is allowed.
-
-    size: resize all images to this (a side, or height and width, in pixels). skip_corrupt: leave unreadable
-    images out and name them in `Samples.skipped`. classes: how many there are, for integer labels of which
-    some do not occur. Raises DataError, and MissingExtra for a Hugging Face data set without `datasets`.
-    """
-    from archgrad.tasks import images
-
-    place = Path(path)
-    is_images = str(path) != "digits" and place.is_dir()
-    if (size is not None or skip_corrupt) and not is_images:
-        raise DataError(
-            f"size and skip_corrupt are for folders of images and Hugging Face data sets; {path} is neither"
-        )
-    if str(path) == "digits":
-        return Parts(digits())
-    if not place.exists():
-        raise DataError(f"{path}: no such file or folder. Data may be {KINDS}")
-    if place.is_dir():
-        if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
-            return images.read_saved(place, size=size, skip_corrupt=skip_corrupt, classes=classes)
-        return images.read_folder(place, size=size, skip_corrupt=skip_corrupt, classes=classes)
-    if place.suffix.lower() == ".npz":
-        return _read_npz(place, classes)
-    raise DataError(f"{path}: this kind of file ({place.suffix or 'no suffix'}) is not read. Data may be {KINDS}")
-
-
 def samples(
     x: Any,
     y: Any,
@@ -219,7 +185,8 @@ def _name_classes(distinct: np.ndarray[Any, Any], classes: int | None, part: str
     return tuple(str(label) for label in distinct.tolist())
 
 
-def _read_npz(path: Path, classes: int | None) -> Parts:
+def read_npz(path: Path, classes: int | None) -> Parts:
+    """The parts of a `.npz` file: x_train, y_train and the like, or x, y. Raises DataError."""
     arrays = dict(_npz_arrays(path))
     if "x_train" not in arrays and {"x", "y"} <= arrays.keys():
         return Parts(samples(arrays["x"], arrays["y"], classes=classes))

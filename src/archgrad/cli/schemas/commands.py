@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -39,6 +39,8 @@ TABLE_DATA = ("cifar10", "cifar100", "imagenet16_120")
 AUGMENTATIONS = "flip, crop=PIXELS and cutout=PIXELS, joined by commas: flip,crop=4,cutout=8"
 _CODE = ("model", "network", "space")  # what names code, or a kind of ours, and no path but an architecture's
 _NESTED = 8  # levels of a configuration; a list in an option is the second
+# What switches an option off, where that is not --no-NAME.
+NEGATIVES = {"pretrained": "--retrain", "factorized": "--published"}
 _SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?"
 
@@ -55,6 +57,7 @@ class Options(BaseModel):
     """What all commands share: nothing is converted, and nothing unknown is let through."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    positional: ClassVar[Mapping[str, str]] = {}  # the fields that are arguments, and how each is written
 
     threads: int | None = Field(None, ge=1, description="CPU threads; default: what PyTorch takes.")
 
@@ -117,6 +120,8 @@ class LimitedOptions(WorkOptions):
 class SlimOptions(LimitedOptions):
     """`archgrad slim`."""
 
+    positional: ClassVar = {"model": "MODEL", "data": "DATA"}
+
     limit: str | None = Field(None, description=f"{LIMITS}. Default: as `sparsity` has it.")
     model: str = Field(description="package.module:callable, path/to/file.py:callable, or timm:NAME.")
     out: str = Field("runs/slim", description="The run's folder.")
@@ -141,6 +146,8 @@ class SlimOptions(LimitedOptions):
 
 class TrainOptions(WorkOptions):
     """`archgrad train`."""
+
+    positional: ClassVar = {"network": "ARCHITECTURE.json|MODEL", "data": "DATA"}
 
     network: str = Field(description="A MODEL as for slim, or the ARCHITECTURE.json of a run.")
     model: str | None = Field(None, description="Of a slimmed architecture: the MODEL that it was found in.")
@@ -192,6 +199,8 @@ class TrainOptions(WorkOptions):
 
 class InitOptions(Options):
     """`archgrad init`."""
+
+    positional: ClassVar = {"model": "MODEL", "data": "DATA"}
 
     model: str = Field(description="package.module:callable, path/to/file.py:callable, or timm:NAME.")
     data: str = Field(description=f"{DATA}.")

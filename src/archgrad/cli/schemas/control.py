@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,8 @@ from archgrad.cli.schemas.commands import Options
 
 class ControlOptions(Options):
     """`archgrad control`."""
+
+    positional: ClassVar = {"system": "SYSTEM"}
 
     system: Literal["vehicle", "cart_pole"] = Field(description="vehicle or cart_pole.")
     out: str = Field("runs/control", description="The run's folder.")

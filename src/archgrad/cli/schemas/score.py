@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
@@ -59,6 +59,8 @@ NEEDLESS = tuple(name for name, known in PROXIES.items() if known.needs == "noth
 
 class ScoreOptions(Options):
     """`archgrad score`."""
+
+    positional: ClassVar = {"model": "[MODEL]..."}
 
     model: list[str] = Field(
         [], description="Networks: package.module:callable, path/to/file.py:callable, or timm:NAME."

@@ -28,7 +28,7 @@ _OWN = {
     ("trials", "workers"): ("random_search", "monas", "multimodal_random"),
     ("rounds", "norm", "seeds", "classes", "in_channels", "table", "table_data"): ("freenas",),
 }
-_OF_TRAINING = ("epochs", "steps", "seconds", "search", "batch_size", "augment", "precision")
+_OF_TRAINING = ("epochs", "steps", "seconds", "search_fraction", "batch_size", "augment", "precision")
 
 
 class SearchOptions(LimitedOptions):

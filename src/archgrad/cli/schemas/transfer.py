@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,8 @@ from archgrad.cli.schemas.commands import DATA, LIMITS, LimitedOptions
 
 class TransferOptions(LimitedOptions):
     """`archgrad transfer`."""
+
+    positional: ClassVar = {"model": "MODEL", "data": "SOURCE", "target": "TARGET"}
 
     model: str = Field(description="package.module:callable, path/to/file.py:callable, or timm:NAME.")
     data: str = Field(description=f"The source, of which there is much: {DATA}.")

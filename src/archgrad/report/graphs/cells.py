@@ -8,43 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from archgrad.errors import RunError
 from archgrad.report.charts import svg
+from archgrad.report.graphs import layered, tables
+from archgrad.report.graphs.graph import Edge, Graph, Node
 
 # What is longer is read more easily from top to bottom; what is larger is a tangle, whatever its layout.
 LONGEST_DRAWN_CHAIN = 8
 MOST_DRAWN_NODES, MOST_DRAWN_EDGES = 40, 100
 _MOST_TOLD = 40
-
-
-@dataclass(frozen=True)
-class Node:
-    """A tensor or a block."""
-
-    label: str
-    details: Mapping[str, float | str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Edge:
-    """From node to node, through the operation that `label` names, if any."""
-
-    source: str
-    target: str
-    label: str
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A directed graph without cycles; `nodes` are in the order in which they were given."""
-
-    name: str
-    nodes: Mapping[str, Node]
-    edges: Sequence[Edge]
-    generations: Sequence[Sequence[str]]
 
 
 def draw(given: object, *, part: str = "graph") -> str:
@@ -56,16 +30,13 @@ def draw(given: object, *, part: str = "graph") -> str:
     Raises:
         RunError: `given` is no such graph; the message names the place in `part`.
     """
-    from archgrad.report.graphs import layered
-    from archgrad.report.graphs import tables as blocks
-
     graph = read(given, part=part)
     if not graph.nodes:
         return svg.picture(svg.words("no nodes", 8, 16, kind="g-soft"), width=120, height=32)
     if is_chain(graph) and len(graph.nodes) > LONGEST_DRAWN_CHAIN:
-        return blocks.chain(graph)
+        return tables.chain(graph)
     if len(graph.nodes) > MOST_DRAWN_NODES or len(graph.edges) > MOST_DRAWN_EDGES:
-        return blocks.edges(graph)
+        return tables.edges(graph)
     return layered.drawn(graph)
 
 

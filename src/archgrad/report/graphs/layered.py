@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from archgrad.report.charts import svg
-from archgrad.report.graphs.cells import Graph
+from archgrad.report.graphs.graph import Graph
 
 _MARGIN, _GAP, _APART = 12.0, 30.0, 12.0
 _NODE, _OPERATION, _BEND = 30.0, 24.0, 2.0

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from archgrad.report import numbers
 from archgrad.report.charts import svg
-from archgrad.report.graphs.cells import Graph
+from archgrad.report.graphs.graph import Graph
 
 _ROW, _MARGIN, _GAP, _BAR = 22.0, 12.0, 24.0, 110.0
 _MOST_ROWS = 400
