@@ -32,7 +32,7 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.choices.policies import Uniform
-from archgrad.costs.table_column import column
+from archgrad.costs.table_column import table_column
 from archgrad.methods.monas.monas import MonasTerms, monas
 from archgrad.methods.monas.rewards import Reward, accurate, mixed, under
 from archgrad.trials.pareto import hypervolume
@@ -108,7 +108,7 @@ def measure(result: dict[str, Any], save: Callable[[], None], *, images: int, ep
 
 
 def searches(table: Table, space: nn.Module, *, seed: int, trials: int) -> dict[str, Callable[[], list[Any]]]:
-    cost = column(table, "lat_ms")
+    cost = table_column(table, "lat_ms")
     latencies = sorted(row["lat_ms"] for row in table.rows.values())
     good = float(np.quantile([row["valid"] for row in table.rows.values()], 0.8))
 

@@ -23,7 +23,6 @@ import torch
 from cells import ALL, Layers, task
 
 import archgrad as ag
-from archgrad.costs.latency import compare
 from archgrad.methods.unas import UnasTerms
 
 METHODS: dict[str, Callable[..., ag.Found]] = {
@@ -43,7 +42,7 @@ def searched(name: str, data: ag.Classification, limit: ag.Limit, *, seed: int, 
 def milliseconds(x: torch.Tensor) -> list[float]:
     """Every network's latency, measured in turns."""
     networks = {str(i): ag.build(Layers(), a) for i, a in enumerate(ALL)}
-    return [timing.median_ms for timing in compare(networks, x, repeats=20, warmup=3).values()]
+    return [timing.median_ms for timing in ag.latency(x, repeats=20, warmup=3).timings(networks).values()]
 
 
 def main() -> None:
@@ -78,7 +77,7 @@ def main() -> None:
                 found, seconds = searched(name, data, cost.at_most(ms=bound), seed=seed, steps=steps[name])
                 place, cheapest = ALL.index(found.architecture), took.index(min(took))
                 pair = {"found": found.network, "cheapest": ag.build(Layers(), ALL[cheapest])}
-                turns = [compare(pair, x, repeats=10, warmup=2) for _ in range(chosen.again)]
+                turns = [cost.timings(pair) for _ in range(chosen.again)]
                 busy = min(t["cheapest"].median_ms for t in turns) / min(took)
                 fresh = [t["found"].median_ms for t in turns]
                 row = {

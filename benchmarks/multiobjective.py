@@ -37,7 +37,7 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.choices.policies import Uniform
-from archgrad.costs.table_column import TableColumn, column
+from archgrad.costs.table_column import TableColumn, table_column
 from archgrad.errors import LimitError
 from archgrad.methods.monas.monas import MonasTerms, monas
 from archgrad.methods.monas.rewards import Reward, accurate, mixed, soft, under
@@ -60,7 +60,7 @@ class Bench:
 
     def __init__(self, table: ag.Tabular, space: nn.Module, goals: str, *, seed: int, trials: int) -> None:
         self.table, self.space, self.seed, self.trials = table, space, seed, trials
-        self.costs: list[TableColumn] = [column(table, name) for name in COSTS[goals]]
+        self.costs: list[TableColumn] = [table_column(table, name) for name in COSTS[goals]]
         every = list(table)
         points = np.array([self.point(cell) for cell in every])
         self.corner = tuple(np.quantile(points, 0.75, axis=0))

@@ -31,7 +31,6 @@ from PIL import Image
 from torch import nn
 
 import archgrad as ag
-from archgrad.costs.latency import compare
 from archgrad.gates.gate_optimizer import GateOptimizer
 from archgrad.gates.selection import GateConstraint, WidthRounding, gates, uniform
 from archgrad.training.recipe import sgd
@@ -193,7 +192,7 @@ def speed_at_half(name: str, x: torch.Tensor) -> dict[str, object]:
         networks[f"half, multiples of {step}"] = ag.build(
             space, uniform(space, constraint.width(), WidthRounding(step))
         ).eval()
-    timings = {r: compare(networks, x, device="cpu", runtime=r, repeats=200) for r in ("eager", "onnx")}
+    timings = {r: ag.latency(x, runtime=r, repeats=200).timings(networks) for r in ("eager", "onnx")}
     macs = {key: ag.macs(x).of(net) for key, net in networks.items()}
     return {
         key: {

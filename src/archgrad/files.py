@@ -42,19 +42,22 @@ UNREADABLE = (
 )  # fmt: skip
 
 
-def read_text(path: Path, refuse: Refusal, *, most: int = 16 * MIB, errors: str = "strict") -> str:
+def read_text(
+    path: Path, refuse: Refusal, *, most: int = 16 * MIB, errors: str = "strict", refuse_absent: bool = False
+) -> str:
     """The UTF-8 text of an ordinary file of at most so many bytes; `errors` as of `bytes.decode`.
 
-    FileNotFoundError passes; what else is wrong is refused: no ordinary file, too large, not readable, not UTF-8.
+    FileNotFoundError passes, unless `refuse_absent`. What else is wrong is refused: no ordinary file, too large, not
+    readable, not UTF-8.
     """
     try:
         with path.open("rb") as file:
             if not stat.S_ISREG(path.stat().st_mode):
                 raise refuse(f"{path} is no ordinary file; give a file")
             data = file.read(most + 1)
-    except FileNotFoundError:
-        raise
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not refuse_absent:
+            raise
         raise refuse(f"cannot read {path}: {error.strerror or error}") from None
     if len(data) > most:
         raise refuse(f"{path} is larger than {most / MIB:,.0f} MiB, which such a file does not reach")
@@ -85,6 +88,21 @@ def parse_json(content: str, refuse: Refusal, *, source: str, finite: bool = Tru
         return json.loads(content, object_pairs_hook=_once, parse_int=_integer, parse_constant=constant)
     except (ValueError, RecursionError) as error:
         raise refuse(f"{source} is not JSON ({error})") from None
+
+
+def parse_document(
+    content: str, refuse: Refusal, *, source: str, form: str, version: int, finite: bool = True
+) -> dict[str, Any]:
+    """The JSON object of a text whose "format" and "version" are these; refused otherwise, as by `parse_json`."""
+    body = parse_json(content, refuse, source=source, finite=finite)
+    given = body.get("format") if isinstance(body, dict) else type(body).__name__
+    if given != form:
+        raise refuse(f'{source}: "format" is {shown(given)}, expected {form!r}')
+    if body.get("version") != version:
+        raise refuse(
+            f"{source} has format version {shown(body.get('version'))}; this archgrad reads version {version}"
+        )
+    return body  # type: ignore[no-any-return]
 
 
 def deeper(content: str, than: int) -> bool:

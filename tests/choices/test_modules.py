@@ -189,7 +189,7 @@ def test_weights_may_differ_from_image_to_image() -> None:
     for i, row in enumerate(rows):
         with using(space, {"op": row}):
             assert torch.allclose(space(x[i : i + 1]), together[i : i + 1])
-    assert space.given is None
+    assert space.override is None
 
 
 def test_a_weight_of_zero_with_a_gradient_is_run() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_counting_leaves_the_network_as_it_is() -> None:
     macs(torch.randn(2, 3, 8, 8)).of(net)
     assert [m.training for m in net.modules()] == modes
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in state.items())
-    with pytest.raises(ModelError, match=r"Trunk fails on inputs of shape \[\(2, 4, 8, 8\)\]"):
+    with pytest.raises(ModelError, match=r"Trunk does not run on the example of \[2, 4, 8, 8\]"):
         macs(torch.randn(2, 4, 8, 8)).of(net)
     assert [m.training for m in net.modules()] == modes
 
@@ -257,3 +258,84 @@ def test_functional_work_belongs_to_the_module_that_calls_it() -> None:
 
     net = nn.Sequential(nn.Linear(2, 3), Own())
     assert macs_by_module(net, torch.randn(5, 2)) == {"0": 6, "1": 12}
+
+
+class Handing(nn.Module):
+    """Hands parameters of its own to modules, as learned queries and tokens do."""
+
+    def __init__(self, hand: Callable[[nn.Parameter, int], Tensor]) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, 3, 8))
+        self.layer, self.head, self.hand = nn.Linear(8, 8), nn.Linear(8, 2), hand
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(self.hand(self.query, len(x))) + x)
+
+
+HANDED = {
+    "itself": (lambda query, batch: query, 1),
+    "a view": (lambda query, batch: query.expand(batch, -1, -1), 2),
+    "a computed tensor": (lambda query, batch: query + 0, 1),
+    "a reshaped one": (lambda query, batch: query.reshape(3, 8), 1),
+}
+
+
+@pytest.mark.parametrize(("hand", "rows"), HANDED.values(), ids=HANDED)
+def test_parameters_handed_to_modules_are_no_obstacle(hand: Callable[[nn.Parameter, int], Tensor], rows: int) -> None:
+    network, x = Handing(hand), torch.randn(2, 3, 8, requires_grad=True)
+    network.head.bias.requires_grad_(False)
+    before = [p.requires_grad for p in network.parameters()]
+    assert macs(x).of(network) == (rows * 3 * 64 + 2 * 3 * 16) / 2
+    assert [p.requires_grad for p in network.parameters()] == before and x.requires_grad
+
+
+def test_encoder_and_decoder_in_any_form() -> None:
+    torch.manual_seed(0)
+    network = nn.Transformer(D, 4, 1, 1, 20, batch_first=True)
+    one = 4 * T * D * D + 2 * T * T * D  # attention
+    assert macs((X, X)).of(network) == 3 * one + 2 * (2 * T * D * 20)
+    layer = nn.TransformerEncoderLayer(D, 4, 20, batch_first=True, norm_first=True)
+    encoder, mask = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), torch.zeros(2, T, dtype=torch.bool)
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = encoder
+
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return self.encoder(batch["x"], src_key_padding_mask=batch["mask"])
+
+    mask[1, -2:] = True
+    assert macs({"x": X, "mask": mask}).of(Masked()) == 2 * (one + 2 * T * D * 20)
+
+
+def test_examples_may_be_any_nest() -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 5)
+
+        def forward(self, first: Tensor | None, rest: dict[str, list[Tensor]], scale: float) -> Tensor:
+            return self.layer(rest["x"][0]) * scale if first is None else self.layer(first)
+
+    x = torch.randn(3, 6)
+    assert macs((None, {"x": [x]}, 2.0)).of(Nested()) == 30
+    assert macs((x, {"x": []}, 2.0)).of(Nested()) == 30
+    with pytest.raises(ModelError, match="is empty"):
+        macs(torch.zeros(0, 6)).of(nn.Linear(6, 5))
+
+
+def test_whatever_a_forward_raises_is_explained_and_everything_put_back() -> None:
+    class Failing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            raise KeyError("logits")
+
+    network = Failing().train()
+    with pytest.raises(ModelError, match=r"Failing does not run on the example of \[1, 2\]: KeyError"):
+        macs(torch.zeros(1, 2)).of(network)
+    assert network.training and network.layer.weight.requires_grad
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -199,7 +199,7 @@ def test_bad_input(tmp_path: Path) -> None:
     for wrong in ({}, {"mj": 0.0}, {"mj": 1.0, "fraction": 0.5}, {"fraction": 1.5}):
         with pytest.raises(LimitError):
             energy(torch.zeros(1), source="estimated").at_most(**wrong)
-    with pytest.raises(ModelError, match="fails on inputs"):
+    with pytest.raises(ModelError, match="does not run on the example"):
         energy(torch.zeros(2, 3), source="estimated").of(nn.Linear(8, 4))
 
 

@@ -136,14 +136,14 @@ class Shared(nn.Module):
         weights = self.first.ready()[0] + self.second.ready()[0]
         return self.op(x) * weights
 
-    def shares(self, path: str) -> list[list[tuple[Choice, int]]]:
+    def mixing_terms(self, path: str) -> list[list[tuple[Choice, int]]]:
         return [[(self.first, 0)], [(self.second, 0)]]
 
 
 class Squared(Shared):
     """The same choice on both sides of one term."""
 
-    def shares(self, path: str) -> list[list[tuple[Choice, int]]]:
+    def mixing_terms(self, path: str) -> list[list[tuple[Choice, int]]]:
         return [[(self.first, 0), (self.first, 0)]]
 
 

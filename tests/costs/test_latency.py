@@ -14,9 +14,10 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import OpChoice
 from archgrad.choices.relaxations import softmax
 from archgrad.costs import latency as rooms
-from archgrad.costs.latency import Timing, compare, latency, measure, measure_onnx
+from archgrad.costs.latency import Timing, latency, measure_onnx
 from archgrad.costs.limits import Cost, Limit
 from archgrad.errors import ConfigError, LimitError, ModelError
+from archgrad.extract.export import export_onnx
 
 
 class Small(nn.Module):
@@ -53,7 +54,7 @@ def test_eager_timing_leaves_the_network_as_it_was() -> None:
     network = Small().train()
     network.conv.weight.grad = torch.ones_like(network.conv.weight)
     mean = network.norm.running_mean.clone()
-    timing = measure(network, torch.randn(2, 3, 8, 8), repeats=7, warmup=1)
+    timing = latency(torch.randn(2, 3, 8, 8), repeats=7, warmup=1).timing(network)
     assert _sound(timing)
     assert (timing.repeats, timing.runtime, timing.device, timing.threads) == (7, "eager", "cpu", 1)
     assert network.training and torch.equal(network.norm.running_mean, mean)
@@ -65,10 +66,10 @@ def test_onnx_timing_of_a_network_and_of_its_file(tmp_path: Path, capfd: pytest.
     timing = latency(x, runtime="onnx", repeats=5).timing(network)
     assert _sound(timing) and timing.runtime == "onnx" and timing.repeats == 5
     path = tmp_path / "a.onnx"
-    path.write_bytes(rooms._onnx_bytes(network.eval(), (x,)))
+    export_onnx(network, x, path)
     assert _sound(measure_onnx(path, x, repeats=5, threads=2))
     with pytest.raises(ModelError, match="does not run on the example"):
-        measure_onnx(path, torch.randn(2, 3, 8, 8), repeats=5)
+        measure_onnx(path, torch.randn(2, 5, 8, 8), repeats=5)
     assert capfd.readouterr() == ("", "")
 
 
@@ -76,7 +77,7 @@ def test_passes_take_turns_in_inference_mode_on_the_threads_asked_for() -> None:
     calls: list[tuple[str, int, bool, bool]] = []
     networks = {label: Recorder(label, calls) for label in "AB"}
     torch.set_num_threads(1)
-    timings = compare(networks, torch.ones(1, 2), repeats=3, warmup=2, threads=2)
+    timings = latency(torch.ones(1, 2), repeats=3, warmup=2, threads=2).timings(networks)
     assert list(timings) == ["A", "B"]
     timed = calls[2:]  # the first pass of each only checks that it runs
     assert [label for label, *_ in timed] == ["A", "B"] * 5
@@ -93,7 +94,7 @@ def test_threads_are_put_back_when_a_pass_fails() -> None:
 
     torch.set_num_threads(1)
     with pytest.raises(KeyError, match="late"):
-        measure(Failing(), torch.ones(1), threads=2)
+        latency(torch.ones(1), threads=2).timing(Failing())
     assert torch.get_num_threads() == 1
 
 
@@ -125,7 +126,7 @@ def test_a_space_is_timed_in_place_and_stays_fit_for_training() -> None:
     caching(torch.ones(2, 3)).sum().backward()  # what is made in inference mode could not be saved for this
     assert caching.weight.grad is not None
     with pytest.raises(ModelError, match="does not run on the example"):
-        measure(space.train(), torch.ones(2, 4))
+        latency(torch.ones(2, 4)).timing(space.train())
     assert caching.training
 
 
@@ -185,7 +186,7 @@ def test_wrong_options_are_refused(wrong: dict[str, object], message: str) -> No
 
 def test_a_network_that_does_not_run_is_named() -> None:
     with pytest.raises(ModelError, match=r"Small does not run on the example of \[1, 5, 8, 8\]"):
-        measure(Small(), torch.randn(1, 5, 8, 8))
+        latency(torch.randn(1, 5, 8, 8)).timing(Small())
 
 
 def test_a_file_that_is_not_onnx_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from archgrad.choices.relaxations import softmax
 from archgrad.costs.count import macs
 from archgrad.costs.latency import latency
 from archgrad.costs.limits import Cost, Limit, Predicts, black_box
-from archgrad.costs.prediction_error import misfit, rank_correlation
+from archgrad.costs.prediction_error import prediction_error, rank_correlation
 from archgrad.costs.surrogate import Surrogate
 from archgrad.costs.table import CostTable
 from archgrad.errors import ArchitectureError, ChoiceError, ConfigError, DataError
@@ -299,11 +299,11 @@ def test_a_cost_that_never_varies_is_modelled_without_a_rank() -> None:
     assert error.rank is None and error.rms < 1e-12
 
 
-def test_misfit_by_hand() -> None:
-    found = misfit([1.0, 2.0, 4.0], [1.0, 3.0, 2.0], fitted_on=9)
+def test_prediction_error_by_hand() -> None:
+    found = prediction_error([1.0, 2.0, 4.0], [1.0, 3.0, 2.0], fitted_on=9)
     assert found.rms == pytest.approx(math.sqrt(5 / 3)) and found.percent == pytest.approx(50 * math.sqrt(5 / 3))
     assert (found.rank, found.tested_on, found.fitted_on) == (pytest.approx(0.5), 3, 9)
     assert rank_correlation([1, 2, 2, 3], [10, 20, 20, 30]) == pytest.approx(1.0)
     assert rank_correlation([1, 2, 2, 3], [3, 2, 1, 0]) == pytest.approx(-math.sqrt(0.9))
     assert rank_correlation([1, 1], [1, 2]) is None and rank_correlation([5], [5]) is None
-    assert misfit([0.0], [0.0], fitted_on=1).percent is None
+    assert prediction_error([0.0], [0.0], fitted_on=1).percent is None

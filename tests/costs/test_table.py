@@ -273,7 +273,7 @@ def test_measuring_changes_nothing_in_the_space() -> None:
     before = sample(space, generator=torch.Generator().manual_seed(1))
     measure_table(space, latency(X, repeats=1, warmup=0))
     assert all(module.training for module in space.modules())
-    assert all(c.given is None and c.relaxation is None for same in choices(space).values() for c in same)
+    assert all(c.override is None and c.relaxation is None for same in choices(space).values() for c in same)
     assert sample(space, generator=torch.Generator().manual_seed(1)) == before
 
 
@@ -291,7 +291,7 @@ ROW = {"labels": ["x", "y"], "prices": [1.0, 2.0]}
         ("", "is not JSON"),
         (GOOD[:-9], "is not JSON"),
         ("[" * 100_000, "is not JSON"),
-        ("[1]", "holds no table"),
+        ("[1]", "'list'"),
         ('{"format": "archgrad.architecture", "version": 1, "picks": {}}', "'archgrad.architecture'"),
         (altered(GOOD, version=2), "format version 2"),
         (altered(GOOD, name=3), "'name' is not"),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
+import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from archgrad.errors import MissingExtra, ModelError, RunError
 from archgrad.extract import export
@@ -157,10 +162,95 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path: Path, monk
 
 def test_difference_counts_nan_and_a_shape_as_different() -> None:
     x = torch.randn(2, 3)
-    assert export._difference(nn.Identity(), lambda inputs: [inputs[0] + 1e-3], [(x,)]) > 1e-4
-    assert not export._difference(nn.Identity(), lambda inputs: [inputs[0] * float("nan")], [(x,)]) <= 1e-4
-    assert export._difference(nn.Identity(), lambda inputs: [inputs[0][:1]], [(x,)]) == float("inf")
-    assert export._difference(nn.Identity(), lambda inputs: [inputs[0]], [(x,)]) == 0.0
+    trials = [export._Trial((x,), [x])]
+    off = export._largest_difference
+    assert off(lambda inputs: [inputs[0] + 1e-3], trials) > 1e-4
+    assert not off(lambda inputs: [inputs[0] * float("nan")], trials) <= 1e-4
+    assert off(lambda inputs: [inputs[0][:1]], trials) == float("inf")
+    assert off(lambda inputs: [inputs[0]], trials) == 0.0
+
+
+def test_difference_takes_nan_and_infinity_for_themselves_alone() -> None:
+    x = torch.tensor([1.0, math.nan, math.inf, -math.inf])
+    trials = [export._Trial((x,), [x])]
+    assert export._largest_difference(lambda inputs: [inputs[0].clone()], trials) == 0.0
+    for i, wrong in itertools.product(range(1, 4), (0.0, math.nan, math.inf, -math.inf)):
+        y = x.clone()
+        y[i] = wrong
+        same = torch.equal(x.nan_to_num(7.5), y.nan_to_num(7.5))
+        assert (export._largest_difference(lambda inputs, y=y: [y], trials) <= 1e-4) is same
+    whole = torch.tensor([1, 2])
+    for exact in (True, False):
+        trial = export._Trial((whole,), [whole], exact)
+        assert (export._largest_difference(lambda inputs: [inputs[0].flip(0)], [trial]) == 0.0) is not exact
+
+
+class SmallConstant(nn.Module):
+    """A linear layer, and an operation that only a tiny constant keeps finite at zero."""
+
+    def __init__(self, operation: Callable[[Tensor, float], Tensor], eps: float, *, bias: float) -> None:
+        super().__init__()
+        self.layer, self.operation, self.eps = nn.Linear(3, 4, bias=bias != 0.0), operation, eps
+        if bias:
+            self.layer.bias.data.fill_(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operation(self.layer(x).relu(), self.eps)
+
+
+TINY = {
+    "division by a norm": lambda x, eps: x / (x.norm(dim=1, keepdim=True) + eps),
+    "division by a sum": lambda x, eps: x / (eps + x.sum(1, keepdim=True)),
+    "logarithm": lambda x, eps: torch.log(x + eps),
+    "root": lambda x, eps: 1e-6 * torch.rsqrt(x + eps),
+    "shift down": lambda x, eps: 1e-9 / (x - eps),
+}
+
+
+# With the bias the example itself is zero behind the layer; without, only inputs of zero show that eps is gone.
+@pytest.mark.parametrize(
+    ("name", "eps", "bias"),
+    list(zip(TINY, (1e-8, 3e-10, 1e-12, 1e-9, 5e-9), (-9.0, 0.0, 0.0, -9.0, 0.0), strict=True)),
+)
+def test_a_tiny_constant_stays_in_the_file(name: str, eps: float, bias: float, tmp_path: Path) -> None:
+    network = SmallConstant(TINY[name], eps, bias=bias).eval()
+    written = export_onnx(network, torch.rand(2, 3) + 0.1, tmp_path / "tiny.onnx")
+    assert written.dynamic_batch
+    for x in (torch.zeros(3, 3), torch.randn(4, 3)):
+        assert torch.allclose(_onnx_outputs(written.path, x)[0], network(x), rtol=1e-4, atol=1e-4)
+
+
+def test_the_simplified_file_is_taken_where_it_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ways: list[bool] = []
+    encode = export.onnx_file.encode
+
+    def watched(program: torch.export.ExportedProgram, *, optimize: bool) -> bytes:
+        ways.append(optimize)
+        return encode(program, optimize=optimize)
+
+    monkeypatch.setattr(export.onnx_file, "encode", watched)
+    export_onnx(Small(), torch.randn(1, 3, 6, 6), tmp_path / "small.onnx")
+    assert ways == [True]
+
+
+def test_a_network_that_copies_only_without_its_history_is_exported(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    prune.l1_unstructured(network[0], "weight", 0.5)
+    network(torch.randn(2, 4)).sum().backward()
+    written = export_onnx(network, torch.randn(2, 4), tmp_path / "pruned.onnx")
+    x = torch.randn(5, 4)
+    assert torch.allclose(_onnx_outputs(written.path, x)[0], network(x), atol=1e-5)
+
+
+def test_inputs_that_are_no_tensors_are_kept(tmp_path: Path) -> None:
+    class Optional(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor | None, extra: dict[str, Tensor]) -> Tensor:
+            return x * 2 + extra["shift"] if mask is None else x
+
+    example = (torch.randn(2, 3), None, {"shift": torch.randn(2, 3)})
+    assert export_program(Optional(), example, tmp_path / "a.pt2").dynamic_batch
+    written = export_onnx(Optional(), example, tmp_path / "a.onnx")
+    assert torch.equal(_onnx_outputs(written.path, example[0], example[2]["shift"])[0], Optional()(*example))
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
@@ -169,9 +259,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = export.importlib.util.find_spec
-    monkeypatch.setattr(
-        export.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name)
-    )
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
     with pytest.raises(MissingExtra, match=r"archgrad\[export\]"):
         export_onnx(nn.Linear(2, 2), torch.randn(1, 2), tmp_path / "a.onnx")

@@ -92,7 +92,7 @@ def test_the_space_is_left_bit_for_bit_as_it_was() -> None:
     for now, then in zip(space.parameters(), before.parameters(), strict=True):
         assert now.requires_grad == then.requires_grad and now.dtype == then.dtype
     assert [m.training for m in space.modules()] == [m.training for m in before.modules()]
-    assert all(c.given is None for same in choices(space).values() for c in same)
+    assert all(c.override is None for same in choices(space).values() for c in same)
 
 
 def test_the_conventions_decide_the_answer_and_the_record_says_so() -> None:

@@ -198,7 +198,7 @@ def test_bad_settings_are_refused(given: dict[str, object], said: str) -> None:
 def test_what_an_agent_has_not_is_refused() -> None:
     space = ag.impala_cells(**TINY)
     architecture = ag.sample(space)
-    with pytest.raises(ConfigError, match="no auxiliary head"):
+    with pytest.raises(ConfigError, match="cannot be built with auxiliary=True"):
         ag.build(space, architecture, auxiliary=True)
     foreign = ag.sample(ag.impala_cells(**{**TINY, "nodes": 2}))
     with pytest.raises(ArchitectureError, match="another space"):

@@ -192,8 +192,9 @@ def test_the_relaxed_supernet_reaches_every_logit() -> None:
 
 @pytest.mark.parametrize("asked", [{"cells": 3}, {"channels": 8}, {"auxiliary": True}, {"drop_path": 0.1}])
 def test_a_mobile_network_is_not_resized(asked: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="cannot be resized"):
-        tiny().resized(**asked)
+    space = tiny()
+    with pytest.raises(ConfigError, match=rf"MobileNet cannot be built with {next(iter(asked))}=.*one size only"):
+        build(space, sample(space), **asked)
 
 
 @pytest.mark.parametrize(

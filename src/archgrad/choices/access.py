@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -14,6 +13,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Choice
 from archgrad.choices.relaxations import GumbelSoftmax, Held
 from archgrad.errors import ArchitectureError, ChoiceError
+from archgrad.networks import copied
 
 Space = TypeVar("Space", bound=nn.Module)
 
@@ -98,14 +98,14 @@ def using(space: nn.Module, given: Mapping[str, Tensor]) -> Iterator[None]:
                 f"{tuple(weights.shape)}; allowed are [size] and [B, size]"
             )
     reached = [(choice, weights) for name, weights in given.items() for choice in found[name]]
-    before = [choice.given for choice, _ in reached]
+    before = [choice.override for choice, _ in reached]
     try:
         for choice, weights in reached:
-            choice.given = weights
+            choice.override = weights
         yield
     finally:
         for (choice, _), earlier in zip(reached, before, strict=True):
-            choice.given = earlier
+            choice.override = earlier
 
 
 def hold(space: Space, architecture: Architecture) -> Space:
@@ -114,11 +114,11 @@ def hold(space: Space, architecture: Architecture) -> Space:
     Raises:
         ArchitectureError: the architecture names other choices than the space has, or picks what is not there.
     """
-    held = copy.deepcopy(space)
+    held = copied(space)
     for name, same in matched(held, architecture).items():
         kept = same[0].picked(architecture[name]).to(same[0].live.device)
         for choice in same:
-            choice.relaxation, choice.given = Held(kept), None
+            choice.relaxation, choice.override = Held(kept), None
             choice.live = choice.live & kept
     return held
 

@@ -69,20 +69,10 @@ class Architecture(Mapping[str, Pick]):
         Raises:
             ArchitectureError: damaged text, another format or version, or a pick that is none.
         """
-        body = files.parse_json(text, _refused, source=source)
-        if not isinstance(body, dict) or body.get("format") != FORMAT:
-            found = body.get("format") if isinstance(body, dict) else type(body).__name__
-            raise ArchitectureError(
-                f'{source} holds no architecture: "format" is {found!r}, expected {FORMAT!r}; '
-                f"give a file that Architecture.save wrote"
-            )
-        if body.get("version") != VERSION:
-            raise ArchitectureError(
-                f"{source} has format version {body.get('version')!r}; this archgrad reads version {VERSION}"
-            )
+        body = files.parse_document(text, _refused, source=source, form=FORMAT, version=VERSION)
         picks = body.get("picks")
         if not isinstance(picks, dict):
-            raise ArchitectureError(f'{source} has no "picks": the file is damaged; save the architecture again')
+            raise _refused(f'{source} has no "picks": the file is damaged')
         return Architecture({name: tuple(p) if isinstance(p, list) else p for name, p in picks.items()})
 
     def save(self, path: str | Path) -> None:
@@ -100,10 +90,7 @@ class Architecture(Mapping[str, Pick]):
         Raises:
             ArchitectureError: no such file, or what `from_json` raises.
         """
-        try:
-            text = files.read_text(Path(path), _refused)
-        except FileNotFoundError as error:
-            raise ArchitectureError(f"cannot read an architecture from {path}: {error}") from None
+        text = files.read_text(Path(path), _refused, refuse_absent=True)
         return Architecture.from_json(text, source=str(path))
 
 

@@ -26,7 +26,7 @@ class Choice(nn.Module):
         live: [size] bool, the support: candidates still alive. A dead candidate is never executed, nor is one
             whose weight is 0 and has no gradient.
         relaxation: from logits to mixing weights, or None before `relax` or `hold`.
-        given: mixing weights that stand in for the relaxation's for a while; see `archgrad.choices.access.using`.
+        override: mixing weights used in place of the relaxation's inside a block of `archgrad.using`, else None.
     """
 
     live: Tensor
@@ -40,13 +40,13 @@ class Choice(nn.Module):
         self.name = name
         self.size = size
         self.relaxation: nn.Module | None = None
-        self.given: Tensor | None = None
+        self.override: Tensor | None = None
         self.register_buffer("live", torch.ones(size, dtype=torch.bool))
 
     def mixing(self) -> Tensor | None:
-        """[size] mixing weights ([B, size], a row an example, where given so); None without relaxation."""
-        if self.given is not None:
-            return self.given
+        """[size] mixing weights ([B, size], a row an example, where `using` gave such); None without relaxation."""
+        if self.override is not None:
+            return self.override
         return None if self.relaxation is None else self.relaxation(self.live)
 
     def extra_repr(self) -> str:
@@ -163,7 +163,7 @@ class OpChoice(Choice):
         allowed[[self.labels.index(label) for label in self.barred]] = False
         return allowed if bool(allowed.any()) else self.live
 
-    def shares(self, path: str) -> list[list[tuple[Choice, int]]]:
+    def mixing_terms(self, path: str) -> list[list[tuple[Choice, int]]]:
         """What scales the work of a module at `path` below this one: a sum of products of (choice, entry)."""
         return _own_share(self, path, "candidates")
 
@@ -217,7 +217,7 @@ class InputChoice(Choice):
         labels = [f"input {i}" for i in range(self.size)]
         return mixture(self.ready(), run, live=self.live, labels=labels, name=f"choice {self.name!r}")
 
-    def shares(self, path: str) -> list[list[tuple[Choice, int]]]:
+    def mixing_terms(self, path: str) -> list[list[tuple[Choice, int]]]:
         """What scales the work of a module at `path` below this one: a sum of products of (choice, entry)."""
         return _own_share(self, path, "edges")
 

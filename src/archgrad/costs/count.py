@@ -6,21 +6,25 @@ products, attention), halved; normalization, activations and pooling are left ou
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from archgrad.choices.access import choices, using, weights
 from archgrad.choices.channels import Coupling
 from archgrad.choices.modules import Choice, Gate
-from archgrad.costs.limits import Limit, shapes
+from archgrad.costs.limits import Limitable
 from archgrad.errors import ModelError
+from archgrad.networks import evaluating, run_on_example, shapes
 from archgrad.tasks.task import Inputs, arguments, tensors
 
 Example = Inputs | Sequence[Tensor]
@@ -34,24 +38,12 @@ def macs_by_module(network: nn.Module, example: Example) -> dict[str, float]:
         example: inputs [B, ...], or a tuple or dict of such; the count is divided by B.
 
     Raises:
-        ModelError: the network fails on the example.
+        ModelError: the network fails on the example, or the example is empty.
     """
-    inputs = arguments(example)
-    modes = {m: m.training for m in network.modules()}
-    # The fused attention kernels are not in the counter's table; the plain form of the same sum is.
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        network.eval()
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            network(*inputs)
-    except (RuntimeError, ValueError, TypeError) as error:
-        shapes = [tuple(x.shape) for x in tensors(inputs)]
-        raise ModelError(f"{type(network).__name__} fails on inputs of shape {shapes}: {error}") from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in modes.items():
-            module.training = mode
+    inputs = tree_map_only(Tensor, torch.detach, arguments(example))
+    batch = examples_of(inputs)
+    with evaluating(network), _countable(network), FlopCounterMode(display=False) as counter:
+        run_on_example(network, inputs)
     totals = {name: sum(flops.values()) / 2 for name, flops in counter.get_flop_counts().items()}
     total, root = totals.pop("Global", 0), type(network).__name__
     paths = {"" if n == root else n.removeprefix(f"{root}."): v for n, v in totals.items()}
@@ -63,9 +55,38 @@ def macs_by_module(network: nn.Module, example: Example) -> dict[str, float]:
             while parent and parent not in paths:
                 parent = parent.rpartition(".")[0]
             own[parent] -= value
-    one = tensors(inputs)[0]
-    batch = one.shape[0] if one.dim() else 1
     return {path: value / batch for path, value in own.items() if value}
+
+
+def examples_of(inputs: object) -> int:
+    """The number of examples in a network's inputs: the length of the first tensor that has one, or 1.
+
+    Raises:
+        ModelError: it is 0.
+    """
+    batch = next((len(x) for x in tensors(inputs) if x.dim()), 1)
+    if not batch:
+        raise ModelError(f"the example of {shapes(inputs)} is empty; give inputs of one example or more, [B, ...]")
+    return batch
+
+
+@contextlib.contextmanager
+def _countable(network: nn.Module) -> Iterator[None]:
+    """What torch's counter needs to see every operation, with all settings put back."""
+    # The fused attention kernels are not in the counter's table; the plain form of the same sum is.
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    # The counter hooks every argument of a module that requires a gradient, and fails on parameters among them.
+    trained = [p for p in network.parameters() if p.requires_grad]
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
 class Counter:
@@ -76,7 +97,7 @@ class Counter:
 
     A convolution is one term with two sides (its inputs and its outputs), a depthwise one has one side, an
     attention product has its heads; a module inside a candidate has the candidate's weight as a side, and is
-    several terms where several choices share it (`shares` of the module that runs it). The sum is exact when
+    several terms where several choices share it (`mixing_terms` of the module that runs it). The sum is exact when
     every weight is 0 or 1, and equals the mean over independent draws where no two sides of a term share a
     choice.
 
@@ -98,7 +119,7 @@ class Counter:
         terms = [
             (value, [*self._rows_of(space, path, tensor, sides), *self._rows_inside(product)])
             for path, tensor, value in amounts
-            for product in _shares(space, path)
+            for product in _mixing_terms(space, path)
         ]
         self.amounts = torch.tensor([v for v, _ in terms], dtype=torch.float64)
         longest = max((len(r) for _, r in terms), default=0)
@@ -167,14 +188,14 @@ class Counter:
             self._entries.append((row, self.offsets[name] + entry, count / len(places)))
 
 
-def _shares(space: nn.Module, path: str) -> list[list[tuple[Choice, int]]]:
-    """A sum of products of (choice, entry): what the work of the module at `path` is scaled by."""
+def _mixing_terms(space: nn.Module, path: str) -> list[list[tuple[Choice, int]]]:
+    """What the work of the module at `path` is multiplied by: a sum of products of mixing weights (choice, entry)."""
     products: list[list[tuple[Choice, int]]] = [[]]
     parts = path.split(".") if path else []
     for i in range(len(parts)):
-        shares = getattr(space.get_submodule(".".join(parts[:i])), "shares", None)
-        if callable(shares):
-            products = [a + b for a, b in itertools.product(products, shares(".".join(parts[i:])))]
+        terms = getattr(space.get_submodule(".".join(parts[:i])), "mixing_terms", None)
+        if callable(terms):
+            products = [a + b for a, b in itertools.product(products, terms(".".join(parts[i:])))]
     return products
 
 
@@ -191,48 +212,63 @@ def _concerns(member: Coupling, tensor: str, *, grouped: bool) -> bool:
 
 
 @dataclass(frozen=True)
-class Macs:
-    """Multiply-accumulates of one forward pass on one example.
+class Macs(Limitable):
+    """Multiply-accumulates of one forward pass on one example, as a cost.
 
-    Attributes:
-        example: inputs [B, ...] that fix the resolution; the count is for one of the B.
+    A closed gate counts as open until its channels are removed: `of` counts what the network runs, `expected` what
+    it would run at the present mixing weights.
+
+    Args:
+        example: inputs [B, ...], or a tuple or dict of such, that fix the resolution; the count is for one of the B.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> cost = ag.macs(torch.zeros(1, 3, 8, 8))
+        >>> cost.of(torch.nn.Conv2d(3, 16, 3, padding=1))  # 3 * 16 * 3 * 3 * 8 * 8
+        27648.0
+        >>> cost.at_most(fraction=0.5)
+        Limit(macs at most 50 %)
     """
 
     example: Example
-    name: str = "macs"
-    unit: str = "MACs"
-    measured: bool = False
+    name: ClassVar[str] = "macs"
+    unit: ClassVar[str] = "MACs"
+    measured: ClassVar[bool] = False
 
     def __repr__(self) -> str:
         return f"macs(example {shapes(self.example)})"
 
     def of(self, network: nn.Module) -> float:
-        """MACs of the network as it stands; closed gates count as open until they are removed."""
+        """MACs of the network as it stands."""
         return sum(macs_by_module(network, self.example).values())
 
     def expected(self, space: nn.Module) -> Tensor:
-        """MACs at the present mixing weights, a scalar; see `Counter`."""
+        """MACs at the present mixing weights, a scalar []; see `Counter`."""
         return self.counter(space)(space)
 
     def counter(self, space: nn.Module) -> Counter:
-        """The same with the counting done once, for a loop."""
-        whole = {n: torch.ones(c.size) for n, (c, *_) in choices(space).items() if not isinstance(c, Gate)}
-        with using(space, whole):
+        """`expected` with the counting done once, for a loop."""
+        everything = {n: torch.ones(c.size) for n, (c, *_) in choices(space).items() if not isinstance(c, Gate)}
+        with using(space, everything):
             amounts = macs_by_module(space, self.example)
         return Counter(space, [(path, "", value) for path, value in amounts.items()])
 
-    def at_most(self, bound: float | None = None, *, fraction: float | None = None) -> Limit:
-        """A limit, in MACs or as a fraction of the unchanged network's."""
-        return Limit(self, bound, fraction)
-
 
 @dataclass(frozen=True)
-class Params:
-    """Number of parameters; those of the architecture are not counted."""
+class Params(Limitable):
+    """Number of parameters, as a cost; those of the architecture are not counted.
 
-    name: str = "params"
-    unit: str = "parameters"
-    measured: bool = False
+    Example:
+        >>> import torch, archgrad as ag
+        >>> ag.params().of(torch.nn.Linear(10, 5))
+        55.0
+        >>> ag.params().at_most(20)
+        Limit(params at most 20 parameters)
+    """
+
+    name: ClassVar[str] = "params"
+    unit: ClassVar[str] = "parameters"
+    measured: ClassVar[bool] = False
 
     def __repr__(self) -> str:
         return "params()"
@@ -242,11 +278,11 @@ class Params:
         return float(sum(p.numel() for p in weights(network)))
 
     def expected(self, space: nn.Module) -> Tensor:
-        """Parameters at the present mixing weights, a scalar; see `Counter`."""
+        """Parameters at the present mixing weights, a scalar []; see `Counter`."""
         return self.counter(space)(space)
 
     def counter(self, space: nn.Module) -> Counter:
-        """The same with the counting done once, for a loop."""
+        """`expected` with the counting done once, for a loop."""
         own, amounts = set(weights(space)), []
         for path, parameter in space.named_parameters():
             if parameter in own:
@@ -255,16 +291,6 @@ class Params:
                 amounts.append((module, tensor, float(parameter.numel())))
         return Counter(space, amounts)
 
-    def at_most(self, bound: float | None = None, *, fraction: float | None = None) -> Limit:
-        """A limit, in parameters or as a fraction of the unchanged network's."""
-        return Limit(self, bound, fraction)
 
-
-def macs(example: Example) -> Macs:
-    """The cost in multiply-accumulates at the resolution of `example`, [B, ...]."""
-    return Macs(example)
-
-
-def params() -> Params:
-    """The cost in parameters."""
-    return Params()
+macs = Macs
+params = Params

@@ -1,7 +1,7 @@
 """Energy and power of a forward pass: read off the machine's own counters, or estimated by a model that says so.
 
 Counters are RAPL's, below /sys/class/powercap (the processor packages and their memory), and NVML's of an NVIDIA GPU.
-They count all that the package or the GPU does, also for others, and also nothing: `idle_w` says how much that is.
+They count everything that the package or the GPU uses, so other programs and an idle machine (`idle_w`) too.
 
 Where there is no counter:   energy = 4.6 pJ * MACs + 160 pJ * bytes moved,   bytes moved = parameters + 2 * outputs
 The prices are those of 45 nm technology that are usually quoted from M. Horowitz, "Computing's energy problem",
@@ -18,15 +18,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
 
 from archgrad.costs.allocations import Allocations
-from archgrad.costs.count import macs_by_module
-from archgrad.costs.limits import Limit, refuse_gradient, shapes
-from archgrad.errors import ConfigError, MissingExtra, ModelError
+from archgrad.costs.count import examples_of, macs_by_module
+from archgrad.costs.limits import Limit, WithoutGradient
+from archgrad.errors import ConfigError, MissingExtra
+from archgrad.networks import evaluating, run_on_example, shapes
 from archgrad.tasks.task import Inputs, arguments, tensors
 
 POWERCAP = Path("/sys/class/powercap")
@@ -177,7 +178,7 @@ def measure(
         ModelError: the network fails on the example.
     """
     forward = _forward(network, example)
-    forward()  # what is done once, such as choosing kernels, does not count
+    forward()  # work that is done once, such as choosing kernels, does not count
     began, before = clock(), meter.joules()
     time.sleep(min(0.2, 0.2 * seconds))
     first, start = meter.joules(), clock()
@@ -209,8 +210,7 @@ def estimate(network: nn.Module, example: Inputs) -> Reading:
     Raises:
         ModelError: the network fails on the example.
     """
-    one = tensors(example)[0]
-    multiplied = sum(macs_by_module(network, example).values()) * (one.shape[0] if one.dim() else 1)
+    multiplied = sum(macs_by_module(network, example).values()) * examples_of(example)
     forward = _forward(network, example)
     forward()
     start = time.perf_counter()
@@ -223,24 +223,45 @@ def estimate(network: nn.Module, example: Inputs) -> Reading:
     return Reading(1e3 * joules, joules / max(seconds, 1e-9), None, 1, "analytic model", "estimated")
 
 
-class Energy:
-    """The energy of a forward pass as a cost, in millijoules; see `energy`.
+class Energy(WithoutGradient):
+    """The energy of a forward pass, in millijoules, as a cost.
+
+    Args:
+        example: inputs [B, ...], or a tuple or dict of such, on the device that is measured; energy is the batch's.
+        source: "measured" by a counter; "estimated" by the model of this file; "auto": measured where the machine has
+            a counter (one that may not be read is an error), else estimated.
+        seconds: how long each network is measured.
+        root: of RAPL's files.
 
     Attributes:
-        name: "energy", or "estimated_energy" where no counter is read: records and messages say which it is.
+        name: "energy", or "estimated_energy" where no counter is read, in records and messages too.
+
+    Raises:
+        ConfigError: an unknown source, a counter that cannot be read, or none where "measured" was asked for.
+        MissingExtra: "measured" on a GPU without nvidia-ml-py.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> cost = ag.energy(torch.zeros(1, 64), source="estimated")
+        >>> cost.name, cost.of(torch.nn.Linear(64, 64)) > 0
+        ('estimated_energy', True)
+        >>> cost.at_most(mj=3.0)
+        Limit(estimated_energy at most 3 mJ)
     """
 
     unit: str = "mJ"
     measured: bool = True
 
-    def __init__(self, example: Inputs, *, source: Source, seconds: float, root: Path) -> None:
+    def __init__(
+        self, example: Inputs, *, source: Source = "auto", seconds: float = 0.5, root: str | Path = POWERCAP
+    ) -> None:
         if source not in ("auto", "measured", "estimated"):
             raise ConfigError(f'source={source!r}: give "auto", "measured" or "estimated"')
         if not seconds > 0.0:
             raise ConfigError(f"seconds={seconds}: give a time above 0 to measure for, such as 1.0")
         self.example, self.seconds = example, seconds
         device = tensors(example)[0].device
-        self._meter = None if source == "estimated" else _meter(device, root, needed=source == "measured")
+        self._meter = None if source == "estimated" else _meter(device, Path(root), needed=source == "measured")
         self.name = "energy" if self._meter else "estimated_energy"
 
     def __repr__(self) -> str:
@@ -256,10 +277,6 @@ class Energy:
         """Millijoules of one forward pass of the example's batch."""
         return self.reading(network).energy_mj
 
-    def expected(self, space: nn.Module) -> NoReturn:
-        """Raises LimitError: a network has to be asked for its energy, which has no gradient."""
-        refuse_gradient(self, space)
-
     def at_most(self, *, mj: float | None = None, fraction: float | None = None) -> Limit:
         """A limit in millijoules a pass, or as a fraction of what the unchanged network takes.
 
@@ -269,21 +286,7 @@ class Energy:
         return Limit(self, bound=mj, fraction=fraction)
 
 
-def energy(example: Inputs, *, source: Source = "auto", seconds: float = 0.5, root: str | Path = POWERCAP) -> Energy:
-    """The energy of a forward pass as a cost: `energy(x).at_most(mj=3.0)`.
-
-    Args:
-        example: inputs [B, ...], or a tuple of such, on the device that is measured; energy is that of the batch.
-        source: "measured" by a counter; "estimated" by the model of this file; "auto": measured where the machine has
-            a counter, also if it may not be read, which is an error; else estimated, and called "estimated_energy".
-        seconds: how long each network is measured.
-        root: of RAPL's files.
-
-    Raises:
-        ConfigError: an unknown source, a counter that cannot be read, or none where "measured" was asked for.
-        MissingExtra: "measured" on a GPU without nvidia-ml-py.
-    """
-    return Energy(example, source=source, seconds=seconds, root=Path(root))
+energy = Energy
 
 
 def _meter(device: torch.device, root: Path, *, needed: bool) -> Meter | None:
@@ -295,20 +298,11 @@ def _meter(device: torch.device, root: Path, *, needed: bool) -> Meter | None:
 def _forward(network: nn.Module, example: Inputs) -> Callable[[], None]:
     """One pass in eval mode, without gradients, finished when it returns; modes are put back."""
     inputs, device = arguments(example), tensors(example)[0].device
-    modes = {module: module.training for module in network.modules()}
 
-    def once() -> None:
-        try:
-            network.eval()
-            with torch.no_grad():
-                network(*inputs)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-        except (RuntimeError, ValueError, TypeError) as error:
-            shapes = [tuple(x.shape) for x in tensors(inputs)]
-            raise ModelError(f"{type(network).__name__} fails on inputs of shape {shapes}: {error}") from error
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+    def run() -> None:
+        with evaluating(network):
+            run_on_example(network, inputs)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
-    return once
+    return run

@@ -1,36 +1,33 @@
 """Latency: one forward pass, timed on this machine, in PyTorch or in ONNX Runtime.
 
-A median with its 10th and 90th percentile, since single timings on a shared machine say little. Networks
-that are to be compared are timed in turns (A B A B ...), so that a slow moment of the machine strikes all.
+A timing is a median with its 10th and 90th percentile, since single timings on a shared machine say little. Networks
+that are to be compared are timed in turns (A B A B ...), so that a busy moment of the machine slows all of them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import importlib.util
-import io
 import itertools
-import logging
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from archgrad.choices.modules import Choice
-from archgrad.costs.limits import Limit, refuse_gradient, shapes
-from archgrad.errors import ConfigError, MissingExtra, ModelError, one_line
-from archgrad.tasks.task import Inputs, arguments, mapped, tensors
+from archgrad.costs.limits import Limit, WithoutGradient
+from archgrad.errors import ConfigError, ModelError, one_line
+from archgrad.extract.export import encode_onnx
+from archgrad.extract.onnx_file import Session
+from archgrad.networks import copied, modes_kept, run_on_example, shapes
+from archgrad.tasks.task import Inputs, arguments, mapped
 
 Runtime = Literal["eager", "onnx"]
 _NOISY = 0.5
-_FAULTS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -56,88 +53,103 @@ class Timing:
         return self.spread > _NOISY
 
 
-def measure(
-    network: nn.Module,
-    example: Inputs,
-    *,
-    device: str | torch.device | None = None,
-    runtime: Runtime = "eager",
-    repeats: int = 50,
-    warmup: int = 10,
-    threads: int = 1,
-) -> Timing:
-    """Times a copy of the network in evaluation mode; the network itself is not changed.
+@dataclass(frozen=True, repr=False, eq=False)
+class Latency(WithoutGradient):
+    """The median time of one forward pass, measured anew each time, as a cost in milliseconds.
 
-    A network with choices (held, or inside `using`) is timed in place in eager mode, where its parameters are on
-    the device, and its modes are put back: a supernet takes longer to copy than to run.
+    A copy of the network is timed in eval mode. A network with choices (held, or inside `using`) is timed in place
+    in eager mode, where its parameters are on the device: a supernet takes longer to copy than to run.
 
-    `example` is the input, or a tuple of inputs, each `[B, ...]`; its batch size is the one that is timed.
-    It runs on `device`, or where the network's parameters are. "onnx" exports the copy and times it in ONNX
-    Runtime, on the CPU. `threads` are the CPU threads of one forward pass; torch's own setting is put
-    back afterwards.
+    Few `repeats` and `warmup` passes keep a search cheap. Runtime "onnx" exports each network first, which takes
+    seconds, and times the bytes that `archgrad.export_onnx` writes.
+
+    Args:
+        x: input of the network, [B, ...], or a tuple or dict of such; this batch size is timed.
+        device: where it runs; None: where each network's parameters are.
+        runtime: "eager" (PyTorch) or "onnx" (ONNX Runtime, on the CPU).
+        repeats: passes that are timed.
+        warmup: passes before them.
+        threads: CPU threads of one pass; torch's own setting is put back.
 
     Raises:
-        ConfigError: an unknown runtime; a device that is not here; "onnx" on a device other than the CPU;
-            repeats or threads below 1; warmup below 0.
-        ModelError: the network does not run on the example, or cannot be exported.
-        MissingExtra: "onnx" without onnx, onnxscript or onnxruntime.
+        ConfigError: a device that is not here; an unknown runtime; "onnx" on a device other than the CPU; repeats or
+            threads below 1; warmup below 0.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> cost = ag.latency(torch.zeros(1, 64), repeats=3, warmup=1)
+        >>> cost.of(torch.nn.Linear(64, 64)) > 0
+        True
+        >>> cost.at_most(ms=4.0)
+        Limit(latency at most 4 ms)
     """
-    timings = compare(
-        {"network": network},
-        example,
-        device=device,
-        runtime=runtime,
-        repeats=repeats,
-        warmup=warmup,
-        threads=threads,
-    )
-    return timings["network"]
+
+    x: Inputs
+    device: str | torch.device | None = field(default="cpu", kw_only=True)
+    runtime: Runtime = field(default="eager", kw_only=True)
+    repeats: int = field(default=50, kw_only=True)
+    warmup: int = field(default=10, kw_only=True)
+    threads: int = field(default=1, kw_only=True)
+    name: ClassVar[str] = "latency"
+    unit: ClassVar[str] = "ms"
+    measured: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check(self.runtime, repeats=self.repeats, warmup=self.warmup, threads=self.threads)
+        if self.device is not None:
+            object.__setattr__(self, "device", _present(self.device, self.runtime))
+
+    def __repr__(self) -> str:
+        return f"latency({self.device or 'where the network is'}, {self.runtime}, example {shapes(self.x)})"
+
+    def of(self, network: nn.Module) -> float:
+        """The median of a fresh measurement, in milliseconds."""
+        return self.timing(network).median_ms
+
+    def timing(self, network: nn.Module) -> Timing:
+        """A fresh measurement with its spread; errors as of `timings`."""
+        return self.timings({"network": network})["network"]
+
+    def timings(self, networks: Mapping[str, nn.Module]) -> dict[str, Timing]:
+        """Time several networks in turns (A B A B ...), so that the ratio of two medians is fair.
+
+        Raises:
+            ModelError: a network does not run on the example, or cannot be exported.
+            MissingExtra: "onnx" without onnx, onnxscript or onnxruntime.
+        """
+        passes, devices = [], []
+        with contextlib.ExitStack() as stack:
+            for network in networks.values():
+                device = torch.device("cpu" if self.runtime == "onnx" else self.device or _device_of(network))
+                inputs = arguments(_moved(self.x, device))
+                if self.runtime == "onnx":
+                    passes.append(_onnx_pass(encode_onnx(network, self.x).data, inputs, self.threads))
+                else:
+                    passes.append(_eager_pass(stack.enter_context(_ready(network, inputs, device)), inputs, device))
+                devices.append(str(device))
+            stack.enter_context(_threads(self.threads))
+            rows = _in_turns(passes, repeats=self.repeats, warmup=self.warmup)
+        return {
+            name: _timing(row, runtime=self.runtime, device=device, threads=self.threads)
+            for name, row, device in zip(networks, rows, devices, strict=True)
+        }
+
+    def at_most(self, *, ms: float | None = None, fraction: float | None = None) -> Limit:
+        """A limit of `ms` milliseconds, or of a fraction of what the unchanged network takes.
+
+        Raises:
+            LimitError: both or neither is given; `ms` not above 0; a fraction outside (0, 1].
+        """
+        return Limit(self, bound=ms, fraction=fraction)
 
 
-def compare(
-    networks: Mapping[str, nn.Module],
-    example: Inputs,
-    *,
-    device: str | torch.device | None = None,
-    runtime: Runtime = "eager",
-    repeats: int = 50,
-    warmup: int = 10,
-    threads: int = 1,
-) -> dict[str, Timing]:
-    """Times several networks in turns (A B A B ...), so that the ratio of two medians is fair.
-
-    Arguments and errors as in `measure`.
-    """
-    _check(runtime, repeats=repeats, warmup=warmup, threads=threads)
-    wanted = None if device is None else _present(device, runtime)
-    passes, devices = [], []
-    with contextlib.ExitStack() as stack:
-        for network in networks.values():
-            place = wanted or (torch.device("cpu") if runtime == "onnx" else _device_of(network))
-            inputs = arguments(_moved(example, place))
-            ready = stack.enter_context(_ready(network, inputs, place, copied=runtime == "onnx"))
-            if runtime == "onnx":
-                passes.append(_onnx_pass(_onnx_bytes(ready, inputs), inputs, threads))
-            else:
-                passes.append(_eager_pass(ready, inputs, place))
-            devices.append(str(place))
-        stack.enter_context(_threads(threads))
-        rows = _in_turns(passes, repeats=repeats, warmup=warmup)
-    return {
-        name: _timing(row, runtime=runtime, device=place, threads=threads)
-        for name, row, place in zip(networks, rows, devices, strict=True)
-    }
+latency = Latency
 
 
 def measure_onnx(
-    path: str | Path,
-    example: Inputs,
-    *,
-    repeats: int = 50,
-    warmup: int = 10,
-    threads: int = 1,
+    path: str | Path, example: Inputs, *, repeats: int = 50, warmup: int = 10, threads: int = 1
 ) -> Timing:
-    """Times an ONNX file in ONNX Runtime on the CPU: the file that ships, as it is.
+    """Time an ONNX file in ONNX Runtime on the CPU: the file that ships, as it is.
 
     `example` is the input, or a tuple of inputs in the file's order, each `[B, ...]`.
 
@@ -152,83 +164,6 @@ def measure_onnx(
     inputs = arguments(_moved(example, torch.device("cpu")))
     rows = _in_turns([_onnx_pass(Path(path).read_bytes(), inputs, threads)], repeats=repeats, warmup=warmup)
     return _timing(rows[0], runtime="onnx", device="cpu", threads=threads)
-
-
-def latency(
-    x: Inputs,
-    *,
-    device: str | torch.device = "cpu",
-    runtime: Runtime = "eager",
-    repeats: int = 50,
-    warmup: int = 10,
-    threads: int = 1,
-) -> Latency:
-    """The time of one forward pass on input `x`, `[B, ...]` or a tuple of such, as a cost in milliseconds.
-
-    Few `repeats` and `warmup` passes keep a search cheap; "onnx" exports each network first, which takes seconds.
-
-    Raises:
-        ConfigError: a device that is not here; an unknown runtime; "onnx" on a device other than the CPU;
-            repeats or threads below 1; warmup below 0.
-    """
-    return Latency(x, device=device, runtime=runtime, repeats=repeats, warmup=warmup, threads=threads)
-
-
-class Latency:
-    """The median time of one forward pass: measured anew each time, so without a gradient."""
-
-    name: str = "latency"
-    unit: str = "ms"
-    measured: bool = True
-
-    def __init__(
-        self,
-        x: Inputs,
-        *,
-        device: str | torch.device = "cpu",
-        runtime: Runtime = "eager",
-        repeats: int = 50,
-        warmup: int = 10,
-        threads: int = 1,
-    ) -> None:
-        _check(runtime, repeats=repeats, warmup=warmup, threads=threads)
-        self.x = x
-        self.device = _present(device, runtime)
-        self.runtime: Runtime = runtime
-        self.repeats = repeats
-        self.warmup = warmup
-        self.threads = threads
-
-    def __repr__(self) -> str:
-        return f"latency({self.device}, {self.runtime}, example {shapes(self.x)})"
-
-    def timing(self, network: nn.Module) -> Timing:
-        """A fresh measurement of a copy of the network on this cost's device, with its spread."""
-        return measure(
-            network,
-            self.x,
-            device=self.device,
-            runtime=self.runtime,
-            repeats=self.repeats,
-            warmup=self.warmup,
-            threads=self.threads,
-        )
-
-    def of(self, network: nn.Module) -> float:
-        """The median of a fresh measurement, in milliseconds."""
-        return self.timing(network).median_ms
-
-    def expected(self, space: nn.Module) -> NoReturn:
-        """Raises LimitError: what is read off a clock has no gradient with respect to the mixing weights."""
-        refuse_gradient(self, space)
-
-    def at_most(self, *, ms: float | None = None, fraction: float | None = None) -> Limit:
-        """A limit of `ms` milliseconds, or of a fraction of what the unchanged network takes.
-
-        Raises:
-            LimitError: both or neither is given; `ms` not above 0; a fraction outside (0, 1].
-        """
-        return Limit(self, bound=ms, fraction=fraction)
 
 
 def _check(runtime: str, *, repeats: int, warmup: int, threads: int) -> None:
@@ -265,28 +200,16 @@ def _device_of(network: nn.Module) -> torch.device:
 
 
 @contextlib.contextmanager
-def _ready(
-    network: nn.Module, inputs: tuple[Tensor, ...], device: torch.device, *, copied: bool
-) -> Iterator[nn.Module]:
-    """The network in evaluation mode on the device, once it has run: a copy, or a space itself for a while."""
+def _ready(network: nn.Module, inputs: tuple[Tensor, ...], device: torch.device) -> Iterator[nn.Module]:
+    """The network in eval mode on the device, once it has run: a copy, or a space itself, put back afterwards."""
     here = {tensor.device for tensor in itertools.chain(network.parameters(), network.buffers())}
-    copied = copied or not _has_choices(network) or here != {torch.empty(0, device=device).device}
-    modes = {} if copied else {module: module.training for module in network.modules()}
-    try:
-        try:
-            ready = (copy.deepcopy(network).to(device) if copied else network).eval()
-            with _without_gradient(ready):
-                ready(*inputs)
-        except _FAULTS as error:
-            shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors(inputs))
-            raise ModelError(
-                f"{type(network).__name__} does not run on the example of {shapes}: {one_line(error)}. Give the "
-                f"tensors that its forward takes, as one tensor, a tuple in order, or a dict"
-            ) from error
+    in_place = _has_choices(network) and here == {torch.empty(0, device=device).device}
+    ready = network if in_place else copied(network).to(device)
+    with modes_kept(ready):
+        ready.eval()
+        with _without_gradient(ready):
+            run_on_example(ready, inputs)
         yield ready
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _has_choices(network: nn.Module) -> bool:
@@ -299,67 +222,30 @@ def _without_gradient(network: nn.Module) -> contextlib.AbstractContextManager[N
 
 
 def _eager_pass(ready: nn.Module, inputs: tuple[Tensor, ...], device: torch.device) -> Callable[[], object]:
-    quiet = _without_gradient(ready)
+    no_gradient = _without_gradient(ready)
 
-    def once() -> object:
-        with quiet:
+    def run() -> object:
+        with no_gradient:
             result = ready(*inputs)
         if device.type != "cpu":
             # Kernels are only queued by then.
             torch.accelerator.synchronize(device)
         return result
 
-    return once
-
-
-def _onnx_bytes(plain: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
-    for package in ("onnx", "onnxscript"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtra(package, "export")
-    logger = logging.getLogger("torch")
-    level = logger.level
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            # The exporter's reports on its own work; failures arrive as exceptions.
-            warnings.simplefilter("ignore")
-            logger.setLevel(logging.CRITICAL + 1)
-            program = torch.export.export(plain, inputs, strict=False)
-            exported = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
-            assert exported is not None
-            data: bytes = exported.model_proto.SerializeToString()
-    except _FAULTS as error:
-        raise ModelError(
-            f"{type(plain).__name__} cannot be exported to ONNX for timing: {one_line(error)}. Rewrite that "
-            f'part, or time it with runtime="eager"'
-        ) from error
-    finally:
-        logger.setLevel(level)
-    return data
+    return run
 
 
 def _onnx_pass(data: bytes, inputs: tuple[Tensor, ...], threads: int) -> Callable[[], object]:
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise MissingExtra("onnxruntime", "export")
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as ort
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # ONNX Runtime's errors share no base but Exception.
-    faults = (ort.Fail, ort.InvalidArgument, ort.InvalidGraph, ort.InvalidProtobuf, ort.NotImplemented)
     try:
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        names = [slot.name for slot in session.get_inputs()]
-        feed = {name: tensor.numpy() for name, tensor in zip(names, tensors(inputs), strict=True)}
-        session.run(None, feed)
-    except (*faults, ort.RuntimeException, ValueError, TypeError) as error:
+        session = Session(data, threads=threads)
+        feed = session.prepare(inputs)
+        session.run(feed)
+    except RuntimeError as error:
         raise ModelError(
             f"the ONNX network does not run on the example: {one_line(error)}. Give the tensors that it "
             f"takes, in order, with the batch size that it was exported for"
         ) from error
-    return lambda: session.run(None, feed)
+    return lambda: session.run(feed)
 
 
 def _in_turns(passes: list[Callable[[], object]], *, repeats: int, warmup: int) -> list[list[float]]:

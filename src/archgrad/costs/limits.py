@@ -1,53 +1,52 @@
-"""What a cost is, a cost of one's own, and a limit: a bound on a cost, absolute or as a fraction."""
+"""What a cost is, a cost of your own, and a limit: a bound on a cost, absolute or as a fraction."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NoReturn, Protocol, SupportsFloat, runtime_checkable
+from dataclasses import dataclass, field
+from typing import ClassVar, NoReturn, Protocol, SupportsFloat, runtime_checkable
 
 from torch import Tensor, nn
 
 from archgrad.choices.architecture import Architecture
 from archgrad.errors import LimitError, ModelError
-from archgrad.tasks.task import tensors
+from archgrad.files import shown
 
 
 class Cost(Protocol):
     """What a network takes: MACs, parameters, latency.
 
-    `of` is given the plain network of an architecture. A cost that can price an architecture of a space without
-    its network has `predict` too; see `Predicts`.
+    A cost that can price an architecture without its network also has `predict`; see `Predicts`.
     """
 
     @property
     def name(self) -> str:
-        """How the cost is called on the command line and in records: "macs"."""
+        """What the command line and records call the cost: "macs"."""
         ...
 
     @property
     def unit(self) -> str:
-        """How its figures are written: "MACs"."""
+        """Of its figures: "MACs"."""
         ...
 
     @property
     def measured(self) -> bool:
-        """Whether it is read off a clock, and so has no gradient."""
+        """Whether a network has to be asked for it, as for a time; then there is no gradient."""
         ...
 
     def of(self, network: nn.Module) -> float:
-        """What this network takes, counted or measured anew."""
+        """What this plain network takes, counted or measured anew."""
         ...
 
     def expected(self, space: nn.Module) -> Tensor:
-        """What the space takes at its present mixing weights; a scalar, differentiable where not measured."""
+        """What the space takes at its present mixing weights: a scalar [] with a gradient; refused where measured."""
         ...
 
 
 @runtime_checkable
 class Predicts(Protocol):
-    """What a cost has besides if it prices architectures by their picks alone: a `Table`, a `Surrogate`."""
+    """A cost that prices an architecture by its picks alone: a `CostTable`, a `Surrogate`, a `TableColumn`."""
 
     def predict(self, architecture: Architecture) -> float:
         """The price of this architecture of the space that the cost was made for."""
@@ -56,7 +55,22 @@ class Predicts(Protocol):
 
 @dataclass(frozen=True)
 class Limit:
-    """`cost.of(network)` is to be at most `bound`, or at most `fraction` of what the unchanged network takes."""
+    """`cost.of(network)` is to be at most `bound`, or at most `fraction` of what the unchanged network takes.
+
+    Attributes:
+        cost: what is bounded.
+        bound: in the cost's unit, or None.
+        fraction: in (0, 1], or None.
+
+    Raises:
+        LimitError: both or neither is given, or one is out of range.
+
+    Example:
+        >>> import archgrad as ag
+        >>> limit = ag.params().at_most(fraction=0.25)
+        >>> limit, limit.resolve(2000)
+        (Limit(params at most 25 %), 500.0)
+    """
 
     cost: Cost
     bound: float | None = None
@@ -92,73 +106,82 @@ class Limit:
         return {"cost": self.cost.name, "bound": self.bound, "fraction": self.fraction}
 
 
-@dataclass(frozen=True)
-class BlackBox:
-    """A function from networks to numbers, as a cost; see `black_box`."""
+class Limitable:
+    """A cost that makes limits in its own unit."""
 
-    function: Callable[[nn.Module], SupportsFloat]
-    name: str
-    unit: str
-    measured: bool = True
-
-    def of(self, network: nn.Module) -> float:
-        """The function's value for this network, which is handed over as it is.
+    def at_most(self: Cost, bound: float | None = None, *, fraction: float | None = None) -> Limit:
+        """A limit, in the cost's unit or as a fraction of what the unchanged network takes.
 
         Raises:
-            ModelError: the function returns no number, or one that is not finite.
+            LimitError: both or neither is given; a bound not above 0; a fraction outside (0, 1].
         """
-        given = self.function(network)
-        try:
-            value = float(given)
-        except (TypeError, ValueError, RuntimeError, OverflowError):
-            value = math.nan
-        if not math.isfinite(value):
-            text = repr(given)
-            raise ModelError(
-                f"the cost {self.name!r} of {type(network).__name__} is {text[:80]}; its function has to return one "
-                f"finite number (a float, or a tensor with one element)"
-            )
-        return value
-
-    def expected(self, space: nn.Module) -> NoReturn:
-        """Raises LimitError: such a function has no gradient with respect to the mixing weights."""
-        refuse_gradient(self, space)
-
-    def at_most(self, bound: float | None = None, *, fraction: float | None = None) -> Limit:
-        """A limit, in this cost's unit or as a fraction of the unchanged network's."""
         return Limit(self, bound, fraction)
 
 
-def black_box(function: Callable[[nn.Module], SupportsFloat], *, name: str, unit: str) -> BlackBox:
+class WithoutGradient:
+    """A cost that a network has to be asked for, so that mixing weights have no expected cost with a gradient."""
+
+    def expected(self: Cost, space: nn.Module) -> NoReturn:
+        """Raises LimitError: there is no gradient with respect to the mixing weights."""
+        raise LimitError(
+            f"{self.name} is measured, so it has no gradient with respect to the mixing weights of "
+            f"{type(space).__name__}. Use a method whose estimator has a score-function part, or give the "
+            f"search a surrogate with a gradient (archgrad.costs.surrogate.Surrogate fits one; dnal uses MACs) and "
+            f"check the {self.name} of what it hands back"
+        )
+
+
+@dataclass(frozen=True)
+class BlackBox(Limitable, WithoutGradient):
     """A function of your own as a cost: a figure from a device, energy, the share of wrong answers.
 
     Args:
         function: from a network to a number. It is called anew for each architecture, so that it may be noisy, and
             counts as measured: it has no gradient.
-        name: how records call it: "energy".
-        unit: how its figures are written: "mJ".
+        name: what records call it: "energy".
+        unit: of its figures: "mJ".
 
     Raises:
         LimitError: `function` cannot be called, or the name is empty.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> layers = ag.black_box(lambda net: len(list(net.modules())), name="modules", unit="modules")
+        >>> layers.of(torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.ReLU()))
+        3.0
+        >>> layers.at_most(fraction=0.5)
+        Limit(modules at most 50 %)
     """
-    if not callable(function) or not name:
-        raise LimitError(
-            f"black_box takes a function from a network to a number and a name, given {function!r} and {name!r}; "
-            f'write for instance black_box(joules, name="energy", unit="J")'
-        )
-    return BlackBox(function, name, unit)
+
+    function: Callable[[nn.Module], SupportsFloat]
+    name: str = field(kw_only=True)
+    unit: str = field(kw_only=True)
+    measured: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not callable(self.function) or not self.name:
+            raise LimitError(
+                f"black_box takes a function from a network to a number and a name, given {self.function!r} and "
+                f'{self.name!r}; write for instance black_box(joules, name="energy", unit="J")'
+            )
+
+    def of(self, network: nn.Module) -> float:
+        """The function's value for this network.
+
+        Raises:
+            ModelError: the function returns no number, or one that is not finite.
+        """
+        result = self.function(network)
+        try:
+            value = float(result)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise ModelError(
+                f"the cost {self.name!r} of {type(network).__name__} is {shown(result, most=80)}; its function has "
+                f"to return one finite number (a float, or a tensor with one element)"
+            )
+        return value
 
 
-def shapes(example: object) -> str:
-    """The shapes of all tensors of an example, for a cost's repr."""
-    return ", ".join(str(list(x.shape)) for x in tensors(example))
-
-
-def refuse_gradient(cost: Cost, space: nn.Module) -> NoReturn:
-    """Raise LimitError: what is measured has no gradient with respect to the mixing weights."""
-    raise LimitError(
-        f"{cost.name} is measured, so it has no gradient with respect to the mixing weights of "
-        f"{type(space).__name__}. Use a method whose estimator has a score-function part, or give the "
-        f"search a surrogate with a gradient (archgrad.costs.surrogate.Surrogate fits one; dnal uses MACs) and "
-        f"check the {cost.name} of what it hands back"
-    )
+black_box = BlackBox

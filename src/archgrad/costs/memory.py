@@ -14,19 +14,21 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map_only
 
 from archgrad.costs.allocations import Allocations, Saved
-from archgrad.costs.limits import Limit, refuse_gradient, shapes
+from archgrad.costs.limits import Limit, WithoutGradient
 from archgrad.errors import LimitError, ModelError
+from archgrad.networks import modes_kept, shapes
+from archgrad.tasks.task import arguments, tensors
 
 GIB = 2**30
 FEW = (2, 3)  # examples that are traced: BatchNorm refuses a single one
@@ -42,8 +44,7 @@ def momentum(parameters: Iterable[nn.Parameter]) -> Optimizer:
 
 def summed(network: nn.Module, inputs: Batch) -> Tensor:
     """The sum of the network's first output: a loss that saves next to nothing of its own."""
-    output = network(*inputs) if isinstance(inputs, tuple | list) else network(inputs)
-    return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)).sum()
+    return tensors(network(*arguments(inputs)))[0].sum()
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,8 @@ class Prediction:
             step = _affine(max(accumulate(few)), max(accumulate(more)), batch)
         # The optimizer needs a temporary of one parameter at a time while all gradients are there.
         step = max(step, self.fixed.gradient_bytes + self.largest_bytes)
-        given = self.batch_bytes * batch
-        rest = (self.fixed.parameter_bytes, self.fixed.buffer_bytes, self.fixed.gradient_bytes)
-        state = self.fixed.optimizer_bytes
-        peak = rest[0] + rest[1] + state + given + step
-        return Footprint(*rest, state, given, _affine(*self.saved, batch), peak)
+        fixed = replace(self.fixed, batch_bytes=self.batch_bytes * batch, saved_bytes=_affine(*self.saved, batch))
+        return replace(fixed, peak_bytes=fixed.resident_bytes + step)
 
     def largest_batch(self, bound_bytes: float) -> int:
         """The most examples whose step stays under the bound; 0 where two do not."""
@@ -151,7 +149,7 @@ def predict(
         optimizer_bytes=_state_bytes(parameters, optimizer),
         batch_bytes=0, saved_bytes=0, peak_bytes=0,
     )  # fmt: skip
-    each = _total(_tensors(resized(batch, 3))) - _total(_tensors(resized(batch, 2)))
+    each = _total(tensors(resized(batch, 3))) - _total(tensors(resized(batch, 2)))
     largest = max((p.nbytes for p in parameters), default=0)
     return Prediction(fixed, (saved[0], saved[1]), (events[0], events[1]), each, largest)
 
@@ -178,7 +176,7 @@ def measured_peak(
         ModelError: the network fails on the batch.
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
-    resident = _total([*network.parameters(), *network.buffers(), *_tensors(batch)])
+    resident = _total([*network.parameters(), *network.buffers(), *tensors(batch)])
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     with _undisturbed(network):
         if device.type == "cuda":
@@ -195,10 +193,7 @@ def measured_peak(
 
 def resized(batch: Batch, examples: int) -> Batch:
     """So many examples of a batch, its own over and over where it has fewer."""
-    return tree_map(
-        lambda t: t[torch.arange(examples, device=t.device) % len(t)].contiguous() if isinstance(t, Tensor) else t,
-        batch,
-    )
+    return tree_map_only(Tensor, lambda t: t[torch.arange(examples, device=t.device) % len(t)].contiguous(), batch)
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -229,11 +224,27 @@ def _free_of_container(folder: Path) -> int | None:
     return None
 
 
-class PeakMemory:
-    """The peak of a training step of a network, predicted, as a cost; see `peak_memory`.
+class PeakMemory(WithoutGradient):
+    """The predicted peak of a training step, in bytes, as a cost.
 
-    Bound to a method's `limit` it is a limit on the network found; bound to `memory` of `archgrad.radars` it is one
-    on the search itself. A network has to be asked for it, so it has no gradient.
+    As a method's `limit` it bounds the training of the network found; as `memory` of `archgrad.radars` it bounds the
+    search itself.
+
+    Args:
+        example: inputs [B, ...], or a tuple of such; a network of several inputs gets them in order.
+        batch: examples of a training batch; default: B.
+        optimizer: factory of the optimizer whose state is counted; default: SGD with momentum.
+
+    Raises:
+        LimitError: a batch below 1.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> cost = ag.peak_memory(torch.zeros(1, 100), batch=64)
+        >>> cost.of(torch.nn.Linear(100, 10)) > 3 * 4 * 1010  # weights, gradients and momentum in float32
+        True
+        >>> cost.at_most(gib=2.0)
+        Limit(peak_memory at most 2.14748e+09 bytes)
     """
 
     name: str = "peak_memory"
@@ -241,8 +252,12 @@ class PeakMemory:
     measured: bool = True
 
     def __init__(self, example: Batch, *, batch: int | None = None, optimizer: OptimizerFactory = momentum) -> None:
+        if batch is not None and batch < 1:
+            raise LimitError(
+                f"peak_memory(..., batch={batch}): give the number of examples of a training batch, from 1"
+            )
         self.example, self.optimizer = example, optimizer
-        self.batch = batch or len(_tensors(example)[0])
+        self.batch = batch or len(tensors(example)[0])
 
     def __repr__(self) -> str:
         return f"peak_memory(batch={self.batch}, example {shapes(self.example)})"
@@ -254,10 +269,6 @@ class PeakMemory:
     def of(self, network: nn.Module) -> float:
         """The peak in bytes."""
         return float(self.footprint(network).peak_bytes)
-
-    def expected(self, space: nn.Module) -> NoReturn:
-        """Raises LimitError: the peak has no gradient with respect to the mixing weights."""
-        refuse_gradient(self, space)
 
     def at_most(
         self, *, gib: float | None = None, peak_bytes: float | None = None, fraction: float | None = None
@@ -272,20 +283,7 @@ class PeakMemory:
         return Limit(self, bound=peak_bytes if gib is None else gib * GIB, fraction=fraction)
 
 
-def peak_memory(example: Batch, *, batch: int | None = None, optimizer: OptimizerFactory = momentum) -> PeakMemory:
-    """The cost in bytes of a training step at its peak: `peak_memory(x, batch=64).at_most(gib=2.0)`.
-
-    Args:
-        example: inputs [B, ...], or a tuple of such; a network of several inputs gets them in order.
-        batch: examples of a training batch; default: B.
-        optimizer: whose state is counted; default: SGD with momentum.
-
-    Raises:
-        LimitError: a batch below 1.
-    """
-    if batch is not None and batch < 1:
-        raise LimitError(f"peak_memory(..., batch={batch}): give the number of examples of a training batch, from 1")
-    return PeakMemory(example, batch=batch, optimizer=optimizer)
+peak_memory = PeakMemory
 
 
 def _affine(at_two: int, at_three: int, batch: int) -> int:
@@ -293,18 +291,14 @@ def _affine(at_two: int, at_three: int, batch: int) -> int:
 
 
 def _saved(network: nn.Module, batch: Batch, loss: Loss) -> int:
-    with Saved([*network.parameters(), *network.buffers(), *_tensors(batch)]) as saved:
-        held = loss(network, batch)
-    del held
+    with Saved([*network.parameters(), *network.buffers(), *tensors(batch)]) as saved:
+        graph = loss(network, batch)
+    del graph
     return saved.saved_bytes
 
 
 def _step(network: nn.Module, batch: Batch, loss: Loss, parameters: Sequence[nn.Parameter]) -> None:
     torch.autograd.grad(loss(network, batch), parameters, allow_unused=True)
-
-
-def _tensors(nest: Batch) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor)]
 
 
 def _total(tensors: Iterable[Tensor]) -> int:
@@ -317,22 +311,21 @@ def _state_bytes(parameters: Sequence[nn.Parameter], make: OptimizerFactory) -> 
     if not parameters:
         return 0
     tiny = [nn.Parameter(torch.zeros(n, dtype=parameters[0].dtype)) for n in FEW]
-    made = make(tiny)
+    optimizer = make(tiny)
     for parameter in tiny:
         parameter.grad = torch.zeros_like(parameter)
-    made.step()
-    few, more = (sum(t.nbytes for t in made.state[p].values() if isinstance(t, Tensor)) for p in tiny)
+    optimizer.step()
+    few, more = (sum(t.nbytes for t in optimizer.state[p].values() if isinstance(t, Tensor)) for p in tiny)
     return sum(_affine(few, more, p.numel()) for p in parameters)
 
 
 @contextlib.contextmanager
 def _undisturbed(network: nn.Module) -> Iterator[None]:
     """Train mode inside the block; buffers, modes and random states are put back; failures are the network's."""
-    modes = {module: module.training for module in network.modules()}
     before = [(buffer, buffer.detach().clone()) for buffer in network.buffers()]
-    places = sorted({p.device.index or 0 for p in network.parameters() if p.device.type == "cuda"})
+    devices = sorted({p.device.index or 0 for p in network.parameters() if p.device.type == "cuda"})
     try:
-        with torch.random.fork_rng(devices=places), torch.enable_grad():
+        with modes_kept(network), torch.random.fork_rng(devices=devices), torch.enable_grad():
             network.train()
             yield
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -343,5 +336,3 @@ def _undisturbed(network: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, old in before:
                 buffer.copy_(old)
-        for module, mode in modes.items():
-            module.training = mode

@@ -1,8 +1,7 @@
-"""How far predicted prices are off the true ones."""
+"""How far predicted costs are off the true ones."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,15 +12,15 @@ _DIGITS = 12  # what differs beyond them differs by rounding, and is a tie
 
 
 @dataclass(frozen=True)
-class Misfit:
-    """How far predicted prices are off on architectures that the prediction was not made from.
+class PredictionError:
+    """How far predicted costs are off, on architectures that the prediction was not fitted on.
 
     Attributes:
         rms: root of the mean squared difference, in the cost's unit.
-        percent: `rms` in percent of the mean absolute price; None where that is 0.
-        rank: Spearman's rank correlation of predicted and true prices; None where either are all equal.
-        tested_on: number of prices compared.
-        fitted_on: number of prices that the prediction was made from.
+        percent: `rms` in percent of the mean absolute cost; None where that is 0.
+        rank: Spearman's rank correlation of predicted and true costs; None where either are all equal.
+        tested_on: number of costs compared.
+        fitted_on: number of costs that the prediction was fitted on.
     """
 
     rms: float
@@ -31,11 +30,11 @@ class Misfit:
     fitted_on: int
 
 
-def misfit(predicted: Sequence[float], true: Sequence[float], *, fitted_on: int) -> Misfit:
-    """The misfit of predictions, each for the true price at its place; at least one."""
+def prediction_error(predicted: Sequence[float], true: Sequence[float], *, fitted_on: int) -> PredictionError:
+    """The error of predictions, each for the true cost at its place; at least one."""
     guess, truth = np.asarray(predicted, dtype=float), np.asarray(true, dtype=float)
     rms, mean = float(np.sqrt(np.mean((guess - truth) ** 2))), float(np.mean(np.abs(truth)))
-    return Misfit(
+    return PredictionError(
         rms=rms,
         percent=100 * rms / mean if mean else None,
         rank=rank_correlation(guess, truth),
@@ -44,18 +43,16 @@ def misfit(predicted: Sequence[float], true: Sequence[float], *, fitted_on: int)
     )
 
 
-def rank_correlation(one: ArrayLike, other: ArrayLike) -> float | None:
-    """Spearman's rank correlation of two rows of figures, ties at their mean rank; None where a row is constant."""
-    first, second = _ranks(one), _ranks(other)
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
+def rank_correlation(predicted: ArrayLike, true: ArrayLike) -> float | None:
+    """Spearman's rank correlation, ties at their mean rank; None where either are all equal."""
+    from scipy.stats import spearmanr  # takes most of a second, which commands that predict nothing should not wait
+
+    rows = _rounded(predicted), _rounded(true)
+    if any(np.ptp(row) == 0 for row in rows):
         return None
-    return statistics.correlation(first.tolist(), second.tolist())
+    return round(float(spearmanr(*rows).statistic), _DIGITS)
 
 
-def _ranks(figures: ArrayLike) -> NDArray[np.float64]:
-    values = np.asarray(figures, dtype=float)
-    scale = np.max(np.abs(values)) or 1.0
-    _, places, counts = np.unique(np.round(values / scale, _DIGITS), return_inverse=True, return_counts=True)
-    mean = np.asarray(np.cumsum(counts) - (counts - 1) / 2)
-    ranks: NDArray[np.float64] = mean[places]
-    return ranks
+def _rounded(values: ArrayLike) -> NDArray[np.float64]:
+    row = np.asarray(values, dtype=float)
+    return np.round(row / (np.max(np.abs(row)) or 1.0), _DIGITS)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.costs.limits import Cost, Limit
-from archgrad.costs.prediction_error import Misfit, misfit
+from archgrad.costs.prediction_error import PredictionError, prediction_error
 from archgrad.costs.table import CostTable, device_name, labels_of
 from archgrad.errors import ArchitectureError, ChoiceError, ConfigError, DataError
 
@@ -93,7 +93,7 @@ class Surrogate:
         return self._table
 
     @property
-    def error(self) -> Misfit:
+    def error(self) -> PredictionError:
         """Of a model fitted to four fifths of the different architectures, on the last fifth.
 
         Raises:
@@ -127,7 +127,7 @@ class Surrogate:
         self._rows = torch.cat([self._rows, *rows])[-self.capacity :]
         self._values = torch.cat([self._values, taken])[-self.capacity :]
 
-    def fit(self, architectures: Sequence[Architecture] = (), values: Sequence[float] = ()) -> Misfit:
+    def fit(self, architectures: Sequence[Architecture] = (), values: Sequence[float] = ()) -> PredictionError:
         """Fit the model to all samples kept, these included; returns its error, see `error`.
 
         Raises:
@@ -149,7 +149,7 @@ class Surrogate:
         held = (order % 5 == 0)[architecture]
         trial = _ridge(rows[~held], values_[~held], self.ridge)
         guess = rows[held] @ trial[1:] + trial[0]
-        error = misfit(guess.tolist(), values_[held].tolist(), fitted_on=int((~held).sum()))
+        error = prediction_error(guess.tolist(), values_[held].tolist(), fitted_on=int((~held).sum()))
         self._take_up(torch.from_numpy(_ridge(rows, values_, self.ridge)), error)
         return error
 
@@ -214,7 +214,7 @@ class Surrogate:
         self._rows, self._values = rows.to(torch.uint8).clone(), values.to(torch.float64).clone()
         self._coefficients, self._table = None, None
         if coefficients is not None:
-            self._take_up(coefficients.to(torch.float64).clone(), Misfit(**error))
+            self._take_up(coefficients.to(torch.float64).clone(), PredictionError(**error))
 
     def _row(self, architecture: Architecture) -> Tensor:
         """[1, entries] of 0 and 1."""
@@ -227,7 +227,7 @@ class Surrogate:
         picked = [choice.picked(architecture[name]) for name, choice in self._choices.items()]
         return torch.cat(picked).to("cpu", torch.uint8)[None]
 
-    def _take_up(self, coefficients: Tensor, error: Misfit) -> None:
+    def _take_up(self, coefficients: Tensor, error: PredictionError) -> None:
         base, *rest = coefficients.tolist()
         ends = itertools.accumulate(choice.size for choice in self._choices.values())
         self._coefficients = coefficients

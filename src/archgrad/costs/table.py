@@ -27,7 +27,7 @@ from archgrad.choices.access import choices, matched, sample, using
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
 from archgrad.costs.limits import Cost, Limit
-from archgrad.costs.prediction_error import Misfit, misfit
+from archgrad.costs.prediction_error import PredictionError, prediction_error
 from archgrad.errors import ArchitectureError, ChoiceError, DataError, ModelError
 
 FORMAT = "archgrad.table"
@@ -58,7 +58,7 @@ class CostTable:
     labels: Mapping[str, tuple[str, ...]] = field(hash=False, repr=False)
     device: str = ""
     torch_version: str = torch.__version__
-    error: Misfit | None = None
+    error: PredictionError | None = None
     measured: bool = False
 
     def __post_init__(self) -> None:
@@ -171,15 +171,8 @@ class CostTable:
         Raises:
             DataError: damaged text, another format or version, or prices that are none.
         """
-        # That a price is finite is said of each.
-        body = files.parse_json(text, _refused, source=source, finite=False)
-        if not isinstance(body, dict) or body.get("format") != FORMAT:
-            found = body.get("format") if isinstance(body, dict) else type(body).__name__
-            raise DataError(
-                f'{source} holds no table: "format" is {found!r}, expected {FORMAT!r}; give a file of CostTable.save'
-            )
-        if body.get("version") != VERSION:
-            raise DataError(f"{source} has format version {body.get('version')!r}; this archgrad reads {VERSION}")
+        # `_parsed` names the price that is not finite.
+        body = files.parse_document(text, _refused, source=source, form=FORMAT, version=VERSION, finite=False)
         try:
             return _parsed(body)
         except (DataError, TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
@@ -200,10 +193,7 @@ class CostTable:
         Raises:
             DataError: no such file, or what `from_json` raises.
         """
-        try:
-            text = files.read_text(Path(path), _refused, most=64 * files.MIB)
-        except FileNotFoundError as error:
-            raise DataError(f"cannot read a table from {path}: {error}; give a file of CostTable.save") from None
+        text = files.read_text(Path(path), _refused, most=64 * files.MIB, refuse_absent=True)
         return CostTable.from_json(text, source=str(path))
 
     def _sizes(self) -> dict[str, int]:
@@ -290,7 +280,7 @@ def measure_table(
     generator = torch.Generator().manual_seed(0)
     drawn = [sample(space, generator=generator) for _ in range(checks)]
     true = [price(architecture) for architecture in drawn]
-    error = misfit([table.predict(a) for a in drawn], true, fitted_on=sum(map(len, prices.values())))
+    error = prediction_error([table.predict(a) for a in drawn], true, fitted_on=sum(map(len, prices.values())))
     return replace(table, error=error)
 
 
@@ -388,5 +378,5 @@ def _parsed(body: Mapping[str, Any]) -> CostTable:
         base=body["base"],
         prices={name: tuple(row["prices"]) for name, row in rows.items()},
         labels=labels,
-        error=error and Misfit(**error),
+        error=error and PredictionError(**error),
     )

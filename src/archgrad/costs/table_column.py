@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NoReturn, Protocol
+from typing import ClassVar, NoReturn, Protocol
 
 from torch import nn
 
 from archgrad.choices.architecture import Architecture
-from archgrad.costs.limits import Limit, refuse_gradient
+from archgrad.costs.limits import Limitable, WithoutGradient
 from archgrad.errors import LimitError
 
 _UNITS = {"lat_ms": "ms", "energy_mj": "mJ", "params_m": "M parameters", "macs_m": "M MACs"}
@@ -24,20 +24,23 @@ class Columns(Protocol):
 
 
 @dataclass(frozen=True)
-class TableColumn:
-    """What architectures take by one column of a table; exact for the table's cells, and without a network.
+class TableColumn(Limitable, WithoutGradient):
+    """A column of a table as a cost: exact for the table's cells, and without a network.
 
     Attributes:
-        table: where it is looked up.
-        name: the column's, which is the cost's.
-        unit: of its figures.
-        measured: False: nothing is read off a clock.
+        table: where it is looked up: `archgrad.Tabular`.
+        name: the column's, which is the cost's, such as "lat_ms_hw360_pi5_litert_cifar100".
+        unit: of its figures; default: what the name begins with says.
     """
 
     table: Columns = field(repr=False)
     name: str
-    unit: str
-    measured: bool = False
+    unit: str = ""
+    measured: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        units = [unit for prefix, unit in _UNITS.items() if self.name.startswith(prefix)]
+        object.__setattr__(self, "unit", self.unit or "".join(units))
 
     def predict(self, architecture: Architecture) -> float:
         """The entry of this architecture; raises as `Tabular.cost`."""
@@ -50,22 +53,5 @@ class TableColumn:
             f"search of archgrad.nasbench201_cells(), or measure with archgrad.latency"
         )
 
-    def expected(self, space: nn.Module) -> NoReturn:
-        """Raises LimitError: a table has no gradient with respect to the mixing weights."""
-        refuse_gradient(self, space)
 
-    def at_most(self, bound: float | None = None, *, fraction: float | None = None) -> Limit:
-        """A limit in the column's unit, or as a fraction of the dearest cell's."""
-        return Limit(self, bound, fraction)
-
-
-def column(table: Columns, name: str, *, unit: str | None = None) -> TableColumn:
-    """A column of a table as a cost.
-
-    Args:
-        table: `archgrad.Tabular`.
-        name: such as "lat_ms_hw360_pi5_litert_cifar100".
-        unit: of its figures; default: what its name begins with says.
-    """
-    known = next((one for start, one in _UNITS.items() if name.startswith(start)), "")
-    return TableColumn(table, name, known if unit is None else unit)
+table_column = TableColumn

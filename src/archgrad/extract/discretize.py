@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -16,15 +16,44 @@ from archgrad.choices.relaxations import Open
 from archgrad.choices.subsets import Subsets
 from archgrad.errors import ChoiceError, ConfigError
 from archgrad.extract.plain import picked, plain, unparametrize
+from archgrad.networks import copied
 
 
 @runtime_checkable
 class Resizable(Protocol):
-    """A space whose architectures fit networks of any number of cells and channels."""
+    """A space that makes itself anew for training from scratch.
 
-    def resized(self, *, cells: int | None, channels: int | None, auxiliary: bool, drop_path: float) -> nn.Module:
-        """A fresh space of the same choices, in the form that is trained for good; None keeps the size."""
+    `resized` takes by name those of cells, channels, auxiliary and drop_path that its networks have.
+    """
+
+    @property
+    def resized(self) -> Callable[..., nn.Module]:
+        """From options to a fresh space of the same choices."""
         ...
+
+
+def resized(space: nn.Module, options: Mapping[str, int | float]) -> nn.Module:
+    """`space.resized(...)` with these options, which are verified first.
+
+    Raises:
+        ConfigError: the space has one size only, or no such option.
+    """
+    allowed = list(inspect.signature(space.resized).parameters) if isinstance(space, Resizable) else []
+    if refused := [name for name in options if name not in allowed]:
+        given = ", ".join(f"{name}={options[name]}" for name in refused)
+        raise ConfigError(
+            f"{type(space).__name__} cannot be built with {given}; "
+            + (f"its networks can be resized by {' and '.join(allowed)}" if allowed else "it has one size only")
+            + ". Leave the others out, or give your space a method `resized` that takes them"
+        )
+    assert isinstance(space, Resizable)
+    fresh = space.resized(**options)
+    searched = choices(space)
+    for name, same in choices(fresh).items():
+        for choice in same:
+            if isinstance(choice, InputChoice) and isinstance(before := searched[name][0], InputChoice):
+                choice.fewest, choice.keep = before.fewest, before.keep
+    return fresh
 
 
 def decide(space: nn.Module, *, threshold: float = 0.5, weights: Mapping[str, Tensor] | None = None) -> Architecture:
@@ -130,23 +159,13 @@ def build(
         ArchitectureError: the architecture is for another space.
         ConfigError: the space has one size only.
     """
-    if cells is not None or channels is not None or auxiliary or drop_path:
-        if not isinstance(space, Resizable):
-            raise ConfigError(
-                f"{type(space).__name__} has one size only: leave out cells, channels, auxiliary and drop_path "
-                f"(spaces of cells, such as archgrad.darts_cells, take them), or give your space a method `resized`"
-            )
-        searched = choices(space)
-        space = space.resized(cells=cells, channels=channels, auxiliary=auxiliary, drop_path=drop_path)
-        for name, same in choices(space).items():
-            for choice in same:
-                if isinstance(choice, InputChoice) and isinstance(before := searched[name][0], InputChoice):
-                    choice.fewest, choice.keep = before.fewest, before.keep
-        weights = "fresh"
+    sizes = {"cells": cells, "channels": channels, "auxiliary": auxiliary or None, "drop_path": drop_path or None}
+    if options := {name: value for name, value in sizes.items() if value is not None}:
+        space, weights = resized(space, options), "fresh"
     decided = matched(space, architecture)
     gated = any(isinstance(same[0], Gate) for same in decided.values())
     # Channels are cut where they stand in the space; without gates most of a supernet need not be copied.
-    network = copy.deepcopy(space) if gated else picked(space, architecture)
+    network = copied(space) if gated else picked(space, architecture)
     gates: dict[str, Gate] = {}
     kept: dict[str, list[int]] = {}
     for name, same in (choices(network) if gated else {}).items():

@@ -1,35 +1,37 @@
 """A plain network as a file that runs without archgrad: ONNX, or a torch.export program.
 
-What is written is checked first: the file's bytes are loaded and run beside the network, on the example and
-on other batch sizes, and nothing is written that computes something else.
+Every file is checked before it is written: its bytes are loaded and run beside the network, on the example, on other
+figures and on other batch sizes. A file that computes something else is not written.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import importlib.util
+import functools
 import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map, tree_map_only
 
 from archgrad import files
-from archgrad.errors import MissingExtra, ModelError, RunError, one_line
-from archgrad.tasks.task import Inputs, arguments, mapped, tensors
+from archgrad.errors import ModelError, RunError, one_line
+from archgrad.extract import onnx_file
+from archgrad.networks import copied, run_on_example
+from archgrad.tasks.task import Inputs, arguments, tensors
 
-_TOLERANCE = 1e-4
-# What torch.export, the ONNX exporter and a user's forward raise; the exporters' errors are RuntimeErrors.
-_FAULTS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError)
+TOLERANCE = 1e-4
 
-_Runner = Callable[[tuple[Tensor, ...]], Sequence[Tensor]]
+Encoder = Callable[[ExportedProgram], bytes]
+# From the bytes of a file to what it computes: from a network's arguments to its outputs.
+Loader = Callable[[bytes], Callable[[tuple[Any, ...]], Sequence[Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -41,92 +43,126 @@ class Exported:
     largest_difference: float
 
 
-def export_onnx(network: nn.Module, example: Inputs, path: str | Path) -> Exported:
-    """Writes one ONNX file, weights inside, and checks it in ONNX Runtime against the network.
+@dataclass(frozen=True)
+class Encoded:
+    """A file's bytes, whether they run at any batch size, and the largest relative difference from eager."""
 
-    `example` is the network's input, or a tuple or dict of its inputs, each `[B, ...]`. The batch size is left open
-    where the network allows it, and else fixed to the example's. The network itself is not changed.
+    data: bytes
+    dynamic_batch: bool
+    largest_difference: float
+
+    def write(self, path: Path) -> Exported:
+        """Put the bytes into a file, whole or not at all."""
+        files.write_bytes(path, self.data, RunError)
+        return Exported(path, self.dynamic_batch, self.largest_difference)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Arguments of the network and its outputs; `exact`: whether whole numbers among the outputs are compared."""
+
+    inputs: tuple[Any, ...]
+    outputs: list[Tensor]
+    exact: bool = True
+
+
+def export_onnx(network: nn.Module, example: Inputs, path: str | Path) -> Exported:
+    """Write one ONNX file, weights inside, and check it in ONNX Runtime against the network.
+
+    The batch size is left open where the network allows it, and else fixed to the example's. The network itself is
+    not changed. Where the exporter's simplifications change the result, the file is written without them.
+
+    Args:
+        network: what `build` or a search returned, or any other plain network.
+        example: the network's input, or a tuple or dict of its inputs, each `[B, ...]`.
+        path: of the file.
 
     Raises:
         MissingExtra: onnx, onnxscript or onnxruntime is not installed.
-        ModelError: the network does not run on the example, cannot be exported, or the file computes
+        ModelError: the network does not run on the example, cannot be exported, or every way of exporting it computes
             something else by more than 1e-4 of the largest output (or of 1, where that is more).
         RunError: the file cannot be written.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> written = ag.export_onnx(torch.nn.Linear(4, 2), torch.zeros(1, 4), "small.onnx")
+        >>> written.dynamic_batch, written.largest_difference < 1e-4
+        (True, True)
     """
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtra(package, "export")
-    return _export(network, example, Path(path), encode=_onnx_bytes, load=_onnx_runner)
+    return encode_onnx(network, example).write(Path(path))
 
 
 def export_program(network: nn.Module, example: Inputs, path: str | Path) -> Exported:
-    """Writes a torch.export program, which `torch.export.load` reads back without archgrad.
+    """Write a torch.export program, which `torch.export.load` reads back without archgrad.
 
-    `example` is the network's input, or a tuple or dict of its inputs, each `[B, ...]`. The batch size is left open
-    where the network allows it, and else fixed to the example's. The network itself is not changed.
+    Arguments, checks and errors are those of `export_onnx`; no further package is needed.
 
-    Raises:
-        ModelError: the network does not run on the example, cannot be exported, or the file computes
-            something else by more than 1e-4 of the largest output (or of 1, where that is more).
-        RunError: the file cannot be written.
+    Args:
+        network: what `build` or a search returned, or any other plain network.
+        example: the network's input, or a tuple or dict of its inputs, each `[B, ...]`.
+        path: of the file.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> ag.export_program(torch.nn.Linear(4, 2), torch.zeros(1, 4), "small.pt2").dynamic_batch
+        True
+        >>> torch.export.load("small.pt2").module()(torch.zeros(3, 4)).shape
+        torch.Size([3, 2])
     """
-    return _export(network, example, Path(path), encode=_program_bytes, load=_program_runner)
+    return _encode(network, example, [_program_bytes], load=_program_runner, form="a torch.export program").write(
+        Path(path)
+    )
 
 
-def _export(
-    network: nn.Module,
-    example: Inputs,
-    path: Path,
-    *,
-    encode: Callable[[ExportedProgram], bytes],
-    load: Callable[[bytes], _Runner],
-) -> Exported:
-    inputs = arguments(mapped(lambda x: x.detach().cpu(), example))
-    plain = _plain_copy(network, inputs)
+def encode_onnx(network: nn.Module, example: Inputs) -> Encoded:
+    """The bytes that `export_onnx` writes, checked; errors as there."""
+    onnx_file.require_packages(*onnx_file.PACKAGES)
+    # The exporter simplifies by comparing constants with a tolerance: x + 1e-10 becomes x, and 0 / 1e-10 NaN.
+    encoders = [functools.partial(onnx_file.encode, optimize=optimize) for optimize in (True, False)]
+    return _encode(network, example, encoders, load=lambda data: onnx_file.Session(data).outputs, form="ONNX")
+
+
+def _encode(network: nn.Module, example: Inputs, encoders: Sequence[Encoder], *, load: Loader, form: str) -> Encoded:
+    """The first of several ways that computes what the network computes: an open batch size comes first."""
+    inputs = tree_map_only(Tensor, lambda x: x.detach().cpu().clone(), arguments(example))
+    plain = copied(network).cpu().eval()
     reason, cause = "", None
     for dynamic in (True, False) if _share_batch(inputs) else (False,):
+        trials = _trials(plain, inputs, dynamic=dynamic)
         try:
             with _silence():
-                data = encode(_traced(plain, inputs, dynamic=dynamic))
-                difference = _difference(plain, load(data), _trials(inputs, dynamic=dynamic))
-        except _FAULTS as error:
+                program = _trace(plain, inputs, dynamic=dynamic)
+        except Exception as error:  # noqa: BLE001 - the exporters' errors share no other base
             reason, cause = one_line(error), error
             continue
-        if difference <= _TOLERANCE:
-            files.write_bytes(path, data, RunError)
-            return Exported(path, dynamic, difference)
-        cause = None
-        reason = f"the file's outputs are off by {difference:.2g}, {_TOLERANCE:g} is allowed in float32"
+        for encode in encoders:
+            try:
+                with _silence():
+                    data = encode(program)
+                    difference = _largest_difference(load(data), trials)
+            except Exception as error:  # noqa: BLE001 - likewise, and ONNX Runtime's
+                reason, cause = one_line(error), error
+                continue
+            if difference <= TOLERANCE:
+                return Encoded(data, dynamic, difference)
+            reason = f"the file's outputs are off by {difference:.2g}, {TOLERANCE:g} is allowed in float32"
+            cause = None
     raise ModelError(
-        f"{type(network).__name__} cannot be exported to {path.name}: {reason}. A network can be exported "
+        f"{type(network).__name__} cannot be exported to {form}: {reason}. A network can be exported "
         f"when its operations are PyTorch's own and its path does not depend on the data; rewrite that part"
     ) from cause
 
 
-def _plain_copy(network: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
-    try:
-        plain = copy.deepcopy(network).cpu().eval()
-        with torch.no_grad():
-            plain(*inputs)
-    except _FAULTS as error:
-        shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors(inputs))
-        raise ModelError(
-            f"{type(network).__name__} does not run on the example of {shapes}: {one_line(error)}. Give the "
-            f"tensors that its forward takes, as one tensor, a tuple in order, or a dict"
-        ) from error
-    return plain
+def _share_batch(inputs: tuple[Any, ...]) -> bool:
+    given = tensors(inputs)
+    return all(tensor.dim() > 0 for tensor in given) and len({len(tensor) for tensor in given}) == 1
 
 
-def _share_batch(inputs: tuple[Tensor, ...]) -> bool:
-    found = tensors(inputs)
-    return all(tensor.dim() > 0 for tensor in found) and len({len(tensor) for tensor in found}) == 1
-
-
-def _traced(plain: nn.Module, inputs: tuple[Tensor, ...], *, dynamic: bool) -> ExportedProgram:
+def _trace(plain: nn.Module, inputs: tuple[Any, ...], *, dynamic: bool) -> ExportedProgram:
     shapes = None
     if dynamic:
         batch = Dim("batch")
-        shapes = tree_map(lambda _: {0: batch}, inputs)
+        shapes = tree_map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) else None, inputs)
         # torch.export takes a size of 1 for a constant.
         inputs = _with_batch(inputs, max(2, len(tensors(inputs)[0])))
     program = torch.export.export(plain, inputs, dynamic_shapes=shapes, strict=False)
@@ -138,66 +174,61 @@ def _traced(plain: nn.Module, inputs: tuple[Tensor, ...], *, dynamic: bool) -> E
     return program
 
 
-def _with_batch(inputs: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
+def _with_batch(inputs: tuple[Any, ...], size: int) -> tuple[Any, ...]:
     rows = torch.arange(size)
-    return tree_map(lambda x: x[rows % len(x)], inputs)  # type: ignore[no-any-return]
+    return tree_map_only(Tensor, lambda x: x[rows % len(x)], inputs)  # type: ignore[no-any-return]
 
 
-def _trials(inputs: tuple[Tensor, ...], *, dynamic: bool) -> list[tuple[Tensor, ...]]:
-    if not dynamic:
-        return [inputs]
-    size = len(tensors(inputs)[0])
-    # Flipped, so that a file which kept the example's figures as constants is found out.
-    other = tree_map(lambda x: x.flip(-1), _with_batch(inputs, size + 2))
-    return [inputs, _with_batch(inputs, 1), other]
+def _trials(plain: nn.Module, inputs: tuple[Any, ...], *, dynamic: bool) -> list[_Trial]:
+    """What the file is compared on: the example, and what else of these the network runs on.
+
+    Flipped inputs show a file that kept the example's figures as constants. Zeros show small constants that were
+    dropped, such as the 1e-10 in a denominator. Whole numbers are not compared there: among equal values, such as
+    those that zeros lead to, the runtimes may rank differently.
+    """
+    others = [inputs]
+    if dynamic:
+        others = [_with_batch(inputs, 1), _with_batch(inputs, len(tensors(inputs)[0]) + 2)]
+    others[-1] = tree_map_only(Tensor, lambda x: x.flip(-1) if x.dim() else x, others[-1])
+    zeros = tree_map_only(Tensor, lambda x: torch.zeros_like(x) if x.is_floating_point() else x, inputs)
+    trials = [_Trial(inputs, _outputs(plain, inputs))]
+    for other in (*others, zeros):
+        with contextlib.suppress(ModelError):
+            trials.append(_Trial(other, _outputs(plain, other), exact=other is not zeros))
+    return trials
 
 
-def _difference(plain: nn.Module, run: _Runner, trials: list[tuple[Tensor, ...]]) -> float:
+def _outputs(plain: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    with torch.no_grad():
+        return tensors(run_on_example(plain, tree_map_only(Tensor, torch.clone, inputs)))
+
+
+def _largest_difference(run: Callable[[tuple[Any, ...]], Sequence[Tensor]], trials: Sequence[_Trial]) -> float:
+    """The largest of max |got - expected| / max(1, max |expected|) over all outputs; inf where shapes differ."""
     largest = 0.0
-    for inputs in trials:
-        with torch.no_grad():
-            wanted = [leaf for leaf in tree_leaves(plain(*inputs)) if isinstance(leaf, Tensor)]
-        got = run(inputs)
-        if [leaf.shape for leaf in wanted] != [leaf.shape for leaf in got]:
+    for trial in trials:
+        outputs = run(trial.inputs)
+        if [x.shape for x in outputs] != [x.shape for x in trial.outputs]:
             return float("inf")
-        for one, other in zip(wanted, got, strict=True):
-            if one.numel():
-                scale = max(1.0, one.double().abs().max().item())
-                gap = (one.double() - other.double()).abs().max().item() / scale
+        for expected, got in zip(trial.outputs, outputs, strict=True):
+            if trial.exact or expected.is_floating_point():
+                difference = _difference(_real(expected), _real(got))
                 # `not <=` so that NaN counts as the largest difference, not as none.
-                largest = gap if not gap <= largest else largest
+                largest = difference if not difference <= largest else largest
     return largest
 
 
-def _onnx_bytes(program: ExportedProgram) -> bytes:
-    exported = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
-    assert exported is not None
-    data: bytes = exported.model_proto.SerializeToString()
-    return data
+def _real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x).double() if x.is_complex() else x.double()
 
 
-def _onnx_runner(data: bytes) -> _Runner:
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as ort
-
-    # ONNX Runtime's errors share no base but Exception.
-    faults = (ort.Fail, ort.InvalidArgument, ort.InvalidGraph, ort.NotImplemented, ort.RuntimeException)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except faults as error:
-        raise RuntimeError(str(error)) from error
-    names = [slot.name for slot in session.get_inputs()]
-
-    def run(inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        feed = {name: tensor.numpy() for name, tensor in zip(names, tensors(inputs), strict=True)}
-        try:
-            return [torch.as_tensor(value) for value in session.run(None, feed)]
-        except faults as error:
-            raise RuntimeError(str(error)) from error
-
-    return run
+def _difference(expected: Tensor, got: Tensor) -> float:
+    differs = ~((expected == got) | (expected.isnan() & got.isnan()))
+    if not bool(differs.any()):
+        return 0.0
+    finite = expected[expected.isfinite()]
+    scale = max(1.0, finite.abs().max().item() if finite.numel() else 0.0)
+    return float((expected - got)[differs].abs().max()) / scale
 
 
 def _program_bytes(program: ExportedProgram) -> bytes:
@@ -206,12 +237,12 @@ def _program_bytes(program: ExportedProgram) -> bytes:
     return buffer.getvalue()
 
 
-def _program_runner(data: bytes) -> _Runner:
+def _program_runner(data: bytes) -> Callable[[tuple[Any, ...]], Sequence[Tensor]]:
     module = torch.export.load(io.BytesIO(data)).module()
 
-    def run(inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    def run(inputs: tuple[Any, ...]) -> list[Tensor]:
         with torch.no_grad():
-            return [leaf for leaf in tree_leaves(module(*inputs)) if isinstance(leaf, Tensor)]
+            return tensors(module(*tree_map_only(Tensor, torch.clone, inputs)))
 
     return run
 

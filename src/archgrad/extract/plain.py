@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import operator
 
@@ -16,6 +15,7 @@ from archgrad.choices.lazy import Lazy
 from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
 from archgrad.choices.relaxations import Held
 from archgrad.choices.tracing import CONTAINERS, is_ours, traced
+from archgrad.networks import copied
 
 
 def plain(network: nn.Module, architecture: Architecture) -> nn.Module:
@@ -28,19 +28,19 @@ def plain(network: nn.Module, architecture: Architecture) -> nn.Module:
     for name, same in choices(network).items():
         kept = same[0].picked(architecture[name]).to(same[0].live.device)
         for choice in same:
-            choice.relaxation, choice.given, choice.live = Held(kept), None, choice.live & kept
+            choice.relaxation, choice.override, choice.live = Held(kept), None, choice.live & kept
     return _Plain(architecture).of(network)
 
 
 def picked(space: nn.Module, architecture: Architecture) -> nn.Module:
     """A copy of what runs of a space at an architecture; of a space of one of our classes that is a small part."""
     if not is_ours(space) or isinstance(space, Choice):
-        return copy.deepcopy(space)
+        return copied(space)
     masks = {
         n: same[0].picked(architecture[n]).to(same[0].live.device, torch.float) for n, same in choices(space).items()
     }
     with using(space, masks):
-        return copy.deepcopy(traced(space))
+        return copied(traced(space))
 
 
 def unparametrize(network: nn.Module) -> None:

@@ -182,7 +182,7 @@ class Encoder(nn.Module):
 
         return [mixed(place) for place in range(1 + self.levels)]
 
-    def shares(self, path: str) -> list[list[tuple[Choice, int]]]:
+    def mixing_terms(self, path: str) -> list[list[tuple[Choice, int]]]:
         """What scales the work of a module at `path` below this one: its width."""
         first, _, rest = path.partition(".")
         return [[(self.width, int(rest.partition(".")[0]))]] if first == "trunks" else [[]]
@@ -220,7 +220,7 @@ class Trunk(nn.Module):
         used = weights.reshape(-1, self.depth.size).any(dim=0).nonzero().flatten().tolist()
         return self.fewest + max(used, default=0)
 
-    def shares(self, path: str) -> list[list[tuple[Choice, int]]]:
+    def mixing_terms(self, path: str) -> list[list[tuple[Choice, int]]]:
         """What scales the work of a module at `path` below this one: a block runs for every depth from its own on."""
         first, _, rest = path.partition(".")
         behind = int(rest.partition(".")[0]) - self.fewest + 1 if first == "blocks" else 0

@@ -142,7 +142,7 @@ class Fusion(nn.Module):
             assert isinstance(encoder, Encoder)
             encoder.form.check(inputs[name], name)
 
-    def shares(self, path: str) -> list[list[tuple[Choice, int]]]:
+    def mixing_terms(self, path: str) -> list[list[tuple[Choice, int]]]:
         """What scales the work of a module at `path`: that of an encoder's earlier level, by what reads it."""
         parts = path.split(".")
         if self.where is None or parts[0] != "encoders" or parts[2:3] != ["trunks"] or parts[4:5] != ["levels"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Gate
 from archgrad.costs.count import macs, params
-from archgrad.costs.latency import Runtime, compare
+from archgrad.costs.latency import Runtime, latency
 from archgrad.errors import ArchitectureError, MissingExtra, ModelError, RunError
 from archgrad.extract.discretize import build, decide
 from archgrad.extract.export import export_program
@@ -141,11 +140,10 @@ def latencies(
     A runtime that is not installed, or to which a network cannot be exported, is left out.
     """
     single = mapped(lambda x: x[:1].cpu(), example)
-    plain = {name: copy.deepcopy(network).cpu().eval() for name, network in networks.items()}
     found: dict[str, dict[str, Any]] = {name: {} for name in networks}
     for runtime in runtimes:
         try:
-            timed = compare(plain, single, device="cpu", runtime=runtime)
+            timed = latency(single, runtime=runtime).timings(networks)
         except (MissingExtra, ModelError):
             continue
         for name, timing in timed.items():

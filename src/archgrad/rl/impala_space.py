@@ -223,30 +223,16 @@ class ImpalaCells(nn.Module):
         """Features [B, features] of images [B, in_channels, H, W]."""
         return self.head(self.body(self.order(x)))  # type: ignore[no-any-return]
 
-    def resized(
-        self,
-        *,
-        cells: int | None = None,
-        channels: int | None = None,
-        auxiliary: bool = False,
-        drop_path: float = 0.0,
-    ) -> ImpalaCells:
+    def resized(self, *, cells: int | None = None, channels: int | None = None) -> ImpalaCells:
         """A fresh space of the same choices.
 
         Args:
             cells: a stage; None for as many as here.
             channels: of the first stage, the others in proportion; None for as many as here.
-            auxiliary: not in this space.
-            drop_path: not in this space.
 
         Raises:
-            ConfigError: an auxiliary head or drop-path is asked for, or a number out of range.
+            ConfigError: a number out of range.
         """
-        if auxiliary or drop_path:
-            raise ConfigError(
-                f"encoders of an agent have no auxiliary head and no drop-path (given auxiliary={auxiliary}, "
-                f"drop_path={drop_path}); leave both out"
-            )
         first, *_ = depths = self.plan.depths
         if channels is not None:
             depths = tuple(max(1, depth * channels // first) for depth in depths)

@@ -202,7 +202,7 @@ class SharedNode(nn.Module):
         weights = (first + second).flatten(-2)
         return mixture(weights, run, live=(live | other).flatten(), labels=self.labels, name=f"node {self.name!r}")
 
-    def shares(self, path: str) -> list[list[tuple[Choice, int]]]:
+    def mixing_terms(self, path: str) -> list[list[tuple[Choice, int]]]:
         """What scales the work of a module at `path` below this one: a sum of products of (choice, entry)."""
         container, *rest = path.split(".")
         if container != "edges":

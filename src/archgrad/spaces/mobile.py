@@ -133,25 +133,11 @@ class MobileNet(nn.Module):
         x = self.head(self.layers(self.first(self.stem(x))))
         return self.classifier(self.pool(x).flatten(1))  # type: ignore[no-any-return]
 
-    def resized(
-        self,
-        *,
-        cells: int | None = None,
-        channels: int | None = None,
-        auxiliary: bool = False,
-        drop_path: float = 0.0,
-    ) -> MobileNet:
+    def resized(self) -> MobileNet:
         """The same space, fresh and for training one architecture: without dropout on the identity.
 
-        Raises:
-            ConfigError: anything is given; every layer of this space is searched at its own width.
+        It has no other sizes: every layer was chosen for its place and width.
         """
-        if cells is not None or channels is not None or auxiliary or drop_path:
-            raise ConfigError(
-                f"a mobile network cannot be resized: each layer was chosen for its place and width, and there is no "
-                f"auxiliary head and no drop-path (given cells={cells}, channels={channels}, auxiliary={auxiliary}, "
-                f"drop_path={drop_path}); leave them out, or search mobile_backbone(widths=..., cells=...)"
-            )
         form = dataclasses.replace(self.form, identity_dropout=0.0)
         return MobileNet(form, [form.mixture(layer) for layer in form.layers()])
 

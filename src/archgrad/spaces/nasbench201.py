@@ -118,30 +118,16 @@ class NASBench201(nn.Module):
         """Logits [B, classes] of images [B, in_channels, H, W]."""
         return self.classifier(self.last(self.body(self.stem(x))).flatten(1))  # type: ignore[no-any-return]
 
-    def resized(
-        self,
-        *,
-        cells: int | None = None,
-        channels: int | None = None,
-        auxiliary: bool = False,
-        drop_path: float = 0.0,
-    ) -> NASBench201:
+    def resized(self, *, cells: int | None = None, channels: int | None = None) -> NASBench201:
         """A supernet with the same choices, fresh and for training one architecture: BatchNorm scales and shifts.
 
         Args:
             cells: in each stage; None for as many as here.
             channels: of the first stage; None for as many as here.
-            auxiliary: not in this space.
-            drop_path: not in this space.
 
         Raises:
-            ConfigError: an auxiliary head or drop-path is asked for, or a number below 1.
+            ConfigError: a number below 1.
         """
-        if auxiliary or drop_path:
-            raise ConfigError(
-                f"NAS-Bench-201 networks have no auxiliary head and no drop-path (given auxiliary={auxiliary}, "
-                f"drop_path={drop_path}); leave both out"
-            )
         return nasbench201_cells(
             channels=self.channels if channels is None else channels,
             cells=self.cells if cells is None else cells,

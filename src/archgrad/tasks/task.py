@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from archgrad.errors import ConfigError, DataError
 
@@ -193,7 +193,7 @@ def tensors(inputs: Any) -> list[Tensor]:
 
 def mapped(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     """The inputs with a function applied to each tensor."""
-    return tree_map(function, inputs)  # type: ignore[no-any-return]
+    return tree_map_only(Tensor, function, inputs)  # type: ignore[no-any-return]
 
 
 def stable_seed(*parts: int | str) -> int:

@@ -118,7 +118,7 @@ def _subjects(options: ScoreOptions, fits: spaces.Fits, run: Run, table: Tabular
     prepare_supernet(space, run, needs="archgrad score")
     if isinstance(space, Resizable):
         # Networks are scored in the form in which they are trained.
-        space = space.resized(cells=None, channels=None, auxiliary=False, drop_path=0.0)
+        space = space.resized()
     found = [architectures.given(space, text, "--arch") for text in options.arch]
     if options.architectures:
         found += architectures.from_file(space, Path(options.architectures))

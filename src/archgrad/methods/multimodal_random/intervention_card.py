@@ -95,8 +95,8 @@ def _fixed(space: nn.Module) -> list[str]:
     """Modules with parameters of their own that belong to no candidate."""
     inside = {m for same in choices(space).values() for choice in same for m in choice.modules()}
     for node in space.modules():
-        if callable(shares := getattr(node, "shares", None)):  # what several choices weigh together
-            inside |= {m for path, m in node.named_modules() if path and _has_own(m) and all(shares(path))}
+        if callable(mixing_terms := getattr(node, "mixing_terms", None)):  # what several choices weigh together
+            inside |= {m for path, m in node.named_modules() if path and _has_own(m) and all(mixing_terms(path))}
     return [
         name or type(module).__name__
         for name, module in space.named_modules()

@@ -1,0 +1,81 @@
+"""ONNX: from a torch.export program to the bytes of a file, and from bytes to a session of ONNX Runtime."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from archgrad.errors import MissingExtra
+from archgrad.tasks.task import tensors
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def require_packages(*packages: str) -> None:
+    """Raise MissingExtra where one of these packages is not installed."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(package, "export")
+
+
+def encode(program: ExportedProgram, *, optimize: bool) -> bytes:
+    """The bytes of an ONNX file with the weights inside; `optimize`: simplified by the exporter."""
+    exported = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False, optimize=optimize)
+    assert exported is not None
+    data: bytes = exported.model_proto.SerializeToString()
+    return data
+
+
+class Session:
+    """An ONNX file in ONNX Runtime on the CPU.
+
+    Args:
+        data: the bytes of the file.
+        threads: CPU threads of one pass; None: as ONNX Runtime has it.
+
+    Raises:
+        MissingExtra: onnxruntime is not installed.
+        RuntimeError: the bytes are no network that ONNX Runtime runs; `prepare` and `run` raise it too.
+    """
+
+    def __init__(self, data: bytes, *, threads: int | None = None) -> None:
+        require_packages("onnxruntime")
+        import onnxruntime
+        from onnxruntime.capi import onnxruntime_pybind11_state as ort
+
+        # ONNX Runtime's errors share no base but Exception.
+        self._errors = (
+            ort.Fail, ort.InvalidArgument, ort.InvalidGraph, ort.InvalidProtobuf, ort.NotImplemented,
+            ort.RuntimeException, ValueError, TypeError,
+        )  # fmt: skip
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        try:
+            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except self._errors as error:
+            raise RuntimeError(str(error)) from error
+
+    def prepare(self, inputs: object) -> dict[str, Any]:
+        """What `run` takes, from a nest of tensors in the order of the file's inputs."""
+        names = [slot.name for slot in self._session.get_inputs()]
+        given = tensors(inputs)
+        if len(names) != len(given):
+            raise RuntimeError(f"the file has the inputs {names}, the example {len(given)} tensors")
+        return {name: tensor.numpy() for name, tensor in zip(names, given, strict=True)}
+
+    def run(self, feed: dict[str, Any]) -> list[Any]:
+        """The outputs as arrays."""
+        try:
+            return self._session.run(None, feed)  # type: ignore[no-any-return]
+        except self._errors as error:
+            raise RuntimeError(str(error)) from error
+
+    def outputs(self, inputs: object) -> list[Tensor]:
+        """The outputs, as tensors, on a nest of tensors in the order of the file's inputs."""
+        return [torch.as_tensor(value) for value in self.run(self.prepare(inputs))]

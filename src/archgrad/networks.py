@@ -1,0 +1,81 @@
+"""Handling somebody's network with care: copy it, run it on an example, put its modes back."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from archgrad.errors import ArchgradError, ModelError, one_line
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@contextlib.contextmanager
+def modes_kept(network: nn.Module) -> Iterator[None]:
+    """Put every submodule back into the mode (train or eval) that it was in before the block."""
+    modes = {module: module.training for module in network.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside the block; every submodule's mode is put back."""
+    with modes_kept(network), torch.no_grad():
+        network.eval()
+        yield
+
+
+def run_on_example(network: nn.Module, inputs: Sequence[Any]) -> Any:
+    """`network(*inputs)`, where a failure becomes an error that names the shapes.
+
+    Raises:
+        ModelError: the network fails on these inputs.
+    """
+    try:
+        return network(*inputs)
+    except Exception as error:  # a user's forward may raise anything
+        raise ModelError(
+            f"{type(network).__name__} does not run on the example of {shapes(inputs)}: {one_line(error)}. Give the "
+            f"tensors that its forward takes, as one tensor, a tuple in order, or a dict"
+        ) from error
+
+
+def shapes(nest: object) -> str:
+    """The shapes of all tensors in a nest: "[2, 3, 8, 8], [2, 5]"."""
+    return ", ".join(str(list(leaf.shape)) for leaf in tree_leaves(nest) if isinstance(leaf, Tensor))
+
+
+def copied(network: Network) -> Network:
+    """A deep copy. Tensors with a gradient history, which torch does not copy, are copied without it.
+
+    Such are the weights that `weight_norm` and `torch.nn.utils.prune` compute before each forward pass, and
+    activations that a forward pass keeps as an attribute.
+
+    Raises:
+        ModelError: something in the network cannot be copied.
+    """
+    attributes = [value for module in network.modules() for value in vars(module).values()]
+    memo: dict[int, Any] = {
+        id(leaf): leaf.detach().clone()
+        for leaf in tree_leaves(attributes)
+        if isinstance(leaf, Tensor) and leaf.requires_grad and not leaf.is_leaf
+    }
+    try:
+        return copy.deepcopy(network, memo)
+    except ArchgradError:
+        raise
+    except Exception as error:  # a user's __deepcopy__ may raise anything
+        raise ModelError(
+            f"{type(network).__name__} cannot be copied: {one_line(error)}. Take it (an open file, a lock, a "
+            f"generator, a cached tensor) off the modules' attributes, or give their class a __deepcopy__"
+        ) from error
