@@ -109,12 +109,12 @@ class Bench:
         generator = torch.Generator().manual_seed(self.seed)
         scores = {n: torch.rand(g.size, generator=generator) for n, g in gates(self.space).items()}
         constraint = GateConstraint(self.space, ag.macs(self.x).at_most(fraction=fraction), self.exact)
-        return self.tuned(ag.build(self.space, constraint.largest(scores)), self.left)
+        return self.tuned(ag.build(self.space, constraint.best_feasible(scores)), self.left)
 
     def uniform(self, fraction: float) -> dict[str, float]:
         constraint = GateConstraint(self.space, ag.macs(self.x).at_most(fraction=fraction), self.exact)
         torch.manual_seed(self.seed)
-        network = ag.build(self.space, uniform(self.space, constraint.width(), self.exact), weights="fresh")
+        network = ag.build(self.space, uniform(self.space, constraint.uniform_width(), self.exact), weights="fresh")
         return self.tuned(network, self.epochs)
 
     def torch_pruning(self, fraction: float, importance: Callable[[], tp.importance.Importance]) -> dict[str, float]:
@@ -190,7 +190,7 @@ def speed_at_half(name: str, x: torch.Tensor) -> dict[str, object]:
     for step in (16, 8, 1):
         constraint = GateConstraint(space, ag.macs(x).at_most(fraction=0.5), WidthRounding(step))
         networks[f"half, multiples of {step}"] = ag.build(
-            space, uniform(space, constraint.width(), WidthRounding(step))
+            space, uniform(space, constraint.uniform_width(), WidthRounding(step))
         ).eval()
     timings = {r: ag.latency(x, runtime=r, repeats=200).timings(networks) for r in ("eager", "onnx")}
     macs = {key: ag.macs(x).of(net) for key, net in networks.items()}
@@ -213,7 +213,7 @@ def profile(name: str, x: torch.Tensor, *, passes: int = 600) -> str:
     for step in (8, 16):
         constraint = GateConstraint(space, ag.macs(x).at_most(fraction=0.5), WidthRounding(step))
         found[f"multiples of {step}"] = ag.build(
-            space, uniform(space, constraint.width(), WidthRounding(step))
+            space, uniform(space, constraint.uniform_width(), WidthRounding(step))
         ).eval()
     lines = []
     for key, net in found.items():

@@ -33,7 +33,7 @@ from torch import nn
 import archgrad as ag
 from archgrad import files
 from archgrad.errors import RunError
-from archgrad.methods.pruning_transfer.transfer import Protocol
+from archgrad.methods.pruning_transfer.transfer import TransferProtocol
 
 DATA = Path(os.environ.get("ARCHGRAD_DATA", ""))
 Pair = tuple[ag.Classification, ag.Classification, nn.Module]
@@ -91,10 +91,10 @@ def cifar() -> Pair:
     return task(range(5)), task(range(5, 10)), vgg((16, "M", 32, "M", 64, 64, "M"), classes=5)
 
 
-PAIRS: dict[str, tuple[Callable[[], Pair], float, Protocol, str]] = {
-    "digits": (digits, 0.2, Protocol(shots=(1, 5, 20), draws=3, restarts=2), ""),
-    "mnist": (mnist, 0.2, Protocol(shots=(1, 5, 20), draws=3, restarts=2), "fashion_mnist/fashion_mnist.npz"),
-    "cifar": (cifar, 0.35, Protocol(shots=(1, 5, 20), draws=3, restarts=1), "cifar10/cifar10_jpeg.npz"),
+PAIRS: dict[str, tuple[Callable[[], Pair], float, TransferProtocol, str]] = {
+    "digits": (digits, 0.2, TransferProtocol(shots=(1, 5, 20), draws=3, restarts=2), ""),
+    "mnist": (mnist, 0.2, TransferProtocol(shots=(1, 5, 20), draws=3, restarts=2), "fashion_mnist/fashion_mnist.npz"),
+    "cifar": (cifar, 0.35, TransferProtocol(shots=(1, 5, 20), draws=3, restarts=1), "cifar10/cifar10_jpeg.npz"),
 }
 
 

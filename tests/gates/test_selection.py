@@ -18,7 +18,7 @@ from archgrad.costs.count import macs, params
 from archgrad.costs.limits import Limit
 from archgrad.errors import ChoiceError, ConfigError, LimitError
 from archgrad.extract.discretize import build
-from archgrad.gates.selection import GateConstraint, WidthRounding, above, gates, uniform
+from archgrad.gates.selection import GateConstraint, WidthRounding, above_threshold, gates, uniform
 from archgrad.spaces.slim.slimmable import slim
 
 X = torch.randn(2, 3, 8, 8)
@@ -42,7 +42,7 @@ def test_the_largest_under_the_limit_is_that_of_brute_force(seed: int, fraction:
     scores = random_scores(space, seed=seed)
     cost = macs(x)
     bound = fraction * cost.of(space)
-    found = GateConstraint(space, cost.at_most(fraction=fraction), WidthRounding(1)).largest(scores)
+    found = GateConstraint(space, cost.at_most(fraction=fraction), WidthRounding(1)).best_feasible(scores)
     names = list(scores)
     best = -1.0
     for widths in itertools.product(*(range(1, scores[n].numel() + 1) for n in names)):
@@ -72,16 +72,16 @@ def test_the_largest_under_the_limit_is_that_of_brute_force(seed: int, fraction:
 def test_the_limit_is_kept_on_a_recount_and_used_up(make, rounding: int | None) -> None:
     space = slim(make(), X)
     for seed, (cost, fraction) in enumerate(((macs(X), 0.5), (params(), 0.6), (macs(X), 0.9))):
-        scores, rounding = random_scores(space, seed=seed), WidthRounding(rounding)
-        constraint = GateConstraint(space, cost.at_most(fraction=fraction), rounding)
+        scores, widths = random_scores(space, seed=seed), WidthRounding(rounding)
+        constraint = GateConstraint(space, cost.at_most(fraction=fraction), widths)
         assert constraint.reference == cost.of(space)
-        found = constraint.largest(scores)
+        found = constraint.best_feasible(scores)
         value = cost.of(build(space, found))
         assert value <= fraction * cost.of(space)
-        assert constraint.of(found) == pytest.approx(value, rel=1e-12)
+        assert constraint.price(found) == pytest.approx(value, rel=1e-12)
         # Every larger architecture in the order of the scores is over the limit.
         values = torch.cat(list(scores.values())).unique().tolist()
-        others = {constraint.of(above(space, scores, t, rounding)) for t in (values[0] - 1, *values)}
+        others = {constraint.price(above_threshold(space, scores, t, widths)) for t in (values[0] - 1, *values)}
         assert all(other > constraint.bound for other in others if other > value * (1 + 1e-12))
 
 
@@ -89,16 +89,16 @@ def test_everything_stays_where_there_is_room() -> None:
     space = slim(resnet(), X)
     full = {name: tuple(range(gate.size)) for name, gate in gates(space).items()}
     for limit in (macs(X).at_most(fraction=1.0), macs(X).at_most(1e12)):
-        assert GateConstraint(space, limit, WidthRounding()).largest(random_scores(space, seed=0)) == Architecture(
-            full
-        )
+        assert GateConstraint(space, limit, WidthRounding()).best_feasible(
+            random_scores(space, seed=0)
+        ) == Architecture(full)
 
 
 def test_the_impossible_names_the_lowest_that_can_be_reached() -> None:
     space = slim(plain(), X)
     lowest = Architecture(dict.fromkeys(gates(space), (0,)))
     least = macs(X).of(build(space, lowest))
-    assert GateConstraint(space, macs(X).at_most(least), WidthRounding(1)).largest(random_scores(space, seed=0))
+    assert GateConstraint(space, macs(X).at_most(least), WidthRounding(1)).best_feasible(random_scores(space, seed=0))
     with pytest.raises(LimitError, match=rf"lowest reachable is {least:,.6g} .*round_to=1"):
         GateConstraint(space, macs(X).at_most(least - 1), WidthRounding(1))
     with pytest.raises(LimitError, match="no network of this space takes at most 10 MACs"):
@@ -158,7 +158,7 @@ def test_a_gate_that_keeps_everything_is_not_cut_by_rounding(to: int | None, siz
 def test_the_best_entries_stay() -> None:
     space = slim(plain(), X)
     scores = random_scores(space, seed=3)
-    found = above(space, scores, 0.0, WidthRounding(1))
+    found = above_threshold(space, scores, 0.0, WidthRounding(1))
     for name, pick in found.items():
         wanted = (scores[name] > 0).nonzero().flatten().tolist()
         assert list(pick) == (wanted or [int(scores[name].argmax())])
@@ -169,7 +169,7 @@ def test_no_layer_dies() -> None:
         space = slim(make(), X)
         scores = {name: torch.full((g.size,), -1.0) for name, g in gates(space).items()}
         for rounding in (WidthRounding(), WidthRounding(1), WidthRounding(8)):
-            found = above(space, scores, 0.0, rounding)
+            found = above_threshold(space, scores, 0.0, rounding)
             for name, pick in found.items():
                 assert len(pick) == (0 if gates(space)[name].vanishing else rounding.step(gates(space)[name]))
             assert torch.isfinite(build(space, found)(X)).all()
@@ -179,20 +179,20 @@ def test_a_branch_vanishes_with_its_inner_gates() -> None:
     space = slim(resnet(), X)
     scores = {name: torch.ones(g.size) for name, g in gates(space).items()}
     scores["blocks.0.conv1"] -= 5.0
-    found = above(space, scores, 0.0, WidthRounding(1))
+    found = above_threshold(space, scores, 0.0, WidthRounding(1))
     assert found["blocks.0.branch"] == ()
     assert found["blocks.1.branch"] == found["blocks.2.branch"] == (0,)
     assert isinstance(build(space, found).blocks[0], nn.ReLU)
     scores["blocks.0.conv1"][3] = 1.0  # one inner channel is enough to stay
-    assert above(space, scores, 0.0, WidthRounding(1))["blocks.0.branch"] == (0,)
+    assert above_threshold(space, scores, 0.0, WidthRounding(1))["blocks.0.branch"] == (0,)
     scores["blocks.0.branch"] -= 5.0  # unless the branch itself is not wanted
-    assert above(space, scores, 0.0, WidthRounding(1))["blocks.0.branch"] == ()
+    assert above_threshold(space, scores, 0.0, WidthRounding(1))["blocks.0.branch"] == ()
 
 
 def test_a_floor_keeps_a_share_of_every_gate() -> None:
     space = slim(resnet(), X)
     scores = {name: -torch.rand(g.size) for name, g in gates(space).items()}
-    found = above(space, scores, 0.0, WidthRounding(1), floor=0.25)
+    found = above_threshold(space, scores, 0.0, WidthRounding(1), floor=0.25)
     for name, one in gates(space).items():
         if not one.vanishing:
             assert len(found[name]) == max(1, one.size // 4)
@@ -227,15 +227,17 @@ def test_a_measured_limit_is_met_on_the_built_networks() -> None:
     space = slim(plain(), X)
     cost = Slowness()
     full = params().of(space) / 1000
-    found = GateConstraint(space, Limit(cost, fraction=0.5), WidthRounding(1)).largest(random_scores(space, seed=0))
+    found = GateConstraint(space, Limit(cost, fraction=0.5), WidthRounding(1)).best_feasible(
+        random_scores(space, seed=0)
+    )
     assert params().of(build(space, found)) / 1000 <= 0.5 * full
     assert cost.calls > 3
 
 
 def test_what_is_no_space_of_gates_is_refused() -> None:
-    with pytest.raises(ChoiceError, match="no choice in it"):
+    with pytest.raises(ChoiceError, match=r"has no choice\. Give a space of gates alone"):
         gates(plain())
-    with pytest.raises(ChoiceError, match=r"\['op'\] are no gates"):
+    with pytest.raises(ChoiceError, match=r"choices that are no gates: \['op'\]"):
         gates(nn.Sequential(OpChoice([nn.ReLU()], name="op"), Gate(3, name="gate")))
     space = slim(plain(), X)
     assert list(gates(space)) == list(choices(space))

@@ -14,7 +14,7 @@ from archgrad.costs.count import Macs
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError, NonFiniteError
 from archgrad.gates.gate_optimizer import GateOptimizer, entry_logits
-from archgrad.gates.selection import GateConstraint, WidthRounding, above, gates
+from archgrad.gates.selection import GateConstraint, WidthRounding, above_threshold, gates
 from archgrad.training.schedules import geometric
 
 torch.set_num_threads(1)
@@ -129,7 +129,7 @@ def test_under_a_limit_the_pressure_holds_the_expected_cost_there() -> None:
     optimizer = torch.optim.SGD(ag.logits(space), lr=1.0)
     generator = torch.Generator().manual_seed(0)
     for epoch in range(10):
-        gate_optimizer.on_epoch(epoch, of=10, optimizer=optimizer)
+        assert gate_optimizer.grow_scale(epoch / 10, optimizer)
         for _ in range(30):
             for relaxation in gate_optimizer.relaxations:
                 relaxation.logits.data += 0.01 * torch.randn(relaxation.logits.shape, generator=generator)
@@ -146,10 +146,10 @@ def test_deriving_again_from_what_was_derived_changes_nothing() -> None:  # [9]
     x = torch.randn(2, 1, 8, 8)
     space = ag.slim(conv_net(), x)
     scores = {n: torch.randn(g.size, generator=torch.Generator().manual_seed(1)) for n, g in gates(space).items()}
-    network = ag.build(space, above(space, scores, 0.0, WidthRounding(1)))
+    network = ag.build(space, above_threshold(space, scores, 0.0, WidthRounding(1)))
     again_space = ag.slim(network, x)
     kept = {n: s[s > 0] if bool((s > 0).any()) else s.max()[None] for n, s in scores.items()}
-    again = ag.build(again_space, above(again_space, kept, 0.0, WidthRounding(1)))
+    again = ag.build(again_space, above_threshold(again_space, kept, 0.0, WidthRounding(1)))
     assert all(
         torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True)
     )
@@ -220,5 +220,5 @@ def test_a_loss_that_is_not_finite_stops_the_run(digits: ag.Classification, tmp_
     explosive = functools.partial(torch.optim.SGD, lr=1e30)
     space = ag.slim(conv_net(), digits.example)
     with pytest.raises(NonFiniteError, match=r"loss became NaN or infinite in phase 'weights'.*lower learning rate"):
-        ag.dnal(space, digits, quiet(folder=tmp_path / "run"), optimizer=explosive)
+        ag.dnal(space, digits, quiet(folder=tmp_path / "run"), recipe=ag.Recipe(optimizer_factory=explosive))
     assert list((tmp_path / "run" / "checkpoints").iterdir()), "the last good state is kept"

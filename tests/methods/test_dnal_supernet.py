@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.choices.access import choices
-from archgrad.gates.selection import WidthRounding, above, gates
+from archgrad.gates.selection import WidthRounding, above_threshold, gates
 from archgrad.spaces.mobile import BLOCKS, Widths, mobile_backbone
 
 torch.set_num_threads(1)
@@ -39,7 +39,7 @@ def scored(space: nn.Module, value: float) -> dict[str, Tensor]:
 
 def derived(space: nn.Module, scores: dict[str, Tensor]) -> ag.Architecture:
     """What DNAL keeps by its threshold, widths not rounding."""
-    return above(space, scores, 0.0, WidthRounding(1))
+    return above_threshold(space, scores, 0.0, WidthRounding(1))
 
 
 def blocks(network: nn.Module, layer: int) -> set[str]:

@@ -17,7 +17,7 @@ from archgrad.choices.relaxations import TwoTemperature
 from archgrad.costs.limits import Limit
 from archgrad.errors import ChoiceError, ConfigError, DataError, LimitError
 from archgrad.gates.gate_optimizer import entry_logits
-from archgrad.gates.selection import GateConstraint, WidthRounding, gates, whole
+from archgrad.gates.selection import GateConstraint, WidthRounding, full, gates
 from archgrad.methods.pruning_transfer.gate_pruning import Signs, adopt, charges, magnitudes, redraw
 from archgrad.methods.pruning_transfer.pruning_transfer import PruningTerms
 
@@ -162,7 +162,13 @@ fast = functools.partial(ag.adam, learning_rate=0.03)
 def test_the_network_is_the_masked_space_and_loses_inputs_and_channels(process: str, limited: bool) -> None:  # [6]
     space = made()
     found = ag.pruning_transfer(
-        space, task(), quiet(), limit=half() if limited else None, process=process, search=0.9, optimizer=fast
+        space,
+        task(),
+        quiet(),
+        limit=half() if limited else None,
+        process=process,
+        search_fraction=0.9,
+        recipe=ag.Recipe(optimizer_factory=fast),
     )
     assert {"0.inputs", "0", "2.one", "2.branch"} == set(found.architecture)
     x = torch.randn(7, 10)
@@ -189,9 +195,9 @@ def test_without_penalty_all_that_does_no_harm_stays() -> None:  # [5]
     g = torch.Generator().manual_seed(0)
     harmless = Harmless((torch.randn(90, 10, generator=g), torch.arange(90) % 2), batch_size=30)
     found = ag.pruning_transfer(made(), harmless, quiet(steps=60), gamma=0.0, terms=PruningTerms(noise=0.0))
-    assert found.architecture == whole(made())
+    assert found.architecture == full(made())
     some = ag.pruning_transfer(made(), harmless, quiet(steps=60), gamma=100.0, terms=PruningTerms(noise=0.0))
-    assert some.architecture != whole(made())
+    assert some.architecture != full(made())
 
 
 def shifted(parameters: Iterable[nn.Parameter], *, by: int) -> Optimizer:
@@ -210,8 +216,8 @@ def test_drawn_afresh_the_inputs_kept_do_not_depend_on_which_weights_were_drawn(
     limit = ag.params().at_most(10)
     first, second, third = (
         ag.pruning_transfer(
-            space, task(), quiet(steps=300), limit=limit, process=process, search=0.9,
-            optimizer=functools.partial(shifted, by=by),
+            space, task(), quiet(steps=300), limit=limit, process=process, search_fraction=0.9,
+            recipe=ag.Recipe(optimizer_factory=functools.partial(shifted, by=by)),
         ).architecture
         for process, by in (("redraw", 0), ("redraw", 1), ("frozen", 0))
     )  # fmt: skip
@@ -226,13 +232,13 @@ def test_a_budget_is_met_to_within_one_part(fraction: float) -> None:  # [8]
     for cost in (ag.params(), ag.macs(task().example)):
         constraint = GateConstraint(space, cost.at_most(fraction=fraction), WidthRounding(1))
         g = torch.Generator().manual_seed(3)
-        found = constraint.largest({n: torch.randn(one.size, generator=g) for n, one in gates(space).items()})
+        found = constraint.best_feasible({n: torch.randn(one.size, generator=g) for n, one in gates(space).items()})
         assert cost.of(ag.build(space, found)) <= constraint.bound
         gone = set() if found["2.branch"] else {"2.branch", "2.one"}
         for name, gate in gates(space).items():
             for entry in set(range(gate.size)) - set(found[name]) if name not in gone else ():
                 more = ag.Architecture({**found, name: tuple(sorted((*found[name], entry)))})
-                assert constraint.of(more) > constraint.bound
+                assert constraint.price(more) > constraint.bound
 
 
 def test_charges_are_shares_of_the_cost() -> None:
@@ -248,7 +254,7 @@ def test_charges_are_shares_of_the_cost() -> None:
 
 def test_drawing_afresh_reaches_weights_behind_gates_and_leaves_the_logits() -> None:
     space = ag.relax(made(), ag.two_temperature)
-    twin = ag.build(space, whole(space))
+    twin = ag.build(space, full(space))
     before = {k: v.clone() for k, v in space.state_dict().items()}
     redraw(space, twin)
     for name, tensor in space.state_dict().items():
@@ -272,14 +278,14 @@ def test_magnitudes_are_those_of_the_weights_that_make_a_part() -> None:
 
 def test_signs_settle_after_the_first_change() -> None:
     signs, on = Signs(), torch.ones(4)
-    assert [signs.turn(on)["flips"] for _ in range(3)] == [0.0, 0.0, 0.0]
+    assert [signs.observe(on)["flips"] for _ in range(3)] == [0.0, 0.0, 0.0]
     assert signs.unchanged == 0, "nothing has moved yet"
     on[1] = -1.0
-    assert signs.turn(on) == {"flips": 1.0, "open_gates": 3.0}
-    signs.turn(on)
+    assert signs.observe(on) == {"flips": 1.0, "open_gates": 3.0}
+    signs.observe(on)
     again = Signs()
     again.load_state_dict(signs.state_dict())
-    again.turn(on)
+    again.observe(on)
     assert again.unchanged == 2
 
 
@@ -290,9 +296,9 @@ def test_it_stops_early_once_no_part_changes_and_clips() -> None:
     space, seen = made(), {}
 
     class Watched(ag.Run):
-        def remember(self, key: str, compute: Callable[[], object]) -> object:
+        def compute_once(self, key: str, compute: Callable[[], object]) -> object:
             seen.update(entry_logits(self._saving.parts["space"]) if key == "architecture" else {})
-            return super().remember(key, compute)
+            return super().compute_once(key, compute)
 
     ag.pruning_transfer(
         space, task(), Watched(steps=200, device="cpu", progress=False), gamma=200.0, terms=PruningTerms(clip=True)
@@ -337,7 +343,7 @@ def test_what_makes_no_sense_is_refused() -> None:
         search(quiet(), gamma=-1)
     with pytest.raises(ConfigError, match="gate_steps=0: allowed is 1 or more"):
         search(quiet(), terms=PruningTerms(gate_steps=0))
-    with pytest.raises(ConfigError, match="give a larger budget"):
+    with pytest.raises(ConfigError, match="Give a larger budget"):
         search(quiet(steps=30))
     with pytest.raises(DataError, match="share"):
         search(quiet(), terms=PruningTerms(held_out=1.0))

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.errors import ConfigError, DataError, ModelError
-from archgrad.gates.selection import whole
+from archgrad.gates.selection import full
 from archgrad.methods.pruning_transfer.gate_pruning import magnitudes
-from archgrad.methods.pruning_transfer.transfer import Protocol, Rival, _Lab
+from archgrad.methods.pruning_transfer.transfer import Rival, TransferProtocol, _Lab
 from archgrad.tasks.task import stable_seed
 
 torch.set_num_threads(1)
-QUICK = Protocol(shots=(2, 4), draws=2, restarts=1, steps=20)
+QUICK = TransferProtocol(shots=(2, 4), draws=2, restarts=1, steps=20)
 
 
 def data(seed: int, *, columns: tuple[int, ...], classes: int = 3, features: int = 12) -> ag.Classification:
@@ -57,12 +57,12 @@ def quiet(**settings: object) -> ag.Run:
     return ag.Run(**{"steps": 60, "seed": 1, "device": "cpu", "progress": False, **settings})
 
 
-def transferred(run: ag.Run, protocol: Protocol = QUICK, **others: object) -> ag.Found:
+def transferred(run: ag.Run, protocol: TransferProtocol = QUICK, **others: object) -> ag.Found:
     return ag.transfer(space(), GOOD, run, source=source(), target=target(), protocol=protocol, **others)
 
 
 def test_the_right_structure_beats_what_keeps_the_noise() -> None:
-    found = transferred(quiet(), Protocol(shots=(8,), draws=3, restarts=1, steps=60))
+    found = transferred(quiet(), TransferProtocol(shots=(8,), draws=3, restarts=1, steps=60))
     rivals = {one["name"]: one["8 shots"][0] for one in found.record["baselines"]}
     assert found.score == found.record["after"]["8 shots"][0]
     assert found.score > rivals["whole network, from scratch"] + 0.05
@@ -104,8 +104,8 @@ def test_batchnorm_goes_by_what_is_asked_for(norm: str) -> None:
     trained[1].running_mean.fill_(7.0)
     run = quiet()
     run.begin("test", {})
-    lab = _Lab(trained, "3", target(), Protocol(steps=5, norm=norm), run)
-    kept, fresh = (lab.trained(Rival([whole(trained)], kept=k), shots=4, draw=0, restart=0) for k in (True, False))
+    lab = _Lab(trained, "3", target(), TransferProtocol(steps=5, norm=norm), run)
+    kept, fresh = (lab.trained(Rival([full(trained)], kept=k), shots=4, draw=0, restart=0) for k in (True, False))
     run.close()
     assert torch.equal(kept[1].running_mean, torch.full((8,), 7.0)) == (norm == "source")
     x = target().shots(4, seed=stable_seed(1, 0)).stream(seed=0)(0)[0]
@@ -123,11 +123,11 @@ def test_it_resumes_exactly_and_tries_nothing_twice(at: int, tmp_path: Path) -> 
     asked: list[str] = []
 
     class Stopping(ag.Run):
-        def remember(self, key: str, compute: Callable[[], object]) -> object:
+        def compute_once(self, key: str, compute: Callable[[], object]) -> object:
             if len(asked) == at:
                 raise Stop
             asked.append(key)
-            return super().remember(key, compute)
+            return super().compute_once(key, compute)
 
     broken = Stopping(steps=60, seed=1, device="cpu", progress=False, folder=tmp_path)
     with pytest.raises(Stop):
@@ -162,18 +162,18 @@ def test_a_target_of_another_shape_is_refused() -> None:
 
 def test_more_shots_than_data_and_fewer_images_than_classes_are_refused_before_anything_is_trained() -> None:
     with pytest.raises(DataError, match="500 shots of each class"):
-        refused(protocol=Protocol(shots=(2, 500)))()
+        refused(protocol=TransferProtocol(shots=(2, 500)))()
     x = torch.randn(4, 12)
     valid, test = ((torch.randn(8, 12), torch.arange(8) % 6) for _ in range(2))
     poor = ag.Classification((x, torch.arange(4)), valid, test, classes=6)
     with pytest.raises(DataError, match="class '4' has 0 training samples of 4 in 6 classes"):
-        refused(target=poor, protocol=Protocol(shots=(1,)))()
+        refused(target=poor, protocol=TransferProtocol(shots=(1,)))()
 
 
 @pytest.mark.parametrize("wrong", [{"shots": ()}, {"shots": (0,)}, {"draws": 0}, {"steps": 1.5}, {"norm": "none"}])
 def test_a_protocol_that_makes_no_sense_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="whole numbers above 0"):
-        Protocol(**wrong)
+        TransferProtocol(**wrong)
 
 
 class NoHead(nn.Module):
@@ -188,7 +188,7 @@ class NoHead(nn.Module):
 def test_a_network_without_a_linear_head_is_refused() -> None:
     bare = ag.slim(NoHead(), source().example)
     with pytest.raises(ModelError, match="no Linear layer with 3 outputs"):
-        ag.transfer(bare, whole(bare), quiet(), source=source(), target=target())
+        ag.transfer(bare, full(bare), quiet(), source=source(), target=target())
 
 
 class Backwards(nn.Module):
@@ -205,7 +205,7 @@ class Backwards(nn.Module):
 def test_the_last_layer_to_run_is_the_one_replaced() -> None:
     net, few = Backwards(), data(2, columns=(4, 5), classes=2)
     found = ag.transfer(
-        ag.slim(net, source().example), whole(ag.slim(net, source().example)), quiet(steps=4), source=source(),
+        ag.slim(net, source().example), full(ag.slim(net, source().example)), quiet(steps=4), source=source(),
         target=few, protocol=QUICK,
     )  # fmt: skip
     assert (found.network.top.out_features, found.network.narrow.out_features) == (2, 3)
@@ -213,7 +213,7 @@ def test_the_last_layer_to_run_is_the_one_replaced() -> None:
 
 def test_magnitudes_of_a_trained_network_find_its_inputs() -> None:
     net = nn.Sequential(nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 3))
-    ag.fit(net, source(), quiet(steps=300), optimizer=ag.adam)
+    ag.fit(net, source(), quiet(steps=300), recipe=ag.Recipe(optimizer_factory=ag.adam))
     ranks = magnitudes(ag.slim(net, source().example, inputs=True))["0.inputs"].argsort(descending=True)
     assert set(ranks[:2].tolist()) == {0, 1}
 
@@ -238,7 +238,7 @@ def test_on_digits_beside_noise_a_structure_helps_where_a_random_one_harms() -> 
     assert sum(i >= 64 for i in kept) < len(kept) / 4, "at random half would be noise"
     found = ag.transfer(
         digits, pruned.architecture, quiet(steps=400), source=first, target=second,
-        protocol=Protocol(shots=(5,), draws=3, restarts=2),
+        protocol=TransferProtocol(shots=(5,), draws=3, restarts=2),
     )  # fmt: skip
     rivals = {one["name"]: one["5 shots"][0] for one in found.record["baselines"]}
     assert found.score > rivals["whole network, from scratch"] + 0.03

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import signal
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ from archgrad.run.run import Run, Stopped
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch
 from archgrad.training.fit import fit, recalibrate
-from archgrad.training.recipe import adamw, sgd
+from archgrad.training.recipe import Recipe, adamw, sgd
 from archgrad.training.schedules import constant, cosine, warm_up_cosine
 
 
@@ -106,7 +107,8 @@ def test_adamw_decays_matrices_alone() -> None:
     assert len(adamw([nn.Parameter(torch.zeros(3))]).param_groups) == 1
     before = task().evaluate(network)["loss"]
     assert (
-        fit(network, task(), run(steps=40), optimizer=functools.partial(adamw, learning_rate=0.02))["loss"] < before
+        fit(network, task(), run(steps=40), recipe=Recipe(functools.partial(adamw, learning_rate=0.02)))["loss"]
+        < before
     )
 
 
@@ -118,7 +120,7 @@ def test_clip_bounds_the_norm_over_all_groups() -> None:
     def moved(clip: float | None) -> float:
         network = net()
         before = nn.utils.parameters_to_vector(network.parameters()).clone()
-        fit(network, task(), run(steps=1), optimizer=two_groups, schedule=constant, clip=clip)
+        fit(network, task(), run(steps=1), recipe=Recipe(two_groups, constant, clip=clip))
         return float((nn.utils.parameters_to_vector(network.parameters()) - before).detach().norm())
 
     free = moved(None)
@@ -130,7 +132,7 @@ def test_clip_bounds_the_norm_over_all_groups() -> None:
 def test_auxiliary_logits_are_weighed() -> None:
     data, network = task(), net(auxiliary=True)
     start = copy.deepcopy(network).train()
-    fit(network, data, run(steps=1), optimizer=plain_sgd, schedule=constant, auxiliary=0.4)
+    fit(network, data, run(steps=1), recipe=Recipe(plain_sgd, constant), auxiliary=0.4)
     x, y = data.stream(seed=3)(0)
     torch.manual_seed(3)
     logits, others = start(x)
@@ -190,11 +192,10 @@ def test_auxiliary_without_a_head_is_refused_before_training(
     assert all(torch.equal(a, b) for a, b in zip(state.values(), network.state_dict().values(), strict=True))
 
 
-def test_drop_path_grows_by_epochs() -> None:
+def test_drop_path_grows_linearly() -> None:
     network, data = net(), task(batch_size=12)
-    assert data.steps_per_epoch == 3
-    fit(network, data, run(steps=11), drop_path=0.2)
-    assert network.block.seen == pytest.approx([0.2 * (step // 3) / 4 for step in range(11)])
+    fit(network, data, run(steps=11), recipe=Recipe(drop_path=0.2))
+    assert network.block.seen == pytest.approx([0.2 * step / 11 for step in range(11)])
     assert isinstance(network.block.drop_path, nn.Dropout3d) and network.block.drop_path.p == 0.05
 
 
@@ -219,15 +220,15 @@ def test_drop_path_of_other_kinds() -> None:
             return self.head(self.drop_path2(self.dropout(self.drop_path1(x.flatten(1)))))
 
     network = Timm()
-    fit(network, task(), run(steps=8), drop_path=0.1)
-    assert network.drop_path1.seen[:8] == pytest.approx([0.0] * 4 + [0.05] * 4)
+    fit(network, task(), run(steps=8), recipe=Recipe(drop_path=0.1))
+    assert network.drop_path1.seen[:8] == pytest.approx([0.1 * step / 8 for step in range(8)])
     assert (network.drop_path1.drop_prob, network.dropout.p) == (0.3, 0.25)
 
 
 def test_drop_path_without_a_place_is_refused(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(25, 3))
     with pytest.raises(ConfigError, match=r"no module named drop_path.*leave drop_path at 0"):
-        fit(network, task(), run(folder=tmp_path / "run"), drop_path=0.2)
+        fit(network, task(), run(folder=tmp_path / "run"), recipe=Recipe(drop_path=0.2))
     assert not (tmp_path / "run").exists()
 
 
@@ -240,7 +241,7 @@ def test_average_is_the_moving_average_and_its_norms_are_calibrated() -> None:
         return made
 
     network, data, training = net(), task(), run()
-    fit(network, data, training, optimizer=recording, average=0.6)
+    fit(network, data, training, recipe=Recipe(recording, average=0.6))
     expected = steps[0].detach()
     for weights in steps[1:]:
         expected = 0.6 * expected + 0.4 * weights.detach()
@@ -258,18 +259,13 @@ def test_average_is_the_moving_average_and_its_norms_are_calibrated() -> None:
 
 def test_an_average_over_more_steps_than_there_are_is_noted() -> None:
     training = run()
-    fit(net(), task(), training, average=0.999)
+    fit(net(), task(), training, recipe=Recipe(average=0.999))
     assert len(training.notes) == 1 and "weight of 0.99 on the first weights: give at most 0.599" in training.notes[0]
 
 
-RECIPE: dict[str, Any] = {
-    "optimizer": functools.partial(adamw, learning_rate=0.01),
-    "schedule": warm_up_cosine(0.2, last=0.1),
-    "clip": 0.5,
-    "auxiliary": 0.4,
-    "drop_path": 0.3,
-    "average": 0.8,
-}
+RECIPE = Recipe(
+    functools.partial(adamw, learning_rate=0.01), warm_up_cosine(0.2, last=0.1), clip=0.5, drop_path=0.3, average=0.8
+)
 
 
 class Terminated(Classification):
@@ -296,7 +292,7 @@ def test_resume_is_exact_with_everything_on(tmp_path: Path, after: int, precisio
         data.left = 2 * stop + 2 if stop else 10**6  # type: ignore[attr-defined]  # two losses a step, two tried
         network = net(auxiliary=True)
         training = run(folder=folder, steps=10, precision=precision, checkpoint_seconds=0.0 if after == 6 else 99.0)
-        figures = fit(network, data, training, **RECIPE)
+        figures = fit(network, data, training, recipe=RECIPE, auxiliary=0.4)
         return network, figures, [{k: v for k, v in r.items() if k != "time"} for r in training.history]
 
     network, figures, history = trained(tmp_path / "whole", None)
@@ -319,7 +315,7 @@ def test_resume_is_exact_after_an_error_inside_a_step(tmp_path: Path) -> None:
         data.fails, data.left = fails, 13 if fails else 10**6  # type: ignore[attr-defined]
         training = run(folder=folder, steps=10, checkpoint_seconds=0.0)
         try:
-            fit(network, data, training, **RECIPE)
+            fit(network, data, training, recipe=RECIPE, auxiliary=0.4)
         finally:
             training.close()
         return network.state_dict()
@@ -333,33 +329,41 @@ def test_resume_is_exact_after_an_error_inside_a_step(tmp_path: Path) -> None:
 
 OTHER: dict[str, Any] = {
     "clip": 1.0,
-    "auxiliary": 0.3,
     "drop_path": 0.2,
     "average": 0.9,
-    "optimizer": functools.partial(adamw, learning_rate=0.02),
+    "accumulate": 2,
+    "optimizer_factory": functools.partial(adamw, learning_rate=0.02),
     "schedule": cosine,
 }
 
 
-@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize("name", [*OTHER, "auxiliary"])
 def test_resuming_with_another_option_is_refused(tmp_path: Path, name: str) -> None:
-    fit(net(auxiliary=True), task(), run(folder=tmp_path, steps=1), **RECIPE)
-    with pytest.raises(RunError, match=name):
-        fit(net(auxiliary=True), task(), run(folder=tmp_path, steps=1), **(RECIPE | {name: OTHER[name]}))
+    fit(net(auxiliary=True), task(), run(folder=tmp_path, steps=1), recipe=RECIPE, auxiliary=0.4)
+    other = dataclasses.replace(RECIPE, **({name: OTHER[name]} if name in OTHER else {}))
+    with pytest.raises(RunError, match="auxiliary" if name == "auxiliary" else "recipe"):
+        fit(net(auxiliary=True), task(), run(folder=tmp_path, steps=1), recipe=other,
+            auxiliary=0.3 if name == "auxiliary" else 0.4)  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         *(("clip", value) for value in (0, -1.0, float("nan"), float("inf"), "5", True)),
-        *(("auxiliary", value) for value in (-0.1, float("nan"), float("inf"), None)),
         *(("drop_path", value) for value in (-0.1, 1.0, float("nan"), "a")),
         *(("average", value) for value in (0.0, 1.0, float("nan"), "a", 2)),
+        *(("accumulate", value) for value in (0, -1, 1.5, True)),
     ],
 )
 def test_options_out_of_range_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"{name}=.* was given\. Allowed is a"):
-        fit(net(), task(), run(), **{name: value})
+        Recipe(**{name: value})
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), None])
+def test_a_weight_of_auxiliary_logits_out_of_range_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"auxiliary=.* was given\. Allowed is a"):
+        fit(net(), task(), run(), auxiliary=value)
 
 
 def test_mixed_precision_trains_on_the_cpu() -> None:

@@ -1,4 +1,4 @@
-"""Steering scaled-sigmoid gates: their objective, the growing scale, and the pressure of a limit."""
+"""The optimization of scaled-sigmoid gates: their objective, their growing scale, and the limit that they keep."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from archgrad.gates.selection import GateConstraint, gates
 from archgrad.tasks.task import Batch, Task
 from archgrad.training.schedules import geometric
 
-FARTHEST = 1e6  # no limit lies farther, in logits
-STEPS = 8  # of bisection: the expected cost ends within a fraction of a percent of the bound
+_FARTHEST = 1e6  # no limit needs a larger move, in logits
+_BISECTIONS = 8  # the expected cost ends within a fraction of a percent of the bound
 
 
 class GateOptimizer:
-    """What happens to a space's gates around each step of their optimizer.
+    """What happens to a space's gates around each step of their torch optimizer.
 
     Without a limit the objective is the task's loss + strength * sum of sigmoid(s), s the logits of all gates
     (sigmoid(scale * s) if `scaled`). Under a limit it is the loss alone, and after each step all logits move
-    along kappa, the cost of each entry with everything open, until the expected cost is where the limit wants it:
+    along kappa, the cost of each entry with everything open, until the expected cost is at the bound:
 
         s <- s + nu * kappa,   nu such that cost(sigmoid(scale * s)) = bound
 
-    which is found by bisection, since the cost grows with nu. It is the step that the Lagrange multiplier of
+    Bisection finds nu, since the cost grows with it. It is the step that the Lagrange multiplier of
     "expected cost = bound" takes.
 
     Args:
@@ -35,23 +35,32 @@ class GateOptimizer:
         strength: lambda.
         scaled: which regularizer.
         scale: first and last value of the gates' scale.
+        rounds: in how many steps it grows, each after an equal part of the phase.
     """
 
     def __init__(
-        self, space: nn.Module, task: Task, *, strength: float, scaled: bool, scale: tuple[float, float]
+        self,
+        space: nn.Module,
+        task: Task,
+        *,
+        strength: float,
+        scaled: bool,
+        scale: tuple[float, float],
+        rounds: int = 10,
     ) -> None:
         self.relaxations: list[ScaledSigmoid] = []
         for gate in gates(space).values():
             assert isinstance(gate.relaxation, ScaledSigmoid)
             self.relaxations.append(gate.relaxation)
-        self.task, self.strength, self.scaled, self.scale = task, strength, scaled, scale
+        self.task, self.strength, self.scaled, self.scale, self.rounds = task, strength, scaled, scale, rounds
         self.constraint: GateConstraint | None = None
         self.bound = 0.0
         self.kappa = torch.zeros(0)
         self.was_open = torch.zeros(0, dtype=torch.bool)
+        self.rounds_begun = 0
 
     def set_target(self, constraint: GateConstraint, bound: float) -> None:
-        """From now on, keep the expected cost at `bound`; the budget's cost has to be a counted one."""
+        """From now on, keep the expected cost at `bound`; the constraint's cost has to be counted, not measured."""
         self.constraint, self.bound = constraint, bound
         entries = torch.ones(sum(r.logits.numel() for r in self.relaxations), dtype=torch.float64)
         (kappa,) = torch.autograd.grad(self._cost(entries.requires_grad_()), entries)
@@ -65,50 +74,65 @@ class GateOptimizer:
         s = self._logits() * self.relaxations[0].scale if self.scaled else self._logits()
         return loss + self.strength * s.sigmoid().sum()
 
-    def on_epoch(self, epoch: int, *, of: int, optimizer: Optimizer) -> dict[str, float]:
-        """Before each epoch: the next scale, and momentum afresh; returns what the history shows."""
-        scale = geometric(*self.scale, step=epoch, of=of)
+    def grow_scale(self, progress: float, optimizer: Optimizer) -> dict[str, float]:
+        """Before each step: where a round begins, set its scale and clear the momentum of the logits.
+
+        Round k of K begins at progress k / K, with the scale first * (last / first)^((k + 1) / K).
+
+        Args:
+            progress: through the phase, in [0, 1).
+            optimizer: of the logits.
+
+        Returns:
+            Figures to log; none inside a round.
+        """
+        # A step that lies on the boundary belongs to the next round, whatever rounding did to its progress.
+        begun = min(int(progress * self.rounds + 1e-9) + 1, self.rounds)
+        if begun <= self.rounds_begun:
+            return {}
+        self.rounds_begun = begun
+        scale = geometric(*self.scale, step=begun - 1, of=self.rounds)
         for relaxation in self.relaxations:
             relaxation.scale.fill_(scale)
             optimizer.state.pop(relaxation.logits, None)
-        now = self._logits().detach().cpu() > 0
-        flips = int((now != self.was_open).sum()) if len(self.was_open) else 0
-        self.was_open = now
-        figures = {"scale": scale, "flips": float(flips), "open_gates": float(now.sum())}
+        is_open = self._logits().detach().cpu() > 0
+        flips = int((is_open != self.was_open).sum()) if len(self.was_open) else 0
+        self.was_open = is_open
+        figures = {"scale": scale, "flips": float(flips), "open_gates": float(is_open.sum())}
         if self.constraint is not None:
-            figures[f"expected_{self.constraint.cost.name}"] = float(self._cost(now.double()))
+            figures[f"expected_{self.constraint.cost.name}"] = float(self._cost(is_open.double()))
         return figures
 
     def project(self, step: int) -> None:
-        """After each gate step: move all logits along kappa towards the limit."""
+        """After each step: move all logits along kappa until the expected cost is at the bound."""
         if self.constraint is None:
             return
         s, scale = self._logits().detach().cpu().double(), float(self.relaxations[0].scale)
 
-        def over(nu: float) -> bool:
+        def is_over(nu: float) -> bool:
             return float(self._cost(torch.sigmoid(scale * (s + nu * self.kappa)))) > self.bound
 
         with torch.no_grad():
             # Outwards from no move at all until the root lies between two points, then inwards.
-            near, far, high = 0.0, 0.1 / scale, over(0.0)
-            far = -far if high else far
-            while over(far) == high and abs(far) < FARTHEST:
+            near, far, over = 0.0, 0.1 / scale, is_over(0.0)
+            far = -far if over else far
+            while is_over(far) == over and abs(far) < _FARTHEST:
                 near, far = far, 4.0 * far
-            low, top = min(near, far), max(near, far)
-            for _ in range(STEPS):
-                middle = (low + top) / 2
-                low, top = (low, middle) if over(middle) else (middle, top)
+            low, high = min(near, far), max(near, far)
+            for _ in range(_BISECTIONS):
+                middle = (low + high) / 2
+                low, high = (low, middle) if is_over(middle) else (middle, high)
             sizes = [r.logits.numel() for r in self.relaxations]
             for relaxation, part in zip(self.relaxations, torch.split(low * self.kappa, sizes), strict=True):
                 relaxation.logits.add_(part.to(relaxation.logits))
 
     def state_dict(self) -> dict[str, Any]:
         """What exact resume needs beyond the logits and scales, which the space keeps."""
-        return {"was_open": self.was_open}
+        return {"was_open": self.was_open, "rounds_begun": self.rounds_begun}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where `state_dict` left off."""
-        self.was_open = state["was_open"]
+        """Go on from what `state_dict` returned."""
+        self.was_open, self.rounds_begun = state["was_open"], state["rounds_begun"]
 
     def _cost(self, mixing: Tensor) -> Tensor:
         assert self.constraint is not None and self.constraint.counter is not None
@@ -120,8 +144,8 @@ class GateOptimizer:
 
 def entry_logits(space: nn.Module) -> dict[str, Tensor]:
     """For each gate its logits, [entries], detached and on the CPU."""
-    found = {}
+    logits = {}
     for name, gate in gates(space).items():
         assert isinstance(gate.relaxation, ScaledSigmoid | TwoTemperature)
-        found[name] = gate.relaxation.logits.detach().cpu()
-    return found
+        logits[name] = gate.relaxation.logits.detach().cpu()
+    return logits

@@ -18,9 +18,9 @@ from archgrad.costs.limits import Cost, Limit
 from archgrad.errors import ChoiceError, ConfigError, LimitError
 from archgrad.extract.discretize import build
 
-# A measured bound is aimed at with room, since the clock is read again on what is handed back.
-MEASURED_ROOM = (0.95, 0.85, 0.7, 0.5)
-NARROW = 4  # a gate keeps at least this many steps of rounding to choose from
+# Shares of a measured bound to aim at in turn, since the clock is read again on what is handed back.
+_MEASURED_ROOM = (0.95, 0.85, 0.7, 0.5)
+_NARROW = 4  # a gate keeps at least this many steps of rounding to choose from
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class WidthRounding:
             )
 
     def step(self, gate: Gate) -> int:
-        """The multiple for one gate, in entries; whole heads and branches are not rounding."""
+        """The multiple for one gate, in entries; heads and branches are not rounded."""
         if gate.vanishing is not None or any(c.side == "heads" for c in gate.couplings):
             return 1
         # An entry of a grouped convolution or a GroupNorm is a block of channels.
         channels = max((int((c.places == 0).sum()) for c in gate.couplings if c.side == "out"), default=1)
         width = gate.size * channels
-        fit = self.to or next((s for s in (8, 4, 2) if width >= NARROW * s and width % s == 0), 1)
+        fit = self.to or next((s for s in (8, 4, 2) if width >= _NARROW * s and width % s == 0), 1)
         return min(math.ceil(fit / channels), gate.size)
 
     def count(self, gate: Gate, wanted: int) -> int:
@@ -63,42 +63,47 @@ def gates(space: nn.Module) -> dict[str, Gate]:
     Raises:
         ChoiceError: the space has a choice that is not a gate, or no gate.
     """
-    found = {name: same[0] for name, same in choices(space).items()}
-    other = [name for name, choice in found.items() if not isinstance(choice, Gate)]
-    if other or not found:
+    by_name = {name: same[0] for name, same in choices(space).items()}
+    gates_alone = {name: choice for name, choice in by_name.items() if isinstance(choice, Gate)}
+    if not by_name or len(gates_alone) < len(by_name):
+        others = [name for name in by_name if name not in gates_alone]
         raise ChoiceError(
-            f"this needs a space of gates alone, as archgrad.slim makes it; "
-            f"{f'{other[:3]} are no gates' if other else 'there is no choice in it'}"
+            f"{type(space).__name__} has {f'choices that are no gates: {others[:3]}' if others else 'no choice'}. "
+            f"Give a space of gates alone, as archgrad.slim(network, example=x) makes it."
         )
-    return {name: choice for name, choice in found.items() if isinstance(choice, Gate)}
+    return gates_alone
 
 
-def above(
+def above_threshold(
     space: nn.Module, scores: Mapping[str, Tensor], threshold: float, rounding: WidthRounding, *, floor: float = 0.0
 ) -> Architecture:
-    """For each gate its best entries: as many as score above the threshold, rounding, never none.
+    """For each gate its best entries: as many as score above the threshold, rounded, never none.
 
-    No gate keeps less than the share `floor` of its entries. A branch whose inner gates would all close vanishes
-    with them.
+    No gate keeps less than the share `floor` of its entries. A branch whose inner gates would all close is removed.
     """
-    found = gates(space)
-    wanted = {n: max(int((scores[n] > threshold).sum()), math.floor(floor * gate.size)) for n, gate in found.items()}
-    for name, inner in _inner(found).items():
-        if inner and not any(wanted[n] for n in inner):
-            wanted[name] = 0
+    by_name = gates(space)
+    counts = {
+        name: max(int((scores[name] > threshold).sum()), math.floor(floor * gate.size))
+        for name, gate in by_name.items()
+    }  # fmt: skip
+    for name, inner in _inner(by_name).items():
+        if inner and not any(counts[n] for n in inner):
+            counts[name] = 0
     return Architecture({
-        name: tuple(scores[name].topk(rounding.count(gate, wanted[name])).indices.tolist())
-        for name, gate in found.items()
+        name: tuple(scores[name].topk(rounding.count(gate, counts[name])).indices.tolist())
+        for name, gate in by_name.items()
     })  # fmt: skip
 
 
-def _inner(found: Mapping[str, Gate]) -> dict[str, list[str]]:
+def _inner(by_name: Mapping[str, Gate]) -> dict[str, list[str]]:
     """For each gate over a branch the gates that stand in that branch alone."""
     inner: dict[str, list[str]] = {}
-    for name, gate in found.items():
+    for name, gate in by_name.items():
         if gate.vanishing is not None:
             inside = {c.module for c in gate.couplings}
-            inner[name] = [n for n, g in found.items() if n != name and all(c.module in inside for c in g.couplings)]
+            inner[name] = [
+                n for n, g in by_name.items() if n != name and all(c.module in inside for c in g.couplings)
+            ]
     return inner
 
 
@@ -110,22 +115,25 @@ def uniform(space: nn.Module, width: float, rounding: WidthRounding) -> Architec
     })  # fmt: skip
 
 
-def whole(space: nn.Module) -> Architecture:
+def full(space: nn.Module) -> Architecture:
     """The architecture that closes nothing."""
     return Architecture({name: tuple(range(gate.size)) for name, gate in gates(space).items()})
 
 
-def undone(space: nn.Module, rounding: Architecture, exact: Architecture) -> list[str]:
-    """The gates that rounding left whole although their scores asked for a cut."""
-    return [n for n, g in gates(space).items() if len(rounding[n]) == g.size > len(exact[n])]  # type: ignore[arg-type]
+def left_full(space: nn.Module, rounded: Architecture, exact: Architecture) -> list[str]:
+    """The gates that rounding left full although their scores asked for a cut."""
+    return [n for n, g in gates(space).items() if len(rounded[n]) == g.size > len(exact[n])]  # type: ignore[arg-type]
 
 
 class GateConstraint:
-    """A limit on one space, made ready for repeated use.
+    """A limit on one space of gates, made ready for repeated use.
 
     Attributes:
         reference: what the space takes with every gate open.
         bound: the limit as an absolute number.
+
+    Raises:
+        LimitError: no network of the space keeps the limit; the message says the lowest reachable.
     """
 
     def __init__(self, space: nn.Module, limit: Limit, rounding: WidthRounding) -> None:
@@ -133,53 +141,57 @@ class GateConstraint:
         self.cost: Cost = limit.cost
         # Other costs, measured or a user's own, are asked for each network.
         self.counter = self.cost.counter(space) if isinstance(self.cost, (Macs, Params)) else None
-        self.reference = self.of(whole(space))
+        self.reference = self.price(full(space))
         self.bound = limit.resolve(self.reference)
         self._refuse_the_impossible()
 
-    def of(self, architecture: Architecture) -> float:
-        """The cost of an architecture: counted exactly, or measured on its network."""
+    def price(self, architecture: Architecture) -> float:
+        """What an architecture takes: counted exactly, or measured on its network."""
         if self.counter is None:
             return self.cost.of(build(self.space, architecture))
         masks = [same[0].picked(architecture[name]) for name, same in choices(self.space).items()]
         # Sums of shares of whole numbers: what is exactly at a bound is not to be over it by its last bit.
         return round(float(self.counter.at(torch.cat(masks).double())), 6)
 
+    def is_feasible(self, architecture: Architecture) -> bool:
+        """Whether an architecture keeps the limit."""
+        return self.price(architecture) <= self.bound
+
     def record(self, network: nn.Module) -> dict[str, Any]:
         """The limit as JSON, with what a network reaches when it is counted or measured anew."""
         cost = self.cost
         return {"cost": cost.name, "unit": cost.unit, "bound": self.bound, "reached": cost.of(network)}
 
-    def width(self) -> float:
+    def uniform_width(self) -> float:
         """The largest share of every gate's entries that keeps the limit, by bisection."""
         low, high = 0.0, 1.0
         for _ in range(12 if self.counter else 5):
             middle = (low + high) / 2
-            if self.of(uniform(self.space, middle, self.rounding)) <= self.bound:
+            if self.is_feasible(uniform(self.space, middle, self.rounding)):
                 low = middle
             else:
                 high = middle
         return low
 
-    def largest(self, scores: Mapping[str, Tensor], *, floor: float = 0.0) -> Architecture:
+    def best_feasible(self, scores: Mapping[str, Tensor], *, floor: float = 0.0) -> Architecture:
         """The architecture with the lowest threshold on the scores that keeps the limit.
 
         What rounding left of a counted limit is filled with the next-best entries. A measured
-        limit is read off the clock once more for what is returned.
+        limit is measured once more on what is returned.
 
         Args:
             scores: for each gate a score for each entry; the higher stays.
             floor: no gate keeps less than this share of its entries, if the limit allows that.
 
         Raises:
-            LimitError: a measured limit is kept by nothing, not even on the way down.
+            LimitError: a measured limit is kept by nothing, not even with room to spare.
         """
-        for room in MEASURED_ROOM if self.cost.measured else (1.0,):
-            found = self._lowest_threshold(scores, floor, room * self.bound)
-            if self.of(found) <= self.bound:
-                return found if self.counter is None else self._filled(found, scores)
+        for room in _MEASURED_ROOM if self.cost.measured else (1.0,):
+            architecture = self._lowest_threshold(scores, floor, room * self.bound)
+            if self.is_feasible(architecture):
+                return architecture if self.counter is None else self._filled(architecture, scores)
         if floor > 0.0:
-            return self.largest(scores)
+            return self.best_feasible(scores)
         raise LimitError(
             f"no network stayed under {self.bound:,.6g} {self.cost.unit} when measured again: the clock is too noisy "
             f"for a limit this tight; raise it, or measure on a quieter machine"
@@ -187,18 +199,18 @@ class GateConstraint:
 
     def _filled(self, architecture: Architecture, scores: Mapping[str, Tensor]) -> Architecture:
         """Entries added, a step of rounding at a time and the best scores first, while the limit holds."""
-        found = gates(self.space)
-        ranks = {n: scores[n].argsort(descending=True, stable=True).tolist() for n in found}
-        counts = {name: len(architecture[name]) for name in found}  # type: ignore[arg-type]
-        gone = {n for name, inner in _inner(found).items() if not counts[name] for n in (name, *inner)}
-        open_to_more = [n for n, gate in found.items() if counts[n] < gate.size and n not in gone]
+        by_name = gates(self.space)
+        ranks = {n: scores[n].argsort(descending=True, stable=True).tolist() for n in by_name}
+        counts = {name: len(architecture[name]) for name in by_name}  # type: ignore[arg-type]
+        gone = {n for name, inner in _inner(by_name).items() if not counts[name] for n in (name, *inner)}
+        open_to_more = [n for n, gate in by_name.items() if counts[n] < gate.size and n not in gone]
         while open_to_more:
             name = max(open_to_more, key=lambda n: float(scores[n][ranks[n][counts[n]]]))
-            more = min(counts[name] + self.rounding.step(found[name]), found[name].size)
+            more = min(counts[name] + self.rounding.step(by_name[name]), by_name[name].size)
             larger = Architecture({**architecture, name: tuple(ranks[name][:more])})
-            if self.of(larger) <= self.bound:
+            if self.is_feasible(larger):
                 architecture, counts[name] = larger, more
-            if architecture is not larger or more == found[name].size:
+            if architecture is not larger or more == by_name[name].size:
                 open_to_more.remove(name)
         return architecture
 
@@ -207,12 +219,12 @@ class GateConstraint:
         thresholds = [float(values[0]) - 1.0, *values.tolist()]
 
         def at(index: int) -> Architecture:
-            return above(self.space, scores, thresholds[index], self.rounding, floor=floor)
+            return above_threshold(self.space, scores, thresholds[index], self.rounding, floor=floor)
 
         low, high = 0, len(thresholds) - 1  # the highest threshold closes all that can close
         while low < high:
             middle = (low + high) // 2
-            if self.of(at(middle)) <= bound:
+            if self.price(at(middle)) <= bound:
                 high = middle
             else:
                 low = middle + 1
@@ -220,7 +232,7 @@ class GateConstraint:
 
     def _refuse_the_impossible(self) -> None:
         scores = {name: torch.zeros(gate.size) for name, gate in gates(self.space).items()}
-        lowest = self.of(above(self.space, scores, 1.0, self.rounding))
+        lowest = self.price(above_threshold(self.space, scores, 1.0, self.rounding))
         if lowest > self.bound:
             raise LimitError(
                 f"no network of this space takes at most {self.bound:,.6g} {self.cost.unit}: the lowest reachable is "

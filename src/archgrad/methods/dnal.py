@@ -16,12 +16,13 @@ What the paper leaves open, or its code does otherwise, and what is done here:
 - Gates of a residual sum are shared and channels are removed exactly; a block may lose its whole branch.
 - No layer dies unless a skip replaces it. The gradient of the gates is clipped at norm 1, since its factor
   `scale` reaches 1e4. BatchNorm is recalibrated before anything is scored.
+- Under a budget in seconds, scale_k grows after each tenth of the time of stage 2.
 
 Ours: `limit`. The sum is replaced by a pressure along kappa, the cost of each channel, that keeps the expected cost
-at the limit (see `GateOptimizer`); the gates' learning rate is 0.1 instead of 0.01, or the pressure drowns the task's
-gradient; what is derived is the largest architecture under the limit in the order of s. Measured latency is
-searched through MACs as its surrogate, and decided on the clock. Ours: `joint`, weights go on training in stage 2,
-under one learning-rate schedule for all stages.
+at the limit (see `GateOptimizer`). The gates' learning rate is 0.1 instead of 0.01, since at 0.01 the pressure drowns
+the task's gradient. What is derived is the largest architecture under the limit in the order of s. For a measured
+cost, MACs are the surrogate in the search, and a measurement decides. Ours: `joint`, weights go on training in
+stage 2, under one learning-rate schedule for all stages.
 
 Checked against: the closed forms, the drift law and the separable problem, in the tests.
 """
@@ -30,11 +31,11 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from archgrad.choices.access import logits, relax
 from archgrad.choices.architecture import Architecture, Pick
@@ -44,27 +45,54 @@ from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
 from archgrad.gates.gate_optimizer import GateOptimizer, entry_logits
-from archgrad.gates.selection import GateConstraint, WidthRounding, above, gates, undone, uniform, whole
-from archgrad.results.record import heading
+from archgrad.gates.selection import GateConstraint, WidthRounding, above_threshold, full, gates, left_full, uniform
+from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found, assemble
 from archgrad.run.run import Run
 from archgrad.supernets.lifecycle import predict_peak_memory
-from archgrad.tasks.classification import Classification
-from archgrad.training.fit import optimize, recalibrate
-from archgrad.training.recipe import OptimizerFactory, Recipe, sgd
-from archgrad.training.schedules import Schedule, consecutive, constant, cosine
+from archgrad.tasks.task import Checkable, Task, require
+from archgrad.training.fit import check_recipe, optimize, recalibrate, seconds_per_step, steps_per_epoch, train
+from archgrad.training.recipe import Recipe
+from archgrad.training.schedules import Schedule, consecutive, constant
 
-SCALE = (1.0, 1e4)
+_SCALE = (1.0, 1e4)
 # A gate is open where sigmoid(1e4 * s) > 0.9, that is s > ln(9) / 1e4.
-UNDECIDED = math.log(0.9 / (1.0 - 0.9)) / SCALE[1]
-RATE, RATE_UNDER_LIMIT = 0.01, 0.1
+_OPEN = math.log(0.9 / (1.0 - 0.9)) / _SCALE[1]
+_RATE, _RATE_UNDER_LIMIT = 0.01, 0.1
+_ROUNDS = 10  # the most epochs of stage 2 by default, and the rounds of the scale under a budget in seconds
 # Under a limit no layer keeps less than this part of the width that uniform scaling would leave it.
-FLOOR = 0.5
+_FLOOR = 0.5
+
+
+@dataclass(frozen=True)
+class DnalSettings:
+    """The options of `dnal`: what a run is begun with, and what its record shows."""
+
+    limit: Limit | None
+    sparsity: float
+    reg: Literal["count", "scaled"]
+    pretrained: bool
+    joint: bool
+    gate_epochs: int | None
+    round_to: int | None
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """Steps of the three stages, and in how many rounds the scale of the gates grows."""
+
+    steps: tuple[int, int, int]
+    rounds: int
+
+    def time_fraction(self, stage: int) -> float:
+        """The part of a stage in a budget of seconds."""
+        return self.steps[stage] / sum(self.steps)
 
 
 def dnal(
     space: nn.Module,
-    task: Classification,
+    task: Task,
     run: Run,
     *,
     limit: Limit | None = None,
@@ -74,7 +102,7 @@ def dnal(
     joint: bool = False,
     gate_epochs: int | None = None,
     round_to: int | None = None,
-    optimizer: OptimizerFactory = sgd,
+    recipe: Recipe = Recipe(),
 ) -> Found:
     """Slim a network to its useful channels, under a limit if one is given; the algorithm is on top of this file.
 
@@ -89,105 +117,82 @@ def dnal(
         joint: ours: weights go on training in stage 2, in the same backward pass.
         gate_epochs: K; default a sixth of all epochs, at most 10 (with `joint` a half).
         round_to: widths are multiples of this; default 8, less for narrow layers; 1 for any width.
-        optimizer: from weights to their optimizer.
+        recipe: trains the weights in stages 1 and 3, and with `joint` in stage 2, there without its `average`,
+            `drop_path` and `best_epoch`.
 
     Raises:
+        ChoiceError: the space has choices that are no gates.
+        ConfigError: the task lacks something, or a stage would have no steps.
         LimitError: no network of the space meets the limit; the message says the lowest reachable.
         NonFiniteError: the loss became NaN or infinite.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> task = ag.Classification.load("digits")
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.Linear(32, 10))
+        >>> half = ag.macs(task.example).at_most(fraction=0.5)
+        >>> found = ag.dnal(ag.slim(net, task.example), task, ag.Run(steps=8, progress=False), limit=half)
+        >>> found.costs["macs"] <= 0.5 * ag.macs(task.example).of(net)
+        True
     """
+    settings = DnalSettings(limit, sparsity, reg, pretrained, joint, gate_epochs, round_to, recipe)
     rounding = WidthRounding(round_to)
+    require(task, method="dnal")
     gates(space)  # a space of anything else is refused
-    task.check(space)
+    if isinstance(task, Checkable):
+        task.check(space)
+    check_recipe(recipe, space)
     constraint = GateConstraint(space, limit, rounding) if limit else None
-    settings = {
-        "limit": limit and {"cost": limit.cost.name, "bound": limit.bound, "fraction": limit.fraction},
-        "sparsity": sparsity, "reg": reg, "pretrained": pretrained, "joint": joint, "gate_epochs": gate_epochs,
-        "round_to": round_to,
-    }  # fmt: skip
-    first, second, third = _stages(run, task, settings)
-    run.begin("dnal", settings)
+    run.begin("dnal", settings_record(settings))
     space = copy.deepcopy(space).to(run.device)
 
-    predict_peak_memory(space, task, run, optimizer=optimizer)
-    rates = consecutive(cosine, first, second, third) if joint else (cosine, constant, cosine)
-
-    _train(space, task, run, make=optimizer, steps=first, phase="weights", schedule=rates[0])
-    before = build(space, whole(space))
-    _decide(
-        space, task, run, make=optimizer, steps=second, constraint=constraint, settings=settings, schedule=rates[1]
-    )
+    predict_peak_memory(space, task, run, optimizer=recipe.optimizer_factory)
+    stages = _stages(space, task, run, settings)
+    parts = consecutive(recipe.schedule, *stages.steps) if joint else (recipe.schedule, constant, recipe.schedule)
+    first, _, third = stages.steps
+    if first:
+        part = replace(recipe, schedule=parts[0])
+        train(space, task, run, part, steps=first, phase="weights", time_fraction=stages.time_fraction(0))
+    before = build(space, full(space))
+    _train_gates(space, task, run, stages, settings=settings, constraint=constraint, schedule=parts[1])
     architecture = _derived(space, run, constraint=constraint, rounding=rounding)
     network = build(space, architecture)
     recalibrate(network, task, run)
     run.log({f"derived_{name}": value for name, value in task.evaluate(network).items()})
-    _train(network, task, run, make=optimizer, steps=third, phase="finetune", schedule=rates[2])
+    train(network, task, run, replace(recipe, schedule=parts[2]), steps=third, phase="finetune")
 
     networks = {"before": before, "after": network}
-    record = heading(dnal, settings, f"{type(space).__name__} slimmed by DNAL")
+    record = heading(dnal, settings_record(settings), f"{type(space).__name__} slimmed by DNAL")
     record["limit"] = constraint and constraint.record(network)
     found = assemble(space, architecture, networks, task=task, run=run, example=task.example, record=record)
     run.finish()
     return found
 
 
-def _train(
-    network: nn.Module,
-    task: Classification,
-    run: Run,
-    *,
-    make: OptimizerFactory,
-    steps: int,
-    phase: str,
-    schedule: Schedule,
-) -> None:
-    """Stages 1 and 3."""
-    if steps:
-        optimizer = Recipe(optimizer_factory=make).optimizer(network)
-        run.register_state(network=network, optimizer=optimizer)
-        optimize(
-            network, task, run, optimizer=optimizer, steps=steps, phase=phase, schedule=schedule, time_fraction=0.4
-        )
-
-
-def _decide(
-    space: nn.Module,
-    task: Classification,
-    run: Run,
-    *,
-    make: OptimizerFactory,
-    steps: int,
-    constraint: GateConstraint | None,
-    settings: dict[str, Any],
-    schedule: Schedule,
-) -> None:
+def _train_gates(
+    space: nn.Module, task: Task, run: Run, stages: _Stages, *, settings: DnalSettings,
+    constraint: GateConstraint | None, schedule: Schedule,
+) -> None:  # fmt: skip
     """Stage 2."""
     relax(space, ScaledSigmoid)
-    scaled = settings["reg"] == "scaled"
-    gate_optimizer = GateOptimizer(space, task, strength=settings["sparsity"] / steps, scaled=scaled, scale=SCALE)
+    steps = stages.steps[1]
+    gate_optimizer = GateOptimizer(
+        space, task, strength=settings.sparsity / steps, scaled=settings.reg == "scaled", scale=_SCALE,
+        rounds=stages.rounds,
+    )  # fmt: skip
     if constraint:
         gate_optimizer.set_target(*_counted(constraint, task, run))
-    rate = RATE_UNDER_LIMIT if constraint else RATE
+    rate = _RATE_UNDER_LIMIT if constraint else _RATE
     group = {"params": logits(space), "lr": rate, "weight_decay": 0.0, "clip": 1.0, "steady": True}
-    optimizer: Optimizer = torch.optim.SGD([group], momentum=0.9)
-    if settings["joint"]:
-        for one in _sgd_groups(Recipe(optimizer_factory=make).optimizer(space)):
-            optimizer.add_param_group(one)
+    optimizer = torch.optim.SGD([group], momentum=0.9)
+    if settings.joint:
+        settings.recipe.add_weights(optimizer, space)
     run.register_state(space=space, optimizer=optimizer, gate_optimizer=gate_optimizer)
-    epochs = math.ceil(steps / task.steps_per_epoch)
     optimize(
         space, task, run, optimizer=optimizer, steps=steps, phase="gates", objective=gate_optimizer.objective,
-        schedule=schedule, time_fraction=0.2, on_step=gate_optimizer.project,
-        on_epoch=lambda epoch: gate_optimizer.on_epoch(epoch, of=epochs, optimizer=optimizer),
+        schedule=schedule, accumulate=settings.recipe.accumulate, time_fraction=stages.time_fraction(1),
+        before_step=lambda step: gate_optimizer.grow_scale(run.progress, optimizer), on_step=gate_optimizer.project,
     )  # fmt: skip
-
-
-def _sgd_groups(made: Optimizer) -> list[dict[str, Any]]:
-    if not isinstance(made, torch.optim.SGD):
-        raise ConfigError(
-            f"joint=True trains weights and gates in one SGD, and optimizer= gives a {type(made).__name__}; give an "
-            f"SGD, such as functools.partial(archgrad.sgd, learning_rate=0.01), or leave joint out"
-        )
-    return made.param_groups
 
 
 def _derived(
@@ -198,42 +203,50 @@ def _derived(
     def picks() -> dict[str, Pick]:
         scores = entry_logits(space)
         if constraint is None:
-            return dict(above(space, scores, UNDECIDED, rounding))
-        return dict(constraint.largest(scores, floor=FLOOR * constraint.width()))
+            return dict(above_threshold(space, scores, _OPEN, rounding))
+        return dict(constraint.best_feasible(scores, floor=_FLOOR * constraint.uniform_width()))
 
-    # Remembered, since a measured limit may decide otherwise when the clock is read again.
+    # Remembered, since a measured limit may decide otherwise when it is measured again.
     remembered = run.compute_once("architecture", picks)
     architecture = Architecture({name: tuple(pick) for name, pick in remembered.items()})
-    exact = above(space, entry_logits(space), UNDECIDED, WidthRounding(1))
-    if whole_again := undone(space, architecture, exact):
+    exact = above_threshold(space, entry_logits(space), _OPEN, WidthRounding(1))
+    if uncut := left_full(space, architecture, exact):
         run.note(
-            f"rounding widths left {len(whole_again)} layers whole that were to be cut "
-            f"({', '.join(whole_again[:5])}); round_to=1 cuts them, at the price of widths that hardware likes less"
+            f"rounding widths left {len(uncut)} layers whole that were to be cut ({', '.join(uncut[:5])}); "
+            f"round_to=1 cuts them, at the price of widths that hardware likes less"
         )
     return architecture
 
 
-def _stages(run: Run, task: Classification, settings: dict[str, Any]) -> tuple[int, int, int]:
-    """Steps of the three stages; together they are the run's constraint."""
-    per_epoch, epochs = task.steps_per_epoch, settings["gate_epochs"]
-    total = run.total_steps(per_epoch, default_epochs=60)
-    default = total // 2 if settings["joint"] else min(10 * per_epoch, max(total // 6, 1))
+def _stages(space: nn.Module, task: Task, run: Run, settings: DnalSettings) -> _Stages:
+    """How the run's budget is divided into the three stages."""
+    per_epoch, epochs = steps_per_epoch(task, settings.recipe.accumulate), settings.gate_epochs
+    total = run.total_steps(
+        per_epoch, default_epochs=60, measure_step=lambda: seconds_per_step(space, task, run, settings.recipe)
+    )
+    default = total // 2 if settings.joint else min(_ROUNDS * per_epoch, max(total // 6, 1))
     second = default if epochs is None else epochs * per_epoch
     if not 0 < second < total:
+        run.withdraw()
         raise ConfigError(
             f"{second} gate steps of {total} steps in all: give gate_epochs from 1 to "
-            f"{max((total - 1) // per_epoch, 1)}, or a larger budget (epochs or steps of the Run)"
+            f"{max((total - 1) // per_epoch, 1)}, or a larger budget (epochs, steps or seconds of the Run)"
         )
-    first = 0 if settings["pretrained"] else int(0.3 * (total - second))
-    return first, second, total - first - second
+    timed = run.seconds is not None and run.epochs is None and run.max_steps is None
+    rounds = epochs or (_ROUNDS if timed else math.ceil(second / per_epoch))
+    if timed:
+        run.require_steps(second, phase="gates", least=rounds)
+    first = 0 if settings.pretrained else int(0.3 * (total - second))
+    return _Stages((first, second, total - first - second), rounds)
 
 
-def _counted(constraint: GateConstraint, task: Classification, run: Run) -> tuple[GateConstraint, float]:
-    """A budget whose expected cost has a gradient, and where to keep that; MACs stand in for a measured cost."""
+def _counted(constraint: GateConstraint, task: Task, run: Run) -> tuple[GateConstraint, float]:
+    """A constraint whose expected cost has a gradient, and its bound; MACs stand in for a measured cost."""
     if constraint.counter is not None:
         return constraint, constraint.bound
     surrogate = GateConstraint(constraint.space, macs(task.example).at_most(fraction=1.0), constraint.rounding)
     bound = run.compute_once(
-        "macs_for_the_limit", lambda: surrogate.of(uniform(constraint.space, constraint.width(), constraint.rounding))
+        "macs_for_the_limit",
+        lambda: surrogate.price(uniform(constraint.space, constraint.uniform_width(), constraint.rounding)),
     )
     return surrogate, bound

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from archgrad.run.run import Run
 from archgrad.tasks.task import description, higher_is_better
@@ -34,3 +36,22 @@ def conditions(run: Run, task: object = None, *, score: str | None = None) -> di
         **scored,
         "notes": list(run.notes),
     }
+
+
+def settings_record(settings: Any) -> dict[str, Any]:
+    """A method's settings, a dataclass, as JSON: what its run is begun with and its report shows."""
+    return {field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return [round(number, 6) for number in value.tolist()]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(entry) for entry in value]
+    if hasattr(value, "record"):
+        return value.record()
+    if dataclasses.is_dataclass(value):
+        return settings_record(value)
+    return getattr(value, "__name__", type(value).__name__) if callable(value) else value

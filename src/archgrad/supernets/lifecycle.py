@@ -26,7 +26,7 @@ from archgrad.run.run import Run
 from archgrad.supernets import collapse
 from archgrad.supernets.constraint import ArchitectureConstraint
 from archgrad.tasks.classification import Classification
-from archgrad.tasks.task import Batch, Scored, batch_size
+from archgrad.tasks.task import Batch, Scored, Task, batch_size
 from archgrad.training.fit import optimize, recalibrate
 from archgrad.training.recipe import OptimizerFactory, Recipe
 from archgrad.training.schedules import cosine
@@ -92,7 +92,7 @@ def refuse_unfit(space: nn.Module, *, needs: str, single: bool = False) -> None:
 
 
 def predict_peak_memory(
-    space: nn.Module, task: Classification, run: Run, *, optimizer: OptimizerFactory, passes: int = 1, drawn: int = 0
+    space: nn.Module, task: Task, run: Run, *, optimizer: OptimizerFactory, passes: int = 1, drawn: int = 0
 ) -> int | None:
     """The peak memory of a step of the search, in bytes, predicted before anything is trained; in the history too.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from archgrad.errors import ConfigError
+from archgrad.run.device import seconds_per_call
 from archgrad.run.run import Run
-from archgrad.tasks.task import Batch, Task, arguments, higher_is_better
+from archgrad.tasks.task import Batch, Task, arguments, higher_is_better, require
 from archgrad.training.averaging import moving_average, take_average
 from archgrad.training.drop_path import DropPathRamp
 from archgrad.training.recipe import Recipe
@@ -33,16 +34,19 @@ def optimize(
     *,
     optimizer: Optimizer,
     steps: int,
-    phase: str,
+    phase: str | None,
     objective: Objective | None = None,
     schedule: Schedule = constant,
     accumulate: int = 1,
     time_fraction: float = 1.0,
-    before_step: Callable[[int], None] | None = None,
+    before_step: Callable[[int], Mapping[str, float] | None] | None = None,
     on_step: Callable[[int], None] | None = None,
-    on_epoch: Callable[[int], dict[str, float]] | None = None,
+    seed: int | None = None,
 ) -> None:
     """Minimize `objective(network, batch)` for one phase of a run; resumes exactly.
+
+    Without a phase, it runs inside one step of another loop, or inside `run.compute_once`: it takes all `steps`,
+    logs nothing, and is done again as a whole after a stop.
 
     Args:
         network: in training mode throughout; on the run's device.
@@ -51,43 +55,69 @@ def optimize(
         optimizer: its learning rates are scaled by the schedule, but for parameter groups marked
             `"steady": True`; a group's `"clip"` is the largest norm of its gradient.
         steps: steps of the optimizer in this phase, where the budget is not in seconds alone.
-        phase: its name in the history.
+        phase: its name in the history, or None.
         objective: the loss []; default: the task's.
         schedule: from progress in [0, 1] through the phase to a factor on the learning rates.
         accumulate: batches a step.
         time_fraction: this phase's part of a budget in seconds.
-        before_step: called before each step, also the first after a resume.
+        before_step: called before each step, also the first after a resume; the figures that it returns are logged.
         on_step: called after each step.
-        on_epoch: called before each epoch; the figures that it returns are logged.
+        seed: of the order of the batches; default: the run's.
 
     Raises:
         NonFiniteError: the loss or a gradient became NaN or infinite; no step is taken on it.
         ResourceError: memory ran out, or a worker of the data loader died.
     """
     loss_of = objective or task.loss
-    stream = task.stream(seed=run.seed, rank=run.rank, world=run.world)
+    stream = task.stream(seed=run.seed if seed is None else seed, rank=run.rank, world=run.world)
     rates = [group["lr"] for group in optimizer.param_groups]
-    per_epoch = steps_per_epoch(task, accumulate)
-    for step in run.steps(steps, phase=phase, time_fraction=time_fraction):
-        figures = on_epoch(step // per_epoch) if on_epoch and step % per_epoch == 0 else {}
+    for step in run.steps(steps, phase=phase, time_fraction=time_fraction) if phase else range(steps):
+        factor = schedule(run.progress if phase else step / steps)
         # The groups are new ones once a resumed run has restored the optimizer.
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate if group.get("steady") else rate * schedule(run.progress)
+            group["lr"] = rate if group.get("steady") else rate * factor
         network.train()
-        if before_step:
-            before_step(step)
+        figures = (before_step(step) if before_step else None) or {}
         numbers = range(step * accumulate, (step + 1) * accumulate)
         batches = [load_batch(stream, number, run) for number in numbers]
         loss = take_step(optimizer, run, *(functools.partial(loss_of, network, batch) for batch in batches))
         del batches
         if on_step:
             on_step(step)
-        run.log_step({"loss": loss, "lr": optimizer.param_groups[0]["lr"]}, figures, step=step)
+        if phase:
+            run.log_step({"loss": loss, "lr": optimizer.param_groups[0]["lr"]}, figures, step=step)
 
 
 def steps_per_epoch(task: Task, accumulate: int = 1) -> int:
     """Steps of the optimizer in one pass over the training part."""
     return math.ceil(task.steps_per_epoch / accumulate)
+
+
+def seconds_per_step(
+    network: nn.Module, task: Task, run: Run, recipe: Recipe, *, objective: Objective | None = None
+) -> float:
+    """The time of a training step, measured on a copy of the network; for `run.total_steps(measure_step=...)`."""
+    trial = copy.deepcopy(network).to(run.device)
+    optimizer, loss_of, stream = recipe.optimizer(trial), objective or task.loss, task.stream(seed=run.seed)
+
+    def step() -> None:
+        trial.train()
+        batches = [load_batch(stream, number, run) for number in range(recipe.accumulate)]
+        take_step(optimizer, run, *(functools.partial(loss_of, trial, batch) for batch in batches))
+
+    return seconds_per_call(step, device=run.device)
+
+
+def check_recipe(recipe: Recipe, network: nn.Module) -> None:
+    """Refuse, before a run begins, a recipe that cannot train this network.
+
+    Raises:
+        ModelError: the network has no parameter that requires a gradient.
+        ConfigError: the recipe drops paths, and the network has no place for it.
+    """
+    recipe.optimizer(network)
+    if recipe.drop_path:
+        DropPathRamp(network, recipe.drop_path)
 
 
 def train(
@@ -120,16 +150,21 @@ def train(
     optimizer = recipe.optimizer(network)
     ramp = DropPathRamp(network, recipe.drop_path) if recipe.drop_path else None
     averaged = moving_average(network, recipe.average) if recipe.average else None
-    best = BestEpoch(network, task, run) if recipe.best_epoch else None
+    best = BestEpoch(network, task, run, steps_per_epoch(task, recipe.accumulate)) if recipe.best_epoch else None
     extra = {name: part for name, part in (("averaged", averaged), ("best", best)) if part is not None}
     run.register_state(network=network, optimizer=optimizer, **extra)
+
+    def before_step(step: int) -> Mapping[str, float]:
+        if ramp:
+            ramp.set(run.progress)
+        return best.before_step(step) if best else {}
+
     try:
         optimize(
             network, task, run, optimizer=optimizer, steps=steps, phase=phase, objective=objective,
             schedule=recipe.schedule, accumulate=recipe.accumulate, time_fraction=time_fraction,
-            before_step=(lambda step: ramp.set(run.progress)) if ramp else None,
+            before_step=before_step,
             on_step=(lambda step: averaged.update_parameters(network)) if averaged else None,
-            on_epoch=best.on_epoch if best else None,
         )  # fmt: skip
     finally:
         if ramp:
@@ -154,14 +189,14 @@ def _take_average(network: nn.Module, averaged: AveragedModel, task: Task, run: 
 class BestEpoch:
     """Keeps the weights of the epoch that scored best on the validation part; the first of several equals."""
 
-    def __init__(self, network: nn.Module, task: Task, run: Run) -> None:
-        self.network, self.task, self.run = network, task, run
-        self.score: float | None = None
+    def __init__(self, network: nn.Module, task: Task, run: Run, steps_per_epoch: int) -> None:
+        self.network, self.task, self.run, self.steps_per_epoch = network, task, run, steps_per_epoch
+        self.score = math.nan
         self.weights: dict[str, Tensor] = {}
 
-    def on_epoch(self, epoch: int) -> dict[str, float]:
-        """Score the network as the epoch before has left it; nothing before the first."""
-        return self._score() if epoch else {}
+    def before_step(self, step: int) -> dict[str, float]:
+        """Before each epoch but the first: score the network as the last epoch has left it."""
+        return self._score() if step and step % self.steps_per_epoch == 0 else {}
 
     def restore(self) -> None:
         """Score the last epoch, then put the best weights into the network."""
@@ -171,11 +206,10 @@ class BestEpoch:
     def _score(self) -> dict[str, float]:
         figures = self.task.evaluate(self.network)
         score = next(iter(figures.values()))
-        better = self.score is None or (score > self.score if higher_is_better(self.task) else score < self.score)
-        if better:
+        better = score > self.score if higher_is_better(self.task) else score < self.score
+        if better or not self.weights or (math.isnan(self.score) and not math.isnan(score)):
             self.score = score
             self.weights = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
-        assert self.score is not None
         return {f"valid_{name}": value for name, value in figures.items()} | {"best_valid": self.score}
 
     def state_dict(self) -> dict[str, Any]:
@@ -213,19 +247,21 @@ def fit(
         >>> sorted(figures)
         ['accuracy', 'loss']
     """
-    if isinstance(auxiliary, bool) or not 0.0 <= auxiliary < math.inf:
+    if type(auxiliary) not in (int, float) or not 0.0 <= auxiliary < math.inf:
         raise ConfigError(f"auxiliary={auxiliary!r} was given. Allowed is a number of at least 0, such as 0.4.")
+    require(task, method="fit")
     objective = _auxiliary(task, auxiliary) if auxiliary else None
-    recipe.optimizer(network)  # what cannot be trained is refused before the run begins
-    if recipe.drop_path:
-        DropPathRamp(network, recipe.drop_path)
+    check_recipe(recipe, network)
     if objective:
         _try(objective, network, task, run)
     size = sum(p.numel() for p in network.parameters())
     settings = {"network": type(network).__name__, "parameters": size, "auxiliary": auxiliary}
     run.begin("fit", settings | {"recipe": recipe.record()})
     network.to(run.device)
-    steps = run.total_steps(steps_per_epoch(task, recipe.accumulate), default_epochs=30)
+    steps = run.total_steps(
+        steps_per_epoch(task, recipe.accumulate), default_epochs=30,
+        measure_step=lambda: seconds_per_step(network, task, run, recipe, objective=objective),
+    )  # fmt: skip
     train(network, task, run, recipe, steps=steps, phase="fit", objective=objective)
     figures = task.evaluate(network)
     run.log({f"valid_{name}": value for name, value in figures.items()})

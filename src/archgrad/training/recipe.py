@@ -129,8 +129,50 @@ class Recipe:
         optimizer = self.optimizer_factory(weights)
         if self.clip:
             # A group's "clip" would bound each group alone.
-            optimizer.register_step_pre_hook(functools.partial(_clip, self.clip))
+            optimizer.register_step_pre_hook(functools.partial(_clip, self.clip, weights))
         return optimizer
+
+    def add_weights(self, optimizer: SGD, network: nn.Module) -> None:
+        """Let an SGD that trains something else train all weights of a network too, by this recipe.
+
+        Raises:
+            ConfigError: the recipe's optimizer is no SGD.
+            ModelError: the network has no parameter that requires a gradient.
+        """
+        own = self.optimizer(network)
+        if not isinstance(own, SGD):
+            raise ConfigError(
+                f"weights and gates are trained together by one SGD, and recipe= has a {type(own).__name__}. Give "
+                f"Recipe(optimizer_factory=functools.partial(archgrad.sgd, learning_rate=0.01)), or leave joint out."
+            )
+        for group in own.param_groups:
+            optimizer.add_param_group(group)
+        if self.clip:
+            weights = [p for group in own.param_groups for p in group["params"]]
+            optimizer.register_step_pre_hook(functools.partial(_clip, self.clip, weights))
+
+    def check_plain(self, option: str, where: str = "a supernet's training") -> None:
+        """Refuse all but optimizer, schedule and clip, where the weights are not those that are handed back.
+
+        Args:
+            option: the method's option that the recipe was given as, for the message.
+            where: what it trains, for the message.
+
+        Raises:
+            ConfigError: the recipe averages, accumulates, drops paths, or chooses an epoch.
+        """
+        default = Recipe()
+        names = [
+            name
+            for name in ("average", "accumulate", "drop_path", "best_epoch")
+            if getattr(self, name) != getattr(default, name)
+        ]
+        if names:
+            given = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+            raise ConfigError(
+                f"{option} was given a Recipe({given}), and in {where} these have no effect. Allowed here are "
+                f"optimizer_factory, schedule and clip. Give the others in the recipe of the network handed back."
+            )
 
     def record(self) -> dict[str, Any]:
         """Every field as JSON, functions by name: what a resumed run is compared by."""
@@ -142,8 +184,8 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _clip(largest: float, optimizer: Optimizer, args: object, kwargs: object) -> None:
-    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], largest)
+def _clip(largest: float, weights: list[nn.Parameter], *hooked: object) -> None:
+    nn.utils.clip_grad_norm_(weights, largest)
 
 
 def _described(function: Callable[..., Any]) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,10 @@ from torch.optim import Optimizer
 from archgrad.run.resource_errors import watched
 from archgrad.run.run import Run
 from archgrad.tasks.task import Batch
+
+# Whether an optimizer's losses use reentrant checkpointing, which allows no `torch.autograd.grad`. It is looked up
+# once in a process, since following the graph takes a few per cent of a small network's step.
+_REENTRANT: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
 
 Gradients = Sequence[Tensor | None]
 # A loss [], or a loss and its gradient with respect to what the optimizer trains, in its order.
@@ -49,7 +55,9 @@ def take_step(
     # Networks are not wrapped (as DistributedDataParallel does), so that any gradient can be taken of them.
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     with watched(run):
-        loss, gradients = _accumulated([_gradient(one, parameters, run, name) for one in compute])
+        loss, gradients = _mean(
+            (_gradient(function, optimizer, parameters, run, name) for function in compute), len(compute)
+        )
         gradients = run.mean(gradients)
         run.check_gradients(parameters, gradients)
         if observe:
@@ -65,7 +73,7 @@ def take_step(
 
 
 def _gradient(
-    compute: Callable[[], Computed], parameters: Sequence[nn.Parameter], run: Run, name: str
+    compute: Callable[[], Computed], optimizer: Optimizer, parameters: Sequence[nn.Parameter], run: Run, name: str
 ) -> tuple[Tensor, Gradients]:
     again = functools.partial(under_precision, run, compute)
     computed = again()
@@ -73,29 +81,51 @@ def _gradient(
     run.check_finite({name: loss}, again=again)
     if isinstance(computed, tuple):
         return loss.detach(), computed[1]
-    try:
-        return loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True)
-    except RuntimeError as error:
-        if "Checkpointing is not compatible with .grad()" not in str(error):
-            raise
-    # Reentrant checkpointing runs a backward pass of its own, which only `backward()` over all leaves allows.
-    second = again()
-    assert isinstance(second, Tensor)
-    for parameter in parameters:
-        parameter.grad = None
-    second.backward()  # type: ignore[no-untyped-call]
-    return second.detach(), [p.grad for p in parameters]
+    if optimizer not in _REENTRANT:
+        _REENTRANT[optimizer] = any(node.name() == "CheckpointFunctionBackward" for node in _graph(loss))
+    if _REENTRANT[optimizer]:
+        return loss.detach(), _backward(loss, parameters)
+    return loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True)
 
 
-def _accumulated(parts: Sequence[tuple[Tensor, Gradients]]) -> tuple[Tensor, Gradients]:
+def _graph(loss: Tensor) -> Iterator[Any]:
+    """All nodes of the graph of a loss."""
+    waiting, seen = [loss.grad_fn], set[Any]()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            waiting += [before for before, _ in node.next_functions]
+
+
+def _backward(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Gradients:
+    """The gradients by `backward()`, which accumulates into all leaves; those of other leaves are removed again."""
+    leaves = {node.variable for node in _graph(loss) if hasattr(node, "variable")}
+
+    def collect(module: nn.Module, inputs: object) -> None:
+        leaves.update(module.parameters(recurse=False))
+
+    for leaf in (*leaves, *parameters):
+        leaf.grad = None
+    # What lies inside of a checkpoint is run, and enters a graph, during the backward pass alone.
+    with nn.modules.module.register_module_forward_pre_hook(collect):
+        loss.backward()  # type: ignore[no-untyped-call]
+    gradients = [p.grad for p in parameters]
+    for leaf in (*leaves, *parameters):
+        leaf.grad = None
+    return gradients
+
+
+def _mean(parts: Iterator[tuple[Tensor, Gradients]], count: int) -> tuple[Tensor, Gradients]:
     """The mean of losses and of gradients; None counts as zero where another part has a gradient."""
-    if len(parts) == 1:
-        return parts[0]
-    columns = zip(*(gradients for _, gradients in parts), strict=True)
-    means = [
-        sum(given) / len(parts) if (given := [g for g in column if g is not None]) else None for column in columns
-    ]
-    return torch.stack([loss for loss, _ in parts]).mean(), means
+    loss, total = next(parts)
+    for another, gradients in parts:
+        loss = loss + another
+        total = [a if b is None else b if a is None else a + b for a, b in zip(total, gradients, strict=True)]
+    if count == 1:
+        return loss, total
+    return loss / count, [None if gradient is None else gradient / count for gradient in total]
 
 
 def under_precision(run: Run, compute: Callable[[], Computed]) -> Computed:

@@ -11,7 +11,7 @@ from archgrad.cli.inputs import data, models
 from archgrad.cli.schemas.transfer import TransferOptions
 from archgrad.errors import ConfigError
 from archgrad.methods.pruning_transfer.pruning_transfer import pruning_transfer
-from archgrad.methods.pruning_transfer.transfer import Protocol, check, transfer
+from archgrad.methods.pruning_transfer.transfer import TransferProtocol, check, transfer
 from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import slim
 
@@ -24,7 +24,7 @@ def transfer_command(options: TransferOptions) -> dict[str, Any]:
     out = Path(options.out)
     if options.process == "frozen" and not options.weights:
         raise ConfigError("process='frozen' prunes trained weights: give --weights FILE, or another process")
-    protocol = Protocol(
+    protocol = TransferProtocol(
         options.shots, draws=options.draws, restarts=options.restarts, steps=options.shot_steps, norm=options.norm
     )
     run, source, onnx = prepare("transfer", options, out)

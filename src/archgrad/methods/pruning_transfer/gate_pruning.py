@@ -31,14 +31,14 @@ def charges(space: nn.Module, cost: Macs | Params | None) -> Tensor:
     return (slopes / slopes.sum()).float()
 
 
-def opening(space: nn.Module) -> Tensor:
+def mixing_weights(space: nn.Module) -> Tensor:
     """[parts] the present mixing weights of all gates, with gradient."""
-    found = [gate.mixing() for gate in gates(space).values()]
-    return torch.cat([row for row in found if row is not None])
+    rows = [gate.mixing() for gate in gates(space).values()]
+    return torch.cat([row for row in rows if row is not None])
 
 
 def adopt(space: nn.Module, network: nn.Module) -> None:
-    """Copy all weights and buffers of the whole network, `build(space, whole(space))`, into its space, in place."""
+    """Copy all weights and buffers of the full network, `build(space, full(space))`, into its space, in place."""
     own = {re.sub(r"parametrizations\.(.*)\.original$", r"\1", n): t for n, t in space.state_dict().items()}
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
@@ -66,21 +66,21 @@ class Signs:
         self.moved = False
         self.unchanged = 0
 
-    def turn(self, logits: Tensor) -> dict[str, float]:
-        """Take in the logits, [parts], at the end of a round; what the history shows."""
-        now = logits.detach().cpu() > 0
-        flips = int((now != self.on).sum()) if len(self.on) else 0
+    def observe(self, logits: Tensor) -> dict[str, float]:
+        """Compare the logits, [parts], at the end of a round with those before; returns figures to log."""
+        on = logits.detach().cpu() > 0
+        flips = int((on != self.on).sum()) if len(self.on) else 0
         self.moved = self.moved or flips > 0
         self.unchanged = self.unchanged + 1 if self.moved and not flips else 0
-        self.on = now
-        return {"flips": float(flips), "open_gates": float(now.sum())}
+        self.on = on
+        return {"flips": float(flips), "open_gates": float(on.sum())}
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` takes."""
         return {"on": self.on, "moved": self.moved, "unchanged": self.unchanged}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where `state_dict` left off."""
+        """Go on from what `state_dict` returned."""
         self.on, self.moved, self.unchanged = state["on"], state["moved"], state["unchanged"]
 
 
@@ -98,10 +98,10 @@ def _magnitude(space: nn.Module, gate: Gate) -> Tensor:
         return torch.ones(1)
     total = torch.zeros(gate.size)
     for member in gate.couplings:
-        made = member.selects or member.side in ("out", "heads")
+        makes_entries = member.selects or member.side in ("out", "heads")
         dims = [dim for name, dim in member.tensors if name == "weight"]
         weight = getattr(space.get_submodule(member.module), "weight", None)
-        if not made or not dims or not isinstance(weight, Tensor) or weight.dim() < 2:
+        if not makes_entries or not dims or not isinstance(weight, Tensor) or weight.dim() < 2:
             continue
         each = weight.detach().abs().movedim(dims[0], 0).flatten(1).mean(1).cpu()
         inside = member.places >= 0

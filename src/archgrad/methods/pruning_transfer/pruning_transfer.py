@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -40,16 +40,14 @@ from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
 from archgrad.gates.gate_optimizer import entry_logits
-from archgrad.gates.selection import GateConstraint, WidthRounding, above, gates, whole
-from archgrad.methods.pruning_transfer.gate_pruning import FLOOR, Signs, charges, opening, redraw
-from archgrad.results.record import heading
+from archgrad.gates.selection import GateConstraint, WidthRounding, above_threshold, full, gates
+from archgrad.methods.pruning_transfer.gate_pruning import FLOOR, Signs, charges, mixing_weights, redraw
+from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found, assemble
 from archgrad.run.run import Run
-from archgrad.tasks.classification import Classification
-from archgrad.tasks.task import Batch
-from archgrad.training.fit import optimize, recalibrate
-from archgrad.training.recipe import OptimizerFactory, Recipe, adam
-from archgrad.training.schedules import cosine
+from archgrad.tasks.task import Batch, Checkable, Splittable, Task, require
+from archgrad.training.fit import check_recipe, recalibrate, seconds_per_step, steps_per_epoch, train
+from archgrad.training.recipe import Recipe, adam
 from archgrad.training.step import load_batch, take_step
 
 Process = Literal["redraw", "cotrain", "frozen"]
@@ -81,9 +79,36 @@ class PruningTerms:
     patience: int | None = None
 
 
+@dataclass(frozen=True)
+class PruningSettings:
+    """The options of `pruning_transfer`: what a run is begun with, and what its record shows."""
+
+    limit: Limit | None
+    gamma: float
+    cost: str | None
+    process: Process
+    terms: PruningTerms
+    round_to: int
+    search_fraction: float
+    recipe: Recipe
+
+    def __post_init__(self) -> None:
+        if self.process not in get_args(Process):
+            raise ConfigError(f"process={self.process!r}: allowed are {', '.join(map(repr, get_args(Process)))}")
+        if not 0.0 <= self.gamma < float("inf"):
+            raise ConfigError(f"gamma={self.gamma}: the penalty's weight is a finite number of at least 0, such as 1")
+        if not 0.0 < self.search_fraction <= 1.0:
+            raise ConfigError(f"search_fraction={self.search_fraction}: give a share of the steps above 0, at most 1")
+        least = {"weight_steps": 0, "gate_steps": 1, "patience": 1, "noise": 0, "rate": 0}
+        for name, low in least.items():
+            if (value := getattr(self.terms, name)) is not None and not value >= low:
+                raise ConfigError(f"{name}={value!r}: allowed is {low} or more")
+        TwoTemperature(1, hard=self.terms.hard, soft=self.terms.soft)  # raises where these make no sense
+
+
 def pruning_transfer(
     space: nn.Module,
-    task: Classification,
+    task: Task,
     run: Run,
     *,
     limit: Limit | None = None,
@@ -93,7 +118,7 @@ def pruning_transfer(
     terms: PruningTerms = PruningTerms(),
     round_to: int = 1,
     search_fraction: float = 0.5,
-    optimizer: OptimizerFactory = adam,
+    recipe: Recipe = Recipe(optimizer_factory=adam),
 ) -> Found:
     """Prune a network to parts that are good with many weights; the algorithm is on top of this file.
 
@@ -107,113 +132,94 @@ def pruning_transfer(
         process: what happens to the weights before each round: "redraw", "cotrain" or "frozen".
         terms: of the search.
         round_to: widths are multiples of this.
-        search_fraction: share of the steps that the search takes; the rest trains the result.
-        optimizer: from weights to their optimizer.
+        search_fraction: share of the budget that the search takes; the rest trains the result.
+        recipe: trains the result. Its optimizer and `clip` also train the weights in the search, at a constant rate.
 
     Raises:
-        ConfigError: an unknown process, a negative gamma, or too few steps for a step of the gates.
+        ConfigError: an option out of its range, a task without `split`, or too few steps for a step of the gates.
         LimitError: no network of the space meets the limit; the message says the lowest reachable.
         NonFiniteError: a loss became NaN or infinite.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> task = ag.Classification.load("digits")
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.Linear(32, 10))
+        >>> tenth = ag.params().at_most(fraction=0.1)
+        >>> run = ag.Run(steps=60, progress=False)
+        >>> found = ag.pruning_transfer(ag.slim(net, task.example), task, run, limit=tenth)
     """
-    rounding, terms = WidthRounding(round_to), _checked(terms, process, gamma)
+    terms = replace(terms, weight_steps=0) if process == "frozen" else terms
+    charged = cost.name if cost else None
+    settings = PruningSettings(limit, gamma, charged, process, terms, round_to, search_fraction, recipe)
+    rounding = WidthRounding(round_to)
+    require(task, Splittable, method="pruning_transfer")
     gates(space)  # a space of anything else is refused
-    task.check(space)
+    if isinstance(task, Checkable):
+        task.check(space)
+    check_recipe(recipe, space)
     constraint = GateConstraint(space, limit, rounding) if limit else None
-    settings = {
-        "limit": limit and {"cost": limit.cost.name, "bound": limit.bound, "fraction": limit.fraction},
-        "gamma": gamma, "cost": cost and cost.name, "process": process, "terms": asdict(terms),
-        "round_to": round_to, "search_fraction": search_fraction,
-    }  # fmt: skip
-    (first, second), shares = _stages(run, task, terms, search_fraction), task.split(1.0 - terms.held_out)
+    assert isinstance(task, Splittable)
+    halves = task.split(1.0 - terms.held_out)
     if cost is None and constraint:
         cost = constraint.cost if isinstance(constraint.cost, Macs | Params) else macs(task.example)
-    run.begin("pruning_transfer", settings)
+    run.begin("pruning_transfer", settings_record(settings))
     space = copy.deepcopy(space).to(run.device)
-    networks = {"before": build(space, whole(space))} if process == "frozen" else {}
+    first, second = _split_steps(space, task, run, settings)
+    networks = {"before": build(space, full(space))} if process == "frozen" else {}
     charge = gamma * charges(space, cost).to(run.device)
-    _decide(
-        space,
-        shares,
-        run,
-        charge=charge,
-        terms=terms,
-        process=process,
-        steps=first,
-        time_fraction=search_fraction,
-        make=optimizer,
-    )
+    _search(space, halves, run, charge=charge, settings=settings, steps=first)
     architecture = _derived(space, run, constraint=constraint, rounding=rounding)
     network = build(space, architecture, weights="fresh" if process == "redraw" else "inherit")
     if second:
-        made = Recipe(optimizer_factory=optimizer).optimizer(network)
-        run.register_state(network=network, optimizer=made)
-        optimize(
-            network,
-            task,
-            run,
-            optimizer=made,
-            steps=second,
-            phase="train",
-            schedule=cosine,
-            time_fraction=1 - search_fraction,
-        )
+        train(network, task, run, recipe, steps=second, phase="train")
     recalibrate(network, task, run)
 
     networks = {**networks, "after": network}
-    record = heading(pruning_transfer, settings, f"{type(space).__name__} pruned for transfer")
+    record = heading(pruning_transfer, settings_record(settings), f"{type(space).__name__} pruned for transfer")
     record["limit"] = constraint and constraint.record(network)
     found = assemble(space, architecture, networks, task=task, run=run, example=task.example, record=record)
     run.finish()
     return found
 
 
-def _decide(
-    space: nn.Module,
-    shares: tuple[Classification, Classification],
-    run: Run,
-    *,
-    charge: torch.Tensor,
-    terms: PruningTerms,
-    process: Process,
-    steps: int,
-    time_fraction: float,
-    make: OptimizerFactory,
+def _search(
+    space: nn.Module, halves: tuple[Task, Task], run: Run, *, charge: Tensor, settings: PruningSettings, steps: int
 ) -> None:
     """The rounds, as one loop of steps, so that a run can be stopped and resumed inside any of them."""
+    terms = settings.terms
     relax(space, functools.partial(TwoTemperature, hard=terms.hard, soft=terms.soft))
-    decided, draws = logits(space), run.generator("gates")
-    for theta in decided:
+    thetas, draws = logits(space), run.generator("gates")
+    for theta in thetas:
         theta.data.copy_(terms.start + terms.noise * torch.randn(theta.shape, generator=draws))
-    first, second = (one.stream(seed=run.seed, rank=run.rank, world=run.world) for one in shares)
-    twin = build(space, whole(space))
-    weight_steps, gate_steps, signs = terms.weight_steps, terms.gate_steps, Signs()
-    on_weights = Recipe(optimizer_factory=make).optimizer(space)
-    on_gates = torch.optim.SGD(decided, lr=terms.rate * len(charge))
-    run.register_state(space=space, weights=on_weights, gates=on_gates, signs=signs)
-    for step in run.steps(steps, phase="gates", time_fraction=time_fraction):
-        number, place = divmod(step, weight_steps + gate_steps)
-        shown: dict[str, float] = {}
+    for_weights, for_gates = (half.stream(seed=run.seed, rank=run.rank, world=run.world) for half in halves)
+    twin, signs = build(space, full(space)), Signs()
+    weight_optimizer = settings.recipe.optimizer(space)
+    gate_optimizer = torch.optim.SGD(thetas, lr=terms.rate * len(charge))
+    run.register_state(space=space, weights=weight_optimizer, gates=gate_optimizer, signs=signs)
+
+    def gate_loss(batch: Batch) -> Tensor:
+        return halves[1].loss(space, batch) + charge @ mixing_weights(space)
+
+    for step in run.steps(steps, phase="gates", time_fraction=settings.search_fraction):
+        number, place = divmod(step, terms.weight_steps + terms.gate_steps)
+        figures: dict[str, float] = {}
         if place == 0:
-            shown = signs.turn(torch.cat(list(decided)))
+            figures = signs.observe(torch.cat(list(thetas)))
             if terms.patience and signs.unchanged >= terms.patience:
                 break
-            if process == "redraw":
+            if settings.process == "redraw":
                 redraw(space, twin)
-                on_weights.state.clear()
+                weight_optimizer.state.clear()
         space.train()
-        gating = place >= weight_steps
-        turn = number * (gate_steps if gating else weight_steps) + place - (weight_steps if gating else 0)
-        batch = load_batch(second if gating else first, turn, run)
-
-        def loss_of(batch: Batch = batch, gating: bool = gating) -> Tensor:
-            loss = shares[0].loss(space, batch)
-            return loss + charge @ opening(space) if gating else loss
-
-        loss = take_step(on_gates if gating else on_weights, run, loss_of)
-        if gating and terms.clip:
-            for theta in decided:
+        if place < terms.weight_steps:
+            batch = load_batch(for_weights, number * terms.weight_steps + place, run)
+            loss = take_step(weight_optimizer, run, functools.partial(halves[0].loss, space, batch))
+        else:
+            batch = load_batch(for_gates, number * terms.gate_steps + place - terms.weight_steps, run)
+            loss = take_step(gate_optimizer, run, functools.partial(gate_loss, batch))
+            for theta in thetas if terms.clip else ():
                 theta.data.clamp_(-1.0, 1.0)
-        run.log_step({"loss": loss}, shown, step=step)
+        run.log_step({"loss": loss}, figures, step=step)
 
 
 def _derived(
@@ -222,39 +228,28 @@ def _derived(
     """The parts with theta > 0, or the largest theta under the limit."""
     scores = entry_logits(space)
 
-    def decided() -> Architecture:
-        return (
-            constraint.largest(scores, floor=FLOOR * constraint.width())
-            if constraint
-            else above(space, scores, 0.0, rounding)
-        )
+    def derive() -> Architecture:
+        if constraint is None:
+            return above_threshold(space, scores, 0.0, rounding)
+        return constraint.best_feasible(scores, floor=FLOOR * constraint.uniform_width())
 
-    # Remembered, since a measured limit may decide otherwise when the clock is read again.
-    remembered = run.compute_once("architecture", lambda: dict(decided()))
+    # Remembered, since a measured limit may decide otherwise when it is measured again.
+    remembered = run.compute_once("architecture", lambda: dict(derive()))
     return Architecture({name: tuple(pick) for name, pick in remembered.items()})
 
 
-def _checked(terms: PruningTerms, process: str, gamma: float) -> PruningTerms:
-    if process not in get_args(Process):
-        raise ConfigError(f"process={process!r}: allowed are {', '.join(map(repr, get_args(Process)))}")
-    if not 0.0 <= gamma < float("inf"):
-        raise ConfigError(f"gamma={gamma}: the penalty's weight is a finite number of at least 0, such as 1")
-    least = {"weight_steps": 0, "gate_steps": 1, "patience": 1, "noise": 0, "rate": 0}
-    for name, low in least.items():
-        if (value := getattr(terms, name)) is not None and not value >= low:
-            raise ConfigError(f"{name}={value!r}: allowed is {low} or more")
-    TwoTemperature(1, hard=terms.hard, soft=terms.soft)  # refuses what makes no sense before the run begins
-    return replace(terms, weight_steps=0) if process == "frozen" else terms
-
-
-def _stages(run: Run, task: Classification, terms: PruningTerms, search_fraction: float) -> tuple[int, int]:
-    """Steps of the search and of the training of its result; together they are the run's constraint."""
-    total = run.total_steps(task.steps_per_epoch, default_epochs=60)
-    first = round(search_fraction * total) if 0.0 < search_fraction <= 1.0 else 0
-    if first <= terms.weight_steps:
+def _split_steps(space: nn.Module, task: Task, run: Run, settings: PruningSettings) -> tuple[int, int]:
+    """Steps of the search and of the training of its result; together they are the run's budget."""
+    total = run.total_steps(
+        steps_per_epoch(task, settings.recipe.accumulate), default_epochs=60,
+        measure_step=lambda: seconds_per_step(space, task, run, settings.recipe),
+    )  # fmt: skip
+    first = round(settings.search_fraction * total)
+    if first <= settings.terms.weight_steps:
+        run.withdraw()
         raise ConfigError(
-            f"search_fraction={search_fraction} of {total} steps are {first}; a round begins with "
-            f"weight_steps={terms.weight_steps}: give a larger budget (epochs or steps of the "
-            f"Run), a larger share (at most 1), or fewer weight_steps"
+            f"search_fraction={settings.search_fraction} of {total} steps are {first}, and a round begins with "
+            f"weight_steps={settings.terms.weight_steps}. Give a larger budget (epochs, steps or seconds of the "
+            f"Run), a larger share (at most 1), or fewer weight_steps."
         )
     return first, total - first

@@ -11,29 +11,43 @@ import functools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map
 
 from archgrad.choices.architecture import Architecture
 from archgrad.costs.count import Macs, Params, macs, params
 from archgrad.errors import ConfigError, DataError, ModelError
 from archgrad.extract.discretize import build
-from archgrad.gates.selection import GateConstraint, WidthRounding, gates, whole
+from archgrad.gates.selection import GateConstraint, WidthRounding, full, gates
 from archgrad.methods.pruning_transfer.gate_pruning import FLOOR, adopt, magnitudes
-from archgrad.results.record import conditions, heading
+from archgrad.results.record import conditions, heading, settings_record
 from archgrad.results.result import Found, widths
 from archgrad.run.run import Run
-from archgrad.tasks.classification import Classification
-from archgrad.tasks.task import stable_seed
-from archgrad.training.fit import optimize, recalibrate
-from archgrad.training.recipe import OptimizerFactory, Recipe, adam
-from archgrad.training.schedules import cosine
-from archgrad.training.step import load_batch, take_step
+from archgrad.tasks.task import Checkable, Task, require, stable_seed
+from archgrad.training.fit import check_recipe, optimize, recalibrate, seconds_per_step, steps_per_epoch, train
+from archgrad.training.recipe import Recipe, adam
+from archgrad.training.schedules import constant
 
 Norm = Literal["shots", "source"]
+
+
+@runtime_checkable
+class FewShot(Task, Protocol):
+    """A classification task that small samples can be drawn from.
+
+    Attributes:
+        classes: the number of classes, which is that of the network's outputs.
+    """
+
+    classes: int
+
+    def shots(self, count: int, *, seed: int = 0) -> Task:
+        """This task on so many training samples of each class, in one batch; DataError where a class has fewer."""
+        ...
 
 
 RIVALS = (
@@ -43,17 +57,20 @@ RIVALS = (
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """How target networks are trained and averaged.
+class TransferProtocol:
+    """How networks are trained on the target, and over what their scores are averaged.
 
     Attributes:
         shots: samples of each class; the last number is that of the network handed back.
         draws: of the shots (and of random masks), the same for all rivals.
-        restarts: trainings of each network on each draw, whose accuracies are averaged.
+        restarts: trainings of each network on each draw, whose scores are averaged.
         steps: of a training, each on all shots at once.
         norm: what BatchNorm goes by in networks that keep source weights: "shots", the statistics of the batch while
             training and those of all shots afterwards, as where weights are fresh; "source", the source's throughout.
-        optimizer: of a training.
+        recipe: of a training: its optimizer, schedule and clip.
+
+    Raises:
+        ConfigError: a value out of its range.
     """
 
     shots: Sequence[int] = (5,)
@@ -61,7 +78,7 @@ class Protocol:
     restarts: int = 3
     steps: int = 100
     norm: Norm = "shots"
-    optimizer: OptimizerFactory = adam
+    recipe: Recipe = Recipe(optimizer_factory=adam, schedule=constant)
 
     def __post_init__(self) -> None:
         numbers = {"draws": self.draws, "restarts": self.restarts, "steps": self.steps}
@@ -72,6 +89,17 @@ class Protocol:
                 f"{', '.join(wrong) or f'shots={self.shots!r}, norm={self.norm!r}'}: shots, at least one of them, "
                 f"draws, restarts and steps are whole numbers above 0, norm is one of {get_args(Norm)}"
             )
+        self.recipe.check_plain("TransferProtocol(recipe=...)", "a training on few shots")
+
+
+@dataclass(frozen=True)
+class TransferSettings:
+    """The options of `transfer`: what a run is begun with, and what its record shows."""
+
+    protocol: TransferProtocol
+    cost: str | None
+    pretrained: bool
+    recipe: Recipe
 
 
 @dataclass(frozen=True)
@@ -91,20 +119,20 @@ def transfer(
     structure: Architecture,
     run: Run,
     *,
-    source: Classification,
-    target: Classification,
+    source: FewShot,
+    target: FewShot,
     cost: Macs | Params | None = None,
     others: Mapping[str, Architecture] | None = None,
-    protocol: Protocol = Protocol(),
+    protocol: TransferProtocol = TransferProtocol(),
     pretrained: bool = False,
-    optimizer: OptimizerFactory = adam,
+    recipe: Recipe = Recipe(optimizer_factory=adam),
 ) -> Found:
     """Train a structure that was found on the source on few samples of the target, beside its rivals.
 
     The rivals: the whole network from scratch; the whole network trained on the source and fine-tuned; random masks
     of equal cost; the mask of the largest weights of the source network at equal cost, without and with them; the
     structure with weights of the source network; and `others`. Every network gets a fresh last layer, as many steps,
-    the same shots. Accuracy is on the target's test part, its mean and deviation over the draws.
+    the same shots. Scores are those of the target's test part, their mean and deviation over the draws.
 
     Args:
         space: the space of gates that the structure was found in; it is not changed.
@@ -116,62 +144,76 @@ def transfer(
         others: further structures, which start from fresh weights.
         protocol: of the trainings on the target.
         pretrained: the space holds weights trained on the source: none are trained.
-        optimizer: of the source network.
+        recipe: of the source network.
 
     Returns:
         The structure, and its network trained on the first draw of the last number of shots; `score` is the mean
-        accuracy there, and `record["baselines"]` has all rivals.
+        score there, and `record["baselines"]` has all rivals.
 
     Raises:
         DataError: the target has inputs of another shape than the source, or fewer samples of a class than shots.
-        ConfigError: others have names of the rivals.
+        ConfigError: others have names of the rivals, or a task lacks something.
         ModelError: the network's last layer is no Linear with an output for each class of the source.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> from archgrad.methods.pruning_transfer.transfer import TransferProtocol
+        >>> task = ag.Classification.load("digits")
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.Linear(32, 10))
+        >>> space, short = ag.slim(net, task.example), TransferProtocol(draws=1, restarts=1, steps=2)
+        >>> half, run = ag.sample(space), ag.Run(steps=4, progress=False)
+        >>> found = ag.transfer(space, half, run, source=task, target=task, protocol=short)
     """
     others = dict(others or {})
     if taken := sorted(set(RIVALS) & set(others)):
         raise ConfigError(f"others={taken}: rivals of these names are there already; give yours other names")
     check(space, source, target, protocol)
-    asked = {n: getattr(protocol, n) for n in ("draws", "restarts", "steps", "norm")}
-    settings = {
-        "protocol": {**asked, "shots": list(protocol.shots)}, "cost": cost and cost.name, "pretrained": pretrained,
-    }  # fmt: skip
+    check_recipe(recipe, space)
+    settings = TransferSettings(protocol, cost.name if cost else None, pretrained, recipe)
     cost = cost or macs(source.example)
-    structures = {"this run": structure, **others}
-    run.begin("transfer", settings | {"structures": {name: one.to_json() for name, one in structures.items()}})
+    structures = {name: one.to_json() for name, one in {"this run": structure, **others}.items()}
+    run.begin("transfer", settings_record(settings) | {"structures": structures})
     space = copy.deepcopy(space).to(run.device)
     if not pretrained:
-        trained = build(space, whole(space), weights="fresh")
-        _train(trained, source, run, optimizer)
-        adopt(space, trained)
-    tried = _rivals(space, structure, others, cost=cost, run=run, draws=protocol.draws)
+        _train_source(space, source, run, recipe)
+    rivals = _rivals(space, structure, others, cost=cost, run=run, draws=protocol.draws)
     lab = _Lab(space, _head(space, source), target, protocol, run)
-    rows = [{"name": name, **lab.row(name, rival, cost=cost)} for name, rival in tried.items()]
-    network = lab.trained(tried["this run"], shots=protocol.shots[-1], draw=0, restart=0)
-    found = _found(network, structure, rows, run=run, space=space, target=target, settings=settings)
+    rows = [{"name": name, **lab.row(name, rival, cost=cost)} for name, rival in rivals.items()]
+    network = lab.trained(rivals["this run"], shots=protocol.shots[-1], draw=0, restart=0)
+    title = f"{type(space).__name__} transferred: score on the target, mean ± deviation over the draws"
+    record = heading(transfer, settings_record(settings), title) | {"layers": widths(space, structure)}
+    found = _report(network, structure, rows, run=run, target=target, record=record, protocol=protocol)
     run.finish()
     return found
 
 
-def check(space: nn.Module, source: Classification, target: Classification, protocol: Protocol) -> None:
-    """Raise DataError or ModelError, as `transfer` does, before anything long starts."""
-    one, other = source.splits["input_shape"], target.splits["input_shape"]
-    if one != other:
+def check(space: nn.Module, source: FewShot, target: FewShot, protocol: TransferProtocol) -> None:
+    """Raise ConfigError, DataError or ModelError, as `transfer` does, before anything long starts."""
+    for task in (source, target):
+        require(task, FewShot, method="transfer")
+    shapes = [tree_map(lambda x: list(x.shape[1:]), task.example) for task in (source, target)]
+    if shapes[0] != shapes[1]:
         raise DataError(
-            f"the source has inputs of shape {one}, the target of {other}: a structure fits one shape; bring the "
-            f"target's inputs to {one}, for instance by resizing its images"
+            f"the source has inputs of shape {shapes[0]}, the target of {shapes[1]}: a structure fits one shape; "
+            f"bring the target's inputs to {shapes[0]}, for instance by resizing its images"
         )
-    source.check(space)
+    if isinstance(source, Checkable):
+        source.check(space)
     for count in protocol.shots:
         target.shots(count)
     _head(space, source)
 
 
-def _train(network: nn.Module, source: Classification, run: Run, optimizer: OptimizerFactory) -> None:
-    made = Recipe(optimizer_factory=optimizer).optimizer(network)
-    run.register_state(network=network, optimizer=made)
-    steps = run.total_steps(source.steps_per_epoch, default_epochs=60)
-    optimize(network, source, run, optimizer=made, steps=steps, phase="source", schedule=cosine)
+def _train_source(space: nn.Module, source: Task, run: Run, recipe: Recipe) -> None:
+    """Give the space the weights of a full network trained on the source."""
+    network = build(space, full(space), weights="fresh")
+    steps = run.total_steps(
+        steps_per_epoch(source, recipe.accumulate), default_epochs=60,
+        measure_step=lambda: seconds_per_step(network, source, run, recipe),
+    )  # fmt: skip
+    train(network, source, run, recipe, steps=steps, phase="source")
     run.log({f"source_{name}": value for name, value in source.evaluate(network).items()})
+    adopt(space, network)
 
 
 def _rivals(
@@ -183,22 +225,23 @@ def _rivals(
     run: Run,
     draws: int,
 ) -> dict[str, Rival]:
-    """What is tried, by name, this run's structure first."""
-    price = float(GateConstraint(space, cost.at_most(fraction=1.0), WidthRounding(1)).of(structure))
+    """All rivals by name, this run's structure first."""
+    price = GateConstraint(space, cost.at_most(fraction=1.0), WidthRounding(1)).price(structure)
     constraint = GateConstraint(space, cost.at_most(price), WidthRounding(1))
 
     # No rival is to lose by a layer that has died.
     def largest(scores: Mapping[str, torch.Tensor]) -> Architecture:
-        return constraint.largest(scores, floor=FLOOR * constraint.width())
+        return constraint.best_feasible(scores, floor=FLOOR * constraint.uniform_width())
 
     def random(draw: int) -> Architecture:
         generator = torch.Generator().manual_seed(stable_seed("random mask", run.seed, draw))
         return largest({name: torch.rand(gate.size, generator=generator) for name, gate in gates(space).items()})
 
-    full, heavy = [whole(space)], [largest(magnitudes(space))]
+    everything, heavy = [full(space)], [largest(magnitudes(space))]
     fixed = (
-        Rival([structure]), Rival(full), Rival(full, kept=True), Rival([random(draw) for draw in range(draws)]),
-        Rival(heavy), Rival(heavy, kept=True), Rival([structure], kept=True),
+        Rival([structure]), Rival(everything), Rival(everything, kept=True),
+        Rival([random(draw) for draw in range(draws)]), Rival(heavy), Rival(heavy, kept=True),
+        Rival([structure], kept=True),
     )  # fmt: skip
     return dict(zip(RIVALS, fixed, strict=True)) | {name: Rival([one]) for name, one in others.items()}
 
@@ -214,18 +257,18 @@ class _Lab:
 
     space: nn.Module
     head: str
-    target: Classification
-    protocol: Protocol
+    target: FewShot
+    protocol: TransferProtocol
     run: Run
 
     def row(self, name: str, rival: Rival, *, cost: Macs | Params) -> dict[str, Any]:
-        """Mean accuracy and deviation over the draws for each number of shots, and what the network takes."""
+        """Mean score and deviation over the draws for each number of shots, and what the network takes."""
         figures: dict[str, Any] = {}
         for count in self.protocol.shots:
             means: list[float] = []
             for draw in range(self.protocol.draws):
-                tried = functools.partial(self._mean, rival, count, draw)
-                means.append(self.run.compute_once(f"{name}, {count} shots, draw {draw}", tried))
+                compute = functools.partial(self._mean, rival, count, draw)
+                means.append(self.run.compute_once(f"{name}, {count} shots, draw {draw}", compute))
             spread = statistics.stdev(means) if len(means) > 1 else 0.0
             figures[f"{count} shots"] = [round(statistics.mean(means), 4), round(spread, 4)]
         network = _with_head(build(self.space, rival.at(0)), self.head, self.target.classes)
@@ -235,32 +278,34 @@ class _Lab:
         scores = []
         for restart in range(self.protocol.restarts):
             network = self.trained(rival, shots=shots, draw=draw, restart=restart)
-            scores.append(self.target.evaluate(network, "test")["accuracy"])
+            scores.append(next(iter(self.target.evaluate(network, "test").values())))
         return statistics.mean(scores)
 
     def trained(self, rival: Rival, *, shots: int, draw: int, restart: int) -> nn.Module:
         """A network of the rival after its training on one draw of the shots."""
-        few = self.target.shots(shots, seed=stable_seed(self.run.seed, draw))
+        few, recipe = self.target.shots(shots, seed=stable_seed(self.run.seed, draw)), self.protocol.recipe
         torch.manual_seed(stable_seed("restart", self.run.seed, draw, restart))
         network = build(self.space, rival.at(draw), weights="inherit" if rival.kept else "fresh")
-        network = _with_head(network, self.head, self.target.classes).to(self.run.device).train()
-        held = rival.kept and self.protocol.norm == "source"
-        for module in network.modules() if held else ():
-            if isinstance(module, _BatchNorm):
-                module.eval()
-        optimizer = Recipe(optimizer_factory=self.protocol.optimizer).optimizer(network)
-        batches = few.stream(seed=stable_seed(draw, restart))
-        for step in range(self.protocol.steps):
-            batch = load_batch(batches, step, self.run)
-            take_step(optimizer, self.run, functools.partial(self.target.loss, network, batch))
-        if not held:
+        network = _with_head(network, self.head, self.target.classes).to(self.run.device)
+        keeps_statistics = rival.kept and self.protocol.norm == "source"
+
+        def before_step(step: int) -> None:
+            for module in network.modules() if keeps_statistics else ():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+
+        optimize(
+            network, few, self.run, optimizer=recipe.optimizer(network), steps=self.protocol.steps, phase=None,
+            schedule=recipe.schedule, seed=stable_seed(draw, restart), before_step=before_step,
+        )  # fmt: skip
+        if not keeps_statistics:
             recalibrate(network, few, self.run, batches=1)
         return network.eval()
 
 
-def _head(space: nn.Module, source: Classification) -> str:
+def _head(space: nn.Module, source: FewShot) -> str:
     """The path of the whole network's last layer: the last Linear to run that has an output for each class."""
-    network = build(space, whole(space)).cpu().eval()
+    network = build(space, full(space)).cpu().eval()
     ran: list[str] = []
     for path, layer in network.named_modules():
         if isinstance(layer, nn.Linear) and layer.out_features == source.classes:
@@ -286,33 +331,16 @@ def _with_head(network: nn.Module, path: str, classes: int) -> nn.Module:
     return network
 
 
-def _found(
-    network: nn.Module,
-    structure: Architecture,
-    rows: list[dict[str, Any]],
-    *,
-    run: Run,
-    space: nn.Module,
-    target: Classification,
-    settings: dict[str, Any],
-) -> Found:
+def _report(
+    network: nn.Module, structure: Architecture, rows: list[dict[str, Any]], *, run: Run, target: FewShot,
+    record: dict[str, Any], protocol: TransferProtocol,
+) -> Found:  # fmt: skip
     first, *rest = rows
-    after = {key: value for key, value in first.items() if key != "name"}
-    record: dict[str, Any] = {
-        **heading(
-            transfer,
-            settings,
-            f"{type(space).__name__} transferred: accuracy on the target, mean ± deviation over the draws",
-        ),
-        "layers": widths(space, structure),
-        "baselines": rest,
-        **conditions(run, target, score=f"{settings['protocol']['shots'][-1]} shots"),
-    }
-    example = run.to_device(target.example)
+    score, example = f"{protocol.shots[-1]} shots", run.to_device(target.example)
     costs = {"params": params().of(network), "macs": macs(example).of(network)}
-    record["after"] = {**after, **costs}
-    score = after[f"{settings['protocol']['shots'][-1]} shots"][0]
-    found = Found(structure, network, score, costs, run.history, record, example)
+    after = {key: value for key, value in first.items() if key != "name"} | costs
+    record |= {"baselines": rest, **conditions(run, target, score=score), "after": after}
+    found = Found(structure, network, first[score][0], costs, run.history, record, example)
     if run.folder and run.rank == 0:
         found.save(run.folder)
     return found
