@@ -24,19 +24,24 @@ def choices(space: nn.Module) -> dict[str, list[Choice]]:
     Raises:
         ChoiceError: two choices of one name differ in kind, size or candidates.
     """
-    found: dict[str, list[Choice]] = {}
+    by_name: dict[str, list[Choice]] = {}
     for module in space.modules():
         if isinstance(module, Choice):
-            found.setdefault(module.name, []).append(module)
-    for name, same in found.items():
-        kinds = dict.fromkeys((type(c).__name__, c.size, *getattr(c, "labels", ())) for c in same)
+            by_name.setdefault(module.name, []).append(module)
+    for name, namesakes in by_name.items():
+        kinds = dict.fromkeys((type(c).__name__, c.size, *getattr(c, "labels", ())) for c in namesakes)
         if len(kinds) > 1:
             listed = "; ".join(f"{kind} of {size} {list(labels) or ''}".strip() for kind, size, *labels in kinds)
             raise ChoiceError(
                 f"choices named {name!r} are one decision, but differ: {listed}; give them different names, or the "
                 f"same candidates (where these differ in class alone, label them: OpChoice({{label: module}}))"
             )
-    return found
+    return by_name
+
+
+def decisions(space: nn.Module) -> dict[str, Choice]:
+    """The first choice of each name, in the order they stand in the network; raises as `choices`."""
+    return {name: namesakes[0] for name, namesakes in choices(space).items()}
 
 
 def relax(
@@ -51,127 +56,166 @@ def relax(
 
     Raises:
         ChoiceError: the network has no choice.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> space = ag.OpChoice([torch.nn.Linear(4, 4), torch.nn.Identity()], name="layer")
+        >>> ag.relax(space, ag.softmax)(torch.ones(2, 4)).shape
+        torch.Size([2, 4])
     """
-    found = choices(space)
-    if not found:
+    by_name = choices(space)
+    if not by_name:
         raise ChoiceError(
             f"{type(space).__name__} has no choice to relax; put OpChoice, InputChoice or Gate modules in it, "
             f"or gate an ordinary network with archgrad.slim"
         )
-    for same in found.values():
-        if where is not None and not where(same[0]):
-            continue
-        shared = relaxation(same[0].size).to(same[0].live.device)
-        for choice in same:
-            choice.relaxation = shared
+    for first, *others in by_name.values():
+        if where is None or where(first):
+            shared = relaxation(first.size).to(first.live.device)
+            for choice in (first, *others):
+                choice.relaxation = shared
     return space
 
 
 def draw(space: nn.Module, *, generator: torch.Generator | None = None) -> None:
-    """New noise for every relaxation that has some (`archgrad.gumbel_softmax`): call it once a step."""
-    drawn: set[nn.Module] = set()
-    for choice, *_ in choices(space).values():
-        relaxation = choice.relaxation
-        if isinstance(relaxation, GumbelSoftmax) and relaxation not in drawn:
-            drawn.add(relaxation)
+    """New noise for every relaxation that has some (`archgrad.gumbel_softmax`): call it once a step.
+
+    Args:
+        space: relaxed.
+        generator: on the CPU; default: torch's own.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> space = ag.OpChoice([torch.nn.Linear(4, 4), torch.nn.Identity()], name="layer")
+        >>> space = ag.relax(space, ag.gumbel_softmax)
+        >>> ag.draw(space, generator=torch.Generator().manual_seed(0))
+        >>> bool(space.relaxation.noise.any())
+        True
+    """
+    for relaxation in dict.fromkeys(choice.relaxation for choice in decisions(space).values()):
+        if isinstance(relaxation, GumbelSoftmax):
             relaxation.draw(generator)
 
 
 @contextlib.contextmanager
-def using(space: nn.Module, given: Mapping[str, Tensor]) -> Iterator[None]:
+def using(space: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Mix by these weights inside the block, in place of the relaxations'.
 
     Args:
         space: any network that contains choices.
-        given: for each choice, [size], or [B, size]: a row for each example of the batch. Candidates of weight 0
+        weights: for each choice, [size], or [B, size]: a row for each example of the batch. Candidates of weight 0
             are not run where the weights have no gradient.
 
     Raises:
         ChoiceError: no such choice, or weights of another size.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> space = ag.OpChoice([torch.nn.Linear(4, 4), torch.nn.Identity()], name="layer")
+        >>> with ag.using(space, {"layer": torch.tensor([0.0, 1.0])}):
+        ...     print(space(torch.ones(1, 4)))
+        tensor([[1., 1., 1., 1.]])
     """
-    found = choices(space)
-    _refuse_absent(found, given)
-    for name, weights in given.items():
-        if weights.shape[-1:] != (found[name][0].size,) or weights.dim() > 2:
+    by_name = choices(space)
+    _refuse_absent(by_name, weights)
+    for name, row in weights.items():
+        size = by_name[name][0].size
+        if row.shape[-1:] != (size,) or row.dim() > 2:
             raise ChoiceError(
-                f"choice {name!r} has {found[name][0].size} entries, the weights given have shape "
-                f"{tuple(weights.shape)}; allowed are [size] and [B, size]"
+                f"choice {name!r} has {size} entries, the weights given have shape {tuple(row.shape)}; allowed are "
+                f"[size] and [B, size]"
             )
-    reached = [(choice, weights) for name, weights in given.items() for choice in found[name]]
-    before = [choice.override for choice, _ in reached]
+    overridden = [(choice, choice.override, row) for name, row in weights.items() for choice in by_name[name]]
     try:
-        for choice, weights in reached:
-            choice.override = weights
+        for choice, _, row in overridden:
+            choice.override = row
         yield
     finally:
-        for (choice, _), earlier in zip(reached, before, strict=True):
-            choice.override = earlier
+        for choice, before, _ in overridden:
+            choice.override = before
 
 
 def hold(space: Space, architecture: Architecture) -> Space:
     """A copy of the space that computes this architecture alone; the space itself is not changed.
 
+    Args:
+        space: any network that contains choices.
+        architecture: a pick for each of them.
+
     Raises:
         ArchitectureError: the architecture names other choices than the space has, or picks what is not there.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> space = ag.OpChoice([torch.nn.Linear(4, 4), torch.nn.Identity()], name="layer")
+        >>> ag.hold(space, ag.Architecture({"layer": 1}))(torch.ones(1, 4))
+        tensor([[1., 1., 1., 1.]])
     """
     held = copied(space)
-    for name, same in matched(held, architecture).items():
-        kept = same[0].picked(architecture[name]).to(same[0].live.device)
-        for choice in same:
+    for name, namesakes in matched(held, architecture).items():
+        kept = namesakes[0].picked(architecture[name]).to(namesakes[0].live.device)
+        for choice in namesakes:
             choice.relaxation, choice.override = Held(kept), None
             choice.live = choice.live & kept
     return held
 
 
 def matched(space: nn.Module, architecture: Architecture) -> dict[str, list[Choice]]:
-    """`choices(space)`, once it is sure that the architecture has a pick for each and for no other.
+    """`choices(space)`, where the architecture has a live pick for each and for no other.
 
     Raises:
-        ArchitectureError: names are missing, or belong to another space.
+        ArchitectureError: names are missing, or belong to another space, or a pick is dead.
     """
-    found = choices(space)
-    missing = [name for name in found if name not in architecture]
-    foreign = [name for name in architecture if name not in found]
+    by_name = choices(space)
+    missing = [name for name in by_name if name not in architecture]
+    foreign = [name for name in architecture if name not in by_name]
     if missing or foreign:
         raise ArchitectureError(
             f"the architecture is for another space: it lacks {missing[:5]} ({len(missing)} in all) and has "
             f"{foreign[:5]} ({len(foreign)}) that the space does not know; use the space that it was found in"
         )
-    for name, (choice, *_) in found.items():
+    for name, (choice, *_) in by_name.items():
         dead = choice.picked(architecture[name]).to(choice.live.device) & ~choice.live
         if bool(dead.any()):
             raise ArchitectureError(
                 f"choice {name!r}: the pick {architecture[name]!r} names {dead.nonzero().flatten().tolist()[:5]}, "
                 f"which the space no longer has; alive are {choice.live.nonzero().flatten().tolist()[:10]}"
             )
-    return found
+    return by_name
 
 
 def restrict(space: nn.Module, support: Mapping[str, Sequence[int] | Tensor]) -> None:
-    """Narrow choices to part of their live candidates, in place; what is dead stays dead.
+    """Narrow choices to some of their live candidates, in place; dead candidates stay dead.
 
     Args:
         space: any network that contains choices.
-        support: for each choice the indices that may live on, or a [size] bool mask.
+        support: for some choices the indices that stay alive, or a mask [size] bool.
 
     Raises:
-        ChoiceError: no such choice, an index out of range, or nothing left alive.
+        ChoiceError: no such choice, an index out of range, or nothing left alive; no choice is narrowed then.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> space = ag.OpChoice([torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Identity()], name="layer")
+        >>> ag.restrict(space, {"layer": [0, 2]})
+        >>> space.live
+        tensor([ True, False,  True])
     """
-    found = choices(space)
-    _refuse_absent(found, support)
-    alive = {name: found[name][0].live & _mask(found[name][0], allowed) for name, allowed in support.items()}
-    for name, mask in alive.items():  # all are looked at before any is narrowed
+    by_name = choices(space)
+    _refuse_absent(by_name, support)
+    alive = {name: by_name[name][0].live & _mask(by_name[name][0], allowed) for name, allowed in support.items()}
+    for name, mask in alive.items():
         if not bool(mask.any()):
             raise ChoiceError(f"choice {name!r}: nothing would be left alive; leave at least one candidate")
     for name, mask in alive.items():
-        for choice in found[name]:
+        for choice in by_name[name]:
             choice.live.copy_(mask)
 
 
-def _refuse_absent(found: Mapping[str, object], named: Iterable[str]) -> None:
-    absent = [name for name in named if name not in found]
+def _refuse_absent(by_name: Mapping[str, object], named: Iterable[str]) -> None:
+    absent = [name for name in named if name not in by_name]
     if absent:
-        raise ChoiceError(f"no choice is named {absent[0]!r}; there are {sorted(found)[:10]}")
+        raise ChoiceError(f"no choice is named {absent[0]!r}; there are {sorted(by_name)[:10]}")
 
 
 def _mask(choice: Choice, allowed: Sequence[int] | Tensor) -> Tensor:
@@ -193,27 +237,54 @@ def _mask(choice: Choice, allowed: Sequence[int] | Tensor) -> Tensor:
 def sample(space: nn.Module, *, generator: torch.Generator | None = None) -> Architecture:
     """A random architecture of the space, each choice drawn on its own from its live candidates.
 
+    Args:
+        space: any network that contains choices.
+        generator: on the CPU; default: torch's own.
+
     Raises:
         ChoiceError: the network has no choice.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> space = ag.OpChoice([torch.nn.Linear(4, 4), torch.nn.Identity()], name="layer")
+        >>> ag.sample(space, generator=torch.Generator().manual_seed(0))
+        Architecture({'layer': 0})
     """
-    found = choices(space)
-    if not found:
+    one_by_name = decisions(space)
+    if not one_by_name:
         raise ChoiceError(f"{type(space).__name__} has no choice to sample")
-    return Architecture({name: same[0].sampled(generator) for name, same in found.items()})
+    return Architecture({name: choice.sampled(generator) for name, choice in one_by_name.items()})
 
 
 def logits(network: nn.Module) -> list[nn.Parameter]:
-    """The architecture parameters of any network that contains a space, each once."""
-    found = (c.relaxation for same in choices(network).values() for c in same if c.relaxation is not None)
-    return list(dict.fromkeys(p for relaxation in found for p in relaxation.parameters()))
+    """The architecture parameters of any network that contains a space, each once.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> space = ag.relax(ag.OpChoice([torch.nn.Linear(4, 4), torch.nn.Identity()], name="layer"), ag.softmax)
+        >>> ag.logits(space)
+        [Parameter containing:
+        tensor([0., 0.], requires_grad=True)]
+    """
+    relaxations = (
+        c.relaxation for namesakes in choices(network).values() for c in namesakes if c.relaxation is not None
+    )
+    return list(dict.fromkeys(p for relaxation in relaxations for p in relaxation.parameters()))
 
 
 def weights(network: nn.Module) -> list[nn.Parameter]:
-    """All parameters that are not architecture parameters, each once."""
+    """All parameters that are not architecture parameters, each once.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> space = ag.relax(ag.OpChoice([torch.nn.Linear(4, 4), torch.nn.Identity()], name="layer"), ag.softmax)
+        >>> [tuple(p.shape) for p in ag.weights(space)]
+        [(4, 4), (4,)]
+    """
     architecture = set(logits(network))
     return [p for p in network.parameters() if p not in architecture]
 
 
 def trainable(network: nn.Module) -> list[nn.Parameter]:
-    """Of the `weights` those that are not frozen, that is, that require a gradient."""
+    """Those of the `weights` that require a gradient."""
     return [p for p in weights(network) if p.requires_grad]

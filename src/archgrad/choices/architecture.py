@@ -1,4 +1,4 @@
-"""An architecture: one pick per choice, frozen, hashable, kept as JSON."""
+"""An architecture: one pick per choice, frozen, hashable, saved as JSON."""
 
 from __future__ import annotations
 
@@ -16,11 +16,22 @@ _LONGEST = 160
 
 
 class Architecture(Mapping[str, Pick]):
-    """One pick per choice: `{choice name: pick}`.
+    """One pick per choice, `{choice name: pick}`: frozen, hashable, and equal in any order of its names.
 
     The pick of an `OpChoice` is the index of its candidate. The pick of an `InputChoice` or a `Gate` is the
-    sorted tuple of the inputs or channels that are kept. Equal architectures are equal and hash alike,
-    whatever the order they were written in.
+    sorted tuple of the inputs or channels that are kept.
+
+    Raises:
+        ArchitectureError: a name that is no string, or a pick that is neither an index nor a tuple of indices.
+
+    Example:
+        >>> import archgrad as ag
+        >>> architecture = ag.Architecture({"layer": 1, "node": (2, 0)})
+        >>> architecture["node"]
+        (0, 2)
+        >>> architecture.save("cell.json")
+        >>> ag.Architecture.load("cell.json") == architecture
+        True
     """
 
     __slots__ = ("_picks",)
@@ -48,9 +59,9 @@ class Architecture(Mapping[str, Pick]):
         return isinstance(other, Architecture) and self._picks == other._picks
 
     def __repr__(self) -> str:
-        whole = f"Architecture({self._picks!r})"
-        if len(whole) <= _LONGEST:
-            return whole
+        text = f"Architecture({self._picks!r})"
+        if len(text) <= _LONGEST:
+            return text
         few = ", ".join(f"{name}={pick!r:.24}" for name, pick in list(self._picks.items())[:3])
         return f"Architecture({len(self)} choices: {few}, ...)"
 
@@ -67,7 +78,7 @@ class Architecture(Mapping[str, Pick]):
         """Read `to_json` back.
 
         Raises:
-            ArchitectureError: damaged text, another format or version, or a pick that is none.
+            ArchitectureError: damaged text, another format or version, or a pick as in the constructor's errors.
         """
         body = files.parse_document(text, _refused, source=source, form=FORMAT, version=VERSION)
         picks = body.get("picks")
@@ -79,7 +90,7 @@ class Architecture(Mapping[str, Pick]):
         """Write the JSON file, all or nothing.
 
         Raises:
-            ArchitectureError: the folder is not there, or not to be written in.
+            ArchitectureError: the folder is missing, or may not be written in.
         """
         files.write_text(Path(path), self.to_json(), ArchitectureError)
 

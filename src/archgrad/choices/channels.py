@@ -1,4 +1,4 @@
-"""Which channels of which layers live and die together, and how to take them out of a network."""
+"""Which channels of which layers are removed together, and how to remove them from a network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Coupling:
         places: [channels of that side], the gate entry that each channel belongs to, or -1 for none.
         tensors: (name, dimension) of the module's tensors that are cut along this side.
         counts: integer attributes of the module that shrink in proportion.
-        selects: what the module reads stays whole: once cut, it takes out of it the channels that it keeps.
+        selects: the module's input keeps all channels: once cut, the module selects those that it reads.
     """
 
     module: str
@@ -33,13 +33,13 @@ class Coupling:
 
 @dataclass(frozen=True, eq=False)
 class Vanishing:
-    """What stays of a residual block once its branch is gone, or of a sum without one of its terms.
+    """What stays of a residual block without its branch, or of a sum without one of its terms.
 
     Attributes:
         module: path of the block, or of the term.
-        parts: what computes the block without its branch, in order: paths inside the block (a projection
-            shortcut, an activation) or new modules; nothing means identity.
-        term: the module stands in a list or dictionary of modules whose outputs are added up: it is taken out.
+        parts: modules that compute the block without its branch, in order: paths inside the block (a projection
+            shortcut, an activation) or new modules; none: the identity.
+        term: the module stands in a list or dictionary of modules whose outputs are added up, and is removed from it.
     """
 
     module: str
@@ -56,29 +56,29 @@ def open_channels(coupling: Coupling, kept: Iterable[int]) -> Tensor:
 def remove_channels(
     network: nn.Module, couplings: Mapping[str, Sequence[Coupling]], kept: Mapping[str, Iterable[int]]
 ) -> None:
-    """Cut the closed channels out of the network's layers, in place.
+    """Remove the closed channels from the network's layers, in place.
 
-    A side that several gates reach (the input of a layer behind a concatenation) is cut once, to the channels
-    that all of them keep.
+    A side that several gates reach (the input of a layer behind a concatenation) is cut once, to the channels that
+    all of them keep.
 
     Args:
         network: a network without parametrizations on the tensors to be cut.
-        couplings: for each gate its couplings.
-        kept: for each gate the entries that stay.
+        couplings: of each gate.
+        kept: the entries of each gate that stay.
     """
     sides: dict[tuple[str, str], tuple[Coupling, Tensor]] = {}
     for name, members in couplings.items():
-        stays = frozenset(kept[name])
+        entries = frozenset(kept[name])
         for member in members:
             if member.side == "branch":
                 continue
             key = (member.module, member.side)
-            mask = open_channels(member, stays)
+            mask = open_channels(member, entries)
             sides[key] = (member, sides[key][1] & mask if key in sides else mask)
     for (path, _), (member, mask) in sides.items():
         if not bool(mask.all()):
             _cut(network.get_submodule(path), member, mask)
-    # Afterwards, since paths lead elsewhere from here on.
+    # Last, since this changes the paths of the layers.
     for (path, _), (member, mask) in sides.items():
         if member.selects and not bool(mask.all()):
             _select(network, path, mask)
@@ -97,31 +97,31 @@ def _cut(module: nn.Module, member: Coupling, mask: Tensor) -> None:
             setattr(module, name, smaller)
     for name in member.counts:
         total = getattr(module, name)
-        scaled, rest = divmod(total * len(index), len(mask))
-        assert rest == 0, f"{member.module}.{name}: {total} does not shrink from {len(mask)} to {len(index)}"
+        scaled, remainder = divmod(total * len(index), len(mask))
+        assert remainder == 0, f"{member.module}.{name}: {total} does not shrink from {len(mask)} to {len(index)}"
         setattr(module, name, scaled)
 
 
 def _select(network: nn.Module, path: str, mask: Tensor) -> None:
-    """Put a layer that was cut behind the selection of the channels that it reads."""
+    """Put a selection of the channels that it reads in front of a layer that was cut."""
     layer = network.get_submodule(path)
     weight = layer.weight
     assert isinstance(weight, Tensor)
     graph = fx.Graph()
-    whole = graph.placeholder("whole")
+    x = graph.placeholder("x")
     # Channels are the last dimension for a Linear, and for a convolution the one in front of its spatial ones.
     dim = -1 if isinstance(layer, nn.Linear) else 1 - weight.dim()
-    graph.output(graph.call_function(torch.index_select, (whole, dim, graph.get_attr("kept"))))
-    rest = nn.Module()
-    rest.register_buffer("kept", mask.nonzero().flatten().to(weight.device))
+    graph.output(graph.call_function(torch.index_select, (x, dim, graph.get_attr("kept"))))
+    root = nn.Module()
+    root.register_buffer("kept", mask.nonzero().flatten().to(weight.device))
     parent, _, child = path.rpartition(".")
-    both = nn.Sequential(fx.GraphModule(rest, graph), layer)
-    both.train(layer.training)
-    setattr(network.get_submodule(parent), child, both)
+    selecting = nn.Sequential(fx.GraphModule(root, graph), layer)
+    selecting.train(layer.training)
+    setattr(network.get_submodule(parent), child, selecting)
 
 
 def remove_branch(network: nn.Module, vanishing: Vanishing) -> None:
-    """Put in a residual block's place what it computes without its branch, or take a term out, in place."""
+    """Replace a residual block by what it computes without its branch, or remove a term of a sum, in place."""
     block = network.get_submodule(vanishing.module)
     parent, _, child = vanishing.module.rpartition(".")
     if vanishing.term:
@@ -129,6 +129,6 @@ def remove_branch(network: nn.Module, vanishing: Vanishing) -> None:
         delattr(network.get_submodule(parent), child)
         return
     parts = [block.get_submodule(p) if isinstance(p, str) else copy.deepcopy(p) for p in vanishing.parts]
-    rest = (parts[0] if len(parts) == 1 else nn.Sequential(*parts)) if parts else nn.Identity()
-    rest.train(block.training)
-    setattr(network.get_submodule(parent), child, rest)
+    replacement = (parts[0] if len(parts) == 1 else nn.Sequential(*parts)) if parts else nn.Identity()
+    replacement.train(block.training)
+    setattr(network.get_submodule(parent), child, replacement)

@@ -1,8 +1,8 @@
-"""Clipped mixing weights that do not compete, whose dead candidates stay dead, and the norms that they need.
+"""Clipped mixing weights, in which candidates do not compete, and the norms behind nodes that they need.
 
     w = clip(logits, 0, 1) on the live candidates;    a node's output is normalized without scale and shift
 
-A candidate whose logit falls to 0 leaves the support for good (`prune`), and is never run again.
+A candidate whose logit falls to 0 leaves the support for good (`prune`) and is never run again.
 
 Source: Maile, Lecarpentier, Luga, Wilson, arXiv 2106.11655 v1 ("CRB"), and the authors' code.
 """
@@ -14,17 +14,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices, restrict
+from archgrad.choices.access import decisions, restrict
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
+from archgrad.networks import evaluating
 
-FLOOR = 0.01  # of the last survivors of a choice; behind a norm so small a weight mixes like a large one
+FLOOR = 0.01  # least weight of a choice's last survivors; behind a norm a small weight acts like a large one
 _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
 class Clipped(nn.Module):
     """w = clip(logits, 0, 1): the weight of a candidate depends on its own logit alone.
 
-    Outside [0, 1] the gradient is 0, so that a logit at 0 is on its way out: call `prune` after each step.
+    Outside [0, 1] the gradient is 0, so a logit below 0 does not come back: call `prune` after each step.
 
     Args:
         size: number of candidates; the logits start at 1 / size.
@@ -42,10 +43,10 @@ class Clipped(nn.Module):
 def prune(space: nn.Module) -> None:
     """Take candidates whose logit is 0 or below out of the support of clipped choices, for good; in place.
 
-    A choice keeps the heaviest of what it may pick, an `InputChoice` as many as it keeps, at a weight of at least
-    0.01. Other relaxations are left alone.
+    A choice keeps its heaviest pickable candidate, an `InputChoice` as many as it keeps, at a weight of at least
+    0.01. Choices with other relaxations stay as they are.
     """
-    for name, (choice, *_) in choices(space).items():
+    for name, choice in decisions(space).items():
         relaxation = choice.relaxation
         if not isinstance(relaxation, Clipped):
             continue
@@ -64,33 +65,30 @@ def prune(space: nn.Module) -> None:
 def normalize_nodes(space: nn.Module, *example: Tensor) -> None:
     """Put a BatchNorm without scale and shift behind every node, in place.
 
-    A node is a choice that stands on no edge of another, or the module that runs the operations of choices of
-    labels. Its output is [B, C, ...]; it is followed by the norm in an `nn.Sequential`.
+    A node is a choice that stands on no edge of another, or a module that runs the operations of choices of labels.
+    Its output is [B, C, ...]. It becomes an `nn.Sequential` of the node and the norm.
 
     Args:
         space: relaxed, so that it runs.
-        example: its inputs, for the shapes alone.
+        example: its inputs, from which shapes are taken.
     """
-    found = list(_nodes(space))
+    nodes = list(_nodes(space))
     outputs: dict[nn.Module, Tensor] = {}
 
     def note(node: nn.Module, inputs: object, output: Tensor) -> None:
         outputs[node] = output
 
-    watches = [node.register_forward_hook(note) for node in {node for _, _, node in found}]
-    modes = {module: module.training for module in space.modules()}
+    hooks = [node.register_forward_hook(note) for node in {node for _, _, node in nodes}]
     try:
-        with torch.no_grad():
-            space.eval()(*example)
+        with evaluating(space):
+            space(*example)
     finally:
-        for watch in watches:
-            watch.remove()
-        for module, mode in modes.items():
-            module.training = mode
-    made = {node: nn.Sequential(node, _norm(output)) for node, output in outputs.items()}
-    for parent, place, node in found:
-        if node in made:
-            setattr(parent, place, made[node])
+        for hook in hooks:
+            hook.remove()
+    normalized = {node: nn.Sequential(node, _norm(output)) for node, output in outputs.items()}
+    for parent, name, node in nodes:
+        if node in normalized:
+            setattr(parent, name, normalized[node])
 
 
 def _norm(output: Tensor) -> nn.Module:
@@ -99,9 +97,9 @@ def _norm(output: Tensor) -> nn.Module:
 
 def _nodes(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     """(parent, name in it, node) for every place at which a node stands."""
-    for place, child in module.named_children():
+    for name, child in module.named_children():
         runs_labels = any(isinstance(inner, OpChoice) and not len(inner.candidates) for inner in child.children())
         if isinstance(child, Choice) or runs_labels:
-            yield module, place, child
+            yield module, name, child
         else:
             yield from _nodes(child)

@@ -8,8 +8,8 @@ estimator returns a scalar whose gradient with respect to the logits is an estim
     rebar            none                        the same, with any differentiable function as control variate
     pathwise         some, less as it is colder  differentiable in the weights
 
-A logit of -inf is a dead candidate: never drawn, weight exactly 0, gradient 0. Noise is handled in float64; weights
-and log-probabilities have the dtype and device of the logits.
+A logit of -inf is a dead candidate: never drawn, weight exactly 0, gradient 0. Noise is float64; weights and
+log-probabilities have the dtype and device of the logits.
 
 Source: Gumbel-softmax (arXiv 1611.01144), REBAR (arXiv 1703.07370), as the code of UNAS (arXiv 1912.07651) has them.
 """
@@ -28,8 +28,8 @@ from torch.nn.utils.rnn import pad_sequence
 from archgrad.errors import ChoiceError, ConfigError, NonFiniteError
 
 Loss = Callable[[list[Tensor]], Tensor]
-# Gumbels then lie in [-3.3, 27.6]. With 1e-3, what is less likely than about e^-8.8 of the likeliest would never be
-# drawn; float32 uniforms end 6e-8 below 1, where Gumbels end at 16.6.
+# Gumbels then lie in [-3.3, 27.6]. With 1e-3, candidates less likely than about e^-8.8 of the likeliest would never
+# be drawn; float32 uniforms end 6e-8 below 1, where Gumbels end at 16.6.
 CLAMP = 1e-12
 
 
@@ -79,7 +79,7 @@ def draw(
     noise = _noise(log_q, samples, generator)
     scores = log_q + noise
     index = scores.argmax(-1)
-    # What a loss does at weight 0 may have an infinite gradient; the filling keeps it from the live logits.
+    # The gradient of a loss at weight 0 may be infinite; filling with 0 keeps it from the live logits.
     dead = log_q == -math.inf
     relaxed = torch.softmax(scores / temperature, -1).masked_fill(dead, 0)
     conditional = torch.softmax(resample(log_q, noise) / temperature, -1).masked_fill(dead, 0)
@@ -106,8 +106,8 @@ def rebar(
         gradient = mean of (L(z) - c(zeta) - baseline) grad log p(z) + grad c(zeta) - grad c(zeta~)
 
     The value of the scalar is the mean of L(z), itself an unbiased estimate of E[L(z)]. The loss is evaluated at
-    one-hots without gradient, and c once, at `Sample.mixed`. The variance need not be below that of
-    `score_function` with a good baseline: it is above where c does not follow L, or the temperature is low.
+    one-hots without gradient, and c once, at `Sample.mixed`. Where c does not follow L, or the temperature is low,
+    the variance is above that of `score_function` with a good baseline.
 
     Args:
         loss: L, from a list of weights [samples, K_d] to losses [samples]; may be a table or a measurement.
@@ -115,8 +115,8 @@ def rebar(
         temperature: of the relaxation, above 0.
         samples: architectures drawn.
         generator: source of the noise.
-        relaxed: c, if it is another function than the loss; smooth in the weights. What steps from one one-hot
-            to another, a table read at the argmax, is none: its gradient misses the steps.
+        relaxed: c, if it is another function than the loss; smooth in the weights. A table that is read at the
+            argmax is not: its gradient misses the steps between one-hots.
         baseline: a number or [samples], independent of the architectures drawn here.
 
     Raises:
@@ -129,7 +129,7 @@ def rebar(
         hard_loss = loss(sample.hard)
     mixed = sample.mixed
     relaxed_loss = (relaxed or loss)(mixed)
-    if relaxed is None and any(w.requires_grad for w in mixed) and not _follows(relaxed_loss):
+    if relaxed is None and any(w.requires_grad for w in mixed) and not _has_gradient(relaxed_loss):
         raise ChoiceError(
             "the loss has no gradient with respect to the weights, so it cannot be its own control variate; "
             "give relaxed=, a smooth function that resembles it, or use score_function"
@@ -147,7 +147,7 @@ def score_function(
 ) -> Tensor:
     """The score function (REINFORCE): gradient = mean of (L(z) - baseline) grad log p(z); unbiased.
 
-    The value of the scalar is the mean of L(z). Arguments and errors are those of `rebar`; of one generator both
+    The value of the scalar is the mean of L(z). Arguments and errors are those of `rebar`; with one generator both
     draw the same z.
     """
     hard = one_hot(logits, samples=samples, generator=generator)
@@ -216,7 +216,7 @@ def pathwise(
     if straight_through:
         weights = [hard + (soft - soft.detach()) for hard, soft in zip(sample.hard, weights, strict=True)]
     values = loss(weights)
-    if any(w.requires_grad for w in weights) and not _follows(values):
+    if any(w.requires_grad for w in weights) and not _has_gradient(values):
         raise ChoiceError(
             "the loss has no gradient with respect to the weights; pathwise needs one that has: "
             "use score_function, or rebar with relaxed="
@@ -230,8 +230,8 @@ def resample(log_q: Tensor, noise: Tensor) -> Tensor:
         e = exp(-noise),  E = exp(-y_z),  r_k = e_k - q_k E   (held constant)
         y~_z = -log E,    y~_k = log q_k - log(r_k + q_k E)   (k != z)
 
-    With the uniforms v_z = exp(-E) and v_k = exp(-r_k), independent given z, this is REBAR's conditional sample;
-    written so, nothing small is divided by. It depends on the logits through the q_k of the formula alone.
+    With the uniforms v_z = exp(-E) and v_k = exp(-r_k), independent given z, this is REBAR's conditional sample,
+    without a division by small numbers. It depends on the logits through the q_k of the formula alone.
 
     Args:
         log_q: [..., K] log-probabilities, normalized; -inf for dead candidates.
@@ -241,15 +241,15 @@ def resample(log_q: Tensor, noise: Tensor) -> Tensor:
     with torch.no_grad():
         top, index = (log_q + noise).max(-1, keepdim=True)
         first = torch.exp(-top)
-        rest = (torch.exp(-noise) - q * first).clamp_min(0)
-    others = log_q - torch.log(rest + q * first)
+        remainder = (torch.exp(-noise) - q * first).clamp_min(0)
+    others = log_q - torch.log(remainder + q * first)
     return others.scatter(-1, index, top)
 
 
 def gumbel(
     size: Sequence[int], *, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Standard Gumbel noise -log(-log u) of this size, float64, drawn where the generator lives, then moved."""
+    """Standard Gumbel noise -log(-log u) of this size, float64, drawn on the generator's device, then moved."""
     source = device if generator is None else generator.device
     u = torch.rand(tuple(size), dtype=torch.float64, generator=generator, device=source).clamp(CLAMP, 1 - CLAMP)
     return -torch.log(-torch.log(u)).to(device)
@@ -262,13 +262,13 @@ def one_hot(logits: Sequence[Tensor], *, samples: int, generator: torch.Generato
 
 
 def log_probability(logits: Sequence[Tensor], hard: Sequence[Tensor]) -> Tensor:
-    """log p(z) = sum_d log q_d[z_d], [samples], of one-hots [samples, K_d]; -inf where z picks what is dead.
+    """log p(z) = sum_d log q_d[z_d], [samples], of one-hots [samples, K_d]; -inf where z picks a dead candidate.
 
     Raises:
         ChoiceError: wrong logits, or one-hots that are not of their sizes.
     """
     log_q = _log_q(logits)
-    shapes, sizes = [tuple(z.shape) for z in hard], [len(one) for one in logits]
+    shapes, sizes = [tuple(z.shape) for z in hard], [len(row) for row in logits]
     if [shape[1:] for shape in shapes] != [(size,) for size in sizes] or len({shape[0] for shape in shapes}) > 1:
         raise ChoiceError(
             f"one-hots of shapes {shapes[:5]} for choices of {sizes[:5]} candidates; "
@@ -284,7 +284,7 @@ def entropy(logits: Sequence[Tensor]) -> Tensor:
 
 
 def soften(logits: Sequence[Tensor], eps: float) -> list[Tensor]:
-    """Logits log(q + eps), [K_d] each, that keep every live candidate in play; what is dead stays dead.
+    """Logits log(q + eps), [K_d] each: every live candidate keeps some probability; dead ones stay dead.
 
         softmax of the result lies in [eps, 1 + eps] / (1 + K eps),  K the number of live candidates
 
@@ -297,13 +297,13 @@ def soften(logits: Sequence[Tensor], eps: float) -> list[Tensor]:
     dead = log_q == -math.inf
     floor = log_q.new_tensor(math.log(eps) if eps else -math.inf)
     softened = torch.logaddexp(log_q.masked_fill(dead, 0), floor).masked_fill(dead, -math.inf)
-    return [row[: len(one)].to(one) for row, one in zip(softened, logits, strict=True)]
+    return [row[: len(like)].to(like) for row, like in zip(softened, logits, strict=True)]
 
 
 class DecayingBaseline:
     """A running mean of losses: b <- decay b + (1 - decay) mean; the first mean starts it.
 
-    Use `value` for a sample before `update` with it: a baseline that knows its sample biases the estimate.
+    Read `value` before `update` takes in the sample: a baseline that depends on its sample biases the estimate.
 
     Attributes:
         value: b; 0 before the first update.
@@ -320,7 +320,7 @@ class DecayingBaseline:
         self._started = False
 
     def update(self, losses: float | Tensor) -> None:
-        """Take in one number, or the mean of a tensor of any shape; NonFiniteError if it is none."""
+        """Take in one number, or the mean of a tensor of any shape; NonFiniteError if it is not finite."""
         mean = float(losses.detach().double().mean()) if isinstance(losses, Tensor) else float(losses)
         if not math.isfinite(mean):
             raise NonFiniteError(
@@ -340,9 +340,9 @@ class DecayingBaseline:
 
 def _log_q(logits: Sequence[Tensor]) -> Tensor:
     """[D, largest K] log-probabilities in float64; shorter choices are filled up with dead candidates."""
-    given = [logits] if isinstance(logits, Tensor) else list(logits)
-    if isinstance(logits, Tensor) or not given or not all(_is_vector(one) for one in given):
-        shown = [f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else repr(x) for x in given[:5]]
+    rows = [logits] if isinstance(logits, Tensor) else list(logits)
+    if isinstance(logits, Tensor) or not rows or not all(_is_vector(row) for row in rows):
+        shown = [f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else repr(x) for x in rows[:5]]
         raise ChoiceError(
             f"logits are {shown}; give a list with one floating-point vector [candidates] for each choice, not empty"
         )
@@ -359,8 +359,8 @@ def _log_q(logits: Sequence[Tensor]) -> Tensor:
     return torch.log_softmax(padded, -1)
 
 
-def _is_vector(one: object) -> bool:
-    return isinstance(one, Tensor) and one.dim() == 1 and len(one) > 0 and one.is_floating_point()
+def _is_vector(row: object) -> bool:
+    return isinstance(row, Tensor) and row.dim() == 1 and len(row) > 0 and row.is_floating_point()
 
 
 def _noise(log_q: Tensor, samples: int, generator: torch.Generator | None) -> Tensor:
@@ -376,16 +376,16 @@ def _log_p(log_q: Tensor, index: Tensor) -> Tensor:
 
 def _split(weights: Tensor, logits: Sequence[Tensor]) -> list[Tensor]:
     """[samples, D, largest K] as a list of [samples, K_d], each of its logits' dtype and device."""
-    return [weights[:, d, : len(one)].to(one) for d, one in enumerate(logits)]
+    return [weights[:, d, : len(row)].to(row) for d, row in enumerate(logits)]
 
 
-def _follows(values: object) -> bool:
-    """Whether a gradient flows; what is no tensor is refused by `_losses`, with its own message."""
+def _has_gradient(values: object) -> bool:
+    """Whether a gradient flows; `_losses` refuses what is no tensor, with its own message."""
     return not isinstance(values, Tensor) or values.requires_grad
 
 
 def _losses(values: Tensor, like: Tensor, what: str) -> Tensor:
-    """The losses on the device of `like`, once it is sure that there is one finite number for each sample."""
+    """The losses on the device of `like`; refused unless there is one finite number for each sample."""
     if not isinstance(values, Tensor) or values.shape != like.shape:
         given = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ChoiceError(

@@ -1,8 +1,9 @@
-"""Candidates that are built when they are needed: for spaces with more of them than fit into memory."""
+"""Candidates that are built when they are needed, for spaces with more candidates than fit into memory."""
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
@@ -11,22 +12,29 @@ from torch import nn
 
 from archgrad.choices.modules import OpChoice
 from archgrad.errors import ChoiceError
+from archgrad.networks import copied
 
 Space = TypeVar("Space", bound=nn.Module)
 
 
 class Lazy(nn.Module):
-    """A candidate that is only a recipe until it is built.
+    """A candidate that is built from its factory when a method needs it.
 
-        OpChoice({f"k{k}": Lazy(lambda k=k: conv(k)) for k in range(1, 257, 2)}, name="layer 1")
+    Every method takes spaces with such candidates. `archgrad.radars` builds few of them at a time; the others build
+    all of them at the start.
 
     Args:
         factory: makes the module, with fresh weights, each time it is called.
 
-    Every method takes such spaces; `archgrad.radars` alone builds few of the candidates at a time.
-
     Raises:
         ChoiceError: the factory cannot be called.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> conv = lambda kernel: torch.nn.Conv2d(8, 8, kernel, padding=kernel // 2)
+        >>> space = ag.OpChoice({f"k{k}": ag.Lazy(lambda k=k: conv(k)) for k in range(1, 257, 2)}, name="layer")
+        >>> ag.build(space, ag.Architecture({"layer": 1}))
+        Conv2d(8, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
 
     def __init__(self, factory: Callable[[], nn.Module]) -> None:
@@ -38,7 +46,7 @@ class Lazy(nn.Module):
         self.factory = factory
 
     def build(self, *, seed: int | None = None) -> nn.Module:
-        """The module: with weights drawn by the seed, the global random state left alone, or else by that state.
+        """The module, its weights drawn from a seed (the global random state stays as it is) or the global state.
 
         Raises:
             ChoiceError: the factory returned no module.
@@ -46,22 +54,22 @@ class Lazy(nn.Module):
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            made: object = self.factory()
-        if not isinstance(made, nn.Module):
-            raise ChoiceError(f"the factory of a Lazy returned a {type(made).__name__}; it has to return a module")
-        return made
+            module: object = self.factory()
+        if not isinstance(module, nn.Module):
+            raise ChoiceError(f"the factory of a Lazy returned a {type(module).__name__}; it has to return a module")
+        return module
 
     def forward(self, *inputs: object) -> NoReturn:
-        """Raises ChoiceError: there is nothing to run yet."""
+        """Raises ChoiceError: the candidate is not built yet."""
         raise ChoiceError("a Lazy candidate was run before it was built; call archgrad.choices.lazy.built(space)")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Lazy:
-        # What a recipe holds on to is not copied with it.
+        # What the factory refers to is shared by the copies.
         return Lazy(self.factory)
 
 
 def built(space: Space) -> Space:
-    """Put the module in the place of every `Lazy` candidate that is alive. In place; returns the space."""
+    """Replace every live `Lazy` candidate by its module. In place; returns the space."""
     for module in list(space.modules()):
         if isinstance(module, OpChoice):
             for i in module.live.nonzero().flatten().tolist()[: len(module.candidates)]:
@@ -77,9 +85,5 @@ def emptied(space: Space) -> Space:
     for module in space.modules():
         for candidate in module.candidates if isinstance(module, OpChoice) else ():
             if not isinstance(candidate, Lazy):
-                memo[id(candidate)] = Lazy(_copier(candidate))
+                memo[id(candidate)] = Lazy(functools.partial(copied, candidate))
     return copy.deepcopy(space, memo)
-
-
-def _copier(candidate: nn.Module) -> Callable[[], nn.Module]:
-    return lambda: copy.deepcopy(candidate)

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from archgrad.choices.architecture import Pick
 from archgrad.choices.channels import Coupling, Vanishing
+from archgrad.choices.mixture import mixture, scaled
 from archgrad.errors import ArchitectureError, ChoiceError
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Choice(nn.Module):
-    """What all choices share: a name, a size, a live support and, once relaxed, a relaxation.
+    """What all choices share: a name, a size, a support and, once relaxed, a relaxation.
 
     Choices of one name are one decision: they share one relaxation and one support.
 
     Attributes:
-        live: [size] bool, the support: candidates still alive. A dead candidate is never executed, nor is one
-            whose weight is 0 and has no gradient.
+        live: [size] bool, the support: candidates still alive. A dead candidate is never run, nor is one whose
+            weight is 0 and has no gradient.
         relaxation: from logits to mixing weights, or None before `relax` or `hold`.
         override: mixing weights used in place of the relaxation's inside a block of `archgrad.using`, else None.
     """
@@ -55,15 +52,15 @@ class Choice(nn.Module):
 
     @property
     def pickable(self) -> Tensor:
-        """[size] bool: what an architecture may pick by itself: the live candidates that are not barred."""
+        """[size] bool: what an architecture may pick: the live candidates that are not barred."""
         return self.live
 
     @abstractmethod
     def picked(self, pick: Pick) -> Tensor:
-        """[size] bool: what this pick keeps.
+        """[size] bool: the entries that this pick keeps.
 
         Raises:
-            ArchitectureError: the pick is none of this choice's.
+            ArchitectureError: this choice has no such pick.
         """
 
     @abstractmethod
@@ -82,7 +79,7 @@ class Choice(nn.Module):
         return kept
 
     def ready(self) -> Tensor:
-        """`mixing()`, once it is sure that there is one.
+        """`mixing()`, where there is one.
 
         Raises:
             ChoiceError: the choice is neither relaxed nor held.
@@ -96,22 +93,27 @@ class Choice(nn.Module):
         return weights
 
 
-def _listed(given: Iterable[object], name: str) -> nn.ModuleList:
-    found = nn.ModuleList()
-    for one in given:
-        if not isinstance(one, nn.Module):
-            kind = f"the class {one.__name__}" if isinstance(one, type) else f"a {type(one).__name__}"
+def _module_list(candidates: Iterable[object], name: str) -> nn.ModuleList:
+    modules = nn.ModuleList()
+    for candidate in candidates:
+        if not isinstance(candidate, nn.Module):
+            kind = (
+                f"the class {candidate.__name__}" if isinstance(candidate, type) else f"a {type(candidate).__name__}"
+            )
             raise ChoiceError(
                 f"choice {name!r} holds {kind}; give torch.nn.Modules (for a function, one whose forward calls it)"
             )
-        found.append(one)
-    return found
+        modules.append(candidate)
+    return modules
 
 
 class OpChoice(Choice):
     """One of several operations on the same input.
 
         y = sum over live candidates o of  w_o * op_o(x)
+
+    Inputs and outputs are tensors [B, ...]; all candidates put out the same shape. A candidate whose attribute
+    `always_zero` is True puts out zeros for every input; it is not run beside others.
 
     Args:
         candidates: modules with the same input and output shapes, or {label: module}; their pick is an index.
@@ -120,8 +122,17 @@ class OpChoice(Choice):
         barred: labels of candidates that take part in a mixture but are never sampled or decided for, such as
             the operation "none" of the DARTS space.
 
-    A candidate with an attribute `always_zero` that is True puts out zeros whatever it is given; it is not run
-    beside others. For `scaling_norm` see `scaled`.
+    Raises:
+        ChoiceError: no candidate, one that is no module, or a barred label that there is not.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> conv = torch.nn.Conv2d(8, 8, 3, padding=1)
+        >>> layer = ag.OpChoice({"conv": conv, "skip": torch.nn.Identity()}, name="layer")
+        >>> ag.relax(layer, ag.softmax)(torch.ones(2, 8, 5, 5)).shape
+        torch.Size([2, 8, 5, 5])
+        >>> ag.build(layer, ag.Architecture({"layer": 1}))
+        Identity()
     """
 
     def __init__(
@@ -131,14 +142,14 @@ class OpChoice(Choice):
         name: str,
         barred: Sequence[str] = (),
     ) -> None:
-        listed = list(candidates)
-        modules = list(candidates.values()) if isinstance(candidates, Mapping) else listed
-        super().__init__(len(listed), name=name)
-        alone = all(isinstance(entry, str) for entry in modules)
-        self.candidates = _listed([] if alone else modules, name)
-        self.labels = tuple(entry if isinstance(entry, str) else type(entry).__name__ for entry in listed)
-        if strange := [label for label in barred if label not in self.labels]:
-            raise ChoiceError(f"choice {name!r} bars {strange}, which it does not have; it has {list(self.labels)}")
+        entries = list(candidates)
+        modules = list(candidates.values()) if isinstance(candidates, Mapping) else entries
+        super().__init__(len(entries), name=name)
+        only_labels = all(isinstance(entry, str) for entry in modules)
+        self.candidates = _module_list([] if only_labels else modules, name)
+        self.labels = tuple(entry if isinstance(entry, str) else type(entry).__name__ for entry in entries)
+        if unknown := [label for label in barred if label not in self.labels]:
+            raise ChoiceError(f"choice {name!r} bars {unknown}, which it does not have; it has {list(self.labels)}")
         self.barred = tuple(barred)
         if len(set(self.barred)) == self.size:
             raise ChoiceError(f"choice {name!r} bars all its candidates; leave at least one to pick")
@@ -158,14 +169,14 @@ class OpChoice(Choice):
 
     @property
     def pickable(self) -> Tensor:
-        """[size] bool: live and not barred; all that live where nothing else does."""
+        """[size] bool: live and not barred; all live ones where only barred ones live."""
         allowed = self.live.clone()
         allowed[[self.labels.index(label) for label in self.barred]] = False
         return allowed if bool(allowed.any()) else self.live
 
     def mixing_terms(self, path: str) -> list[list[tuple[Choice, int]]]:
-        """What scales the work of a module at `path` below this one: a sum of products of (choice, entry)."""
-        return _own_share(self, path, "candidates")
+        """What the work of the module at `path` is multiplied by: a sum of products of weights (choice, entry)."""
+        return _own_weight(self, path, "candidates")
 
     def picked(self, pick: Pick) -> Tensor:
         """[size] bool with one true entry."""
@@ -185,7 +196,7 @@ class OpChoice(Choice):
 
 
 class InputChoice(Choice):
-    """Some of several inputs, each through an edge of its own if wanted, summed.
+    """The sum of some of several inputs [B, ...], each through an edge of its own if wanted.
 
         y = sum over live inputs i of  w_i * edge_i(x_i)
 
@@ -194,6 +205,16 @@ class InputChoice(Choice):
         keep: how many inputs an architecture keeps.
         name: key of the choice in an architecture.
         edges: one module an input; those of inputs that are dead or have weight 0 are not run.
+
+    Raises:
+        ChoiceError: `keep` is out of range, or there are more or fewer edges than inputs.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> node = ag.InputChoice(3, keep=2, name="node")
+        >>> x = [torch.full((1, 2), float(i)) for i in (1, 10, 100)]
+        >>> ag.hold(node, ag.Architecture({"node": (0, 2)}))(x)
+        tensor([[101., 101.]])
     """
 
     def __init__(self, size: int, *, name: str, keep: int = 1, edges: Iterable[nn.Module] | None = None) -> None:
@@ -202,12 +223,12 @@ class InputChoice(Choice):
             raise ChoiceError(f"choice {name!r} keeps {keep} of {size} inputs; allowed is 1 to {size}")
         # `archgrad.choices.subsets.topology` may leave the number free between the two.
         self.fewest = self.keep = keep
-        self.edges = None if edges is None else _listed(edges, name)
+        self.edges = None if edges is None else _module_list(edges, name)
         if self.edges is not None and len(self.edges) != size:
             raise ChoiceError(f"choice {name!r} has {size} inputs and {len(self.edges)} edges; give one an input")
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """The mixture of the live inputs, all of one shape behind their edges."""
+        """The mixture of the live inputs, which have the same shape behind their edges."""
         if len(inputs) != self.size:
             raise ChoiceError(f"choice {self.name!r} takes {self.size} inputs, given {len(inputs)}")
 
@@ -218,8 +239,8 @@ class InputChoice(Choice):
         return mixture(self.ready(), run, live=self.live, labels=labels, name=f"choice {self.name!r}")
 
     def mixing_terms(self, path: str) -> list[list[tuple[Choice, int]]]:
-        """What scales the work of a module at `path` below this one: a sum of products of (choice, entry)."""
-        return _own_share(self, path, "edges")
+        """What the work of the module at `path` is multiplied by: a sum of products of weights (choice, entry)."""
+        return _own_weight(self, path, "edges")
 
     def picked(self, pick: Pick) -> Tensor:
         """[size] bool with `fewest` to `keep` true entries."""
@@ -230,7 +251,7 @@ class InputChoice(Choice):
         return kept
 
     def sampled(self, generator: torch.Generator | None) -> tuple[int, ...]:
-        """`keep` live inputs, uniformly; where their number is free, first that."""
+        """`keep` live inputs, uniformly; where their number is free, a uniform number first."""
         alive = self.live.nonzero().flatten().cpu()
         count = self.keep
         if self.fewest < self.keep:
@@ -241,21 +262,29 @@ class InputChoice(Choice):
 
 
 class Gate(Choice):
-    """One factor a channel (or attention head, or residual branch): what is closed can be removed.
+    """One factor a channel (or attention head, or residual branch): closed channels can be removed.
 
         y = x * w[places]   along dimension `dim`
 
     A gate may stand in a network's forward on an activation [B, C, ...], or parametrize a weight: scaling the
-    input columns of a layer's weight is the same function as scaling its input, at no cost per image.
-    Without a relaxation a gate is open: y = x where all entries are live.
+    input columns of a layer's weight is the same function as scaling its input, at no cost per example.
+    Without a relaxation a gate is open: y = x where all entries are live. `archgrad.slim` puts gates on any network.
 
     Args:
         size: number of entries; the pick is the tuple of those that stay.
         name: key of the choice in an architecture.
         places: [x.shape[dim]], the entry that each channel belongs to, -1 for none; default: one each.
         dim: the dimension that is gated.
-        couplings: what goes with each entry when the gate is closed for good.
+        couplings: which channels of which layers are removed with each entry.
         vanishing: for a gate over a residual branch: what stays without the branch.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> gate = ag.relax(ag.Gate(3, name="gate"), ag.scaled_sigmoid)  # sigmoid(0) = 1/2
+        >>> gate(torch.ones(1, 3))
+        tensor([[0.5000, 0.5000, 0.5000]], grad_fn=<MulBackward0>)
+        >>> ag.hold(gate, ag.Architecture({"gate": (0, 2)}))(torch.ones(1, 3))
+        tensor([[1., 0., 1.]])
     """
 
     places: Tensor | None
@@ -298,102 +327,13 @@ class Gate(Choice):
         return self._entries(pick)
 
     def sampled(self, generator: torch.Generator | None) -> tuple[int, ...]:
-        """A uniform number of live entries, then which; at least one unless the branch may vanish."""
+        """A uniform number of live entries, then a uniform set; at least one unless the branch may vanish."""
         alive = self.live.nonzero().flatten().cpu()
         least = 0 if self.vanishing is not None else 1
         count = int(torch.randint(least, len(alive) + 1, (), generator=generator))
         return tuple(sorted(alive[torch.randperm(len(alive), generator=generator)[:count]].tolist()))
 
 
-def mixture(
-    weights: Tensor,
-    run: Callable[[int, Tensor | float], Tensor],
-    *,
-    live: Tensor,
-    labels: Sequence[str],
-    name: str,
-    zeros: Sequence[int] = (),
-) -> Tensor:
-    """Sum of weight * output over the live entries, without those of constant weight 0.
-
-    Args:
-        weights: [size], or [B, size] with a row for each example of the batch.
-        run: the output [B, ...] of an entry times a weight: a number where that is constant, else () or [B];
-            see `scaled`.
-        live: [size] bool.
-        labels: what the entries are called in errors.
-        name: what the mixture is called in errors.
-        zeros: entries whose output is 0 in any case; they run only where no other does.
-
-    Raises:
-        ChoiceError: nothing is alive, or outputs differ in shape.
-    """
-    alive = live.nonzero().flatten().tolist()
-    if not alive:
-        raise ChoiceError(f"no candidate of {name} is alive: restrict it to at least one")
-    factors = _factors(weights, alive)
-    entries = [i for i in factors if i not in zeros] or list(factors)[:1]
-    total: Tensor | None = None
-    for i in entries:
-        factor = factors[i]
-        y = run(i, weights[..., i] if factor is None else factor)
-        if isinstance(y, Tensor) and isinstance(total, Tensor) and y.shape != total.shape:
-            raise ChoiceError(
-                f"candidates of {name} differ in output shape ({labels[entries[0]]}: {tuple(total.shape)}, "
-                f"{labels[i]}: {tuple(y.shape)}); make them equal"
-            )
-        total = y if total is None else total + y
-    assert total is not None
-    return total
-
-
-def _factors(weights: Tensor, alive: list[int]) -> dict[int, float | None]:
-    """For each entry that is to run its constant weight, or None if it has a gradient or varies over the batch."""
-    if weights.requires_grad:
-        return dict.fromkeys(alive)
-    top = (weights if weights.dim() == 1 else weights.abs().amax(dim=0)).tolist()
-    return {i: top[i] if weights.dim() == 1 else None for i in alive if top[i] != 0.0} or {alive[0]: 0.0}
-
-
-def scaled(module: nn.Module, inputs: Sequence[Any], weight: Tensor | float) -> Tensor:
-    """weight * module(*inputs), for a number, a weight (), or weights [B], one an example; a 1 scales nothing.
-
-    A weight () of a module that ends in a BatchNorm scales that BatchNorm in place of its output, which saves a
-    copy of the output, also for the backward pass. A module that is no `nn.Sequential` says so by an attribute
-    `scaling_norm`, the path of the BatchNorm whose output it returns.
-    """
-    found = _scaling_norm(module) if isinstance(weight, Tensor) and not weight.dim() else None
-    if found is None or not isinstance(weight, Tensor):
-        y: Tensor = module(*inputs)
-        factor = _spread(weight, y) if isinstance(weight, Tensor) else weight
-        return y if isinstance(factor, float) and factor == 1.0 else y * factor
-    path, norm, kept = found
-    # Kernels read the vector as dense memory: an expanded number would not do.
-    each = weight.to(kept.dtype).expand(norm.num_features).contiguous()
-    given = {f"{path}.weight": each if norm.weight is None else each * norm.weight}
-    if norm.bias is not None:
-        given[f"{path}.bias"] = each * norm.bias
-    return torch.func.functional_call(module, given, tuple(inputs), tie_weights=False)  # type: ignore[no-any-return]
-
-
-def _scaling_norm(module: nn.Module) -> tuple[str, _BatchNorm, Tensor] | None:
-    """Path, module and running mean of the BatchNorm whose output is the module's; None if none is sure to be."""
-    path = str(len(module) - 1) if type(module) is nn.Sequential else getattr(module, "scaling_norm", None)
-    if not isinstance(path, str) or path == "-1":
-        return None
-    norm = module.get_submodule(path)
-    # Somebody's hook gets the output as it is; and outside training a norm may be passed by (`proxies/probe.py`).
-    hooked = module._forward_hooks or norm._forward_hooks
-    if not isinstance(norm, NORMS) or not norm.training or norm.running_mean is None or hooked:
-        return None
-    return path, norm, norm.running_mean
-
-
-def _spread(weight: Tensor, like: Tensor) -> Tensor:
-    """A weight (), or one an example [B], in the type of `like` [B, ...] and with as many dimensions."""
-    return weight.to(like.dtype).view(-1, *[1] * (like.dim() - 1)) if weight.dim() else weight.to(like.dtype)
-
-
-def _own_share(choice: Choice, path: str, container: str) -> list[list[tuple[Choice, int]]]:
-    first, _, rest = path.partition(".")
-    return [[(choice, int(rest.partition(".")[0]))]] if first == container else [[]]
+def _own_weight(choice: Choice, path: str, container: str) -> list[list[tuple[Choice, int]]]:
+    first, *below = path.split(".")
+    return [[(choice, int(below[0]))]] if first == container else [[]]

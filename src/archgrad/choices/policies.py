@@ -1,16 +1,16 @@
-"""Policies: distributions that architectures are drawn from, for networks whose score is known and no gradient is.
+"""Policies: distributions that architectures are drawn from, for searches that have scores and no gradients.
 
 An architecture is a sequence of decisions, one a choice, in the order of the space. Decision t has options, the picks
-that its choice allows; entry logits z_t [size] and a prior m_t [size] score a pick by the sum over what it picks:
+that its choice allows. Entry logits z_t [size] and a prior m_t [size] score a pick by the sum over its entries:
 
     p_t(pick | earlier picks) = softmax over the allowed picks of  sum over i in pick of (z_t + m_t)_i
     log p(a)                  = sum over t of  log p_t(a_t | a_<t)
 
 For an `OpChoice` that is the softmax of the logits; for an `InputChoice` that keeps several, a distribution over
-subsets. Allowed is what is live, not barred, and what a `condition` leaves in view of the earlier picks.
+subsets. Allowed are live candidates that are not barred and that a `condition` allows after the earlier picks.
 
-Everything is float64 on the CPU. Policies are modules, so that their state is kept and resumed as any other's; what
-they draw comes from the generator that is given.
+Everything is float64 on the CPU. Policies are modules, so their state is saved and resumed like any other module's;
+draws come from the generator that is given.
 """
 
 from __future__ import annotations
@@ -24,43 +24,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices
+from archgrad.choices.access import decisions
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.estimators import DecayingBaseline
 from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
 from archgrad.errors import ArchitectureError, ChoiceError, ConfigError, NonFiniteError
 
-# From a choice's name and the picks of the choices before it to the entries that may be picked; None for all.
+# From a choice's name and the picks of the choices before it to the entries that may be picked; None: all.
 Condition = Callable[[str, Mapping[str, Pick]], Sequence[int] | None]
 Prior = Mapping[str, Tensor]
 MOST = 4096  # options of one decision
-LOWEST = -1e30  # stands in for the log of 0, whose gradient would be NaN
+LOWEST = -1e30  # in place of the log of 0, whose gradient would be NaN
 
 
 class _Decision:
-    """One choice as a list of picks; `members` [options, size] says what each picks, where it is several."""
+    """One choice as a list of picks; `members` [options, size] are the entries of each, where it picks several."""
 
     def __init__(self, choice: Choice, prior: Tensor | None) -> None:
         self.name, self.size, self._choice = choice.name, choice.size, choice
         self.picks = _picks(choice)
         self.places = {pick: place for place, pick in enumerate(self.picks)}
         self.single = all(isinstance(pick, int) for pick in self.picks)
-        # Of single picks it would be the unit matrix: with many candidates, larger than all else of the policy.
-        listed = [] if self.single else [choice.picked(pick) for pick in self.picks]
-        self.members = torch.stack(listed).double() if listed else torch.empty(0, self.size)
+        # For single picks this would be the unit matrix, which is large where there are many candidates.
+        rows = [] if self.single else [choice.picked(pick) for pick in self.picks]
+        self.members = torch.stack(rows).double() if rows else torch.empty(0, self.size)
         self.prior = None if prior is None else prior.detach().cpu().double()
 
     def picked(self, option: int) -> Tensor:
-        """[size] what an option picks, as zeros and ones."""
+        """[size] zeros and ones: the entries of an option."""
         return self._choice.picked(self.picks[option]).double()
 
     def log_p(self, logits: Tensor, allowed: Sequence[int] | None) -> Tensor:
-        """[options] log-probabilities, -inf for what may not be picked."""
+        """[options] log-probabilities, -inf for options that are not allowed."""
         mask = self._choice.pickable.cpu()
         if allowed is not None:
-            wanted = torch.zeros_like(mask)
-            wanted[list(allowed)] = True
-            mask = mask & wanted
+            permitted = torch.zeros_like(mask)
+            permitted[list(allowed)] = True
+            mask = mask & permitted
         barred = ~mask if self.single else (self.members @ (~mask).double()) > 0
         if bool(barred.all()):
             raise ChoiceError(
@@ -76,9 +76,9 @@ class Policy(nn.Module):
     """What all policies share: drawing, log-probabilities, entropy.
 
     Args:
-        space: whose choices are decided; it is not changed. What dies in it later is not drawn any more.
-        prior: logits that are added, [size] for each choice or for some, such as `archgrad.prior` makes.
-        condition: what may be picked in view of earlier picks; a decision that does not matter has one entry left.
+        space: whose choices are decided; it is not changed. Candidates that die in it later are no longer drawn.
+        prior: logits that are added, [size] for each choice or for some, as `archgrad.prior` returns them.
+        condition: which entries are allowed after earlier picks; it leaves one entry where a decision is irrelevant.
 
     Raises:
         ChoiceError: the space has no choice, a choice has too many picks to list, or the prior does not fit.
@@ -86,12 +86,11 @@ class Policy(nn.Module):
 
     def __init__(self, space: nn.Module, *, prior: Prior | None = None, condition: Condition | None = None) -> None:
         super().__init__()
-        found = choices(space)
-        if not found:
+        one_by_name = decisions(space)
+        if not one_by_name:
             raise ChoiceError(f"{type(space).__name__} has no choice to draw from")
-        check_prior(prior, found)
-        given = prior or {}
-        self.decisions = [_Decision(same[0], given.get(name)) for name, same in found.items()]
+        check_prior(prior, one_by_name)
+        self.decisions = [_Decision(choice, (prior or {}).get(name)) for name, choice in one_by_name.items()]
         self.condition = condition
 
     @abstractmethod
@@ -160,20 +159,20 @@ class Policy(nn.Module):
 
 
 class Uniform(Policy):
-    """Every choice drawn uniformly from what it may pick, or as a prior says: it learns nothing.
+    """Every choice drawn uniformly from its allowed picks, or from the prior: it learns nothing.
 
-    Without prior and condition it draws what `archgrad.sample` draws with the same generator, and is quicker.
+    Without prior and condition it draws what `archgrad.sample` draws with the same generator, and is faster.
     """
 
     def __init__(self, space: nn.Module, *, prior: Prior | None = None, condition: Condition | None = None) -> None:
         super().__init__(space, prior=prior, condition=condition)
-        self._plain = [same[0] for same in choices(space).values()] if prior is None and condition is None else None
+        self._unconditional = list(decisions(space).values()) if prior is None and condition is None else None
 
     def sample(self, generator: torch.Generator | None = None) -> Architecture:
         """An architecture drawn from the policy."""
-        if self._plain is None:
+        if self._unconditional is None:
             return super().sample(generator)
-        return Architecture({choice.name: choice.sampled(generator) for choice in self._plain})
+        return Architecture({choice.name: choice.sampled(generator) for choice in self._unconditional})
 
     def logits(self, place: int, last: Tensor | None, state: Any) -> tuple[Tensor, Any]:
         """Zeros [size]."""
@@ -185,7 +184,7 @@ class Categorical(Policy):
 
     def __init__(self, space: nn.Module, *, prior: Prior | None = None, condition: Condition | None = None) -> None:
         super().__init__(space, prior=prior, condition=condition)
-        self.theta = nn.ParameterList([torch.zeros(one.size, dtype=torch.float64) for one in self.decisions])
+        self.theta = nn.ParameterList([torch.zeros(d.size, dtype=torch.float64) for d in self.decisions])
 
     def logits(self, place: int, last: Tensor | None, state: Any) -> tuple[Tensor, Any]:
         """theta [size]."""
@@ -193,17 +192,17 @@ class Categorical(Policy):
 
 
 class Controller(Policy):
-    """An LSTM that decides in sequence, each decision in view of the earlier ones.
+    """An LSTM that decides in sequence, each decision conditioned on the earlier ones.
 
         (h_t, c_t) = LSTM(e_{t-1}, h_{t-1}, c_{t-1}),   z_t = W_t h_t + b_t,   e_t the pick as zeros and ones, e_0 = 0
 
-    W and b are 0 at first, so that the first draws are uniform, or those of the prior.
+    W and b start at 0, so that the first draws are uniform, or follow the prior.
 
     Args:
         space, prior, condition: see `Policy`.
         width: of h and c.
 
-    Source: MONAS (arXiv 1806.10332), as reading notes of it describe the controller; the zeros at first are ours.
+    Source: MONAS (arXiv 1806.10332), as reading notes of it describe the controller; starting at 0 is our choice.
     """
 
     def __init__(
@@ -214,7 +213,7 @@ class Controller(Policy):
             raise ConfigError(f"width={width}: a controller has 1 or more units; 32 is the default")
         self._widest = max(decision.size for decision in self.decisions)
         self.cell = nn.LSTMCell(self._widest, width, dtype=torch.float64)
-        self.heads = nn.ModuleList([nn.Linear(width, one.size, dtype=torch.float64) for one in self.decisions])
+        self.heads = nn.ModuleList([nn.Linear(width, d.size, dtype=torch.float64) for d in self.decisions])
         for parameter in self.heads.parameters():
             nn.init.zeros_(parameter)
 
@@ -275,9 +274,9 @@ class Reinforce:
         return -torch.stack(terms).mean(), sum(entropies) / len(entropies)
 
     def step(self, architectures: Sequence[Architecture], rewards: Sequence[float]) -> float:
-        """One step on draws of the policy and what they earned; returns the mean entropy on the way, in nats.
+        """One step on draws of the policy and their rewards; returns the mean entropy of the decisions, in nats.
 
-        The first call has no baseline yet: it sets it, and leaves the policy as it is.
+        The first call has no baseline yet: it sets the baseline and does not change the policy.
 
         Raises:
             NonFiniteError: a reward is NaN or infinite.
@@ -291,11 +290,11 @@ class Reinforce:
         return entropy
 
     def state_dict(self) -> dict[str, Any]:
-        """Adam's state and the baseline; the policy is kept by itself."""
+        """Adam's state and the baseline; the policy's state is its own."""
         return {"optimizer": self.optimizer.state_dict(), "baseline": self.baseline.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` left off."""
+        """Continue from a state that `state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.baseline.load_state_dict(state["baseline"])
 
@@ -305,22 +304,22 @@ def _picks(choice: Choice) -> list[Pick]:
         return list(range(choice.size))
     least = 0 if isinstance(choice, Gate) and choice.vanishing else 1
     sizes = [choice.keep] if isinstance(choice, InputChoice) else list(range(least, choice.size + 1))
-    if (count := sum(math.comb(choice.size, keep) for keep in sizes)) > MOST:
+    if (count := sum(math.comb(choice.size, number) for number in sizes)) > MOST:
         raise ChoiceError(
             f"choice {choice.name!r} has {count:,} picks, more than the {MOST:,} that a policy lists; "
             f"decide gates by archgrad.dnal, or give it fewer entries"
         )
-    return [pick for keep in sizes for pick in itertools.combinations(range(choice.size), keep)]
+    return [pick for number in sizes for pick in itertools.combinations(range(choice.size), number)]
 
 
-def check_prior(prior: Prior | None, found: Mapping[str, Sequence[Choice]]) -> None:
+def check_prior(prior: Prior | None, one_by_name: Mapping[str, Choice]) -> None:
     """Raises ChoiceError where a prior does not fit the choices of a space."""
     for name, row in (prior or {}).items():
-        if name not in found:
+        if name not in one_by_name:
             raise ChoiceError(
-                f"the prior is for another space: no choice is named {name!r}; it has {list(found)[:9]}"
+                f"the prior is for another space: no choice is named {name!r}; it has {list(one_by_name)[:9]}"
             )
-        size = found[name][0].size
+        size = one_by_name[name].size
         if row.shape != (size,) or not bool(torch.isfinite(row).all()):
             raise ChoiceError(
                 f"the prior of choice {name!r} is {tuple(row.shape)}, or not finite; give {size} finite logits"

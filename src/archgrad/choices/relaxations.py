@@ -1,8 +1,7 @@
 """From architecture parameters (logits) to mixing weights.
 
 A relaxation is a small module. Its `forward(live)` takes the live support, [size] bool, and returns the mixing
-weights, [size], with exact zeros where `live` is false. Architecture parameters are its parameters, and
-nothing else is.
+weights, [size], with exact zeros where `live` is false. Its parameters are architecture parameters.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from archgrad.errors import ChoiceError
 
 
 class ScaledSigmoid(nn.Module):
-    """Deterministic gates that a growing scale drives to 0 or 1.
+    """Deterministic gates that a growing scale drives to 0 or 1: a relaxation, from logits to weights [size].
 
         g(s; scale) = 1 / (1 + exp(-scale * s)),   dg/ds = scale * g * (1 - g),
         |g - 1[s > 0]| <= exp(-scale * |s|)
@@ -23,6 +22,15 @@ class ScaledSigmoid(nn.Module):
         size: number of gates; the logits s, [size], start at 0, where g = 1/2 at every scale.
 
     Source: DNAL (arXiv 2103.02126), scaled sigmoid; the bound follows by algebra.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> gates = ag.scaled_sigmoid(2)
+        >>> gates.logits.data = torch.tensor([0.1, -0.1])
+        >>> gates.scale.fill_(100.0)
+        tensor(100.)
+        >>> gates(live=torch.ones(2, dtype=torch.bool)).detach().round()
+        tensor([1., 0.])
     """
 
     scale: Tensor
@@ -38,11 +46,11 @@ class ScaledSigmoid(nn.Module):
 
 
 class TwoTemperature(nn.Module):
-    """Gates that are nearly binary forward and soft backward.
+    """Gates that are nearly binary forward and soft backward: a relaxation, from logits to weights [size].
 
         a = sigmoid(hard * s),   da/ds := soft * sigmoid(soft * s) * (1 - sigmoid(soft * s))
 
-    With G the true gradient with respect to s, what comes back is g = R G with the diagonal
+    With G the true gradient with respect to s, the backward pass gives g = R G with the diagonal
     R = sigmoid_soft'(s) / sigmoid_hard'(s) > 0: each coordinate keeps its sign, so g is a descent direction. With
     soft = hard it is the true gradient.
 
@@ -55,6 +63,13 @@ class TwoTemperature(nn.Module):
         ChoiceError: not 0 < soft <= hard.
 
     Source: DAP (arXiv 2107.03375), reconstructed from its abstract.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> gates = ag.two_temperature(2, hard=50.0, soft=1.0)
+        >>> gates.logits.data = torch.tensor([0.1, -0.1])
+        >>> gates(live=torch.ones(2, dtype=torch.bool)).detach()
+        tensor([0.9933, 0.0067])
     """
 
     def __init__(self, size: int, *, hard: float = 50.0, soft: float = 1.0) -> None:
@@ -73,11 +88,19 @@ class TwoTemperature(nn.Module):
 
 
 class Softmax(nn.Module):
-    """Mixing weights on the simplex: w = softmax(scale * logits) over the live candidates.
+    """Mixing weights [size] on the simplex: w = softmax(scale * logits) over the live candidates.
 
     Args:
         size: number of candidates; the logits start at 0, which mixes evenly.
-        scale: above 0; the greater, the nearer to discrete the same logits are.
+        scale: above 0; a larger one makes the same logits more nearly discrete.
+
+    Raises:
+        ChoiceError: a scale that is not above 0.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> ag.softmax(4)(live=torch.tensor([True, True, False, True])).tolist()
+        [0.3333333432674408, 0.3333333432674408, 0.0, 0.3333333432674408]
     """
 
     def __init__(self, size: int, *, scale: float = 1.0) -> None:
@@ -94,20 +117,29 @@ class Softmax(nn.Module):
 
 
 class GumbelSoftmax(nn.Module):
-    """Mixing weights drawn from the Gumbel-softmax distribution; the draw stays until the next `draw`.
+    """Mixing weights [size] drawn from the Gumbel-softmax distribution; a draw lasts until the next `draw`.
 
         w = softmax((logits + g) / temperature) over the live candidates,   g_k ~ Gumbel(0, 1)
 
-    All choices that share the relaxation see the same draw, as often as the network runs, so that it can be
-    repeated (recomputation, several micro-batches). In eval mode there is no noise. Before the first draw
-    there is none either.
+    All choices that share the relaxation, and all passes until the next draw, see the same noise: recomputation and
+    several micro-batches repeat it. There is no noise in eval mode, nor before the first draw.
 
     Args:
         size: number of candidates; the logits start at 0.
         temperature: towards 0 the weights go to one-hot samples of softmax(logits).
         straight_through: the one-hot sample goes forward, the gradient is that of w.
 
+    Raises:
+        ChoiceError: a temperature that is not above 0.
+
     Source: Jang, Gu, Poole 2017 (arXiv 1611.01144); Maddison, Mnih, Teh 2017 (arXiv 1611.00712).
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> relaxation = ag.gumbel_softmax(3, temperature=0.4, straight_through=True)
+        >>> relaxation.draw(torch.Generator().manual_seed(0))
+        >>> relaxation(live=torch.ones(3, dtype=torch.bool)).tolist()
+        [1.0, 0.0, 0.0]
     """
 
     noise: Tensor
@@ -139,7 +171,7 @@ class GumbelSoftmax(nn.Module):
 
 
 class Open(nn.Module):
-    """Every live candidate at full strength: w = 1; no parameters. The inputs of a DARTS node are mixed so."""
+    """Every live candidate at full strength, w = 1, without parameters, as the inputs of a DARTS node are mixed."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -150,7 +182,7 @@ class Open(nn.Module):
 
 
 class Held(nn.Module):
-    """Mixing weights that do not move: 1 on what an architecture keeps, 0 elsewhere; no parameters."""
+    """Constant mixing weights: 1 on what an architecture keeps, 0 elsewhere."""
 
     kept: Tensor
 

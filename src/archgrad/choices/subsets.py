@@ -6,20 +6,19 @@ A subset c of k of n inputs has probability p(c), and input i mixes with the pro
 
 Two forms, with scores divided by a temperature T:
 
-    Table        p(c) = softmax(beta / T)_c                                 one logit a subset
+    SubsetTable  p(c) = softmax(beta / T)_c                                 one logit a subset
     Factorized   p(c) = exp(sum_{i in c} eta_i / T) / e_k(exp(eta / T))     one logit an input
 
-e_k is the elementary symmetric polynomial; it and the marginals q come from one dynamic programme in log space,
+e_k is the elementary symmetric polynomial; it and the marginals q come from one dynamic program in log space,
 O(n k), float64. With the number of inputs free from k_1 to k_2, a table lists the subsets of all these sizes, and
 the factorized form has a softmax over sizes in front: p(c) = softmax(kappa / T)_|c| * p(c | |c|).
 
 Source: TopoNAS (arXiv 2011.09300), whose full text was not at hand: the two forms are reconstructions that agree
-with its abstract. The table is also what DOTS (CVPR 2021) does, in its authors' code.
+with its abstract. The authors' code of DOTS (CVPR 2021) has the table too.
 """
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from abc import abstractmethod
@@ -29,9 +28,10 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices, restrict
+from archgrad.choices.access import choices, decisions, restrict
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.errors import ChoiceError
+from archgrad.networks import copied
 
 Space = TypeVar("Space", bound=nn.Module)
 Keep = int | tuple[int, int]
@@ -41,13 +41,13 @@ NEVER = -1e100
 
 
 class Subsets(nn.Module):
-    """What both forms share: sizes, temperature, and what is asked of a distribution over subsets.
+    """A distribution over the subsets of inputs that a node may keep.
 
     Args:
         size: number of inputs, n.
         keep: how many are kept, or (fewest, most).
         temperature: T, above 0; towards 0 all probability goes to the likeliest subset.
-        hard: whether only subsets of these sizes count as possible in `invalid`.
+        hard: whether only subsets of these sizes are possible, so that `invalid` is 0.
 
     Raises:
         ChoiceError: a number or a temperature out of range.
@@ -104,18 +104,18 @@ class Subsets(nn.Module):
 
     @abstractmethod
     def lead(self, live: Tensor) -> Tensor:
-        """(): probability of the likeliest subset less that of the second; 1 where there is but one."""
+        """(): probability of the likeliest subset less that of the second; 1 where there is only one."""
 
     @abstractmethod
     def entropy(self, live: Tensor) -> Tensor:
         """(): -sum_c p(c) log p(c), nats."""
 
     def invalid(self, live: Tensor) -> Tensor:
-        """(): probability of an invalid subset; 0 where the support has none."""
+        """(): probability of a subset of another size; 0 where there is none."""
         return self.temperature.new_zeros((), dtype=torch.float64)
 
     def _alive(self, live: Tensor) -> Tensor:
-        """Indices of the live inputs, once it is sure that there are enough."""
+        """Indices of the live inputs; refused where there are too few."""
         alive = live.nonzero().flatten()
         if len(alive) < self.fewest:
             raise ChoiceError(
@@ -126,7 +126,7 @@ class Subsets(nn.Module):
 
 
 class SubsetTable(Subsets):
-    """Form A: p = softmax(beta / T) over all subsets, one logit each; every distribution over them is possible.
+    """p = softmax(beta / T) over all subsets, one logit each; every distribution over them is possible.
 
     Args:
         size: number of inputs.
@@ -166,13 +166,13 @@ class SubsetTable(Subsets):
 
 
 class Factorized(Subsets):
-    """Form B: one logit an input (conditional Poisson); any k of any n, since nothing is listed.
+    """Conditional Poisson, one logit an input: any k of any n, since no subset is listed.
 
     Args:
         size: number of inputs.
         keep: how many are kept, or (fewest, most), which adds a logit for each size.
         temperature: T, above 0.
-        hard: whether the support is the valid subsets alone also for `invalid`, which then is 0.
+        hard: whether only subsets of these sizes are possible, so that `invalid` is 0.
 
     Raises:
         ChoiceError: numbers out of range.
@@ -196,7 +196,7 @@ class Factorized(Subsets):
         score, log_e = self._scores(alive), self._given_size(alive)[1]
         full = score.new_zeros(self.size).index_put((alive,), score)
         sizes, dead = self.subsets.sum(dim=1), (self.subsets & ~live).any(dim=1)
-        places = (sizes - self.fewest).clamp(max=len(log_e) - 1)  # a subset larger than what lives holds a dead input
+        places = (sizes - self.fewest).clamp(max=len(log_e) - 1)  # a larger subset holds a dead input
         log_p = self.subsets.double() @ full + (self._log_sizes(len(alive)) - log_e)[places]
         return log_p.masked_fill(dead, -math.inf)
 
@@ -208,7 +208,7 @@ class Factorized(Subsets):
         return tuple(sorted(kept.tolist()))
 
     def lead(self, live: Tensor) -> Tensor:
-        """(): p of the first less p of the second, which of one size differs in the input next in order."""
+        """(): p of the first less p of the second; of one size, the second swaps the last input for the next."""
         alive = self._alive(live)
         best, order = self._best(alive), self._scores(alive).sort(descending=True).values
         sizes = range(self.fewest, self.fewest + len(best))
@@ -222,9 +222,9 @@ class Factorized(Subsets):
         return (log_pi.exp() * (log_e - q @ self._scores(alive) - log_pi)).sum()
 
     def invalid(self, live: Tensor) -> Tensor:
-        """(): were each input kept on its own with probability sigmoid(eta_i / T), that their number is not allowed.
+        """(): the probability that the number of inputs is not allowed, were each kept independently.
 
-        1 - sum_k e_k(w) / prod_i (1 + w_i),   w = exp(eta / T)
+        Input i with probability sigmoid(eta_i / T):   1 - sum_k e_k(w) / prod_i (1 + w_i),   w = exp(eta / T)
         """
         if self.hard:
             return super().invalid(live)
@@ -288,11 +288,11 @@ def topology(
     hard: bool = False,
     where: Callable[[Choice], bool] | None = None,
 ) -> Space:
-    """A copy of a space whose input choices carry distributions over subsets, apart from the operations.
+    """A copy of a space whose input choices have distributions over subsets, separate from the operations.
 
-    Any method for supernets takes it as a space: which inputs a node keeps then is a variable of its own, in place
-    of what follows from the weights of the operations. Candidates that are barred on the edges of these nodes, such
-    as "none", are dead in the copy: an edge is absent by topology alone.
+    Any method for supernets takes it as a space. Which inputs a node keeps is then a variable of its own and does not
+    follow from the weights of the operations. Candidates that are barred on the edges of these nodes, such as "none",
+    are dead in the copy: only the topology removes an edge.
 
     Args:
         space: a network with InputChoice; it is not changed.
@@ -301,48 +301,46 @@ def topology(
             as each choice has it.
         temperature: of the distributions.
         hard: for the factorized form; see `Factorized`.
-        where: which of the input choices; default: all.
+        where: which input choices; default: all.
 
     Raises:
         ChoiceError: there is no such choice, another form, or fewer inputs than are to be kept.
     """
-    space = copy.deepcopy(space)
-    dead: dict[str, Tensor] = {}
-    found = {name: same for name, same in choices(space).items() if isinstance(same[0], InputChoice)}
-    found = {name: same for name, same in found.items() if where is None or where(same[0])}
-    if not found:
+    space = copied(space)
+    barred: dict[str, Tensor] = {}
+    by_name = choices(space)
+    nodes = [c for c, *_ in by_name.values() if isinstance(c, InputChoice) and (where is None or where(c))]
+    if not nodes:
         raise ChoiceError(
             f"{type(space).__name__} has no InputChoice whose inputs could be chosen; topology needs one, as in "
             f"archgrad.darts_cells. Where only operations are chosen, search without it"
         )
     if form not in ("table", "factorized"):
         raise ChoiceError(f"form={form!r}; allowed are 'table' and 'factorized'")
-    for same in found.values():
-        assert isinstance(same[0], InputChoice)
-        wanted = _wanted(same[0], keep)
-        made: Subsets
+    for first in nodes:
+        numbers = _numbers(first, keep)
+        distribution: Subsets
         if form == "table":
-            made = SubsetTable(same[0].size, wanted, temperature=temperature)
+            distribution = SubsetTable(first.size, numbers, temperature=temperature)
         else:
-            made = Factorized(same[0].size, wanted, temperature=temperature, hard=hard)
-        made.to(same[0].live.device)
-        for choice in same:
+            distribution = Factorized(first.size, numbers, temperature=temperature, hard=hard)
+        distribution.to(first.live.device)
+        for choice in by_name[first.name]:
             assert isinstance(choice, InputChoice)
-            choice.relaxation, choice.fewest, choice.keep = made, made.fewest, made.most
+            choice.relaxation, choice.fewest, choice.keep = distribution, distribution.fewest, distribution.most
             edges = [edge for edge in choice.edges or () if isinstance(edge, OpChoice) and edge.barred]
-            dead |= {edge.name: edge.pickable for edge in edges}
-    restrict(space, dead)
+            barred |= {edge.name: edge.pickable for edge in edges}
+    restrict(space, barred)
     return space
 
 
 def topologies(space: nn.Module) -> dict[str, tuple[Subsets, Tensor]]:
     """The distributions over subsets in a space, each with the live inputs [size] of its choice."""
-    found = {name: same[0] for name, same in choices(space).items()}
-    return {name: (c.relaxation, c.live) for name, c in found.items() if isinstance(c.relaxation, Subsets)}
+    return {n: (c.relaxation, c.live) for n, c in decisions(space).items() if isinstance(c.relaxation, Subsets)}
 
 
 def without_topology(choice: Choice) -> bool:
-    """Whether a choice has no distribution over subsets, and is a method's to relax."""
+    """Whether a choice has no distribution over subsets, so that a method relaxes it."""
     return not isinstance(choice.relaxation, Subsets)
 
 
@@ -359,7 +357,7 @@ def probabilities(space: nn.Module) -> dict[str, dict[tuple[int, ...], float]]:
     return tables
 
 
-def _wanted(choice: InputChoice, keep: Keep | None) -> Keep:
+def _numbers(choice: InputChoice, keep: Keep | None) -> Keep:
     if keep is None:
         return choice.fewest, choice.keep
     fewest, most = (keep, keep) if isinstance(keep, int) else keep
@@ -373,8 +371,7 @@ def _wanted(choice: InputChoice, keep: Keep | None) -> Keep:
 
 def _sizes(size: int, keep: Keep) -> tuple[int, int]:
     pair = keep if isinstance(keep, tuple) else (keep, keep)
-    whole = len(pair) == 2 and all(isinstance(k, int) and not isinstance(k, bool) for k in pair)
-    if not whole or not 1 <= pair[0] <= pair[1] <= size:
+    if len(pair) != 2 or any(type(k) is not int for k in pair) or not 1 <= pair[0] <= pair[1] <= size:
         raise ChoiceError(
             f"keep={keep!r} of {size} inputs: allowed are a number from 1 to {size}, and (fewest, most) in that range"
         )

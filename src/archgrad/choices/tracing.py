@@ -1,4 +1,4 @@
-"""From modules of our classes to `torch.fx.GraphModule`s of what they do, which need none of them."""
+"""Trace modules of archgrad's classes to `torch.fx.GraphModule`s that need none of these classes."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ def is_ours(module: nn.Module) -> bool:
 
 
 def traced(module: nn.Module) -> fx.GraphModule:
-    """What a module of ours does, as a graph of torch's and the user's modules, which stand in it as they are.
+    """What a module of archgrad's computes, as a graph of torch's and the user's modules, which are not copied.
 
-    Choices in it have to be held, or mixed by constant weights of 0 and 1 (`using`): what has weight 0 is left out,
-    and so is what is computed for nothing.
+    Choices in it have to be held, or mixed by constant weights of 0 and 1 (`using`): candidates of weight 0, and
+    results that nothing reads, are left out.
     """
     graph = _Tracer().trace(module)
     # A graph that names its tracer, or our annotations, could only be unpickled where archgrad is.
     graph._tracer_cls = None
     for node in graph.nodes:
         node.type = None
-    made: Any = fx.GraphModule(module, graph, class_name=type(module).__name__)
-    made.graph.eliminate_dead_code()
-    made.delete_all_unused_submodules()
-    made.recompile()
-    made.train(module.training)
-    return made  # type: ignore[no-any-return]
+    result: Any = fx.GraphModule(module, graph, class_name=type(module).__name__)
+    result.graph.eliminate_dead_code()
+    result.delete_all_unused_submodules()
+    result.recompile()
+    result.train(module.training)
+    return result  # type: ignore[no-any-return]
 
 
 class _Tracer(fx.Tracer):

@@ -1,4 +1,4 @@
-"""What tensors take, watched: storages that autograd saves, and storages that are made and freed."""
+"""Watch memory: the storages that autograd saves, and the storages that are allocated and freed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Saved:
     """Counts inside a `with` block what autograd saves for backward passes (of first order), each storage once.
 
     Args:
-        known: tensors whose storages do not count, since they are there anyway: parameters, buffers, inputs.
+        known: tensors whose storages do not count, since they exist before: parameters, buffers, inputs.
 
     Attributes:
         saved_bytes: so far.
@@ -25,7 +25,7 @@ class Saved:
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         self.saved_bytes = 0
-        # Storages are held until the end, so that no address comes twice.
+        # Storages are kept until the end, so that no address is used twice.
         self._seen = {id(storage): storage for storage in map(Tensor.untyped_storage, known)}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda packed: packed)
 
@@ -34,7 +34,7 @@ class Saved:
         if id(storage) not in self._seen:
             self._seen[id(storage)] = storage
             self.saved_bytes += storage.nbytes()
-        # An output that its own node held would keep the graph alive until the garbage collector comes by.
+        # An output held by its own node would keep the graph alive until the next garbage collection.
         return tensor.detach()
 
     def __enter__(self) -> Saved:
@@ -49,11 +49,11 @@ class Saved:
 
 
 class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches inside a `with` block what tensors are made and freed, on any device, each storage once.
+    """Watches inside a `with` block which tensors are allocated and freed, on any device, each storage once.
 
     Attributes:
-        events: what was allocated (above 0) and freed again (below 0), in bytes, in order.
-        held_bytes: what was made inside the block and is still there.
+        events: bytes allocated (above 0) and freed (below 0), in order.
+        held_bytes: allocated inside the block and not freed yet.
         peak_bytes: the most that was held at once.
     """
 
@@ -64,14 +64,14 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if _is_dense(t)}
+        inputs = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if _is_dense(t)}
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if _is_dense(tensor) and id(storage := tensor.untyped_storage()) not in given:
-                self._take_up(storage)
+            if _is_dense(tensor) and id(storage := tensor.untyped_storage()) not in inputs:
+                self._add(storage)
         return result
 
-    def _take_up(self, storage: torch.UntypedStorage) -> None:
+    def _add(self, storage: torch.UntypedStorage) -> None:
         key, size = id(storage), storage.nbytes()
         if key in self._alive:
             return

@@ -1,7 +1,7 @@
 """Counted costs: multiply-accumulates and parameters.
 
-One multiply-add counts as one MAC. What counts is what `torch.utils.flop_counter` counts (convolutions, matrix
-products, attention), halved; normalization, activations and pooling are left out, as in the published tables.
+One multiply-add is one MAC. Counted are the operations of `torch.utils.flop_counter` (convolutions, matrix products,
+attention), halved; normalization, activations and pooling are left out, as in the published tables.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from archgrad.choices.access import choices, using, weights
+from archgrad.choices.access import decisions, using, weights
 from archgrad.choices.channels import Coupling
 from archgrad.choices.modules import Choice, Gate
 from archgrad.costs.limits import Limitable
@@ -109,9 +109,9 @@ class Counter:
     def __init__(self, space: nn.Module, amounts: Sequence[tuple[str, str, float]]) -> None:
         self.offsets: dict[str, int] = {}
         total = 0
-        for name, same in choices(space).items():
+        for name, choice in decisions(space).items():
             self.offsets[name] = total
-            total += same[0].size
+            total += choice.size
         self.rows: dict[tuple[str, ...], int] = {}
         self._entries: list[tuple[int, int, float]] = []
         self._known: set[tuple[str, ...]] = set()
@@ -135,9 +135,9 @@ class Counter:
     def __call__(self, space: nn.Module) -> Tensor:
         """The cost at the space's present mixing weights, a float64 scalar on the CPU."""
         weights = []
-        for same in choices(space).values():
-            mixing = same[0].mixing()
-            weights.append((same[0].live if mixing is None else mixing).to("cpu", torch.float64))
+        for choice in decisions(space).values():
+            mixing = choice.mixing()
+            weights.append((choice.live if mixing is None else mixing).to("cpu", torch.float64))
         if not weights or not self.rows:
             return self.amounts.sum()
         return self.at(torch.cat(weights))
@@ -150,11 +150,11 @@ class Counter:
 
     def _sides(self, space: nn.Module) -> dict[str, list[tuple[str, Coupling]]]:
         """For each module path the gates that reach it."""
-        found: dict[str, list[tuple[str, Coupling]]] = {}
-        for name, same in choices(space).items():
-            for member in same[0].couplings if isinstance(same[0], Gate) else ():
-                found.setdefault(member.module, []).append((name, member))
-        return found
+        by_path: dict[str, list[tuple[str, Coupling]]] = {}
+        for name, choice in decisions(space).items():
+            for member in choice.couplings if isinstance(choice, Gate) else ():
+                by_path.setdefault(member.module, []).append((name, member))
+        return by_path
 
     def _rows_of(
         self, space: nn.Module, path: str, tensor: str, sides: dict[str, list[tuple[str, Coupling]]]
@@ -248,7 +248,7 @@ class Macs(Limitable):
 
     def counter(self, space: nn.Module) -> Counter:
         """`expected` with the counting done once, for a loop."""
-        everything = {n: torch.ones(c.size) for n, (c, *_) in choices(space).items() if not isinstance(c, Gate)}
+        everything = {n: torch.ones(c.size) for n, c in decisions(space).items() if not isinstance(c, Gate)}
         with using(space, everything):
             amounts = macs_by_module(space, self.example)
         return Counter(space, [(path, "", value) for path, value in amounts.items()])

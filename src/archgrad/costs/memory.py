@@ -2,17 +2,14 @@
 
     peak = parameters + buffers + optimizer state + batch + max over a step's moments of what the step holds then
 
-A step allocates and frees in the same order whatever the batch size B, and each amount is a + b B. So the order is
-traced on 2 and on 3 examples, and its amounts, and with them the peak, follow for any B. Counted are the tensors that
-torch allocates, each storage once; the scratch of a kernel, and what an allocator rounds up, are not.
+A step allocates and frees in the same order at any batch size B, and each amount is a + b B. The order is traced on 2
+and on 3 examples; its amounts, and so the peak, follow for any B. Counted are the tensors that torch allocates, each
+storage once; the work space of a kernel and the rounding of an allocator are not.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -27,6 +24,7 @@ from torch.utils._pytree import tree_map_only
 from archgrad.costs.allocations import Allocations, Saved
 from archgrad.costs.limits import Limit, WithoutGradient
 from archgrad.errors import LimitError, ModelError
+from archgrad.files import free_memory
 from archgrad.networks import modes_kept, shapes
 from archgrad.tasks.task import arguments, tensors
 
@@ -38,12 +36,12 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 def momentum(parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """SGD with momentum, which keeps one buffer a parameter: what is assumed where no optimizer is named."""
+    """SGD with momentum, which keeps one buffer a parameter: the default optimizer of a prediction."""
     return SGD(parameters, lr=0.1, momentum=0.9)
 
 
 def summed(network: nn.Module, inputs: Batch) -> Tensor:
-    """The sum of the network's first output: a loss that saves next to nothing of its own."""
+    """The sum of the network's first output: a loss that saves almost nothing of its own."""
     return tensors(network(*arguments(inputs)))[0].sum()
 
 
@@ -54,9 +52,9 @@ class Footprint:
     Attributes:
         parameter_bytes, buffer_bytes, gradient_bytes, optimizer_bytes, batch_bytes: those of the network, its
             optimizer, and the batch.
-        saved_bytes: what autograd saves for the backward pass, parameters, buffers and the batch left out.
-        peak_bytes: all that is held at once at the worst moment; gradients replace what was saved, so it is less
-            than the sum of all, but for what an operation needs while it runs.
+        saved_bytes: what autograd saves for the backward pass, without parameters, buffers and the batch.
+        peak_bytes: the most that is held at once; gradients replace what was saved, so it is usually less than the
+            sum of all.
     """
 
     parameter_bytes: int
@@ -69,7 +67,7 @@ class Footprint:
 
     @property
     def resident_bytes(self) -> int:
-        """What is there between two steps."""
+        """What is held between two steps."""
         return self.parameter_bytes + self.buffer_bytes + self.optimizer_bytes + self.batch_bytes
 
 
@@ -89,7 +87,7 @@ class Prediction:
         if len(few) == len(more):
             moments = accumulate(_affine(a, b, batch) for a, b in zip(few, more, strict=True))
             step = max(moments, default=0)
-        else:  # the order depends on the batch size: the two peaks are drawn out
+        else:  # the order depends on the batch size: the two peaks are extrapolated
             step = _affine(max(accumulate(few)), max(accumulate(more)), batch)
         # The optimizer needs a temporary of one parameter at a time while all gradients are there.
         step = max(step, self.fixed.gradient_bytes + self.largest_bytes)
@@ -97,7 +95,7 @@ class Prediction:
         return replace(fixed, peak_bytes=fixed.resident_bytes + step)
 
     def largest_batch(self, bound_bytes: float) -> int:
-        """The most examples whose step stays under the bound; 0 where two do not."""
+        """The most examples whose step stays below the bound; 0 where two do not."""
         low, high = 0, FEW[0]
         while high < 2**24 and self.at(high).peak_bytes <= bound_bytes:
             low, high = high, 2 * high
@@ -117,15 +115,16 @@ def predict(
 ) -> Prediction:
     """What a training step takes, for any batch size, from two steps on 2 and on 3 examples.
 
-    Saved bytes are exact on the CPU for networks that do with each example what they do with any other. The network
-    is left as it is, random states too. A space is taken as it is mixed at present.
+    Saved bytes are exact on the CPU for networks that treat every example alike. The network and the random states
+    are left as they are. A space is predicted at its present mixing weights.
 
     Args:
         network: on the device that it is to be trained on, or on the CPU.
         batch: what `loss` takes: a tensor [B, ...], or a nest of such; of any B.
         loss: from (network, batch) to a scalar.
         optimizer: from parameters to their optimizer, whose state is counted.
-        traced: whether to follow a step's moments; without them `peak_bytes` lacks what was saved, in half the time.
+        traced: whether to trace the order of allocations; without, `peak_bytes` lacks the saved bytes, in half the
+            time.
 
     Raises:
         ModelError: the network fails on the batch.
@@ -134,7 +133,7 @@ def predict(
     saved: list[int] = []
     events: list[list[int]] = []
     for examples in FEW:
-        part = resized(batch, examples)
+        part = with_examples(batch, examples)
         with _undisturbed(network):
             saved.append(_saved(network, part, loss))
             seen = Allocations()
@@ -149,7 +148,7 @@ def predict(
         optimizer_bytes=_state_bytes(parameters, optimizer),
         batch_bytes=0, saved_bytes=0, peak_bytes=0,
     )  # fmt: skip
-    each = _total(tensors(resized(batch, 3))) - _total(tensors(resized(batch, 2)))
+    each = _total(tensors(with_examples(batch, 3))) - _total(tensors(with_examples(batch, 2)))
     largest = max((p.nbytes for p in parameters), default=0)
     return Prediction(fixed, (saved[0], saved[1]), (events[0], events[1]), each, largest)
 
@@ -167,10 +166,10 @@ def saved_bytes(network: nn.Module, batch: Batch, *, loss: Loss = summed) -> int
 def measured_peak(
     network: nn.Module, batch: Batch, *, loss: Loss = summed, optimizer: OptimizerFactory = momentum
 ) -> int:
-    """The peak of a step on this very batch, in bytes: what to hold against `predict(...).at(B).peak_bytes`.
+    """The peak of a step on this very batch, in bytes, to compare with `predict(...).at(B).peak_bytes`.
 
-    On a GPU it is what its allocator says, on the CPU what tensors torch makes. The optimizer's state is added, as
-    it is after its first step; weights are not changed.
+    On a GPU its allocator is asked, on the CPU torch's tensors are watched. The optimizer's state after its first
+    step is added; weights are not changed.
 
     Raises:
         ModelError: the network fails on the batch.
@@ -191,8 +190,8 @@ def measured_peak(
     return resident + _state_bytes(parameters, optimizer) + step
 
 
-def resized(batch: Batch, examples: int) -> Batch:
-    """So many examples of a batch, its own over and over where it has fewer."""
+def with_examples(batch: Batch, examples: int) -> Batch:
+    """So many examples of a batch, repeated where it has fewer."""
     return tree_map_only(Tensor, lambda t: t[torch.arange(examples, device=t.device) % len(t)].contiguous(), batch)
 
 
@@ -202,19 +201,7 @@ def available_bytes(device: torch.device) -> int | None:
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type != "cpu":
         return None
-    return min((n for n in (_free_of_machine(), _free_of_container(Path("/sys/fs/cgroup"))) if n), default=None)
-
-
-def _free_of_machine() -> int | None:
-    if importlib.util.find_spec("psutil") is not None:
-        return int(importlib.import_module("psutil").virtual_memory().available)
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        # What is free here leaves out the disk's cache, which gives way: the whole is nearer to the truth.
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return None
+    return min((n for n in (free_memory(), _free_of_container(Path("/sys/fs/cgroup"))) if n), default=None)
 
 
 def _free_of_container(folder: Path) -> int | None:

@@ -1,8 +1,8 @@
-"""Surrogate: a linear model with a gradient, in the place of a cost that has none, such as a measured latency.
+"""Surrogate: a linear model with a gradient, in place of a cost that has none, such as a measured latency.
 
-Source: UNAS (arXiv 1912.07651), as its code does it: ridge regression with coefficient 1 on the one-hot picks of
-sampled architectures, 8,000 to fit and 2,000 to test. There it is fitted once, on the first, nearly uniform
-policy; here it may be fitted again as the policy moves.
+Source: UNAS (arXiv 1912.07651), after its code: ridge regression with coefficient 1 on the one-hot picks of sampled
+architectures, 8,000 to fit and 2,000 to test. UNAS fits it once, on the first, nearly uniform policy; here it may be
+fitted again as the policy moves.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices
+from archgrad.choices.access import decisions
 from archgrad.choices.architecture import Architecture
-from archgrad.costs.limits import Cost, Limit
+from archgrad.costs.limits import Cost, Limitable
 from archgrad.costs.prediction_error import PredictionError, prediction_error
 from archgrad.costs.table import CostTable, device_name, labels_of
 from archgrad.errors import ArchitectureError, ChoiceError, ConfigError, DataError
@@ -29,22 +29,22 @@ FEWEST = 5  # different architectures: one of them is held out
 Vector = NDArray[np.float64]
 
 
-class Surrogate:
+class Surrogate(Limitable):
     """Ridge regression of a cost on which entries of which choices an architecture picks.
 
         price = b + sum over choices d and entries k of  theta_dk * w_dk
 
     fitted to minimize  sum over samples of (price - value)^2 + ridge * |theta|^2.  One entry in each choice is
-    picked whatever happens, so that single coefficients mean nothing; their differences within a choice do. An
-    entry that no sample picks gets 0, the middle of its choice. It is a cost itself: `of` asks the cost that it
-    stands for, `expected` and `predict` the model.
+    always picked, so only differences of coefficients within a choice have a meaning. An entry that no sample picks
+    gets 0, the middle of its choice. The surrogate is a cost itself: `of` asks the cost that it models, `expected`
+    and `predict` ask the model.
 
     Args:
         space: whose choices the architectures pick from; weights and relaxations do not matter.
         cost: what the values are; gives the name, the unit, and `of`.
         ridge: the coefficient; 1 as published. The published code penalizes b like the rest; here b is free, which
             is the same for thousands of samples and better for tens.
-        capacity: samples kept; of more, the oldest are dropped, so that a policy that has moved is followed.
+        capacity: samples kept; of more, the oldest are dropped, so that the model follows a policy that moves.
 
     Raises:
         ChoiceError: the space has no choice.
@@ -56,7 +56,7 @@ class Surrogate:
     def __init__(self, space: nn.Module, cost: Cost, *, ridge: float = 1.0, capacity: int = 10_000) -> None:
         self.cost = cost
         self.name, self.unit = cost.name, cost.unit
-        self._choices = {name: same[0] for name, same in choices(space).items()}
+        self._choices = decisions(space)
         if not self._choices:
             raise ChoiceError(f"{type(space).__name__} has no choice, so that its {cost.name} is one number")
         if not 0 < ridge < math.inf or capacity < FEWEST:
@@ -104,28 +104,28 @@ class Surrogate:
         return error
 
     def add(self, architectures: Sequence[Architecture], values: Sequence[float]) -> None:
-        """Take up samples; the model stays as it is until `fit`.
+        """Add samples; the model does not change until `fit`.
 
         Args:
             architectures: of the space.
             values: what each takes, as measured.
 
         Raises:
-            DataError: the two differ in number, or a value is not finite; nothing is taken up.
-            ArchitectureError: an architecture is for another space; nothing is taken up.
+            DataError: the two differ in number, or a value is not finite; nothing is added.
+            ArchitectureError: an architecture is for another space; nothing is added.
         """
         if len(architectures) != len(values):
             raise DataError(f"{len(architectures)} architectures and {len(values)} values; give one value for each")
-        taken = torch.tensor([float(value) for value in values], dtype=torch.float64)
-        if not bool(taken.isfinite().all()):
-            place = int((~taken.isfinite()).nonzero()[0])
+        new = torch.tensor([float(value) for value in values], dtype=torch.float64)
+        if not bool(new.isfinite().all()):
+            place = int((~new.isfinite()).nonzero()[0])
             raise DataError(
-                f"value {place} of {len(values)} is {taken[place]}; a {self.name} is a finite number of {self.unit}. "
+                f"value {place} of {len(values)} is {new[place]}; a {self.name} is a finite number of {self.unit}. "
                 f"Leave that architecture out"
             )
         rows = [self._row(architecture) for architecture in architectures]
         self._rows = torch.cat([self._rows, *rows])[-self.capacity :]
-        self._values = torch.cat([self._values, taken])[-self.capacity :]
+        self._values = torch.cat([self._values, new])[-self.capacity :]
 
     def fit(self, architectures: Sequence[Architecture] = (), values: Sequence[float] = ()) -> PredictionError:
         """Fit the model to all samples kept, these included; returns its error, see `error`.
@@ -135,7 +135,7 @@ class Surrogate:
             ArchitectureError: as `add`.
         """
         self.add(architectures, values)
-        rows, values_ = self._rows.numpy(), self._values.numpy()
+        rows, prices = self._rows.numpy(), self._values.numpy()
         _, architecture = np.unique(rows, axis=0, return_inverse=True)
         different = int(architecture.max(initial=-1)) + 1
         if different < FEWEST:
@@ -144,13 +144,13 @@ class Surrogate:
                 f"{rows.shape[1]} entries; give {FEWEST} different ones at the least, better several times as many "
                 f"as there are entries"
             )
-        # Held out are architectures, not samples: a policy that narrows draws the same one again and again.
+        # Architectures are held out, not samples: a policy that narrows draws the same ones again and again.
         order = np.random.default_rng(0).permutation(different)
-        held = (order % 5 == 0)[architecture]
-        trial = _ridge(rows[~held], values_[~held], self.ridge)
-        guess = rows[held] @ trial[1:] + trial[0]
-        error = prediction_error(guess.tolist(), values_[held].tolist(), fitted_on=int((~held).sum()))
-        self._take_up(torch.from_numpy(_ridge(rows, values_, self.ridge)), error)
+        held_out = (order % 5 == 0)[architecture]
+        trial = _ridge(rows[~held_out], prices[~held_out], self.ridge)
+        predicted = rows[held_out] @ trial[1:] + trial[0]
+        error = prediction_error(predicted.tolist(), prices[held_out].tolist(), fitted_on=int((~held_out).sum()))
+        self._set_model(torch.from_numpy(_ridge(rows, prices, self.ridge)), error)
         return error
 
     def at(self, weights: Mapping[str, Tensor]) -> Tensor:
@@ -181,12 +181,8 @@ class Surrogate:
         return self.table.predict(architecture)
 
     def of(self, network: nn.Module) -> float:
-        """The true price of a network: that of the cost which the surrogate stands for."""
+        """The true price of a network, from the cost that the surrogate models."""
         return self.cost.of(network)
-
-    def at_most(self, bound: float | None = None, *, fraction: float | None = None) -> Limit:
-        """A limit, in the cost's unit or as a fraction of the unchanged network's."""
-        return Limit(self, bound, fraction)
 
     def state_dict(self) -> dict[str, Any]:
         """Samples, coefficients and error: tensors, numbers and None."""
@@ -198,10 +194,10 @@ class Surrogate:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up a state of a surrogate of the same space.
+        """Continue from the state of a surrogate of the same space.
 
         Raises:
-            ChoiceError: the state is for another space, or damaged; the surrogate stays as it is.
+            ChoiceError: the state is for another space, or damaged; the surrogate does not change.
         """
         rows, values, coefficients, error = (state_dict[n] for n in ("rows", "values", "coefficients", "error"))
         entries = self._rows.shape[1]
@@ -214,7 +210,7 @@ class Surrogate:
         self._rows, self._values = rows.to(torch.uint8).clone(), values.to(torch.float64).clone()
         self._coefficients, self._table = None, None
         if coefficients is not None:
-            self._take_up(coefficients.to(torch.float64).clone(), PredictionError(**error))
+            self._set_model(coefficients.to(torch.float64).clone(), PredictionError(**error))
 
     def _row(self, architecture: Architecture) -> Tensor:
         """[1, entries] of 0 and 1."""
@@ -227,8 +223,8 @@ class Surrogate:
         picked = [choice.picked(architecture[name]) for name, choice in self._choices.items()]
         return torch.cat(picked).to("cpu", torch.uint8)[None]
 
-    def _take_up(self, coefficients: Tensor, error: PredictionError) -> None:
-        base, *rest = coefficients.tolist()
+    def _set_model(self, coefficients: Tensor, error: PredictionError) -> None:
+        base, *theta = coefficients.tolist()
         ends = itertools.accumulate(choice.size for choice in self._choices.values())
         self._coefficients = coefficients
         self._table = CostTable(
@@ -236,7 +232,7 @@ class Surrogate:
             unit=self.unit,
             base=base,
             prices={
-                n: tuple(rest[end - c.size : end]) for (n, c), end in zip(self._choices.items(), ends, strict=True)
+                n: tuple(theta[end - c.size : end]) for (n, c), end in zip(self._choices.items(), ends, strict=True)
             },
             labels={name: labels_of(choice) for name, choice in self._choices.items()},
             device=device_name(self.cost),

@@ -1,9 +1,9 @@
-"""Look-up table: what each candidate of a space adds to a cost, measured once, perhaps elsewhere, kept as JSON.
+"""Look-up table: what each candidate of a space adds to a cost, measured once, perhaps elsewhere, saved as JSON.
 
     price(architecture) = base + sum over choices of the prices of what is picked
 
-A table is exact where the cost is additive: what a candidate takes does not depend on the other picks. Sums of
-latencies are off by what runtimes fuse or overlap; `CostTable.error` says by how much.
+A table is exact where the cost is additive: a candidate's cost does not depend on the other picks. Sums of latencies
+are inexact, since runtimes fuse and overlap operations; `CostTable.error` says by how much.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from archgrad import files
-from archgrad.choices.access import choices, matched, sample, using
+from archgrad.choices.access import decisions, matched, sample, using
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
-from archgrad.costs.limits import Cost, Limit
+from archgrad.costs.limits import Cost, Limitable
 from archgrad.costs.prediction_error import PredictionError, prediction_error
 from archgrad.errors import ArchitectureError, ChoiceError, DataError, ModelError
 
@@ -36,19 +36,18 @@ _TEXTS = ("name", "unit", "device", "torch_version")
 
 
 @dataclass(frozen=True)
-class CostTable:
+class CostTable(Limitable):
     """A cost as base + one price for each candidate; linear in the mixing weights.
 
     Attributes:
         name: of the cost: "latency".
         unit: of all prices: "ms".
-        base: what is there whatever is picked.
+        base: the price of what every architecture has.
         prices: {choice: [size]}.
         labels: {choice: [size] labels of its candidates}, empty for an `InputChoice` or a `Gate`.
         device: where it was measured, in words.
         torch_version: what it was measured with.
         error: on architectures that the table was not made from, or None.
-        measured: False: nothing is read off a clock any more, so that there is a gradient.
     """
 
     name: str
@@ -59,7 +58,7 @@ class CostTable:
     device: str = ""
     torch_version: str = torch.__version__
     error: PredictionError | None = None
-    measured: bool = False
+    measured: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.prices.keys() != self.labels.keys():
@@ -130,29 +129,25 @@ class CostTable:
         """The price of a space held at an architecture: `hold(space, architecture)`.
 
         Raises:
-            ModelError: a plain network, of which a table knows nothing, or a space that is not held.
+            ModelError: a plain network, which the table cannot price, or a space that is not held.
             ChoiceError: choices that are not those of the table, or undecided.
         """
-        found = choices(network)
-        if not found:
+        by_name = decisions(network)
+        if not by_name:
             raise ModelError(
                 f"a table of {self.name} prices picks, and {type(network).__name__} is a plain network with none; "
                 f"give table.predict(architecture), or table.of(hold(space, architecture))"
             )
         weights = self._weights(network)
-        for name, (choice, *_) in found.items():
+        for name, choice in by_name.items():
             w = weights[name].detach().double()
-            wanted = {OpChoice: 1, InputChoice: getattr(choice, "keep", 0)}.get(type(choice), int(w.sum()))
-            if not bool(((w == 0) | (w == 1)).all()) or int(w.sum()) != wanted:
+            picks = {OpChoice: 1, InputChoice: getattr(choice, "keep", 0)}.get(type(choice), int(w.sum()))
+            if not bool(((w == 0) | (w == 1)).all()) or int(w.sum()) != picks:
                 raise ModelError(
                     f"choice {name!r} is mixed, not held; hold the space at one architecture (archgrad.hold), "
                     f"or ask for table.expected(space)"
                 )
         return float(self.at({name: w.detach() for name, w in weights.items()}))
-
-    def at_most(self, bound: float | None = None, *, fraction: float | None = None) -> Limit:
-        """A limit, in this table's unit or as a fraction of the unchanged space's."""
-        return Limit(self, bound, fraction)
 
     def to_json(self) -> str:
         """The table as JSON text, one choice a line."""
@@ -169,7 +164,7 @@ class CostTable:
         """Read `to_json` back.
 
         Raises:
-            DataError: damaged text, another format or version, or prices that are none.
+            DataError: damaged text, another format or version, or prices that are not finite numbers.
         """
         # `_parsed` names the price that is not finite.
         body = files.parse_document(text, _refused, source=source, form=FORMAT, version=VERSION, finite=False)
@@ -182,7 +177,7 @@ class CostTable:
         """Write the JSON file, all or nothing.
 
         Raises:
-            DataError: the folder is not there, or not to be written in.
+            DataError: the folder is missing, or may not be written in.
         """
         files.write_text(Path(path), self.to_json(), DataError)
 
@@ -200,19 +195,19 @@ class CostTable:
         return {name: len(prices) for name, prices in self.prices.items()}
 
     def _weights(self, space: nn.Module) -> dict[str, Tensor]:
-        found = choices(space)
-        here = {name: (same[0].size, labels_of(same[0])) for name, same in found.items()}
-        mine = {name: (len(prices), tuple(self.labels[name])) for name, prices in self.prices.items()}
-        if wrong := sorted(n for n in here.keys() | mine.keys() if here.get(n) != mine.get(n)):
+        by_name = decisions(space)
+        theirs = {name: (choice.size, labels_of(choice)) for name, choice in by_name.items()}
+        ours = {name: (len(prices), tuple(self.labels[name])) for name, prices in self.prices.items()}
+        if wrong := sorted(n for n in theirs.keys() | ours.keys() if theirs.get(n) != ours.get(n)):
             raise ChoiceError(
                 f"this table of {self.name} is for another space: choice {wrong[0]!r} has (size, labels) "
-                f"{mine.get(wrong[0])} in the table and {here.get(wrong[0])} in the space ({len(wrong)} such); "
+                f"{ours.get(wrong[0])} in the table and {theirs.get(wrong[0])} in the space ({len(wrong)} such); "
                 f"measure a table of this space"
             )
         weights = {}
-        for name, (choice, *_) in found.items():
-            free = isinstance(choice, Gate) and choice.mixing() is None
-            weights[name] = choice.live if free else choice.ready()
+        for name, choice in by_name.items():
+            is_open = isinstance(choice, Gate) and choice.mixing() is None
+            weights[name] = choice.live if is_open else choice.ready()
         return weights
 
     def _picked(self, name: str, pick: Pick) -> Sequence[float]:
@@ -235,45 +230,44 @@ def measure_table(
     device: str | None = None,
     checks: int = 10,
 ) -> CostTable:
-    """A table by differences: from a reference architecture, one candidate after another is swapped in.
+    """A table by differences: one candidate after another is swapped into a reference architecture.
 
-    The reference is priced anew for each choice, so that a slow drift of the machine cancels. Prices are shifted
-    to be 0 for the cheapest candidate of each choice.
+    The reference is priced again for each choice, so that a slow drift of the machine cancels. Prices are shifted so
+    that the cheapest candidate of each choice costs 0.
 
     Args:
         space: a network of `OpChoice`s and `InputChoice`s, none inside another and none narrowed.
         cost: what is measured: `latency(x)`, `macs(x)`, a `black_box`.
-        build: what makes the network that is priced: `archgrad.build`. None: the space itself, running what is
-            picked alone; right for MACs, quick for latency, of no use for parameters, which are all there.
+        build: from (space, architecture) to the network that is priced: `archgrad.build`. None: the space itself,
+            running only what is picked; right for MACs, fast for latency, wrong for parameters, which are all there.
         reference: default: the first candidates.
         device: where this is measured, in words; default: the processor's name.
-        checks: random architectures that the table is compared with, for `CostTable.error`.
+        checks: random architectures that the table is compared on, for `CostTable.error`.
 
     Raises:
         ChoiceError: a space without choices, with gates, narrowed, or with a choice inside a candidate.
         ArchitectureError: the reference is for another space.
         ModelError: the cost is the same for all candidates, or not finite.
     """
-    found = {name: same[0] for name, same in choices(space).items()}
-    _refuse_what_does_not_add(space, found)
-    start = reference or Architecture({name: _first(choice) for name, choice in found.items()})
+    by_name = decisions(space)
+    _refuse_not_additive(space, by_name)
+    start = reference or Architecture({name: _first(choice) for name, choice in by_name.items()})
     price = functools.partial(_price, space, cost, build)
     prices, bases = {}, []
-    for name, choice in found.items():
-        here = price(start)
-        # The function is called at once, so that the loop cannot move on under it.
-        raw = _raw(choice, start[name], lambda pick: price(Architecture({**start, name: pick})) - here)  # noqa: B023
+    for name, choice in by_name.items():
+        bases.append(price(start))
+        # The function is called before the loop goes on.
+        raw = _raw(choice, start[name], lambda pick: price(Architecture({**start, name: pick})) - bases[-1])  # noqa: B023
         prices[name] = tuple(p - min(raw) for p in raw)
-        bases.append(here)
     if not any(map(any, prices.values())) and any(len(p) > 1 for p in prices.values()):
         raise ModelError(
             f"{cost.name} is the same whatever is picked in {type(space).__name__}; to price the network that is "
             f"handed back, where what is not picked is gone, give build=archgrad.build"
         )
-    kept = sum(prices[n][i] for n, c in found.items() for i in c.picked(start[n]).nonzero().flatten().tolist())
+    kept = sum(prices[n][i] for n, c in by_name.items() for i in c.picked(start[n]).nonzero().flatten().tolist())
     table = CostTable(
         name=cost.name, unit=cost.unit, base=statistics.median(bases) - kept, prices=prices,
-        labels={name: labels_of(choice) for name, choice in found.items()}, device=device or device_name(cost),
+        labels={name: labels_of(choice) for name, choice in by_name.items()}, device=device or device_name(cost),
     )  # fmt: skip
     if checks < 1:
         return table
@@ -289,16 +283,16 @@ def labels_of(choice: Choice) -> tuple[str, ...]:
     return choice.labels if isinstance(choice, OpChoice) else ()
 
 
-def _refuse_what_does_not_add(space: nn.Module, found: Mapping[str, Choice]) -> None:
-    gates = [name for name, choice in found.items() if isinstance(choice, Gate)]
+def _refuse_not_additive(space: nn.Module, by_name: Mapping[str, Choice]) -> None:
+    gates = [name for name, choice in by_name.items() if isinstance(choice, Gate)]
     inner = {
         part.name
         for choice in space.modules()
         for part in (choice.modules() if isinstance(choice, Choice) else ())
         if isinstance(part, Choice) and part is not choice
     }
-    narrowed = [name for name, choice in found.items() if not bool(choice.live.all())]
-    if not found:
+    narrowed = [name for name, choice in by_name.items() if not bool(choice.live.all())]
+    if not by_name:
         raise ChoiceError(f"{type(space).__name__} has no choice, so that there is nothing to make a table of")
     if gates or inner:
         raise ChoiceError(
@@ -336,12 +330,12 @@ def _price(
     build: Callable[[nn.Module, Architecture], nn.Module] | None,
     architecture: Architecture,
 ) -> float:
-    found = matched(space, architecture)
+    by_name = matched(space, architecture)
     if build is not None:
         value = cost.of(build(space, architecture))
     else:
-        picked = {name: same[0].picked(architecture[name]).to(same[0].live.device) for name, same in found.items()}
-        with using(space, {name: kept.to(torch.get_default_dtype()) for name, kept in picked.items()}):
+        kind = torch.get_default_dtype()
+        with using(space, {n: c.picked(architecture[n]).to(c.live.device, kind) for n, (c, *_) in by_name.items()}):
             value = cost.of(space)
     if not math.isfinite(value):
         raise ModelError(f"{cost.name} of {architecture!r} is {value}; a price is a finite number")
@@ -350,7 +344,7 @@ def _price(
 
 def device_name(cost: Cost) -> str:
     """Where a cost is measured, in words: the model of the GPU or the kind of the processor."""
-    device = torch.device(getattr(cost, "device", "cpu"))
+    device = torch.device(getattr(cost, "device", None) or "cpu")
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return platform.processor() or platform.machine()
@@ -366,13 +360,13 @@ def _is_number(value: object) -> bool:
 
 def _parsed(body: Mapping[str, Any]) -> CostTable:
     error, rows = body["error"], body["choices"]
-    strange = [name for name in _TEXTS if not isinstance(body[name], str)]
+    damaged = [name for name in _TEXTS if not isinstance(body[name], str)]
     labels = {name: tuple(row["labels"]) for name, row in rows.items()}
-    strange += [name for name, given in labels.items() if not all(isinstance(label, str) for label in given)]
+    damaged += [name for name, row in labels.items() if not all(isinstance(label, str) for label in row)]
     if error is not None and not all(value is None or _is_number(value) for value in error.values()):
-        strange.append("error")
-    if strange:
-        raise DataError(f"{strange[0]!r} is not what it should be")
+        damaged.append("error")
+    if damaged:
+        raise DataError(f"{damaged[0]!r} is not what it should be")
     return CostTable(
         **{name: body[name] for name in _TEXTS},
         base=body["base"],

@@ -1,4 +1,4 @@
-"""From a decided network to one that holds no object of ours."""
+"""From a space at an architecture to a network that holds no object of archgrad's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from archgrad.choices.access import choices, using
+from archgrad.choices.access import choices, decisions, using
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.lazy import Lazy
 from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
@@ -19,15 +19,15 @@ from archgrad.networks import copied
 
 
 def plain(network: nn.Module, architecture: Architecture) -> nn.Module:
-    """The same function of torch's and the user's modules alone; the network given is used up.
+    """The same function, made of torch's and the user's modules; the network given is changed on the way.
 
-    Choices become what was picked. A module of one of our classes (a cell of a ready space, an operation) becomes
-    the `torch.fx.GraphModule` of what it does, with the user's and torch's modules in it as they are.
+    Choices become their picks. A module of one of our classes (a cell of a ready space, an operation) becomes
+    the `torch.fx.GraphModule` of what it computes, around the user's and torch's modules as they are.
     """
     vars(network).pop("_archgrad_frozen", None)
-    for name, same in choices(network).items():
-        kept = same[0].picked(architecture[name]).to(same[0].live.device)
-        for choice in same:
+    for name, namesakes in choices(network).items():
+        kept = namesakes[0].picked(architecture[name]).to(namesakes[0].live.device)
+        for choice in namesakes:
             choice.relaxation, choice.override, choice.live = Held(kept), None, choice.live & kept
     return _Plain(architecture).of(network)
 
@@ -36,15 +36,13 @@ def picked(space: nn.Module, architecture: Architecture) -> nn.Module:
     """A copy of what runs of a space at an architecture; of a space of one of our classes that is a small part."""
     if not is_ours(space) or isinstance(space, Choice):
         return copied(space)
-    masks = {
-        n: same[0].picked(architecture[n]).to(same[0].live.device, torch.float) for n, same in choices(space).items()
-    }
+    masks = {n: c.picked(architecture[n]).to(c.live.device, torch.float) for n, c in decisions(space).items()}
     with using(space, masks):
         return copied(traced(space))
 
 
 def unparametrize(network: nn.Module) -> None:
-    """Take the gates off all weights, in place."""
+    """Remove the gates from all weights, in place."""
     for module in list(network.modules()):
         if parametrize.is_parametrized(module):
             _without_gates(module)
@@ -55,14 +53,14 @@ class _Plain:
 
     def __init__(self, architecture: Architecture) -> None:
         self.architecture = architecture
-        self.done: dict[nn.Module, nn.Module] = {}
+        self.plain: dict[nn.Module, nn.Module] = {}
 
     def of(self, module: nn.Module) -> nn.Module:
-        if module not in self.done:
-            self.done[module] = self._made(module)
-        return self.done[module]
+        if module not in self.plain:
+            self.plain[module] = self._convert(module)
+        return self.plain[module]
 
-    def _made(self, module: nn.Module) -> nn.Module:
+    def _convert(self, module: nn.Module) -> nn.Module:
         if isinstance(module, Lazy):
             return self.of(module.build())
         if isinstance(module, Choice):
@@ -76,7 +74,7 @@ class _Plain:
         return module
 
     def _make_leaves_plain(self, module: nn.Module) -> None:
-        """What tracing does not look into may hold objects of ours in turn."""
+        """Modules that tracing does not enter may hold objects of ours."""
         for name, child in list(module._modules.items()):
             if isinstance(child, Gate):
                 setattr(module, name, self.of(child))
@@ -92,43 +90,43 @@ class _Plain:
             return self.of(choice.candidates[pick])
         graph = fx.Graph()
         inputs = graph.placeholder("inputs")
-        rest = nn.Module()
+        root = nn.Module()
         if isinstance(choice, InputChoice):
             assert isinstance(pick, tuple)
             terms = [graph.call_function(operator.getitem, (inputs, i)) for i in pick]
             if choice.edges is not None:
                 for i in pick:
-                    rest.add_module(f"edge_{i}", self.of(choice.edges[i]))
+                    root.add_module(f"edge_{i}", self.of(choice.edges[i]))
                 terms = [graph.call_module(f"edge_{i}", (term,)) for i, term in zip(pick, terms, strict=True)]
             graph.output(functools.reduce(lambda a, b: graph.call_function(operator.add, (a, b)), terms))
-            return fx.GraphModule(rest, graph)
+            return fx.GraphModule(root, graph)
         kept = choice.picked(pick)
         if bool(kept.all()):
             return nn.Identity()
-        # A gate that somebody wrote into their forward has no couplings: its mask stays, as a plain buffer.
+        # A gate that the user's forward calls has no couplings: its mask stays, as a plain buffer.
         assert isinstance(choice, Gate)
         if choice.places is not None:
             kept = torch.cat([kept, torch.ones(1, dtype=torch.bool)])[choice.places.cpu()]
-        rest.register_buffer("mask", kept.to(choice.live.device, torch.get_default_dtype()))
+        root.register_buffer("mask", kept.to(choice.live.device, torch.get_default_dtype()))
         last = graph.call_function(torch.transpose, (inputs, choice.dim, -1))
         masked = graph.call_function(operator.mul, (last, graph.get_attr("mask")))
         graph.output(graph.call_function(torch.transpose, (masked, choice.dim, -1)))
-        return fx.GraphModule(rest, graph)
+        return fx.GraphModule(root, graph)
 
 
 def _without_gates(module: nn.Module) -> None:
     """Put the plain tensors back.
 
-    `parametrize.remove_parametrizations` takes the property off the module's class, which a deep copy shares
-    with its original: it would break the space that was copied. So the class is put back instead.
+    `parametrize.remove_parametrizations` removes the property from the module's class, which a deep copy shares with
+    its original: that would break the space that was copied. The original class is put back instead.
     """
     parametrizations = module.parametrizations
     assert isinstance(parametrizations, nn.ModuleDict)
     if not all(isinstance(step, Gate) for steps in parametrizations.values() for step in steps):  # type: ignore[attr-defined]
         return
     originals = {name: steps.original for name, steps in parametrizations.items()}
-    plain = parametrize.type_before_parametrizations(module)
+    original_class = parametrize.type_before_parametrizations(module)
     del module.parametrizations
-    module.__class__ = plain
+    module.__class__ = original_class
     for name, tensor in originals.items():
         module.register_parameter(name, tensor)  # type: ignore[arg-type]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from archgrad.choices.modules import Choice, InputChoice, OpChoice, mixture, scaled
+from archgrad.choices.mixture import mixture, scaled
+from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.errors import ConfigError, ModelError
 
 # Channels of the blocks, one after another; of longer encoders the last stands for the rest.

@@ -3,8 +3,8 @@
     normal 0:sep_conv_3x3,1:skip_connect | 0:max_pool_3x3,2:dil_conv_5x5 reduce 0:none,1:none | 1:none,2:none
     Genotype(normal=[('sep_conv_3x3', 0), ('skip_connect', 1), ...], normal_concat=range(2, 4), reduce=[...], ...)
 
-A node is two pairs of a source state and an operation (where topology is free, another number, which is shown but not
-read); nodes are numbered from 2, behind the cell's two inputs.
+A node is two pairs of a source state and an operation. (Where the topology is free, nodes may have another number of
+pairs, which is written but not read.) Nodes are numbered from 2, behind the cell's two inputs.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _PAIR = re.compile(r"\s*([0-9]{1,4})\s*:\s*([A-Za-z0-9_]+)\s*", re.ASCII)
 
 @dataclass(frozen=True)
 class Rules:
-    """What cells may be.
+    """Which cells a space has.
 
     Attributes:
         labels: allowed operations.
         nodes: nodes a cell, or None for any number.
-        repeats: whether both inputs of a node may be of one source.
+        repeats: whether both inputs of a node may have the same source.
     """
 
     labels: Sequence[str]
@@ -89,11 +89,11 @@ def _one_line(text: str) -> Cells:
     }
 
 
-def _node(text: str, written: str) -> Node:
-    matches = [_PAIR.fullmatch(pair) for pair in written.split(",")]
+def _node(text: str, node: str) -> Node:
+    matches = [_PAIR.fullmatch(pair) for pair in node.split(",")]
     pairs = [(int(match[1]), match[2]) for match in matches if match is not None]
     if len(pairs) != 2 or len(matches) != 2:
-        _refuse(text, f"the node {written.strip()[:60]!r} is not two pairs source:operation")
+        _refuse(text, f"the node {node.strip()[:60]!r} is not two pairs source:operation")
     return pairs[0], pairs[1]
 
 
@@ -107,13 +107,13 @@ def _printed(text: str) -> Cells:
     call = statement.value if isinstance(statement, ast.Expr | ast.Assign) else None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != "Genotype":
         _refuse(text, "it is not one Genotype(...)")
-    given = {keyword.arg: keyword.value for keyword in call.keywords}
-    wanted = {field for kind in KINDS for field in (kind, f"{kind}_concat")}
-    if call.args or set(given) != wanted or len(call.keywords) != len(wanted):
-        _refuse(text, f"it needs {', '.join(sorted(wanted))}, each once and by name")
-    cells = {kind: _paired(text, _literal(text, given[kind])) for kind in KINDS}
+    fields = {keyword.arg: keyword.value for keyword in call.keywords}
+    needed = {field for kind in KINDS for field in (kind, f"{kind}_concat")}
+    if call.args or set(fields) != needed or len(call.keywords) != len(needed):
+        _refuse(text, f"it needs {', '.join(sorted(needed))}, each once and by name")
+    cells = {kind: _paired(text, _literal(text, fields[kind])) for kind in KINDS}
     for kind, nodes in cells.items():
-        concat = _literal(text, given[f"{kind}_concat"])
+        concat = _literal(text, fields[f"{kind}_concat"])
         every = list(range(2, 2 + len(nodes)))
         if not isinstance(concat, list | tuple) or not all(type(i) is int for i in concat) or sorted(concat) != every:
             _refuse(text, f"{kind}_concat must be all nodes, {every}, as the cells of this space concatenate them")
@@ -136,14 +136,14 @@ def _literal(text: str, node: ast.expr) -> object:
 
 def _paired(text: str, value: object) -> tuple[Node, ...]:
     pairs = value if isinstance(value, list | tuple) else ()
-    good = [
+    valid = [
         (pair[1], pair[0])
         for pair in pairs
         if isinstance(pair, list | tuple) and len(pair) == 2 and type(pair[0]) is str and type(pair[1]) is int
     ]
-    if not good or len(good) != len(pairs) or len(good) % 2:
+    if not valid or len(valid) != len(pairs) or len(valid) % 2:
         _refuse(text, "a cell is a list of pairs ('operation', source), two for each node")
-    return tuple(zip(good[::2], good[1::2], strict=True))
+    return tuple(zip(valid[::2], valid[1::2], strict=True))
 
 
 def _check(kind: str, nodes: Sequence[Node], rules: Rules) -> None:

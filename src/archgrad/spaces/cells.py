@@ -9,6 +9,8 @@ Source: DARTS (arXiv 1806.09055), the authors' code; the factorized nodes: UNAS 
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.modules import Choice, InputChoice, OpChoice, mixture, scaled
+from archgrad.choices.mixture import mixture, scaled
+from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.errors import ConfigError
 from archgrad.spaces.cell_strings import KINDS
 from archgrad.spaces.operations import FactorizedReduce, Shared, Weightless, operation, relu_conv_norm
@@ -32,7 +35,7 @@ NodeMaker = Callable[[str, int, Edge], nn.Module]
 
 @dataclass(frozen=True)
 class CellPlan:
-    """What a network of cells is, its nodes left open.
+    """The settings of a network of cells; its nodes are given by a `NodeMaker`.
 
     Attributes:
         channels: of the first cell's nodes; doubled by each reduction.
@@ -43,8 +46,8 @@ class CellPlan:
         stem: "cifar": one convolution; "imagenet": three of stride 2.
         affine: whether BatchNorm in the cells has a scale and a shift.
         pool_norm: BatchNorm without scale and shift behind every pool.
-        auxiliary: second logits from behind cell 2 L // 3.
-        drop_path: probability of dropping an operation's output, image by image, in training.
+        auxiliary: a second head for logits behind cell 2 L // 3.
+        drop_path: probability of dropping an operation's output for an image in training.
     """
 
     channels: int
@@ -77,7 +80,7 @@ class CellPlan:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of cells that there are; fewer than three cells are all reductions."""
+        """The kinds of cells in the network; fewer than three cells are all reductions."""
         present = {"reduce" if i in self.reductions else "normal" for i in range(self.cells)}
         return tuple(kind for kind in KINDS if kind in present)
 
@@ -86,8 +89,8 @@ class CellNetwork(nn.Module):
     """Stem, cells and head: [B, in_channels, H, W] to logits [B, classes].
 
     Args:
-        plan: what the network is.
-        make_node: the nodes of its cells.
+        plan: its settings.
+        make_node: makes the nodes of its cells.
     """
 
     def __init__(self, plan: CellPlan, make_node: NodeMaker) -> None:
@@ -113,7 +116,7 @@ class CellNetwork(nn.Module):
         """Logits [B, classes]; with an auxiliary head (logits, auxiliary logits)."""
         before = self.stem(x)
         if next(self.parameters()).device.type == "cpu":
-            # Depthwise convolutions and pools on CPU are several times faster so.
+            # Depthwise convolutions and pools on CPU are several times faster in this format.
             before = before.contiguous(memory_format=torch.channels_last)
         last = before if self.second_stem is None else self.second_stem(before)
         auxiliary = None
@@ -161,9 +164,9 @@ class Cell(nn.Module):
 
 
 def _dense(gradient: Tensor) -> Tensor:
-    """The gradient without gaps: a slice of that of the concatenation slows BatchNorm down eightfold on CPU."""
-    last = gradient.stride(1) == 1
-    return gradient.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    """A dense gradient: a slice of the concatenation's gradient makes BatchNorm eight times slower on CPU."""
+    channels_last = gradient.stride(1) == 1
+    return gradient.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 class SharedNode(nn.Module):
@@ -177,7 +180,7 @@ class SharedNode(nn.Module):
         name: of the node; its choices are `name`.input0, `name`.op0, `name`.input1 and `name`.op1.
         size: number of sources.
         labels: of the candidate operations.
-        edge: makes them.
+        edge: makes the operations.
     """
 
     def __init__(self, name: str, size: int, *, labels: Sequence[str], edge: Edge) -> None:
@@ -190,7 +193,7 @@ class SharedNode(nn.Module):
         self.labels = [f"{j}:{label}" for j in range(size) for label in labels]
 
     def forward(self, states: Sequence[Tensor | Shared]) -> Tensor:
-        """From the states so far, each [B, C, H, W] behind its operation, to the next."""
+        """From the states so far, each [B, C, H, W] behind its operation, to the next state."""
         branches = ((self.input0, self.op0), (self.input1, self.op1))
         first, second = (i.ready()[..., :, None] * o.ready()[..., None, :] for i, o in branches)
         live, other = (i.live[:, None] & o.live for i, o in branches)
@@ -203,11 +206,11 @@ class SharedNode(nn.Module):
         return mixture(weights, run, live=(live | other).flatten(), labels=self.labels, name=f"node {self.name!r}")
 
     def mixing_terms(self, path: str) -> list[list[tuple[Choice, int]]]:
-        """What scales the work of a module at `path` below this one: a sum of products of (choice, entry)."""
-        container, *rest = path.split(".")
+        """What the work of the module at `path` is multiplied by: a sum of products of weights (choice, entry)."""
+        container, *indices = path.split(".")
         if container != "edges":
             return [[]]
-        source, op = int(rest[0]), int(rest[1])
+        source, op = int(indices[0]), int(indices[1])
         return [[(self.input0, source), (self.op0, op)], [(self.input1, source), (self.op1, op)]]
 
 
@@ -219,11 +222,8 @@ class SumNode(nn.Module):
         self.terms = nn.ModuleList(terms)
 
     def forward(self, states: Sequence[Tensor | Shared]) -> Tensor:
-        """From the states so far to the next."""
-        first, *others = (term(states) for term in self.terms)
-        for other in others:
-            first = first + other
-        return first  # type: ignore[no-any-return]
+        """From the states so far to the next state."""
+        return functools.reduce(operator.add, [term(states) for term in self.terms])  # type: ignore[no-any-return]
 
 
 class FromState(nn.Module):
@@ -239,9 +239,9 @@ class FromState(nn.Module):
 
 
 class Dropped(nn.Module):
-    """An operation whose output is dropped with probability p for an image, and else divided by 1 - p.
+    """An operation whose output is, in training, dropped with probability p for an image or else divided by 1 - p.
 
-    Only in training. `drop_path.p` may be changed between epochs.
+    `drop_path.p` may be changed between epochs.
     """
 
     def __init__(self, op: nn.Module, p: float) -> None:
@@ -251,23 +251,23 @@ class Dropped(nn.Module):
 
     def forward(self, x: Tensor | Shared) -> Tensor:
         """The output of the operation, [B, C, H, W], or zeros."""
-        # Dropout3d drops whole entries of dimension 1, here the one that holds all of an image.
+        # Dropout3d drops whole entries of dimension 1; here an image is one entry.
         return self.drop_path(self.op(x).unsqueeze(1)).squeeze(1)  # type: ignore[no-any-return]
 
 
 def _nodes(kind: str, channels: int, plan: CellPlan, make_node: NodeMaker) -> list[nn.Module]:
     def edge(source: int, label: str) -> nn.Module:
         stride = 2 if kind == "reduce" and source < 2 else 1
-        made = operation(label, channels, stride=stride, affine=plan.affine, pool_norm=plan.pool_norm)
-        dropped = plan.drop_path > 0.0 and not isinstance(made, nn.Identity)
-        made = Weightless(made) if type(made) in (nn.Identity, nn.MaxPool2d, nn.AvgPool2d) else made
-        return Dropped(made, plan.drop_path) if dropped else made
+        op = operation(label, channels, stride=stride, affine=plan.affine, pool_norm=plan.pool_norm)
+        dropped = plan.drop_path > 0.0 and not isinstance(op, nn.Identity)
+        op = Weightless(op) if type(op) in (nn.Identity, nn.MaxPool2d, nn.AvgPool2d) else op
+        return Dropped(op, plan.drop_path) if dropped else op
 
     return [make_node(kind, number, edge) for number in range(2, 2 + plan.nodes)]
 
 
 def _stems(inputs: int, width: int, stem: str) -> tuple[nn.Sequential, nn.Sequential | None]:
-    """What makes the first state and, where that is another, the second."""
+    """The modules that compute the first state and, where it differs, the second."""
     if stem == "cifar":
         return nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)), None
     half = width // 2
@@ -280,7 +280,7 @@ def _stems(inputs: int, width: int, stem: str) -> tuple[nn.Sequential, nn.Sequen
 
 
 def _auxiliary_head(inputs: int, classes: int, stem: str) -> nn.Sequential:
-    """[B, inputs, H, W] to [B, classes]; a map that is not of the published size is brought to it."""
+    """[B, inputs, H, W] to [B, classes]; a map of another size than the published one is pooled to it."""
     size, stride = (8, 3) if stem == "cifar" else (7, 2)
     # The published head for ImageNet leaves the second BatchNorm out.
     norm = [nn.BatchNorm2d(768)] if stem == "cifar" else []

@@ -1,11 +1,11 @@
 """The cell space of DARTS, as published and in the factorized form of UNAS.
 
-Both forms fill the same macro-architecture (`archgrad.spaces.cells`); what they call an architecture, two pairs of
-a source and an operation for each node of a normal and of a reduction cell, is the same but for these points:
+Both forms have the same macro-architecture (`archgrad.spaces.cells`), and an architecture is two pairs of a source
+and an operation for each node of a normal and of a reduction cell. They differ in this:
 
 - DARTS: the two sources of a node differ, and the operations are `DARTS_LABELS`. Supernet: one operation choice an
   edge, and one choice of two inputs a node.
-- UNAS: each of the two branches of a node chooses its source and its operation, independently, so that both may be
+- UNAS: each of the two branches of a node chooses its source and its operation independently, so both branches may be
   the same, and the operations are `UNAS_LABELS`. Supernet: four choices a node.
 
 Sources: DARTS (arXiv 1806.09055), UNAS (arXiv 1912.07651), and the authors' code.
@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices, matched
+from archgrad.choices.access import decisions, matched
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.modules import InputChoice, OpChoice
 from archgrad.choices.tracing import traced
@@ -57,9 +57,9 @@ def darts_cells(
 ) -> DartsCells:
     """The cell space of DARTS: [B, in_channels, H, W] to logits [B, classes], for any H and W.
 
-    The defaults are the published supernet for CIFAR-10. The choices of all normal cells are the same, and so are
-    those of all reduction cells: "normal.2.inputs" and "normal.2.0" (kind, node, source), or, factorized,
-    "normal.2.input0", "normal.2.op0", "normal.2.input1" and "normal.2.op1".
+    The defaults are the published supernet for CIFAR-10. All normal cells share their choices, and so do all
+    reduction cells: "normal.2.inputs" and "normal.2.0" (kind, node, source), or, factorized, "normal.2.input0",
+    "normal.2.op0", "normal.2.input1" and "normal.2.op1".
 
     Args:
         channels: of a state of the first cell; each reduction doubles them.
@@ -75,7 +75,17 @@ def darts_cells(
         drop_path: probability of dropping an operation's output for an image in training; see `Dropped`.
 
     Raises:
-        ConfigError: a number out of range, or an operation that there is not.
+        ConfigError: a number out of range, or an unknown operation.
+
+    Source: DARTS (arXiv 1806.09055); factorized: UNAS (arXiv 1912.07651).
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> space = ag.darts_cells(channels=2, cells=3, nodes=2)
+        >>> sorted(space.from_string("normal 0:none,1:none | 0:none,2:none reduce 0:none,1:none | 0:none,1:none"))[:3]
+        ['normal.2.0', 'normal.2.1', 'normal.2.inputs']
+        >>> ag.relax(space, ag.softmax)(torch.zeros(2, 3, 16, 16)).shape
+        torch.Size([2, 10])
     """
     if not isinstance(factorized, bool):
         raise ConfigError(f"factorized is {factorized!r}; give True for the form of UNAS, False for that of DARTS")
@@ -115,6 +125,12 @@ def darts_network(
     Raises:
         ArchitectureError: the text describes no cells.
         ConfigError: a number out of range.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> cell = "normal 0:sep_conv_3x3,1:skip_connect reduce 0:max_pool_3x3,1:sep_conv_3x3"
+        >>> ag.darts_network(cell, cells=3, channels=4)(torch.zeros(2, 3, 16, 16)).shape
+        torch.Size([2, 10])
     """
     picked = parse(cell, Rules(LABELS, repeats=True))
     plan = CellPlan(
@@ -136,7 +152,7 @@ class DartsCells(nn.Module):
         plan: of its network.
         labels: of the candidate operations.
         factorized: the form of UNAS, in place of the form of DARTS.
-        evaluation: the form that is trained from scratch: every pick has operations of its own.
+        evaluation: the form that is trained from scratch, in which every branch has operations of its own.
     """
 
     def __init__(self, plan: CellPlan, labels: Sequence[str], *, factorized: bool, evaluation: bool = False) -> None:
@@ -183,7 +199,7 @@ class DartsCells(nn.Module):
         return DartsCells(plan, self.labels, factorized=self.factorized, evaluation=True)
 
     def to_string(self, architecture: Architecture) -> str:
-        """The architecture's cells in one line; what the cells do not use is left out.
+        """The architecture's cells in one line, without the choices that the cells do not use.
 
         Raises:
             ArchitectureError: the architecture is for another space.
@@ -203,7 +219,7 @@ class DartsCells(nn.Module):
         cells = parse(text, Rules(self.labels, self.plan.nodes, self.factorized))
         _require(self.plan.kinds, cells)
         picks: dict[str, Pick] = {}
-        for name, (choice, *_) in choices(self).items():
+        for name, choice in decisions(self).items():
             if isinstance(choice, OpChoice):
                 picks[name] = int(choice.pickable.nonzero()[0])
         for kind in self.plan.kinds:
@@ -235,7 +251,7 @@ class DartsCells(nn.Module):
         return {"architecture_text": text, "graphs": graphs}
 
     def duplicates(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """How far the two branches of the nodes are one: UNAS's penalty S.
+        """How much the two branches of the nodes coincide: UNAS's penalty S.
 
             S = sum over nodes of <A0, A1> = sum over nodes of <in0, in1> * <op0, op1>,   A_b = outer(in_b, op_b)
 
@@ -251,15 +267,15 @@ class DartsCells(nn.Module):
             ChoiceError: the space is not factorized, or a choice has no weights.
         """
         if not self.factorized:
-            raise ChoiceError("the nodes of this space have no two branches; make it by darts_cells(factorized=True)")
-        shares = []
+            raise ChoiceError("the nodes of this space have no two branches; give darts_cells(factorized=True)")
+        overlaps = []
         for kind, number in itertools.product(self.plan.kinds, range(2, 2 + self.plan.nodes)):
             names = [f"{kind}.{number}.{part}" for part in ("input0", "input1", "op0", "op1")]
             if absent := [name for name in names if name not in weights]:
                 raise ChoiceError(f"no weights for choice {absent[0]!r}; give those of every choice of the space")
             in0, in1, op0, op1 = (weights[name] for name in names)
-            shares.append((in0 * in1).sum(dim=-1) * (op0 * op1).sum(dim=-1))
-        return functools.reduce(operator.add, shares)
+            overlaps.append((in0 * in1).sum(dim=-1) * (op0 * op1).sum(dim=-1))
+        return functools.reduce(operator.add, overlaps)
 
     def _node(self, kind: str, number: int, edge: Edge) -> nn.Module:
         name = f"{kind}.{number}"
@@ -292,12 +308,12 @@ class DartsCells(nn.Module):
 
     def _read(self, name: str, architecture: Architecture) -> Node:
         if self.factorized:
-            sources = [_several(architecture[f"{name}.input{b}"])[0] for b in (0, 1)]
+            sources = [_inputs(architecture[f"{name}.input{b}"])[0] for b in (0, 1)]
             ops = [architecture[f"{name}.op{b}"] for b in (0, 1)]
         else:
-            sources = list(_several(architecture[f"{name}.inputs"]))
+            sources = list(_inputs(architecture[f"{name}.inputs"]))
             ops = [architecture[f"{name}.{source}"] for source in sources]
-        return tuple((s, self.labels[_single(o)]) for s, o in zip(sources, ops, strict=True))
+        return tuple((s, self.labels[_index(o)]) for s, o in zip(sources, ops, strict=True))
 
 
 def _labels(operations: int | Sequence[str] | None, published: tuple[str, ...]) -> tuple[str, ...]:
@@ -309,8 +325,8 @@ def _labels(operations: int | Sequence[str] | None, published: tuple[str, ...]) 
         labels = published[:operations]
     else:
         labels = tuple(operations) if isinstance(operations, list | tuple) else ()
-    strange = [label for label in labels if label not in LABELS]
-    if not labels or strange or len(set(labels)) != len(labels) or labels == (NONE,):
+    unknown = [label for label in labels if label not in LABELS]
+    if not labels or unknown or len(set(labels)) != len(labels) or labels == (NONE,):
         raise ConfigError(
             f"operations is {operations!r}; give how many of the published ones, or a tuple of different labels "
             f"with at least one besides 'none'; there are {', '.join(LABELS)}"
@@ -323,11 +339,11 @@ def _require(kinds: Sequence[str], cells: Cells) -> None:
         raise ArchitectureError(f"the text has no {missing[0]!r} cell; give one of each kind: normal and reduce")
 
 
-def _several(pick: Pick) -> tuple[int, ...]:
+def _inputs(pick: Pick) -> tuple[int, ...]:
     assert isinstance(pick, tuple)
     return pick
 
 
-def _single(pick: Pick) -> int:
+def _index(pick: Pick) -> int:
     assert isinstance(pick, int)
     return pick

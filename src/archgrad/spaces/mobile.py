@@ -61,10 +61,10 @@ def mobile_backbone(
 ) -> MobileNet:
     """The supernet: images [B, in_channels, H, W] of any size to logits [B, classes].
 
-    A 3x3 convolution, an MBConv without expansion, the searched layers, a 1x1 convolution, the mean over places, a
+    A 3x3 convolution, an MBConv without expansion, the searched layers, a 1x1 convolution, global average pooling, a
     linear layer. Layer i, counted from 1, is the choice "layer<ii>" between the labels in `LABELS`; "identity" is
-    one of them where the layer keeps stride and width. For images of 32 x 32 pixels take `stem_stride=1` and
-    `strides=(1, 2, 2, 1, 2, 1)`.
+    one of them where the layer has stride 1 and keeps its width. For images of 32 x 32 pixels take `stem_stride=1`
+    and `strides=(1, 2, 2, 1, 2, 1)`.
 
     Args:
         widths: `PROXYLESS`, the wider `UNAS`, or your own.
@@ -75,11 +75,20 @@ def mobile_backbone(
         in_channels: of the images.
         norm_eps: eps of BatchNorm; 1e-3 as published.
         identity_dropout: dropout on the output of "identity" during the search; UNAS has 0.1.
-        mixed: "choice", or "sum": no choices, each layer adds up all its blocks, to be slimmed by
-            `archgrad.slim` and `archgrad.dnal`; blocks vanish from the sum whole, or lose channels.
+        mixed: "choice", or "sum": no choices; each layer adds up all its blocks, to be slimmed by `archgrad.slim` and
+            `archgrad.dnal`, which remove whole blocks or some of their channels.
 
     Raises:
-        ConfigError: numbers that make no network.
+        ConfigError: a number out of range, or lists of different lengths.
+
+    Source: ProxylessNAS (arXiv 1812.00332).
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> from archgrad.spaces.mobile import Widths
+        >>> tiny = ag.mobile_backbone(widths=Widths(8, 8, (8, 16), 32), cells=(2, 1), strides=(1, 2), classes=5)
+        >>> ag.relax(tiny, ag.softmax)(torch.zeros(2, 3, 16, 16)).shape
+        torch.Size([2, 5])
     """
     form = _Form(
         *(widths, tuple(cells), tuple(strides), stem_stride, classes, in_channels, norm_eps, identity_dropout, mixed)
@@ -98,16 +107,23 @@ def mobile_network(
     in_channels: int = 3,
     norm_eps: float = 1e-3,
 ) -> nn.Module:
-    """The network of one architecture, of torch's modules alone, with fresh weights.
+    """The plain network of one architecture, with fresh weights: [B, in_channels, H, W] to [B, classes].
 
-    [B, in_channels, H, W] to [B, classes]; the other arguments are those of `mobile_backbone`.
+    The other arguments are those of `mobile_backbone`.
 
     Args:
         string: one label for each layer, as in "k5e3 identity k3e6 ...".
 
     Raises:
         ArchitectureError: the string is no architecture of this space.
-        ConfigError: numbers that make no network.
+        ConfigError: a number out of range, or lists of different lengths.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> from archgrad.spaces.mobile import Widths
+        >>> sizes = dict(widths=Widths(8, 8, (8, 16), 32), cells=(2, 1), strides=(1, 2), classes=5)
+        >>> ag.mobile_network("k5e3 identity k3e6", **sizes)(torch.zeros(2, 3, 16, 16)).shape
+        torch.Size([2, 5])
     """
     form = _Form(widths, tuple(cells), tuple(strides), stem_stride, classes, in_channels, norm_eps, 0.0, "choice")
     chosen = form.checked(_labels(string))
@@ -115,7 +131,7 @@ def mobile_network(
 
 
 class MobileNet(nn.Module):
-    """The frame around the searched layers; made by `mobile_backbone` and `mobile_network`."""
+    """The network around the searched layers; made by `mobile_backbone` and `mobile_network`."""
 
     def __init__(self, form: _Form, layers: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -142,12 +158,12 @@ class MobileNet(nn.Module):
         return MobileNet(form, [form.mixture(layer) for layer in form.layers()])
 
     def to_string(self, architecture: Architecture) -> str:
-        """`to_string` of this module, once it is sure that the architecture is one of this space."""
+        """`to_string` of this module; ArchitectureError where the architecture is for another space."""
         matched(self, architecture)
         return to_string(architecture)
 
     def from_string(self, text: str) -> Architecture:
-        """`from_string` of this module, once it is sure that the architecture is one of this space."""
+        """`from_string` of this module; ArchitectureError where the text is for another space."""
         architecture = from_string(text)
         self.form.checked(text.split())
         return architecture
@@ -178,18 +194,18 @@ class _Layer:
     stride: int
 
     @property
-    def keeps(self) -> bool:
-        """Whether the layer may be the identity, and its blocks are residual."""
+    def residual(self) -> bool:
+        """Whether the output has the input's shape: blocks add their input, and the layer may be the identity."""
         return self.stride == 1 and self.inputs == self.outputs
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return LABELS if self.keeps else BLOCKS
+        return LABELS if self.residual else BLOCKS
 
 
 @dataclass(frozen=True)
 class _Form:
-    """Everything that fixes a mobile space."""
+    """The settings of a mobile space."""
 
     widths: Widths
     cells: tuple[int, ...]
@@ -228,16 +244,16 @@ class _Form:
 
     def layers(self) -> list[_Layer]:
         """The searched layers in order."""
-        found: list[_Layer] = []
+        layers: list[_Layer] = []
         width = self.widths.first
         for outputs, cells, stride in zip(self.widths.stages, self.cells, self.strides, strict=True):
             for cell in range(cells):
-                found.append(_Layer(_name(len(found)), width, outputs, 1 if cell else stride))
+                layers.append(_Layer(_name(len(layers)), width, outputs, 1 if cell else stride))
                 width = outputs
-        return found
+        return layers
 
     def checked(self, labels: Sequence[str]) -> list[tuple[_Layer, str]]:
-        """Each layer with its label, where the labels fit this space."""
+        """Each layer with its label; ArchitectureError where the labels do not fit this space."""
         layers = self.layers()
         if len(labels) != len(layers):
             raise ArchitectureError(
@@ -255,7 +271,7 @@ class _Form:
     def mixture(self, layer: _Layer) -> nn.Module:
         """All candidates of a layer."""
         if self.mixed == "sum":
-            return _Sum({label: self._body(layer, label) for label in BLOCKS}, residual=layer.keeps)
+            return _Sum({label: self._body(layer, label) for label in BLOCKS}, residual=layer.residual)
         return OpChoice({label: self.block(layer, label) for label in layer.labels}, name=layer.name)
 
     def block(self, layer: _Layer, label: str) -> nn.Module:
@@ -263,7 +279,7 @@ class _Form:
         if label == "identity":
             return nn.Dropout(self.identity_dropout) if self.identity_dropout else nn.Identity()
         body = self._body(layer, label)
-        return _Residual(body) if layer.keeps else body
+        return _Residual(body) if layer.residual else body
 
     def _body(self, layer: _Layer, label: str) -> nn.Sequential:
         kernel, expansion = int(label[1]), int(label[3])
@@ -284,7 +300,7 @@ class _Residual(nn.Module):
 
 
 class _Sum(nn.Module):
-    """The sum of all blocks, and of the input where residual. A block that is deleted is no longer added."""
+    """The sum of all blocks, and of the input where residual; a deleted block is no longer added."""
 
     def __init__(self, blocks: Mapping[str, nn.Module], *, residual: bool) -> None:
         super().__init__()
@@ -314,7 +330,7 @@ def _mbconv(inputs: int, outputs: int, kernel: int, *, expansion: int, stride: i
 
 
 def to_string(architecture: Architecture) -> str:
-    """One label for each layer, in order, with blanks between.
+    """One label for each layer, in order, separated by spaces.
 
     Raises:
         ArchitectureError: the architecture is for another space.
@@ -337,7 +353,7 @@ def to_string(architecture: Architecture) -> str:
 
 
 def from_string(text: str) -> Architecture:
-    """Read what `to_string` wrote; whether it fits a certain network is seen where it is held or built.
+    """Read what `to_string` wrote; `hold` and `build` verify that it fits a network.
 
     Raises:
         ArchitectureError: no labels, or unknown ones.
@@ -349,14 +365,14 @@ def _labels(text: str) -> list[str]:
     if not isinstance(text, str):
         raise ArchitectureError(
             f"a mobile architecture is given as a string of labels, not as a {type(text).__name__}; "
-            f"to_string(architecture) makes one"
+            f"to_string(architecture) returns one"
         )
     labels = text.split()
-    if not labels or (strange := [label for label in labels if label not in LABELS]):
-        problem = f"does not know {strange[0][:40]!r}" if labels else "finds no label in it"
+    if not labels or (unknown := [label for label in labels if label not in LABELS]):
+        problem = f"does not know {unknown[0][:40]!r}" if labels else "finds no label in it"
         raise ArchitectureError(
-            f"{text[:120]!r} is no mobile architecture: archgrad {problem}; give one label for each layer, with "
-            f"blanks between, of {', '.join(LABELS)}"
+            f"{text[:120]!r} is no mobile architecture: archgrad {problem}; give one label for each layer, "
+            f"separated by spaces, of {', '.join(LABELS)}"
         )
     return labels
 

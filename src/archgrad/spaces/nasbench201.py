@@ -17,6 +17,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import OpChoice
 from archgrad.choices.tracing import traced
 from archgrad.errors import ArchitectureError, ConfigError
+from archgrad.files import shown
 from archgrad.spaces.operations import operation, relu_conv_norm
 
 NODES = 4
@@ -32,18 +33,28 @@ def nasbench201_cells(
     """The supernet: images [B, in_channels, H, W] of any size to logits [B, classes].
 
     Three stages of `cells` cells, with 1, 2 and 4 times `channels`, and a residual block of stride 2 between them.
-    All cells share six choices "<node>.<source>", whose candidates are labelled as in `LABELS`; "none" is one like
-    the others. A cell whose output nothing reaches computes zeros.
+    All cells share six choices "<node>.<source>", whose candidates are labelled as in `LABELS`, "none" included. A
+    cell without a path to its output computes zeros.
 
     Args:
         channels: of the first stage.
         cells: in each stage.
         classes: logits.
         in_channels: of the images.
-        affine: whether BatchNorm has a scale and a shift; supernets have none, the published networks have.
+        affine: whether BatchNorm has a scale and a shift, as in the published networks; supernets have none.
 
     Raises:
         ConfigError: a number below 1.
+
+    Source: NAS-Bench-201 (arXiv 2001.00326).
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> space = ag.nasbench201_cells(channels=4, cells=1)
+        >>> ag.relax(space, ag.softmax)(torch.zeros(2, 3, 16, 16)).shape
+        torch.Size([2, 10])
+        >>> space.to_string(ag.Architecture({name: 3 for name in ("1.0", "2.0", "2.1", "3.0", "3.1", "3.2")}))
+        '|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|'
     """
 
     def edge(name: str, width: int) -> nn.Module:
@@ -55,9 +66,9 @@ def nasbench201_cells(
 def nasbench201_network(
     string: str, *, classes: int = 10, channels: int = 16, cells: int = 5, in_channels: int = 3
 ) -> nn.Module:
-    """The published network of one cell, of torch's modules alone, with fresh weights.
+    """The plain published network of one cell, with fresh weights: [B, in_channels, H, W] to [B, classes].
 
-    [B, in_channels, H, W] to [B, classes]; the other arguments are those of `nasbench201_cells`.
+    The other arguments are those of `nasbench201_cells`.
 
     Args:
         string: the cell, as in "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|avg_pool_3x3~2|".
@@ -65,6 +76,12 @@ def nasbench201_network(
     Raises:
         ArchitectureError: the string is no cell of this space.
         ConfigError: a number below 1.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> cell = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|avg_pool_3x3~2|"
+        >>> ag.nasbench201_network(cell, channels=4, cells=1)(torch.zeros(2, 3, 16, 16)).shape
+        torch.Size([2, 10])
     """
     picks = from_string(string)
 
@@ -185,7 +202,7 @@ class _Reduction(nn.Module):
             relu_conv_norm(inputs, outputs, 3, stride=2, affine=affine),
             relu_conv_norm(outputs, outputs, 3, affine=affine),
         )
-        # Rounding up changes nothing at even sizes, the only ones for which the published block is defined.
+        # Rounding up changes nothing at even sizes; the published block is defined for no others.
         self.shortcut = nn.Sequential(nn.AvgPool2d(2, 2, ceil_mode=True), nn.Conv2d(inputs, outputs, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -228,9 +245,8 @@ def from_string(text: str) -> Architecture:
     """
 
     def wrong(problem: str) -> ArchitectureError:
-        given = repr(text) if len(repr(text)) < 200 else f"{text[:180]!r}..."
         return ArchitectureError(
-            f"{given} is no NAS-Bench-201 cell: {problem}; a cell is written {FORM}, each op one of "
+            f"{shown(text)} is no NAS-Bench-201 cell: {problem}; a cell is written {FORM}, each op one of "
             f"{', '.join(LABELS)}"
         )
 

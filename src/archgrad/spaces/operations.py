@@ -16,7 +16,7 @@ from archgrad.errors import ConfigError
 
 
 class Shared:
-    """A map [B, C, H, W] that several operations read: what they do to it first is done once.
+    """A map [B, C, H, W] that several operations read: the first layer that they have in common runs once.
 
     Args:
         x: the map.
@@ -24,35 +24,35 @@ class Shared:
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
-        self._done: dict[tuple[type, object], Tensor] = {}
+        self._outputs: dict[tuple[type, object], Tensor] = {}
 
-    def behind(self, layer: nn.Module) -> Tensor:
-        """The layer's output; layers of one type and stride, which have no weights, are taken to be the same."""
+    def through(self, layer: nn.Module) -> Tensor:
+        """The output of a layer without weights; layers of the same type and stride share it."""
         key = type(layer), getattr(layer, "stride", None)
-        if key not in self._done:
-            self._done[key] = layer(self.x)
-        return self._done[key]
+        if key not in self._outputs:
+            self._outputs[key] = layer(self.x)
+        return self._outputs[key]
 
 
-def _behind(x: Tensor | Shared, layer: nn.Module) -> Tensor:
-    y: Tensor = x.behind(layer) if isinstance(x, Shared) else layer(x)
+def _through(x: Tensor | Shared, layer: nn.Module) -> Tensor:
+    y: Tensor = x.through(layer) if isinstance(x, Shared) else layer(x)
     return y
 
 
 class Operation(nn.Sequential):
-    """Layers in a row, the first without weights, so that operations on a `Shared` map may share what it puts out."""
+    """Layers in sequence; the first has no weights, so that operations on a `Shared` map share its output."""
 
     def forward(self, x: Tensor | Shared) -> Tensor:
         """[B, C, H, W] to [B, C, ceil(H / stride), ceil(W / stride)]."""
-        first, *rest = self
-        y = _behind(x, first)
-        for layer in rest:
+        first, *others = self
+        y = _through(x, first)
+        for layer in others:
             y = layer(y)
         return y
 
     @property
     def scaling_norm(self) -> str | None:
-        """Name of the BatchNorm that makes the output, if one does."""
+        """Name of the BatchNorm that is the last layer, if it is one."""
         return str(len(self) - 1) if isinstance(self[-1], nn.BatchNorm2d) else None
 
 
@@ -65,14 +65,14 @@ class Weightless(nn.Module):
 
     def forward(self, x: Tensor | Shared) -> Tensor:
         """The layer's output."""
-        return _behind(x, self.layer)
+        return _through(x, self.layer)
 
 
 class StridedReLU(nn.Module):
     """ReLU of every `stride`-th pixel.
 
-    A dilated convolution of the same stride reads no others, and is an ordinary convolution of these. In that form
-    its backward pass took a tenth of the time on CPU.
+    A dilated convolution of the same stride reads only these pixels, and is an ordinary convolution of them. In that
+    form its backward pass took a tenth of the time on CPU.
     """
 
     def __init__(self, stride: int) -> None:
@@ -98,7 +98,7 @@ def relu_conv_norm(
 def depthwise_separable(
     channels: int, kernel: int, *, stride: int = 1, dilation: int = 1, affine: bool = True
 ) -> Operation:
-    """ReLU, depthwise convolution, 1x1 convolution, BatchNorm; with dilation 2 it is DARTS's "dil_conv"."""
+    """ReLU, depthwise convolution, 1x1 convolution, BatchNorm; with dilation 2, DARTS's "dil_conv"."""
     relu: nn.Module = nn.ReLU()
     if stride == dilation > 1:
         relu, stride, dilation = StridedReLU(stride), 1, 1
@@ -115,7 +115,7 @@ def depthwise_separable(
 
 
 def sep_conv(channels: int, kernel: int, *, stride: int = 1, affine: bool = True) -> Operation:
-    """Two `depthwise_separable` in a row, the stride in the first; DARTS's "sep_conv"."""
+    """Two `depthwise_separable` in sequence, the first with the stride; DARTS's "sep_conv"."""
     first = depthwise_separable(channels, kernel, stride=stride, affine=affine)
     return Operation(*first, *depthwise_separable(channels, kernel, affine=affine))
 
@@ -125,8 +125,8 @@ class FactorizedReduce(nn.Module):
 
         y = norm(concat(first(relu(x)), second(shifted relu(x))))
 
-    [B, inputs, H, W] to [B, outputs, ceil(H / 2), ceil(W / 2)]. The shifted map ends in zeros; these are read
-    only where H or W is odd, for which the published form is not defined.
+    [B, inputs, H, W] to [B, outputs, ceil(H / 2), ceil(W / 2)]. The shifted map ends in zeros, which are read only
+    where H or W is odd; the published form is not defined there.
 
     Raises:
         ConfigError: fewer than 2 output channels.
@@ -139,22 +139,22 @@ class FactorizedReduce(nn.Module):
         if outputs < 2:
             raise ConfigError(f"a factorized reduction makes {outputs} channels of two halves; give 2 or more")
         self.relu = nn.ReLU()
-        # The stride is taken before: oneDNN's gradient of a strided 1x1 convolution of fewer than 8 channels in
-        # channels_last writes beyond its memory (torch 2.13).
+        # The map is strided before the convolutions: oneDNN's gradient of a strided 1x1 convolution with fewer than
+        # 8 channels in channels_last writes beyond its memory (torch 2.13).
         self.first = nn.Conv2d(inputs, outputs - outputs // 2, 1, bias=False)
         self.second = nn.Conv2d(inputs, outputs // 2, 1, bias=False)
         self.norm = nn.BatchNorm2d(outputs, affine=affine)
 
     def forward(self, x: Tensor | Shared) -> Tensor:
         """[B, inputs, H, W] to [B, outputs, ceil(H / 2), ceil(W / 2)]."""
-        y = _behind(x, self.relu)
+        y = _through(x, self.relu)
         shifted = F.pad(y, (-1, 1, -1, 1))
         halves = self.first(y[:, :, ::2, ::2]), self.second(shifted[:, :, ::2, ::2])
         return self.norm(torch.cat(halves, dim=1))  # type: ignore[no-any-return]
 
 
 class Zero(nn.Module):
-    """No connection: zeros [B, C, ceil(H / stride), ceil(W / stride)], whatever the input holds."""
+    """No connection: zeros [B, C, ceil(H / stride), ceil(W / stride)], even where the input is NaN."""
 
     always_zero = True
 

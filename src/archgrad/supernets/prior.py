@@ -112,11 +112,11 @@ def warm_start(space: nn.Module, given: Prior | None) -> None:
     """
     if given is None:
         return
-    found = access.choices(space)
-    check_prior(given, found)
+    by_name = access.decisions(space)
+    check_prior(given, by_name)
     with torch.no_grad():
         for name, values in given.items():
-            relaxation = found[name][0].relaxation
+            relaxation = by_name[name].relaxation
             logits = getattr(relaxation, "logits", None)
             if isinstance(relaxation, SubsetTable):
                 relaxation.logits.add_(relaxation.subsets.to(relaxation.logits) @ values.to(relaxation.logits))
