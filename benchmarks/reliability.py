@@ -61,7 +61,7 @@ def cases() -> dict[str, Case]:
     from planted import limit
 
     def planted(name: str, folder: Path | None) -> ag.Found:
-        run = test_methods.quiet(name, epochs=6, folder=folder, checkpoint_seconds=0.0)
+        run = test_methods.quiet(name, epochs=6, folder=folder, output=ag.Output(checkpoint_seconds=0.0))
         return test_methods.found_by(name, run, limit=limit())
 
     found: dict[str, Case] = {name: functools.partial(planted, name) for name in METHODS}
@@ -70,11 +70,11 @@ def cases() -> dict[str, Case]:
         seeds=2,
     )  # fmt: skip
     found["nnilqr"] = lambda folder: ag.nnilqr(
-        None, test_nnilqr.pendulum(), test_nnilqr.quiet(folder=folder, checkpoint_seconds=0.0),
+        None, test_nnilqr.pendulum(), test_nnilqr.quiet(folder=folder, output=ag.Output(checkpoint_seconds=0.0)),
         terms=test_nnilqr.SHORT,
     )  # fmt: skip
     found["rl_darts"] = lambda folder: test_rl_darts.found_by(
-        test_rl_darts.quiet(folder=folder, checkpoint_seconds=0.0)
+        test_rl_darts.quiet(folder=folder, output=ag.Output(checkpoint_seconds=0.0))
     )
     return found
 
@@ -218,7 +218,13 @@ def soak(steps: int) -> list[dict[str, Any]]:
     choices = {name: nn.Sequential(nn.Linear(8, n), nn.ReLU(), nn.Linear(n, 8)) for name, n in (("a", 4), ("b", 8))}
     space = nn.Sequential(ag.OpChoice(choices, name="one"), nn.Linear(8, 2))
     with tempfile.TemporaryDirectory() as place:
-        run = ag.Run(steps=steps, folder=Path(place) / "run", device="cpu", progress=False, checkpoint_seconds=5.0)
+        run = ag.Run(
+            steps=steps,
+            folder=Path(place) / "run",
+            device="cpu",
+            progress=False,
+            output=ag.Output(checkpoint_seconds=5.0),
+        )
         ag.darts(space, Watched((x, (x[:, 0] > 0).long()), batch_size=50), run, search_fraction=1.0)
     growth = seen[1]["resident_bytes"] / seen[0]["resident_bytes"] - 1.0
     print(seen, f"grown by {100 * growth:.2f} %")

@@ -104,7 +104,12 @@ def test_the_teaching_method_resumes_exactly(tmp_path: Path) -> None:
             raise Away
 
     def run(folder: str, on_log: object = None) -> ag.Run:
-        return ag.Run(steps=20, folder=tmp_path / folder, progress=False, checkpoint_seconds=0.0, on_log=on_log)  # type: ignore[arg-type]
+        return ag.Run(
+            steps=20,
+            folder=tmp_path / folder,
+            progress=False,
+            output=ag.Output(checkpoint_seconds=0.0, on_log=on_log),
+        )  # type: ignore[arg-type]
 
     task, space = ag.Classification.load("digits", batch_size=64), names["space"]()
     whole = names["one_level"](space, task, run("whole"))

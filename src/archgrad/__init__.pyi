@@ -201,6 +201,9 @@ from .rl.rl_darts import (
 from .rl.task import (
     Reinforcement as Reinforcement,
 )
+from .run.output import (
+    Output as Output,
+)
 from .run.run import (
     Run as Run,
 )

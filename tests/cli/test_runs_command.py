@@ -15,11 +15,12 @@ from torch import nn
 from typer.testing import Result
 
 from archgrad.cli.commands.doctor import EXTRAS
+from archgrad.run.output import Output
 from archgrad.run.run import Run
 
 
 def begun(folder: Path, *, steps: int) -> Run:
-    run = Run(folder=folder, device="cpu", progress=False, checkpoint_seconds=0)
+    run = Run(folder=folder, device="cpu", progress=False, output=Output(checkpoint_seconds=0))
     run.begin("test", {})
     run.register_state(network=nn.Linear(1, 1))
     loop = run.steps(9, phase="search")

@@ -212,7 +212,7 @@ def forked(name: str, folder: Path, *, killed_in: str = "") -> int:
 
         code = 70
         try:
-            run = quiet(name, epochs=6, folder=folder, checkpoint_seconds=0.0, on_log=told)
+            run = quiet(name, epochs=6, folder=folder, output=ag.Output(checkpoint_seconds=0.0, on_log=told))
             found_by(name, run, limit=limit())
             code = 0
         finally:

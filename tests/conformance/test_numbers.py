@@ -58,7 +58,9 @@ LOSSES = ("dnal", "darts", "radars", "pruning_transfer", "random_search, shared"
 
 @pytest.mark.parametrize(("name", "kind"), [*((n, "gradient") for n in METHODS), *((n, "loss") for n in LOSSES)])
 def test_stops_with_a_diagnosis(name: str, kind: str, tmp_path: Path) -> None:
-    message = stopped(name, kind, quiet(name, epochs=6, folder=tmp_path / "run", checkpoint_seconds=0.05), after=4)
+    message = stopped(
+        name, kind, quiet(name, epochs=6, folder=tmp_path / "run", output=ag.Output(checkpoint_seconds=0.05)), after=4
+    )
     assert "in phase '" in message
     assert "The last good state is" in message
     if kind == "gradient":
@@ -76,7 +78,9 @@ def test_goes_on_exactly_once_the_cause_is_gone(name: str, tmp_path: Path, monke
     monkeypatch.setitem(sys.modules, "onnxscript", None)  # its export takes seconds, and is not what this is about
     whole = found_by(name, quiet(name, epochs=6), limit=limit()).network.state_dict()
     folder = tmp_path / "run"
-    stopped(name, "gradient", quiet(name, epochs=6, folder=folder, checkpoint_seconds=0.05), after=30)
+    stopped(
+        name, "gradient", quiet(name, epochs=6, folder=folder, output=ag.Output(checkpoint_seconds=0.05)), after=30
+    )
     resumed = found_by(name, quiet(name, epochs=6, folder=folder), limit=limit()).network.state_dict()
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)

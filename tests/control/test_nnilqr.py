@@ -104,12 +104,12 @@ def test_an_error_of_the_system_leaves_a_run_that_resumes_exactly(at: int, tmp_p
     system = pendulum(kind=Failing)
     assert isinstance(system, Failing)
     system.at = at
-    run = quiet(folder=tmp_path, checkpoint_seconds=0.0)
+    run = quiet(folder=tmp_path, output=ag.Output(checkpoint_seconds=0.0))
     with pytest.raises(DataError, match="cable"):
         ag.nnilqr(None, system, run, terms=BRIEF)
     run.close()
     repaired = pendulum()
-    resumed = ag.nnilqr(None, repaired, quiet(folder=tmp_path, checkpoint_seconds=0.0), terms=BRIEF)
+    resumed = ag.nnilqr(None, repaired, quiet(folder=tmp_path, output=ag.Output(checkpoint_seconds=0.0)), terms=BRIEF)
     assert resumed.score == whole.score and repaired.rollouts == whole.costs["rollouts"]
     assert all(torch.equal(t, whole.network.state_dict()[n]) for n, t in resumed.network.state_dict().items())
     assert resumed.record["control"] == whole.record["control"]
@@ -124,7 +124,8 @@ class Slow(t.Equations):
     def rollout(self, policy):
         time.sleep({delay})
         return t.Equations.rollout(self, policy)
-t.ag.nnilqr(t.space(), t.pendulum(kind=Slow), t.quiet(folder={folder!r}, checkpoint_seconds=0.0), **t.SEARCHED)
+output = t.ag.Output(checkpoint_seconds=0.0)
+t.ag.nnilqr(t.space(), t.pendulum(kind=Slow), t.quiet(folder={folder!r}, output=output), **t.SEARCHED)
 """
 SEARCHED = {"search": functools.partial(ag.darts, optimizer=ADAM), "terms": BRIEF}
 
@@ -147,7 +148,9 @@ def test_a_network_is_searched_and_a_killed_run_resumes_exactly(tmp_path: Path) 
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (tmp_path / "network.safetensors").exists(), "it was to be killed in mid-run"
-    resumed = ag.nnilqr(space(), pendulum(), quiet(folder=tmp_path, checkpoint_seconds=0.0), **SEARCHED)  # type: ignore[arg-type]
+    resumed = ag.nnilqr(
+        space(), pendulum(), quiet(folder=tmp_path, output=ag.Output(checkpoint_seconds=0.0)), **SEARCHED
+    )  # type: ignore[arg-type]
     whole = ag.nnilqr(space(), pendulum(), quiet(), **SEARCHED)  # type: ignore[arg-type]
     assert resumed.architecture == whole.architecture and len(whole.architecture) == 2
     assert [pick["choice"] for pick in whole.record["picks"]] == ["block0", "block1"]

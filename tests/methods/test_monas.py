@@ -63,7 +63,14 @@ def priced(table: Table) -> tuple[TableColumn, TableColumn]:
 
 
 def quiet(trials: int = 24, seed: int = 0, folder: Path | None = None, seconds: float = 30.0) -> ag.Run:
-    return ag.Run(trials=trials, seed=seed, device="cpu", progress=False, folder=folder, checkpoint_seconds=seconds)
+    return ag.Run(
+        trials=trials,
+        seed=seed,
+        device="cpu",
+        progress=False,
+        folder=folder,
+        output=ag.Output(checkpoint_seconds=seconds),
+    )
 
 
 def test_rewards_on_a_grid_and_at_their_thresholds() -> None:

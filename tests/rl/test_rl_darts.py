@@ -135,7 +135,7 @@ import torch
 torch.set_num_threads(1)
 import test_rl_darts as t
 t.Delayed.delay = float(sys.argv[2])
-t.found_by(t.quiet(folder=sys.argv[1], checkpoint_seconds=0.0))
+t.found_by(t.quiet(folder=sys.argv[1], output=t.ag.Output(checkpoint_seconds=0.0)))
 """
 
 
@@ -169,14 +169,14 @@ def test_an_environment_that_fails_is_named_and_the_run_goes_on_from_its_checkpo
 ) -> None:
     monkeypatch.setattr(Delayed, "taken", 0)
     monkeypatch.setattr(Delayed, "fails_at", 75)
-    run = quiet(folder=tmp_path, checkpoint_seconds=0.0)
+    run = quiet(folder=tmp_path, output=ag.Output(checkpoint_seconds=0.0))
     with pytest.raises(
         DataError, match=r"Delayed, step \d+ .* raised OSError: the simulator is gone.*last checkpoint"
     ):
         found_by(run)
     run.close()
     monkeypatch.setattr(Delayed, "fails_at", None)
-    again = quiet(folder=tmp_path, checkpoint_seconds=0.0)
+    again = quiet(folder=tmp_path, output=ag.Output(checkpoint_seconds=0.0))
     resumed, whole = states(found_by(again)), states(found_by(quiet()))
     assert all(torch.equal(resumed[k], v) for k, v in whole.items())
 

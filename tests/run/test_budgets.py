@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from archgrad.errors import ConfigError, RunError
-from archgrad.run import device, phase
+from archgrad.run import budget, device
 from archgrad.run.device import seconds_per_call
+from archgrad.run.output import Output
 from archgrad.run.run import Run
 
 
@@ -30,7 +31,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(phase, "time", clock)
+    monkeypatch.setattr(budget, "time", clock)
     monkeypatch.setattr(device, "time", clock)
     return clock
 
@@ -93,7 +94,7 @@ def test_whichever_budget_ends_first(clock: Clock) -> None:
 
 
 def test_progress_never_falls_and_survives_a_stop(clock: Clock, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"folder": tmp_path / "run", "seconds": 10.0, "checkpoint_seconds": 0.0}
+    options: dict[str, Any] = {"folder": tmp_path / "run", "seconds": 10.0, "output": Output(checkpoint_seconds=0.0)}
     run = started(**options)
     run.total_steps(10, default_epochs=3)
     steps, found = run.steps(30), []

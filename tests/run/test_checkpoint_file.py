@@ -268,7 +268,7 @@ def test_an_early_end_counts_once_settled(tmp_path: Path) -> None:
     middle = series.save({"step": 5}, index=0, phase="a", mark=5)
     series.save({"step": 7}, index=0, phase="a", mark="left")
     assert series.newest(0)[1] == middle
-    series.settle(0)
+    series.confirm_end(0)
     assert series.newest(0)[0] == {"step": 7}
     series.save({"step": 1}, index=1, phase="b", mark="left")
     series.save({"step": 1}, index=2, phase="c", mark=1)

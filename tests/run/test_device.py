@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from archgrad.errors import ConfigError
+from archgrad.run.output import Output
 from archgrad.run.run import Run, Stopped
 
 
@@ -57,7 +58,7 @@ def test_torchrun_decides_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def program(folder: Path, stop: int) -> None:
     """Two processes train one network on different data; one alone gets a signal at step `stop`."""
-    run = Run(folder=folder, device="cpu", progress=False, checkpoint_seconds=1000)
+    run = Run(folder=folder, device="cpu", progress=False, output=Output(checkpoint_seconds=1000))
     run.begin("two", {})
     network = run.fabric.setup_module(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)))
     optimizer = run.fabric.setup_optimizers(torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9))

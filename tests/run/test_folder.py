@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from archgrad.errors import RunError
+from archgrad.run.output import Output
 from archgrad.run.run import Run
 
 
@@ -148,7 +149,7 @@ def test_a_second_run_of_this_process_is_refused_until_the_first_is_closed(tmp_p
 
 def test_without_a_folder_no_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run = Run(device="cpu", progress=False, checkpoint_seconds=0)
+    run = Run(device="cpu", progress=False, output=Output(checkpoint_seconds=0))
     run.begin("test", {})
     run.register_state()
     for _ in run.steps(3):

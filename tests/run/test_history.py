@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from archgrad.errors import ConfigError, MissingExtra, RunError
+from archgrad.run.output import Output
 from archgrad.run.run import Run
 
 
@@ -60,7 +61,7 @@ def test_non_finite_figures_come_back_as_numbers(tmp_path: Path) -> None:
 
 
 def test_a_resume_cuts_what_came_after_the_checkpoint(tmp_path: Path) -> None:
-    run = begun(tmp_path, checkpoint_seconds=1000)
+    run = begun(tmp_path, output=Output(checkpoint_seconds=1000))
     steps = run.steps(10)
     for step in range(5):
         assert next(steps) == step
@@ -123,17 +124,17 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
 
 def test_tensorboard_needs_its_extra_and_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="without a folder"):
-        Run(device="cpu", tensorboard=True)
+        Run(device="cpu", output=Output(tensorboard=True))
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.delitem(sys.modules, "tensorboard", raising=False)
     sys.path_importer_cache.clear()
     with pytest.raises(MissingExtra, match=r"archgrad\[tensorboard\]"):
-        Run(device="cpu", tensorboard=True, folder=tmp_path)
+        Run(device="cpu", output=Output(tensorboard=True), folder=tmp_path)
 
 
 def test_tensorboard_gets_a_folder_for_each_phase(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    run = begun(tmp_path, tensorboard=True)
+    run = begun(tmp_path, output=Output(tensorboard=True))
     for phase in ("a", "b"):
         for _ in run.steps(2, phase=phase):
             run.log({"loss": 0.5})

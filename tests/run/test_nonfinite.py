@@ -49,7 +49,7 @@ def data() -> ag.Classification:
 
 
 def run_of(folder: Path | None = None, **parts: nn.Module) -> Run:
-    run = Run(folder=folder, device="cpu", progress=False, checkpoint_seconds=0)
+    run = Run(folder=folder, device="cpu", progress=False, output=ag.Output(checkpoint_seconds=0))
     run.begin("test", {})
     run.register_state(**parts)
     return run

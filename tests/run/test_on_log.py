@@ -23,14 +23,14 @@ def logged(run: ag.Run) -> list[dict[str, Any]]:
 
 def test_the_function_gets_what_the_history_gets(tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
-    history = logged(ag.Run(folder=tmp_path / "run", progress=False, on_log=seen.append))
+    history = logged(ag.Run(folder=tmp_path / "run", progress=False, output=ag.Output(on_log=seen.append)))
     assert seen == history and len(seen) == 4
     assert seen[2] == {"phase": "search", "step": 2, "time": seen[2]["time"], "loss": 0.5, "lr": 0.2}
     assert seen[3]["phase"] is None and seen[3]["step"] is None
 
 
 def test_it_cannot_change_the_history() -> None:
-    history = logged(ag.Run(progress=False, on_log=lambda record: record.clear()))
+    history = logged(ag.Run(progress=False, output=ag.Output(on_log=lambda record: record.clear())))
     assert [row.get("loss") for row in history] == [0.5, 0.5, 0.5, None]
 
 
@@ -39,4 +39,4 @@ def test_its_own_errors_are_not_hidden() -> None:
         raise ConnectionError("the tracker is away")
 
     with pytest.raises(ConnectionError, match="the tracker is away"):
-        logged(ag.Run(progress=False, on_log=broken))
+        logged(ag.Run(progress=False, output=ag.Output(on_log=broken)))

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from archgrad.errors import ChoiceError, ConfigError, NonFiniteError, RunError
+from archgrad.run.output import Output
 from archgrad.run.run import Run
 
 
@@ -37,7 +38,7 @@ def test_the_step_budget_counts_all_phases() -> None:
 
 
 def test_the_seconds_budget_has_shares_and_survives_a_stop(tmp_path: Path) -> None:
-    run = started(folder=tmp_path / "run", seconds=0.6, checkpoint_seconds=0)
+    run = started(folder=tmp_path / "run", seconds=0.6, output=Output(checkpoint_seconds=0))
     began = time.monotonic()
     for _ in run.steps(10**6, phase="a", time_fraction=0.25):
         time.sleep(0.01)
@@ -47,7 +48,7 @@ def test_the_seconds_budget_has_shares_and_survives_a_stop(tmp_path: Path) -> No
         next(steps)
         time.sleep(0.01)
     run.close()
-    again = started(folder=tmp_path / "run", seconds=0.6, checkpoint_seconds=0)
+    again = started(folder=tmp_path / "run", seconds=0.6, output=Output(checkpoint_seconds=0))
     assert list(again.steps(10**6, phase="a", time_fraction=0.25)) == []
     began = time.monotonic()
     for _ in again.steps(10**6, phase="b"):
@@ -111,7 +112,7 @@ def test_another_program_in_the_folder_is_told_apart(tmp_path: Path) -> None:
 
 
 def test_check_finite_names_the_figure_and_the_last_good_state(tmp_path: Path) -> None:
-    run = started(folder=tmp_path / "run", checkpoint_seconds=0)
+    run = started(folder=tmp_path / "run", output=Output(checkpoint_seconds=0))
     run.check_finite({"loss": 1.0, "weight": torch.ones(3)})
     with pytest.raises(NonFiniteError) as caught:
         for step in run.steps(5):

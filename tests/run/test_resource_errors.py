@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import archgrad as ag
 from archgrad.errors import ResourceError, RunError
-from archgrad.run.disk import check_disk_space
-from archgrad.run.resource_errors import told_of, watched
+from archgrad.run.checkpointing import check_disk_space
+from archgrad.run.resource_errors import explain, watched
 from archgrad.run.run import Run
 from archgrad.training.fit import optimize
 from archgrad.training.recipe import sgd
@@ -49,7 +49,15 @@ class Numbers(Dataset[tuple[Tensor, int]]):
 
 def begun(folder: Path | None, network: nn.Module, *, steps: int = 8, **settings: Any) -> tuple[Run, Any]:
     """A run that is begun, and the optimizer that it keeps."""
-    run = Run(**{"folder": folder, "device": "cpu", "progress": False, "checkpoint_seconds": 0, **settings})
+    run = Run(
+        **{
+            "folder": folder,
+            "device": "cpu",
+            "progress": False,
+            "output": ag.Output(checkpoint_seconds=0),
+            **settings,
+        }
+    )
     run.begin("test", {})
     made = sgd(network.parameters())
     run.register_state(network=network, optimizer=made)
@@ -117,8 +125,8 @@ def test_memory_that_runs_out_says_where_and_what_to_lower(
 
 
 def test_other_errors_are_not_taken_for_it() -> None:
-    assert told_of(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) == ""
-    assert told_of(ValueError("DataLoader worker")) == ""
+    assert explain(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) == ""
+    assert explain(ValueError("DataLoader worker")) == ""
     with pytest.raises(ZeroDivisionError):
         trained(None, objective=exhausted(lambda: 1 / 0, at=1))
 
@@ -134,8 +142,8 @@ def test_a_batch_that_is_cut_off_with_its_worker_is_told_too() -> None:
     ):
         with pytest.raises(type(error)) as caught:
             scope["fetch"](error)
-        assert bool(told_of(caught.value)) == told
-    assert told_of(ConnectionResetError(104, "elsewhere")) == ""
+        assert bool(explain(caught.value)) == told
+    assert explain(ConnectionResetError(104, "elsewhere")) == ""
 
 
 def loader(fuse: Path | None) -> DataLoader[Any]:

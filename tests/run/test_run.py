@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from archgrad.errors import RunError
+from archgrad.run.output import Output
 from archgrad.run.run import Run, Stopped
 
 STEPS = 30
@@ -48,7 +49,9 @@ def small(hidden: int) -> nn.Module:
 
 def program(folder: Path | None, report: Report, *, checkpoint_seconds: float = 0.02, pause: float = 0.0) -> Any:
     """Two phases, the second's network shaped by the first's result; returns all that must be exact."""
-    run = Run(seed=3, folder=folder, device="cpu", progress=False, checkpoint_seconds=checkpoint_seconds)
+    run = Run(
+        seed=3, folder=folder, device="cpu", progress=False, output=Output(checkpoint_seconds=checkpoint_seconds)
+    )
     run.begin("two phases", {"lr": 0.05, "hidden": 8})
     first = small(8)
     optimizer: torch.optim.Optimizer = torch.optim.SGD(first.parameters(), lr=0.05, momentum=0.9)
@@ -242,7 +245,7 @@ def started(**options: Any) -> Run:
 
 
 def test_a_fallback_is_noted(tmp_path: Path) -> None:
-    run = started(folder=tmp_path / "run", checkpoint_seconds=0)
+    run = started(folder=tmp_path / "run", output=Output(checkpoint_seconds=0))
     steps = run.steps(10)
     for _ in range(5):
         next(steps)
@@ -255,7 +258,7 @@ def test_a_fallback_is_noted(tmp_path: Path) -> None:
 
 
 def test_a_damaged_end_makes_later_phases_void(tmp_path: Path) -> None:
-    run = started(folder=tmp_path / "run", checkpoint_seconds=0)
+    run = started(folder=tmp_path / "run", output=Output(checkpoint_seconds=0))
     for phase in ("a", "b"):
         assert len(list(run.steps(4, phase=phase))) == 4
     run.close()
@@ -282,7 +285,7 @@ def test_a_break_ends_the_phase_for_good_once_the_program_goes_on(tmp_path: Path
 
 
 def test_an_error_in_the_loop_ends_no_phase(tmp_path: Path) -> None:
-    run = started(folder=tmp_path / "run", checkpoint_seconds=0)
+    run = started(folder=tmp_path / "run", output=Output(checkpoint_seconds=0))
     with pytest.raises(ZeroDivisionError):
         for step in run.steps(10):
             if step == 3:
@@ -304,7 +307,7 @@ def small_files(size: int) -> Iterator[None]:
 
 
 def test_a_full_disk_stops_the_run_which_then_goes_on(tmp_path: Path) -> None:
-    run = Run(folder=tmp_path / "run", device="cpu", progress=False, checkpoint_seconds=0)
+    run = Run(folder=tmp_path / "run", device="cpu", progress=False, output=Output(checkpoint_seconds=0))
     run.begin("test", {})
     run.register_state(network=nn.Linear(100, 100))
     taken = []

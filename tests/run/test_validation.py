@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from archgrad.errors import ConfigError
+from archgrad.run.output import Output
 from archgrad.run.run import Run
 
 
@@ -23,7 +24,6 @@ from archgrad.run.run import Run
         ({"seconds": 0}, "seconds=0 was given.*greater than 0"),
         ({"seconds": math.nan}, "seconds=nan"),
         ({"seconds": "1"}, "seconds='1'"),
-        ({"checkpoint_seconds": -1}, "checkpoint_seconds=-1 was given.*at least 0"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": 2**32}, "4294967295"),
         ({"precision": "fp16"}, "precision='fp16' was given. Allowed are 32-true"),
@@ -34,6 +34,18 @@ from archgrad.run.run import Run
 def test_a_wrong_setting_is_explained(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         Run(**({"device": "cpu"} | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"checkpoint_seconds": -1}, "checkpoint_seconds=-1 was given.*at least 0"),
+        ({"log_every": 0}, "log_every=0 was given. Allowed is a whole number of at least 1"),
+    ],
+)
+def test_a_wrong_output_is_explained(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        Output(**options)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.optim import SGD, Optimizer
 
 from archgrad.errors import ConfigError, ModelError, RunError
+from archgrad.run.output import Output
 from archgrad.run.run import Run, Stopped
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch
@@ -291,7 +292,12 @@ def test_resume_is_exact_with_everything_on(tmp_path: Path, after: int, precisio
         data.__class__ = Terminated
         data.left = 2 * stop + 2 if stop else 10**6  # type: ignore[attr-defined]  # two losses a step, two tried
         network = net(auxiliary=True)
-        training = run(folder=folder, steps=10, precision=precision, checkpoint_seconds=0.0 if after == 6 else 99.0)
+        training = run(
+            folder=folder,
+            steps=10,
+            precision=precision,
+            output=Output(log_every=1, checkpoint_seconds=0.0 if after == 6 else 99.0),
+        )
         figures = fit(network, data, training, recipe=RECIPE, auxiliary=0.4)
         return network, figures, [{k: v for k, v in r.items() if k != "time"} for r in training.history]
 
@@ -313,7 +319,7 @@ def test_resume_is_exact_after_an_error_inside_a_step(tmp_path: Path) -> None:
         data, network = task(), net(auxiliary=True)
         data.__class__ = Terminated
         data.fails, data.left = fails, 13 if fails else 10**6  # type: ignore[attr-defined]
-        training = run(folder=folder, steps=10, checkpoint_seconds=0.0)
+        training = run(folder=folder, steps=10, output=Output(checkpoint_seconds=0.0))
         try:
             fit(network, data, training, recipe=RECIPE, auxiliary=0.4)
         finally:

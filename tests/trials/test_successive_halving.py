@@ -103,11 +103,11 @@ def test_a_run_that_is_stopped_in_a_trial_goes_on_with_the_same_bits(tmp_path: P
             made.register_step_pre_hook(die)
         return made
 
-    first = run(folder=tmp_path, checkpoint_seconds=0.0)
+    first = run(folder=tmp_path, output=ag.Output(checkpoint_seconds=0.0))
     with pytest.raises(Killed):
         halved(space(), TASK, first, TRIED, halving=Halving(), steps=210, share=1.0, optimizer=dying)
     first.close()
-    again, _ = search(210, run(folder=tmp_path, checkpoint_seconds=0.0))
+    again, _ = search(210, run(folder=tmp_path, output=ag.Output(checkpoint_seconds=0.0)))
     assert again == whole
 
 

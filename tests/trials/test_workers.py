@@ -134,7 +134,7 @@ def test_wrong_workers_are_refused(given: object) -> None:
 def search(folder: Path | None, workers: int | str | None, *, trials: int = 6) -> ag.Found:
     run = ag.Run(
         epochs=8, trials=trials, seed=5, folder=folder, workers=workers, device="cpu", progress=False,
-        checkpoint_seconds=0.0,
+        output=ag.Output(checkpoint_seconds=0.0),
     )  # fmt: skip
     return ag.random_search(space(), TASK, run)
 

@@ -52,9 +52,9 @@ def _resources(error: BaseException) -> str:
         # Without torch there is no accelerator and no data loader; loading it for the message would take seconds.
         out = isinstance(error, MemoryError)
         return "Memory ran out. Close other programs, or give smaller files." if out else ""
-    from archgrad.run.resource_errors import told_of
+    from archgrad.run.resource_errors import explain
 
-    return told_of(error)
+    return explain(error)
 
 
 def user_line(error: BaseException) -> str:

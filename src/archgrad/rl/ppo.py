@@ -30,7 +30,7 @@ from archgrad.rl.rollouts import Collector, Play, Rollout
 from archgrad.rl.task import ALL, Reinforcement, as_input
 from archgrad.run.resource_errors import watched
 from archgrad.run.run import Run
-from archgrad.run.stateful import Kept
+from archgrad.run.stateful import Stateful
 from archgrad.tasks.task import stable_seed
 
 
@@ -160,7 +160,7 @@ def learn(
     phase: str,
     time_fraction: float = 1.0,
     each: Callable[[int], dict[str, float]] | None = None,
-    more: Kept | None = None,
+    more: Stateful | None = None,
 ) -> None:
     """Let an agent play and learn for one phase of a run; a step of the run is a rollout and its update.
 

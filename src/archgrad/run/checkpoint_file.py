@@ -96,7 +96,7 @@ class Series:
     """The checkpoints of one run: the last two of the running phase, and the end of every finished phase.
 
     A mark is a step, `"end"` for a finished phase, or `"left"` for a loop that was left before its last step:
-    an end that counts only once the program has gone on (`settle`).
+    an end that counts only once the program has gone on (`confirm_end`).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -121,7 +121,7 @@ class Series:
                 warnings.append(f"Fell back to what was saved before it. {error}")
         return None, None, warnings
 
-    def settle(self, index: int) -> None:
+    def confirm_end(self, index: int) -> None:
         """Make the end of a phase that was left early its real end."""
         for path in self.folder.glob(f"{index:04d}-*-left.safetensors"):
             path.replace(path.with_name(path.name.replace("-left.", "-end.")))
@@ -143,25 +143,31 @@ class Series:
         return len(later)
 
     def _files(self) -> list[tuple[Path, CheckpointName]]:
-        paths = sorted(self.folder.glob("*.safetensors"))
-        return [(path, name) for path in paths if (name := parse_checkpoint_name(path.name))]
+        paths = list(self.folder.iterdir()) if self.folder.is_dir() else []
+        named = [(path, parts) for path in paths if (parts := parse_checkpoint_name(path.name))]
+        return sorted(named, key=lambda pair: pair[0].name)
 
     def _of(self, index: int) -> list[Path]:
         """The files of a phase that count, newest first; names sort by step, and "end" comes after digits."""
         return [path for path, name in reversed(self._files()) if name.index == index and name.mark != "left"]
 
     def _prune(self, index: int, *, keep: int) -> None:
-        for number in sorted({name.index for _, name in self._files()}):
-            paths = self._of(number)
-            ended = int(bool(paths) and paths[0].name.endswith("-end.safetensors"))
+        phases: dict[int, list[tuple[Path, CheckpointName]]] = {}
+        for path, name in reversed(self._files()):
+            if name.mark != "left":
+                phases.setdefault(name.index, []).append((path, name))
+        for number, files_of in phases.items():
+            ended = int(files_of[0][1].mark == "end")
             # An earlier phase without an end would have to start anew: its last states stay.
             rest = keep if number == index or not ended else 0
-            for path in paths[ended + rest :]:
+            for path, _ in files_of[ended + rest :]:
                 path.unlink()
 
 
 def _encode(value: Any, name: str, bodies: dict[str, Tensor]) -> Any:
     """JSON for `value`: anything but str, int, finite float, bool and None becomes a list [kind, ...]."""
+    if type(value) in (str, int, bool, type(None)):
+        return value
     if isinstance(value, Tensor):
         return ["tensor", *_put_tensor(value, name, bodies)]
     if isinstance(value, np.ndarray | np.generic):

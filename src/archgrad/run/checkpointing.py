@@ -2,64 +2,67 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from archgrad.errors import NonFiniteError, RunError
-from archgrad.run import distributed as agreement
-from archgrad.run import nonfinite as diagnosis
-from archgrad.run import stateful as kept
+from archgrad.report.data.run_format import CHECKPOINTS
+from archgrad.run import distributed, nonfinite, stateful
+from archgrad.run.budget import Phase
 from archgrad.run.checkpoint_file import Mark, Series, State
 from archgrad.run.device import Machine
-from archgrad.run.disk import check_disk_space
-from archgrad.run.history import History
-from archgrad.run.phase import Phase
+from archgrad.run.output import Log
 from archgrad.run.rng import Randomness
-from archgrad.run.stateful import Kept
+from archgrad.run.stateful import Stateful
+
+# Two states of the running phase stay while a third is written.
+_GENERATIONS = 3
+# network.safetensors, network.pt2, network.onnx and the end of an earlier phase, each no larger than a state.
+_RESULTS = 4
+_TEXTS = 2**20  # run.json, history.jsonl and the report, at the least
 
 
-class Saving:
+class Checkpointing:
     """The checkpoints of one run, written by its first process.
 
     Attributes:
-        parts: what is kept; None before `Run.keep`.
-        notes: of the run, in its hands too.
-        history: of the run.
+        parts: what is saved; None before `Run.register_state`.
         replaying: while the program passes through what an earlier process did, until the phase in progress.
-        last: the last good checkpoint.
-        at: when it was last saved, by the monotonic clock.
+        newest: the last good checkpoint.
+        saved_at: when it was saved, by the monotonic clock.
     """
 
     def __init__(
-        self, folder: Path | None, *, machine: Machine, random: Randomness, notes: list[str],
-        note: Callable[[str], None],
-    ) -> None:  # fmt: skip
-        self._series = Series(folder / "checkpoints") if folder else None
-        self._machine, self._random, self.notes = machine, random, notes
-        # An abandoned run, which this would keep alive, has to let go of its folder.
-        self._weak_note = weakref.WeakMethod(note)
-        self.history = History(None, tensorboard=False)
-        self.parts: Mapping[str, Kept] | None = None
+        self, folder: Path | None, *, every_seconds: float, machine: Machine, random: Randomness, log: Log
+    ) -> None:
+        self._series = Series(folder / CHECKPOINTS) if folder else None
+        self._every_seconds, self._machine, self._random, self._log = every_seconds, machine, random, log
+        self.parts: Mapping[str, Stateful] | None = None
         self.replaying = False
-        self.last: Path | None = None
-        self.at = 0.0
+        self.newest: Path | None = None
+        self.saved_at = -float("inf")
+
+    def is_due(self) -> bool:
+        """Whether the time between two checkpoints is over."""
+        return time.monotonic() - self.saved_at >= self._every_seconds
 
     def resume(self, phase: Phase) -> tuple[State | None, Path | None]:
         """Load the newest state of a phase, if there is one; also its path.
 
         Raises RunError when it does not fit this program.
         """
-        held, path, warnings = self._series.newest(phase.index) if self._series else (None, None, [])
-        if held and path:
+        state, path, notes = self._series.newest(phase.index) if self._series else (None, None, [])
+        if state and path:
             try:
-                warnings = [*self._restore(phase, held, path), *warnings]
+                notes = [*self._restore(phase, state, path), *notes]
             except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
                 if isinstance(error, RunError):
                     raise
@@ -67,52 +70,53 @@ class Saving:
                     f"{path} holds no state of a run ({error}). Go on from an older checkpoint, or start the run in "
                     "another folder."
                 ) from error
-        for warning in warnings:
-            self._note(warning)
+        for note in notes:
+            self._log.note(note)
         self._machine.wait()
-        return held, path
+        return state, path
 
-    def _restore(self, phase: Phase, held: State, path: Path) -> list[str]:
-        phase.resume(held, path)
-        kept.restore(self.parts or {}, held["parts"], path)
-        lost = self.history.rewind(held["records"])
-        told = [f"history.jsonl has lost {lost} records."] if lost and self._machine.rank == 0 else []
-        self._machine.set_state(held["precision"])
+    def _restore(self, phase: Phase, state: State, path: Path) -> list[str]:
+        phase.resume(state, path)
+        stateful.restore(self.parts or {}, state["parts"], path)
+        lost = self._log.history.rewind(state["records"])
+        notes = [f"history.jsonl has lost {lost} records."] if lost and self._machine.rank == 0 else []
+        self._machine.set_state(state["precision"])
         if self._machine.world > 1:
             # The first process saved for all; its own device is the first.
-            held["random"]["cuda"] = held["random"]["cuda"][:1] * torch.cuda.device_count()
-        self._random.set_state(held["random"])
-        self.last = path
-        return [*told, *map(str, held["notes"])]
+            state["random"]["cuda"] = state["random"]["cuda"][:1] * torch.cuda.device_count()
+        self._random.set_state(state["random"])
+        self.newest = path
+        return [*notes, *map(str, state["notes"])]
 
-    def end_replay(self, phase: Phase, held: Path | None) -> int:
-        """Go on from `held`; returns how many checkpoints of later phases that makes void."""
+    def end_replay(self, phase: Phase, newest: Path | None) -> int:
+        """Go on from the checkpoint `newest`; returns how many checkpoints of later phases that makes void."""
         self.replaying = False
-        lost = self._series.discard(phase.index, held) if self._series and self._machine.rank == 0 else 0
-        self.history.write()
+        lost = self._series.discard(phase.index, newest) if self._series and self._machine.rank == 0 else 0
+        self._log.history.write()
         return lost
 
-    def settle(self, index: int) -> None:
+    def confirm_end(self, index: int) -> None:
         """Make the end of a phase that was left early its real end."""
         if self._series and self._machine.rank == 0 and not self.replaying:
-            self._series.settle(index)
+            self._series.confirm_end(index)
 
-    def _note(self, text: str) -> None:
-        if note := self._weak_note():
-            note(text)
-
-    def begin_alike(self) -> None:
-        """Give every process what the first one holds."""
-        agreement.begin(self.parts or {}, self._machine)
-
-    def stay_alike(self, *, check: bool) -> None:
+    def synchronize(self, *, check: bool) -> None:
         """Average running statistics over the processes; where asked, make sure that all else is the same in them.
 
         Raises RunError where it is not.
         """
-        agreement.settle(self.parts or {}, self._machine)
+        distributed.average_statistics(self.parts or {}, self._machine)
         if check:
-            agreement.check(self.parts or {}, self._machine)
+            distributed.check_equal(self.parts or {}, self._machine)
+
+    def begin(self, phase: Phase) -> None:
+        """Give every process what the first one holds, and save it; notes where the disk is short.
+
+        Soon after a checkpoint nothing is saved: the program comes here again from that one.
+        """
+        distributed.broadcast_state(self.parts or {}, self._machine)
+        if self.newest is None or self.is_due():
+            self.save(phase, 0)
 
     def save(self, phase: Phase, mark: Mark) -> None:
         """Save the state; notes where the disk is short.
@@ -120,25 +124,27 @@ class Saving:
         Raises NonFiniteError when a parameter is NaN or infinite: what was saved before stays the last. Raises
         RunError when the disk is full, or would be before long.
         """
-        self.at = time.monotonic()
+        self.saved_at = time.monotonic()
         if not self._series or self._machine.rank > 0:
             return
-        if wrong := self._damage():
+        parts = self.parts or {}
+        if not nonfinite.finite(nonfinite.parameters(parts)):
+            wrong = nonfinite.explain_parameters(parts)
             raise NonFiniteError(f"{wrong} {self.good_state()}The state of phase {phase.name!r} is not saved.")
-        self.history.sync()
+        self._log.history.sync()
         state = phase.state() | {
             "finished": isinstance(mark, str),
-            "records": len(self.history.records),
-            "notes": self.notes,
-            "parts": kept.states(self.parts or {}),
+            "records": len(self._log.history.records),
+            "notes": self._log.notes,
+            "parts": stateful.states(parts),
             "random": self._random.state(),
             "precision": self._machine.state(),
         }
-        if mark == 0 and (warning := check_disk_space(self._series.folder, state)):
-            self._note(warning)
+        if mark == 0:
+            self._log.note(check_disk_space(self._series.folder, state))
         path = self._series.save(state, index=phase.index, phase=phase.name, mark=mark)
-        self.last = self.last if mark == "left" else path
-        self.at = time.monotonic()
+        self.newest = self.newest if mark == "left" else path
+        self.saved_at = time.monotonic()
 
     def leave(self, phase: Phase) -> None:
         """Save where a loop was left; notes where that was not possible.
@@ -150,37 +156,29 @@ class Saving:
                 self.save(phase, "left")
         except (RunError, RuntimeError, NonFiniteError, MemoryError) as error:
             # The loop may be closed by an error of the program, which this one must not hide.
-            self._note(f"The end of phase {phase.name!r} was not saved: {error}")
-
-    def check_finite(
-        self, figures: Mapping[str, float | Tensor], place: str, *, again: Callable[[], object] | None
-    ) -> None:
-        """Raise NonFiniteError where a figure is NaN or infinite, in any process."""
-        bad = {name: x for name, x in figures.items() if not torch.isfinite(torch.as_tensor(x)).all()}
-        if self._machine.greatest(len(bad)) and not bad:
-            self._refuse(f"{', '.join(figures)} became NaN or infinite {place}, in another process.")
-        if bad:
-            parts = self.parts or {}
-            found = [diagnosis.of_figures(bad, parts), diagnosis.of_modules(parts, again) if again else ""]
-            self._refuse(f"{', '.join(bad)} became NaN or infinite {place}.", *found)
-
-    def check_gradients(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], place: str) -> None:
-        """Raise NonFiniteError where a gradient is NaN or infinite."""
-        if not diagnosis.finite(gradients):
-            told = diagnosis.of_gradients(parameters, gradients, self.parts or {})
-            self._refuse(f"A gradient became NaN or infinite {place}, from a finite loss.", told)
-
-    def _refuse(self, *told: str) -> NoReturn:
-        advice = (
-            f"{self.good_state()}Try a lower learning rate, gradient clipping, or "
-            f'precision="32-true" (now {self._machine.precision!r}), in a new folder.'
-        )
-        raise NonFiniteError(" ".join(filter(None, (*told, advice))))
-
-    def _damage(self) -> str:
-        parts = self.parts or {}
-        return "" if diagnosis.finite(diagnosis.parameters(parts)) else diagnosis.of_parameters(parts)
+            self._log.note(f"The end of phase {phase.name!r} was not saved: {error}")
 
     def good_state(self) -> str:
         """A sentence on the last good state; empty where none is saved."""
-        return f"The last good state is {self.last}. " if self.last else ""
+        return f"The last good state is {self.newest}. " if self.newest else ""
+
+
+def check_disk_space(folder: Path, state: Any) -> str:
+    """Whether the checkpoints of such a state fit on the disk: a warning where the result may not, else empty.
+
+    Raises RunError when they do not.
+    """
+    size = sum(leaf.nbytes for leaf in tree_leaves(state) if isinstance(leaf, Tensor))
+    free = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
+    needed = _GENERATIONS * size + _TEXTS
+    what = (
+        f"A state of this run takes {size / 1e6:,.1f} MB on the disk, and {free / 1e6:,.1f} MB are free at {folder}"
+    )
+    if free < needed:
+        raise RunError(
+            f"{what}; its checkpoints need {needed / 1e6:,.1f} MB ({_GENERATIONS} states). Nothing was begun. Make "
+            f"room, or choose another folder."
+        )
+    if free < needed + _RESULTS * size:
+        return f"{what}: the checkpoints fit, the networks written at the end may not. Make room meanwhile."
+    return ""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from archgrad.errors import ConfigError
-from archgrad.run import validation as checked
+from archgrad.run import validation
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -26,10 +26,12 @@ class Machine:
     """One device, or several processes; Fabric is imported and launched when it is first needed."""
 
     def __init__(self, device: str, *, precision: str, devices: int, workers: int | str | None) -> None:
-        self._asked = checked.device(device)
-        self.precision = checked.precision(precision, self._asked)
-        self._processes = checked.devices(devices, self._asked)
+        self._asked = validation.device(device)
+        self.precision = validation.precision(precision, self._asked)
+        self._processes = validation.devices(devices, self._asked)
         self._fabric: Fabric | None = None
+        self._layout = validation.layout(self._processes)
+        self._alone = self._layout == (1, 1)
         if workers and not self._alone:
             raise ConfigError(
                 "workers and several devices were given. Networks are tried by workers, each on one device, or "
@@ -42,7 +44,7 @@ class Machine:
         if self._fabric is None:
             from lightning_fabric import Fabric
 
-            devices, nodes = checked.layout(self._processes)
+            devices, nodes = self._layout
             self._fabric = Fabric(
                 accelerator=self._asked.type,
                 devices=devices if self._asked.index is None else [self._asked.index],
@@ -70,10 +72,6 @@ class Machine:
     def world(self) -> int:
         """The number of processes."""
         return 1 if self._alone else self.fabric.world_size
-
-    @property
-    def _alone(self) -> bool:
-        return checked.layout(self._processes) == (1, 1)
 
     def move(self, batch: Moved) -> Moved:
         """The batch on this device: a tensor, or any nest of tuples, lists and dicts of them."""

@@ -1,4 +1,4 @@
-"""What the processes of one run hold alike: weights, architecture parameters, supports; and what they average."""
+"""The processes of one run: the same weights in all of them, and means over them."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from archgrad.errors import RunError
 from archgrad.run.device import Machine
 
 
-def begin(parts: Mapping[str, object], machine: Machine) -> None:
+def broadcast_state(parts: Mapping[str, object], machine: Machine) -> None:
     """Give every process the first one's parameters and buffers, live supports included."""
     if machine.world > 1:
         for _, network in _networks(parts):
-            _all(_state(network), lambda flat: torch.distributed.broadcast(flat, 0))
+            tensors = [*network.parameters(), *network.buffers()]
+            _exchange(tensors, lambda flat: torch.distributed.broadcast(flat, 0))
 
 
-def settle(parts: Mapping[str, object], machine: Machine) -> None:
-    """Average the running statistics, which each process gathers on its share of the batches."""
+def average_statistics(parts: Mapping[str, object], machine: Machine) -> None:
+    """Average the running statistics, which each process gathers on its own batches."""
     if machine.world > 1:
         for _, network in _networks(parts):
             statistics = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
-            _all(statistics, lambda flat: averaged(flat, machine))
+            _exchange(statistics, lambda flat: _average(flat, machine))
 
 
-def check(parts: Mapping[str, object], machine: Machine) -> None:
+def check_equal(parts: Mapping[str, object], machine: Machine) -> None:
     """Raise RunError, in every process, where these do not hold the same parameters and supports."""
     if machine.world == 1:
         return
     for name, network in _networks(parts):
-        whole = [buffer for buffer in network.buffers() if not buffer.is_floating_point()]
-        mine = _digest([*network.parameters(), *whole])
+        supports = [buffer for buffer in network.buffers() if not buffer.is_floating_point()]
+        mine = _digest([*network.parameters(), *supports])
         if machine.greatest(mine) != -machine.greatest(-mine):
             raise RunError(
                 f"The {machine.world} processes no longer hold the same {name!r}: something in the program depends "
@@ -46,12 +47,12 @@ def mean(values: Sequence[Tensor | None], machine: Machine) -> list[Tensor | Non
     """The mean over all processes of each tensor, in one exchange for each dtype; None stays None."""
     if machine.world == 1:
         return list(values)
-    found = [None if value is None else value.detach().clone() for value in values]
-    _all([value for value in found if value is not None], lambda flat: averaged(flat, machine))
-    return found
+    means = [None if value is None else value.detach().clone() for value in values]
+    _exchange([value for value in means if value is not None], lambda flat: _average(flat, machine))
+    return means
 
 
-def averaged(flat: Tensor, machine: Machine) -> None:
+def _average(flat: Tensor, machine: Machine) -> None:
     """Put the mean over all processes in place of a tensor."""
     torch.distributed.all_reduce(flat)
     flat /= machine.world
@@ -61,16 +62,12 @@ def _networks(parts: Mapping[str, object]) -> list[tuple[str, nn.Module]]:
     return [(name, part) for name, part in parts.items() if isinstance(part, nn.Module)]
 
 
-def _state(network: nn.Module) -> list[Tensor]:
-    return [*network.parameters(), *network.buffers()]
-
-
-def _all(tensors: Iterable[Tensor], exchange: Callable[[Tensor], object]) -> None:
+def _exchange(tensors: Iterable[Tensor], exchange: Callable[[Tensor], object]) -> None:
     """Let a function change all of these in place, those of one dtype in one flat tensor."""
-    kinds: dict[torch.dtype, list[Tensor]] = {}
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
-        kinds.setdefault(tensor.dtype, []).append(tensor.detach())
-    for dtype, some in kinds.items():
+        by_dtype.setdefault(tensor.dtype, []).append(tensor.detach())
+    for dtype, some in by_dtype.items():
         flat = torch.cat([tensor.reshape(-1) for tensor in some])
         exchange(flat.view(torch.uint8) if dtype == torch.bool else flat)
         for tensor, piece in zip(some, torch.split(flat, [tensor.numel() for tensor in some]), strict=True):

@@ -31,6 +31,7 @@ from archgrad.report.data.run_format import (
     lock_text,
     parse_lock,
 )
+from archgrad.run.device import Machine
 
 # A killed run's data-loading children have its lock until they notice, which takes them about five seconds.
 _ORPHANS_SECONDS = 10.0
@@ -44,6 +45,28 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: TextIO | None = None
+
+    def open(self, identity: Record, machine: Machine) -> tuple[bool, Record, str]:
+        """Take the folder; whether this resumes a run, that run's computed figures, and a note for the user.
+
+        Raises RunError when the folder holds another run or one that is running.
+        """
+        if machine.rank == 0:
+            self.acquire()
+        try:
+            earlier = self.read(identity)
+            computed = self.computed()
+        except RunError:
+            self.release()
+            raise
+        made_with = versions() | {"device": device_name(machine.device), "processes": machine.world}
+        note = ""
+        if earlier and earlier["made_with"] != made_with:
+            note = f"Resumed on {made_with}, before on {earlier['made_with']}: last bits may differ."
+        machine.wait()
+        if machine.rank == 0:
+            self.begin(identity, earlier, made_with)
+        return earlier is not None, computed, note
 
     def acquire(self) -> None:
         """Make the folder and take its lock. Raises RunError when a live process has it."""

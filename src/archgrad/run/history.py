@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from archgrad import files
 from archgrad.errors import RunError
-from archgrad.report.data.run_format import HISTORY, parse_record, record_line
-from archgrad.run.records import Record, Records
+from archgrad.report.data.run_format import HISTORY, Record, parse_record, record_line
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -23,7 +22,7 @@ class History:
     """The records {"phase", "step", "time", figures} of a run; non-finite figures are strings in the file."""
 
     def __init__(self, folder: Path | None, *, tensorboard: bool) -> None:
-        self.records = Records()
+        self.records: list[Record] = []
         self._old: list[Record] = []
         self._folder = folder
         self._tensorboard = tensorboard
@@ -44,7 +43,7 @@ class History:
 
     def rewind(self, count: int) -> int:
         """Go to the first `count` recalled records; returns how many of them are lost."""
-        self.records = Records(self._old[:count])
+        self.records = self._old[:count]
         return max(0, count - len(self._old))
 
     def write(self) -> None:

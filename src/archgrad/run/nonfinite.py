@@ -68,13 +68,26 @@ def parameters(parts: Mapping[str, object]) -> list[Tensor]:
     return list(found)
 
 
-def of_figures(figures: Mapping[str, float | Tensor], parts: Mapping[str, object]) -> str:
+def wrong_figures(figures: Mapping[str, float | Tensor]) -> dict[str, float | Tensor]:
+    """Those of the numbers and tensors [...] that hold NaN or infinity."""
+    return {name: value for name, value in figures.items() if not _is_finite(value)}
+
+
+def _is_finite(value: float | Tensor) -> bool:
+    if isinstance(value, Tensor) and value.numel() != 1:
+        return bool(value.isfinite().all())
+    return math.isfinite(value.item() if isinstance(value, Tensor) else value)
+
+
+def explain_figures(figures: Mapping[str, float | Tensor], parts: Mapping[str, object]) -> str:
     """What can be told of figures that are not finite, without computing anything again."""
-    told = [text for name, value in figures.items() if isinstance(value, Tensor) and (text := _of_terms(name, value))]
-    return " ".join([*told, of_parameters(parts)]).strip()
+    told = [
+        text for name, value in figures.items() if isinstance(value, Tensor) and (text := _explain_terms(name, value))
+    ]
+    return " ".join([*told, explain_parameters(parts)]).strip()
 
 
-def of_parameters(parts: Mapping[str, object]) -> str:
+def explain_parameters(parts: Mapping[str, object]) -> str:
     """Which parameters of the parts are not finite; empty where all are."""
     names = named(parts)
     wrong = [p for p in parameters(parts) if not finite([p])]
@@ -88,7 +101,9 @@ def of_parameters(parts: Mapping[str, object]) -> str:
     )
 
 
-def of_gradients(given: Sequence[Tensor], gradients: Sequence[Tensor | None], parts: Mapping[str, object]) -> str:
+def explain_gradients(
+    given: Sequence[Tensor], gradients: Sequence[Tensor | None], parts: Mapping[str, object]
+) -> str:
     """Which parameter's gradient is not finite, the one nearest to the loss first."""
     names = named(parts)
     wrong = [(p, g) for p, g in zip(given, gradients, strict=True) if g is not None and not finite([g])]
@@ -100,7 +115,7 @@ def of_gradients(given: Sequence[Tensor], gradients: Sequence[Tensor | None], pa
     return f"The gradient of {names.get(first, f'a parameter of shape {list(first.shape)}')} is {kind}{more}."
 
 
-def of_modules(parts: Mapping[str, object], again: Callable[[], object]) -> str:
+def explain_modules(parts: Mapping[str, object], again: Callable[[], object]) -> str:
     """Compute it `again` and tell which module's output is the first that is not finite; empty where none is."""
     seen: list[str] = []
     with contextlib.ExitStack() as stack:
@@ -128,7 +143,7 @@ def _tensors(nest: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor)]
 
 
-def _of_terms(name: str, loss: Tensor) -> str:
+def _explain_terms(name: str, loss: Tensor) -> str:
     found = dict(_terms(loss))
     if not found:
         return ""

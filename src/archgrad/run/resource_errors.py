@@ -12,7 +12,6 @@ import torch
 from torch.utils.data import dataloader
 
 from archgrad.errors import ArchgradError, ResourceError
-from archgrad.run.phase import Phase
 
 LESS = (
     "a smaller batch (--batch-size, batch_size=), fewer cells or channels (--cells, --channels), or a search that is "
@@ -21,43 +20,40 @@ LESS = (
 
 
 class Located(Protocol):
-    """What `watched` asks of a run: where it is, and what it can be resumed from."""
+    """A run, or its loop."""
 
     @property
     def location(self) -> str:
-        """In words, such as "in phase 'search' at step 12"."""
-        ...
+        """Where it is, in words."""
 
     @property
     def good_state(self) -> str:
         """A sentence on the last good state; empty where none is saved."""
-        ...
 
 
 @contextlib.contextmanager
-def watched(run: Located, phase: Phase | None = None) -> Iterator[None]:
-    """Around a step: say where memory ran out or a worker died, what to lower, and what the state to go on from is.
+def watched(run: Located) -> Iterator[None]:
+    """Around a step: say where memory ran out or a worker died, what to reduce, and which state is the last good one.
 
     Raises ResourceError.
     """
     try:
         yield
     except (MemoryError, RuntimeError, OSError, EOFError) as error:
-        if isinstance(error, ArchgradError) or not (told := _told(error)):
+        if isinstance(error, ArchgradError) or not (explanation := _explain(error)):
             raise
-        place = phase.place if phase else run.location
-        raise ResourceError(f"{told} It happened {place}. {run.good_state}".rstrip()) from error
+        raise ResourceError(f"{explanation} It happened {run.location}. {run.good_state}".rstrip()) from error
 
 
-def _told(error: BaseException) -> str:
+def _explain(error: BaseException) -> str:
     try:
-        return told_of(error)
-    except RuntimeError as death:  # torch tells of a worker that died wherever the program is, so here too
-        return told_of(death)
+        return explain(error)
+    except RuntimeError as death:  # torch reports a worker that died wherever the program is, so here too
+        return explain(death)
 
 
-def told_of(error: BaseException) -> str:
-    """What to tell of an error where memory ran out or a worker of a data loader died; empty for any other."""
+def explain(error: BaseException) -> str:
+    """What happened where memory ran out or a worker of a data loader died; empty for any other error."""
     text = str(error)
     if asked := re.search(r"tried to allocate (\d+) bytes", text):
         text = f"torch tried to allocate {int(asked[1]) / 2**30:,.2f} GiB. {text}"

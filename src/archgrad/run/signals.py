@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish to stop at the next step, instead of anywhere."""
+"""SIGINT and SIGTERM as a request to stop at the next step, instead of anywhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ _Handler = Callable[[int, FrameType | None], Any] | int | None
 class Stopped(KeyboardInterrupt):
     """A signal stopped the run after its state was saved; running the same program again goes on from there.
 
-    `signal` is which, `exit_status` what the program should exit with: 130 for SIGINT, 143 for SIGTERM.
+    Attributes:
+        signal: which one.
+        exit_status: what the program should exit with: 130 for SIGINT, 143 for SIGTERM.
+
+    Example:
+        >>> import signal, archgrad as ag
+        >>> ag.Stopped("stopped by the scheduler", signal.SIGTERM).exit_status
+        143
     """
 
     def __init__(self, message: str, number: int) -> None:
@@ -23,26 +30,26 @@ class Stopped(KeyboardInterrupt):
         self.exit_status = 128 + number
 
 
-class Listener:
-    """Between `listen` and `rest`, takes note of the first signal; `wanted` is its number, or 0."""
+class SignalListener:
+    """Between `start` and `stop`, notes the first signal; `requested` is its number, or 0."""
 
     def __init__(self) -> None:
-        self.wanted = 0
+        self.requested = 0
         self._handlers: dict[int, _Handler] = {}
 
-    def listen(self) -> None:
+    def start(self) -> None:
         """Take over SIGINT and SIGTERM. Python allows that in the main thread only: elsewhere, do nothing."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._note)
 
-    def rest(self) -> None:
-        """Give both signals back to whoever had them."""
+    def stop(self) -> None:
+        """Give both signals back to the handlers that they had."""
         while self._handlers:
             number, handler = self._handlers.popitem()
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.wanted:
+        if number == signal.SIGINT and self.requested:
             raise KeyboardInterrupt
-        self.wanted = self.wanted or number
+        self.requested = self.requested or number

@@ -9,14 +9,14 @@ from typing import Any, Protocol
 from archgrad.errors import ChoiceError, RunError
 
 
-class Kept(Protocol):
+class Stateful(Protocol):
     """What a run can save and restore: a module, an optimizer, a schedule."""
 
     def state_dict(self) -> Any:
         """The state, as a nest of dict, list, tuple, numbers, str, tensors and arrays."""
 
     def load_state_dict(self, state_dict: Any, /) -> Any:
-        """Take up a state that `state_dict` returned."""
+        """Go on from a state that `state_dict` returned."""
 
 
 def check(parts: Mapping[str, object]) -> None:
@@ -29,21 +29,21 @@ def check(parts: Mapping[str, object]) -> None:
             )
 
 
-def states(parts: Mapping[str, Kept]) -> dict[str, Any]:
+def states(parts: Mapping[str, Stateful]) -> dict[str, Any]:
     """The state of each part."""
     return {name: part.state_dict() for name, part in parts.items()}
 
 
-def restore(parts: Mapping[str, Kept], held: Mapping[str, Any], path: Path) -> None:
+def restore(parts: Mapping[str, Stateful], saved: Mapping[str, Any], path: Path) -> None:
     """Load into each part what the checkpoint at `path` holds of it; RunError where it does not fit."""
-    if parts.keys() != held.keys():
+    if parts.keys() != saved.keys():
         raise RunError(
-            f"{path} does not fit this program: it holds the parts {sorted(held)}, and run.register_state named "
+            f"{path} does not fit this program: it holds the parts {sorted(saved)}, and run.register_state named "
             f"{sorted(parts)}. Run the program that the folder was begun with, or choose another folder."
         )
     for name, part in parts.items():
         try:
-            part.load_state_dict(held[name])
+            part.load_state_dict(saved[name])
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise RunError(
                 f"{path} does not fit the part {name!r} of this program: {error}. "

@@ -1,4 +1,4 @@
-"""Checks of what a Run is given: each returns the value in its one form, or raises ConfigError."""
+"""Checks of the settings of a run: each returns the value in its one form, or raises ConfigError."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from archgrad.errors import ConfigError, MissingExtra, RunError
 
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
-_RESERVED = frozenset({"phase", "step", "time"})
 
 
 def count(name: str, value: int | None, *, zero: bool = False) -> int | None:
@@ -122,37 +120,13 @@ def tensorboard(wanted: bool, folder: Path | None) -> bool:
 
 
 def begun(status: str, what: str) -> None:
-    """Raise RunError where a run is not begun."""
+    """Raise RunError where `begin` has not been called."""
     if status == "not begun":
         raise RunError(f"run.{what} was called on a run that is not begun. Call run.begin first.")
 
 
-def shown(given: Mapping[str, Any]) -> str:
-    """What a run was given, in a line."""
-    told = ("epochs", "max_steps", "trials", "seconds", "seed", "workers", "folder")
-    return ", ".join(f"{name.removeprefix('max_')} {given[name]}" for name in told if given[name] is not None)
-
-
-def too_short(
-    given: Mapping[str, Any], steps: int, behind: int, *, phase: str, warm_up: float, least: int
-) -> ConfigError:
-    """The error for a budget that leaves too few steps of a phase."""
-    factor = least / (1.0 - warm_up) / max(steps, 1)
-    budgets = [
-        (name, given[key]) for name, key in (("epochs", "epochs"), ("steps", "max_steps"), ("seconds", "seconds"))
-    ]
-    enough = [f"{name}={math.ceil(value * factor)}" for name, value in budgets if value]
-    shown = " and ".join(f"{name}={value:g}" for name, value in budgets if value)
-    warm = f", of which {behind} come after its warm-up of {warm_up:.0%}" if warm_up else ""
-    return ConfigError(
-        f"{f'The budget of {shown}' if shown else 'The default budget'} leaves about {steps} training steps for the "
-        f"{phase}{warm}. At least {least} are needed. "
-        f"Give Run({', '.join(enough) or 'epochs=...'}) or more{', or a shorter warm-up' if warm_up else ''}."
-    )
-
-
 def phase(name: str, time_fraction: float) -> None:
-    """Check a phase's name, which becomes part of file names, and its share of the seconds."""
+    """Check a phase's name, which becomes part of file names, and its part of the seconds."""
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ConfigError(f"phase={name!r} was given. Allowed are letters, digits, '_', '.' and '-'.")
     if not 0 < time_fraction <= 1:
@@ -173,7 +147,7 @@ def identity(method: str, given: Mapping[str, Any], budgets: Mapping[str, Any]) 
 
 
 def plain(key: str, value: Any) -> Any:
-    """A figure to remember, as it will read after a round through JSON."""
+    """A value as it will read after a round through JSON."""
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -181,21 +155,3 @@ def plain(key: str, value: Any) -> Any:
             f"run.compute_once({key!r}) computed {value!r}, which is not JSON ({error}). "
             "Allowed are dict, list, str, bool, None and finite numbers."
         ) from error
-
-
-def figures(given: Mapping[str, float | Tensor]) -> dict[str, float]:
-    """Figures as Python numbers, from numbers and tensors of one element."""
-    clash = sorted(_RESERVED & given.keys())
-    if clash:
-        raise RunError(f"The figures {clash} are named like what every record holds. Rename them.")
-    return {name: _number(name, value) for name, value in given.items()}
-
-
-def _number(name: str, value: float | Tensor) -> float:
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise RunError(
-                f"The figure {name!r} is a tensor of shape {list(value.shape)}. Allowed is one number: take its mean."
-            )
-        value = value.item()
-    return value if isinstance(value, int) else float(value)

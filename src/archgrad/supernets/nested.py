@@ -12,7 +12,7 @@ from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
 from archgrad.results.result import Found
 from archgrad.run.run import Run
-from archgrad.run.stateful import Kept
+from archgrad.run.stateful import Stateful
 from archgrad.tasks.classification import Classification
 
 
@@ -87,7 +87,7 @@ class _Part:
     def __init__(self, run: Run, name: str, steps: int, time_fraction: float) -> None:
         self._run, self._name, self.max_steps, self._time_fraction = run, name, steps, time_fraction
         self._left = steps
-        self.kept: dict[str, Kept] = {}
+        self.kept: dict[str, Stateful] = {}
 
     def begin(self, method: str, settings: Mapping[str, Any]) -> None:
         """The run has begun."""
@@ -100,7 +100,7 @@ class _Part:
     ) -> int:
         return self.max_steps
 
-    def register_state(self, **parts: Kept) -> None:
+    def register_state(self, **parts: Stateful) -> None:
         self.kept |= parts
         self._run.register_state(**parts)
 

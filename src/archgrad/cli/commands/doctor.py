@@ -24,7 +24,7 @@ EXTRAS = {
     "energy": (("pynvml",), "the energy counter of an NVIDIA GPU"),
     "rl": (("gymnasium", "stable_baselines3"), "gymnasium environments, and supernets in Stable-Baselines3"),
     "procgen": (("procgen",), "the Procgen games"),
-    "tensorboard": (("tensorboard",), "Run(tensorboard=True)"),
+    "tensorboard": (("tensorboard",), "Run(output=Output(tensorboard=True))"),
     "ray": (("ray",), 'trials on a cluster, Run(workers="ray")'),
 }
 

@@ -27,6 +27,7 @@ from archgrad.report import page
 from archgrad.report.charts.curves import SCORE
 from archgrad.report.data.run_folder import write_record
 from archgrad.results.record import conditions
+from archgrad.run.output import Output
 from archgrad.run.run import Run
 from archgrad.supernets.lifecycle import Described, prepare_supernet
 from archgrad.tasks.tabular import Tabular
@@ -59,7 +60,7 @@ def score(options: ScoreOptions) -> Record:
     """Score the networks; returns the record, the best mean rank first."""
     set_threads(options)
     out = Path(options.out) if options.out else None
-    run = Run(seed=options.seed, folder=out, device=options.device, checkpoint_seconds=_KEPT_EVERY)
+    run = Run(seed=options.seed, folder=out, device=options.device, output=Output(checkpoint_seconds=_KEPT_EVERY))
     if out:
         folder.check(out, "score", options)
     batch, fits = _batch(options)

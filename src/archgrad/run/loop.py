@@ -1,0 +1,126 @@
+"""The loop over the steps of a run's phases: budgets, checkpoints, signals and what is shown."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Generator
+from pathlib import Path
+
+from archgrad.run.budget import Budget, Phase
+from archgrad.run.checkpointing import Checkpointing
+from archgrad.run.device import Machine
+from archgrad.run.output import Log
+from archgrad.run.resource_errors import watched
+from archgrad.run.signals import SignalListener, Stopped
+
+# What a loop does before its next step, as a number of which the greatest of all processes counts: 0 is to go on, a
+# signal is its number and _SIGNALS.
+_SAVE, _SIGNALS = 1, 1
+
+
+class Loop:
+    """The phases of one run, one after another.
+
+    Attributes:
+        phase: the present one; None between phases.
+        signals: what asks it to stop.
+    """
+
+    def __init__(
+        self, folder: Path | None, *, budget: Budget, checkpoints: Checkpointing, machine: Machine, log: Log
+    ) -> None:
+        self._folder, self._budget, self._checkpoints = folder, budget, checkpoints
+        self._machine, self._log = machine, log
+        self.phase: Phase | None = None
+        self.signals = SignalListener()
+
+    @property
+    def location(self) -> str:
+        """Where the run is, in words: "in phase 'search' at step 12"."""
+        return self.phase.location if self.phase else "between phases"
+
+    @property
+    def good_state(self) -> str:
+        """A sentence on the last good state; empty where none is saved."""
+        return self._checkpoints.good_state().strip()
+
+    @property
+    def seconds(self) -> float:
+        """The time in loops since the run began."""
+        return self._budget.seconds_used + (self.phase.seconds if self.phase else 0.0)
+
+    def steps(self, phase: Phase) -> Generator[int, None, None]:
+        """The steps of a phase. Raises Stopped after a signal."""
+        self.phase = phase
+        self._budget.enter()
+        self.signals.start()
+        try:
+            # A data loader reports a dead worker by a signal, which may arrive while the state is saved.
+            with watched(self):
+                yield from self._steps(phase)
+        except GeneratorExit:
+            phase.step += 1
+            if not self.signals.requested:
+                self._log.add_deferred(phase, seconds=self.seconds)
+                self._checkpoints.leave(phase)
+            raise
+        finally:
+            self.signals.stop()
+            self._log.view.stop()
+            self._budget.end_phase(phase)
+            self.phase = None
+
+    def _steps(self, phase: Phase) -> Generator[int, None, None]:
+        if self._enter(phase):
+            return
+        over = self._is_over(phase)
+        while not over:
+            if what := self._what_now(phase):
+                self._checkpoints.save(phase, phase.step)
+                self._stop_if(what, phase)
+            yield phase.step
+            phase.step += 1
+            over = self._is_over(phase)
+            self._log.view.step(phase.step, progress=phase.progress)
+            if self._machine.world > 1:
+                self._checkpoints.synchronize(check=phase.step % (self._budget.steps_per_epoch or 100) == 0)
+        self._log.add_deferred(phase, seconds=self.seconds)
+        self._checkpoints.save(phase, "end")
+        self._stop_if(self._what_now(phase), phase)
+
+    def _enter(self, phase: Phase) -> bool:
+        """Load what was saved of the phase, or save its start; True when it was finished before."""
+        checkpoints = self._checkpoints
+        state, path = checkpoints.resume(phase) if checkpoints.replaying else (None, None)
+        if state and state["finished"]:
+            return True
+        if checkpoints.replaying and (lost := checkpoints.end_replay(phase, path)):
+            self._log.note(f"{lost} checkpoints of later phases are void: phase {phase.name!r} is run again.")
+        self._log.open_phase(phase)
+        phase.begin()
+        if state is None:
+            checkpoints.begin(phase)
+        return False
+
+    def _is_over(self, phase: Phase) -> bool:
+        """Whether the phase's budget is used up; brings its progress up to date, the same in every process."""
+        used = phase.used_fraction()
+        phase.progress = used if phase.seconds_limit is None else self._machine.greatest(used)
+        return phase.progress >= 1.0
+
+    def _what_now(self, phase: Phase) -> int:
+        """Whether to save, and whether to stop and why, the same in every process."""
+        requested = self.signals.requested
+        due = phase.step > phase.entered and self._checkpoints.is_due()
+        return self._machine.greatest(requested + _SIGNALS if requested else _SAVE if due else 0)
+
+    def _stop_if(self, what: int, phase: Phase) -> None:
+        if what > _SIGNALS:
+            raise self.stopped(phase, what - _SIGNALS)
+
+    def stopped(self, phase: Phase, reason: int) -> Stopped:
+        """The exception that ends the program by a signal."""
+        place = f"Stopped by {signal.Signals(reason).name} in phase {phase.name!r} after {phase.step} steps."
+        saved = f"The state is saved in {self._folder}: run the same program again to go on from there."
+        lost = "Nothing is saved: give Run(folder=...) to be able to resume."
+        return Stopped(f"{place} {saved if self._folder else lost}", reason)
