@@ -88,7 +88,17 @@ HERE = Path(__file__).parent
 
 def quiet(name: str, **settings: object) -> ag.Run:
     epochs = METHODS[name][1].epochs
-    return ag.Run(**{"epochs": epochs, "seed": 3, "device": "cpu", "progress": False, "trials": 18, **settings})
+    return ag.Run(
+        **{
+            "epochs": epochs,
+            "seed": 3,
+            "device": "cpu",
+            "progress": False,
+            "output": ag.Output(log_every=1),
+            "trials": 18,
+            **settings,
+        }
+    )
 
 
 def found_by(name: str, run: ag.Run, *, limit: ag.Limit | None, space: nn.Module | None = None) -> ag.Found:
@@ -212,7 +222,9 @@ def forked(name: str, folder: Path, *, killed_in: str = "") -> int:
 
         code = 70
         try:
-            run = quiet(name, epochs=6, folder=folder, output=ag.Output(checkpoint_seconds=0.0, on_log=told))
+            run = quiet(
+                name, epochs=6, folder=folder, output=ag.Output(log_every=1, checkpoint_seconds=0.0, on_log=told)
+            )
             found_by(name, run, limit=limit())
             code = 0
         finally:

@@ -30,7 +30,9 @@ def space() -> torch.nn.Module:
 
 
 def run(**settings: object) -> ag.Run:
-    return ag.Run(**{"steps": 40, "seed": 1, "device": "cpu", "progress": False, **settings})
+    return ag.Run(
+        **{"steps": 40, "seed": 1, "device": "cpu", "progress": False, "output": ag.Output(log_every=1), **settings}
+    )
 
 
 def trajectory(found: ag.Found) -> list[tuple[object, ...]]:

@@ -69,7 +69,7 @@ def quiet(trials: int = 24, seed: int = 0, folder: Path | None = None, seconds: 
         device="cpu",
         progress=False,
         folder=folder,
-        output=ag.Output(checkpoint_seconds=seconds),
+        output=ag.Output(log_every=1, checkpoint_seconds=seconds),
     )
 
 
@@ -173,7 +173,15 @@ def test_on_a_trained_task_several_costs_are_weighed_and_a_clock_is_read_once(tm
     reward = mixed(ag.macs(example), ag.params(), measured, alpha=0.2)
 
     def searched() -> tuple[ag.Run, ag.Found]:
-        run = ag.Run(epochs=4, trials=3, seed=0, device="cpu", progress=False, folder=tmp_path / "run")
+        run = ag.Run(
+            epochs=4,
+            trials=3,
+            seed=0,
+            device="cpu",
+            progress=False,
+            folder=tmp_path / "run",
+            output=ag.Output(log_every=1),
+        )
         limit = measured.at_most(100.0)
         return run, monas(Small(), task, run, reward=reward, limit=limit, terms=MonasTerms(patience=20))
 

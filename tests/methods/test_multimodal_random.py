@@ -30,7 +30,16 @@ def space(given: ag.Classification) -> Fusion:
 
 
 def run(**settings: object) -> ag.Run:
-    return ag.Run(**{"steps": 240, "trials": 6, "device": "cpu", "progress": False, **settings})
+    return ag.Run(
+        **{
+            "steps": 240,
+            "trials": 6,
+            "device": "cpu",
+            "progress": False,
+            "output": ag.Output(log_every=1),
+            **settings,
+        }
+    )
 
 
 def test_finds_a_fusion_that_uses_both_and_reports_the_finalists() -> None:

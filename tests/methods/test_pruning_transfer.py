@@ -147,7 +147,9 @@ def made(seed: int = 0) -> nn.Module:
 
 
 def quiet(**settings: object) -> ag.Run:
-    return ag.Run(**{"steps": 200, "seed": 1, "device": "cpu", "progress": False, **settings})
+    return ag.Run(
+        **{"steps": 200, "seed": 1, "device": "cpu", "progress": False, "output": ag.Output(log_every=1), **settings}
+    )
 
 
 def half() -> Limit:
@@ -326,7 +328,7 @@ def test_it_resumes_exactly_wherever_in_a_round_it_was_stopped(process: str, at:
             if sum("loss" in row for row in self.history) > at:
                 raise Stop
 
-    folder = {"folder": tmp_path, "output": ag.Output(checkpoint_seconds=0.0)}
+    folder = {"folder": tmp_path, "output": ag.Output(log_every=1, checkpoint_seconds=0.0)}
     broken = Stopping(steps=60, seed=1, device="cpu", progress=False, **folder)
     with pytest.raises(Stop):
         search(made(), task(), broken)

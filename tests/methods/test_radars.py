@@ -61,7 +61,9 @@ def task(images: int = 120) -> ag.Classification:
 
 
 def quiet(**settings: object) -> ag.Run:
-    return ag.Run(**{"steps": 48, "seed": 1, "device": "cpu", "progress": False, **settings})
+    return ag.Run(
+        **{"steps": 48, "seed": 1, "device": "cpu", "progress": False, "output": ag.Output(log_every=1), **settings}
+    )
 
 
 def bound(candidates: int) -> ag.Limit:
@@ -353,12 +355,12 @@ def test_resumes_exactly_wherever_it_was_stopped(after: int, tmp_path: Path, mon
         log(self, figures, step=step)
 
     monkeypatch.setattr(ag.Run, "log", counted)
-    run = quiet(folder=tmp_path / "run", output=ag.Output(checkpoint_seconds=0.0))
+    run = quiet(folder=tmp_path / "run", output=ag.Output(log_every=1, checkpoint_seconds=0.0))
     with pytest.raises(Interrupted):
         searched(run)
     run.close()
     monkeypatch.setattr(ag.Run, "log", log)
-    resumed = searched(quiet(folder=tmp_path / "run", output=ag.Output(checkpoint_seconds=0.0)))
+    resumed = searched(quiet(folder=tmp_path / "run", output=ag.Output(log_every=1, checkpoint_seconds=0.0)))
     assert resumed.architecture == whole.architecture
     assert all(torch.equal(v, resumed.network.state_dict()[k]) for k, v in whole.network.state_dict().items())
     losses = [[row["loss"] for row in found.history if "loss" in row] for found in (whole, resumed)]
@@ -388,12 +390,12 @@ def explored(run: ag.Run, folder: Path | None, *, stop: int | None = None) -> tu
 def test_an_episode_goes_on_where_it_was_stopped(stop: int, tmp_path: Path) -> None:
     """With the weights, the statistics and the momentum of its path, and those on file."""
     policy, weights = explored(quiet(), None)
-    run = quiet(folder=tmp_path / "run", output=ag.Output(checkpoint_seconds=0.0))
+    run = quiet(folder=tmp_path / "run", output=ag.Output(log_every=1, checkpoint_seconds=0.0))
     with pytest.raises(Interrupted):
         explored(run, tmp_path / "files", stop=stop)
     run.close()
     again, resumed = explored(
-        quiet(folder=tmp_path / "run", output=ag.Output(checkpoint_seconds=0.0)), tmp_path / "files"
+        quiet(folder=tmp_path / "run", output=ag.Output(log_every=1, checkpoint_seconds=0.0)), tmp_path / "files"
     )
     assert all(torch.equal(v, resumed.state_dict()[k]) for k, v in weights.state_dict().items())
     assert str(policy) == str(again)

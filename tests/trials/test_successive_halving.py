@@ -33,7 +33,7 @@ TRIED = [ag.Architecture({"n": i}) for i in range(9)]
 
 
 def run(**settings: object) -> Run:
-    made = Run(**{"device": "cpu", "progress": False, **settings})
+    made = Run(**{"device": "cpu", "progress": False, "output": ag.Output(log_every=1), **settings})
     made.begin("test", {})
     return made
 
@@ -103,11 +103,11 @@ def test_a_run_that_is_stopped_in_a_trial_goes_on_with_the_same_bits(tmp_path: P
             made.register_step_pre_hook(die)
         return made
 
-    first = run(folder=tmp_path, output=ag.Output(checkpoint_seconds=0.0))
+    first = run(folder=tmp_path, output=ag.Output(log_every=1, checkpoint_seconds=0.0))
     with pytest.raises(Killed):
         halved(space(), TASK, first, TRIED, halving=Halving(), steps=210, share=1.0, optimizer=dying)
     first.close()
-    again, _ = search(210, run(folder=tmp_path, output=ag.Output(checkpoint_seconds=0.0)))
+    again, _ = search(210, run(folder=tmp_path, output=ag.Output(log_every=1, checkpoint_seconds=0.0)))
     assert again == whole
 
 
@@ -120,7 +120,7 @@ def test_settings_that_halve_nothing_are_refused(settings: dict[str, int]) -> No
 def test_random_search_halves_apart_alone() -> None:
     with pytest.raises(ConfigError, match="halving trains every network apart"):
         ag.random_search(space(), TASK, Run(device="cpu", progress=False), shared=True, halving=Halving())
-    made = Run(steps=300, trials=9, device="cpu", progress=False)
+    made = Run(steps=300, trials=9, device="cpu", progress=False, output=ag.Output(log_every=1))
     found = ag.random_search(space(), TASK, made, halving=Halving())
     assert [row["round"] for row in found.record["trials"]].count(2) == 1
     assert sum("loss" in r for r in made.history) == 300

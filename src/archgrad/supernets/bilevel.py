@@ -141,21 +141,20 @@ def alternate(
             group["lr"] = rate if group.get("steady") else rate * schedule(run.progress)
         space.train()
         number = update_schedule.next_batch(step, run.progress)
-        pace = update_schedule.figures()
+        logged: dict[str, float | Tensor] = dict(update_schedule.figures())
         train = load_batch(first, step, run)
         if number is not None:
             valid = load_batch(second, number, run)
             on_architecture = functools.partial(architecture_gradient, train, valid)
             loss = take_step(architecture, run, on_architecture, name="architecture loss")
-            shown["architecture_loss"] = float(loss)
+            logged["architecture_loss"] = loss
             # What lies before the first logits was not gone back through, and would be held during the next pass.
             del on_architecture, valid
         on_weights = functools.partial(weight_loss, space, train)
         loss = take_step(weights, run, on_weights, observe=update_schedule.observe)
         del on_weights, train
         prune(space)
-        figures_now = {"loss": loss, "lr": weights.param_groups[0]["lr"], **pace}
-        run.log_step(figures_now, shown, step=step)
+        run.log_step({"loss": loss, "lr": weights.param_groups[0]["lr"], **logged}, shown, step=step)
     run.log(_shown(space, figures), step=steps)
 
 
