@@ -9,7 +9,10 @@ import torch
 from torch import nn
 
 from archgrad.costs.count import macs, params
+from archgrad.costs.energy import energy
+from archgrad.costs.latency import latency
 from archgrad.costs.limits import Cost, Limit, Predicts, black_box
+from archgrad.costs.memory import peak_memory
 from archgrad.errors import LimitError, ModelError
 
 
@@ -79,3 +82,29 @@ def test_what_is_no_black_box_is_refused() -> None:
     for function, name in ((3.0, "energy"), (len, "")):
         with pytest.raises(LimitError, match="black_box takes a function"):
             black_box(function, name=name, unit="mJ")
+
+
+class Nested(nn.Module):
+    """Takes and gives nests: what a network of several named inputs does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, batch: dict[str, object], doubled: bool) -> dict[str, object]:
+        y = self.layer(batch["x"]) + batch["more"]["shift"][0]
+        return {"y": 2 * y if doubled else y, "nothing": None}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_every_cost_takes_nests_of_tensors_and_flags(batch: int) -> None:
+    example = ({"x": torch.randn(batch, 4), "more": {"shift": [torch.randn(batch, 3)]}}, True)
+    network = Nested()
+    assert macs(example).of(network) == 12 and params().of(network) == 15
+    timed = [latency(example, repeats=2, warmup=0, runtime=runtime) for runtime in ("eager", "onnx")]
+    rough = [energy(example, source="estimated"), peak_memory(example, batch=5)]
+    for cost in (*timed, *rough):
+        assert cost.of(network) > 0 and cost.at_most(fraction=0.5).cost is cost
+        with pytest.raises(LimitError, match="no gradient"):
+            cost.expected(network)
+    assert peak_memory(example, batch=10).of(network) > peak_memory(example, batch=5).of(network)

@@ -176,19 +176,19 @@ def _check(runtime: str, *, repeats: int, warmup: int, threads: int) -> None:
 
 def _present(device: str | torch.device, runtime: Runtime) -> torch.device:
     try:
-        wanted = torch.device(device)
-        torch.empty(0, device=wanted)
+        present = torch.device(device)
+        torch.empty(0, device=present)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"device={str(device)!r} cannot be used here ({one_line(error)}). Give a device that PyTorch "
             f'sees on this machine, such as "cpu"'
         ) from error
-    if runtime == "onnx" and wanted.type != "cpu":
+    if runtime == "onnx" and present.type != "cpu":
         raise ConfigError(
             f'runtime="onnx" on device={str(device)!r}: ONNX Runtime is timed on the CPU. Give device="cpu", '
             f'or runtime="eager"'
         )
-    return wanted
+    return present
 
 
 def _moved(example: Inputs, device: torch.device) -> Inputs:
@@ -202,8 +202,8 @@ def _device_of(network: nn.Module) -> torch.device:
 @contextlib.contextmanager
 def _ready(network: nn.Module, inputs: tuple[Tensor, ...], device: torch.device) -> Iterator[nn.Module]:
     """The network in eval mode on the device, once it has run: a copy, or a space itself, put back afterwards."""
-    here = {tensor.device for tensor in itertools.chain(network.parameters(), network.buffers())}
-    in_place = _has_choices(network) and here == {torch.empty(0, device=device).device}
+    devices = {tensor.device for tensor in itertools.chain(network.parameters(), network.buffers())}
+    in_place = _has_choices(network) and devices == {torch.empty(0, device=device).device}
     ready = network if in_place else copied(network).to(device)
     with modes_kept(ready):
         ready.eval()
@@ -251,12 +251,12 @@ def _onnx_pass(data: bytes, inputs: tuple[Tensor, ...], threads: int) -> Callabl
 def _in_turns(passes: list[Callable[[], object]], *, repeats: int, warmup: int) -> list[list[float]]:
     rows: list[list[float]] = [[] for _ in passes]
     for turn in range(warmup + repeats):
-        for once, row in zip(passes, rows, strict=True):
+        for run, row in zip(passes, rows, strict=True):
             start = time.perf_counter_ns()
-            once()
-            taken = time.perf_counter_ns() - start
+            run()
+            nanoseconds = time.perf_counter_ns() - start
             if turn >= warmup:
-                row.append(taken / 1e6)
+                row.append(nanoseconds / 1e6)
     return rows
 
 

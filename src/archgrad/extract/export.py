@@ -154,8 +154,8 @@ def _encode(network: nn.Module, example: Inputs, encoders: Sequence[Encoder], *,
 
 
 def _share_batch(inputs: tuple[Any, ...]) -> bool:
-    given = tensors(inputs)
-    return all(tensor.dim() > 0 for tensor in given) and len({len(tensor) for tensor in given}) == 1
+    leaves = tensors(inputs)
+    return all(leaf.dim() > 0 for leaf in leaves) and len({len(leaf) for leaf in leaves}) == 1
 
 
 def _trace(plain: nn.Module, inputs: tuple[Any, ...], *, dynamic: bool) -> ExportedProgram:

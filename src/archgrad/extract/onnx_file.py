@@ -64,10 +64,10 @@ class Session:
     def prepare(self, inputs: object) -> dict[str, Any]:
         """What `run` takes, from a nest of tensors in the order of the file's inputs."""
         names = [slot.name for slot in self._session.get_inputs()]
-        given = tensors(inputs)
-        if len(names) != len(given):
-            raise RuntimeError(f"the file has the inputs {names}, the example {len(given)} tensors")
-        return {name: tensor.numpy() for name, tensor in zip(names, given, strict=True)}
+        leaves = tensors(inputs)
+        if len(names) != len(leaves):
+            raise RuntimeError(f"the file has the inputs {names}, the example {len(leaves)} tensors")
+        return {name: tensor.numpy() for name, tensor in zip(names, leaves, strict=True)}
 
     def run(self, feed: dict[str, Any]) -> list[Any]:
         """The outputs as arrays."""
