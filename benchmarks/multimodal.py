@@ -172,7 +172,7 @@ def mfas_like(task: ag.Classification, steps: int, seed: int) -> Figures:
     held: dict[str, tuple[dict[str, Tensor], Tensor]] = {}
     for part in ("train", "valid", "test"):
         rows: list[tuple[dict[str, Tensor], Tensor]] = []
-        for x, y in task._whole(part):
+        for x, y in task._batches(part):
             with torch.no_grad():
                 levels = {f"{n}{i}": f for n, e in encoders.items() for i, f in enumerate(e.eval().levels(x))}
             rows.append((levels, y))

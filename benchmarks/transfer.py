@@ -57,7 +57,7 @@ def digits() -> Pair:
     pixels = held.x.flatten(1).numpy() / np.float32(255)
     x = np.concatenate([pixels, noise.normal(0.3, 0.35, pixels.shape).astype(np.float32)], 1)
     parts = [classes(x, held.y.numpy(), chosen) for chosen in (range(5), range(5, 10))]
-    source, target = (ag.Classification(part, batch_size=64, valid_fraction=0.3) for part in parts)
+    source, target = (ag.Classification(part, batch_size=64, split=ag.Split(0.3)) for part in parts)
     return source, target, mlp(128, 128, 64, 64, 5)
 
 

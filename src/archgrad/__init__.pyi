@@ -255,6 +255,18 @@ from .tasks.classification import (
 from .tasks.datasets import (
     digits as digits,
 )
+from .tasks.metrics import (
+    higher as higher,
+)
+from .tasks.metrics import (
+    lower as lower,
+)
+from .tasks.splits import (
+    Split as Split,
+)
+from .tasks.supervised import (
+    Supervised as Supervised,
+)
 from .tasks.tabular import (
     Tabular as Tabular,
 )

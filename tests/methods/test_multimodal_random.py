@@ -70,7 +70,7 @@ def test_the_finalists_are_trained_on_validation_data_too() -> None:
     }
 
     def rows(part: str) -> set[tuple[float, ...]]:
-        return {tuple(row) for x, _ in given._whole(part) for row in x["facts"].tolist()}
+        return {tuple(row) for x, _ in given._batches(part) for row in x["facts"].tolist()}
 
     assert seen <= rows("train") | rows("valid") and seen & rows("valid") and not seen & rows("test")
 
@@ -88,8 +88,8 @@ def test_whole_joins_parts_of_every_kind(kind: str) -> None:
     else:
         given = ag.Classification((x[:12], y[:12]), (x[12:16], y[12:16]), (x[16:], y[16:]), batch_size=8)
     whole = given.with_validation()
-    parts = torch.cat([b[0] for part in ("train", "valid") for b in given._whole(part)])
-    both = torch.cat([b[0] for b in whole._whole("train")])
+    parts = torch.cat([b[0] for part in ("train", "valid") for b in given._batches(part)])
+    both = torch.cat([b[0] for b in whole._batches("train")])
     assert len(both) == 16 and whole.steps_per_epoch == 2
     assert torch.equal(both.flatten(1).sort(dim=0).values, parts.flatten(1).sort(dim=0).values)
 

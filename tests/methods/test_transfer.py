@@ -224,7 +224,7 @@ def test_on_digits_beside_noise_a_structure_helps_where_a_random_one_harms() -> 
     held, g = ag.digits(), torch.Generator().manual_seed(0)
     x = torch.cat([held.x.flatten(1) / 255, 0.3 + 0.35 * torch.randn(len(held), 64, generator=g)], 1)
     first, second = (
-        ag.Classification((x[half], held.y[half] % 5), batch_size=64, valid_fraction=0.3)
+        ag.Classification((x[half], held.y[half] % 5), batch_size=64, split=ag.Split(0.3))
         for half in (held.y < 5, held.y >= 5)
     )
     torch.manual_seed(0)

@@ -45,7 +45,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def everything(task: ag.Classification, part: str) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    batches = list(task._whole(part))
+    batches = list(task._batches(part))
     return {n: torch.cat([x[n] for x, _ in batches]) for n in batches[0][0]}, torch.cat([y for _, y in batches])
 
 

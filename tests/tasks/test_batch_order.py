@@ -28,6 +28,7 @@ from torch.utils.data import (
 from archgrad.errors import DataError
 from archgrad.tasks.augmentation import crop
 from archgrad.tasks.classification import Classification
+from archgrad.tasks.splits import Split
 from archgrad.tasks.task import stable_seed
 
 COUNT = 60
@@ -53,7 +54,8 @@ def loaded(loader: DataLoader) -> Classification:
 
 
 def noisy(workers: int) -> Classification:
-    return Classification(Noisy(), HELD, TensorDataset(X, Y), batch_size=16, workers=workers)
+    loader = DataLoader(Noisy(), batch_size=16, shuffle=True, num_workers=workers)
+    return Classification(loader, HELD, TensorDataset(X, Y))
 
 
 def pictures() -> Classification:
@@ -128,7 +130,7 @@ def test_workers_draw_what_one_process_draws() -> None:
 
 
 def test_an_epoch_is_the_training_part_once() -> None:
-    task = Classification((X, Y), batch_size=6, valid_fraction=0.2)
+    task = Classification((X, Y), batch_size=6, split=Split(0.2))
     assert task.steps_per_epoch == 6
     stream = task.stream(seed=0)
     epochs = [torch.cat([stream(6 * epoch + step)[0][:, 0] for step in range(6)]).tolist() for epoch in (0, 1)]
@@ -182,7 +184,7 @@ def test_a_sampler_never_draws_what_was_held_out() -> None:
     stream = task.stream(seed=0)
     drawn = {float(x) for step in range(60) for x in stream(step)[0]}
     sizes = Counter(len(stream(step)[1]) for step in range(12))
-    held_out = {float(x) for part in ("valid", "test") for batch, _ in task._whole(part) for x in batch.flatten()}
+    held_out = {float(x) for part in ("valid", "test") for batch, _ in task._batches(part) for x in batch.flatten()}
     assert sizes == {6: 12} and len(held_out) == 24 and len(drawn) > 30
     assert not drawn & held_out
 
@@ -233,7 +235,7 @@ class Endless(IterableDataset):
 def test_loaders_that_cannot_be_used() -> None:
     data = TensorDataset(X, Y)
     for given in (Endless(), DataLoader(Endless())):
-        with pytest.raises(DataError, match=r"train: an IterableDataset cannot be split.*map-style"):
+        with pytest.raises(DataError, match=r"train: an IterableDataset without a length cannot be split.*map-style"):
             Classification(given)
     with pytest.raises(DataError, match="batch_size=None"):
         Classification(DataLoader(data, batch_size=None))

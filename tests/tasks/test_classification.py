@@ -13,6 +13,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 
 from archgrad.errors import DataError, ModelError, NonFiniteError
 from archgrad.tasks.classification import Classification
+from archgrad.tasks.splits import Split
 from archgrad.tasks.task import Task
 
 ONE = torch.arange(200, dtype=torch.float32)[:, None]
@@ -20,7 +21,7 @@ LABEL = torch.arange(200) % 4
 
 
 def members(task: Classification, part: str) -> set[float]:
-    return {float(x) for inputs, _ in task._whole(part) for x in inputs[:, 0]}
+    return {float(x) for inputs, _ in task._batches(part) for x in inputs[:, 0]}
 
 
 class Rule(nn.Module):
@@ -43,14 +44,14 @@ def test_it_is_a_task() -> None:
 
 @pytest.mark.parametrize("given", [(ONE, LABEL), TensorDataset(ONE, LABEL), DataLoader(TensorDataset(ONE, LABEL))])
 def test_parts_are_stratified_disjoint_and_fixed(given: object) -> None:
-    task = Classification(given, valid_fraction=0.2)
+    task = Classification(given, split=Split(0.2))
     parts = [members(task, part) for part in ("train", "valid", "test")]
     assert [len(part) for part in parts] == [120, 40, 40]
     assert set.union(*parts) == set(range(200))
     for part in parts:
         assert [sum(x % 4 == label for x in part) for label in range(4)] == [len(part) // 4] * 4
     assert [members(Classification(given), part) for part in ("train", "valid", "test")] == parts
-    assert members(Classification(given, split_seed=1), "valid") != parts[1]
+    assert members(Classification(given, split=Split(seed=1)), "valid") != parts[1]
     record = task.splits
     assert [record[part]["size"] for part in ("train", "valid", "test")] == [120, 40, 40]
     assert record["valid"]["indices_sha256"] == Classification(given).splits["valid"]["indices_sha256"]
@@ -72,10 +73,10 @@ def test_what_is_given_is_not_split() -> None:
 def test_a_rare_class_is_not_lost() -> None:
     label = LABEL.clone()
     label[:2] = 4
-    task = Classification((ONE, label), valid_fraction=0.3)
+    task = Classification((ONE, label), split=Split(0.3))
     assert {0.0, 1.0} <= members(task, "train"), "two samples cannot serve three parts"
     label[2] = 4
-    task = Classification((ONE, label), valid_fraction=0.3)
+    task = Classification((ONE, label), split=Split(0.3))
     assert [len({0.0, 1.0, 2.0} & members(task, part)) for part in ("train", "valid", "test")] == [1, 1, 1]
 
 
@@ -90,9 +91,9 @@ def test_images_are_normalized_by_the_training_part() -> None:
     assert np.allclose(constants["std"][:2], scaled[:, :2].std((0, 2, 3), correction=0).tolist())
     assert constants["std"][2] == 1, "a constant channel is not divided by zero"
     mean, std = (torch.tensor(constants[key]).view(3, 1, 1) for key in ("mean", "std"))
-    seen = torch.cat([inputs for inputs, _ in task._whole("valid")])
+    seen = torch.cat([inputs for inputs, _ in task._batches("valid")])
     assert torch.allclose(seen, (extra / 255 - mean) / std, atol=1e-6)
-    train = torch.cat([inputs for inputs, _ in task._whole("train")])
+    train = torch.cat([inputs for inputs, _ in task._batches("train")])
     assert train.mean((0, 2, 3)).abs().max() < 1e-5
     assert task.example.shape == (1, 3, 4, 4) and task.splits["input_shape"] == [3, 4, 4]
     flat = Classification((pixels.flatten(1), LABEL[:50])).splits["normalization"]
@@ -110,7 +111,7 @@ def test_the_validation_part_does_not_enter_the_constants() -> None:
 def test_floats_and_datasets_pass_as_they_are() -> None:
     assert Classification((ONE, LABEL)).splits["normalization"] is None
     data = TensorDataset(torch.full((16, 2), 7, dtype=torch.uint8), LABEL[:16])
-    batch = Classification(data, valid_fraction=0.1).stream(seed=0)(0)[0]
+    batch = Classification(data, split=Split(0.1)).stream(seed=0)(0)[0]
     assert batch.dtype == torch.uint8 and batch.unique().tolist() == [7]
 
 
@@ -134,7 +135,7 @@ def test_augmentation_is_for_training_alone() -> None:
 
 
 def test_accuracy_and_loss_against_a_count() -> None:
-    task = Classification((ONE, LABEL), valid_fraction=0.2)
+    task = Classification((ONE, LABEL), split=Split(0.2))
     network = Rule(wrong=100)
     for part in ("train", "valid", "test"):
         found = task.evaluate(network, part)
@@ -152,7 +153,7 @@ def test_accuracy_and_loss_against_a_count() -> None:
 
 def test_many_batches_and_top5() -> None:
     x = torch.arange(1300.0)[:, None]
-    task = Classification((x, torch.arange(1300) % 13), valid_fraction=0.45)
+    task = Classification((x, torch.arange(1300) % 13), split=Split(0.45))
 
     class Shifted(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -321,7 +322,7 @@ def test_load_from_a_path(tmp_path: Path) -> None:
     path = tmp_path / "d.npz"
     pixels = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 3), dtype=np.uint8)
     np.savez(path, x_train=pixels, y_train=np.arange(40) % 4, x_test=pixels[:8] // 2, y_test=np.arange(8) % 4)
-    task = Classification.load(path, batch_size=8, valid_fraction=0.25)
+    task = Classification.load(path, batch_size=8, split=Split(0.25))
     assert [task.splits[part]["size"] for part in ("train", "valid", "test")] == [28, 12, 8]
     assert task.example.shape == (1, 3, 6, 6)
     with pytest.raises(DataError, match="no such file"):

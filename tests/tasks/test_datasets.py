@@ -8,7 +8,8 @@ import torch
 
 from archgrad.errors import DataError
 from archgrad.tasks.data_path import load
-from archgrad.tasks.datasets import digits, samples
+from archgrad.tasks.datasets import digits
+from archgrad.tasks.samples import samples
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 6, 5, 3), dtype=np.uint8)
 LABELS = np.arange(12) % 3

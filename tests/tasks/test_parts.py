@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from archgrad.errors import ArchgradError, DataError
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.datasets import digits
+from archgrad.tasks.splits import Split
 
 ONE = torch.arange(200, dtype=torch.float32)[:, None]
 LABEL = torch.arange(200) % 4
@@ -81,9 +82,7 @@ def test_bad_batches() -> None:
         ({"batch_size": 2.5}, "batch_size=2.5"),
         ({"classes": 1}, "classes=1: classification needs at least two"),
         ({"classes": 3}, "label 3 with classes=3"),
-        ({"valid_fraction": 0.0}, "valid_fraction=0.0: give a share"),
-        ({"valid_fraction": 0.5}, "valid_fraction=0.5 for each of valid and test leaves nothing"),
-        ({"workers": -1}, "workers=-1"),
+        ({"split": Split(0.5)}, "valid_fraction=0.5 for each of valid and test leaves nothing"),
         ({"smoothing": 1.0}, "smoothing=1.0"),
         ({"valid": (ONE, LABEL)}, "train and valid have 200 samples in common"),
         ({"valid": (ONE + 1, LABEL + 1)}, "valid: labels 4 are outside the 4 classes 0, 1, 2, 3"),
@@ -97,6 +96,20 @@ def test_bad_options(options: dict, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         Classification((ONE, LABEL), **options)
     assert isinstance(caught.value, ArchgradError)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"valid_fraction": 0.0}, "valid_fraction=0.0: give a share"),
+        ({"valid_fraction": 1}, "valid_fraction=1: give a share"),
+        ({"seed": 0.5}, "seed=0.5"),
+        ({"groups": [1], "stratify": [1]}, "cannot be stratified too"),
+    ],
+)
+def test_bad_splits(options: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Split(**options)
 
 
 def test_classes_given_for_a_dataset() -> None:

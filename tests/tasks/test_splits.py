@@ -24,6 +24,7 @@ from torch.utils.data import (
 from archgrad.errors import DataError
 from archgrad.tasks.augmentation import crop
 from archgrad.tasks.classification import Classification
+from archgrad.tasks.splits import Split
 
 COUNT = 120
 X = torch.arange(COUNT, dtype=torch.float32)[:, None]
@@ -60,12 +61,12 @@ TASKS: dict[str, Callable[[], Classification]] = {
     "arrays": lambda: Classification((X, Y), batch_size=16),
     "dataset": lambda: Classification(SET, batch_size=16),
     "tuples": lambda: Classification(Pairs(), batch_size=16),
-    "workers": lambda: Classification(SET, batch_size=16, workers=1),
+    "workers": lambda: loaded(batch_size=16, shuffle=True, num_workers=1),
     "shuffled": lambda: loaded(batch_size=16, shuffle=True),
     "in order": lambda: loaded(batch_size=16, sampler=SequentialSampler(SET)),
     "subset": lambda: loaded(batch_size=8, sampler=SubsetRandomSampler(range(0, COUNT, 2))),
     "weighted": lambda: loaded(batch_size=8, sampler=WeightedRandomSampler([1.0] * COUNT, COUNT)),
-    "split off": lambda: Classification(DataLoader(SET, batch_size=16, shuffle=True), valid_fraction=0.1),
+    "split off": lambda: Classification(DataLoader(SET, batch_size=16, shuffle=True), split=Split(0.1)),
 }
 
 
@@ -139,8 +140,8 @@ def test_the_seed_decides_who_goes_where() -> None:
     task = TASKS["arrays"]()
     default = indices(task.split()[0])
     assert indices(task.split(seed=0)[0]) == default != indices(task.split(seed=1)[0])
-    other_split = Classification((X, Y), (X + 500, Y), (X + 900, Y), split_seed=1)
-    same_split = Classification((X, Y), (X + 500, Y), (X + 900, Y), split_seed=0)
+    other_split = Classification((X, Y), (X + 500, Y), (X + 900, Y), split=Split(seed=1))
+    same_split = Classification((X, Y), (X + 500, Y), (X + 900, Y), split=Split(seed=0))
     assert indices(other_split.split()[0]) != indices(same_split.split()[0])
     assert indices(other_split.split()[0]) == indices(same_split.split(seed=1)[0])
 

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from archgrad import files
 from archgrad.errors import DataError
-from archgrad.tasks.datasets import samples
+from archgrad.tasks.samples import samples
 
 _SOUND = 2**30  # bytes of one recording
 Sample = tuple[dict[str, Tensor], Tensor]

@@ -114,7 +114,7 @@ class Stream:
         self._batches: Iterator[Batch] = iter(())
 
     def __call__(self, step: int) -> Batch:
-        """The batch of this step: inputs [B, ...] on the CPU, labels int64 [B]. Raises DataError below 0."""
+        """The batch of this step, on the CPU. Raises DataError below 0."""
         if step < 0:
             raise DataError(f"step {step}: steps count from 0")
         if step != self._next:
@@ -123,8 +123,11 @@ class Stream:
             )
         # Until the batch is here nothing is known to be in place, should this be interrupted.
         self._next = -1
-        inputs, target = next(self._batches)
+        batch = next(self._batches)
         self._next = step + 1
+        if not self._augment:
+            return batch
+        inputs, target = batch
         generator = torch.Generator().manual_seed(stable_seed("augment", self._seed, step, self._rank))
         for augmentation in self._augment:
             inputs = augmentation(inputs, generator)

@@ -14,12 +14,14 @@ def load(
     size: int | tuple[int, int] | None = None,
     skip_corrupt: bool = False,
     classes: int | None = None,
+    labels: bool = True,
 ) -> datasets.Parts:
     """Read the data that a command line's DATA names: see `archgrad.tasks.datasets.KINDS` for what is allowed.
 
     size: resize all images to this (a side, or height and width, in pixels). skip_corrupt: leave unreadable
     images out and name them in `Samples.skipped`. classes: how many there are, for integer labels of which
-    some do not occur. Raises DataError, and MissingExtra for a Hugging Face data set without `datasets`.
+    some do not occur. labels: False for a `.npz` file whose targets are of any kind. Raises DataError, and
+    MissingExtra for a Hugging Face data set without `datasets`.
     """
     place = Path(path)
     is_images = str(path) != "digits" and place.is_dir()
@@ -36,6 +38,6 @@ def load(
             return images.read_saved(place, size=size, skip_corrupt=skip_corrupt, classes=classes)
         return images.read_folder(place, size=size, skip_corrupt=skip_corrupt, classes=classes)
     if place.suffix.lower() == ".npz":
-        return datasets.read_npz(place, classes)
+        return datasets.read_npz(place, classes, labels=labels)
     kind = place.suffix or "no suffix"
     raise DataError(f"{path}: this kind of file ({kind}) is not read. Data may be {datasets.KINDS}")

@@ -15,7 +15,8 @@ from PIL import Image
 
 from archgrad import files
 from archgrad.errors import DataError, MissingExtra
-from archgrad.tasks.datasets import KINDS, Parts, Samples, samples
+from archgrad.tasks.datasets import KINDS, Parts
+from archgrad.tasks.samples import Samples, samples
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 SPELLINGS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}

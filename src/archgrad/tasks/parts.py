@@ -1,14 +1,16 @@
-"""The parts of the data: opened from what a user gives, checked against each other, split off."""
+"""The parts of the data: opened from what a user gives, and checked against each other."""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
     DataLoader,
     DistributedSampler,
@@ -21,72 +23,116 @@ from torch.utils.data import (
 
 from archgrad.errors import DataError
 from archgrad.tasks.batch_order import draw, order_of
-from archgrad.tasks.datasets import Samples, samples
-from archgrad.tasks.sources import DatasetSource, MemorySource
-from archgrad.tasks.task import stable_seed
+from archgrad.tasks.samples import Samples, samples, unlabelled
+from archgrad.tasks.sources import DatasetSource, MemorySource, read_all
 
-# A torch Dataset or DataLoader of (x, y), Samples, or a pair of arrays (x, y).
+# A torch Dataset or DataLoader of samples, Samples, or a pair of arrays (x, y).
 Data = Any
+QUANTILES = 10
+
+
+def strata(values: np.ndarray[Any, Any]) -> Tensor:
+    """The stratum of each sample: its label, or which tenth of all it is in where the values are real numbers."""
+    distinct, labels = np.unique(values, return_inverse=True)
+    if values.dtype.kind != "f" and (values.dtype.kind in "SU" or 4 * len(distinct) <= len(values)):
+        return torch.from_numpy(labels.reshape(-1))
+    bins = max(1, min(QUANTILES, len(values) // QUANTILES))
+    ranks = np.empty(len(values), dtype=np.int64)
+    ranks[np.argsort(values, kind="stable")] = np.arange(len(values))
+    return torch.from_numpy(ranks * bins // len(values))
 
 
 @dataclass
 class Part:
     """A part of the data: a source, the indices of it that belong to the part, and the loader given.
 
-    `bounded` says that `indices` are known to be all that the loader's sampler can ever draw.
+    `bounded` says that `indices` are known to be all that the loader's sampler can ever draw; `batch_size` is that of
+    a loader whose order is not kept.
     """
 
     source: MemorySource | DatasetSource
     indices: Tensor
     loader: DataLoader[Any] | None = None
     bounded: bool = True
+    batch_size: int | None = None
+
+    def only(self, indices: Tensor) -> Part:
+        """This part on some of its samples."""
+        return replace(self, indices=indices)
+
+    @property
+    def strata(self) -> Tensor:
+        """The stratum of each of its samples: what was given, else the class or the tenth of the target."""
+        if self.source.strata is None:
+            targets = self.source.targets()
+            if targets is None:
+                self.source.strata = torch.zeros(len(self.source), dtype=torch.int64)
+            else:
+                self.source.strata = targets if self.classes else strata(targets.numpy())
+        return self.source.strata[self.indices]
+
+    @property
+    def classes(self) -> tuple[str, ...] | int | None:
+        """What says that the targets are labels of classes; None where they are of another kind."""
+        return self.source.samples.class_names if isinstance(self.source, MemorySource) else self.source.classes
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is known of the labels of a classification before a part is opened."""
+
+    classes: int | None = None
+    names: tuple[str, ...] | None = None
+    ignore: int | None = None
 
 
 def open_part(
-    data: Data,
-    name: str,
-    *,
-    classes: int | None,
-    class_names: tuple[str, ...] | None,
-    workers: int,
+    data: Data, name: str, *, labels: Labels | None = None, collate: Callable[[list[Any]], Any] | None = None
 ) -> Part:
-    """Make a `Part` of whatever a user gave as train, valid or test. Raises DataError."""
+    """A `Part` of whatever a user gave as train, valid or test; `labels` for a classification. Raises DataError."""
+    if isinstance(data, Part):
+        return data
     if isinstance(data, Samples) or (isinstance(data, tuple | list) and len(data) == 2):
-        return _open_memory(data, name, classes=classes, class_names=class_names)
+        return _open_memory(data, name, labels)
     loader = data if isinstance(data, DataLoader) else None
     dataset = loader.dataset if loader is not None else data
-    if isinstance(dataset, IterableDataset):
-        raise DataError(
-            f"{name}: an IterableDataset cannot be split, counted or resumed exactly; give a map-style "
-            f"Dataset (with __len__ and __getitem__)"
-        )
+    iterable = isinstance(dataset, IterableDataset)
+    if iterable:
+        dataset = read_all(dataset, name)
     arrays = (str, bytes, dict, tuple, list, np.ndarray, Tensor)
     if isinstance(dataset, arrays) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise DataError(
             f"{name} is a {type(data).__name__}; give a torch Dataset or DataLoader of (x, y), or a pair of "
             f"arrays (x, y). Classification.load reads a path"
         )
-    if len(dataset) == 0:  # type: ignore[arg-type]
-        raise DataError(f"{name}: the dataset has no samples; give at least two classes with a sample each")
-    source = DatasetSource(dataset, loader=loader, workers=workers)
+    if len(dataset) == 0:
+        raise DataError(f"{name}: the dataset has no samples; give at least two")
+    source = DatasetSource(dataset, collate=collate, loader=loader, labelled=labels is not None)
     if loader is None:
         return Part(source, torch.arange(len(source)))
+    if iterable:
+        return Part(source, torch.arange(len(source)), batch_size=loader.batch_size)
     indices, bounded = _drawable(loader, name)
     return Part(source, indices, loader, bounded)
 
 
-def _open_memory(data: Data, name: str, *, classes: int | None, class_names: tuple[str, ...] | None) -> Part:
+def _open_memory(data: Data, name: str, labels: Labels | None) -> Part:
+    if labels is None:
+        held = data if isinstance(data, Samples) else unlabelled(data[0], data[1], part=name)
+        return Part(MemorySource(held), torch.arange(len(held)))
     if not isinstance(data, Samples):
-        held = samples(data[0], data[1], classes=classes, class_names=class_names, part=name)
+        held = samples(
+            data[0], data[1], classes=labels.classes, class_names=labels.names, ignore=labels.ignore, part=name
+        )
     else:
         held = data
-        if class_names is not None and held.class_names != class_names:
+        if labels.names is not None and held.class_names != labels.names:
             raise DataError(
                 f"{name} has the classes {', '.join(held.class_names[:10])}, the training part "
-                f"{', '.join(class_names[:10])}; give both the same classes"
+                f"{', '.join(labels.names[:10])}; give both the same classes"
             )
-    if classes is not None and classes != len(held.class_names):
-        raise DataError(f"{name}: classes={classes}, but the data has {len(held.class_names)} classes")
+    if labels.classes is not None and labels.classes != len(held.class_names):
+        raise DataError(f"{name}: classes={labels.classes}, but the data has {len(held.class_names)} classes")
     return Part(MemorySource(held), torch.arange(len(held)))
 
 
@@ -113,11 +159,22 @@ def _drawable(loader: DataLoader[Any], name: str) -> tuple[Tensor, bool]:
     return indices, False
 
 
-def count_classes(train: Part, classes: int | None, missing: list[str]) -> int:
+def targets(part: Part) -> Tensor:
+    """The labels of a part, int64 [n]."""
+    labels = part.source.targets()
+    assert labels is not None
+    return labels[part.indices]
+
+
+def count_classes(train: Part, labels_known: Labels, *, needed: bool) -> int:
     """The number of classes of a Dataset; its labels are read only where something depends on them."""
-    if classes is not None and not missing:
+    classes, ignore = labels_known.classes, labels_known.ignore
+    if classes is not None and not needed:
         return classes
-    labels = train.source.labels()[train.indices]
+    labels = targets(train)
+    labels = labels if ignore is None else labels[labels != ignore]
+    if not len(labels):
+        raise DataError("train: no sample has a label but the ignored one; give at least two classes")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (classes is not None and high >= classes):
         raise DataError(
@@ -131,24 +188,19 @@ def count_classes(train: Part, classes: int | None, missing: list[str]) -> int:
     return classes or high + 1
 
 
-def check_parts(parts: dict[str, Part], classes: int) -> None:
-    """Parts are of one kind and shape and share no sample; labels are from now on held to `classes`."""
+def check_parts(parts: dict[str, Part]) -> None:
+    """Parts are of one kind and shape, and share no sample. Raises DataError."""
     first = parts["train"]
     for name, part in parts.items():
-        if isinstance(part.source, DatasetSource):
-            part.source.classes = classes
         if isinstance(first.source, MemorySource) != isinstance(part.source, MemorySource):
             raise DataError(
                 f"train and {name} are of two kinds (arrays in memory, and a Dataset); give both as the same,"
                 f" so that both are normalized alike"
             )
         if isinstance(first.source, MemorySource) and isinstance(part.source, MemorySource):
-            given, other = first.source.held.x, part.source.held.x
-            if given.shape[1:] != other.shape[1:] or given.dtype != other.dtype:
-                raise DataError(
-                    f"train is {given.dtype} {list(given.shape[1:])}, {name} is {other.dtype} "
-                    f"{list(other.shape[1:])}; give all parts the same type and shape"
-                )
+            forms = [_form(source.samples.x) for source in (first.source, part.source)]
+            if forms[0] != forms[1]:
+                raise DataError(f"train is {forms[0]}, {name} is {forms[1]}; give all parts the same type and shape")
     for (name, part), (other_name, other_part) in itertools.combinations(parts.items(), 2):
         if _origin(part) == _origin(other_part):
             shared = set(part.indices.tolist()) & set(other_part.indices.tolist())
@@ -159,40 +211,12 @@ def check_parts(parts: dict[str, Part], classes: int) -> None:
                 )
 
 
+def _form(inputs: Any) -> str:
+    return ", ".join(f"{leaf.dtype} {list(leaf.shape[1:])}" for leaf in tree_leaves(inputs))
+
+
 def _origin(part: Part) -> int:
-    return part.source.held.x.data_ptr() if isinstance(part.source, MemorySource) else id(part.source.dataset)
-
-
-def split_off(train: Part, missing: list[str], *, fraction: float, seed: int) -> dict[str, Part]:
-    """The training part less a stratified share for each missing part, and these."""
-    if not train.bounded:
-        raise DataError(
-            f"{' and '.join(missing)} cannot be split off a training part with a sampler of your own, which "
-            f"may draw what was held out; give {' and '.join(f'{name}=' for name in missing)}"
-        )
-    if fraction * len(missing) >= 1:
-        raise DataError(
-            f"valid_fraction={fraction} for each of {' and '.join(missing)} leaves nothing to train on; "
-            f"give less than {1 / len(missing):g}"
-        )
-    labels = train.source.labels()[train.indices]
-    generator = torch.Generator().manual_seed(stable_seed("split", seed))
-    pieces: dict[str, list[Tensor]] = {name: [] for name in ("train", *missing)}
-    for label in torch.unique(labels):
-        members = train.indices[labels == label]
-        members = members[torch.randperm(len(members), generator=generator)]
-        # A class with too few members to share stays in the training part.
-        share = min(max(1, int(fraction * len(members) + 0.5)), (len(members) - 1) // len(missing))
-        for position, name in enumerate(missing):
-            pieces[name].append(members[position * share : (position + 1) * share])
-        pieces["train"].append(members[len(missing) * share :])
-    parts: dict[str, Part] = {}
-    for name, found in pieces.items():
-        indices = torch.cat(found).sort().values
-        if len(indices) == 0:
-            raise DataError(
-                f"{len(labels)} samples are too few to split off {' and '.join(missing)}: give at least "
-                f"{len(missing) + 1} of some class, or the parts themselves"
-            )
-        parts[name] = Part(train.source, indices, train.loader, train.bounded)
-    return parts
+    if isinstance(part.source, MemorySource):
+        first: Tensor = tree_leaves(part.source.samples.x)[0]
+        return first.data_ptr()
+    return id(part.source.dataset)

@@ -6,6 +6,7 @@ A batch is asked for by a key: the indices of its samples, and the seed of whate
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.data import (
     ConcatDataset,
     DataLoader,
@@ -23,7 +25,7 @@ from torch.utils.data import (
 )
 
 from archgrad.errors import DataError
-from archgrad.tasks.datasets import Samples
+from archgrad.tasks.samples import Samples
 from archgrad.tasks.task import Batch, Inputs
 
 Key = tuple[list[int], int]
@@ -46,12 +48,19 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class Source(Protocol):
-    """Samples that can be fetched by index."""
+    """Samples that can be fetched by index; `strata` and `groups` [N] decide how they are divided, where given."""
+
+    strata: Tensor | None
+    groups: Tensor | None
 
     def __len__(self) -> int: ...
 
-    def labels(self) -> Tensor:
-        """All labels, int64 [N]."""
+    def targets(self) -> Tensor | None:
+        """All targets [N] where each is one number, else None."""
+        ...
+
+    def sample(self, index: int) -> Any:
+        """One sample as it was given."""
         ...
 
     def batches(self, keys: Iterable[Key]) -> Iterator[Batch]:
@@ -66,17 +75,24 @@ class Source(Protocol):
 class MemorySource:
     """Samples in memory; uint8 inputs become `(x / 255 - mean) / std` for each channel (dimension 1)."""
 
-    def __init__(self, held: Samples) -> None:
-        self.held = held
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
         self.mean: Tensor | None = None
         self.std: Tensor | None = None
+        self.strata: Tensor | None = None
+        self.groups: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.held)
+        return len(self.samples)
 
-    def labels(self) -> Tensor:
-        """All labels, int64 [N]."""
-        return self.held.y
+    def targets(self) -> Tensor | None:
+        """All targets [N] where each is one number, else None."""
+        y = self.samples.y
+        return y.reshape(len(y)) if isinstance(y, Tensor) and y.numel() == len(y) else None
+
+    def sample(self, index: int) -> Any:
+        """One sample, (x, y)."""
+        return tree_map(lambda tensor: tensor[index], (self.samples.x, self.samples.y))
 
     def batches(self, keys: Iterable[Key]) -> Iterator[Batch]:
         """The batches of these keys."""
@@ -85,95 +101,108 @@ class MemorySource:
     def one(self, key: Key) -> Batch:
         """The batch of one key."""
         rows = torch.tensor(key[0])
-        x = self.held.x[rows]
+        x, y = tree_map(lambda tensor: tensor[rows], (self.samples.x, self.samples.y))
         if self.mean is not None and self.std is not None:
             shape = (1, -1, *[1] * (x.ndim - 2))
             x = (x.float() / 255 - self.mean.view(shape)) / self.std.view(shape)
-        return x, self.held.y[rows]
+        # Masks are kept in bytes, and used as whole numbers.
+        return x, tree_map(lambda tensor: tensor.long() if tensor.dtype == torch.uint8 else tensor, y)
 
     def normalize(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set the constants, one for each channel."""
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
 
 
-def channel_statistics(x: Tensor, indices: Tensor) -> tuple[list[float], list[float]]:
-    """Exact mean and standard deviation of uint8 `x[indices] / 255` [N, C, ...] for each channel.
-
-    Features [N, F] count as one channel. A constant channel gets the deviation 1.
-    """
-    channels = x.shape[1] if x.ndim > 2 else 1
-    counts = torch.zeros(channels, 256, dtype=torch.int64)
-    for rows in torch.split(indices, 4096):
-        chunk = x[rows].reshape(len(rows), channels, -1)
-        for channel in range(channels):
-            counts[channel] += torch.bincount(chunk[:, channel].reshape(-1), minlength=256)
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    share = counts.double() / counts.sum(1, keepdim=True)
-    mean = share @ levels
-    std = (share * (levels - mean[:, None]) ** 2).sum(1).sqrt()
-    return mean.tolist(), torch.where(std > 0, std, torch.ones_like(std)).tolist()
-
-
 class DatasetSource:
-    """A user's map-style Dataset of (x, y), passed as it is."""
+    """A user's map-style Dataset, passed as it is.
 
-    def __init__(self, dataset: Any, *, loader: DataLoader[Any] | None, workers: int) -> None:
+    Args:
+        dataset: of (x, y) with one label y where `labelled`, else of any samples.
+        collate: from a list of samples to a batch.
+        loader: the user's, whose workers are used; None: `workers` of them.
+        labelled: whether batches are (inputs, labels [B]).
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        collate: Callable[[list[Any]], Any] | None,
+        loader: DataLoader[Any] | None,
+        labelled: bool,
+    ) -> None:
         self.dataset = dataset
         self.classes: int | None = None
-        self._labels: Tensor | None = None
-        self._fetched = _Fetched(dataset, loader.collate_fn if loader is not None else default_collate)
-        self._workers = workers if loader is None else loader.num_workers
-        self._loader = loader
+        self.ignore: int | None = None
+        self.strata: Tensor | None = None
+        self.groups: Tensor | None = None
+        self._targets: Tensor | None = None
+        self._labelled, self._loader, self._collate = labelled, loader, collate
+        chosen = collate or (loader.collate_fn if loader is not None else default_collate)
+        self._fetched = _Fetched(dataset, chosen, labelled=labelled)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def labels(self) -> Tensor:
-        """All labels, int64 [N]: from the dataset's tensors or `targets`, else item by item."""
-        if self._labels is None:
+    def targets(self) -> Tensor | None:
+        """All targets [N] where each is one number, else None: from tensors or `targets`, else sample by sample."""
+        if self._targets is None:
             with seeded(0):
-                self._labels = labels_of(self.dataset)
-        return self._labels
+                if not self._labelled and not _has_number(self.dataset):
+                    return None
+                self._targets = labels_of(self.dataset) if self._labelled else numbers_of(self.dataset)
+        return self._targets
+
+    def sample(self, index: int) -> Any:
+        """One sample as the dataset gives it."""
+        with seeded(0):
+            return self.dataset[index]
 
     def extended(self, other: DatasetSource) -> DatasetSource:
         """These samples and behind them another's, fetched as these are."""
-        both = DatasetSource(ConcatDataset([self.dataset, other.dataset]), loader=self._loader, workers=self._workers)
-        both.classes = self.classes
+        both = DatasetSource(
+            ConcatDataset([self.dataset, other.dataset]),
+            collate=self._collate, loader=self._loader, labelled=self._labelled,
+        )  # fmt: skip
+        both.classes, both.ignore = self.classes, self.ignore
         return both
 
     def batches(self, keys: Iterable[Key]) -> Iterator[Batch]:
         """The batches of these keys, fetched by worker processes where there are any."""
-        for inputs, target in self._raw(keys):
-            if self.classes is not None and len(target):
-                low, high = int(target.min()), int(target.max())
-                if low < 0 or high >= self.classes:
-                    raise DataError(
-                        f"label {low if low < 0 else high} in a batch; labels are 0..{self.classes - 1}. "
-                        f"Correct the dataset, or give classes="
-                    )
-            yield inputs, target
+        for batch in self._raw(keys):
+            if self.classes is not None:
+                self._check_labels(batch[1], self.classes)
+            yield batch
+
+    def _check_labels(self, labels: Tensor, classes: int) -> None:
+        labels = labels if self.ignore is None else labels[labels != self.ignore]
+        if len(labels) and ((low := int(labels.min())) < 0 or int(labels.max()) >= classes):
+            wrong = low if low < 0 else int(labels.max())
+            raise DataError(
+                f"label {wrong} in a batch; labels are 0..{classes - 1}. Correct the dataset, or give classes="
+            )
 
     def one(self, key: Key) -> Batch:
         """The batch of one key, fetched in this process."""
         return self._fetched[key]
 
     def _raw(self, keys: Iterable[Key]) -> Iterator[Batch]:
-        if self._workers == 0:
+        theirs = self._loader
+        if theirs is None or theirs.num_workers == 0:
             return map(self._fetched.__getitem__, keys)
-        given = self._loader
         loader = DataLoader(
             self._fetched,
             batch_size=None,
             # Only iterated over; a generator of keys lets the workers live on from epoch to epoch.
             sampler=keys,
-            num_workers=self._workers,
+            num_workers=theirs.num_workers,
             collate_fn=_unchanged,
             generator=torch.Generator(),
-            worker_init_fn=given.worker_init_fn if given is not None else None,
-            pin_memory=given.pin_memory if given is not None else False,
-            timeout=given.timeout if given is not None else 0,
-            prefetch_factor=given.prefetch_factor if given is not None else None,
-            multiprocessing_context=given.multiprocessing_context if given is not None else None,
+            worker_init_fn=theirs.worker_init_fn,
+            pin_memory=theirs.pin_memory,
+            timeout=theirs.timeout,
+            prefetch_factor=theirs.prefetch_factor,
+            multiprocessing_context=theirs.multiprocessing_context,
         )
         return iter(loader)
 
@@ -181,9 +210,10 @@ class DatasetSource:
 class _Fetched(Dataset[Batch]):
     """From a key to a collated batch. Seeding here makes workers draw what the main process would."""
 
-    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any]) -> None:
+    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any], *, labelled: bool) -> None:
         self.dataset = dataset
         self.collate = collate
+        self.labelled = labelled
 
     def __getitem__(self, key: Key) -> Batch:
         indices, seed = key
@@ -192,17 +222,50 @@ class _Fetched(Dataset[Batch]):
                 items = self.dataset.__getitems__(indices)
             else:
                 items = [self.dataset[index] for index in indices]
-            _checked(items[0])
+            if self.labelled:
+                _checked(items[0])
             _refuse_holes(items)
             try:
                 batch = self.collate(items)
-            except (TypeError, RuntimeError) as error:
+            except (TypeError, RuntimeError, ValueError, LookupError, AttributeError) as error:
                 raise DataError(
-                    f"the dataset's samples do not form a batch ({error}); "
-                    f"return tensors of one shape and a whole number for the label, or give a DataLoader "
-                    f"with a collate_fn"
+                    f"the dataset's samples do not form a batch ({type(error).__name__}: {error}); return tensors of "
+                    f"one shape, or give a collate_fn"
                 ) from error
-        return _as_batch(batch)
+        if self.labelled:
+            return _as_batch(batch)
+        # What `default_collate` makes of a tuple of inputs is a list.
+        if self.collate is default_collate and isinstance(batch, list) and len(batch) == 2:
+            batch = tuple(tuple(part) if isinstance(part, list) else part for part in batch)
+        return batch
+
+
+def read_all(dataset: Any, name: str) -> Dataset[Any]:
+    """The samples of an IterableDataset that has a length, read once into memory, in its order. Raises DataError."""
+    try:
+        length = len(dataset)
+    except TypeError as error:
+        raise DataError(
+            f"{name}: an IterableDataset without a length cannot be split, counted or resumed exactly; give it a "
+            f"__len__, or give a map-style Dataset (with __len__ and __getitem__)"
+        ) from error
+    with seeded(0):
+        items = list(itertools.islice(dataset, length + 1))
+    if len(items) != length:
+        more = "more" if len(items) > length else f"{len(items)}"
+        raise DataError(f"{name}: the IterableDataset gives {more} samples, its length is {length}; correct __len__")
+    return _Listed(items)
+
+
+class _Listed(Dataset[Any]):
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
 
 
 def _unchanged(batch: Any) -> Any:
@@ -221,7 +284,8 @@ def _checked(item: Any) -> tuple[Any, Any]:
 
 def _refuse_holes(items: list[Any]) -> None:
     """Raise DataError where samples of a batch lack a named input that others have."""
-    held = [set(item[0]) for item in items if isinstance(item[0], dict)]
+    inputs = [item[0] for item in items if isinstance(item, tuple | list) and item]
+    held = [set(each) for each in inputs if isinstance(each, dict)]
     if held and (lacking := set.union(*held) - set.intersection(*held)):
         raise DataError(
             f"a sample of the dataset lacks {', '.join(map(repr, sorted(lacking)))}, which others have; return zeros "
@@ -240,30 +304,61 @@ def _as_batch(batch: Any) -> Batch:
     target = batch[1]
     if not isinstance(target, Tensor) or target.ndim != 1 or target.is_floating_point():
         given = f"{target.dtype} {list(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
-        raise DataError(f"the labels of a batch are {given}; they must be whole numbers, one for each sample [B]")
+        raise DataError(
+            f"the labels of a batch are {given}; they must be whole numbers, one for each sample [B]. For masks, "
+            f"real numbers or several labels a sample use archgrad.Supervised with a loss of yours"
+        )
     return inputs, target.long()
 
 
 def labels_of(dataset: Any) -> Tensor:
     """The labels of a map-style dataset, int64 [N]."""
-    found: Any = None
-    if type(dataset) is Subset:
-        return labels_of(dataset.dataset)[torch.as_tensor(list(dataset.indices), dtype=torch.int64)]
-    if type(dataset) is ConcatDataset:
-        return torch.cat([labels_of(each) for each in dataset.datasets])
-    if type(dataset) is TensorDataset:
-        found = dataset.tensors[-1]
-    elif getattr(dataset, "target_transform", None) is None:
-        found = getattr(dataset, "targets", None)
-    if not isinstance(found, Tensor | np.ndarray | list) or len(found) != len(dataset):
-        items = (dataset[index] for index in range(len(dataset)))
-        found = [_checked(item)[1] for item in items]
     try:
-        labels = torch.as_tensor(found)
+        labels = torch.as_tensor(_targets_of(dataset))
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"the dataset's labels are not whole numbers ({error}); number the classes from 0") from error
     if labels.ndim != 1 or labels.is_floating_point():
         raise DataError(
-            f"the dataset's labels are {labels.dtype} {list(labels.shape)}; give one whole number for each sample"
+            f"the dataset's labels are {labels.dtype} {list(labels.shape)}; give one whole number for each sample. "
+            f"For masks, real numbers or several labels a sample use archgrad.Supervised with a loss of yours"
         )
     return labels.long().cpu()
+
+
+def numbers_of(dataset: Any) -> Tensor | None:
+    """The targets of a map-style dataset whose first target is a number, [N]; None where others are not."""
+    try:
+        targets = torch.as_tensor(np.asarray(_targets_of(dataset), dtype=np.float64))
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    if targets.numel() != len(dataset):
+        return None
+    targets = targets.reshape(len(dataset))
+    return targets.long() if bool((targets == targets.round()).all()) else targets
+
+
+def _has_number(dataset: Any) -> bool:
+    """Whether the first sample is (x, y) with y one number."""
+    sample = dataset[0]
+    if not isinstance(sample, tuple | list) or len(sample) != 2:
+        return False
+    target = sample[1]
+    return isinstance(target, int | float | np.number) or (
+        isinstance(target, Tensor | np.ndarray) and np.prod(target.shape) == 1
+    )
+
+
+def _targets_of(dataset: Any) -> Any:
+    """The targets of a map-style dataset: from its tensors or `targets`, else sample by sample."""
+    if type(dataset) is Subset:
+        return np.asarray(_targets_of(dataset.dataset))[list(dataset.indices)]
+    if type(dataset) is ConcatDataset:
+        return np.concatenate([np.asarray(_targets_of(each)) for each in dataset.datasets])
+    targets: Any = None
+    if type(dataset) is TensorDataset:
+        targets = dataset.tensors[-1]
+    elif getattr(dataset, "target_transform", None) is None:
+        targets = getattr(dataset, "targets", None)
+    if not isinstance(targets, Tensor | np.ndarray | list) or len(targets) != len(dataset):
+        targets = [_checked(dataset[index])[1] for index in range(len(dataset))]
+    return targets

@@ -132,7 +132,7 @@ def require(task: object, *abilities: type[Any], method: str) -> None:
         raise ConfigError(
             f"{method} cannot run on {type(task).__name__}, which lacks {len(missing)} of what it needs: "
             f"{'; '.join(missing)}. Add it to the class, or use a task that has all of it, such as "
-            f"archgrad.Classification."
+            f"archgrad.Supervised."
         )
     steps = task.steps_per_epoch  # type: ignore[attr-defined]
     if type(steps) is not int or steps < 1:

@@ -8,8 +8,8 @@ from archgrad.cli.inputs import user_code as usercode
 from archgrad.cli.schemas.commands import is_code
 from archgrad.errors import ConfigError, DataError
 from archgrad.tasks import Classification
-from archgrad.tasks.classification import PARTS, Augment
 from archgrad.tasks.sources import seeded
+from archgrad.tasks.supervised import PARTS, Augment
 
 
 def load(

@@ -1,0 +1,153 @@
+"""Running a user's network on a batch: in eval mode, left as it was, with errors that say what was given."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from archgrad.errors import ArchgradError, ConfigError, DataError, ModelError
+from archgrad.tasks.sources import seeded
+from archgrad.tasks.task import Batch, arguments, tensors
+
+# What code of a user's raises where it does not fit the data.
+FAILURES = (
+    RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError, ArchgradError,
+)  # fmt: skip
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network's first parameter or buffer lies; the CPU where it has none."""
+    tensor = next(itertools.chain(network.parameters(), network.buffers()), None)
+    return tensor.device if tensor is not None else torch.device("cpu")
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """A batch with all its tensors on a device."""
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """The network in eval mode without gradients; the mode of every submodule is restored."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
+def training(network: nn.Module) -> Iterator[None]:
+    """The network in training mode; modes, buffers and the random states are restored."""
+    modes = {module: module.training for module in network.modules()}
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    device = device_of(network)
+    try:
+        with seeded(0), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            network.train()
+            yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in network.named_buffers():
+                if name in buffers and buffer.shape == buffers[name].shape:
+                    buffer.copy_(buffers[name])
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def call(network: nn.Module, inputs: Any) -> Any:
+    """A network's output; several inputs are a tuple, and a list or a dict is one argument."""
+    return network(inputs) if isinstance(inputs, list) else network(*arguments(inputs))
+
+
+@contextlib.contextmanager
+def explained(what: str, batch: Any) -> Iterator[None]:
+    """Errors of a user's code as ModelError, with the batch that it was given."""
+    try:
+        yield
+    except (ArchgradError, torch.OutOfMemoryError):
+        raise
+    except FAILURES as error:
+        shapes = ", ".join(f"{list(tensor.shape)} {tensor.dtype}" for tensor in tensors(batch))
+        raise ModelError(
+            f"{what} on a batch of shape {shapes}: {type(error).__name__}: {error}. Change the network or the data"
+        ) from error
+
+
+def described(value: Any) -> str:
+    """A value in a few words for a message: its type, and shapes of the tensors in it."""
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        entries = (f"{name}: {described(part)}" for name, part in itertools.islice(value.items(), 5))
+        return f"a dict of {', '.join(entries)}"
+    if isinstance(value, tuple | list):
+        inside = ", ".join(described(part) for part in value[:3])
+        return f"a {type(value).__name__} of {len(value)}{f' ({inside})' if inside else ''}"
+    return f"{value!r}" if isinstance(value, int | float | None) else f"a {type(value).__name__}"
+
+
+def check_loss(loss: object, network: nn.Module, *, samples: int) -> None:
+    """The loss is a number, or one for each sample, and its gradient reaches the network. Raises ConfigError."""
+    if not isinstance(loss, Tensor) or not loss.is_floating_point() or tuple(loss.shape) not in ((), (samples,)):
+        raise ConfigError(
+            f"the loss is {described(loss)} on a batch of {samples} samples; it must be a scalar tensor [], or one "
+            f"number for each sample [{samples}]. Take the mean over the other dimensions"
+        )
+    parameters = {parameter for parameter in network.parameters() if parameter.requires_grad}
+    if not parameters:
+        return
+    if not loss.requires_grad:
+        raise ConfigError(
+            "the loss has no gradient: it depends on no weight of the network, or goes through .detach(), .item(), "
+            "argmax or torch.no_grad(). Compute it from the network's output with differentiable operations"
+        )
+    if not _reaches(loss, parameters):
+        raise ConfigError(
+            "the loss depends on none of the network's weights; compute it from the output of the network it is given"
+        )
+
+
+def _reaches(loss: Tensor, parameters: set[nn.Parameter]) -> bool:
+    """Whether the graph of a loss leads to one of these; so it is taken to where it cannot be followed."""
+    pending, seen = [loss.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        # Reentrant checkpointing hides the graph of what it runs.
+        if getattr(node, "variable", None) in parameters or "CheckpointFunction" in node.name():
+            return True
+        pending += [following for following, _ in node.next_functions]
+    return False
+
+
+def check_finite(batch: Batch) -> None:
+    """Raises DataError where the first samples hold NaN or infinite numbers."""
+    for tensor in tensors(batch):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise DataError("NaN or infinite numbers in the first training samples; repair them")
+
+
+def check_views(first: Batch, other: Any) -> None:
+    """Raises DataError where fetching another batch, by calling `other`, changes the first."""
+    before = [tensor.clone() for tensor in tensors(first)]
+    other()
+    if not all(torch.equal(old, tensor) for old, tensor in zip(before, tensors(first), strict=True)):
+        raise DataError(
+            "the collate function returns views of one buffer: a batch changes when the next one is fetched. Return "
+            "new tensors, for instance buffer.clone()"
+        )
