@@ -38,7 +38,15 @@ class Augmentation:
 
 
 def crop(padding: int) -> Augmentation:
-    """Pad each side with `padding` zeros (the mean color of normalized images) and cut at a random place."""
+    """Pad each side with `padding` zeros (the mean color of normalized images) and cut at a random place.
+
+    Images are [B, C, H, W]. Raises DataError.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> ag.crop(4)(torch.ones(2, 3, 32, 32), torch.Generator()).shape
+        torch.Size([2, 3, 32, 32])
+    """
     _check_size("crop", "padding", padding)
 
     def function(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -61,7 +69,14 @@ def crop(padding: int) -> Augmentation:
 
 
 def flip() -> Augmentation:
-    """Mirror each image left to right with probability one half."""
+    """Mirror each image [B, C, H, W] left to right with probability one half.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> row = torch.arange(3.0).expand(8, 1, 1, 3)
+        >>> ag.flip()(row, torch.Generator().manual_seed(0))[:, 0, 0, 0].unique()
+        tensor([0., 2.])
+    """
 
     def function(x: Tensor, generator: torch.Generator) -> Tensor:
         mirrored = _integers(2, like=x, generator=generator).bool()
@@ -73,7 +88,14 @@ def flip() -> Augmentation:
 def cutout(size: int) -> Augmentation:
     """Set a square of `size` pixels, centered anywhere in the image and clipped at its edges, to zero.
 
-    DeVries and Taylor 2017, Improved Regularization of Convolutional Neural Networks with Cutout.
+    DeVries and Taylor 2017, Improved Regularization of Convolutional Neural Networks with Cutout. Images are
+    [B, C, H, W]. Raises DataError.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> augmented = ag.cutout(3)(torch.ones(50, 1, 8, 8), torch.Generator().manual_seed(0))
+        >>> (1 - augmented).flatten(1).sum(1).max()
+        tensor(9.)
     """
     _check_size("cutout", "size", size)
 

@@ -56,7 +56,7 @@ class Classification(Supervised):
         >>> import torch, archgrad as ag
         >>> task = ag.Classification(ag.digits(), batch_size=64, augment=[ag.crop(1)], class_weight="balanced")
         >>> task
-        <Classification, 10 classes, inputs [1, 8, 8]: train 1,078, valid 360, test 359>
+        <Classification, 10 classes, inputs [1, 8, 8]: train 1,079, valid 359, test 359>
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
         >>> list(task.evaluate(network))
         ['accuracy', 'loss']

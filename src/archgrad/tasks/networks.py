@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from archgrad.errors import ArchgradError, ConfigError, DataError, ModelError
 from archgrad.tasks.sources import seeded
@@ -26,11 +25,6 @@ def device_of(network: nn.Module) -> torch.device:
     """Where a network's first parameter or buffer lies; the CPU where it has none."""
     tensor = next(itertools.chain(network.parameters(), network.buffers()), None)
     return tensor.device if tensor is not None else torch.device("cpu")
-
-
-def moved(batch: Batch, device: torch.device) -> Batch:
-    """A batch with all its tensors on a device."""
-    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ class Split:
         >>> import archgrad as ag
         >>> people = [number // 9 for number in range(1797)]
         >>> ag.Classification(ag.digits(), split=ag.Split(0.1, groups=people))
-        <Classification, 10 classes, inputs [1, 8, 8]: train 1,431, valid 180, test 186>
+        <Classification, 10 classes, inputs [1, 8, 8]: train 1,437, valid 180, test 180>
     """
 
     valid_fraction: float = 0.2

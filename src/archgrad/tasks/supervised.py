@@ -21,7 +21,7 @@ from archgrad.tasks.metrics import Metric, Score, Totals, checked_metrics, chose
 from archgrad.tasks.normalization import Normalization, normalized
 from archgrad.tasks.parts import Data, Part, check_parts, open_part
 from archgrad.tasks.splits import Split, divide, join, split_off
-from archgrad.tasks.task import Batch, Inputs, stable_seed, tensors
+from archgrad.tasks.task import Batch, Inputs, mapped, stable_seed, tensors
 
 PARTS = ("train", "valid", "test")
 
@@ -258,7 +258,7 @@ class Supervised:
         totals = Totals(self._metrics, device)
         with networks.evaluating(network):
             for rows, batch in zip(self._rows(part), self._batches(part), strict=True):
-                self._judge(network, networks.moved(batch, device), totals, samples=len(rows))
+                self._judge(network, mapped(lambda tensor: tensor.to(device), batch), totals, samples=len(rows))
         return totals.figures(first=self.score.name)
 
     def check(self, network: nn.Module) -> None:
@@ -276,7 +276,7 @@ class Supervised:
         batch = self._fetch("train", 0, samples)
         networks.check_finite(_pair(batch)[0])
         networks.check_views(batch, lambda: self._fetch("train", -samples, None))
-        batch = networks.moved(batch, device)
+        batch = mapped(lambda tensor: tensor.to(device), batch)
         with torch.random.fork_rng([device] if device.type == "cuda" else []), networks.evaluating(network):
             totals = Totals(self._metrics, device)
             self._judge(network, batch, totals, samples=samples)

@@ -73,6 +73,13 @@ class Tabular:
     Raises:
         DataError: no such column, a column of another length or type, NaN, a cell that is there twice or is no
             cell, or too few cells.
+
+    Example:
+        >>> import numpy as np, archgrad as ag
+        >>> columns = {"ops": np.array([[3] * 6, [0] * 6]), "cifar10_test_e200": np.array([94.0, 10.0])}
+        >>> table = ag.Tabular(columns, complete=False)
+        >>> table.score("|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"), table.optimum
+        (10.0, 94.0)
     """
 
     perfect = 100.0
