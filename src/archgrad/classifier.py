@@ -67,6 +67,13 @@ class ArchgradClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Raises:
         ConfigError: (in `fit`) an unknown method, or samples that are neither features nor images.
         LimitError: (in `fit`) a limit that no network meets.
+
+    Example:
+        >>> import sklearn.datasets, archgrad as ag
+        >>> X, y = sklearn.datasets.load_iris(return_X_y=True)
+        >>> classifier = ag.ArchgradClassifier(width=16, epochs=3, random_state=0).fit(X, y)
+        >>> classifier.predict_proba(X[:2]).shape
+        (2, 3)
     """
 
     def __init__(

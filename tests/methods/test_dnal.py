@@ -129,7 +129,7 @@ def test_under_a_limit_the_pressure_holds_the_expected_cost_there() -> None:
     optimizer = torch.optim.SGD(ag.logits(space), lr=1.0)
     generator = torch.Generator().manual_seed(0)
     for epoch in range(10):
-        assert gate_optimizer.grow_scale(epoch / 10, optimizer)
+        assert gate_optimizer.grow_scale(0, epoch / 10, optimizer=optimizer)
         for _ in range(30):
             for relaxation in gate_optimizer.relaxations:
                 relaxation.logits.data += 0.01 * torch.randn(relaxation.logits.shape, generator=generator)

@@ -74,12 +74,13 @@ class GateOptimizer:
         s = self._logits() * self.relaxations[0].scale if self.scaled else self._logits()
         return loss + self.strength * s.sigmoid().sum()
 
-    def grow_scale(self, progress: float, optimizer: Optimizer) -> dict[str, float]:
+    def grow_scale(self, step: int, progress: float, *, optimizer: Optimizer) -> dict[str, float]:
         """Before each step: where a round begins, set its scale and clear the momentum of the logits.
 
         Round k of K begins at progress k / K, with the scale first * (last / first)^((k + 1) / K).
 
         Args:
+            step: not used.
             progress: through the phase, in [0, 1).
             optimizer: of the logits.
 

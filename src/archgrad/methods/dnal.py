@@ -30,6 +30,7 @@ Checked against: the closed forms, the drift law and the separable problem, in t
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -191,7 +192,7 @@ def _train_gates(
     optimize(
         space, task, run, optimizer=optimizer, steps=steps, phase="gates", objective=gate_optimizer.objective,
         schedule=schedule, accumulate=settings.recipe.accumulate, time_fraction=stages.time_fraction(1),
-        before_step=lambda step: gate_optimizer.grow_scale(run.progress, optimizer), on_step=gate_optimizer.project,
+        before_step=functools.partial(gate_optimizer.grow_scale, optimizer=optimizer), on_step=gate_optimizer.project,
     )  # fmt: skip
 
 

@@ -50,6 +50,14 @@ class Found:
         history: the records that the run logged.
         record: everything that the report shows, as JSON.
         example: inputs of the network, [1, ...], for export.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
+        >>> space = ag.slim(network, torch.zeros(1, 4))
+        >>> found = ag.Found(ag.sample(space), network, score=0.9, costs={"params": 44})
+        >>> found
+        Found(score=0.9, params=44, 1 choices, Sequential)
     """
 
     architecture: Architecture
@@ -78,8 +86,7 @@ class Found:
         """Write the result into a folder.
 
         architecture.json, network.safetensors (weights), network.pt2 (loads with torch alone), record.json,
-        history.jsonl and report.html. What cannot be exported is noted in the record and
-        left out.
+        history.jsonl and report.html. What cannot be exported is noted in the record and left out.
 
         Raises:
             RunError: the disk is full, or the folder cannot be written in.
@@ -113,12 +120,24 @@ class Found:
 
 
 def derive(space: nn.Module, *, threshold: float = 0.5) -> Found:
-    """The architecture that a relaxed space points at, and its plain network with inherited weights.
+    """The architecture with the largest mixing weights of a relaxed space, and its plain network with their weights.
 
-    For your own loop: nothing is scored here, and BatchNorm statistics are the space's; see `recalibrate`.
+    For a loop of your own. Nothing is scored, and BatchNorm statistics are the space's; see `recalibrate`.
+
+    Args:
+        space: relaxed, for instance by `archgrad.relax(space, archgrad.scaled_sigmoid)`.
+        threshold: a gate keeps the entries whose mixing weight is above it.
 
     Raises:
         ChoiceError: a choice has no relaxation yet.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
+        >>> space = ag.relax(ag.slim(network, torch.zeros(1, 4)), ag.scaled_sigmoid)
+        >>> ag.logits(space)[0].data[2:] = -1.0
+        >>> ag.derive(space, threshold=0.4).network[0].out_features
+        2
     """
     architecture = decide(space, threshold=threshold)
     network = build(space, architecture).eval()

@@ -108,7 +108,8 @@ def require(task: object, *abilities: type[Any], method: str) -> None:
 
     Args:
         task: what the user gave.
-        abilities: Protocols beyond `Task`: `Splittable`, `PerSample`.
+        abilities: Protocols beyond `Task`: `Splittable`, `PerSample`, or a method's own, whose docstring's first line
+            is what the message says of it.
         method: its name, for the message.
 
     Raises:
@@ -127,7 +128,7 @@ def require(task: object, *abilities: type[Any], method: str) -> None:
         "evaluate": 'evaluate(network, part) -> {name: figure} on "train", "valid" or "test", the score first',
     }
     missing = [f"{name}: {what}" for name, what in basics.items() if not hasattr(task, name)]
-    missing += [_HOW[ability] for ability in abilities if not isinstance(task, ability)]
+    missing += [_HOW.get(a) or str(a.__doc__).partition("\n")[0] for a in abilities if not isinstance(task, a)]
     if missing:
         raise ConfigError(
             f"{method} cannot run on {type(task).__name__}, which lacks {len(missing)} of what it needs: "

@@ -39,7 +39,7 @@ def optimize(
     schedule: Schedule = constant,
     accumulate: int = 1,
     time_fraction: float = 1.0,
-    before_step: Callable[[int], Mapping[str, float] | None] | None = None,
+    before_step: Callable[[int, float], Mapping[str, float] | None] | None = None,
     on_step: Callable[[int], None] | None = None,
     seed: int | None = None,
 ) -> None:
@@ -60,7 +60,8 @@ def optimize(
         schedule: from progress in [0, 1] through the phase to a factor on the learning rates.
         accumulate: batches a step.
         time_fraction: this phase's part of a budget in seconds.
-        before_step: called before each step, also the first after a resume; the figures that it returns are logged.
+        before_step: called with the step and the progress before each step, also the first after a resume; the
+            figures that it returns are logged.
         on_step: called after each step.
         seed: of the order of the batches; default: the run's.
 
@@ -72,12 +73,13 @@ def optimize(
     stream = task.stream(seed=run.seed if seed is None else seed, rank=run.rank, world=run.world)
     rates = [group["lr"] for group in optimizer.param_groups]
     for step in run.steps(steps, phase=phase, time_fraction=time_fraction) if phase else range(steps):
-        factor = schedule(run.progress if phase else step / steps)
+        progress = run.progress if phase else step / steps
+        factor = schedule(progress)
         # The groups are new ones once a resumed run has restored the optimizer.
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate if group.get("steady") else rate * factor
         network.train()
-        figures = (before_step(step) if before_step else None) or {}
+        figures = (before_step(step, progress) if before_step else None) or {}
         numbers = range(step * accumulate, (step + 1) * accumulate)
         batches = [load_batch(stream, number, run) for number in numbers]
         loss = take_step(optimizer, run, *(functools.partial(loss_of, network, batch) for batch in batches))
@@ -154,9 +156,9 @@ def train(
     extra = {name: part for name, part in (("averaged", averaged), ("best", best)) if part is not None}
     run.register_state(network=network, optimizer=optimizer, **extra)
 
-    def before_step(step: int) -> Mapping[str, float]:
+    def before_step(step: int, progress: float) -> Mapping[str, float]:
         if ramp:
-            ramp.set(run.progress)
+            ramp.set(progress)
         return best.before_step(step) if best else {}
 
     try:
@@ -312,6 +314,20 @@ def recalibrate(network: nn.Module, task: Task, run: Run, *, batches: int = 50) 
 
     After gates close or channels go, the statistics gathered before are those of another network. A supernet is run
     as its choices stand, in eval mode: BatchNorm in candidates that do not run keeps the statistics it has.
+
+    Args:
+        network: changed in place; its parameters and modes stay.
+        task: gives the batches.
+        run: gives their order and the device.
+        batches: how many, at most an epoch (but 8 in any case).
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> task = ag.Classification.load("digits")
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(64), torch.nn.Linear(64, 10))
+        >>> ag.recalibrate(network, task, ag.Run(device="cpu"), batches=2)
+        >>> int(network[1].num_batches_tracked)
+        2
     """
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:

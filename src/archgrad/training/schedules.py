@@ -1,4 +1,4 @@
-"""Numbers that change along a run, as plain functions."""
+"""Schedules: functions of the progress through a budget."""
 
 from __future__ import annotations
 
@@ -13,40 +13,46 @@ Schedule = Callable[[float], float]
 
 
 def cosine(progress: float) -> float:
-    """Share of the learning rate at `progress` in [0, 1]: half a cosine from 1 to 0, after 2 % of linear warm-up."""
+    """Factor on the learning rate at `progress` in [0, 1]: half a cosine from 1 to 0, after 2 % of linear warm-up."""
     return min(1.0, (progress + 1e-3) / 0.02) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def warm_up_cosine(share: float = 0.05, *, last: float = 0.0) -> Schedule:
-    """A schedule: linear from 0.01 to 1 over the first `share` of the steps, then half a cosine from 1 to `last`.
+def warm_up_cosine(fraction: float = 0.05, *, last: float = 0.0) -> Schedule:
+    """A schedule: linear from 0.01 to 1 over the first `fraction` of the budget, then half a cosine from 1 to `last`.
 
         30 of 600 epochs of warm-up:            warm_up_cosine(30 / 600)
         from 0.025 to 0.001 without warm-up:    warm_up_cosine(0, last=0.001 / 0.025)
 
     Raises:
-        ConfigError: `share` is not in [0, 1), or `last` not in [0, 1].
+        ConfigError: `fraction` is not in [0, 1), or `last` not in [0, 1].
+
+    Example:
+        >>> import archgrad as ag
+        >>> schedule = ag.warm_up_cosine(0.1, last=0.5)
+        >>> schedule(0.0), schedule(0.1), schedule(1.0)
+        (0.01, 1.0, 0.5)
     """
-    if not 0.0 <= share < 1.0 or not 0.0 <= last <= 1.0:
+    if not 0.0 <= fraction < 1.0 or not 0.0 <= last <= 1.0:
         raise ConfigError(
-            f"warm_up_cosine({share!r}, last={last!r}) was given. Allowed are a share of the steps from 0 to below 1 "
-            "(epochs of warm-up / all epochs) and a last factor from 0 to 1 (last rate / learning rate)."
+            f"warm_up_cosine({fraction!r}, last={last!r}) was given. Allowed are a fraction of the budget from 0 to "
+            "below 1 (epochs of warm-up / all epochs) and a last factor from 0 to 1 (last rate / learning rate)."
         )
-    return functools.partial(_warm_up_cosine, share, last)
+    return functools.partial(_warm_up_cosine, fraction, last)
 
 
-def _warm_up_cosine(share: float, last: float, progress: float) -> float:
-    if progress < share:
-        return 0.01 + 0.99 * progress / share
-    return last + (1.0 - last) * 0.5 * (1.0 + math.cos(math.pi * (progress - share) / (1.0 - share)))
+def _warm_up_cosine(fraction: float, last: float, progress: float) -> float:
+    if progress < fraction:
+        return 0.01 + 0.99 * progress / fraction
+    return last + (1.0 - last) * 0.5 * (1.0 + math.cos(math.pi * (progress - fraction) / (1.0 - fraction)))
 
 
 def constant(progress: float) -> float:
-    """The learning rate as given, throughout."""
+    """The factor 1 throughout."""
     return 1.0
 
 
 def consecutive(schedule: Schedule, *lengths: int) -> tuple[Schedule, ...]:
-    """One schedule cut into consecutive phases of these lengths, each a schedule of its own."""
+    """One schedule divided into consecutive phases of these lengths, each a schedule of its own."""
     total = sum(lengths)
     ends = [sum(lengths[: i + 1]) / total for i in range(len(lengths))]
     return tuple(

@@ -37,7 +37,7 @@ Norm = Literal["shots", "source"]
 
 @runtime_checkable
 class FewShot(Task, Protocol):
-    """A classification task that small samples can be drawn from.
+    """classes: their number; shots(count, seed=) -> this task on so many training samples of each class.
 
     Attributes:
         classes: the number of classes, which is that of the network's outputs.
@@ -289,7 +289,7 @@ class _Lab:
         network = _with_head(network, self.head, self.target.classes).to(self.run.device)
         keeps_statistics = rival.kept and self.protocol.norm == "source"
 
-        def before_step(step: int) -> None:
+        def before_step(step: int, progress: float) -> None:
             for module in network.modules() if keeps_statistics else ():
                 if isinstance(module, _BatchNorm):
                     module.eval()
