@@ -59,7 +59,8 @@ def files_in_the_loop(method: str) -> set[Path]:
     search, phase = METHODS[method]
     watch, task, before = Watch(phase), ag.Classification.load("digits", batch_size=256), sys.getprofile()
     try:
-        search(task, ag.Run(steps=48, device="cpu", progress=False, on_log=watch.on_log))
+        output = ag.Output(log_every=1, on_log=watch.on_log)
+        search(task, ag.Run(steps=48, device="cpu", progress=False, output=output))
     finally:
         sys.setprofile(before)
     assert watch.steps > task.steps_per_epoch, "an epoch was watched"

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import archgrad as ag
 from archgrad.errors import ConfigError
-from archgrad.run import device, phase
+from archgrad.run import budget, device
 from archgrad.run.run import Run, Stopped
 from archgrad.training.fit import optimize
 from archgrad.training.recipe import Recipe
@@ -64,7 +64,8 @@ def net() -> nn.Sequential:
 
 
 def run(**options: Any) -> Run:
-    return Run(**({"steps": 20, "seed": 3, "device": "cpu", "progress": False} | options))
+    every = {"output": ag.Output(log_every=1)}
+    return Run(**({"steps": 20, "seed": 3, "device": "cpu", "progress": False} | every | options))
 
 
 def plain_sgd(parameters: Iterable[nn.Parameter], rate: float = 0.1) -> Optimizer:
@@ -191,7 +192,7 @@ def test_the_best_epoch_resumes_exactly(at: int, tmp_path: Path) -> None:
     def trained(folder: Path, stop: int | None) -> tuple[Tensor, list[Any]]:
         task, network = Stopping(scores, higher=True), counted()
         task.left = stop or 10**6
-        training = run(steps=25, folder=folder, checkpoint_seconds=0.0)
+        training = run(steps=25, folder=folder, output=ag.Output(log_every=1, checkpoint_seconds=0.0))
         ag.fit(network, task, training, recipe=Recipe(counting(task), best_epoch=True))
         return parameters(network), [{k: v for k, v in row.items() if k != "time"} for row in training.history]
 
@@ -293,7 +294,7 @@ class Timed(Curve):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(phase, "time", clock)
+    monkeypatch.setattr(budget, "time", clock)
     monkeypatch.setattr(device, "time", clock)
     return clock
 
