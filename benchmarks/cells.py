@@ -67,7 +67,7 @@ METHODS: dict[str, Callable[..., ag.Found]] = {
     "unas, gap of pairs": functools.partial(ag.unas, terms=UnasTerms(gap="pairwise")),
     "unas, no gap": functools.partial(ag.unas, terms=UnasTerms(gap="none")),
     "unas, score function": functools.partial(ag.unas, terms=UnasTerms(estimator="score_function")),
-    "darts": functools.partial(ag.darts, optimizer=ag.sgd),
+    "darts": functools.partial(ag.darts, search_recipe=ag.Recipe()),
     "single path": functools.partial(ag.random_search, shared=True),
     "random": ag.random_search,
 }
@@ -96,7 +96,7 @@ def truth(space: nn.Module, data: ag.Classification, *, epochs: int, trainings: 
             torch.manual_seed(1000 * seed + number)
             network = ag.build(space, architecture, weights="fresh")
             run = ag.Run(epochs=epochs, seed=seed, device="cpu", progress=False)
-            ag.fit(network, data, run, optimizer=functools.partial(ag.sgd, learning_rate=0.05))
+            ag.fit(network, data, run)
             scores.append(data.evaluate(network, "test")["accuracy"])
         rows.append(scores)
         print(f"{number:2d} {dict(architecture)} {statistics.fmean(scores):.4f}", flush=True)

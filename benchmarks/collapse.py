@@ -24,7 +24,7 @@ import torch
 from slim import cifar10
 
 import archgrad as ag
-from archgrad.methods.darts_prime.darts_prime import Constraint
+from archgrad.methods.darts_prime import DartsPrimeTerms
 from archgrad.methods.unas import UnasTerms
 from archgrad.spaces import nasbench201
 from archgrad.tasks.tabular import DATA, Tabular
@@ -38,7 +38,7 @@ METHODS: dict[str, Callable[..., ag.Found]] = {
     "unas, weights alone for a quarter": functools.partial(ag.unas, terms=UnasTerms(warm_up=0.25)),
     "unas, weights alone for half": functools.partial(ag.unas, terms=UnasTerms(warm_up=0.5)),
     "darts_prime": ag.darts_prime,
-    "darts_prime, static": functools.partial(ag.darts_prime, constraint=Constraint(schedule="static")),
+    "darts_prime, static": functools.partial(ag.darts_prime, terms=DartsPrimeTerms(schedule="static")),
     "single path": functools.partial(ag.random_search, shared=True),
 }
 

@@ -26,9 +26,9 @@ from discreteness import OPERATIONS, Row, spread, task
 
 import archgrad as ag
 from archgrad.choices.subsets import topology
-from archgrad.methods.darts_prime.darts_prime import Constraint
+from archgrad.methods.darts_prime import DartsPrimeTerms
 
-PRIME = Constraint(f=4)
+PRIME = DartsPrimeTerms(f=4)
 Search = Callable[[ag.Classification, ag.Run, float], ag.Found]
 
 
@@ -40,11 +40,9 @@ def cell(*, single: bool = False) -> torch.nn.Module:
 METHODS: dict[str, Search] = {
     "darts": lambda data, run, share: ag.darts(cell(), data, run, search_fraction=share),
     "toponas": lambda data, run, share: ag.toponas(cell(), data, run, search_fraction=share),
-    "darts_prime": lambda data, run, share: ag.darts_prime(
-        cell(), data, run, constraint=PRIME, search_fraction=share
-    ),
+    "darts_prime": lambda data, run, share: ag.darts_prime(cell(), data, run, terms=PRIME, search_fraction=share),
     "toponas with darts_prime": lambda data, run, share: ag.darts_prime(
-        topology(cell()), data, run, constraint=PRIME, search=share
+        topology(cell()), data, run, terms=PRIME, search_fraction=share
     ),
     "unas, topology": lambda data, run, share: ag.unas(topology(cell()), data, run, search_fraction=share),
     "unas, single inputs": lambda data, run, share: ag.unas(cell(single=True), data, run, search_fraction=share),

@@ -34,7 +34,7 @@ CLASSICAL: dict[str, dict[str, float]] = {
     "iLQR, same smoothing": {"smoothing": 5.0},
     "iLQR, same smoothing, damped": {"smoothing": 5.0, "damping": 1.0},
 }
-SEARCH = functools.partial(ag.darts, optimizer=ADAM)
+SEARCH = functools.partial(ag.darts, search_recipe=ag.Recipe(optimizer_factory=ADAM))
 NEURAL: dict[str, dict[str, Any]] = {
     "neural iLQR": {"terms": NnilqrTerms()},
     "neural iLQR, searched network": {"terms": NnilqrTerms(), "search": SEARCH},

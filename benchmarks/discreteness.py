@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 import archgrad as ag
-from archgrad.methods.darts_prime.darts_prime import Constraint, darts_prime
+from archgrad.methods.darts_prime.darts_prime import DartsPrimeTerms, darts_prime
 
 ACTIVATIONS, SCHEDULES, REGULARISERS = ("softmax", "clipped"), ("static", "dynamic"), ("none", "proximity", "admm")
 VARIANTS = tuple(itertools.product(ACTIVATIONS, SCHEDULES, REGULARISERS))
@@ -62,10 +62,10 @@ def searched(data: ag.Classification, variant: tuple[str, str, str], *, seed: in
     """One variant with one seed: all that the tables are made of."""
     activation, schedule, regularizer = variant
     run = ag.Run(steps=sum(steps), seed=seed, device="cpu", progress=False)
-    constraint = Constraint(activation, schedule, PACE[schedule], regularizer=regularizer)  # type: ignore[arg-type]
+    terms = DartsPrimeTerms(activation, schedule, PACE[schedule], regularizer=regularizer)  # type: ignore[arg-type]
     torch.manual_seed(seed)
     began = time.process_time()
-    found = darts_prime(space(), data, run, constraint=constraint, search_fraction=steps[0] / sum(steps), share=0.8)
+    found = darts_prime(space(), data, run, terms=terms, search_fraction=steps[0] / sum(steps), weights_fraction=0.8)
     shown = [row for row in found.history if "distance" in row]
     return {
         "seed": seed, "activation": activation, "schedule": schedule, "regularizer": regularizer,

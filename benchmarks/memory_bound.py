@@ -41,7 +41,7 @@ from archgrad.methods.radars.offload import OffloadedSupernet
 from archgrad.methods.radars.radars import radars
 from archgrad.methods.radars.single_path import ShrinkingPolicy, SinglePathTrainer
 from archgrad.methods.radars.subspaces import Priced
-from archgrad.training.recipe import darts_sgd, sgd
+from archgrad.training.recipe import darts_sgd
 
 LAYERS, CHANNELS, BATCH, WIDE = 4, 16, 64, 3
 KERNELS, WIDTHS = (3, 1, 5, 7), (16, 8, 4, 2)
@@ -149,14 +149,16 @@ def policy_only(size: int, task: ag.Classification, memory: ag.Limit, *, steps: 
     run.begin("policy", {})
     with OffloadedSupernet(whole, device=run.device, folder=None, seed=seed) as supernet:
         policy = ShrinkingPolicy(supernet, rate=0.05, bonus=1e-3)
-        paths = SinglePathTrainer(supernet, policy, task.split(0.5), run, optimizer=darts_sgd)
+        paths = SinglePathTrainer(
+            supernet, policy, task.split(0.5), run, recipe=ag.Recipe(optimizer_factory=darts_sgd)
+        )
         episodes = min(200, steps // 4)
-        paths.explore(steps=steps // 2, episodes=episodes, warm_up=episodes // 3, phase="explore", share=1.0)
+        paths.explore(steps=steps // 2, episodes=episodes, warm_up=1 / 3, phase="explore", time_fraction=1.0)
     run.close()
     best = {site: max(range(size), key=row.__getitem__) for site, row in policy.probabilities().items()}
     torch.manual_seed(seed)
     network = ag.build(whole, ag.Architecture(best), weights="fresh")
-    ag.fit(network, task, quiet(steps - steps // 2, seed), optimizer=sgd)
+    ag.fit(network, task, quiet(steps - steps // 2, seed))
     return task.evaluate(network, "test")["accuracy"]
 
 

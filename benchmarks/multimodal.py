@@ -38,7 +38,7 @@ from archgrad.trials.random_sampling import best_so_far
 TRIALS = 20
 HANDED = "random search, the finalist handed back"
 WIDTHS = {"8": (8,), "16": (16,), "8 doubling": (8, 16, 32)}
-RECIPE = functools.partial(ag.adamw, learning_rate=2e-3)
+RECIPE = ag.Recipe(optimizer_factory=functools.partial(ag.adamw, learning_rate=2e-3))
 UNAS_STEPS = 0.15  # of a random search's, which take about as long
 BLOCKS = {"image": 3, "audio": 4}
 Figures = dict[str, Any]
@@ -131,7 +131,7 @@ def by_hand(network: nn.Module, task: ag.Classification, steps: int, *, weights_
 def fixed(make: Callable[[], nn.Module], task: ag.Classification, steps: int, seed: int) -> Figures:
     torch.manual_seed(seed)
     network = make()
-    valid = ag.fit(network, task, run_of(steps, seed), optimizer=RECIPE)["accuracy"]
+    valid = ag.fit(network, task, run_of(steps, seed), recipe=RECIPE)["accuracy"]
     return {"valid": valid, "test": task.evaluate(network, "test")["accuracy"], **by_hand(network, task, steps)}
 
 
@@ -154,7 +154,7 @@ def unas(task: ag.Classification, steps: int, seed: int) -> Figures:
     space = ag.fusion(task.example, classes=10, widths=WIDTHS)
     steps = round(UNAS_STEPS * steps)
     terms = UnasTerms(estimator="score_function")  # the others run all candidates in every step
-    found = ag.unas(space, task, run_of(steps, seed), terms=terms, optimizer=RECIPE, train_optimizer=RECIPE)
+    found = ag.unas(space, task, run_of(steps, seed), terms=terms, search_recipe=RECIPE, recipe=RECIPE)
     return {
         "valid": task.evaluate(found.network)["accuracy"], "test": found.score, "steps": steps,
         "macs": found.costs["macs"], "intervention": found.record["card"]["total"],
@@ -168,7 +168,7 @@ def mfas_like(task: ag.Classification, steps: int, seed: int) -> Figures:
     for name, size in (("image", 28), ("audio", 56)):
         torch.manual_seed(seed)
         encoders[name] = LeNet(name, size)
-        ag.fit(encoders[name], task, run_of(steps // 2, seed), optimizer=RECIPE)
+        ag.fit(encoders[name], task, run_of(steps // 2, seed), recipe=RECIPE)
     held: dict[str, tuple[dict[str, Tensor], Tensor]] = {}
     for part in ("train", "valid", "test"):
         rows: list[tuple[dict[str, Tensor], Tensor]] = []
@@ -189,7 +189,7 @@ def mfas_like(task: ag.Classification, steps: int, seed: int) -> Figures:
         layers = [(draw(len(widths["image"])), draw(len(widths["audio"])), draw(2)) for _ in range(1 + draw(3))]
         torch.manual_seed(number)
         network = Fused(layers, widths)
-        valid = ag.fit(network, small, run_of(3 * small.steps_per_epoch, seed), optimizer=RECIPE)["accuracy"]
+        valid = ag.fit(network, small, run_of(3 * small.steps_per_epoch, seed), recipe=RECIPE)["accuracy"]
         tried.append((valid, -number, network, layers))
     valid, _, network, layers = max(tried, key=lambda one: one[:2])
     hand = by_hand(Whole(encoders, network), task, steps, weights_given=True)

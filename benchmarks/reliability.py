@@ -142,7 +142,7 @@ class Costly:
         total = 0.0
         while time.process_time() < until:
             total += float(torch.randn(64, 64).square().sum())
-        return {"score": float(number)}, {}
+        return Outcome({"score": float(number)})
 
 
 def trials(count: int, workers: int | str, *, deadly: bool) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from archgrad.choices.subsets import topologies, topology, without_topology
 from archgrad.extract.discretize import decide
 from archgrad.methods.darts_prime.dynamic_schedule import DynamicSchedule
 from archgrad.methods.darts_prime.regularizers import Proximity, regularized
-from archgrad.methods.toponas.topology_schedule import Cooling, PassiveAggressive
+from archgrad.methods.toponas.topology_schedule import PassiveAggressive
 from archgrad.supernets.bilevel import EverySteps, alternate, logit_rate
 
 NODES, WIDTH, SAMPLES, BATCH, F = 4, 12, 4096, 64, 4
@@ -159,9 +159,7 @@ def searched(variant: str, seed: int, *, steps: int, seen: str) -> dict[str, flo
         space = topology(space, form=form)  # type: ignore[arg-type]
     ag.relax(space, ag.softmax, where=without_topology)
     ag.relax(space, Open, where=lambda c: isinstance(c, ag.InputChoice) and without_topology(c))
-    warm_up = steps // 5
-    regularizer = PassiveAggressive(space, reading=reading, ramp=steps - warm_up) if reading else None  # type: ignore[arg-type]
-    cooling = Cooling(space, first=1.0, last=1.0, steps=steps - warm_up) if topologies(space) else None
+    warm_up = 0.2
     weights = SGD([{"params": ag.weights(space), "clip": 5.0}], lr=0.05, momentum=0.9, weight_decay=3e-4)
     subset = {p for distribution, _ in topologies(space).values() for p in distribution.parameters()}
     groups = [
@@ -170,16 +168,17 @@ def searched(variant: str, seed: int, *, steps: int, seen: str) -> dict[str, flo
     ]
     run = ag.Run(steps=steps, seed=seed, device="cpu", progress=False)
     run.begin("topology", {})
+    regularizer = PassiveAggressive(
+        space, reading=reading, ramp=1.0, progress=lambda: max(0.0, run.progress - warm_up) / (1.0 - warm_up)
+    ) if reading else None  # type: ignore[arg-type]  # fmt: skip
     # Without the schedule the architecture moves with every step behind the warm-up; with it, with one in F + 1.
-    update_schedule = DynamicSchedule(F) if prime else EverySteps(after=warm_up)
-    moves = steps / (F + 1) if prime else steps - warm_up
+    update_schedule = DynamicSchedule(F) if prime else EverySteps(warm_up=warm_up)
+    moves = steps / (F + 1) if prime else (1.0 - warm_up) * steps
     architecture = Adam([g for g in groups if g["params"]], lr=logit_rate(3e-4, moves), betas=(0.5, 0.999))
     term = Proximity(space, rho=0.1 if prime else 0.0, progress=lambda: run.progress)
     run.register_state(space=space, weights=weights, architecture=architecture, update_schedule=update_schedule)
 
     def gradient(train: object, valid: tuple[Tensor, Tensor]) -> tuple[Tensor, Sequence[Tensor | None]]:
-        if cooling:
-            cooling()
         loss = halves[1].loss(space, valid)
         if regularizer:
             loss = loss + regularizer().to(loss)

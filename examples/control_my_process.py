@@ -55,7 +55,7 @@ def main() -> None:
         dynamics_space(states=2, actions=1),
         rig,
         ag.Run(trials=13 if smoke else 60, seed=0, folder=None if smoke else "runs/rig"),
-        search=functools.partial(ag.darts, optimizer=ADAM),
+        search=functools.partial(ag.darts, search_recipe=ag.Recipe(optimizer_factory=ADAM)),
         terms=NnilqrTerms(fit=20, refit=5, search=10) if smoke else NnilqrTerms(fit=500, search=500),
     )
     print(found.report())

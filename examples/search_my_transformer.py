@@ -92,8 +92,8 @@ def main() -> None:
     folder, steps = (None, 4) if given.smoke else (given.out, None)
     run = ag.Run(epochs=given.epochs, steps=steps, seed=given.seed, folder=folder)
     limit = ag.macs(x).at_most(fraction=given.fraction)
-    adam = functools.partial(ag.adamw, learning_rate=3e-3)
-    found = ag.unas(MyTransformer(), task, run, limit=limit, optimizer=adam, train_optimizer=adam)
+    recipe = ag.Recipe(optimizer_factory=functools.partial(ag.adamw, learning_rate=3e-3))
+    found = ag.unas(MyTransformer(), task, run, limit=limit, search_recipe=recipe, recipe=recipe)
     print(found.report())
 
     if folder is None:

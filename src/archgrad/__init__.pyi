@@ -159,7 +159,7 @@ from .methods.random_search import (
 from .methods.toponas.toponas import (
     toponas as toponas,
 )
-from .methods.unas import (
+from .methods.unas.unas import (
     unas as unas,
 )
 from .multimodal.av_digits import (

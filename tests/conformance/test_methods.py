@@ -20,8 +20,8 @@ from torch import nn
 import archgrad as ag
 from archgrad.choices.subsets import topology
 from archgrad.errors import LimitError
-from archgrad.methods.darts_prime.darts_prime import Constraint
-from archgrad.methods.toponas.toponas import Terms as Topology
+from archgrad.methods.darts_prime import DartsPrimeTerms
+from archgrad.methods.toponas import ToponasTerms
 from archgrad.methods.unas import UnasTerms
 from archgrad.trials.successive_halving import Halving
 
@@ -44,15 +44,17 @@ METHODS: dict[str, tuple[Callable[..., ag.Found], Problem]] = {
     "darts": (ag.darts, SUPERNET),
     "darts, second order": (functools.partial(ag.darts, second_order=True), SUPERNET),
     # From the published threshold, 1, the architecture would move at once, on untrained weights.
-    "darts_prime": (functools.partial(ag.darts_prime, constraint=Constraint(threshold=1e-3)), SUPERNET),
+    "darts_prime": (functools.partial(ag.darts_prime, terms=DartsPrimeTerms(threshold=1e-3)), SUPERNET),
     "darts_prime, clipped and ADMM": (
-        functools.partial(ag.darts_prime, constraint=Constraint(activation="clipped", regularizer="admm")),
+        functools.partial(ag.darts_prime, terms=DartsPrimeTerms(activation="clipped", regularizer="admm")),
         SUPERNET,
     ),
     # Weights that are drawn afresh have to learn something in the steps of a round.
     "pruning_transfer": (
         functools.partial(
-            ag.pruning_transfer, search_fraction=0.8, optimizer=functools.partial(ag.adam, learning_rate=0.05)
+            ag.pruning_transfer,
+            search_fraction=0.8,
+            recipe=ag.Recipe(optimizer_factory=functools.partial(ag.adam, learning_rate=0.05)),
         ),
         INPUTS,
     ),
@@ -62,7 +64,7 @@ METHODS: dict[str, tuple[Callable[..., ag.Found], Problem]] = {
     ),
     "toponas": (ag.toponas, SUPERNET),
     "toponas, table": (
-        functools.partial(ag.toponas, terms=Topology(form="table", temperature=(2.0, 0.2))),
+        functools.partial(ag.toponas, terms=ToponasTerms(form="table", temperature=(2.0, 0.2))),
         SUPERNET,
     ),
     "darts, topology": (_on(ag.darts, "table"), SUPERNET),
@@ -74,7 +76,7 @@ METHODS: dict[str, tuple[Callable[..., ag.Found], Problem]] = {
     ),
     "monas": (ag.monas, SUPERNET),
     # Its own rate is for epochs of training, and the first round has five steps.
-    "multimodal_random": (functools.partial(ag.multimodal_random, optimizer=ag.sgd), SUPERNET),
+    "multimodal_random": (functools.partial(ag.multimodal_random, recipe=ag.Recipe()), SUPERNET),
     "unas": (ag.unas, SUPERNET),
     "unas, per image": (functools.partial(ag.unas, terms=UnasTerms(per_image=True)), SUPERNET),
     "unas, score function": (functools.partial(ag.unas, terms=UnasTerms(estimator="score_function")), SUPERNET),

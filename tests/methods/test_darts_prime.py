@@ -11,11 +11,11 @@ import archgrad as ag
 from archgrad.choices.access import choices
 from archgrad.choices.subsets import Subsets, topology
 from archgrad.errors import ConfigError, LimitError
-from archgrad.methods.darts_prime.darts_prime import Constraint, darts_prime
+from archgrad.methods.darts_prime.darts_prime import DartsPrimeTerms, darts_prime
 from archgrad.run.signals import Stopped
 
-OFF = Constraint(schedule="static", f=1, regularizer="proximity", rho=0.0)
-FULL = Constraint(activation="clipped", f=2, regularizer="admm")
+OFF = DartsPrimeTerms(schedule="static", f=1, regularizer="proximity", rho=0.0)
+FULL = DartsPrimeTerms(activation="clipped", f=2, regularizer="admm")
 
 
 def task() -> ag.Classification:
@@ -50,14 +50,14 @@ def same(first: ag.Found, second: ag.Found) -> bool:
 
 def test_with_its_parts_off_it_is_darts_bit_for_bit() -> None:
     darts = ag.darts(space(), task(), run())
-    assert same(darts_prime(space(), task(), run(), constraint=OFF), darts)
+    assert same(darts_prime(space(), task(), run(), terms=OFF), darts)
 
 
-@pytest.mark.parametrize("constraint", [Constraint(f=2), FULL])
+@pytest.mark.parametrize("terms", [DartsPrimeTerms(f=2), FULL])
 @pytest.mark.parametrize("form", ["table", "factorized"])
-def test_a_topology_of_its_own_is_kept(constraint: Constraint, form: str) -> None:
+def test_a_topology_of_its_own_is_kept(terms: DartsPrimeTerms, form: str) -> None:
     given = topology(space(), form=form)
-    found = darts_prime(given, task(), run(steps=20), constraint=constraint)
+    found = darts_prime(given, task(), run(steps=20), terms=terms)
     first = next(row for row in found.history if "entropy" in row)
     nodes = [name for name, same in choices(given).items() if isinstance(same[0].relaxation, Subsets)]
     assert nodes
@@ -71,35 +71,35 @@ def test_a_topology_of_its_own_is_kept(constraint: Constraint, form: str) -> Non
 @pytest.mark.parametrize(
     "on",
     [
-        Constraint(schedule="static", f=1, rho=0.1),
-        Constraint(schedule="static", f=2, rho=0.0),
-        Constraint(schedule="dynamic", f=1, rho=0.0),
-        Constraint(schedule="static", f=1, rho=0.0, activation="clipped"),
+        DartsPrimeTerms(schedule="static", f=1, rho=0.1),
+        DartsPrimeTerms(schedule="static", f=2, rho=0.0),
+        DartsPrimeTerms(schedule="dynamic", f=1, rho=0.0),
+        DartsPrimeTerms(schedule="static", f=1, rho=0.0, activation="clipped"),
     ],
 )
-def test_with_any_part_on_it_is_not(on: Constraint) -> None:
+def test_with_any_part_on_it_is_not(on: DartsPrimeTerms) -> None:
     darts = ag.darts(space(), task(), run())
-    assert trajectory(darts_prime(space(), task(), run(), constraint=on, share=0.5)) != trajectory(darts)
+    assert trajectory(darts_prime(space(), task(), run(), terms=on, weights_fraction=0.5)) != trajectory(darts)
 
 
 def test_the_division_of_the_data_follows_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, halves = [], ag.Classification.halves
-    monkeypatch.setattr(ag.Classification, "halves", lambda self, share: asked.append(share) or halves(self, share))
-    darts_prime(space(), task(), run(steps=8), constraint=Constraint(f=3))
-    darts_prime(space(), task(), run(steps=8), constraint=Constraint(f=3), share=0.5)
+    asked, split = [], ag.Classification.split
+    monkeypatch.setattr(ag.Classification, "split", lambda self, part: asked.append(part) or split(self, part))
+    darts_prime(space(), task(), run(steps=8), terms=DartsPrimeTerms(f=3))
+    darts_prime(space(), task(), run(steps=8), terms=DartsPrimeTerms(f=3), weights_fraction=0.5)
     assert asked == [0.75, 0.5]
 
 
 def test_a_static_schedule_takes_every_fth_step_and_a_dynamic_one_says_its_threshold() -> None:
-    static = darts_prime(space(), task(), run(), constraint=Constraint(schedule="static", f=3))
+    static = darts_prime(space(), task(), run(), terms=DartsPrimeTerms(schedule="static", f=3))
     assert sum("architecture_loss" in row for row in static.history) == 20 // 3
-    dynamic = darts_prime(space(), task(), run(), constraint=Constraint(f=1))
+    dynamic = darts_prime(space(), task(), run(), terms=DartsPrimeTerms(f=1))
     assert all("log10_threshold" in row for row in dynamic.history if row["phase"] == "search" and "loss" in row)
 
 
 def test_a_schedule_that_never_lets_a_step_happen_is_an_alarm() -> None:
     held = run(steps=2)
-    found = darts_prime(space(), task(), held, constraint=Constraint(f=10))
+    found = darts_prime(space(), task(), held, terms=DartsPrimeTerms(f=10))
     (alarm,) = (alarm for alarm in found.record["alarms"] if "never took a step" in alarm)
     assert alarm in held.notes and "ALARM: the architecture never took a step" in found.report()
     assert alarm not in found.record["notes"], "said once"
@@ -108,16 +108,16 @@ def test_a_schedule_that_never_lets_a_step_happen_is_an_alarm() -> None:
 def test_proximity_brings_the_weights_nearer_to_discrete_ones() -> None:
     ends = {}
     for rho in (0.0, 20.0):
-        constraint = Constraint(schedule="static", f=1, rho=rho)
-        found = darts_prime(space(), task(), run(steps=120), constraint=constraint, rate=0.1)
+        terms = DartsPrimeTerms(schedule="static", f=1, rho=rho)
+        found = darts_prime(space(), task(), run(steps=120), terms=terms, rate=0.1)
         ends[rho] = [row["distance"] for row in found.history if "distance" in row][-1]
     assert ends[20.0] < 0.5 * ends[0.0]
 
 
 def test_clipped_candidates_die_and_the_network_found_has_no_norm_of_the_nodes() -> None:
     given = space()
-    constraint = Constraint("clipped", "static", 1, rho=20.0)
-    found = darts_prime(given, task(), run(steps=80), constraint=constraint, rate=0.1)
+    terms = DartsPrimeTerms("clipped", "static", 1, rho=20.0)
+    found = darts_prime(given, task(), run(steps=80), terms=terms, rate=0.1)
     last = [row for row in found.history if "distance" in row][-1]
     weights = {name: value for name, value in last.items() if name.startswith("weight/")}
     assert all(value == 0.0 for name, value in weights.items() if name.endswith("/none"))
@@ -129,17 +129,17 @@ def test_clipped_candidates_die_and_the_network_found_has_no_norm_of_the_nodes()
 
 def test_clipped_weights_keep_a_limit_too() -> None:
     limit = ag.macs(torch.zeros(1, 1, 8, 8)).at_most(fraction=0.9)
-    constraint = Constraint("clipped", "static", 1, rho=20.0)
-    found = darts_prime(space(), task(), run(steps=60), limit=limit, constraint=constraint, rate=0.1)
+    terms = DartsPrimeTerms("clipped", "static", 1, rho=20.0)
+    found = darts_prime(space(), task(), run(steps=60), limit=limit, terms=terms, rate=0.1)
     assert found.costs["macs"] <= found.record["limit"]["bound"]
 
 
-@pytest.mark.parametrize("constraint", [FULL, Constraint(f=2)])
+@pytest.mark.parametrize("terms", [FULL, DartsPrimeTerms(f=2)])
 def test_a_stopped_run_goes_on_exactly(
-    constraint: Constraint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    terms: DartsPrimeTerms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the targets and duals of ADMM, the support, the threshold and its average."""
-    whole = darts_prime(space(), task(), run(steps=80), constraint=constraint)
+    whole = darts_prime(space(), task(), run(steps=80), terms=terms)
     original, calls = ag.Run.log, []
 
     def log(self: ag.Run, figures: dict[str, float], *, step: int | None = None) -> None:
@@ -154,9 +154,9 @@ def test_a_stopped_run_goes_on_exactly(
     with monkeypatch.context() as patched:
         patched.setattr(ag.Run, "log", log)
         with pytest.raises(Stopped):
-            darts_prime(space(), task(), run(steps=80, folder=tmp_path / "run"), constraint=constraint)
+            darts_prime(space(), task(), run(steps=80, folder=tmp_path / "run"), terms=terms)
     assert 10 < len(calls) < 40
-    resumed = darts_prime(space(), task(), run(steps=80, folder=tmp_path / "run"), constraint=constraint)
+    resumed = darts_prime(space(), task(), run(steps=80, folder=tmp_path / "run"), terms=terms)
     assert same(resumed, whole)
     assert resumed.record["discretization"] == whole.record["discretization"]
 
@@ -172,15 +172,15 @@ def test_a_measured_limit_is_refused_by_name() -> None:
         ({"rho": -0.1}, "rho"),
         ({"f": 0}, "f=0"),
         ({"threshold": 0.0}, "threshold=0.0"),
-        ({"schedule": "static", "f": 2.5}, "whole numbers"),
+        ({"schedule": "static", "f": 2.5}, "a whole number n from 1"),
     ],
 )
 def test_constraints_that_make_no_sense_are_refused(wrong: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        darts_prime(space(), task(), run(), constraint=Constraint(**wrong))
+        darts_prime(space(), task(), run(), terms=DartsPrimeTerms(**wrong))
 
 
 @pytest.mark.parametrize("name", ["activation", "schedule", "regularizer"])
 def test_names_that_there_are_not_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}='other' was given; allowed are"):
-        Constraint(**{name: "other"})
+        DartsPrimeTerms(**{name: "other"})

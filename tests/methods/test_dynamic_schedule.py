@@ -20,7 +20,7 @@ def gradients_of(value: float) -> list[torch.Tensor | None]:
 def rate(update_schedule: DynamicSchedule, values: list[float]) -> float:
     taken = 0
     for step, value in enumerate(values):
-        taken += update_schedule.next_batch(step) is not None
+        taken += update_schedule.next_batch(step, 0.0) is not None
         update_schedule.observe(gradients_of(value))
     return taken / len(values)
 
@@ -41,7 +41,7 @@ def test_the_first_step_comes_after_the_logarithm_of_the_gradient() -> None:
     update_schedule = DynamicSchedule(10, decay=1.0)
     due = []
     for step in range(120):
-        due.append(update_schedule.next_batch(step))
+        due.append(update_schedule.next_batch(step, 0.0))
         update_schedule.observe(gradients_of(100.0))
     assert due.index(0) == math.ceil(math.log(100.0) / math.log(1.05))
 
@@ -55,19 +55,20 @@ def test_the_batches_of_the_architecture_are_counted_in_order() -> None:
     update_schedule = DynamicSchedule(3)
     numbers = []
     for step in range(200):
-        numbers.append(update_schedule.next_batch(step))
+        numbers.append(update_schedule.next_batch(step, 0.0))
         update_schedule.observe(gradients_of(0.5))
     assert [n for n in numbers if n is not None] == list(range(update_schedule.taken)) and update_schedule.taken > 20
 
 
 @pytest.mark.parametrize(("n", "steps"), [(1, 7), (3, 20), (10, 9), (10, 105)])
 def test_a_static_pace_takes_floor_of_steps_over_n(n: int, steps: int) -> None:
-    taken = [EverySteps(n).next_batch(step) for step in range(steps)]
+    taken = [EverySteps(n).next_batch(step, 0.0) for step in range(steps)]
     assert [number for number in taken if number is not None] == list(range(steps // n))
 
 
 def test_a_static_pace_may_rest_first_and_keeps_its_numbers() -> None:
-    assert [EverySteps(after=3).next_batch(step) for step in range(5)] == [None, None, None, 3, 4]
+    schedule = EverySteps(warm_up=0.6)
+    assert [schedule.next_batch(step, step / 5) for step in range(5)] == [None, None, None, 3, 4]
 
 
 def test_f_is_the_sum_of_squares_before_the_gradient_is_clipped() -> None:
@@ -82,8 +83,9 @@ def test_f_is_the_sum_of_squares_before_the_gradient_is_clipped() -> None:
         flat = torch.cat([g.flatten() for g in gradients]).double()
         optimizer = torch.optim.SGD([{"params": list(net.parameters()), "clip": clip}], lr=0.0)
         run = Run(device="cpu", progress=False)
+        computed = (torch.tensor(1.0), gradients)
         take_step(
-            optimizer, list(net.parameters()), gradients, run, shown=lambda given: seen.append(squared_norm(given))
+            optimizer, run, lambda computed=computed: computed, observe=lambda given: seen.append(squared_norm(given))
         )
         assert seen[-1] == pytest.approx(float(flat.square().sum()), rel=1e-5)
         if clip < 1.0:
@@ -118,7 +120,7 @@ def test_what_makes_no_schedule_is_refused(wrong: dict[str, float]) -> None:
         DynamicSchedule(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"n": 0}, {"n": 2.5}, {"after": -1}])
+@pytest.mark.parametrize("wrong", [{"n": 0}, {"n": 2.5}, {"warm_up": -0.1}, {"warm_up": 1.0}])
 def test_a_static_pace_is_of_whole_numbers(wrong: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="whole numbers"):
+    with pytest.raises(ConfigError, match="a whole number n from 1 and a fraction warm_up"):
         EverySteps(**wrong)

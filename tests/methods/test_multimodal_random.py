@@ -49,7 +49,7 @@ def test_finds_a_fusion_that_uses_both_and_reports_the_finalists() -> None:
     last = found.record["finalists"]
     assert found.score == last["scores"][0] > 0.7, "one sense alone tells half"
     assert last["mean"] == statistics.mean(last["scores"]) and len(last["scores"]) == 2
-    assert "mean" in "".join(found.record["notes"]) and "Test accuracy of the best 2" in found.report()
+    assert "mean" in "".join(found.record["notes"]) and "Test scores of the best 2" in found.report()
     assert given.test_reads == 3, "each finalist, and what is handed back"
     assert sum("loss" in row for row in made.history) == 240
     rows = found.record["trials"]
@@ -107,10 +107,10 @@ def test_a_limit_is_kept_by_all_that_is_tried() -> None:
     assert 0 < len(paid.record["trials"]) < 30
 
 
-@pytest.mark.parametrize("settings", [{"finalists": 0}, {"finalists": True}, {"search": 1.0}])
+@pytest.mark.parametrize("settings", [{"finalists": 0}, {"finalists": True}, {"search_fraction": 1.0}])
 def test_settings_that_leave_no_finalist_are_refused(settings: dict[str, float]) -> None:
     given = task()
-    with pytest.raises(ConfigError, match="give 1 or more, and a share of the steps"):
+    with pytest.raises(ConfigError, match="give 1 or more finalists, and a search_fraction"):
         ag.multimodal_random(space(given), given, run(), **settings)  # type: ignore[arg-type]
 
 

@@ -381,8 +381,8 @@ def explored(run: ag.Run, folder: Path | None, *, stop: int | None = None) -> tu
     with pytest.MonkeyPatch.context() as patch, supernet(layered(3), folder) as kept:
         patch.setattr(SinglePathTrainer, "_loss", counted)
         policy = ShrinkingPolicy(kept, rate=0.1, bonus=0.01)
-        paths = SinglePathTrainer(kept, policy, task().split(0.5), run, optimizer=darts_sgd)
-        paths.explore(steps=12, episodes=3, warm_up=1, phase="explore", share=1.0)
+        paths = SinglePathTrainer(kept, policy, task().split(0.5), run, recipe=ag.Recipe(optimizer_factory=darts_sgd))
+        paths.explore(steps=12, episodes=3, warm_up=1 / 3, phase="explore", time_fraction=1.0)
         return policy.state_dict(), kept.taken({f"layer {i}": [0, 1, 2] for i in range(LAYERS)})
 
 

@@ -1,4 +1,4 @@
-"""The passive-aggressive regularizer in both readings, cooling, and what they refuse."""
+"""The passive-aggressive regularizer in both readings, the temperature, and what they refuse."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 import archgrad as ag
 from archgrad.choices.subsets import topologies, topology
 from archgrad.errors import ChoiceError, ConfigError
-from archgrad.methods.toponas.topology_schedule import Cooling, PassiveAggressive, figures
+from archgrad.methods.toponas.topology_schedule import PassiveAggressive, figures, set_temperature
 from archgrad.supernets.bilevel import state
 
 WINNER = {"factorized": torch.tensor([9.0, -9.0, -9.0, 9.0]), "table": torch.tensor([9.0, 0, 0, 0, 0, 0])}
@@ -67,17 +67,15 @@ def test_the_margin_is_that_of_the_two_likeliest() -> None:
     assert float(PassiveAggressive(space, reading="margin")().detach()) == pytest.approx(0.5 - 0.1, abs=1e-12)
 
 
-def test_the_weight_grows_along_the_ramp_and_resumes() -> None:
-    space = node(logits=[0.0] * 4)
-    term = PassiveAggressive(space, weight=2.0, ramp=4)
+def test_the_weight_grows_along_the_ramp() -> None:
+    space, passed = node(logits=[0.0] * 4), [0.0]
+    term = PassiveAggressive(space, weight=2.0, ramp=0.5, progress=lambda: passed[0])
     full = 2.0 * float(term.terms().sum().detach())
-    values = [float(term().detach()) / full for _ in range(6)]
-    assert values == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
-    first = PassiveAggressive(space, weight=2.0, ramp=4)
-    first()
-    second = PassiveAggressive(space, weight=2.0, ramp=4)
-    second.load_state_dict(first.state_dict())
-    assert float(second().detach()) / full == pytest.approx(0.5)
+    values = []
+    for passed[0] in (0.0, 0.125, 0.25, 0.5, 0.75, 1.0):
+        values.append(float(term().detach()) / full)
+    assert values == pytest.approx([0.0, 0.25, 0.5, 1.0, 1.0, 1.0])
+    assert float(PassiveAggressive(space, weight=2.0)().detach()) == pytest.approx(full), "without a ramp"
 
 
 def test_nodes_without_a_choice_add_nothing_to_the_margin() -> None:
@@ -86,18 +84,13 @@ def test_nodes_without_a_choice_add_nothing_to_the_margin() -> None:
     assert float(term.detach()) == 0.0
 
 
-def test_cooling_is_geometric_and_resumes() -> None:
+def test_the_temperature_falls_geometrically() -> None:
     space = node()
-    cooling = Cooling(space, first=8.0, last=1.0, steps=3)
-    seen = [float(space.relaxation.temperature)]
-    for _ in range(4):
-        cooling()
+    seen = []
+    for progress in (0.0, 1 / 3, 2 / 3, 1.0):
+        set_temperature(space, 8.0, 1.0, progress)
         seen.append(float(space.relaxation.temperature))
-    assert seen == pytest.approx([8.0, 4.0, 2.0, 1.0, 1.0])
-    again = Cooling(space, first=8.0, last=1.0, steps=3)
-    again.load_state_dict({"done": 1})
-    again()
-    assert float(space.relaxation.temperature) == pytest.approx(2.0)
+    assert seen == pytest.approx([8.0, 4.0, 2.0, 1.0])
 
 
 def test_the_history_shows_marginals_and_the_distribution() -> None:
@@ -133,5 +126,3 @@ def test_a_regularizer_that_could_do_nothing_is_refused() -> None:
             PassiveAggressive(space, reading="mass")
     with pytest.raises(ChoiceError, match="no distribution over subsets"):
         PassiveAggressive(ag.InputChoice(3, name="x"))
-    with pytest.raises(ConfigError, match=r"temperatures from 1\.0 to 0\.0"):
-        Cooling(node(), first=1.0, last=0.0, steps=3)

@@ -15,8 +15,8 @@ from archgrad.choices.relaxations import Open
 from archgrad.choices.subsets import Keep, topology
 from archgrad.errors import ChoiceError, ConfigError, LimitError
 from archgrad.extract.discretize import decision_weights
-from archgrad.methods.toponas.toponas import UnasTerms, toponas
-from archgrad.methods.unas import Terms as Sampled
+from archgrad.methods.toponas.toponas import ToponasTerms, toponas
+from archgrad.methods.unas import UnasTerms as Sampled
 from archgrad.supernets.constraint import ArchitectureConstraint, scores
 
 X = torch.zeros(1, 1, 8, 8)
@@ -45,7 +45,7 @@ def under_unas(space: nn.Module, task: ag.Classification, run: ag.Run, **options
 
 METHODS: dict[str, Callable[..., ag.Found]] = {
     "toponas": toponas,
-    "toponas, table": functools.partial(toponas, terms=UnasTerms(form="table", temperature=(4.0, 0.1))),
+    "toponas, table": functools.partial(toponas, terms=ToponasTerms(form="table", temperature=(4.0, 0.1))),
     "darts": under_darts,
     "unas": under_unas,
     "unas, score function": functools.partial(under_unas, terms=Sampled(estimator="score_function")),
@@ -79,7 +79,7 @@ def test_a_found_cell_is_connected_and_keeps_two_different_inputs_a_node(name: s
 @pytest.mark.parametrize("keep", [1, (1, 3)])
 def test_other_numbers_of_inputs_are_searched_and_built(keep: Keep) -> None:
     space = cells()
-    found = toponas(space, images(), quiet(), terms=UnasTerms(keep=keep))
+    found = toponas(space, images(), quiet(), terms=ToponasTerms(keep=keep))
     sizes = {len(pick) for pick in kept(found.architecture).values()}
     assert sizes <= ({1} if keep == 1 else {1, 2, 3})
     assert sorted(found.record["architecture_text"].split()) and found.network(X).shape == (1, 3)
@@ -151,13 +151,14 @@ def refuses(match: str, error: type[Exception], **options: object) -> None:
 
 
 def test_what_cannot_be_searched_is_refused() -> None:
-    refuses("has 2 inputs and cannot keep 3", ChoiceError, terms=UnasTerms(keep=3))
+    refuses("has 2 inputs and cannot keep 3", ChoiceError, terms=ToponasTerms(keep=3))
     refuses(r"archgrad\.unas", LimitError, limit=ag.latency(X).at_most(ms=5.0))
-    refuses("margin=-1", ConfigError, terms=UnasTerms(margin=-1.0))
-    refuses("reading='margin'", ChoiceError, terms=UnasTerms(form="table", regularizer="mass"))
-    refuses("temperatures from", ConfigError, terms=UnasTerms(temperature=(1.0, 0.0)))
+    refuses("margin=-1", ConfigError, terms=ToponasTerms(margin=-1.0))
+    refuses("reading='margin'", ChoiceError, terms=ToponasTerms(form="table", regularizer="mass"))
+    with pytest.raises(ConfigError, match=r"temperatures from 1\.0 to 0\.0"):
+        ToponasTerms(temperature=(1.0, 0.0))
     with pytest.raises(ConfigError, match=r"warm_up=1\.0"):
-        UnasTerms(warm_up=1.0)
+        ToponasTerms(warm_up=1.0)
     with pytest.raises(ChoiceError, match="no InputChoice"):
         toponas(ag.OpChoice([nn.Linear(2, 2)], name="op"), images(), quiet())
     with pytest.raises(ChoiceError, match="topology"):

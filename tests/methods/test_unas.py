@@ -14,9 +14,8 @@ import archgrad as ag
 from archgrad.choices.access import logits, using
 from archgrad.choices.relaxations import Softmax
 from archgrad.errors import ChoiceError, LimitError
-from archgrad.methods.unas import UnasTerms, _Objective
+from archgrad.methods.unas.objective import LimitPenalty, Objective, RebarEstimate, Sampler, UnasTerms
 from archgrad.supernets.constraint import ArchitectureConstraint
-from archgrad.supernets.sampling import LimitPenalty, RebarEstimate, Sampler
 
 
 class Small(nn.Module):
@@ -52,7 +51,7 @@ def begun(**settings: object) -> ag.Run:
     return run
 
 
-def objective(space: nn.Module, data: ag.Classification, terms: UnasTerms, penalty: bool = False) -> _Objective:
+def objective(space: nn.Module, data: ag.Classification, terms: UnasTerms, penalty: bool = False) -> Objective:
     ag.relax(space, Softmax)
     with torch.no_grad():
         for i, logit in enumerate(logits(space)):
@@ -61,9 +60,8 @@ def objective(space: nn.Module, data: ag.Classification, terms: UnasTerms, penal
     made = None
     if penalty:
         constraint = ArchitectureConstraint(space, ag.macs(torch.zeros(1, 6)).at_most(20))
-        made = LimitPenalty(sampler, constraint, pressure=1.0, ramp=1.0)
-        made.done = 5
-    return _Objective(space, data, sampler, terms, None, made)
+        made = LimitPenalty(sampler, constraint, beta=lambda: 1.0)
+    return Objective(space, data, sampler, terms=terms, penalty=made)
 
 
 def exact(space: nn.Module, data: ag.Classification, batches: tuple, terms: UnasTerms, penalty: bool) -> list[Tensor]:
@@ -85,7 +83,7 @@ def exact(space: nn.Module, data: ag.Classification, batches: tuple, terms: Unas
     return [g.double() for g in torch.autograd.grad(total, logits(space))]
 
 
-def worst(space: nn.Module, found: _Objective, batches: tuple, wanted: list[Tensor], draws: int) -> float:
+def worst(space: nn.Module, found: Objective, batches: tuple, wanted: list[Tensor], draws: int) -> float:
     """The largest distance of the mean estimate from the exact gradient, in standard errors."""
     rows = []
     for _ in range(draws):
@@ -149,6 +147,7 @@ def test_each_step_moves_only_what_is_its_own() -> None:
     _, gradients = found.gradient(train, valid)
     assert [g.shape for g in gradients] == [p.shape for p in decided]
     assert all(p.grad is None for p in weights)
+    seen.clear()
     loss = found.weight_loss(space, train)
     assert len(seen) == 1 and seen[0] is train[0]
     assert all(g is None for g in torch.autograd.grad(loss, decided, allow_unused=True, retain_graph=True))

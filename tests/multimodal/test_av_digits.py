@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_multimodal import write
+from test_modalities import write
 
 import archgrad as ag
 from archgrad.errors import DataError

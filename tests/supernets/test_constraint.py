@@ -118,7 +118,7 @@ def test_a_measured_limit_is_kept_on_a_fresh_measurement() -> None:
         found = constraint.best_feasible(scores(seed))
         assert cost.of(ag.build(Chain(), found)) <= 100.0
     with pytest.raises(LimitError, match="lowest reachable is 39"):
-        ArchitectureConstraint(Chain(), cost.at_most(20.0)).begin(begun())
+        ArchitectureConstraint(Chain(), cost.at_most(20.0)).fit_surrogate(begun())
 
 
 def test_a_resumed_run_measures_nothing_twice(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from archgrad.choices.policies import Uniform
 from archgrad.errors import ConfigError, LimitError
 from archgrad.run.run import Run
 from archgrad.supernets.constraint import ArchitectureConstraint
-from archgrad.trials.random_sampling import best_so_far, chance_of_top, drawn, expected_best, ranking
+from archgrad.trials.random_sampling import best_so_far, chance_of_top, draw_architectures, expected_best, ranking
 
 CHI2_23 = 49.73  # of 23 degrees of freedom, exceeded once in a thousand
 
@@ -68,7 +68,7 @@ def test_draws_are_even_and_a_bent_sampler_is_found_out() -> None:
 
 
 def test_one_seed_draws_the_same_and_another_others() -> None:
-    first, again, other = (drawn(Uniform(Points()), run(seed), 10, None) for seed in (3, 3, 4))
+    first, again, other = (draw_architectures(Uniform(Points()), run(seed), 10, None) for seed in (3, 3, 4))
     assert first == again != other
     assert len(set(first)) == 10
 
@@ -81,19 +81,19 @@ def test_the_limit_is_by_a_count_by_hand() -> None:
     bound = 60
     small = {a for a in every if Points.params(a) <= bound}
     assert 0 < len(small) < 24
-    assert set(drawn(Uniform(Points()), run(), 24, under(bound))) == small
+    assert set(draw_architectures(Uniform(Points()), run(), 24, under(bound))) == small
 
 
 def test_refused_draws_cost_no_trial_unless_they_are_to() -> None:
-    free = drawn(Uniform(Points()), run(), 8, under(66))
-    paid = drawn(Uniform(Points()), run(), 8, under(66), refused_count=True)
+    free = draw_architectures(Uniform(Points()), run(), 8, under(66))
+    paid = draw_architectures(Uniform(Points()), run(), 8, under(66), refused_count=True)
     assert len(free) == 8 and all(Points.params(a) <= 66 for a in free)
     assert paid == free[: len(paid)] and 0 < len(paid) < 8
 
 
 def test_nothing_under_the_limit_among_the_draws_is_an_error() -> None:
     with pytest.raises(LimitError, match="none of 1 architectures drawn at random takes at most 39"):
-        drawn(Uniform(Points()), run(1), 1, under(39), refused_count=True)
+        draw_architectures(Uniform(Points()), run(1), 1, under(39), refused_count=True)
 
 
 def test_the_best_so_far_never_falls() -> None:
@@ -127,6 +127,6 @@ def test_numbers_without_meaning_are_refused(call: object) -> None:
 
 def test_a_later_round_ranks_before_a_higher_score_and_the_first_of_equals_first() -> None:
     rows = [{"score": s, "round": n} for s, n in ((0.9, 0), (0.5, 1), (0.6, 1), (0.6, 1))]
-    tried = drawn(Uniform(Points()), run(), 4, None)
+    tried = draw_architectures(Uniform(Points()), run(), 4, None)
     assert ranking(rows, tried, None, count=3) == [2, 3, 1]
     assert ranking([{"score": s} for s in (0.1, 0.3, 0.3)], tried, None) == [1]

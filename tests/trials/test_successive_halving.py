@@ -14,7 +14,7 @@ import archgrad as ag
 from archgrad.errors import ConfigError
 from archgrad.run.run import Run
 from archgrad.trials.evaluation import Later
-from archgrad.trials.successive_halving import Halving, halved
+from archgrad.trials.successive_halving import Halving, successive_halving
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(120, 4, generator=G)
@@ -39,7 +39,9 @@ def run(**settings: object) -> Run:
 
 
 def search(steps: int, made: Run) -> tuple[list[dict[str, object]], int]:
-    return halved(space(), TASK, made, TRIED, halving=Halving(), steps=steps, share=1.0, optimizer=ag.sgd)
+    return successive_halving(
+        space(), TASK, made, TRIED, halving=Halving(), steps=steps, time_fraction=1.0, recipe=ag.Recipe()
+    )
 
 
 def test_rounds_have_a_third_each_and_as_many_steps_in_all_as_eta_says() -> None:
@@ -83,8 +85,8 @@ def test_a_later_round_goes_on_with_the_next_batches_and_the_same_weights() -> N
 
 
 def test_a_run_that_is_stopped_in_a_trial_goes_on_with_the_same_bits(tmp_path: Path) -> None:
-    class Killed(Exception):
-        pass
+    class Killed(BaseException):
+        """Not an error of the trial's network, which would be recorded."""
 
     whole, _ = search(210, run())
     calls = []
@@ -105,7 +107,10 @@ def test_a_run_that_is_stopped_in_a_trial_goes_on_with_the_same_bits(tmp_path: P
 
     first = run(folder=tmp_path, output=ag.Output(log_every=1, checkpoint_seconds=0.0))
     with pytest.raises(Killed):
-        halved(space(), TASK, first, TRIED, halving=Halving(), steps=210, share=1.0, optimizer=dying)
+        successive_halving(
+            space(), TASK, first, TRIED, halving=Halving(), steps=210, time_fraction=1.0,
+            recipe=ag.Recipe(optimizer_factory=dying),
+        )  # fmt: skip
     first.close()
     again, _ = search(210, run(folder=tmp_path, output=ag.Output(log_every=1, checkpoint_seconds=0.0)))
     assert again == whole
@@ -118,7 +123,7 @@ def test_settings_that_halve_nothing_are_refused(settings: dict[str, int]) -> No
 
 
 def test_random_search_halves_apart_alone() -> None:
-    with pytest.raises(ConfigError, match="halving trains every network apart"):
+    with pytest.raises(ConfigError, match="halving trains networks one by one"):
         ag.random_search(space(), TASK, Run(device="cpu", progress=False), shared=True, halving=Halving())
     made = Run(steps=300, trials=9, device="cpu", progress=False, output=ag.Output(log_every=1))
     found = ag.random_search(space(), TASK, made, halving=Halving())

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import archgrad as ag
-from archgrad.errors import ArchgradError, ConfigError, MissingExtra, NonFiniteError, RunError
+from archgrad.errors import ConfigError, MissingExtra, NonFiniteError, RunError
 from archgrad.run.run import Run
 from archgrad.trials.workers import RETRIES, Job, Outcome, Workers
 
@@ -53,7 +53,7 @@ class Told:
         if "missing" in job.name:
             raise MissingExtra("thing", "things")
         weights = {"w": torch.full((2,), float(job.architecture["n"]))}
-        return {"score": float(job.architecture["n"])}, weights if job.keep else {}
+        return Outcome({"score": float(job.architecture["n"])}, weights if job.keep else {})
 
 
 def jobs(*names: str, keep: bool = False) -> list[Job]:
@@ -89,9 +89,9 @@ def test_a_worker_that_dies_is_replaced_and_every_trial_counts_once(tmp_path: Pa
     known = Workers(again[0], Told(tmp_path / "nowhere"))  # which would fail to note a try
     assert torch.equal(known.result(asked[4]).weights["w"], found[4].weights["w"])
     (tmp_path / "run" / "trials" / "three.safetensors").write_bytes(b"damaged")
-    assert known._book.held(asked[2]) is None, "its weights are lost: it is tried again"
+    assert known._book.outcome(asked[2]) is None, "its weights are lost: it is tried again"
     other = Job("one", ag.Architecture({"n": 7}), keep=True)
-    assert known._book.held(other) is None, "a trial of another architecture"
+    assert known._book.outcome(other) is None, "a trial of another architecture"
 
 
 def test_a_trial_that_kills_every_worker_ends_the_run_and_the_others_are_kept(tmp_path: Path) -> None:
@@ -106,11 +106,14 @@ def test_a_trial_that_kills_every_worker_ends_the_run_and_the_others_are_kept(tm
     assert len(list(tmp_path.glob("dies *"))) == RETRIES + 1
 
 
-@pytest.mark.parametrize(("name", "error"), [("nan", NonFiniteError), ("missing", MissingExtra)])
-def test_what_goes_wrong_in_a_trial_is_raised_here(name: str, error: type[ArchgradError], tmp_path: Path) -> None:
-    for run, _ in begun(None, workers=1):
-        with pytest.raises(error, match=r"became NaN|thing is not installed"):
-            Workers(run, Told(tmp_path)).result(*jobs(name))
+def test_a_failure_of_the_network_is_a_result_and_any_other_error_is_raised(tmp_path: Path) -> None:
+    for run, _ in begun(tmp_path / "run", workers=1):
+        outcome = Workers(run, Told(tmp_path)).result(*jobs("nan"))
+        assert outcome.failed == "NonFiniteError: loss became NaN" and not outcome.figures and outcome.score != 0
+        with pytest.raises(MissingExtra, match="thing is not installed"):
+            Workers(run, Told(tmp_path)).result(*jobs("missing"))
+    (row,) = rows(tmp_path / "run")
+    assert row["failed"] == outcome.failed and row["figures"] == {}
 
 
 def test_the_package_travels_by_its_name() -> None:
@@ -122,7 +125,7 @@ def test_what_cannot_travel_is_refused_at_once() -> None:
     lock = threading.Lock()
     for run, _ in begun(None):
         with pytest.raises(ConfigError, match="cannot be sent to another process"):
-            Workers(run, lambda job: ({"score": float(lock.locked())}, {}))
+            Workers(run, lambda job: Outcome({"score": float(lock.locked())}))
 
 
 @pytest.mark.parametrize("given", [0, -1, True, 1.5, "rays", "ray://", "ray://a b"])

@@ -130,7 +130,7 @@ def nnilqr(
     dynamics = Dynamics(made, states=len(system.start), actions=len(system.low)).to(run.device)
     task, architecture = seen.task(dynamics, batch_size=terms.batch_size), Architecture({})
     if search:
-        found, _ = search_inside(search, lambda: made, task, run, steps=terms.search, name="dynamics")  # type: ignore[arg-type]
+        found, _ = search_inside(search, lambda: made, task, run, steps=terms.search, name="dynamics")
         architecture, dynamics.network = found.architecture, found.network.to(run.device)
     task.check(dynamics.network)
     weights = Recipe(optimizer_factory=optimizer).optimizer(dynamics.network)

@@ -14,7 +14,7 @@ the mixed derivative, with radius 0.01 / |grad_w' L_valid|.
 What the paper leaves open, or is done otherwise here:
 - Nodes keep the inputs of their heaviest operations, "none" left out, as in the authors' code.
 - The published rate of the logits, 3e-4, is raised in searches shorter than the published 19,500 steps, so that
-  they can travel as far. Ours.
+  they can move as far. Ours.
 - `limit` is ours: a penalty on the expected cost while searching, and the heaviest architecture under the limit at
   the end. The cost needs a gradient: a measured one is refused, since nothing here samples networks.
 
@@ -24,32 +24,55 @@ Checked against: enumeration and the closed form of the second-order step, in th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from archgrad.choices.access import logits, trainable
 from archgrad.choices.policies import Prior
 from archgrad.costs.limits import Limit
+from archgrad.errors import ConfigError
 from archgrad.extract.discretize import decide
-from archgrad.results.record import heading
+from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found
 from archgrad.run.run import Run
 from archgrad.supernets.constraint import ArchitectureConstraint, refuse_measured, scores
 from archgrad.supernets.darts_loop import descend_mixture, relax_as_mixture
-from archgrad.supernets.lifecycle import predict_peak_memory, prepare_supernet, split_steps, train_and_report
-from archgrad.supernets.prior import recorded
-from archgrad.tasks.classification import Classification
-from archgrad.tasks.task import Batch
-from archgrad.training.recipe import OptimizerFactory, Recipe, darts_sgd, sgd
+from archgrad.supernets.lifecycle import (
+    check_candidates,
+    predict_peak_memory,
+    prepare_supernet,
+    refuse_fraction,
+    split_steps,
+    train_and_report,
+)
+from archgrad.tasks.task import Batch, Splittable, Task, require
+from archgrad.training.recipe import Recipe, darts_sgd
 
 RADIUS = 0.01
+RECIPE = Recipe(optimizer_factory=darts_sgd)
+
+
+@dataclass(frozen=True)
+class DartsSettings:
+    """What a DARTS run is begun with; see `darts`."""
+
+    limit: Limit | None
+    prior: Prior | None
+    second_order: bool
+    search_fraction: float
+    weights_fraction: float
+    pressure: float
+    rate: float | None
+    search_recipe: Recipe
+    recipe: Recipe
 
 
 def darts(
     space: nn.Module,
-    task: Classification,
+    task: Task,
     run: Run,
     *,
     limit: Limit | None = None,
@@ -59,8 +82,8 @@ def darts(
     weights_fraction: float = 0.5,
     pressure: float = 1.0,
     rate: float | None = None,
-    optimizer: OptimizerFactory = darts_sgd,
-    train_optimizer: OptimizerFactory = sgd,
+    search_recipe: Recipe = RECIPE,
+    recipe: Recipe = Recipe(),
 ) -> Found:
     """Search a supernet by gradient descent on the validation loss; the algorithm is on top of this file.
 
@@ -72,59 +95,71 @@ def darts(
         limit: for instance `archgrad.macs(x).at_most(3e6)`; not on a measured cost.
         prior: logits to begin with, such as `archgrad.prior(...)` from scores of untrained networks.
         second_order: differentiate through one step of the weights.
-        search_fraction: share of the steps that is searched in; the rest trains what was found, from fresh weights.
+        search_fraction: part of the budget that is searched in; the rest trains the result from fresh weights.
         weights_fraction: part of the training data that the weights are trained on while searching.
         pressure: of the limit's penalty, pressure * max(0, expected cost / bound - 1).
-        rate: of Adam on the logits; default as published, raised for short searches.
-        optimizer: of the supernet's weights.
-        train_optimizer: of the weights of what was found.
+        rate: of Adam on the logits; default: as published, higher for short searches.
+        search_recipe: optimizer, schedule and clip of the supernet's weights.
+        recipe: how the result is trained.
 
     Raises:
         ChoiceError: the space has no choice, or has gates.
+        ConfigError: the task lacks what the method needs, or an option out of its range.
         LimitError: the cost is measured, or no network of the space meets the limit.
         NonFiniteError: the loss became NaN or infinite.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> layer = ag.OpChoice({"relu": torch.nn.ReLU(), "tanh": torch.nn.Tanh()}, name="layer")
+        >>> space = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), layer, torch.nn.Linear(8, 10))
+        >>> found = ag.darts(space, ag.Classification.load("digits"), ag.Run(steps=8, progress=False))
+        >>> found.architecture["layer"] in (0, 1)
+        True
     """
+    settings = DartsSettings(
+        limit, prior, second_order, search_fraction, weights_fraction, pressure=pressure, rate=rate,
+        search_recipe=search_recipe, recipe=recipe,
+    )  # fmt: skip
+    require(task, Splittable, method="DARTS")
     refuse_measured(limit, method="DARTS")
+    refuse_fraction(search_fraction)
+    search_recipe.check_plain("search_recipe")
     space = prepare_supernet(space, run, needs="DARTS")
     relax_as_mixture(space)
-    task.check(space)
-    steps, rest = split_steps(run, task, search_fraction)
+    check_candidates(space, task, recipe)
     constraint = ArchitectureConstraint(space, limit) if limit else None
-    settings = {
-        "limit": limit and limit.record(),
-        "second_order": second_order,
-        "search_fraction": search_fraction,
-        "weights_fraction": weights_fraction,
-        "pressure": pressure,
-        "rate": rate,
-        "prior": recorded(prior),
-    }
-    run.begin("darts", settings)
+    weights = search_recipe.optimizer(space)
+    if second_order and not isinstance(weights, SGD):
+        raise ConfigError(
+            f"second_order=True differentiates through a step of SGD, and search_recipe gives a "
+            f"{type(weights).__name__}; give an SGD, or leave second_order out"
+        )
+    run.begin("darts", settings_record(settings))
 
-    predict_peak_memory(space, task, run, optimizer=optimizer, passes=2 if second_order else 1)
-    made = Recipe(optimizer_factory=optimizer).optimizer(space)
+    steps, rest = split_steps(
+        run,
+        task,
+        search_fraction,
+        search_recipe=search_recipe,
+        recipe=recipe,
+        network=space,
+        passes=5 if second_order else 2,
+    )
+    run.require_steps(steps, phase="search", least=1)
+    predict_peak_memory(space, task, run, optimizer=search_recipe.optimizer_factory, passes=2 if second_order else 1)
 
     def ahead(train: Batch, valid: Batch, loss_of: Callable[[Batch], Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-        return unrolled(space, lambda: task.loss(space, train), lambda: loss_of(valid), made, mean=run.mean)
+        return unrolled(space, lambda: task.loss(space, train), lambda: loss_of(valid), weights, mean=run.mean)
 
     descend_mixture(
-        space,
-        task,
-        run,
-        weights=made,
-        steps=steps,
-        constraint=constraint,
-        pressure=pressure,
-        weights_fraction=weights_fraction,
-        rate=rate,
-        time_fraction=search_fraction,
-        gradient=ahead if second_order else None,
-        prior=prior,
-    )
+        space, task, run, weights=weights, steps=steps, constraint=constraint, pressure=pressure,
+        weights_fraction=weights_fraction, rate=rate, schedule=search_recipe.schedule,
+        time_fraction=search_fraction, gradient=ahead if second_order else None, prior=prior,
+    )  # fmt: skip
     architecture = constraint.best_feasible(scores(space)) if constraint else decide(space)
-    record = heading(darts, settings, f"{type(space).__name__} searched by DARTS")
+    record = heading(darts, settings_record(settings), f"{type(space).__name__} searched by DARTS")
     return train_and_report(
-        space, architecture, task, run, steps=rest, optimizer=train_optimizer, constraint=constraint, record=record
+        space, architecture, task, run, steps=rest, recipe=recipe, constraint=constraint, record=record
     )
 
 
@@ -145,25 +180,25 @@ def unrolled(
     `mean` takes gradients over all processes. The weights are left as they were.
     """
     group = optimizer.param_groups[0]
-    found, alpha = trainable(space), logits(space)
-    before = [p.detach().clone() for p in found]
-    ahead = _gradients(train(), found, mean)
+    weights, alpha = trainable(space), logits(space)
+    before = [p.detach().clone() for p in weights]
+    ahead = _gradients(train(), weights, mean)
     with torch.no_grad():
-        for p, g in zip(found, ahead, strict=True):
+        for p, g in zip(weights, ahead, strict=True):
             buffer = optimizer.state.get(p, {}).get("momentum_buffer")
             moved = g + group["weight_decay"] * p + (0.0 if buffer is None else group["momentum"] * buffer)
             p.sub_(group["lr"] * moved)
     loss = valid()
-    direct, v = _gradients(loss, alpha), _gradients(loss, found, mean)
+    direct, v = _gradients(loss, alpha), _gradients(loss, weights, mean)
     radius = RADIUS / float(torch.stack([g.norm() for g in v]).norm().clamp_min(1e-12))
     sides = []
     for sign in (1.0, -1.0):
         with torch.no_grad():
-            for p, old, g in zip(found, before, v, strict=True):
+            for p, old, g in zip(weights, before, v, strict=True):
                 p.copy_(old + sign * radius * g)
         sides.append(_gradients(train(), alpha))
     with torch.no_grad():
-        for p, old in zip(found, before, strict=True):
+        for p, old in zip(weights, before, strict=True):
             p.copy_(old)
     mixed = [(plus - minus) / (2.0 * radius) for plus, minus in zip(*sides, strict=True)]
     return loss, [g - group["lr"] * m for g, m in zip(direct, mixed, strict=True)]
@@ -172,6 +207,6 @@ def unrolled(
 def _gradients(
     loss: Tensor, of: Sequence[Tensor], mean: Callable[[list[Tensor]], Sequence[Tensor | None]] = list
 ) -> list[Tensor]:
-    found = torch.autograd.grad(loss, of, allow_unused=True, retain_graph=True)
-    whole = mean([torch.zeros_like(p) if g is None else g for p, g in zip(of, found, strict=True)])
-    return [g for g in whole if g is not None]
+    own = torch.autograd.grad(loss, of, allow_unused=True, retain_graph=True)
+    averaged = mean([torch.zeros_like(p) if g is None else g for p, g in zip(of, own, strict=True)])
+    return [g for g in averaged if g is not None]

@@ -1,17 +1,18 @@
 """Random search: the baseline that every search has to beat at equal cost.
 
 Paper: Li, Talwalkar, "Random search and reproducibility for neural architecture search", arXiv 1902.07638 (UAI 2019).
-Implemented, both on the steps that any other method of ours would search in:
+Implemented, each on the steps that any other method of ours would search in:
 
-    apart    draw n architectures, train each from fresh weights for steps / n, keep the best on validation data
-    halving  apart, but all are trained a little, the best of them on, and so forth; see `successive_halving`
-    shared   train the supernet, a uniformly drawn architecture a step; draw n, recalibrate each, keep the best
+    one by one   draw n architectures, train each from fresh weights for steps / n, keep the best on validation data
+    halving      the same, but all are trained a little, the best of them further, and so on: `successive_halving`
+    shared       train the supernet, a uniformly drawn architecture a step; draw n, recalibrate each, keep the best
 
-Under a limit what is over it is drawn again. What was kept is trained from fresh weights on the rest of the budget.
-On a task that scores architectures itself, such as a table, an architecture is looked up in place of trained.
+Under a limit, architectures over it are drawn again. The best is trained from fresh weights on the rest of the
+budget. On a task that scores architectures itself, such as a table, an architecture is looked up in place of trained.
 
-What the paper leaves open, and what is done here: n is `trials` of the Run (default 10 trained apart, 50 with shared
-weights, 1000 looked up); validation accuracy decides, equal ones by the order they were drawn in.
+What the paper leaves open, and what is done here: n is `trials` of the Run (default 10 trained one by one, 50 with
+shared weights, 1000 looked up); the score on the validation part decides, of equal ones the first that was drawn. A
+trial that fails, by an exception of its network, a loss or a score that is NaN or infinite, is recorded and left out.
 
 Checked against: a search with a planted answer, in the tests.
 """
@@ -19,7 +20,7 @@ Checked against: a search with a planted answer, in the tests.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,26 +31,43 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.policies import Prior, Uniform
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
-from archgrad.results.record import heading
+from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found
 from archgrad.run.run import Run
 from archgrad.supernets.constraint import ArchitectureConstraint
-from archgrad.supernets.lifecycle import predict_peak_memory, prepare_supernet, split_steps, train_and_report
-from archgrad.supernets.prior import recorded
-from archgrad.tasks.classification import Classification
-from archgrad.tasks.task import Batch, Scored
-from archgrad.training.fit import optimize
-from archgrad.training.recipe import OptimizerFactory, Recipe, sgd
-from archgrad.training.schedules import cosine
+from archgrad.supernets.lifecycle import (
+    check_candidates,
+    predict_peak_memory,
+    prepare_supernet,
+    split_steps,
+    train_and_report,
+)
+from archgrad.tasks.task import Batch, Scored, Task, higher_is_better, require
+from archgrad.training.fit import train
+from archgrad.training.recipe import Recipe
 from archgrad.trials.archive import Archive, Trial
-from archgrad.trials.evaluation import evaluator, rounds, taken_by
-from archgrad.trials.random_sampling import drawn, ranking
-from archgrad.trials.successive_halving import Halving, halved
+from archgrad.trials.evaluation import evaluator, report_failures, steps_before, trial_numbers
+from archgrad.trials.random_sampling import draw_architectures, ranking
+from archgrad.trials.successive_halving import Halving, successive_halving
+
+
+@dataclass(frozen=True)
+class RandomSearchSettings:
+    """What a random search is begun with; see `random_search`."""
+
+    limit: Limit | None
+    prior: Prior | None
+    shared: bool
+    halving: Halving | None
+    refused_count: bool
+    search_fraction: float
+    search_recipe: Recipe
+    recipe: Recipe
 
 
 def random_search(
     space: nn.Module,
-    task: Classification | Scored,
+    task: Task | Scored,
     run: Run,
     *,
     limit: Limit | None = None,
@@ -58,137 +76,121 @@ def random_search(
     halving: Halving | None = None,
     refused_count: bool = False,
     search_fraction: float = 0.5,
-    optimizer: OptimizerFactory = sgd,
+    search_recipe: Recipe = Recipe(),
+    recipe: Recipe = Recipe(),
 ) -> Found:
     """Search a supernet's architectures at random; the algorithm is on top of this file.
 
     Args:
         space: a network with OpChoice and InputChoice; it is not changed.
-        task: what networks are trained and scored on; its test part is read once, at the end. Or what scores
+        task: what networks are trained and scored on; its test part is read once, at the end. Or one that scores
             architectures itself, such as `archgrad.Tabular`: the network handed back then has fresh weights.
         run: epochs of search and training together (default 60), trials, seed, folder, device.
         limit: on any cost.
-        prior: logits that architectures are drawn from, in place of evenly: `archgrad.prior(...)`.
+        prior: logits that architectures are drawn from, in place of uniformly: `archgrad.prior(...)`.
         shared: try architectures with the weights of one supernet.
-        halving: train all a little, the best of them on, and so forth, for the same steps together.
-        refused_count: whether what is drawn over the limit counts as one of the trials.
-        search_fraction: share of the steps that is searched in; the rest trains what was found, from fresh weights.
-        optimizer: from weights to their optimizer.
+        halving: train all a little, the best of them further, and so on, for the same steps together.
+        refused_count: whether a draw over the limit counts as one of the trials.
+        search_fraction: part of the budget that is searched in; the rest trains the result from fresh weights.
+        search_recipe: how the weights of a shared supernet are trained.
+        recipe: how networks are trained, those tried one by one and the one that is handed back.
 
     Raises:
         ChoiceError: the space has no choice, or has gates.
-        ConfigError: shared weights or halving where nothing is trained apart.
+        ConfigError: the task lacks what the method needs; shared weights or halving where no networks are trained.
         LimitError: no network of the space meets the limit; the message says the lowest reachable.
-        NonFiniteError: the loss became NaN or infinite.
+        ModelError, NonFiniteError: every trial failed, or the training of the result did.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> layer = ag.OpChoice({"relu": torch.nn.ReLU(), "tanh": torch.nn.Tanh()}, name="layer")
+        >>> space = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), layer, torch.nn.Linear(8, 10))
+        >>> task, run = ag.Classification.load("digits"), ag.Run(steps=8, trials=2, progress=False)
+        >>> found = ag.random_search(space, task, run)
+        >>> len(found.record["trials"])
+        2
     """
-    space = prepare_supernet(space, run, needs="random search")
+    settings = RandomSearchSettings(
+        limit, prior, shared, halving, refused_count, search_fraction, search_recipe=search_recipe, recipe=recipe
+    )
     if not isinstance(task, Scored):
-        with using(space, {name: torch.ones(same[0].size) for name, same in choices(space).items()}):
-            task.check(space)  # every candidate, before anything long starts
+        require(task, method="random search")
     elif shared:
         raise ConfigError(f"shared=True trains a supernet, and a {type(task).__name__} trains nothing; leave it out")
     if halving and (shared or isinstance(task, Scored)):
-        raise ConfigError("halving trains every network apart: leave it out with shared=True, and on a table")
-    steps, rest = split_steps(run, task, search_fraction)
+        raise ConfigError("halving trains networks one by one: leave it out with shared=True, and on a table")
+    space = prepare_supernet(space, run, needs="random search")
+    if not isinstance(task, Scored):
+        check_candidates(space, task, recipe)
+    steps, rest = split_steps(
+        run, task, search_fraction, search_recipe=search_recipe if shared else recipe, recipe=recipe
+    )
     constraint = ArchitectureConstraint(space, limit) if limit else None
     trials = run.trials or (1000 if isinstance(task, Scored) else 50 if shared else 10)
-    settings = {
-        "limit": limit and limit.record(),
-        "shared": shared,
-        "search_fraction": search_fraction,
-        "prior": recorded(prior),
-        "halving": halving and asdict(halving),
-        "refused_count": refused_count,
-    }
     policy = Uniform(space, prior=prior)
-    run.begin("random_search", settings)
+    run.begin("random_search", settings_record(settings))
     if constraint:
         constraint.fit_surrogate(run)
 
-    tried = drawn(policy, run, trials, constraint, refused_count=refused_count)
+    drawn = draw_architectures(policy, run, trials, constraint, refused_count=refused_count)
     if shared and not isinstance(task, Scored):
-        _train_shared(space, task, run, steps=steps, time_fraction=search_fraction, optimizer=optimizer)
+        _train_shared(space, task, run, settings, steps=steps)
+        rows, used = _one_by_one(space, task, run, drawn, settings, steps=steps), steps
     elif not isinstance(task, Scored):
-        predict_peak_memory(space, task, run, optimizer=optimizer, drawn=5)
+        predict_peak_memory(space, task, run, optimizer=recipe.optimizer_factory, drawn=5)
     if halving and not isinstance(task, Scored):
-        rows, used = halved(
-            space, task, run, tried, halving=halving, steps=steps, time_fraction=search_fraction, optimizer=optimizer
-        )  # fmt: skip
-        rest = max(0, rest + steps - used)
-    else:
-        rows = _each(
-            space,
-            task,
-            run,
-            tried,
-            steps=steps,
-            time_fraction=search_fraction,
-            optimizer=None if shared else optimizer,
+        rows, used = successive_halving(
+            space, task, run, drawn, halving=halving, steps=steps, time_fraction=search_fraction, recipe=recipe
         )
-        if not shared:
-            rest = max(0, rest + steps - taken_by(len(tried), trials=len(tried), steps=steps))
-    best = run.compute_once("best", lambda: ranking(rows, tried, constraint)[0])
-    record = {
-        **heading(random_search, settings, f"{type(space).__name__} searched at random"),
-        "trials": rows,
-    }  # fmt: skip
+    elif not shared:
+        rows = _one_by_one(space, task, run, drawn, settings, steps=steps)
+        used = steps_before(len(drawn), trials=len(drawn), steps=steps)
+    report_failures(rows, run)
+    higher = higher_is_better(task)
+    best = run.compute_once("best", lambda: ranking(rows, drawn, constraint, higher=higher)[0])
+    title = f"{type(space).__name__} searched at random"
     return train_and_report(
-        space, tried[best], task, run, steps=rest, optimizer=optimizer, constraint=constraint, record=record
+        space, drawn[best], task, run, steps=max(0, rest + steps - used), recipe=recipe, constraint=constraint,
+        record={**heading(random_search, settings_record(settings), title), "trials": rows},
     )  # fmt: skip
 
 
-def _each(
-    space: nn.Module,
-    task: Classification | Scored,
-    run: Run,
-    tried: Sequence[Architecture],
-    *,
+def _one_by_one(
+    space: nn.Module, task: Task | Scored, run: Run, drawn: Sequence[Architecture], settings: RandomSearchSettings, *,
     steps: int,
-    time_fraction: float,
-    optimizer: OptimizerFactory | None,
-) -> list[dict[str, Any]]:
-    """Every architecture by itself: trained apart, looked up, or with the supernet's weights (no optimizer)."""
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Every architecture by itself: trained, looked up, or with the weights of a shared supernet."""
     evaluate = evaluator(
-        space, task, run, trials=len(tried), steps=steps, time_fraction=time_fraction, optimizer=optimizer
-    )
+        space, task, run, trials=len(drawn), steps=steps, time_fraction=settings.search_fraction,
+        recipe=None if settings.shared else settings.recipe,
+    )  # fmt: skip
     archive = Archive()
     run.register_state(archive=archive)
-    evaluate.ahead(dict(enumerate(tried)))
-    for number in rounds(task, run, len(tried), time_fraction=1.0):
-        score = evaluate(tried[number], number)
-        archive.add(Trial(tried[number], score, {}))
-        if isinstance(task, Scored):
-            run.log({"score": score})
+    evaluate.ahead(dict(enumerate(drawn)))
+    for number in trial_numbers(task, run, len(drawn)):
+        outcome = evaluate(drawn[number], number)
+        archive.add(Trial(drawn[number], outcome.score, failed=outcome.failed))
+        if isinstance(task, Scored) and not outcome.failed:
+            run.log({"score": outcome.score})
     evaluate.close()
-    return [{"architecture": dict(one.architecture), "score": one.score} for one in archive.trials.values()]
+    return [trial.record() for trial in archive.trials.values()]
 
 
-def _train_shared(
-    space: nn.Module, task: Classification, run: Run, *, steps: int, time_fraction: float, optimizer: OptimizerFactory
-) -> None:
-    """Weights of the supernet, at an architecture drawn uniformly for each step."""
-    generator = run.generator("paths")
+def _train_shared(space: nn.Module, task: Task, run: Run, settings: RandomSearchSettings, *, steps: int) -> None:
+    """Train the supernet's weights, at an architecture drawn uniformly for each step."""
+    generator, recipe = run.generator("paths"), settings.search_recipe
 
     def masks(network: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
-        found = choices(network).items()
-        return {name: same[0].picked(architecture[name]).float().to(run.device) for name, same in found}
+        choice_of = choices(network).items()
+        return {name: same[0].picked(architecture[name]).float().to(run.device) for name, same in choice_of}
 
     def loss(network: nn.Module, batch: Batch) -> Tensor:
         with using(network, masks(network, sample(network, generator=generator))):
             return task.loss(network, batch)
 
     with using(space, masks(space, sample(space, generator=torch.Generator().manual_seed(run.seed)))):
-        predict_peak_memory(space, task, run, optimizer=optimizer)
-    made = Recipe(optimizer_factory=optimizer).optimizer(space)
-    run.register_state(space=space, optimizer=made)
-    optimize(
-        space,
-        task,
-        run,
-        optimizer=made,
-        steps=steps,
-        phase="supernet",
-        objective=loss,
-        schedule=cosine,
-        time_fraction=time_fraction,
-    )
+        predict_peak_memory(space, task, run, optimizer=recipe.optimizer_factory)
+    train(
+        space, task, run, recipe, steps=steps, phase="supernet", objective=loss,
+        time_fraction=settings.search_fraction,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Search loops over a supernet: weights on one share of the training data, architecture on the other, in turns."""
+"""The bilevel search loop: the weights are trained on one part of the training data, the architecture on the rest."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from archgrad.choices.access import choices
+from archgrad.choices.access import choices, logits
 from archgrad.choices.clipped import prune
 from archgrad.choices.modules import OpChoice
 from archgrad.choices.subsets import Subsets
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import decide, decision_weights, discretized
 from archgrad.run.run import Run
-from archgrad.tasks.task import Batch, Task
+from archgrad.tasks.task import Batch, Splittable, Task
 from archgrad.training.schedules import Schedule, constant
 from archgrad.training.step import load_batch, take_step
 
@@ -34,11 +34,11 @@ class UpdateSchedule(Protocol):
     """
 
     def next_batch(self, step: int, progress: float) -> int | None:
-        """The number of the batch that the architecture takes its step on, or None to rest; asked once a step."""
+        """The number of the batch for a step of the architecture, or None for no step; called once a step."""
         ...
 
     def observe(self, gradients: Sequence[Tensor | None]) -> None:
-        """Told the gradient of each step of the weights, before it is clipped."""
+        """Called with the gradients of each step of the weights, before they are clipped."""
         ...
 
     def figures(self) -> dict[str, float]:
@@ -52,7 +52,7 @@ class EverySteps:
 
     Attributes:
         n: f; 1 is DARTS.
-        warm_up: the architecture rests for this fraction of the search first.
+        warm_up: fraction of the search at its beginning in which the architecture takes no step.
     """
 
     n: int = 1
@@ -66,7 +66,7 @@ class EverySteps:
             )
 
     def next_batch(self, step: int, progress: float) -> int | None:
-        """step // n at every nth step behind the warm-up."""
+        """step // n at every nth step after the warm-up."""
         return step // self.n if progress >= self.warm_up and step % self.n == self.n - 1 else None
 
     def observe(self, gradients: Sequence[Tensor | None]) -> None:
@@ -88,16 +88,24 @@ ALWAYS = EverySteps()
 
 
 def logit_rate(published: float, steps: float, *, travel: float = TRAVEL) -> float:
-    """Adam's rate for logits: as published, or as much more as takes them `travel` far in so few steps.
+    """Adam's learning rate for logits: the published one, higher where that is needed to move them by `travel`.
+
+        max(published, travel / steps)
 
     Adam moves a logit by at most about its rate a step. 6 is what DARTS's 3e-4 allows in its 19,500 steps.
     """
     return max(published, travel / steps)
 
 
+def split_task(task: Task, weights_fraction: float) -> tuple[Task, Task]:
+    """The tasks for weights and architecture, on disjoint training data; the task has to be `Splittable`."""
+    assert isinstance(task, Splittable), "verified by `require` before the run begins"
+    return task.split(weights_fraction)
+
+
 def alternate(
     space: nn.Module,
-    shares: tuple[Task, Task],
+    tasks: tuple[Task, Task],
     run: Run,
     *,
     weights: Optimizer,
@@ -110,81 +118,96 @@ def alternate(
     time_fraction: float = 1.0,
     figures: Callable[[], dict[str, float]] | None = None,
 ) -> None:
-    """An architecture step where one is due, then a weight step, for one phase of a run; resumes exactly.
+    """A step of the architecture where one is due, then a step of the weights, for a phase "search"; resumes exactly.
 
-    Candidates of clipped choices whose weight has come to 0 are dropped after each step (`prune`).
+    Candidates of clipped choices whose weight has fallen to 0 are dropped after each step (`prune`).
 
     Args:
         space: relaxed; in training mode throughout.
-        shares: the tasks that give the batches for the weights and for the architecture.
-        run: keeps whatever the caller named (`run.register_state`) before this.
+        tasks: they give the batches for the weights and for the architecture.
+        run: register what it saves (`run.register_state`) before this.
         weights, architecture: optimizers of the weights and of the logits; a group's `"clip"` is the largest norm
-            of its gradient, and groups marked `"steady"` keep their rate.
-        steps: length of the phase, counted in weight steps.
-        weight_loss: what the weights descend.
-        architecture_gradient: from a batch of each share to a loss and its gradient with respect to `logits(space)`.
-        update_schedule: when the architecture takes a step; keep one that has a state.
+            of its gradient, and groups marked `"steady"` keep their learning rate.
+        steps: length of the phase, counted in steps of the weights, where the budget is not in seconds alone.
+        weight_loss: what the weights minimize.
+        architecture_gradient: from a batch of each task to a loss and its gradient with respect to `logits(space)`.
+        update_schedule: when the architecture takes a step; register one that has a state.
         schedule: from progress in [0, 1] to a factor on all learning rates.
         time_fraction: this phase's part of a budget in seconds.
-        figures: more for the history, asked for before each epoch.
+        figures: called before each epoch for more figures to log.
 
     Raises:
         NonFiniteError: a loss or a gradient became NaN or infinite; no step is taken on it.
         ResourceError: memory ran out, or a worker of the data loader died.
     """
-    first, second = (task.stream(seed=run.seed, rank=run.rank, world=run.world) for task in shares)
+    first, second = (task.stream(seed=run.seed, rank=run.rank, world=run.world) for task in tasks)
     rates = [group["lr"] for group in (*weights.param_groups, *architecture.param_groups)]
+    order = {logit: place for place, logit in enumerate(logits(space))}
+    places = [order[logit] for group in architecture.param_groups for logit in group["params"]]
     for step in run.steps(steps, phase="search", time_fraction=time_fraction):
-        shown = _shown(space, figures) if step % shares[0].steps_per_epoch == 0 else {}
+        epoch_figures = _epoch_figures(space, architecture, figures) if step % tasks[0].steps_per_epoch == 0 else {}
         # The groups are new ones once a resumed run has restored the optimizers.
         for group, rate in zip((*weights.param_groups, *architecture.param_groups), rates, strict=True):
             group["lr"] = rate if group.get("steady") else rate * schedule(run.progress)
         space.train()
         number = update_schedule.next_batch(step, run.progress)
-        logged: dict[str, float | Tensor] = dict(update_schedule.figures())
+        step_figures: dict[str, float | Tensor] = dict(update_schedule.figures())
         train = load_batch(first, step, run)
         if number is not None:
             valid = load_batch(second, number, run)
-            on_architecture = functools.partial(architecture_gradient, train, valid)
+            on_architecture = functools.partial(_in_order, architecture_gradient, train, valid, places)
             loss = take_step(architecture, run, on_architecture, name="architecture loss")
-            logged["architecture_loss"] = loss
-            # What lies before the first logits was not gone back through, and would be held during the next pass.
+            step_figures["architecture_loss"] = loss
+            # The part of the graph before the first logits was not freed, and would stay during the next pass.
             del on_architecture, valid
         on_weights = functools.partial(weight_loss, space, train)
         loss = take_step(weights, run, on_weights, observe=update_schedule.observe)
         del on_weights, train
         prune(space)
-        run.log_step({"loss": loss, "lr": weights.param_groups[0]["lr"], **logged}, shown, step=step)
-    run.log(_shown(space, figures), step=steps)
+        run.log_step({"loss": loss, "lr": weights.param_groups[0]["lr"], **step_figures}, epoch_figures, step=step)
+    # Where time ends the phase, the last record says how many steps there were.
+    taken = int(run.history[-1]["step"] or 0) + 1 if run.seconds and run.history else steps
+    run.log(_epoch_figures(space, architecture, figures), step=taken)
 
 
-def _shown(space: nn.Module, more: Callable[[], dict[str, float]] | None) -> dict[str, float]:
-    return state(space) | (more() if more else {})
+def _in_order(
+    gradient: ArchitectureGradient, train: Batch, valid: Batch, places: Sequence[int]
+) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """A loss and its gradient in the order of the optimizer's parameters, given that of `logits(space)`."""
+    loss, gradients = gradient(train, valid)
+    return loss, [gradients[place] for place in places]
+
+
+def _epoch_figures(
+    space: nn.Module, architecture: Optimizer, more: Callable[[], dict[str, float]] | None
+) -> dict[str, float]:
+    taken = max((float(kept.get("step", 0)) for kept in architecture.state.values()), default=0.0)
+    return state(space) | {"architecture_steps": taken} | (more() if more else {})
 
 
 def mixed(space: nn.Module) -> dict[str, Tensor]:
     """The present mixing weights of every relaxed choice, [size], with gradient."""
-    found = {name: same[0].mixing() for name, same in choices(space).items()}
-    return {name: row for name, row in found.items() if row is not None}
+    rows = {name: same[0].mixing() for name, same in choices(space).items()}
+    return {name: row for name, row in rows.items() if row is not None}
 
 
 def state(space: nn.Module) -> dict[str, float]:
     """What the history shows of a relaxed space.
 
-    The mean entropy of the choices, each one's weights divided by their sum, or that of its distribution over
-    subsets; the Euclidean distance of all weights from those of the architecture that they point at; the weight of
-    each candidate, or the probability of each input of being kept.
+    `entropy`: the mean over choices, of each one's weights divided by their sum, or of its distribution over subsets.
+    `distance`: the Euclidean distance of all weights from those of the architecture that they point at.
+    `weight/CHOICE/LABEL`: the weight of each candidate, or the probability of each input to be kept.
     """
-    found = {
+    relaxed = {
         name: same[0] for name, same in choices(space).items()
         if isinstance(same[0].relaxation, Subsets)
         or (same[0].relaxation is not None and len(list(same[0].relaxation.parameters())) == 1)
     }  # fmt: skip
-    if not found:
+    if not relaxed:
         return {}
     rows, figures, entropies = decision_weights(space), dict[str, float](), []
     target = discretized(space, decide(space))
-    for name, choice in found.items():
+    for name, choice in relaxed.items():
         if isinstance(choice.relaxation, Subsets):
             entropies.append(float(choice.relaxation.entropy(choice.live).detach()))
         else:
@@ -192,5 +215,5 @@ def state(space: nn.Module) -> dict[str, float]:
         labels = choice.labels if isinstance(choice, OpChoice) else range(choice.size)
         for label, weight in zip(labels, rows[name].tolist(), strict=True):
             figures[f"weight/{name}/{label}"] = weight
-    distance = torch.cat([rows[name] - target[name] for name in found]).norm()
+    distance = torch.cat([rows[name] - target[name] for name in relaxed]).norm()
     return {"entropy": sum(entropies) / len(entropies), "distance": float(distance), **figures}

@@ -1,4 +1,4 @@
-"""What goes wrong in relaxed searches, looked for at the end: collapses, and the jump from relaxed to discrete."""
+"""Signs at the end of a relaxed search that it went wrong: collapse, and the discretization gap."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import OpChoice
 from archgrad.extract.discretize import build, discretized
 from archgrad.run.run import Run
-from archgrad.tasks.task import Task
+from archgrad.tasks.task import Task, higher_is_better
 from archgrad.training.fit import recalibrate
 
 SKIPS = ("skip_connect", "skip", "identity")
@@ -28,9 +28,10 @@ WEIGHT = "weight/"
 def discretization(space: nn.Module, architecture: Architecture, task: Task, run: Run) -> dict[str, Any] | None:
     """What the supernet scores on the validation part, what the network found scores with its weights, and the gap.
 
-        gap = score of the supernet - score of the network
+        gap = score of the supernet - score of the network, with the sign turned where a lower score is better
 
-    BatchNorm statistics of both are estimated anew first, on copies. None for a space that is not relaxed.
+    So a positive gap is a loss. BatchNorm statistics of both are estimated again first, on copies. None for a space
+    that is not relaxed.
     """
     if any(same[0].relaxation is None for same in choices(space).values()):
         return None
@@ -40,14 +41,15 @@ def discretization(space: nn.Module, architecture: Architecture, task: Task, run
         scores.append(task.evaluate(network, "valid"))
     name = next(iter(scores[0]))
     relaxed, derived = (score[name] for score in scores)
-    return {"score": name, "supernet": relaxed, "derived": derived, "gap": relaxed - derived}
+    gap = relaxed - derived if higher_is_better(task) else derived - relaxed
+    return {"score": name, "supernet": relaxed, "derived": derived, "gap": gap}
 
 
 def alarms(space: nn.Module, architecture: Architecture, history: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence for each sign that a relaxed search has collapsed or has not begun; none for other searches.
 
-    Skip connections are most of the operations; all operations are the same; the entropy is gone at once; the
-    architecture never took a step, or its weights did not move.
+    Signs are: most operations are skip connections; all operations are the same; the entropy is gone at once; the
+    architecture never took a step; its mixing weights did not move.
 
     Args:
         space: the supernet.
@@ -61,9 +63,9 @@ def alarms(space: nn.Module, architecture: Architecture, history: Sequence[Mappi
 
 
 def _of_operations(space: nn.Module, architecture: Architecture) -> list[str]:
-    used = discretized(space, architecture)
-    found = {name: same[0] for name, same in choices(space).items() if bool(used[name].any())}
-    labels = [_label(c, int(used[n].argmax())) for n, c in found.items() if isinstance(c, OpChoice) and c.size > 1]
+    rows = discretized(space, architecture)
+    used = {name: same[0] for name, same in choices(space).items() if bool(rows[name].any())}
+    labels = [_label(c, int(rows[n].argmax())) for n, c in used.items() if isinstance(c, OpChoice) and c.size > 1]
     if len(labels) < FEWEST:
         return []
     (most, count), *_ = Counter(labels).most_common(1)
@@ -97,7 +99,8 @@ def _of_entropy(shown: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _of_movement(shown: Sequence[Mapping[str, Any]], history: Sequence[Mapping[str, Any]]) -> list[str]:
-    steps = sum(row.get("phase") == "search" and "architecture_loss" in row for row in history)
+    counted = sum(row.get("phase") == "search" and "architecture_loss" in row for row in history)
+    steps = int(shown[-1].get("architecture_steps", counted))
     if not steps:
         return [
             f"the architecture never took a step in {shown[-1]['step']} steps of the weights: what was found is what "

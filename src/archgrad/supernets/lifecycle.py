@@ -1,4 +1,4 @@
-"""What every search of a supernet begins and ends with: the space made ready, the network trained and judged."""
+"""How every search of a supernet begins and ends: the space prepared, the network trained, scored and recorded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices, sample
+from archgrad.choices.access import choices, sample, using
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.lazy import built
 from archgrad.choices.modules import Gate, InputChoice, OpChoice
@@ -25,11 +25,9 @@ from archgrad.results.result import Example, Found, figures, latencies
 from archgrad.run.run import Run
 from archgrad.supernets import collapse
 from archgrad.supernets.constraint import ArchitectureConstraint
-from archgrad.tasks.classification import Classification
-from archgrad.tasks.task import Batch, Scored, Task, batch_size
-from archgrad.training.fit import optimize, recalibrate
+from archgrad.tasks.task import Batch, Checkable, Scored, Task, batch_size
+from archgrad.training.fit import check_recipe, recalibrate, seconds_per_step, steps_per_epoch, train
 from archgrad.training.recipe import OptimizerFactory, Recipe
-from archgrad.training.schedules import cosine
 from archgrad.training.step import autocast
 
 LOAD = """import torch
@@ -42,7 +40,7 @@ network = torch.export.load("network.pt2").module()   # needs torch alone
 
 @runtime_checkable
 class Described(Protocol):
-    """A space that can say what an architecture of it looks like."""
+    """A space that describes its architectures for a report."""
 
     def describe(self, architecture: Architecture) -> Mapping[str, Any]:
         """`architecture_text`, and `graphs` as the report draws them."""
@@ -50,7 +48,7 @@ class Described(Protocol):
 
 
 def prepare_supernet(space: nn.Module, run: Run, *, needs: str, single: bool = False) -> nn.Module:
-    """A copy of a space on the run's device, once it is sure that a method for supernets can search it.
+    """A copy of a space on the run's device, after verifying that a method for supernets can search it.
 
     Args:
         space: any network whose choices are OpChoice and InputChoice; it is not changed.
@@ -70,18 +68,18 @@ def prepare_supernet(space: nn.Module, run: Run, *, needs: str, single: bool = F
 
 def refuse_unfit(space: nn.Module, *, needs: str, single: bool = False) -> None:
     """Raise the ChoiceError that `prepare_supernet` raises for a space that it does not take."""
-    found = {name: same[0] for name, same in choices(space).items()}
-    if not found:
+    choice_of = {name: same[0] for name, same in choices(space).items()}
+    if not choice_of:
         raise ChoiceError(
             f"{type(space).__name__} has no choice to search; put OpChoice or InputChoice modules in it, or take a "
             f"ready space such as archgrad.darts_cells"
         )
-    gates = [name for name, choice in found.items() if not isinstance(choice, (OpChoice, InputChoice))]
+    gates = [name for name, choice in choice_of.items() if not isinstance(choice, (OpChoice, InputChoice))]
     if gates:
         raise ChoiceError(
             f"{needs} decides operations and inputs; {gates[:3]} are gates, which archgrad.dnal decides"
         )
-    inputs = {name: choice for name, choice in found.items() if isinstance(choice, InputChoice)}
+    inputs = {name: choice for name, choice in choice_of.items() if isinstance(choice, InputChoice)}
     several = [name for name, choice in inputs.items() if choice.keep > 1 and without_topology(choice)]
     if single and several:
         raise ChoiceError(
@@ -89,6 +87,26 @@ def refuse_unfit(space: nn.Module, *, needs: str, single: bool = False) -> None:
             f"a choice of its own, as archgrad.darts_cells(factorized=True) does, or give the choice a distribution "
             f"over subsets by archgrad.choices.subsets.topology"
         )
+
+
+def check_candidates(space: nn.Module, task: Task, recipe: Recipe) -> None:
+    """Verify before a run begins that candidates run on the data, and that the recipe can train what is found.
+
+    Args:
+        space: relaxed choices mix their candidates as they are; of others all candidates are summed.
+        task: asked where it is `Checkable`.
+        recipe: of the network that is handed back.
+
+    Raises:
+        ArchgradError: what the task's `check` raises.
+        ConfigError: the recipe drops paths, and networks of the space have no place for it.
+    """
+    if recipe.drop_path:
+        check_recipe(recipe, build(space, sample(space, generator=torch.Generator().manual_seed(0))))
+    if isinstance(task, Checkable):
+        ones = {name: torch.ones(same[0].size) for name, same in choices(space).items() if not same[0].relaxation}
+        with using(space, ones):
+            task.check(space)
 
 
 def predict_peak_memory(
@@ -102,7 +120,7 @@ def predict_peak_memory(
         run: begun.
         optimizer: of the weights.
         passes: forward passes whose activations the method holds at once.
-        drawn: where networks are trained apart: so many are drawn, and the dearest of them counts.
+        drawn: where networks are trained one by one: so many are drawn, and the largest peak of them counts.
 
     Returns:
         `predicted_peak_bytes`, or None where the network does not run on two or three examples; the notes say why.
@@ -117,20 +135,22 @@ def predict_peak_memory(
             return torch.stack([task.loss(network, part) for _ in range(passes)]).sum()
 
     generator = torch.Generator().manual_seed(run.seed)
-    apart = (build(space, sample(space, generator=generator), weights="inherit") for _ in range(drawn))
+    sampled = (build(space, sample(space, generator=generator), weights="inherit") for _ in range(drawn))
     try:
-        every = [predict(one, batch, loss=loss, optimizer=optimizer) for one in (apart if drawn else [space])]
+        footprints = [
+            predict(network, batch, loss=loss, optimizer=optimizer) for network in (sampled if drawn else [space])
+        ]
     except ModelError as error:
-        run.note(f"How much memory the search takes cannot be foreseen: {error}")
+        run.note(f"The peak memory of the search cannot be predicted: {error}")
         return None
-    prediction = max(every, key=lambda one: one.at(batch_size(batch)).peak_bytes)
+    prediction = max(footprints, key=lambda footprint: footprint.at(batch_size(batch)).peak_bytes)
     needed = prediction.at(batch_size(batch)).peak_bytes
     free, here = available_bytes(run.device), prediction.fixed.parameter_bytes + prediction.fixed.buffer_bytes
     if free is not None and needed > free + here:
         fits = prediction.largest_batch(free + here)
-        run.close()  # nothing has begun: the folder is free for another try
+        run.withdraw()
         mixture = not drawn and not any(isinstance(same[0], Gate) for same in choices(space).values())
-        what = f"the dearest of {drawn} networks drawn" if drawn else "this supernet" if mixture else "this network"
+        what = f"the largest of {drawn} networks drawn" if drawn else "this supernet" if mixture else "this network"
         less = (
             f"a batch of at most {fits} (given: {batch_size(batch)})" if fits else "a smaller network, or candidates"
         )
@@ -146,40 +166,74 @@ def predict_peak_memory(
     return needed
 
 
-def split_steps(run: Run, task: Classification | Scored, search_fraction: float) -> tuple[int, int]:
-    """Steps of the search and of the training of what it found; together they are the run's budget.
-
-    A task that scores architectures itself takes none.
-    """
+def refuse_fraction(search_fraction: float) -> None:
+    """Raise ConfigError for a `search_fraction` outside of (0, 1]."""
     if not 0.0 < search_fraction <= 1.0:
         raise ConfigError(
-            f"search_fraction={search_fraction}: the share of the steps that is searched in is above 0 and at most 1"
+            f"search_fraction={search_fraction}: give the part of the budget to search in, above 0 and at most 1"
         )
+
+
+def split_steps(
+    run: Run,
+    task: Task | Scored,
+    search_fraction: float,
+    *,
+    search_recipe: Recipe = Recipe(),
+    recipe: Recipe = Recipe(),
+    network: nn.Module | None = None,
+    passes: int = 1,
+) -> tuple[int, int]:
+    """Steps of the search, and of the training of what it finds; together they are the run's budget.
+
+    Where seconds are the only budget the steps are a forecast, and phases end by time. A task that scores
+    architectures itself takes none.
+
+    Args:
+        run: begun.
+        task: what is trained on.
+        search_fraction: part of the budget that is searched in.
+        search_recipe: of the weights that are trained in the search.
+        recipe: of the network found.
+        network: what the search trains, such as the relaxed supernet; the forecast times a step of a copy of it.
+        passes: forward and backward passes in a step of the search.
+    """
     if isinstance(task, Scored):
         return 0, 0
-    total = run.total_steps(task.steps_per_epoch, default_epochs=60)
-    steps = max(1, round(search_fraction * total))
-    return steps, total - steps
+
+    def measure() -> float:
+        assert network is not None
+        return passes * seconds_per_step(network, task, run, search_recipe)
+
+    searching, training = (
+        run.total_steps(
+            steps_per_epoch(task, each.accumulate),
+            default_epochs=60,
+            measure_step=measure if network is not None else None,
+        )
+        for each in (search_recipe, recipe)
+    )
+    return max(1, round(search_fraction * searching)), training - max(1, round(search_fraction * training))
 
 
 def train_and_report(
     space: nn.Module,
     architecture: Architecture,
-    task: Classification | Scored,
+    task: Task | Scored,
     run: Run,
     *,
     steps: int,
-    optimizer: OptimizerFactory,
+    recipe: Recipe,
     constraint: ArchitectureConstraint | None,
     record: Mapping[str, Any],
     fresh: nn.Module | None = None,
     trained: nn.Module | None = None,
     costs: Mapping[str, float] = MappingProxyType({}),
 ) -> Found:
-    """Train what was found from fresh weights, or recalibrate the supernet's for no steps; judge and record it.
+    """Train the network found from fresh weights, or with 0 steps recalibrate the supernet's; score and record it.
 
-    Of a relaxed supernet the collapse and the gap to the network found are looked for (`collapse.py`). Where the
-    task scores architectures itself nothing is trained: the network has fresh weights.
+    A relaxed supernet is examined for collapse and for its gap to the network found (`collapse.py`). Where the task
+    scores architectures itself nothing is trained: the network has fresh weights.
 
     Args:
         space: the supernet.
@@ -187,12 +241,12 @@ def train_and_report(
         task: its test part is read here, once.
         run: whose folder, if any, gets the result.
         steps: of training.
-        optimizer: from weights to their optimizer.
-        constraint: the limit; it is checked on the network that is handed back.
+        recipe: how.
+        constraint: the limit; it is verified on the network that is handed back.
         record: what the method adds to the report: method, title, settings.
-        fresh: the space that the trained network is built from, where the supernet has parts of its own.
+        fresh: the space that the trained network is built from, where the supernet has modules that it must not have.
         trained: the architecture's network, where it is trained already.
-        costs: what the architecture takes by further costs of the search.
+        costs: of the architecture, by the search's further costs.
 
     Raises:
         LimitError: the network is over its limit when measured again.
@@ -206,7 +260,7 @@ def train_and_report(
         signs = _signs(space, architecture, task, run)
         source, example = (fresh or space) if steps else space, run.to_device(task.example)
         if trained is None:
-            trained = _trained(source, architecture, task, run, steps=steps, optimizer=optimizer)
+            trained = _trained(source, architecture, task, run, steps=steps, recipe=recipe)
         network = trained
         after = _figures(network, task, run, example)
     limit = _reached(constraint, architecture, network, run) if constraint else None
@@ -216,7 +270,7 @@ def train_and_report(
     full = {
         "after": {**costs, **after},
         "picks": picks(space, architecture),
-        "labels": {name: list(one.labels) for name, (one, *_) in choices(space).items() if isinstance(one, OpChoice)},
+        "labels": {name: list(c.labels) for name, (c, *_) in choices(space).items() if isinstance(c, OpChoice)},
         **described,
         "limit": limit,
         **conditions(run, task, score=next(iter(after))),
@@ -248,7 +302,7 @@ def _reached(
     return {"cost": constraint.cost.name, "unit": constraint.cost.unit, "bound": constraint.bound, "reached": reached}
 
 
-def _signs(space: nn.Module, architecture: Architecture, task: Classification, run: Run) -> dict[str, Any]:
+def _signs(space: nn.Module, architecture: Architecture, task: Task, run: Run) -> dict[str, Any]:
     """The alarms of a relaxed search, and its discretization gap; in the notes and the history too."""
     alarms = collapse.alarms(space, architecture, run.history)
     for alarm in alarms:
@@ -260,19 +314,16 @@ def _signs(space: nn.Module, architecture: Architecture, task: Classification, r
 
 
 def _trained(
-    space: nn.Module, architecture: Architecture, task: Classification, run: Run, *, steps: int,
-    optimizer: OptimizerFactory,
-) -> nn.Module:  # fmt: skip
+    space: nn.Module, architecture: Architecture, task: Task, run: Run, *, steps: int, recipe: Recipe
+) -> nn.Module:
     network = build(space, architecture, weights="fresh" if steps else "inherit").to(run.device)
     if steps:
-        made = Recipe(optimizer_factory=optimizer).optimizer(network)
-        run.register_state(network=network, optimizer=made)
-        optimize(network, task, run, optimizer=made, steps=steps, phase="train", schedule=cosine)
+        train(network, task, run, recipe, steps=steps, phase="train")
     recalibrate(network, task, run)
     return network
 
 
-def _figures(network: nn.Module, task: Classification, run: Run, example: Example) -> dict[str, Any]:
+def _figures(network: nn.Module, task: Task, run: Run, example: Example) -> dict[str, Any]:
     after: dict[str, Any] = run.compute_once("figures", lambda: figures(network, task, example))
     runtimes: tuple[Runtime, ...] = ("eager", "onnx") if run.folder else ("eager",)
     times = run.compute_once("latency", lambda: latencies({"after": network}, example, runtimes=runtimes))

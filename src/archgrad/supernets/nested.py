@@ -1,4 +1,4 @@
-"""A method inside another: what it takes for the run, and for the task, that it begins and ends with."""
+"""A method that runs inside another one, in a phase of its run and without its test part."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from archgrad.errors import ConfigError
 from archgrad.results.result import Found
 from archgrad.run.run import Run
 from archgrad.run.stateful import Stateful
-from archgrad.tasks.classification import Classification
+from archgrad.tasks.task import Task
 
 
 class Inner(Protocol):
     """A method for supernets: `archgrad.darts`, `archgrad.unas`, or one with options bound by functools.partial."""
 
     def __call__(
-        self, space: nn.Module, task: Classification, run: Run, /, *, limit: Limit | None, search_fraction: float
+        self, space: nn.Module, task: Task, run: Run, /, *, limit: Limit | None, search_fraction: float
     ) -> Found:
         """Search the space in the share `search_fraction` of the run's steps."""
         ...
@@ -29,7 +29,7 @@ class Inner(Protocol):
 def search_inside(
     inner: Inner,
     space: Callable[[], nn.Module],
-    task: Classification,
+    task: Task,
     run: Run,
     *,
     steps: int,
@@ -37,15 +37,15 @@ def search_inside(
     limit: Limit | None = None,
     time_fraction: float = 1.0,
 ) -> tuple[Found, nn.Module]:
-    """Let a method search a space within a run of another method; resumes exactly with that run.
+    """Search a space by a method within the run of another method; resumes exactly with that run.
 
     Args:
-        inner: the method. It searches in all steps, trains nothing of its own, and judges on the validation part.
-        space: makes the space; nothing else holds it, so that what the method copies can be freed.
+        inner: the method. It searches in all steps, trains no result, and scores on the validation part.
+        space: makes the space; nothing else refers to it, so that its memory is freed once the method has its copy.
         task: its test part is not read.
-        run: whose phases get the method's, as `<name>-<phase>`.
+        run: the method's phases become phases of it, called `<name>-<phase>`.
         steps: of the method.
-        name: of this part of the run: unique in it.
+        name: of this part of the run; unique in it.
         limit: on what the method finds.
         time_fraction: of a budget in seconds.
 
@@ -56,20 +56,20 @@ def search_inside(
         ConfigError: the method kept no space with logits (`run.register_state(space=...)`).
     """
     part = _Part(run, name, steps, time_fraction)
-    found = inner(space(), cast(Classification, _Withheld(task)), cast(Run, part), limit=limit, search_fraction=1.0)
+    found = inner(space(), cast(Task, _Withheld(task)), cast(Run, part), limit=limit, search_fraction=1.0)
     searched = part.kept.get("space")
     if not isinstance(searched, nn.Module) or not logits(searched):
         raise ConfigError(
-            f"{getattr(inner, '__name__', type(inner).__name__)} decides by no logits: give a method that relaxes "
-            f"its space, such as archgrad.darts or archgrad.unas"
+            f"{getattr(inner, '__name__', type(inner).__name__)} has no logits to decide by: give a method that "
+            f"relaxes its space, such as archgrad.darts or archgrad.unas"
         )
     return found, searched
 
 
 class _Withheld:
-    """A task whose test part is not to be seen: its validation part stands in."""
+    """A task that scores on its validation part in place of its test part."""
 
-    def __init__(self, task: Classification) -> None:
+    def __init__(self, task: Task) -> None:
         self._task = task
 
     def evaluate(self, network: nn.Module, part: str = "valid") -> dict[str, float]:
@@ -80,7 +80,7 @@ class _Withheld:
 
 
 class _Part:
-    """A stretch of a run that looks like a run of its own, without folder and budgets; see `search_inside`."""
+    """A part of a run that a method takes for a run of its own, without folder and budgets; see `search_inside`."""
 
     folder = epochs = seconds = trials = None
 
@@ -99,6 +99,9 @@ class _Part:
         self, steps_per_epoch: int, *, default_epochs: int, measure_step: Callable[[], float] | None = None
     ) -> int:
         return self.max_steps
+
+    def require_steps(self, steps: int, *, phase: str, warm_up: float = 0.0, least: int = 5) -> None:
+        """Nothing: the outer method decides how many steps there are."""
 
     def register_state(self, **parts: Stateful) -> None:
         self.kept |= parts

@@ -124,11 +124,6 @@ def warm_start(space: nn.Module, given: Prior | None) -> None:
                 logits.add_(values.to(logits))
 
 
-def recorded(given: Prior | None) -> dict[str, list[float]] | None:
-    """The prior as a run's folder keeps it."""
-    return None if given is None else {name: [round(v, 6) for v in row.tolist()] for name, row in given.items()}
-
-
 def _standing(scores: Sequence[float]) -> Tensor:
     """Ranks of the scores, ties averaged, with mean 0 and variance 1; all 0 where the scores are one."""
     given = np.asarray(scores, dtype=np.float64)

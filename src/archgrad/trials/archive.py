@@ -1,9 +1,10 @@
-"""What was tried: each architecture's score and what it takes, and the best of them in every respect."""
+"""The trials of a search: each architecture's score and costs, and the Pareto front of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -13,22 +14,34 @@ from archgrad.choices.policies import Uniform
 from archgrad.costs.limits import Cost, Limit
 from archgrad.run.run import Run
 from archgrad.supernets.constraint import ArchitectureConstraint
-from archgrad.tasks.classification import Classification
-from archgrad.tasks.task import Scored
+from archgrad.tasks.task import Scored, Task
 from archgrad.trials.pareto import front, hypervolume
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One architecture that was tried: its score, higher is better, and what it takes, by the costs' names."""
+    """One architecture that was tried.
+
+    Attributes:
+        architecture: what was tried.
+        score: what it scored; NaN where the trial failed.
+        costs: what it takes, by the costs' names.
+        failed: why the trial failed; empty where it did not.
+    """
 
     architecture: Architecture
     score: float
-    costs: Mapping[str, float]
+    costs: Mapping[str, float] = field(default_factory=dict)
+    failed: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """`architecture` and `score` as JSON; of a failed trial the score is None, and `failed` says why."""
+        row = {"architecture": dict(self.architecture), "score": None if self.failed else self.score}
+        return row | ({"failed": self.failed} if self.failed else {})
 
 
 def price(constraint: ArchitectureConstraint, architecture: Architecture, run: Run) -> float:
-    """What an architecture takes; what is read off a clock is read once in the life of a run."""
+    """What an architecture takes; a measured price is measured once in the life of a run."""
     if not (constraint.measured and constraint.cost.measured):
         return constraint.price(architecture)
     key = f"{constraint.cost.name} of {sorted(architecture.items())}"
@@ -49,60 +62,67 @@ class ArchitectureCosts:
 
     def __init__(self, space: nn.Module, costs: Iterable[Cost]) -> None:
         self._constraints = {cost.name: ArchitectureConstraint(space, Limit(cost, fraction=1.0)) for cost in costs}
-        self.costs = {name: one.cost for name, one in self._constraints.items()}
+        self.costs = {name: constraint.cost for name, constraint in self._constraints.items()}
         self.lowest: dict[str, float] = {}
         self.highest: dict[str, float] = {}
 
     def begin(self, run: Run) -> None:
         """Find the lowest and highest, once in the run's life where that takes measuring."""
         self._run = run
-        for name, one in self._constraints.items():
-            one.fit_surrogate(run, key=f"prices of {name}")
-            self.lowest[name], self.highest[name] = one.lowest, one.bound
+        for name, constraint in self._constraints.items():
+            constraint.fit_surrogate(run, key=f"prices of {name}")
+            self.lowest[name], self.highest[name] = constraint.lowest, constraint.bound
 
     def of(self, architecture: Architecture) -> dict[str, float]:
         """{cost: what the architecture takes}."""
-        return {name: price(one, architecture, self._run) for name, one in self._constraints.items()}
+        return {name: price(constraint, architecture, self._run) for name, constraint in self._constraints.items()}
 
     def scaled(self, prices: Mapping[str, float]) -> dict[str, float]:
         """Prices on the way from the lowest to the highest, in [0, 1]."""
-        found = {}
+        scaled = {}
         for name, value in prices.items():
             span = self.highest[name] - self.lowest[name]
-            found[name] = min(max((value - self.lowest[name]) / span, 0.0), 1.0) if span > 0.0 else 0.0
-        return found
+            scaled[name] = min(max((value - self.lowest[name]) / span, 0.0), 1.0) if span > 0.0 else 0.0
+        return scaled
 
 
-def control(
+def random_control(
     space: nn.Module,
-    task: Classification | Scored,
+    task: Task | Scored,
     run: Run,
     *,
     tried: Archive,
     prices: ArchitectureCosts,
     constraint: ArchitectureConstraint | None,
 ) -> Archive:
-    """Random trials to hold a search against: of as many even draws as it made trials those that keep its limit.
+    """Random trials to compare a search with: as many uniform draws as it made trials, less those over its limit.
 
-    Made where scores and costs are looked up or counted; trained or measured they would take what the search did.
+    They are made only where scores and costs are looked up or counted, and so take no training and no measuring.
     """
-    beside = Archive()
+    control = Archive()
     if not isinstance(task, Scored) or any(cost.measured for cost in prices.costs.values()):
-        return beside
+        return control
     policy, generator = Uniform(space), run.generator("control")
-    run.register_state(beside=beside)
+    run.register_state(control=control)
     for _ in run.steps(len(tried), phase="control"):
-        one = policy.sample(generator)
-        if constraint is None or price(constraint, one, run) <= constraint.bound:
-            beside.add(tried[one] if one in tried else Trial(one, task.score(one), prices.of(one)))
-    return beside
+        drawn = policy.sample(generator)
+        if constraint is None or price(constraint, drawn, run) <= constraint.bound:
+            score = tried[drawn].score if drawn in tried else task.score(drawn)
+            failed = "" if math.isfinite(score) else f"its score is {score}"
+            control.add(Trial(drawn, score, prices.of(drawn), failed))
+    return control
 
 
 class Archive:
-    """All trials of a search by architecture, in the order they were made."""
+    """All trials of a search by architecture, in the order they were made.
 
-    def __init__(self) -> None:
+    Args:
+        higher: whether a higher score is better.
+    """
+
+    def __init__(self, *, higher: bool = True) -> None:
         self.trials: dict[Architecture, Trial] = {}
+        self.higher = higher
 
     def __len__(self) -> int:
         return len(self.trials)
@@ -114,36 +134,41 @@ class Archive:
         return self.trials[architecture]
 
     def add(self, trial: Trial) -> None:
-        """Take in a trial."""
+        """Add a trial."""
         self.trials[trial.architecture] = trial
 
+    def succeeded(self) -> list[Trial]:
+        """The trials that did not fail."""
+        return [trial for trial in self.trials.values() if not trial.failed]
+
     def front(self, costs: Sequence[str]) -> list[Trial]:
-        """The trials that none beats in score and all these costs."""
-        listed = list(self.trials.values())
-        return [listed[i] for i in front([_point(trial, costs) for trial in listed])]
+        """The trials that no other dominates in score and all these costs."""
+        trials = self.succeeded()
+        return [trials[i] for i in front([self._point(trial, costs) for trial in trials])]
 
     def hypervolume(self, costs: Sequence[str], *, score: float, bounds: Mapping[str, float]) -> float:
-        """Volume between the front and a corner, in units of score times those of the costs.
+        """Volume between the front and a reference point, in units of score times those of the costs.
 
         Args:
             costs: which.
-            score: of the corner: scores below it add nothing.
-            bounds: of the corner: {cost: what takes more adds nothing}.
+            score: of the reference point: worse scores add nothing.
+            bounds: of the reference point: {cost: bound}; what takes more adds nothing.
         """
-        points = [_point(trial, costs) for trial in self.trials.values()]
-        return hypervolume(points, (-score, *(bounds[name] for name in costs)))
+        points = [self._point(trial, costs) for trial in self.succeeded()]
+        return hypervolume(points, (-score if self.higher else score, *(bounds[name] for name in costs)))
 
     def record(
         self, costs: Mapping[str, Cost], *, found: Architecture, control: Archive | None = None
     ) -> list[dict[str, Any]]:
-        """For the report, for each cost: all trials, and which of them are on the front of score and that cost.
+        """For the report, for each cost: the trials that did not fail, and which are on the front of score and cost.
 
         Args:
             costs: which.
             found: what was handed back.
-            control: random trials to show beside.
+            control: random trials to show with them.
         """
-        chosen = next((i for i, architecture in enumerate(self.trials) if architecture == found), None)
+        trials = self.succeeded()
+        chosen = next((i for i, trial in enumerate(trials) if trial.architecture == found), None)
         parts = [
             {"cost": name, "unit": cost.unit, **self._against(name), "found": chosen} for name, cost in costs.items()
         ]
@@ -152,22 +177,23 @@ class Archive:
         return parts
 
     def _against(self, cost: str) -> dict[str, Any]:
-        listed = list(self.trials.values())
+        trials = self.succeeded()
         return {
-            "costs": [trial.costs[cost] for trial in listed], "scores": [trial.score for trial in listed],
-            "front": front([_point(trial, [cost]) for trial in listed]),
+            "costs": [trial.costs[cost] for trial in trials], "scores": [trial.score for trial in trials],
+            "front": front([self._point(trial, [cost]) for trial in trials]),
         }  # fmt: skip
+
+    def _point(self, trial: Trial, costs: Sequence[str]) -> tuple[float, ...]:
+        return (-trial.score if self.higher else trial.score, *(trial.costs[name] for name in costs))
 
     def state_dict(self) -> dict[str, Any]:
         """All trials."""
-        return {"trials": [[one.architecture.to_json(), one.score, dict(one.costs)] for one in self.trials.values()]}
+        return {
+            "trials": [[t.architecture.to_json(), t.score, dict(t.costs), t.failed] for t in self.trials.values()]
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` left off."""
+        """Go on from what `state_dict` returned."""
         self.trials = {}
-        for text, score, costs in state["trials"]:
-            self.add(Trial(Architecture.from_json(text), score, dict(costs)))
-
-
-def _point(trial: Trial, costs: Sequence[str]) -> tuple[float, ...]:
-    return (-trial.score, *(trial.costs[name] for name in costs))
+        for text, score, costs, failed in state["trials"]:
+            self.add(Trial(Architecture.from_json(text), score, dict(costs), failed))

@@ -1,56 +1,50 @@
-"""Trials: architectures tried one by one in this process, or side by side by workers; same scores either way."""
+"""Trials: architectures tried one by one in this process, or in parallel by workers; the scores are the same."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from archgrad.choices.architecture import Architecture
+from archgrad.errors import ModelError, NonFiniteError
 from archgrad.extract.discretize import build
 from archgrad.run.run import Run
-from archgrad.tasks.classification import Classification
-from archgrad.tasks.task import Batch, Scored
-from archgrad.training.fit import optimize, recalibrate
-from archgrad.training.recipe import OptimizerFactory, Recipe
-from archgrad.training.schedules import cosine
-from archgrad.trials.workers import Job, Outcome, RunTrial, Workers
+from archgrad.tasks.task import Batch, Scored, Task, higher_is_better
+from archgrad.training.fit import recalibrate, train
+from archgrad.training.recipe import Recipe
+from archgrad.trials.workers import Job, Outcome, RunTrial, Workers, checked, reason_of_failure
 
 
 class Evaluate(Protocol):
-    """What tries an architecture. Trials share nothing but this, and the randomness of each is its own."""
+    """Tries architectures. Trials share nothing, and each has randomness of its own."""
 
     def ahead(self, trials: Mapping[int, Architecture]) -> None:
-        """Say which trials, by number, will be asked for, so that workers can begin with them."""
+        """Name trials, by number, that will be asked for, so that workers can begin with them."""
         ...
 
-    def __call__(self, architecture: Architecture, number: int) -> float:
-        """The score of trial `number`, counted from 0."""
+    def __call__(self, architecture: Architecture, number: int) -> Outcome:
+        """What came of trial `number`, counted from 0."""
         ...
 
     def close(self) -> None:
-        """There will be no more."""
+        """End the workers, if there are any."""
         ...
-
-
-def perfect(task: Classification | Scored) -> float:
-    """What a network without fault scores on a task."""
-    return task.perfect if isinstance(task, Scored) else 1.0
 
 
 def evaluator(
     space: nn.Module,
-    task: Classification | Scored,
+    task: Task | Scored,
     run: Run,
     *,
     trials: int,
     steps: int,
     time_fraction: float,
-    optimizer: OptimizerFactory | None,
+    recipe: Recipe | None,
 ) -> Evaluate:
     """How architectures are tried on a task: looked up where it scores them itself, else trained; here or by workers.
 
@@ -61,78 +55,129 @@ def evaluator(
         trials: how many there will be at most.
         steps: of training, of all trials together; each takes at least one.
         time_fraction: of a budget in seconds, of all trials together.
-        optimizer: from fresh weights to their optimizer; None tries the supernet's weights as they are.
+        recipe: how fresh weights are trained; None tries the supernet's weights as they are.
 
     Raises:
-        ConfigError: there are workers, and the space, task or optimizer cannot be sent to them.
+        ConfigError: there are workers, and the space, task or recipe cannot be sent to them.
     """
-    part = 0 if isinstance(task, Scored) or optimizer is None else steps
+    training = 0 if isinstance(task, Scored) or recipe is None else steps
 
     def job(architecture: Architecture, number: int) -> Job:
-        taken = steps_of(number, trials=trials, steps=part) if part else 0
-        taken = affordable(taken, run, used=taken_by(number, trials=trials, steps=part))
-        return Job(f"trial-{number}", architecture, steps=taken, time_fraction=time_fraction / trials)
+        own = steps_of(number, trials=trials, steps=training) if training else 0
+        own = within_budget(own, run, used=steps_before(number, trials=trials, steps=training))
+        return Job(f"trial-{number}", architecture, steps=own, time_fraction=time_fraction / trials)
 
     if run.workers:
-        return _Elsewhere(run, task, trial_runner(space, task, run, optimizer=optimizer), job)
-    return _Here(space, task, run, job, optimizer=optimizer)
+        return _Elsewhere(run, task, trial_runner(space, task, run, recipe=recipe), job)
+    return _Here(space, task, run, job, recipe=recipe)
 
 
 class _Here:
     """Trials one after another in this process: those that train are phases of the run."""
 
     def __init__(
-        self, space: nn.Module, task: Classification | Scored, run: Run, job: Callable[[Architecture, int], Job], *,
-        optimizer: OptimizerFactory | None,
+        self, space: nn.Module, task: Task | Scored, run: Run, job: Callable[[Architecture, int], Job], *,
+        recipe: Recipe | None,
     ) -> None:  # fmt: skip
-        self.space, self.task, self.run, self.job, self.optimizer = space, task, run, job, optimizer
+        self.space, self.task, self.run, self.job, self.recipe = space, task, run, job, recipe
 
     def ahead(self, trials: Mapping[int, Architecture]) -> None:
         pass
 
-    def __call__(self, architecture: Architecture, number: int) -> float:
-        if isinstance(self.task, Scored):
-            return self.task.score(architecture)
-        job = self.job(architecture, number)
-        network = alone(self.space, self.task, self.run, job, optimizer=self.optimizer)
-        return scored(self.task.evaluate(network), self.run)
+    def __call__(self, architecture: Architecture, number: int) -> Outcome:
+        task, job = self.task, self.job(architecture, number)
+        if isinstance(task, Scored):
+            return attempt(self.run, lambda: {"score": task.score(architecture)})
+        outcome = attempt(
+            self.run,
+            lambda: task.evaluate(train_trial(self.space, task, self.run, job, recipe=self.recipe)),
+            key=job.name,
+        )
+        log(outcome, self.run)
+        return outcome
 
     def close(self) -> None:
         pass
 
 
 class _Elsewhere:
-    """Trials side by side in other processes."""
+    """Trials in parallel in other processes."""
 
     def __init__(
-        self, run: Run, task: Classification | Scored, run_trial: RunTrial, job: Callable[[Architecture, int], Job]
+        self, run: Run, task: Task | Scored, run_trial: RunTrial, job: Callable[[Architecture, int], Job]
     ) -> None:
         self.run, self.task, self.workers, self.job = run, task, Workers(run, run_trial), job
 
     def ahead(self, trials: Mapping[int, Architecture]) -> None:
         self.workers.ahead([self.job(architecture, number) for number, architecture in trials.items()])
 
-    def __call__(self, architecture: Architecture, number: int) -> float:
-        figures = self.workers.result(self.job(architecture, number)).figures
-        return next(iter(figures.values())) if isinstance(self.task, Scored) else scored(figures, self.run)
+    def __call__(self, architecture: Architecture, number: int) -> Outcome:
+        outcome = self.workers.result(self.job(architecture, number))
+        if not isinstance(self.task, Scored):
+            log(outcome, self.run)
+        return outcome
 
     def close(self) -> None:
         self.workers.close()
 
 
-def scored(figures: Mapping[str, float], run: Run, *, more: Mapping[str, float] = MappingProxyType({})) -> float:
-    """Log a trial's figures, and more beside; the first of them is its score."""
-    run.log({**{f"trial_{name}": value for name, value in figures.items()}, **more})
-    return next(iter(figures.values()))
+def attempt(run: Run, trial: Callable[[], Mapping[str, float]], *, key: str = "") -> Outcome:
+    """The figures of a trial in this process, or why it failed.
+
+    Args:
+        run: begun.
+        trial: from nothing to the figures, the score first.
+        key: a failure is remembered under this name, since a resumed run passes through a finished phase without
+            training again; empty where nothing is trained.
+    """
+    try:
+        outcome = checked(Outcome(dict(trial())))
+    except Exception as error:
+        if (reason := reason_of_failure(error)) is None:
+            raise
+        outcome = Outcome(failed=reason)
+    if key and (failed := run.compute_once(f"failure of {key}", lambda: outcome.failed)):
+        return Outcome(failed=failed)
+    return outcome
 
 
-def alone(
+def log(outcome: Outcome, run: Run, more: Mapping[str, float] = MappingProxyType({})) -> None:
+    """Log a trial's figures, or that it failed, and whatever is in `more`."""
+    figures = {f"trial_{name}": value for name, value in outcome.figures.items()}
+    run.log({**(figures or {"trial_failed": 1.0}), **more})
+
+
+def report_failures(rows: Sequence[Mapping[str, Any]], run: Run) -> None:
+    """Note how many trials failed.
+
+    Args:
+        rows: of all trials; of a failed one `failed` says why.
+        run: begun.
+
+    Raises:
+        NonFiniteError: every trial failed, each by a number that is NaN or infinite.
+        ModelError: every trial failed.
+    """
+    reasons = [str(row["failed"]) for row in rows if row.get("failed")]
+    if not reasons:
+        return
+    if len(reasons) < len(rows):
+        run.note(f"{len(reasons)} of {len(rows)} trials failed and were not ranked. The first: {reasons[0]}")
+        return
+    kind = NonFiniteError if all(reason.startswith("NonFiniteError") for reason in reasons) else ModelError
+    raise kind(
+        f"all {len(rows)} trials failed, so that there is nothing to hand back. Make sure that a network of the "
+        f"space trains on the task (archgrad.fit), then search again in a new folder. The first failure: {reasons[0]}"
+    )
+
+
+def train_trial(
     space: nn.Module,
-    task: Classification,
+    task: Task,
     run: Run,
     job: Job,
     *,
-    optimizer: OptimizerFactory | None,
+    recipe: Recipe | None,
     network: nn.Module | None = None,
 ) -> nn.Module:
     """An architecture's network trained by itself, in a phase "trial", with the randomness of (seed, job's name).
@@ -142,66 +187,64 @@ def alone(
         task: trained on.
         run: begun.
         job: what and how long.
-        optimizer: from weights to their optimizer; None takes the supernet's weights and recalibrates them.
+        recipe: how; None takes the supernet's weights and recalibrates them.
         network: to go on with, in place of a fresh one.
     """
     with run.isolated_rng(job.name):
         if network is None:
-            network = build(space, job.architecture, weights="fresh" if optimizer else "inherit").to(run.device)
+            network = build(space, job.architecture, weights="fresh" if recipe else "inherit").to(run.device)
         if job.weights is not None:
             network.load_state_dict(job.weights)
-        if optimizer is None:
+        if recipe is None:
             recalibrate(network, task, run, batches=8)
-            return network
-        made = Recipe(optimizer_factory=optimizer).optimizer(network)
-        run.register_state(network=network, optimizer=made)
-        optimize(
-            network, Later(task, job.first), run, optimizer=made, steps=job.steps, phase="trial", schedule=cosine,
-            time_fraction=job.time_fraction,
-        )  # fmt: skip
+        else:
+            later = Later(task, job.first * recipe.accumulate)
+            train(network, later, run, recipe, steps=job.steps, phase="trial", time_fraction=job.time_fraction)
     return network
 
 
 @dataclass(frozen=True)
-class _Apart:
-    """What workers take with them: they try as `alone` does, in a run of their own in memory."""
+class _WorkerTrial:
+    """What workers take with them: they try as `train_trial` does, in a run of their own in memory."""
 
     space: nn.Module
-    task: Classification | Scored
-    optimizer: OptimizerFactory | None
+    task: Task | Scored
+    recipe: Recipe | None
     seed: int
     device: str
     precision: str
     seconds: float | None
+    time_alone: bool
 
     def __call__(self, job: Job) -> Outcome:
         if isinstance(self.task, Scored):
-            return {"score": self.task.score(job.architecture)}, {}
+            return Outcome({"score": self.task.score(job.architecture)})
         seconds = self.seconds and self.seconds * job.time_fraction
         run = Run(seed=self.seed, device=self.device, precision=self.precision, seconds=seconds, progress=False)
         run.begin("trial", {})
+        if self.time_alone:
+            run.total_steps(self.task.steps_per_epoch, default_epochs=1)  # from now on, time ends phases
         space = self.space.to(run.device)
-        network = alone(space, self.task, run, replace(job, time_fraction=1.0), optimizer=self.optimizer)
+        network = train_trial(space, self.task, run, replace(job, time_fraction=1.0), recipe=self.recipe)
         weights = {name: value.cpu() for name, value in network.state_dict().items()} if job.keep else {}
-        return self.task.evaluate(network), weights
+        return Outcome(dict(self.task.evaluate(network)), weights)
 
 
-def trial_runner(
-    space: nn.Module, task: Classification | Scored, run: Run, *, optimizer: OptimizerFactory | None
-) -> RunTrial:
-    """How workers try an architecture; the space is copied to the CPU for the way."""
-    return _Apart(
-        copy.deepcopy(space).cpu(), task, optimizer, seed=run.seed, device=run.device.type, precision=run.precision,
-        seconds=run.seconds,
+def trial_runner(space: nn.Module, task: Task | Scored, run: Run, *, recipe: Recipe | None) -> RunTrial:
+    """How workers try an architecture; the space is copied to the CPU for the transport."""
+    return _WorkerTrial(
+        copy.deepcopy(space).cpu(), task, recipe, seed=run.seed, device=run.device.type, precision=run.precision,
+        seconds=run.seconds, time_alone=run.seconds is not None and not (run.epochs or run.max_steps),
     )  # fmt: skip
 
 
 class Later:
     """A task whose batches begin further on: for a network that has seen the first ones."""
 
-    def __init__(self, task: Classification, first: int) -> None:
+    def __init__(self, task: Task, first: int) -> None:
         self.task, self.first = task, first
         self.steps_per_epoch, self.example = task.steps_per_epoch, task.example
+        self.higher_is_better = higher_is_better(task)
 
     def stream(self, *, seed: int, rank: int = 0, world: int = 1) -> Callable[[int], Batch]:
         """As the task's, from the step `first`."""
@@ -222,22 +265,23 @@ def steps_of(number: int, *, trials: int, steps: int) -> int:
     return max(1, (number + 1) * steps // trials - number * steps // trials)
 
 
-def taken_by(count: int, *, trials: int, steps: int) -> int:
+def steps_before(count: int, *, trials: int, steps: int) -> int:
     """How many steps the first `count` trials take together."""
     return sum(steps_of(number, trials=trials, steps=steps) for number in range(count))
 
 
-def affordable(steps: int, run: Run, *, used: int) -> int:
-    """The steps of a trial that the run's budget of steps leaves, once so many are used; here or by a worker."""
+def within_budget(steps: int, run: Run, *, used: int) -> int:
+    """The steps of a trial that the run's budget of steps leaves after `used` steps; here or by a worker."""
     return steps if run.max_steps is None else max(0, min(steps, run.max_steps - used))
 
 
-def rounds(task: Classification | Scored, run: Run, count: int, *, time_fraction: float) -> Iterable[int]:
+def trial_numbers(task: Task | Scored, run: Run, count: int) -> Iterable[int]:
     """The numbers 0 to count - 1, for a loop of trials.
 
-    Trials that train here are phases of their own: a resumed program passes through the finished ones. Those that
-    are looked up or made by workers are the steps of one phase; what the loop carries is registered before it.
+    Trials that train in this process are phases of their own: a resumed program passes through the finished ones.
+    Those that are looked up or made by workers are the steps of one phase; register what the loop carries before it.
     """
     looked_up = isinstance(task, Scored)
-    one = looked_up or run.workers
-    return run.steps(count, phase="search", time_fraction=time_fraction, counted=looked_up) if one else range(count)
+    if not looked_up and not run.workers:
+        return range(count)
+    return run.steps(count, phase="search", counted=looked_up)

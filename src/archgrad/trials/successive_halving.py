@@ -6,6 +6,7 @@ Source: Jamieson, Talwalkar, "Non-stochastic best arm identification and hyperpa
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,22 +17,19 @@ from torch import Tensor, nn
 
 from archgrad.choices.architecture import Architecture
 from archgrad.errors import ConfigError
-from archgrad.extract.discretize import build
 from archgrad.run.run import Run
-from archgrad.tasks.classification import Classification
-from archgrad.training.fit import optimize, recalibrate
-from archgrad.training.recipe import OptimizerFactory, Recipe
-from archgrad.training.schedules import cosine
-from archgrad.trials.evaluation import affordable, alone, scored, trial_runner
-from archgrad.trials.workers import Job, Workers
+from archgrad.tasks.task import Task, higher_is_better
+from archgrad.training.recipe import Recipe
+from archgrad.trials.evaluation import attempt, log, train_trial, trial_runner, within_budget
+from archgrad.trials.workers import Job, Outcome, Workers
 
 
 @dataclass(frozen=True)
 class Halving:
-    """Behind a round that took every trial left to r, eta r, eta^2 r, ... steps, the best 1 / eta go on.
+    """Rounds in which each trial left is trained to r, eta r, eta^2 r, ... steps; the best 1 / eta of a round go on.
 
     Attributes:
-        eta: of how many trials one goes on.
+        eta: one of so many trials goes on.
         least: the fewest trials that a round has.
     """
 
@@ -59,20 +57,21 @@ class Halving:
         return [list(itertools.islice(each, n)) for n in counts]
 
 
-def halved(
+def successive_halving(
     space: nn.Module,
-    task: Classification,
+    task: Task,
     run: Run,
     architectures: Sequence[Architecture],
     *,
     halving: Halving,
     steps: int,
     time_fraction: float,
-    optimizer: OptimizerFactory,
+    recipe: Recipe,
 ) -> tuple[list[dict[str, Any]], int]:
     """Try architectures by successive halving, each from fresh weights of its own, which go on from round to round.
 
-    In every round the rate falls from its height to 0 along the schedule, so that what is compared has settled.
+    In every round the learning rate follows the whole schedule, so that the networks compared have settled. A trial
+    that fails goes on to no further round.
 
     Args:
         space: the supernet.
@@ -82,138 +81,84 @@ def halved(
         halving: the rounds.
         steps: of training, of all trials together.
         time_fraction: of a budget in seconds, of all together.
-        optimizer: from weights to their optimizer, a new one in each round.
+        recipe: how; each round begins with a new optimizer.
 
     Returns:
-        For each architecture {"architecture", "score", "round", "steps"}: the score and number of the last round that
-        it was in, counted from 0, and the steps that it was trained for; and the steps of all.
-
-    Raises:
-        NonFiniteError: a loss became NaN or infinite.
+        For each architecture {"architecture", "score", "round", "steps"}, and "failed" where it did: the score and
+        number, from 0, of the last round that it was in, and the steps that it was trained for; and the steps of all.
     """
     plan = halving.steps(len(architectures), steps)
-    total, highest, used = sum(map(sum, plan)), -math.inf, 0
+    total, used, sign = sum(map(sum, plan)), 0, 1.0 if higher_is_better(task) else -1.0
+    best = -math.inf
     rows: list[dict[str, Any]] = [{"architecture": dict(one), "steps": 0} for one in architectures]
     left = list(range(len(architectures)))
-    train = _Elsewhere if run.workers else _Here
-    rounds = train(space, task, run, optimizer=optimizer)
+    run_round = (_Elsewhere if run.workers else _Here)(space, task, run, recipe=recipe)
     for number, each in enumerate(plan):
-        left = sorted(sorted(left, key=lambda i: (-rows[i].get("score", 0.0), i))[: len(each)])
+        left = [i for i in left if not rows[i].get("failed")]
+        left = sorted(sorted(left, key=lambda i: (-sign * rows[i].get("score", 0.0), i))[: len(each)])
         before = itertools.accumulate(each, initial=used)
         jobs = {
             i: Job(
                 f"round-{number}-trial-{i}",
                 architectures[i],
-                steps=affordable(more, run, used=spent),
+                steps=within_budget(more, run, used=spent),
                 first=rows[i]["steps"],
                 time_fraction=time_fraction * more / total,
             )
             for i, more, spent in zip(left, each, before, strict=False)
         }
-        used += sum(each)
-        for i, figures in rounds(jobs, last=number + 1 == len(plan)):
-            more = {"round": number, "best": max(highest, next(iter(figures.values())))}
-            score = scored(figures, run, more=more)
-            highest = max(highest, score)
-            rows[i] |= {"score": score, "round": number, "steps": rows[i]["steps"] + jobs[i].steps}
-    rounds.close()
-    return rows, total
+        used += sum(each[: len(jobs)])
+        for i, outcome in run_round(jobs, last=number + 1 == len(plan)):
+            best = best if outcome.failed else max(best, sign * outcome.score)
+            log(outcome, run, {"round": number} | ({"best": sign * best} if best > -math.inf else {}))
+            rows[i] |= {"score": outcome.score, "round": number, "steps": rows[i]["steps"] + jobs[i].steps}
+            rows[i] |= {"score": None, "failed": outcome.failed} if outcome.failed else {}
+    run_round.close()
+    return rows, used
 
 
 class _Here:
     """Rounds of trials in this process: each trial of a round is a phase of the run."""
 
-    def __init__(self, space: nn.Module, task: Classification, run: Run, *, optimizer: OptimizerFactory) -> None:
-        self.space, self.task, self.run, self.optimizer = space, task, run, optimizer
+    def __init__(self, space: nn.Module, task: Task, run: Run, *, recipe: Recipe) -> None:
+        self.space, self.task, self.run, self.recipe = space, task, run, recipe
         self._networks: dict[int, nn.Module] = {}
 
-    def __call__(self, jobs: Mapping[int, Job], *, last: bool) -> Iterator[tuple[int, dict[str, float]]]:
-        """The figures of each trial of a round, in order."""
+    def __call__(self, jobs: Mapping[int, Job], *, last: bool) -> Iterator[tuple[int, Outcome]]:
+        """What came of each trial of a round, in order."""
         self._networks = {i: network for i, network in self._networks.items() if i in jobs}
         for i, job in jobs.items():
-            self._networks[i] = alone(
-                self.space, self.task, self.run, job, optimizer=self.optimizer, network=self._networks.get(i)
-            )  # fmt: skip
-            yield i, self.task.evaluate(self._networks[i])
+            yield i, attempt(self.run, functools.partial(self._figures, i, job), key=job.name)
+
+    def _figures(self, i: int, job: Job) -> dict[str, float]:
+        self._networks[i] = train_trial(
+            self.space, self.task, self.run, job, recipe=self.recipe, network=self._networks.get(i)
+        )
+        return self.task.evaluate(self._networks[i])
 
     def close(self) -> None:
-        """The last round is over."""
+        """Forget the networks."""
         self._networks = {}
 
 
 class _Elsewhere:
     """Rounds of trials by workers: each round is a phase, and a trial's weights travel."""
 
-    def __init__(self, space: nn.Module, task: Classification, run: Run, *, optimizer: OptimizerFactory) -> None:
-        self.run, self._workers = run, Workers(run, trial_runner(space, task, run, optimizer=optimizer))
+    def __init__(self, space: nn.Module, task: Task, run: Run, *, recipe: Recipe) -> None:
+        self.run, self._workers = run, Workers(run, trial_runner(space, task, run, recipe=recipe))
         self._weights: dict[int, dict[str, Tensor]] = {}
 
-    def __call__(self, jobs: Mapping[int, Job], *, last: bool) -> Iterator[tuple[int, dict[str, float]]]:
-        """The figures of each trial of a round, in order."""
-        asked = [replace(job, weights=self._weights.get(i), keep=not last) for i, job in jobs.items()]
-        found: dict[int, dict[str, float]] = {}
+    def __call__(self, jobs: Mapping[int, Job], *, last: bool) -> Iterator[tuple[int, Outcome]]:
+        """What came of each trial of a round, in order."""
+        wanted = [replace(job, weights=self._weights.get(i), keep=not last) for i, job in jobs.items()]
         self.run.register_state()
-        for step in self.run.steps(len(asked), phase="trials", counted=False):
-            self._workers.ahead(asked)
-            self._workers.result(asked[step])
-        for i, job in zip(jobs, asked, strict=True):
-            done = self._workers.result(job)
-            self._weights[i], found[i] = done.weights, done.figures
-        self._weights = {i: self._weights[i] for i in jobs}
-        yield from found.items()
+        for step in self.run.steps(len(wanted), phase="trials", counted=False):
+            self._workers.ahead(wanted)
+            self._workers.result(wanted[step])
+        outcomes = {i: self._workers.result(job) for i, job in zip(jobs, wanted, strict=True)}
+        self._weights = {i: outcome.weights for i, outcome in outcomes.items()}
+        yield from outcomes.items()
 
     def close(self) -> None:
-        """The last round is over."""
+        """End the workers."""
         self._workers.close()
-
-
-def finals(
-    space: nn.Module,
-    task: Classification,
-    run: Run,
-    architectures: Sequence[Architecture],
-    *,
-    steps: int,
-    time_fraction: float,
-    optimizer: OptimizerFactory,
-) -> tuple[list[float], nn.Module]:
-    """Train the best few anew, on the training and validation parts together, and score each on the test part.
-
-    Args:
-        space: the supernet.
-        task: the test part is read once for each.
-        run: begun; each is a phase "train".
-        architectures: the best first.
-        steps: of all together.
-        time_fraction: of a budget in seconds, of all together.
-        optimizer: from weights to their optimizer.
-
-    Returns:
-        Test scores, and the network of the first.
-    """
-    whole, count = task.with_validation(), len(architectures)
-    scores: list[float] = []
-    networks: list[nn.Module] = []
-    for i, architecture in enumerate(architectures):
-        network = build(space, architecture, weights="fresh").to(run.device)
-        made, part = (
-            Recipe(optimizer_factory=optimizer).optimizer(network),
-            (i + 1) * steps // count - i * steps // count,
-        )
-        run.register_state(network=network, optimizer=made)
-        optimize(
-            network,
-            whole,
-            run,
-            optimizer=made,
-            steps=part,
-            phase="train",
-            schedule=cosine,
-            time_fraction=time_fraction / count,
-        )
-        recalibrate(network, whole, run)
-        figures = task.evaluate(network, "test")
-        run.log({f"test_{name}": value for name, value in figures.items()})
-        scores.append(next(iter(figures.values())))
-        networks = networks or [network]
-    return scores, networks[0]

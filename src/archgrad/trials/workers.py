@@ -1,10 +1,11 @@
-"""Trials in other processes, of this machine or of a Ray cluster; what each found is kept as it comes."""
+"""Trials in other processes, of this machine or of a Ray cluster; each result is kept as soon as it arrives."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import json
+import math
 import os
 import pickle
 import platform
@@ -14,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from archgrad import files
 from archgrad.choices.architecture import Architecture
-from archgrad.errors import ArchgradError, ConfigError, MissingExtra, RunError
+from archgrad.errors import ArchgradError, ConfigError, MissingExtra, ModelError, NonFiniteError, RunError
 from archgrad.run import checkpoint_file as checkpoint
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ RETRIES = 3  # of a trial whose worker died
 _GLANCE_SECONDS = 0.2  # between two looks for a signal
 _LINE = 16 * files.MIB  # characters of one trial, which has a pick for each choice
 _IDLE_SECONDS = 30  # after which a worker without work ends, that of a killed program too
-
-Outcome = tuple[dict[str, float], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -62,17 +61,47 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Done:
-    """What a trial found: its figures; its weights, where they were wanted; where it was and how long it took."""
+class Outcome:
+    """What came of a trial.
 
-    figures: dict[str, float]
+    Attributes:
+        figures: what it scored, the score first; empty where it failed.
+        weights: those it ended with, where they were wanted.
+        where: the process that tried it.
+        seconds: how long it took.
+        failed: why it failed; empty where it did not.
+    """
+
+    figures: dict[str, float] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     where: str = ""
     seconds: float = 0.0
+    failed: str = ""
+
+    @property
+    def score(self) -> float:
+        """The first figure; NaN where the trial failed."""
+        return math.nan if self.failed else next(iter(self.figures.values()))
 
 
-# From a job to its figures and weights; it travels to the workers with all that trials share.
+# Runs one trial; it travels to the workers with all that trials share.
 RunTrial = Callable[[Job], Outcome]
+
+
+def reason_of_failure(error: Exception) -> str | None:
+    """Why a trial failed; None for an error that is not the network's, which has to be raised."""
+    ours = isinstance(error, ArchgradError) and not isinstance(error, NonFiniteError | ModelError)
+    if ours or isinstance(error, OSError | MemoryError):
+        return None
+    return f"{type(error).__name__}: {error}"
+
+
+def checked(outcome: Outcome) -> Outcome:
+    """The outcome, failed where its score is NaN or infinite."""
+    if outcome.failed or math.isfinite(outcome.score):
+        return outcome
+    name, score = next(iter(outcome.figures.items()))
+    return replace(outcome, figures={}, failed=f"NonFiniteError: its score, {name}, is {score}")
 
 
 class Workers:
@@ -83,39 +112,39 @@ class Workers:
 
     Args:
         run: begun, with workers.
-        recipe: of the trials.
+        run_trial: what a worker does with a job.
 
     Raises:
-        ConfigError: the recipe holds what cannot be sent to another process.
+        ConfigError: `run_trial` holds what cannot be sent to another process.
         MissingExtra: Ray is asked for and not installed.
         RunError: no Ray cluster answers.
     """
 
-    def __init__(self, run: Run, recipe: RunTrial) -> None:
-        self._run, self._recipe = run, _packed(recipe)
+    def __init__(self, run: Run, run_trial: RunTrial) -> None:
+        self._run, self._packed = run, _packed(run_trial)
         run.worked = True
         self._book = _Book(run.folder)
         self._waiting: deque[Job] = deque()
-        self._flying: dict[Future[Done | ArchgradError], Job] = {}
+        self._flying: dict[Future[Outcome | ArchgradError], Job] = {}
         self._deaths: dict[str, int] = {}
         self._pool: _Pool | None = None
 
     def ahead(self, jobs: Sequence[Job]) -> None:
-        """Trials that will be asked for: begin with them."""
+        """Begin with trials that will be asked for."""
         known = {job.name for job in (*self._waiting, *self._flying.values())}
-        self._waiting += [job for job in jobs if job.name not in known and self._book.held(job) is None]
+        self._waiting += [job for job in jobs if job.name not in known and self._book.outcome(job) is None]
         self._fill()
 
-    def result(self, job: Job) -> Done:
-        """What a trial found, once it has.
+    def result(self, job: Job) -> Outcome:
+        """What came of a trial; waits for it.
 
         Raises:
             RunError: workers died in it again and again.
-            ArchgradError: what the trial itself raised.
+            ArchgradError: what the trial raised, where that is not a failure of its network.
             Stopped: a signal came meanwhile.
         """
         self.ahead([job])
-        while (done := self._book.held(job)) is None:
+        while (outcome := self._book.outcome(job)) is None:
             if self._run.stop_requested:
                 self.close()
                 self._run.stop_here()
@@ -123,10 +152,10 @@ class Workers:
             for future in finished:
                 self._land(future)
             self._fill()
-        return done
+        return outcome
 
     def close(self) -> None:
-        """Let the workers go, and what they are at."""
+        """End the workers and what they are working on."""
         self._flying.clear()
         self._waiting.clear()
         if self._pool:
@@ -135,19 +164,19 @@ class Workers:
 
     def _fill(self) -> None:
         while self._waiting and (self._pool is None or len(self._flying) < self._pool.width):
-            self._pool = self._pool or _pool(self._run, self._recipe)
+            self._pool = self._pool or _pool(self._run, self._packed)
             job = self._waiting.popleft()
             try:
                 self._flying[self._pool.submit(job)] = job
             except self._pool.deaths:
                 self._again([job])
 
-    def _land(self, future: Future[Done | ArchgradError]) -> None:
+    def _land(self, future: Future[Outcome | ArchgradError]) -> None:
         if future not in self._flying or self._pool is None:
             return
         job = self._flying.pop(future)
         try:
-            found = future.result()
+            outcome = future.result()
         except self._pool.deaths:
             self._again([job])
             return
@@ -157,10 +186,10 @@ class Workers:
                 f"A worker cannot import {error.name!r}, which the space, task or optimizer needs. Install it on "
                 "every machine, or put its folder on their PYTHONPATH."
             ) from error
-        if isinstance(found, ArchgradError):
+        if isinstance(outcome, ArchgradError):
             self.close()
-            raise found
-        self._book.write(job, found)
+            raise outcome
+        self._book.write(job, outcome)
 
     def _again(self, lost: list[Job]) -> None:
         """Try lost trials once more; a death in a pool of this machine takes along all that are at work."""
@@ -175,7 +204,7 @@ class Workers:
                 self.close()
                 raise RunError(
                     f"Workers died {RETRIES + 1} times in trial {job.name!r}, of {_picks(job)}. Memory may have run "
-                    "out: give fewer workers or a smaller batch. What was found is kept: run the program again."
+                    "out: give fewer workers or a smaller batch. Finished trials are kept: run the program again."
                 )
 
 
@@ -189,15 +218,15 @@ class _Pool(Protocol):
     deaths: tuple[type[Exception], ...]
     together: bool
 
-    def submit(self, job: Job) -> Future[Done | ArchgradError]: ...
+    def submit(self, job: Job) -> Future[Outcome | ArchgradError]: ...
 
     def close(self) -> None: ...
 
 
-def _pool(run: Run, recipe: bytes) -> _Pool:
+def _pool(run: Run, packed: bytes) -> _Pool:
     if isinstance(run.workers, str):
-        return _Cluster(run.workers, recipe, accelerated=run.device.type == "cuda")
-    return _Local(run.workers or 1, recipe)
+        return _Cluster(run.workers, packed, accelerated=run.device.type == "cuda")
+    return _Local(run.workers or 1, packed)
 
 
 class _Local:
@@ -206,19 +235,19 @@ class _Local:
     deaths: tuple[type[Exception], ...] = (BrokenProcessPool,)
     together = True
 
-    def __init__(self, workers: int, recipe: bytes) -> None:
+    def __init__(self, workers: int, packed: bytes) -> None:
         from loky import ProcessPoolExecutor
 
-        self.width, self._recipe = workers, recipe
+        self.width, self._packed = workers, packed
         threads = max(1, torch.get_num_threads() // workers)
         self._processes = ProcessPoolExecutor(
             workers, timeout=_IDLE_SECONDS, initializer=_settle, initargs=(threads,),
             env={"OMP_NUM_THREADS": str(threads)},
         )  # fmt: skip
 
-    def submit(self, job: Job) -> Future[Done | ArchgradError]:
-        found: Future[Done | ArchgradError] = self._processes.submit(tried, self._recipe, job)
-        return found
+    def submit(self, job: Job) -> Future[Outcome | ArchgradError]:
+        future: Future[Outcome | ArchgradError] = self._processes.submit(run_packed, self._packed, job)
+        return future
 
     def close(self) -> None:
         self._processes.shutdown(wait=True, kill_workers=True)
@@ -229,7 +258,7 @@ class _Cluster:
 
     together = False
 
-    def __init__(self, address: str, recipe: bytes, *, accelerated: bool) -> None:
+    def __init__(self, address: str, packed: bytes, *, accelerated: bool) -> None:
         ray = _ray()
         self._ray, self._mine = ray, not ray.is_initialized()
         if self._mine:
@@ -248,21 +277,21 @@ class _Cluster:
         )  # fmt: skip
         self.width = 2 * max(1, int(ray.cluster_resources().get("GPU" if accelerated else "CPU", 1)))
         # Lost tasks come back to us, so that every trial is counted in one place.
-        self._task = ray.remote(num_cpus=1, num_gpus=int(accelerated), max_retries=0)(tried)
-        self._recipe = ray.put(recipe)
+        self._task = ray.remote(num_cpus=1, num_gpus=int(accelerated), max_retries=0)(run_packed)
+        self._packed = ray.put(packed)
         self._asked: list[Any] = []
 
-    def submit(self, job: Job) -> Future[Done | ArchgradError]:
-        self._asked.append(self._task.remote(self._recipe, job))
-        found: Future[Done | ArchgradError] = self._asked[-1].future()
-        return found
+    def submit(self, job: Job) -> Future[Outcome | ArchgradError]:
+        self._asked.append(self._task.remote(self._packed, job))
+        future: Future[Outcome | ArchgradError] = self._asked[-1].future()
+        return future
 
     def close(self) -> None:
         if self._mine:
             self._ray.shutdown()
         else:
-            for one in self._asked:
-                self._ray.cancel(one, force=True)
+            for task in self._asked:
+                self._ray.cancel(task, force=True)
 
 
 def _ray() -> Any:
@@ -271,29 +300,32 @@ def _ray() -> Any:
     return importlib.import_module("ray")
 
 
-def _packed(recipe: RunTrial) -> bytes:
+def _packed(run_trial: RunTrial) -> bytes:
     try:
-        return bytes(cloudpickle.dumps(recipe))
+        return bytes(cloudpickle.dumps(run_trial))
     except (pickle.PicklingError, TypeError, AttributeError, RuntimeError) as error:
         raise ConfigError(
             f"workers were asked for, but what the trials share cannot be sent to another process ({error}). The "
-            "space, task and optimizer may hold no open files, locks or generators. Mend that, or leave workers out."
+            "space, task and recipe may hold no open files, locks or generators. Remove these, or leave workers out."
         ) from error
 
 
-def tried(recipe: bytes, job: Job) -> Done | ArchgradError:
-    """What a worker does; what goes wrong in the trial itself comes back as a value."""
-    began = time.monotonic()
+def run_packed(packed: bytes, job: Job) -> Outcome | ArchgradError:
+    """What a worker does; what goes wrong in the trial comes back as a value."""
+    began, where = time.monotonic(), f"process {os.getpid()} of {platform.node()}"
     try:
-        figures, weights = cloudpickle.loads(recipe)(job)
-    except ArchgradError as error:
-        return error
-    where = f"process {os.getpid()} of {platform.node()}"
-    return Done(figures, weights, where, round(time.monotonic() - began, 3))
+        outcome = checked(cloudpickle.loads(packed)(job))
+    except Exception as error:
+        if (reason := reason_of_failure(error)) is None:
+            if isinstance(error, ArchgradError):
+                return error
+            raise
+        outcome = Outcome(failed=reason)
+    return replace(outcome, where=where, seconds=round(time.monotonic() - began, 3))
 
 
 def _settle(threads: int) -> None:
-    """A new process of this machine: the program above it decides when to stop."""
+    """Set up a new process of this machine: the program that started it decides when to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
 
@@ -304,34 +336,36 @@ class _Book:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._rows: dict[str, dict[str, Any]] = {}
-        self._done: dict[str, Done] = {}
+        self._done: dict[str, Outcome] = {}
         if folder and (path := folder / "trials.jsonl").exists():
             self._rows = dict(_rows(path))
             files.write_text(path, "".join(_line(row) for row in self._rows.values()), RunError)
 
-    def held(self, job: Job) -> Done | None:
+    def outcome(self, job: Job) -> Outcome | None:
         """What is known of a trial; None for one of another architecture, or whose weights are lost."""
         if job.name not in self._done and (row := self._rows.get(job.name)):
             if row["architecture"] != _picks(job):
                 return None
             try:
-                weights = checkpoint.load(self._weights(job)) if job.keep else {}
+                weights = checkpoint.load(self._weights(job)) if job.keep and not row["failed"] else {}
             except RunError:
                 return None
-            self._done[job.name] = Done(row["figures"], weights, row["where"], row["seconds"])
+            self._done[job.name] = Outcome(
+                row["figures"], weights, row["where"], seconds=row["seconds"], failed=row["failed"]
+            )
         return self._done.get(job.name)
 
-    def write(self, job: Job, done: Done) -> None:
-        """Take in a finished trial; on the disk before anybody builds on it."""
-        self._done[job.name] = done
+    def write(self, job: Job, outcome: Outcome) -> None:
+        """Take in a finished trial; it is on the disk before anything builds on it."""
+        self._done[job.name] = outcome
         if not self._folder:
             return
-        if job.keep:
+        if job.keep and not outcome.failed:
             self._weights(job).parent.mkdir(exist_ok=True)
-            checkpoint.save(self._weights(job), done.weights)
+            checkpoint.save(self._weights(job), outcome.weights)
         row = {
-            "trial": job.name, "architecture": _picks(job), "figures": done.figures,
-            "where": done.where, "seconds": done.seconds,
+            "trial": job.name, "architecture": _picks(job), "figures": outcome.figures, "failed": outcome.failed,
+            "where": outcome.where, "seconds": outcome.seconds,
         }  # fmt: skip
         path = self._folder / "trials.jsonl"
         try:
@@ -358,14 +392,15 @@ def _line(row: Mapping[str, Any]) -> str:
 
 def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """The rows of a file up to the first line that is not whole."""
-    found: list[tuple[str, dict[str, Any]]] = []
+    rows: list[tuple[str, dict[str, Any]]] = []
     with path.open(encoding="utf-8", errors="replace") as file:
         while line := file.readline(_LINE):
             try:
                 row = files.parse_json(line, RunError, source="a line", finite=False)
                 name, figures = str(row["trial"]), {str(key): float(value) for key, value in row["figures"].items()}
-                rest = {"architecture": dict(row["architecture"]), "where": str(row["where"])}
-                found.append((name, {"trial": name, "figures": figures, **rest, "seconds": float(row["seconds"])}))
+                told = {key: str(row[key]) for key in ("where", "failed")}
+                rest = {"architecture": dict(row["architecture"]), "seconds": float(row["seconds"])}
+                rows.append((name, {"trial": name, "figures": figures, **rest, **told}))
             except (RunError, ValueError, LookupError, TypeError, AttributeError):
                 break
-    return found
+    return rows

@@ -14,6 +14,7 @@ from archgrad.control.dynamics_space import dynamics_space
 from archgrad.control.nnilqr import ADAM, nnilqr
 from archgrad.methods.darts import darts
 from archgrad.run.run import Run
+from archgrad.training.recipe import Recipe
 
 _SYSTEMS = {"vehicle": vehicle, "cart_pole": cart_pole}
 
@@ -31,5 +32,5 @@ def control(options: ControlOptions) -> dict[str, Any]:
     space = dynamics_space(len(system.start), len(system.low)) if options.searched else None
     folder.write(out, "control", options)
     with folder.resumable(out):
-        search = functools.partial(darts, optimizer=ADAM) if options.searched else None
+        search = functools.partial(darts, search_recipe=Recipe(optimizer_factory=ADAM)) if options.searched else None
         return nnilqr(space, system, run, search=search).record

@@ -24,7 +24,7 @@ from archgrad.methods.multimodal_random.multimodal_random import multimodal_rand
 from archgrad.methods.radars.radars import radars
 from archgrad.methods.random_search import random_search
 from archgrad.methods.toponas.toponas import toponas
-from archgrad.methods.unas import unas
+from archgrad.methods.unas.unas import unas
 from archgrad.report import page
 from archgrad.report.data.run_folder import write_record
 from archgrad.results.result import Found

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 METHODS = {
-    "unas": "archgrad.methods.unas:unas",
+    "unas": "archgrad.methods.unas.unas:unas",
     "darts": "archgrad.methods.darts:darts",
     "darts_prime": "archgrad.methods.darts_prime.darts_prime:darts_prime",
     "toponas": "archgrad.methods.toponas.toponas:toponas",

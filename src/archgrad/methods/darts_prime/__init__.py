@@ -1,1 +1,3 @@
 """DARTS-PRIME."""
+
+from archgrad.methods.darts_prime.darts_prime import DartsPrimeTerms as DartsPrimeTerms

@@ -32,7 +32,7 @@ Checked against: closed forms of the norms' gradients, enumeration of disc, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -48,33 +48,40 @@ from archgrad.errors import ConfigError
 from archgrad.extract.discretize import decide
 from archgrad.methods.darts_prime.dynamic_schedule import DynamicSchedule, weights_fraction_of
 from archgrad.methods.darts_prime.regularizers import Admm, Proximity, regularized
-from archgrad.results.record import heading
+from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found
 from archgrad.run.run import Run
-from archgrad.supernets.bilevel import TRAVEL, EverySteps, alternate, logit_rate, mixed
+from archgrad.supernets.bilevel import TRAVEL, EverySteps, alternate, logit_rate, mixed, split_task
 from archgrad.supernets.constraint import ArchitectureConstraint, refuse_measured, scores
 from archgrad.supernets.darts_loop import relax_as_mixture
-from archgrad.supernets.lifecycle import predict_peak_memory, prepare_supernet, split_steps, train_and_report
-from archgrad.supernets.prior import recorded, warm_start
-from archgrad.tasks.classification import Classification
-from archgrad.tasks.task import Batch, arguments
-from archgrad.training.recipe import OptimizerFactory, Recipe, darts_sgd, sgd
-from archgrad.training.schedules import cosine
+from archgrad.supernets.lifecycle import (
+    check_candidates,
+    predict_peak_memory,
+    prepare_supernet,
+    refuse_fraction,
+    split_steps,
+    train_and_report,
+)
+from archgrad.supernets.prior import warm_start
+from archgrad.tasks.task import Batch, Splittable, Task, arguments, require
+from archgrad.training.recipe import Recipe, darts_sgd
+
+RECIPE = Recipe(optimizer_factory=darts_sgd)
 
 
 @dataclass(frozen=True)
-class Constraint:
-    """What pulls the mixture to a discrete architecture, and when.
+class DartsPrimeTerms:
+    """What constrains the mixture to a discrete architecture, and when the architecture takes a step.
 
     Attributes:
         activation: "softmax" (v3) or "clipped" (v1, v2).
         schedule: "dynamic" or "static".
         f: steps of the weights for one of the architecture; a whole number for the static schedule.
-        threshold: theta at the beginning; below the first squared gradients the architecture waits, above them it
-            begins at once.
+        threshold: theta at the beginning; the architecture begins at once where it is above the first squared
+            gradients, and waits where it is below.
         regularizer: "proximity", "admm" or "none".
         rho: its weight.
-        adjusted: proximity weighed entry by entry, in place of all alike.
+        adjusted: each entry of the proximity has a weight of its own.
         on: what ADMM's targets follow: "activated" weights, or "logits" as in the authors' code.
     """
 
@@ -96,11 +103,20 @@ class Constraint:
             if getattr(self, name) not in names:
                 raise ConfigError(f"{name}={getattr(self, name)!r} was given; allowed are {', '.join(names)}")
 
-    def pace(self) -> DynamicSchedule | EverySteps:
+    @property
+    def clipped(self) -> bool:
+        """Whether mixing weights are clipped logits."""
+        return self.activation == "clipped"
+
+    def update_schedule(self) -> DynamicSchedule | EverySteps:
         """A new schedule of the architecture's steps."""
         if self.schedule == "dynamic":
             return DynamicSchedule(self.f, threshold=self.threshold)
         return EverySteps(self.f)  # type: ignore[arg-type]
+
+    def architecture_steps(self, steps: int) -> float:
+        """How many steps the architecture is expected to take in so many steps of the weights."""
+        return max(1.0, steps / (self.f + (self.schedule == "dynamic")))
 
     def term(self, space: nn.Module, run: Run) -> Proximity | Admm:
         """A new regularizer of a relaxed space; of weight 0 for "none"."""
@@ -110,20 +126,35 @@ class Constraint:
         return Proximity(space, rho=rho, progress=lambda: run.progress, adjusted=self.adjusted)
 
 
+@dataclass(frozen=True)
+class DartsPrimeSettings:
+    """What a DARTS-PRIME run is begun with; see `darts_prime`."""
+
+    limit: Limit | None
+    prior: Prior | None
+    terms: DartsPrimeTerms
+    search_fraction: float
+    weights_fraction: float
+    pressure: float
+    rate: float | None
+    search_recipe: Recipe
+    recipe: Recipe
+
+
 def darts_prime(
     space: nn.Module,
-    task: Classification,
+    task: Task,
     run: Run,
     *,
     limit: Limit | None = None,
     prior: Prior | None = None,
-    constraint: Constraint = Constraint(),
+    terms: DartsPrimeTerms = DartsPrimeTerms(),
     search_fraction: float = 0.5,
     weights_fraction: float | None = None,
     pressure: float = 1.0,
     rate: float | None = None,
-    optimizer: OptimizerFactory = darts_sgd,
-    train_optimizer: OptimizerFactory = sgd,
+    search_recipe: Recipe = RECIPE,
+    recipe: Recipe = Recipe(),
 ) -> Found:
     """Search a supernet by gradient descent, constrained to discrete weights; the algorithm is on top of this file.
 
@@ -133,101 +164,99 @@ def darts_prime(
         run: epochs of search and training together (default 60), seed, folder, device.
         limit: for instance `archgrad.macs(x).at_most(3e6)`; not on a measured cost.
         prior: logits to begin with, such as `archgrad.prior(...)` from scores of untrained networks.
-        constraint: activation, schedule and regularizer.
-        search_fraction: share of the steps that is searched in; the rest trains what was found, from fresh weights.
+        terms: activation, schedule and regularizer.
+        search_fraction: part of the budget that is searched in; the rest trains the result from fresh weights.
         weights_fraction: part of the training data that the weights are trained on; default: 1 - 1 / (1 + f).
         pressure: of the limit's penalty, pressure * max(0, expected cost / bound - 1).
-        rate: of Adam on the logits; default as published, raised for short searches.
-        optimizer: of the supernet's weights.
-        train_optimizer: of the weights of what was found.
+        rate: of Adam on the logits; default: as published, higher for short searches.
+        search_recipe: optimizer, schedule and clip of the supernet's weights.
+        recipe: how the result is trained.
 
     Raises:
         ChoiceError: the space has no choice, or has gates.
-        ConfigError: an option out of its range.
+        ConfigError: the task lacks what the method needs, an option out of its range, or a search that is too short.
         LimitError: the cost is measured, or no network of the space meets the limit.
         NonFiniteError: the loss became NaN or infinite.
-    """
-    refuse_measured(limit, method="DARTS-PRIME")
-    given, space, clipped = (
-        space,
-        prepare_supernet(space, run, needs="DARTS-PRIME"),
-        constraint.activation == "clipped",
-    )
-    _relaxed(space, task, run, clipped=clipped)
-    update_schedule, term = constraint.pace(), constraint.term(space, run)
-    steps, rest = split_steps(run, task, search_fraction)
-    limit_constraint = ArchitectureConstraint(space, limit) if limit else None
-    settings = {
-        "limit": limit and limit.record(),
-        "constraint": asdict(constraint),
-        "search_fraction": search_fraction,
-        "weights_fraction": weights_fraction,
-        "pressure": pressure,
-        "rate": rate,
-        "prior": recorded(prior),
-    }
-    run.begin("darts_prime", settings)
-    weights_fraction = weights_fraction_of(constraint.f) if weights_fraction is None else weights_fraction
-    _start(space, clipped=clipped)
-    warm_start(space, prior)
-    predict_peak_memory(space, task, run, optimizer=optimizer)
 
-    made = Recipe(optimizer_factory=optimizer).optimizer(space)
-    moves = max(1.0, steps / (constraint.f + (constraint.schedule == "dynamic")))
-    travel = 1.0 if clipped else TRAVEL
-    group = {"params": logits(space), "lr": rate or logit_rate(3e-4, moves, travel=travel), "steady": True}
-    decided = Adam([group], betas=(0.5, 0.999), weight_decay=0.0 if clipped else 1e-3)
+    Example:
+        >>> import torch, archgrad as ag
+        >>> layer = ag.OpChoice({"relu": torch.nn.ReLU(), "tanh": torch.nn.Tanh()}, name="layer")
+        >>> space = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), layer, torch.nn.Linear(8, 10))
+        >>> found = ag.darts_prime(space, ag.Classification.load("digits"), ag.Run(steps=8, progress=False))
+        >>> found.architecture["layer"] in (0, 1)
+        True
+    """
+    settings = DartsPrimeSettings(
+        limit, prior, terms, search_fraction,
+        weights_fraction=weights_fraction_of(terms.f) if weights_fraction is None else weights_fraction,
+        pressure=pressure, rate=rate, search_recipe=search_recipe, recipe=recipe,
+    )  # fmt: skip
+    require(task, Splittable, method="DARTS-PRIME")
+    refuse_measured(limit, method="DARTS-PRIME")
+    refuse_fraction(search_fraction)
+    search_recipe.check_plain("search_recipe")
+    original, space = space, prepare_supernet(space, run, needs="DARTS-PRIME")
+    _relax(space, task, run, settings)
+    update_schedule, term = terms.update_schedule(), terms.term(space, run)
+    constraint = ArchitectureConstraint(space, limit) if limit else None
+    weights = search_recipe.optimizer(space)
+    run.begin("darts_prime", settings_record(settings))
+
+    _draw_logits(space, clipped=terms.clipped)
+    warm_start(space, prior)
+    steps, rest = split_steps(
+        run, task, search_fraction, search_recipe=search_recipe, recipe=recipe, network=space, passes=2
+    )
+    run.require_steps(
+        steps, phase="search", least=update_schedule.n if isinstance(update_schedule, EverySteps) else 1
+    )
+    predict_peak_memory(space, task, run, optimizer=search_recipe.optimizer_factory)
+    architecture = _optimizer(space, settings, steps=steps)
 
     def gradient(train: Batch, valid: Batch) -> tuple[Tensor, Sequence[Tensor | None]]:
         loss = task.loss(space, valid)
-        if limit_constraint:
-            loss = loss + pressure * limit_constraint.excess(mixed(space)).to(loss)
+        if constraint:
+            loss = loss + pressure * constraint.excess(mixed(space)).to(loss)
         return loss, torch.autograd.grad(loss, logits(space), allow_unused=True)
 
-    run.register_state(space=space, weights=made, architecture=decided, update_schedule=update_schedule, term=term)
+    run.register_state(
+        space=space, weights=weights, architecture=architecture, update_schedule=update_schedule, term=term
+    )
     alternate(
-        space,
-        task.split(weights_fraction),
-        run,
-        weights=made,
-        architecture=decided,
-        steps=steps,
-        weight_loss=task.loss,
-        architecture_gradient=regularized(gradient, term, space),
-        update_schedule=update_schedule,
-        schedule=cosine,
-        time_fraction=search_fraction,
-    )
-    if limit_constraint:
-        _revive(space, given)
-    architecture = limit_constraint.best_feasible(scores(space)) if limit_constraint else decide(space)
-    title = f"{type(space).__name__} searched by DARTS-PRIME"
-    record = heading(darts_prime, settings, title)
+        space, split_task(task, settings.weights_fraction), run, weights=weights, architecture=architecture,
+        steps=steps, weight_loss=task.loss, architecture_gradient=regularized(gradient, term, space),
+        update_schedule=update_schedule, schedule=search_recipe.schedule, time_fraction=search_fraction,
+    )  # fmt: skip
+    if constraint:
+        _revive(space, original)
     return train_and_report(
-        space,
-        architecture,
-        task,
-        run,
-        steps=rest,
-        optimizer=train_optimizer,
-        constraint=limit_constraint,
-        record=record,
-        fresh=given if clipped else None,
-    )
+        space, constraint.best_feasible(scores(space)) if constraint else decide(space), task, run, steps=rest,
+        recipe=recipe, constraint=constraint, fresh=original if terms.clipped else None,
+        record=heading(darts_prime, settings_record(settings), f"{type(space).__name__} searched by DARTS-PRIME"),
+    )  # fmt: skip
 
 
-def _relaxed(space: nn.Module, task: Classification, run: Run, *, clipped: bool) -> None:
-    """Relax the space, in place; clipped, without candidates that are barred, and with norms behind its nodes."""
+def _optimizer(space: nn.Module, settings: DartsPrimeSettings, *, steps: int) -> Adam:
+    """Adam on the logits; clipped ones have no weight decay and less far to go."""
+    terms = settings.terms
+    published = logit_rate(3e-4, terms.architecture_steps(steps), travel=1.0 if terms.clipped else TRAVEL)
+    group = {"params": logits(space), "lr": settings.rate or published, "steady": True}
+    return Adam([group], betas=(0.5, 0.999), weight_decay=0.0 if terms.clipped else 1e-3)
+
+
+def _relax(space: nn.Module, task: Task, run: Run, settings: DartsPrimeSettings) -> None:
+    """Relax the space, in place; clipped: without barred candidates, and with norms after its nodes."""
+    clipped = settings.terms.clipped
     relax_as_mixture(space, Clipped if clipped else Softmax)
-    task.check(space)
+    check_candidates(space, task, settings.recipe)
     if clipped:
         restrict(space, {name: same[0].pickable for name, same in choices(space).items()})
         example = run.to_device(task.example)
         normalize_nodes(space, *arguments(example))
 
 
-def _start(space: nn.Module, *, clipped: bool) -> None:
-    """Logits of 1e-3 N(0, 1), or, clipped, an even share of 1 for what is alive and 1e-4 N(0, 1)."""
+def _draw_logits(space: nn.Module, *, clipped: bool) -> None:
+    """Draw logits from N(0, 1e-3^2); clipped ones of n live candidates from N(1 / n, 1e-4^2)."""
     for logit in logits(space):
         nn.init.normal_(logit, std=1e-4 if clipped else 1e-3)
     for choice, *_ in choices(space).values():
@@ -236,9 +265,9 @@ def _start(space: nn.Module, *, clipped: bool) -> None:
                 choice.relaxation.logits.add_(1.0 / int(choice.live.sum())).mul_(choice.live)
 
 
-def _revive(space: nn.Module, given: nn.Module) -> None:
-    """Let live what lived before the search: its weight is 0, so that only a limit chooses it."""
-    before = choices(given)
+def _revive(space: nn.Module, original: nn.Module) -> None:
+    """Make candidates live that died in the search: their weight is 0, so that only a limit picks them."""
+    before = choices(original)
     for name, same in choices(space).items():
         for choice in same:
             choice.live.copy_(before[name][0].live)

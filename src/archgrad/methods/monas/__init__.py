@@ -1,1 +1,3 @@
 """MONAS."""
+
+from archgrad.methods.monas.monas import MonasTerms as MonasTerms

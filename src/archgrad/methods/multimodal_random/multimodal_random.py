@@ -4,16 +4,17 @@ Paper: Alletto, Huang, Francois-Lavet, Nakata, Rabusseau, "RandomNet: towards fu
 design for multimodal learning", arXiv 2003.01181 (2020). Its full text was not at hand: known is the abstract, that
 encoders and fusion are sampled from one large space, and come close to the state of the art. Implemented:
 
-    for i in 1 ... n:  draw an architecture evenly; over the limit: draw again
+    for i in 1 ... n:  draw an architecture uniformly; over the limit: draw again
     train all by one recipe, with successive halving: the best third goes on, for three times the steps
-    the best k by validation accuracy: train anew on training and validation data; report their mean on the test
+    the best k by validation score: train anew on training and validation data; report their mean on the test
 
-It is `archgrad.random_search(halving=...)` but for the last line; the parts are shared (`trials/random_sampling.py`,
-`trials/successive_halving.py`). The space is `archgrad.fusion`, though any with OpChoice and InputChoice will do.
+It is `archgrad.random_search(halving=...)` but for the last line; they share `archgrad.trials`. The space is
+`archgrad.fusion`, though any with OpChoice and InputChoice will do.
 
 What the paper leaves open, and what is done here: the space, which is ours; n (default 40); halving, its eta of 3,
 and one cosine of the rate a round; AdamW at 0.002; k = 3; half of the steps for the k. What is handed back is the
-best by validation accuracy, whatever the test says.
+best by validation score, whatever the test says. A task that cannot join the two parts trains the k on its training
+part.
 
 Checked against: closed forms of the best of n draws, hand counts under the limit, a planted answer, in the tests.
 """
@@ -22,35 +23,65 @@ from __future__ import annotations
 
 import functools
 import statistics
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import nn
 
-from archgrad.choices.access import choices, using
+from archgrad.choices.architecture import Architecture
 from archgrad.choices.policies import Prior, Uniform
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
+from archgrad.extract.discretize import build
 from archgrad.methods.multimodal_random.intervention_card import card, departures
-from archgrad.results.record import heading
+from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found
 from archgrad.run.run import Run
 from archgrad.supernets.constraint import ArchitectureConstraint
-from archgrad.supernets.lifecycle import predict_peak_memory, prepare_supernet, split_steps, train_and_report
-from archgrad.supernets.prior import recorded
-from archgrad.tasks.classification import Classification
-from archgrad.tasks.task import description
-from archgrad.training.recipe import OptimizerFactory, adamw
-from archgrad.trials.random_sampling import best_so_far, chance_of_top, drawn, expected_best, ranking
-from archgrad.trials.successive_halving import Halving, finals, halved
+from archgrad.supernets.lifecycle import (
+    check_candidates,
+    predict_peak_memory,
+    prepare_supernet,
+    split_steps,
+    train_and_report,
+)
+from archgrad.tasks.task import Task, description, higher_is_better, require
+from archgrad.training.fit import recalibrate, train
+from archgrad.training.recipe import Recipe, adamw
+from archgrad.trials.evaluation import report_failures
+from archgrad.trials.random_sampling import best_so_far, chance_of_top, draw_architectures, expected_best, ranking
+from archgrad.trials.successive_halving import Halving, successive_halving
 
 ROUNDS = Halving(eta=3, least=3)
-RECIPE = functools.partial(adamw, learning_rate=2e-3)
+RECIPE = Recipe(optimizer_factory=functools.partial(adamw, learning_rate=2e-3))
+
+
+@runtime_checkable
+class Joinable(Protocol):
+    """A task that can train on its training and validation parts together, as `archgrad.Classification` can."""
+
+    def with_validation(self) -> Task:
+        """The task whose training part holds the validation part too."""
+        ...
+
+
+@dataclass(frozen=True)
+class MultimodalRandomSettings:
+    """What a multimodal random search is begun with; see `multimodal_random`."""
+
+    limit: Limit | None
+    prior: Prior | None
+    halving: Halving
+    finalists: int
+    refused_count: bool
+    search_fraction: float
+    recipe: Recipe
 
 
 def multimodal_random(
     space: nn.Module,
-    task: Classification,
+    task: Task,
     run: Run,
     *,
     limit: Limit | None = None,
@@ -59,88 +90,120 @@ def multimodal_random(
     finalists: int = 3,
     refused_count: bool = False,
     search_fraction: float = 0.5,
-    optimizer: OptimizerFactory = RECIPE,
+    recipe: Recipe = RECIPE,
 ) -> Found:
     """Search encoders and fusion at random; the algorithm is on top of this file.
 
     Args:
         space: a network with OpChoice and InputChoice, such as `archgrad.fusion`; it is not changed.
-        task: trained and validated on; its test part is read once for each finalist and once for what is handed back.
+        task: trained and validated on; its test part is read once for each finalist and once for the result.
         run: epochs of search and final training together (default 60), trials (default 40), seed, folder, device.
         limit: on any cost.
-        prior: logits that architectures are drawn from, in place of evenly.
+        prior: logits that architectures are drawn from, in place of uniformly.
         halving: how trials are dropped.
         finalists: k.
-        refused_count: whether what is drawn over the limit counts as one of the trials.
-        search_fraction: share of the steps that is searched in, below 1; the rest is for the finalists.
-        optimizer: from weights to their optimizer.
+        refused_count: whether a draw over the limit counts as one of the trials.
+        search_fraction: part of the budget that is searched in, below 1; the rest is for the finalists.
+        recipe: how all networks are trained; default: AdamW at 0.002.
 
     Returns:
-        The best by validation accuracy. `record["finalists"]` has the test scores of all k, their mean and spread.
+        The best by validation score. `record["finalists"]` has the test scores of all k, their mean and standard
+        deviation.
 
     Raises:
         ChoiceError: the space has no choice, or has gates.
-        ConfigError: no finalist, or no steps left for one.
+        ConfigError: the task lacks what the method needs, no finalist, or no steps left for one.
         LimitError: no network of the space meets the limit; the message says the lowest reachable.
-        NonFiniteError: the loss became NaN or infinite.
+        ModelError, NonFiniteError: every trial failed, or the training of a finalist did.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> x, y = torch.rand(40, 3), torch.arange(40) % 2
+        >>> task = ag.Classification(ag.Modalities({"a": x + y[:, None], "b": x}, y), batch_size=20)
+        >>> space = ag.fusion(task.example, classes=2, features=4, widths={"4": (4,)})
+        >>> found = ag.multimodal_random(space, task, ag.Run(steps=6, trials=2, progress=False), finalists=1)
+        >>> len(found.record["trials"])
+        2
     """
     if type(finalists) is not int or finalists < 1 or search_fraction >= 1.0:
         raise ConfigError(
-            f"finalists={finalists}, search_fraction={search_fraction}: give 1 or more, and a share of the steps for "
-            f"them"
+            f"finalists={finalists}, search_fraction={search_fraction}: give 1 or more finalists, and a "
+            f"search_fraction below 1, which leaves a part of the budget for them"
         )
+    settings = MultimodalRandomSettings(limit, prior, halving, finalists, refused_count, search_fraction, recipe)
+    require(task, method="multimodal random search")
     space = prepare_supernet(space, run, needs="multimodal random search")
-    with using(space, {name: torch.ones(same[0].size) for name, same in choices(space).items()}):
-        task.check(space)  # every candidate, before anything long starts
-    steps, rest = split_steps(run, task, search_fraction)
+    check_candidates(space, task, recipe)
+    steps, rest = split_steps(run, task, search_fraction, search_recipe=recipe, recipe=recipe)
     constraint = ArchitectureConstraint(space, limit) if limit else None
-    settings = {
-        "limit": limit and limit.record(), "prior": recorded(prior), "halving": asdict(halving),
-        "finalists": finalists, "refused_count": refused_count, "search_fraction": search_fraction,
-    }  # fmt: skip
-    run.begin("multimodal_random", settings)
+    run.begin("multimodal_random", settings_record(settings))
     if constraint:
         constraint.fit_surrogate(run)
 
-    predict_peak_memory(space, task, run, optimizer=optimizer, drawn=5)
-    tried = drawn(Uniform(space, prior=prior), run, run.trials or 40, constraint, refused_count=refused_count)
-    rows, used = halved(
-        space, task, run, tried, halving=halving, steps=steps, time_fraction=search_fraction, optimizer=optimizer
+    predict_peak_memory(space, task, run, optimizer=recipe.optimizer_factory, drawn=5)
+    policy, higher = Uniform(space, prior=prior), higher_is_better(task)
+    drawn = draw_architectures(policy, run, run.trials or 40, constraint, refused_count=refused_count)
+    rows, used = successive_halving(
+        space, task, run, drawn, halving=halving, steps=steps, time_fraction=search_fraction, recipe=recipe
     )
-    best = run.compute_once("best", lambda: ranking(rows, tried, constraint, count=finalists))
-    scores, network = finals(
-        space,
-        task,
-        run,
-        [tried[i] for i in best],
-        steps=max(0, rest + steps - used),
-        time_fraction=1.0 - search_fraction,
-        optimizer=optimizer,
+    report_failures(rows, run)
+    best = run.compute_once("best", lambda: ranking(rows, drawn, constraint, higher=higher, count=finalists))
+    scores, network = _train_finalists(
+        space, task, run, [drawn[i] for i in best], settings, steps=max(0, rest + steps - used)
     )
+    return train_and_report(
+        space, drawn[best[0]], task, run, steps=0, recipe=recipe, constraint=constraint, trained=network,
+        record=_record(space, task, run, settings, rows=rows, best=best, scores=scores),
+    )  # fmt: skip
+
+
+def _train_finalists(
+    space: nn.Module, task: Task, run: Run, finalists: Sequence[Architecture], settings: MultimodalRandomSettings, *,
+    steps: int,
+) -> tuple[list[float], nn.Module]:  # fmt: skip
+    """Train the best few anew, the best first, each in a phase "train"; their test scores, and the first network."""
+    joined, count = task.with_validation() if isinstance(task, Joinable) else task, len(finalists)
+    scores: list[float] = []
+    networks: list[nn.Module] = []
+    for i, architecture in enumerate(finalists):
+        network = build(space, architecture, weights="fresh").to(run.device)
+        train(
+            network, joined, run, settings.recipe, steps=(i + 1) * steps // count - i * steps // count, phase="train",
+            time_fraction=(1.0 - settings.search_fraction) / count,
+        )  # fmt: skip
+        recalibrate(network, joined, run)
+        figures = task.evaluate(network, "test")
+        run.log({f"test_{name}": value for name, value in figures.items()})
+        scores.append(next(iter(figures.values())))
+        networks = networks or [network]
+    return scores, networks[0]
+
+
+def _record(
+    space: nn.Module,
+    task: Task,
+    run: Run,
+    settings: MultimodalRandomSettings,
+    *,
+    rows: Sequence[dict[str, Any]],
+    best: Sequence[int],
+    scores: Sequence[float],
+) -> dict[str, Any]:
     mean, spread = statistics.mean(scores), statistics.stdev(scores) if len(scores) > 1 else 0.0
     run.note(
-        f"Test accuracy of the best {len(scores)} on validation data, each trained anew on training and validation "
-        f"data: mean {mean:.4f}, spread {spread:.4f}. What is handed back is the best on validation data."
+        f"Test scores of the best {len(scores)} on validation data, each trained anew"
+        f"{' on training and validation data' if isinstance(task, Joinable) else ''}: mean {mean:.4f}, standard "
+        f"deviation {spread:.4f}. What is handed back is the best on validation data."
     )
-    first = [row["score"] for row in rows]
-    record = {
-        **heading(multimodal_random, settings, f"{type(space).__name__} searched at random"),
-        "trials": rows, "best_so_far": best_so_far(first),
-        "finalists": {"trials": best, "scores": scores, "mean": mean, "spread": spread},
+    tried, higher = [row["score"] for row in rows if not row.get("failed")], higher_is_better(task)
+    options = settings_record(settings)
+    return {
+        **heading(multimodal_random, options, f"{type(space).__name__} searched at random"),
+        "trials": list(rows), "best_so_far": best_so_far(tried, higher=higher),
+        "finalists": {"trials": list(best), "scores": list(scores), "mean": mean, "spread": spread},
         "chances": {
-            "expected_best_of_half": expected_best(first, max(1, len(first) // 2)),
-            "chance_of_top_5_percent": chance_of_top(0.05, len(first)),
+            "expected_best_of_half": expected_best(tried, max(1, len(tried) // 2), higher=higher),
+            "chance_of_top_5_percent": chance_of_top(0.05, len(tried)),
         },
-        "card": card(space, run, options=departures(multimodal_random, settings), data=description(task)),
+        "card": card(space, run, options=departures(multimodal_random, options), data=description(task)),
     }  # fmt: skip
-    return train_and_report(
-        space,
-        tried[best[0]],
-        task,
-        run,
-        steps=0,
-        optimizer=optimizer,
-        constraint=constraint,
-        record=record,
-        trained=network,
-    )

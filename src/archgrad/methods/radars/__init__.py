@@ -1,1 +1,3 @@
 """RADARS."""
+
+from archgrad.methods.radars.radars import RadarsTerms as RadarsTerms

@@ -1,4 +1,4 @@
-"""Part of a supernet at a time: the weights and the momentum of all other candidates lie in files."""
+"""A supernet of which only some candidates are in memory; weights and momentum of the others lie in files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class OffloadedSupernet:
     """A space whose candidates are built only while they are needed, and are kept in files in between.
 
     A file is never written twice: what a checkpoint of a run refers to stays as it was. What was replaced is deleted
-    at the third `state_dict` after, unless it was there when `settle` was called.
+    at the third `state_dict` after, unless it was there when `pin` was called.
 
     Args:
         space: any network with `OpChoice`s; it is not changed, and of its candidates only those asked for are copied.
@@ -35,7 +35,7 @@ class OffloadedSupernet:
 
     Attributes:
         sites: {choice name: its number of candidates}.
-        space: what of the space is held now: everything but the candidates that were put away.
+        space: what is in memory: everything but the offloaded candidates.
 
     Raises:
         ChoiceError: a choice of operations has labels alone, so that another module owns its candidates.
@@ -74,8 +74,8 @@ class OffloadedSupernet:
         return (~self._choice(self._places[site][0]).pickable).nonzero().flatten().tolist()
 
     def taken(self, support: Support) -> nn.Module:
-        """A copy of the space with these candidates alive and built, and no others; all must be put away before."""
-        # Recipes are shared: there may be thousands of them.
+        """A copy of the space with these candidates alive and built, and no others; all must be offloaded before."""
+        # What builds candidates is shared: there may be thousands of them.
         space = copy.deepcopy(self.space, {id(lazy): lazy for lazy in self._lazy.values()})
         self._fill(space, support, {})
         restrict(space, support)
@@ -160,7 +160,7 @@ class OffloadedSupernet:
         return {"files": dict(self._files), "written": self._written}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` left off."""
+        """Go on from what `state_dict` returned."""
         self._files, self._written = dict(state["files"]), state["written"]
 
     def __enter__(self) -> OffloadedSupernet:

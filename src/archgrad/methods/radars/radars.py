@@ -14,12 +14,12 @@ sites l, policy pi_l, active candidates A_l, subspace S_l, price table m[l, o] a
         choose:   S = argmax_l of pi_l, then pairs (l, o) by pi_l(o) / m[l, o], while M(S) <= 0.9 B
         exploit:  a differentiable method searches S; its weights go back to file
         feed back: theta_l[S_l] += 0.5 (log w_l - mean log w_l), w its mixing weights;  a step on what it found
-    derive: the find of the round that scored best on validation data; trained from fresh weights
+    derive: the architecture of the round that scored best on validation data; trained from fresh weights
 
 What is open, and what is done here, all of it ours:
-- M(S) is settled on a prediction of the peak; pairs are taken out again where it is too high, as when measured.
-- The reward is exp(-loss) on a validation batch, the first episodes are drawn evenly and teach nothing. Choices of
-  inputs are not shrunk: paths draw them too, and the inner method has all of them.
+- M(S) goes by a prediction of the peak; pairs are taken out again where it is too high, as when measured.
+- The reward is exp(-loss) on a validation batch; the first episodes are drawn uniformly and do not update the policy.
+  Choices of inputs are not shrunk: paths draw them too, and the inner method has all of them.
 - `limit` bounds what is found; it prices the whole space, whose candidates are built once for that, on the device.
 
 Checked against: counted bytes, the policy gradient by enumeration, DARTS where all fits, a planted answer: the tests.
@@ -30,7 +30,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,18 +42,27 @@ from archgrad.costs.limits import Limit
 from archgrad.costs.memory import PeakMemory, available_bytes
 from archgrad.errors import ConfigError, LimitError
 from archgrad.extract.discretize import decision_weights
+from archgrad.methods.radars.inner_darts import inner_darts
 from archgrad.methods.radars.offload import OffloadedSupernet, Support
 from archgrad.methods.radars.single_path import ShrinkingPolicy, SinglePathTrainer
 from archgrad.methods.radars.subspaces import Priced, fitting, refuse_below_a_path
-from archgrad.results.record import heading
+from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found
 from archgrad.run.run import Run
+from archgrad.supernets.bilevel import split_task
 from archgrad.supernets.constraint import ArchitectureConstraint
-from archgrad.supernets.darts_loop import search_mixture
-from archgrad.supernets.lifecycle import prepare_supernet, refuse_unfit, split_steps, train_and_report
+from archgrad.supernets.lifecycle import (
+    prepare_supernet,
+    refuse_fraction,
+    refuse_unfit,
+    split_steps,
+    train_and_report,
+)
 from archgrad.supernets.nested import Inner, search_inside
-from archgrad.tasks.classification import Classification
-from archgrad.training.recipe import OptimizerFactory, darts_sgd, sgd
+from archgrad.tasks.task import Splittable, Task, higher_is_better, require
+from archgrad.training.recipe import Recipe, darts_sgd
+
+RECIPE = Recipe(optimizer_factory=darts_sgd)
 
 
 @dataclass(frozen=True)
@@ -62,14 +71,14 @@ class RadarsTerms:
 
     Attributes:
         rounds: T.
-        exploring: share of a round's steps that explores.
-        warm_up: share of the first round's episodes that are drawn evenly.
+        exploring: part of a round's budget that explores.
+        warm_up: part of the first round's exploration in which paths are drawn uniformly.
         rate: of Adam on the policy's logits.
         bonus: lambda_H, in reward.
         least: p_min * n_l, below which a candidate is pruned, in `patience` rounds in a row.
         patience: r.
         feedback: lambda_f.
-        slack: share of the bound that is planned for; the rest is for what allocators round up.
+        slack: part of the bound that is planned for; the rest is for what allocators round up.
         passes: forward passes whose activations the inner method holds at once: 2 for UNAS, or DARTS's second order.
     """
 
@@ -86,14 +95,28 @@ class RadarsTerms:
 
     def __post_init__(self) -> None:
         if wrong := [x for x in (self.exploring, self.warm_up, self.slack) if not 0.0 < x <= 1.0]:
-            raise ConfigError(f"exploring, warm_up or slack of RADARS's terms is {wrong[0]}: give shares in (0, 1]")
+            raise ConfigError(f"exploring, warm_up or slack of RadarsTerms is {wrong[0]}: give numbers in (0, 1]")
         if (fewest := min(self.rounds, self.patience, self.passes)) < 1:
-            raise ConfigError(f"rounds, patience or passes of RADARS's terms is {fewest}: give 1 or more")
+            raise ConfigError(f"rounds, patience or passes of RadarsTerms is {fewest}: give 1 or more")
+
+
+@dataclass(frozen=True)
+class RadarsSettings:
+    """What a RADARS run is begun with; see `radars`."""
+
+    limit: Limit | None
+    memory: Limit | None
+    inner: Inner | None
+    terms: RadarsTerms
+    search_fraction: float
+    weights_fraction: float
+    search_recipe: Recipe
+    recipe: Recipe
 
 
 def radars(
     space: nn.Module,
-    task: Classification,
+    task: Task,
     run: Run,
     *,
     limit: Limit | None = None,
@@ -102,8 +125,8 @@ def radars(
     terms: RadarsTerms = RadarsTerms(),
     search_fraction: float = 0.5,
     weights_fraction: float = 0.5,
-    optimizer: OptimizerFactory = darts_sgd,
-    train_optimizer: OptimizerFactory = sgd,
+    search_recipe: Recipe = RECIPE,
+    recipe: Recipe = Recipe(),
 ) -> Found:
     """Search a space of any size under a bound on memory; the algorithm is on top of this file.
 
@@ -115,57 +138,60 @@ def radars(
         memory: on the search: `archgrad.peak_memory(x).at_most(gib=2.0)`; default: what the device has available.
         inner: the method that searches the subspaces, such as `archgrad.unas`; default: DARTS, first order.
         terms: numbers of the exploration.
-        search_fraction: share of the steps that is searched in; the rest trains what was found, from fresh weights.
+        search_fraction: part of the budget that is searched in; the rest trains the result from fresh weights.
         weights_fraction: part of the training data that weights are trained on while searching.
-        optimizer: of the weights while exploring, and of the default inner method.
-        train_optimizer: of the weights of what was found.
+        search_recipe: optimizer and clip of the weights; its schedule is that of the default inner method, since
+            exploration keeps its learning rate.
+        recipe: how the result is trained.
 
     Raises:
         ChoiceError: the space has no choice of operations, has gates, or choices of labels alone.
+        ConfigError: the task lacks what the method needs, or an option out of its range.
         LimitError: no network meets the limit; a single path does not fit into memory; the message says what does.
         NonFiniteError: a loss became NaN or infinite.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> layer = ag.OpChoice({"relu": torch.nn.ReLU(), "tanh": torch.nn.Tanh()}, name="layer")
+        >>> space = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), layer, torch.nn.Linear(8, 10))
+        >>> found = ag.radars(space, ag.Classification.load("digits"), ag.Run(steps=8, progress=False))
+        >>> found.architecture["layer"] in (0, 1)
+        True
     """
+    settings = RadarsSettings(
+        limit, memory, inner, terms, search_fraction, weights_fraction=weights_fraction, search_recipe=search_recipe,
+        recipe=recipe,
+    )  # fmt: skip
+    require(task, Splittable, method="RADARS")
     if memory and not isinstance(memory.cost, PeakMemory):
         raise LimitError(f"memory= bounds the search by archgrad.peak_memory(x).at_most(...), not {memory.cost.name}")
+    refuse_fraction(search_fraction)
     refuse_unfit(space, needs="RADARS")
-    steps, rest = split_steps(run, task, search_fraction)
+    search_recipe.check_plain("search_recipe")
     constraint = ArchitectureConstraint(prepare_supernet(space, run, needs="RADARS"), limit) if limit else None
-    settings = {
-        "limit": limit and limit.record(),
-        "memory": memory and memory.record(),
-        "terms": asdict(terms),
-        "inner": getattr(inner, "__name__", inner and type(inner).__name__),
-        "search_fraction": search_fraction,
-        "weights_fraction": weights_fraction,
-    }
-    inner = inner or functools.partial(search_mixture, weights_fraction=weights_fraction, optimizer=optimizer)
     folder = run.folder / "candidates" if run.folder else None
     with OffloadedSupernet(space, device=run.device, folder=folder, seed=run.seed) as supernet:
-        rounds = _Rounds(
-            supernet, task, run, terms, constraint, weights_fraction=weights_fraction, optimizer=optimizer
-        )
+        rounds = _Rounds(supernet, task, run, settings, constraint)
         if memory:
             rounds.bind(memory.resolve(rounds.prices.of(rounds.everything)))
-        run.begin("radars", settings)
+        run.begin("radars", settings_record(settings))
         if not memory:
             rounds.bind(
                 run.compute_once("available_bytes", lambda: available_bytes(run.device)) or sys.float_info.max
             )
         if constraint:
             constraint.fit_surrogate(run)
-        architecture = rounds.run_all(inner, steps, search_fraction)
-        space = supernet.taken({site: [i] for site, i in rounds.path(architecture).items()})
-        record = heading(radars, settings, f"{type(space).__name__} searched by RADARS") | {"rounds": rounds.rows}
-        return train_and_report(
-            space,
-            architecture,
-            task,
-            run,
-            steps=rest,
-            optimizer=train_optimizer,
-            constraint=constraint,
-            record=record,
+        path = supernet.taken({site: [0] for site in supernet.sites})
+        steps, rest = split_steps(
+            run, task, search_fraction, search_recipe=search_recipe, recipe=recipe, network=path
         )
+        architecture = rounds.run_all(steps)
+        space = supernet.taken({site: [i] for site, i in rounds.path(architecture).items()})
+        title = f"{type(space).__name__} searched by RADARS"
+        return train_and_report(
+            space, architecture, task, run, steps=rest, recipe=recipe, constraint=constraint,
+            record=heading(radars, settings_record(settings), title) | {"rounds": rounds.rows},
+        )  # fmt: skip
 
 
 class _Rounds:
@@ -174,21 +200,22 @@ class _Rounds:
     def __init__(
         self,
         supernet: OffloadedSupernet,
-        task: Classification,
+        task: Task,
         run: Run,
-        terms: RadarsTerms,
+        settings: RadarsSettings,
         constraint: ArchitectureConstraint | None,
-        *,
-        weights_fraction: float,
-        optimizer: OptimizerFactory,
     ) -> None:
-        self.supernet, self.task, self.run, self.terms, self.constraint = supernet, task, run, terms, constraint
-        shares = task.split(weights_fraction)
-        self.priced = Priced(supernet, shares[0], run, optimizer=optimizer, passes=terms.passes)
+        self.supernet, self.task, self.run, self.constraint = supernet, task, run, constraint
+        self.settings, self.terms = settings, settings.terms
+        recipe, terms, parts = settings.search_recipe, settings.terms, split_task(task, settings.weights_fraction)
+        self.inner = settings.inner or functools.partial(
+            inner_darts, weights_fraction=settings.weights_fraction, search_recipe=recipe
+        )
+        self.priced = Priced(supernet, parts[0], run, optimizer=recipe.optimizer_factory, passes=terms.passes)
         self.prices = self.priced.table()
         self.everything = {site: list(range(size)) for site, size in supernet.sites.items()}
         self.policy = ShrinkingPolicy(supernet, rate=terms.rate, bonus=terms.bonus)
-        self.paths = SinglePathTrainer(supernet, self.policy, shares, run, optimizer=optimizer)
+        self.paths = SinglePathTrainer(supernet, self.policy, parts, run, recipe=recipe)
         self.bound = self.room = math.inf
         self.rows: list[dict[str, Any]] = []
 
@@ -201,41 +228,43 @@ class _Rounds:
         """The candidate of each site."""
         return {site: pick for site in self.supernet.sites if isinstance(pick := architecture[site], int)}
 
-    def run_all(self, inner: Inner, steps: int, search_fraction: float) -> Architecture:
-        """All rounds; returns the find that scored best, of equal ones the first."""
-        terms, best, left, everything = self.terms, (-math.inf, Architecture({})), steps, self.everything
+    def run_all(self, steps: int) -> Architecture:
+        """All rounds; returns the architecture that scored best, of equal ones the first."""
+        terms, fraction, everything = self.terms, self.settings.search_fraction, self.everything
+        sign = 1.0 if higher_is_better(self.task) else -1.0
+        best, left = (-math.inf, Architecture({})), steps
         limit = Limit(self.constraint.cost, self.constraint.bound) if self.constraint else None
-        whole = self.prices.of(everything) <= self.room and self.priced.peak_bytes(everything) <= self.room
+        fits = self.prices.of(everything) <= self.room and self.priced.peak_bytes(everything) <= self.room
         for t in range(terms.rounds):
-            exploring, support = 0 if whole else max(1, round(terms.exploring * steps / terms.rounds)), everything
-            if not whole:
-                self._explore(t, min(exploring, left), search_fraction * terms.exploring / terms.rounds)
+            exploring, support = 0 if fits else max(1, round(terms.exploring * steps / terms.rounds)), everything
+            if not fits:
+                self._explore(t, min(exploring, left), fraction * terms.exploring / terms.rounds)
                 support = fitting(
                     self.priced, self.prices, self.policy.probabilities(), bound_bytes=self.room,
                     allowed=self.policy.active, first=self._first(),
                 )  # fmt: skip
             left -= min(exploring, left)
-            last = whole or t == terms.rounds - 1 or support == self.policy.active
-            given = left if last else min(left, max(1, round(steps / terms.rounds) - exploring))
-            left -= given
+            last = fits or t == terms.rounds - 1 or support == self.policy.active
+            exploiting = left if last else min(left, max(1, round(steps / terms.rounds) - exploring))
+            left -= exploiting
             self._show(t, support)
-            part = search_fraction if whole else search_fraction * (1 - terms.exploring) / terms.rounds
             found, searched = search_inside(
-                inner, functools.partial(self.supernet.taken, support), self.task, self.run, steps=given,
-                name=f"exploit-{t}", limit=limit, time_fraction=part,
+                self.inner, functools.partial(self.supernet.taken, support), self.task, self.run, steps=exploiting,
+                name=f"exploit-{t}", limit=limit,
+                time_fraction=fraction if fits else fraction * (1 - terms.exploring) / terms.rounds,
             )  # fmt: skip
             self._feed_back(searched, support, found)
-            best = max(best, (found.score or 0.0, found.architecture), key=lambda pair: pair[0])
+            best = max(best, (sign * (found.score or 0.0), found.architecture), key=lambda pair: pair[0])
             if last:
                 break
         return best[1]
 
     def _explore(self, t: int, steps: int, time_fraction: float) -> None:
         episodes = max(1, min(steps, 200, round(10 * math.sqrt(sum(self.supernet.sites.values())))))
-        warm_up = 0 if t else round(self.terms.warm_up * episodes)
         self.paths.explore(
-            steps=steps, episodes=episodes, warm_up=warm_up, phase=f"explore-{t}", time_fraction=time_fraction
-        )
+            steps=steps, episodes=episodes, warm_up=0.0 if t else self.terms.warm_up, phase=f"explore-{t}",
+            time_fraction=time_fraction,
+        )  # fmt: skip
         spare = self.path(self.constraint.cheapest) if self.constraint else {}
         self.policy.prune(self.terms.least, self.terms.patience, spare=spare)
 
@@ -246,9 +275,9 @@ class _Rounds:
             return {site: max(self.policy.active[site], key=row.__getitem__) for site, row in chances.items()}
         logs = {site: torch.tensor(row).clamp_min(1e-30).log() for site, row in chances.items()}
         others = {name: torch.zeros(same[0].size) for name, same in choices(self.constraint.space).items()}
-        found = self.path(self.constraint.best_feasible(others | logs))
-        dropped = any(i not in self.policy.active[site] for site, i in found.items())
-        return self.path(self.constraint.cheapest) if dropped else found
+        path = self.path(self.constraint.best_feasible(others | logs))
+        dropped = any(i not in self.policy.active[site] for site, i in path.items())
+        return self.path(self.constraint.cheapest) if dropped else path
 
     def _show(self, t: int, support: Support) -> None:
         """Record the subspace and what it takes; a step of it is measured first."""
@@ -257,7 +286,7 @@ class _Rounds:
         if measured > self.bound:
             raise LimitError(
                 f"a step of the subspace of round {t} takes {measured:,} bytes, over the bound of {self.bound:,.0f}, "
-                f"though {peak:,} were predicted: give a smaller slack in terms= (now {self.terms.slack:g})"
+                f"though {peak:,} were predicted: give a smaller RadarsTerms.slack (now {self.terms.slack:g})"
             )
         row = {"predicted_peak_bytes": peak, "measured_peak_bytes": measured, "bound_bytes": self.bound}
         row |= {"candidates": sum(map(len, support.values())), "active": sum(map(len, self.policy.active.values()))}
@@ -270,4 +299,4 @@ class _Rounds:
         mixing = decision_weights(searched)
         for site, some in support.items():
             self.policy.feed_back(site, some, mixing[site], self.terms.feedback)
-        self.policy.learn(found.architecture, math.exp(-found.record["after"]["loss"]))
+        self.policy.learn(found.architecture, self.paths.reward(found.network))

@@ -1,4 +1,4 @@
-"""Exploration by single paths: a policy draws them, short training on the supernet's weights judges them."""
+"""Exploration by single paths: a policy draws them, and short training on the supernet's weights rewards them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from archgrad.methods.radars.offload import OffloadedSupernet, moved
 from archgrad.run.nonfinite import largest
 from archgrad.run.resource_errors import watched
 from archgrad.run.run import Run
-from archgrad.tasks.classification import Classification
-from archgrad.tasks.task import Batch
-from archgrad.training.recipe import OptimizerFactory, Recipe
+from archgrad.tasks.task import Batch, Task
+from archgrad.training.recipe import Recipe
 from archgrad.training.step import autocast, load_batch, take_step
 
 
@@ -90,7 +89,7 @@ class ShrinkingPolicy:
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` left off."""
+        """Go on from what `state_dict` returned."""
         self._policy.load_state_dict(state["policy"])
         self.learner.load_state_dict(state["learner"])
         self.active = {site: list(some) for site, some in state["active"].items()}
@@ -98,16 +97,16 @@ class ShrinkingPolicy:
 
 
 class SinglePathTrainer:
-    """Trains one path at a time on the weights of a supernet, and teaches the policy what each was worth.
+    """Trains one path at a time on the weights of a supernet, and updates the policy by the reward of each.
 
-    The reward of a path is exp(-loss) on a validation batch: the geometric mean of the right classes' probabilities.
+    The reward of a path is exp(-loss) on a validation batch.
 
     Args:
-        supernet: with everything put away.
+        supernet: with all candidates offloaded.
         policy: draws the paths.
-        shares: tasks for weights and rewards.
+        tasks: for weights and rewards.
         run: its generator "paths" is drawn from.
-        optimizer: from weights to their optimizer; what it keeps of a candidate is put away with it.
+        recipe: optimizer and clip of the weights; the optimizer's state of a candidate is offloaded with it.
 
     Raises:
         ConfigError: the run has several processes, which would write the same files.
@@ -117,83 +116,88 @@ class SinglePathTrainer:
         self,
         supernet: OffloadedSupernet,
         policy: ShrinkingPolicy,
-        shares: tuple[Classification, Classification],
+        tasks: tuple[Task, Task],
         run: Run,
         *,
-        optimizer: OptimizerFactory,
+        recipe: Recipe,
     ) -> None:
         if run.world > 1:
             raise ConfigError(
                 f"paths are explored by one process, since candidates are kept in files, and the run has "
                 f"{run.world}: give Run(devices=1)"
             )
-        self.supernet, self.policy, self.shares, self.run = supernet, policy, shares, run
-        self._make = optimizer
+        self.supernet, self.policy, self.tasks, self.run, self.recipe = supernet, policy, tasks, run, recipe
         self._optimizer: Optimizer | None = None
         self._momentum: dict[Tensor, Any] = {}  # what optimizers keep of the parameters that all paths share
-        self._path = Architecture({})
+        self._path, self._uniform = Architecture({}), False
         self._generator = run.generator("paths")
 
-    def explore(self, *, steps: int, episodes: int, warm_up: int, phase: str, time_fraction: float) -> None:
-        """So many episodes in one phase of the run: draw a path, train it, reward it, put it away.
+    def explore(self, *, steps: int, episodes: int, warm_up: float, phase: str, time_fraction: float) -> None:
+        """Explore in one phase of the run; each episode draws a path, trains it, rewards it, and offloads it.
 
         Args:
             steps: of the weights, divided evenly among the episodes.
             episodes: paths drawn.
-            warm_up: of them the first so many are drawn evenly and teach nothing.
+            warm_up: part of the phase in which paths are drawn uniformly and do not update the policy.
             phase: name in the history.
             time_fraction: of a budget in seconds.
         """
         self.supernet.pin()
         self.run.register_state(paths=self)
-        first, second = (task.stream(seed=self.run.seed) for task in self.shares)
-        space = self.supernet.space
+        stream = self.tasks[0].stream(seed=self.run.seed)
         for step in self.run.steps(steps, phase=phase, time_fraction=time_fraction):
             episode = step * episodes // steps
             if self._optimizer is None:
-                self._hold(self.policy.draw(self._generator, uniform=episode < warm_up))
+                self._uniform = self.run.progress < warm_up
+                self._load(self.policy.draw(self._generator, uniform=self._uniform))
             assert self._optimizer is not None
-            space.train()
-            held = trainable(space)
-            batch = load_batch(first, step, self.run)
-            loss = take_step(self._optimizer, self.run, functools.partial(self._loss, batch))
+            self.supernet.space.train()
+            batch = load_batch(stream, step, self.run)
+            loss = take_step(self._optimizer, self.run, functools.partial(self._loss, self.tasks[0], batch))
             figures: dict[str, float | Tensor] = {"loss": loss}
             if (step + 1) * episodes // steps > episode or step + 1 == steps:
-                with torch.no_grad(), watched(self.run):
-                    judged = self._loss(self.run.to_device(second(step)))
-                # Before the path is put away: what is on file is good.
-                self.run.check_finite({"validation loss": judged, "weights": largest(held)})
-                reward = float(torch.exp(-judged))
-                if episode >= warm_up:
-                    self.policy.learn(self._path, reward)
-                self.offload()
-                figures["reward"] = reward
-            self.run.log(figures, step=step)
+                figures["reward"] = self._end_episode(step)
+            self.run.log_step({"loss": loss}, {k: float(v) for k, v in figures.items() if k == "reward"}, step=step)
         self.offload()
         self.supernet.pin()
 
-    @property
-    def space(self) -> nn.Module:
-        """What of the space is held now."""
-        return self.supernet.space
+    def _end_episode(self, step: int) -> float:
+        """Reward the path, update the policy by it, and offload the path."""
+        batch = load_batch(self.tasks[1].stream(seed=self.run.seed), step, self.run)
+        with torch.no_grad(), watched(self.run):
+            loss = self._loss(self.tasks[1], batch)
+        # Before the path is offloaded, so that no file ever holds NaN.
+        self.run.check_finite({"validation loss": loss, "weights": largest(trainable(self.supernet.space))})
+        reward = float(torch.exp(-loss))
+        if not self._uniform:
+            self.policy.learn(self._path, reward)
+        self.offload()
+        return reward
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def reward(self, network: nn.Module) -> float:
+        """exp(-loss) of a plain network on the first validation batch."""
+        batch = load_batch(self.tasks[1].stream(seed=self.run.seed), 0, self.run)
+        with torch.no_grad(), watched(self.run), autocast(self.run):
+            return float(torch.exp(-self.tasks[1].loss(network.eval(), batch)))
+
+    def _loss(self, task: Task, batch: Batch) -> Tensor:
         space = self.supernet.space
-        given = {}
-        for name, (choice, *_) in choices(space).items():
-            given[name] = choice.picked(self._path[name]).float().to(self.run.device)
-        with using(space, given), autocast(self.run):
-            return self.shares[0].loss(space, batch)
+        masks = {
+            name: choice.picked(self._path[name]).float().to(self.run.device)
+            for name, (choice, *_) in choices(space).items()
+        }
+        with using(space, masks), autocast(self.run):
+            return task.loss(space, batch)
 
-    def _hold(self, path: Architecture) -> None:
-        """Build a path, and an optimizer for it that goes on where it was with each parameter."""
+    def _load(self, path: Architecture) -> None:
+        """Build a path, and an optimizer for it that continues with the state of each parameter."""
         self._path = path
         self.supernet.load(self._support(), self._momentum)
-        self._optimizer = Recipe(optimizer_factory=self._make).optimizer(self.supernet.space)
+        self._optimizer = self.recipe.optimizer(self.supernet.space)
         self._optimizer.state.update(self._momentum)
 
     def offload(self) -> None:
-        """Let go of the path, if one is held."""
+        """Offload the path, if one is loaded."""
         if self._optimizer is not None:
             kept = self._optimizer.state
             self.supernet.offload(self._support(), kept)
@@ -205,22 +209,23 @@ class SinglePathTrainer:
         return {site: [i] for site in self.supernet.sites if isinstance(i := self._path.get(site), int)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The policy, the path that is held with its weights and momentum, and which files hold the others'."""
+        """The policy, the loaded path with its weights and momentum, and which files hold those of the others."""
         kept = self._optimizer.state if self._optimizer is not None else self._momentum
         momentum = {name: dict(kept[p]) for name, p in self.supernet.space.named_parameters() if p in kept}
         return {
             "policy": self.policy.state_dict(), "supernet": self.supernet.state_dict(), "path": self._path.to_json(),
-            "space": self.supernet.space.state_dict(), "momentum": momentum,
+            "uniform": self._uniform, "space": self.supernet.space.state_dict(), "momentum": momentum,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` left off."""
+        """Go on from what `state_dict` returned."""
         self.supernet.empty(self._support())
         self._path, self._optimizer, self._momentum = Architecture({}), None, {}
+        self._uniform = bool(state["uniform"])
         self.policy.load_state_dict(state["policy"])
         self.supernet.load_state_dict(state["supernet"])
         if path := Architecture.from_json(state["path"]):
-            self._hold(path)
+            self._load(path)
         self.supernet.space.load_state_dict(state["space"])
         kept = self._optimizer.state if self._optimizer is not None else self._momentum
         for name, parameter in self.supernet.space.named_parameters():

@@ -1,4 +1,4 @@
-"""Which candidates fit together into memory: the price of each, and the choice of a subspace under a bound."""
+"""Subspaces under a bound on memory: the price of each candidate, and which candidates fit together."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from archgrad.costs.memory import GIB, Batch, Footprint, OptimizerFactory, measured_peak, predict
+from archgrad.costs.memory import GIB, Footprint, OptimizerFactory, measured_peak, predict
 from archgrad.errors import LimitError
 from archgrad.methods.radars.offload import OffloadedSupernet, Support
 from archgrad.run.run import Run
 from archgrad.supernets.darts_loop import relax_as_mixture
-from archgrad.tasks.classification import Classification
+from archgrad.tasks.task import Batch, Task, batch_size
 from archgrad.training.step import autocast
 
 
@@ -45,7 +45,7 @@ class Priced:
     """Prices of a supernet's candidates, of which two at most are built at a time, and the exact peak of a subspace.
 
     Args:
-        supernet: with everything put away.
+        supernet: with all candidates offloaded.
         task: of the batches that the weights are trained on.
         run: whose device and precision they are trained in.
         optimizer: of the weights.
@@ -53,22 +53,21 @@ class Priced:
     """
 
     def __init__(
-        self, supernet: OffloadedSupernet, task: Classification, run: Run, *, optimizer: OptimizerFactory, passes: int
+        self, supernet: OffloadedSupernet, task: Task, run: Run, *, optimizer: OptimizerFactory, passes: int
     ) -> None:
         def loss(network: nn.Module, batch: Batch) -> Tensor:
             with autocast(run):
                 return torch.stack([task.loss(network, batch) for _ in range(passes)]).sum()
 
-        self._shelf, self._loss, self._optimizer = supernet, loss, optimizer
+        self._supernet, self._loss, self._optimizer = supernet, loss, optimizer
         self._batch = run.to_device(task.stream(seed=run.seed, rank=run.rank, world=run.world)(0))
 
     def footprint(self, support: Support, *, traced: bool = True) -> Footprint:
         """What a step of the mixture of these candidates takes: predicted, without running it at full size."""
-        space = self._shelf.taken(support)
+        space = self._supernet.taken(support)
         relax_as_mixture(space)
-        return predict(space, self._batch, loss=self._loss, optimizer=self._optimizer, traced=traced).at(
-            len(self._batch[1])
-        )
+        predicted = predict(space, self._batch, loss=self._loss, optimizer=self._optimizer, traced=traced)
+        return predicted.at(batch_size(self._batch))
 
     def peak_bytes(self, support: Support) -> int:
         """The peak of such a step."""
@@ -76,16 +75,16 @@ class Priced:
 
     def measured_bytes(self, support: Support) -> int:
         """The peak of one step of the mixture at full size; nothing is trained by it."""
-        space = self._shelf.taken(support)
+        space = self._supernet.taken(support)
         relax_as_mixture(space)
         return measured_peak(space, self._batch, loss=self._loss, optimizer=self._optimizer)
 
     def table(self) -> MemoryPrices:
         """The price of every candidate: how much more a site takes with it than without, beside another one."""
-        first = {site: [0] for site in self._shelf.sites}
+        first = {site: [0] for site in self._supernet.sites}
         alone = self._sum(first)
         rows: dict[str, list[int]] = {}
-        for site, size in self._shelf.sites.items():
+        for site, size in self._supernet.sites.items():
             more = [self._sum(first | {site: [0, i]}) - alone for i in range(1, size)]
             other = [self._sum(first | {site: [1]})] if more else []
             rows[site] = [more[0] + alone - other[0] if more else 0, *more]

@@ -1,1 +1,3 @@
 """TopoNAS."""
+
+from archgrad.methods.toponas.toponas import ToponasTerms as ToponasTerms

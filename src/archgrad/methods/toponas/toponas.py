@@ -25,8 +25,9 @@ Checked against: enumeration of subsets, limits of temperature, a planted topolo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -40,18 +41,25 @@ from archgrad.choices.subsets import Keep, topologies, topology, without_topolog
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import decide
-from archgrad.methods.toponas.topology_schedule import Cooling, PassiveAggressive, figures
-from archgrad.results.record import heading
+from archgrad.methods.toponas.topology_schedule import PassiveAggressive, figures, set_temperature
+from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found
 from archgrad.run.run import Run
-from archgrad.supernets.bilevel import EverySteps, alternate, logit_rate, mixed
+from archgrad.supernets.bilevel import EverySteps, alternate, logit_rate, mixed, split_task
 from archgrad.supernets.constraint import ArchitectureConstraint, refuse_measured, scores
-from archgrad.supernets.lifecycle import predict_peak_memory, prepare_supernet, split_steps, train_and_report
-from archgrad.supernets.prior import recorded, warm_start
-from archgrad.tasks.classification import Classification
-from archgrad.tasks.task import Batch
-from archgrad.training.recipe import OptimizerFactory, Recipe, darts_sgd, sgd
-from archgrad.training.schedules import cosine
+from archgrad.supernets.lifecycle import (
+    check_candidates,
+    predict_peak_memory,
+    prepare_supernet,
+    refuse_fraction,
+    split_steps,
+    train_and_report,
+)
+from archgrad.supernets.prior import warm_start
+from archgrad.tasks.task import Batch, Splittable, Task, require
+from archgrad.training.recipe import Recipe, darts_sgd
+
+RECIPE = Recipe(optimizer_factory=darts_sgd)
 
 
 @dataclass(frozen=True)
@@ -60,14 +68,14 @@ class ToponasTerms:
 
     Attributes:
         form: of p: "factorized", one logit an input, or "table", one a subset.
-        keep: inputs that a node keeps, or (fewest, most) to leave their number free; default: as the space has it.
+        keep: inputs that a node keeps, or (fewest, most) to leave their number free; default: that of the space.
         regularizer: "mass", "margin", "none", or by default "mass" for the factorized form, "none" for the table.
         tolerance: of "mass".
         margin: of "margin".
         weight: lambda, at its end.
-        ramp: share of the search over which lambda grows from 0.
+        ramp: part of the search of the architecture over which lambda grows from 0.
         temperature: of p, at the beginning and at the end, geometric in between.
-        warm_up: share of the search in which the weights are trained alone.
+        warm_up: part of the search, at its beginning, in which only the weights are trained.
         pressure: of the limit's penalty.
     """
 
@@ -85,12 +93,35 @@ class ToponasTerms:
     def __post_init__(self) -> None:
         for name, value in (("ramp", self.ramp), ("warm_up", self.warm_up)):
             if not 0.0 <= value < 1.0 and (name, value) != ("ramp", 1.0):
-                raise ConfigError(f"{name}={value}: it is a share of the search, from 0 to below 1 (ramp: to 1)")
+                raise ConfigError(f"{name}={value}: give a part of the search, from 0 to below 1 (ramp: to 1)")
+        if not all(0.0 < temperature < math.inf for temperature in self.temperature):
+            raise ConfigError(
+                f"temperatures from {self.temperature[0]} to {self.temperature[1]}: give two finite numbers above 0, "
+                f"such as 1 and 0.1"
+            )
+
+    def progress(self, progress: float) -> float:
+        """The used fraction of the search of the architecture, after the warm-up, at that of the whole search."""
+        return max(0.0, progress - self.warm_up) / (1.0 - self.warm_up)
+
+
+@dataclass(frozen=True)
+class ToponasSettings:
+    """What a TopoNAS run is begun with; see `toponas`."""
+
+    limit: Limit | None
+    prior: Prior | None
+    terms: ToponasTerms
+    search_fraction: float
+    weights_fraction: float
+    rate: float | None
+    search_recipe: Recipe
+    recipe: Recipe
 
 
 def toponas(
     space: nn.Module,
-    task: Classification,
+    task: Task,
     run: Run,
     *,
     limit: Limit | None = None,
@@ -99,8 +130,8 @@ def toponas(
     search_fraction: float = 0.5,
     weights_fraction: float = 0.5,
     rate: float | None = None,
-    optimizer: OptimizerFactory = darts_sgd,
-    train_optimizer: OptimizerFactory = sgd,
+    search_recipe: Recipe = RECIPE,
+    recipe: Recipe = Recipe(),
 ) -> Found:
     """Search topology and operations of a supernet by gradient; the algorithm is on top of this file.
 
@@ -112,45 +143,57 @@ def toponas(
         limit: for instance `archgrad.macs(x).at_most(3e6)`; not on a measured cost.
         prior: logits to begin with, such as `archgrad.prior(...)` from scores of untrained networks.
         terms: the topology and its regularizer.
-        search_fraction: share of the steps that is searched in; the rest trains what was found, from fresh weights.
+        search_fraction: part of the budget that is searched in; the rest trains the result from fresh weights.
         weights_fraction: part of the training data that the weights are trained on while searching.
-        rate: of Adam on the logits; default 3e-4, raised for short searches.
-        optimizer: of the supernet's weights.
-        train_optimizer: of the weights of what was found.
+        rate: of Adam on the logits; default: 3e-4, higher for short searches.
+        search_recipe: optimizer, schedule and clip of the supernet's weights.
+        recipe: how the result is trained.
 
     Raises:
         ChoiceError: the space has no InputChoice, has gates, or nodes of fewer inputs than are to be kept.
-        ConfigError: a number out of range.
+        ConfigError: the task lacks what the method needs, a number out of range, or a search that is too short.
         LimitError: the cost is measured, or no network of the space meets the limit.
         NonFiniteError: the loss became NaN or infinite.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> class Net(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.inputs, self.head = ag.InputChoice(3, keep=2, name="inputs"), torch.nn.Linear(64, 10)
+        ...     def forward(self, x):
+        ...         x = x.flatten(1)
+        ...         return self.head(self.inputs([x, x.square(), x.sin()]))
+        >>> found = ag.toponas(Net(), ag.Classification.load("digits"), ag.Run(steps=8, progress=False))
+        >>> len(found.architecture["inputs"])
+        2
     """
+    settings = ToponasSettings(
+        limit, prior, terms, search_fraction, weights_fraction, rate=rate, search_recipe=search_recipe, recipe=recipe
+    )
+    require(task, Splittable, method="TopoNAS")
     refuse_measured(limit, method="TopoNAS")
+    refuse_fraction(search_fraction)
+    search_recipe.check_plain("search_recipe")
     space = prepare_supernet(topology(space, form=terms.form, keep=terms.keep), run, needs="TopoNAS")
     relax(space, Softmax, where=without_topology)
-    task.check(space)
-    steps, rest = split_steps(run, task, search_fraction)
+    check_candidates(space, task, recipe)
+    regularizer = _regularizer(space, terms, run)
     constraint = ArchitectureConstraint(space, limit) if limit else None
-    settings = {
-        "limit": limit and limit.record(),
-        "terms": asdict(terms),
-        "search_fraction": search_fraction,
-        "weights_fraction": weights_fraction,
-        "rate": rate,
-        "prior": recorded(prior),
-    }
-    run.begin("toponas", settings)
+    weights = search_recipe.optimizer(space)
+    run.begin("toponas", settings_record(settings))
 
-    warm_up = round(terms.warm_up * steps)
-    regularizer = _regularizer(space, terms, steps - warm_up)
-    first, last = terms.temperature
-    cooling = Cooling(space, first=first, last=last, steps=steps - warm_up)
-    made = Recipe(optimizer_factory=optimizer).optimizer(space)
-    decided = _optimizer(space, rate or logit_rate(3e-4, steps - warm_up))
+    steps, rest = split_steps(
+        run, task, search_fraction, search_recipe=search_recipe, recipe=recipe, network=space, passes=2
+    )
+    run.require_steps(steps, phase="search", warm_up=terms.warm_up, least=1)
+    architecture = _optimizer(space, rate or logit_rate(3e-4, (1.0 - terms.warm_up) * steps))
     warm_start(space, prior)
-    predict_peak_memory(space, task, run, optimizer=optimizer)
+    set_temperature(space, *terms.temperature, 0.0)
+    predict_peak_memory(space, task, run, optimizer=search_recipe.optimizer_factory)
 
     def architecture_gradient(train: Batch, valid: Batch) -> tuple[Tensor, Sequence[Tensor | None]]:
-        cooling()
+        set_temperature(space, *terms.temperature, terms.progress(run.progress))
         loss = task.loss(space, valid)
         if regularizer is not None:
             loss = loss + regularizer().to(loss)
@@ -158,28 +201,28 @@ def toponas(
             loss = loss + terms.pressure * constraint.excess(mixed(space)).to(loss)
         return loss, torch.autograd.grad(loss, logits(space), allow_unused=True)
 
-    kept = {"regularizer": regularizer} if regularizer is not None else {}
-    run.register_state(space=space, weights=made, architecture=decided, cooling=cooling, **kept)
+    run.register_state(space=space, weights=weights, architecture=architecture)
     alternate(
-        space, task.split(weights_fraction), run, weights=made, architecture=decided, steps=steps,
+        space, split_task(task, weights_fraction), run, weights=weights, architecture=architecture, steps=steps,
         weight_loss=task.loss, architecture_gradient=architecture_gradient,
-        update_schedule=EverySteps(warm_up=terms.warm_up),
-        schedule=cosine, time_fraction=search_fraction, figures=lambda: figures(space),
+        update_schedule=EverySteps(warm_up=terms.warm_up), schedule=search_recipe.schedule,
+        time_fraction=search_fraction, figures=lambda: figures(space),
     )  # fmt: skip
-    architecture = constraint.best_feasible(scores(space, logarithms=True)) if constraint else decide(space)
-    record = heading(toponas, settings, f"{type(space).__name__} searched by TopoNAS")
+    set_temperature(space, *terms.temperature, 1.0)
+    derived = constraint.best_feasible(scores(space, logarithms=True)) if constraint else decide(space)
+    record = heading(toponas, settings_record(settings), f"{type(space).__name__} searched by TopoNAS")
     return train_and_report(
-        space, architecture, task, run, steps=rest, optimizer=train_optimizer, constraint=constraint, record=record
+        space, derived, task, run, steps=rest, recipe=recipe, constraint=constraint, record=record
     )  # fmt: skip
 
 
-def _regularizer(space: nn.Module, terms: ToponasTerms, steps: int) -> PassiveAggressive | None:
+def _regularizer(space: nn.Module, terms: ToponasTerms, run: Run) -> PassiveAggressive | None:
     reading = terms.regularizer or ("mass" if terms.form == "factorized" else "none")
     if reading == "none":
         return None
     return PassiveAggressive(
         space, reading=reading, tolerance=terms.tolerance, margin=terms.margin, weight=terms.weight,
-        ramp=round(terms.ramp * steps),
+        progress=lambda: terms.progress(run.progress), ramp=terms.ramp,
     )  # fmt: skip
 
 
