@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+# Attribute of a layer with gated weights: the names of its parameters in their own order.
+ORDER = "_archgrad_parameter_order"
+
 
 @dataclass(frozen=True, eq=False)
 class Coupling:

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from archgrad.choices.access import choices, decisions, using
 from archgrad.choices.architecture import Architecture, Pick
+from archgrad.choices.channels import ORDER
 from archgrad.choices.lazy import Lazy
 from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
 from archgrad.choices.relaxations import Held
@@ -44,7 +45,8 @@ def picked(space: nn.Module, architecture: Architecture) -> nn.Module:
 def unparametrize(network: nn.Module) -> None:
     """Remove the gates from all weights, in place."""
     for module in list(network.modules()):
-        if parametrize.is_parametrized(module):
+        # A wrapper, such as torch.compile's, answers for the parametrizations of what it wraps.
+        if parametrize.is_parametrized(module) and "parametrizations" in module._modules:
             _without_gates(module)
 
 
@@ -130,3 +132,7 @@ def _without_gates(module: nn.Module) -> None:
     module.__class__ = original_class
     for name, tensor in originals.items():
         module.register_parameter(name, tensor)  # type: ignore[arg-type]
+    order = vars(module).pop(ORDER, ())
+    parameters = module._parameters
+    for name in [n for n in order if n in parameters] + [n for n in parameters if n not in order]:
+        parameters[name] = parameters.pop(name)

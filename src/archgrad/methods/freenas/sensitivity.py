@@ -24,7 +24,7 @@ from archgrad.extract.discretize import draw_anew
 from archgrad.proxies.probe import probe
 from archgrad.results.result import Example
 from archgrad.spaces.cells import NONE
-from archgrad.spaces.slim.channel_graph import NETWORK_ERRORS
+from archgrad.spaces.slim.running import NETWORK_ERRORS
 
 Norm = Literal["off", "eval", "train"]
 Scores = dict[str, Tensor]

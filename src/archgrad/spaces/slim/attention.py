@@ -2,23 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 
 from archgrad.choices.channels import Coupling
+from archgrad.spaces.slim.acceptance import Budget
+from archgrad.spaces.slim.channel_graph import ChannelGraph
+from archgrad.spaces.slim.trial import Removal, Trial
 
 HEADS = ("num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_heads")
 
 
-def heads(network: nn.Module) -> Iterator[tuple[str, list[list[Coupling]]]]:
-    """For each attention module its path and the ways in which its heads may be laid out, to be tried in order.
+def attention_heads(
+    trial: Trial, graph: ChannelGraph, budget: Budget, is_kept: Callable[[str], bool]
+) -> list[Removal]:
+    """Removals of attention heads; what the graph made of the same projections is dropped.
 
     An attention module has an integer attribute that counts heads, linear children that produce
     `3 * heads * head_dim` features (or three that produce `heads * head_dim`), and one that reads
     `heads * head_dim`. What else counts features (`all_head_size`) or heads (a position bias table) shrinks along.
+    Modules that are built alike are tried together, in each way in which their heads may be laid out.
     """
+    ways = {p: w for p, w in _candidates(trial.network) if not is_kept(p)}
+    classes: dict[object, list[str]] = {}
+    for path in ways:
+        module = trial.network.get_submodule(path)
+        classes.setdefault((type(module), tuple(n for n, _ in module.named_modules()), len(ways[path])), []).append(
+            path
+        )
+    accepted: list[Removal] = []
+    for paths in classes.values():
+        reason = ""
+        for rank in range(len(ways[paths[0]])):
+            if not budget.spend(f"trying the attention heads of {paths[0]}"):
+                break
+            removals = [Removal(f"{path}.heads", ways[path][rank]) for path in paths]
+            failure = trial.failure(removals)
+            if failure is None:
+                accepted += removals
+                reason = ""
+                break
+            reason = failure.reason
+        for path in paths:
+            sides = {(c.module, c.side) for c in ways[path][0] if c.side != "heads"}
+            for name in [n for n, cs in graph.groups.items() if any((c.module, c.side) in sides for c in cs)]:
+                del graph.groups[name]
+            for layer in (n for n, side in sides if side == "out"):
+                if reason:
+                    graph.frozen[layer] = f"its heads cannot be removed: {reason}"
+                else:
+                    graph.frozen.pop(layer, None)
+    return accepted
+
+
+def _candidates(network: nn.Module) -> Iterator[tuple[str, list[list[Coupling]]]]:
+    """For each attention module its path and the ways in which its heads may be laid out, to be tried in order."""
     for path, module in network.named_modules():
         count = next((getattr(module, a) for a in HEADS if isinstance(getattr(module, a, None), int)), 0)
         linears = {n: m for n, m in module.named_children() if isinstance(m, nn.Linear)}

@@ -4,7 +4,6 @@ of blocks that add up the outputs of a list of modules.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from archgrad.choices.channels import Vanishing
-from archgrad.spaces.slim.channel_graph import NETWORK_ERRORS
-from archgrad.spaces.slim.trial import Trial
+from archgrad.choices.channels import Coupling, Vanishing
+from archgrad.spaces.slim.running import NETWORK_ERRORS, copied, plain_kernels, run
+from archgrad.spaces.slim.trial import Removal, Trial
 
 # What a block may apply to the sum of its branch and its skip, besides its own activation modules.
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU)
@@ -24,57 +23,78 @@ MOST_LAYERS = 16  # a block with more is a whole stage
 SCALABLE = (_ConvNd, nn.Linear, _NormBase, nn.GroupNorm)
 
 
-def branches(trial: Trial, gated: set[str]) -> Iterator[tuple[str, str, Vanishing]]:
-    """For each branch: the path of what goes with it, that of its last layer, and what stays without it.
+def branches(trial: Trial, gated: set[str]) -> Iterator[Removal]:
+    """The branches that may vanish, for the trial to try in the whole network.
 
     A residual block qualifies if, with one layer's weight and bias at zero, it equals the identity, a shortcut
     inside it, an activation, or a shortcut and an activation, on random inputs. A module in a `ModuleList` or
     `ModuleDict` qualifies if the block around it computes the same without it as with its last layer at zero. In a
-    sum that nothing else is added to, the smallest term stays. Equality is tried, not assumed.
+    sum that nothing else is added to, the smallest term stays. Blocks that are built alike are looked at once.
 
     Args:
         trial: a scrambled copy of the network.
         gated: paths of the layers that have gates; a block without any is left alone.
     """
-    inputs = _block_inputs(trial)
     taken: list[str] = []
-    for path, (x, _) in inputs.items():
+    known: dict[object, tuple[tuple[str, tuple[str | nn.Module, ...]] | None, dict[str, str]]] = {}
+    for path, x in _block_inputs(trial).items():
         block = trial.network.get_submodule(path)
-        inside = [g for g in gated if g.startswith(f"{path}.")]
+        inside = [g.removeprefix(f"{path}.") for g in gated if g.startswith(f"{path}.")]
         if not path or not inside or any(t.startswith(f"{path}.") or path.startswith(f"{t}.") for t in taken):
             continue
-        x = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(x)
-        found = _branch(block.eval(), x)
-        if found:
-            last, parts = found
+        key = (repr(block), tuple(x.shape), frozenset(inside))
+        if key not in known:
+            x = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(x)
+            with plain_kernels():
+                branch = _branch(block.eval(), x)
+                known[key] = branch, {} if branch else _terms(block, x, inside)
+        branch, terms = known[key]
+        if branch:
+            last, parts = branch
             taken.append(path)
-            yield path, f"{path}.{last}", Vanishing(path, parts)
-            continue
-        for term, last in _terms(block, x, [g.removeprefix(f"{path}.") for g in inside]).items():
+            yield _removal(trial.network, path, f"{path}.{last}", Vanishing(path, parts))
+        for term, last in terms.items():
             taken.append(path)
-            yield f"{path}.{term}", f"{path}.{last}", Vanishing(f"{path}.{term}", (), term=True)
+            yield _removal(
+                trial.network, f"{path}.{term}", f"{path}.{last}", Vanishing(f"{path}.{term}", (), term=True)
+            )
 
 
-def _block_inputs(trial: Trial) -> dict[str, tuple[Tensor, Tensor]]:
-    """Input and output of every block that is called once, with one tensor, and keeps the number of axes."""
-    seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+def _removal(network: nn.Module, path: str, last: str, vanishing: Vanishing) -> Removal:
+    """The removal of everything in a branch but what stays."""
+    stays = [f"{path}.{p}" for p in vanishing.parts if isinstance(p, str)]
+    inside = [n for n, _ in network.named_modules() if n == path or n.startswith(f"{path}.")]
+    couplings = [
+        Coupling(n, "branch", torch.zeros(1, dtype=torch.long))
+        for n in inside
+        if not any(n == s or n.startswith(f"{s}.") for s in stays)
+    ]
+    return Removal(f"{path}.branch", couplings, vanishing, last)
+
+
+def _block_inputs(trial: Trial) -> dict[str, Tensor]:
+    """The input of every block that is called once, with one tensor, and keeps the number of axes."""
+    calls: dict[str, list[Tensor | None]] = {}
     handles = []
     for path, module in trial.network.named_modules():
         # A plain Sequential adds nothing to anything; it has no skip of its own.
         if any(True for _ in module.children()) and type(module).forward is not nn.Sequential.forward:
 
-            def note(_m: nn.Module, args: tuple[object, ...], out: object, path: str = path) -> None:
-                if len(args) == 1 and isinstance(args[0], Tensor) and isinstance(out, Tensor):
-                    seen.setdefault(path, []).append((args[0], out))
+            def note(
+                _m: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], out: object, path: str = path
+            ) -> None:
+                x = args[0] if len(args) == 1 and not kwargs else None
+                alike = isinstance(x, Tensor) and isinstance(out, Tensor) and x.dim() == out.dim()
+                calls.setdefault(path, []).append(x if alike and isinstance(x, Tensor) else None)
 
-            handles.append(module.register_forward_hook(note))
+            handles.append(module.register_forward_hook(note, with_kwargs=True))
     try:
-        with torch.no_grad():
-            trial.network.eval()(*trial.inputs)
+        with plain_kernels():
+            run(trial.network.eval(), trial.inputs[0])
     finally:
         for handle in handles:
             handle.remove()
-    return {p: calls[0] for p, calls in seen.items() if len(calls) == 1 and calls[0][0].dim() == calls[0][1].dim()}
+    return {path: seen[0] for path, seen in calls.items() if len(seen) == 1 and seen[0] is not None}
 
 
 def _branch(block: nn.Module, x: Tensor) -> tuple[str, tuple[str | nn.Module, ...]] | None:
@@ -83,7 +103,7 @@ def _branch(block: nn.Module, x: Tensor) -> tuple[str, tuple[str | nn.Module, ..
     if len(leaves) > MOST_LAYERS:
         return None
     rests = list(_rests(block, x))
-    silent = copy.deepcopy(block)
+    silent = copied(block)
     for name in leaves[::-1]:
         layer = silent.get_submodule(name)
         kept = {k: v.clone() for k, v in layer.state_dict().items()}
@@ -134,12 +154,12 @@ def _terms(block: nn.Module, x: Tensor, gated: list[str]) -> dict[str, str]:
         for child, term in container.named_children()
     }
     found: dict[str, str] = {}
-    left, whole = copy.deepcopy(block), _output(block, x)
+    left, whole = copied(block), _output(block, x)
     for term in sorted(sizes, key=lambda t: -sizes[t]):
         layers = [n for n, m in block.named_modules() if n.startswith(f"{term}.") and isinstance(m, SCALABLE)]
         if len(layers) > MOST_LAYERS or not any(g.startswith(f"{term}.") for g in gated):
             continue
-        without = copy.deepcopy(left)
+        without = copied(left)
         parent, _, child = term.rpartition(".")
         delattr(without.get_submodule(parent), child)
         y = _output(without, x)

@@ -1,35 +1,35 @@
-"""Which channels of a network must live and die together, read off torch-pruning's dependency graph.
+"""Which channels of a network must live and die together.
 
-Each channel of each side (input or output) of each layer is a node (layer path, side, index). Torch-pruning says
-which nodes one removal reaches; layers that mix a block of channels (grouped convolutions, GroupNorm) tie the
-whole block. The connected components are the smallest removable units; units that reach the same sides form
-one gate.
+Each channel of each side (input or output) of each layer has a label, and so has each place along each axis of every
+other parameter. A run on the example says which labels belong together (`dependency`). The connected components are
+the smallest removable units; units that reach the same sides form one gate.
 """
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
-from torch_pruning.dependency.index_mapping import update_index_mapping, update_reshape_index_mapping
-from torch_pruning.ops import OPTYPE, _OutputOp, module2type
 
 from archgrad.choices.channels import Coupling
+from archgrad.spaces.slim.dependency import Components, Labels, Shadow, Walk
+from archgrad.spaces.slim.operators import rule_of
+from archgrad.spaces.slim.running import computed_weights, plain_kernels, run, tensors_of
 
-Node = tuple[str, str, int]
+Side = tuple[str, str]  # (module path, side)
+LAYERS = (_ConvNd, nn.Linear)
+NORMS = (_NormBase, nn.GroupNorm)
+# Layers whose channels can be cut out with their integer attributes.
 CUTTABLE = (_ConvNd, nn.Linear, _NormBase, nn.GroupNorm, nn.PReLU, nn.Embedding)
-# What tracing or running a network of the user's may raise; nothing here is ours.
-NETWORK_ERRORS = (
-    RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError,
-)  # fmt: skip
+# Modules that hand their parameters to kernels of their own, and remember their sizes.
+CLOSED = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
 
 
 @dataclass
@@ -45,243 +45,229 @@ class ChannelGraph:
     frozen: dict[str, str] = field(default_factory=dict)
 
 
-class _Components:
-    """Union-find over nodes, with a reason where a component is not to be touched."""
+class _Numbering:
+    """Labels for every side of every layer, and for every axis of every other tensor."""
 
-    def __init__(self) -> None:
-        self.parent: dict[Node, Node] = {}
-        self.reason: dict[Node, str] = {}
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.modules = dict(network.named_modules())
+        self.sides: dict[Side, Labels] = {}
+        self.tensors: dict[Tensor, Shadow] = {}
+        self.size = 0
+        for path, module in self.modules.items():
+            if isinstance(module, CUTTABLE):
+                for side in _sides(module):
+                    self._number(path, side, _width(module, side))
+                    for name, dim in _cuts(module, side)[0]:
+                        self._label(module, name, dim, self.sides[path, side])
+            for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+                if tensor not in self.tensors:
+                    dot = f"{path}.{name}" if path else name
+                    for dim, width in enumerate(tensor.shape):
+                        if width > 1:
+                            self._number(dot, f"axis {dim}", width)
+                            self._label(module, name, dim, self.sides[dot, f"axis {dim}"])
 
-    def find(self, node: Node) -> Node:
-        parent = self.parent
-        parent.setdefault(node, node)
-        root = node
-        while parent[root] != root:
-            root = parent[root]
-        while parent[node] != root:
-            parent[node], node = root, parent[node]
-        return root
+    def _number(self, path: str, side: str, width: int) -> None:
+        self.sides[path, side] = np.arange(self.size, self.size + width)
+        self.size += width
 
-    def join(self, a: Node, b: Node) -> None:
-        a, b = self.find(a), self.find(b)
-        if a != b:
-            self.parent[b] = a
-            if b in self.reason:
-                self.reason.setdefault(a, self.reason.pop(b))
+    def _label(self, module: nn.Module, name: str, dim: int, labels: Labels) -> None:
+        tensor: Tensor | None = module._parameters.get(name)
+        tensor = module._buffers.get(name) if tensor is None else tensor
+        if tensor is not None and tensor.shape[dim] == len(labels):
+            self.tensors.setdefault(tensor, Shadow(weight=isinstance(tensor, nn.Parameter))).axes[dim] = [labels]
 
-    def freeze(self, node: Node, reason: str) -> None:
-        self.reason.setdefault(self.find(node), reason)
+    def owner(self, side: Side) -> str:
+        """The path of the module that a side belongs to."""
+        return side[0].rpartition(".")[0] if side[1].startswith("axis") else side[0]
 
 
-def trace(network: nn.Module, example: tuple[Tensor, ...]) -> ChannelGraph:
+def trace(
+    network: nn.Module, example: tuple[Any, ...], *, keep: Callable[[str], bool] = lambda path: False
+) -> ChannelGraph:
     """The removable channel groups of a network, not yet tried out.
 
     Args:
-        network: left as it is; a copy is traced.
+        network: in eval mode; it is left as it is.
         example: its inputs.
+        keep: whether the outputs of the layer at a path have to stay.
     """
-    traced = copy.deepcopy(network).eval()
-    for parameter in traced.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    names = {module: name for name, module in traced.named_modules()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        graph = _graph(traced, example)
-        components = _Components()
-        for module, name in names.items():
-            if isinstance(module, (_ConvNd, nn.Linear)) and module in graph.module2node:
-                _follow(graph, module, name, names, components)
-    for module, name in names.items():
-        _tie_blocks(module, name, components)
-    for (name, side), reason in (_tied(names) | _final(traced, example, names)).items():
-        for i in range(_width(traced.get_submodule(name), side)):
-            components.freeze((name, side, i), reason)
-    return _collect(traced, components)
+    numbering = _Numbering(network)
+    components = Components(numbering.size)
+    is_read = np.zeros(numbering.size, dtype=bool)
+    for (path, side), labels in numbering.sides.items():
+        if side == "in" and isinstance(module := numbering.modules[path], LAYERS):
+            is_read[labels] = getattr(module, "groups", 1) == 1
+        if side == "out" and keep(path):
+            components.freeze(labels, "kept at your wish (keep=)")
+    for untouchable, reason in _untouchable(numbering):
+        components.freeze(numbering.sides[untouchable], reason)
+    for path, module in numbering.modules.items():
+        _tie_blocks(numbering, components, path, module)
+    stack = [""]
 
+    def here() -> str:
+        path = stack[-1]
+        return f"{path or 'forward'} ({type(numbering.modules[path]).__name__})"
 
-def _graph(network: nn.Module, example: tuple[Tensor, ...]) -> tp.DependencyGraph:
-    graph = tp.DependencyGraph()
+    def computed() -> str:
+        return computed_weights(stack[-1], numbering.modules[stack[-1]])
+
+    walk = Walk(components, numbering.tensors, is_read=is_read, rule=rule_of, here=here, computed=computed)
+    handles = _hooks(numbering, walk, stack)
     try:
-        graph.build_dependency(network, example, verbose=False)
-    except ZeroDivisionError:
-        # It divides by widths that it could not infer around some reshapes (channel shuffle). Those are taken for
-        # elementwise, and the trial tells whether that holds.
-        for node in graph.module2node.values():
-            if node.type == OPTYPE.RESHAPE:
-                try:
-                    update_reshape_index_mapping(graph, node)
-                except ZeroDivisionError:
-                    node.type = OPTYPE.ELEMENTWISE
-        update_index_mapping(graph)
-    return graph
+        with plain_kernels(), walk:
+            outputs = run(network, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for x in tensors_of(outputs):
+        walk.freeze(x, "its channels reach the network's output")
+    return _collect(numbering, components)
 
 
-def _follow(
-    graph: tp.DependencyGraph,
-    module: nn.Module,
-    name: str,
-    names: dict[nn.Module, str],
-    components: _Components,
-) -> None:
-    """Join every node that the removal of this layer's outputs reaches."""
-    width = _width(module, "out")
-    try:
-        handler = graph.get_pruner_of_module(module).prune_out_channels
-        group = graph.get_pruning_group(module, handler, list(range(width)))
-    except NETWORK_ERRORS as error:
-        for i in range(width):
-            components.freeze((name, "out", i), f"its channels cannot be followed ({type(error).__name__}: {error})")
+def _hooks(numbering: _Numbering, walk: Walk, stack: list[str]) -> list[Any]:
+    """Keep track of where the run is, and tie what layers read to their attributes."""
+    handles = []
+    for path, module in numbering.modules.items():
+
+        def enter(module: nn.Module, inputs: tuple[Any, ...], path: str = path) -> None:
+            stack.append(path)
+            x = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
+            grouped = getattr(module, "groups", 1) > 1
+            if x is None or not (grouped if isinstance(module, _ConvNd) else isinstance(module, NORMS)):
+                return
+            # A depthwise convolution has one side alone, and so has a norm.
+            side = (path, "in") if (path, "in") in numbering.sides else (path, "out")
+            _tie_input(walk, x, numbering.sides[side], module)
+
+        def leave(_module: nn.Module, _inputs: object, _output: object) -> None:
+            stack.pop()
+
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+    return handles
+
+
+def _tie_input(walk: Walk, x: Tensor, labels: Labels, module: nn.Module) -> None:
+    axis = x.dim() - len(module.kernel_size) - 1 if isinstance(module, _ConvNd) else 1
+    arrays = walk.shadow(x).axes.get(axis, []) if x.dim() > axis else []
+    for own in arrays:
+        if len(own) == len(labels):
+            walk.components.join(own, labels, f"{walk.here()} reads these channels beside others that are fixed")
+    if not arrays:
+        walk.components.freeze(labels, f"{walk.here()} reads a fixed number of channels")
+
+
+def _tie_blocks(numbering: _Numbering, components: Components, path: str, module: nn.Module) -> None:
+    """Grouped convolutions lose whole blocks of channels or none."""
+    if not isinstance(module, _ConvNd) or module.groups == 1 or (path, "in") not in numbering.sides:
         return
-    for item in group:
-        target, indices, roots = item.dep.target.module, item.idxs, item.root_idxs
-        side, reason = _side(graph, item.dep.handler, target, names)
-        path = names.get(target) if not isinstance(target, nn.Parameter) else graph._param_to_name[target]
-        if side and max(indices) >= _width_of(graph.model, str(path), side):
-            reason = f"its channels cannot be followed through {path}"
-        for index, root in zip(indices, roots, strict=True):
-            if reason:
-                components.freeze((name, "out", root), reason)
-            elif side:
-                components.join((name, "out", root), (str(path), side, index))
+    outs = numbering.sides[path, "out"].reshape(module.groups, -1)
+    ins = numbering.sides[path, "in"].reshape(module.groups, -1)
+    for blocks in (outs, ins):
+        components.join(blocks, np.broadcast_to(outs[:, :1], blocks.shape), "")
 
 
-def _side(
-    graph: tp.DependencyGraph, handler: object, target: nn.Module, names: dict[nn.Module, str]
-) -> tuple[str, str]:
-    """(side of the target that is reached, reason why it may not be); both empty for what has no channels."""
-    if isinstance(target, _OutputOp):
-        return "", "its channels reach the network's output"
-    if isinstance(target, nn.Parameter):
-        return "param", ""
-    if target not in names:
-        return "", ""
-    if parametrize.is_parametrized(target):
-        return "", f"the weights of {names[target]} are parametrized already"
-    kind = module2type(target)
-    if isinstance(target, (_ConvNd, nn.Linear)):
-        if kind == OPTYPE.DEPTHWISE_CONV:
-            return "out", ""
-        return ("out" if graph.is_out_channel_pruning_fn(handler) else "in"), ""
-    if isinstance(target, (_NormBase, nn.GroupNorm)):
-        return "out", ""
-    if isinstance(target, nn.PReLU):
-        return ("out" if target.num_parameters > 1 else ""), ""
-    if isinstance(target, nn.Embedding):
-        return "out", ""
-    if kind == OPTYPE.LN:
-        return "", f"{names[target]} ({type(target).__name__}) normalizes over these channels"
-    if kind == OPTYPE.ELEMENTWISE and not any(True for _ in target.parameters(recurse=False)):
-        return "", ""
-    return "", f"{names[target]} ({type(target).__name__}) is not a layer whose channels can be removed"
-
-
-def _tie_blocks(module: nn.Module, name: str, components: _Components) -> None:
-    """Grouped convolutions and GroupNorm lose whole blocks of channels or none."""
-    if isinstance(module, _ConvNd) and module.groups > 1:
-        ins, outs = module.in_channels // module.groups, module.out_channels // module.groups
-        if (name, "out", 0) not in components.parent:
-            return
-        depthwise = module2type(module) == OPTYPE.DEPTHWISE_CONV
-        for block in range(module.groups):
-            first = (name, "out", block * outs)
-            for i in range(block * outs, (block + 1) * outs):
-                components.join(first, (name, "out", i))
-            for i in range(block * ins, (block + 1) * ins):
-                if not depthwise:
-                    components.join(first, (name, "in", i))
-    elif isinstance(module, nn.GroupNorm) and (name, "out", 0) in components.parent:
-        block = module.num_channels // module.num_groups
-        for i in range(module.num_channels):
-            components.join((name, "out", i - i % block), (name, "out", i))
-
-
-def _tied(names: dict[nn.Module, str]) -> dict[tuple[str, str], str]:
-    """Both sides of every layer that shares a parameter with another: neither can be cut alone."""
-    found: dict[tuple[str, str], str] = {}
+def _untouchable(numbering: _Numbering) -> Iterator[tuple[Side, str]]:
+    """Sides that may not be cut, whatever the run says: shared, computed and closed weights."""
+    by_module: dict[str, list[Side]] = {}
+    for side in numbering.sides:
+        by_module.setdefault(numbering.owner(side), []).append(side)
     owners: dict[nn.Parameter, str] = {}
-    layers = {name: module for module, name in names.items()}
-    for name, module in layers.items():
+    for path, module in numbering.modules.items():
+        reason = computed_weights(path, module)
+        if path.endswith("_orig_mod"):  # a wrapper that answers for its layer hides the gates on its weights
+            reason = f"{path.removesuffix('._orig_mod')} is a compiled layer; compile the network after slimming"
+        if isinstance(module, CLOSED):
+            reason = f"{path} ({type(module).__name__}) is not a layer whose channels can be removed"
         for parameter in module.parameters(recurse=False):
-            other = owners.setdefault(parameter, name)
-            for one, two in ((name, other), (other, name)) if other != name else ():
-                for side in ("in", "out") if isinstance(layers[one], (_ConvNd, nn.Linear)) else ("out",):
-                    found[one, side] = f"the weights of {one} are shared with {two}"
-    return {key: reason for key, reason in found.items() if isinstance(layers[key[0]], CUTTABLE)}
+            other = owners.setdefault(parameter, path)
+            if other != path:
+                for side in by_module.get(other, []):
+                    yield side, f"the weights of {other} are shared with {path}"
+                reason = reason or f"the weights of {path} are shared with {other}"
+        inner = [p for p in by_module if path and p.startswith(f"{path}.")]
+        closed = isinstance(module, CLOSED) or parametrize.is_parametrized(module)
+        for owner in [path, *(inner if closed else [])] if reason else []:
+            for side in by_module.get(owner, []):
+                yield side, reason
 
 
-def _final(
-    network: nn.Module, example: tuple[Tensor, ...], names: dict[nn.Module, str]
-) -> dict[tuple[str, str], str]:
-    """The output sides of layers whose outputs are the network's own."""
-    produced: dict[int, list[str]] = {}
-
-    def note(module: nn.Module, _inputs: object, output: object) -> None:
-        if isinstance(output, Tensor):
-            produced.setdefault(id(output.grad_fn), []).append(names[module])
-
-    handles = [m.register_forward_hook(note) for m in names if isinstance(m, (_ConvNd, nn.Linear))]
-    outputs = tp.utils.flatten_as_list(network(*example))
-    for handle in handles:
-        handle.remove()
-    last = [name for t in outputs if isinstance(t, Tensor) for name in produced.get(id(t.grad_fn), [])]
-    return {(name, "out"): "its outputs are the network's output" for name in last}
-
-
-def _collect(network: nn.Module, components: _Components) -> ChannelGraph:
+def _collect(numbering: _Numbering, components: Components) -> ChannelGraph:
     """Units that reach the same sides become one gate; what is frozen is listed with its reason."""
-    units: dict[Node, list[Node]] = {}
-    for node in list(components.parent):
-        units.setdefault(components.find(node), []).append(node)
+    roots, reasons = components.roots(), components.reasons()
+    sides = list(numbering.sides)
+    reached: dict[int, list[int]] = {}
+    for number, side in enumerate(sides):
+        for root in np.unique(roots[numbering.sides[side]]).tolist():
+            reached.setdefault(root, []).append(number)
     result = ChannelGraph()
-    gates: dict[frozenset[tuple[str, str]], list[list[Node]]] = {}
-    for root, nodes in units.items():
-        reason = components.reason.get(root) or _unreadable(network, nodes)
-        if reason:
-            for name in {n for n, side, _ in nodes if side == "out"}:
-                if isinstance(network.get_submodule(name), (_ConvNd, nn.Linear)):
-                    result.frozen.setdefault(name, reason)
+    gates: dict[tuple[int, ...], list[int]] = {}
+    for root, numbers in reached.items():
+        reason = reasons.get(root) or _unreadable(numbering, [sides[n] for n in numbers])
+        if not reason:
+            gates.setdefault(tuple(numbers), []).append(root)
+        for path in {sides[n][0] for n in numbers if sides[n][1] == "out"} if reason else ():
+            result.frozen.setdefault(path, reason)
+    order = {name: i for i, name in enumerate(numbering.modules)}
+    for sides_of_gate, units in gates.items():
+        members = [sides[n] for n in sides_of_gate]
+        outs = [path for path, side in members if side == "out"]
+        if not outs:
             continue
-        gates.setdefault(frozenset((name, side) for name, side, _ in nodes), []).append(nodes)
-    order = {name: i for i, (name, _) in enumerate(network.named_modules())}
-    for sides, members in gates.items():
-        first = min((n for n, s in sides if s == "out"), key=lambda n: order[n])
+        first = min(outs, key=order.__getitem__)
+        if len(units) < 2:
+            result.frozen.setdefault(first, "its channels only go all together")
+            continue
         name, again = first, 2
         while name in result.groups:
             name, again = f"{first}#{again}", again + 1
-        if len(members) < 2:
-            result.frozen.setdefault(first, "its channels only go all together")
-            continue
-        members.sort(key=min)
-        result.groups[name] = list(_couplings(network, sides, members))
-        result.frozen.pop(first, None)
+        result.groups[name] = list(_couplings(numbering, roots, sorted(members), units, first))
+    for couplings in result.groups.values():
+        for coupling in couplings:
+            if coupling.side == "out":
+                result.frozen.pop(coupling.module, None)
     return result
 
 
-def _unreadable(network: nn.Module, nodes: list[Node]) -> str:
+def _unreadable(numbering: _Numbering, sides: Sequence[Side]) -> str:
     """Why nothing that could carry a gate reads these channels, if so."""
-    for name, side, _ in nodes:
-        if side == "in":
-            module = network.get_submodule(name)
-            if isinstance(module, nn.Linear) or (isinstance(module, _ConvNd) and module.groups == 1):
-                return ""
+    for path, side in sides:
+        if side == "in" and getattr(numbering.modules[path], "groups", 1) == 1:
+            return ""
     return "no layer whose inputs can be gated reads its channels"
 
 
 def _couplings(
-    network: nn.Module, sides: frozenset[tuple[str, str]], members: list[list[Node]]
+    numbering: _Numbering, roots: Labels, members: Sequence[Side], units: Sequence[int], first: str
 ) -> Iterator[Coupling]:
-    places = {(n, s): torch.full((_width_of(network, n, s),), -1, dtype=torch.long) for n, s in sorted(sides)}
-    for entry, nodes in enumerate(members):
-        for name, side, index in nodes:
-            places[name, side][index] = entry
-    for (name, side), where in places.items():
-        if side == "param":
-            owner, _, attribute = name.rpartition(".")
-            yield Coupling(owner, side, where, ((attribute, _last_dim(network.get_parameter(name))),))
+    # Entries are numbered in the order in which their channels come in the layer that names the gate.
+    _, position = np.unique(roots[numbering.sides[first, "out"]], return_index=True)
+    rank = dict(
+        zip(roots[numbering.sides[first, "out"]][np.sort(position)].tolist(), range(len(position)), strict=True)
+    )
+    entry = np.full(int(roots.max()) + 1, -1)
+    entry[sorted(units, key=rank.__getitem__)] = np.arange(len(units))
+    for path, side in members:
+        places = torch.from_numpy(entry[roots[numbering.sides[path, side]]])
+        if side.startswith("axis"):
+            owner, _, attribute = path.rpartition(".")
+            dim = int(side.split()[1])
+            yield Coupling(owner, f"param {attribute} {dim}", places, ((attribute, dim),))
         else:
-            module = network.get_submodule(name)
-            tensors, counts = _cuts(module, side)
-            yield Coupling(name, side, where, tensors, counts)
+            tensors, counts = _cuts(numbering.modules[path], side)
+            yield Coupling(path, side, places, tensors, counts)
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, _ConvNd) and module.groups == module.in_channels == module.out_channels > 1
+
+
+def _sides(module: nn.Module) -> tuple[str, ...]:
+    if isinstance(module, LAYERS):
+        return ("out",) if _is_depthwise(module) else ("out", "in")
+    return ("out",) if not isinstance(module, nn.PReLU) or module.num_parameters > 1 else ()
 
 
 def _cuts(module: nn.Module, side: str) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
@@ -291,7 +277,7 @@ def _cuts(module: nn.Module, side: str) -> tuple[tuple[tuple[str, int], ...], tu
         if module.groups > 1:
             if side == "in":
                 return ((("weight", 0),) if transposed else ()), ("in_channels",)
-            depthwise = module2type(module) == OPTYPE.DEPTHWISE_CONV
+            depthwise = _is_depthwise(module)
             counts = ("in_channels", "out_channels", "groups") if depthwise else ("out_channels", "groups")
             own = (("bias", 0),) if transposed and not depthwise else (("weight", 0), ("bias", 0))
             return own, counts
@@ -314,54 +300,40 @@ def _cuts(module: nn.Module, side: str) -> tuple[tuple[tuple[str, int], ...], tu
     return (("weight", 1),), ("embedding_dim",)
 
 
-def _width_of(network: nn.Module, name: str, side: str) -> int:
-    if side == "param":
-        parameter = network.get_parameter(name)
-        return parameter.shape[_last_dim(parameter)]
-    return _width(network.get_submodule(name), side)
-
-
-def _last_dim(parameter: Tensor) -> int:
-    """The last dimension above 1: where torch-pruning takes the channels of a bare parameter to lie."""
-    return max((d for d, size in enumerate(parameter.shape) if size > 1), default=0)
-
-
 def _width(module: nn.Module, side: str) -> int:
-    for attribute in ("in_channels", "in_features") if side == "in" else ():
-        if hasattr(module, attribute):
-            return int(getattr(module, attribute))
-    for attribute in (
-        "out_channels",
-        "out_features",
-        "num_features",
-        "num_channels",
-        "num_parameters",
-        "embedding_dim",
-    ):
-        if hasattr(module, attribute):
-            return int(getattr(module, attribute))
-    raise AssertionError(f"{type(module).__name__} has no width")
+    names = ("in_channels", "in_features") if side == "in" else (
+        "out_channels", "out_features", "num_features", "num_channels", "num_parameters", "embedding_dim",
+    )  # fmt: skip
+    return next(int(getattr(module, name)) for name in names if hasattr(module, name))
 
 
-def input_features(network: nn.Module, example: tuple[Tensor, ...]) -> dict[str, list[Coupling]]:
-    """Gate name -> coupling, for each layer inside the network that reads what no parameter has had a part in."""
-    watched = copy.deepcopy(network).eval()
-    for parameter in watched.parameters():
+def input_features(network: nn.Module, example: tuple[Any, ...]) -> dict[str, list[Coupling]]:
+    """Gate name -> coupling, for each layer inside the network that reads what no parameter has had a part in.
+
+    Args:
+        network: a copy in eval mode; its parameters are made to require gradients.
+        example: its inputs.
+    """
+    for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     layers = {
-        name: module for name, module in watched.named_modules()
-        if name and isinstance(module, (_ConvNd, nn.Linear)) and getattr(module, "groups", 1) == 1
-        and not parametrize.is_parametrized(module) and _width(module, "in") > 1
+        name: module for name, module in network.named_modules()
+        if name and isinstance(module, LAYERS) and getattr(module, "groups", 1) == 1
+        and not computed_weights(name, module) and _width(module, "in") > 1
     }  # fmt: skip
     raw: dict[str, bool] = {}
+    handles = []
     for name, layer in layers.items():
 
         def note(_m: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
             raw[name] = raw.get(name, True) and not inputs[0].requires_grad
 
-        layer.register_forward_pre_hook(note)
-    watched(*example)
-    found = {}
+        handles.append(layer.register_forward_pre_hook(note))
+    with torch.enable_grad():
+        run(network, example, grad=True)
+    for handle in handles:
+        handle.remove()
+    found: dict[str, list[Coupling]] = {}
     for name in (name for name, alone in raw.items() if alone):
         tensors, counts = _cuts(layers[name], "in")
         places = torch.arange(_width(layers[name], "in"))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -12,13 +11,16 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from archgrad.choices.channels import Coupling, Vanishing
+from archgrad.choices.channels import ORDER
 from archgrad.choices.modules import Gate
 from archgrad.errors import ModelError
-from archgrad.spaces.slim.attention import heads
+from archgrad.spaces.slim.acceptance import Budget, settle
+from archgrad.spaces.slim.attention import attention_heads
 from archgrad.spaces.slim.branches import branches
-from archgrad.spaces.slim.channel_graph import NETWORK_ERRORS, ChannelGraph, input_features, trace
-from archgrad.spaces.slim.trial import Groups, Trial, reads
+from archgrad.spaces.slim.channel_graph import ChannelGraph, input_features, trace
+from archgrad.spaces.slim.reach import Frozen, reach
+from archgrad.spaces.slim.running import NETWORK_ERRORS, copied, run
+from archgrad.spaces.slim.trial import Removal, Trial, reads
 from archgrad.tasks.task import Inputs, arguments
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -52,39 +54,62 @@ def slim(net: Network, example: Example, *, keep: Sequence[str] = (), inputs: bo
 
     Source: removable groups as in DNAL (arXiv 2103.02126), found through torch-pruning's dependency graph.
     """
-    given = _checked(net, example)
+    inputs_given = _checked(net, example)
     absent = [path for path in keep if path not in dict(net.named_modules())]
     if absent:
         names = [name for name, _ in net.named_modules() if name]
         raise ModelError(f"keep names {absent}, which {type(net).__name__} does not have; it has {names[:12]} ...")
-    space = copy.deepcopy(net)
-    graph = _traced(net, given)
+
+    def is_kept(path: str) -> bool:
+        return any(path == k or path.startswith(f"{k}.") for k in keep)
+
+    graph = _traced(net, inputs_given, is_kept)
     if inputs:
-        graph.groups |= input_features(net, given)
-    for path in [n for n in graph.groups if _within(graph.groups[n], keep)]:
-        del graph.groups[path]
-        graph.frozen[path] = "kept at the user's wish"
-    trial = Trial(net, given)
-    attention = _heads(trial, graph, keep)
-    groups = _sound(trial, graph)
-    groups = _joint(trial, groups, attention, graph)
-    for name, couplings in groups.items():
-        _attach(space, name, couplings)
-    gated = {c.module for couplings in groups.values() for c in couplings if c.side == "out"}
-    for path, last, vanishing in branches(trial, gated):
-        if not any(path == k or path.startswith(f"{k}.") for k in keep):
-            _attach_branch(space, path, last, vanishing)
-    if not groups:
+        graph.groups |= input_features(copied(net).eval(), inputs_given)
+    trial = Trial(net, inputs_given)
+    removals = _accepted(trial, graph, is_kept)
+    if not removals:
         reasons = "; ".join(f"{n}: {r}" for n, r in list(graph.frozen.items())[:5])
         raise ModelError(f"{type(net).__name__} has no channels that can be removed ({reasons or 'no layer found'})")
-    setattr(space, FROZEN, dict(graph.frozen))
-    log.info("%d gates, %d layers frozen", len(groups), len(graph.frozen))
+    record = reach(trial, removals, graph.frozen)
+    del trial
+    space = copied(net)
+    for removal in removals:
+        _attach(space, removal)
+    setattr(space, FROZEN, record)
+    log.info("%d gates; %s", len(removals), record.summary())
     return space
 
 
-def frozen(space: nn.Module) -> dict[str, str]:
-    """The layers of a slim space whose outputs cannot be cut, each with the reason."""
-    return dict(getattr(space, FROZEN, {}))
+def frozen(space: nn.Module) -> Frozen:
+    """The layers with parameters of a slim space whose outputs cannot be cut, by path, each with the reason.
+
+    The mapping also says how much of the network no architecture can remove: `parameters_fraction` and
+    `macs_fraction`, both in [0, 1].
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> archgrad.frozen(archgrad.slim(net, example=torch.randn(2, 4)))["2"]
+        "its channels reach the network's output"
+    """
+    found = getattr(space, FROZEN, None)
+    return found if isinstance(found, Frozen) else Frozen({})
+
+
+def _accepted(trial: Trial, graph: ChannelGraph, is_kept: Callable[[str], bool]) -> list[Removal]:
+    """Heads, channels and branches that pass the trial together; the reasons of the others go into `graph.frozen`."""
+    budget = Budget()
+    heads = attention_heads(trial, graph, budget, is_kept)
+    channels = [Removal(name, couplings) for name, couplings in graph.groups.items()]
+    removals = settle(trial, [*heads, *channels], graph.frozen, budget)
+    gated = {c.module for r in removals for c in r.couplings if c.side == "out"}
+    vanishing = [r for r in branches(trial, gated) if not is_kept(r.name.removesuffix(".branch"))] if gated else []
+    if vanishing:
+        # What branches do not share with channels has passed already: only together they are new.
+        refused: dict[str, str] = {}
+        removals = settle(trial, [*removals, *vanishing], refused, budget)
+        graph.frozen.update({n: r for n, r in refused.items() if not n.endswith(".branch")})
+    return removals
 
 
 def _checked(net: nn.Module, example: Example) -> tuple[Tensor, ...]:
@@ -110,8 +135,14 @@ def _checked(net: nn.Module, example: Example) -> tuple[Tensor, ...]:
     inputs = arguments(example)
     shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in inputs)
     try:
-        with torch.no_grad():
-            copy.deepcopy(net).eval()(*inputs)
+        replica = copied(net)
+    except NETWORK_ERRORS as error:
+        raise ModelError(
+            f"{type(net).__name__} cannot be copied ({type(error).__name__}: {error}); take out of its "
+            f"attributes what copy.deepcopy refuses, such as locks, open files and hooks with closures"
+        ) from error
+    try:
+        run(replica.eval(), inputs)
     except NETWORK_ERRORS as error:
         raise ModelError(
             f"{type(net).__name__} fails on the example {shapes}: {type(error).__name__}: {error}; give an example "
@@ -120,108 +151,39 @@ def _checked(net: nn.Module, example: Example) -> tuple[Tensor, ...]:
     return inputs
 
 
-def _traced(net: nn.Module, inputs: tuple[Tensor, ...]) -> ChannelGraph:
+def _traced(net: nn.Module, inputs: tuple[Tensor, ...], is_kept: Callable[[str], bool]) -> ChannelGraph:
     try:
-        return trace(net, inputs)
+        return trace(copied(net).eval(), inputs, keep=is_kept)
     except NETWORK_ERRORS as error:
         raise ModelError(
-            f"{type(net).__name__} cannot be traced ({type(error).__name__}: {error}); its outputs have to depend "
-            f"on its parameters through autograd"
+            f"the channels of {type(net).__name__} cannot be followed ({type(error).__name__}: {error}); its forward "
+            f"has to run under a torch dispatch mode: leave out torch.jit, torch.func and captured graphs"
         ) from error
 
 
-def _within(couplings: Sequence[Coupling], keep: Sequence[str]) -> bool:
-    return any(c.side == "out" and (c.module == k or c.module.startswith(f"{k}.")) for c in couplings for k in keep)
-
-
-def _sound(trial: Trial, graph: ChannelGraph) -> dict[str, list[Coupling]]:
-    """The largest set of groups, found by halving, that passes the trial together."""
-
-    def fails(names: list[str]) -> str:
-        chosen: Groups = {n: graph.groups[n] for n in names}
-        return trial.failure(chosen, seed=0)
-
-    def add(good: list[str], names: list[str]) -> list[str]:
-        reason = fails(good + names) if names else ""
-        if not reason:
-            return good + names
-        if len(names) == 1:
-            graph.frozen[names[0]] = reason
-            return good
-        middle = len(names) // 2
-        return add(add(good, names[:middle]), names[middle:])
-
-    return {n: graph.groups[n] for n in add([], list(graph.groups))}
-
-
-def _heads(trial: Trial, graph: ChannelGraph, keep: Sequence[str]) -> dict[str, list[Coupling]]:
-    """Gates over attention heads; what the graph made of the same projections is dropped."""
-    ways = {p: w for p, w in heads(trial.network) if not any(p == k or p.startswith(f"{k}.") for k in keep)}
-    found: dict[str, list[Coupling]] = {}
-    reasons: dict[str, str] = {}
-    for rank in range(max(map(len, ways.values()), default=0)):
-        left = {p: w[rank] for p, w in ways.items() if p not in found and rank < len(w)}
-        if left and not trial.failure(left, seed=0):  # modules of one kind are laid out alike
-            found |= left
-        for path in left.keys() - found.keys():
-            reasons[path] = (
-                trial.failure({path: left[path]}, seed=0) if len(left) > 1 else "removal changes the output"
-            )
-            if not reasons[path]:
-                found[path] = left[path]
-    for path in ways:
-        touched = {(c.module, c.side) for c in ways[path][0]}
-        for name in [n for n, cs in graph.groups.items() if any((c.module, c.side) in touched for c in cs)]:
-            del graph.groups[name]
-        if path in found:
-            for couplings in found[path]:
-                graph.frozen.pop(couplings.module, None)
-        else:
-            graph.frozen[path] = f"its heads cannot be removed: {reasons[path]}"
-    return {f"{path}.heads": couplings for path, couplings in found.items()}
-
-
-def _joint(
-    trial: Trial, groups: dict[str, list[Coupling]], attention: dict[str, list[Coupling]], graph: ChannelGraph
-) -> dict[str, list[Coupling]]:
-    """Channels and heads together, if they pass a second trial together; else the channels alone."""
-    both = groups | attention
-    reason = trial.failure(both, seed=1) if both else ""
-    if reason and attention:
-        graph.frozen |= dict.fromkeys(attention, f"not together with the other gates: {reason}")
-        both, reason = groups, trial.failure(groups, seed=1) if groups else ""
-    if reason:
-        graph.frozen |= dict.fromkeys(both, reason)
-        return {}
-    return both
-
-
-def _attach(space: nn.Module, name: str, couplings: list[Coupling]) -> None:
-    size = 1 + max(int(c.places.max()) for c in couplings)
+def _attach(space: nn.Module, removal: Removal) -> None:
+    """Gates on the weights that read the channels, or that end the branch."""
+    couplings = list(removal.couplings)
+    if removal.vanishing:
+        layer = space.get_submodule(removal.last)
+        for attribute in ("weight", "bias"):
+            tensor = getattr(layer, attribute, None)
+            if isinstance(tensor, Tensor):
+                every = torch.zeros(tensor.shape[0], dtype=torch.long)
+                stays = removal.vanishing
+                gate = Gate(1, name=removal.name, places=every, dim=0, couplings=couplings, vanishing=stays)
+                _register(layer, attribute, gate)
+        return
     for member in couplings:
         if reads(space, member):
             ((attribute, dim),) = member.tensors
-            gate = Gate(size, name=name, places=_short(member.places, size), dim=dim, couplings=couplings)
-            parametrize.register_parametrization(space.get_submodule(member.module), attribute, gate)
+            places = None if torch.equal(member.places, torch.arange(removal.size)) else member.places
+            gate = Gate(removal.size, name=removal.name, places=places, dim=dim, couplings=couplings)
+            _register(space.get_submodule(member.module), attribute, gate)
 
 
-def _short(places: Tensor, size: int) -> Tensor | None:
-    return None if torch.equal(places, torch.arange(size)) else places
-
-
-def _attach_branch(space: nn.Module, path: str, last: str, vanishing: Vanishing) -> None:
-    """A gate with one entry that scales the last layer of a branch: its weight and its bias."""
-    layer = space.get_submodule(last)
-    stays = [f"{path}.{p}" for p in vanishing.parts if isinstance(p, str)]
-    couplings = [
-        Coupling(n, "branch", torch.zeros(1, dtype=torch.long))
-        for n, _ in space.named_modules()
-        if (n == path or n.startswith(f"{path}.")) and ".parametrizations" not in n
-    ]
-    couplings = [c for c in couplings if not any(c.module == s or c.module.startswith(f"{s}.") for s in stays)]
-    for attribute in ("weight", "bias"):
-        tensor = getattr(layer, attribute, None)
-        if isinstance(tensor, Tensor):
-            places = torch.zeros(tensor.shape[0], dtype=torch.long)
-            gate = Gate(1, name=f"{path}.branch", places=places, dim=0, couplings=couplings, vanishing=vanishing)
-            parametrize.register_parametrization(layer, attribute, gate)
+def _register(layer: nn.Module, attribute: str, gate: Gate) -> None:
+    """Parametrize a weight by a gate, and note the order of the layer's parameters, which the built network keeps."""
+    if not parametrize.is_parametrized(layer):
+        setattr(layer, ORDER, tuple(layer._parameters))
+    parametrize.register_parametrization(layer, attribute, gate)

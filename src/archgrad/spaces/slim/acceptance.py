@@ -1,0 +1,205 @@
+"""Find the largest set of removals that is shown to be exact, in a number of runs that has a bound."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from archgrad.spaces.slim.running import NETWORK_ERRORS, plain_kernels, run, tensors_of
+from archgrad.spaces.slim.trial import MASKS, Check, Removal, Trial, changes, readers
+
+UNSHOWN = (
+    "the example does not exercise it: closing its channels changes no output; give an example on which it counts"
+)
+OVERRUN = "too many removals fail for each to be tried; name those that should stay in keep="
+RUNS = 160  # comparisons in all, whatever the size of the network
+QUIET = 4.0  # seconds between lines of progress
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Budget:
+    """Comparisons that are left, and the lines that say how far the trial has come."""
+
+    left: int = RUNS
+    _next: float = field(default_factory=lambda: time.monotonic() + QUIET)
+
+    def spend(self, doing: str) -> bool:
+        """Take one; False where none is left."""
+        if time.monotonic() > self._next:
+            self._next = time.monotonic() + QUIET
+            log.warning("slim: %s, %d runs of the network so far", doing, RUNS - self.left)
+        self.left -= 1
+        return self.left >= 0
+
+
+def settle(
+    trial: Trial, removals: Sequence[Removal], frozen: MutableMapping[str, str], budget: Budget
+) -> list[Removal]:
+    """The removals that are exact together under every mask; the reasons of the others are put in `frozen`."""
+    accepted = list(removals)
+    silent = _silent(trial, accepted, budget)
+    frozen.update(dict.fromkeys(silent, UNSHOWN))
+    accepted = [r for r in accepted if r.name not in silent]
+    for mask in MASKS:
+        while accepted and budget.spend(f"trying {len(accepted)} gates together"):
+            failure = trial.failure(accepted, mask)
+            if failure is None:
+                break
+            checks = None if failure.check is None else [failure.check]
+            search = _Search(trial, mask, checks, budget)
+            sound = search.largest(accepted)
+            if len(sound) == len(accepted):  # it failed together and passes now: it does not compute the same twice
+                search.reasons = {r.name: failure.reason for r in accepted}
+                sound = []
+            frozen.update(search.reasons)
+            accepted = sound
+        if budget.left < 0:
+            frozen.update({r.name: OVERRUN for r in accepted})
+            return []
+    return accepted
+
+
+def alike(removals: Sequence[Removal]) -> list[list[Removal]]:
+    """Removals by what they are in the network, whatever block they stand in."""
+    classes: dict[object, list[Removal]] = {}
+    for removal in removals:
+        sides = {(re.sub(r"\d+", "#", c.module), c.side, c.tensors, c.counts) for c in removal.couplings}
+        key = (re.sub(r"\d+", "#", removal.name), frozenset(sides))
+        classes.setdefault(key, []).append(removal)
+    return list(classes.values())
+
+
+@dataclass
+class _Search:
+    """Halving: a set that fails is divided until those that fail are found; the first of alike ones judges all."""
+
+    trial: Trial
+    mask: str
+    checks: Sequence[Check] | None
+    budget: Budget
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def largest(self, removals: Sequence[Removal]) -> list[Removal]:
+        """The largest set found that passes the comparison."""
+        return self._add([], alike(removals), known="")
+
+    def _fails(self, removals: list[Removal]) -> str:
+        if not self.budget.spend("looking for the gates that fail"):
+            return OVERRUN
+        failure = self.trial.failure(removals, self.mask, self.checks)
+        return failure.reason if failure else ""
+
+    def _add(self, good: list[Removal], classes: list[list[Removal]], *, known: str) -> list[Removal]:
+        """`good` and as many of the classes as pass with it; `known` is the reason if all are known to fail."""
+        members = [r for same in classes for r in same]
+        reason = known or (self._fails(good + members) if members else "")
+        if not reason:
+            return good + members
+        if reason == OVERRUN or len(members) == 1:
+            self.reasons.update({r.name: reason for r in members})
+            return good
+        if len(classes) == 1:
+            first = self._fails([*good, members[0]])
+            if first:  # the others are built alike
+                self.reasons.update({r.name: first for r in members})
+                return good
+            return self._add(
+                [*good, members[0]], [[r] for r in members[1:]], known="" if len(members) > 2 else reason
+            )
+        middle = len(classes) // 2
+        left = self._add(good, classes[:middle], known="")
+        passed = len(left) - len(good) == sum(map(len, classes[:middle]))
+        return self._add(left, classes[middle:], known=reason if passed else "")
+
+
+def _silent(trial: Trial, removals: Sequence[Removal], budget: Budget) -> set[str]:
+    """Names of the removals whose closing changes no finite output on the user's own example."""
+    slopes = _slopes(trial, removals)
+    least = 1e3 * torch.finfo(trial.dtype).eps ** 1.5 * max(slopes.values(), default=0.0)
+    unsure = [r for r in removals if not slopes.get(r.name, 0.0) > least]
+    return {r.name for r in _unchanging(trial, unsure, budget, trial.reference())} if unsure else set()
+
+
+def _slopes(trial: Trial, removals: Sequence[Removal]) -> dict[str, float]:
+    """The largest derivative of a random sum of the outputs by an entry of each gate, where there is one."""
+    network = trial.network.eval()
+    factors: dict[str, list[Tensor]] = {}
+    handles = []
+    for removal, member in readers(network, removals):
+        factor = torch.ones(len(member.places), dtype=trial.dtype, requires_grad=True)
+        factors.setdefault(removal.name, []).append(factor)
+        handles.append(_scale_input(network.get_submodule(member.module), factor))
+    for removal in (r for r in removals if r.vanishing):
+        factor = torch.ones(1, dtype=trial.dtype, requires_grad=True)
+        factors.setdefault(removal.name, []).append(factor)
+        handles.append(_scale_output(network.get_submodule(removal.last), factor))
+    requires = {p: p.requires_grad for p in network.parameters()}
+    try:
+        for parameter in network.parameters():
+            parameter.requires_grad_(False)
+        with plain_kernels():
+            outputs = tensors_of(run(network, trial.inputs[0], grad=True))
+        total = _random_sum(outputs)
+        leaves = [f for own in factors.values() for f in own]
+        slopes = torch.autograd.grad(total, leaves, allow_unused=True) if leaves and total.requires_grad else []
+    except NETWORK_ERRORS:
+        return {}
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, needed in requires.items():
+            parameter.requires_grad_(needed)
+    steepest = iter([0.0 if s is None else float(s.abs().max().nan_to_num(0.0, 0.0, 0.0)) for s in slopes])
+    return {name: max(next(steepest, 0.0) for _ in own) for name, own in factors.items()}
+
+
+def _scale_input(module: nn.Module, factor: Tensor) -> torch.utils.hooks.RemovableHandle:
+    trailing = len(getattr(module, "kernel_size", ())) if not isinstance(module, nn.Linear) else 0
+
+    def scale(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0] * factor.to(inputs[0]).view(-1, *[1] * trailing), *inputs[1:])
+
+    return module.register_forward_pre_hook(scale)
+
+
+def _scale_output(module: nn.Module, factor: Tensor) -> torch.utils.hooks.RemovableHandle:
+    return module.register_forward_hook(lambda _module, _inputs, output: output * factor.to(output))
+
+
+def _random_sum(outputs: Sequence[Tensor]) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    total = torch.zeros((), dtype=torch.float64)
+    for x in outputs:
+        x = torch.view_as_real(x) if x.is_complex() else x
+        if x.is_floating_point() and x.requires_grad:
+            weights = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+            total = total + torch.where(x.isfinite(), x * weights, torch.zeros_like(x)).sum().to(total)
+    return total
+
+
+def _unchanging(
+    trial: Trial, removals: Sequence[Removal], budget: Budget, reference: Sequence[Tensor]
+) -> Iterator[Removal]:
+    """Those of which closing all but one entry, together and then by halves, changes nothing."""
+    if not removals or not budget.spend("looking for gates that the example does not exercise"):
+        yield from removals
+        return
+    try:
+        network = trial.closed(removals, trial.kept(removals, "smallest"))
+        with plain_kernels():
+            closed = tensors_of(run(network.eval(), trial.inputs[0]))
+    except NETWORK_ERRORS:
+        closed = []
+    if not changes(trial, reference, closed):
+        yield from removals
+    elif len(removals) > 1:
+        middle = len(removals) // 2
+        yield from _unchanging(trial, removals[:middle], budget, reference)
+        yield from _unchanging(trial, removals[middle:], budget, reference)

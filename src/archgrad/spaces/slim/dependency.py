@@ -1,0 +1,258 @@
+"""Follow channels through a network while it runs on its example.
+
+Every axis of every parameter is numbered: one label for each place, see `channel_graph`. A tensor carries, for each
+of its axes, the labels of the channels that lie along it. Each operator of the run says how the labels of its
+outputs come from those of its inputs, which labels have to live and die together, and which may not be removed at
+all (`operators`). An operator without a rule freezes what it reads. The work of an operator is proportional to the
+length of the labelled axes of its tensors, so that the whole is linear in the size of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+Labels = NDArray[np.int64]
+Axes = dict[int, list[Labels]]  # axis -> arrays of labels along it, -1 for a place without one
+LONGEST = 1 << 22  # places along one axis; a longer one is not followed
+PENDING = 1 << 21  # pairs that are kept before they are merged
+
+
+@dataclass
+class Shadow:
+    """What is known of a tensor.
+
+    Attributes:
+        axes: the labels along its axes.
+        constant: whether it was made out of nothing (`zeros`, `arange`), so that its size may follow the channels'.
+        weight: whether it is a parameter, or a view of one.
+    """
+
+    axes: Axes = field(default_factory=dict)
+    constant: bool = False
+    weight: bool = False
+
+
+class Components:
+    """Sets of labels that live and die together, with a reason where a set is not to be touched."""
+
+    def __init__(self, size: int) -> None:
+        self._roots: Labels = np.arange(size)
+        self._pairs: list[tuple[Labels, Labels]] = []
+        self._pending = 0
+        self._frozen: list[tuple[Labels, str]] = []
+
+    def join(self, a: Labels, b: Labels, reason: str) -> None:
+        """Tie two arrays of labels place by place; a label beside a place without one is frozen."""
+        alone = (a < 0) != (b < 0)
+        if alone.any():
+            self.freeze(np.maximum(a, b)[alone], reason)
+        both = (a >= 0) & (b >= 0) & (a != b)
+        if both.any():
+            pairs = np.unique(np.stack([self._roots[a[both]], self._roots[b[both]]]), axis=1)
+            self._pairs.append((pairs[0], pairs[1]))
+            self._pending += pairs.shape[1]
+            if self._pending > PENDING:
+                self.roots()
+
+    def freeze(self, labels: Labels, reason: str) -> None:
+        """Say why labels, and all that are tied to them, may not be removed."""
+        labels = np.unique(labels)
+        labels = labels[labels >= 0]
+        if labels.size:
+            self._frozen.append((labels, reason))
+
+    def roots(self) -> Labels:
+        """The component of each label."""
+        if self._pairs:
+            size = len(self._roots)
+            rows = np.concatenate([a for a, _ in self._pairs])
+            columns = np.concatenate([b for _, b in self._pairs])
+            graph = coo_array((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(size, size))
+            _, component = connected_components(graph, directed=False)
+            self._roots = component.astype(np.int64)[self._roots]
+            # Components are numbered anew: what comes later has to be given in the same numbers.
+            self._pairs, self._pending = [], 0
+        return self._roots
+
+    def reasons(self) -> dict[int, str]:
+        """Component -> the first reason why it may not be removed."""
+        roots = self.roots()
+        found: dict[int, str] = {}
+        for labels, reason in self._frozen:
+            for root in np.unique(roots[labels]).tolist():
+                found.setdefault(root, reason)
+        return found
+
+
+class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes what every operator does with the labels of its inputs, while the network runs under it.
+
+    Args:
+        components: takes what is tied and what is frozen.
+        tensors: the labels of the network's parameters and buffers.
+        is_read: [labels] bool, whether a label is a column of a weight that a gate may stand on.
+        rule: how an operator treats labels, from its name; None for an operator that is not known.
+        here: where the run is, for reasons.
+        computed: why the weights of the module that runs are no parameters; "" where they are.
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        tensors: Mapping[Tensor, Shadow],
+        *,
+        is_read: NDArray[np.bool_],
+        rule: Callable[[torch._ops.OpOverload], Rule | None],
+        here: Callable[[], str],
+        computed: Callable[[], str],
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.components = components
+        self.is_read = is_read
+        self.here = here
+        self.computed = computed
+        self._rule = rule
+        # By identity, without keeping the tensors alive.
+        self._shadows: MutableMapping[Tensor, Shadow] = WeakIdKeyDictionary()
+        for tensor, shadow in tensors.items():
+            self._shadows[tensor] = shadow
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operator, then note what it did."""
+        kwargs = kwargs or {}
+        outputs = func(*args, **kwargs)
+        inputs = tensors_in((args, kwargs))
+        known = [self._shadows.get(x) for x in inputs]
+        results = tensors_in(outputs)
+        if any(shadow is not None and shadow.axes for shadow in known):
+            call = Call(self, func, args, kwargs, inputs, results)
+            rule = self._rule(func)
+            try:
+                if rule is None or not rule(call):
+                    call.freeze_all(f"{call.name} in {self.here()} cannot be followed")
+            except (IndexError, KeyError, TypeError, ValueError, AttributeError):
+                call.freeze_all(f"{call.name} in {self.here()} cannot be followed as it is called there")
+        elif all(shadow is not None and shadow.constant for shadow in known):
+            for result in results:
+                self._shadows.setdefault(result, Shadow(constant=True))
+        return outputs
+
+    def shadow(self, x: Tensor) -> Shadow:
+        """What is known of a tensor."""
+        return self._shadows.get(x) or Shadow()
+
+    def note(self, x: Tensor, axes: Axes, *, weight: bool = False) -> None:
+        """Say what lies along the axes of a tensor."""
+        self._shadows[x] = Shadow({k: v for k, v in axes.items() if v}, weight=weight)
+
+    def freeze(self, x: Tensor, reason: str, *, axes: Sequence[int] | None = None) -> None:
+        """Freeze what lies along some axes of a tensor, by default along all."""
+        for axis, arrays in self.shadow(x).axes.items():
+            for labels in arrays if axes is None or axis in axes else ():
+                self.components.freeze(labels, reason)
+
+
+@dataclass
+class Call:
+    """One operator as it was called."""
+
+    walk: Walk
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: list[Tensor]
+    results: list[Tensor]
+
+    @property
+    def name(self) -> str:
+        """Its name without namespace: `softmax`."""
+        name: str = self.func._schema.name
+        return name.partition("::")[2].strip("_")
+
+    def argument(self, name: str, default: Any = None) -> Any:
+        """An argument by its name in the operator's signature."""
+        for i, parameter in enumerate(self.func._schema.arguments):
+            if parameter.name == name:
+                if i < len(self.args):
+                    return self.args[i]
+                return self.kwargs.get(name, parameter.default_value if parameter.has_default_value() else default)
+        return default
+
+    def axes(self, x: Tensor) -> Axes:
+        """The labels along a tensor's axes."""
+        return self.walk.shadow(x).axes
+
+    def freeze_all(self, reason: str) -> None:
+        """Freeze everything that lies along any input."""
+        for x in self.inputs:
+            self.walk.freeze(x, reason)
+
+    def mixes(self, x: Tensor, axes: Sequence[int]) -> None:
+        """Freeze what lies along axes over which the operator mixes."""
+        axes = [a % max(x.dim(), 1) for a in axes]
+        self.walk.freeze(x, f"{self.walk.here()} mixes these channels ({self.name})", axes=axes)
+
+
+Rule = Callable[[Call], bool]  # False: the operator cannot be followed as it was called
+
+
+def tensors_in(nest: object) -> list[Tensor]:
+    """The tensors in an operator's arguments or outputs."""
+    if isinstance(nest, Tensor):
+        return [nest]
+    if isinstance(nest, (list, tuple)):
+        return [x for part in nest for x in tensors_in(part)]
+    if isinstance(nest, dict):
+        return tensors_in(list(nest.values()))
+    return []
+
+
+def combine(call: Call, parts: Sequence[tuple[Tensor, Axes, int]], size: Sequence[int]) -> Axes:
+    """Labels of an elementwise result of several tensors, broadcast to `size`.
+
+    Args:
+        call: the operator.
+        parts: for each tensor its labels, and how many axes are put in front of its own.
+        size: of the result.
+    """
+    components, result = call.walk.components, {}
+    mismatch = f"{call.walk.here()} combines these channels with values that have none ({call.name})"
+    for axis, extent in enumerate(size):
+        labelled: list[list[Labels]] = []
+        fixed = False
+        for x, axes, shift in parts:
+            own = axis - shift
+            if own < 0 or x.dim() == 0:
+                continue
+            arrays = axes.get(own, [])
+            if x.shape[own] != extent:
+                for labels in arrays:
+                    components.freeze(labels, f"{call.walk.here()} spreads this channel over others ({call.name})")
+            elif arrays:
+                labelled.append(arrays)
+            elif not call.walk.shadow(x).constant:
+                fixed = True
+        if not labelled:
+            continue
+        first = labelled[0]
+        for other in labelled[1:]:
+            for i in range(max(len(first), len(other))):
+                components.join(first[min(i, len(first) - 1)], other[min(i, len(other) - 1)], mismatch)
+        if fixed:
+            for labels in first:
+                components.freeze(labels, mismatch)
+        result[axis] = first
+    return result

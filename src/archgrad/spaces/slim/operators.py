@@ -1,0 +1,401 @@
+"""What each operator of torch does with the labels of its inputs' channels; see `dependency`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from archgrad.spaces.slim.dependency import LONGEST, Axes, Call, Labels, Rule, combine
+from archgrad.spaces.slim.rearranging import REARRANGING
+
+# Operators that keep the shape, and compute every element from the one at its place; most others are tagged so.
+ELEMENTWISE = (
+    "copy", "to_copy", "detach", "alias", "lift_fresh", "contiguous", "hardswish", "hardsigmoid", "prelu_kernel",
+    "mish",
+    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "bernoulli", "native_dropout",
+    "fill", "zero", "normal", "uniform", "log_sigmoid_forward", "rrelu_with_noise", "rrelu", "gelu", "dropout",
+    "nan_to_num", "clone", "relu6", "hardtanh", "celu", "selu", "elu", "tanhshrink", "softshrink",
+)  # fmt: skip
+# Operators that mix over the last axes, as many as their name says.
+SPATIAL = (
+    "max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample", "reflection_pad", "replication_pad",
+    "fractional_max_pool", "grid_sampler", "max_unpool", "lp_pool",
+)  # fmt: skip
+MIXING = ("softmax", "log_softmax", "cumsum", "cumprod", "sort", "topk", "logcumsumexp", "flip", "roll", "cummax",
+          "cummin", "gather", "index_select", "scatter", "fft_r2c", "fft_c2c", "fft_c2r", "renorm", "tril", "triu",
+          "unfold", "scatter_add", "index_add", "index_copy", "index_fill", "kthvalue", "safe_softmax")  # fmt: skip
+
+
+def _elementwise(call: Call) -> bool:
+    if not call.results:
+        return True
+    out = max(call.results, key=lambda x: x.dim())
+    size = out.shape
+    parts = [(x, call.axes(x), len(size) - x.dim()) for x in call.inputs]
+    axes = combine(call, parts, size)
+    for result in call.results:
+        if result.shape == size:
+            call.walk.note(result, axes, weight=len(call.inputs) == 1 and call.walk.shadow(call.inputs[0]).weight)
+    return True
+
+
+def _reduce(call: Call) -> bool:
+    x = call.inputs[0]
+    dims = call.argument("dim")
+    dims = list(range(x.dim())) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
+    dims = [d % max(x.dim(), 1) for d in dims]
+    call.mixes(x, dims)
+    keep = bool(call.argument("keepdim", False))
+    axes: Axes = {}
+    for axis, arrays in call.axes(x).items():
+        if axis not in dims:
+            axes[axis if keep else axis - sum(d < axis for d in dims)] = arrays
+    for result in call.results:
+        if result.dim():
+            call.walk.note(result, axes)
+    return True
+
+
+def _mix(call: Call) -> bool:
+    x = call.inputs[0]
+    dims = call.argument("dim", call.argument("dims", call.argument("dimension")))
+    dims = [-1, -2] if dims is None else [dims] if isinstance(dims, int) else list(dims)
+    for other in call.inputs:
+        call.mixes(other, [d for d in dims if -other.dim() <= d < other.dim()])
+    dims = [d % max(x.dim(), 1) for d in dims]
+    axes = {a: v for a, v in call.axes(x).items() if a not in dims}
+    for other in call.inputs[1:]:
+        call.walk.freeze(other, f"{call.name} in {call.walk.here()} cannot be followed")
+    for result in call.results:
+        if result.dim() == x.dim():
+            call.walk.note(result, {a: v for a, v in axes.items() if result.shape[a] == x.shape[a]})
+    return True
+
+
+def _spatial(call: Call) -> bool:
+    x = call.inputs[0]
+    count = next((int(c) for c in call.name if c in "123"), 3)
+    call.mixes(x, range(x.dim() - count, x.dim()))
+    for result in call.results:
+        call.walk.note(result, {a: v for a, v in call.axes(x).items() if a < x.dim() - count})
+    for other in call.inputs[1:]:
+        call.walk.freeze(other, f"{call.name} in {call.walk.here()} cannot be followed")
+    return True
+
+
+def _convolve(call: Call) -> bool:
+    x, weight, bias = call.argument("input"), call.argument("weight"), call.argument("bias")
+    groups, transposed = call.argument("groups", 1), bool(call.argument("transposed", False))
+    walk, here = call.walk, call.walk.here()
+    if groups > 1:
+        return _convolve_groups(call, x, weight, bias)
+    walk.freeze(x, f"{here} mixes along these channels (convolution)", axes=range(2, x.dim()))
+    reads, makes = (0, 1) if transposed else (1, 0)
+    if not contract(call, call.axes(x).get(1, []), call.axes(weight).get(reads, []), (x, weight)):
+        return False
+    axes: Axes = {0: call.axes(x).get(0, [])}
+    axes[1] = [*call.axes(weight).get(makes, [])]
+    result = call.results[0]
+    if bias is not None and axes[1]:
+        axes |= combine(call, [(result, {1: axes[1]}, 0), (bias, call.axes(bias), 1)], result.shape[:2])
+    walk.note(result, axes)
+    return True
+
+
+def _convolve_groups(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """The blocks themselves are tied where the layer is numbered; its input side is tied by the layer's hook."""
+    labels = call.axes(weight)
+    if not call.walk.shadow(weight).weight:
+        return False
+    transposed = bool(call.argument("transposed", False))
+    call.walk.freeze(x, f"{call.walk.here()} mixes along these channels (convolution)", axes=range(2, x.dim()))
+    if transposed:
+        made = call.axes(bias).get(0, []) if bias is not None else []
+        if not made:
+            return False
+    else:
+        made = labels.get(0, [])
+    call.walk.note(call.results[0], {0: call.axes(x).get(0, []), 1: made})
+    return True
+
+
+def contract(call: Call, left: list[Labels], right: list[Labels], operands: tuple[Tensor, Tensor]) -> bool:
+    """Tie the labels along an axis that a product sums over: one operand has to be a weight that takes a gate."""
+    components, here = call.walk.components, call.walk.here()
+    if not left and not right:
+        return True
+    if not any(call.walk.shadow(x).weight for x in operands):
+        reason = call.walk.computed() or f"{here} multiplies these channels with other activations and adds up"
+        for labels in (*left, *right):
+            components.freeze(labels, reason)
+        return True
+    if not left or not right:
+        for labels in (*left, *right):
+            components.freeze(labels, f"{here} reads a fixed number of channels")
+        return True
+    for i in range(max(len(left), len(right))):
+        a, b = left[min(i, len(left) - 1)], right[min(i, len(right) - 1)]
+        components.join(a, b, f"{here} reads these channels beside others that are fixed")
+        weight = b if call.walk.shadow(operands[1]).weight else a
+        if not call.walk.is_read[weight[weight >= 0]].all():
+            components.freeze(
+                weight, f"{here} reads these channels with a parameter that is not the weight of a layer"
+            )
+    return True
+
+
+def _multiply(call: Call) -> bool:
+    if call.name in ("linear", "matmul"):
+        return False  # made of the others, unless a backend has its own
+    a, b = call.inputs[-2:]
+    axes_a, axes_b = call.axes(a), call.axes(b)
+    last, inner = a.dim() - 1, max(b.dim() - 2, 0)
+    if not contract(call, axes_a.get(last, []), axes_b.get(inner, []), (a, b)):
+        return False
+    result = call.results[0]
+    axes: Axes = {}
+    if a.dim() == 3:
+        batch = [(a, {0: axes_a.get(0, [])}, 0), (b, {0: axes_b.get(0, [])}, 0)]
+        axes |= combine(call, batch, result.shape[:1])
+    if a.dim() >= 2:
+        axes[last - 1] = axes_a.get(last - 1, [])
+    if b.dim() >= 2:
+        axes[result.dim() - 1] = axes_b.get(b.dim() - 1, [])
+    if len(call.inputs) == 3:
+        added = call.inputs[0]
+        axes = (
+            combine(call, [(result, axes, 0), (added, call.axes(added), result.dim() - added.dim())], result.shape)
+            if axes
+            else {}
+        )
+        if not axes:
+            call.walk.freeze(added, f"{call.walk.here()} adds this parameter to values without channels")
+    call.walk.note(result, axes)
+    return True
+
+
+def _attention(call: Call) -> bool:
+    q, k, v, *rest = call.inputs
+    last = q.dim() - 1
+    for x in (q, k):
+        call.walk.freeze(
+            x, f"{call.walk.here()} multiplies queries and keys and adds up over these channels", axes=[last]
+        )
+    for x in (k, v):
+        call.mixes(x, [last - 1])
+    for x in rest:
+        call.walk.freeze(x, f"{call.name} in {call.walk.here()} cannot be followed")
+    result = call.results[0]
+    batch = [(x, {a: n for a, n in call.axes(x).items() if a < last - 1}, 0) for x in (q, k, v)]
+    axes = combine(call, batch, result.shape[: last - 1])
+    axes[last - 1], axes[last] = call.axes(q).get(last - 1, []), call.axes(v).get(last, [])
+    call.walk.note(result, axes)
+    return True
+
+
+def _batch_norm(call: Call) -> bool:
+    x = call.inputs[0]
+    vectors = [(v, {0: call.axes(v).get(0, [])}, 1) for v in call.inputs[1:]]
+    axes = combine(call, [(x, call.axes(x), 0), *vectors], x.shape[:2])
+    call.walk.note(call.results[0], {**call.axes(x), **axes})
+    return True
+
+
+def _group_norm(call: Call) -> bool:
+    x, groups = call.inputs[0], int(call.argument("group"))
+    vectors = [(v, call.axes(v), 1) for v in call.inputs[1:]]
+    axes = combine(call, [(x, call.axes(x), 0), *vectors], x.shape[:2])
+    for labels in axes.get(1, []):
+        blocks = labels.reshape(groups, -1)
+        call.walk.components.join(
+            blocks, np.broadcast_to(blocks[:, :1], blocks.shape),
+            f"{call.walk.here()} normalizes over these channels",
+        )  # fmt: skip
+    call.walk.note(call.results[0], {**call.axes(x), **axes})
+    return True
+
+
+def _layer_norm(call: Call) -> bool:
+    x, count = call.inputs[0], len(call.argument("normalized_shape"))
+    reason = f"{call.walk.here()} normalizes over these channels"
+    call.walk.freeze(x, reason, axes=range(x.dim() - count, x.dim()))
+    for vector in call.inputs[1:]:
+        call.walk.freeze(vector, reason)
+    call.walk.note(call.results[0], call.axes(x))
+    return True
+
+
+def _embed(call: Call) -> bool:
+    weight, indices = call.inputs[:2]
+    call.walk.freeze(weight, f"{call.walk.here()} picks rows of this table", axes=[0])
+    call.walk.freeze(indices, f"{call.walk.here()} picks rows by these channels")
+    result = call.results[0]
+    call.walk.note(result, {result.dim() - 1: call.axes(weight).get(1, [])})
+    return True
+
+
+def _index(call: Call) -> bool:
+    x, indices = call.inputs[0], call.argument("indices")
+    positions = [i for i, index in enumerate(indices) if index is not None]
+    call.mixes(x, positions)
+    call.walk.freeze(x, f"index in {call.walk.here()} cannot be followed", axes=range(positions[0]))
+    for index in call.inputs[1:]:
+        call.walk.freeze(index, f"index in {call.walk.here()} cannot be followed")
+    if positions != list(range(positions[0], positions[-1] + 1)):
+        call.freeze_all(f"index in {call.walk.here()} cannot be followed")
+        return True
+    shift = call.results[0].dim() - x.dim()
+    call.walk.note(call.results[0], {a + shift: v for a, v in call.axes(x).items() if a > positions[-1]})
+    return True
+
+
+def _glu(call: Call) -> bool:
+    x = call.inputs[0]
+    dim = int(call.argument("dim", -1)) % x.dim()
+    axes = dict(call.axes(x))
+    for i, labels in enumerate(axes.get(dim, [])):
+        half = len(labels) // 2
+        call.walk.components.join(labels[:half], labels[half:], f"{call.walk.here()} pairs halves (glu)")
+        axes[dim] = [*axes[dim][:i], labels[:half], *axes[dim][i + 1 :]]
+    call.walk.note(call.results[0], axes)
+    return True
+
+
+def tie_to_one_axis(call: Call, grid: Labels) -> tuple[int, Labels]:
+    """(axis, labels along it) of a block of labels: the axis on which they depend, else the last, the rest tied."""
+    axes = [a for a in range(grid.ndim) if grid.shape[a] > 1] or [grid.ndim - 1]
+    for axis in axes:
+        line = _line(grid, axis)
+        if np.array_equal(grid, np.broadcast_to(line, grid.shape)):
+            return axis, line.reshape(-1)
+    line = _line(grid, axes[-1])
+    call.walk.components.join(
+        grid, np.broadcast_to(line, grid.shape), f"{call.walk.here()} divides these channels ({call.name})"
+    )
+    return axes[-1], line.reshape(-1)
+
+
+def _line(grid: Labels, axis: int) -> Labels:
+    for other in range(grid.ndim):
+        if other != axis:
+            grid = grid.take([0], axis=other)
+    return grid
+
+
+def segments(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Runs of axes with equal numbers of elements before and after a reshape."""
+    found: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        a: list[int] = []
+        b: list[int] = []
+        left = right = 1
+        while True:
+            if left == right and a and b:
+                break
+            if left <= right and i < len(before) and (not a or left < right):
+                left, a, i = left * before[i], [*a, i], i + 1
+            elif j < len(after):
+                right, b, j = right * after[j], [*b, j], j + 1
+            elif i < len(before):
+                left, a, i = left * before[i], [*a, i], i + 1
+            else:
+                break
+        found.append((a, b))
+    return found
+
+
+def _view(call: Call) -> bool:
+    x, result = call.inputs[0], call.results[0]
+    if 0 in x.shape:
+        return False
+    axes: Axes = {}
+    for before, after in segments(x.shape, result.shape):
+        sizes = [x.shape[a] for a in before]
+        for position, axis in enumerate(before):
+            for labels in call.axes(x).get(axis, []):
+                if len(before) == len(after) == 1:
+                    axes.setdefault(after[0], []).append(labels)
+                    continue
+                if math.prod(sizes) > LONGEST or not after:
+                    call.walk.components.freeze(labels, f"{call.walk.here()} flattens more than is followed")
+                    continue
+                shape = [1] * len(sizes)
+                shape[position] = -1
+                grid = np.broadcast_to(labels.reshape(shape), sizes).reshape([result.shape[a] for a in after])
+                own, line = tie_to_one_axis(call, grid)
+                axes.setdefault(after[own], []).append(line)
+    call.walk.note(result, axes, weight=call.walk.shadow(x).weight)
+    return True
+
+
+_OPERATORS: dict[Rule, tuple[str, ...]] = {
+    **REARRANGING,
+    _convolve: (
+        "convolution",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "mkldnn_convolution",
+        "slow_conv2d_forward",
+        "thnn_conv2d",
+    ),
+    _multiply: (
+        "mm",
+        "bmm",
+        "addmm",
+        "baddbmm",
+        "mv",
+        "addmv",
+        "dot",
+        "linear",
+        "matmul",
+    ),
+    _batch_norm: (
+        "native_batch_norm",
+        "native_batch_norm_legit",
+        "native_batch_norm_legit_no_training",
+        "cudnn_batch_norm",
+        "native_batch_norm_legit_functional",
+        "batch_norm_with_update",
+        "miopen_batch_norm",
+    ),
+    _group_norm: ("native_group_norm",),
+    _layer_norm: (
+        "native_layer_norm",
+        "fused_rms_norm",
+        "rms_norm",
+    ),
+    _embed: ("embedding",),
+    _index: ("index",),
+    _glu: ("glu",),
+    _view: (
+        "view",
+        "unsafe_view",
+        "reshape",
+        "reshape_alias",
+        "view_copy",
+        "reshape_copy",
+    ),
+}
+_RULES = {name: rule for rule, names in _OPERATORS.items() for name in names}
+
+
+def rule_of(func: torch._ops.OpOverload) -> Rule | None:
+    """The rule of an operator; None if there is none."""
+    name = func._schema.name.partition("::")[2].strip("_")
+    if name in _RULES:
+        return _RULES[name]
+    if name.startswith("scaled_dot_product"):
+        return _attention
+    if torch.Tag.pointwise in func.tags or name in ELEMENTWISE:
+        return _elementwise
+    if name.startswith(SPATIAL):
+        return _spatial
+    if any(a.name == "keepdim" for a in func._schema.arguments) or name in ("mean", "sum", "prod", "amax", "amin"):
+        return _reduce
+    return _mix if name in MIXING else None

@@ -1,0 +1,263 @@
+"""Operators that move, take out or put together channels, and what becomes of the channels' labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from archgrad.spaces.slim.dependency import Axes, Call, Labels, Rule, combine
+
+
+def _moved(call: Call, order: Sequence[int]) -> bool:
+    """Axis k of the result is axis order[k] of the input, -1 for a new one."""
+    x = call.inputs[0]
+    axes = {k: call.axes(x)[a] for k, a in enumerate(order) if a in call.axes(x)}
+    for axis in call.axes(x):
+        if axis not in order:
+            call.mixes(x, [axis])
+    call.walk.note(call.results[0], axes, weight=call.walk.shadow(x).weight)
+    return True
+
+
+def _permute(call: Call) -> bool:
+    x = call.inputs[0]
+    return _moved(call, [d % x.dim() for d in call.argument("dims")])
+
+
+def _t(call: Call) -> bool:
+    return _moved(call, list(range(call.inputs[0].dim()))[::-1])
+
+
+def _transpose(call: Call) -> bool:
+    x = call.inputs[0]
+    order = list(range(x.dim()))
+    a, b = call.argument("dim0") % x.dim(), call.argument("dim1") % x.dim()
+    order[a], order[b] = order[b], order[a]
+    return _moved(call, order)
+
+
+def _unsqueeze(call: Call) -> bool:
+    x = call.inputs[0]
+    order = list(range(x.dim()))
+    order.insert(call.argument("dim") % (x.dim() + 1), -1)
+    return _moved(call, order)
+
+
+def _squeeze(call: Call) -> bool:
+    x = call.inputs[0]
+    dims = call.argument("dim")
+    dims = range(x.dim()) if dims is None else [dims] if isinstance(dims, int) else dims
+    gone = {d % x.dim() for d in dims if x.shape[d] == 1}
+    return _moved(call, [a for a in range(x.dim()) if a not in gone])
+
+
+def _select(call: Call) -> bool:
+    x = call.inputs[0]
+    dim = call.argument("dim") % x.dim()
+    return _moved(call, [a for a in range(x.dim()) if a != dim])
+
+
+def _expand(call: Call) -> bool:
+    x, result = call.inputs[0], call.results[0]
+    shift = result.dim() - x.dim()
+    axes: Axes = {}
+    for axis, arrays in call.axes(x).items():
+        if x.shape[axis] == result.shape[axis + shift]:
+            axes[axis + shift] = arrays
+        else:
+            call.mixes(x, [axis])
+    call.walk.note(result, axes, weight=call.walk.shadow(x).weight)
+    return True
+
+
+def _slice(call: Call) -> bool:
+    x = call.inputs[0]
+    dim = int(call.argument("dim", 0)) % x.dim()
+    start, end, step = call.argument("start"), call.argument("end"), call.argument("step", 1)
+    axes = dict(call.axes(x))
+    if dim in axes:
+        axes[dim] = [labels[start:end:step] for labels in axes[dim]]
+    call.walk.note(call.results[0], axes)
+    return True
+
+
+def _split(call: Call) -> bool:
+    x = call.inputs[0]
+    dim = int(call.argument("dim", 0)) % x.dim()
+    if call.name.startswith("unbind"):
+        call.mixes(x, [dim])
+        axes = {a - (a > dim): v for a, v in call.axes(x).items() if a != dim}
+        for result in call.results:
+            call.walk.note(result, axes)
+        return True
+    start = 0
+    for result in call.results:
+        end = start + result.shape[dim]
+        axes = dict(call.axes(x))
+        if dim in axes:
+            axes[dim] = [labels[start:end] for labels in axes[dim]]
+        call.walk.note(result, axes)
+        start = end
+    return True
+
+
+def _join(call: Call) -> bool:
+    result = call.results[0]
+    dim = int(call.argument("dim", 0)) % result.dim()
+    stacked = call.name == "stack"
+    parts = [x for x in call.inputs if stacked or x.dim() == result.dim()]  # cat passes over empty tensors
+    sizes = [*result.shape]
+    own = [{a + (stacked and a >= dim): v for a, v in call.axes(x).items()} for x in parts]
+    axes: Axes = {}
+    for axis in range(result.dim()):
+        if axis != dim:
+            inner = axis - (stacked and axis > dim)
+            views = [(x, {0: o.get(axis, [])}, 0) for x, o in zip(parts, own, strict=True)]
+            labelled = [v for v in views if v[1][0]]
+            if labelled and any(not v[1][0] and not call.walk.shadow(v[0]).constant for v in views):
+                for _, part, _ in labelled:
+                    for labels in part[0]:
+                        call.walk.components.freeze(
+                            labels,
+                            f"{call.walk.here()} puts these channels beside values that have none ({call.name})",
+                        )
+            for _, part, _ in labelled[1:]:
+                for a, b in zip(labelled[0][1][0], part[0], strict=False):
+                    call.walk.components.join(a, b, f"{call.walk.here()} puts these channels beside fixed ones")
+            if labelled:
+                axes[axis] = labelled[0][1][0]
+            assert sizes[axis] == parts[0].shape[inner]
+    if not stacked and any(dim in o for o in own):
+        most = max(len(o.get(dim, [])) for o in own)
+        axes[dim] = []
+        for i in range(most):
+            pieces: list[Labels] = []
+            for x, o in zip(parts, own, strict=True):
+                arrays = o.get(dim, [])
+                pieces.append(arrays[i] if i < len(arrays) else np.full(x.shape[dim], -1))
+            axes[dim].append(np.concatenate(pieces))
+    call.walk.note(result, axes)
+    return True
+
+
+def _pad(call: Call) -> bool:
+    x, pad = call.inputs[0], call.argument("pad")
+    axes = dict(call.axes(x))
+    for i in range(len(pad) // 2):
+        axis, before, after = x.dim() - 1 - i, pad[2 * i], pad[2 * i + 1]
+        if axis in axes and (before or after):
+            if before < 0 or after < 0:
+                call.mixes(x, [axis])
+                del axes[axis]
+            else:
+                axes[axis] = [np.pad(labels, (before, after), constant_values=-1) for labels in axes[axis]]
+    call.walk.note(call.results[0], axes)
+    return True
+
+
+def _repeat(call: Call) -> bool:
+    x, result = call.inputs[0], call.results[0]
+    shift = result.dim() - x.dim()
+    axes = {
+        axis + shift: [np.tile(labels, result.shape[axis + shift] // len(labels)) for labels in arrays]
+        for axis, arrays in call.axes(x).items()
+    }
+    call.walk.note(result, axes)
+    return True
+
+
+def _where(call: Call) -> bool:
+    result = call.results[0]
+    parts = [(x, call.axes(x), result.dim() - x.dim()) for x in call.inputs]
+    call.walk.note(result, combine(call, parts, result.shape))
+    return True
+
+
+def _shuffle(call: Call) -> bool:
+    x, result = call.inputs[0], call.results[0]
+    axis = x.dim() - 3 if call.name.startswith("pixel") else 1
+    axes = {a: v for a, v in call.axes(x).items() if a < axis}
+    for a in call.axes(x):
+        if a > axis:
+            call.mixes(x, [a])
+    for labels in call.axes(x).get(axis, []):
+        if call.name == "channel_shuffle":
+            groups = int(call.argument("groups"))
+            made = labels.reshape(groups, -1).T.reshape(-1)
+        elif call.name == "pixel_shuffle":
+            blocks = labels.reshape(result.shape[axis], -1)
+            made = blocks[:, 0]
+            call.walk.components.join(blocks, np.broadcast_to(blocks[:, :1], blocks.shape), "pixel_shuffle")
+        else:
+            made = np.repeat(labels, result.shape[axis] // len(labels))
+        axes.setdefault(axis, []).append(made)
+    call.walk.note(result, axes)
+    return True
+
+
+REARRANGING: dict[Rule, tuple[str, ...]] = {
+    _permute: (
+        "permute",
+        "permute_copy",
+    ),
+    _t: (
+        "t",
+        "t_copy",
+    ),
+    _transpose: (
+        "transpose",
+        "transpose_copy",
+    ),
+    _unsqueeze: (
+        "unsqueeze",
+        "unsqueeze_copy",
+    ),
+    _squeeze: (
+        "squeeze",
+        "squeeze_copy",
+    ),
+    _select: (
+        "select",
+        "select_copy",
+    ),
+    _expand: (
+        "expand",
+        "expand_copy",
+    ),
+    _slice: (
+        "slice",
+        "slice_copy",
+    ),
+    _split: (
+        "split",
+        "split_with_sizes",
+        "unsafe_split",
+        "unsafe_split_with_sizes",
+        "chunk",
+        "unsafe_chunk",
+        "tensor_split",
+        "unbind",
+        "split_copy",
+        "unbind_copy",
+    ),
+    _join: (
+        "cat",
+        "stack",
+    ),
+    _pad: ("constant_pad_nd",),
+    _repeat: (
+        "repeat",
+        "tile",
+    ),
+    _where: (
+        "masked_fill",
+        "where",
+        "masked_scatter",
+    ),
+    _shuffle: (
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "channel_shuffle",
+    ),
+}

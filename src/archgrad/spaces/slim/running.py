@@ -1,0 +1,110 @@
+"""Run and copy a network of the user's: seeded, without fused kernels, whatever its outputs and tensors are."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+Network = TypeVar("Network", bound=nn.Module)
+# What tracing or running a network of the user's may raise; nothing here is ours.
+NETWORK_ERRORS = (
+    RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError,
+)  # fmt: skip
+DEEPEST = 6  # levels of containers in a network's output
+
+
+@contextlib.contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Run layers one by one: without the fused kernels of attention, and without compilation."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def run(network: nn.Module, inputs: tuple[Any, ...], *, seed: int = 0, grad: bool = False) -> Any:
+    """The network's outputs on its inputs, which it cannot change; whatever it draws at random is seeded."""
+    given = tuple(x.clone() if isinstance(x, Tensor) else copy.copy(x) for x in inputs)
+    python, numeric = random.getstate(), np.random.get_state()
+    devices = sorted({x.device.index or 0 for x in network.parameters() if x.is_cuda})
+    try:
+        with torch.random.fork_rng(devices=devices), torch.set_grad_enabled(grad):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)
+            return network(*given)
+    finally:
+        random.setstate(python)
+        np.random.set_state(numeric)
+
+
+def tensors_of(outputs: object, depth: int = 0) -> list[Tensor]:
+    """All tensors in a network's output, in order: inside lists, mappings, data classes and other objects."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    if depth > DEEPEST or isinstance(outputs, (str, bytes, nn.Module, type)):
+        return []
+    if isinstance(outputs, Mapping):
+        parts: list[object] = list(outputs.values())
+    elif isinstance(outputs, (list, tuple, set, frozenset)):
+        parts = list(outputs)
+    elif dataclasses.is_dataclass(outputs):
+        parts = [getattr(outputs, f.name, None) for f in dataclasses.fields(outputs)]
+    else:
+        parts = list(getattr(outputs, "__dict__", {}).values())
+    return [x for part in parts for x in tensors_of(part, depth + 1)]
+
+
+def copied(network: Network, *, share: bool = False) -> Network:
+    """A deep copy, also where a module holds a tensor that was computed, as weight_norm, pruning masks and caches do.
+
+    Args:
+        network: it is left as it is.
+        share: the copy has the same parameters, not copies of them.
+    """
+    memo: dict[int, object] = {}
+    for module in network.modules():
+        for value in vars(module).values():
+            for x in tensors_of(value) if isinstance(value, (Tensor, list, tuple, dict)) else ():
+                if x.grad_fn is not None:
+                    memo[id(x)] = x.detach().clone()
+        for parameter in module.parameters(recurse=False) if share else ():
+            memo[id(parameter)] = parameter
+    return copy.deepcopy(network, memo)
+
+
+def computed_weights(path: str, module: nn.Module) -> str:
+    """Why the weights of a module are no parameters that could be cut; "" if they are."""
+    if parametrize.is_parametrized(module):
+        return (
+            f"the weights of {path} are parametrized already; torch.nn.utils.parametrize.remove_parametrizations "
+            f"makes plain parameters of them"
+        )
+    names = [
+        n.removesuffix("_g") for n in module._parameters if n.endswith("_g") and f"{n[:-2]}_v" in module._parameters
+    ]
+    masked = [n.removesuffix("_orig") for n in module._parameters if n.endswith("_orig")]
+    if names:
+        return (
+            f"the {names[0]} of {path} is computed by weight_norm; torch.nn.utils.remove_weight_norm makes a plain "
+            f"parameter of it"
+        )
+    if masked and f"{masked[0]}_mask" in module._buffers:
+        return (
+            f"the {masked[0]} of {path} has a pruning mask; torch.nn.utils.prune.remove makes a plain parameter of it"
+        )
+    if masked and not isinstance(getattr(module, masked[0], None), nn.Parameter):
+        return f"the {masked[0]} of {path} is computed from {masked[0]}_orig before each call, as spectral_norm does"
+    return ""
