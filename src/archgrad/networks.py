@@ -55,11 +55,15 @@ def shapes(nest: object) -> str:
     return ", ".join(str(list(leaf.shape)) for leaf in tree_leaves(nest) if isinstance(leaf, Tensor))
 
 
-def copied(network: Network) -> Network:
+def copied(network: Network, *, share: bool = False) -> Network:
     """A deep copy. Tensors with a gradient history, which torch does not copy, are copied without it.
 
     Such are the weights that `weight_norm` and `torch.nn.utils.prune` compute before each forward pass, and
     activations that a forward pass keeps as an attribute.
+
+    Args:
+        network: any network; it is left as it is.
+        share: the copy has the same parameters, and copies of everything else.
 
     Raises:
         ModelError: something in the network cannot be copied.
@@ -70,6 +74,8 @@ def copied(network: Network) -> Network:
         for leaf in tree_leaves(attributes)
         if isinstance(leaf, Tensor) and leaf.requires_grad and not leaf.is_leaf
     }
+    if share:
+        memo |= {id(parameter): parameter for parameter in network.parameters()}
     try:
         return copy.deepcopy(network, memo)
     except ArchgradError:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from archgrad.spaces.slim.dependency import LONGEST, Axes, Call, Labels, Rule, combine
+from archgrad.spaces.slim.dependency import Axes, Call, Labels, Rule, combine
 from archgrad.spaces.slim.rearranging import REARRANGING
 
 # Operators that keep the shape, and compute every element from the one at its place; most others are tagged so.
@@ -265,74 +262,6 @@ def _glu(call: Call) -> bool:
     return True
 
 
-def tie_to_one_axis(call: Call, grid: Labels) -> tuple[int, Labels]:
-    """(axis, labels along it) of a block of labels: the axis on which they depend, else the last, the rest tied."""
-    axes = [a for a in range(grid.ndim) if grid.shape[a] > 1] or [grid.ndim - 1]
-    for axis in axes:
-        line = _line(grid, axis)
-        if np.array_equal(grid, np.broadcast_to(line, grid.shape)):
-            return axis, line.reshape(-1)
-    line = _line(grid, axes[-1])
-    call.walk.components.join(
-        grid, np.broadcast_to(line, grid.shape), f"{call.walk.here()} divides these channels ({call.name})"
-    )
-    return axes[-1], line.reshape(-1)
-
-
-def _line(grid: Labels, axis: int) -> Labels:
-    for other in range(grid.ndim):
-        if other != axis:
-            grid = grid.take([0], axis=other)
-    return grid
-
-
-def segments(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Runs of axes with equal numbers of elements before and after a reshape."""
-    found: list[tuple[list[int], list[int]]] = []
-    i = j = 0
-    while i < len(before) or j < len(after):
-        a: list[int] = []
-        b: list[int] = []
-        left = right = 1
-        while True:
-            if left == right and a and b:
-                break
-            if left <= right and i < len(before) and (not a or left < right):
-                left, a, i = left * before[i], [*a, i], i + 1
-            elif j < len(after):
-                right, b, j = right * after[j], [*b, j], j + 1
-            elif i < len(before):
-                left, a, i = left * before[i], [*a, i], i + 1
-            else:
-                break
-        found.append((a, b))
-    return found
-
-
-def _view(call: Call) -> bool:
-    x, result = call.inputs[0], call.results[0]
-    if 0 in x.shape:
-        return False
-    axes: Axes = {}
-    for before, after in segments(x.shape, result.shape):
-        sizes = [x.shape[a] for a in before]
-        for position, axis in enumerate(before):
-            for labels in call.axes(x).get(axis, []):
-                if len(before) == len(after) == 1:
-                    axes.setdefault(after[0], []).append(labels)
-                    continue
-                if math.prod(sizes) > LONGEST or not after:
-                    call.walk.components.freeze(labels, f"{call.walk.here()} flattens more than is followed")
-                    continue
-                shape = [1] * len(sizes)
-                shape[position] = -1
-                grid = np.broadcast_to(labels.reshape(shape), sizes).reshape([result.shape[a] for a in after])
-                own, line = tie_to_one_axis(call, grid)
-                axes.setdefault(after[own], []).append(line)
-    call.walk.note(result, axes, weight=call.walk.shadow(x).weight)
-    return True
-
-
 _OPERATORS: dict[Rule, tuple[str, ...]] = {
     **REARRANGING,
     _convolve: (
@@ -373,14 +302,6 @@ _OPERATORS: dict[Rule, tuple[str, ...]] = {
     _embed: ("embedding",),
     _index: ("index",),
     _glu: ("glu",),
-    _view: (
-        "view",
-        "unsafe_view",
-        "reshape",
-        "reshape_alias",
-        "view_copy",
-        "reshape_copy",
-    ),
 }
 _RULES = {name: rule for rule, names in _OPERATORS.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""Run and copy a network of the user's: seeded, without fused kernels, whatever its outputs and tensors are."""
+"""Run a network of the user's: seeded, without fused kernels, whatever its outputs and tensors are."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import copy
 import dataclasses
 import random
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-Network = TypeVar("Network", bound=nn.Module)
 # What tracing or running a network of the user's may raise; nothing here is ours.
 NETWORK_ERRORS = (
     RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError,
@@ -65,24 +64,6 @@ def tensors_of(outputs: object, depth: int = 0) -> list[Tensor]:
     else:
         parts = list(getattr(outputs, "__dict__", {}).values())
     return [x for part in parts for x in tensors_of(part, depth + 1)]
-
-
-def copied(network: Network, *, share: bool = False) -> Network:
-    """A deep copy, also where a module holds a tensor that was computed, as weight_norm, pruning masks and caches do.
-
-    Args:
-        network: it is left as it is.
-        share: the copy has the same parameters, not copies of them.
-    """
-    memo: dict[int, object] = {}
-    for module in network.modules():
-        for value in vars(module).values():
-            for x in tensors_of(value) if isinstance(value, (Tensor, list, tuple, dict)) else ():
-                if x.grad_fn is not None:
-                    memo[id(x)] = x.detach().clone()
-        for parameter in module.parameters(recurse=False) if share else ():
-            memo[id(parameter)] = parameter
-    return copy.deepcopy(network, memo)
 
 
 def computed_weights(path: str, module: nn.Module) -> str:

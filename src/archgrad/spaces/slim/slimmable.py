@@ -14,12 +14,13 @@ from torch.nn.utils import parametrize
 from archgrad.choices.channels import ORDER
 from archgrad.choices.modules import Gate
 from archgrad.errors import ModelError
+from archgrad.networks import copied
 from archgrad.spaces.slim.acceptance import Budget, settle
 from archgrad.spaces.slim.attention import attention_heads
 from archgrad.spaces.slim.branches import branches
 from archgrad.spaces.slim.channel_graph import ChannelGraph, input_features, trace
 from archgrad.spaces.slim.reach import Frozen, reach
-from archgrad.spaces.slim.running import NETWORK_ERRORS, copied, run
+from archgrad.spaces.slim.running import NETWORK_ERRORS, run
 from archgrad.spaces.slim.trial import Removal, Trial, reads
 from archgrad.tasks.task import Inputs, arguments
 
@@ -134,13 +135,7 @@ def _checked(net: nn.Module, example: Example) -> tuple[Tensor, ...]:
         )
     inputs = arguments(example)
     shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in inputs)
-    try:
-        replica = copied(net)
-    except NETWORK_ERRORS as error:
-        raise ModelError(
-            f"{type(net).__name__} cannot be copied ({type(error).__name__}: {error}); take out of its "
-            f"attributes what copy.deepcopy refuses, such as locks, open files and hooks with closures"
-        ) from error
+    replica = copied(net)
     try:
         run(replica.eval(), inputs)
     except NETWORK_ERRORS as error:

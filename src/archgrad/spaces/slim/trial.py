@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from archgrad.choices.channels import Coupling, Vanishing, open_channels, remove_branch, remove_channels
+from archgrad.networks import copied
 from archgrad.spaces.slim.draws import AlignedDraws
-from archgrad.spaces.slim.running import NETWORK_ERRORS, copied, plain_kernels, run, tensors_of
+from archgrad.spaces.slim.running import NETWORK_ERRORS, plain_kernels, run, tensors_of
 from archgrad.spaces.slim.trial_inputs import trial_inputs
 
 # Relative differences that rounding explains in any network; more is weighed against a measured floor.
