@@ -53,7 +53,14 @@ def slim(net: Network, example: Example, *, keep: Sequence[str] = (), inputs: bo
     Raises:
         ModelError: the network fails on the example or has nothing to remove; `keep` names what is not there.
 
-    Source: removable groups as in DNAL (arXiv 2103.02126), found through torch-pruning's dependency graph.
+    Example:
+        >>> import torch, archgrad as ag
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> space = ag.slim(net, example=torch.randn(2, 4))
+        >>> ag.build(space, ag.Architecture({"0": (1, 5, 6)}))[0].out_features
+        3
+
+    Source: removable groups as in DNAL (arXiv 2103.02126).
     """
     inputs_given = _checked(net, example)
     absent = [path for path in keep if path not in dict(net.named_modules())]
@@ -89,8 +96,9 @@ def frozen(space: nn.Module) -> Frozen:
     `macs_fraction`, both in [0, 1].
 
     Example:
+        >>> import torch, archgrad as ag
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> archgrad.frozen(archgrad.slim(net, example=torch.randn(2, 4)))["2"]
+        >>> ag.frozen(ag.slim(net, example=torch.randn(2, 4)))["2"]
         "its channels reach the network's output"
     """
     found = getattr(space, FROZEN, None)
