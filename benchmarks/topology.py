@@ -31,9 +31,9 @@ from torch.optim import SGD, Adam
 
 import archgrad as ag
 from archgrad.choices.access import choices, restrict
-from archgrad.choices.decide import decide
 from archgrad.choices.relaxations import Open
 from archgrad.choices.subsets import topologies, topology, without_topology
+from archgrad.extract.discretize import decide
 from archgrad.methods.darts_prime.dynamic_schedule import DynamicSchedule
 from archgrad.methods.darts_prime.regularizers import Proximity, regularized
 from archgrad.methods.toponas.topology_schedule import PassiveAggressive

@@ -19,7 +19,8 @@ from archgrad import files
 from archgrad.choices.architecture import Architecture
 from archgrad.cli.inputs import exported_program as program
 from archgrad.cli.inputs import models
-from archgrad.cli.schemas.commands import SlimOptions, resolve
+from archgrad.cli.schemas.configuration import resolve
+from archgrad.cli.schemas.slim import SlimOptions
 from archgrad.errors import ArchitectureError, ConfigError, DataError, ModelError, RunError
 from archgrad.multimodal.modalities import read_wav
 from archgrad.run.checkpoint_file import load

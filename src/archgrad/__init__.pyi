@@ -27,9 +27,6 @@ from .choices.access import (
 from .choices.architecture import (
     Architecture as Architecture,
 )
-from .choices.decide import (
-    decide as decide,
-)
 from .choices.lazy import (
     Lazy as Lazy,
 )
@@ -119,6 +116,9 @@ from .errors import (
 )
 from .extract.discretize import (
     build as build,
+)
+from .extract.discretize import (
+    decide as decide,
 )
 from .extract.export import (
     export_onnx as export_onnx,

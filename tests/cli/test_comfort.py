@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from archgrad.cli.schemas.commands import SlimOptions, resolve
+from archgrad.cli.schemas.configuration import resolve
+from archgrad.cli.schemas.slim import SlimOptions
 
 
 @pytest.fixture

@@ -52,12 +52,14 @@ def test_train_refuses_what_does_not_go_together(
     out = ("--out", tmp_path / "run")
     net = f"{place / 'net.py'}:Net"
     assert "--model package.module:callable where it was slimmed" in refused("train", architecture, data, *out)
-    assert "cannot read an architecture" in refused("train", tmp_path / "none.json", data, "--model", net, *out)
+    assert "an architecture is a file that Architecture.save wrote" in refused(
+        "train", tmp_path / "none.json", data, "--model", net, *out
+    )
     assert "is for another space" in refused("train", architecture, data, "--model", net, "--keep", "first", *out)
 
 
 def test_export_writes_a_checked_onnx_file(slimmed: Path, tmp_path: Path, cli: Callable) -> None:
-    result = cli("export", slimmed, "--onnx", "--out", tmp_path / "small.onnx", "--json")
+    result = cli("export", slimmed, "--out", tmp_path / "small.onnx", "--json")
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
     assert said["largest_difference"] < 1e-4

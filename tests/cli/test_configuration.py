@@ -9,17 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archgrad.cli.schemas.commands import (
-    LimitText,
-    SlimOptions,
-    TrainOptions,
-    anchored,
-    augmentations,
-    limit,
-    named_space,
-    resolve,
-)
+from archgrad.cli.schemas.configuration import anchored, resolve
+from archgrad.cli.schemas.limits import LimitText, parse
+from archgrad.cli.schemas.methods import METHODS, SEARCHES, Method, MethodOptions
+from archgrad.cli.schemas.options import Options, augmentations, named_space
 from archgrad.cli.schemas.search import SearchOptions
+from archgrad.cli.schemas.slim import SlimOptions
+from archgrad.cli.schemas.train import TrainOptions
 from archgrad.errors import ConfigError, LimitError
 
 GIVEN = {"model": "net.py:Net", "data": "digits"}
@@ -41,7 +37,7 @@ GIVEN = {"model": "net.py:Net", "data": "digits"}
     ],
 )
 def test_limits_are_read(text: str, cost: str, bound: float | None, fraction: float | None) -> None:
-    assert limit(text) == LimitText(cost, bound, fraction)
+    assert parse(text) == LimitText(cost, bound, fraction)
 
 
 @pytest.mark.parametrize(
@@ -54,13 +50,13 @@ def test_limits_are_read(text: str, cost: str, bound: float | None, fraction: fl
 )  # fmt: skip
 def test_other_limits_are_refused_with_what_is_allowed(text: str) -> None:
     with pytest.raises(LimitError, match=r"macs=0\.5|such as latency_ms=4\.0|at most 1"):
-        limit(text)
+        parse(text)
 
 
 @given(st.text("0123456789.eE+-%kMGT xnai", max_size=12))
 def test_any_text_is_a_limit_or_refused(value: str) -> None:
     try:
-        found = limit(f"macs={value}")
+        found = parse(f"macs={value}")
     except LimitError:
         return
     amount = found.fraction if found.bound is None else found.bound
@@ -151,3 +147,59 @@ def test_paths_become_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytes
     assert anchored(SearchOptions(data="digits", space="net.py:Space")).space == f"{tmp_path / 'net.py'}:Space"
     assert anchored(SearchOptions(data="digits", space="mobile")).space == "mobile"
     assert anchored(TrainOptions(network="a.json", data="digits", model="timm:x")).network == str(tmp_path / "a.json")
+
+
+def test_data_or_a_task_and_not_both() -> None:
+    assert resolve(SlimOptions, {"model": "net.py:Net", "task": "net.py:task"}).data is None
+    with pytest.raises(ConfigError, match=r"DATA is missing.*--task path/to/file\.py:function"):
+        resolve(SlimOptions, {"model": "net.py:Net"})
+    with pytest.raises(ConfigError, match=r"DATA 'digits' and task='net\.py:task' were given. Give one"):
+        resolve(SlimOptions, {**GIVEN, "task": "net.py:task"})
+    with pytest.raises(ConfigError, match=r"batch_size=32 goes with DATA; the code of task='net\.py:task'"):
+        resolve(SlimOptions, {"model": "net.py:Net", "task": "net.py:task", "batch_size": 32})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"optimizer": "lion"}, "'lion' was given.*'sgd', 'adam' or 'adamw'"),
+        ({"optimizer": "adam", "weight_decay": 0.1}, "weight_decay=0.1 was given, and adam has none"),
+        ({"average": 0.9, "best_epoch": True}, "both choose the weights"),
+        ({"average": 1.0}, "--average: 1.0 was given"),
+        ({"accumulate": 0}, "--accumulate: 0 was given"),
+        ({"schedule": "step"}, "--schedule: 'step' was given"),
+    ],
+)
+def test_recipes_that_are_refused(given: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        resolve(TrainOptions, {"network": "net.py:Net", "data": "digits", **given})
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
+def test_every_row_of_the_table_names_a_function_and_options_of_the_schema(method: Method) -> None:
+    assert callable(method.load()) and method.load().__name__ == method.name
+    taken = {name for group in method.options for name in group.model_fields}
+    assert taken <= set(MethodOptions.model_fields)
+    assert bool(method.elsewhere) == (method.name not in SEARCHES)
+
+
+def test_every_option_of_some_methods_has_an_owner_and_is_refused_for_others() -> None:
+    examples = {
+        "alpha": 0.5, "memory_gib": 1.0, "shared": True, "trials": 3, "workers": "2", "rounds": 2, "norm": "eval",
+        "seeds": 2, "classes": 5, "in_channels": 1, "table": "a.npz", "table_data": "cifar10",
+    }  # fmt: skip
+    assert set(examples) == set(MethodOptions.model_fields) - set(Options.model_fields)
+    for name, value in examples.items():
+        owners = [method for method in SEARCHES if METHODS[method].takes(name)]
+        assert owners
+        for method in set(SEARCHES) - set(owners):
+            with pytest.raises(ConfigError, match=f"{name}.* goes with --method {owners[0]}"):
+                resolve(SearchOptions, {"data": "digits", "method": method, name: value})
+
+
+@pytest.mark.parametrize("method", SEARCHES)
+def test_every_method_takes_what_all_take(method: str) -> None:
+    options = resolve(
+        SearchOptions, {"data": "digits", "method": method, "threads": 1, "seed": 3, "limit": "macs=0.5"}
+    )
+    assert (options.method, options.threads) == (method, 1)

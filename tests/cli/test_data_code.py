@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from archgrad.cli.inputs.data import load
+from archgrad.cli.schemas.options import BatchOptions
 from archgrad.errors import ConfigError, DataError, ModelError
 
 Cli = Callable[..., object]
@@ -92,7 +93,7 @@ def code(tmp_path: Path) -> Path:
 
 
 def task(name: str, **more: object) -> object:
-    return load(name, **{"size": None, "skip_corrupt": False, "batch_size": 16, **more})  # type: ignore[arg-type]
+    return load(name, BatchOptions.model_validate({"batch_size": 16, **more}))
 
 
 def test_a_pair_of_arrays_a_dict_of_parts_and_named_inputs(code: Path) -> None:
@@ -185,3 +186,96 @@ def test_init_writes_a_script_that_runs(code: Path, cli: Callable) -> None:
         [sys.executable, "quick.py"], cwd=code.parent, capture_output=True, text=True, timeout=300, check=False
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
+
+
+TASK = """
+import torch
+import archgrad as ag
+
+class Level:
+    '''The mean of a signal: a regression, judged by its error.'''
+
+    higher_is_better = False
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(64, 1, 8, 8, generator=generator)
+        self.y = self.x.mean((1, 2, 3), keepdim=False)[:, None]
+        self.example, self.steps_per_epoch = self.x[:1], 4
+
+    def stream(self, *, seed, rank=0, world=1):
+        return lambda step: (self.x[step % 4 * 16 : step % 4 * 16 + 16], self.y[step % 4 * 16 : step % 4 * 16 + 16])
+
+    def loss(self, network, batch):
+        return torch.nn.functional.mse_loss(network(batch[0]), batch[1])
+
+    def evaluate(self, network, part="valid"):
+        mode = network.training
+        network.eval()
+        with torch.no_grad():
+            error = float(self.loss(network, (self.x, self.y)))
+        network.train(mode)
+        return {"mse": error}
+
+    def split(self, fraction):
+        return self, self
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = torch.nn.Conv2d(1, 8, 3), torch.nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.conv(x)).mean((2, 3)))
+
+class Space(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        kinds = {"3": torch.nn.Conv2d(1, 8, 3, padding=1), "1": torch.nn.Conv2d(1, 8, 1)}
+        self.choice, self.head = ag.OpChoice(kinds, name="conv"), torch.nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.choice(x)).mean((2, 3)))
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture
+def level(tmp_path: Path) -> Path:
+    (tmp_path / "level.py").write_text(TASK)
+    return tmp_path / "level.py"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["slim", "{code}:Net", "--limit", "macs=0.7", "--steps", "12"],
+        ["train", "{code}:Net", "--steps", "4", "--optimizer", "adam", "--schedule", "constant"],
+        ["search", "--space", "{code}:Space", "--method", "darts", "--steps", "4"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_task_of_ones_own_is_run_and_resumed(
+    level: Path, cli: Callable, no_onnx: None, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    words = [word.format(code="level.py") for word in command]
+    monkeypatch.chdir(level.parent)
+    result = cli(*words, "--task", "level.py:Level", "--out", "run", "--json")
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert "mse" in record["after"] and record["score"] == {"name": "mse", "higher_is_better": False}
+    assert json.loads(Path("run/command.json").read_text())["options"]["task"] == f"{level}:Level"
+    monkeypatch.chdir("/")
+    again = cli("resume", level.parent / "run", "--json")
+    assert json.loads(again.stdout)["after"] == record["after"]
+
+
+def test_what_is_no_task_is_refused(level: Path, refused: Callable[..., str]) -> None:
+    out = ("--out", level.parent / "run")
+    said = refused("train", f"{level}:Net", "--task", f"{level}:number", *out)
+    assert "which lacks 5 of what it needs: example" in said
+    assert "has no 'none'" in refused("train", f"{level}:Net", "--task", f"{level}:none", *out)
+    said = refused("search", "--space", "darts", "--task", f"{level}:Level", *out)
+    assert "the task does not say how many there are" in said

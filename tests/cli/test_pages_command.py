@@ -17,9 +17,9 @@ from conftest import SLIM, invoke
 from typer.testing import Result
 
 from archgrad.cli.command_file import arguments
-from archgrad.cli.schemas.commands import SlimOptions
 from archgrad.cli.schemas.score import ScoreOptions
 from archgrad.cli.schemas.search import SearchOptions
+from archgrad.cli.schemas.slim import SlimOptions
 
 
 def test_compare_prints_a_table_and_draws_a_page(slimmed: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:

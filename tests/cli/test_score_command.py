@@ -260,7 +260,7 @@ def test_networks_that_are_refused(shelf: Path, refused: Callable[..., str], nam
         (["--sample", "2", "--space", "darts", "--table", "x.npz"], "a table holds cells of the space nasbench201"),
         (["--sample", "2", "--partial"], "partial goes with a table"),
         (["--sample", "2", "--data", "nowhere"], "nowhere: no such file or folder"),
-        (["--sample", "2", "--data", "x.npz", "--classes", "3"], "classes and in_channels go without data"),
+        (["--sample", "2", "--data", "x.npz", "--classes", "3"], "classes=3 goes without data"),
         (["net.py:Net", "--sample", "2"], "MODEL 'net.py:Net' and --sample do not go together"),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import archgrad as ag
-from archgrad.cli.schemas.methods import described
+from archgrad.cli.commands.methods import described
 from archgrad.tasks.tabular import Tabular
 
 SMALL = ("--space", "nasbench201", "--cells", "1", "--channels", "2", "--size", "8", "--threads", "1", "--no-onnx")
@@ -170,7 +170,7 @@ def test_a_stopped_freenas_resumes_to_the_same_bits(bench: Path, tmp_path: Path,
         (["--augment", "flip"], "augment=flip is for methods that train"),
         (["--rounds", "0"], "--rounds: 0 was given"),
         (["--norm", "of"], "'of' is not one of 'off', 'eval', 'train'"),
-        (["--trials", "3"], "trials=3 goes with --method random_search"),
+        (["--trials", "3"], "trials=3 goes with --method monas"),
         (["--method", "darts", "--norm", "eval", "--data", "x"], "norm=eval goes with --method freenas"),
         (["--method", "darts"], "DATA is missing"),
         (["--data", "x.npz", "--classes", "3"], "classes=3 goes without data; 'x.npz' says both"),

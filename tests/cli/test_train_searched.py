@@ -31,8 +31,11 @@ def test_a_found_cell_is_trained_larger_with_an_auxiliary_head_and_drop_path(
     record = json.loads(result.stdout)
     assert record["title"] == "darts (factorized, 4 cells, 3 channels) trained"
     assert record["settings"] == {
-        "optimizer": "adamw", "learning_rate": 0.01, "weight_decay": 0.1, "clip": 5.0, "smoothing": 0.1,
-        "auxiliary": 0.4, "drop_path": 0.2,
+        "recipe": {
+            "optimizer_factory": "adamw(learning_rate=0.01, weight_decay=0.1)", "schedule": "cosine", "clip": 5.0,
+            "average": None, "accumulate": 1, "drop_path": 0.2, "best_epoch": False,
+        },
+        "auxiliary": 0.4,
     }  # fmt: skip
     assert record["data"]["smoothing"] == 0.1
     assert [graph["name"] for graph in record["graphs"]] == ["normal", "reduce"]
@@ -52,7 +55,7 @@ def test_a_found_cell_is_trained_larger_with_an_auxiliary_head_and_drop_path(
     x = torch.randn(3, 1, 8, 8)
     exported = torch.export.load(tmp_path / "run" / "network.pt2").module()
     torch.testing.assert_close(exported(x), network.eval()(x), rtol=1e-4, atol=1e-5)
-    assert spaces.held(tmp_path / "run" / "architecture.json") == spaces.SpaceDescription(
+    assert spaces.recorded(tmp_path / "run" / "architecture.json") == spaces.SpaceDescription(
         kind="darts", cells=4, channels=3, factorized=True
     )
 
@@ -73,7 +76,7 @@ def test_an_architecture_of_ones_own_space_is_trained_and_resumed(
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
     assert record["space"] == {"kind": space, "classes": 3}
-    assert record["settings"]["average"] == 0.5
+    assert record["settings"]["recipe"]["average"] == 0.5
     assert record["after"]["params"] == 8 * 9 + 8 + 8 * 8 * 9 + 8 + 16 + 8 * 3 + 3
     again = cli("resume", tmp_path / "run", "--json")
     assert again.exit_code == 0, again.output
@@ -83,7 +86,7 @@ def test_an_architecture_of_ones_own_space_is_trained_and_resumed(
     message = refused("train", found, place / "data.npz", "--out", tmp_path / "two")
     assert f"To run its code, name it: --space {space}" in message
     for option in ("--cells", "3"), ("--drop-path", "0.2"), ("--auxiliary", "0.4"):
-        assert "Space has one size only" in refused(*arguments, *option, "--out", tmp_path / "two")
+        assert "it has one size only" in refused(*arguments, *option, "--out", tmp_path / "two")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +144,7 @@ def test_sizes_that_do_not_fit_are_refused(
     ("edit", "options", "said"),
     [
         (lambda text: text[:-20], [], "is not JSON"),
-        (lambda text: "{}", [], "holds no architecture"),
+        (lambda text: "{}", [], '"format" is None'),
         (lambda text: text.replace('"normal.2.op0": ', '"normal.2.op0": 9'), [], "'normal.2.op0': the pick is 9"),
         (lambda text: text.replace('"normal.2.op0": ', '"normal.2.op0": -1'), [], "the pick is -1"),
         (lambda text: text.replace("normal.2.op0", "normal.2.op7"), [], "is for another space"),

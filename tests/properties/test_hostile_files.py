@@ -35,8 +35,10 @@ import archgrad as ag
 from archgrad.choices.access import matched
 from archgrad.cli import command_file as folder
 from archgrad.cli.inputs import models, spaces
-from archgrad.cli.schemas.commands import SlimOptions, TrainOptions, resolve
+from archgrad.cli.schemas.configuration import resolve
 from archgrad.cli.schemas.search import SearchOptions
+from archgrad.cli.schemas.slim import SlimOptions
+from archgrad.cli.schemas.train import TrainOptions
 from archgrad.costs.table import CostTable, measure_table
 from archgrad.errors import ArchgradError
 from archgrad.multimodal.av_digits import read_clips
@@ -218,7 +220,7 @@ def test_the_files_of_a_run(tmp_path: Path, contents: tuple[bytes, ...]) -> None
         History(tmp_path, tensorboard=False).recall,
         lambda: folder.read(tmp_path),
         lambda: resolve(SlimOptions, folder.read(tmp_path)["options"]),
-        lambda: spaces.held(tmp_path / "architecture.json"),
+        lambda: spaces.recorded(tmp_path / "architecture.json"),
     ]
     for call in calls:
         with bounded():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from archgrad import files
-from archgrad.cli.schemas.commands import NEGATIVES, Options
+from archgrad.cli.schemas.options import NEGATIVES, Options
 from archgrad.errors import InputError, ResourceError, RunError
 from archgrad.report.data.run_format import COMMAND, forget
 from archgrad.run.signals import Stopped

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import sysconfig
+import threading
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
+
+import typer
+from typer.core import TyperGroup
 
 import archgrad
 from archgrad.errors import ArchgradError
@@ -18,6 +24,27 @@ _OURS = Path(archgrad.__file__).parent
 _LIBRARIES = tuple(
     {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
+
+
+class ErrorGroup(TyperGroup):
+    """The commands, with errors that a user can put right told in one message and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; with --traceback errors are left as they are."""
+        if ctx.params["traceback"]:
+            return super().invoke(ctx)
+        try:
+            with _sigterm_raises():
+                return super().invoke(ctx)
+        except typer.Exit:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            # A fault of archgrad itself is not explained, and keeps its traceback.
+            failure = explained(error)
+            if failure is None:
+                raise
+            typer.echo(failure.message, err=True)
+            raise typer.Exit(failure.status) from None
 
 
 class Failure(NamedTuple):
@@ -36,8 +63,8 @@ def explained(error: BaseException) -> Failure | None:
     place = user_line(error)
     if isinstance(error, ArchgradError):
         return Failure(f"{error} (raised at {place})" if place and place not in str(error) else str(error), 2)
-    if told := _resources(error):
-        return Failure(told, 2)
+    if message := _resources(error):
+        return Failure(message, 2)
     if place:
         return Failure(f"Your code raised {type(error).__name__}: {error} ({place}).", 2)
     if isinstance(error, OSError):
@@ -71,6 +98,18 @@ def user_line(error: BaseException) -> str:
     return place
 
 
-def terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """What SIGTERM does outside of a run's loops, where there is no step to wait for."""
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM raise Stopped, outside of a run's loops too, where there is no step to wait for."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise Stopped("Stopped by SIGTERM.", number)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import choices, sample, using
 from archgrad.choices.architecture import Architecture
-from archgrad.choices.decide import decision_weights
 from archgrad.choices.lazy import built
 from archgrad.choices.modules import Gate, InputChoice, OpChoice
 from archgrad.choices.subsets import without_topology
@@ -20,7 +19,7 @@ from archgrad.costs.count import params
 from archgrad.costs.latency import Runtime
 from archgrad.costs.memory import GIB, available_bytes, predict
 from archgrad.errors import ChoiceError, ConfigError, LimitError, ModelError
-from archgrad.extract.discretize import build
+from archgrad.extract.discretize import build, decision_weights
 from archgrad.results.record import conditions
 from archgrad.results.result import Example, Found, figures, latencies
 from archgrad.run.run import Run

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from archgrad.cli.outcome import Outcome
 from archgrad.costs.energy import Nvml, Rapl
 from archgrad.costs.memory import GIB, available_bytes
 from archgrad.errors import ArchgradError
@@ -29,16 +30,24 @@ EXTRAS = {
 }
 
 
-def examined() -> Report:
+def execute() -> Outcome:
+    """The report, and as text."""
+    report = _examined()
+    return Outcome(report, _written(report))
+
+
+def _examined() -> Report:
     """The report: versions, devices, memory, disk, extras, energy, data, and `missing`, a sentence for each lack."""
     extras = {name: _extra(modules, use) for name, (modules, use) in EXTRAS.items()}
     energy, data = _energy(), _data()
     missing = [
-        f"{one['for']}: pip install 'archgrad[{name}]' ({', '.join(one['missing'])})"
-        for name, one in extras.items()
-        if one["missing"]
+        f"{extra['for']}: pip install 'archgrad[{name}]' ({', '.join(extra['missing'])})"
+        for name, extra in extras.items()
+        if extra["missing"]
     ]
-    missing += [f"measured energy ({name}): {one['why']}" for name, one in energy.items() if not one["readable"]]
+    missing += [
+        f"measured energy ({name}): {meter['why']}" for name, meter in energy.items() if not meter["readable"]
+    ]
     missing += [] if data["readable"] else [f"the larger data of slow tests and benchmarks: {data['why']}"]
     return {
         "versions": {
@@ -58,14 +67,17 @@ def examined() -> Report:
 
 
 def _devices() -> list[Report]:
-    found: list[Report] = [{"name": "cpu", "what": platform.processor() or platform.machine(), "memory_bytes": None}]
+    devices: list[Report] = [
+        {"name": "cpu", "what": platform.processor() or platform.machine(), "memory_bytes": None}
+    ]
     if torch.cuda.is_available():
-        for place in range(torch.cuda.device_count()):
-            free, _ = torch.cuda.mem_get_info(place)
-            found.append({"name": f"cuda:{place}", "what": torch.cuda.get_device_name(place), "memory_bytes": free})
+        for number in range(torch.cuda.device_count()):
+            free, _ = torch.cuda.mem_get_info(number)
+            name = torch.cuda.get_device_name(number)
+            devices.append({"name": f"cuda:{number}", "what": name, "memory_bytes": free})
     if torch.backends.mps.is_available():
-        found.append({"name": "mps", "what": "Apple GPU", "memory_bytes": None})
-    return found
+        devices.append({"name": "mps", "what": "Apple GPU", "memory_bytes": None})
+    return devices
 
 
 def _cores() -> int:
@@ -78,18 +90,18 @@ def _extra(modules: tuple[str, ...], use: str) -> Report:
 
 
 def _energy() -> dict[str, Report]:
-    found: dict[str, Report] = {"RAPL": {"readable": True, "why": None}}
+    meters: dict[str, Report] = {"RAPL": {"readable": True, "why": None}}
     try:
         Rapl().joules()
     except ArchgradError as error:
-        found["RAPL"] = {"readable": False, "why": str(error)}
+        meters["RAPL"] = {"readable": False, "why": str(error)}
     if torch.cuda.is_available():
-        found["NVML"] = {"readable": True, "why": None}
+        meters["NVML"] = {"readable": True, "why": None}
         try:
             Nvml(torch.device("cuda", 0)).joules()
         except ArchgradError as error:
-            found["NVML"] = {"readable": False, "why": str(error)}
-    return found
+            meters["NVML"] = {"readable": False, "why": str(error)}
+    return meters
 
 
 def _data() -> Report:
@@ -102,7 +114,7 @@ def _data() -> Report:
     return {"folder": place, "readable": why is None, "why": why}
 
 
-def written(report: Report) -> str:
+def _written(report: Report) -> str:
     """The report as text."""
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     lines = [versions, report["machine"], ""]
@@ -113,10 +125,10 @@ def written(report: Report) -> str:
     lines.append(f"threads   {threads['torch']} of {threads['cores']} cores")
     lines.append(f"memory    {memory / GIB:.1f} GiB available" if memory else "memory    not known")
     lines.append(f"disk      {report['disk_bytes'] / GIB:.1f} GiB free here")
-    for name, one in report["extras"].items():
-        lines.append(f"extra     {name}: {'missing' if one['missing'] else 'installed'}, for {one['for']}")
-    for name, one in report["energy"].items():
-        lines.append(f"energy    {name}: {'readable' if one['readable'] else 'not readable'}")
+    for name, extra in report["extras"].items():
+        lines.append(f"extra     {name}: {'missing' if extra['missing'] else 'installed'}, for {extra['for']}")
+    for name, meter in report["energy"].items():
+        lines.append(f"energy    {name}: {'readable' if meter['readable'] else 'not readable'}")
     lines.append(f"data      ARCHGRAD_DATA: {report['data']['folder'] or 'not set'}")
     lines += ["", "missing:" if report["missing"] else "nothing is missing"]
-    return "\n".join([*lines, *(f"  {one}" for one in report["missing"])])
+    return "\n".join([*lines, *(f"  {sentence}" for sentence in report["missing"])])

@@ -12,10 +12,14 @@ from torch import nn
 
 from archgrad.choices.access import choices, relax, sample
 from archgrad.choices.relaxations import Softmax
-from archgrad.cli.commands.setup import check_paths, limit_of, prepare
-from archgrad.cli.inputs import models, spaces
-from archgrad.cli.schemas.commands import SlimOptions
+from archgrad.cli.commands import search as search_command
+from archgrad.cli.commands import setup
+from archgrad.cli.inputs import data, spaces
+from archgrad.cli.outcome import Outcome
+from archgrad.cli.schemas.methods import METHODS
+from archgrad.cli.schemas.options import Options
 from archgrad.cli.schemas.search import SearchOptions
+from archgrad.cli.schemas.slim import SlimOptions
 from archgrad.cli.schemas.transfer import TransferOptions
 from archgrad.costs.count import macs, params
 from archgrad.costs.limits import Limit
@@ -27,106 +31,98 @@ from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import frozen, slim
 from archgrad.supernets.constraint import ArchitectureConstraint
 from archgrad.supernets.lifecycle import predict_peak_memory, prepare_supernet, split_steps
-from archgrad.tasks import Classification
-from archgrad.tasks.task import Task
-from archgrad.training.recipe import sgd
+from archgrad.tasks.task import Task, description
+from archgrad.training.recipe import adam, sgd
 
 Plan = dict[str, Any]
-Planned = SlimOptions | SearchOptions | TransferOptions
-# Methods that train networks one by one, and those that hold several passes of one supernet at once.
-_APART = ("random_search", "monas", "multimodal_random")
-_PASSES = {"unas": 2}
 
 
-def plan(command: str, options: Planned) -> Plan:
+def plan(command: str, options: Options) -> Outcome:
     """What the command would do.
 
     Raises:
         InputError: what the command itself would refuse, such as a limit that cannot be kept.
-        ConfigError: freenas, which trains nothing.
+        ConfigError: a method that trains nothing.
     """
-    if isinstance(options, SearchOptions) and options.method == "freenas":
-        raise ConfigError("freenas trains nothing and takes seconds: leave --dry-run out")
+    assert isinstance(options, SlimOptions | SearchOptions | TransferOptions)
+    if isinstance(options, SearchOptions) and METHODS[options.method].trains == "nothing":
+        raise ConfigError(f"{options.method} trains nothing and takes seconds: leave --dry-run out")
     # The same checks as in earnest. The run that is made here is never begun, so its folder is only looked at.
-    _, task, _ = prepare(command, options, Path(options.out))
+    setup.begin(command, options, Path(options.out))
+    task = data.load(options.data, options) if isinstance(options, TransferOptions) else data.load_task(options)
+    setup.seed(options.seed)
     run = Run(epochs=options.epochs, steps=options.steps, seconds=options.seconds, seed=options.seed,
               device=options.device, precision=options.precision, progress=False)  # fmt: skip
     total = run.total_steps(task.steps_per_epoch, default_epochs=60)
     run.begin("dry", {})
     try:
-        body = _searched(options, task, run) if isinstance(options, SearchOptions) else _slimmed(options, task, run)
+        body = _search(options, task, run) if isinstance(options, SearchOptions) else _slim(options, task, run)
     finally:
         run.close()
-    known: Plan = {
+    parts = description(task)
+    body |= {
         "command": command,
         "steps": total,
         "steps_per_epoch": task.steps_per_epoch,
         "device": str(run.device),
         "folder": options.out,
         "folder_state": "holds this run: it would go on" if (Path(options.out) / "run.json").exists() else "free",
-        "data": {name: task.splits[name]["size"] for name in ("train", "valid", "test")},
+        "data": {name: parts.get(name, {}).get("size") for name in ("train", "valid", "test")},
         "notes": list(run.notes),
-        **body,
     }
-    each = known["step_seconds"]
-    known["seconds"] = None if each is None else min(each * total, options.seconds or float("inf"))
-    return known
+    body["seconds"] = min(body["step_seconds"] * total, options.seconds or float("inf"))
+    return Outcome(body, "\n".join(_lines(body)))
 
 
-def _slimmed(options: SlimOptions | TransferOptions, task: Classification, run: Run) -> Plan:
-    network = models.load(options.model, classes=task.classes, example=task.example)
-    if options.weights:
-        models.read_weights(network, options.weights)
-    task.check(network)
-    check_paths(network, options.keep)
+def _slim(options: SlimOptions | TransferOptions, task: Task, run: Run) -> Plan:
+    network = setup.load_network(options, task)
     space = slim(network, task.example, keep=options.keep).to(run.device)
     round_to = options.round_to if isinstance(options, SlimOptions) else 1
-    limit = limit_of(options.limit, task.example)
+    limit = setup.limit_of(options.limit, task.example)
     constraint = GateConstraint(space, limit, WidthRounding(round_to)) if limit else None
+    factory = setup.recipe_of(options).optimizer_factory if isinstance(options, SlimOptions) else adam
     return {
-        "predicted_peak_bytes": predict_peak_memory(space, task, run, optimizer=sgd),
+        "predicted_peak_bytes": predict_peak_memory(space, task, run, optimizer=factory),
         "before": _figures(network, task),
         "limit": _limit(limit, constraint.bound if constraint else None),
-        "step_seconds": _timed(network.to(run.device), task, run),
-        "timed": "a training step of the whole network; steps after the cut are shorter",
+        "step_seconds": _step_seconds(network.to(run.device), task, run),
+        "timed": "a training step of the unslimmed network; steps after the cut are shorter",
         "gates": len(choices(space)),
         "frozen": frozen(space),
     }
 
 
-def _searched(options: SearchOptions, task: Classification, run: Run) -> Plan:
-    factorized = options.method == "unas" if options.factorized is None else options.factorized
-    form = spaces.form(options.space, cells=options.cells, channels=options.channels, factorized=factorized)
-    space, made = spaces.make(form, task)
-    first, rest = split_steps(run, task, options.search_fraction)
-    limit = limit_of(options.limit, task.example)
+def _search(options: SearchOptions, task: Task, run: Run) -> Plan:
+    method = METHODS[options.method]
+    space, described = spaces.make(search_command.space_form(options), task)
+    search_steps, train_steps = split_steps(run, task, options.search_fraction)
+    limit = setup.limit_of(options.limit, task.example)
     bound = None
     if limit is not None:
         # A measured bound is settled by the search itself, on hundreds of networks.
         bound = limit.bound if limit.cost.measured else ArchitectureConstraint(space, limit).bound
-    apart = options.method in _APART
-    drawn = build(space, sample(space, generator=torch.Generator().manual_seed(options.seed)), weights="fresh")
-    mixed = space if apart else relax(prepare_supernet(space, run, needs=options.method), Softmax)
-    bounded = options.method == "radars"
-    peak = None if bounded else predict_peak_memory(
-        mixed, task, run, optimizer=sgd, passes=_PASSES.get(options.method, 1), drawn=5 if apart else 0
-    )  # fmt: skip
-    trained = drawn.to(run.device) if apart or bounded else mixed
+    sampled = build(space, sample(space, generator=torch.Generator().manual_seed(options.seed)), weights="fresh")
+    trained, peak = sampled.to(run.device), None
+    if method.trains == "networks":
+        peak = predict_peak_memory(space, task, run, optimizer=sgd, drawn=5)
+    elif method.trains == "supernet":
+        trained = relax(prepare_supernet(space, run, needs=options.method), Softmax)
+        peak = predict_peak_memory(trained, task, run, optimizer=sgd, passes=method.passes)
     return {
         "method": options.method,
-        "space": spaces.described(made),
-        "search_steps": first,
-        "train_steps": rest,
+        "space": spaces.described(described),
+        "search_steps": search_steps,
+        "train_steps": train_steps,
         "predicted_peak_bytes": peak,
-        "one_of_the_space": _figures(drawn, task),
+        "one_of_the_space": _figures(sampled, task),
         "limit": _limit(limit, bound),
-        "step_seconds": _timed(trained, task, run),
-        "timed": "a training step of " + ("one drawn network" if trained is drawn else
+        "step_seconds": _step_seconds(trained, task, run),
+        "timed": "a training step of " + ("one sampled network" if trained is sampled else
                  "the supernet; a step of the search takes two or more of them"),
     }  # fmt: skip
 
 
-def _figures(network: nn.Module, task: Classification) -> dict[str, float]:
+def _figures(network: nn.Module, task: Task) -> dict[str, float]:
     return {"params": params().of(network), "macs": macs(task.example).of(network)}
 
 
@@ -134,29 +130,29 @@ def _limit(limit: Limit | None, bound: float | None) -> Plan | None:
     return None if limit is None else {"cost": limit.cost.name, "unit": limit.cost.unit, "bound": bound}
 
 
-def _timed(network: nn.Module, task: Task, run: Run) -> float:
+def _step_seconds(network: nn.Module, task: Task, run: Run) -> float:
     """Seconds of a forward and backward pass: the faster of two, after one to warm up."""
     batch = run.to_device(task.stream(seed=run.seed)(0))
     weights = [p for p in network.parameters() if p.requires_grad]
     network.train()
-    took = []
+    seconds = []
     for _ in range(3):
         began = time.perf_counter()
         torch.autograd.grad(task.loss(network, batch), weights, allow_unused=True)
-        took.append(time.perf_counter() - began)
-    return min(took[1:])
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[1:])
 
 
-def lines(plan: Mapping[str, Any]) -> list[str]:
+def _lines(plan: Mapping[str, Any]) -> list[str]:
     """The plan as a person reads it."""
-    data, limit, peak = plan["data"], plan["limit"], plan["predicted_peak_bytes"]
+    limit, peak = plan["limit"], plan["predicted_peak_bytes"]
     figures = plan.get("before") or plan["one_of_the_space"]
     whose = "before" if "before" in plan else "one network of the space"
     bound = limit and ("settled by measuring" if limit["bound"] is None else f"{limit['bound']:,.6g} {limit['unit']}")
     rows = [
         ("steps", f"{plan['steps']:,}, at {plan['steps_per_epoch']:,} an epoch" + _divided(plan)),
-        ("data", f"{data['train']:,} to train, {data['valid']:,} to validate, {data['test']:,} to test"),
-        ("memory at the peak", "not foreseen" if peak is None else f"{peak / GIB:,.3g} GiB, predicted"),
+        ("data", _data(plan["data"])),
+        ("memory at the peak", "not predicted" if peak is None else f"{peak / GIB:,.3g} GiB, predicted"),
         (whose, f"{figures['params']:,.0f} parameters, {figures['macs']:,.0f} MACs"),
         ("limit", f"{limit['cost']} at most {bound}" if limit else "none"),
         ("time", f"about {plan['seconds']:,.3g} s on {plan['device']}, at {plan['step_seconds']:.3g} s for "
@@ -165,8 +161,14 @@ def lines(plan: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
     if "gates" in plan:
         rows.insert(4, ("can be slimmed", f"{plan['gates']} groups; {len(plan['frozen'])} layers are frozen"))
-    said = [f"{name + ':':<26}{text}" for name, text in rows]
-    return [f"archgrad {plan['command']} would do this; nothing was written.", *said, *plan["notes"]]
+    aligned = [f"{name + ':':<26}{text}" for name, text in rows]
+    return [f"archgrad {plan['command']} would do this; nothing was written.", *aligned, *plan["notes"]]
+
+
+def _data(sizes: Mapping[str, int | None]) -> str:
+    purposes = {"train": "to train", "valid": "to validate", "test": "to test"}
+    known = [f"{sizes[part]:,} {purpose}" for part, purpose in purposes.items() if sizes[part] is not None]
+    return ", ".join(known) or "the task does not say how many samples it has"
 
 
 def _divided(plan: Mapping[str, Any]) -> str:

@@ -1,56 +1,54 @@
-"""report, board and compare: what is drawn from folders alone, without torch."""
+"""`archgrad report`, `board` and `compare`: what is drawn from folders of runs alone, without torch."""
 
 from __future__ import annotations
 
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from archgrad import files
+from archgrad.cli import outcome
 from archgrad.errors import ConfigError, RunError
-from archgrad.report import board as boards
-from archgrad.report import compare as compared
+from archgrad.report import board as board_server
+from archgrad.report import compare as comparison
 from archgrad.report import page, text
 
-Record = dict[str, Any]
 
-
-def report(out: Path) -> tuple[Record, Path]:
-    """Draw a run's report anew; returns its record and the page."""
+def report(out: Path) -> outcome.Outcome:
+    """Draw a run's report again; the outcome is its record."""
     if not out.is_dir():
         raise RunError(f"There is no run folder {out}. Give the folder that was --out.")
-    written = page.write(out)
-    held = files.read_text(out / "record.json", RunError, most=files.RECORD)
-    record: Record = files.parse_json(held, RunError, source=str(out / "record.json"), finite=False)
+    drawn = page.write(out)
+    content = files.read_text(out / "record.json", RunError, most=files.RECORD)
+    record = files.parse_json(content, RunError, source=str(out / "record.json"), finite=False)
     text.check(record)
-    return record, written
+    return outcome.of_record(record, f"The report is {drawn}")
 
 
 def board(out: Path, *, port: int | None, in_browser: bool) -> None:
     """Serve a run's page until Ctrl-C."""
-    with boards.Server(boards.Board(out), port=port) as server:
+    with board_server.Server(board_server.Board(out), port=port) as server:
         typer.echo(f"{out} is shown at {server.url} on this machine; Ctrl-C ends it.")
         if in_browser:
             webbrowser.open(server.url)
         try:
             server.serve_forever()
         except KeyboardInterrupt as error:
-            # SIGTERM is told to whoever sent it.
+            # SIGTERM is reported to whoever sent it.
             if type(error) is not KeyboardInterrupt:
                 raise
 
 
-def compare(runs: Sequence[Path], out: Path | None) -> tuple[Record, str]:
-    """Hold runs side by side; returns what was found, as JSON and as text, and writes a page where asked."""
+def compare(runs: Sequence[Path], out: Path | None) -> outcome.Outcome:
+    """Show runs side by side, and write a page where asked."""
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise ConfigError(f"--out {out}: give a file in a folder that is there, such as compare.html")
-    found = compared.read(runs)
+    sides = comparison.read(runs)
     if out is not None:
-        page.replace(out, compared.page(found))
-    more = (
-        f"\nThe page is {out}" if out else "\nWith --out compare.html there is a page with curves, cells and fronts."
+        page.replace(out, comparison.page(sides))
+    closing = (
+        f"The page is {out}" if out else "With --out compare.html there is a page with curves, cells and fronts."
     )
-    return compared.as_json(found), f"{compared.plain(found)}{more}"
+    return outcome.Outcome(comparison.as_json(sides), f"{comparison.plain(sides)}\n{closing}")

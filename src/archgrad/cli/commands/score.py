@@ -14,12 +14,11 @@ from torch import nn
 from archgrad import proxies
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
-from archgrad.cli import command_file as folder
-from archgrad.cli.commands.setup import seed, set_threads
-from archgrad.cli.inputs import accuracy_table as tables
-from archgrad.cli.inputs import architectures, data, models, spaces
-from archgrad.cli.schemas.commands import TABLE_DATA
-from archgrad.cli.schemas.score import PROXIES, RANDOM, ScoreOptions
+from archgrad.cli import command_file, outcome
+from archgrad.cli.commands import setup
+from archgrad.cli.inputs import accuracy_table, architectures, data, models, spaces
+from archgrad.cli.schemas.options import TABLE_DATA, BatchOptions
+from archgrad.cli.schemas.score import PROXIES, RANDOM_INPUTS, ScoreOptions
 from archgrad.errors import ConfigError, ModelError
 from archgrad.extract.discretize import Resizable, build
 from archgrad.proxies.scoring import Batch, theta
@@ -49,44 +48,44 @@ class _Subject(NamedTuple):
 
 
 class _Subjects(NamedTuple):
-    """All of them, the space that they are of, and its record."""
+    """All networks, the space that they are of, and its description."""
 
     subjects: list[_Subject]
     space: nn.Module | None = None
-    made: Record | None = None
+    described: Record | None = None
 
 
-def score(options: ScoreOptions) -> Record:
-    """Score the networks; returns the record, the best mean rank first."""
-    set_threads(options)
+def execute(options: ScoreOptions) -> outcome.Outcome:
+    """Score the networks; the outcome is the record, the best mean rank first."""
+    setup.set_threads(options)
     out = Path(options.out) if options.out else None
     run = Run(seed=options.seed, folder=out, device=options.device, output=Output(checkpoint_seconds=_KEPT_EVERY))
     if out:
-        folder.check(out, "score", options)
+        command_file.check(out, "score", options)
     batch, fits = _batch(options)
     table = _table(options)
-    found = _subjects(options, fits, run, table)
-    names = options.wanted(len(found.subjects))
-    accuracies = [_accuracy(table, one) for one in found.subjects]
+    chosen = _subjects(options, fits, run, table)
+    names = options.chosen_proxies(len(chosen.subjects))
+    accuracies = [_accuracy(table, subject) for subject in chosen.subjects]
     if out:
-        folder.write(out, "score", options)
-    with folder.resumable(out) if out else contextlib.nullcontext():
-        scores = _scored(found.subjects, batch, run, names, seed_of=options.seed, strict="all" not in options.proxy)
-        record = _record(options, run, found, scores, accuracies, names=names)
+        command_file.write(out, "score", options)
+    with command_file.resumable(out) if out else contextlib.nullcontext():
+        scores = _scores(chosen.subjects, batch, run, names, seed=options.seed, strict="all" not in options.proxy)
+        record = _record(options, run, chosen, scores, accuracies, names=names)
         record["notes"] = [*run.notes, *(table.notes if table else ()), _caution(table, options)]
         if out:
             write_record(out, record)
             page.write(out)
         run.finish()
-    return record
+    return outcome.of_record(record, outcome.files_in(out) if out else "")
 
 
 def _batch(options: ScoreOptions) -> tuple[Batch, spaces.Fits]:
     """The batch that scores are made from, and what networks are made to fit."""
     if options.data:
-        task = data.load(
-            options.data, size=options.size, skip_corrupt=options.skip_corrupt, batch_size=options.batch_size
-        )
+        names = ("size", "skip_corrupt", "batch_size")
+        batches = BatchOptions.model_validate({name: getattr(options, name) for name in names})
+        task = data.load(options.data, batches)
         inputs, labels = task.stream(seed=options.seed)(0)
         if not isinstance(inputs, torch.Tensor):
             raise ConfigError(f"--data {options.data}: its samples are several tensors each; proxies take one")
@@ -100,7 +99,7 @@ def _batch(options: ScoreOptions) -> tuple[Batch, spaces.Fits]:
 def _table(options: ScoreOptions) -> Tabular | None:
     if not options.table:
         return None
-    return tables.load(
+    return accuracy_table.load(
         options.table,
         data=options.table_data or TABLE_DATA[0],
         epochs=options.table_epochs or 200,
@@ -114,24 +113,24 @@ def _subjects(options: ScoreOptions, fits: spaces.Fits, run: Run, table: Tabular
     form = spaces.form(
         options.space, cells=options.cells, channels=options.channels, factorized=bool(options.factorized)
     )
-    seed(options.seed)
-    space, made = spaces.make(form, fits)
+    setup.seed(options.seed)
+    space, described = spaces.make(form, fits)
     prepare_supernet(space, run, needs="archgrad score")
     if isinstance(space, Resizable):
         # Networks are scored in the form in which they are trained.
         space = space.resized()
-    found = [architectures.given(space, text, "--arch") for text in options.arch]
+    chosen = [architectures.parse(space, text, "--arch") for text in options.arch]
     if options.architectures:
-        found += architectures.from_file(space, Path(options.architectures))
+        chosen += architectures.from_file(space, Path(options.architectures))
     if options.sample:
-        found += architectures.drawn(space, options.sample, table=table, seed=options.seed)
-    return _Subjects([_of(space, one) for one in dict.fromkeys(found)], space, made)
+        chosen += architectures.draw(space, options.sample, table=table, seed=options.seed)
+    return _Subjects([_of(space, architecture) for architecture in dict.fromkeys(chosen)], space, described)
 
 
 def _model(name: str, fits: spaces.Fits, number: int) -> _Subject:
     def make() -> nn.Module:
-        seed(number)
-        network = models.load(name, classes=fits.classes, example=fits.example)
+        setup.seed(number)
+        network = models.load(name, classes=data.classes_of(fits), example=fits.example)
         if choices(network):
             raise ModelError(f"MODEL {name!r} has choices: it is a space. Give --space {name}, and --sample N")
         return network
@@ -148,46 +147,47 @@ def _accuracy(table: Tabular | None, subject: _Subject) -> float | None:
     return None if table is None or subject.architecture is None else table.score(subject.architecture)
 
 
-def _scored(
-    subjects: Sequence[_Subject], batch: Batch, run: Run, names: Sequence[str], *, seed_of: int, strict: bool
+def _scores(
+    subjects: Sequence[_Subject], batch: Batch, run: Run, names: Sequence[str], *, seed: int, strict: bool
 ) -> dict[str, list[float]]:
-    """For each proxy one score a network, sizes and what others join included; kept as soon as they are there."""
-    parts = [one for name in names for one in (PROXIES[name].joins or (name,))]
+    """For each proxy the networks' scores, with sizes and the parts of joined proxies; logged network by network."""
+    parts = [part for name in names for part in (PROXIES[name].joins or (name,))]
     single = list(dict.fromkeys([*_SIZES, *parts]))
-    settings = {"networks": [one.name for one in subjects], "proxies": single}
-    random = _random(batch, seed_of)
+    settings = {"networks": [subject.name for subject in subjects], "proxies": single}
+    random = _random(batch, seed)
     device = torch.device("cpu") if run.device.type == "mps" else run.device  # MPS has no float64
     run.begin("score", settings)
     run.register_state()
     for k in run.steps(len(subjects), phase="score"):
         # Every network has the weights that the seed gives it, whatever was scored before.
-        seed(seed_of)
+        setup.seed(seed)
         try:
             network = subjects[k].make()
             theta(network)
             network.to(device)
             row = {
-                name: _one(name, network, random if name in RANDOM else batch, run, strict=strict) for name in single
+                name: _score(name, network, random if name in RANDOM_INPUTS else batch, run, strict=strict)
+                for name in single
             }
         except ModelError as error:
             raise ModelError(f"{subjects[k].name}: {error}") from error
         run.log({f"{SCORE}{name}": value for name, value in row.items()})
-    found = {name: [float(row[f"{SCORE}{name}"]) for row in run.history] for name in single}
+    scores = {name: [float(row[f"{SCORE}{name}"]) for row in run.history] for name in single}
     if "az_nas" in names:
-        found["az_nas"] = proxies.az_nas({name: found[name] for name in PROXIES["az_nas"].joins})
+        scores["az_nas"] = proxies.az_nas({name: scores[name] for name in PROXIES["az_nas"].joins})
     if "te_nas" in names:
-        found["te_nas"] = proxies.te_nas(found["ntk_condition"], found["linear_regions"])
-    return found
+        scores["te_nas"] = proxies.te_nas(scores["ntk_condition"], scores["linear_regions"])
+    return scores
 
 
-def _random(batch: Batch, number: int) -> Batch:
+def _random(batch: Batch, seed: int) -> Batch:
     """Standard normal inputs in place of images."""
     if isinstance(batch, torch.Tensor):
         return batch
-    return torch.randn(batch[0].shape, generator=torch.Generator().manual_seed(number))
+    return torch.randn(batch[0].shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _one(name: str, network: nn.Module, batch: Batch, run: Run, *, strict: bool) -> float:
+def _score(name: str, network: nn.Module, batch: Batch, run: Run, *, strict: bool) -> float:
     proxy: Callable[[nn.Module, Batch], float] = getattr(proxies, name)
     try:
         return proxy(network, batch)
@@ -204,7 +204,7 @@ def _one(name: str, network: nn.Module, batch: Batch, run: Run, *, strict: bool)
 def _record(
     options: ScoreOptions,
     run: Run,
-    found: _Subjects,
+    chosen: _Subjects,
     scores: dict[str, list[float]],
     accuracies: Sequence[float | None],
     *,
@@ -216,22 +216,22 @@ def _record(
     known = [accuracy for accuracy in accuracies if accuracy is not None]
     networks = []
     for k in order:
-        row = {"name": found.subjects[k].name, "scores": {name: _finite(scores[name][k]) for name in scores}}
+        row = {"name": chosen.subjects[k].name, "scores": {name: _finite(scores[name][k]) for name in scores}}
         networks.append(row | {"rank": ranks[k], "accuracy": accuracies[k]})
     described = []
     for name in scores:
-        of = PROXIES[name]
-        row = {"name": name, "needs": of.needs, "better": "lower" if of.lower else "higher"}
-        measured = tables.agreement(better[name], known) if known else {}
-        described.append({**row, "published": of.published, "darts": of.darts, **measured})
-    where = f" of {spaces.described(found.made)}" if found.made else ""
+        proxy = PROXIES[name]
+        row = {"name": name, "needs": proxy.needs, "better": "lower" if proxy.lower else "higher"}
+        measured = accuracy_table.agreement(better[name], known) if known else {}
+        described.append({**row, "published": proxy.published, "darts": proxy.darts, **measured})
+    where = f" of {spaces.described(chosen.described)}" if chosen.described else ""
     count = len(ranks)
     return {
         "title": f"{count:,} {'network' if count == 1 else 'networks'}{where}, scored without training",
         "networks": networks,
         "proxies": described,
-        "graphs": list(_graphs(found, order)),
-        "space": found.made,
+        "graphs": list(_graphs(chosen, order)),
+        "space": chosen.described,
         "settings": options.model_dump(mode="json", exclude={"out"}, exclude_defaults=True),
         **conditions(run),
     }
@@ -241,25 +241,25 @@ def _finite(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def _graphs(found: _Subjects, order: Sequence[int]) -> Iterator[Record]:
+def _graphs(chosen: _Subjects, order: Sequence[int]) -> Iterator[Record]:
     """The cells of the networks ranked first."""
     for place, k in enumerate(order[:_MOST_DRAWN], start=1):
-        architecture = found.subjects[k].architecture
-        if architecture is not None and isinstance(found.space, Described):
-            for graph in found.space.describe(architecture).get("graphs", []):
+        architecture = chosen.subjects[k].architecture
+        if architecture is not None and isinstance(chosen.space, Described):
+            for graph in chosen.space.describe(architecture).get("graphs", []):
                 yield {**graph, "name": f"{place} {graph.get('name', '')}".strip()}
 
 
 def _caution(table: Tabular | None, options: ScoreOptions) -> str:
     """How far to trust the scores, in words."""
-    drawn = "" if options.data else " Inputs, where any are needed, are random."
-    held = (
+    random = "" if options.data else " Inputs, where any are needed, are random."
+    measured = (
         f" Measured here against {table.column}: among these networks, and no others."
         if table
-        else " Nothing was measured here: give --table to hold the scores against accuracies."
+        else " Nothing was measured here: give --table to compare the scores with accuracies."
     )
     return (
-        f"Nothing was trained.{drawn}{held} Compare every proxy with params and macs, the sizes: on the DARTS space "
-        f"none that was measured ranks better than params, and among the best tenth of NAS-Bench-201 hardly any rank "
-        f"at all. Take several of the first and train them, beside random ones."
+        f"Nothing was trained.{random}{measured} Compare every proxy with params and macs, the sizes: on the DARTS "
+        f"space none that was measured ranks better than params, and among the best tenth of NAS-Bench-201 hardly "
+        f"any ranks at all. Take several of the first and train them, beside random ones."
     )

@@ -1,22 +1,24 @@
-"""What the commands that search or train begin and end with: task, run, limit, ONNX."""
+"""What the commands that search or train begin and end with: task, run, recipe, limit, ONNX."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib.util
 import random
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from archgrad.cli import command_file as folder
-from archgrad.cli.inputs import data
-from archgrad.cli.schemas import commands as configuration
-from archgrad.cli.schemas.commands import Options, RunOptions, WorkOptions
+from archgrad.cli import command_file
+from archgrad.cli.inputs import data, models
+from archgrad.cli.schemas import limits
+from archgrad.cli.schemas.options import NetworkOptions, Options, RunOptions
+from archgrad.cli.schemas.recipe import RecipeOptions
 from archgrad.costs.count import macs, params
 from archgrad.costs.latency import latency
 from archgrad.costs.limits import Limit
@@ -24,51 +26,24 @@ from archgrad.errors import ConfigError, MissingExtra, ModelError
 from archgrad.extract.export import export_onnx
 from archgrad.results.result import Found
 from archgrad.run.run import Run
-from archgrad.tasks import Classification, crop, cutout, flip
-from archgrad.tasks.task import Inputs
+from archgrad.tasks.task import Checkable, Inputs, Task
+from archgrad.training.recipe import OptimizerFactory, Recipe, adam, adamw, sgd
+from archgrad.training.schedules import Schedule, constant, cosine
 
-_AUGMENTATIONS = {"crop": crop, "cutout": cutout}
-
-
-class Prepared(NamedTuple):
-    """The run, the task, and whether ONNX is to be written."""
-
-    run: Run
-    task: Classification
-    onnx: bool
-
-
-def prepare(
-    command: str, options: WorkOptions, out: Path, *, trials: int | None = None, workers: str | None = None,
-    smoothing: float = 0.0,
-) -> Prepared:  # fmt: skip
-    """What a command begins with; everything random is seeded after this.
-
-    Raises InputError for data, a device or a folder that cannot be used, MissingExtra for ONNX without its extra.
-    """
-    run, onnx = begin(command, options, out, trials=trials, workers=workers)
-    augment = [
-        flip() if pixels is None else _AUGMENTATIONS[name](pixels)
-        for name, pixels in configuration.augmentations(options.augment)
-    ]
-    task = data.load(
-        options.data,
-        size=options.size,
-        skip_corrupt=options.skip_corrupt,
-        batch_size=options.batch_size,
-        augment=augment,
-        smoothing=smoothing,
-    )
-    seed(options.seed)
-    return Prepared(run, task, onnx)
+_OPTIMIZERS: dict[str, OptimizerFactory] = {"sgd": sgd, "adam": adam, "adamw": adamw}
+_SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "constant": constant}
+_EXPORT = ("onnx", "onnxscript", "onnxruntime")
 
 
 def begin(
     command: str, options: RunOptions, out: Path, *, trials: int | None = None, workers: str | None = None
-) -> tuple[Run, bool]:
-    """The run, and whether ONNX is to be written; without data. Raises as `prepare`."""
+) -> Run:
+    """The run of a command, before anything is written.
+
+    Raises InputError for a device or a folder that cannot be used, MissingExtra for ONNX without its extra.
+    """
     set_threads(options)
-    onnx = onnx_wanted(options.onnx)
+    writes_onnx(options.onnx)
     run = Run(
         epochs=options.epochs,
         steps=options.steps,
@@ -80,8 +55,8 @@ def begin(
         precision=options.precision,
         workers=int(workers) if workers and workers.isdecimal() else workers,
     )
-    folder.check(out, command, options)
-    return run, onnx
+    command_file.check(out, command, options)
+    return run
 
 
 def seed(number: int) -> None:
@@ -92,32 +67,29 @@ def seed(number: int) -> None:
 
 
 def set_threads(options: Options) -> None:
-    """Take the CPU threads that are asked for."""
+    """Use the CPU threads that are asked for."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
 
 
-def onnx_wanted(asked: bool | None) -> bool:
-    """Whether network.onnx is written. Raises MissingExtra where it is asked for and cannot be."""
-    missing = [p for p in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(p) is None]
-    if asked and missing:
-        raise MissingExtra(missing[0], "export")
-    return not missing if asked is None else asked
+def load_network(options: NetworkOptions, task: Task) -> nn.Module:
+    """The network of MODEL, with --weights, checked on the task. Raises InputError where it cannot be used."""
+    network = models.load(options.model, classes=data.classes_of(task), example=task.example)
+    if options.weights:
+        models.read_weights(network, options.weights)
+    check_network(network, task)
+    check_layers(network, options.keep)
+    return network
 
 
-def limit_of(written: str | None, example: Inputs) -> Limit | None:
-    """The limit that was written, on networks of inputs like `example`. Raises LimitError."""
-    if written is None:
-        return None
-    limit = configuration.limit(written)
-    if limit.cost == "latency_ms":
-        return latency(example).at_most(ms=limit.bound)
-    cost = macs(example) if limit.cost == "macs" else params()
-    return cost.at_most(limit.bound, fraction=limit.fraction)
+def check_network(network: nn.Module, task: Task) -> None:
+    """Raise ModelError where the network does not fit the task, if the task can tell."""
+    if isinstance(task, Checkable):
+        task.check(network)
 
 
-def check_paths(network: nn.Module, paths: Sequence[str]) -> None:
-    """Raise ConfigError when --keep names a layer that the network does not have."""
+def check_layers(network: nn.Module, paths: Sequence[str]) -> None:
+    """Raise ConfigError where --keep names a layer that the network does not have."""
     known = [path for path, _ in network.named_modules() if path]
     for path in paths:
         if path not in known:
@@ -125,15 +97,45 @@ def check_paths(network: nn.Module, paths: Sequence[str]) -> None:
             raise ConfigError(f"--keep {path}: the network has no such layer. Near it are {', '.join(near)}.")
 
 
-def write_onnx(found: Found, out: Path, wanted: bool) -> None:
+def recipe_of(options: RecipeOptions, default: Recipe = Recipe()) -> Recipe:
+    """The recipe that is asked for; what is not given stays as in the default."""
+    rates = {"learning_rate": options.learning_rate, "weight_decay": options.weight_decay}
+    given = {name: rate for name, rate in rates.items() if rate is not None}
+    factory = _OPTIMIZERS[options.optimizer] if options.optimizer else default.optimizer_factory
+    changes = {
+        "optimizer_factory": functools.partial(factory, **given) if given else factory,
+        "schedule": _SCHEDULES[options.schedule] if options.schedule else None,
+        "best_epoch": options.best_epoch or None,
+        **{name: getattr(options, name) for name in ("clip", "average", "accumulate", "drop_path")},
+    }
+    return dataclasses.replace(default, **{name: value for name, value in changes.items() if value is not None})
+
+
+def limit_of(text: str | None, example: Inputs) -> Limit | None:
+    """The limit of --limit, on networks of inputs like `example`. Raises LimitError."""
+    if text is None:
+        return None
+    limit = limits.parse(text)
+    if limit.cost == "latency_ms":
+        return latency(example).at_most(ms=limit.bound)
+    cost = macs(example) if limit.cost == "macs" else params()
+    return cost.at_most(limit.bound, fraction=limit.fraction)
+
+
+def writes_onnx(asked: bool | None) -> bool:
+    """Whether network.onnx is written. Raises MissingExtra where it is asked for and cannot be."""
+    missing = [package for package in _EXPORT if importlib.util.find_spec(package) is None]
+    if asked and missing:
+        raise MissingExtra(missing[0], "export")
+    return not missing if asked is None else asked
+
+
+def write_onnx(found: Found, out: Path, asked: bool | None) -> None:
     """Write network.onnx; where that fails the result stands, and its record says why."""
-    if not wanted or found.example is None:
+    if not writes_onnx(asked) or found.example is None:
         return
-    note = ""
     try:
         export_onnx(found.network, found.example, out / "network.onnx")
     except ModelError as error:
-        note = str(error)
-    if note:
-        found.record["notes"] = [*found.record.get("notes", []), note]
+        found.record["notes"] = [*found.record.get("notes", []), str(error)]
         found.save(out)

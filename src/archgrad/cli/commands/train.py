@@ -11,24 +11,22 @@ from typing import Any
 from torch import nn
 
 from archgrad.choices.architecture import Architecture
-from archgrad.cli import command_file as folder
-from archgrad.cli.commands.setup import check_paths, prepare, write_onnx
-from archgrad.cli.inputs import models, spaces
-from archgrad.cli.schemas.commands import TrainOptions
+from archgrad.cli import command_file, outcome
+from archgrad.cli.commands import setup
+from archgrad.cli.inputs import data, models, spaces
+from archgrad.cli.schemas.train import TrainOptions
 from archgrad.errors import ConfigError, ModelError
 from archgrad.extract.discretize import build
 from archgrad.results.record import conditions
 from archgrad.results.result import Found, figures, latencies
 from archgrad.run.run import Run
-from archgrad.spaces.slim.slimmable import slim as gated
+from archgrad.spaces.slim.slimmable import slim
 from archgrad.supernets.lifecycle import Described
-from archgrad.tasks import Classification
+from archgrad.tasks.task import Task
 from archgrad.training.fit import fit
-from archgrad.training.recipe import OptimizerFactory, Recipe, adamw, sgd
 
 Record = dict[str, Any]
 _LOAD = 'import torch\nnetwork = torch.export.load("network.pt2").module()   # needs torch alone\n'
-_OPTIMISERS: dict[str, OptimizerFactory] = {"sgd": sgd, "adamw": adamw}
 
 
 @dataclass(frozen=True)
@@ -50,42 +48,33 @@ class _Subject:
     record: Record = field(default_factory=dict)
 
 
-def train(options: TrainOptions) -> Record:
-    """Train from fresh weights; returns the run's record."""
+def execute(options: TrainOptions) -> outcome.Outcome:
+    """Train from fresh weights; the outcome is the run's record."""
     out = Path(options.out)
-    run, task, onnx = prepare("train", options, out, smoothing=options.smoothing)
+    run = setup.begin("train", options, out)
+    task = data.load_task(options)
+    setup.seed(options.seed)
     subject = _subject(options, task)
-    task.check(subject.network)
-    folder.write(out, "train", options)
-    with folder.resumable(out):
-        fit(
-            subject.network,
-            task,
-            run,
-            recipe=Recipe(
-                optimizer_factory=_optimizer(options),
-                clip=options.clip,
-                drop_path=options.drop_path,
-                average=options.average,
-            ),
-            auxiliary=options.auxiliary,
-        )
+    setup.check_network(subject.network, task)
+    command_file.write(out, "train", options)
+    with command_file.resumable(out):
+        fit(subject.network, task, run, recipe=setup.recipe_of(options), auxiliary=options.auxiliary)
         found = _trained(subject, options, task=task, run=run)
         found.save(out)
-        write_onnx(found, out, onnx)
-    return found.record
+        setup.write_onnx(found, out, options.onnx)
+    return outcome.of_record(found.record, outcome.files_in(out))
 
 
-def _subject(options: TrainOptions, task: Classification) -> _Subject:
+def _subject(options: TrainOptions, task: Task) -> _Subject:
     if options.architecture is None:
-        network = models.load(options.network, classes=task.classes, example=task.example)
+        network = models.load(options.network, classes=data.classes_of(task), example=task.example)
         return _Subject(network, Architecture({}), f"{type(network).__name__} trained")
     architecture = Architecture.load(options.architecture)
     if options.model:
-        network = models.load(options.model, classes=task.classes, example=task.example)
-        task.check(network)
-        check_paths(network, options.keep)
-        network = build(gated(network, task.example, keep=options.keep), architecture, weights="fresh")
+        network = models.load(options.model, classes=data.classes_of(task), example=task.example)
+        setup.check_network(network, task)
+        setup.check_layers(network, options.keep)
+        network = build(slim(network, task.example, keep=options.keep), architecture, weights="fresh")
         return _Subject(network, architecture, f"{type(network).__name__} trained")
     form = spaces.searched_in(
         Path(options.architecture), architecture, options.space, cells=options.cells, channels=options.channels
@@ -99,25 +88,26 @@ def _subject(options: TrainOptions, task: Classification) -> _Subject:
 
 
 def _searched(
-    options: TrainOptions, task: Classification, *, architecture: Architecture, form: spaces.SpaceDescription
+    options: TrainOptions, task: Task, *, architecture: Architecture, form: spaces.SpaceDescription
 ) -> _Subject:
     """The network of an architecture in the form that is trained for good."""
-    space, made = spaces.make(form, task)
+    space, space_record = spaces.make(form, task)
+    drop_path = options.drop_path or 0.0
     cells = options.cells if options.cells != form.cells else None
     channels = options.channels if options.channels != form.channels else None
     if form.kind in ("darts", "nasbench201"):
         # Given a size, even the same, they take the form that is trained for good.
         cells = cells or form.cells
     plain = functools.partial(build, space, architecture, weights="fresh", cells=cells, channels=channels)
-    network = plain(auxiliary=options.auxiliary > 0, drop_path=options.drop_path)
-    made |= {name: value for name, value in (("cells", cells), ("channels", channels)) if value is not None}
+    network = plain(auxiliary=options.auxiliary > 0, drop_path=drop_path)
+    space_record |= {name: value for name, value in (("cells", cells), ("channels", channels)) if value is not None}
     described = dict(space.describe(architecture)) if isinstance(space, Described) else {}
     return _Subject(
         network,
         architecture,
-        f"{spaces.described(made)} trained",
-        finished=lambda trained: _bare(trained, plain()) if options.auxiliary or options.drop_path else trained,
-        record={"space": made, **described},
+        f"{spaces.described(space_record)} trained",
+        finished=lambda trained: _bare(trained, plain()) if options.auxiliary or drop_path else trained,
+        record={"space": space_record, **described},
     )
 
 
@@ -140,30 +130,18 @@ def _bare(trained: nn.Module, plain: nn.Module) -> nn.Module:
     return plain.to(next(trained.parameters()).device)
 
 
-def _optimizer(options: TrainOptions) -> OptimizerFactory:
-    rates = {"learning_rate": options.learning_rate, "weight_decay": options.weight_decay}
-    given = {name: rate for name, rate in rates.items() if rate is not None}
-    make = _OPTIMISERS[options.optimizer]
-    return functools.partial(make, **given) if given else make
-
-
-def _trained(subject: _Subject, options: TrainOptions, *, task: Classification, run: Run) -> Found:
+def _trained(subject: _Subject, options: TrainOptions, *, task: Task, run: Run) -> Found:
     network, example = subject.finished(subject.network).eval(), run.to_device(task.example)
     columns: Record = run.compute_once("figures", lambda: figures(network, task, example))
     times = run.compute_once(
         "latency", lambda: latencies({"network": network}, example, runtimes=("eager", "onnx"))["network"]
     )
-    settings = {
-        name: getattr(options, name)
-        for name in (
-            "optimizer", "learning_rate", "weight_decay", "clip", "average", "smoothing", "auxiliary", "drop_path",
-        )
-    }  # fmt: skip
+    settings = {"recipe": setup.recipe_of(options).record(), "auxiliary": options.auxiliary}
     record = {
         "method": "train",
         "title": subject.title,
         "after": {**columns, "latency_ms": times},
-        "settings": {name: value for name, value in settings.items() if value},
+        "settings": settings,
         **conditions(run, task, score=next(iter(columns))),
         "load": _LOAD,
         **subject.record,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from archgrad.cli import command_file as folder
-from archgrad.cli.commands.setup import check_paths, limit_of, prepare, write_onnx
-from archgrad.cli.inputs import data, models
+from archgrad.cli import command_file, outcome
+from archgrad.cli.commands import setup
+from archgrad.cli.inputs import data
 from archgrad.cli.schemas.transfer import TransferOptions
 from archgrad.errors import ConfigError
 from archgrad.methods.pruning_transfer.pruning_transfer import pruning_transfer
@@ -16,8 +15,8 @@ from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import slim
 
 
-def transfer_command(options: TransferOptions) -> dict[str, Any]:
-    """Prune on the source, then compare on the target; returns the run's record.
+def execute(options: TransferOptions) -> outcome.Outcome:
+    """Prune on the source, then compare on the target; the outcome is the run's record.
 
     The search has a run of its own in the folder `search`; both resume.
     """
@@ -27,20 +26,16 @@ def transfer_command(options: TransferOptions) -> dict[str, Any]:
     protocol = TransferProtocol(
         options.shots, draws=options.draws, restarts=options.restarts, steps=options.shot_steps, norm=options.norm
     )
-    run, source, onnx = prepare("transfer", options, out)
-    target = data.load(
-        options.target, size=options.size, skip_corrupt=options.skip_corrupt, batch_size=options.batch_size
-    )
-    network = models.load(options.model, classes=source.classes, example=source.example)
-    if options.weights:
-        models.read_weights(network, options.weights)
-    source.check(network)
-    check_paths(network, options.keep)
+    run = setup.begin("transfer", options, out)
+    source = data.load(options.data, options)
+    target = data.load(options.target, options.model_copy(update={"augment": ""}))
+    setup.seed(options.seed)
+    network = setup.load_network(options, source)
     space = slim(network, source.example, keep=options.keep, inputs=options.inputs)
     check(space, source, target, protocol)
-    limit = limit_of(options.limit, source.example)
-    folder.write(out, "transfer", options)
-    with folder.resumable(out):
+    limit = setup.limit_of(options.limit, source.example)
+    command_file.write(out, "transfer", options)
+    with command_file.resumable(out):
         search = Run(
             epochs=options.epochs, steps=options.steps, seconds=options.seconds, seed=options.seed,
             folder=out / "search", device=options.device, precision=options.precision,
@@ -53,5 +48,5 @@ def transfer_command(options: TransferOptions) -> dict[str, Any]:
             space, pruned.architecture, run, source=source, target=target, protocol=protocol,
             pretrained=options.weights is not None,
         )  # fmt: skip
-        write_onnx(found, out, onnx)
-    return found.record
+        setup.write_onnx(found, out, options.onnx)
+    return outcome.of_record(found.record, outcome.files_in(out))

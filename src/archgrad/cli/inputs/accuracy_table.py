@@ -54,7 +54,7 @@ def _correlation(measure: Any, x: Any, y: Any) -> float | None:
     return float(measure(rankdata(x), rankdata(y)).statistic)
 
 
-def judged(record: Mapping[str, Any], cell: Mapping[str, Any], table: Tabular) -> Record:
+def compare(record: Mapping[str, Any], cell: Mapping[str, Any], table: Tabular) -> Record:
     """What a FreeNAS record gains from a table, which had no part in its decision.
 
     A cell's score is the sum of the scores of its six operations; the cells of the conventions stand beside it.

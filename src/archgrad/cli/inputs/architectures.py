@@ -42,17 +42,17 @@ def named(space: nn.Module, architecture: Architecture) -> str:
     return ", ".join(f"{name}={json.dumps(pick)}" for name, pick in architecture.items())
 
 
-def given(space: nn.Module, entry: object, place: str) -> Architecture:
+def parse(space: nn.Module, entry: object, place: str) -> Architecture:
     """One architecture: text, or an object {choice: pick} or as in architecture.json.
 
     Raises ArchitectureError, naming the place, for what is none of the space.
     """
     try:
-        found = _read(space, entry)
-        matched(space, found)
+        architecture = _read(space, entry)
+        matched(space, architecture)
     except ArchitectureError as error:
         raise ArchitectureError(f"{place}: {error}") from None
-    return found
+    return architecture
 
 
 def from_file(space: nn.Module, path: Path) -> list[Architecture]:
@@ -67,13 +67,13 @@ def from_file(space: nn.Module, path: Path) -> list[Architecture]:
         raise ConfigError(
             f"--architectures {path} {reason}; give a text file, one architecture a line, or JSON"
         ) from None
-    found = [given(space, entry, f"{path}, {place}") for place, entry in _entries(path, text)]
-    if not found:
+    architectures = [parse(space, entry, f"{path}, {place}") for place, entry in _entries(path, text)]
+    if not architectures:
         raise ConfigError(f"--architectures {path} holds no architecture; write one a line, or a JSON list")
-    return found
+    return architectures
 
 
-def drawn(space: nn.Module, count: int, *, table: Tabular | None, seed: int) -> list[Architecture]:
+def draw(space: nn.Module, count: int, *, table: Tabular | None, seed: int) -> list[Architecture]:
     """Different ones of the table, or else of the space, at random. Raises ConfigError where it has fewer."""
     generator = torch.Generator().manual_seed(seed)
     if table is not None:
@@ -85,23 +85,23 @@ def drawn(space: nn.Module, count: int, *, table: Tabular | None, seed: int) -> 
     total = _total(space)
     if count > total:
         raise ConfigError(f"--sample {count}: the space has {total:,} architectures")
-    found: dict[Architecture, None] = {}
+    sampled: dict[Architecture, None] = {}
     idle = 0
-    while len(found) < count:
-        before = len(found)
-        found[sample(space, generator=generator)] = None
-        idle = 0 if len(found) > before else idle + 1
+    while len(sampled) < count:
+        before = len(sampled)
+        sampled[sample(space, generator=generator)] = None
+        idle = 0 if len(sampled) > before else idle + 1
         if idle > _PATIENCE * min(total, 1000):
             raise ConfigError(f"--sample {count}: no more than {before} different architectures were found")
-    return list(found)
+    return list(sampled)
 
 
 def _total(space: nn.Module) -> int:
-    found = [same[0] for same in choices(space).values()]
-    live = [int(choice.pickable.sum()) for choice in found]
+    decisions = [same[0] for same in choices(space).values()]
+    candidates = [int(choice.pickable.sum()) for choice in decisions]
     return math.prod(
-        math.comb(n, choice.keep) if isinstance(choice, InputChoice) else n
-        for n, choice in zip(live, found, strict=True)
+        math.comb(count, choice.keep) if isinstance(choice, InputChoice) else count
+        for count, choice in zip(candidates, decisions, strict=True)
     )
 
 
@@ -123,13 +123,13 @@ def _read(space: nn.Module, entry: object) -> Architecture:
 def _entries(path: Path, text: str) -> Iterator[tuple[str, object]]:
     """Each entry and its place, entry 1 or line 1."""
     stripped = text.strip()
-    whole: Any = None
+    entries: Any = None
     if stripped.startswith("["):
-        whole = _json(stripped, str(path))
+        entries = _json(stripped, str(path))
     elif stripped.startswith("{") and (FORMAT in stripped[:200] or "\n" not in stripped):
-        whole = [_json(stripped, str(path))]
-    if whole is not None:
-        yield from ((f"entry {place}", entry) for place, entry in enumerate(whole, start=1))
+        entries = [_json(stripped, str(path))]
+    if entries is not None:
+        yield from ((f"entry {place}", entry) for place, entry in enumerate(entries, start=1))
         return
     for place, line in enumerate(text.splitlines(), start=1):
         line = line.strip()

@@ -1,26 +1,32 @@
-"""The task of DATA: a path, or what a callable of the user's gives."""
+"""The task of DATA, a path or what a callable of the user's gives, and of --task."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from archgrad.cli.inputs import user_code as usercode
-from archgrad.cli.schemas.commands import is_code
+from archgrad.cli.inputs import user_code
+from archgrad.cli.schemas.configuration import is_code
+from archgrad.cli.schemas.options import BatchOptions, augmentations
+from archgrad.cli.schemas.task import TaskOptions
 from archgrad.errors import ConfigError, DataError
-from archgrad.tasks import Classification
+from archgrad.tasks import Classification, crop, cutout, flip
 from archgrad.tasks.sources import seeded
 from archgrad.tasks.supervised import PARTS, Augment
+from archgrad.tasks.task import Task, require
+
+_AUGMENTATIONS = {"crop": crop, "cutout": cutout}
 
 
-def load(
-    name: str,
-    *,
-    size: int | None,
-    skip_corrupt: bool,
-    batch_size: int,
-    augment: Sequence[Augment] = (),
-    smoothing: float = 0.0,
-) -> Classification:
+def load_task(options: TaskOptions) -> Task:
+    """The task of --task, or of DATA. Raises InputError where it cannot be used."""
+    if options.task:
+        return _from_code(options.task)
+    assert options.data is not None
+    return load(options.data, options, smoothing=options.smoothing)
+
+
+def load(name: str, options: BatchOptions, *, smoothing: float = 0.0) -> Classification:
     """The task of DATA.
 
     A callable is called without arguments, the global generators seeded by 0. It gives what `Classification` takes
@@ -32,18 +38,24 @@ def load(
         DataError: data that cannot be used.
         ModelError: the user's code fails.
     """
+    augment = _augment(options.augment)
     if name.endswith(".py"):
         raise ConfigError(
             f"DATA {name!r} is a file of code: name the function in it that gives the data, {name}:FUNCTION"
         )
     if not is_code(name):
         return Classification.load(
-            name, size=size, skip_corrupt=skip_corrupt, batch_size=batch_size, augment=augment, smoothing=smoothing
+            name,
+            size=options.size,
+            skip_corrupt=options.skip_corrupt,
+            batch_size=options.batch_size,
+            augment=augment,
+            smoothing=smoothing,
         )
-    if size or skip_corrupt:
+    if options.size or options.skip_corrupt:
         raise ConfigError(f"size and skip_corrupt are for folders of images; {name} makes its own data")
     with seeded(0):
-        given = usercode.called(usercode.named(name, kind="DATA"), name, {}, kind="DATA")
+        given = user_code.call(user_code.load(name, kind="DATA"), name, {}, kind="DATA")
     parts = dict(given) if isinstance(given, Mapping) else {"train": given}
     if "train" not in parts or not set(parts) <= set(PARTS):
         raise DataError(
@@ -51,6 +63,27 @@ def load(
             f"which the first is needed"
         )
     return Classification(
-        parts["train"], parts.get("valid"), parts.get("test"), batch_size=batch_size, augment=augment,
+        parts["train"],
+        parts.get("valid"),
+        parts.get("test"),
+        batch_size=options.batch_size,
+        augment=augment,
         smoothing=smoothing,
-    )  # fmt: skip
+    )
+
+
+def classes_of(task: object) -> int | None:
+    """How many classes a task has; None where it does not say."""
+    classes = getattr(task, "classes", None)
+    return classes if isinstance(classes, int) and not isinstance(classes, bool) else None
+
+
+def _augment(text: str) -> Sequence[Augment]:
+    return [flip() if pixels is None else _AUGMENTATIONS[name](pixels) for name, pixels in augmentations(text)]
+
+
+def _from_code(name: str) -> Task:
+    with seeded(0):
+        task: Any = user_code.call(user_code.load(name, kind="--task"), name, {}, kind="--task")
+    require(task, method=f"archgrad, with the task that {name} gives,")
+    return task  # type: ignore[no-any-return]

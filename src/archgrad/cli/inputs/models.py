@@ -16,14 +16,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from archgrad import files
-from archgrad.cli.inputs import user_code as usercode
+from archgrad.cli.inputs import user_code
 from archgrad.errors import ConfigError, ModelError
 from archgrad.tasks.task import Inputs
 
-FORMS = f"{usercode.FORMS}, or timm:NAME"
+FORMS = f"{user_code.FORMS}, or timm:NAME"
 
 
-def load(name: str, *, classes: int, example: Inputs) -> nn.Module:
+def load(name: str, *, classes: int | None, example: Inputs) -> nn.Module:
     """The network of a MODEL.
 
     A callable is called without arguments, or with those of these that it takes: the number of classes as `classes`
@@ -33,36 +33,36 @@ def load(name: str, *, classes: int, example: Inputs) -> nn.Module:
         ConfigError: no such module, file, attribute or timm model.
         ModelError: the user's code fails, or what it makes is no network.
     """
-    place, attribute = usercode.split_steps(name, forms=FORMS)
+    place, attribute = user_code.split_name(name, forms=FORMS)
     if place == "timm":
         return _from_timm(attribute, classes=classes, example=example)
-    found = usercode.named(name, forms=FORMS)
-    if not isinstance(found, nn.Module):
-        found = usercode.called(found, name, told(classes, example))
-    if not isinstance(found, nn.Module):
-        raise ModelError(f"MODEL {name!r} gives a {type(found).__name__}. Allowed is a torch.nn.Module.")
-    if any(tensor.is_meta for tensor in (*found.parameters(), *found.buffers())):
+    network = user_code.load(name, forms=FORMS)
+    if not isinstance(network, nn.Module):
+        network = user_code.call(network, name, known_of(classes, example))
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"MODEL {name!r} gives a {type(network).__name__}. Allowed is a torch.nn.Module.")
+    if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
         raise ModelError(f"MODEL {name!r} is on the meta device and has no values. Make it on the CPU.")
-    return found
+    return network
 
 
-def told(classes: int, example: Inputs) -> dict[str, int]:
-    """What the data say that a callable may want to know: the number of classes, and of an image's channels."""
-    known = {"classes": classes}
+def known_of(classes: int | None, example: Inputs) -> dict[str, int]:
+    """What the data say that a callable may take: the number of classes, and of an image's channels."""
+    known = {} if classes is None else {"classes": classes}
     if isinstance(example, Tensor) and example.ndim == 4:
         known["in_channels"] = example.shape[1]
     return known
 
 
-def written(name: str, known: Mapping[str, int]) -> str:
-    """How a program that has imported the callable of a MODEL makes the network, such as MyCNN(classes=10)."""
-    place, attribute = usercode.split_steps(name, forms=FORMS)
+def as_source(name: str, known: Mapping[str, int]) -> str:
+    """Source code that makes the network, where the callable of a MODEL is imported: MyCNN(classes=10)."""
+    place, attribute = user_code.split_name(name, forms=FORMS)
     if place == "timm":
         return f"timm.create_model({attribute!r}, num_classes={known['classes']}, in_chans={known['in_channels']})"
-    found = usercode.named(name, forms=FORMS)
-    if isinstance(found, nn.Module):
+    value = user_code.load(name, forms=FORMS)
+    if isinstance(value, nn.Module):
         return attribute
-    given = ", ".join(f"{word}={number}" for word, number in usercode.wanted(found, known).items())
+    given = ", ".join(f"{word}={number}" for word, number in user_code.arguments(value, known).items())
     return f"{attribute}({given})"
 
 
@@ -101,9 +101,9 @@ def _state(path: Path) -> dict[str, Tensor]:
     """A state dict, also where it lies under "state_dict" or "model", as training scripts save it."""
     try:
         with warnings.catch_warnings():
-            # On protocols that it may not know: it then fails, and that is told.
+            # On protocols that it may not know: it then fails, and the message says so.
             warnings.simplefilter("ignore")
-            held = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (*files.UNREADABLE, NotImplementedError, AssertionError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
@@ -113,22 +113,27 @@ def _state(path: Path) -> dict[str, Tensor]:
             "torch.save(torch.load(file, weights_only=False).state_dict(), new_file)."
         ) from None
     for key in ("state_dict", "model"):
-        if isinstance(held, dict) and isinstance(held.get(key), dict):
-            held = held[key]
-    if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"weights {path} hold no state dict. Save torch.save(network.state_dict(), file).")
-    return held
+    return state
 
 
-def _from_timm(name: str, *, classes: int, example: Inputs) -> nn.Module:
+def _from_timm(name: str, *, classes: int | None, example: Inputs) -> nn.Module:
     if importlib.util.find_spec("timm") is None:
         raise ConfigError(f"MODEL 'timm:{name}' needs timm, which is not installed: pip install timm")
     if not isinstance(example, Tensor) or example.ndim != 4:
         raise ModelError(f"MODEL 'timm:{name}' takes images [B, C, H, W], and the data holds something else.")
+    if classes is None:
+        raise ConfigError(
+            f"MODEL 'timm:{name}' needs the number of classes, which the task does not say. Give the task an "
+            "attribute classes, or name a function of your own that calls timm.create_model."
+        )
     timm: Any = importlib.import_module("timm")
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name}*")[:5]) or "none; timm.list_models() shows all"
         raise ConfigError(f"MODEL 'timm:{name}': timm has no model of this name. Near it are {near}.")
-    with usercode.own(f"timm:{name}"):
+    with user_code.errors_in(f"timm:{name}"):
         network: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=example.shape[1])
     return network

@@ -16,14 +16,14 @@ from archgrad import files
 from archgrad.choices.access import choices, relax
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.relaxations import Softmax
-from archgrad.cli.inputs import models
-from archgrad.cli.schemas.commands import SPACES
+from archgrad.cli.inputs import data, models
+from archgrad.cli.schemas.options import SPACES
 from archgrad.errors import ConfigError, ModelError
 from archgrad.proxies import scoring
 from archgrad.spaces.darts import darts_cells
 from archgrad.spaces.mobile import PROXYLESS, mobile_backbone
 from archgrad.spaces.nasbench201 import nasbench201_cells
-from archgrad.tasks.task import Inputs, tensors
+from archgrad.tasks.task import Checkable, Inputs, tensors
 
 _CELLS = {"darts": 8, "nasbench201": 5, "mobile": 4}
 _CHANNELS = 16
@@ -42,17 +42,8 @@ class Fits(Protocol):
     """What a space is made to fit: a task, or `Shape` where there is no data."""
 
     @property
-    def classes(self) -> int:
-        """How many classes there are."""
-        ...
-
-    @property
     def example(self) -> Inputs:
         """Inputs [1, ...] as the network sees them."""
-        ...
-
-    def check(self, network: nn.Module) -> None:
-        """Raise ModelError where the network does not fit."""
         ...
 
 
@@ -111,10 +102,11 @@ def make(of: SpaceDescription, task: Fits) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
         DataError, ModelError, ConfigError: data that are no images, a MODEL that makes no space for this task.
     """
+    classes = data.classes_of(task)
     if not of.ready:
-        space = models.load(of.kind, classes=task.classes, example=task.example)
+        space = models.load(of.kind, classes=classes, example=task.example)
         _check(space, task)
-        return space, {"kind": of.kind, "classes": task.classes}
+        return space, {"kind": of.kind} | ({} if classes is None else {"classes": classes})
     example = task.example
     if not isinstance(example, Tensor) or example.ndim != 4:
         shapes = [list(x.shape) for x in tensors(example)]
@@ -122,9 +114,14 @@ def make(of: SpaceDescription, task: Fits) -> tuple[nn.Module, dict[str, Any]]:
             f"the space {of.kind} takes images [B, C, H, W], and the data's samples have the shapes {shapes}. Give a "
             "network of your own that contains choices: --space path/to/file.py:callable"
         )
+    if classes is None:
+        raise ConfigError(
+            f"the space {of.kind} ends in one output for each class, and the task does not say how many there are. "
+            "Give it an attribute classes, or a network of your own that contains choices: --space file.py:callable"
+        )
     assert of.cells and of.channels
     sizes = _Sizes(
-        cells=of.cells, channels=of.channels, classes=task.classes, in_channels=int(example.shape[1])
+        cells=of.cells, channels=of.channels, classes=classes, in_channels=int(example.shape[1])
     )  # fmt: skip
     space, more = _MAKERS[of.kind](of, sizes, min(example.shape[2:]))
     return space, {"kind": of.kind, **sizes, **more}
@@ -140,7 +137,7 @@ def described(record: dict[str, Any]) -> str:
     return f"{record['kind']} ({', '.join(parts)})"
 
 
-def held(architecture: Path) -> SpaceDescription | None:
+def recorded(architecture: Path) -> SpaceDescription | None:
     """What the record of the run beside an architecture's file says of its space; None without such a record.
 
     Raises ConfigError where it is damaged.
@@ -154,7 +151,7 @@ def held(architecture: Path) -> SpaceDescription | None:
         given = body.get("space") if isinstance(body, dict) else body
         return None if given is None else SpaceDescription.model_validate(given)
     except (OSError, ValueError, RecursionError) as error:
-        wrong = [one["msg"] for one in error.errors()] if isinstance(error, ValidationError) else [str(error)]
+        wrong = [fault["msg"] for fault in error.errors()] if isinstance(error, ValidationError) else [str(error)]
         raise ConfigError(
             f"{path} is damaged ({'; '.join(wrong)}), so the space of {architecture} is not known from it. "
             "Move it away, and give --space with --cells and --channels."
@@ -175,13 +172,13 @@ def searched_in(
     Raises:
         ConfigError: the space is a user's code, which is run only where it is asked for.
     """
-    found = held(path)
-    if found and kind in (None, found.kind):
-        if kind is None and not found.ready:
+    space = recorded(path)
+    if space and kind in (None, space.kind):
+        if kind is None and not space.ready:
             raise ConfigError(
-                f"{path} was found in a space of your own. To run its code, name it: --space {found.kind}"
+                f"{path} was found in a space of your own. To run its code, name it: --space {space.kind}"
             )
-        return found
+        return space
     match kind:
         case None:
             return None
@@ -199,7 +196,7 @@ def searched_in(
 
 def _check(space: nn.Module, task: Fits) -> None:
     """Run all candidates of a user's space once, on a copy, so that what does not fit is named at once."""
-    if choices(space):
+    if choices(space) and isinstance(task, Checkable):
         task.check(relax(copy.deepcopy(space), Softmax))
 
 

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,29 +20,29 @@ from archgrad.errors import ConfigError, ModelError
 FORMS = "package.module:callable, path/to/file.py:callable"
 
 
-def named(name: str, *, kind: str = "MODEL", forms: str = FORMS) -> Any:
+def load(name: str, *, kind: str = "MODEL", forms: str = FORMS) -> Any:
     """What stands under the name in the module or file; `kind` and `forms` are for the messages.
 
     Raises:
         ConfigError: no such module, file or attribute.
         ModelError: the module's own code fails.
     """
-    place, attribute = split_steps(name, kind=kind, forms=forms)
-    told = f"{kind}: {{}}. Give {forms}{{}}."
-    module = _from_file(Path(place), told) if place.endswith(".py") else _from_module(place, told)
-    found: Any = module
+    place, attribute = split_name(name, kind=kind, forms=forms)
+    message = f"{kind}: {{}}. Give {forms}{{}}."
+    module = _from_file(Path(place), message) if place.endswith(".py") else _from_module(place, message)
+    value: Any = module
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            own = [
+        if not hasattr(value, part):
+            callables = [
                 n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__
             ]
-            defined = ", ".join(own[:10]) or "no function and no class"
+            defined = ", ".join(callables[:10]) or "no function and no class"
             raise ConfigError(f"{kind} {name!r}: {place} has no {attribute!r}. It defines {defined}.")
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value
 
 
-def split_steps(name: str, *, kind: str = "MODEL", forms: str = FORMS) -> tuple[str, str]:
+def split_name(name: str, *, kind: str = "MODEL", forms: str = FORMS) -> tuple[str, str]:
     """Module or file, and attribute. Raises ConfigError where there are not both."""
     place, _, attribute = name.rpartition(":")
     if not place or not attribute:
@@ -50,15 +50,15 @@ def split_steps(name: str, *, kind: str = "MODEL", forms: str = FORMS) -> tuple[
     return place, attribute
 
 
-def called(make: Any, name: str, known: Mapping[str, Any], *, kind: str = "MODEL") -> object:
-    """What a callable gives, called with what it wants of what is known; something else as it is.
+def call(make: Any, name: str, known: Mapping[str, Any], *, kind: str = "MODEL") -> object:
+    """What a callable returns, called with those of the known arguments that it takes; anything else as it is.
 
     Raises:
         ModelError: it needs other arguments, or fails.
     """
     if not callable(make):
         return make
-    given = wanted(make, known)
+    given = arguments(make, known)
     missing = [
         p.name
         for p in _accepted(make).values()
@@ -70,13 +70,13 @@ def called(make: Any, name: str, known: Mapping[str, Any], *, kind: str = "MODEL
             f"{kind} {name!r} needs the arguments {', '.join(missing)}. It is called without arguments{fitting}: "
             "write a function that fills them in, and name that."
         )
-    call: Callable[..., object] = make
-    with own(name):
-        return call(**given)
+    with errors_in(name):
+        result: object = make(**given)
+    return result
 
 
-def wanted(make: Any, known: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of the arguments that a callable takes."""
+def arguments(make: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the known arguments that a callable takes."""
     accepted, given = _accepted(make), {}
     for key, other in (("classes", "num_classes"), ("in_channels", "in_chans")):
         if key in known and (word := next((word for word in (key, other) if word in accepted), None)):
@@ -85,20 +85,20 @@ def wanted(make: Any, known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def own(what: str) -> Iterator[None]:
+def errors_in(what: str) -> Iterator[None]:
     """Turn whatever the user's code raises into a ModelError that says where."""
     try:
         yield
     except (Exception, SystemExit) as error:
         place = f"{error.filename}, line {error.lineno}" if isinstance(error, SyntaxError) else user_line(error)
-        said = " ".join(str(getattr(error, "msg", None) or error).split())
+        text = " ".join(str(getattr(error, "msg", None) or error).split())
         where = f" ({place})" if place else ""
-        raise ModelError(f"{what} raised {type(error).__name__}: {said}{where}") from error
+        raise ModelError(f"{what} raised {type(error).__name__}: {text}{where}") from error
 
 
-def _from_file(path: Path, told: str) -> ModuleType:
+def _from_file(path: Path, message: str) -> ModuleType:
     if not path.is_file():
-        raise ConfigError(told.format(f"there is no file {path}", ""))
+        raise ConfigError(message.format(f"there is no file {path}", ""))
     # So that the file can import its neighbors, as it can when Python runs it.
     _importable(path.parent.absolute())
     spec = importlib.util.spec_from_file_location(f"archgrad_model_{path.stem}", path)
@@ -107,21 +107,21 @@ def _from_file(path: Path, told: str) -> ModuleType:
     sys.modules[spec.name] = module
     # Under this name no worker could import it.
     cloudpickle.register_pickle_by_value(module)
-    with own(str(path)):
+    with errors_in(str(path)):
         spec.loader.exec_module(module)
     return module
 
 
-def _from_module(name: str, told: str) -> ModuleType:
+def _from_module(name: str, message: str) -> ModuleType:
     _importable(Path.cwd())
     try:
-        with own(name):
+        with errors_in(name):
             return importlib.import_module(name)
     except ModelError as error:
         cause = error.__cause__
         if isinstance(cause, ModuleNotFoundError) and cause.name and f"{name}.".startswith(f"{cause.name}."):
             missing = f"there is no module {cause.name!r}, seen from {Path.cwd()}"
-            raise ConfigError(told.format(missing, ", and start where the package can be imported")) from None
+            raise ConfigError(message.format(missing, ", and start where the package can be imported")) from None
         raise
 
 

@@ -1,4 +1,4 @@
-"""What `archgrad control` can be told; it does not need torch."""
+"""What `archgrad control` can be told."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from archgrad.cli.schemas.commands import Options
+from archgrad.cli.schemas.options import Options
 
 
 class ControlOptions(Options):

@@ -1,0 +1,41 @@
+"""`archgrad methods`: the methods, each described by the header of its own file."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import io
+import re
+from pathlib import Path
+
+from archgrad.cli.outcome import Outcome
+from archgrad.cli.schemas.methods import METHODS
+
+
+def described() -> list[dict[str, str]]:
+    """Name, purpose and paper of each method; read without importing it, which would take seconds."""
+    rows = []
+    for method in METHODS.values():
+        spec = importlib.util.find_spec(method.module)
+        assert spec is not None and spec.origin is not None
+        header = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+        first, *rest = (" ".join(part.split()) for part in re.split(r"\n\s*\n", header))
+        # After the year the header says what is implemented.
+        paper = next((match[1] for part in rest if (match := re.match(r"Paper: (.+?\d{4}\))\.", part))), "")
+        rows.append({"name": method.name, "purpose": first.partition(": ")[2] or first, "paper": paper})
+    return rows
+
+
+def execute() -> Outcome:
+    """The methods, as rows and as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = described()
+    table = Table("name", "what for", "paper", box=None, padding=(0, 3, 0, 0), header_style="bold")
+    for row in rows:
+        table.add_row(row["name"], row["purpose"], row["paper"])
+    console = Console(highlight=False, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(table)
+    return Outcome(rows, capture.get().rstrip("\n"))

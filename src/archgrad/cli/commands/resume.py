@@ -1,0 +1,27 @@
+"""`archgrad resume`: run the command again that a run's folder was begun with."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from archgrad.cli import command_file
+from archgrad.cli.command_table import COMMANDS
+from archgrad.cli.outcome import Outcome
+from archgrad.cli.schemas import configuration
+from archgrad.errors import RunError
+from archgrad.report.data.run_format import COMMAND
+
+
+def execute(run: Path) -> Outcome:
+    """Continue a run; the outcome is its command's. Raises RunError where the folder is of none."""
+    begun = command_file.read(run)
+    out = run.absolute()
+    command = COMMANDS.get(begun["command"])
+    if command is None or not command.resumable:
+        raise RunError(f"{out / COMMAND} is damaged: {begun['command']!r} is no command. Give it again in full.")
+    options = configuration.resolve(command.schema, {**begun["options"], "out": str(out)})
+    # Where the command was given, so that a model's code finds what it found then.
+    directory = Path(begun["directory"])
+    with contextlib.chdir(directory if directory.is_dir() else Path.cwd()):
+        return command.execute(options)

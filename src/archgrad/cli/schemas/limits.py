@@ -1,0 +1,77 @@
+"""A limit as it is written on the command line: macs=0.5, params=300k, latency_ms=4.0."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from pydantic import Field, field_validator
+
+from archgrad.cli.schemas.options import Options
+from archgrad.cli.suggestions import meant
+from archgrad.errors import LimitError
+
+LIMITS = (
+    "macs=0.5 or macs=50% (half of what the network takes), macs=20M, macs=20e6, params=0.5, params=300k, "
+    "latency_ms=4.0"
+)
+COSTS = ("macs", "params", "latency_ms")
+_SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+_NUMBER = r"(\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?"
+
+
+class LimitText(NamedTuple):
+    """A limit as it was written: a fraction of what the network takes, or a bound."""
+
+    cost: str
+    bound: float | None
+    fraction: float | None
+
+
+class LimitOptions(Options):
+    """Commands that find networks under a limit."""
+
+    panel = "Search"
+
+    limit: str | None = Field(None, description=f"{LIMITS}.")
+
+    @field_validator("limit", mode="before")
+    @classmethod
+    def _check_limit(cls, given: object) -> object:
+        if isinstance(given, Mapping) and len(given) == 1:  # limit: {macs: 0.5} in a YAML file
+            ((name, value),) = given.items()
+            given = f"{name}={value}"
+        if isinstance(given, str):
+            parse(given)
+        return given
+
+
+def parse(text: str) -> LimitText:
+    """Read a limit such as macs=0.5. Raises LimitError."""
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or name not in COSTS:
+        raise LimitError(f"limit {text!r} is not understood.{meant(name, COSTS)} Allowed are {LIMITS}")
+    match = re.fullmatch(rf"(?P<number>{_NUMBER})\s*(?P<unit>%|[kmgt]?)", value, flags=re.IGNORECASE)
+    if not match:
+        raise LimitError(f"limit {text!r}: {value!r} is not a number above 0. Allowed are {LIMITS}")
+    number, unit = float(match["number"]), match["unit"].lower()
+    if name == "latency_ms":
+        if unit or not 0 < number < math.inf:
+            raise LimitError(f"limit {text!r}: give milliseconds above 0, such as latency_ms=4.0")
+        return LimitText("latency_ms", number, None)
+    if unit == "%" or (not unit and number <= 1):
+        fraction = number / 100 if unit == "%" else number
+        if not 0 < fraction <= 1:
+            raise LimitError(
+                f"limit {text!r}: a fraction is above 0 and at most 1 (or 100%); for instance {name}=0.5"
+            )
+        return LimitText(name, None, fraction)
+    bound = number * _SCALES[unit]
+    if not 0 < bound < math.inf or not bound.is_integer():
+        raise LimitError(
+            f"limit {text!r} is neither a fraction (above 0, at most 1) nor a whole number of {name}. "
+            f"Allowed are {LIMITS}"
+        )
+    return LimitText(name, bound, None)

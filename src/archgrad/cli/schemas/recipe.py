@@ -1,0 +1,45 @@
+"""How weights are trained, as options: the fields of `archgrad.Recipe`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from archgrad.cli.schemas.options import Options
+
+
+class RecipeOptions(Options):
+    """The recipe of the network that is handed back; what is not given stays at the method's default."""
+
+    panel = "Training"
+
+    optimizer: Literal["sgd", "adam", "adamw"] | None = Field(
+        None, description="sgd, adam or adamw; default: the method's, mostly sgd."
+    )
+    learning_rate: float | None = Field(None, gt=0, description="Default: sgd 0.05, adam 0.01, adamw 0.001.")
+    weight_decay: float | None = Field(None, ge=0, description="Default: sgd 0.0005, adamw 0.05; adam has none.")
+    schedule: Literal["cosine", "constant"] | None = Field(
+        None, description="Learning rate: cosine (default), half a cosine after a short warm-up, or constant."
+    )
+    clip: float | None = Field(None, gt=0, description="Largest norm of the gradient, such as 5.")
+    average: float | None = Field(
+        None, gt=0, lt=1, description="Keep a moving average of the weights with this decay, such as 0.999."
+    )
+    accumulate: int | None = Field(None, ge=1, description="Batches whose gradients are averaged before each step.")
+    drop_path: float | None = Field(
+        None, ge=0, lt=1, description="Probability of dropping a path, where the network has drop-path (DARTS: 0.2)."
+    )
+    best_epoch: bool = Field(False, description="Keep the epoch that scored best on the validation part.")
+
+    @model_validator(mode="after")
+    def _check_recipe(self) -> RecipeOptions:
+        if self.optimizer == "adam" and self.weight_decay is not None:
+            raise ValueError(
+                f"weight_decay={self.weight_decay} was given, and adam has none. Give --optimizer adamw or sgd"
+            )
+        if self.best_epoch and self.average is not None:
+            raise ValueError(
+                f"best_epoch and average={self.average} were given, and both choose the weights. Give one of them"
+            )
+        return self

@@ -1,0 +1,35 @@
+"""What `archgrad slim` can be told."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from archgrad.cli.schemas.limits import LIMITS, LimitOptions
+from archgrad.cli.schemas.options import NetworkOptions, RunOptions
+from archgrad.cli.schemas.recipe import RecipeOptions
+from archgrad.cli.schemas.task import TaskOptions
+
+
+class SlimOptions(RecipeOptions, NetworkOptions, LimitOptions, TaskOptions, RunOptions):
+    """`archgrad slim`."""
+
+    positional: ClassVar = {"model": "MODEL", "data": "DATA"}
+    panel = "Search"
+
+    limit: str | None = Field(None, description=f"{LIMITS}. Default: as `sparsity` has it.")
+    out: str = Field("runs/slim", description="The run's folder.")
+    pretrained: bool | None = Field(
+        None, description="Whether the weights are trained; default: yes where --weights is given."
+    )
+    round_to: int | None = Field(
+        None, ge=1, description="Widths are multiples of this; default 8, less for narrow layers."
+    )
+    sparsity: float = Field(3.0, ge=0, description="Strength of the pressure on gates, without a limit.")
+    joint: bool | None = Field(
+        None, description="Train weights and gates at once; default: with a limit, where weights are not trained."
+    )
+    gate_epochs: int | None = Field(
+        None, ge=1, description="Epochs of the gates; default: a sixth of all, with --joint a half."
+    )
