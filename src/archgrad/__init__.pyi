@@ -255,6 +255,9 @@ from .tasks.classification import (
 from .tasks.datasets import (
     digits as digits,
 )
+from .tasks.distilled import (
+    Distilled as Distilled,
+)
 from .tasks.metrics import (
     higher as higher,
 )

@@ -26,7 +26,7 @@ from archgrad.report.data.run_format import HISTORY, record_line
 from archgrad.results.record import conditions
 from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import frozen
-from archgrad.tasks.task import Inputs, Task, mapped
+from archgrad.tasks.task import Inputs, Task, mapped, remarks
 
 Example = Inputs
 LOAD = """import torch
@@ -200,6 +200,7 @@ def assemble(
     # The export that ONNX Runtime needs takes longer than a small run: only where a report is kept.
     runtimes: tuple[Runtime, ...] = ("eager", "onnx") if run.folder else ("eager",)
     times = run.compute_once("latency", lambda: latencies(networks, example, runtimes=runtimes))
+    note_remarks(networks["after"], task, run)
     full = {
         "layers": widths(space, architecture),
         **{name: {**columns[name], "latency_ms": times[name]} for name in networks},
@@ -216,6 +217,13 @@ def assemble(
     if run.folder and run.rank == 0:
         found.save(run.folder)
     return found
+
+
+def note_remarks(network: nn.Module, task: Task, run: Run) -> None:
+    """Note what the task has to say of the network found, such as that a teacher was no better."""
+    for remark in run.compute_once("remarks", lambda: remarks(task, network)):
+        if remark not in run.notes:
+            run.note(remark)
 
 
 def widths(space: nn.Module, architecture: Architecture) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from archgrad.costs.memory import GIB, available_bytes, predict
 from archgrad.errors import ChoiceError, ConfigError, LimitError, ModelError
 from archgrad.extract.discretize import build, decision_weights
 from archgrad.results.record import conditions
-from archgrad.results.result import Example, Found, figures, latencies
+from archgrad.results.result import Example, Found, figures, latencies, note_remarks
 from archgrad.run.run import Run
 from archgrad.supernets import collapse
 from archgrad.supernets.constraint import ArchitectureConstraint
@@ -263,6 +263,7 @@ def train_and_report(
             trained = _trained(source, architecture, task, run, steps=steps, recipe=recipe)
         network = trained
         after = _figures(network, task, run, example)
+        note_remarks(network, task, run)
     limit = _reached(constraint, architecture, network, run) if constraint else None
     described = dict(space.describe(architecture)) if isinstance(space, Described) else {}
     if constraint and (surrogate := run.compute_once("surrogate", constraint.record)):

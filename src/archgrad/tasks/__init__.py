@@ -4,6 +4,7 @@ from archgrad.tasks.augmentation import crop, cutout, flip
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.data_path import load
 from archgrad.tasks.datasets import digits
+from archgrad.tasks.distilled import Distilled
 from archgrad.tasks.metrics import higher, lower
 from archgrad.tasks.samples import Samples
 from archgrad.tasks.splits import Split
@@ -14,6 +15,7 @@ __all__ = [
     "Batch",
     "Checkable",
     "Classification",
+    "Distilled",
     "Inputs",
     "PerSample",
     "Samples",

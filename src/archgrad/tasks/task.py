@@ -150,6 +150,12 @@ def description(task: object) -> dict[str, Any]:
     return dict(getattr(task, "splits", None) or {})
 
 
+def remarks(task: object, network: nn.Module) -> list[str]:
+    """What a task has to say of the network that is handed back, for its report."""
+    say = getattr(task, "remarks", None)
+    return list(say(network)) if say is not None else []
+
+
 @runtime_checkable
 class Scored(Protocol):
     """A task that scores architectures themselves, such as `archgrad.Tabular`: nothing is trained on it.
