@@ -133,6 +133,8 @@ def test_any_output_by_a_loss_of_the_users() -> None:
     torch.testing.assert_close(distilled.losses(student, batch).mean(), expected)
     whole = Distilled(task, teacher, loss=lambda o, t: (o - t).square().mean())
     whole.check(student)
+    with pytest.raises(ConfigError, match=r"loss=\) gives 3.0; give a scalar tensor"):
+        Distilled(task, teacher, loss=lambda o, t: 3.0).check(student)  # type: ignore[arg-type,return-value]
     with pytest.raises(ModelError, match="the distance from the teacher is of whole batches"):
         whole.losses(student, batch)
 

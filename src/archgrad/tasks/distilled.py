@@ -271,13 +271,14 @@ class Distilled:
             function = self._each if each and self._each is not None else self._loss
             with networks.explained("the loss of distillation fails", (call.output, answer)):
                 distances.append(function(call.output, answer))
+            if not isinstance(distances[-1], Tensor):
+                raise ConfigError(
+                    f"Distilled(loss=) gives {networks.described(distances[-1])}; give a scalar tensor []"
+                )
         elif not self._features:
             return self._divergence(call.output, answer)
-        return (
-            torch.stack([distance.mean() for distance in distances]).sum()
-            if not each
-            else sum(distances[1:], distances[0])
-        )
+        parts = distances if each else [distance.mean() for distance in distances]
+        return sum(parts[1:], parts[0])
 
     def _divergence(self, output: Any, answer: Any) -> Tensor:
         (student, dimension), (teacher, _) = _logits(output, "network"), _logits(answer, "teacher")
