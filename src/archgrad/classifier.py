@@ -1,7 +1,6 @@
 """A classifier in scikit-learn's form: a small network that is slimmed, or searched, while it is fitted.
 
-It stands above the methods, since it calls them, and beside the demo. scikit-learn's own checks of estimators are run
-on it in the tests; what fails there by design is named there.
+The tests run scikit-learn's own checks of estimators on it, and name those that it does not pass by design.
 """
 
 from __future__ import annotations
@@ -103,39 +102,38 @@ class ArchgradClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Train, and slim or search, on `X` `[N, F]` or `[N, C, H, W]` with labels `y` `[N]`; returns itself."""
         if self.method not in ("slim", "search"):
             raise ConfigError(f'method={self.method!r} is not known. Give "slim" or "search"')
-        checked: tuple[Any, Any] = validate_data(self, X, y, dtype=np.float32, allow_nd=True)
-        x, labels = checked
+        valid: tuple[Any, Any] = validate_data(self, X, y, dtype=np.float32, allow_nd=True)
+        x, labels = valid
         check_classification_targets(labels)
         if x.ndim not in (2, 4):
             raise ConfigError(f"X has the shape {x.shape}. Give features [N, F], or images [N, C, H, W]")
-        self.classes_, places = np.unique(labels, return_inverse=True)
+        self.classes_, indices = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ConfigError(f"y holds one class alone ({self.classes_[0]!r}); give samples of two or more classes")
-        along = tuple(axis for axis in range(x.ndim) if axis != 1)
-        self.mean_ = x.mean(along, keepdims=True, dtype=np.float64)
-        deviation = x.std(along, keepdims=True, dtype=np.float64)
+        axes = tuple(axis for axis in range(x.ndim) if axis != 1)
+        self.mean_ = x.mean(axes, keepdims=True, dtype=np.float64)
+        deviation = x.std(axes, keepdims=True, dtype=np.float64)
         self.scale_ = np.where(deviation > 0, deviation, 1.0)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         with _own_randomness():
             torch.manual_seed(seed)
-            self.found_ = self._found(self._standardized(x), torch.from_numpy(places), seed)
+            self.found_ = self._found(self._standardized(x), torch.from_numpy(indices), seed)
         self.network_ = self.found_.network.cpu().eval()
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """The probability of each class, `[N, K]`, in the order of `classes_`, for `X` as in `fit`."""
         check_is_fitted(self)
-        given = self._standardized(validate_data(self, X, dtype=np.float32, allow_nd=True, reset=False))
+        inputs = self._standardized(validate_data(self, X, dtype=np.float32, allow_nd=True, reset=False))
         with torch.no_grad():
-            logits = torch.cat([self.network_(part) for part in torch.split(given, _BATCH)])
-        odds: NDArray[np.float64] = logits.double().softmax(1).numpy()
-        return odds
+            logits = torch.cat([self.network_(part) for part in torch.split(inputs, _BATCH)])
+        probabilities: NDArray[np.float64] = logits.double().softmax(1).numpy()
+        return probabilities
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """The likeliest label of each sample, `[N]`, for `X` as in `fit`."""
-        odds = self.predict_proba(X)
-        likeliest: NDArray[Any] = self.classes_[odds.argmax(1)]
-        return likeliest
+        labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(1)]
+        return labels
 
     def _standardized(self, x: NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(((x - self.mean_) / self.scale_).astype(np.float32))
@@ -193,11 +191,11 @@ def _convolution(before: int, after: int, stride: int = 1) -> tuple[nn.Module, .
 
 @contextlib.contextmanager
 def _own_randomness() -> Iterator[None]:
-    """A run seeds torch, numpy and `random`; a caller's own draws are to go on as if it had not."""
-    held, plainly = np.random.get_state(), random.getstate()
+    """Restore the random states of torch, numpy and `random`, which a run seeds."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=[]):
         try:
             yield
         finally:
-            np.random.set_state(held)
-            random.setstate(plainly)
+            np.random.set_state(of_numpy)
+            random.setstate(of_python)

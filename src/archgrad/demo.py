@@ -1,4 +1,4 @@
-"""The demo: a small CNN learns real digits, and is slimmed to half its multiply-accumulates or less."""
+"""The demo: a small CNN learns real digits, and is slimmed to half its multiply-adds or less."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def demo(folder: str | Path, *, seed: int = 0, epochs: int = 60) -> Found:
     run = Run(epochs=epochs, seed=seed, folder=folder, device="cpu")
     found = dnal(space, task, run, limit=macs(x).at_most(fraction=0.5))
 
-    whole = Run(epochs=epochs, seed=seed, folder=folder / "baseline", device="cpu")
-    fit(network, task, whole)
-    figured = whole.compute_once("figures", lambda: figures(network, task, x))
-    found.record["baselines"] = [{"name": f"not slimmed, {epochs} epochs", **figured}]
+    baseline = Run(epochs=epochs, seed=seed, folder=folder / "baseline", device="cpu")
+    fit(network, task, baseline)
+    unslimmed = baseline.compute_once("figures", lambda: figures(network, task, x))
+    found.record["baselines"] = [{"name": f"not slimmed, {epochs} epochs", **unslimmed}]
     found.save(folder)
     return found
 

@@ -8,7 +8,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 def moving_average(network: nn.Module, decay: float) -> AveragedModel:
-    """A copy of the network to call `update_parameters(network)` on after each step, and to keep in a run.
+    """A copy of the network: call its `update_parameters(network)` after each step, and register it in the run.
 
         a_0 = w_0,   a_{t+1} = decay * a_t + (1 - decay) * w_{t+1}
 
