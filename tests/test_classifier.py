@@ -108,6 +108,15 @@ def test_a_network_of_ones_own(digits: list[np.ndarray]) -> None:
     assert isinstance(fitted.network_[1], nn.Tanh) and fitted.network_[0].out_features <= 12
 
 
+@pytest.mark.parametrize("method", ["slim", "search"])
+def test_its_recipe_trains_the_weights(method: str, digits: list[np.ndarray]) -> None:
+    x, _, y, _ = digits
+    recipe = ag.Recipe(ag.adamw, clip=1.0)
+    fitted = ag.ArchgradClassifier(method=method, limit=0.9, epochs=3, width=8, recipe=recipe, random_state=0)
+    record = clone(fitted).fit(x[:100], y[:100]).found_.record["settings"]
+    assert record["recipe"]["optimizer_factory"] == "adamw" and record["recipe"]["clip"] == 1.0
+
+
 def test_what_it_refuses(digits: list[np.ndarray]) -> None:
     x, _, y, _ = digits
     with pytest.raises(ConfigError, match='Give "slim" or "search"'):

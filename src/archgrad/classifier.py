@@ -31,6 +31,7 @@ from archgrad.run.run import Run
 from archgrad.spaces.nasbench201 import nasbench201_cells
 from archgrad.spaces.slim.slimmable import slim
 from archgrad.tasks import Classification
+from archgrad.training.recipe import Recipe
 
 MakeNetwork = Callable[[tuple[int, ...], int], nn.Module]
 _BATCH = 1024
@@ -53,7 +54,8 @@ class ArchgradClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         batch_size: samples in a batch.
         network: None for a small network by the shape of `X`, or a function from (shape of a sample, classes) to a
             network; for "search" to a network that contains choices.
-        folder: where the run is kept, with its report; None: in memory only.
+        recipe: how weights are trained; None for `Recipe()`, where a limit lets weights and gates learn together.
+        folder: of the run and its report; None: in memory only.
         device: "cpu", "auto", "cuda", "cuda:N" or "mps".
         random_state: seed, None, or a `numpy.random.RandomState`.
 
@@ -84,6 +86,7 @@ class ArchgradClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         epochs: int = 60,
         batch_size: int = 64,
         network: MakeNetwork | None = None,
+        recipe: Recipe | None = None,
         folder: str | Path | None = None,
         device: str = "cpu",
         random_state: int | np.random.RandomState | None = None,
@@ -94,6 +97,7 @@ class ArchgradClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.epochs = epochs
         self.batch_size = batch_size
         self.network = network
+        self.recipe = recipe
         self.folder = folder
         self.device = device
         self.random_state = random_state
@@ -132,7 +136,8 @@ class ArchgradClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """The likeliest label of each sample, `[N]`, for `X` as in `fit`."""
-        labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(1)]
+        likeliest = self.predict_proba(X).argmax(1)
+        labels: NDArray[Any] = self.classes_[likeliest]
         return labels
 
     def _standardized(self, x: NDArray[np.float32]) -> Tensor:
@@ -146,10 +151,11 @@ class ArchgradClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         run = Run(epochs=self.epochs, seed=seed, folder=self.folder, device=self.device, progress=False)
         limit = None if self.limit is None else macs(task.example).at_most(fraction=self.limit)
         default = functools.partial(plain if self.method == "slim" else searchable, width=self.width)
-        network = (self.network or default)(tuple(x.shape[1:]), classes)
+        network, recipe = (self.network or default)(tuple(x.shape[1:]), classes), self.recipe or Recipe()
         if self.method == "slim":
-            return dnal(slim(network, task.example), task, run, limit=limit, joint=limit is not None)
-        return darts(network, task, run, limit=limit)
+            joint = limit is not None and self.recipe is None
+            return dnal(slim(network, task.example), task, run, limit=limit, joint=joint, recipe=recipe)
+        return darts(network, task, run, limit=limit, recipe=recipe)
 
 
 def plain(shape: tuple[int, ...], classes: int, *, width: int = 64) -> nn.Module:

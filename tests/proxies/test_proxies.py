@@ -98,7 +98,7 @@ def test_a_proxy_leaves_the_network_and_its_batch_bit_for_bit(name: str) -> None
         return
     two_channels = (given[0][:, :2], given[1])
     before = everything(made, given)
-    with pytest.raises(ModelError, match="fails on inputs"):
+    with pytest.raises(ModelError, match=r"fails on inputs|does not run on the example of \[1, 2, 8, 8\]"):
         score(name, made, two_channels)
     assert everything(made, given) == before
 

@@ -32,7 +32,7 @@ class _Codes(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[Tensor] = []
+        self.codes: list[Tensor] = []
 
     def __torch_function__(
         self,
@@ -43,7 +43,7 @@ class _Codes(TorchFunctionMode):
     ) -> Any:
         output = func(*args, **dict(kwargs or {}))
         if func in _RELUS:
-            self.found.append((output.detach() > 0).flatten(1))
+            self.codes.append((output.detach() > 0).flatten(1))
         return output
 
 
@@ -53,12 +53,12 @@ def codes(network: nn.Module, x: Tensor) -> list[Tensor]:
     Raises:
         ModelError: the network runs no ReLU, or one that mixes the examples.
     """
-    with torch.no_grad(), _Codes() as seen:
+    with torch.no_grad(), _Codes() as recorder:
         run(network, x)
-    if not seen.found or any(len(code) != len(x) for code in seen.found):
+    collected: list[Tensor] = recorder.codes
+    if not collected or any(len(code) != len(x) for code in collected):
         raise ModelError(f"{type(network).__name__} runs no ReLU on [B, ...]: this proxy reads the signs of ReLUs")
-    found: list[Tensor] = seen.found
-    return found
+    return collected
 
 
 def jacob_cov(network: nn.Module, batch: Batch) -> float:
@@ -104,9 +104,9 @@ def naswot(network: nn.Module, batch: Batch) -> float:
     """
     x = examples(network, batch, least=2)
     with probe(network, norm="train"):
-        found = codes(network, x)
+        all_codes = codes(network, x)
     kernel = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
-    for code in found:
+    for code in all_codes:
         c = code.double()
         kernel += c @ c.T + (1 - c) @ (1 - c).T
     # Equal rows make the determinant 0 exactly, which elimination only comes near.
@@ -125,8 +125,8 @@ def zen(network: nn.Module, batch: Batch, *, features: str | None = None, seed: 
 
     Args:
         network: any network.
-        batch: inputs [B, C, H, W]; the values are not looked at.
-        features: path of the module whose output is f; None for the last one that puts out a map [B, C, H, W] of
+        batch: inputs [B, C, H, W]; its values are not used.
+        features: path of the module whose output is f; None for the last one that outputs a map [B, C, H, W] of
             more than one pixel, or else the network itself.
         seed: of weights and inputs.
 
@@ -147,19 +147,19 @@ def zen(network: nn.Module, batch: Batch, *, features: str | None = None, seed: 
 
 
 def _features(network: nn.Module, x: Tensor, path: str | None) -> Tensor:
-    kept: dict[str, Tensor] = {}
-    found = dict(network.named_modules())
-    if path is not None and path not in found:
-        raise ConfigError(f"zen: features={path!r} is no module; there are {[n for n in found if n][:10]}")
-    wanted = found.values() if path is None else [found[path]]
+    outputs: dict[str, Tensor] = {}
+    modules = dict(network.named_modules())
+    if path is not None and path not in modules:
+        raise ConfigError(f"zen: features={path!r} is no module; there are {[n for n in modules if n][:10]}")
+    wanted = modules.values() if path is None else [modules[path]]
     with watched(wanted) as seen:
-        kept["network"] = run(network, x)
+        outputs["network"] = run(network, x)
     for _, output in seen:
         if path is not None or (output.dim() == 4 and output.shape[2] * output.shape[3] > 1):
-            kept["last"] = output
-    if path is not None and "last" not in kept:
+            outputs["last"] = output
+    if path is not None and "last" not in outputs:
         raise ConfigError(f"zen: the module {path!r} does not run; name one that does")
-    return kept.get("last", kept["network"])
+    return outputs.get("last", outputs["network"])
 
 
 def meco(network: nn.Module, batch: Batch, *, seed: int = 0) -> float:
@@ -206,7 +206,7 @@ def swap(
         network: any network that runs ReLUs.
         batch: inputs [B, C, H, W].
         repeats: draws of the weights.
-        center: the number of parameters that is not held against a network (mu); None for no regularization.
+        center: the number of parameters that is not penalized (mu); None for no regularization.
         width: how fast other numbers are (sigma, in parameters squared); goes with `center`.
         seed: of the first draw.
 

@@ -30,12 +30,12 @@ def rank_vote(scores: Scores, weights: Mapping[str, float] | None = None) -> lis
             negative, not finite, or all 0.
     """
     table = _table(scores)
-    given = dict.fromkeys(scores, 1.0) if weights is None else dict(weights)
-    if set(given) != set(scores):
-        raise ConfigError(f"weights for {sorted(given)}, scores of {sorted(scores)}: give one weight a proxy")
-    if not all(math.isfinite(w) and w >= 0 for w in given.values()) or not sum(given.values()) > 0:
-        raise ConfigError(f"weights {given}: give finite numbers from 0 up, of which one is above 0")
-    factors = np.array([given[name] for name in table])
+    weight_of = dict.fromkeys(scores, 1.0) if weights is None else dict(weights)
+    if set(weight_of) != set(scores):
+        raise ConfigError(f"weights for {sorted(weight_of)}, scores of {sorted(scores)}: give one weight a proxy")
+    if not all(math.isfinite(w) and w >= 0 for w in weight_of.values()) or not sum(weight_of.values()) > 0:
+        raise ConfigError(f"weights {weight_of}: give finite numbers from 0 up, of which one is above 0")
+    factors = np.array([weight_of[name] for name in table])
     ranks = np.stack([_ranks(column) for column in table.values()])
     return [float(r) for r in factors @ ranks / factors.sum()]
 

@@ -10,7 +10,7 @@ from archgrad.proxies.scoring import Batch, inputs_of, scorable
 
 
 def params(network: nn.Module, batch: Batch | None = None) -> float:
-    """Number of parameters, architecture parameters left out. Needs no data; the batch is not looked at.
+    """Number of parameters, architecture parameters left out. Needs no data; the batch is not used.
 
     Spearman with validation accuracy on 491 cells of NAS-Bench-201: 0.693 / 0.689 / 0.673 (CIFAR-10, CIFAR-100,
     ImageNet16-120) [M]; on 500 cells of the DARTS space 0.507, above every other proxy measured there [M].

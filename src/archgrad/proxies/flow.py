@@ -39,7 +39,7 @@ def synflow_each(
     Args:
         space: a supernet of operations and inputs, relaxed or not.
         architectures: of this space.
-        batch: inputs [B, C, H, W]; only the shape of an example is looked at.
+        batch: inputs [B, C, H, W]; only the shape of an example is used.
         stack: architectures in a pass.
 
     Raises:
@@ -70,13 +70,13 @@ def synflow_each(
 
 def _flows(space: nn.Module, some: Sequence[Architecture], x: Tensor, layers: Sequence[nn.Module]) -> list[float]:
     """The score of each architecture; of those that leave float64, at the next scale."""
-    found = access.choices(space)
+    choices_of = access.choices(space)
     for architecture in some:
-        if found.keys() != set(architecture):
+        if choices_of.keys() != set(architecture):
             access.matched(space, architecture)
-    given = {
+    mixing = {
         name: torch.stack([same[0].picked(architecture[name]) for architecture in some]).to(x)
-        for name, same in found.items()
+        for name, same in choices_of.items()
     }
     scores = [math.nan] * len(some)
     for scale in SCALES:
@@ -84,7 +84,7 @@ def _flows(space: nn.Module, some: Sequence[Architecture], x: Tensor, layers: Se
         if not todo:
             return scores
         ones = (x[todo] * scale).requires_grad_(True)
-        with access.using(space, {name: w[todo] for name, w in given.items()}), watched(layers) as seen:
+        with access.using(space, {name: w[todo] for name, w in mixing.items()}), watched(layers) as seen:
             flow = run(space, ones)
         outputs = [y for _, y in seen]
         total = sum(

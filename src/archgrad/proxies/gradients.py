@@ -53,8 +53,8 @@ def synflow(network: nn.Module, batch: Batch) -> float:
             flow = run(network, ones)
             if not flow.requires_grad:
                 return -math.inf
-            found = gradients((flow * scale).sum(), weights)
-            total = sum(float((w * g).detach().abs().sum()) for w, g in zip(weights, found, strict=True))
+            slopes = gradients((flow * scale).sum(), weights)
+            total = sum(float((w * g).detach().abs().sum()) for w, g in zip(weights, slopes, strict=True))
             if math.isfinite(total):
                 return (math.log(total) if total > 0 else -math.inf) - 2 * math.log(scale)
     raise ModelError(
@@ -72,8 +72,8 @@ def grad_norm(network: nn.Module, batch: Batch, *, loss: Loss = F.cross_entropy)
     x, labels = labelled(network, batch)
     with probe(network, norm="train"):
         weights = unfrozen(network)
-        found = gradients(loss_of(network, x, labels, loss=loss), weights)
-        return sum(float(g.double().norm()) for g in found)
+        slopes = gradients(loss_of(network, x, labels, loss=loss), weights)
+        return sum(float(g.double().norm()) for g in slopes)
 
 
 def snip(network: nn.Module, batch: Batch, *, loss: Loss = F.cross_entropy) -> float:
@@ -86,8 +86,8 @@ def snip(network: nn.Module, batch: Batch, *, loss: Loss = F.cross_entropy) -> f
     x, labels = labelled(network, batch)
     with probe(network, norm="train"):
         weights = unfrozen(network)
-        found = gradients(loss_of(network, x, labels, loss=loss), weights)
-        return sum(float((w * g).detach().double().abs().sum()) for w, g in zip(weights, found, strict=True))
+        slopes = gradients(loss_of(network, x, labels, loss=loss), weights)
+        return sum(float((w * g).detach().double().abs().sum()) for w, g in zip(weights, slopes, strict=True))
 
 
 def grasp(network: nn.Module, batch: Batch, *, loss: Loss = F.cross_entropy, temperature: float = 1.0) -> float:
@@ -107,8 +107,8 @@ def grasp(network: nn.Module, batch: Batch, *, loss: Loss = F.cross_entropy, tem
     with probe(network, norm="train"):
         weights = unfrozen(network)
         value = loss_of(network, x, labels, loss=loss, temperature=temperature)
-        found = gradients(value, weights, create_graph=True)
-        product = sum((g.detach() * g).sum() for g in found)
+        slopes = gradients(value, weights, create_graph=True)
+        product = sum((g.detach() * g).sum() for g in slopes)
         if not (isinstance(product, Tensor) and product.requires_grad):
             return 0.0
         curved = gradients(product, weights)
@@ -164,9 +164,9 @@ def zico(network: nn.Module, batch: Batch, *, loss: Loss = F.cross_entropy, part
     with probe(network, norm="train"):
         weights = unfrozen(network)
         pieces = zip(x.tensor_split(parts), labels.tensor_split(parts), strict=True)
-        found = [gradients(loss_of(network, a, b, loss=loss), weights) for a, b in pieces]
+        slopes = [gradients(loss_of(network, a, b, loss=loss), weights) for a, b in pieces]
     score = 0.0
-    for layer in zip(*found, strict=True):
+    for layer in zip(*slopes, strict=True):
         stacked = torch.stack(layer).double()
         deviation = stacked.std(dim=0, unbiased=False)
         total = float((stacked.abs().mean(dim=0) / deviation)[deviation > 0].sum())

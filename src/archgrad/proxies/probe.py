@@ -59,9 +59,9 @@ def probe(
         ConfigError: a word that is not listed here, or a dtype that is no floating-point one.
         ModelError: the network has parameters that are not initialized yet, or a part made by `torch.jit`.
     """
-    for name, given, kind in (("weights", weights, Weights), ("biases", biases, Biases), ("norm", norm, Norm)):
-        if given not in get_args(kind):
-            raise ConfigError(f"probe: {name}={given!r}; allowed is one of {list(get_args(kind))}")
+    for name, value, kind in (("weights", weights, Weights), ("biases", biases, Biases), ("norm", norm, Norm)):
+        if value not in get_args(kind):
+            raise ConfigError(f"probe: {name}={value!r}; allowed is one of {list(get_args(kind))}")
     if dtype is not None and not dtype.is_floating_point:
         raise ConfigError(f"probe: dtype={dtype}; give a floating-point one, such as torch.float64")
     state = _State(network)
@@ -154,8 +154,8 @@ def _fill(network: nn.Module, *, weights: Weights, biases: Biases, seed: int) ->
     for path, parameter in network.named_parameters():
         if parameter not in own or not parameter.is_floating_point():
             continue
-        found = _TENSOR.fullmatch(path)
-        if biases == "zero" and found and "bias" in (found["gated"] or found["plain"]):
+        match = _TENSOR.fullmatch(path)
+        if biases == "zero" and match and "bias" in (match["gated"] or match["plain"]):
             parameter.data.zero_()
         elif weights == "absolute":
             parameter.data.abs_()

@@ -37,7 +37,7 @@ def expressivity(network: nn.Module, batch: Batch, *, blocks: Blocks = None, see
 
     Raises:
         ConfigError: no module has such a path.
-        ModelError: fewer than 1 block puts out a map [B, C, H, W].
+        ModelError: fewer than 1 block outputs a map [B, C, H, W].
     """
     return sum(_entropies(network, examples(network, batch), blocks=blocks, seed=seed, least=1))
 
@@ -48,8 +48,8 @@ def progressivity(network: nn.Module, batch: Batch, *, blocks: Blocks = None, se
     Raises:
         ConfigError, ModelError: as there, with 2 blocks.
     """
-    found = _entropies(network, examples(network, batch), blocks=blocks, seed=seed, least=2)
-    return min(b - a for a, b in itertools.pairwise(found))
+    entropies = _entropies(network, examples(network, batch), blocks=blocks, seed=seed, least=2)
+    return min(b - a for a, b in itertools.pairwise(entropies))
 
 
 def trainability(network: nn.Module, batch: Batch, *, blocks: Blocks = None, seed: int = 0) -> float:
@@ -98,29 +98,29 @@ def _stretch(back: Tensor, signs: Tensor) -> float:
 def _entropies(network: nn.Module, x: Tensor, *, blocks: Blocks, seed: int, least: int) -> list[float]:
     with probe(network, weights="kaiming", biases="zero", norm="train", seed=seed), torch.no_grad():
         maps = _maps(network, x, blocks=blocks, least=least)
-    found = []
+    entropies = []
     for features in maps:
         rows = features.movedim(1, -1).flatten(0, -2).double()
         rows = rows - rows.mean(dim=0)
         values = torch.linalg.eigvalsh(rows.T @ rows / len(rows)).clamp(min=0)
         total = float(values.sum())
-        found.append(float(torch.special.entr(values / total).sum()) if total > 0 else 0.0)
-    return found
+        entropies.append(float(torch.special.entr(values / total).sum()) if total > 0 else 0.0)
+    return entropies
 
 
 def _maps(network: nn.Module, x: Tensor, *, blocks: Blocks, least: int) -> list[Tensor]:
-    """[B, C, H, W] of each block, in the order in which they run; the caller holds the probe."""
-    found = dict(network.named_modules())
-    strange = [path for path in blocks or () if path not in found]
-    if strange:
-        raise ConfigError(f"no module has the path {strange[0]!r}; there are {[n for n in found if n][:10]}")
-    wanted = [found[p] for p in blocks] if blocks else [m for m in found.values() if isinstance(m, nn.Conv2d)]
+    """[B, C, H, W] of each block, in the order in which they run; the caller has entered the probe."""
+    modules = dict(network.named_modules())
+    unknown = [path for path in blocks or () if path not in modules]
+    if unknown:
+        raise ConfigError(f"no module has the path {unknown[0]!r}; there are {[n for n in modules if n][:10]}")
+    wanted = [modules[p] for p in blocks] if blocks else [m for m in modules.values() if isinstance(m, nn.Conv2d)]
     with watched(wanted) as seen:
         run(network, x)
     maps = [y for _, y in seen if y.dim() == 4]
     if len(maps) < least:
         raise ModelError(
-            f"{type(network).__name__}: {len(maps)} blocks put out a map [B, C, H, W], {least} are needed; name some"
+            f"{type(network).__name__}: {len(maps)} blocks output a map [B, C, H, W], {least} are needed; name some"
         )
     if any(not math.isfinite(float(y.detach().sum())) for y in maps):
         raise ModelError(f"the features of {type(network).__name__} overflow; it has no normalization to hold them")

@@ -1,4 +1,4 @@
-"""What every proxy asks of its network and its batch, and how the network is run for it."""
+"""What every proxy requires of its network and its batch, and how it runs the network."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def inputs_of(batch: Batch) -> Tensor:
     """
     x = batch[0] if isinstance(batch, tuple | list) and len(batch) == 2 else batch
     if not isinstance(x, Tensor):
-        given = f"{len(batch)} entries" if isinstance(batch, tuple | list) else type(batch).__name__
-        raise ConfigError(f"a batch of {given}: give inputs [B, C, H, W], or (inputs, labels)")
+        kind = f"{len(batch)} entries" if isinstance(batch, tuple | list) else type(batch).__name__
+        raise ConfigError(f"a batch of {kind}: give inputs [B, C, H, W], or (inputs, labels)")
     if x.dim() < 2 or not x.numel() or not x.is_floating_point():
         raise ConfigError(
             f"inputs of shape {tuple(x.shape)} and type {x.dtype}: give floating-point [B, C, H, W], B of 1 or more"
@@ -60,9 +60,9 @@ def labelled(network: nn.Module, batch: Batch, *, least: int = 1) -> tuple[Tenso
     x = examples(network, batch, least=least)
     labels = batch[1] if isinstance(batch, tuple | list) else None
     if not isinstance(labels, Tensor) or labels.dim() < 1 or len(labels) != len(x):
-        given = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
+        kind = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
         raise ConfigError(
-            f"labels {given} for {len(x)} inputs: this proxy needs a batch (inputs [B, ...], labels [B])"
+            f"labels {kind} for {len(x)} inputs: this proxy needs a batch (inputs [B, ...], labels [B])"
         )
     return x, labels.detach().to(x.device, copy=True)
 
@@ -85,9 +85,9 @@ def theta(network: nn.Module) -> list[nn.Parameter]:
             than float32 and float64.
     """
     scorable(network)
-    found = [p for p in access.weights(network) if p.dim() >= 2]
+    weights = [p for p in access.weights(network) if p.dim() >= 2]
     name = type(network).__name__
-    if not found:
+    if not weights:
         raise ModelError(f"{name} has no weights of two or more dimensions: nothing in it can be scored")
     for path, tensor in [*network.named_parameters(), *network.named_buffers()]:
         if tensor.is_meta:
@@ -102,7 +102,7 @@ def theta(network: nn.Module) -> list[nn.Parameter]:
             )
         if not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{name}: {path!r} has NaN or infinite values; initialize or load the network again")
-    return found
+    return weights
 
 
 def run(network: nn.Module, x: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def run(network: nn.Module, x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def watched(modules: Iterable[nn.Module]) -> Iterator[list[tuple[nn.Module, Tensor]]]:
-    """A list that fills with the tensors that these modules put out inside the block, in the order of running."""
+    """A list of the tensors that these modules output inside the block, in the order in which they run."""
     seen: list[tuple[nn.Module, Tensor]] = []
 
     def keep(module: nn.Module, _: Any, output: Any) -> Any:
@@ -169,13 +169,13 @@ def gradients(
     """d value / d tensor for each, zeros where it has no influence."""
     # A network may run a part of itself without gradients, whose tensors torch would refuse.
     reached = [i for i, t in enumerate(tensors) if t.requires_grad] if value.requires_grad else []
-    found: dict[int, Tensor | None] = {}
+    slope_of: dict[int, Tensor | None] = {}
     if reached:
         inputs, retain = [tensors[i] for i in reached], retain_graph or create_graph
         slopes = torch.autograd.grad(value, inputs, create_graph=create_graph, retain_graph=retain, allow_unused=True)
-        found = dict(zip(reached, slopes, strict=True))
-    given = [found.get(i) for i in range(len(tensors))]
-    return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, given, strict=True)]
+        slope_of = dict(zip(reached, slopes, strict=True))
+    slopes_or_none = [slope_of.get(i) for i in range(len(tensors))]
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, slopes_or_none, strict=True)]
 
 
 def unfrozen(network: nn.Module) -> list[Tensor]:

@@ -159,17 +159,17 @@ def latencies(
     A runtime that is not installed, or to which a network cannot be exported, is left out.
     """
     single = mapped(lambda x: x[:1].cpu(), example)
-    found: dict[str, dict[str, Any]] = {name: {} for name in networks}
+    rows: dict[str, dict[str, Any]] = {name: {} for name in networks}
     for runtime in runtimes:
         try:
             timed = latency(single, runtime=runtime).timings(networks)
         except (MissingExtra, ModelError):
             continue
         for name, timing in timed.items():
-            found[name][runtime] = {
+            rows[name][runtime] = {
                 "median_ms": timing.median_ms, "low_ms": timing.low_ms, "high_ms": timing.high_ms,
             }  # fmt: skip
-    return found
+    return rows
 
 
 def assemble(

@@ -289,9 +289,9 @@ def _auxiliary(task: Task, weight: float) -> Objective:
         inputs = batch[0]
         output = network(*arguments(inputs))
         if not (isinstance(output, tuple | list) and len(output) > 1 and all(isinstance(o, Tensor) for o in output)):
-            given = [type(o).__name__ for o in output] if isinstance(output, tuple | list) else type(output).__name__
+            kinds = [type(o).__name__ for o in output] if isinstance(output, tuple | list) else type(output).__name__
             raise ConfigError(
-                f"auxiliary={weight} was given, but in training mode {type(network).__name__} returns {given}. "
+                f"auxiliary={weight} was given, but in training mode {type(network).__name__} returns {kinds}. "
                 "Allowed is a tuple (logits, auxiliary logits): give the network an auxiliary head, or leave "
                 "auxiliary at 0."
             )

@@ -43,8 +43,8 @@ def adamw(
         >>> [group["weight_decay"] for group in ag.adamw(torch.nn.Linear(2, 2).parameters()).param_groups]
         [0.05, 0.0]
     """
-    given = list(parameters)
-    decayed, other = [p for p in given if p.ndim > 1], [p for p in given if p.ndim <= 1]
+    weights = list(parameters)
+    decayed, other = [p for p in weights if p.ndim > 1], [p for p in weights if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}]
     return AdamW([group for group in groups if group["params"]], lr=learning_rate)
 
@@ -168,9 +168,9 @@ class Recipe:
             if getattr(self, name) != getattr(default, name)
         ]
         if names:
-            given = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+            values = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
             raise ConfigError(
-                f"{option} was given a Recipe({given}), and in {where} these have no effect. Allowed here are "
+                f"{option} was given a Recipe({values}), and in {where} these have no effect. Allowed here are "
                 f"optimizer_factory, schedule and clip. Give the others in the recipe of the network handed back."
             )
 
