@@ -23,7 +23,7 @@ def test_points_lie_on_the_line_that_is_drawn() -> None:
     for (x, y), (to_x, to_y) in zip(places, drawn, strict=True):
         assert math.dist((x, y), (to_x, to_y)) < 0.2
     assert chart.spots[1].text == "search, step 1: loss 0.5"
-    assert chart.told == "loss, 5 points: 1 at search, step 0, 0.2 at search, step 4; lowest 0.2, highest 1."
+    assert chart.words == "loss, 5 points: 1 at search, step 0, 0.2 at search, step 4; lowest 0.2, highest 1."
 
 
 def test_a_mean_of_records_says_of_which() -> None:
@@ -40,7 +40,7 @@ def test_a_front_tells_score_cost_and_picks_by_label() -> None:
     assert told[0] == "on the front: score 0.5, macs 10,000; edge conv, other [0, 0]"
     assert told[1] == "on the front: score 0.6, macs 20,000; edge skip, other [0, 1]"
     assert "handed back: score 0.55, macs 30,000; edge conv, other [0, 2]" in told and len(told) == 8
-    assert chart.told == "A front of 5: from score 0.5 at macs 10,000 to 0.9 at macs 80,000."
+    assert chart.words == "A front of 5: from score 0.5 at macs 10,000 to 0.9 at macs 80,000."
     # Trials of another number are not of these points.
     (chart,) = front_charts({**record, "trials": record["trials"][1:]})
     assert chart.spots[0].text == "on the front: score 0.5, macs 10,000"

@@ -87,7 +87,7 @@ FRONT = {"cost": "macs", "unit": "MACs", "costs": [10.0, 20.0, 30.0, 40.0], "sco
 def test_fronts_name_the_score_and_rank_by_its_direction() -> None:
     searched = {"score": MSE, "fronts": [FRONT]}
     (chart,) = pareto.charts(searched)
-    assert "mse (lower is better)" in chart.svg and "mse (lower is better) 0.9" in chart.told
+    assert "mse (lower is better)" in chart.svg and "mse (lower is better) 0.9" in chart.words
     assert any(spot.text.startswith("handed back: mse 0.5") for spot in chart.spots)
     assert "mse (lower is better)" in text.plain(searched)
     trials = [{"score": score} for score in FRONT["scores"]]  # type: ignore[attr-defined]

@@ -486,6 +486,16 @@ def test_what_check_refuses_before_training(options: dict[str, Any], network: nn
     assert network.training
 
 
+def test_a_score_that_falls_with_the_loss_is_noted() -> None:
+    with pytest.warns(UserWarning, match=r"it falls as the loss falls; if less is better, give score=archgrad.lower"):
+        regression(score="mae").check(nn.Linear(3, 1))
+    regression(score=ag.higher("mae")).check(nn.Linear(3, 1))  # no warning: the direction is the user's
+    labels = (X[:, 0] > 0).long()
+    right = {"right": lambda logits, target: (logits.argmax(1) == target).float()}
+    ag.Classification((X, labels), metrics=right, score="right").check(nn.Linear(3, 2))
+    regression(metrics={"near": lambda o, t: -(o - t).abs().mean()}, score="near").check(nn.Linear(3, 1))
+
+
 def test_batches_that_share_a_buffer_are_refused() -> None:
     task = Supervised(TensorDataset(X, Y), loss=functional.mse_loss, collate_fn=into_buffer, batch_size=2)
     with pytest.raises(DataError, match="returns views of one buffer"):

@@ -47,7 +47,7 @@ def read(paths: Sequence[Path]) -> list[Side]:
         raise RunError(
             f"given {', '.join(map(str, paths)) or 'no folder'}: give two or more folders of runs, each once"
         )
-    found = []
+    sides = []
     for path, name in zip(paths, _names(real), strict=True):
         folder = run_folder.present(path)
         if not run_folder.is_run(path):
@@ -58,63 +58,63 @@ def read(paths: Sequence[Path]) -> list[Side]:
             raise RunError(folder.problems[0])
         record = folder.record or live_status.provisional(folder)
         text.check(record)
-        found.append(Side(name, folder, record))
-    return found
+        sides.append(Side(name, folder, record))
+    return sides
 
 
 def rows(sides: Sequence[Side]) -> list[Row]:
     """What the runs came to, a row a figure, a cell a run."""
-    found = [
-        _row("method", sides, lambda one: str(one.record.get("method") or _NONE)),
-        _row("state", sides, lambda one: one.folder.state),
+    table = [
+        _row("method", sides, lambda side: str(side.record.get("method") or _NONE)),
+        _row("state", sides, lambda side: side.folder.state),
         *_figures(sides),
-        _row("limit", sides, lambda one: _limit(one)[0]),
-        _row("reached", sides, lambda one: _limit(one)[1]),
-        _row("limit kept", sides, lambda one: _limit(one)[2]),
-        _row("networks tried", sides, lambda one: _count(one.record.get("trials"))),
+        _row("limit", sides, lambda side: _limit(side)[0]),
+        _row("reached", sides, lambda side: _limit(side)[1]),
+        _row("limit kept", sides, lambda side: _limit(side)[2]),
+        _row("networks tried", sides, lambda side: _count(side.record.get("trials"))),
         _row("time in loops", sides, _time),
-        _row("device", sides, lambda one: str(one.record.get("device") or _NONE)),
-        _row("human intervention, total", sides, lambda one: str(_card(one).get("total", _NONE))),
-        _row("alarms", sides, lambda one: _count(one.record.get("alarms"))),
+        _row("device", sides, lambda side: str(side.record.get("device") or _NONE)),
+        _row("human intervention, total", sides, lambda side: str(_card(side).get("total", _NONE))),
+        _row("alarms", sides, lambda side: _count(side.record.get("alarms"))),
     ]
-    return [(label, cells) for label, cells in found if set(cells) != {_NONE}]
+    return [(label, cells) for label, cells in table if set(cells) != {_NONE}]
 
 
 def differences(sides: Sequence[Side]) -> list[Row]:
     """Settings, budgets, options and versions that are not the same in all runs."""
-    flat = [_flat(_settings(one)) for one in sides]
-    names = dict.fromkeys(name for one in flat for name in one)
-    found = [(name, [one.get(name, _NONE) for one in flat]) for name in names]
-    return [(name, cells) for name, cells in found if len(set(cells)) > 1]
+    flat = [_flat(_settings(side)) for side in sides]
+    names = dict.fromkeys(name for side in flat for name in side)
+    table = [(name, [side.get(name, _NONE) for side in flat]) for name in names]
+    return [(name, cells) for name, cells in table if len(set(cells)) > 1]
 
 
 def warnings(sides: Sequence[Side]) -> list[str]:
     """What a reader has to know before figures are compared."""
-    found = []
-    if len({repr(_data(one)) for one in sides}) > 1:
-        found.append(
+    sentences = []
+    if len({repr(_data(side)) for side in sides}) > 1:
+        sentences.append(
             "The runs are of different data, or of other splits of them: their scores are not of one scale. "
             "See the data below."
         )
-    scores = {numbers.final_score(one.record).label for one in sides if one.record.get("after")}
+    scores = {numbers.final_score(side.record).label for side in sides if side.record.get("after")}
     if len(scores) > 1:
-        found.append(f"The runs are judged by different figures: {', '.join(sorted(scores))}.")
-    if open_runs := [one.name for one in sides if one.folder.state != "finished"]:
-        found.append(f"Not finished: {', '.join(open_runs)}. What they came to is not known yet.")
-    if len({str(one.record.get("device")) for one in sides}) > 1:
-        found.append("The runs were made on different devices: their times are not of one scale.")
-    return [*found, *(f"{one.name}: {problem}" for one in sides for problem in one.folder.problems)]
+        sentences.append(f"The runs are judged by different figures: {', '.join(sorted(scores))}.")
+    if open_runs := [side.name for side in sides if side.folder.state != "finished"]:
+        sentences.append(f"Not finished: {', '.join(open_runs)}. What they came to is not known yet.")
+    if len({str(side.record.get("device")) for side in sides}) > 1:
+        sentences.append("The runs were made on different devices: their times are not of one scale.")
+    return [*sentences, *(f"{side.name}: {problem}" for side in sides for problem in side.folder.problems)]
 
 
 def plain(sides: Sequence[Side]) -> str:
     """The comparison as text for a terminal."""
-    names = [one.name for one in sides]
+    names = [side.name for side in sides]
     parts: list[RenderableType] = [text.columns_of(names, [[label, *cells] for label, cells in rows(sides)])]
-    if apart := differences(sides):
+    if differing := differences(sides):
         parts += [Text(), Text("Where they differ:", style="bold")]
-        parts += [text.columns_of(names, [[label, *cells] for label, cells in apart])]
-    if said := warnings(sides):
-        parts += [Text(), *(Constrain(Text(f"note: {one}"), _NARROW) for one in said)]
+        parts += [text.columns_of(names, [[label, *cells] for label, cells in differing])]
+    if notes := warnings(sides):
+        parts += [Text(), *(Constrain(Text(f"note: {side}"), _NARROW) for side in notes)]
     out = io.StringIO()
     # Wide enough for all columns; a terminal breaks lines by itself.
     console = Console(file=out, width=60 + 40 * len(sides), color_system=None, force_terminal=False, highlight=False)
@@ -126,19 +126,23 @@ def as_json(sides: Sequence[Side]) -> dict[str, Any]:
     """The comparison for machines."""
     runs = [
         {
-            "name": one.name,
-            "folder": str(one.folder.path),
-            "state": one.folder.state,
-            **{key: one.record.get(key) for key in ("method", "device", "score", "before", "after", "limit", "data")},
-            "seconds": _seconds(one),
-            "card_total": _card(one).get("total"),
-            "alarms": list(one.record.get("alarms") or []),
+            "name": side.name,
+            "folder": str(side.folder.path),
+            "state": side.folder.state,
+            **{
+                key: side.record.get(key) for key in ("method", "device", "score", "before", "after", "limit", "data")
+            },
+            "seconds": _seconds(side),
+            "card_total": _card(side).get("total"),
+            "alarms": list(side.record.get("alarms") or []),
         }
-        for one in sides
+        for side in sides
     ]
-    apart = {name: dict(zip([one.name for one in sides], cells, strict=True)) for name, cells in differences(sides)}
-    found: dict[str, Any] = _finite({"runs": runs, "differences": apart, "warnings": warnings(sides)})
-    return found
+    by_name = {
+        name: dict(zip([side.name for side in sides], cells, strict=True)) for name, cells in differences(sides)
+    }
+    comparison: dict[str, Any] = _finite({"runs": runs, "differences": by_name, "warnings": warnings(sides)})
+    return comparison
 
 
 def page(sides: Sequence[Side]) -> str:
@@ -147,9 +151,9 @@ def page(sides: Sequence[Side]) -> str:
     Raises:
         RunError: a part of a record is of another kind than it should be.
     """
-    names = [one.name for one in sides]
-    listed = [(one.name, one.record, one.folder.history) for one in sides]
-    given = {
+    names = [side.name for side in sides]
+    listed = [(side.name, side.record, side.folder.history) for side in sides]
+    context = {
         "title": f"{len(sides)} runs side by side",
         "about": ", ".join(names),
         "names": names,
@@ -161,102 +165,102 @@ def page(sides: Sequence[Side]) -> str:
         "curves": html.figures(comparison.curves(listed), "curves"),
         "cells": [
             (
-                one.name,
-                drawn_graphs(one.record, f"run {place}"),
-                str(one.record.get("architecture_text") or ""),
+                side.name,
+                drawn_graphs(side.record, f"run {place}"),
+                str(side.record.get("architecture_text") or ""),
             )
-            for place, one in enumerate(sides)
+            for place, side in enumerate(sides)
         ],
     }
-    return html.render("compare.html.jinja", given)
+    return html.render("compare.html.jinja", context)
 
 
 def _row(label: str, sides: Sequence[Side], cell: Any) -> Row:
-    return label, [cell(one) for one in sides]
+    return label, [cell(side) for side in sides]
 
 
 def _figures(sides: Sequence[Side]) -> list[Row]:
     """Each figure of the networks, before first where a run has one."""
-    told = [{row.label: row for row in text.rows(one.record)} for one in sides]
-    found = []
-    for label in dict.fromkeys(label for one in told for label in one):
+    tables = [{row.label: row for row in text.rows(table.record)} for table in sides]
+    rows = []
+    for label in dict.fromkeys(label for table in tables for label in table):
         for when, name in (("before", f"{label}, before"), ("after", label)):
-            cells = [getattr(one[label], when) if label in one else _NONE for one in told]
-            found.append((name, cells))
-    return found
+            cells = [getattr(table[label], when) if label in table else _NONE for table in tables]
+            rows.append((name, cells))
+    return rows
 
 
-def _limit(one: Side) -> tuple[str, str, str]:
-    limit = one.record.get("limit") or {}
+def _limit(side: Side) -> tuple[str, str, str]:
+    limit = side.record.get("limit") or {}
     bound, reached = limit.get("bound"), limit.get("reached")
     if not numbers.is_number(bound):
         return _NONE, _NONE, _NONE
-    told = f"{numbers.label(str(limit.get('cost', 'cost')))} {numbers.number(bound)}"
+    bounded = f"{numbers.label(str(limit.get('cost', 'cost')))} {numbers.number(bound)}"
     if not numbers.is_number(reached):
-        return told, _NONE, _NONE
-    return told, numbers.number(reached), "yes" if reached <= bound else "NO"
+        return bounded, _NONE, _NONE
+    return bounded, numbers.number(reached), "yes" if reached <= bound else "NO"
 
 
-def _count(given: object) -> str:
-    return str(len(given)) if isinstance(given, list) and given else _NONE
+def _count(entries: object) -> str:
+    return str(len(entries)) if isinstance(entries, list) and entries else _NONE
 
 
-def _card(one: Side) -> Mapping[str, Any]:
-    intervention.rows(one.record)
-    card: Mapping[str, Any] = one.record.get("card") or {}
+def _card(side: Side) -> Mapping[str, Any]:
+    intervention.rows(side.record)
+    card: Mapping[str, Any] = side.record.get("card") or {}
     return card
 
 
-def _seconds(one: Side) -> float | None:
+def _seconds(side: Side) -> float | None:
     """Seconds in loops up to the last record."""
-    times = [row["time"] for row in one.folder.history if numbers.is_number(row.get("time"))]
+    times = [row["time"] for row in side.folder.history if numbers.is_number(row.get("time"))]
     return max(times, default=None)
 
 
-def _time(one: Side) -> str:
-    seconds = _seconds(one)
+def _time(side: Side) -> str:
+    seconds = _seconds(side)
     return _NONE if seconds is None or not math.isfinite(seconds) else live_status.duration(seconds)
 
 
-def _data(one: Side) -> object:
+def _data(side: Side) -> object:
     """What tells data apart: the parts of the record's, else the option."""
-    data = _mapping(one.record.get("data"))
+    data = _mapping(side.record.get("data"))
     parts = {name: part for name, part in data.items() if isinstance(part, Mapping)}
-    return parts or dict(data) or _mapping(one.folder.command.get("options")).get("data")
+    return parts or dict(data) or _mapping(side.folder.command.get("options")).get("data")
 
 
-def _settings(one: Side) -> dict[str, Any]:
-    made = _mapping(one.folder.run.get("made_with")) or _mapping(one.record.get("versions"))
-    given = _mapping(one.folder.command.get("options"))
+def _settings(side: Side) -> dict[str, Any]:
+    made_with = _mapping(side.folder.run.get("made_with")) or _mapping(side.record.get("versions"))
+    options = _mapping(side.folder.command.get("options"))
     # What the run tells too is told once.
     known = {
         "method",
-        *_mapping(one.record.get("settings")),
-        *_mapping(one.record.get("run")),
-        *_mapping(one.record.get("data")),
+        *_mapping(side.record.get("settings")),
+        *_mapping(side.record.get("run")),
+        *_mapping(side.record.get("data")),
     }
     return {
-        **{f"--{key.replace('_', '-')}": value for key, value in given.items() if key not in known},
-        "settings": one.record.get("settings") or {},
-        "run": {**(one.record.get("run") or {})},
-        "versions": {key: value for key, value in made.items() if key != "device"},
-        "data": one.record.get("data") or {},
+        **{f"--{key.replace('_', '-')}": value for key, value in options.items() if key not in known},
+        "settings": side.record.get("settings") or {},
+        "run": {**(side.record.get("run") or {})},
+        "versions": {key: value for key, value in made_with.items() if key != "device"},
+        "data": side.record.get("data") or {},
     }
 
 
-def _flat(given: Mapping[str, Any], start: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
-    for key, value in given.items():
+def _flat(nested: Mapping[str, Any], start: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in nested.items():
         name = f"{start}{key}"
         if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{name}.")
+            flat |= _flat(value, f"{name}.")
         elif value not in (None, {}, []):
-            found[name] = svg.shortened(numbers.value_text(value), 60)
-    return found
+            flat[name] = svg.shortened(numbers.value_text(value), 60)
+    return flat
 
 
-def _mapping(given: object) -> Mapping[str, Any]:
-    return given if isinstance(given, Mapping) else {}
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _names(paths: Iterable[Path]) -> list[str]:
@@ -272,7 +276,7 @@ def _names(paths: Iterable[Path]) -> list[str]:
 def _finite(value: Any) -> Any:
     """The value as JSON knows it: what is not finite is missing."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(one) for key, one in value.items()}
+        return {str(key): _finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -30,14 +30,14 @@ class Figure(NamedTuple):
 
 def figure(chart: Chart, key: str, title: str = "") -> Figure:
     """A chart with its words for who hears the page, and its points for the script."""
-    told = " ".join(filter(None, (chart.told, chart.caption)))
-    drawn = svg.described(chart.svg, key=key, title=title or chart.heading, told=told)
-    return Figure(key, chart.heading, chart.caption, Markup(drawn), points(chart.spots))
+    words = " ".join(filter(None, (chart.words, chart.caption)))
+    picture = svg.described(chart.svg, key=key, title=title or chart.heading, words=words)
+    return Figure(key, chart.heading, chart.caption, Markup(picture), points(chart.spots))
 
 
 def figures(charts: Sequence[Chart], part: str) -> list[Figure]:
     """All charts of a part of the page, whose name keeps their ids apart."""
-    return [figure(one, svg.slug(f"{part} {one.heading}", place)) for place, one in enumerate(charts)]
+    return [figure(chart, svg.slug(f"{part} {chart.heading}", place)) for place, chart in enumerate(charts)]
 
 
 def points(spots: Sequence[Spot]) -> str:
@@ -60,7 +60,7 @@ def policy(*, live: bool) -> str:
     )
 
 
-def render(template: str, given: Mapping[str, Any], *, live: int = 0) -> str:
+def render(template: str, context: Mapping[str, Any], *, live: int = 0) -> str:
     """A page from a template beside this file; `live` is in ms how often it asks whether it has changed."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -83,7 +83,7 @@ def render(template: str, given: Mapping[str, Any], *, live: int = 0) -> str:
         "colors": Markup(_colors()),
         "rules": Markup(svg.style(svg.variables())),
     }
-    return environment.get_template(template).render({**shared, **given})
+    return environment.get_template(template).render({**shared, **context})
 
 
 def _script() -> str:

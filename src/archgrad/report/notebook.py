@@ -32,7 +32,7 @@ def summary(record: text.Record, *, picks: Sequence[tuple[str, str, str]] = ()) 
         # Several results in one notebook have ids of their own.
         key = hashlib.sha256(json.dumps(record, default=str, sort_keys=True).encode()).hexdigest()[:8]
         graphs = page.drawn_graphs(record, f"found {key}")
-        given = {
+        context = {
             "heading": text.title(record),
             "headings": ["", *(heading for _, heading in shown)],
             "rows": figures,
@@ -43,13 +43,13 @@ def summary(record: text.Record, *, picks: Sequence[tuple[str, str, str]] = ()) 
             "alarms": [str(alarm) for alarm in record.get("alarms") or []],
         }
     except RunError as error:
-        given = {
+        context = {
             **dict.fromkeys(("headings", "rows", "lines", "graphs", "picks"), ()),
             "heading": "A result of archgrad",
             "architecture": "",
             "alarms": [str(error)],
         }
-    return html.render("notebook.html.jinja", {**given, "class": _CLASS, "colors": Markup(_style())})
+    return html.render("notebook.html.jinja", {**context, "class": _CLASS, "colors": Markup(_style())})
 
 
 def _style() -> str:

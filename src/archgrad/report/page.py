@@ -46,7 +46,7 @@ def page(
     text.check(record)
     score_text.check(record)
     candidates = proxy_scores.candidates(record)
-    given = {
+    context = {
         "title": text.title(record),
         "about": " \u00b7 ".join(str(record[key]) for key in ("method", "device") if record.get(key)),
         "now": now,
@@ -54,7 +54,7 @@ def page(
         **_figures(record),
         **_found(record),
         "candidates": html.figures(
-            [Chart(one.choice, one.caption, one.svg, (), _told_scores(one.choice)) for one in candidates],
+            [Chart(chart.choice, chart.caption, chart.svg, (), _told_scores(chart.choice)) for chart in candidates],
             "candidates",
         ),
         "clouds": html.figures(proxy_scores.clouds(record), "clouds"),
@@ -65,7 +65,7 @@ def page(
         "load": record.get("load"),
         **_how(record, run or {}, command or {}),
     }
-    return html.render(_TEMPLATE, given, live=live)
+    return html.render(_TEMPLATE, context, live=live)
 
 
 def write(folder: str | Path) -> Path:
@@ -101,20 +101,20 @@ def replace(target: Path, content: str) -> None:
 
 def pictures(record: text.Record) -> list[str]:
     """The record's graphs as SVG, for the page."""
-    given = record.get("graphs") or []
-    return [cells.draw(one, part=f"graphs[{place}]") for place, one in enumerate(given)]
+    listed = record.get("graphs") or []
+    return [cells.draw(graph, part=f"graphs[{place}]") for place, graph in enumerate(listed)]
 
 
 def drawn_graphs(record: text.Record, part: str) -> list[html.Figure]:
     """The record's graphs with their edges in words; `part` keeps their ids apart from others of the page."""
-    found = []
-    for place, (one, drawn) in enumerate(zip(record.get("graphs") or [], pictures(record), strict=True)):
-        name = str(one.get("name") or "")
+    figures = []
+    for place, (graph, picture) in enumerate(zip(record.get("graphs") or [], pictures(record), strict=True)):
+        name = str(graph.get("name") or "")
         title = f"The graph {name}".strip()
-        found.append(
-            html.figure(Chart(name, "", drawn, (), cells.in_words(one)), svg.slug(f"{part} graph", place), title)
+        figures.append(
+            html.figure(Chart(name, "", picture, (), cells.in_words(graph)), svg.slug(f"{part} graph", place), title)
         )
-    return found
+    return figures
 
 
 def _figures(record: text.Record) -> dict[str, Any]:
@@ -131,7 +131,9 @@ def _figures(record: text.Record) -> dict[str, Any]:
         "controls": baselines.rows(record),
         "notes": text.notes(record),
         "layers": _layers(record),
-        "frozen": [(str(one.get("name", "")), str(one.get("reason", ""))) for one in record.get("frozen") or []],
+        "frozen": [
+            (str(layer.get("name", "")), str(layer.get("reason", ""))) for layer in record.get("frozen") or []
+        ],
         "card": intervention.rows(record),
     }
 
@@ -149,8 +151,8 @@ def _how(record: text.Record, run: Mapping[str, Any], command: Mapping[str, Any]
     """How it was run, and how to run it again."""
     facts = {"method": record.get("method"), "device": record.get("device"), **(record.get("run") or {})}
     times = {key: run.get(key) for key in ("started", "resumed") if run.get(key)}
-    made = run.get("made_with")
-    versions = {**(record.get("versions") or {}), **(made if isinstance(made, Mapping) else {})}
+    made_with = run.get("made_with")
+    versions = {**(record.get("versions") or {}), **(made_with if isinstance(made_with, Mapping) else {})}
     parts = {
         "Run": {**facts, **times},
         "Settings": record.get("settings"),
@@ -183,12 +185,12 @@ def _charts(record: text.Record, history: History) -> dict[str, Any]:
     """Pictures of the run; what was logged once is a row, not a picture."""
     others = (curves.jump(record), curves.scatter(record.get("surrogate") or {}))
     searched = [*control.charts(record), *pareto.charts(record), *radars.charts(record), *rl.charts(record)]
-    drawn = curves.charts(history, record.get("limit"), score=numbers.score(record))
-    once = [chart for chart in drawn if len(chart.spots) == len({spot.line for spot in chart.spots})]
-    shown = [*searched, *(chart for chart in drawn if chart not in once), *(one for one in others if one)]
+    logged = curves.charts(history, record.get("limit"), score=numbers.score(record))
+    once = [chart for chart in logged if len(chart.spots) == len({spot.line for spot in chart.spots})]
+    shown = [*searched, *(chart for chart in logged if chart not in once), *(chart for chart in others if chart)]
     rows = [spot.text.rpartition(": ")[::2] for chart in once for spot in chart.spots]
-    told = [(name, f"{value} ({when})") for when, (name, _, value) in ((a, b.rpartition(" ")) for a, b in rows)]
-    return {"charts": html.figures(shown, "run"), "once": told}
+    values = [(name, f"{value} ({when})") for when, (name, _, value) in ((a, b.rpartition(" ")) for a, b in rows)]
+    return {"charts": html.figures(shown, "run"), "once": values}
 
 
 def _scored(record: text.Record) -> dict[str, Any] | None:
@@ -204,32 +206,36 @@ def _scored(record: text.Record) -> dict[str, Any] | None:
 
 
 def _weights(history: History) -> dict[str, Any]:
-    found = mixing_weights.weights(history)
-    told = [
-        Chart(one.choice, f"highest at the end: {one.leader}", one.svg, one.spots, "Weights over the steps.")
-        for one in found.charts
+    drawing = mixing_weights.weights(history)
+    charts = [
+        Chart(chart.choice, f"highest at the end: {chart.leader}", chart.svg, chart.spots, "Weights over the steps.")
+        for chart in drawing.charts
     ]
     return {
-        "charts": html.figures(told, "weights"),
-        "legend": [(label, Markup(sample)) for label, sample in found.legend],
-        "left_out": found.left_out,
+        "charts": html.figures(charts, "weights"),
+        "legend": [(label, Markup(sample)) for label, sample in drawing.legend],
+        "left_out": drawing.left_out,
     }
 
 
 def _layers(record: text.Record) -> list[dict[str, Any]]:
     # Bars share one scale, the widest layer's, so that wide and narrow layers can be told apart.
-    layers = [one for one in record.get("layers") or [] if numbers.is_number(one.get("before")) and one["before"] > 0]
-    widest = max((one["before"] for one in layers), default=1)
+    layers = [
+        layer
+        for layer in record.get("layers") or []
+        if numbers.is_number(layer.get("before")) and layer["before"] > 0
+    ]
+    widest = max((layer["before"] for layer in layers), default=1)
     result = []
-    for one in layers:
-        after = one.get("after")
-        kept = after if numbers.is_number(after) else one["before"]
+    for layer in layers:
+        after = layer.get("after")
+        kept = after if numbers.is_number(after) else layer["before"]
         result.append(
             {
-                "name": str(one.get("name", "")),
-                "before": one["before"],
+                "name": str(layer.get("name", "")),
+                "before": layer["before"],
                 "after": kept,
-                "whole": f"{100 * one['before'] / widest:.2f}",
+                "whole": f"{100 * layer['before'] / widest:.2f}",
                 "kept": f"{100 * kept / widest:.2f}",
             }
         )

@@ -42,42 +42,42 @@ def check(record: Record) -> None:
     """Raises RunError, naming the part, where a record of scores is not what scoring writes."""
     for key in ("networks", "proxies"):
         part = record.get(key) or []
-        if not isinstance(part, list) or not all(isinstance(one, Mapping) for one in part):
+        if not isinstance(part, list) or not all(isinstance(entry, Mapping) for entry in part):
             raise RunError(
                 f"the record is damaged at {key}: allowed is a list of objects; score again to write it anew"
             )
-    if not all(isinstance(one.get("scores"), Mapping) for one in record.get("networks") or []):
+    if not all(isinstance(entry.get("scores"), Mapping) for entry in record.get("networks") or []):
         raise RunError("the record is damaged at networks: each has an object scores; score again to write it anew")
 
 
 def networks(record: Record, *, most: int = _MOST) -> Grid:
     """The scores of the networks ranked first, a row each, numbered as in `names`."""
-    found = record.get("networks") or []
-    proxies = [str(one.get("name")) for one in record.get("proxies") or []]
-    judged = any(numbers.is_number(one.get("accuracy")) for one in found)
+    listed = record.get("networks") or []
+    proxies = [str(entry.get("name")) for entry in record.get("proxies") or []]
+    judged = any(numbers.is_number(entry.get("accuracy")) for entry in listed)
     headings = ["", *proxies, *(["accuracy, %"] if judged else []), "mean rank"]
     rows = []
-    for place, one in enumerate(found[:most], start=1):
-        scores = [_figure(name, one["scores"].get(name)) for name in proxies]
-        accuracy = [_figure("", one.get("accuracy"))] if judged else []
-        rows.append([str(place), *scores, *accuracy, _figure("", one.get("rank"))])
+    for place, entry in enumerate(listed[:most], start=1):
+        scores = [_figure(name, entry["scores"].get(name)) for name in proxies]
+        accuracy = [_figure("", entry.get("accuracy"))] if judged else []
+        rows.append([str(place), *scores, *accuracy, _figure("", entry.get("rank"))])
     return Grid(headings, rows)
 
 
 def names(record: Record, *, most: int = _MOST) -> list[str]:
     """What the numbered networks are."""
-    return [str(one.get("name", "")) for one in (record.get("networks") or [])[:most]]
+    return [str(entry.get("name", "")) for entry in (record.get("networks") or [])[:most]]
 
 
 def trust(record: Record) -> Grid:
     """For each proxy what it needs, and the rank correlations with accuracy: published, and measured by the table."""
     proxies = record.get("proxies") or []
-    measured = [key for key in _MEASURED if any(numbers.is_number(one.get(key)) for one in proxies)]
+    measured = [key for key in _MEASURED if any(numbers.is_number(proxy.get(key)) for proxy in proxies)]
     headings = ["", "needs", "better", "NAS-Bench-201, published or measured before", "DARTS space"]
     rows = [
-        [*(str(one.get(key) or "-") for key in ("name", "needs", "better", "published", "darts"))]
-        + [_figure("", one.get(key)) for key in measured]
-        for one in proxies
+        [*(str(proxy.get(key) or "-") for key in ("name", "needs", "better", "published", "darts"))]
+        + [_figure("", proxy.get(key)) for key in measured]
+        for proxy in proxies
     ]
     return Grid([*headings, *(f"here: {_MEASURED[key]}" for key in measured)], rows)
 
@@ -106,12 +106,12 @@ def plain(record: Record) -> str:
 
 
 def _table(grid: Grid, *, left: int = 1) -> Table:
-    found = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
     for place, heading in enumerate(grid.headings):
-        found.add_column(Text(heading), justify="left" if place < left else "right")
+        table.add_column(Text(heading), justify="left" if place < left else "right")
     for row in grid.rows:
-        found.add_row(*map(Text, row))
-    return found
+        table.add_row(*map(Text, row))
+    return table
 
 
 def _figure(name: str, value: object) -> str:

@@ -132,16 +132,16 @@ def _architecture(record: Record) -> list[str]:
     string = str(record.get("architecture_text") or "").strip()
     if string:
         return ["", "architecture found:", *(f"  {line}" for line in string.splitlines())]
-    found = picks(record)
-    if not found:
+    decided = picks(record)
+    if not decided:
         return []
-    width = max(len(choice) for choice, _, _ in found[:_MOST_PICKS])
+    width = max(len(choice) for choice, _, _ in decided[:_MOST_PICKS])
     lines = [
         f"  {choice:<{width}}   {pick}{f' ({weight})' if weight else ''}"
-        for choice, pick, weight in found[:_MOST_PICKS]
+        for choice, pick, weight in decided[:_MOST_PICKS]
     ]
-    more = [f"  and {len(found) - len(lines)} more"] if len(found) > len(lines) else []
-    return ["", "picks (weight):" if any(weight for _, _, weight in found) else "picks:", *lines, *more]
+    more = [f"  and {len(decided) - len(lines)} more"] if len(decided) > len(lines) else []
+    return ["", "picks (weight):" if any(weight for _, _, weight in decided) else "picks:", *lines, *more]
 
 
 def columns_of(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -157,7 +157,8 @@ def columns_of(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 def _is_latency(part: object) -> bool:
     return part is None or (
-        isinstance(part, Mapping) and all(isinstance(one, Mapping) for one in part.values() if one is not None)
+        isinstance(part, Mapping)
+        and all(isinstance(timing, Mapping) for timing in part.values() if timing is not None)
     )
 
 
@@ -234,12 +235,12 @@ def _label(name: str, score: numbers.Score) -> str:
 def rivals(record: Record) -> Rivals:
     """The network found first, then each baseline, with the figures that any baseline has."""
     baselines = record.get("baselines") or []
-    keys = list({key: None for one in baselines for key, value in one.items() if numbers.is_figure(value)})
+    keys = list({key: None for row in baselines for key, value in row.items() if numbers.is_figure(value)})
     after = record.get("after") or {}
-    found = [{**after, "name": "this run"}] if any(numbers.is_figure(after.get(key)) for key in keys) else []
+    this_run = [{**after, "name": "this run"}] if any(numbers.is_figure(after.get(key)) for key in keys) else []
     rows = [
-        (str(one.get("name", "")), [numbers.figure(key, one.get(key)) for key in keys])
-        for one in (*found, *baselines)
+        (str(row.get("name", "")), [numbers.figure(key, row.get(key)) for key in keys])
+        for row in (*this_run, *baselines)
     ]
     score = numbers.final_score(record)
     return Rivals([_label(key, score) for key in keys], rows)
@@ -248,13 +249,15 @@ def rivals(record: Record) -> Rivals:
 def picks(record: Record) -> list[tuple[str, str, str]]:
     """Choice, pick and weight, written out; the weight is empty where there is none."""
     result = []
-    for one in record.get("picks") or []:
-        pick, weight = one.get("pick"), one.get("weight")
+    for pick_record in record.get("picks") or []:
+        pick, weight = pick_record.get("pick"), pick_record.get("weight")
         picked = ", ".join(map(numbers.value_text, pick)) if isinstance(pick, list) else numbers.value_text(pick)
         weighed = [
             f"{w:.3g}" if numbers.is_number(w) else "-" for w in (weight if isinstance(weight, list) else [weight])
         ]
-        result.append((numbers.value_text(one.get("choice")), picked, "" if weight is None else ", ".join(weighed)))
+        result.append(
+            (numbers.value_text(pick_record.get("choice")), picked, "" if weight is None else ", ".join(weighed))
+        )
     return result
 
 
@@ -263,7 +266,7 @@ def frozen_line(record: Record) -> str:
     frozen = record.get("frozen") or []
     if not frozen:
         return ""
-    reasons = {str(one.get("reason", "")) for one in frozen} - {""}
+    reasons = {str(layer.get("reason", "")) for layer in frozen} - {""}
     why = f" ({next(iter(reasons))})" if len(reasons) == 1 else f" ({len(reasons)} reasons)" if reasons else ""
     return f"frozen: {len(frozen)} {'layer' if len(frozen) == 1 else 'layers'}{why}"
 

@@ -26,9 +26,9 @@ class Augmentation:
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Augment images [B, C, H, W] into a new tensor of that shape. Raises DataError for another shape."""
         if not isinstance(x, Tensor) or x.ndim != 4:
-            given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            kind = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise DataError(
-                f"{self.name} augments images [B, C, H, W]; the inputs given are {given}. "
+                f"{self.name} augments images [B, C, H, W]; the inputs given are {kind}. "
                 f"Leave it out, or pass a callable (x, generator) -> x of your own"
             )
         return self.function(x, generator)

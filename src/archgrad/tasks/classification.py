@@ -181,20 +181,24 @@ class Classification(Supervised):
             loss = functional.cross_entropy(logits, labels, reduction="sum")
             totals.add(logits, labels, samples=len(labels), loss=float(loss))
 
+    def _warn_of_direction(self, network: nn.Module, batch: Batch) -> None:
+        if self._ignore is None:
+            super()._warn_of_direction(network, batch)
+
     def _evaluation_size(self, part: Part) -> int:
         return min((part.loader and part.loader.batch_size) or EVALUATION_BATCH, EVALUATION_BATCH)
 
-    def _class_weight(self, given: Any) -> Tensor | None:
-        if given is None:
+    def _class_weight(self, class_weight: Any) -> Tensor | None:
+        if class_weight is None:
             return None
-        if isinstance(given, str):
-            if given != "balanced":
-                raise DataError(f'class_weight={given!r}: give "balanced", or a number for each class')
+        if isinstance(class_weight, str):
+            if class_weight != "balanced":
+                raise DataError(f'class_weight={class_weight!r}: give "balanced", or a number for each class')
             labels = targets(self._parts["train"])
             labels = labels[labels != self._ignore] if self._ignore is not None else labels
             counts = torch.bincount(labels, minlength=self.classes)
             return len(labels) / (self.classes * counts.clamp_min(1).float())
-        weight = torch.as_tensor(given, dtype=torch.float32)
+        weight = torch.as_tensor(class_weight, dtype=torch.float32)
         if (
             tuple(weight.shape) != (self.classes,)
             or not bool(torch.isfinite(weight).all())
@@ -227,14 +231,14 @@ class Classification(Supervised):
         return logits
 
 
-def _open(given: Mapping[str, Data], labels: Labels) -> tuple[dict[str, Part], tuple[str, ...]]:
+def _open(data_by_part: Mapping[str, Data], labels: Labels) -> tuple[dict[str, Part], tuple[str, ...]]:
     """The parts that were given, their labels held to the classes, and the classes' names."""
-    first = open_part(given["train"], "train", labels=labels)
+    first = open_part(data_by_part["train"], "train", labels=labels)
     if isinstance(first.source, MemorySource):
         labels = dataclasses.replace(labels, names=first.source.samples.class_names)
     parts = {"train": first} | {
         name: open_part(data, name, labels=labels)
-        for name, data in given.items()
+        for name, data in data_by_part.items()
         if data is not None and name != "train"
     }
     names = labels.names or tuple(map(str, range(count_classes(first, labels, needed=len(parts) < len(PARTS)))))

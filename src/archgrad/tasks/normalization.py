@@ -16,35 +16,35 @@ Normalization = str | tuple[Sequence[float], Sequence[float]] | None
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def normalized(parts: Mapping[str, Part], given: Normalization) -> dict[str, list[float]] | None:
+def normalized(parts: Mapping[str, Part], constants: Normalization) -> dict[str, list[float]] | None:
     """Set the constants of all parts, and return them for the record; None where there are no images in memory."""
     source = parts["train"].source
     if not isinstance(source, MemorySource) or not source.samples.is_image:
-        if given not in (None, "none"):
+        if constants not in (None, "none"):
             raise DataError("normalize= is for images in memory, uint8 arrays; normalize in the dataset instead")
         return None
     images = source.samples.x
     channels = images.shape[1] if images.ndim > 2 else 1
-    if given is None:
+    if constants is None:
         mean, std = channel_statistics(images, parts["train"].indices)
-    elif given == "none":
+    elif constants == "none":
         mean, std = [0.0] * channels, [1.0] * channels
     else:
-        mean, std = _constants(IMAGENET if given == "imagenet" else given, channels)
+        mean, std = _constants(IMAGENET if constants == "imagenet" else constants, channels)
     for part in parts.values():
         if isinstance(part.source, MemorySource):
             part.source.normalize(mean, std)
     return {"mean": mean, "std": std}
 
 
-def _constants(given: Any, channels: int) -> tuple[list[float], list[float]]:
+def _constants(constants: Any, channels: int) -> tuple[list[float], list[float]]:
     try:
-        mean, std = ([float(number) for number in numbers] for numbers in given)
+        mean, std = ([float(number) for number in numbers] for numbers in constants)
     except (TypeError, ValueError):
         mean, std = [], []
     if not len(mean) == len(std) == channels or min(std) <= 0:
         raise DataError(
-            f'normalize={given!r}: give "imagenet" (of 3 channels), "none", or (means, deviations), a number for '
+            f'normalize={constants!r}: give "imagenet" (of 3 channels), "none", or (means, deviations), a number for '
             f"each of the {channels} channels, deviations above 0"
         )
     return mean, std

@@ -118,22 +118,22 @@ def open_part(
 
 def _open_memory(data: Data, name: str, labels: Labels | None) -> Part:
     if labels is None:
-        held = data if isinstance(data, Samples) else unlabelled(data[0], data[1], part=name)
-        return Part(MemorySource(held), torch.arange(len(held)))
+        in_memory = data if isinstance(data, Samples) else unlabelled(data[0], data[1], part=name)
+        return Part(MemorySource(in_memory), torch.arange(len(in_memory)))
     if not isinstance(data, Samples):
-        held = samples(
+        in_memory = samples(
             data[0], data[1], classes=labels.classes, class_names=labels.names, ignore=labels.ignore, part=name
         )
     else:
-        held = data
-        if labels.names is not None and held.class_names != labels.names:
+        in_memory = data
+        if labels.names is not None and in_memory.class_names != labels.names:
             raise DataError(
-                f"{name} has the classes {', '.join(held.class_names[:10])}, the training part "
+                f"{name} has the classes {', '.join(in_memory.class_names[:10])}, the training part "
                 f"{', '.join(labels.names[:10])}; give both the same classes"
             )
-    if labels.classes is not None and labels.classes != len(held.class_names):
-        raise DataError(f"{name}: classes={labels.classes}, but the data has {len(held.class_names)} classes")
-    return Part(MemorySource(held), torch.arange(len(held)))
+    if labels.classes is not None and labels.classes != len(in_memory.class_names):
+        raise DataError(f"{name}: classes={labels.classes}, but the data has {len(in_memory.class_names)} classes")
+    return Part(MemorySource(in_memory), torch.arange(len(in_memory)))
 
 
 def _drawable(loader: DataLoader[Any], name: str) -> tuple[Tensor, bool]:

@@ -119,8 +119,8 @@ def samples(
     return Samples(inputs, torch.from_numpy(codes[position.reshape(-1)]), class_names)
 
 
-def _inputs(given: Any, part: str) -> Tensor:
-    x = given.detach().cpu() if isinstance(given, Tensor) else _from_array(given, part)
+def _inputs(inputs: Any, part: str) -> Tensor:
+    x = inputs.detach().cpu() if isinstance(inputs, Tensor) else _from_array(inputs, part)
     if x.layout != torch.strided:
         raise DataError(f"{part}: sparse inputs; give dense ones, such as x.to_dense()")
     if x.ndim < 2:

@@ -274,9 +274,9 @@ def _unchanged(batch: Any) -> Any:
 
 def _checked(item: Any) -> tuple[Any, Any]:
     if not isinstance(item, tuple | list) or len(item) != 2:
-        given = f"{type(item).__name__} of {len(item)}" if isinstance(item, tuple | list | dict) else type(item)
+        kind = f"{type(item).__name__} of {len(item)}" if isinstance(item, tuple | list | dict) else type(item)
         raise DataError(
-            f"a sample of the dataset is a {given}; it must be a pair (x, y) of the input and its label "
+            f"a sample of the dataset is a {kind}; it must be a pair (x, y) of the input and its label "
             f"(x may be a tuple or a dict of tensors)"
         )
     return item[0], item[1]
@@ -285,8 +285,8 @@ def _checked(item: Any) -> tuple[Any, Any]:
 def _refuse_holes(items: list[Any]) -> None:
     """Raise DataError where samples of a batch lack a named input that others have."""
     inputs = [item[0] for item in items if isinstance(item, tuple | list) and item]
-    held = [set(each) for each in inputs if isinstance(each, dict)]
-    if held and (lacking := set.union(*held) - set.intersection(*held)):
+    names_by_sample = [set(each) for each in inputs if isinstance(each, dict)]
+    if names_by_sample and (lacking := set.union(*names_by_sample) - set.intersection(*names_by_sample)):
         raise DataError(
             f"a sample of the dataset lacks {', '.join(map(repr, sorted(lacking)))}, which others have; return zeros "
             f"of its shape where an input is missing"
@@ -303,9 +303,9 @@ def _as_batch(batch: Any) -> Batch:
         raise DataError(f"the inputs of a batch are {kinds}; they must be a tensor, or a tuple or dict of tensors")
     target = batch[1]
     if not isinstance(target, Tensor) or target.ndim != 1 or target.is_floating_point():
-        given = f"{target.dtype} {list(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
+        kind = f"{target.dtype} {list(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
         raise DataError(
-            f"the labels of a batch are {given}; they must be whole numbers, one for each sample [B]. For masks, "
+            f"the labels of a batch are {kind}; they must be whole numbers, one for each sample [B]. For masks, "
             f"real numbers or several labels a sample use archgrad.Supervised with a loss of yours"
         )
     return inputs, target.long()

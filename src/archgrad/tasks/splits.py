@@ -66,10 +66,10 @@ class Split:
             )
 
 
-def _values(given: Any, source: MemorySource | DatasetSource, name: str) -> np.ndarray[Any, Any]:
-    if callable(given):
-        given = [given(source.sample(index)) for index in range(len(source))]
-    values = np.asarray(given)
+def _values(option: Any, source: MemorySource | DatasetSource, name: str) -> np.ndarray[Any, Any]:
+    if callable(option):
+        option = [option(source.sample(index)) for index in range(len(source))]
+    values = np.asarray(option)
     if values.shape != (len(source),) or values.dtype.kind not in "biufSU":
         raise DataError(
             f"Split({name}=) is {values.dtype} of shape {list(values.shape)}; give one number or string for each of "

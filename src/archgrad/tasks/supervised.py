@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copy
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +18,7 @@ from archgrad.tasks import networks
 from archgrad.tasks.batch_order import Order, Stream, sampled, shuffled
 from archgrad.tasks.data_path import load
 from archgrad.tasks.losses import BatchLoss, Loss, checked_loss, per_sample
-from archgrad.tasks.metrics import Metric, Score, Totals, checked_metrics, chosen_score
+from archgrad.tasks.metrics import Metric, Score, Totals, checked_metrics, chosen_score, falls_with_the_loss
 from archgrad.tasks.normalization import Normalization, normalized
 from archgrad.tasks.parts import Data, Part, check_parts, open_part
 from archgrad.tasks.splits import Split, divide, join, split_off
@@ -98,14 +99,16 @@ class Supervised:
         self._each = per_sample(self._loss) if self._loss is not None else None
         self._metrics = checked_metrics(metrics)
         names = ["loss", *self._metrics]
+        # A name alone says no direction.
+        self._undirected = isinstance(score, str) and score in self._metrics
         self.score = chosen_score(score, names, default=Score("loss", False))
         if isinstance(train, str | Path):
-            held = load(train, labels=False)
-            train, valid, test = held.train, valid or held.valid, test or held.test
-        given = {"train": train, "valid": valid, "test": test}
+            read = load(train, labels=False)
+            train, valid, test = read.train, valid or read.valid, test or read.test
+        data_by_part = {"train": train, "valid": valid, "test": test}
         self._parts = {
             name: open_part(data, name, collate=collate_fn)
-            for name, data in given.items()
+            for name, data in data_by_part.items()
             if data is not None or name == "train"
         }
         missing = [name for name in PARTS if name not in self._parts]
@@ -281,11 +284,27 @@ class Supervised:
             totals = Totals(self._metrics, device)
             self._judge(network, batch, totals, samples=samples)
             totals.figures(first=self.score.name)
+            if self._undirected:
+                self._warn_of_direction(network, batch)
         if samples > 1:
             with networks.training(network), torch.enable_grad():
                 with networks.explained("the network runs in evaluation mode and fails in training mode", batch):
                     loss, _ = self._computed(network, batch)
                 networks.check_loss(loss, network, samples=samples)
+
+    def _warn_of_direction(self, network: nn.Module, batch: Batch) -> None:
+        """A plain name as the score counts as higher; warn where the metric falls as the loss does."""
+        if self._loss is None:
+            return
+        output = self._computed(network, batch)[1]
+        with torch.enable_grad():
+            falls = falls_with_the_loss(self._metrics[self.score.name], self._loss, output, batch[1])
+        if falls:
+            warnings.warn(
+                f"score={self.score.name!r} counts as better where it is higher, but it falls as the loss falls; if "
+                f"less is better, give score=archgrad.lower({self.score.name!r})",
+                stacklevel=3,
+            )
 
     def _computed(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
         """The loss, [] or [B], and the output."""

@@ -20,35 +20,37 @@ def rows(record: Mapping[str, Any]) -> Rows:
     Raises:
         RunError: a part of the record is of another kind than it should be.
     """
-    found: Rows = []
-    for one in pareto.fronts(record):
-        cost = numbers.label(one.cost)
-        if one.random:
-            found.append((f"as many drawn at random, {cost} against {one.score.label}", _random(one)))
-        pairs = [(x, y) for x, y in one.cloud]
+    table: Rows = []
+    for front in pareto.fronts(record):
+        cost = numbers.label(front.cost)
+        if front.random:
+            table.append((f"as many drawn at random, {cost} against {front.score.label}", _random(front)))
+        pairs = [(x, y) for x, y in front.cloud]
         if len(pairs) >= _FEWEST:
-            score = numbers.label(one.score.name)
-            told = f"rank correlation {_spearman(pairs)} with the {score}, over the {len(pairs)} networks tried"
-            found.append((f"{cost} as a proxy", told))
-    return [*found, *_trials(record)]
+            score = numbers.label(front.score.name)
+            words = f"rank correlation {_spearman(pairs)} with the {score}, over the {len(pairs)} networks tried"
+            table.append((f"{cost} as a proxy", words))
+    return [*table, *_trials(record)]
 
 
-def _random(one: pareto.Front) -> str:
+def _random(front: pareto.Front) -> str:
     """The best of random draws beside the best tried; at one cost or less, what was found beside random."""
-    ours, theirs = one.score.best(y for _, y in one.cloud), one.score.best(y for _, y in one.random)
-    told = f"best {one.score.label} {theirs:.4g}, the search's {ours:.4g}"
-    if one.found:
-        within = [y for x, y in one.random if x <= one.found[0]]
-        beside = f"{one.score.best(within):.4g}" if within else "none"
-        told += f"; at the cost of what was found or less: {beside}, found {one.found[1]:.4g}"
-    return told
+    ours, theirs = front.score.best(y for _, y in front.cloud), front.score.best(y for _, y in front.random)
+    words = f"best {front.score.label} {theirs:.4g}, the search's {ours:.4g}"
+    if front.found:
+        within = [y for x, y in front.random if x <= front.found[0]]
+        random_within = f"{front.score.best(within):.4g}" if within else "none"
+        words += f"; at the cost of what was found or less: {random_within}, found {front.found[1]:.4g}"
+    return words
 
 
 def _trials(record: Mapping[str, Any]) -> Rows:
     """How what was found stands among the networks that were tried and scored alike."""
     trials = record.get("trials") or []
-    given = [one.get("score") for one in trials if isinstance(one, Mapping)] if isinstance(trials, list) else []
-    scores = sorted(score for score in given if numbers.is_number(score))
+    values = (
+        [trial.get("score") for trial in trials if isinstance(trial, Mapping)] if isinstance(trials, list) else []
+    )
+    scores = sorted(score for score in values if numbers.is_number(score))
     if len(scores) < _FEWEST:
         return []
     spread = f"lowest {scores[0]:.4g}, median {np.median(scores):.4g}, highest {scores[-1]:.4g}"
@@ -60,7 +62,7 @@ def _trials(record: Mapping[str, Any]) -> Rows:
 def _spearman(pairs: Sequence[tuple[float, float]]) -> str:
     """Spearman's, with ties at their mean rank; scipy's takes a second to import."""
     ranks = np.stack([_ranks(np.array(column)) for column in zip(*pairs, strict=True)])
-    if any(np.ptp(one) == 0 for one in ranks):
+    if any(np.ptp(column_ranks) == 0 for column_ranks in ranks):
         return "not defined (all alike)"
     return f"{np.corrcoef(ranks)[0, 1]:.2f}"
 

@@ -40,48 +40,48 @@ _FIRST = ("loss", "valid_loss", "accuracy", "valid_accuracy", "cost", "entropy")
 
 def curves(runs: Sequence[Given]) -> list[Chart]:
     """A chart for each figure that two runs or more logged, a line a run; steps of phases laid end to end."""
-    named = [figure_names(history) for _, _, history in runs]
+    names_by_run = [figure_names(history) for _, _, history in runs]
     places = [positions(history) for _, _, history in runs]
-    every = dict.fromkeys(name for one in named for name in one)
-    names = [name for name in every if sum(name in one for one in named) > 1]
+    every = dict.fromkeys(name for figures in names_by_run for name in figures)
+    names = [name for name in every if sum(name in figures for figures in names_by_run) > 1]
     names.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
-    found = []
+    charts = []
     for name in names[:_MOST_CURVES]:
         lines = {
             place: curve(history, places[place], name)
             for place, (_, _, history) in enumerate(runs)
-            if name in named[place]
+            if name in names_by_run[place]
         }
-        if any(len(one.x) > 1 for one in lines.values()):
-            found.append(_curves(name, lines, [run for run, _, _ in runs]))
-    return found
+        if any(len(figures.x) > 1 for figures in lines.values()):
+            charts.append(_curves(name, lines, [run for run, _, _ in runs]))
+    return charts
 
 
 def _curves(name: str, lines: Mapping[int, Curve], runs: Sequence[str]) -> Chart:
     def fill(axes: Axes) -> None:
-        for place, one in lines.items():
-            marker = "o" if len(one.x) <= 40 else ""
-            axes.plot(one.x, one.y, **_line(place), linewidth=1.5, marker=marker, markersize=3)
-        scaled(axes, [y for one in lines.values() for y in one.y])
+        for place, line in lines.items():
+            marker = "o" if len(line.x) <= 40 else ""
+            axes.plot(line.x, line.y, **_line(place), linewidth=1.5, marker=marker, markersize=3)
+        scaled(axes, [y for line in lines.values() for y in line.y])
         dress(axes)
 
     spots = [
         spot._replace(line=place, text=f"{runs[place]}: {spot.text}")
-        for place, one in lines.items()
-        for spot in marks([one])
+        for place, line in lines.items()
+        for spot in marks([line])
     ]
-    told = " ".join(f"{runs[place]}: {in_words(one)}" for place, one in lines.items())
-    return Chart(named(name), "", *plotted(f"beside {name}", fill, spots), told)
+    words = " ".join(f"{runs[place]}: {in_words(line)}" for place, line in lines.items())
+    return Chart(named(name), "", *plotted(f"beside {name}", fill, spots), words)
 
 
 def fronts(runs: Sequence[Given]) -> list[Chart]:
     """A picture for each cost: the front of every run that has one, and what it handed back."""
-    held: dict[tuple[str, str], dict[int, pareto.Front]] = {}
+    by_cost: dict[tuple[str, str], dict[int, pareto.Front]] = {}
     for place, (_, record, _) in enumerate(runs):
-        for one in pareto.fronts(record):
-            if one.front:
-                held.setdefault((one.cost, one.unit), {})[place] = one
-    return [_fronts(cost, unit, some, [run for run, _, _ in runs]) for (cost, unit), some in held.items()]
+        for front in pareto.fronts(record):
+            if front.front:
+                by_cost.setdefault((front.cost, front.unit), {})[place] = front
+    return [_fronts(cost, unit, some, [run for run, _, _ in runs]) for (cost, unit), some in by_cost.items()]
 
 
 def _fronts(cost: str, unit: str, some: Mapping[int, pareto.Front], runs: Sequence[str]) -> Chart:
@@ -90,22 +90,27 @@ def _fronts(cost: str, unit: str, some: Mapping[int, pareto.Front], runs: Sequen
     score = labels.pop() if len(labels) == 1 else "score"
 
     def fill(axes: Axes) -> None:
-        for place, one in some.items():
+        for place, front in some.items():
             axes.step(
-                *zip(*one.front, strict=True), where="post", **_line(place), linewidth=1.5, marker="o", markersize=3.5
+                *zip(*front.front, strict=True),
+                where="post",
+                **_line(place),
+                linewidth=1.5,
+                marker="o",
+                markersize=3.5,
             )
-            if one.found:
-                axes.plot(*one.found, color=SERIES[place % len(SERIES)], linestyle="", marker="D", markersize=7)
-        _axes(axes, cost, unit, [x for one in some.values() for x, _ in one.front], score=score)
+            if front.found:
+                axes.plot(*front.found, color=SERIES[place % len(SERIES)], linestyle="", marker="D", markersize=7)
+        _axes(axes, cost, unit, [x for front in some.values() for x, _ in front.front], score=score)
 
     spots = []
-    for place, one in some.items():
-        shown = one._replace(cloud=[])
+    for place, front in some.items():
+        shown = front._replace(cloud=[])
         spots += [spot._replace(line=place, text=f"{runs[place]}: {spot.text}") for spot in pareto.marks(shown)]
-    told = " ".join(f"{runs[place]}: {pareto.in_words(one)}" for place, one in some.items())
+    words = " ".join(f"{runs[place]}: {pareto.in_words(front)}" for place, front in some.items())
     name = numbers.label(cost)
     return Chart(
-        f"Fronts: score against {name}", "Diamonds were handed back.", *plotted(f"fronts {cost}", fill, spots), told
+        f"Fronts: score against {name}", "Diamonds were handed back.", *plotted(f"fronts {cost}", fill, spots), words
     )
 
 

@@ -32,13 +32,13 @@ def charts(record: Mapping[str, Any]) -> list[Chart]:
     """
     if not record.get("control"):
         return []
-    given = _read(record["control"])
-    found = [_cost(given.costs)] if given.costs else []
-    groups = [given.states[i : i + len(LINES)] for i in range(0, len(given.states), len(LINES))][:_MOST]
-    found += [_states(group, first=place * len(LINES)) for place, group in enumerate(groups)]
-    bounds = list(zip(given.low, given.high, strict=True))
-    found += [_action(series, bounds[i], number=i) for i, series in enumerate(given.actions[:_MOST])]
-    return found
+    control = _read(record["control"])
+    drawings = [_cost(control.costs)] if control.costs else []
+    groups = [control.states[i : i + len(LINES)] for i in range(0, len(control.states), len(LINES))][:_MOST]
+    drawings += [_states(group, first=place * len(LINES)) for place, group in enumerate(groups)]
+    bounds = list(zip(control.low, control.high, strict=True))
+    drawings += [_action(series, bounds[i], number=i) for i, series in enumerate(control.actions[:_MOST])]
+    return drawings
 
 
 def _read(part: Any) -> _Control:

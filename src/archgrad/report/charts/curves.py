@@ -72,7 +72,7 @@ class Chart:
     caption: str
     svg: str
     spots: Sequence[Spot] = ()
-    told: str = ""
+    words: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,19 +138,19 @@ def figure_names(history: History) -> list[str]:
     """The figures of a history that charts are drawn of."""
     names = {
         name: None
-        for one in history
-        for name in one
+        for row in history
+        for name in row
         if name not in _AXES and not name.startswith((WEIGHT, SCORE, JUMP))
     }
-    return [name for name in names if any(is_finite(one.get(name)) for one in history)]
+    return [name for name in names if any(is_finite(row.get(name)) for row in history)]
 
 
 def positions(history: History) -> list[float]:
     """Where each record stands on the axis of steps: stages that count anew are laid end to end."""
     places: list[float] = []
     offset, last = 0.0, 0.0
-    for place, one in enumerate(history):
-        step = float(one["step"]) if is_finite(one.get("step")) else float(place)
+    for place, row in enumerate(history):
+        step = float(row["step"]) if is_finite(row.get("step")) else float(place)
         if step < last:
             offset += last
         last = step
@@ -160,8 +160,8 @@ def positions(history: History) -> list[float]:
 
 def _phase_spans(history: History, places: list[float]) -> list[tuple[str, float, float]]:
     spans: list[tuple[str, float, float]] = []
-    for one, x in zip(history, places, strict=True):
-        name = str(one.get("phase", ""))
+    for row, x in zip(history, places, strict=True):
+        name = str(row.get("phase", ""))
         if spans and spans[-1][0] == name:
             spans[-1] = (name, spans[-1][1], x)
         else:
@@ -185,7 +185,7 @@ def _when(first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     phase = f"{first['phase']}, " if first.get("phase") else ""
     if not is_finite(first.get("step")):
         return phase.removesuffix(", ") or "outside the phases"
-    start, end = (f"{one['step']:,.0f}" if is_finite(one.get("step")) else "" for one in (first, last))
+    start, end = (f"{row['step']:,.0f}" if is_finite(row.get("step")) else "" for row in (first, last))
     return f"{phase}step {start}" if start == end else f"{phase}steps {start} to {end}"
 
 
@@ -230,21 +230,21 @@ def _chart(
     score: numbers.Score | None,
 ) -> Chart:
     def fill(axes: Axes) -> None:
-        for color, one in zip(LINES, curves, strict=False):
-            marker = "o" if len(one.x) <= 40 else ""
-            name = one.name.replace("_", " ")
-            axes.plot(one.x, one.y, color=color, linewidth=1.5, marker=marker, markersize=3, label=name)
+        for color, line in zip(LINES, curves, strict=False):
+            marker = "o" if len(line.x) <= 40 else ""
+            name = line.name.replace("_", " ")
+            axes.plot(line.x, line.y, color=color, linewidth=1.5, marker=marker, markersize=3, label=name)
         if bound is not None:
             axes.axhline(bound, color=LIMIT, linewidth=1.2, linestyle="--", label="limit")
-        scaled(axes, [y for one in curves for y in one.y])
+        scaled(axes, [y for line in curves for y in line.y])
         dress(axes)
         _mark(axes, spans)
         if len(curves) + (bound is not None) > 1:
             axes.legend(frameon=False, labelcolor=INK, fontsize=8)
 
-    averaged = max(one.per_point for one in curves)
+    averaged = max(line.per_point for line in curves)
     captions = [f"Each point is the mean of {averaged} records."] if averaged > 1 else []
-    if score and not score.higher_is_better and any(score.measures(one.name) for one in curves):
+    if score and not score.higher_is_better and any(score.measures(line.name) for line in curves):
         captions.append("Lower is better.")
     picture, spots = plotted(heading, fill, marks(curves))
     return Chart(heading, " ".join(captions), picture, spots, " ".join(map(in_words, curves)))
@@ -253,17 +253,17 @@ def _chart(
 def marks(curves: Sequence[Curve]) -> list[Spot]:
     """The points of curves, with the step and the value of each."""
     return [
-        Spot(x, y, place, f"{when}: {one.name.replace('_', ' ')} {y:.4g}")
-        for place, one in enumerate(curves)
-        for x, y, when in zip(one.x, one.y, one.at, strict=True)
+        Spot(x, y, place, f"{when}: {line.name.replace('_', ' ')} {y:.4g}")
+        for place, line in enumerate(curves)
+        for x, y, when in zip(line.x, line.y, line.at, strict=True)
     ]
 
 
-def in_words(one: Curve) -> str:
+def in_words(line: Curve) -> str:
     """What a curve does, in a sentence."""
-    name, count = one.name.replace("_", " "), f"{len(one.y)} {'point' if len(one.y) == 1 else 'points'}"
-    ends = f"{one.y[0]:.4g} at {one.at[0]}, {one.y[-1]:.4g} at {one.at[-1]}"
-    return f"{name}, {count}: {ends}; lowest {min(one.y):.4g}, highest {max(one.y):.4g}."
+    name, count = line.name.replace("_", " "), f"{len(line.y)} {'point' if len(line.y) == 1 else 'points'}"
+    ends = f"{line.y[0]:.4g} at {line.at[0]}, {line.y[-1]:.4g} at {line.at[-1]}"
+    return f"{name}, {count}: {ends}; lowest {min(line.y):.4g}, highest {max(line.y):.4g}."
 
 
 def scatter(part: Mapping[str, Any]) -> Chart | None:
@@ -276,7 +276,7 @@ def scatter(part: Mapping[str, Any]) -> Chart | None:
         RunError: the two lists are none, or differ in length.
     """
     lists = [part.get("measured", []), part.get("predicted", [])]
-    if not all(isinstance(one, list) for one in lists) or len(lists[0]) != len(lists[1]):
+    if not all(isinstance(values, list) for values in lists) or len(lists[0]) != len(lists[1]):
         raise RunError(
             "the record is damaged at surrogate: predicted and measured are two lists of numbers of one length; "
             "run again to write it anew"
@@ -297,11 +297,11 @@ def scatter(part: Mapping[str, Any]) -> Chart | None:
         axes.xaxis.set_major_locator(MaxNLocator(6))
 
     known = {"rmse": f" {unit}".rstrip(), "rank_correlation": ""}
-    told = [
+    measures = [
         f"{name.replace('_', ' ')} {part[name]:.3g}{end}" for name, end in known.items() if is_finite(part.get(name))
     ]
     count = f"{len(pairs)} {'network' if len(pairs) == 1 else 'networks'}"
-    caption = f"{', '.join([count, *told])}. On the dashed line the surrogate is right."
+    caption = f"{', '.join([count, *measures])}. On the dashed line the surrogate is right."
     marks = [Spot(x, y, 0, f"measured {x:.4g}, predicted {y:.4g} {unit}".strip()) for x, y in pairs[:_MOST_POINTS]]
     return Chart("Surrogate against measurement", caption, *plotted("surrogate", fill, marks))
 
@@ -313,12 +313,12 @@ def jump(record: Mapping[str, Any]) -> Chart | None:
     """
     part = record.get("discretization") or {}
     name = str(part.get("score", "score"))
-    given = (
+    stages = (
         ("the supernet", part.get("supernet")),
         ("the network found,\nwith its weights", part.get("derived")),
         ("the network found,\ntrained", (record.get("after") or {}).get(name)),
     )
-    bars = [(label, value) for label, value in given if is_finite(value)]
+    bars = [(label, value) for label, value in stages if is_finite(value)]
     if not all(is_finite(part.get(key)) for key in ("supernet", "derived")):
         return None
 

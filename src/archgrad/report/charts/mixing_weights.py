@@ -96,9 +96,9 @@ def _small(choice: str, lines: dict[str, Curve], labels: list[str], frame: _Fram
     # What leads is drawn last, over the others.
     for label in sorted(lines, key=lambda label: lines[label].y[-1])[-_MOST_DRAWN:]:
         parts.append(_line(lines[label], labels.index(label), frame, thick=label == leader))
-    told = f"{leader} {lines[leader].y[-1]:.2f}"
+    words = f"{leader} {lines[leader].y[-1]:.2f}"
     picture = svg.picture("".join(parts), width=_WIDTH, height=_HEIGHT)
-    return Small(choice, told, picture, _spots(lines, leader, frame))
+    return Small(choice, words, picture, _spots(lines, leader, frame))
 
 
 def _spots(lines: Mapping[str, Curve], leader: str, frame: _Frame) -> list[Spot]:
@@ -106,14 +106,14 @@ def _spots(lines: Mapping[str, Curve], leader: str, frame: _Frame) -> list[Spot]
     first = lines[leader]
     together = {label: line for label, line in lines.items() if line.x == first.x}
     places = range(0, len(first.x), math.ceil(len(first.x) / _MOST_SPOTS))
-    found = []
+    spots = []
     for k in sorted({*places, len(first.x) - 1}):
         order = sorted(together, key=lambda label: -together[label].y[k])[:_TOLD]
-        told = ", ".join(f"{label} {together[label].y[k]:.2f}" for label in order)
+        words = ", ".join(f"{label} {together[label].y[k]:.2f}" for label in order)
         more = f", {len(lines) - len(order)} more" if len(lines) > len(order) else ""
         spot = (round(frame.x(first.x[k]), 1), round(frame.y(first.y[k]), 1))
-        found.append(Spot(*spot, 0, f"{first.at[k]}: {told}{more}"))
-    return found
+        spots.append(Spot(*spot, 0, f"{first.at[k]}: {words}{more}"))
+    return spots
 
 
 def _line(line: Curve, place: int, frame: _Frame, *, thick: bool) -> str:

@@ -43,25 +43,25 @@ def fronts(record: Mapping[str, Any]) -> list[Front]:
 
 def charts(record: Mapping[str, Any]) -> list[Chart]:
     """A picture for each cost: the cloud, the front as a line of steps, and what was handed back."""
-    return [_chart(one) for one in fronts(record) if one.cloud and one.front]
+    return [_chart(front) for front in fronts(record) if front.cloud and front.front]
 
 
-def rows(one: Front) -> list[tuple[float, float, str]]:
+def rows(front: Front) -> list[tuple[float, float, str]]:
     """Points of the front as (cost, score, mark), at most a dozen spread over it; the mark says which was found."""
-    count = len(one.front)
+    count = len(front.front)
     places = sorted({round(i * (count - 1) / max(min(count, MOST) - 1, 1)) for i in range(min(count, MOST))})
-    places = sorted({*places, *(i for i, point in enumerate(one.front) if point == one.found)})
-    return [(*one.front[i], "found" if one.front[i] == one.found else "") for i in places]
+    places = sorted({*places, *(i for i, point in enumerate(front.front) if point == front.found)})
+    return [(*front.front[i], "found" if front.front[i] == front.found else "") for i in places]
 
 
 def _names(record: Mapping[str, Any]) -> list[str]:
     """What each trial was, pick by pick, by label where the record has "labels"."""
     labels = record.get("labels") or {}
     names, trials = [], record.get("trials")
-    for one in trials if isinstance(trials, list) else []:
-        picks = one.get("architecture") if isinstance(one, Mapping) else None
-        told = [f"{choice} {_label(labels, choice, pick)}" for choice, pick in _items(picks)]
-        names.append(", ".join(told)[:_MOST_SIGNS])
+    for trial in trials if isinstance(trials, list) else []:
+        picks = trial.get("architecture") if isinstance(trial, Mapping) else None
+        words = [f"{choice} {_label(labels, choice, pick)}" for choice, pick in _items(picks)]
+        names.append(", ".join(words)[:_MOST_SIGNS])
     return names
 
 
@@ -99,55 +99,59 @@ def _points(part: Any) -> tuple[list[tuple[float, float]], list[tuple[float, flo
     return cloud, sorted({cloud[i] for i in part["front"]})
 
 
-def _chart(one: Front) -> Chart:
-    name = one.cost.replace("_", " ")
+def _chart(front: Front) -> Chart:
+    name = front.cost.replace("_", " ")
 
     def fill(axes: Axes) -> None:
         from matplotlib.ticker import EngFormatter, MaxNLocator
 
-        axes.plot(*zip(*one.cloud, strict=True), color=LINES[0], linestyle="", marker="o", markersize=2.5, alpha=0.35)
-        if one.random:
-            xs, ys = zip(*one.random, strict=True)
+        axes.plot(
+            *zip(*front.cloud, strict=True), color=LINES[0], linestyle="", marker="o", markersize=2.5, alpha=0.35
+        )
+        if front.random:
+            xs, ys = zip(*front.random, strict=True)
             axes.step(xs, ys, where="post", color=LINES[1], linewidth=1.2, linestyle="--", label="random search")
             axes.legend(frameon=False, labelcolor=INK, fontsize=8, loc="best")
-        xs, ys = zip(*one.front, strict=True)
+        xs, ys = zip(*front.front, strict=True)
         axes.step(xs, ys, where="post", color=LINES[0], linewidth=1.5, marker="o", markersize=4)
-        if one.found:
-            axes.plot(*one.found, color=LIMIT, linestyle="", marker="D", markersize=6)
-        dress(axes, x=f"{name}, {one.unit}" if one.unit else name)
-        if max(x for x, _ in one.cloud) >= 1e4:
+        if front.found:
+            axes.plot(*front.found, color=LIMIT, linestyle="", marker="D", markersize=6)
+        dress(axes, x=f"{name}, {front.unit}" if front.unit else name)
+        if max(x for x, _ in front.cloud) >= 1e4:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.set_ylabel(one.score.label, color=INK)
+        axes.set_ylabel(front.score.label, color=INK)
 
     caption = (
-        f"{len(one.cloud)} networks tried, {len(one.front)} of them beaten by none in both; the diamond is the one "
-        f"handed back, which may be off the front where other goals counted."
+        f"{len(front.cloud)} networks tried, {len(front.front)} of them beaten by none in both; the diamond is the "
+        f"one handed back, which may be off the front where other goals counted."
     )
-    if one.random:
+    if front.random:
         caption += " Dashed: the front of as many drawn at random."
-    return Chart(f"Score against {name}", caption, *plotted(f"front {one.cost}", fill, marks(one)), in_words(one))
+    return Chart(
+        f"Score against {name}", caption, *plotted(f"front {front.cost}", fill, marks(front)), in_words(front)
+    )
 
 
-def marks(one: Front, *, line: int = 0) -> list[Spot]:
+def marks(front: Front, *, line: int = 0) -> list[Spot]:
     """The points of a front, what was handed back, and some of the others, with score, cost and picks."""
-    front, rest = set(one.front), [point for point in one.cloud if point not in {*one.front, one.found}]
-    chosen = [one.found] if one.found and one.found not in front else []
-    shown = [*one.front, *chosen, *rest[:: math.ceil(len(rest) / _MOST_SPOTS) or 1]]
-    return [Spot(*point, line if point in front else line + 1, _told(one, point)) for point in shown]
+    on_front, rest = set(front.front), [point for point in front.cloud if point not in {*front.front, front.found}]
+    chosen = [front.found] if front.found and front.found not in on_front else []
+    shown = [*front.front, *chosen, *rest[:: math.ceil(len(rest) / _MOST_SPOTS) or 1]]
+    return [Spot(*point, line if point in on_front else line + 1, _told(front, point)) for point in shown]
 
 
-def _told(one: Front, point: tuple[float, float]) -> str:
-    cost = f"{one.cost.replace('_', ' ')} {point[0]:,.6g}"
-    unit = one.unit if one.unit.lower() != one.cost.lower() else ""
-    told = f"{numbers.label(one.score.name)} {point[1]:.5g}, {cost} {unit}".strip()
-    kind = "handed back: " if point == one.found else "on the front: " if point in one.front else ""
-    return f"{kind}{told}; {one.tried[point]}" if one.tried.get(point) else f"{kind}{told}"
+def _told(front: Front, point: tuple[float, float]) -> str:
+    cost = f"{front.cost.replace('_', ' ')} {point[0]:,.6g}"
+    unit = front.unit if front.unit.lower() != front.cost.lower() else ""
+    words = f"{numbers.label(front.score.name)} {point[1]:.5g}, {cost} {unit}".strip()
+    kind = "handed back: " if point == front.found else "on the front: " if point in front.front else ""
+    return f"{kind}{words}; {front.tried[point]}" if front.tried.get(point) else f"{kind}{words}"
 
 
-def in_words(one: Front) -> str:
+def in_words(front: Front) -> str:
     """The ends of a front, in a sentence."""
-    (low, first), (high, last) = one.front[0], one.front[-1]
-    name = one.cost.replace("_", " ")
-    ends = f"from {one.score.label} {first:.4g} at {name} {low:,.6g} to {last:.4g} at {name} {high:,.6g}"
-    return f"A front of {len(one.front)}: {ends}."
+    (low, first), (high, last) = front.front[0], front.front[-1]
+    name = front.cost.replace("_", " ")
+    ends = f"from {front.score.label} {first:.4g} at {name} {low:,.6g} to {last:.4g} at {name} {high:,.6g}"
+    return f"A front of {len(front.front)}: {ends}."

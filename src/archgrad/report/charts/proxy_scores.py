@@ -41,7 +41,7 @@ def candidates(record: Record) -> list[Candidates]:
     if not isinstance(scores, Mapping) or not isinstance(labels, Mapping) or not isinstance(draws, list):
         _damaged("scores, labels or draws", "an object, an object and a list")
     picked = {str(one.get("choice")): one.get("pick") for one in record.get("picks") or []}
-    found = []
+    charts = []
     for name in list(scores)[:_MOST_CHOICES]:
         names = labels.get(name)
         rows = [scores[name], *(one.get(name) if isinstance(one, Mapping) else None for one in draws)]
@@ -49,8 +49,8 @@ def candidates(record: Record) -> list[Candidates]:
             _damaged(f"the scores of {name!r}", "one number for each label, in each draw")
         pick = picked.get(name)
         chosen = pick if isinstance(pick, list) else [pick]
-        found.append(_bars(name, [str(one) for one in names], rows, chosen))
-    return found
+        charts.append(_bars(name, [str(one) for one in names], rows, chosen))
+    return charts
 
 
 def _bars(name: str, labels: Sequence[str], rows: Sequence[Sequence[object]], chosen: Sequence[object]) -> Candidates:
@@ -85,14 +85,14 @@ def clouds(record: Record) -> list[Chart]:
     against = record.get("against") or {}
     if not isinstance(against, Mapping):
         _damaged("against", "an object")
-    found = [_cloud("Scores of the cells against the table", against)] if against else []
+    charts = [_cloud("Scores of the cells against the table", against)] if against else []
     networks, proxies = record.get("networks") or [], record.get("proxies") or []
-    accuracies = [one.get("accuracy") for one in networks]
-    for proxy in proxies if any(is_finite(one) for one in accuracies) else []:
+    accuracies = [chart.get("accuracy") for chart in networks]
+    for proxy in proxies if any(is_finite(chart) for chart in accuracies) else []:
         name = str(proxy.get("name"))
-        scores = [one.get("scores", {}).get(name) for one in networks]
-        found.append(_cloud(name, {**proxy, "score": scores, "accuracy": accuracies}))
-    return [one for one in found if one is not None]
+        scores = [chart.get("scores", {}).get(name) for chart in networks]
+        charts.append(_cloud(name, {**proxy, "score": scores, "accuracy": accuracies}))
+    return [chart for chart in charts if chart is not None]
 
 
 def _cloud(heading: str, part: Record) -> Chart | None:
@@ -103,8 +103,8 @@ def _cloud(heading: str, part: Record) -> Chart | None:
     if not pairs:
         return None
     shown = pairs[:: math.ceil(len(pairs) / _MOST_POINTS)]
-    found = part.get("found")
-    mark = found if isinstance(found, list) and len(found) == 2 and all(map(is_finite, found)) else None
+    point = part.get("found")
+    mark = point if isinstance(point, list) and len(point) == 2 and all(map(is_finite, point)) else None
 
     def fill(axes: Axes) -> None:
         from matplotlib.ticker import MaxNLocator
@@ -116,13 +116,13 @@ def _cloud(heading: str, part: Record) -> Chart | None:
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.set_ylabel("accuracy by the table, %", color=INK)
 
-    told = [f"{word} {part[key]:.2f}" for key, word in _MEASURES.items() if is_finite(part.get(key))]
+    measures = [f"{word} {part[key]:.2f}" for key, word in _MEASURES.items() if is_finite(part.get(key))]
     if is_finite(part.get("regret")):
-        told.append(f"its highest is {part['regret']:.2f} points below the best")
+        measures.append(f"its highest is {part['regret']:.2f} points below the best")
     left_out = f" {len(scores) - len(pairs)} without a finite score are left out." if len(scores) > len(pairs) else ""
     diamond = " The diamond is what was found." if mark else ""
     count = part.get("networks", len(pairs))
-    return Chart(heading, f"{', '.join([f'{count} networks', *told])}.{diamond}{left_out}", drawn(heading, fill))
+    return Chart(heading, f"{', '.join([f'{count} networks', *measures])}.{diamond}{left_out}", drawn(heading, fill))
 
 
 def _damaged(place: str, allowed: str) -> NoReturn:

@@ -48,28 +48,31 @@ def rounds(record: Mapping[str, Any]) -> list[Round]:
 
 def charts(record: Mapping[str, Any]) -> list[Chart]:
     """Memory over the rounds, and the space at some of them, the first and the last among these."""
-    found = rounds(record)
-    if not found:
+    rounds_run = rounds(record)
+    if not rounds_run:
         return []
-    many, few = len(found), min(len(found), _MOST_ROUNDS)
+    many, few = len(rounds_run), min(len(rounds_run), _MOST_ROUNDS)
     shown = sorted({round(i * (many - 1) / max(few - 1, 1)) for i in range(few)})
-    return [_memory(found), *(_space(found[0], found[place], place + 1) for place in shown)]
+    return [_memory(rounds_run), *(_space(rounds_run[0], rounds_run[place], place + 1) for place in shown)]
 
 
 def _places(part: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
     return {str(site): sorted(int(i) for i in some) for site, some in part.items()}
 
 
-def _memory(found: list[Round]) -> Chart:
+def _memory(rounds_run: list[Round]) -> Chart:
     def fill(axes: Axes) -> None:
-        x = range(1, len(found) + 1)
-        lines = {"predicted": [one.predicted for one in found], "measured": [one.measured for one in found]}
+        x = range(1, len(rounds_run) + 1)
+        lines = {
+            "predicted": [each.predicted for each in rounds_run],
+            "measured": [each.measured for each in rounds_run],
+        }
         for color, marker, (name, values) in zip(LINES, "so", lines.items(), strict=False):
             axes.plot(
                 x, [v / MIB for v in values], color=color, linewidth=1.2, marker=marker, markersize=4, label=name
             )
         # Without a bound of the user's own it may be what the machine has, far above.
-        bounds = [one.bound for one in found if is_finite(one.bound)]
+        bounds = [each.bound for each in rounds_run if is_finite(each.bound)]
         top = max(v for values in lines.values() for v in values)
         if bounds and max(bounds) <= 4 * top:
             axes.axhline(max(bounds) / MIB, color=LIMIT, linewidth=1.2, linestyle="--", label="bound")
@@ -78,7 +81,7 @@ def _memory(found: list[Round]) -> Chart:
         axes.set_ylabel("peak of a step, MiB", color=INK)
         axes.legend(frameon=False, labelcolor=INK, fontsize=8, loc="lower right")
 
-    caption = f"A training step of each round's subspace; the bound is {found[0].bound / MIB:,.1f} MiB."
+    caption = f"A training step of each round's subspace; the bound is {rounds_run[0].bound / MIB:,.1f} MiB."
     return Chart("Memory of the search", caption, drawn("rounds memory", fill))
 
 

@@ -51,10 +51,10 @@ def film(record: Mapping[str, Any]) -> str | None:
     Raises:
         RunError: it is something else than `animated` makes.
     """
-    given = record.get("film")
-    if given and not (isinstance(given, str) and _FILM.fullmatch(given)):
+    data_uri = record.get("film")
+    if data_uri and not (isinstance(data_uri, str) and _FILM.fullmatch(data_uri)):
         raise RunError("the record is damaged at film: it is a GIF as a data URI; run again to write it anew")
-    return given or None
+    return data_uri or None
 
 
 def cells(record: Mapping[str, Any]) -> tuple[list[tuple[str, str]], int]:
@@ -63,12 +63,12 @@ def cells(record: Mapping[str, Any]) -> tuple[list[tuple[str, str]], int]:
     Raises:
         RunError: a part is of another kind than it should be.
     """
-    given = record.get("cells") or []
-    if not isinstance(given, list) or not all(
-        isinstance(one, Mapping) and is_finite(one.get("environment_steps")) for one in given
+    listed = record.get("cells") or []
+    if not isinstance(listed, list) or not all(
+        isinstance(entry, Mapping) and is_finite(entry.get("environment_steps")) for entry in listed
     ):
         raise RunError("the record is damaged at cells: each has environment_steps and a cell; run again")
-    rows = [(f"{one['environment_steps']:,.0f}", str(one.get("cell", ""))) for one in given]
+    rows = [(f"{entry['environment_steps']:,.0f}", str(entry.get("cell", ""))) for entry in listed]
     return rows[-_MOST_CELLS:], max(0, len(rows) - _MOST_CELLS)
 
 

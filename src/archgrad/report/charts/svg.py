@@ -69,9 +69,9 @@ def alone(svg: str) -> str:
     return svg.replace(">", f"><style>{rules}</style>{ground}", 1) + "\n"
 
 
-def described(svg: str, *, key: str, title: str, told: str = "") -> str:
+def described(svg: str, *, key: str, title: str, words: str = "") -> str:
     """The picture with a name, and what it shows in words, for who hears the page; `key` is its own on the page."""
-    name, more = f"{escape(_clean(title))}", f"{escape(_clean(told))}"
+    name, more = f"{escape(_clean(title))}", f"{escape(_clean(words))}"
     by = f'aria-labelledby="{key}-t"' + (f' aria-describedby="{key}-d"' if more else "")
     parts = f'<title id="{key}-t">{name}</title>' + (f'<desc id="{key}-d">{more}</desc>' if more else "")
     return svg.replace("<svg ", f'<svg role="img" {by} ', 1).replace(">", f">{parts}", 1)

@@ -141,15 +141,15 @@ def _raised(columns: Sequence[Sequence[_Place]], left: _Links, right: _Links) ->
 
 def _straightened(columns: Sequence[Sequence[_Place]], routes: Sequence[Sequence[_Place]]) -> None:
     """Levels the long edges, each over as many columns at a time as its neighbors leave free."""
-    beside: dict[_Place, tuple[_Place | None, _Place | None]] = {}
+    neighbors: dict[_Place, tuple[_Place | None, _Place | None]] = {}
     for column in columns:
         padded = [None, *column, None]
-        beside |= {place: (padded[k], padded[k + 2]) for k, place in enumerate(column)}
+        neighbors |= {place: (padded[k], padded[k + 2]) for k, place in enumerate(column)}
     for route in sorted(routes, key=len, reverse=True):
         level: list[_Place] = []
         low, high = -math.inf, math.inf
         for place in route[1:-1]:
-            above, below = beside[place]
+            above, below = neighbors[place]
             least = above.y + _clear(above, place) if above else -math.inf
             most = below.y - _clear(place, below) if below else math.inf
             if max(low, least) > min(high, most):
