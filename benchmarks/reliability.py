@@ -9,9 +9,9 @@ workers   200 trials by worker processes, one of which kills itself in every 20t
           no deaths, for the speed-up
 ray       the same on a Ray cluster of this machine
 soak      a search of 20,000 steps: resident memory, open files and threads after 2,000 and at the end
-overhead  a loop over `Run.steps` with `Run.log` and a phase, so two checkpoints, each epoch, over the same loop
-          without, in turns; `archgrad.training.fit.descend`, which also looks for NaN in loss and gradients, in its
-          place; and a step that only logs, and a checkpoint, by themselves
+overhead  a loop over `Run.steps` with `Run.log_step`, as one phase or a phase (so a checkpoint) an epoch, over the
+          same loop without, in pairs; `archgrad.training.fit.optimize`, which also looks for NaN in loss and gradients,
+          in its place; and a step that only logs, and a checkpoint, by themselves
 
 One thread. Rows replace those of the same part in --out.
 """
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -30,7 +31,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -231,87 +232,115 @@ def soak(steps: int) -> list[dict[str, Any]]:
     return [*seen, {"growth": growth}]
 
 
-def overhead(rounds: int) -> list[dict[str, Any]]:
-    """CPU time of a loop over that of the same loop by hand, in turns; on a small network and on ResNet-20."""
+def overhead(rounds: int, networks: Sequence[str]) -> list[dict[str, Any]]:
+    """CPU time of a loop over that of the same loop by hand, a pair a round, in changing order."""
     from networks import resnet20
-
-    from archgrad.training.fit import optimize
 
     images = torch.randn(640, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     pictures = ag.Classification((images, torch.arange(640) % 10), batch_size=64)
     digits = ag.Classification.load("digits", batch_size=64)
     rows = []
-    for name, make, task, epochs in (("resnet20", resnet20, pictures, 1), ("two convolutions", network, digits, 4)):
-        steps = epochs * task.steps_per_epoch
-
-        def begun(make: Callable[[], nn.Module] = make, steps: int = steps) -> tuple[nn.Module, Any]:
-            torch.manual_seed(0)
-            net = make().train()
-            return net, torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
-
-        def step_on(net: nn.Module, made: Any, batch: Any, task: ag.Classification = task) -> Tensor:
-            loss = task.loss(net, batch)
-            made.zero_grad()
-            loss.backward()
-            made.step()
-            return loss.detach()
-
-        def by_hand(task: ag.Classification = task, steps: int = steps) -> float:
-            (net, made), batches = begun(), task.stream(seed=0)
-            began = time.process_time()
-            for step in range(steps):
-                step_on(net, made, batches(step))
-            return time.process_time() - began
-
-        def by_run(shared: bool, task: ag.Classification = task, epochs: int = epochs) -> float:
-            with tempfile.TemporaryDirectory() as place:
-                (net, made), batches = begun(), task.stream(seed=0)
-                run = ag.Run(folder=Path(place) / "run", device="cpu", progress=False)
-                run.begin("overhead", {})
-                run.register_state(network=net, optimizer=made)
-                began = time.process_time()
-                for epoch in range(epochs):  # a phase each, so that each ends with a checkpoint
-                    if shared:
-                        optimize(net, task, run, optimizer=made, steps=task.steps_per_epoch, phase=f"e-{epoch}")
-                        continue
-                    for step in run.steps(task.steps_per_epoch, phase=f"e-{epoch}"):
-                        run.log({"loss": step_on(net, made, batches(epoch * task.steps_per_epoch + step))})
-                took = time.process_time() - began
-                run.close()
-            return took
-
-        def ratios(shared: bool) -> dict[str, float]:
-            by_run(shared)
-            found = sorted(by_run(shared) / by_hand() for _ in range(rounds))
-            return {"median": statistics.median(found), "low": found[0], "high": found[-1]}
-
-        def alone(
-            begun: Callable[[], tuple[nn.Module, Any]] = begun, logged: int = 2000, saved: int = 20
-        ) -> dict[str, float]:
-            """CPU time of a step that does nothing but log, and of a checkpoint."""
-            with tempfile.TemporaryDirectory() as place:
-                net, made = begun()
-                for parameter in net.parameters():
-                    parameter.grad = torch.zeros_like(parameter)
-                made.step()  # so that it has a state
-                run = ag.Run(folder=Path(place) / "run", device="cpu", progress=False)
-                run.begin("overhead", {})
-                run.register_state(network=net, optimizer=made)
-                began, loss = time.process_time(), torch.tensor(1.0)
-                for _ in run.steps(logged, phase="log"):
-                    run.log({"loss": loss})
-                between = time.process_time()
-                for i in range(saved):  # each at its beginning and its end
-                    list(run.steps(1, phase=f"save-{i}"))
-                run.close()
-            return {
-                "step_us": round(1e6 * (between - began) / logged, 1),
-                "checkpoint_ms": round(1e3 * (time.process_time() - between) / (2 * saved), 2),
-            }
-
-        rows.append({"network": name, "rounds": rounds, **alone(), "run": ratios(False), "descend": ratios(True)})
-        print(rows[-1], flush=True)
+    for name, make, task, epochs in (("resnet20", resnet20, pictures, 1), ("small", network, digits, 8)):
+        if name not in networks:
+            continue
+        loops = Loops(make, task, epochs)
+        row = {"network": name, "rounds": rounds, "epochs": epochs, **loops.alone()}
+        row |= {kind: paired(loops, kind, rounds) for kind in ("run", "run, a phase an epoch", "optimize")}
+        rows.append(row)
+        print(row, flush=True)
     return rows
+
+
+def paired(loops: Loops, kind: str, rounds: int) -> dict[str, float]:
+    """Median, range, and 95 % interval of the median, of the ratios of pairs."""
+    loops.by_run(kind), loops.by_hand()
+    pairs = []
+    for number in range(rounds):
+        first = loops.by_hand() if number % 2 else 0.0
+        by_run = loops.by_run(kind)
+        pairs.append((by_run, first or loops.by_hand()))
+    ratios = sorted(by_run / by_hand for by_run, by_hand in pairs)
+    # The order statistics between which the median of so many lies with a probability of at least 95 %.
+    edge = max(
+        (k for k in range(rounds // 2) if 2 * sum(math.comb(rounds, i) for i in range(k)) <= 0.05 * 2**rounds),
+        default=0,
+    )
+    return {
+        "median": statistics.median(ratios), "low": ratios[0], "high": ratios[-1],
+        "median_from": ratios[max(0, edge - 1)], "median_to": ratios[rounds - max(1, edge)],
+        "by_hand_ms_an_epoch": round(1e3 * statistics.median(by_hand for _, by_hand in pairs) / loops.epochs, 1),
+    }  # fmt: skip
+
+
+class Loops:
+    """The same training by hand and by a run; each returns its CPU time."""
+
+    def __init__(self, make: Callable[[], nn.Module], task: ag.Classification, epochs: int) -> None:
+        self.make, self.task, self.epochs = make, task, epochs
+        self.steps = epochs * task.steps_per_epoch
+
+    def begun(self) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        net = self.make().train()
+        return net, torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+
+    def step_on(self, net: nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> Tensor:
+        loss = self.task.loss(net, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    def by_hand(self) -> float:
+        (net, optimizer), batches = self.begun(), self.task.stream(seed=0)
+        began = time.process_time()
+        for step in range(self.steps):
+            self.step_on(net, optimizer, batches(step))
+        return time.process_time() - began
+
+    def by_run(self, kind: str) -> float:
+        from archgrad.training.fit import optimize
+
+        with tempfile.TemporaryDirectory() as place:
+            (net, optimizer), batches = self.begun(), self.task.stream(seed=0)
+            run = ag.Run(folder=Path(place) / "run", device="cpu", progress=False)
+            run.begin("overhead", {})
+            run.register_state(network=net, optimizer=optimizer)
+            began = time.process_time()
+            phases = self.epochs if kind == "run, a phase an epoch" else 1
+            each = self.steps // phases
+            if kind == "optimize":
+                optimize(net, self.task, run, optimizer=optimizer, steps=each, phase="fit")
+            else:
+                for phase in range(phases):
+                    for step in run.steps(each, phase=f"fit-{phase}"):
+                        loss = self.step_on(net, optimizer, batches(phase * each + step))
+                        run.log_step({"loss": loss}, step=step)
+            took = time.process_time() - began
+            run.close()
+        return took
+
+    def alone(self, *, logged: int = 2000, saved: int = 20) -> dict[str, float]:
+        """CPU time of a step that does nothing but log, and of a checkpoint."""
+        with tempfile.TemporaryDirectory() as place:
+            net, optimizer = self.begun()
+            for parameter in net.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()  # so that it has a state
+            run = ag.Run(folder=Path(place) / "run", device="cpu", progress=False)
+            run.begin("overhead", {})
+            run.register_state(network=net, optimizer=optimizer)
+            began, loss = time.process_time(), torch.tensor(1.0)
+            for step in run.steps(logged, phase="log"):
+                run.log_step({"loss": loss}, step=step)
+            between = time.process_time()
+            for i in range(saved):  # each at its end
+                list(run.steps(1, phase=f"save-{i}"))
+            run.close()
+        return {
+            "step_us": round(1e6 * (between - began) / logged, 1),
+            "checkpoint_ms": round(1e3 * (time.process_time() - between) / saved, 2),
+        }
 
 
 def main() -> None:
@@ -322,6 +351,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--soak-steps", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--networks", nargs="+", choices=("resnet20", "small"), default=["resnet20", "small"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("reliability.json"))
     given = parser.parse_args()
@@ -331,7 +361,7 @@ def main() -> None:
         "workers": lambda: side_by_side("workers", given.trials),
         "ray": lambda: side_by_side("ray", given.trials),
         "soak": lambda: soak(given.soak_steps),
-        "overhead": lambda: overhead(given.rounds),
+        "overhead": lambda: overhead(given.rounds, given.networks),
     }
     kept = json.loads(given.out.read_text()) if given.out.exists() else {}
     for part in given.parts:

@@ -101,13 +101,16 @@ class Series:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._left: tuple[int, Path] | None = None
 
     def save(self, state: State, *, index: int, phase: str, mark: Mark) -> Path:
         """Save the state of phase number `index` and drop what is no longer needed; returns the path."""
         self.folder.mkdir(exist_ok=True)
         path = self.folder / str(CheckpointName(index, phase, str(mark)))
         save(path, state)
-        if mark != "left":
+        if mark == "left":
+            self._left = index, path
+        else:
             self._prune(index, keep=1 if mark == "end" else 2)
         return path
 
@@ -122,9 +125,11 @@ class Series:
         return None, None, warnings
 
     def confirm_end(self, index: int) -> None:
-        """Make the end of a phase that was left early its real end."""
-        for path in self.folder.glob(f"{index:04d}-*-left.safetensors"):
+        """Make the end of a phase that this process left early its real end."""
+        if self._left and self._left[0] == index:
+            path = self._left[1]
             path.replace(path.with_name(path.name.replace("-left.", "-end.")))
+        self._left = None
 
     def discard(self, index: int, newest: Path | None) -> int:
         """Remove what a phase that goes on from `newest` makes void: newer files of it, later phases, remains.
