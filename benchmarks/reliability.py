@@ -10,8 +10,8 @@ workers   200 trials by worker processes, one of which kills itself in every 20t
 ray       the same on a Ray cluster of this machine
 soak      a search of 20,000 steps: resident memory, open files and threads after 2,000 and at the end
 overhead  a loop over `Run.steps` with `Run.log_step`, as one phase or a phase (so a checkpoint) an epoch, over the
-          same loop without, in pairs; `archgrad.training.fit.optimize`, which also looks for NaN in loss and gradients,
-          in its place; and a step that only logs, and a checkpoint, by themselves
+          same loop without, in pairs; `archgrad.training.fit.optimize`, which also looks for NaN in loss and
+          gradients, in its place; and a step that only logs, and a checkpoint, by themselves
 
 One thread. Rows replace those of the same part in --out.
 """
@@ -261,10 +261,8 @@ def paired(loops: Loops, kind: str, rounds: int) -> dict[str, float]:
         pairs.append((by_run, first or loops.by_hand()))
     ratios = sorted(by_run / by_hand for by_run, by_hand in pairs)
     # The order statistics between which the median of so many lies with a probability of at least 95 %.
-    edge = max(
-        (k for k in range(rounds // 2) if 2 * sum(math.comb(rounds, i) for i in range(k)) <= 0.05 * 2**rounds),
-        default=0,
-    )
+    tails = [2 * sum(math.comb(rounds, i) for i in range(k)) <= 0.05 * 2**rounds for k in range(rounds // 2)]
+    edge = max((k for k, small in enumerate(tails) if small), default=0)
     return {
         "median": statistics.median(ratios), "low": ratios[0], "high": ratios[-1],
         "median_from": ratios[max(0, edge - 1)], "median_to": ratios[rounds - max(1, edge)],

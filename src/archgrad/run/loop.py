@@ -77,7 +77,7 @@ class Loop:
         while not over:
             if what := self._what_now(phase):
                 self._checkpoints.save(phase, phase.step)
-                self._stop_if(what, phase)
+                self._stop_if(what)
             yield phase.step
             phase.step += 1
             over = self._is_over(phase)
@@ -86,7 +86,7 @@ class Loop:
                 self._checkpoints.synchronize(check=phase.step % (self._budget.steps_per_epoch or 100) == 0)
         self._log.add_deferred(phase, seconds=self.seconds)
         self._checkpoints.save(phase, "end")
-        self._stop_if(self._what_now(phase), phase)
+        self._stop_if(self._what_now(phase))
 
     def _enter(self, phase: Phase) -> bool:
         """Load what was saved of the phase, or save its start; True when it was finished before."""
@@ -114,13 +114,16 @@ class Loop:
         due = phase.step > phase.entered and self._checkpoints.is_due()
         return self._machine.greatest(requested + _SIGNALS if requested else _SAVE if due else 0)
 
-    def _stop_if(self, what: int, phase: Phase) -> None:
+    def _stop_if(self, what: int) -> None:
         if what > _SIGNALS:
-            raise self.stopped(phase, what - _SIGNALS)
+            raise self.stopped(what - _SIGNALS)
 
-    def stopped(self, phase: Phase, reason: int) -> Stopped:
-        """The exception that ends the program by a signal."""
-        place = f"Stopped by {signal.Signals(reason).name} in phase {phase.name!r} after {phase.step} steps."
+    def stopped(self, reason: int) -> Stopped:
+        """The exception that ends the program by a signal, inside a phase."""
+        assert self.phase
+        place = (
+            f"Stopped by {signal.Signals(reason).name} in phase {self.phase.name!r} after {self.phase.step} steps."
+        )
         saved = f"The state is saved in {self._folder}: run the same program again to go on from there."
         lost = "Nothing is saved: give Run(folder=...) to be able to resume."
         return Stopped(f"{place} {saved if self._folder else lost}", reason)

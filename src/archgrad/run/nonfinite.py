@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from archgrad.choices.access import choices
 from archgrad.choices.modules import OpChoice
-from archgrad.errors import ArchgradError
+from archgrad.errors import ArchgradError, NonFiniteError
 
 _TERM = "archgrad.term"
 Named = dict[Tensor, str]
@@ -86,8 +86,52 @@ def _is_finite(value: float | Tensor) -> bool:
     return math.isfinite(value.item() if isinstance(value, Tensor) else value)
 
 
+class Diagnosed(Protocol):
+    """A run, as far as messages name it."""
+
+    @property
+    def location(self) -> str:
+        """Where it is, in words."""
+
+    @property
+    def good_state(self) -> str:
+        """A sentence on the last good state; empty where none is saved."""
+
+    @property
+    def precision(self) -> str:
+        """By Fabric's name."""
+
+
+def figures_error(
+    figures: Mapping[str, float | Tensor], run: Diagnosed, *, parts: Mapping[str, object],
+    again: Callable[[], object] | None,
+) -> NonFiniteError:  # fmt: skip
+    """The error for figures that are NaN or infinite, in this process or in another."""
+    wrong = wrong_figures(figures)
+    if not wrong:
+        return _error(run, f"{', '.join(figures)} became NaN or infinite {run.location}, in another process.")
+    reasons = explain_figures(wrong, parts), explain_modules(parts, again) if again else ""
+    return _error(run, f"{', '.join(wrong)} became NaN or infinite {run.location}.", *reasons)
+
+
+def gradients_error(
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], run: Diagnosed, *, parts: Mapping[str, object]
+) -> NonFiniteError:
+    """The error for gradients that are NaN or infinite."""
+    reason = explain_gradients(parameters, gradients, parts)
+    return _error(run, f"A gradient became NaN or infinite {run.location}, from a finite loss.", reason)
+
+
+def _error(run: Diagnosed, *sentences: str) -> NonFiniteError:
+    advice = (
+        f'Try a lower learning rate, gradient clipping, or precision="32-true" (now {run.precision!r}), in a new '
+        f"folder."
+    )
+    return NonFiniteError(" ".join(filter(None, (*sentences, run.good_state, advice))))
+
+
 def explain_figures(figures: Mapping[str, float | Tensor], parts: Mapping[str, object]) -> str:
-    """What can be told of figures that are not finite, without computing anything again."""
+    """What can be said of figures that are not finite, without computing anything again."""
     told = [
         text for name, value in figures.items() if isinstance(value, Tensor) and (text := _explain_terms(name, value))
     ]
@@ -109,15 +153,15 @@ def explain_parameters(parts: Mapping[str, object]) -> str:
 
 
 def explain_gradients(
-    given: Sequence[Tensor], gradients: Sequence[Tensor | None], parts: Mapping[str, object]
+    trained: Sequence[Tensor], gradients: Sequence[Tensor | None], parts: Mapping[str, object]
 ) -> str:
     """Which parameter's gradient is not finite, the one nearest to the loss first."""
     names = named(parts)
-    wrong = [(p, g) for p, g in zip(given, gradients, strict=True) if g is not None and not finite([g])]
+    wrong = [(p, g) for p, g in zip(trained, gradients, strict=True) if g is not None and not finite([g])]
     # Backward comes from the loss: what stands last in the network is reached first.
     order = {p: place for place, p in enumerate(parameters(parts))}
     first, gradient = max(wrong, key=lambda pair: order.get(pair[0], -1))
-    more = f", as are those of {len(wrong) - 1} more of {len(given)}" if len(wrong) > 1 else ""
+    more = f", as are those of {len(wrong) - 1} more of {len(trained)}" if len(wrong) > 1 else ""
     kind = "NaN" if bool(gradient.isnan().any()) else "infinite"
     return f"The gradient of {names.get(first, f'a parameter of shape {list(first.shape)}')} is {kind}{more}."
 

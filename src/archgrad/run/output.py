@@ -93,13 +93,11 @@ class Log:
         self.history.add(record | values, values, on_log=self._on_log)
         self.view.figures({name: value for name, value in values.items() if "/" not in name})
 
-    def is_due(self, step: int) -> bool:
-        """Whether a training step is to be logged."""
-        return step % self._interval == 0
-
-    def defer(self, figures: Mapping[str, float | Tensor] | None, step: int) -> None:
-        """Keep a training step that is not logged, in case that it is the last one; None: it was logged."""
-        self._unlogged = None if figures is None else (figures, step)
+    def is_due(self, figures: Mapping[str, float | Tensor], step: int, *, always: bool) -> bool:
+        """Whether a training step is to be logged; its figures are kept otherwise, as it may be the last one."""
+        due = always or step % self._interval == 0
+        self._unlogged = None if due else (figures, step)
+        return due
 
     def add_deferred(self, phase: Phase, *, seconds: float) -> None:
         """Log the last training step of a phase."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
-from archgrad.errors import ChoiceError, NonFiniteError, RunError
+from archgrad.errors import ChoiceError, RunError
 from archgrad.report.data.run_format import Record
 from archgrad.run import distributed, nonfinite, stateful, validation
 from archgrad.run.budget import Budget, Phase
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Output", "Run", "Stopped"]
 
 Moved = TypeVar("Moved")
-_NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 class Run:
@@ -85,11 +83,11 @@ class Run:
         self.seed = validation.seed(seed)
         self.folder = validation.folder(folder)
         self.workers = validation.workers(workers)
-        self.worked = False  # whether workers have had something to do
+        self.worked = False  # whether workers had something to do
         self._output = output
         validation.tensorboard(output.tensorboard, self.folder)
-        self._machine = Machine(device, precision=precision, devices=devices, workers=self.workers)
         self._shows_progress = progress
+        self._machine = Machine(device, precision=precision, devices=devices, workers=self.workers)
         self._random = Randomness(self.seed)
         self._files = RunFolder(self.folder) if self.folder else None
         self._log = Log(output)
@@ -147,8 +145,7 @@ class Run:
         budgets. It is the same throughout a step and in all processes, never falls, and is saved and restored.
         Schedules, warm-up, annealing and ramps go by it.
         """
-        phase = self._loop.phase
-        return phase.progress if phase else 0.0
+        return phase.progress if (phase := self._loop.phase) else 0.0
 
     @property
     def location(self) -> str:
@@ -186,14 +183,13 @@ class Run:
     def begin(self, method: str, settings: Mapping[str, Any]) -> None:
         """Take the folder, find out whether this resumes a run, and seed torch, numpy and `random`.
 
-        Every process is seeded alike, so that all sample the same architectures.
-        Raises RunError when the folder holds another run or one that is running, ConfigError when the
-        settings are not JSON.
+        Every process is seeded alike, so that all sample the same architectures. Raises RunError when the folder
+        holds another run or one that is running, ConfigError when the settings are not JSON.
         """
         if self._status != "not begun":
             raise RunError(f"run.begin was called on a run that is {self._status}. Make a Run for each method.")
-        budgets = {"epochs": self.epochs, "steps": self.max_steps, "trials": self.trials, "seconds": self.seconds}
-        same = budgets | {"seed": self.seed, "precision": self.precision}
+        same = {"epochs": self.epochs, "steps": self.max_steps, "trials": self.trials, "seconds": self.seconds}
+        same |= {"seed": self.seed, "precision": self.precision}
         # Trials elsewhere are not phases of this run: the one cannot go on where the other was.
         same |= {"workers": True} if self.workers else {}
         identity = validation.identity(method, settings, same)
@@ -222,17 +218,15 @@ class Run:
 
         A method plans with it after `run.begin`:
 
-            run.begin("my method", settings)
             total = run.total_steps(task.steps_per_epoch, default_epochs=60, measure_step=measure)
             steps = round(0.5 * total)
             run.require_steps(steps, phase="search", warm_up=0.2)
             for step in run.steps(steps, phase="search", time_fraction=0.5):
-                rate = schedule(run.progress)
-                ...
+                ...  # at a rate of schedule(run.progress)
             for step in run.steps(total - steps, phase="train"):  # all the time that is left
                 ...
 
-        where `measure` is `lambda: seconds_per_call(train_a_copy, device=run.device)` (`archgrad.run.device`).
+        with `measure = lambda: seconds_per_call(train_a_copy, device=run.device)` (`archgrad.run.device`).
         """
         timed = (lambda: float(self.compute_once("step_seconds", measure_step))) if measure_step else None
         return self._budget.total_steps(steps_per_epoch, default_epochs=default_epochs, step_seconds=timed)
@@ -310,10 +304,8 @@ class Run:
 
     def stop_here(self) -> NoReturn:
         """Stop inside a step, by the signal that came; a resumed run begins at the last state saved."""
-        phase = self._loop.phase
-        assert phase
         self.close()
-        raise self._loop.stopped(phase, self._loop.signals.requested)
+        raise self._loop.stopped(self._loop.signals.requested)
 
     def generator(self, name: str) -> torch.Generator:
         """The CPU generator of that name, seeded from (seed, name); its state is saved and restored."""
@@ -333,16 +325,14 @@ class Run:
         self._log.add(figures, phase=self._loop.phase, step=step, seconds=self._loop.seconds)
 
     def log_step(
-        self, figures: Mapping[str, float | Tensor], more: Mapping[str, float] = _NOTHING, *, step: int
+        self, figures: Mapping[str, float | Tensor], more: Mapping[str, float] | None = None, *, step: int
     ) -> None:
         """Log a training step, every `Output.log_every` steps and at the end of its phase.
 
         `more` is what is there now and then, such as an epoch's figures: a step that has it is always logged.
         """
-        logged = bool(more) or self._log.is_due(step)
-        self._log.defer(None if logged else figures, step)
-        if logged:
-            self.log({**figures, **more}, step=step)
+        if self._log.is_due(figures, step, always=bool(more)):
+            self.log({**figures, **(more or {})}, step=step)
 
     def check_finite(
         self, figures: Mapping[str, float | Tensor], *, again: Callable[[], object] | None = None
@@ -352,29 +342,13 @@ class Run:
         The message says which term of a loss it was (`nonfinite.term`), which parameter, and, where `again` computes
         the figures once more, which module's output was the first.
         """
-        wrong = nonfinite.wrong_figures(figures)
-        if self._machine.greatest(len(wrong)) and not wrong:
-            raise self._nonfinite(f"{', '.join(figures)} became NaN or infinite {self.location}, in another process.")
-        if wrong:
-            parts = self._checkpoints.parts or {}
-            reasons = (
-                nonfinite.explain_figures(wrong, parts),
-                nonfinite.explain_modules(parts, again) if again else "",
-            )
-            raise self._nonfinite(f"{', '.join(wrong)} became NaN or infinite {self.location}.", *reasons)
+        if self._machine.greatest(len(nonfinite.wrong_figures(figures))):
+            raise nonfinite.figures_error(figures, self, parts=self._checkpoints.parts or {}, again=again)
 
     def check_gradients(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         """Raise NonFiniteError, which names a parameter, when one of their gradients [...] is NaN or infinite."""
         if not nonfinite.finite(gradients):
-            reason = nonfinite.explain_gradients(parameters, gradients, self._checkpoints.parts or {})
-            raise self._nonfinite(f"A gradient became NaN or infinite {self.location}, from a finite loss.", reason)
-
-    def _nonfinite(self, *sentences: str) -> NonFiniteError:
-        advice = (
-            f"{self._checkpoints.good_state()}Try a lower learning rate, gradient clipping, or "
-            f'precision="32-true" (now {self.precision!r}), in a new folder.'
-        )
-        return NonFiniteError(" ".join(filter(None, (*sentences, advice))))
+            raise nonfinite.gradients_error(parameters, gradients, self, parts=self._checkpoints.parts or {})
 
     def compute_once(self, key: str, compute: Callable[[], Any]) -> Any:
         """The JSON value of `compute()`, computed once in a run's life: for figures measured by a clock.
