@@ -87,20 +87,26 @@ class Budget:
 
     Attributes:
         epochs, steps: of training, of all phases together; None: no such budget.
+        trials: networks tried; None: no such budget.
         seconds: inside loops, of all phases together; None: no such budget.
         steps_per_epoch: as `total_steps` was given it.
         seconds_used: by phases that have ended.
     """
 
-    def __init__(self, *, epochs: int | None, steps: int | None, seconds: float | None) -> None:
+    def __init__(self, *, epochs: int | None, steps: int | None, trials: int | None, seconds: float | None) -> None:
         self.epochs = validation.count("epochs", epochs)
         self.steps = validation.count("steps", steps)
+        self.trials = validation.count("trials", trials)
         self.seconds = validation.seconds("seconds", seconds)
         self.steps_per_epoch: int | None = None
         self.seconds_used = 0.0
         self._steps_used = self._phases = 0
         # Whether numbers of steps are forecasts, so that time alone ends phases.
         self._forecast = False
+
+    def record(self) -> dict[str, Any]:
+        """All budgets by name, None where there is none."""
+        return {"epochs": self.epochs, "steps": self.steps, "trials": self.trials, "seconds": self.seconds}
 
     def total_steps(
         self, steps_per_epoch: int, *, default_epochs: int, step_seconds: Callable[[], float] | None

@@ -77,9 +77,9 @@ class Run:
         progress: bool = True,
         output: Output = Output(),
     ) -> None:
-        self._budget = Budget(epochs=epochs, steps=steps, seconds=seconds)
+        self._budget = Budget(epochs=epochs, steps=steps, trials=trials, seconds=seconds)
         self.epochs, self.max_steps, self.seconds = self._budget.epochs, self._budget.steps, self._budget.seconds
-        self.trials = validation.count("trials", trials)
+        self.trials = self._budget.trials
         self.seed = validation.seed(seed)
         self.folder = validation.folder(folder)
         self.workers = validation.workers(workers)
@@ -102,13 +102,7 @@ class Run:
         self._status = "not begun"
 
     def __repr__(self) -> str:
-        names: Record = {
-            "epochs": self.epochs,
-            "steps": self.max_steps,
-            "trials": self.trials,
-            "seconds": self.seconds,
-        }
-        names |= {"seed": self.seed, "workers": self.workers, "folder": self.folder}
+        names = self._budget.record() | {"seed": self.seed, "workers": self.workers, "folder": self.folder}
         shown = ", ".join(f"{name} {value}" for name, value in names.items() if value is not None)
         return f"<Run, {self._status}: {shown}>"
 
@@ -188,8 +182,7 @@ class Run:
         """
         if self._status != "not begun":
             raise RunError(f"run.begin was called on a run that is {self._status}. Make a Run for each method.")
-        same = {"epochs": self.epochs, "steps": self.max_steps, "trials": self.trials, "seconds": self.seconds}
-        same |= {"seed": self.seed, "precision": self.precision}
+        same = self._budget.record() | {"seed": self.seed, "precision": self.precision}
         # Trials elsewhere are not phases of this run: the one cannot go on where the other was.
         same |= {"workers": True} if self.workers else {}
         identity = validation.identity(method, settings, same)
