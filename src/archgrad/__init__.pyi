@@ -126,6 +126,9 @@ from .extract.export import (
 from .extract.export import (
     export_program as export_program,
 )
+from .gates.gate_trainer import (
+    GateTrainer as GateTrainer,
+)
 from .methods.darts import (
     darts as darts,
 )

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from archgrad.choices.access import logits
 from archgrad.choices.relaxations import ScaledSigmoid, TwoTemperature
-from archgrad.gates.selection import GateConstraint, gates
+from archgrad.gates.selection import GateConstraint, gates, uniform
 from archgrad.tasks.task import Batch, Task
 from archgrad.training.schedules import geometric
 
+SCALE = (1.0, 1e4)  # first and last, of the gates
+RATE_UNDER_LIMIT = 0.1  # of the logits; at the published 0.01 the pressure drowns the task's gradient
 _FARTHEST = 1e6  # no limit needs a larger move, in logits
 _BISECTIONS = 8  # the expected cost ends within a fraction of a percent of the bound
 
@@ -31,7 +34,7 @@ class GateOptimizer:
 
     Args:
         space: relaxed with `ScaledSigmoid`.
-        task: its loss is the objective.
+        task: its loss is the objective; None where the loss is computed elsewhere.
         strength: lambda.
         scaled: which regularizer.
         scale: first and last value of the gates' scale.
@@ -41,7 +44,7 @@ class GateOptimizer:
     def __init__(
         self,
         space: nn.Module,
-        task: Task,
+        task: Task | None,
         *,
         strength: float,
         scaled: bool,
@@ -68,6 +71,7 @@ class GateOptimizer:
 
     def objective(self, network: nn.Module, batch: Batch) -> Tensor:
         """The task's loss and, without a limit, the regularizer."""
+        assert self.task is not None
         loss = self.task.loss(network, batch)
         if self.constraint is not None:
             return loss
@@ -141,6 +145,20 @@ class GateOptimizer:
 
     def _logits(self) -> Tensor:
         return torch.cat([r.logits for r in self.relaxations])
+
+
+def logit_optimizer(space: nn.Module, learning_rate: float) -> torch.optim.SGD:
+    """The optimizer of the gates' logits: SGD with momentum, at a steady rate.
+
+    The gradient is clipped at norm 1, since its factor, the scale, reaches 1e4.
+    """
+    group = {"params": logits(space), "lr": learning_rate, "weight_decay": 0.0, "clip": 1.0, "steady": True}
+    return torch.optim.SGD([group], momentum=0.9)
+
+
+def stand_in(constraint: GateConstraint, counted: GateConstraint) -> float:
+    """The counted cost of the widest uniform widths that keep a constraint on a measured cost."""
+    return counted.price(uniform(constraint.space, constraint.uniform_width(), constraint.rounding))
 
 
 def entry_logits(space: nn.Module) -> dict[str, Tensor]:

@@ -125,6 +125,10 @@ def left_full(space: nn.Module, rounded: Architecture, exact: Architecture) -> l
     return [n for n, g in gates(space).items() if len(rounded[n]) == g.size > len(exact[n])]  # type: ignore[arg-type]
 
 
+# Under a limit no layer keeps less than this part of the width that uniform scaling would leave it.
+FLOOR = 0.5
+
+
 class GateConstraint:
     """A limit on one space of gates, made ready for repeated use.
 

@@ -35,18 +35,24 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from torch import nn
 
-from archgrad.choices.access import logits, relax
+from archgrad.choices.access import relax
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.relaxations import ScaledSigmoid
 from archgrad.costs.count import macs
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
-from archgrad.gates.gate_optimizer import GateOptimizer, entry_logits
-from archgrad.gates.selection import GateConstraint, WidthRounding, above_threshold, full, gates, left_full, uniform
+from archgrad.gates.gate_optimizer import (
+    RATE_UNDER_LIMIT,
+    SCALE,
+    GateOptimizer,
+    entry_logits,
+    logit_optimizer,
+    stand_in,
+)
+from archgrad.gates.selection import FLOOR, GateConstraint, WidthRounding, above_threshold, full, gates, left_full
 from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found, assemble
 from archgrad.run.run import Run
@@ -56,13 +62,10 @@ from archgrad.training.fit import check_recipe, optimize, recalibrate, seconds_p
 from archgrad.training.recipe import Recipe
 from archgrad.training.schedules import Schedule, consecutive, constant
 
-_SCALE = (1.0, 1e4)
 # A gate is open where sigmoid(1e4 * s) > 0.9, that is s > ln(9) / 1e4.
-_OPEN = math.log(0.9 / (1.0 - 0.9)) / _SCALE[1]
-_RATE, _RATE_UNDER_LIMIT = 0.01, 0.1
+_OPEN = math.log(0.9 / (1.0 - 0.9)) / SCALE[1]
+_RATE = 0.01  # of the logits, as published
 _ROUNDS = 10  # the most epochs of stage 2 by default, and the rounds of the scale under a budget in seconds
-# Under a limit no layer keeps less than this part of the width that uniform scaling would leave it.
-_FLOOR = 0.5
 
 
 @dataclass(frozen=True)
@@ -178,14 +181,12 @@ def _train_gates(
     relax(space, ScaledSigmoid)
     steps = stages.steps[1]
     gate_optimizer = GateOptimizer(
-        space, task, strength=settings.sparsity / steps, scaled=settings.reg == "scaled", scale=_SCALE,
+        space, task, strength=settings.sparsity / steps, scaled=settings.reg == "scaled", scale=SCALE,
         rounds=stages.rounds,
     )  # fmt: skip
     if constraint:
-        gate_optimizer.set_target(*_counted(constraint, task, run))
-    rate = _RATE_UNDER_LIMIT if constraint else _RATE
-    group = {"params": logits(space), "lr": rate, "weight_decay": 0.0, "clip": 1.0, "steady": True}
-    optimizer = torch.optim.SGD([group], momentum=0.9)
+        gate_optimizer.set_target(*_differentiable(constraint, task, run))
+    optimizer = logit_optimizer(space, RATE_UNDER_LIMIT if constraint else _RATE)
     if settings.joint:
         settings.recipe.add_weights(optimizer, space)
     run.register_state(space=space, optimizer=optimizer, gate_optimizer=gate_optimizer)
@@ -205,7 +206,7 @@ def _derived(
         scores = entry_logits(space)
         if constraint is None:
             return dict(above_threshold(space, scores, _OPEN, rounding))
-        return dict(constraint.best_feasible(scores, floor=_FLOOR * constraint.uniform_width()))
+        return dict(constraint.best_feasible(scores, floor=FLOOR * constraint.uniform_width()))
 
     # Remembered, since a measured limit may decide otherwise when it is measured again.
     remembered = run.compute_once("architecture", picks)
@@ -241,13 +242,10 @@ def _stages(space: nn.Module, task: Task, run: Run, settings: DnalSettings) -> _
     return _Stages((first, second, total - first - second), rounds)
 
 
-def _counted(constraint: GateConstraint, task: Task, run: Run) -> tuple[GateConstraint, float]:
+def _differentiable(constraint: GateConstraint, task: Task, run: Run) -> tuple[GateConstraint, float]:
     """A constraint whose expected cost has a gradient, and its bound; MACs stand in for a measured cost."""
     if constraint.counter is not None:
         return constraint, constraint.bound
     surrogate = GateConstraint(constraint.space, macs(task.example).at_most(fraction=1.0), constraint.rounding)
-    bound = run.compute_once(
-        "macs_for_the_limit",
-        lambda: surrogate.price(uniform(constraint.space, constraint.uniform_width(), constraint.rounding)),
-    )
-    return surrogate, bound
+    # Measured once in a run's life, so that a resumed run aims at the same bound.
+    return surrogate, run.compute_once("macs_for_the_limit", lambda: stand_in(constraint, surrogate))

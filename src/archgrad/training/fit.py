@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -329,13 +329,22 @@ def recalibrate(network: nn.Module, task: Task, run: Run, *, batches: int = 50) 
         >>> int(network[1].num_batches_tracked)
         2
     """
+    stream = task.stream(seed=run.seed)
+    steps = range(min(batches, max(task.steps_per_epoch, 8)))
+    estimate_statistics(network, (functools.partial(task.loss, network, run.to_device(stream(k))) for k in steps))
+
+
+def estimate_statistics(network: nn.Module, forwards: Iterable[Callable[[], object]]) -> None:
+    """Set every BatchNorm's running statistics to the plain mean over some forward passes, in eval mode otherwise.
+
+    BatchNorm that no pass runs keeps its statistics; parameters and modes stay.
+    """
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return
     momenta = {m: m.momentum for m in norms}
     before = {m: {name: buffer.clone() for name, buffer in m.named_buffers(recurse=False)} for m in norms}
     modes = {m: m.training for m in network.modules()}
-    stream = task.stream(seed=run.seed)
     network.eval()
     for norm in norms:
         norm.reset_running_stats()
@@ -343,8 +352,8 @@ def recalibrate(network: nn.Module, task: Task, run: Run, *, batches: int = 50) 
         norm.train()
     try:
         with torch.no_grad():
-            for step in range(min(batches, max(task.steps_per_epoch, 8))):
-                task.loss(network, run.to_device(stream(step)))
+            for forward in forwards:
+                forward()
     finally:
         for norm, momentum in momenta.items():
             norm.momentum = momentum

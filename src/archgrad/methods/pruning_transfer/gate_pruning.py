@@ -13,9 +13,6 @@ from archgrad.costs.count import Macs, Params
 from archgrad.extract.discretize import draw_anew
 from archgrad.gates.selection import gates
 
-# Under a limit no layer keeps less than this part of the width that uniform scaling would leave it.
-FLOOR = 0.5
-
 
 def charges(space: nn.Module, cost: Macs | Params | None) -> Tensor:
     """[parts] what each gate entry adds to a cost with everything open, float32, normalized to the sum 1.

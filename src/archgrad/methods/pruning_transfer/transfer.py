@@ -22,8 +22,8 @@ from archgrad.choices.architecture import Architecture
 from archgrad.costs.count import Macs, Params, macs, params
 from archgrad.errors import ConfigError, DataError, ModelError
 from archgrad.extract.discretize import build
-from archgrad.gates.selection import GateConstraint, WidthRounding, full, gates
-from archgrad.methods.pruning_transfer.gate_pruning import FLOOR, adopt, magnitudes
+from archgrad.gates.selection import FLOOR, GateConstraint, WidthRounding, full, gates
+from archgrad.methods.pruning_transfer.gate_pruning import adopt, magnitudes
 from archgrad.results.record import conditions, heading, settings_record
 from archgrad.results.result import Found, widths
 from archgrad.run.run import Run
