@@ -116,12 +116,12 @@ def deeper(content: str, than: int) -> bool:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {twice[:80]!r} is there twice")
-    return found
+    return content
 
 
 def _integer(digits: str) -> int:
@@ -132,8 +132,8 @@ def _integer(digits: str) -> int:
 
 def shown(value: object, *, most: int = 200) -> str:
     """The `repr` of a value, cut off where it is long."""
-    found = repr(value)
-    return found if len(found) <= most else f"{found[:most]}... ({len(found):,} characters)"
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
 
 def read_arrays(
@@ -152,18 +152,18 @@ def read_arrays(
             if not zipfile.is_zipfile(file):
                 raise zipfile.BadZipFile("not a zip archive")
             with zipfile.ZipFile(file) as archive:
-                found = {one.filename.removesuffix(".npy"): one for one in archive.infolist()}
-                taken = {name: one for name, one in found.items() if wanted(name)}
-                refuse_more_than_free(path, sum(one.file_size for one in taken.values()), refuse)
-                for name in found:
+                members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+                taken = {name: member for name, member in members.items() if wanted(name)}
+                refuse_more_than_free(path, sum(member.file_size for member in taken.values()), refuse)
+                for name in members:
                     place = f"{path}: {name}"
                     yield name, _array(archive, taken[name], refuse, place) if name in taken else np.empty(0)
     except ArchgradError:
         raise
     except (*UNREADABLE, NotImplementedError) as error:
-        told = _first_line(error)
+        reason = _first_line(error)
         raise refuse(
-            f"{path} is damaged or not a .npz file ({told}); copy it again, or write it with numpy.savez"
+            f"{path} is damaged or not a .npz file ({reason}); copy it again, or write it with numpy.savez"
         ) from error
 
 
@@ -182,8 +182,8 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, refuse: Refusal, p
         if min(shape, default=0) < 0 or declared > member.file_size:
             raise ValueError(f"{place} declares {declared:,} bytes and holds {member.file_size:,}")
     with archive.open(member) as file:
-        found: np.ndarray[Any, Any] = np.lib.format.read_array(file, allow_pickle=False)  # type: ignore[no-untyped-call]
-    return found
+        array: np.ndarray[Any, Any] = np.lib.format.read_array(file, allow_pickle=False)  # type: ignore[no-untyped-call]
+    return array
 
 
 def _header(file: IO[bytes], version: tuple[int, int]) -> tuple[tuple[int, ...], np.dtype[Any]]:

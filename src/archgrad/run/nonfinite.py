@@ -66,13 +66,13 @@ def _measurable(tensor: Tensor) -> bool:
 
 def parameters(parts: Mapping[str, object]) -> list[Tensor]:
     """What is trained of the parts that a run keeps: parameters of networks, and what optimizers step on."""
-    found: dict[Tensor, None] = {}
+    trained: dict[Tensor, None] = {}
     for network in _networks(parts).values():
-        found |= dict.fromkeys(network.parameters())
+        trained |= dict.fromkeys(network.parameters())
     for part in parts.values():
         if isinstance(part, Optimizer):
-            found |= dict.fromkeys(p for group in part.param_groups for p in group["params"])
-    return list(found)
+            trained |= dict.fromkeys(p for group in part.param_groups for p in group["params"])
+    return list(trained)
 
 
 def wrong_figures(figures: Mapping[str, float | Tensor]) -> dict[str, float | Tensor]:
@@ -132,10 +132,10 @@ def _error(run: Diagnosed, *sentences: str) -> NonFiniteError:
 
 def explain_figures(figures: Mapping[str, float | Tensor], parts: Mapping[str, object]) -> str:
     """What can be said of figures that are not finite, without computing anything again."""
-    told = [
+    reasons = [
         text for name, value in figures.items() if isinstance(value, Tensor) and (text := _explain_terms(name, value))
     ]
-    return " ".join([*told, explain_parameters(parts)]).strip()
+    return " ".join([*reasons, explain_parameters(parts)]).strip()
 
 
 def explain_parameters(parts: Mapping[str, object]) -> str:
@@ -148,7 +148,7 @@ def explain_parameters(parts: Mapping[str, object]) -> str:
     count = int((~wrong[0].detach().isfinite()).sum())
     return (
         f"{names.get(wrong[0], 'A parameter')}{more} holds NaN or infinity in {count} of {wrong[0].numel()} values: "
-        f"an earlier step was too large, or the weights given were so."
+        f"an earlier step was too large, or it was so from the start."
     )
 
 
@@ -167,14 +167,14 @@ def explain_gradients(
 
 
 def explain_modules(parts: Mapping[str, object], again: Callable[[], object]) -> str:
-    """Compute it `again` and tell which module's output is the first that is not finite; empty where none is."""
+    """Compute it `again` and say which module's output is the first that is not finite; empty where none is."""
     seen: list[str] = []
     with contextlib.ExitStack() as stack:
         for name, network in _networks(parts).items():
             for path, module in network.named_modules():
                 hook = _watch(seen, f"{name}.{path}" if path else name, _choice(network, path))
                 stack.callback(module.register_forward_hook(hook).remove)
-        # What cannot be computed a second time has been told about already.
+        # What cannot be computed a second time has been explained without it.
         with contextlib.suppress(ArchgradError, RuntimeError, ValueError, LookupError, TypeError, StopIteration):
             again()
     return f"Computed again, the first output that is not finite is that of {seen[0]}." if seen else ""
@@ -184,8 +184,8 @@ def _watch(seen: list[str], path: str, where: str) -> Callable[[nn.Module, Any, 
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
         if seen or finite(_tensors(output)):
             return
-        given = "from finite inputs" if finite(_tensors(inputs)) else "whose inputs are not finite either"
-        seen.append(f"{path} ({type(module).__name__}{where}), {given}")
+        inputs_are = "from finite inputs" if finite(_tensors(inputs)) else "whose inputs are not finite either"
+        seen.append(f"{path} ({type(module).__name__}{where}), {inputs_are}")
 
     return hook
 
@@ -195,13 +195,13 @@ def _tensors(nest: Any) -> list[Tensor]:
 
 
 def _explain_terms(name: str, loss: Tensor) -> str:
-    found = dict(_terms(loss))
-    if not found:
+    terms = dict(_terms(loss))
+    if not terms:
         return ""
-    wrong = [one for one, value in found.items() if not finite([value])]
+    wrong = [term for term, value in terms.items() if not finite([value])]
     if wrong:
-        return f"Of the terms of the {name}, {' and '.join(f'{one!r} is {float(found[one])}' for one in wrong)}."
-    listed = ", ".join(f"{one!r} ({float(value):.4g})" for one, value in found.items())
+        return f"Of the terms of the {name}, {' and '.join(f'{term!r} is {float(terms[term])}' for term in wrong)}."
+    listed = ", ".join(f"{term!r} ({float(value):.4g})" for term, value in terms.items())
     return f"Of the terms of the {name}, {listed} is finite: it is the rest, the task's own loss."
 
 
@@ -220,8 +220,8 @@ def _terms(loss: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 def _metadata(node: Any) -> dict[str, Any]:
     # A property, which torch's types take for a method.
-    held: dict[str, Any] = node.metadata
-    return held
+    metadata: dict[str, Any] = node.metadata
+    return metadata
 
 
 def named(parts: Mapping[str, object]) -> Named:
@@ -230,7 +230,7 @@ def named(parts: Mapping[str, object]) -> Named:
     for part, network in _networks(parts).items():
         for path, parameter in network.named_parameters():
             names.setdefault(parameter, f"{part}.{path}{_choice(network, path, brackets=True)}")
-        for name, same in _found(network).items():
+        for name, same in _choices(network).items():
             for choice in same:
                 for logit in choice.relaxation.parameters() if choice.relaxation is not None else ():
                     names[logit] = f"the logits of choice {name!r}"
@@ -245,7 +245,7 @@ def _networks(parts: Mapping[str, object]) -> dict[str, nn.Module]:
     return {name: network for name, network in both.items() if isinstance(network, nn.Module)}
 
 
-def _found(network: nn.Module) -> dict[str, Any]:
+def _choices(network: nn.Module) -> dict[str, Any]:
     # Networks that are no space, or a damaged one, are diagnosed all the same.
     with contextlib.suppress(ArchgradError):
         return choices(network)
