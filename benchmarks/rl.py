@@ -27,14 +27,14 @@ from torch import nn
 import archgrad as ag
 from archgrad.choices.modules import InputChoice
 from archgrad.choices.relaxations import Open
-from archgrad.rl.pixel_game import Gems
+from archgrad.rl.pixel_game import PixelGame
 from archgrad.rl.ppo import PpoTerms
 from archgrad.rl.procgen import Procgen
 
 PIXEL_STEPS, PIXEL_SEEDS = {"pixel": 61_440, "longer": 1_048_576}, 3
 PROCGEN_STEPS, GAMES = 8_192, ("coinrun", "bigfish")
 LONGEST = 500  # of an episode that is judged
-PROCGEN_TERMS = PpoTerms(rollout=32, minibatch=256, passes=2, rate=5e-4, discount=0.999)
+PROCGEN_TERMS = PpoTerms(rollout_steps=32, minibatch_size=256, epochs=2, learning_rate=5e-4, gamma=0.999)
 
 
 class Rows:
@@ -104,19 +104,19 @@ def order() -> dict[str, float]:
 
 def environments() -> dict[str, float]:
     generator, found = torch.Generator().manual_seed(0), {}
-    for make in (Gems, *(Procgen(game) for game in GAMES)):
-        task = ag.Reinforcement(make, envs=64)
-        players = task.players(seed=0)
+    for make in (PixelGame, *(Procgen(game) for game in GAMES)):
+        task = ag.Reinforcement(make, num_envs=64)
+        env = task.vector_env(seed=0)
         begun = time.perf_counter()
         for _ in range(200):
-            players.step(torch.randint(task.actions, (64,), generator=generator))
+            env.step(torch.randint(task.actions, (64,), generator=generator))
         found[task.name] = 200 * 64 / (time.perf_counter() - begun)
-        players.close()
+        env.close()
     return found
 
 
 def at_random(make: Any) -> dict[str, float]:
-    task = ag.Reinforcement(make, longest=LONGEST)
+    task = ag.Reinforcement(make, max_episode_steps=LONGEST)
     generator = torch.Generator().manual_seed(0)
     return task.evaluate(lambda x: torch.randint(task.actions, (len(x),), generator=generator), episodes=128)
 
@@ -125,7 +125,7 @@ def searched(
     make: Any, seed: int, *, size: int, depths: tuple[int, ...], steps: int, terms: PpoTerms
 ) -> dict[str, Any]:
     torch.manual_seed(seed)
-    task = ag.Reinforcement(make, train_levels=200, longest=LONGEST)
+    task = ag.Reinforcement(make, train_levels=200, max_episode_steps=LONGEST)
     features = 64 if size < 64 else 256
     space = ag.impala_cells(size=size, depths=depths, nodes=2, features=features)
     by_hand = ag.impala_network(size=size, depths=depths, features=features)
@@ -206,11 +206,13 @@ def main() -> None:
     rows.make("order", order)
     rows.make("step", step_times)
     rows.make("environments", environments)
-    rows.make("random play Gems", lambda: at_random(Gems))
+    rows.make("random play PixelGame", lambda: at_random(PixelGame))
     for (name, steps), seed in itertools.product(PIXEL_STEPS.items(), range(PIXEL_SEEDS)):
         rows.make(
             f"{name} {seed}",
-            lambda seed=seed, steps=steps: searched(Gems, seed, size=8, depths=(16,), steps=steps, terms=PpoTerms()),
+            lambda seed=seed, steps=steps: searched(
+                PixelGame, seed, size=8, depths=(16,), steps=steps, terms=PpoTerms()
+            ),
         )
     for game in GAMES:
         rows.make(f"random play {game}", lambda game=game: at_random(Procgen(game)))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.choices.relaxations import Open
-from archgrad.rl.pixel_game import Gems
+from archgrad.rl.pixel_game import PixelGame
 
 ENVS, STEPS, DISCOUNT = 32, 16, 0.97
 
@@ -54,7 +54,7 @@ def main() -> None:
         [{"params": ag.weights(agent)}, {"params": ag.logits(agent), "weight_decay": 0.0}], lr=1e-3
     )
 
-    env = SyncVectorEnv([Gems] * ENVS, autoreset_mode=AutoresetMode.SAME_STEP)
+    env = SyncVectorEnv([PixelGame] * ENVS, autoreset_mode=AutoresetMode.SAME_STEP)
     env = gymnasium.wrappers.vector.RecordEpisodeStatistics(env, buffer_length=200)
     seen = torch.from_numpy(env.reset(seed=given.seed)[0])
     for update in range(given.updates):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from archgrad.errors import RunError
-from archgrad.report.charts.rl import LARGEST, animated, cells, charts, film
+from archgrad.report.charts.rl import LARGEST, cells, charts, encode_gif, film
 from archgrad.report.page import page
 
 ROW = {"return_unseen": 1.0, "return_unseen_std": 0.5, "return_train": 2.0, "return_train_std": 0.25}
@@ -24,7 +24,7 @@ def test_a_film_holds_the_images() -> None:
     frames = np.zeros((5, 8, 9, 3), dtype=np.uint8)
     for i in range(5):
         frames[i, i, i] = (250, 40 * i, 10)
-    shown = opened(animated(frames))
+    shown = opened(encode_gif(frames))
     assert (shown.size, shown.n_frames) == ((9, 8), 5)
     shown.seek(3)
     assert np.abs(np.asarray(shown.convert("RGB")).astype(int) - frames[3]).max() <= 8
@@ -32,18 +32,18 @@ def test_a_film_holds_the_images() -> None:
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_other_channels_and_floats_are_shown(channels: int) -> None:
-    assert opened(animated(np.random.default_rng(0).random((3, 6, 6, channels), dtype=np.float32))).n_frames >= 2
+    assert opened(encode_gif(np.random.default_rng(0).random((3, 6, 6, channels), dtype=np.float32))).n_frames >= 2
 
 
 def test_a_film_is_never_large() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (60, 96, 96, 3), dtype=np.uint8)
-    assert len(animated(noise)) <= LARGEST
+    assert len(encode_gif(noise)) <= LARGEST
 
 
 def test_the_page_shows_what_there_is_and_nothing_else() -> None:
     record = {
         "title": "a search", "after": ROW, "baselines": [{"name": "random cell", **ROW}],
-        "film": animated(np.zeros((2, 4, 4, 3), dtype=np.uint8)),
+        "film": encode_gif(np.zeros((2, 4, 4, 3), dtype=np.uint8)),
         "cells": [{"environment_steps": 1000 * i, "cell": f"cell {i} <b>"} for i in range(15)],
     }  # fmt: skip
     text = page(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import json
 import signal
@@ -20,18 +21,20 @@ from torch import nn
 import archgrad as ag
 from archgrad.errors import ChoiceError, ConfigError, DataError, ModelError
 from archgrad.report import page
+from archgrad.rl import rollouts
 from archgrad.rl.ppo import PpoTerms
+from archgrad.run import device, phase
 
 pytest.importorskip("gymnasium", reason="comes with the extra rl")
 
-from archgrad.rl.pixel_game import Gems
+from archgrad.rl.pixel_game import PixelGame
 
 ROOT = Path(__file__).parents[2]
-TINY = PpoTerms(rollout=8, minibatch=16, passes=1, reseed=2)
+TINY = PpoTerms(rollout_steps=8, minibatch_size=16, epochs=1, reseed_every=2)
 STEPS = 5 * 8 * 4
 
 
-class Delayed(Gems):
+class Delayed(PixelGame):
     """The game, slowed down, and failing at a step of one environment where wanted."""
 
     delay = 0.0
@@ -39,7 +42,7 @@ class Delayed(Gems):
     taken = 0
 
     def __init__(self) -> None:
-        super().__init__(size=6, gems=2, traps=1, blocks=1, longest=9)
+        super().__init__(size=6, gems=2, traps=1, blocks=1, max_steps=9)
 
     def step(self, action: int) -> tuple[object, float, bool, bool, dict[str, object]]:
         time.sleep(self.delay)
@@ -55,7 +58,7 @@ def space(norm: str = "none") -> nn.Module:
 
 
 def found_by(run: ag.Run, **settings: object) -> ag.Found:
-    task = ag.Reinforcement(Delayed, envs=4, train_levels=20)
+    task = ag.Reinforcement(Delayed, num_envs=4, train_levels=20)
     given = {"environment_steps": STEPS, "terms": TINY, "episodes": 4, "baselines": False, **settings}
     return ag.rl_darts(given.pop("space", None) or space(), task, run, **given)
 
@@ -79,8 +82,8 @@ def test_what_it_leaves(tmp_path: Path) -> None:
     assert found.score == record["after"]["return_unseen"]
     phases = {row["phase"] for row in found.history}
     assert {"search", "train", "random", "hand-made"} <= phases
-    for phase in phases - {None}:
-        rows = [row for row in found.history if row["phase"] == phase]
+    for name in phases - {None}:
+        rows = [row for row in found.history if row["phase"] == name]
         assert len(rows) == 5 and rows[-1]["environment_steps"] == STEPS
     search = [row for row in found.history if row["phase"] == "search"]
     assert search[0]["entropy"] == pytest.approx(1.609, abs=1e-3)
@@ -118,14 +121,56 @@ def test_same_seed_same_result_and_another_seed_another(norm: str) -> None:
     assert not all(k in other and torch.equal(first[k], other[k]) for k in first if first[k].shape == other[k].shape)
 
 
-def test_it_stops_on_budgets() -> None:
+def test_it_stops_on_steps() -> None:
     run = quiet(steps=4)
     found_by(run)
     assert sum("loss" in row for row in run.history) == 4
-    run = quiet(seconds=0.5)
-    found_by(run, environment_steps=10**6)
-    assert {row["phase"] for row in run.history if "loss" in row} == {"search", "train"}
-    assert run.history[-1]["time"] < 5.0
+
+
+class Clock:
+    """Stands still but for a second a rollout."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock, begin = Clock(), rollouts.RolloutCollector.collect
+
+    def collect(self: rollouts.RolloutCollector, agent: nn.Module) -> object:
+        clock.now += 1.0
+        return begin(self, agent)
+
+    monkeypatch.setattr(phase, "time", clock)
+    monkeypatch.setattr(device, "time", clock)
+    monkeypatch.setattr(rollouts.RolloutCollector, "collect", collect)
+    monkeypatch.setattr(importlib.import_module("archgrad.rl.rl_darts"), "latencies", lambda *_, **__: {"after": {}})
+    return clock
+
+
+@pytest.mark.parametrize(
+    ("seconds", "environment_steps", "updates"),
+    [(6, None, 3), (20, 2 * 32, 2), (4, 10**6, 2)],
+    ids=["seconds alone", "steps within seconds", "seconds within steps"],
+)
+def test_each_phase_lasts_its_part_of_the_seconds_or_the_steps_that_were_asked_for(
+    clock: Clock, seconds: int, environment_steps: int | None, updates: int
+) -> None:
+    run = quiet(seconds=float(seconds))
+    found_by(run, environment_steps=environment_steps)
+    phases = [row["phase"] for row in run.history if "loss" in row]
+    assert phases == ["search"] * updates + ["train"] * updates
+
+
+def test_seconds_that_do_not_suffice_for_two_updates_of_each_phase_are_refused(clock: Clock, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="seconds=3"):
+        found_by(quiet(seconds=3.0, folder=tmp_path / "run"), environment_steps=None)
+    found_by(quiet(seconds=4.0, folder=tmp_path / "run"), environment_steps=None)
 
 
 PROGRAM = """
@@ -199,7 +244,7 @@ def test_the_example_loop_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     spec = importlib.util.spec_from_file_location("my_loop", ROOT / "examples" / "search_in_my_rl_loop.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "Gems", functools.partial(Gems, gems=1, traps=12, longest=5))
+    monkeypatch.setattr(module, "PixelGame", functools.partial(PixelGame, gems=1, traps=12, max_steps=5))
     monkeypatch.setattr(sys, "argv", ["search_in_my_rl_loop.py", "--updates", "3"])
     module.main()
     assert "normal 0:" in capsys.readouterr().out

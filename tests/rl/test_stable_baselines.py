@@ -18,10 +18,10 @@ pytest.importorskip("stable_baselines3", reason="comes with the extra rl")
 
 from stable_baselines3 import DQN, PPO, SAC  # noqa: E402
 
-from archgrad.rl.pixel_game import Gems  # noqa: E402
-from archgrad.rl.stable_baselines import Watch, policy_kwargs, searched  # noqa: E402
+from archgrad.rl.pixel_game import PixelGame  # noqa: E402
+from archgrad.rl.stable_baselines import SearchLogger, policy_kwargs, supernet_of  # noqa: E402
 
-GAME = functools.partial(Gems, size=6, gems=2, traps=1, blocks=0, longest=10)
+GAME = functools.partial(PixelGame, size=6, gems=2, traps=1, blocks=0, max_steps=10)
 
 
 @pytest.fixture
@@ -37,14 +37,14 @@ def ppo(space: nn.Module, **settings: object) -> PPO:
 def test_ppo_moves_weights_and_logits_and_leaves_the_space_alone(space: nn.Module) -> None:
     model = ppo(space)
     before = [p.clone() for p in model.policy.parameters()]
-    model.learn(64, callback=Watch())
-    assert all(float(p.detach().abs().max()) > 0 for p in ag.logits(searched(model)))
+    model.learn(64, callback=SearchLogger())
+    assert all(float(p.detach().abs().max()) > 0 for p in ag.logits(supernet_of(model)))
     assert sum(not torch.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True)) > 10
     assert not ag.logits(space), "it was not relaxed"
     weights, logits = model.policy.optimizer.param_groups
     assert (weights["weight_decay"], logits["weight_decay"]) == (1e-2, 0.0)
     assert {id(p) for p in logits["params"]} == {id(p) for p in ag.logits(model.policy)}
-    found = ag.derive(searched(model))
+    found = ag.derive(supernet_of(model))
     assert found.network(torch.rand(2, 3, 6, 6)).shape == (2, 8)
 
 
@@ -53,7 +53,7 @@ def test_the_watch_logs_entropy_and_both_norms(space: nn.Module, tmp_path: Path)
 
     model = ppo(space)
     model.set_logger(configure(str(tmp_path), ["csv"]))
-    model.learn(96, callback=Watch())
+    model.learn(96, callback=SearchLogger())
     model.logger.close()
     text = (tmp_path / "progress.csv").read_text()
     assert all(
@@ -69,18 +69,18 @@ def test_dqn_searches_and_its_target_follows(space: nn.Module) -> None:
     )  # fmt: skip
     own, target = ag.logits(model.q_net), ag.logits(model.q_net_target)
     assert not {id(p) for p in own} & {id(p) for p in target}
-    model.learn(38, callback=Watch())
+    model.learn(38, callback=SearchLogger())
     assert all(float(p.detach().abs().max()) > 0 for p in own)
     assert not any(float(p.detach().abs().max()) for p in target), "a while behind"
     model.learn(4, reset_num_timesteps=False)
     assert all(float(p.detach().abs().max()) > 0 for p in target)
-    assert searched(model) is model.q_net.features_extractor.supernet
+    assert supernet_of(model) is model.q_net.features_extractor.supernet
 
 
 def test_sac_searches_by_actor_and_critic(space: nn.Module) -> None:
-    class Steered(Gems):
+    class Steered(PixelGame):
         def __init__(self) -> None:
-            super().__init__(size=6, gems=2, traps=1, blocks=0, longest=10)
+            super().__init__(size=6, gems=2, traps=1, blocks=0, max_steps=10)
             self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
 
         def step(self, action: np.ndarray) -> tuple[object, float, bool, bool, dict[str, object]]:
@@ -90,8 +90,8 @@ def test_sac_searches_by_actor_and_critic(space: nn.Module) -> None:
         "CnnPolicy", Steered(), policy_kwargs=policy_kwargs(space), buffer_size=100, learning_starts=8, batch_size=8,
         seed=0, device="cpu",
     )  # fmt: skip
-    model.learn(24, callback=Watch())
-    assert searched(model) is model.actor.features_extractor.supernet
+    model.learn(24, callback=SearchLogger())
+    assert supernet_of(model) is model.actor.features_extractor.supernet
     for part in (model.actor, model.critic):
         assert all(float(p.detach().abs().max()) > 0 for p in ag.logits(part))
 
@@ -101,10 +101,10 @@ def test_a_saved_model_goes_on(space: nn.Module, tmp_path: Path) -> None:
     model.learn(32)
     model.save(tmp_path / "model.zip")
     again = PPO.load(tmp_path / "model.zip", env=GAME(), device="cpu")
-    logits = [p.detach().clone() for p in ag.logits(searched(again))]
-    assert all(torch.equal(a, b) for a, b in zip(logits, ag.logits(searched(model)), strict=True))
+    logits = [p.detach().clone() for p in ag.logits(supernet_of(again))]
+    assert all(torch.equal(a, b) for a, b in zip(logits, ag.logits(supernet_of(model)), strict=True))
     again.learn(32)
-    assert not any(torch.equal(a, b) for a, b in zip(logits, ag.logits(searched(again)), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(logits, ag.logits(supernet_of(again)), strict=True))
 
 
 def test_any_supernet_will_do() -> None:
@@ -114,13 +114,13 @@ def test_any_supernet_will_do() -> None:
     )  # fmt: skip
     model = ppo(space)
     model.learn(32)
-    assert set(ag.decide(searched(model))) == {"op"}
+    assert set(ag.decide(supernet_of(model))) == {"op"}
 
 
 def test_what_does_not_fit_is_refused(space: nn.Module) -> None:
     with pytest.raises(ModelError, match=r"does not run on images of shape \[3, 8, 8\]"):
-        PPO("CnnPolicy", Gems(), policy_kwargs=policy_kwargs(space))
+        PPO("CnnPolicy", PixelGame(), policy_kwargs=policy_kwargs(space))
     with pytest.raises(ChoiceError, match="has no choice to search"):
         policy_kwargs(nn.Linear(2, 2))
     with pytest.raises(ChoiceError, match="has no supernet"):
-        searched(PPO("MlpPolicy", "CartPole-v1", device="cpu"))
+        supernet_of(PPO("MlpPolicy", "CartPole-v1", device="cpu"))

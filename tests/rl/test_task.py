@@ -13,15 +13,15 @@ from archgrad.errors import ConfigError, DataError, RunError
 
 gymnasium = pytest.importorskip("gymnasium", reason="comes with the extra rl")
 
-from archgrad.rl.pixel_game import Gems  # noqa: E402
+from archgrad.rl.pixel_game import PixelGame  # noqa: E402
 from archgrad.rl.procgen import NAMES, Procgen  # noqa: E402
-from archgrad.rl.task import UNSEEN, as_input  # noqa: E402
-from archgrad.rl.vector_environment import Levelled, Players  # noqa: E402
+from archgrad.rl.task import FIRST_TEST_LEVEL, as_input  # noqa: E402
+from archgrad.rl.vector_environment import LevelWrapper, ReplayableVectorEnv  # noqa: E402
 
-SMALL = functools.partial(Gems, size=6, gems=2, traps=1, blocks=1, longest=10)
+SMALL = functools.partial(PixelGame, size=6, gems=2, traps=1, blocks=1, max_steps=10)
 
 
-class Broken(Gems):
+class Broken(PixelGame):
     """Fails in its fifth step, in one way or another."""
 
     def __init__(self, how: str) -> None:
@@ -42,7 +42,7 @@ class Broken(Gems):
         return seen, reward, ended, cut, more
 
 
-class Endless(Gems):
+class Endless(PixelGame):
     """Pays 1 a step and never ends."""
 
     def step(self, action: int) -> tuple[object, float, bool, bool, dict[str, object]]:
@@ -55,11 +55,11 @@ def at_random(actions: int = 4, seed: int = 0) -> object:
 
 
 def test_images_come_channels_first_and_scaled() -> None:
-    task = ag.Reinforcement(SMALL, envs=3)
-    players = task.players(seed=0)
-    assert (task.actions, task.example.shape, players.seen.shape) == (4, (1, 3, 6, 6), (3, 3, 6, 6))
-    assert players.seen.dtype == torch.uint8 and float(as_input(players.seen).max()) <= 1.0
-    env = Levelled(SMALL(), first=0, count=200)
+    task = ag.Reinforcement(SMALL, num_envs=3)
+    env = task.vector_env(seed=0)
+    assert (task.actions, task.example.shape, env.images.shape) == (4, (1, 3, 6, 6), (3, 3, 6, 6))
+    assert env.images.dtype == torch.uint8 and float(as_input(env.images).max()) <= 1.0
+    env = LevelWrapper(SMALL(), first_level=0, num_levels=200)
     first, _ = env.reset(seed=0)
     again, _ = env.reset(seed=0)
     assert np.array_equal(first, again)
@@ -69,7 +69,7 @@ def test_images_come_channels_first_and_scaled() -> None:
 def test_levels_of_training_and_of_judging_are_disjoint_and_a_level_is_an_episode() -> None:
     drawn: dict[str, set[int]] = {"train": set(), "test": set()}
 
-    class Noted(Gems):
+    class Noted(PixelGame):
         def reset(self, *, seed: int | None = None, options: object = None) -> tuple[object, dict[str, object]]:
             assert seed is not None
             drawn[self.part].add(seed)
@@ -77,51 +77,51 @@ def test_levels_of_training_and_of_judging_are_disjoint_and_a_level_is_an_episod
 
     for part in drawn:
         Noted.part = part
-        task = ag.Reinforcement(Noted, envs=4, train_levels=5)
+        task = ag.Reinforcement(Noted, num_envs=4, train_levels=5)
         drawn[part].clear()
         task.evaluate(at_random(), part, episodes=40)
     assert drawn["train"] <= set(range(5)) and len(drawn["train"]) == 5
-    assert min(drawn["test"]) >= UNSEEN and len(drawn["test"]) >= 40
-    assert np.array_equal(Gems().reset(seed=3)[0], Gems().reset(seed=3)[0])
+    assert min(drawn["test"]) >= FIRST_TEST_LEVEL and len(drawn["test"]) >= 40
+    assert np.array_equal(PixelGame().reset(seed=3)[0], PixelGame().reset(seed=3)[0])
 
 
 def test_returns_count_whole_episodes_as_many_from_each_environment() -> None:
-    task = ag.Reinforcement(Endless, envs=4, longest=7)
+    task = ag.Reinforcement(Endless, num_envs=4, max_episode_steps=7)
     assert task.evaluate(at_random(), episodes=8) == {
         "return": 7.0,
         "return_std": 0.0,
         "episodes": 8.0,
         "length": 7.0,
     }
-    first, again = (ag.Reinforcement(SMALL, envs=4).evaluate(at_random(), episodes=16) for _ in range(2))
+    first, again = (ag.Reinforcement(SMALL, num_envs=4).evaluate(at_random(), episodes=16) for _ in range(2))
     assert first == again
 
 
 def test_a_cut_episode_shows_its_last_image_and_an_ended_one_too() -> None:
-    task = ag.Reinforcement(functools.partial(Gems, longest=3, traps=0), envs=2)
-    players = task.players(seed=0)
+    task = ag.Reinforcement(functools.partial(PixelGame, max_steps=3, traps=0), num_envs=2)
+    env = task.vector_env(seed=0)
     for _ in range(2):
-        players.step(torch.tensor([0, 1]))
-    step = players.step(torch.tensor([0, 1]))
-    assert step.cut.all() and not step.ended.any()
-    assert not torch.equal(step.last, players.seen), "what is seen is the next level"
+        env.step(torch.tensor([0, 1]))
+    step = env.step(torch.tensor([0, 1]))
+    assert step.truncated.all() and not step.terminated.any()
+    assert not torch.equal(step.final_images, env.images), "what is seen is the next level"
 
 
 def test_a_state_is_played_again_and_one_that_is_not_is_refused() -> None:
-    task = ag.Reinforcement(SMALL, envs=3)
-    players, other = task.players(seed=5), task.players(seed=6)
+    task = ag.Reinforcement(SMALL, num_envs=3)
+    env, other = task.vector_env(seed=5), task.vector_env(seed=6)
     act = at_random()
     for _ in range(30):
-        players.step(act(players.seen))
-    other.load_state_dict(players.state_dict())
-    assert torch.equal(players.seen, other.seen)
-    assert torch.equal(players.step(torch.tensor([1, 2, 3])).rewards, other.step(torch.tensor([1, 2, 3])).rewards)
+        env.step(act(env.images))
+    other.load_state_dict(env.state_dict())
+    assert torch.equal(env.images, other.images)
+    assert torch.equal(env.step(torch.tensor([1, 2, 3])).rewards, other.step(torch.tensor([1, 2, 3])).rewards)
 
-    class Moody(Gems):
+    class Moody(PixelGame):
         def reset(self, *, seed: int | None = None, options: object = None) -> tuple[object, dict[str, object]]:
             return super().reset(seed=int(np.random.default_rng().integers(2**31)))
 
-    moody = ag.Reinforcement(Moody, envs=3).players(seed=0)
+    moody = ag.Reinforcement(Moody, num_envs=3).vector_env(seed=0)
     with pytest.raises(RunError, match="Moody did not play the same again"):
         moody.load_state_dict(moody.state_dict())
 
@@ -135,18 +135,18 @@ def test_a_state_is_played_again_and_one_that_is_not_is_refused() -> None:
     ],
 )
 def test_an_environment_that_fails_is_named(how: str, said: str) -> None:
-    players = ag.Reinforcement(functools.partial(Broken, how), envs=2).players(seed=3)
+    env = ag.Reinforcement(functools.partial(Broken, how), num_envs=2).vector_env(seed=3)
     with pytest.raises(DataError, match=rf"Broken.*, step 5 after the seed 3.*{said}"):
         for _ in range(5):
-            players.step(torch.tensor([0, 0]))
+            env.step(torch.tensor([0, 0]))
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        ("CartPole-v1", r"observes Box.*allowed is an image"),
+        ("CartPole-v1", r"observes Box.*Allowed is an image"),
         ("NoSuchGame-v0", "gymnasium cannot make 'NoSuchGame-v0'"),
-        (lambda: 3, "makes a int; it has to make a gymnasium.Env"),
+        (lambda: 3, "returned a int. It has to return a gymnasium.Env"),
         (lambda: 1 // 0, "which makes the environment, raised ZeroDivisionError"),
     ],
 )
@@ -156,36 +156,39 @@ def test_an_environment_without_images_is_refused(make: object, said: str) -> No
 
 
 def test_actions_that_the_algorithm_cannot_take_are_refused() -> None:
-    class Steered(Gems):
+    class Steered(PixelGame):
         def __init__(self) -> None:
             super().__init__()
             self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,))
 
-    with pytest.raises(DataError, match=r"acts in Box.*Discrete.*stable_baselines"):
+    with pytest.raises(DataError, match=r"acts in Box.*Discrete.*policy_kwargs"):
         ag.Reinforcement(Steered)
 
 
 def test_a_vector_of_another_kind_is_refused() -> None:
-    envs = gymnasium.vector.SyncVectorEnv([Gems] * 2)
+    envs = gymnasium.vector.SyncVectorEnv([PixelGame] * 2)
     with pytest.raises(DataError, match=r"AutoresetMode\.SAME_STEP"):
-        Players(envs, name="Gems", channels="last", seed=0)
+        ReplayableVectorEnv(envs, name="PixelGame", channels="last", seed=0)
 
 
-@pytest.mark.parametrize("given", [{"envs": 0}, {"train_levels": 0}, {"train_levels": UNSEEN + 1}, {"longest": 1.5}])
+@pytest.mark.parametrize(
+    "given",
+    [{"num_envs": 0}, {"train_levels": 0}, {"train_levels": FIRST_TEST_LEVEL + 1}, {"max_episode_steps": 1.5}],
+)
 def test_numbers_out_of_range_are_refused(given: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(given))):
-        ag.Reinforcement(Gems, **given)
+        ag.Reinforcement(PixelGame, **given)
 
 
 def test_channels_first_and_grey_images() -> None:
-    grey = ag.Reinforcement(lambda: gymnasium.wrappers.GrayscaleObservation(Gems()), envs=2)
-    assert grey.example.shape == (1, 1, 8, 8) and grey.players(seed=0).seen.shape == (2, 1, 8, 8)
+    grey = ag.Reinforcement(lambda: gymnasium.wrappers.GrayscaleObservation(PixelGame()), num_envs=2)
+    assert grey.example.shape == (1, 1, 8, 8) and grey.vector_env(seed=0).images.shape == (2, 1, 8, 8)
     with pytest.raises(ConfigError, match="channels='middle'"):
-        ag.Reinforcement(Gems, channels="middle")
+        ag.Reinforcement(PixelGame, channels="middle")
 
 
 def test_the_game_pays_for_gems_and_ends_on_traps() -> None:
-    game = Gems(size=5, gems=8, traps=0, blocks=0)
+    game = PixelGame(size=5, gems=8, traps=0, blocks=0)
     game.reset(seed=0)
     assert game.observation_space.contains(game.render())
     player = game._player
@@ -194,27 +197,29 @@ def test_the_game_pays_for_gems_and_ends_on_traps() -> None:
     paid = game.step(0 if player[0] > 1 else 1)[1]
     assert paid == 1.0
     with pytest.raises(ConfigError, match="do not fit"):
-        Gems(size=4)
+        PixelGame(size=4)
 
 
 def test_procgen_plays_and_is_played_again() -> None:
     pytest.importorskip("procgen", reason="comes with the extra procgen")
-    task = ag.Reinforcement(Procgen("coinrun"), envs=3, train_levels=10)
-    players = task.players(seed=1)
-    assert (task.name, task.actions, players.seen.shape) == ("coinrun", 15, (3, 3, 64, 64))
+    task = ag.Reinforcement(Procgen("coinrun"), num_envs=3, train_levels=10)
+    env = task.vector_env(seed=1)
+    assert (task.name, task.actions, env.images.shape) == ("coinrun", 15, (3, 3, 64, 64))
     act = at_random(15)
     images = []
     for _ in range(20):
-        step = players.step(act(players.seen))
-        images.append(players.seen)
-    assert step.rewards.shape == (3,) and not step.cut.any()
+        step = env.step(act(env.images))
+        images.append(env.images)
+    assert step.rewards.shape == (3,) and not step.truncated.any()
     assert len({image.numpy().tobytes() for image in images}) == 20, "something moves"
-    other = task.players(seed=2)
-    assert not torch.equal(other.seen, players.seen)
-    other.load_state_dict(players.state_dict())
-    assert torch.equal(other.seen, players.seen)
-    assert not torch.equal(task.players(seed=1, part="test").seen, task.players(seed=1).seen), "other levels"
-    for one in (players, other):
+    other = task.vector_env(seed=2)
+    assert not torch.equal(other.images, env.images)
+    other.load_state_dict(env.state_dict())
+    assert torch.equal(other.images, env.images)
+    assert not torch.equal(task.vector_env(seed=1, part="test").images, task.vector_env(seed=1).images), (
+        "other levels"
+    )
+    for one in (env, other):
         one.close()
 
 

@@ -162,3 +162,14 @@ def test_creation_touches_nothing_random() -> None:
     first = (torch.rand(1).item(), np.random.rand(), random.random())
     Run(device="cpu", seed=5).begin("test", {})
     assert (torch.rand(1).item(), np.random.rand(), random.random()) == first
+
+
+def test_a_generator_that_is_first_asked_for_inside_compute_once_begins_anew_behind_it() -> None:
+    def drawn(run: Run) -> float:
+        return float(torch.rand(1, generator=run.generator("late")))
+
+    runs = [Run(device="cpu", progress=False) for _ in range(2)]
+    for run in runs:
+        run.begin("test", {})
+    runs[0].compute_once("figure", lambda: drawn(runs[0]))
+    assert drawn(runs[0]) == drawn(runs[1])

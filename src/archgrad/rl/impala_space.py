@@ -72,7 +72,7 @@ OPERATIONS: dict[Form, dict[str, Callable[[int, int], nn.Module]]] = {
 
 
 @dataclass(frozen=True)
-class ImpalaPlan:
+class ImpalaConfig:
     """What an encoder of cells is; the attributes are the arguments of `impala_cells`."""
 
     in_channels: int
@@ -148,7 +148,7 @@ def impala_cells(
     Raises:
         ConfigError: a number out of range, or an option that there is not.
     """
-    plan = ImpalaPlan(
+    plan = ImpalaConfig(
         in_channels=in_channels, features=features, size=_pair(size), depths=tuple(depths),
         cells=(2 if skeleton == "impala" else 3) if cells is None else cells, nodes=nodes, operations=operations,
         skeleton=skeleton, kinds=kinds, norm=norm,
@@ -178,7 +178,7 @@ def impala_network(
 
     Source: Espeholt et al., IMPALA (arXiv 1802.01561); for Procgen, Cobbe et al. (arXiv 1912.01588).
     """
-    plan = ImpalaPlan(
+    plan = ImpalaConfig(
         in_channels=in_channels, features=features, size=_pair(size), depths=tuple(depths), cells=2, nodes=1,
         operations="micro", skeleton="impala", kinds=1, norm="none",
     )  # fmt: skip
@@ -195,7 +195,7 @@ class ImpalaCells(nn.Module):
         plan: of its network.
     """
 
-    def __init__(self, plan: ImpalaPlan) -> None:
+    def __init__(self, plan: ImpalaConfig) -> None:
         super().__init__()
         self.plan = plan
         self.labels = tuple(OPERATIONS[plan.operations])
@@ -331,7 +331,7 @@ def _stage(inputs: int, depth: int) -> list[nn.Module]:
     return [nn.Conv2d(inputs, depth, 3, padding=1), nn.MaxPool2d(3, 2, 1)]
 
 
-def _head(plan: ImpalaPlan) -> list[nn.Module]:
+def _head(plan: ImpalaConfig) -> list[nn.Module]:
     left = [functools.reduce(lambda n, _: math.ceil(n / 2), plan.depths, side) for side in plan.size]
     flat = plan.depths[-1] * math.prod(left)
     return [nn.Flatten(), nn.ReLU(), nn.Linear(flat, plan.features), nn.ReLU()]

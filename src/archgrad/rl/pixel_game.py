@@ -1,4 +1,4 @@
-"""A small game of images, to try agents on: gather gems, avoid traps, on levels by seed."""
+"""A small game of images to try agents on: collect gems, avoid traps, on levels by seed."""
 
 from __future__ import annotations
 
@@ -20,42 +20,48 @@ Image = NDArray[np.uint8]
 MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
 
-class Gems(gymnasium.Env[Image, np.int64]):
-    """A walled square: images [size, size, 3] of a pixel a field, four actions: up, down, left, right.
+class PixelGame(gymnasium.Env[Image, np.int64]):
+    """A walled square with one pixel per field: images [size, size, 3], four actions: up, down, left, right.
 
-    A gem earns 1 and is gone; a trap costs 1 and ends the episode, and so does the last gem; after `longest` steps an
-    episode is cut. The seed given to `reset` is the level: it says where everything stands. The highest return is
-    `gems`.
+    A gem earns 1 and disappears. A trap costs 1 and ends the episode; the last gem ends it too. After `max_steps`
+    steps an episode is truncated. The seed given to `reset` is the level: it decides where everything stands. The
+    highest return is `gems`.
 
     Args:
-        size: of the square, walls included.
-        gems: in a level.
-        traps: in a level.
-        blocks: walls inside.
-        longest: steps.
+        size: of the square in fields, walls included.
+        gems: number in a level.
+        traps: number in a level.
+        blocks: number of walls inside the square.
+        max_steps: length of an episode.
 
     Raises:
-        ConfigError: more things than fields.
+        ConfigError: there are more things than fields.
+
+    Example:
+        >>> from archgrad.rl import PixelGame
+        >>> image, _ = PixelGame(size=8).reset(seed=3)
+        >>> image.shape
+        (8, 8, 3)
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
 
     def __init__(
-        self, *, size: int = 8, gems: int = 5, traps: int = 3, blocks: int = 2, longest: int = 40,
+        self, *, size: int = 8, gems: int = 5, traps: int = 3, blocks: int = 2, max_steps: int = 40,
         render_mode: str | None = None,
     ) -> None:  # fmt: skip
         if gems < 1 or gems + traps + blocks + 1 > (size - 2) ** 2:
             raise ConfigError(
                 f"{gems} gems, {traps} traps, {blocks} blocks and a player do not fit into a square of {size}"
             )
-        self.size, self.counts, self.longest, self.render_mode = size, (gems, traps, blocks), longest, render_mode
+        self.size, self.counts, self.max_steps, self.render_mode = size, (gems, traps, blocks), max_steps, render_mode
         self.observation_space = Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = Discrete(len(MOVES))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Image, dict[str, Any]]:
-        """Begin a level; without a seed, one of those to come."""
+        """Begin a level: that of the seed, or the next one without a seed."""
         super().reset(seed=seed)
         gems, traps, blocks = self.counts
         inside = [(y, x) for y in range(1, self.size - 1) for x in range(1, self.size - 1)]
@@ -66,7 +72,7 @@ class Gems(gymnasium.Env[Image, np.int64]):
         return self._image(), {}
 
     def step(self, action: np.int64 | int) -> tuple[Image, float, bool, bool, dict[str, Any]]:
-        """Move, where no wall stands."""
+        """Move by one field, unless a wall stands there."""
         down, right = MOVES[int(action)]
         field = (self._player[0] + down, self._player[1] + right)
         if field not in self._walls and all(0 < side < self.size - 1 for side in field):
@@ -75,10 +81,10 @@ class Gems(gymnasium.Env[Image, np.int64]):
         trapped, found = self._player in self._traps, self._player in self._gems
         self._gems.discard(self._player)
         ended = trapped or not self._gems
-        return self._image(), float(found) - float(trapped), ended, not ended and self._steps >= self.longest, {}
+        return self._image(), float(found) - float(trapped), ended, not ended and self._steps >= self.max_steps, {}
 
     def render(self) -> Image:
-        """The image that is observed."""
+        """The present image, as observed."""
         return self._image()
 
     def _image(self) -> Image:

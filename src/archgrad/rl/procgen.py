@@ -42,6 +42,11 @@ class Procgen:
     Raises:
         ConfigError: there is no such game or mode.
         MissingExtra: procgen2 is not installed.
+
+    Example:
+        >>> import archgrad as ag
+        >>> from archgrad.rl import Procgen
+        >>> task = ag.Reinforcement(Procgen("coinrun"), train_levels=200)  # doctest: +SKIP
     """
 
     name: str
@@ -49,44 +54,48 @@ class Procgen:
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
-            raise ConfigError(f"Procgen has no game {self.name!r}; there are {', '.join(NAMES)}")
+            raise ConfigError(f"Procgen has no game {self.name!r}. Its games are {', '.join(NAMES)}.")
         if self.mode not in ("easy", "hard"):
-            raise ConfigError(f"mode={self.mode!r}: allowed are 'easy' and 'hard'")
+            raise ConfigError(f"mode={self.mode!r} was given. Allowed are 'easy' and 'hard'.")
         if importlib.util.find_spec("procgen") is None:
             raise MissingExtra("procgen2", "procgen")
 
-    def vector(self, *, envs: int, first: int, count: int) -> VectorEnv[Any, Any, Any]:
-        """So many environments side by side, of `count` levels from `first` on."""
-        return ProcgenVector(self.name, mode=self.mode, envs=envs, first=first, count=count)
+    def make_vec(self, *, num_envs: int, first_level: int, num_levels: int) -> VectorEnv[Any, Any, Any]:
+        """`num_envs` environments of `num_levels` levels from `first_level` on."""
+        return ProcgenVectorEnv(
+            self.name, mode=self.mode, num_envs=num_envs, first_level=first_level, num_levels=num_levels
+        )
 
 
-class ProcgenVector(VectorEnv[Any, Any, Any]):
+class ProcgenVectorEnv(VectorEnv[Any, Any, Any]):
     """A game in several environments; each begins its next level in the step in which one ends.
 
-    That a game ran out of time cannot be told from its other ends, and counts as one of them: nothing is ever cut.
+    Procgen does not say why a level ended, so that no episode counts as truncated.
 
     Args:
         name: of the game.
         mode: "easy" or "hard".
-        envs: number of environments.
-        first: the first level.
-        count: of levels from there on.
+        num_envs: number of environments.
+        first_level: the lowest level.
+        num_levels: number of levels.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
-    def __init__(self, name: str, *, mode: Mode, envs: int, first: int, count: int) -> None:
-        self.num_envs = envs
+    def __init__(self, name: str, *, mode: Mode, num_envs: int, first_level: int, num_levels: int) -> None:
+        self.num_envs = num_envs
         self.single_observation_space = Box(0, 255, (64, 64, 3), np.uint8)
         self.single_action_space = Discrete(15)
-        self.observation_space = batch_space(self.single_observation_space, envs)
-        self.action_space = batch_space(self.single_action_space, envs)
-        self._options = {"env_name": name, "distribution_mode": mode, "start_level": first, "num_levels": count}
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._options = {
+            "env_name": name, "distribution_mode": mode, "start_level": first_level, "num_levels": num_levels,
+        }  # fmt: skip
         self._make = _maker()
         self._game: Any = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin anew; a seed says which levels come."""
+        """Begin anew; the seed decides which levels come."""
         self.close_extras()
         # A game takes its seed where it is made, which takes it some 10 ms.
         self._game = self._make(num=self.num_envs, rand_seed=seed, **self._options)
@@ -99,7 +108,7 @@ class ProcgenVector(VectorEnv[Any, Any, Any]):
         return seen["rgb"], rewards, first, np.zeros_like(first), {}
 
     def close_extras(self) -> None:
-        """Let go of the game."""
+        """Close the game."""
         if self._game is not None:
             self._game.close()
             self._game = None

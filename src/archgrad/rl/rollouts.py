@@ -1,8 +1,9 @@
-"""The experience that an agent learns from: rollouts, their advantages, and the scale of rewards.
+"""The experience that an agent learns from: rollouts, generalized advantages, and scaled rewards.
 
-    d_t = r_t + g V(s_{t+1}) [not ended] - V(s_t),   A_t = d_t + g l A_{t+1} [same episode],   G = A + V
+    d_t = r_t + gamma V(s_{t+1}) [not terminated] - V(s_t)
+    A_t = d_t + gamma lambda A_{t+1} [same episode],   G = A + V
 
-Source: Schulman et al., generalized advantages (arXiv 1506.02438).
+Source: Schulman et al., generalized advantage estimation (arXiv 1506.02438).
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from torch import Tensor, nn
 from archgrad.rl.task import as_input
 
 if TYPE_CHECKING:
-    from archgrad.rl.vector_environment import Players
+    from archgrad.rl.vector_environment import ReplayableVectorEnv
 
 # From images [B, C, H, W] in [0, 1] to logits of the actions [B, A] and values [B].
-Play = Callable[[Tensor], tuple[Tensor, Tensor]]
+ActorCritic = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,12 @@ class Rollout:
     """N steps of experience.
 
     Attributes:
-        images: [N, C, H, W], as they were seen.
+        images: [N, C, H, W], as observed.
         actions: [N] int64.
-        log_probs: [N], of the actions, by the policy that played.
-        values: [N], V_old.
-        advantages: [N], A; brought to mean 0 and standard deviation 1 over the rollout.
-        targets: [N], G.
+        log_probs: [N], of the actions, by the policy that acted.
+        values: [N], V of that policy.
+        advantages: [N], A, with mean 0 and standard deviation 1 over the rollout.
+        returns: [N], G: the targets of the value.
     """
 
     images: Tensor
@@ -41,131 +42,145 @@ class Rollout:
     log_probs: Tensor
     values: Tensor
     advantages: Tensor
-    targets: Tensor
+    returns: Tensor
 
-    def at(self, index: Tensor, device: torch.device) -> Rollout:
-        """Some of the steps, on a device."""
-        return Rollout(*(getattr(self, one.name)[index].to(device) for one in fields(self)))
+    def select(self, index: Tensor, device: torch.device) -> Rollout:
+        """The steps at `index` [n], on a device."""
+        return Rollout(*(getattr(self, field.name)[index].to(device) for field in fields(self)))
 
 
-def advantages(
-    rewards: Tensor, values: Tensor, following: Tensor, *, ended: Tensor, over: Tensor, discount: float, trace: float
+def full_precision(values: Tensor) -> Tensor:
+    """Values [...] of a network under autocast in float32, so that probabilities are not rounded; float64 stays."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def generalized_advantages(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    *,
+    terminated: Tensor,
+    done: Tensor,
+    gamma: float,
+    gae_lambda: float,
 ) -> Tensor:
-    """Generalized advantages, [T, E]; see the top of this file.
+    """Generalized advantages [T, E]; the equations are on top of this file.
 
     Args:
         rewards: [T, E].
-        values: [T, E], of what was seen.
-        following: [T, E], of what was seen next in the same episode.
-        ended: [T, E] bool: nothing comes behind.
-        over: [T, E] bool: ended, or cut.
-        discount: g.
-        trace: l.
+        values: [T, E], of the states.
+        next_values: [T, E], of the next states in the same episodes.
+        terminated: [T, E] bool: the episode ended.
+        done: [T, E] bool: it ended or was truncated.
+        gamma: discount.
+        gae_lambda: lambda.
     """
-    found, last = torch.zeros_like(rewards), torch.zeros_like(rewards[0])
+    advantages, last = torch.zeros_like(rewards), torch.zeros_like(rewards[0])
     for t in reversed(range(len(rewards))):
-        error = rewards[t] + discount * following[t] * ~ended[t] - values[t]
-        found[t] = last = error + discount * trace * last * ~over[t]
-    return found
+        error = rewards[t] + gamma * next_values[t] * ~terminated[t] - values[t]
+        advantages[t] = last = error + gamma * gae_lambda * last * ~done[t]
+    return advantages
 
 
-class Scale:
-    """Rewards divided by the standard deviation of discounted returns, for collection alone.
+class RewardScaling:
+    """Divides rewards by the standard deviation of discounted returns; for learning alone.
 
-    Its own state is the returns so far in E environments, and the mean and variance over all that there were.
+    Its state is the running returns in E environments, and the mean and variance over all returns so far.
     """
 
-    def __init__(self, size: int, discount: float) -> None:
-        self.discount = discount
-        self.returns = torch.zeros(size, dtype=torch.float64)
+    def __init__(self, num_envs: int, gamma: float) -> None:
+        self.gamma = gamma
+        self.returns = torch.zeros(num_envs, dtype=torch.float64)
         self.count = self.mean = self.squares = 0.0
 
-    def __call__(self, rewards: Tensor, over: Tensor) -> Tensor:
-        """[E] rewards of one step, scaled, at most 10."""
-        self.returns = self.discount * self.returns + rewards.double()
+    def __call__(self, rewards: Tensor, done: Tensor) -> Tensor:
+        """The rewards [E] of one step, scaled, in [-10, 10]."""
+        self.returns = self.gamma * self.returns + rewards.double()
         before, self.count = self.count, self.count + len(rewards)
         mean, squares = float(self.returns.mean()), float(self.returns.var(correction=0)) * len(rewards)
         gap = mean - self.mean
         self.squares += squares + gap**2 * before * len(rewards) / self.count
         self.mean += gap * len(rewards) / self.count
-        self.returns[over] = 0.0
+        self.returns[done] = 0.0
         deviation: float = (self.squares / self.count + 1e-8) ** 0.5
         return (rewards / deviation).clamp(-10.0, 10.0)
 
 
-class Collector:
-    """Plays, and remembers what exact resume needs: the environments, the scale, the episodes in progress.
+class RolloutCollector:
+    """Collects rollouts; its state is all that exact resume needs: environments, reward scaling, running returns.
 
     Args:
-        players: the environments.
+        env: the environments.
         steps: of a rollout, in each environment.
-        discount: g.
-        trace: l.
+        gamma: discount.
+        gae_lambda: lambda of the advantages.
         generator: of the actions.
         device: of the agent.
     """
 
     def __init__(
         self,
-        players: Players,
+        env: ReplayableVectorEnv,
         *,
         steps: int,
-        discount: float,
-        trace: float,
+        gamma: float,
+        gae_lambda: float,
         generator: torch.Generator,
         device: torch.device,
     ) -> None:
-        self.players, self.steps, self.discount, self.trace = players, steps, discount, trace
+        self.env, self.steps, self.gamma, self.gae_lambda = env, steps, gamma, gae_lambda
         self.generator, self.device = generator, device
-        self.scale = Scale(players.size, discount)
-        self.returns = torch.zeros(players.size)
+        self.scaling = RewardScaling(env.num_envs, gamma)
+        self.episode_returns = torch.zeros(env.num_envs)
 
-    def begin(self, seed: int) -> None:
-        """New episodes everywhere."""
-        self.players.begin(seed)
-        self.returns.zero_()
-        self.scale.returns.zero_()
+    def reset(self, seed: int) -> None:
+        """Begin new episodes in all environments."""
+        self.env.reset(seed)
+        self.episode_returns.zero_()
+        self.scaling.returns.zero_()
 
     @torch.no_grad()
-    def __call__(self, agent: nn.Module) -> tuple[Rollout, list[float]]:
-        """A rollout, and the returns of the episodes that ended in it, as the environment gave them."""
-        played: list[tuple[Tensor, ...]] = []
+    def collect(self, agent: nn.Module) -> tuple[Rollout, list[float]]:
+        """A rollout, and the unscaled returns of the episodes that were over in it."""
+        rows: list[tuple[Tensor, ...]] = []
         finished: list[float] = []
         for _ in range(self.steps):
-            seen = self.players.seen
-            scores, value = self._ask(agent, seen)
+            images = self.env.images
+            scores, value = self._act(agent, images)
             action = torch.multinomial(scores.softmax(-1), 1, generator=self.generator).squeeze(1)
             log_prob = torch.log_softmax(scores, -1).gather(1, action[:, None]).squeeze(1)
-            step = self.players.step(action)
-            over = step.ended | step.cut
-            after = torch.zeros_like(value)
-            if bool(step.cut.any()):
-                after[step.cut] = self._ask(agent, step.last[step.cut])[1]
-            self.returns += step.rewards
-            finished += self.returns[over].tolist()
-            self.returns[over] = 0.0
-            reward = self.scale(step.rewards, over)
-            played.append((seen, action, log_prob, value, reward, step.ended, over, after))
-        seen, action, log_prob, value, reward, ended, over, after = (
-            torch.stack(part) for part in zip(*played, strict=True)
+            step = self.env.step(action)
+            final_value = torch.zeros_like(value)
+            if bool(step.truncated.any()):
+                final_value[step.truncated] = self._act(agent, step.final_images[step.truncated])[1]
+            self.episode_returns += step.rewards
+            finished += self.episode_returns[step.done].tolist()
+            self.episode_returns[step.done] = 0.0
+            reward = self.scaling(step.rewards, step.done)
+            rows.append((images, action, log_prob, value, reward, step.terminated, step.done, final_value))
+        images, action, log_prob, value, reward, terminated, done, final_value = (
+            torch.stack(column) for column in zip(*rows, strict=True)
         )
-        following = torch.cat([value[1:], self._ask(agent, self.players.seen)[1][None]]).where(~over, after)
-        found = advantages(reward, value, following, ended=ended, over=over, discount=self.discount, trace=self.trace)
-        even = (found - found.mean()) / (found.std() + 1e-8)
-        parts = (seen, action, log_prob, value, even, found + value)
-        return Rollout(*(part.flatten(0, 1) for part in parts)), finished
+        last_value = self._act(agent, self.env.images)[1]
+        next_values = torch.cat([value[1:], last_value[None]]).where(~done, final_value)
+        advantages = generalized_advantages(
+            reward, value, next_values, terminated=terminated, done=done, gamma=self.gamma, gae_lambda=self.gae_lambda
+        )
+        normalized = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        columns = (images, action, log_prob, value, normalized, advantages + value)
+        return Rollout(*(column.flatten(0, 1) for column in columns)), finished
 
-    def _ask(self, agent: nn.Module, seen: Tensor) -> tuple[Tensor, Tensor]:
-        scores, values = agent(as_input(seen).to(self.device))
-        return scores.cpu(), values.cpu()
+    def _act(self, agent: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        scores, values = agent(as_input(images).to(self.device))
+        return full_precision(scores).cpu(), full_precision(values).cpu()
 
     def state_dict(self) -> dict[str, Any]:
-        """The environments, the scale and the episodes in progress."""
-        scale = {k: v for k, v in vars(self.scale).items() if k != "discount"}
-        return {"players": self.players.state_dict(), "scale": scale, "returns": self.returns}
+        """The environments, the reward scaling and the returns of the episodes in progress."""
+        scaling = {name: value for name, value in vars(self.scaling).items() if name != "gamma"}
+        return {"env": self.env.state_dict(), "scaling": scaling, "episode_returns": self.episode_returns}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where `state_dict` left off."""
-        self.players.load_state_dict(state["players"])
-        vars(self.scale).update(state["scale"])
-        self.returns = state["returns"]
+        """Go on from what `state_dict` returned."""
+        self.env.load_state_dict(state["env"])
+        vars(self.scaling).update(state["scaling"])
+        self.episode_returns = state["episode_returns"]

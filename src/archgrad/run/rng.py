@@ -70,6 +70,8 @@ class Randomness:
         for name, generator in self._own.items():
             if name in self._waiting:
                 generator.set_state(self._waiting[name])
+            else:  # made after the state was taken
+                generator.manual_seed(self._derived(name))
 
     def _set_global(self, state: State) -> None:
         torch.set_rng_state(state["torch"])

@@ -23,7 +23,7 @@ _MOST_CELLS = 12
 _SEEN = {"return_train": "levels trained on", "return_unseen": "unseen levels"}
 
 
-def animated(frames: NDArray[Any]) -> str:
+def encode_gif(frames: NDArray[Any]) -> str:
     """Images as an animated GIF in one line, a data URI of at most `LARGEST` bytes, with every n-th image if need be.
 
     Args:
@@ -49,7 +49,7 @@ def film(record: Mapping[str, Any]) -> str | None:
     """The record's film, once it is sure to be one.
 
     Raises:
-        RunError: it is something else than `animated` makes.
+        RunError: it is something else than `encode_gif` makes.
     """
     data_uri = record.get("film")
     if data_uri and not (isinstance(data_uri, str) and _FILM.fullmatch(data_uri)):
