@@ -23,9 +23,15 @@ from typing import Any
 import torch
 
 import archgrad as ag
-from archgrad.control.benchmark_systems import Equations, cart_pole, classical_ilqr, vehicle
-from archgrad.control.dynamics_space import dynamics_space
-from archgrad.control.nnilqr import ADAM, NnilqrTerms
+from archgrad.control import (
+    DYNAMICS_RECIPE,
+    Equations,
+    NnilqrTerms,
+    cart_pole,
+    classical_ilqr,
+    dynamics_space,
+    vehicle,
+)
 
 SYSTEMS: dict[str, Callable[[], Equations]] = {"vehicle": vehicle, "cart_pole": cart_pole}
 CLASSICAL: dict[str, dict[str, float]] = {
@@ -34,7 +40,7 @@ CLASSICAL: dict[str, dict[str, float]] = {
     "iLQR, same smoothing": {"smoothing": 5.0},
     "iLQR, same smoothing, damped": {"smoothing": 5.0, "damping": 1.0},
 }
-SEARCH = functools.partial(ag.darts, search_recipe=ag.Recipe(optimizer_factory=ADAM))
+SEARCH = functools.partial(ag.darts, search_recipe=DYNAMICS_RECIPE)
 NEURAL: dict[str, dict[str, Any]] = {
     "neural iLQR": {"terms": NnilqrTerms()},
     "neural iLQR, searched network": {"terms": NnilqrTerms(), "search": SEARCH},

@@ -27,9 +27,7 @@ from torch import nn
 import archgrad as ag
 from archgrad.choices.modules import InputChoice
 from archgrad.choices.relaxations import Open
-from archgrad.rl.pixel_game import PixelGame
-from archgrad.rl.ppo import PpoTerms
-from archgrad.rl.procgen import Procgen
+from archgrad.rl import PixelGame, PpoTerms, Procgen
 
 PIXEL_STEPS, PIXEL_SEEDS = {"pixel": 61_440, "longer": 1_048_576}, 3
 PROCGEN_STEPS, GAMES = 8_192, ("coinrun", "bigfish")

@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 import archgrad as ag
-from archgrad.control.benchmark_systems import Policy, Trajectory, quadratic
-from archgrad.control.dynamics_space import dynamics_space
-from archgrad.control.nnilqr import ADAM, NnilqrTerms
+from archgrad.control import DYNAMICS_RECIPE, NnilqrTerms, Policy, Trajectory, dynamics_space, quadratic_cost
 
 
 class Rig:
@@ -27,7 +25,7 @@ class Rig:
     start = torch.tensor([math.pi, 0.0], dtype=torch.float64)
     low, high = torch.tensor([-4.0], dtype=torch.float64), torch.tensor([4.0], dtype=torch.float64)
     horizon = 60
-    cost = quadratic(weights=(1.0, 0.1, 0.01), target=(0.0, 0.0, 0.0), last=(300.0, 30.0, 0.01))
+    cost = quadratic_cost(weights=(1.0, 0.1, 0.01), target=(0.0, 0.0, 0.0), last=(300.0, 30.0, 0.01))
 
     def __init__(self) -> None:
         self.rollouts = 0
@@ -55,7 +53,7 @@ def main() -> None:
         dynamics_space(states=2, actions=1),
         rig,
         ag.Run(trials=13 if smoke else 60, seed=0, folder=None if smoke else "runs/rig"),
-        search=functools.partial(ag.darts, search_recipe=ag.Recipe(optimizer_factory=ADAM)),
+        search=functools.partial(ag.darts, search_recipe=DYNAMICS_RECIPE),
         terms=NnilqrTerms(fit=20, refit=5, search=10) if smoke else NnilqrTerms(fit=500, search=500),
     )
     print(found.report())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.choices.relaxations import Open
-from archgrad.rl.pixel_game import PixelGame
+from archgrad.rl import PixelGame
 
 ENVS, STEPS, DISCOUNT = 32, 16, 0.97
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from archgrad.control.benchmark_systems import Cost, Environment, classical_ilqr
+from archgrad.control.gymnasium_system import GymnasiumSystem
+from archgrad.control.ilqr import classical_ilqr
+from archgrad.control.system import Cost
 from archgrad.errors import ConfigError, DataError, MissingExtra
 
 COST = Cost(lambda x, u: (1.0 - x[0]) + 0.1 * x[2] ** 2 + 0.01 * u[0] ** 2)
@@ -18,7 +20,7 @@ COST = Cost(lambda x, u: (1.0 - x[0]) + 0.1 * x[2] ** 2 + 0.01 * u[0] ** 2)
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     with pytest.raises(MissingExtra, match=r"archgrad\[rl\]"):
-        Environment("Pendulum-v1", COST)
+        GymnasiumSystem("Pendulum-v1", COST)
 
 
 gymnasium: Any = pytest.importorskip("gymnasium", reason="gymnasium comes with the extra rl")
@@ -54,43 +56,43 @@ def none(t: int, x: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_pendulum_is_tried_counted_and_starts_anew_each_time() -> None:
-    system = Environment("Pendulum-v1", COST, horizon=30, seed=3)
+    system = GymnasiumSystem("Pendulum-v1", COST, horizon=30, seed=3)
     first, again = system.rollout(none), system.rollout(none)
     assert system.rollouts == 2 and torch.equal(first.states, again.states) and first.finite
     assert torch.equal(first.states[0], system.start) and first.states.shape == (30, 3)
     COST.check(first)
     hard = system.rollout(lambda t, x: torch.tensor([100.0]))
     assert bool((hard.actions == 2.0).all()) and COST.of(hard) != COST.of(first)
-    assert Environment("Pendulum-v1", COST).horizon == 200
+    assert GymnasiumSystem("Pendulum-v1", COST).horizon == 200
     with pytest.raises(ConfigError, match="no equations"):
         classical_ilqr(system)  # type: ignore[arg-type]
 
 
 def test_an_error_is_named_with_its_step() -> None:
     with pytest.raises(DataError, match="Fragile raised RuntimeError in step 2 of rollout 1: the cable is out"):
-        Environment(Fragile("raises"), SQUARE, horizon=6).rollout(none)
+        GymnasiumSystem(Fragile("raises"), SQUARE, horizon=6).rollout(none)
 
 
 @pytest.mark.parametrize(("failure", "length"), [("nan", 4), ("ends", 4), ("", 6)])
 def test_what_turns_nan_or_ends_early_costs_infinitely_much(failure: str, length: int) -> None:
-    tried = Environment(Fragile(failure), SQUARE, horizon=6).rollout(none)
+    tried = GymnasiumSystem(Fragile(failure), SQUARE, horizon=6).rollout(none)
     assert tried.length == length and tried.finite == (not failure)
     assert (SQUARE.of(tried) == float("inf")) == bool(failure)
     assert bool(torch.isfinite(tried.states[:3]).all())
 
 
 def test_an_episode_that_ends_with_the_horizon_is_whole() -> None:
-    assert Environment(Fragile("ends"), SQUARE, horizon=4).rollout(none).finite
+    assert GymnasiumSystem(Fragile("ends"), SQUARE, horizon=4).rollout(none).finite
 
 
 @pytest.mark.parametrize("space", [gymnasium.spaces.Discrete(3), gymnasium.spaces.Box(-1, 1, (2, 2))])
 def test_actions_that_are_no_vector_are_refused(space: Any) -> None:
     with pytest.raises(ConfigError, match="continuous ones, a Box of one dimension"):
-        Environment(Fragile(space=space), SQUARE, horizon=6)
+        GymnasiumSystem(Fragile(space=space), SQUARE, horizon=6)
 
 
 def test_an_unknown_name_and_a_missing_horizon_are_refused() -> None:
     with pytest.raises(ConfigError, match="Pendulums"):
-        Environment("Pendulums-v1", SQUARE)
-    with pytest.raises(ConfigError, match=r"give horizon="):
-        Environment(Fragile(), SQUARE)
+        GymnasiumSystem("Pendulums-v1", SQUARE)
+    with pytest.raises(ConfigError, match=r"Give horizon="):
+        GymnasiumSystem(Fragile(), SQUARE)

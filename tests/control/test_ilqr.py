@@ -8,18 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from archgrad.control import benchmark_systems as control
-from archgrad.control.benchmark_systems import (
-    Cost,
-    Equations,
-    Trajectory,
-    cart_pole,
+from archgrad.control import ilqr
+from archgrad.control.benchmark_systems import cart_pole, vehicle
+from archgrad.control.ilqr import (
+    Candidate,
+    backward_pass,
     classical_ilqr,
-    quadratic,
-    vehicle,
+    jacobians_along,
+    line_search,
+    smooth_jacobians,
 )
-from archgrad.control.ilqr import Better, backward, derivatives, line_search, smooth
-from archgrad.control.system import probe
+from archgrad.control.system import Cost, Equations, Trajectory, quadratic_cost, scattered_points
 from archgrad.errors import ConfigError, NonFiniteError
 
 A = torch.tensor([[1.0, 0.1], [-0.2, 0.9]], dtype=torch.float64)
@@ -29,7 +28,7 @@ WIDE = torch.tensor([1e3], dtype=torch.float64)
 
 def linear(*, horizon: int = 20, bound: Tensor = WIDE, weights: tuple[float, ...] = (1.0, 0.5, 0.3)) -> Equations:
     return Equations(
-        name="linear", step=lambda x, u: A @ x + B @ u, cost=quadratic(weights, (0.0,) * 3, (3.0, 2.0, 0.3)),
+        name="linear", step=lambda x, u: A @ x + B @ u, cost=quadratic_cost(weights, (0.0,) * 3, (3.0, 2.0, 0.3)),
         start=torch.tensor([1.0, -2.0]), low=-bound, high=bound, horizon=horizon,
     )  # fmt: skip
 
@@ -65,9 +64,9 @@ def test_one_iteration_solves_a_linear_quadratic_problem_from_any_start(seed: in
 def test_the_promised_change_is_the_true_one_and_gains_are_those_of_the_riccati_equation() -> None:
     system = linear()
     first = system.simulate(lambda t, x: torch.ones(1).double())
-    jacobians = derivatives(system.step, first.states, first.actions)
+    jacobians = jacobians_along(system.step, first.states, first.actions)
     torch.testing.assert_close(jacobians[3], torch.cat([A, B], 1))
-    gains = backward(jacobians, *system.cost.expand(first))
+    gains = backward_pass(jacobians, *system.cost.expand(first))
     for size in (1.0, 0.3):
         after = system.cost.of(system.simulate(gains.policy(first, size)))
         promised = size * gains.linear + size**2 / 2 * gains.quadratic
@@ -81,16 +80,16 @@ def test_the_promised_change_is_the_true_one_and_gains_are_those_of_the_riccati_
 def test_without_slope_there_is_no_step_and_with_it_there_is() -> None:
     system = linear()
     still = Trajectory(torch.zeros(20, 2).double(), torch.zeros(20, 1).double(), 20)
-    jacobians = derivatives(system.step, still.states, still.actions)
-    assert torch.equal(backward(jacobians, *system.cost.expand(still)).steps, torch.zeros(20, 1).double())
+    jacobians = jacobians_along(system.step, still.states, still.actions)
+    assert torch.equal(backward_pass(jacobians, *system.cost.expand(still)).offsets, torch.zeros(20, 1).double())
     moved = Trajectory(still.states + 1.0, still.actions, 20)
-    assert float(backward(jacobians, *system.cost.expand(moved)).steps.abs().max()) > 0.1
+    assert float(backward_pass(jacobians, *system.cost.expand(moved)).offsets.abs().max()) > 0.1
 
 
 @pytest.mark.parametrize("system", [vehicle(), cart_pole()], ids=lambda one: one.name)
 def test_jacobians_are_the_differences_of_the_step(system: Equations) -> None:
-    around = probe(system)
-    found = derivatives(system.step, around.states, around.actions)
+    around = scattered_points(system)
+    found = jacobians_along(system.step, around.states, around.actions)
     n = len(system.start)
     for t in (0, 7):
         z = around.points[t]
@@ -102,10 +101,10 @@ def test_jacobians_are_the_differences_of_the_step(system: Equations) -> None:
 
 def test_smoothing_leaves_what_is_constant_and_sigma_0_leaves_everything() -> None:
     noisy = torch.randn(30, 2, 3, dtype=torch.float64)
-    assert torch.equal(smooth(noisy, 0.0), noisy)
+    assert torch.equal(smooth_jacobians(noisy, 0.0), noisy)
     constant = noisy[:1].expand(30, 2, 3).contiguous()
-    torch.testing.assert_close(smooth(constant, 5.0), constant)
-    assert float(smooth(noisy, 5.0).diff(dim=0).abs().mean()) < 0.2 * float(noisy.diff(dim=0).abs().mean())
+    torch.testing.assert_close(smooth_jacobians(constant, 5.0), constant)
+    assert float(smooth_jacobians(noisy, 5.0).diff(dim=0).abs().mean()) < 0.2 * float(noisy.diff(dim=0).abs().mean())
 
 
 def test_first_costs_and_what_classical_ilqr_reaches() -> None:
@@ -121,7 +120,7 @@ def test_the_cart_pole_is_swung_up(
     added: float, cost: float, iterations: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is added to Q_uu decides the second digit behind the point; with 3e-8 it is that of another program."""
-    monkeypatch.setattr(control, "backward", lambda *given, damping: backward(*given, damping=damping + added))
+    monkeypatch.setattr(ilqr, "backward_pass", lambda *given, damping: backward_pass(*given, damping=damping + added))
     found = classical_ilqr(cart_pole())
     assert found.costs[0] == pytest.approx(100166.6151, abs=1e-4)
     assert (found.cost, found.iterations) == (pytest.approx(cost, abs=1e-2), pytest.approx(iterations, abs=5))
@@ -139,7 +138,7 @@ def test_damping_takes_over_where_no_step_helps() -> None:
 
 def test_a_last_action_without_weight_gives_no_step_and_no_error() -> None:
     system = linear()
-    system.cost = quadratic((1.0, 0.5, 0.3), (0.0,) * 3, (3.0, 2.0, 0.0))
+    system.cost = quadratic_cost((1.0, 0.5, 0.3), (0.0,) * 3, (3.0, 2.0, 0.0))
     found = classical_ilqr(system)
     assert math.isfinite(found.cost) and float(found.trajectory.actions[-1]) == 0.0
 
@@ -170,7 +169,7 @@ def test_a_horizon_of_one_has_an_action_and_no_dynamics() -> None:
 def test_what_blows_up_is_passed_over_by_the_line_search_and_refused_at_the_start() -> None:
     system = linear()
     around = system.simulate(lambda t, x: torch.zeros(1).double())
-    gains = backward(derivatives(system.step, around.states, around.actions), *system.cost.expand(around))
+    gains = backward_pass(jacobians_along(system.step, around.states, around.actions), *system.cost.expand(around))
     seen = []
 
     def fragile(policy: object) -> Trajectory:
@@ -178,8 +177,8 @@ def test_what_blows_up_is_passed_over_by_the_line_search_and_refused_at_the_star
         good = system.simulate(policy)  # type: ignore[arg-type]
         return Trajectory(good.states * torch.nan, good.actions, 20) if len(seen) < 3 else good
 
-    better = line_search(fragile, system.cost, Better(around, system.cost.of(around), 0.0), gains=gains)
-    assert better is not None and better.size == 0.25
+    better = line_search(fragile, system.cost, Candidate(around, system.cost.of(around), 0.0), gains=gains)
+    assert better is not None and better.step_size == 0.25
     system.step = lambda x, u: x * 1e200
     with pytest.raises(NonFiniteError, match="first trajectory of linear is not finite"):
         classical_ilqr(system)
@@ -197,11 +196,13 @@ def test_what_blows_up_is_passed_over_by_the_line_search_and_refused_at_the_star
 def test_a_cost_without_gradient_is_refused(stage: object, message: str) -> None:
     cost = Cost(stage)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=message):
-        cost.check(probe(linear(bound=torch.ones(1).double())))
+        cost.check(scattered_points(linear(bound=torch.ones(1).double())))
 
 
 def test_a_cost_with_a_kink_is_taken() -> None:
-    Cost(lambda x, u: x.abs().sum() + u.clamp(min=0.0).sum()).check(probe(linear(bound=torch.ones(1).double())))
+    Cost(lambda x, u: x.abs().sum() + u.clamp(min=0.0).sum()).check(
+        scattered_points(linear(bound=torch.ones(1).double()))
+    )
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_a_cost_with_a_kink_is_taken() -> None:
 def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, object], message: str) -> None:
     given = {"start": torch.zeros(2), "low": -torch.ones(1), "high": torch.ones(1), "horizon": 5} | wrong
     with pytest.raises(ConfigError, match=message):
-        Equations(name="x", step=lambda x, u: x, cost=quadratic((1, 1, 1), (0, 0, 0)), **given)  # type: ignore[arg-type]
+        Equations(name="x", step=lambda x, u: x, cost=quadratic_cost((1, 1, 1), (0, 0, 0)), **given)  # type: ignore[arg-type]
 
 
 def test_classical_ilqr_needs_equations() -> None:

@@ -23,10 +23,12 @@ import torch
 from torch import Tensor, nn
 
 import archgrad as ag
-from archgrad.control.benchmark_systems import Cost, Equations, Policy, Trajectory, classical_ilqr, quadratic
 from archgrad.control.dynamics_space import dynamics_space
-from archgrad.control.nnilqr import ADAM, NnilqrTerms
+from archgrad.control.ilqr import classical_ilqr
+from archgrad.control.nnilqr import DYNAMICS_RECIPE, NnilqrTerms
+from archgrad.control.system import Cost, Equations, Policy, Trajectory, quadratic_cost
 from archgrad.errors import ConfigError, DataError, NonFiniteError
+from archgrad.run import budget
 
 SHORT = NnilqrTerms(explore=4, fit=150, refit=15, search=40)
 BRIEF = NnilqrTerms(explore=4, fit=30, refit=5, search=20)  # where each step is saved
@@ -40,7 +42,7 @@ def swing(x: Tensor, u: Tensor) -> Tensor:
 
 def pendulum(*, horizon: int = 20, cost: Cost | None = None, kind: type[Equations] = Equations) -> Equations:
     return kind(
-        name="pendulum", step=swing, cost=cost or quadratic((1.0, 0.1, 0.1), (0.0,) * 3),
+        name="pendulum", step=swing, cost=cost or quadratic_cost((1.0, 0.1, 0.1), (0.0,) * 3),
         start=torch.tensor([1.0, 0.0]), low=-3.0 * ONE, high=3.0 * ONE, horizon=horizon,
     )  # fmt: skip
 
@@ -127,7 +129,7 @@ class Slow(t.Equations):
 output = t.ag.Output(checkpoint_seconds=0.0)
 t.ag.nnilqr(t.space(), t.pendulum(kind=Slow), t.quiet(folder={folder!r}, output=output), **t.SEARCHED)
 """
-SEARCHED = {"search": functools.partial(ag.darts, optimizer=ADAM), "terms": BRIEF}
+SEARCHED = {"search": functools.partial(ag.darts, search_recipe=DYNAMICS_RECIPE), "terms": BRIEF}
 
 
 def space() -> nn.Module:
@@ -156,6 +158,57 @@ def test_a_network_is_searched_and_a_killed_run_resumes_exactly(tmp_path: Path) 
     assert [pick["choice"] for pick in whole.record["picks"]] == ["block0", "block1"]
     assert resumed.score == whole.score
     assert all(torch.equal(t, whole.network.state_dict()[n]) for n, t in resumed.network.state_dict().items())
+
+
+class Clock:
+    """Stands still but for a second a rollout."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clocked(monkeypatch: pytest.MonkeyPatch) -> type[Equations]:
+    """Systems whose rollouts take a second each, where nothing else takes time."""
+    clock = Clock()
+    monkeypatch.setattr(budget, "time", clock)
+
+    class Timed(Equations):
+        def rollout(self, policy: Policy) -> Trajectory:
+            clock.now += 1.0
+            return Equations.rollout(self, policy)
+
+    return Timed
+
+
+@pytest.mark.parametrize(
+    ("trials", "seconds", "least", "most"),
+    [(None, 40.0, 40, 44), (14, 1e6, 14, 14), (200, 30.0, 30, 34)],
+    ids=["seconds alone", "trials within seconds", "seconds within trials"],
+)
+def test_it_stops_when_its_seconds_or_its_rollouts_are_used_up(
+    clocked: type[Equations], trials: int | None, seconds: float, least: int, most: int
+) -> None:
+    """A step of the control takes at most 5 rollouts, the last of which may end after the time."""
+    system = pendulum(kind=clocked)
+    found = ag.nnilqr(None, system, quiet(trials=trials, seconds=seconds), terms=BRIEF)
+    assert least <= system.rollouts == found.costs["rollouts"] <= most
+    assert sum(row["phase"] == "explore" for row in found.history) == 0
+    assert [row["phase"] for row in found.history if "cost" in row].count("control") >= 2
+
+
+def test_seconds_that_end_in_the_exploration_are_refused(clocked: type[Equations]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"seconds=10.0 were given, and 30% of them end after 3 of 5 first rollouts"
+    ):
+        ag.nnilqr(None, pendulum(kind=clocked), quiet(trials=None, seconds=10.0), terms=BRIEF)
+
+
+def test_a_recipe_that_chooses_final_weights_is_refused() -> None:
+    with pytest.raises(ConfigError, match="trained on after each step"):
+        ag.nnilqr(None, pendulum(), quiet(), terms=BRIEF, recipe=ag.Recipe(average=0.9))
 
 
 def test_a_rollout_that_turns_nan_is_passed_over_and_told() -> None:
@@ -194,10 +247,10 @@ def unbounded() -> Equations:
     ("system", "run", "options", "message"),
     [
         (pendulum(), {"epochs": 3}, {}, "real rollouts"),
-        (pendulum(), {"trials": 5}, {}, "trials=5 real rollouts, and 5"),
+        (pendulum(), {"trials": 5}, {}, "trials=5 real rollouts were given, and 5"),
         (pendulum(horizon=1), {}, {}, "horizon of 1"),
         (unbounded(), {}, {}, "finite bounds"),
-        (pendulum(), {}, {"search": ag.darts}, "give both"),
+        (pendulum(), {}, {"search": ag.darts}, "Give both"),
         (pendulum(cost=Cost(lambda x, u: float(x[0]) * u.sum())), {}, {}, "cannot be differentiated"),
     ],
 )
@@ -210,17 +263,17 @@ def test_what_cannot_be_is_refused_before_anything_is_tried(
 
 
 def test_a_space_needs_a_search_and_numbers_make_sense() -> None:
-    with pytest.raises(ConfigError, match="give both"):
+    with pytest.raises(ConfigError, match="Give both"):
         ag.nnilqr(dynamics_space(2, 1), pendulum(), quiet(), terms=SHORT)
-    with pytest.raises(ConfigError, match="counts are 1 or more"):
+    with pytest.raises(ConfigError, match="counts from 1 up"):
         NnilqrTerms(explore=0)
 
 
 def test_a_gymnasium_pendulum_costs_less_than_without_action() -> None:
     pytest.importorskip("gymnasium", reason="gymnasium comes with the extra rl")
-    from archgrad.control.benchmark_systems import Environment
+    from archgrad.control.gymnasium_system import GymnasiumSystem
 
-    system = Environment("Pendulum-v1", Cost(lambda x, u: 1.0 - x[0] + 0.01 * u @ u), horizon=30, seed=2)
+    system = GymnasiumSystem("Pendulum-v1", Cost(lambda x, u: 1.0 - x[0] + 0.01 * u @ u), horizon=30, seed=2)
     found = ag.nnilqr(None, system, quiet(trials=20), terms=SHORT)
     costs = found.record["control"]["costs"]
     assert costs[-1][1] < 0.9 * costs[0][1] and system.rollouts == found.costs["rollouts"]

@@ -1,4 +1,4 @@
-"""A space of small networks for the dynamics of a system: width, activation and depth of residual blocks."""
+"""A search space of networks for the dynamics of a system: depth, width and activation of residual blocks."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from torch import Tensor, nn
 
 from archgrad.choices.modules import OpChoice
 
-# Smooth ones: Jacobians of ReLU networks are constant in pieces.
+# Smooth ones, because the Jacobians of ReLU networks are piecewise constant.
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "silu": nn.SiLU}
 WIDTHS = (32, 128)
 
 
-class Nothing(nn.Module):
-    """No block: zeros, whatever the input [B, F] holds."""
+class NoBlock(nn.Module):
+    """In place of a block: zeros, whatever the input [B, F] is."""
 
     always_zero = True
 
@@ -22,18 +22,18 @@ class Nothing(nn.Module):
 
 
 class DynamicsSpace(nn.Module):
-    """h = stem(z), h = h + block_i(h) for each block, head(h); each block is one of several, or none."""
+    """h = stem(z), h = h + block_i(h) for each block, head(h); each block is one of several candidates, or none."""
 
     def __init__(self, states: int, actions: int, *, features: int, blocks: int) -> None:
         super().__init__()
         self.stem = nn.Linear(states + actions, features)
         self.blocks = nn.ModuleList(
-            OpChoice({"none": Nothing(), **_candidates(features)}, name=f"block{i}") for i in range(blocks)
+            OpChoice({"none": NoBlock(), **_candidates(features)}, name=f"block{i}") for i in range(blocks)
         )
         self.head = nn.Linear(features, states)
 
     def forward(self, points: Tensor) -> Tensor:
-        """Scaled changes of the state [B, n] from scaled states beside actions [B, n + m]."""
+        """Scaled changes of the state [B, n] from scaled states and actions [B, n + m]."""
         hidden = self.stem(points)
         for block in self.blocks:
             hidden = hidden + block(hidden)
@@ -42,12 +42,18 @@ class DynamicsSpace(nn.Module):
 
 
 def dynamics_space(states: int, actions: int, *, features: int = 32, blocks: int = 3) -> DynamicsSpace:
-    """A space for `archgrad.nnilqr`: 3 blocks, each none, or 32 or 128 units of tanh or SiLU.
+    """A space for `archgrad.nnilqr`: each block is none, or has 32 or 128 units of tanh or SiLU.
 
     Args:
-        states, actions: n and m; it takes [B, n + m] and gives [B, n].
+        states, actions: n and m; a network takes [B, n + m] and gives [B, n].
         features: width between the blocks.
         blocks: their largest number.
+
+    Example:
+        >>> import torch
+        >>> from archgrad.control import dynamics_space
+        >>> space = dynamics_space(states=2, actions=1)
+        >>> list(space(torch.rand(5, 3)).shape) if space else None  # doctest: +SKIP
     """
     return DynamicsSpace(states, actions, features=features, blocks=blocks)
 

@@ -1,4 +1,4 @@
-"""A gymnasium environment as a system to control."""
+"""An environment of gymnasium as a system to control."""
 
 from __future__ import annotations
 
@@ -8,62 +8,68 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from archgrad.control.system import Cost, Policy, Trajectory, check
+from archgrad.control.system import Cost, Policy, Trajectory, check_system
 from archgrad.errors import ConfigError, DataError, MissingExtra
 
 if TYPE_CHECKING:
     import gymnasium
 
 
-class Environment:
+class GymnasiumSystem:
     """A gymnasium environment with continuous actions, reset to the same state before each rollout.
 
-    The observation is the state. An episode that ends before the horizon is a rollout that failed: what was seen of
-    it is learnt from, and its trajectory is not accepted.
+    The observation is the state. An episode that ends before the horizon is a failed rollout: the network learns from
+    it, and its trajectory is not accepted.
 
     Args:
         env: the environment, or its name, such as "Pendulum-v1".
         cost: of a trajectory; the environment's reward is not read, since it has no gradient.
-        horizon: T, the number of states; default: what the environment registers as its length.
+        horizon: T, the number of states; default: the length that the environment registers.
         seed: of each reset.
 
     Attributes:
         start, low, high: first state [n] and bounds of the actions [m].
-        rollouts: how often it was tried.
+        rollouts: number of rollouts so far.
 
     Raises:
-        ConfigError: actions or observations that are no vectors of numbers, or no horizon.
+        ConfigError: actions or observations are no vectors of numbers, or there is no horizon.
         MissingExtra: gymnasium is not installed; it comes with the extra `rl`.
+
+    Example:
+        >>> from archgrad.control import Cost, GymnasiumSystem
+        >>> system = GymnasiumSystem("Pendulum-v1", Cost(lambda x, u: 1.0 - x[0]), horizon=20)
+        >>> list(system.start.shape), system.low.tolist()
+        ([3], [-2.0])
     """
 
     def __init__(
         self, env: str | gymnasium.Env[Any, Any], cost: Cost, *, horizon: int | None = None, seed: int = 0
     ) -> None:
-        self.env: Any = _made(env) if isinstance(env, str) else env
+        self.env: Any = _make(env) if isinstance(env, str) else env
         self.name = self.env.spec.id if self.env.spec else type(self.env.unwrapped).__name__
         self.cost, self.seed, self.rollouts = cost, seed, 0
         length = horizon if horizon is not None or not self.env.spec else self.env.spec.max_episode_steps
         if length is None:
-            raise ConfigError(f"{self.name} registers no length; give horizon=...")
+            raise ConfigError(f"{self.name} registers no length. Give horizon=....")
         self.horizon: int = length
         action: Any = self.env.action_space
-        seen: Any = self.env.observation_space
+        observation: Any = self.env.observation_space
         if type(action).__name__ != "Box" or len(action.shape) != 1:
             raise ConfigError(
-                f"{self.name} has the actions {action}; control by gradients takes continuous ones, "
-                f"a Box of one dimension"
+                f"{self.name} has the actions {action}. Control by gradients takes continuous ones, "
+                f"a Box of one dimension."
             )
-        if type(seen).__name__ != "Box" or len(seen.shape) != 1:
+        if type(observation).__name__ != "Box" or len(observation.shape) != 1:
             raise ConfigError(
-                f"{self.name} has the observations {seen}; take an environment whose "
-                f"observation is its state, a Box of one dimension, or flatten it"
+                f"{self.name} has the observations {observation}. Take an environment whose "
+                f"observation is its state, a Box of one dimension, or flatten it."
             )
         self.low, self.high = (torch.tensor(v).double() for v in (action.low, action.high))
         self.start = _state(self.env.reset(seed=seed)[0])
-        check(self)
+        check_system(self)
 
     def rollout(self, policy: Policy) -> Trajectory:
-        """Try a policy from the same first state; counted.
+        """Try a policy from the same first state; counts the rollout.
 
         Raises:
             DataError: the environment raised an error, which is named.
@@ -82,13 +88,13 @@ class Environment:
                 x, ended = _state(observed), bool(terminated or truncated)
         except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, OSError, AssertionError) as error:
             raise DataError(
-                f"{self.name} raised {type(error).__name__} in step {t} of rollout {self.rollouts}: {error}. What "
-                f"was measured is in the run's folder: put the environment right and run the same program again"
+                f"{self.name} raised {type(error).__name__} in step {t} of rollout {self.rollouts}: {error}. The "
+                f"run's folder holds what was measured. Repair the environment and run the same program again."
             ) from error
         return Trajectory(states, actions, t + 1)
 
 
-def _made(name: str) -> Any:
+def _make(name: str) -> Any:
     try:
         import gymnasium
     except ImportError as error:
@@ -96,7 +102,7 @@ def _made(name: str) -> Any:
     try:
         return gymnasium.make(name)
     except gymnasium.error.Error as error:
-        raise ConfigError(f"gymnasium makes no environment {name!r}: {error}") from error
+        raise ConfigError(f"gymnasium cannot make {name!r}: {error}") from error
 
 
 def _state(observed: object) -> Tensor:

@@ -1,4 +1,4 @@
-"""What control by a learnt network is made of: the best trajectory so far, its gains, and the result on record."""
+"""The trajectory that control improves step by step: its state, the gains around it, and its report."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from archgrad import files
 from archgrad.choices.architecture import Architecture
-from archgrad.control.dynamics_model import Dynamics
-from archgrad.control.ilqr import Better, Gains, backward, derivatives, smooth
+from archgrad.control.dynamics_model import DynamicsModel
+from archgrad.control.ilqr import Candidate, Gains, backward_pass, jacobians_along, smooth_jacobians
 from archgrad.control.system import Cost, Policy, System, Trajectory
 from archgrad.costs.count import params
 from archgrad.errors import NonFiniteError, RunError
@@ -29,56 +29,60 @@ control = safetensors.torch.load_file("control.safetensors")    # states [T, n],
 """
 
 
-class TrajectoryPlan:
-    """Where the search stands, and the best trajectory of all.
+class TrajectorySearch:
+    """The state of a search for a trajectory.
 
     Attributes:
-        now, best: trajectory and cost; they differ after a fresh start.
-        idle: steps in a row without a better trajectory than `now`.
+        start: the rollout without action.
+        current, best: trajectory and cost; they differ after a restart.
+        stalled: steps in a row without a better trajectory than `current`.
         costs: (real rollouts, cost of the best) at first and after each step.
     """
 
     def __init__(self) -> None:
-        self.start = self.now = self.best = Better(Trajectory(torch.empty(0, 0), torch.empty(0, 0), 0), math.inf, 0.0)
-        self.idle = 0
+        empty = Trajectory(torch.empty(0, 0), torch.empty(0, 0), 0)
+        self.start = self.current = self.best = Candidate(empty, math.inf, 0.0)
+        self.stalled = 0
         self.costs: list[tuple[int, float]] = []
 
-    def first(self, system: System, tried: Trajectory) -> None:
+    def begin(self, system: System, trajectory: Trajectory) -> None:
         """Begin with the rollout without action."""
-        self.start = self.now = self.best = Better(tried, system.cost.of(tried), 0.0)
+        self.start = self.current = self.best = Candidate(trajectory, system.cost.of(trajectory), 0.0)
         self.costs = [(1, self.best.cost)]
         if not math.isfinite(self.best.cost):
             raise NonFiniteError(
                 f"{system.name} without action is not finite, or ends before its horizon of {system.horizon} (after "
-                f"{tried.length} states): give a shorter horizon, or a system that stands it"
+                f"{trajectory.length} states). Give a shorter horizon, or a start at which the system is stable."
             )
 
-    def take(self, better: Better | None) -> float:
-        """Go on from what is better; returns by how much."""
-        if better is None:
-            self.idle += 1
+    def accept(self, candidate: Candidate | None) -> float:
+        """Go on from a better trajectory, if there is one; returns by how much the cost fell."""
+        if candidate is None:
+            self.stalled += 1
             return 0.0
-        gain, self.now, self.idle = self.now.cost - better.cost, better, 0
-        if better.cost < self.best.cost:
-            self.best = better
+        gain, self.current, self.stalled = self.current.cost - candidate.cost, candidate, 0
+        if candidate.cost < self.best.cost:
+            self.best = candidate
         return gain
 
-    def again(self) -> None:
-        """Start afresh, from the rollout without action; the best stays."""
-        self.now, self.idle = self.start, 0
+    def restart(self) -> None:
+        """Go back to the rollout without action; the best trajectory stays."""
+        self.current, self.stalled = self.start, 0
 
     def state_dict(self) -> dict[str, Any]:
         """What exact resume needs."""
-        parts = {"start": self.start, "now": self.now, "best": self.best}
-        held = {name: [b.trajectory.states, b.trajectory.actions, b.cost, b.size] for name, b in parts.items()}
-        return {**held, "idle": self.idle, "costs": self.costs}
+        candidates = {"start": self.start, "current": self.current, "best": self.best}
+        rows = {
+            name: [c.trajectory.states, c.trajectory.actions, c.cost, c.step_size] for name, c in candidates.items()
+        }
+        return {**rows, "stalled": self.stalled, "costs": self.costs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` left off."""
-        for name in ("start", "now", "best"):
-            states, actions, cost, size = state[name]
-            setattr(self, name, Better(Trajectory(states, actions, len(states)), cost, size))
-        self.idle, self.costs = state["idle"], list(state["costs"])
+        """Go on from what `state_dict` returned."""
+        for name in ("start", "current", "best"):
+            states, actions, cost, step_size = state[name]
+            setattr(self, name, Candidate(Trajectory(states, actions, len(states)), cost, step_size))
+        self.stalled, self.costs = state["stalled"], list(state["costs"])
 
 
 def open_loop(actions: Tensor) -> Policy:
@@ -86,57 +90,55 @@ def open_loop(actions: Tensor) -> Policy:
     return lambda t, x: actions[t]
 
 
-def solve(dynamics: Dynamics, around: Trajectory, run: Run, *, cost: Cost, sigma: float) -> Gains:
-    """The gains around a trajectory, with Jacobians of the network smoothed along time by `sigma` steps."""
-    states, actions = run.to_device((around.states.float(), around.actions.float()))
-    jacobians = smooth(derivatives(dynamics.step, states, actions), sigma)
-    return backward(jacobians, *cost.expand(around))
+def gains_around(model: DynamicsModel, trajectory: Trajectory, run: Run, *, cost: Cost, sigma: float) -> Gains:
+    """The gains around a trajectory, with Jacobians of the model smoothed along time by `sigma` steps."""
+    states, actions = run.to_device((trajectory.states.float(), trajectory.actions.float()))
+    jacobians = smooth_jacobians(jacobians_along(model.step, states, actions), sigma)
+    return backward_pass(jacobians, *cost.expand(trajectory))
 
 
-def piloted(
-    dynamics: Dynamics,
-    plan: TrajectoryPlan,
+def report_control(
+    model: DynamicsModel,
+    search: TrajectorySearch,
     run: Run,
     *,
     system: System,
     gains: Gains,
-    space: nn.Module,
     architecture: Architecture,
     record: Mapping[str, Any],
 ) -> Found:
-    """Record what control reached, and write it where the run has a folder: control.safetensors besides.
+    """The result of control; a run with a folder also gets control.safetensors.
 
     Args:
-        dynamics: the network with its scale.
-        plan: the best trajectory, as measured.
+        model: the network with its scale.
+        search: has the best trajectory, as measured.
         run: begun; it is finished here.
-        system: what was controlled.
+        system: the controlled system.
         gains: feedback around the trajectory.
-        space: the inner network as it was given.
         architecture: of the inner network.
         record: what the method adds to the report.
     """
-    network = build(dynamics, Architecture({})).cpu().eval()
-    around, cost, rollouts = plan.best.trajectory, plan.best.cost, plan.costs[-1][0]
+    network = build(model, Architecture({})).cpu().eval()
+    trajectory, cost, rollouts = search.best.trajectory, search.best.cost, search.costs[-1][0]
     size = params().of(network)
     full = {
         "after": {
-            "score": -cost, "cost": cost, "cost_at_first": plan.costs[0][1], "rollouts": rollouts, "params": size,
+            "score": -cost, "cost": cost, "cost_at_first": search.costs[0][1], "rollouts": rollouts, "params": size,
         },
         "control": {
-            "states": around.states.tolist(), "actions": around.actions.tolist(), "low": system.low.tolist(),
-            "high": system.high.tolist(), "costs": [list(one) for one in plan.costs],
+            "states": trajectory.states.tolist(), "actions": trajectory.actions.tolist(), "low": system.low.tolist(),
+            "high": system.high.tolist(), "costs": [list(row) for row in search.costs],
         },
         **conditions(run, score="score"),
         "load": LOAD,
         **record,
     }  # fmt: skip
-    example = (around.states[:1].float(), around.actions[:1].float())
+    example = (trajectory.states[:1].float(), trajectory.actions[:1].float())
     costs = {"params": size, "rollouts": rollouts}
     found = Found(architecture, network, -cost, costs, run.history, full, example)
     if run.folder and run.rank == 0:
         found.save(run.folder)
-        tensors = {"states": around.states, "actions": around.actions, "feedback": gains.feedback}
+        tensors = {"states": trajectory.states, "actions": trajectory.actions, "feedback": gains.feedback}
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         files.write_bytes(run.folder / "control.safetensors", safetensors.torch.save(contiguous), RunError)
     run.finish()

@@ -1,4 +1,4 @@
-"""Regression of measured transitions: what a network for a system's dynamics is trained and judged on."""
+"""The task of a dynamics model: regression of measured transitions."""
 
 from __future__ import annotations
 
@@ -16,24 +16,32 @@ Pairs = tuple[Tensor, Tensor]
 
 
 class Transitions:
-    """Networks judged by the squared error of one step ahead, on rollouts that they were not trained on.
+    """Prediction of the state one step ahead, judged by the squared error on other rollouts.
 
-    Inputs are [N, n + m], states beside actions, targets [N, n]; both are taken as they are, so scale them before.
+    Inputs are states and actions [N, n + m], targets [N, n]. Both are taken as they are: scale them before.
 
     Args:
         train: inputs and targets.
-        valid: the same of other rollouts; there is no test part, what counts is the cost of control.
-        batch_size: of training batches, drawn with replacement.
+        valid: the same of other rollouts. There is no test part, because the cost of control is what counts.
+        batch_size: of training batches, which are drawn with replacement.
 
     Raises:
-        DataError: no pairs, or numbers that are not finite.
+        DataError: there are no pairs, or numbers that are not finite.
+
+    Example:
+        >>> import torch
+        >>> from archgrad.control import Transitions
+        >>> x = torch.rand(40, 3)
+        >>> task = Transitions((x[:30], x[:30, :2]), (x[30:], x[30:, :2]), batch_size=8)
+        >>> list(task.stream(seed=0)(0)[0].shape)
+        [8, 3]
     """
 
     def __init__(self, train: Pairs, valid: Pairs, *, batch_size: int = 512) -> None:
         for name, (x, y) in (("train", train), ("valid", valid)):
             if not len(x) or len(x) != len(y) or not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
                 raise DataError(
-                    f"{name}: {len(x)} inputs and {len(y)} targets; give as many of both, one or more, all finite"
+                    f"{name}: {len(x)} inputs and {len(y)} targets were given. Give as many of both, all finite."
                 )
         self._parts = {"train": train, "valid": valid, "test": valid}
         self.batch_size = min(batch_size, len(train[0]))
@@ -65,7 +73,7 @@ class Transitions:
         return functional.mse_loss(network(batch[0]), batch[1])
 
     def evaluate(self, network: nn.Module, part: str = "valid") -> dict[str, float]:
-        """The share of the targets' variance that is explained, and the mean squared error."""
+        """The fraction of the targets' variance that is explained, and the mean squared error."""
         x, y = self._parts[part]
         device = next((p.device for p in network.parameters()), x.device)
         modes = {module: module.training for module in network.modules()}
@@ -83,25 +91,25 @@ class Transitions:
         modes = {module: module.training for module in network.modules()}
         try:
             with torch.no_grad():
-                given = network.eval()(x.to(device))
+                output = network.eval()(x.to(device))
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(
-                f"the network fails on inputs of shape {list(x.shape)}, states beside actions: {error}"
+                f"the network fails on inputs of shape {list(x.shape)}, states and actions: {error}"
             ) from error
         finally:
             for module, mode in modes.items():
                 module.training = mode
-        if not isinstance(given, Tensor) or given.shape != y.shape:
-            shape = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        if not isinstance(output, Tensor) or output.shape != y.shape:
+            shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ModelError(
-                f"the network gives {shape} for inputs {list(x.shape)}; a network for dynamics takes state and "
-                f"action [B, {x.shape[1]}] and gives the change of the state [B, {y.shape[1]}]"
+                f"the network gives {shape} for inputs {list(x.shape)}. A dynamics model takes state and "
+                f"action [B, {x.shape[1]}] and gives the change of the state [B, {y.shape[1]}]."
             )
 
     def split(self, fraction: float = 0.5, *, seed: int | None = None) -> tuple[Transitions, Transitions]:
-        """Two tasks on disjoint shares of the training pairs, drawn by `seed`: for weights, and for architectures."""
+        """Two tasks on disjoint parts of the training pairs, drawn by `seed`: for weights, and for architectures."""
         if not 0.0 < fraction < 1.0:
-            raise DataError(f"fraction={fraction}: give a share between 0 and 1")
+            raise DataError(f"fraction={fraction} was given. Allowed is a number between 0 and 1.")
         x = self._parts["train"][0]
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(stable_seed("halves", seed or 0)))
         cut = min(max(1, round(fraction * len(x))), len(x) - 1)

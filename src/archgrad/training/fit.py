@@ -42,7 +42,7 @@ def optimize(
     before_step: Callable[[int, float], Mapping[str, float] | None] | None = None,
     on_step: Callable[[int], None] | None = None,
     seed: int | None = None,
-) -> None:
+) -> Tensor:
     """Minimize `objective(network, batch)` for one phase of a run; resumes exactly.
 
     Without a phase, it runs inside one step of another loop, or inside `run.compute_once`: it takes all `steps`,
@@ -65,13 +65,16 @@ def optimize(
         on_step: called after each step.
         seed: of the order of the batches; default: the run's.
 
+    Returns:
+        The loss [] of the last step of this process; NaN where it took none.
+
     Raises:
         NonFiniteError: the loss or a gradient became NaN or infinite; no step is taken on it.
         ResourceError: memory ran out, or a worker of the data loader died.
     """
     loss_of = objective or task.loss
     stream = task.stream(seed=run.seed if seed is None else seed, rank=run.rank, world=run.world)
-    rates = [group["lr"] for group in optimizer.param_groups]
+    rates, loss = [group["lr"] for group in optimizer.param_groups], torch.tensor(math.nan)
     for step in run.steps(steps, phase=phase, time_fraction=time_fraction) if phase else range(steps):
         progress = run.progress if phase else step / steps
         factor = schedule(progress)
@@ -88,6 +91,7 @@ def optimize(
             on_step(step)
         if phase:
             run.log_step({"loss": loss, "lr": optimizer.param_groups[0]["lr"]}, figures, step=step)
+    return loss
 
 
 def steps_per_epoch(task: Task, accumulate: int = 1) -> int:

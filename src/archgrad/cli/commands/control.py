@@ -10,10 +10,9 @@ from archgrad.cli.commands import setup
 from archgrad.cli.schemas.control import ControlOptions
 from archgrad.control.benchmark_systems import cart_pole, vehicle
 from archgrad.control.dynamics_space import dynamics_space
-from archgrad.control.nnilqr import ADAM, nnilqr
+from archgrad.control.nnilqr import DYNAMICS_RECIPE, nnilqr
 from archgrad.methods.darts import darts
 from archgrad.run.run import Run
-from archgrad.training.recipe import Recipe
 
 _SYSTEMS = {"vehicle": vehicle, "cart_pole": cart_pole}
 
@@ -31,6 +30,6 @@ def execute(options: ControlOptions) -> outcome.Outcome:
     space = dynamics_space(len(system.start), len(system.low)) if options.searched else None
     command_file.write(out, "control", options)
     with command_file.resumable(out):
-        search = functools.partial(darts, search_recipe=Recipe(optimizer_factory=ADAM)) if options.searched else None
+        search = functools.partial(darts, search_recipe=DYNAMICS_RECIPE) if options.searched else None
         record = nnilqr(space, system, run, search=search).record
     return outcome.of_record(record, outcome.files_in(out))
