@@ -6,7 +6,7 @@ Digits are spoilt as levels A and B of `archgrad.av_digits` are, from the user's
 Spoken Digit Dataset, found through ARCHGRAD_DATA. Every row has the same number of training steps in all, but two. A
 step of UNAS is dearer: it has as many as take about the time of the random search. And LeNet is trained once more for
 as long as a finalist of the search is. What a person decided for a row is the total of its intervention card
-(docs/intervention-card.md); of fixed networks, that of a card made for them here: their layers are all hand-made, and
+(docs/methods/multimodal_random.md); of fixed networks, that of a card made for them here: their layers are all hand-made, and
 encoders trained before count. Rows that are there are not run again.
 """
 
