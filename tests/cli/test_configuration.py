@@ -15,6 +15,7 @@ from archgrad.cli.schemas.methods import METHODS, SEARCHES, Method, MethodOption
 from archgrad.cli.schemas.options import Options, augmentations, named_space
 from archgrad.cli.schemas.search import SearchOptions
 from archgrad.cli.schemas.slim import SlimOptions
+from archgrad.cli.schemas.task import class_weights, normalization
 from archgrad.cli.schemas.train import TrainOptions
 from archgrad.errors import ConfigError, LimitError
 
@@ -203,3 +204,31 @@ def test_every_method_takes_what_all_take(method: str) -> None:
         SearchOptions, {"data": "digits", "method": method, "threads": 1, "seed": 3, "limit": "macs=0.5"}
     )
     assert (options.method, options.threads) == (method, 1)
+
+
+def test_normalization_and_class_weights_are_read() -> None:
+    assert [normalization(text) for text in (None, "imagenet", "none")] == [None, "imagenet", "none"]
+    assert normalization("0.1,0.2,0.3/1,2,3") == ([0.1, 0.2, 0.3], [1.0, 2.0, 3.0])
+    assert (class_weights(None), class_weights("balanced"), class_weights("1,0,2.5")) == (
+        None,
+        "balanced",
+        [1, 0, 2.5],
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        *(
+            ("normalize", text, "Allowed are imagenet, none")
+            for text in ("", "0.5", "0.5/0", "0.5,1/1", "a/b", "1/nan")
+        ),
+        *(("class_weight", text, "Allowed are balanced") for text in ("", "1", "1,-1", "1;2", "1,inf", "balance")),
+        *(("metric", text, "Allowed are accuracy, top5, loss") for text in ("", "f1", "accurcy")),
+        ("metric", "accurcy", "Did you mean accuracy"),
+        ("smoothing", 1.0, "smoothing: 1.0 was given"),
+    ],
+)
+def test_options_of_the_loss_and_score_that_are_refused(name: str, value: object, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        resolve(SlimOptions, {**GIVEN, name: value})

@@ -188,6 +188,68 @@ def test_init_writes_a_script_that_runs(code: Path, cli: Callable) -> None:
     assert ran.returncode == 0, ran.stderr
 
 
+METRICS = """
+import torch
+
+def recall(logits, labels):
+    return ((logits.argmax(1) == 1) & (labels == 1)).sum() / (labels == 1).sum().clamp(min=1)
+
+class Hits:
+    # Made with the number of classes; accumulates over the whole part.
+
+    def __init__(self, num_classes):
+        self.classes = num_classes
+        self.reset()
+
+    def reset(self):
+        self.right = 0
+
+    def update(self, logits, labels):
+        assert logits.shape[1] == self.classes
+        self.right += int((logits.argmax(1) == labels).sum())
+
+    def compute(self):
+        return torch.tensor(float(self.right))
+"""
+
+
+@pytest.mark.parametrize(
+    ("metric", "score", "higher"),
+    [
+        (["{code}:recall"], "recall", True),
+        (["{code}:Hits"], "Hits", True),
+        (["loss"], "loss", False),
+        ([], "accuracy", True),
+    ],
+)
+def test_weights_of_classes_and_metric_of_a_classification(
+    place: Path, tmp_path: Path, cli: Callable, no_onnx: None, metric: list[str], score: str, higher: bool
+) -> None:
+    (tmp_path / "mine.py").write_text(METRICS)
+    words = [word.format(code=tmp_path / "mine.py") for word in metric]
+    result = cli(
+        "train", f"{place / 'net.py'}:Net", place / "data.npz", "--steps", "2", "--batch-size", "18", "--no-onnx",
+        *(("--metric", *words) if words else ()), "--class-weight", "1,0.5,2", "--json", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record["score"] == {"name": score, "higher_is_better": higher} and score in record["after"]
+    assert record["data"]["class_weight"] == [1.0, 0.5, 2.0]
+
+
+def test_normalization_is_the_users(tmp_path: Path, cli: Callable, no_onnx: None) -> None:
+    (tmp_path / "linear.py").write_text(
+        "from torch import nn\ndef net(classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
+    )
+    for text, mean in (("0.25/0.5", [0.25]), ("none", [0.0])):
+        result = cli(
+            "train", f"{tmp_path}/linear.py:net", "digits", "--steps", "1", "--normalize", text, "--json",
+            "--out", tmp_path / text.replace("/", "-"),
+        )  # fmt: skip
+        normalization = json.loads(result.stdout)["data"]["normalization"]
+        assert normalization["mean"] == mean
+
+
 TASK = """
 import torch
 import archgrad as ag

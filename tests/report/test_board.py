@@ -247,8 +247,8 @@ def test_the_board_and_the_comparison_never_load_torch(tmp_path: Path) -> None:
         "import sys\nfrom pathlib import Path\nfrom archgrad.cli import app\n"
         "from archgrad.cli.commands import report as pages\n"
         "from archgrad.report import board\n"
-        f"folder = Path({str(tmp_path)!r}); board.draw(folder / 'a'); pages.report(folder / 'a')\n"
-        "pages.compare([folder / 'a', folder / 'b'], folder / 'c.html')\n"
+        f"folder = Path({str(tmp_path)!r}); board.draw(folder / 'a'); pages.draw_report(folder / 'a')\n"
+        "pages.compare_runs([folder / 'a', folder / 'b'], folder / 'c.html')\n"
         "assert not {'torch', 'scipy', 'sklearn'} & set(sys.modules)"
     )
     done: Any = subprocess.run(

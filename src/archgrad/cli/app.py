@@ -65,9 +65,9 @@ def _callback(command: Command) -> Callable[..., None]:
         options = configuration.anchored(options) if command.resumable else options
         with only_json_on_stdout(as_json):
             if dry_run:
-                from archgrad.cli.commands import dry_run as dry
+                from archgrad.cli.commands.dry_run import plan
 
-                outcome = dry.plan(command.name, options)
+                outcome = plan(command.name, options)
             else:
                 outcome = command.execute(options)
         outcome.show(as_json=as_json)
@@ -83,68 +83,68 @@ for _command in COMMANDS.values():
 def export(run: _RUN, *, out: _FILE = None, as_json: JSON = False) -> None:
     """Write the network of a finished run as ONNX, checked against PyTorch."""
     with only_json_on_stdout(as_json):
-        from archgrad.cli.commands import export as command
+        from archgrad.cli.commands.export import export_run
 
-        outcome = command.execute(run, out)
+        outcome = export_run(run, out)
     outcome.show(as_json=as_json)
 
 
 @app.command()
 def report(run: _RUN, *, as_json: JSON = False) -> None:
     """Print the table of a finished run, and draw its report.html again."""
-    from archgrad.cli.commands import report as command
+    from archgrad.cli.commands.report import draw_report
 
-    command.report(run).show(as_json=as_json)
+    draw_report(run).show(as_json=as_json)
 
 
 @app.command()
 def board(run: _RUN, *, port: _PORT = None, no_open: _NO_OPEN = False) -> None:
     """Show a run in the browser, on this machine alone, while it goes on; Ctrl-C ends it."""
-    from archgrad.cli.commands import report as command
+    from archgrad.cli.commands.report import serve_board
 
-    command.board(run, port=port, in_browser=not no_open)
+    serve_board(run, port=port, in_browser=not no_open)
 
 
 @app.command()
 def compare(runs: _RUNS, *, out: _PAGE = None, as_json: JSON = False) -> None:
     """Show runs side by side: figures, costs, limits, what they took, where their settings differ."""
-    from archgrad.cli.commands import report as command
+    from archgrad.cli.commands.report import compare_runs
 
-    command.compare(runs, out).show(as_json=as_json)
+    compare_runs(runs, out).show(as_json=as_json)
 
 
 @app.command()
 def resume(run: _RUN, *, as_json: JSON = False) -> None:
     """Continue a run that was stopped; the result is that of a run never stopped."""
     with only_json_on_stdout(as_json):
-        from archgrad.cli.commands import resume as command
+        from archgrad.cli.commands.resume import resume_run
 
-        outcome = command.execute(run)
+        outcome = resume_run(run)
     outcome.show(as_json=as_json)
 
 
 @app.command()
 def runs(folder: _FOLDER = Path("runs"), *, as_json: JSON = False) -> None:
     """List the runs below a folder, and how they stand."""
-    from archgrad.cli.commands import runs as command
+    from archgrad.cli.commands.runs import listed, written
 
-    rows = command.listed(folder)
-    Outcome(rows, command.written(rows) or f"There is no run below {folder}.").show(as_json=as_json)
+    rows = listed(folder)
+    Outcome(rows, written(rows) or f"There is no run below {folder}.").show(as_json=as_json)
 
 
 @app.command()
 def doctor(*, as_json: JSON = False) -> None:
     """Say what this machine offers, and what is missing for what."""
     with only_json_on_stdout(as_json):
-        from archgrad.cli.commands import doctor as command
+        from archgrad.cli.commands.doctor import examine
 
-        outcome = command.execute()
+        outcome = examine()
     outcome.show(as_json=as_json)
 
 
 @app.command()
 def methods(*, as_json: JSON = False) -> None:
     """List the methods."""
-    from archgrad.cli.commands import methods as command
+    from archgrad.cli.commands.methods import list_methods
 
-    command.execute().show(as_json=as_json)
+    list_methods().show(as_json=as_json)

@@ -37,7 +37,8 @@ _SWITCHES = {
 }
 _METAVARS = {
     "limit": "NAME=VALUE", "keep": "PATH", "weights": "FILE", "out": "DIR", "model": "MODEL", "space": "SPACE",
-    "method": "METHOD", "data": "DATA", "task": "FILE.py:FUNCTION", "table": "FILE.npz", "arch": "TEXT",
+    "method": "METHOD", "data": "DATA", "task": "FILE.py:FUNCTION", "metric": "NAME|CODE",
+    "table": "FILE.npz", "arch": "TEXT",
     "architectures": "FILE", "sample": "N", "workers": "N|ray", "proxy": "NAME", "shots": "N",
 }  # fmt: skip
 

@@ -30,7 +30,7 @@ EXTRAS = {
 }
 
 
-def execute() -> Outcome:
+def examine() -> Outcome:
     """The report, and as text."""
     report = _examined()
     return Outcome(report, _written(report))

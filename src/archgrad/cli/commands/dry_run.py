@@ -12,8 +12,8 @@ from torch import nn
 
 from archgrad.choices.access import choices, relax, sample
 from archgrad.choices.relaxations import Softmax
-from archgrad.cli.commands import search as search_command
 from archgrad.cli.commands import setup
+from archgrad.cli.commands.search import space_form
 from archgrad.cli.inputs import data, spaces
 from archgrad.cli.outcome import Outcome
 from archgrad.cli.schemas.methods import METHODS
@@ -94,7 +94,7 @@ def _slim(options: SlimOptions | TransferOptions, task: Task, run: Run) -> Plan:
 
 def _search(options: SearchOptions, task: Task, run: Run) -> Plan:
     method = METHODS[options.method]
-    space, described = spaces.make(search_command.space_form(options), task)
+    space, described = spaces.make(space_form(options), task)
     search_steps, train_steps = split_steps(run, task, options.search_fraction)
     limit = setup.limit_of(options.limit, task.example)
     bound = None

@@ -10,7 +10,7 @@ from archgrad.errors import RunError
 from archgrad.extract.export import export_onnx
 
 
-def execute(run: Path, path: Path | None) -> Outcome:
+def export_run(run: Path, path: Path | None) -> Outcome:
     """Write the network of a run as ONNX, checked against PyTorch."""
     if not run.is_dir():
         raise RunError(f"There is no run folder {run}. Give the folder that was --out.")

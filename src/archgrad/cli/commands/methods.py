@@ -26,7 +26,7 @@ def described() -> list[dict[str, str]]:
     return rows
 
 
-def execute() -> Outcome:
+def list_methods() -> Outcome:
     """The methods, as rows and as a table."""
     from rich.console import Console
     from rich.table import Table

@@ -11,12 +11,10 @@ import typer
 from archgrad import files
 from archgrad.cli import outcome
 from archgrad.errors import ConfigError, RunError
-from archgrad.report import board as board_server
-from archgrad.report import compare as comparison
-from archgrad.report import page, text
+from archgrad.report import board, compare, page, text
 
 
-def report(out: Path) -> outcome.Outcome:
+def draw_report(out: Path) -> outcome.Outcome:
     """Draw a run's report again; the outcome is its record."""
     if not out.is_dir():
         raise RunError(f"There is no run folder {out}. Give the folder that was --out.")
@@ -27,9 +25,9 @@ def report(out: Path) -> outcome.Outcome:
     return outcome.of_record(record, f"The report is {drawn}")
 
 
-def board(out: Path, *, port: int | None, in_browser: bool) -> None:
+def serve_board(out: Path, *, port: int | None, in_browser: bool) -> None:
     """Serve a run's page until Ctrl-C."""
-    with board_server.Server(board_server.Board(out), port=port) as server:
+    with board.Server(board.Board(out), port=port) as server:
         typer.echo(f"{out} is shown at {server.url} on this machine; Ctrl-C ends it.")
         if in_browser:
             webbrowser.open(server.url)
@@ -41,14 +39,14 @@ def board(out: Path, *, port: int | None, in_browser: bool) -> None:
                 raise
 
 
-def compare(runs: Sequence[Path], out: Path | None) -> outcome.Outcome:
+def compare_runs(runs: Sequence[Path], out: Path | None) -> outcome.Outcome:
     """Show runs side by side, and write a page where asked."""
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise ConfigError(f"--out {out}: give a file in a folder that is there, such as compare.html")
-    sides = comparison.read(runs)
+    sides = compare.read(runs)
     if out is not None:
-        page.replace(out, comparison.page(sides))
+        page.replace(out, compare.page(sides))
     closing = (
         f"The page is {out}" if out else "With --out compare.html there is a page with curves, cells and fronts."
     )
-    return outcome.Outcome(comparison.as_json(sides), f"{comparison.plain(sides)}\n{closing}")
+    return outcome.Outcome(compare.as_json(sides), f"{compare.plain(sides)}\n{closing}")

@@ -13,7 +13,7 @@ from archgrad.errors import RunError
 from archgrad.report.data.run_format import COMMAND
 
 
-def execute(run: Path) -> Outcome:
+def resume_run(run: Path) -> Outcome:
     """Continue a run; the outcome is its command's. Raises RunError where the folder is of none."""
     begun = command_file.read(run)
     out = run.absolute()

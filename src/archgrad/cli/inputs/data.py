@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from archgrad.cli.inputs import user_code
 from archgrad.cli.schemas.configuration import is_code
-from archgrad.cli.schemas.options import BatchOptions, augmentations
-from archgrad.cli.schemas.task import TaskOptions
+from archgrad.cli.schemas.options import BatchOptions, ImageOptions, augmentations
+from archgrad.cli.schemas.task import METRICS, TaskOptions, class_weights, normalization
 from archgrad.errors import ConfigError, DataError
-from archgrad.tasks import Classification, crop, cutout, flip
+from archgrad.tasks import Classification, Samples, crop, cutout, data_path, flip
 from archgrad.tasks.sources import seeded
 from archgrad.tasks.supervised import PARTS, Augment
 from archgrad.tasks.task import Task, require
@@ -23,11 +24,42 @@ def load_task(options: TaskOptions) -> Task:
     if options.task:
         return _from_code(options.task)
     assert options.data is not None
-    return load(options.data, options, smoothing=options.smoothing)
+    parts = _parts(options.data, options)
+    metrics, score = _metric(options.metric, parts["train"])
+    return Classification(
+        parts["train"],
+        parts.get("valid"),
+        parts.get("test"),
+        smoothing=options.smoothing,
+        class_weight=class_weights(options.class_weight),
+        metrics=metrics,
+        score=score,
+        batch_size=options.batch_size,
+        augment=_augment(options.augment),
+        normalize=normalization(options.normalize),
+    )
 
 
-def load(name: str, options: BatchOptions, *, smoothing: float = 0.0) -> Classification:
-    """The task of DATA.
+def load(name: str, options: BatchOptions) -> Classification:
+    """The task of DATA, with nothing but what all commands can be told. Raises InputError."""
+    parts = _parts(name, options)
+    return Classification(
+        parts["train"],
+        parts.get("valid"),
+        parts.get("test"),
+        batch_size=options.batch_size,
+        augment=_augment(options.augment),
+    )
+
+
+def classes_of(task: object) -> int | None:
+    """How many classes a task has; None where it does not say."""
+    classes = getattr(task, "classes", None)
+    return classes if isinstance(classes, int) and not isinstance(classes, bool) else None
+
+
+def _parts(name: str, options: ImageOptions) -> dict[str, Any]:
+    """The parts that DATA names.
 
     A callable is called without arguments, the global generators seeded by 0. It gives what `Classification` takes
     as its training part, a Dataset, a DataLoader or a pair of arrays (x, y); or a dict of parts,
@@ -38,20 +70,13 @@ def load(name: str, options: BatchOptions, *, smoothing: float = 0.0) -> Classif
         DataError: data that cannot be used.
         ModelError: the user's code fails.
     """
-    augment = _augment(options.augment)
     if name.endswith(".py"):
         raise ConfigError(
             f"DATA {name!r} is a file of code: name the function in it that gives the data, {name}:FUNCTION"
         )
     if not is_code(name):
-        return Classification.load(
-            name,
-            size=options.size,
-            skip_corrupt=options.skip_corrupt,
-            batch_size=options.batch_size,
-            augment=augment,
-            smoothing=smoothing,
-        )
+        loaded = data_path.load(name, size=options.size, skip_corrupt=options.skip_corrupt)
+        return {part: getattr(loaded, part) for part in PARTS}
     if options.size or options.skip_corrupt:
         raise ConfigError(f"size and skip_corrupt are for folders of images; {name} makes its own data")
     with seeded(0):
@@ -62,20 +87,21 @@ def load(name: str, options: BatchOptions, *, smoothing: float = 0.0) -> Classif
             f'DATA {name!r} gives a dict of {sorted(map(str, parts))}. Allowed are "train", "valid" and "test", of '
             f"which the first is needed"
         )
-    return Classification(
-        parts["train"],
-        parts.get("valid"),
-        parts.get("test"),
-        batch_size=options.batch_size,
-        augment=augment,
-        smoothing=smoothing,
-    )
+    return parts
 
 
-def classes_of(task: object) -> int | None:
-    """How many classes a task has; None where it does not say."""
-    classes = getattr(task, "classes", None)
-    return classes if isinstance(classes, int) and not isinstance(classes, bool) else None
+def _metric(name: str | None, train: object) -> tuple[dict[str, Any], str | None]:
+    """The metric of --metric where it is code, and the name of the score.
+
+    A class, such as one of torchmetrics, is made with the number of classes where it takes that and the data say it.
+    """
+    if name is None or name in METRICS:
+        return {}, name
+    metric = user_code.load(name, kind="--metric", forms=f"{', '.join(METRICS)}, or {user_code.FORMS}")
+    if inspect.isclass(metric):
+        known = {"classes": len(train.class_names)} if isinstance(train, Samples) else {}
+        metric = user_code.call(metric, name, known, kind="--metric")
+    return {name.rpartition(":")[2]: metric}, name.rpartition(":")[2]
 
 
 def _augment(text: str) -> Sequence[Augment]:

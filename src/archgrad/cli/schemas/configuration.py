@@ -18,7 +18,7 @@ from archgrad.errors import ConfigError
 Schema = TypeVar("Schema", bound=Options)
 
 _PATHS = ("data", "target", "weights", "table", "architectures")
-_CODE = ("task", "model", "network", "space")  # name code, a built-in, or an architecture's file
+_CODE = ("task", "metric", "model", "network", "space")  # name code, a built-in, or an architecture's file
 _DEEPEST = 8  # levels of a configuration; a list in an option is the second
 
 

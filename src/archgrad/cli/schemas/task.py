@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import math
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from archgrad.cli.schemas.options import DATA, BatchOptions, Options, as_given
+from archgrad.cli.suggestions import meant
+
+METRICS = ("accuracy", "top5", "loss")
 
 
 class TaskOptions(BatchOptions):
@@ -21,7 +25,42 @@ class TaskOptions(BatchOptions):
         description="In place of DATA: path/to/file.py:function or package.module:function, which returns a task of "
         "any kind.",
     )
+    normalize: str | None = Field(
+        None,
+        description="Of images: imagenet, none, or MEANS/DEVIATIONS, a number a channel, such as 0.5/0.25; default: "
+        "the training part's own. Give what trained --weights were trained with.",
+    )
     smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing.")
+    class_weight: str | None = Field(
+        None, description="Weights of the classes in the loss: balanced, or a number a class, such as 1,1,5."
+    )
+    metric: str | None = Field(
+        None,
+        description="What networks are ranked by: accuracy (default), top5, loss, or code of yours, "
+        "path/to/file.py:function of (logits, labels), of which more is better.",
+    )
+
+    @field_validator("normalize")
+    @classmethod
+    def _check_normalize(cls, text: str | None) -> str | None:
+        normalization(text)
+        return text
+
+    @field_validator("class_weight")
+    @classmethod
+    def _check_class_weight(cls, text: str | None) -> str | None:
+        class_weights(text)
+        return text
+
+    @field_validator("metric")
+    @classmethod
+    def _check_metric(cls, text: str | None) -> str | None:
+        if text is not None and text not in METRICS and ":" not in text:
+            raise ValueError(
+                f"{text!r} was given.{meant(text, METRICS)} Allowed are {', '.join(METRICS)}, and "
+                "path/to/file.py:function or package.module:function"
+            )
+        return text
 
     @model_validator(mode="after")
     def _check_task(self) -> TaskOptions:
@@ -34,6 +73,39 @@ class TaskOptions(BatchOptions):
         if self.task and given:
             raise ValueError(f"{given[0]} goes with DATA; the code of task={self.task!r} decides that itself")
         return self
+
+
+def normalization(text: str | None) -> str | tuple[list[float], list[float]] | None:
+    """What --normalize says, as `archgrad.Classification` takes it. Raises ValueError."""
+    if text in (None, "imagenet", "none"):
+        return text
+    means, _, deviations = text.partition("/")
+    parsed = _numbers(means), _numbers(deviations)
+    if not parsed[0] or len(parsed[0]) != len(parsed[1]) or min(parsed[1]) <= 0:
+        raise ValueError(
+            f"{text!r} was given. Allowed are imagenet, none, and as many means as deviations above 0: 0.5/0.25, or "
+            "0.485,0.456,0.406/0.229,0.224,0.225"
+        )
+    return parsed
+
+
+def class_weights(text: str | None) -> Literal["balanced"] | list[float] | None:
+    """What --class-weight says, as `archgrad.Classification` takes it. Raises ValueError."""
+    if text is None or text == "balanced":
+        return text  # type: ignore[return-value]
+    weights = _numbers(text)
+    if len(weights) < 2 or any(weight < 0 for weight in weights):
+        raise ValueError(f"{text!r} was given. Allowed are balanced, and a number from 0 up for each class: 1,1,5")
+    return weights
+
+
+def _numbers(text: str) -> list[float]:
+    """Numbers joined by commas; none where one of them is no finite number."""
+    try:
+        numbers = [float(word) for word in text.split(",")]
+    except ValueError:
+        return []
+    return numbers if all(map(math.isfinite, numbers)) else []
 
 
 def missing_task(method: str = "") -> str:
