@@ -59,8 +59,9 @@ release: .venv/bin/python  ## the wheel in dist/, installed in a fresh environme
 	cd build/release && OMP_NUM_THREADS=1 env/bin/archgrad demo --out demo --seed 0 $(ARGS)
 	@ls -l dist
 
-fuzz: .venv/installed  ## malformed files of every kind, over 10,000, other ones each time; some minutes
+fuzz: .venv/installed  ## malformed files, over 10,000, and an hour of random networks to slim; other ones each time
 	ARCHGRAD_FUZZ=$${ARCHGRAD_FUZZ:-1300} $(BIN)/python -m pytest tests/properties/test_hostile_files.py $(ARGS)
+	$(BIN)/python tests/properties/fuzz_slim.py --seconds $${ARCHGRAD_FUZZ_SECONDS:-3600} --seed $$(date +%s)
 
 docs: .venv/installed  ## the documentation, into site/
 	$(BIN)/mkdocs build --strict

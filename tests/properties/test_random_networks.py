@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import pytest
 import torch
 from families.checks import assert_plain, difference, extremes, outputs, stir
+from families.verdict import verdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -123,3 +125,10 @@ def test_removal_is_exact(steps: list[Step], flat: bool, hidden: bool, seed: int
         assert float(params().expected(held)) == pytest.approx(params().of(built), rel=1e-9)
     assert_plain(built)
     assert len(choices(space)) >= 1
+
+
+@settings(max_examples=int(os.environ.get("ARCHGRAD_NETWORKS", "40")))
+@given(st.integers(0, 10**9))
+def test_a_network_of_the_grammar_is_slimmed_exactly_or_frozen(seed: int) -> None:
+    """Extreme and random masks, eval and training, on other inputs than the example; nothing but our errors."""
+    assert verdict(seed).startswith(("exact", "refused"))

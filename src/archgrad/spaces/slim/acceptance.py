@@ -39,15 +39,26 @@ class Budget:
         return self.left >= 0
 
 
-def settle(
+def exercised(
     trial: Trial, removals: Sequence[Removal], frozen: MutableMapping[str, str], budget: Budget
+) -> list[Removal]:
+    """The removals whose closing changes an output of the example; the others are put in `frozen`."""
+    silent = _silent(trial, removals, budget)
+    frozen.update(dict.fromkeys(silent, UNSHOWN))
+    return [r for r in removals if r.name not in silent]
+
+
+def settle(
+    trial: Trial,
+    removals: Sequence[Removal],
+    frozen: MutableMapping[str, str],
+    budget: Budget,
+    *,
+    masks: Sequence[str] = MASKS,
 ) -> list[Removal]:
     """The removals that are exact together under every mask; the reasons of the others are put in `frozen`."""
     accepted = list(removals)
-    silent = _silent(trial, accepted, budget)
-    frozen.update(dict.fromkeys(silent, UNSHOWN))
-    accepted = [r for r in accepted if r.name not in silent]
-    for mask in MASKS:
+    for mask in masks:
         while accepted and budget.spend(f"trying {len(accepted)} gates together"):
             failure = trial.failure(accepted, mask)
             if failure is None:

@@ -30,6 +30,7 @@ NORMS = (_NormBase, nn.GroupNorm)
 CUTTABLE = (_ConvNd, nn.Linear, _NormBase, nn.GroupNorm, nn.PReLU, nn.Embedding)
 # Modules that hand their parameters to kernels of their own, and remember their sizes.
 CLOSED = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
+UNREAD = "no layer whose inputs can be gated reads its channels"
 
 
 @dataclass
@@ -106,6 +107,7 @@ def trace(
     for path, module in numbering.modules.items():
         _tie_blocks(numbering, components, path, module)
     stack = [""]
+    visited: set[str] = set()
 
     def here() -> str:
         path = stack[-1]
@@ -115,7 +117,7 @@ def trace(
         return computed_weights(stack[-1], numbering.modules[stack[-1]])
 
     walk = Walk(components, numbering.tensors, is_read=is_read, rule=rule_of, here=here, computed=computed)
-    handles = _hooks(numbering, walk, stack)
+    handles = _hooks(numbering, walk, stack, visited)
     try:
         with plain_kernels(), walk:
             outputs = run(network, example)
@@ -124,16 +126,22 @@ def trace(
             handle.remove()
     for x in tensors_of(outputs):
         walk.freeze(x, "its channels reach the network's output")
-    return _collect(numbering, components)
+    graph = _collect(numbering, components)
+    for path in graph.frozen.keys() - visited:
+        used = any(True for _ in numbering.modules[path].children())
+        if not used and graph.frozen[path] == UNREAD:
+            graph.frozen[path] = "it does not run on the example"
+    return graph
 
 
-def _hooks(numbering: _Numbering, walk: Walk, stack: list[str]) -> list[Any]:
-    """Keep track of where the run is, and tie what layers read to their attributes."""
+def _hooks(numbering: _Numbering, walk: Walk, stack: list[str], visited: set[str]) -> list[Any]:
+    """Keep track of where the run is and was, and tie what layers read to their attributes."""
     handles = []
     for path, module in numbering.modules.items():
 
         def enter(module: nn.Module, inputs: tuple[Any, ...], path: str = path) -> None:
             stack.append(path)
+            visited.add(path)
             x = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
             grouped = getattr(module, "groups", 1) > 1
             if x is None or not (grouped if isinstance(module, _ConvNd) else isinstance(module, NORMS)):
@@ -208,7 +216,7 @@ def _collect(numbering: _Numbering, components: Components) -> ChannelGraph:
         reason = reasons.get(root) or _unreadable(numbering, [sides[n] for n in numbers])
         if not reason:
             gates.setdefault(tuple(numbers), []).append(root)
-        for path in {sides[n][0] for n in numbers if sides[n][1] == "out"} if reason else ():
+        for path in {numbering.owner(sides[n]) for n in numbers if sides[n][1] != "in"} if reason else ():
             result.frozen.setdefault(path, reason)
     order = {name: i for i, name in enumerate(numbering.modules)}
     for sides_of_gate, units in gates.items():
@@ -236,7 +244,7 @@ def _unreadable(numbering: _Numbering, sides: Sequence[Side]) -> str:
     for path, side in sides:
         if side == "in" and getattr(numbering.modules[path], "groups", 1) == 1:
             return ""
-    return "no layer whose inputs can be gated reads its channels"
+    return UNREAD
 
 
 def _couplings(

@@ -128,6 +128,10 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor, shadow in tensors.items():
             self._shadows[tensor] = shadow
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the compiler is imported, which takes seconds
+
     def __torch_dispatch__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from archgrad.spaces.slim.running import reseed
+
 
 class AlignedDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Replace what a network draws at random.
@@ -20,6 +22,10 @@ class AlignedDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._count = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the compiler is imported, which takes seconds
+
     def __torch_dispatch__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -28,7 +34,7 @@ class AlignedDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
         self._count += 1
-        torch.manual_seed(self._count)
+        reseed(self._count)
         name = func._schema.name.partition("::")[2]
         outputs = func(*args, **kwargs)
         if name == "native_dropout":

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
+from archgrad.spaces.slim.channel_graph import LAYERS, UNREAD
 from archgrad.spaces.slim.running import NETWORK_ERRORS, plain_kernels, run
 from archgrad.spaces.slim.trial import Removal, Trial
 
@@ -17,7 +17,7 @@ class Frozen(dict[str, str]):
 
     Attributes:
         parameters_fraction: of the parameters, those that no architecture removes, in [0, 1].
-        macs_fraction: the same of the multiply-adds on the example.
+        macs_fraction: the same of the multiply-adds of convolutions and linear layers on the example.
     """
 
     def __init__(
@@ -45,9 +45,7 @@ def reach(trial: Trial, removals: Sequence[Removal], reasons: Mapping[str, str])
             continue
         inner = next((r for p, r in reasons.items() if path and p.startswith(f"{path}.")), "")
         outer = next((r for p, r in reasons.items() if p and path.startswith(f"{p}.")), "")
-        complete[path] = (
-            reasons.get(path) or outer or inner or "no layer whose inputs can be gated reads its channels"
-        )
+        complete[path] = reasons.get(path) or outer or inner or UNREAD
     smallest = trial.removed(removals, trial.kept(removals, "smallest"))
     before, after = _macs(trial, trial.network), _macs(trial, smallest)
     sizes = [sum(p.numel() for p in network.parameters()) for network in (smallest, trial.network)]
@@ -59,9 +57,24 @@ def reach(trial: Trial, removals: Sequence[Removal], reasons: Mapping[str, str])
 
 
 def _macs(trial: Trial, network: nn.Module) -> float:
+    """Multiply-adds of all convolutions and linear layers on the trial's inputs."""
+    total = 0.0
+
+    def count(module: nn.Module, inputs: object, output: object) -> None:
+        nonlocal total
+        if isinstance(output, Tensor) and isinstance(module, LAYERS):
+            transposed = isinstance(module, _ConvTransposeNd)
+            x = inputs[0] if transposed and isinstance(inputs, tuple) else output
+            weight = module.weight
+            total += x.numel() * weight.numel() / weight.shape[0]
+
+    handles = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, LAYERS)]
     try:
-        with plain_kernels(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with plain_kernels():
             run(network.eval(), trial.inputs[0])
     except NETWORK_ERRORS:
         return 0.0
-    return float(counter.get_total_flops())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total

@@ -197,18 +197,19 @@ def _shuffle(call: Call) -> bool:
     return True
 
 
-def tie_to_one_axis(call: Call, grid: Labels) -> tuple[int, Labels]:
-    """(axis, labels along it) of a block of labels: the axis on which they depend, else the last, the rest tied."""
+def tie_to_one_axis(call: Call, grid: Labels, preferred: int) -> tuple[int, Labels]:
+    """(axis, labels along it) of a block: the axis on which its labels depend, else the preferred, the rest tied."""
     axes = [a for a in range(grid.ndim) if grid.shape[a] > 1] or [grid.ndim - 1]
     for axis in axes:
         line = _line(grid, axis)
         if np.array_equal(grid, np.broadcast_to(line, grid.shape)):
             return axis, line.reshape(-1)
-    line = _line(grid, axes[-1])
+    preferred = preferred if preferred in axes else axes[-1]
+    line = _line(grid, preferred)
     call.walk.components.join(
         grid, np.broadcast_to(line, grid.shape), f"{call.walk.here()} divides these channels ({call.name})"
     )
-    return axes[-1], line.reshape(-1)
+    return preferred, line.reshape(-1)
 
 
 def _line(grid: Labels, axis: int) -> Labels:
@@ -245,6 +246,9 @@ def _view(call: Call) -> bool:
     x, result = call.inputs[0], call.results[0]
     if 0 in x.shape:
         return False
+    # The axis that was given as -1 is the one that changes with the number of channels.
+    size = call.argument("size", call.argument("shape", ()))
+    free = list(size).index(-1) if -1 in size else -1
     axes: Axes = {}
     for before, after in segments(x.shape, result.shape):
         sizes = [x.shape[a] for a in before]
@@ -259,7 +263,7 @@ def _view(call: Call) -> bool:
                 shape = [1] * len(sizes)
                 shape[position] = -1
                 grid = np.broadcast_to(labels.reshape(shape), sizes).reshape([result.shape[a] for a in after])
-                own, line = tie_to_one_axis(call, grid)
+                own, line = tie_to_one_axis(call, grid, next((i for i, a in enumerate(after) if a == free), -1))
                 axes.setdefault(after[own], []).append(line)
     call.walk.note(result, axes, weight=call.walk.shadow(x).weight)
     return True

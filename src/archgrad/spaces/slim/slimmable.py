@@ -15,13 +15,13 @@ from archgrad.choices.channels import ORDER
 from archgrad.choices.modules import Gate
 from archgrad.errors import ModelError
 from archgrad.networks import copied
-from archgrad.spaces.slim.acceptance import Budget, settle
+from archgrad.spaces.slim.acceptance import Budget, exercised, settle
 from archgrad.spaces.slim.attention import attention_heads
 from archgrad.spaces.slim.branches import branches
 from archgrad.spaces.slim.channel_graph import ChannelGraph, input_features, trace
 from archgrad.spaces.slim.reach import Frozen, reach
 from archgrad.spaces.slim.running import NETWORK_ERRORS, run
-from archgrad.spaces.slim.trial import Removal, Trial, reads
+from archgrad.spaces.slim.trial import MASKS, Removal, Trial, reads
 from archgrad.tasks.task import Inputs, arguments
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -110,14 +110,14 @@ def _accepted(trial: Trial, graph: ChannelGraph, is_kept: Callable[[str], bool])
     budget = Budget()
     heads = attention_heads(trial, graph, budget, is_kept)
     channels = [Removal(name, couplings) for name, couplings in graph.groups.items()]
-    removals = settle(trial, [*heads, *channels], graph.frozen, budget)
+    removals = exercised(trial, [*heads, *channels], graph.frozen, budget)
+    removals = settle(trial, removals, graph.frozen, budget, masks=MASKS[:1])
     gated = {c.module for r in removals for c in r.couplings if c.side == "out"}
+    refused: dict[str, str] = {}
     vanishing = [r for r in branches(trial, gated) if not is_kept(r.name.removesuffix(".branch"))] if gated else []
-    if vanishing:
-        # What branches do not share with channels has passed already: only together they are new.
-        refused: dict[str, str] = {}
-        removals = settle(trial, [*removals, *vanishing], refused, budget)
-        graph.frozen.update({n: r for n, r in refused.items() if not n.endswith(".branch")})
+    vanishing = exercised(trial, vanishing, refused, budget) if vanishing else []
+    removals = settle(trial, [*removals, *vanishing], refused, budget)
+    graph.frozen.update({name: reason for name, reason in refused.items() if not name.endswith(".branch")})
     return removals
 
 

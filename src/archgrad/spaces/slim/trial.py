@@ -145,7 +145,8 @@ class Trial:
                 kept[name] = [] if goes.get(mask, False) else [0]
                 continue
             order = torch.randperm(size, generator=generator)
-            some = int(torch.randint(1, max(size, 2), (), generator=generator))
+            fewest = min(2, max(size - 1, 1))
+            some = int(torch.randint(fewest, max(size, fewest + 1), (), generator=generator))
             count = {"random": some, "all but one": max(size - 1, 1)}.get(mask, 1)
             kept[name] = list(range(0, size, 2)) if mask == "every second" else sorted(order[:count].tolist())
         return kept

@@ -1,0 +1,64 @@
+"""Slim one random network of the grammar and compare what is held with what is built."""
+
+from __future__ import annotations
+
+import torch
+from families.checks import extremes, stir
+from families.grammar import network
+from torch import Tensor, nn
+
+from archgrad.choices.access import choices, hold, sample
+from archgrad.errors import ArchgradError
+from archgrad.extract.discretize import build
+from archgrad.spaces.slim.draws import AlignedDraws
+from archgrad.spaces.slim.running import run, tensors_of
+from archgrad.spaces.slim.slimmable import slim
+
+RELATIVE = 1e-6
+
+
+def results(net: nn.Module, x: Tensor, *, training: bool) -> list[Tensor]:
+    net.train(training)
+    if training:
+        with AlignedDraws():
+            return tensors_of(run(net, (x,)))
+    return tensors_of(run(net, (x,)))
+
+
+def gap(a: list[Tensor], b: list[Tensor]) -> float:
+    """Largest relative difference; infinite for other shapes or other infinities."""
+    if [t.shape for t in a] != [t.shape for t in b]:
+        return float("inf")
+    worst = 0.0
+    for s, t in zip(a, b, strict=True):
+        finite = s.isfinite()
+        if not torch.equal(finite, t.isfinite()):
+            return float("inf")
+        if bool(finite.any()):
+            worst = max(worst, float((s - t)[finite].abs().max()) / max(float(s[finite].abs().max()), 1e-12))
+    return worst
+
+
+def verdict(seed: int) -> str:
+    """What slimming one random network came to: "exact", "refused", or what is wrong with it."""
+    net, x = network(seed)
+    try:
+        space = slim(net, x)
+    except ArchgradError as error:
+        return f"refused: {str(error)[:60]}" if "no channels" in str(error) else f"WRONG refusal: {error}"
+    stir(space)
+    other = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
+    draws = [sample(space, generator=torch.Generator().manual_seed(seed + i)) for i in range(2)]
+    for architecture in [*extremes(space), *draws]:
+        for training in (False, True):
+            try:
+                expected = results(hold(space, architecture), other, training=training)
+            except (RuntimeError, ValueError):  # BatchNorm on one value
+                continue
+            actual = results(build(space, architecture), other, training=training)
+            if (worst := gap(expected, actual)) > RELATIVE:
+                return f"WRONG by {worst:.1e} in {'training' if training else 'eval'} at {architecture}"
+    order = [n for n, _ in net.named_parameters()]
+    if [n for n, _ in build(space, extremes(space)[0]).named_parameters()] != order:
+        return "WRONG order of parameters"
+    return "exact" if choices(space) else "WRONG: no gate"
