@@ -339,3 +339,37 @@ def test_whatever_a_forward_raises_is_explained_and_everything_put_back() -> Non
         macs(torch.zeros(1, 2)).of(network)
     assert network.training and network.layer.weight.requires_grad
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+class Attends(nn.Module):
+    """Self-attention by torch's module or by its function, with one layer called twice."""
+
+    def __init__(self, module: bool) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(8, 2, batch_first=True) if module else nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.inner, nn.MultiheadAttention):
+            return self.inner(x, x, x)[0]
+        return F.scaled_dot_product_attention(self.inner(x), self.inner(x), x)
+
+
+STEPS = 5
+RECURRENT = {
+    "rnn": (nn.RNN(6, 8, batch_first=True), STEPS * (8 * 6 + 8 * 8)),
+    "gru": (nn.GRU(6, 8, batch_first=True), STEPS * 3 * (8 * 6 + 8 * 8)),
+    "lstm": (nn.LSTM(6, 8, batch_first=True), STEPS * 4 * (8 * 6 + 8 * 8)),
+    "two layers both ways": (
+        nn.LSTM(6, 8, 2, batch_first=True, bidirectional=True),
+        STEPS * 2 * 4 * (8 * 6 + 8 * 8) + STEPS * 2 * 4 * (8 * 16 + 8 * 8),
+    ),
+    "projected": (nn.LSTM(6, 8, batch_first=True, proj_size=3), STEPS * (4 * (8 * 6 + 8 * 3) + 8 * 3)),
+    "attention": (nn.Sequential(nn.Linear(6, 8), Attends(module=True)), STEPS * (48 + 3 * 64 + 64 + 2 * STEPS * 8)),
+    "function": (nn.Sequential(nn.Linear(6, 8), Attends(module=False)), STEPS * (48 + 2 * 64 + 2 * STEPS * 8)),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_layers_and_attention_are_counted_in_full(name: str) -> None:
+    network, expected = RECURRENT[name]
+    assert macs(torch.randn(2, STEPS, 6)).of(network) == expected

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from archgrad.choices.access import choices, hold, sample
 from archgrad.errors import ArchgradError
 from archgrad.extract.discretize import build
+from archgrad.networks import copied
 from archgrad.spaces.slim.draws import AlignedDraws
 from archgrad.spaces.slim.running import run, tensors_of
 from archgrad.spaces.slim.slimmable import slim
@@ -42,6 +43,10 @@ def gap(a: list[Tensor], b: list[Tensor]) -> float:
 def verdict(seed: int) -> str:
     """What slimming one random network came to: "exact", "refused", or what is wrong with it."""
     net, x = network(seed)
+    try:
+        run(copied(net).eval(), (x,))
+    except (RuntimeError, ValueError):
+        return "refused: the network itself does not run"
     try:
         space = slim(net, x)
     except ArchgradError as error:

@@ -593,3 +593,20 @@ def test_a_trial_compares_what_it_says() -> None:
     for mask in ("random", "one", "every second", "all but one", "smallest"):
         assert trial.failure([Removal("first", couplings)], mask) is None
         assert trial.failure([Removal("first", [c for c in couplings if c.side != "in"])], mask) is not None
+
+
+def test_measuring_the_rounding_floor_does_not_change_what_is_drawn() -> None:
+    """A layer that draws in training beside a term of training alone: the floor stays a floor."""
+
+    class Net(Two):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            y = y + hidden(y) if self.training else y
+            y = F.gelu(self.second(y))
+            return self.last(y + 0.1 * torch.randn_like(y[:1, :1]) if self.training else y)
+
+    space = slim(Net(torch.relu), x := torch.rand(3, 6))
+    assert list(sizes(space)) == ["second"]
+    trial = Trial(Net(torch.relu), (x,))
+    for check in trial.checks("random"):
+        assert all(floor < 1e-12 for floor in trial.floor(trial.network, check))

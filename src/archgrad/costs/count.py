@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.backends import cudnn, mkldnn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
@@ -78,15 +79,18 @@ def _countable(network: nn.Module) -> Iterator[None]:
     # The counter hooks every argument of a module that requires a gradient, and fails on parameters among them.
     trained = [p for p in network.parameters() if p.requires_grad]
     torch.backends.mha.set_fastpath_enabled(False)
+    fused_layers = mkldnn.enabled  # recurrent layers whose matrix products are hidden from the counter too
     try:
         for parameter in trained:
             parameter.requires_grad_(False)
-        with sdpa_kernel(SDPBackend.MATH):
+        mkldnn.enabled = False  # type: ignore[assignment]
+        with sdpa_kernel(SDPBackend.MATH), cudnn.flags(enabled=False):
             yield
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
         torch.backends.mha.set_fastpath_enabled(fast_path)
+        mkldnn.enabled = fused_layers
 
 
 class Counter:
