@@ -128,3 +128,15 @@ def test_a_shell_completes_names(typed: str, completed: list[str]) -> None:
         [sys.executable, "-c", code], env={**os.environ, **told}, capture_output=True, text=True, check=False
     )
     assert done.stdout.split() == completed
+
+
+def test_help_never_loads_torch() -> None:
+    code = (
+        "import sys, typer.main\nfrom typer.testing import CliRunner\nfrom archgrad.cli.app import app\n"
+        "for name in ('', *typer.main.get_command(app).commands):\n"
+        "    done = CliRunner().invoke(app, [*filter(None, [name]), '--help'])\n"
+        "    assert done.exit_code == 0 and 'Usage' in done.output, name\n"
+        "assert not {'torch', 'numpy', 'scipy', 'sklearn'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
