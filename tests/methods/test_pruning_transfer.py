@@ -299,7 +299,7 @@ def test_it_stops_early_once_no_part_changes_and_clips() -> None:
 
     class Watched(ag.Run):
         def compute_once(self, key: str, compute: Callable[[], object]) -> object:
-            seen.update(entry_logits(self._saving.parts["space"]) if key == "architecture" else {})
+            seen.update(entry_logits(self._checkpoints.parts["space"]) if key == "architecture" else {})
             return super().compute_once(key, compute)
 
     ag.pruning_transfer(

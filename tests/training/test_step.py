@@ -14,10 +14,13 @@ from torch.optim import SGD
 from torch.utils.checkpoint import checkpoint
 
 import archgrad as ag
-from archgrad.control.dynamics_model import Dynamics, refit
+from archgrad.control.nnilqr import NnilqrTerms
+from archgrad.control.system import Equations, quadratic_cost
 from archgrad.control.transitions import Transitions
 from archgrad.errors import NonFiniteError, ResourceError
 from archgrad.methods.pruning_transfer.transfer import TransferProtocol
+from archgrad.rl import ppo
+from archgrad.rl.ppo import PpoTerms
 from archgrad.run.run import Run
 from archgrad.tasks.task import Batch
 from archgrad.training.step import take_step
@@ -40,11 +43,6 @@ class Probe:
 
 
 class Probed(ag.Classification):
-    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        return Probe.touch(super().loss(network, batch))
-
-
-class ProbedTransitions(Transitions):
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         return Probe.touch(super().loss(network, batch))
 
@@ -85,11 +83,23 @@ def few_shots(run: Run) -> None:
 
 
 def dynamics(run: Run) -> None:
-    run.begin("refit", {})
-    x = torch.randn(40, 3)
-    data = ProbedTransitions((x, x[:, :2]), (x, x[:, :2]), batch_size=8)
-    model = Dynamics(nn.Linear(3, 2), states=2, actions=1)
-    refit(model, data, run, optimizer=SGD(model.parameters(), lr=0.1), rates=[0.1], steps=4, number=0)
+    one = torch.ones(1, dtype=torch.float64)
+    system = Equations(
+        name="drift", step=lambda x, u: 0.9 * x + u, cost=quadratic_cost((1.0, 0.1), (0.0, 0.0)),
+        start=torch.tensor([1.0]), low=-one, high=one, horizon=6,
+    )  # fmt: skip
+    ag.nnilqr(None, system, run, terms=NnilqrTerms(explore=2, fit=5, refit=5))
+
+
+def policy(run: Run) -> None:
+    pixel_game = pytest.importorskip("archgrad.rl.pixel_game", reason="comes with the extra rl")
+    game = functools.partial(pixel_game.PixelGame, size=6, gems=2, traps=1, blocks=1, max_steps=9)
+    space = ag.impala_cells(size=6, depths=(4,), nodes=2, features=8)
+    terms = PpoTerms(rollout_steps=8, minibatch_size=16, epochs=1)
+    ag.rl_darts(
+        space, ag.Reinforcement(game, num_envs=4), run, environment_steps=400, terms=terms, episodes=2,
+        baselines=False,
+    )  # fmt: skip
 
 
 # Each loop by name: a program that enters it, and where the run is in it. A new loop is one line here.
@@ -106,19 +116,30 @@ LOOPS: dict[str, tuple[Callable[[Run], object], str]] = {
     "target of transfer": (few_shots, "between phases"),
     "bilevel": (lambda run: ag.darts(supernet(), task(), run), "in phase 'search'"),
     "single paths": (paths, "in phase 'explore-0'"),
-    "dynamics": (dynamics, "between phases"),
+    "dynamics": (dynamics, "in phase 'control'"),
+    "policy": (policy, "in phase 'search'"),
 }  # fmt: skip
 
 
 def walk(name: str, happening: Happening, *, precision: str = "32-true") -> None:
     program, where = LOOPS[name]
-    run = Run(steps=60, seed=1, device="cpu", precision=precision, progress=False)
+    budget = {"dynamics": {"trials": 8}, "policy": {}}.get(name, {"steps": 60})
+    run = Run(**budget, seed=1, device="cpu", precision=precision, progress=False)
     Probe.happening, Probe.run, Probe.where = happening, run, where
     program(run)
 
 
 @pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
+def _probed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Where a loop makes its task or its loss itself."""
+    regression, actor = Transitions.loss, ppo.ppo_loss
+
+    def ppo_loss(*given: Any) -> tuple[Tensor, Any]:
+        loss, figures = actor(*given)
+        return Probe.touch(loss), figures
+
+    monkeypatch.setattr(Transitions, "loss", lambda *given: Probe.touch(regression(*given)))
+    monkeypatch.setattr(ppo, "ppo_loss", ppo_loss)
     yield
     Probe.happening = Probe.run = None
 

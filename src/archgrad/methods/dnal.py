@@ -149,7 +149,6 @@ def dnal(
     constraint = GateConstraint(space, limit, rounding) if limit else None
     run.begin("dnal", settings_record(settings))
     space = copy.deepcopy(space).to(run.device)
-
     predict_peak_memory(space, task, run, optimizer=recipe.optimizer_factory)
     stages = _stages(space, task, run, settings)
     parts = consecutive(recipe.schedule, *stages.steps) if joint else (recipe.schedule, constant, recipe.schedule)
