@@ -31,11 +31,10 @@ from slim import cifar10
 from torch import nn
 
 import archgrad as ag
-from archgrad.choices.policies import Uniform
-from archgrad.costs.table_column import table_column
-from archgrad.methods.monas.monas import MonasTerms, monas
-from archgrad.methods.monas.rewards import Reward, accurate, mixed, under
-from archgrad.trials.pareto import hypervolume
+from archgrad.choices import Uniform
+from archgrad.costs import TableColumn
+from archgrad.methods import MonasTerms, Reward, accurate, mixed, under
+from archgrad.trials import hypervolume
 
 FILTERS, KERNELS = (8, 16, 32, 48, 64), (3, 5, 7, 9)
 DECISIONS = {"filters 1": FILTERS, "kernel 1": KERNELS, "filters 2": FILTERS, "kernel 2": KERNELS}
@@ -108,13 +107,13 @@ def measure(result: dict[str, Any], save: Callable[[], None], *, images: int, ep
 
 
 def searches(table: Table, space: nn.Module, *, seed: int, trials: int) -> dict[str, Callable[[], list[Any]]]:
-    cost = table_column(table, "lat_ms")
+    cost = TableColumn(table, "lat_ms")
     latencies = sorted(row["lat_ms"] for row in table.rows.values())
     good = float(np.quantile([row["valid"] for row in table.rows.values()], 0.8))
 
     def taught(reward: Reward) -> list[Any]:
         run = ag.Run(trials=trials, seed=seed, device="cpu", progress=False)
-        found = monas(space, table, run, reward=reward, costs=[cost], terms=MonasTerms(patience=100))
+        found = ag.monas(space, table, run, reward=reward, costs=[cost], terms=MonasTerms(patience=100))
         return [ag.Architecture(one["architecture"]) for one in found.record["trials"]]
 
     def random() -> list[Any]:

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, nn
 
 import archgrad as ag
-from archgrad.costs.prediction_error import rank_correlation
-from archgrad.methods.unas import UnasTerms
-from archgrad.spaces.operations import operation
+from archgrad.costs import rank_correlation
+from archgrad.methods import UnasTerms
+from archgrad.spaces import operation
 
 LABELS = ("skip_connect", "max_pool_3x3", "sep_conv_3x3", "dil_conv_5x5")
 CHANNELS = (8, 16, 16)

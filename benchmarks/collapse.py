@@ -24,13 +24,9 @@ import torch
 from slim import cifar10
 
 import archgrad as ag
-from archgrad.methods.darts_prime import DartsPrimeTerms
-from archgrad.methods.unas import UnasTerms
-from archgrad.spaces import nasbench201
-from archgrad.tasks.tabular import DATA, Tabular
+from archgrad.methods import DartsPrimeTerms, UnasTerms
+from archgrad.tasks import DATA
 
-SKIP = nasbench201.LABELS.index("skip_connect")
-CONVOLUTIONS = [i for i, label in enumerate(nasbench201.LABELS) if "conv" in label]
 METHODS: dict[str, Callable[..., ag.Found]] = {
     "darts": ag.darts,
     "unas": ag.unas,
@@ -55,7 +51,7 @@ def main() -> None:
     path = Path(os.environ.get("ARCHGRAD_DATA", "")) / "nasbench201" / "nasbench201.npz"
     if not path.is_file():
         sys.exit(f"skipped: {path} is not there; set ARCHGRAD_DATA to the folder that holds nasbench201/")
-    tables = {data: Tabular.load(path, data=data) for data in DATA}
+    tables = {data: ag.Tabular.load(path, data=data) for data in DATA}
     task = cifar10(chosen.images, 500, halved=True)
     rows = json.loads(chosen.out.read_text())["rows"] if chosen.out.is_file() else []
     done = {(r["method"], r["epochs"], r["seed"]) for r in rows}
@@ -69,11 +65,10 @@ def main() -> None:
                 begun = time.perf_counter()
                 run = ag.Run(epochs=epochs, seed=seed, device="cpu", progress=False, trials=50)
                 found = METHODS[name](space, task, run, search_fraction=1.0)
-                picks = list(found.architecture.values())
-                cell = nasbench201.to_string(found.architecture)
+                cell = space.to_string(found.architecture)
                 rows.append({
-                    "method": name, "epochs": epochs, "seed": seed, "cell": cell, "skips": picks.count(SKIP),
-                    "convolutions": sum(p in CONVOLUTIONS for p in picks),
+                    "method": name, "epochs": epochs, "seed": seed, "cell": cell,
+                    "skips": cell.count("skip_connect"), "convolutions": cell.count("nor_conv"),
                     **{data: table.score(cell) for data, table in tables.items()},
                     "seconds": round(time.perf_counter() - begun, 1),
                 })  # fmt: skip

@@ -25,8 +25,8 @@ import torch
 from discreteness import OPERATIONS, Row, spread, task
 
 import archgrad as ag
-from archgrad.choices.subsets import topology
-from archgrad.methods.darts_prime import DartsPrimeTerms
+from archgrad.choices import topology
+from archgrad.methods import DartsPrimeTerms
 
 PRIME = DartsPrimeTerms(f=4)
 Search = Callable[[ag.Classification, ag.Run, float], ag.Found]

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 import archgrad as ag
-from archgrad.methods.darts_prime.darts_prime import DartsPrimeTerms, darts_prime
+from archgrad.methods import DartsPrimeTerms
 
 ACTIVATIONS, SCHEDULES, REGULARISERS = ("softmax", "clipped"), ("static", "dynamic"), ("none", "proximity", "admm")
 VARIANTS = tuple(itertools.product(ACTIVATIONS, SCHEDULES, REGULARISERS))
@@ -65,7 +65,9 @@ def searched(data: ag.Classification, variant: tuple[str, str, str], *, seed: in
     terms = DartsPrimeTerms(activation, schedule, PACE[schedule], regularizer=regularizer)  # type: ignore[arg-type]
     torch.manual_seed(seed)
     began = time.process_time()
-    found = darts_prime(space(), data, run, terms=terms, search_fraction=steps[0] / sum(steps), weights_fraction=0.8)
+    found = ag.darts_prime(
+        space(), data, run, terms=terms, search_fraction=steps[0] / sum(steps), weights_fraction=0.8
+    )
     shown = [row for row in found.history if "distance" in row]
     return {
         "seed": seed, "activation": activation, "schedule": schedule, "regularizer": regularizer,

@@ -23,7 +23,7 @@ import torch
 from cells import ALL, Layers, task
 
 import archgrad as ag
-from archgrad.methods.unas import UnasTerms
+from archgrad.methods import UnasTerms
 
 METHODS: dict[str, Callable[..., ag.Found]] = {
     "unas": functools.partial(ag.unas, terms=UnasTerms(gap="none"), search_fraction=1.0),

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import archgrad as ag
-from archgrad.costs.surrogate import Surrogate
+from archgrad.costs import Surrogate
 
 BLOCKS = ("k3_e1", "k3_e1_g2", "k3_e3", "k3_e6", "k5_e1", "k5_e1_g2", "k5_e3", "k5_e6", "skip")
 TESTED = 1000

@@ -34,14 +34,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import archgrad as ag
-from archgrad.choices.lazy import Lazy
-from archgrad.costs.allocations import Allocations
-from archgrad.costs.memory import peak_memory
-from archgrad.methods.radars.offload import OffloadedSupernet
-from archgrad.methods.radars.radars import radars
-from archgrad.methods.radars.single_path import ShrinkingPolicy, SinglePathTrainer
-from archgrad.methods.radars.subspaces import Priced
-from archgrad.training.recipe import darts_sgd
+from archgrad.costs import Allocations
+from archgrad.methods import OffloadedSupernet, Priced, ShrinkingPolicy, SinglePathTrainer
+from archgrad.training import darts_sgd
 
 LAYERS, CHANNELS, BATCH, WIDE = 4, 16, 64, 3
 KERNELS, WIDTHS = (3, 1, 5, 7), (16, 8, 4, 2)
@@ -69,7 +64,7 @@ def space(picks: Sequence[Sequence[int]], *, lazy: bool = True) -> nn.Module:
     """A layer for each row of candidates."""
     layers = []
     for i, row in enumerate(picks):
-        recipes = {str(j): Lazy(functools.partial(candidate, *ALL[j])) for j in row}
+        recipes = {str(j): ag.Lazy(functools.partial(candidate, *ALL[j])) for j in row}
         made = recipes if lazy else {label: recipe.build() for label, recipe in recipes.items()}
         layers.append(ag.OpChoice(made, name=f"layer {i}"))
     return nn.Sequential(
@@ -103,14 +98,14 @@ def bound(task: ag.Classification) -> ag.Limit:
         return priced.peak_bytes({site: range(size) for site, size in supernet.sites.items()})
 
     peak = taken(*sorted(range(256), key=taken)[-WIDE:])
-    return peak_memory(task.example, batch=BATCH).at_most(peak_bytes=peak / 0.9)
+    return ag.peak_memory(task.example, batch=BATCH).at_most(peak_bytes=peak / 0.9)
 
 
 def peak(method: str, size: int, task: ag.Classification, memory: ag.Limit, steps: int) -> dict[str, float]:
     torch.manual_seed(0)
     with Allocations() as held:
         if method == "radars":
-            found = radars(space(first(size)), task, quiet(steps, 0), memory=memory, search_fraction=1.0)
+            found = ag.radars(space(first(size)), task, quiet(steps, 0), memory=memory, search_fraction=1.0)
             step = max(row["measured_peak_bytes"] for row in found.record["rounds"])
         else:
             found = ag.darts(space(first(size)), task, quiet(steps, 0), search_fraction=1.0)
@@ -123,7 +118,7 @@ def beyond(method: str, task: ag.Classification, memory: ag.Limit) -> dict[str, 
     torch.manual_seed(0)
     if method == "radars":
         with Allocations() as held:
-            found = radars(space(first(256)), task, quiet(24, 0), memory=memory)
+            found = ag.radars(space(first(256)), task, quiet(24, 0), memory=memory)
         step = max(row["measured_peak_bytes"] for row in found.record["rounds"])
         return {"peak_bytes": held.peak_bytes, "step_bytes": step, "bound_bytes": memory.bound}
     try:
@@ -134,7 +129,7 @@ def beyond(method: str, task: ag.Classification, memory: ag.Limit) -> dict[str, 
 
 
 def with_radars(size: int, task: ag.Classification, memory: ag.Limit, *, steps: int, seed: int) -> float:
-    return radars(space(first(size)), task, quiet(steps, seed), memory=memory).score or 0.0
+    return ag.radars(space(first(size)), task, quiet(steps, seed), memory=memory).score or 0.0
 
 
 def darts_on_random(size: int, task: ag.Classification, memory: ag.Limit, *, steps: int, seed: int) -> float:

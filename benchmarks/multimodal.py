@@ -6,8 +6,8 @@ Digits are spoilt as levels A and B of `archgrad.av_digits` are, from the user's
 Spoken Digit Dataset, found through ARCHGRAD_DATA. Every row has the same number of training steps in all, but two. A
 step of UNAS is dearer: it has as many as take about the time of the random search. And LeNet is trained once more for
 as long as a finalist of the search is. What a person decided for a row is the total of its intervention card
-(docs/methods/multimodal_random.md); of fixed networks, that of a card made for them here: their layers are all hand-made, and
-encoders trained before count. Rows that are there are not run again.
+(docs/methods/multimodal_random.md); of fixed networks, that of a card made for them here: their layers are all
+hand-made, and encoders trained before count. Rows that are there are not run again.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ from torch import Tensor, nn
 import archgrad as ag
 from archgrad import files
 from archgrad.errors import RunError
-from archgrad.methods.multimodal_random.intervention_card import card
-from archgrad.methods.unas import UnasTerms
-from archgrad.trials.random_sampling import best_so_far
+from archgrad.methods import UnasTerms, card
+from archgrad.trials import best_so_far
 
 TRIALS = 20
 HANDED = "random search, the finalist handed back"

@@ -36,13 +36,12 @@ import torch
 from torch import nn
 
 import archgrad as ag
-from archgrad.choices.policies import Uniform
-from archgrad.costs.table_column import TableColumn, table_column
+from archgrad.choices import Uniform
+from archgrad.costs import TableColumn
 from archgrad.errors import LimitError
-from archgrad.methods.monas.monas import MonasTerms, monas
-from archgrad.methods.monas.rewards import Reward, accurate, mixed, soft, under
-from archgrad.proxies.flow import mean_channels, synflow_each
-from archgrad.trials.pareto import hypervolume
+from archgrad.methods import MonasTerms, Reward, accurate, mixed, soft, under
+from archgrad.proxies import mean_channels, synflow_each
+from archgrad.trials import hypervolume
 
 ALPHAS = (0.5, 0.75, 0.9, 0.97)
 PEER = 1000  # trials of NSGA-II, whose end the others are held against
@@ -60,7 +59,7 @@ class Bench:
 
     def __init__(self, table: ag.Tabular, space: nn.Module, goals: str, *, seed: int, trials: int) -> None:
         self.table, self.space, self.seed, self.trials = table, space, seed, trials
-        self.costs: list[TableColumn] = [table_column(table, name) for name in COSTS[goals]]
+        self.costs: list[TableColumn] = [TableColumn(table, name) for name in COSTS[goals]]
         every = list(table)
         points = np.array([self.point(cell) for cell in every])
         self.corner = tuple(np.quantile(points, 0.75, axis=0))
@@ -106,7 +105,7 @@ class Bench:
 
     def monas(self, reward: Reward, prior: Prior | None, trials: int, seed: int = 0) -> Trials:
         run = ag.Run(trials=trials, seed=1000 * seed + self.seed, device="cpu", progress=False)
-        found = monas(
+        found = ag.monas(
             self.space, self.table, run, reward=reward, costs=self.costs, prior=prior, terms=MonasTerms(patience=100)
         )
         return [ag.Architecture(one["architecture"]) for one in found.record["trials"]]

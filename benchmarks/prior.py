@@ -18,9 +18,8 @@ import torch
 from proxies import folder
 
 import archgrad as ag
-from archgrad.choices.policies import Uniform
-from archgrad.proxies.flow import mean_channels, synflow_each
-from archgrad.tasks.tabular import Tabular
+from archgrad.choices import Uniform
+from archgrad.proxies import mean_channels, synflow_each
 
 TARGETS = {"cifar10": 94.0, "cifar100": 72.0, "imagenet16_120": 46.0}
 STRENGTHS = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -43,7 +42,7 @@ def main() -> None:
         )  # fmt: skip
         policy = Uniform(small, prior=given)
         for data, target in TARGETS.items():
-            table = Tabular.load(folder() / "nasbench201" / "nasbench201.npz", data=data)
+            table = ag.Tabular.load(folder() / "nasbench201" / "nasbench201.npz", data=data)
             for seed in range(arguments.seeds):
                 generator = torch.Generator().manual_seed(seed)
                 draws = (n for n in range(1, MOST) if table.score(policy.sample(generator)) >= target)

@@ -32,9 +32,10 @@ from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad import proxies
-from archgrad.cli.inputs.accuracy_table import agreement
-from archgrad.spaces import nasbench201
-from archgrad.tasks.tabular import DATA, Tabular
+from archgrad.choices import choices
+from archgrad.proxies import rank_agreement
+from archgrad.spaces import NASBench201, nasbench201_operation
+from archgrad.tasks import DATA
 
 Batch = tuple[Tensor, Tensor]
 BLOCKS = ("stem", *(f"body.{i}" for i in range(17)))
@@ -109,12 +110,13 @@ def network(cell: str) -> nn.Module:
 
 def with_blocks(cell: str) -> nn.Module:
     """The same network with its cells as modules, which the published one, a graph of operations, has not."""
-    picks = nasbench201.from_string(cell)
+    space = ag.nasbench201_cells(cells=1)
+    picks, candidates = space.from_string(cell), choices(space)
 
     def edge(name: str, width: int) -> nn.Module:
-        return nasbench201._operation(nasbench201.LABELS[picks[name]], width, affine=True)
+        return nasbench201_operation(candidates[name][0].labels[picks[name]], width, affine=True)
 
-    return nasbench201.NASBench201(edge, channels=16, cells=5, classes=10, in_channels=3, affine=True)
+    return NASBench201(edge, channels=16, cells=5, classes=10, in_channels=3, affine=True)
 
 
 def measure(cells: list[str], out: Path) -> None:
@@ -176,11 +178,11 @@ def columns(cells: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, flo
 
 
 def measured(
-    scores: Mapping[str, float], cells: Sequence[str], tables: Mapping[str, Tabular]
+    scores: Mapping[str, float], cells: Sequence[str], tables: Mapping[str, ag.Tabular]
 ) -> dict[str, dict[str, float | None]]:
     """How far these cells' scores rank as their accuracies do, on each data set."""
     given = [scores[cell] for cell in cells]
-    return {data: agreement(given, [table.score(cell) for cell in cells]) for data, table in tables.items()}
+    return {data: rank_agreement(given, [table.score(cell) for cell in cells]) for data, table in tables.items()}
 
 
 def _three(figures: Mapping[str, Mapping[str, float | None]], name: str) -> str:
@@ -190,7 +192,7 @@ def _three(figures: Mapping[str, Mapping[str, float | None]], name: str) -> str:
 
 def show(out: Path) -> None:
     done = json.loads(out.read_text())
-    tables = {data: Tabular.load(folder() / "nasbench201" / "nasbench201.npz", data=data) for data in DATA}
+    tables = {data: ag.Tabular.load(folder() / "nasbench201" / "nasbench201.npz", data=data) for data in DATA}
     found = columns(done["cells"])
     each = {name: measured(scores, list(scores), tables) for name, scores in found.items()}
 

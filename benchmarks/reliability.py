@@ -10,7 +10,7 @@ workers   200 trials by worker processes, one of which kills itself in every 20t
 ray       the same on a Ray cluster of this machine
 soak      a search of 20,000 steps: resident memory, open files and threads after 2,000 and at the end
 overhead  a loop over `Run.steps` with `Run.log_step`, as one phase or a phase (so a checkpoint) an epoch, over the
-          same loop without, in pairs; `archgrad.training.fit.optimize`, which also looks for NaN in loss and
+          same loop without, in pairs; `archgrad.training.optimize`, which also looks for NaN in loss and
           gradients, in its place; and a step that only logs, and a checkpoint, by themselves
 
 One thread. Rows replace those of the same part in --out.
@@ -39,8 +39,7 @@ import torch
 from torch import Tensor, nn
 
 import archgrad as ag
-from archgrad.run.run import Run
-from archgrad.trials.workers import Job, Outcome, Workers
+from archgrad.trials import Job, Outcome, Workers
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path[:0] = [str(TESTS / "conformance"), str(TESTS / "methods"), str(TESTS)]
@@ -150,7 +149,7 @@ def trials(count: int, workers: int | str, *, deadly: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         notes = Path(place) / "notes"
         notes.mkdir()
-        run = Run(workers=workers, folder=Path(place) / "run", device="cpu", progress=False)
+        run = ag.Run(workers=workers, folder=Path(place) / "run", device="cpu", progress=False)
         run.begin("reliability", {})
         run.register_state()
         asked = [Job(f"trial-{i}", ag.Architecture({"n": i})) for i in range(count)]
@@ -297,7 +296,7 @@ class Loops:
         return time.process_time() - began
 
     def by_run(self, kind: str) -> float:
-        from archgrad.training.fit import optimize
+        from archgrad.training import optimize
 
         with tempfile.TemporaryDirectory() as place:
             (net, optimizer), batches = self.begun(), self.task.stream(seed=0)

@@ -25,8 +25,7 @@ import torch
 from torch import nn
 
 import archgrad as ag
-from archgrad.choices.modules import InputChoice
-from archgrad.choices.relaxations import Open
+from archgrad.choices import Open
 from archgrad.rl import PixelGame, PpoTerms, Procgen
 
 PIXEL_STEPS, PIXEL_SEEDS = {"pixel": 61_440, "longer": 1_048_576}, 3
@@ -52,8 +51,8 @@ class Rows:
 
 
 def relaxed(space: nn.Module) -> nn.Module:
-    ag.relax(space, ag.softmax, where=lambda c: not isinstance(c, InputChoice))
-    return ag.relax(space, Open, where=lambda c: isinstance(c, InputChoice))
+    ag.relax(space, ag.softmax, where=lambda c: not isinstance(c, ag.InputChoice))
+    return ag.relax(space, Open, where=lambda c: isinstance(c, ag.InputChoice))
 
 
 def step_times() -> dict[str, Any]:

@@ -31,9 +31,7 @@ from PIL import Image
 from torch import nn
 
 import archgrad as ag
-from archgrad.gates.gate_optimizer import GateOptimizer
-from archgrad.gates.selection import GateConstraint, WidthRounding, gates, uniform
-from archgrad.training.recipe import sgd
+from archgrad.gates import GateConstraint, GateOptimizer, WidthRounding, gates, uniform
 
 DENSE_SHARE = 0.3
 
@@ -162,7 +160,7 @@ def step_ratio(name: str, task: ag.Classification, *, repeats: int = 30) -> dict
     gate_optimizer.set_target(constraint, constraint.bound)
     batch = task.stream(seed=0)(0)
     pairs = {
-        "plain": (network.train(), sgd(network.parameters())),
+        "plain": (network.train(), ag.sgd(network.parameters())),
         "gate": (space.train(), torch.optim.SGD(ag.logits(space), lr=0.01, momentum=0.9)),
     }
     times: dict[str, list[float]] = {"plain": [], "gate": []}

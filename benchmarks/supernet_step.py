@@ -29,10 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices, logits, relax, weights
-from archgrad.choices.modules import InputChoice
-from archgrad.choices.relaxations import Open, softmax
-from archgrad.spaces.darts import darts_cells
+import archgrad as ag
+from archgrad.choices import Open, choices
 
 FORMS = ("textbook", "textbook in channels_last", "archgrad")
 AIM = {"time": 0.5, "memory": 0.6, "gradients": 1e-5}
@@ -137,7 +135,7 @@ class Textbook(nn.Module):
         self.alphas = {k: [r.logits for n, r in found.items() if n.startswith(k) and hasattr(r, "logits")]
                        for k in set(self.kinds)}  # fmt: skip
         slots = [(m, name) for m in self.modules() for name in m._parameters if m._parameters[name] is not None]
-        for (module, name), parameter in zip(slots, weights(space), strict=True):
+        for (module, name), parameter in zip(slots, ag.weights(space), strict=True):
             assert module._parameters[name].shape == parameter.shape
             module._parameters[name] = parameter
 
@@ -154,9 +152,9 @@ class Bench:
 
     def __init__(self, chosen: argparse.Namespace, dtype: torch.dtype = torch.float32) -> None:
         torch.manual_seed(0)
-        space = relax(darts_cells(channels=chosen.channels, cells=chosen.cells), softmax)
-        relax(space, Open, where=lambda choice: isinstance(choice, InputChoice))
-        for logit in logits(space):
+        space = ag.relax(ag.darts_cells(channels=chosen.channels, cells=chosen.cells), ag.softmax)
+        ag.relax(space, Open, where=lambda choice: isinstance(choice, ag.InputChoice))
+        for logit in ag.logits(space):
             nn.init.normal_(logit, std=0.5)
         space.to(chosen.device, dtype)
         textbooks = (Textbook(space), Textbook(space, torch.channels_last))
@@ -167,7 +165,7 @@ class Bench:
             (torch.randn(shape).to(chosen.device, dtype), torch.randint(10, shape[:1]).to(chosen.device))
             for _ in range(2)
         ]
-        self.parameters = {"architecture": logits(space), "weights": weights(space)}
+        self.parameters = {"architecture": ag.logits(space), "weights": ag.weights(space)}
         self.cuda = chosen.device != "cpu"
 
     def gradients(self, name: str, half: str) -> list[Tensor]:

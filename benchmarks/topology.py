@@ -30,14 +30,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
 import archgrad as ag
-from archgrad.choices.access import choices, restrict
-from archgrad.choices.relaxations import Open
-from archgrad.choices.subsets import topologies, topology, without_topology
-from archgrad.extract.discretize import decide
-from archgrad.methods.darts_prime.dynamic_schedule import DynamicSchedule
-from archgrad.methods.darts_prime.regularizers import Proximity, regularized
-from archgrad.methods.toponas.topology_schedule import PassiveAggressive
-from archgrad.supernets.bilevel import EverySteps, alternate, logit_rate
+from archgrad.choices import Open, choices, topologies, topology, without_topology
+from archgrad.methods import DynamicSchedule, PassiveAggressive, Proximity, regularized
+from archgrad.supernets import EverySteps, alternate, logit_rate
 
 NODES, WIDTH, SAMPLES, BATCH, F = 4, 12, 4096, 64, 4
 OPERATIONS = ("skip", "linear", "tanh", "absolute")
@@ -154,7 +149,7 @@ def searched(variant: str, seed: int, *, steps: int, seen: str) -> dict[str, flo
     torch.manual_seed(seed)
     space: nn.Module = Cell()
     if form == "open":
-        restrict(space, {name: same[0].pickable for name, same in choices(space).items()})
+        ag.restrict(space, {name: same[0].pickable for name, same in choices(space).items()})
     elif form is not None:
         space = topology(space, form=form)  # type: ignore[arg-type]
     ag.relax(space, ag.softmax, where=without_topology)
@@ -196,7 +191,7 @@ def searched(variant: str, seed: int, *, steps: int, seen: str) -> dict[str, flo
         update_schedule=update_schedule,
         schedule=lambda progress: 1.0 - 0.9 * progress,
     )
-    found = decide(space)
+    found = ag.decide(space)
     with torch.no_grad():
         space.train()
         whole = (halves[1].x, halves[1].y)

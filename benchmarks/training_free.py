@@ -31,9 +31,8 @@ from scipy.stats import spearmanr
 
 import archgrad as ag
 from archgrad import proxies
-from archgrad.proxies.flow import mean_channels, synflow_each
-from archgrad.spaces import nasbench201
-from archgrad.tasks.tabular import DATA, Tabular
+from archgrad.proxies import mean_channels, synflow_each
+from archgrad.tasks import DATA
 
 HERE = Path(__file__).parent / "results"
 COMBINED = {
@@ -51,7 +50,7 @@ def distinct() -> tuple[list[str], np.ndarray]:
     return [str(cells[i]) for i in first], place
 
 
-def flows(tables: dict[str, Tabular]) -> list[dict[str, object]]:
+def flows(tables: dict[str, ag.Tabular]) -> list[dict[str, object]]:
     every = list(tables["cifar10"])
     graphs, place = distinct()
     stored = json.loads((HERE / "proxies.json").read_text())["cells"]
@@ -68,7 +67,7 @@ def flows(tables: dict[str, Tabular]) -> list[dict[str, object]]:
 
     torch.manual_seed(0)
     full = ag.nasbench201_cells()
-    some = [nasbench201.from_string(cell) for cell in known[:128]]
+    some = [full.from_string(cell) for cell in known[:128]]
     begun = time.process_time()
     scores = synflow_each(full, some, ONE)
     speed = len(some) / (time.process_time() - begun)
@@ -79,7 +78,7 @@ def flows(tables: dict[str, Tabular]) -> list[dict[str, object]]:
     for cells, size in ((5, 32), (5, 16), (5, 8), (1, 32), (1, 8)):
         torch.manual_seed(0)
         small = mean_channels(ag.nasbench201_cells(cells=cells))
-        architectures = [nasbench201.from_string(cell) for cell in graphs]
+        architectures = [small.from_string(cell) for cell in graphs]
         begun = time.process_time()
         found = ranked(synflow_each(small, architectures, torch.ones(1, 1, size, size)))[place]
         speed = len(every) / (time.process_time() - begun)
@@ -98,7 +97,7 @@ def finalists(share: float) -> dict[str, float]:
     torch.manual_seed(0)
     small = mean_channels(ag.nasbench201_cells())
     graphs, _ = distinct()
-    scores = ranked(synflow_each(small, [nasbench201.from_string(c) for c in graphs], torch.ones(1, 1, 32, 32)))
+    scores = ranked(synflow_each(small, [small.from_string(c) for c in graphs], torch.ones(1, 1, 32, 32)))
     best = np.argsort(-scores)[: int(share * len(graphs))]
     return {graphs[i]: float(scores[i]) for i in best}
 
@@ -125,7 +124,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    tables = {d: Tabular.load(folder() / "nasbench201" / "nasbench201.npz", data=d) for d in DATA}
+    tables = {d: ag.Tabular.load(folder() / "nasbench201" / "nasbench201.npz", data=d) for d in DATA}
     done = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
 
     def save() -> None:

@@ -33,7 +33,7 @@ from torch import nn
 import archgrad as ag
 from archgrad import files
 from archgrad.errors import RunError
-from archgrad.methods.pruning_transfer.transfer import TransferProtocol
+from archgrad.methods import TransferProtocol
 
 DATA = Path(os.environ.get("ARCHGRAD_DATA", ""))
 Pair = tuple[ag.Classification, ag.Classification, nn.Module]

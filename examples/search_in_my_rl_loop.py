@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor, nn
 
 import archgrad as ag
-from archgrad.choices.relaxations import Open
+from archgrad.choices import Open
 from archgrad.rl import PixelGame
 
 ENVS, STEPS, DISCOUNT = 32, 16, 0.97

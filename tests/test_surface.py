@@ -1,12 +1,33 @@
-"""The public names: sorted, documented, and imported only when they are used."""
+"""The public names of the package and of its rooms: documented, imported only when used, and enough for all pages."""
 
 import importlib
+import inspect
+import pkgutil
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import archgrad
+from archgrad.errors import MissingExtra
+
+ROOT = Path(__file__).parent.parent
+ROOMS = sorted(
+    module.name for module in pkgutil.iter_modules(archgrad.__path__) if module.ispkg and module.name != "cli"
+)
+EXPORTS = [
+    (room, name) for room in ROOMS for name in getattr(importlib.import_module(f"archgrad.{room}"), "__all__", [])
+]
+READ_BY_USERS = [
+    path
+    for place in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs", "examples", "benchmarks")
+    for path in ([ROOT / place] if (ROOT / place).is_file() else sorted((ROOT / place).rglob("*")))
+    if path.suffix in (".md", ".py", ".ipynb")
+]
+NAMED = re.compile(r"\barchgrad\.([a-z]\w*)\.([A-Za-z]\w*)")
+IMPORTED = re.compile(r"\bfrom archgrad\.([\w.]+) import (\([^)]*\)|.*)")
 
 
 def test_all_is_sorted_and_is_what_resolves() -> None:
@@ -40,4 +61,53 @@ def test_choices_is_the_room() -> None:
 @pytest.mark.parametrize("module", ["archgrad", "archgrad.cli", "archgrad.cli.schemas.methods"])
 def test_importing_leaves_torch_out(module: str) -> None:
     code = f"import {module}, sys; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'sklearn')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("room", "name"), EXPORTS)
+def test_what_a_room_exports_resolves_and_is_documented(room: str, name: str) -> None:
+    try:
+        exported = getattr(importlib.import_module(f"archgrad.{room}"), name)
+    except MissingExtra as error:
+        pytest.skip(str(error))
+    if inspect.isclass(exported) or inspect.isfunction(exported):
+        assert (exported.__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_export_of_a_room_hides_behind_one_of_its_files(room: str) -> None:
+    """Once a file is imported, Python binds its name in the room, where it would hide an export of that name."""
+    package = importlib.import_module(f"archgrad.{room}")
+    assert not {module.name for module in pkgutil.iter_modules(package.__path__)} & set(
+        getattr(package, "__all__", [])
+    )
+
+
+def deep_names(text: str) -> list[str]:
+    """What a text names below the rooms, or in a room that does not export it."""
+    exported = {room: {name for other, name in EXPORTS if other == room} for room in ROOMS}
+    wrong = [f"{room}.{name}" for room, name in NAMED.findall(text) if name not in exported.get(room, {name})]
+    for module, names in IMPORTED.findall(text):
+        listed = {name.strip() for name in names.strip("()").split(",") if name.strip()}
+        of_a_file = [] if module in ROOMS or "." in module else vars(importlib.import_module(f"archgrad.{module}"))
+        wrong += [f"{module}: {name}" for name in listed if name not in exported.get(module, of_a_file)]
+    return wrong
+
+
+@pytest.mark.parametrize("path", READ_BY_USERS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_what_users_read_names_the_package_or_one_room(path: Path) -> None:
+    assert not deep_names(path.read_text(encoding="utf-8"))
+
+
+def test_deep_names_are_found() -> None:
+    assert deep_names("`archgrad.costs.CostTable.load`, from archgrad.costs import CostTable, measure_table") == []
+    assert deep_names("from archgrad.errors import RunError") == []
+    assert deep_names("`archgrad.costs.table.CostTable`") == ["costs.table"]
+    assert deep_names("from archgrad.costs.table import CostTable") == ["costs.table", "costs.table: CostTable"]
+    assert deep_names("from archgrad.costs import (\n    CostTable,\n    no_such_name,\n)") == ["costs: no_such_name"]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_importing_a_room_leaves_torch_out(room: str) -> None:
+    code = f"import archgrad.{room}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

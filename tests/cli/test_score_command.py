@@ -15,8 +15,8 @@ from scipy.stats import kendalltau, spearmanr
 
 import archgrad as ag
 from archgrad import proxies
-from archgrad.cli.inputs.accuracy_table import agreement
 from archgrad.cli.schemas.score import PROXIES
+from archgrad.proxies import rank_agreement
 from archgrad.spaces.nasbench201 import nasbench201_cells
 
 CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|none~1|avg_pool_3x3~2|"
@@ -331,13 +331,13 @@ def test_a_folder_of_other_scores_is_left_alone(tmp_path: Path, cli: Callable, r
 
 def test_agreement_against_hand_counts() -> None:
     accuracies = [float(k) for k in range(1, 61)]
-    perfect = agreement(accuracies, accuracies)
+    perfect = rank_agreement(accuracies, accuracies)
     assert (perfect["spearman"], perfect["kendall"], perfect["top_tenth"], perfect["regret"]) == (1.0, 1.0, 1.0, 0.0)
-    reversed_ = agreement(accuracies[::-1], accuracies)
+    reversed_ = rank_agreement(accuracies[::-1], accuracies)
     assert (reversed_["spearman"], reversed_["kendall"], reversed_["regret"]) == (-1.0, -1.0, 59.0)
     # NaN is the worst, equal scores have no order, and too few networks say nothing.
-    undefined = agreement([math.nan, *accuracies[1:]], accuracies)
+    undefined = rank_agreement([math.nan, *accuracies[1:]], accuracies)
     assert undefined["spearman"] == 1.0
-    level = agreement([0.0] * 60, accuracies)
+    level = rank_agreement([0.0] * 60, accuracies)
     assert level["spearman"] is None and level["regret"] == pytest.approx(60 - 30.5)
-    assert agreement([1.0, 2.0], [1.0, 2.0])["kendall"] is None
+    assert rank_agreement([1.0, 2.0], [1.0, 2.0])["kendall"] is None

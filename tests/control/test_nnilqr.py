@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import archgrad as ag
-from archgrad.control.dynamics_space import dynamics_space
+from archgrad.control.dynamics_networks import dynamics_space
 from archgrad.control.ilqr import classical_ilqr
 from archgrad.control.nnilqr import DYNAMICS_RECIPE, NnilqrTerms
 from archgrad.control.system import Cost, Equations, Policy, Trajectory, quadratic_cost

@@ -14,7 +14,7 @@ from torch.optim import SGD, Adam
 import archgrad as ag
 from archgrad.costs import memory
 from archgrad.costs.allocations import Allocations, Saved
-from archgrad.costs.memory import GIB, measured_peak, peak_memory, predict, saved_bytes
+from archgrad.costs.memory import GIB, measured_peak, peak_memory, predict_memory, saved_bytes
 from archgrad.errors import LimitError, ModelError
 from archgrad.supernets import lifecycle as supernet
 
@@ -49,7 +49,7 @@ def test_saved_bytes_of_a_chain_are_those_counted_by_hand() -> None:
 
 
 def test_a_footprint_is_that_counted_by_hand() -> None:
-    found = predict(nn.Linear(10, 20), torch.randn(2, 10)).at(8)
+    found = predict_memory(nn.Linear(10, 20), torch.randn(2, 10)).at(8)
     size = 4 * (10 * 20 + 20)
     assert (found.parameter_bytes, found.gradient_bytes, found.optimizer_bytes) == (size, size, size)
     assert (found.batch_bytes, found.saved_bytes, found.buffer_bytes) == (4 * 8 * 10, 0, 0)
@@ -62,7 +62,7 @@ def test_a_footprint_is_that_counted_by_hand() -> None:
 @pytest.mark.parametrize("examples", [2, 5, 16])
 def test_prediction_from_two_and_three_examples_is_exact(make: Callable[[], nn.Module], examples: int) -> None:
     net, x = make(), torch.randn(examples, 3, 12, 12)
-    found = predict(net, x).at(examples)
+    found = predict_memory(net, x).at(examples)
     assert found.saved_bytes == saved_bytes(net, x)
     assert found.peak_bytes == measured_peak(net, x)
 
@@ -106,7 +106,7 @@ def test_optimizer_state_is_counted_to_the_byte(make: memory.OptimizerFactory) -
     net(torch.randn(4, 3, 12, 12)).sum().backward()
     made.step()
     real = sum(t.nbytes for state in made.state.values() for t in state.values() if isinstance(t, Tensor))
-    assert predict(net, torch.randn(2, 3, 12, 12), optimizer=make).at(4).optimizer_bytes == real
+    assert predict_memory(net, torch.randn(2, 3, 12, 12), optimizer=make).at(4).optimizer_bytes == real
 
 
 def test_a_storage_counts_once_and_what_is_known_not_at_all() -> None:
@@ -142,7 +142,7 @@ def test_nothing_is_changed_by_being_asked() -> None:
 
 
 def test_the_largest_batch_fits_and_one_more_does_not() -> None:
-    found = predict(conv_net(), torch.randn(1, 3, 12, 12))
+    found = predict_memory(conv_net(), torch.randn(1, 3, 12, 12))
     fits = found.largest_batch(1e6)
     assert found.at(fits).peak_bytes <= 1e6 < found.at(fits + 1).peak_bytes
     assert found.largest_batch(1000) == 0
@@ -216,7 +216,7 @@ def test_the_whole_search_stays_near_the_step_that_was_foreseen() -> None:
 
 
 def test_a_run_that_would_not_fit_is_refused_before_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    needed = predict(mixed(), task().stream(seed=0)(0), loss=task().loss).at(16).peak_bytes
+    needed = predict_memory(mixed(), task().stream(seed=0)(0), loss=task().loss).at(16).peak_bytes
     monkeypatch.setattr(supernet, "available_bytes", lambda device: needed // 2)
     run = ag.Run(steps=4, device="cpu", progress=False)
     with pytest.raises(LimitError, match=r"a batch of at most \d+ \(given: 16\), or archgrad.radars"):

@@ -14,7 +14,7 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.choices.policies import Categorical
-from archgrad.costs.table_column import TableColumn, table_column
+from archgrad.costs.table_column import TableColumn
 from archgrad.errors import ChoiceError, ConfigError, LimitError
 from archgrad.methods.monas.monas import MonasTerms, monas
 from archgrad.methods.monas.rewards import Reward, accurate, mixed, soft, under
@@ -59,7 +59,7 @@ EVERY = [ag.Architecture(dict(zip(SIZES, p, strict=True))) for p in itertools.pr
 
 
 def priced(table: Table) -> tuple[TableColumn, TableColumn]:
-    return table_column(table, "lat_ms"), table_column(table, "energy_mj")
+    return TableColumn(table, "lat_ms"), TableColumn(table, "energy_mj")
 
 
 def quiet(trials: int = 24, seed: int = 0, folder: Path | None = None, seconds: float = 30.0) -> ag.Run:

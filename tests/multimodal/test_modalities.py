@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import archgrad as ag
-from archgrad.costs.memory import predict
+from archgrad.costs.memory import predict_memory
 from archgrad.errors import DataError, ModelError
 from archgrad.multimodal.modalities import fitted, read_wav, spectrogram
 from archgrad.tasks.task import first
@@ -50,7 +50,7 @@ def test_training_costs_and_halves_take_dicts(tmp_path: Path) -> None:
     assert ag.macs(x).of(network) == 66
     assert ag.latency(x, repeats=2, warmup=1).of(network) > 0
     assert ag.energy(x, source="estimated", seconds=0.01).of(network) > 0
-    assert predict(network, (x, Y[:1]), loss=given.loss).at(8).peak_bytes > 0
+    assert predict_memory(network, (x, Y[:1]), loss=given.loss).at(8).peak_bytes > 0
     assert ag.fit(network, given, ag.Run(epochs=1, device="cpu", progress=False))["accuracy"] >= 0
     one, other = given.split()
     assert one.splits["train"]["size"] + other.splits["train"]["size"] == given.splits["train"]["size"]

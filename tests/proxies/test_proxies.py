@@ -22,9 +22,11 @@ from archgrad.spaces.nasbench201 import from_string, nasbench201_cells, nasbench
 
 CELL = "|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_1x1~2|"
 JOINED = ("az_nas", "rank_vote", "te_nas")
+# Of many architectures of one space at once, and of scores: not proxies of one network.
+OTHERS = ("mean_channels", "rank_agreement", "synflow_each")
 LABELLED = ("grad_norm", "snip", "grasp", "fisher", "zico")
 FAST: dict[str, dict[str, Any]] = {"swap": {"repeats": 2}, "linear_regions": {"repeats": 2}}
-ALL = [name for name in proxies.__all__ if name not in JOINED]
+ALL = [name for name in proxies.__all__ if name not in (*JOINED, *OTHERS)]
 VALUES = [name for name in ALL if name not in ("params", "macs")]
 
 

@@ -14,7 +14,7 @@ from archgrad.errors import RunError
 from archgrad.report.charts import svg
 from archgrad.report.graphs import cells as graphs
 from archgrad.report.graphs import layered
-from archgrad.report.graphs.cells import draw, file_names
+from archgrad.report.graphs.cells import draw_cell, file_names
 
 Box = tuple[float, float, float, float]
 
@@ -106,7 +106,7 @@ def hit(drawn: str) -> int:
 
 
 def check_clear(given: dict[str, Any]) -> None:
-    drawn = draw(given)
+    drawn = draw_cell(given)
     whole = [float(one) for one in ElementTree.fromstring(drawn).attrib["viewBox"].split()]
     found = boxes(drawn)
     labelled = sum(bool(edge.get("label")) for edge in given["edges"])
@@ -120,7 +120,7 @@ def check_clear(given: dict[str, Any]) -> None:
 def test_a_cell_reads_from_left_to_right() -> None:
     given = cell()
     check_clear(given)
-    drawn = draw(given)
+    drawn = draw_cell(given)
     assert sorted(texts(drawn)) == sorted(
         [*(edge["label"] for edge in given["edges"][:8]), "c_{k-2}", "c_{k-1}", "c_{k}", "0", "1", "2", "3"]
     )
@@ -129,7 +129,7 @@ def test_a_cell_reads_from_left_to_right() -> None:
     assert middle["c_{k}"] == max(middle.values())
     assert middle["0"] < middle["sep_conv_30"] < middle["3"]
     assert drawn.count("g-faint-edge") == 4 and drawn.count('"g-edge"') == 8
-    assert draw(given) == drawn
+    assert draw_cell(given) == drawn
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -150,12 +150,12 @@ def test_edges_between_the_same_nodes_are_all_visible() -> None:
     edges = [{"source": 0, "target": 1, "label": "conv"}, *({"source": 0, "target": 1} for _ in range(3))]
     given = {"nodes": [{"id": 0}, {"id": 1}], "edges": edges}
     check_clear(given)
-    middles = sorted(line[len(line) // 2][1] for line in lines(draw(given)))
+    middles = sorted(line[len(line) // 2][1] for line in lines(draw_cell(given)))
     assert len(middles) == 4 and all(b - a >= 12 for a, b in itertools.pairwise(middles))
 
 
 def test_a_long_chain_is_a_table_of_blocks() -> None:
-    short, long = draw(chain(8)), draw(chain(21))
+    short, long = draw_cell(chain(8)), draw_cell(chain(21))
     assert "g-edge" in short and "g-edge" not in long
     words = texts(long)
     assert words[:1] == ["block"] and words.count("6") == 20 and "kernel" in words and "block 20" in words
@@ -165,13 +165,13 @@ def test_a_long_chain_is_a_table_of_blocks() -> None:
     # A second way from the first block to the last is no chain, and is drawn.
     given = chain(9)
     given["edges"].append({"source": 0, "target": 8})
-    assert "g-edge" in draw(given)
+    assert "g-edge" in draw_cell(given)
 
 
 def test_what_is_too_large_to_draw_is_listed() -> None:
-    drawn = draw(tangle(41, 50, 0))
+    drawn = draw_cell(tangle(41, 50, 0))
     assert "g-edge" not in drawn and len(texts(drawn)) == 3 * 51
-    assert "and 100 more" in texts(draw(tangle(10, 500, 0)))
+    assert "and 100 more" in texts(draw_cell(tangle(10, 500, 0)))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_hostile_words_stay_words(word: str) -> None:
     }
     long = {**chain(9), "nodes": [{"id": k, "label": word, "details": {word: 1}} for k in range(9)]}
     for one in (given, long):
-        for drawn in (draw(one), svg.alone(draw(one))):
+        for drawn in (draw_cell(one), svg.standalone_svg(draw_cell(one))):
             tree = ElementTree.fromstring(drawn.encode("utf-8"))
             assert {tag.tag.rpartition("}")[2] for tag in tree.iter()} <= {
                 "svg",
@@ -200,13 +200,13 @@ def test_hostile_words_stay_words(word: str) -> None:
 
 def test_long_words_are_cut_and_whole_in_the_tooltip() -> None:
     word = "conv" * 20
-    drawn = draw({"nodes": [{"id": word}], "edges": []})
+    drawn = draw_cell({"nodes": [{"id": word}], "edges": []})
     assert f"<title>{word}</title>" in drawn and f">{word[:31]}\u2026</text>" not in drawn.replace("</title>", "\n")
     assert f"{word[:31]}\u2026</text>" in drawn
 
 
 def test_alone_it_brings_its_colors_and_a_ground() -> None:
-    drawn = svg.alone(draw(cell()))
+    drawn = svg.standalone_svg(draw_cell(cell()))
     assert "var(" not in drawn and "prefers-color-scheme: dark" in drawn and svg.DARK["ink"] in drawn
     tree = ElementTree.fromstring(drawn)
     assert tree.tag == "{http://www.w3.org/2000/svg}svg"
@@ -215,7 +215,7 @@ def test_alone_it_brings_its_colors_and_a_ground() -> None:
 
 
 def test_small_and_odd_graphs() -> None:
-    assert texts(draw({})) == texts(draw({"nodes": [], "edges": None})) == ["no nodes"]
+    assert texts(draw_cell({})) == texts(draw_cell({"nodes": [], "edges": None})) == ["no nodes"]
     check_clear({"nodes": [{"id": 1}], "edges": []})
     check_clear(
         {"nodes": [{"id": "in"}, {"id": "lone"}, {"id": "out"}], "edges": [{"source": "in", "target": "out"}]}
@@ -240,10 +240,10 @@ def test_small_and_odd_graphs() -> None:
 )
 def test_damage_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(RunError, match=message) as caught:
-        draw({**cell(), **change}, part="g")
+        draw_cell({**cell(), **change}, part="g")
     assert "run again" in str(caught.value)
     with pytest.raises(RunError, match="an object with name, nodes and edges"):
-        draw([], part="g")
+        draw_cell([], part="g")
 
 
 def test_files_are_named_after_their_graphs_and_stay_in_the_folder() -> None:

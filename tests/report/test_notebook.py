@@ -10,7 +10,7 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.costs.table import CostTable
-from archgrad.costs.table_column import table_column
+from archgrad.costs.table_column import TableColumn
 from archgrad.report import notebook
 
 
@@ -77,5 +77,5 @@ def test_a_column_does_not_print_its_table() -> None:
         def columns(self) -> tuple[str, ...]:
             return ("lat_ms_x",)
 
-    assert "Rows" not in repr(table_column(Rows(), "lat_ms_x"))
+    assert "Rows" not in repr(TableColumn(Rows(), "lat_ms_x"))
     assert isinstance(ag.derive(ag.relax(ag.nasbench201_cells(channels=4, cells=1), ag.softmax)).network, nn.Module)

@@ -551,5 +551,5 @@ def test_a_description_can_be_drawn(factorized: bool) -> None:
     assert [graph["name"] for graph in described["graphs"]] == ["normal", "reduce"]
     for graph in described["graphs"]:
         assert len(graph["edges"]) == 2 * 2 + 2
-        assert "concatenation" in graphs.draw(graph)
+        assert "concatenation" in graphs.draw_cell(graph)
     assert space.from_string(described["architecture_text"])

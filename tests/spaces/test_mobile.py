@@ -230,5 +230,5 @@ def test_settings_of_the_supernet(wrong: dict[str, object]) -> None:
 def test_a_description_can_be_drawn() -> None:
     space = ag.mobile_backbone(classes=10)
     described = space.describe(ag.sample(space, generator=torch.Generator().manual_seed(0)))
-    assert graphs.draw(described["graphs"][0])
+    assert graphs.draw_cell(described["graphs"][0])
     assert space.from_string(described["architecture_text"])

@@ -202,5 +202,5 @@ def test_numbers_that_make_no_network(wrong: dict[str, int]) -> None:
 def test_a_description_can_be_drawn() -> None:
     space = ag.nasbench201_cells()
     described = space.describe(ag.sample(space, generator=torch.Generator().manual_seed(0)))
-    assert graphs.draw(described["graphs"][0])
+    assert graphs.draw_cell(described["graphs"][0])
     assert space.from_string(described["architecture_text"])

@@ -13,7 +13,7 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.costs.limits import Predicts
-from archgrad.costs.table_column import table_column
+from archgrad.costs.table_column import TableColumn
 from archgrad.errors import ConfigError, LimitError
 from archgrad.tasks.task import Scored
 from archgrad.trials.archive import ArchitectureCosts, Archive, Trial
@@ -59,7 +59,7 @@ def test_random_search_looks_up_in_milliseconds(table: ag.Tabular, cells: nn.Mod
 
 
 def test_random_search_on_a_table_keeps_a_limit_by_a_column(table: ag.Tabular, cells: nn.Module) -> None:
-    latency = table_column(table, "lat_ms_mine")
+    latency = TableColumn(table, "lat_ms_mine")
     assert latency.unit == "ms" and isinstance(latency, Predicts)
     found = ag.random_search(cells, table, quiet(200), limit=latency.at_most(12.0))
     assert found.costs["lat_ms_mine"] == table.cost(found.architecture, "lat_ms_mine") <= 12.0
@@ -84,7 +84,7 @@ def test_steps_are_divided_among_the_trials() -> None:
 
 
 def test_prices_lie_between_the_lowest_and_the_highest(table: ag.Tabular, cells: nn.Module) -> None:
-    prices, run = ArchitectureCosts(cells, [table_column(table, "lat_ms_mine"), ag.params()]), quiet(1)
+    prices, run = ArchitectureCosts(cells, [TableColumn(table, "lat_ms_mine"), ag.params()]), quiet(1)
     run.begin("prices", {})
     prices.begin(run)
     assert prices.lowest["lat_ms_mine"] == 1.0 and prices.highest["lat_ms_mine"] == 55.0

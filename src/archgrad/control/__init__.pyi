@@ -1,6 +1,6 @@
 from .benchmark_systems import cart_pole as cart_pole
 from .benchmark_systems import vehicle as vehicle
-from .dynamics_space import dynamics_space as dynamics_space
+from .dynamics_networks import dynamics_space as dynamics_space
 from .gymnasium_system import GymnasiumSystem as GymnasiumSystem
 from .ilqr import IlqrResult as IlqrResult
 from .ilqr import classical_ilqr as classical_ilqr

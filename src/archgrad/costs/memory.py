@@ -105,7 +105,7 @@ class Prediction:
         return low
 
 
-def predict(
+def predict_memory(
     network: nn.Module,
     batch: Batch,
     *,
@@ -166,7 +166,7 @@ def saved_bytes(network: nn.Module, batch: Batch, *, loss: Loss = summed) -> int
 def measured_peak(
     network: nn.Module, batch: Batch, *, loss: Loss = summed, optimizer: OptimizerFactory = momentum
 ) -> int:
-    """The peak of a step on this very batch, in bytes, to compare with `predict(...).at(B).peak_bytes`.
+    """The peak of a step on this very batch, in bytes, to compare with `predict_memory(...).at(B).peak_bytes`.
 
     On a GPU its allocator is asked, on the CPU torch's tensors are watched. The optimizer's state after its first
     step is added; weights are not changed.
@@ -251,7 +251,7 @@ class PeakMemory(WithoutGradient):
 
     def footprint(self, network: nn.Module) -> Footprint:
         """All parts of a step of the network as it stands."""
-        return predict(network, self.example, optimizer=self.optimizer).at(self.batch)
+        return predict_memory(network, self.example, optimizer=self.optimizer).at(self.batch)
 
     def of(self, network: nn.Module) -> float:
         """The peak in bytes."""

@@ -52,6 +52,3 @@ class TableColumn(Limitable, WithoutGradient):
             f"{self.name} is looked up by architecture, not measured on a {type(network).__name__}; use it in a "
             f"search of archgrad.nasbench201_cells(), or measure with archgrad.latency"
         )
-
-
-table_column = TableColumn

@@ -1,1 +1,5 @@
-"""From choices to a plain network."""
+"""From choices to a plain network and to a file."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -6,32 +6,6 @@ shape alone. A higher score is better but for `ntk_condition`; NaN means undefin
 within the best tenth of NAS-Bench-201 the correlations of all nearly vanish.
 """
 
-from archgrad.proxies.activations import jacob_cov, linear_regions, meco, naswot, swap, zen
-from archgrad.proxies.combined import az_nas, rank_vote, te_nas
-from archgrad.proxies.counts import macs, params
-from archgrad.proxies.gradients import fisher, grad_norm, grasp, ntk_condition, snip, synflow, zico
-from archgrad.proxies.progress import expressivity, progressivity, trainability
+import lazy_loader
 
-__all__ = [
-    "az_nas",
-    "expressivity",
-    "fisher",
-    "grad_norm",
-    "grasp",
-    "jacob_cov",
-    "linear_regions",
-    "macs",
-    "meco",
-    "naswot",
-    "ntk_condition",
-    "params",
-    "progressivity",
-    "rank_vote",
-    "snip",
-    "swap",
-    "synflow",
-    "te_nas",
-    "trainability",
-    "zen",
-    "zico",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -83,7 +83,7 @@ def write(folder: str | Path) -> Path:
     run, command = run_folder.about(folder)
     contents = {"report.html": page(record, history, run=run, command=command)}
     names = cells.file_names(record.get("graphs") or [])
-    contents |= {name: svg.alone(drawn) for name, drawn in zip(names, pictures(record), strict=True)}
+    contents |= {name: svg.standalone_svg(drawn) for name, drawn in zip(names, pictures(record), strict=True)}
     for name, content in contents.items():
         replace(folder / name, content)
     return folder / "report.html"
@@ -102,7 +102,7 @@ def replace(target: Path, content: str) -> None:
 def pictures(record: text.Record) -> list[str]:
     """The record's graphs as SVG, for the page."""
     listed = record.get("graphs") or []
-    return [cells.draw(graph, part=f"graphs[{place}]") for place, graph in enumerate(listed)]
+    return [cells.draw_cell(graph, part=f"graphs[{place}]") for place, graph in enumerate(listed)]
 
 
 def drawn_graphs(record: text.Record, part: str) -> list[html.Figure]:

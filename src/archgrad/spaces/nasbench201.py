@@ -58,7 +58,7 @@ def nasbench201_cells(
     """
 
     def edge(name: str, width: int) -> nn.Module:
-        return OpChoice({label: _operation(label, width, affine=affine) for label in LABELS}, name=name)
+        return OpChoice({label: nasbench201_operation(label, width, affine=affine) for label in LABELS}, name=name)
 
     return NASBench201(edge, channels=channels, cells=cells, classes=classes, in_channels=in_channels, affine=affine)
 
@@ -88,7 +88,7 @@ def nasbench201_network(
     def edge(name: str, width: int) -> nn.Module:
         pick = picks[name]
         assert isinstance(pick, int)
-        return _operation(LABELS[pick], width, affine=True)
+        return nasbench201_operation(LABELS[pick], width, affine=True)
 
     return traced(
         NASBench201(edge, channels=channels, cells=cells, classes=classes, in_channels=in_channels, affine=True)
@@ -209,7 +209,8 @@ class _Reduction(nn.Module):
         return self.shortcut(x) + self.branch(x)  # type: ignore[no-any-return]
 
 
-def _operation(label: str, channels: int, *, affine: bool) -> nn.Module:
+def nasbench201_operation(label: str, channels: int, *, affine: bool) -> nn.Module:
+    """The operation of a label, [B, C, H, W] to [B, C, H, W]; `affine`: whether BatchNorm has a scale and a shift."""
     if label.startswith("nor_conv"):
         return relu_conv_norm(channels, channels, 1 if label == "nor_conv_1x1" else 3, affine=affine)
     return operation(label, channels, affine=affine)

@@ -17,7 +17,7 @@ from archgrad.choices.modules import Gate, InputChoice, OpChoice
 from archgrad.choices.subsets import without_topology
 from archgrad.costs.count import params
 from archgrad.costs.latency import Runtime
-from archgrad.costs.memory import GIB, available_bytes, predict
+from archgrad.costs.memory import GIB, available_bytes, predict_memory
 from archgrad.errors import ChoiceError, ConfigError, LimitError, ModelError
 from archgrad.extract.discretize import build, decision_weights
 from archgrad.results.record import conditions
@@ -138,7 +138,8 @@ def predict_peak_memory(
     sampled = (build(space, sample(space, generator=generator), weights="inherit") for _ in range(drawn))
     try:
         footprints = [
-            predict(network, batch, loss=loss, optimizer=optimizer) for network in (sampled if drawn else [space])
+            predict_memory(network, batch, loss=loss, optimizer=optimizer)
+            for network in (sampled if drawn else [space])
         ]
     except ModelError as error:
         run.note(f"The peak memory of the search cannot be predicted: {error}")

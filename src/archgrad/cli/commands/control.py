@@ -9,7 +9,7 @@ from archgrad.cli import command_file, outcome
 from archgrad.cli.commands import setup
 from archgrad.cli.schemas.control import ControlOptions
 from archgrad.control.benchmark_systems import cart_pole, vehicle
-from archgrad.control.dynamics_space import dynamics_space
+from archgrad.control.dynamics_networks import dynamics_space
 from archgrad.control.nnilqr import DYNAMICS_RECIPE, nnilqr
 from archgrad.methods.darts import darts
 from archgrad.run.run import Run

@@ -222,7 +222,7 @@ def _record(
     for name in scores:
         proxy = PROXIES[name]
         row = {"name": name, "needs": proxy.needs, "better": "lower" if proxy.lower else "higher"}
-        measured = accuracy_table.agreement(better[name], known) if known else {}
+        measured = proxies.rank_agreement(better[name], known) if known else {}
         described.append({**row, "published": proxy.published, "darts": proxy.darts, **measured})
     where = f" of {spaces.described(chosen.described)}" if chosen.described else ""
     count = len(ranks)

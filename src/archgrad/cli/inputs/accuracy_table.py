@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy.stats import kendalltau, rankdata, spearmanr
 
 from archgrad.errors import DataError
+from archgrad.proxies.agreement import rank_agreement
 from archgrad.tasks.tabular import EDGES, OPERATIONS, Tabular
 
 Record = dict[str, Any]
-
-# Below this many networks a rank correlation says nothing.
-_FEWEST = 5
 
 
 def load(path: str, *, data: str, epochs: int = 200, partial: bool = False) -> Tabular:
@@ -25,33 +21,6 @@ def load(path: str, *, data: str, epochs: int = 200, partial: bool = False) -> T
     except DataError as error:
         way = " (archgrad score: --partial)" if "complete=False" in str(error) else ""
         raise DataError(f"{error}{way}") from None
-
-
-def agreement(scores: Sequence[float], accuracies: Sequence[float]) -> Record:
-    """How far scores, of which a higher one is better, rank networks as their accuracies (in %) do.
-
-    `spearman` and `kendall` over all networks; `top_tenth`, Spearman among the tenth of the highest accuracies;
-    `regret`, the points by which the network of the highest score is below the best. NaN ranks last; None stands for
-    what too few networks or equal figures leave open.
-    """
-    x = np.nan_to_num(np.asarray(scores, dtype=float), nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-    y = np.asarray(accuracies, dtype=float)
-    best = np.argsort(-y, kind="stable")[: math.ceil(len(y) / 10)]
-    # Of equal scores none is preferred.
-    chosen = float(y[x == x.max()].mean())
-    return {
-        "networks": len(y),
-        "spearman": _correlation(spearmanr, x, y),
-        "kendall": _correlation(kendalltau, x, y),
-        "top_tenth": _correlation(spearmanr, x[best], y[best]),
-        "regret": float(y.max()) - chosen,
-    }
-
-
-def _correlation(measure: Any, x: Any, y: Any) -> float | None:
-    if len(x) < _FEWEST or len(np.unique(x)) < 2 or len(np.unique(y)) < 2:
-        return None
-    return float(measure(rankdata(x), rankdata(y)).statistic)
 
 
 def compare(record: Mapping[str, Any], cell: Mapping[str, Any], table: Tabular) -> Record:
@@ -65,7 +34,7 @@ def compare(record: Mapping[str, Any], cell: Mapping[str, Any], table: Tabular) 
     scores = shares[np.arange(len(EDGES)), np.array(cells)].sum(axis=1)
     accuracies = [table.score(text) for text in table]
     found = [float(sum(shares[k, cell[edge]] for k, edge in enumerate(EDGES))), table.score(cell)]
-    measured = agreement(scores.tolist(), accuracies)
+    measured = rank_agreement(scores.tolist(), accuracies)
     rivals = {f"norm={norm}": table.score(text) for norm, text in record["conventions"].items()}
     rivals |= {"mean of all cells": float(np.mean(accuracies)), "best of all cells": table.optimum}
     said = "unknown" if measured["spearman"] is None else f"{measured['spearman']:.2f}"

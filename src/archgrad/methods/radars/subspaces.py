@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from archgrad.costs.memory import GIB, Footprint, OptimizerFactory, measured_peak, predict
+from archgrad.costs.memory import GIB, Footprint, OptimizerFactory, measured_peak, predict_memory
 from archgrad.errors import LimitError
 from archgrad.methods.radars.offload import OffloadedSupernet, Support
 from archgrad.run.run import Run
@@ -66,7 +66,7 @@ class Priced:
         """What a step of the mixture of these candidates takes: predicted, without running it at full size."""
         space = self._supernet.taken(support)
         relax_as_mixture(space)
-        predicted = predict(space, self._batch, loss=self._loss, optimizer=self._optimizer, traced=traced)
+        predicted = predict_memory(space, self._batch, loss=self._loss, optimizer=self._optimizer, traced=traced)
         return predicted.at(batch_size(self._batch))
 
     def peak_bytes(self, support: Support) -> int:

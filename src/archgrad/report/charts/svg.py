@@ -60,7 +60,7 @@ def picture(body: str, *, width: float, height: float) -> str:
     return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}">{body}</svg>'
 
 
-def alone(svg: str) -> str:
+def standalone_svg(svg: str) -> str:
     """What `picture` gave, as a file of its own: colors for light and dark, a ground, and a font."""
     rules = f"{style(LIGHT)}\n@media (prefers-color-scheme: dark) {{\n{style(DARK)}\n}}"
     ground = '<rect class="g-paper" width="100%" height="100%"/>'

@@ -21,8 +21,8 @@ MOST_DRAWN_NODES, MOST_DRAWN_EDGES = 40, 100
 _MOST_TOLD = 40
 
 
-def draw(record: object, *, part: str = "graph") -> str:
-    """A graph's JSON as SVG text, for the page; `archgrad.report.charts.svg.alone` makes a file of it.
+def draw_cell(record: object, *, part: str = "graph") -> str:
+    """A graph's JSON as SVG text, for the page; `archgrad.report.charts.svg.standalone_svg` makes a file of it.
 
     From left to right, each operation on its edge in front of the node that it leads to; a chain of more than 8
     nodes as a table of its blocks; more than 40 nodes or 100 edges as a table of edges.
@@ -64,7 +64,7 @@ def read(record: object, *, part: str = "graph") -> Graph:
 
 
 def in_words(record: Mapping[str, Any]) -> str:
-    """The edges of a graph that `draw` accepts, in words."""
+    """The edges of a graph that `draw_cell` accepts, in words."""
     graph = read(record)
     label = {key: node.label for key, node in graph.nodes.items()}
     sentences = [

@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from estimator_variance import (
+from estimators import (
     BEST,
     BURN_IN,
     Problem,

@@ -1,0 +1,1 @@
+from .discretize import Resizable as Resizable

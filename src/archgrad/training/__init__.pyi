@@ -1,0 +1,3 @@
+from .fit import optimize as optimize
+from .recipe import darts_sgd as darts_sgd
+from .schedules import constant as constant
