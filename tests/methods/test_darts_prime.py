@@ -162,7 +162,7 @@ def test_a_stopped_run_goes_on_exactly(
 
 
 def test_a_measured_limit_is_refused_by_name() -> None:
-    with pytest.raises(LimitError, match="DARTS-PRIME knows mixtures alone"):
+    with pytest.raises(LimitError, match="DARTS-PRIME trains a mixture"):
         darts_prime(space(), task(), run(), limit=ag.latency(torch.zeros(1, 1, 8, 8)).at_most(ms=5.0))
 
 

@@ -290,6 +290,6 @@ def test_a_limit_that_leaves_no_way_through_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.choice(x))
 
-    with pytest.raises(LimitError, match="no way"):
+    with pytest.raises(LimitError, match="no path"):
         freenas(Line(), quiet(), example=torch.ones(1, 4), limit=ag.params().at_most(15))
     assert freenas(Line(), quiet(), example=torch.ones(1, 4), limit=ag.params().at_most(30)).architecture["c"] == 0

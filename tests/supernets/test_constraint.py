@@ -140,7 +140,7 @@ def test_state_survives() -> None:
     one, other = (ArchitectureConstraint(Chain(), cost.at_most(150.0)) for _ in range(2))
     for constraint in (one, other):
         constraint.fit_surrogate(begun())
-    one._take_up(everything()[7], 500.0)
+    one._remember(everything()[7], 500.0)
     one.refit()
     assert one.predicted(everything()[7]) != other.predicted(everything()[7])
     other.load_state_dict(one.state_dict())
@@ -189,3 +189,12 @@ def test_a_space_too_small_for_a_surrogate() -> None:
     constraint.fit_surrogate(begun())
     assert dict(constraint.best_feasible({"op": torch.tensor([1.0, 0.0])})) == {"op": 1}
     assert math.isfinite(float(constraint.expected({"op": torch.ones(2)})))
+
+
+def test_nothing_of_a_measured_cost_is_known_before_it_is_measured() -> None:
+    constraint = ArchitectureConstraint(Chain(), ag.black_box(Clock(), name="latency", unit="ms").at_most(100.0))
+    for ask in ("bound", "lowest", "cheapest"):
+        with pytest.raises(LimitError, match=r"latency is measured.*call fit_surrogate\(run\)"):
+            getattr(constraint, ask)
+    constraint.fit_surrogate(begun())
+    assert constraint.bound == 100.0 and constraint.lowest == constraint.price(constraint.cheapest) <= 100.0

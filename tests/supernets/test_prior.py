@@ -15,7 +15,7 @@ import archgrad as ag
 from archgrad.choices.access import choices, relax
 from archgrad.errors import ChoiceError, ConfigError
 from archgrad.proxies.flow import mean_channels, synflow_each
-from archgrad.supernets.prior import prior, shares, warm_start
+from archgrad.supernets.prior import prior, prior_of_candidates, warm_start
 from archgrad.tasks.tabular import Tabular
 
 WORTH = torch.tensor([0.0, 1.0, 2.0, 5.0, 1.5])
@@ -97,13 +97,13 @@ def test_warm_start_adds_to_logits_that_are_there() -> None:
 
 
 def test_shares_are_the_probabilities() -> None:
-    found = shares({"a": [3.0, 1.0, 0.0], "b": [0.0, 0.0]}, least=0.02)
+    found = prior_of_candidates({"a": [3.0, 1.0, 0.0], "b": [0.0, 0.0]}, least=0.02)
     assert torch.allclose(found["a"].softmax(0), torch.tensor([0.75, 0.25, 0.02]) / 1.02)
     assert torch.allclose(found["b"].softmax(0), torch.full((2,), 0.5))
     with pytest.raises(ConfigError, match="not negative"):
-        shares({"a": [1.0, -1.0]})
+        prior_of_candidates({"a": [1.0, -1.0]})
     with pytest.raises(ConfigError, match="least=0"):
-        shares({"a": [1.0]}, least=0.0)
+        prior_of_candidates({"a": [1.0]}, least=0.0)
 
 
 @pytest.mark.parametrize("method", [ag.darts, ag.unas])

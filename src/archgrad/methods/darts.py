@@ -38,13 +38,14 @@ from archgrad.extract.discretize import decide
 from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found
 from archgrad.run.run import Run
-from archgrad.supernets.constraint import ArchitectureConstraint, refuse_measured, scores
+from archgrad.supernets.constraint import ArchitectureConstraint, scores
 from archgrad.supernets.darts_loop import descend_mixture, relax_as_mixture
 from archgrad.supernets.lifecycle import (
     check_candidates,
     predict_peak_memory,
     prepare_supernet,
     refuse_fraction,
+    refuse_measured,
     split_steps,
     train_and_report,
 )

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices, sample, using
+from archgrad.choices.access import decisions, sample, using
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.policies import Prior, Uniform
 from archgrad.costs.limits import Limit
@@ -181,8 +181,10 @@ def _train_shared(space: nn.Module, task: Task, run: Run, settings: RandomSearch
     generator, recipe = run.generator("paths"), settings.search_recipe
 
     def masks(network: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
-        choice_of = choices(network).items()
-        return {name: same[0].picked(architecture[name]).float().to(run.device) for name, same in choice_of}
+        return {
+            name: choice.picked(architecture[name]).float().to(run.device)
+            for name, choice in decisions(network).items()
+        }
 
     def loss(network: nn.Module, batch: Batch) -> Tensor:
         with using(network, masks(network, sample(network, generator=generator))):

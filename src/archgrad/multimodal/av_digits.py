@@ -1,13 +1,13 @@
-"""Audio-visual digits: written and spoken ones in pairs, each spoilt so that neither suffices.
+"""Audio-visual digits: written and spoken digits in pairs, both degraded so that neither suffices.
 
 The recipe is ours, after that of AV-MNIST (Vielzeuf and others, CentralNet, arXiv 1808.07275, recalled): an image
 keeps its leading principal components, a recording gets noise. No score here may be compared with one on the
-published set, of which two versions with different contents are in use. What is known to be wrong there is avoided:
+published set, of which two versions with different contents are in use. Known faults of these are avoided:
 
-- components and means are fitted on the training images alone, and the mean is taken off everywhere;
-- how many components are kept is said, not a share of energy that can be read in two ways;
-- a pair is made by its label, so that the two agree;
-- recordings are parted before pairs are made: each is in one part, although it stands in many pairs of it.
+- components and means are fitted on the training images alone, and the mean is subtracted everywhere;
+- the number of components is given, not a share of energy, which can be read in two ways;
+- pairs are made by label, so that both halves agree;
+- recordings are divided before pairs are made: each is in one part, although in many pairs of it.
 """
 
 from __future__ import annotations
@@ -78,6 +78,15 @@ def av_digits(
 
     Raises:
         DataError: files that are missing, damaged or of something else; too few images; an unknown level.
+
+    Example:
+        >>> import numpy as np, archgrad as ag
+        >>> x, y, few = np.random.randint(0, 255, (90, 28, 28), dtype=np.uint8), np.arange(90) % 10, np.arange(30)
+        >>> np.savez("mnist.npz", x_train=x, y_train=y, x_test=x, y_test=y)  # noise, in place of the real files
+        >>> clips = {"audio": np.random.randint(-9, 9, 3000), "offsets": 100 * np.arange(31), "digit": few // 3}
+        >>> np.savez("fsdd.npz", **clips, take=5 * (few % 3))
+        >>> ag.av_digits("mnist.npz", "fsdd.npz", pairs=(20, 10, 10)).example["audio"].shape
+        torch.Size([1, 1, 56, 56])
     """
     chosen = _level(level)
     images, digits = _images(mnist, pairs, seed=seed)

@@ -1,7 +1,7 @@
-"""Encoders of one kind of input, sized from the input alone, as parts of a space: see `archgrad.fusion`.
+"""Encoders of one kind of input, sized from the input alone, as parts of the space `archgrad.fusion`.
 
-An encoder is a row of blocks; each is an operation, a norm, an activation, and a step to half the size. What it is
-made of is searched: see `Encoder`. The space is ours; that of the paper (RandomNet, arXiv 2003.01181) is not known.
+An encoder is a sequence of blocks; each is an operation, a norm, an activation, and a reduction of the size. All of
+these are choices: see `Encoder`. The space is ours; that of the paper (RandomNet, arXiv 2003.01181) is not known.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from archgrad.choices.mixture import mixture, scaled
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.errors import ConfigError, ModelError
 
-# Channels of the blocks, one after another; of longer encoders the last stands for the rest.
+# Channels of the blocks, one after another; the last is that of all further blocks.
 WIDTHS: Mapping[str, tuple[int, ...]] = {
     "8": (8,), "16": (16,), "32": (32,), "8 doubling": (8, 16, 32, 64), "16 doubling": (16, 32, 64),
 }  # fmt: skip
@@ -26,7 +26,7 @@ GRID = 2  # places a side that an encoder's last map is averaged to
 
 @dataclass(frozen=True)
 class InputForm:
-    """What is known of one input: made by `image_encoder` and its like.
+    """The form of one input; made by `image_encoder` and the like.
 
     Attributes:
         kind: what it is called in messages.
@@ -69,6 +69,12 @@ def image_encoder(
 
     Raises:
         ConfigError: numbers that make no encoder, or a size below 2 ** blocks[0].
+
+    Example:
+        >>> import archgrad as ag
+        >>> space = ag.fusion({"photo": ag.image_encoder(3, size=(32, 32))}, classes=10)
+        >>> ag.image_encoder(3, size=(4, 4)).blocks
+        (2, 2)
     """
     return _form("images", channels, 2, size, blocks)
 
@@ -76,7 +82,12 @@ def image_encoder(
 def audio_encoder(
     channels: int, *, size: tuple[int, int] | None = None, blocks: tuple[int, int] = (2, 5)
 ) -> InputForm:
-    """The encoder of spectrograms [B, channels, frequencies, times]; otherwise as `image_encoder`."""
+    """The encoder of spectrograms [B, channels, frequencies, times]; otherwise as `image_encoder`.
+
+    Example:
+        >>> import archgrad as ag
+        >>> space = ag.fusion({"sound": ag.audio_encoder(1, blocks=(2, 3))}, classes=10)
+    """
     return _form("spectrograms", channels, 2, size, blocks)
 
 
@@ -85,6 +96,10 @@ def waveform_encoder(channels: int = 1, *, length: int | None = None, blocks: tu
 
     Raises:
         ConfigError: numbers that make no encoder, or fewer samples than 4 ** blocks[0].
+
+    Example:
+        >>> import archgrad as ag
+        >>> space = ag.fusion({"sound": ag.waveform_encoder(length=8000)}, classes=10)
     """
     return _form("sound", channels, 1, None if length is None else (length,), blocks)
 
@@ -94,12 +109,16 @@ def vector_encoder(features: int, *, blocks: tuple[int, int] = (2, 3)) -> InputF
 
     Raises:
         ConfigError: numbers that make no encoder.
+
+    Example:
+        >>> import archgrad as ag
+        >>> space = ag.fusion({"patient": ag.vector_encoder(12)}, classes=2)
     """
     return _form("vectors", features, 0, None, blocks)
 
 
 def form_of(x: Tensor) -> InputForm:
-    """The encoder that an example [B, ...] asks for: by its dimensions and size alone.
+    """The encoder for inputs of the dimensions and size of an example [B, ...].
 
     Raises:
         ConfigError: an input of other dimensions, or too small.

@@ -1,4 +1,4 @@
-"""The space of several inputs: an encoder for each, and how, where and by what what they say is put together.
+"""The space of networks with several inputs: an encoder for each, and where and how their features are fused.
 
 Source: RandomNet (arXiv 2003.01181) searches encoders and fusion together; its space is not known, and this one is
 ours, with the fusions of its predecessors, as recalled: at the end; at every block, CentralNet (arXiv 1808.07275); at
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices, matched
+from archgrad.choices.access import decisions, matched
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.errors import ConfigError, ModelError
@@ -36,27 +36,34 @@ def fusion(
 ) -> Fusion:
     """The supernet: {name: [B, ...]} to logits [B, classes].
 
-        f_k = what the encoder of input k says, [B, features], times 1 if the input is there, 0 if it is all zeros
-        z   = merge(f_1, ..., f_M)   +  the same of what the encoders say after earlier blocks, where that is picked
+        f_k = the features of the encoder of input k, [B, features], times 0 where the input is all zeros
+        z   = merge(f_1, ..., f_M)   +  the same of the features after earlier blocks, where that is picked
         logits = head(dropout(z))
 
     Choices, beside those of the encoders (`archgrad.multimodal.encoders.Encoder`): "fusion.where" (late; every: after
     each of the first blocks too; pair: after one block of each input too, "fusion.pair.N"), "fusion.merge", "head"
     (hidden units of its layers), "dropout". A single input is encoded and classified; there is nothing to fuse.
 
-    An input that an example lacks is given as zeros.
+    Give zeros for an input that a sample lacks.
 
     Args:
         inputs: for each input, in the order of the concatenation, an encoder such as `archgrad.image_encoder(1)`, or
             an example [B, ...] that one is sized by; so a task's `example` will do.
         classes: logits.
-        features: d, the size of what every encoder says.
-        widths: {label: channels of the blocks}, the last standing for the rest.
-        modality_dropout: probability that an input of an example is taken for missing, in training.
+        features: d, the number of features of every encoder.
+        widths: {label: channels of the blocks}; the last is that of all further blocks.
+        modality_dropout: probability that an input of a sample is treated as missing, in training.
 
     Raises:
         ConfigError: no input, a name with a dot in it, numbers that make no network.
         ModelError: an input that is too small; the message says the least size.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> space = ag.fusion({"image": ag.image_encoder(1), "age": torch.zeros(1, 3)}, classes=2)
+        >>> net = ag.build(space, ag.sample(space))
+        >>> net({"image": torch.rand(4, 1, 8, 8), "age": torch.rand(4, 3)}).shape
+        torch.Size([4, 2])
     """
     if not inputs or not all(isinstance(name, str) and name and "." not in name for name in inputs):
         raise ConfigError(f'inputs={list(inputs)}: give one or more by name, without dots, such as "image"')
@@ -74,7 +81,7 @@ def fusion(
         )
     if not 0.0 <= modality_dropout < 1.0:
         raise ConfigError(f"modality_dropout={modality_dropout}: give a probability from 0 to below 1")
-    forms = {name: one if isinstance(one, InputForm) else form_of(one) for name, one in inputs.items()}
+    forms = {name: x if isinstance(x, InputForm) else form_of(x) for name, x in inputs.items()}
     return Fusion(forms, classes=classes, features=features, widths=widths, modality_dropout=modality_dropout)
 
 
@@ -82,7 +89,7 @@ class Fusion(nn.Module):
     """Encoders, fusion and head; made by `fusion`.
 
     Attributes:
-        handles_missing: an input of zeros is one that is missing, and is left out.
+        handles_missing: an input of zeros is treated as missing, and is left out.
     """
 
     handles_missing = True
@@ -136,7 +143,7 @@ class Fusion(nn.Module):
             given = list(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
             raise ModelError(
                 f"the network takes a dict of the inputs {list(self.names)}; given is {given}, without {missing}. "
-                f"Where an example lacks an input, give zeros in its place"
+                f"Where a sample lacks an input, give zeros in its place"
             )
         for name, encoder in zip(self.names, self.encoders, strict=True):
             assert isinstance(encoder, Encoder)
@@ -163,7 +170,7 @@ class Fusion(nn.Module):
         matched(self, architecture)
         said = {
             name: choice.labels[pick] if isinstance(choice, OpChoice) and isinstance(pick, int) else pick[0]  # type: ignore[index]
-            for name, (choice, *_) in choices(self).items()
+            for name, choice in decisions(self).items()
             for pick in [architecture[name]]
         }
         lines = []

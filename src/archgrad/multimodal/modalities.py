@@ -1,7 +1,4 @@
-"""Inputs of several kinds under their names: a data set whose samples are (dict of tensors, label).
-
-task = archgrad.Classification(archgrad.Modalities({"image": images, "audio": spectrograms}, labels))
-"""
+"""Data with several named inputs, such as images and sound: samples are (dict of tensors, label)."""
 
 from __future__ import annotations
 
@@ -26,8 +23,8 @@ Sample = tuple[dict[str, Tensor], Tensor]
 class Modalities(Dataset[Sample]):
     """Named inputs in memory, one label a sample; batches are ({name: [B, ...]}, [B]).
 
-    A network gets the dict, and reads inputs by name. An input that is missing from a sample is all zeros: the
-    networks of `archgrad.fusion` leave it out of the sum.
+    A network is called with the dict. An input that a sample lacks is given as zeros: the networks of
+    `archgrad.fusion` leave it out of the sum.
 
     Args:
         inputs: {name: [N, ...]}, arrays or tensors of any shape; uint8 [N, C, H, W] is not normalized here.
@@ -39,6 +36,13 @@ class Modalities(Dataset[Sample]):
 
     Raises:
         DataError: no input, a name that is no string, lengths that differ, NaN, labels that are no such numbers.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> data = ag.Modalities({"image": torch.rand(8, 1, 8, 8), "age": torch.rand(8, 1)}, [0, 1] * 4)
+        >>> task = ag.Classification(data, batch_size=2)
+        >>> task.example["image"].shape
+        torch.Size([1, 1, 8, 8])
     """
 
     def __init__(self, inputs: Mapping[str, Any], labels: Any) -> None:

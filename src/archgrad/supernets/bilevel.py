@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from archgrad.choices.access import choices, logits
+from archgrad.choices.access import decisions, logits
 from archgrad.choices.clipped import prune
-from archgrad.choices.modules import OpChoice
+from archgrad.choices.modules import Choice, OpChoice
 from archgrad.choices.subsets import Subsets
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import decide, decision_weights, discretized
@@ -187,7 +187,7 @@ def _epoch_figures(
 
 def mixed(space: nn.Module) -> dict[str, Tensor]:
     """The present mixing weights of every relaxed choice, [size], with gradient."""
-    rows = {name: same[0].mixing() for name, same in choices(space).items()}
+    rows = {name: choice.mixing() for name, choice in decisions(space).items()}
     return {name: row for name, row in rows.items() if row is not None}
 
 
@@ -198,11 +198,7 @@ def state(space: nn.Module) -> dict[str, float]:
     `distance`: the Euclidean distance of all weights from those of the architecture that they point at.
     `weight/CHOICE/LABEL`: the weight of each candidate, or the probability of each input to be kept.
     """
-    relaxed = {
-        name: same[0] for name, same in choices(space).items()
-        if isinstance(same[0].relaxation, Subsets)
-        or (same[0].relaxation is not None and len(list(same[0].relaxation.parameters())) == 1)
-    }  # fmt: skip
+    relaxed = {name: choice for name, choice in decisions(space).items() if _shows(choice)}
     if not relaxed:
         return {}
     rows, figures, entropies = decision_weights(space), dict[str, float](), []
@@ -217,3 +213,8 @@ def state(space: nn.Module) -> dict[str, float]:
             figures[f"weight/{name}/{label}"] = weight
     distance = torch.cat([rows[name] - target[name] for name in relaxed]).norm()
     return {"entropy": sum(entropies) / len(entropies), "distance": float(distance), **figures}
+
+
+def _shows(choice: Choice) -> bool:
+    relaxation = choice.relaxation
+    return isinstance(relaxation, Subsets) or (relaxation is not None and len(list(relaxation.parameters())) == 1)

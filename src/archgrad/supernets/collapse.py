@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from archgrad.choices.access import choices
+from archgrad.choices.access import decisions
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import OpChoice
 from archgrad.extract.discretize import build, discretized
@@ -33,7 +33,7 @@ def discretization(space: nn.Module, architecture: Architecture, task: Task, run
     So a positive gap is a loss. BatchNorm statistics of both are estimated again first, on copies. None for a space
     that is not relaxed.
     """
-    if any(same[0].relaxation is None for same in choices(space).values()):
+    if any(choice.relaxation is None for choice in decisions(space).values()):
         return None
     scores = []
     for network in (copy.deepcopy(space), build(space, architecture, weights="inherit")):
@@ -64,7 +64,7 @@ def alarms(space: nn.Module, architecture: Architecture, history: Sequence[Mappi
 
 def _of_operations(space: nn.Module, architecture: Architecture) -> list[str]:
     rows = discretized(space, architecture)
-    used = {name: same[0] for name, same in choices(space).items() if bool(rows[name].any())}
+    used = {name: choice for name, choice in decisions(space).items() if bool(rows[name].any())}
     labels = [_label(c, int(rows[n].argmax())) for n, c in used.items() if isinstance(c, OpChoice) and c.size > 1]
     if len(labels) < FEWEST:
         return []

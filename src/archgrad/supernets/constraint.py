@@ -1,4 +1,4 @@
-"""The best architecture of a supernet under a limit: prices of architectures, and the way down from the best."""
+"""A limit on the architectures of a supernet: their prices, and the best architecture under the limit."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices
+from archgrad.choices.access import decisions
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.choices.policies import Uniform
@@ -27,31 +28,40 @@ from archgrad.extract.discretize import build, decision_weights
 from archgrad.run.nonfinite import term
 from archgrad.run.run import Run
 
-# A measured bound is aimed at with room, since the clock is read again on what is handed back.
+# Measurements vary: what is chosen lies under the first of these parts of the bound that a new measurement keeps.
 MEASURED_ROOM = (1.0, 0.97, 0.92, 0.85, 0.75, 0.6, 0.4)
 # Architectures that the first surrogate is fitted on: twice as many as it has coefficients, within these bounds.
 SAMPLES = (100, 300)
-READINGS = 5  # of what is chosen, and of what is handed back
-PATIENCE = 10  # rounds of them for what is handed back, a second apart
-LEAST = 1e-30  # probability whose logarithm is taken
+READINGS = 5  # measurements of the architecture chosen, and of the network handed back
+PATIENCE = 10  # rounds of them for the network handed back, a second apart
+LEAST = 1e-30  # smaller probabilities are raised to this before their logarithm is taken
 Scores = Tensor | Mapping[tuple[int, ...], float]
-BUSY = 1.05  # how far a median may lie above the lowest reading before it is held for a sign of other work
+BUSY = 1.05  # a median higher than this times the lowest measurement is a sign of other work on the machine
 SWEEPS = 20  # of coordinate descent, which ends by itself long before
 
 
+@dataclass(frozen=True)
+class _Bounds:
+    """The bound as an absolute number, and the cheapest architecture known with its price."""
+
+    bound: float
+    cheapest: Architecture
+    lowest: float
+
+
 class ArchitectureConstraint:
-    """A limit on the architectures of one supernet, made ready for repeated use.
+    """A limit on the architectures of one supernet, prepared for repeated use.
 
     Counted costs and tables are priced exactly and have a gradient. Any other cost is asked for each network, and
-    a ridge surrogate on sampled architectures stands in where a gradient or many prices are needed.
+    a ridge surrogate on sampled architectures is used where a gradient or many prices are needed. Of such a cost
+    nothing is known before `fit_surrogate`: `bound`, `lowest` and `cheapest` raise LimitError until then.
 
     Args:
         space: the supernet; priced as it is, choices restricted or not.
         limit: the bound; `fraction` is of the most expensive architecture.
 
     Attributes:
-        bound: the limit as an absolute number; for a measured cost only after `fit_surrogate`.
-        surrogate: for a measured cost, after `fit_surrogate`.
+        surrogate: of a measured cost, after `fit_surrogate`.
         slower: how many times slower than at the beginning the machine was when last found busy.
 
     Raises:
@@ -60,22 +70,21 @@ class ArchitectureConstraint:
 
     def __init__(self, space: nn.Module, limit: Limit) -> None:
         self.space, self.cost = space, limit.cost
-        self._limit, self.bound = limit, math.nan
-        self._choices = {name: same[0] for name, same in choices(space).items()}
+        self._limit = limit
+        self._choices = decisions(space)
         self._counter = self.cost.counter(space) if isinstance(self.cost, (Macs, Params)) else None
         self._linear = self.cost if isinstance(self.cost, (CostTable, Surrogate)) else None
         self.surrogate: Surrogate | None = None
         self._known: dict[Architecture, float] = {}
-        self._lowest: Architecture | None = None
-        self._reference = (Architecture({}), math.nan)
+        self._bounds: _Bounds | None = None
         self.slower = 1.0
         if not self.measured:
-            self._settle(Architecture({name: _picks(choice)[0] for name, choice in self._choices.items()}))
+            self._find_bounds(Architecture({name: _picks(choice)[0] for name, choice in self._choices.items()}))
 
     def fit_surrogate(self, run: Run, *, key: str = "prices") -> None:
         """For a measured cost: measure what the surrogate and the bound need, once in the run's life.
 
-        `key` is what it is remembered under; a run with several limits gives each its own.
+        A run with several limits gives each a `key` of its own, under which the measurements are remembered.
 
         Raises:
             LimitError: nothing in the space is under the limit; the message says the lowest reachable.
@@ -83,10 +92,10 @@ class ArchitectureConstraint:
         if not self.measured:
             return
         state = run.compute_once(key, lambda: self._measured(run.generator(key)))
-        if self._lowest is None:
-            self.bound, self._lowest = state["bound"], Architecture.from_json(state["lowest"])
+        if self._bounds is None:
+            cheapest = Architecture.from_json(state["lowest"])
             self._known = {Architecture.from_json(text): value for text, value in state["known"].items()}
-            self._reference = (self._lowest, self._known[self._lowest])
+            self._bounds = _Bounds(state["bound"], cheapest, self._known[cheapest])
             self._fit()
 
     def _measured(self, generator: torch.Generator) -> dict[str, Any]:
@@ -96,62 +105,73 @@ class ArchitectureConstraint:
             if len(self._known) < wanted:
                 self.price(policy.sample(generator))
         self._fit()
-        lowest = self._settle(min(self._known, key=self._known.__getitem__))
+        bounds = self._find_bounds(min(self._known, key=self._known.__getitem__))
         known = {architecture.to_json(): value for architecture, value in self._known.items()}
-        return {"known": known, "bound": self.bound, "lowest": lowest.to_json()}
+        return {"known": known, "bound": bounds.bound, "lowest": bounds.cheapest.to_json()}
 
     def _fit(self) -> None:
         if len(self._known) >= FEWEST:
             self.surrogate = self._linear = Surrogate(self.space, self.cost)
             self.surrogate.fit(list(self._known), list(self._known.values()))
 
-    def _settle(self, first: Architecture) -> Architecture:
-        """Fix the bound; returns the cheapest architecture, found from a first one on, if that is under it."""
-        lowest = min(first, self._descended(first, self.predicted), key=self.price)
+    def _find_bounds(self, first: Architecture) -> _Bounds:
+        """The bound, and the cheapest architecture by coordinate descent from a first one."""
+        cheapest = min(first, self._descended(first, self.predicted), key=self.price)
         dearest = math.nan
         if self._limit.fraction is not None:
             top = self._descended(first, lambda a: -self.predicted(a))
             dearest = max(self.price(top), *self._known.values(), self.price(first))
-        self.bound, self._lowest = self._limit.resolve(dearest), lowest
-        self._reference = (lowest, self.price(lowest))
-        if self.price(lowest) > self.bound:
+        bounds = self._bounds = _Bounds(self._limit.resolve(dearest), cheapest, self.price(cheapest))
+        if bounds.lowest > bounds.bound:
             raise LimitError(
-                f"no network of this space takes at most {self.bound:,.6g} {self.cost.unit}: the lowest reachable is "
-                f"{self.price(lowest):,.6g}; raise the limit, or search a space with smaller networks (fewer cells "
-                f"or channels)"
+                f"no network of this space takes at most {bounds.bound:,.6g} {self.cost.unit}: the lowest reachable "
+                f"is {bounds.lowest:,.6g}; raise the limit, or search a space with smaller networks (fewer cells or "
+                f"channels)"
             )
-        return lowest
+        return bounds
+
+    @property
+    def _known_bounds(self) -> _Bounds:
+        if self._bounds is None:
+            raise LimitError(
+                f"{self.cost.name} is measured, and nothing is known of it yet; call fit_surrogate(run) first"
+            )
+        return self._bounds
+
+    @property
+    def bound(self) -> float:
+        """The limit as an absolute number."""
+        return self._known_bounds.bound
 
     @property
     def lowest(self) -> float:
-        """The price of the cheapest architecture known; for a measured cost only after `fit_surrogate`."""
-        return self._reference[1]
+        """The price of the cheapest architecture known."""
+        return self._known_bounds.lowest
+
+    @property
+    def cheapest(self) -> Architecture:
+        """The cheapest architecture known; it is under the bound."""
+        return self._known_bounds.cheapest
 
     @property
     def measured(self) -> bool:
         """Whether a network has to be asked for its price."""
         return self._counter is None and not isinstance(self.cost, (CostTable, Surrogate))
 
-    @property
-    def cheapest(self) -> Architecture:
-        """The cheapest architecture known, under the bound; for a measured cost only after `fit_surrogate`."""
-        assert self._lowest is not None
-        return self._lowest
-
     def price(self, architecture: Architecture) -> float:
         """What the architecture takes: counted, or measured once on its plain network."""
         if not self.measured:
             return self.predicted(architecture)
         if architecture not in self._known:
-            self._take_up(architecture, self._asked(architecture))
+            self._remember(architecture, self._measure(architecture))
         return self._known[architecture]
 
-    def _take_up(self, architecture: Architecture, value: float) -> None:
+    def _remember(self, architecture: Architecture, value: float) -> None:
         self._known[architecture] = value
         if self.surrogate is not None:
             self.surrogate.add([architecture], [value])
 
-    def _asked(self, architecture: Architecture) -> float:
+    def _measure(self, architecture: Architecture) -> float:
         if isinstance(self.cost, Predicts):
             return self.cost.predict(architecture)
         return self.cost.of(build(self.space, architecture))
@@ -177,7 +197,7 @@ class ArchitectureConstraint:
         return term("limit", torch.relu(self.expected(weights) / self.bound - 1.0))
 
     def verify(self, architecture: Architecture, network: nn.Module) -> float:
-        """What the network handed back takes, on a recount or on a fresh measurement at the speed of the first ones.
+        """What the network handed back takes, by a new count, or a new measurement at the machine's first speed.
 
         Raises:
             LimitError: it is over the bound.
@@ -193,30 +213,29 @@ class ArchitectureConstraint:
             time.sleep(1.0)  # what keeps the machine busy may be over by then
         raise LimitError(
             f"the network found takes {value:,.6g} {self.cost.unit} when measured again, over its limit of "
-            f"{self.bound:,.6g}: run again on a quieter machine (a run with a folder goes on from its end), or "
-            f"raise the limit"
+            f"{self.bound:,.6g}: run again on a machine without other work (a run with a folder goes on from its "
+            f"end), or raise the limit"
         )
 
     def _read(self, network: nn.Module) -> float:
-        """A fresh price, by several readings, at the speed that the machine had when the limit was settled.
+        """A new price, from several measurements, at the speed that the machine had in `fit_surrogate`.
 
-        Other work on the machine makes a reading longer, never shorter: a median far above the lowest says more of
-        the machine than of the network. Work that lasts makes all readings longer: what is over the bound is measured
-        beside the cheapest network known from before, and divided by how much slower that one has become.
+        Other work on the machine makes a measurement longer, never shorter: a median far above the lowest says more
+        of the machine than of the network. Work that lasts makes all of them longer: a network over the bound is
+        measured in turns with the cheapest known one, and divided by how much slower that one has become.
         """
         readings = [self.cost.of(network) for _ in range(READINGS)]
         value = min(statistics.median(readings), BUSY * min(readings))
         if value <= self.bound:
             return value
-        architecture, before = self._reference
-        known = build(self.space, architecture)
+        before, known = self.lowest, build(self.space, self.cheapest)
         pairs = [(self.cost.of(known), self.cost.of(network)) for _ in range(READINGS)]
         then = min(first for first, _ in pairs)
         self.slower = max(1.0, then / before) if before > 0.0 else 1.0
         return min(second for _, second in pairs) / self.slower
 
     def refit(self) -> None:
-        """Fit the surrogate, if there is one, to everything that was measured so far."""
+        """Fit the surrogate, if there is one, to everything measured so far."""
         if self.surrogate is not None:
             self.surrogate.fit()
 
@@ -224,7 +243,7 @@ class ArchitectureConstraint:
         """The architecture of the highest total score under the limit, found greedily.
 
         From the best of all, the picks that lose least for what they save are changed until the price is under
-        the bound; then picks that gain are changed back while it stays there. A measured price is read again on
+        the bound; then picks that gain are changed back while it stays there. A measured price is measured again on
         what is returned.
 
         Args:
@@ -232,18 +251,17 @@ class ArchitectureConstraint:
                 picks; or the score of each pick.
 
         Raises:
-            LimitError: the clock is too noisy for a limit this tight.
+            LimitError: measurements vary too much for a limit this tight.
         """
         for room in MEASURED_ROOM if self.measured else (1.0,):
-            found = self._greedy(scores, room * self.bound)
-            if self.is_feasible(found):
-                return found
-        assert self._lowest is not None
-        if self.is_feasible(self._lowest):
-            return self._lowest
+            best = self._greedy(scores, room * self.bound)
+            if self.is_feasible(best):
+                return best
+        if self.is_feasible(self.cheapest):
+            return self.cheapest
         raise LimitError(
-            f"no network stayed under {self.bound:,.6g} {self.cost.unit} when measured again: the clock is too noisy "
-            f"for a limit this tight; raise it, or measure on a quieter machine"
+            f"no network stayed under {self.bound:,.6g} {self.cost.unit} when measured again: timings on this "
+            f"machine vary too much for a limit this tight; raise it, or measure on a machine without other work"
         )
 
     def is_feasible(self, architecture: Architecture) -> bool:
@@ -251,11 +269,11 @@ class ArchitectureConstraint:
         if not self.measured or isinstance(self.cost, Predicts):
             return self.price(architecture) <= self.bound
         value = self._read(build(self.space, architecture))
-        self._take_up(architecture, value)
+        self._remember(architecture, value)
         return value <= self.bound
 
     def _guess(self, architecture: Architecture) -> float:
-        """The price as it was measured, if it was; else as predicted."""
+        """The price: the measured one where there is one, else the predicted one."""
         return self._known[architecture] if architecture in self._known else self.predicted(architecture)
 
     def _greedy(self, scores: Mapping[str, Scores], bound: float) -> Architecture:
@@ -271,8 +289,7 @@ class ArchitectureConstraint:
                     lost = value.of(name, now[name]) - value.of(name, pick)
                     steps.append((max(lost, 0.0) / saved, other, cost))
             if not steps:
-                assert self._lowest is not None
-                return self._lowest
+                return self.cheapest
             _, now, price = min(steps, key=lambda step: step[0])
         return self._improved(now, value, bound)
 
@@ -306,7 +323,7 @@ class ArchitectureConstraint:
         return now
 
     def _changes(self, architecture: Architecture) -> Iterator[tuple[str, Pick]]:
-        """All ways to decide one choice otherwise."""
+        """Every change to another pick of one choice."""
         for name, choice in self._choices.items():
             for pick in _picks(choice):
                 if pick != architecture[name]:
@@ -332,20 +349,10 @@ class ArchitectureConstraint:
         return {"known": known, "surrogate": self.surrogate.state_dict() if self.surrogate else None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` left off."""
+        """Go on from what `state_dict` returned."""
         self._known = {Architecture.from_json(text): value for text, value in state["known"].items()}
         if self.surrogate is not None:
             self.surrogate.load_state_dict(state["surrogate"])
-
-
-def refuse_measured(limit: Limit | None, *, method: str) -> None:
-    """Raise LimitError for a limit that has no gradient, in a method that samples no networks."""
-    if limit and limit.cost.measured:
-        raise LimitError(
-            f"{limit.cost.name} is measured and has no gradient, and {method} knows mixtures alone: use "
-            f"archgrad.unas, which measures sampled networks, or a limit on archgrad.macs, archgrad.params or a "
-            f"table of prices"
-        )
 
 
 def scores(space: nn.Module, *, logarithms: bool = False) -> dict[str, Scores]:

@@ -10,13 +10,14 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices, sample, using
+from archgrad.choices.access import decisions, sample, using
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.lazy import built
 from archgrad.choices.modules import Gate, InputChoice, OpChoice
 from archgrad.choices.subsets import without_topology
 from archgrad.costs.count import params
 from archgrad.costs.latency import Runtime
+from archgrad.costs.limits import Limit
 from archgrad.costs.memory import GIB, available_bytes, predict_memory
 from archgrad.errors import ChoiceError, ConfigError, LimitError, ModelError
 from archgrad.extract.discretize import build, decision_weights
@@ -68,7 +69,7 @@ def prepare_supernet(space: nn.Module, run: Run, *, needs: str, single: bool = F
 
 def refuse_unfit(space: nn.Module, *, needs: str, single: bool = False) -> None:
     """Raise the ChoiceError that `prepare_supernet` raises for a space that it does not take."""
-    choice_of = {name: same[0] for name, same in choices(space).items()}
+    choice_of = decisions(space)
     if not choice_of:
         raise ChoiceError(
             f"{type(space).__name__} has no choice to search; put OpChoice or InputChoice modules in it, or take a "
@@ -104,7 +105,7 @@ def check_candidates(space: nn.Module, task: Task, recipe: Recipe) -> None:
     if recipe.drop_path:
         check_recipe(recipe, build(space, sample(space, generator=torch.Generator().manual_seed(0))))
     if isinstance(task, Checkable):
-        ones = {name: torch.ones(same[0].size) for name, same in choices(space).items() if not same[0].relaxation}
+        ones = {name: torch.ones(choice.size) for name, choice in decisions(space).items() if not choice.relaxation}
         with using(space, ones):
             task.check(space)
 
@@ -150,7 +151,7 @@ def predict_peak_memory(
     if free is not None and needed > free + here:
         fits = prediction.largest_batch(free + here)
         run.withdraw()
-        mixture = not drawn and not any(isinstance(same[0], Gate) for same in choices(space).values())
+        mixture = not drawn and not any(isinstance(choice, Gate) for choice in decisions(space).values())
         what = f"the largest of {drawn} networks drawn" if drawn else "this supernet" if mixture else "this network"
         less = (
             f"a batch of at most {fits} (given: {batch_size(batch)})" if fits else "a smaller network, or candidates"
@@ -165,6 +166,16 @@ def predict_peak_memory(
         )
     run.log({"predicted_peak_bytes": needed})
     return needed
+
+
+def refuse_measured(limit: Limit | None, *, method: str) -> None:
+    """Raise LimitError for a limit that has no gradient, in a method that samples no networks."""
+    if limit and limit.cost.measured:
+        raise LimitError(
+            f"{limit.cost.name} is measured and has no gradient, and {method} trains a mixture of all networks, none "
+            f"of which could be measured: use archgrad.unas, which measures sampled networks, or a limit on "
+            f"archgrad.macs, archgrad.params or a table of prices"
+        )
 
 
 def refuse_fraction(search_fraction: float) -> None:
@@ -272,7 +283,7 @@ def train_and_report(
     full = {
         "after": {**costs, **after},
         "picks": picks(space, architecture),
-        "labels": {name: list(c.labels) for name, (c, *_) in choices(space).items() if isinstance(c, OpChoice)},
+        "labels": {name: list(c.labels) for name, c in decisions(space).items() if isinstance(c, OpChoice)},
         **described,
         "limit": limit,
         **conditions(run, task, score=next(iter(after))),
@@ -335,7 +346,7 @@ def _figures(network: nn.Module, task: Task, run: Run, example: Example) -> dict
 def picks(space: nn.Module, architecture: Architecture) -> list[dict[str, Any]]:
     """For each choice what was picked, by label where there is one, and with its weight where there are some."""
     rows: list[dict[str, Any]] = []
-    for name, (choice, *_) in choices(space).items():
+    for name, choice in decisions(space).items():
         pick = architecture[name]
         row: dict[str, Any] = {"choice": name}
         if isinstance(choice, OpChoice) and isinstance(pick, int):

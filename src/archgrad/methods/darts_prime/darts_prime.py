@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from archgrad.choices.access import choices, logits, restrict
+from archgrad.choices.access import choices, decisions, logits, restrict
 from archgrad.choices.clipped import Clipped, normalize_nodes
 from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Softmax
@@ -52,13 +52,14 @@ from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found
 from archgrad.run.run import Run
 from archgrad.supernets.bilevel import TRAVEL, EverySteps, alternate, logit_rate, mixed, split_task
-from archgrad.supernets.constraint import ArchitectureConstraint, refuse_measured, scores
+from archgrad.supernets.constraint import ArchitectureConstraint, scores
 from archgrad.supernets.darts_loop import relax_as_mixture
 from archgrad.supernets.lifecycle import (
     check_candidates,
     predict_peak_memory,
     prepare_supernet,
     refuse_fraction,
+    refuse_measured,
     split_steps,
     train_and_report,
 )
@@ -250,7 +251,7 @@ def _relax(space: nn.Module, task: Task, run: Run, settings: DartsPrimeSettings)
     relax_as_mixture(space, Clipped if clipped else Softmax)
     check_candidates(space, task, settings.recipe)
     if clipped:
-        restrict(space, {name: same[0].pickable for name, same in choices(space).items()})
+        restrict(space, {name: choice.pickable for name, choice in decisions(space).items()})
         example = run.to_device(task.example)
         normalize_nodes(space, *arguments(example))
 
@@ -259,7 +260,7 @@ def _draw_logits(space: nn.Module, *, clipped: bool) -> None:
     """Draw logits from N(0, 1e-3^2); clipped ones of n live candidates from N(1 / n, 1e-4^2)."""
     for logit in logits(space):
         nn.init.normal_(logit, std=1e-4 if clipped else 1e-3)
-    for choice, *_ in choices(space).values():
+    for choice in decisions(space).values():
         if isinstance(choice.relaxation, Clipped):
             with torch.no_grad():
                 choice.relaxation.logits.add_(1.0 / int(choice.live.sum())).mul_(choice.live)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices, logits
+from archgrad.choices.access import decisions, logits
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import decide, discretized
 from archgrad.run.nonfinite import joined
@@ -146,7 +146,7 @@ class Admm:
         return {name: row.detach().clone() for name, row in rows.items()}
 
     def _live(self, name: str) -> Tensor:
-        return choices(self.space)[name][0].live
+        return decisions(self.space)[name].live
 
     def state_dict(self) -> dict[str, Any]:
         """Targets, duals and the number of calls: what exact resume needs."""
@@ -154,7 +154,7 @@ class Admm:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up where `state_dict` left off."""
-        devices = {name: same[0].live.device for name, same in choices(self.space).items()}
+        devices = {name: choice.live.device for name, choice in decisions(self.space).items()}
         self.calls = state["calls"]
         self.target, self.dual = (
             {name: row.to(devices[name]) for name, row in state[kind].items()} for kind in ("target", "dual")
@@ -163,7 +163,7 @@ class Admm:
 
 def weighed(space: nn.Module) -> Rows:
     """The mixing weights, [size], of every choice that has logits, with gradient."""
-    found = {name: same[0] for name, same in choices(space).items()}
+    found = decisions(space)
     return {n: c.ready() for n, c in found.items() if c.relaxation is not None and list(c.relaxation.parameters())}
 
 
@@ -201,14 +201,14 @@ def _activated(space: nn.Module, moved: Rows) -> Rows:
     """The weights that the relaxations would give at other logits."""
     found = {name: _relaxation(space, name) for name in moved}
     return {
-        name: torch.func.functional_call(relaxation, {parameter: moved[name]}, (choices(space)[name][0].live,))
+        name: torch.func.functional_call(relaxation, {parameter: moved[name]}, (decisions(space)[name].live,))
         for name, relaxation in found.items()
         for parameter, _ in relaxation.named_parameters()
     }
 
 
 def _relaxation(space: nn.Module, name: str) -> nn.Module:
-    relaxation = choices(space)[name][0].relaxation
+    relaxation = decisions(space)[name].relaxation
     assert relaxation is not None
     return relaxation
 

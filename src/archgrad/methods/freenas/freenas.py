@@ -27,12 +27,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
 from torch import nn
 
-from archgrad.choices.access import choices, restrict
+from archgrad.choices.access import decisions, restrict
 from archgrad.choices.architecture import Architecture
 from archgrad.costs.count import macs, params
 from archgrad.costs.limits import Limit
@@ -40,13 +41,23 @@ from archgrad.errors import ConfigError, LimitError, ModelError, NonFiniteError
 from archgrad.extract.discretize import build
 from archgrad.methods.freenas import sensitivity as scoring
 from archgrad.proxies.probe import probe
-from archgrad.results.record import conditions, heading
+from archgrad.results.record import conditions, heading, settings_record
 from archgrad.results.result import Example, Found
 from archgrad.run.run import Run
 from archgrad.supernets.constraint import ArchitectureConstraint
 from archgrad.supernets.lifecycle import LOAD, Described, prepare_supernet
 
 NORMS: tuple[scoring.Norm, ...] = get_args(scoring.Norm)
+
+
+@dataclass(frozen=True)
+class FreenasSettings:
+    """What a FreeNAS run is begun with; see `freenas`."""
+
+    rounds: int
+    norm: scoring.Norm
+    seeds: int
+    limit: Limit | None
 
 
 def freenas(
@@ -61,7 +72,7 @@ def freenas(
 ) -> Found:
     """Score the candidates of an untrained supernet, without data; the algorithm is on top of this file.
 
-    Nothing is trained: the network found has fresh weights, and no score.
+    Nothing is trained: the network found has fresh weights and no score.
 
     Args:
         space: a network with OpChoice and InputChoice, such as `archgrad.nasbench201_cells()`; it is not changed.
@@ -78,6 +89,13 @@ def freenas(
         LimitError: no network of the space meets the limit, or none that lets its input through.
         ModelError: the space does not run on the example, or no candidate reaches its outputs.
         NonFiniteError: a weight is NaN, or the network is too deep for float64.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> space = ag.nasbench201_cells(channels=2, cells=1)
+        >>> found = ag.freenas(space, ag.Run(progress=False), example=torch.ones(1, 3, 8, 8), seeds=1)
+        >>> len(found.architecture), found.score
+        (6, None)
     """
     if norm not in NORMS or not all(type(n) is int and n >= 1 for n in (rounds, seeds)):
         raise ConfigError(
@@ -88,40 +106,42 @@ def freenas(
     space, inputs = prepare_supernet(space, run, needs="FreeNAS").to(device), scoring.inputs_of(example, device)
     scoring.shares(space, inputs, norm=norm, draw=None)  # before anything long starts
     constraint = ArchitectureConstraint(space, limit) if limit else None
-    settings = {"rounds": rounds, "norm": norm, "seeds": seeds, "limit": limit and limit.record()}
-    run.begin("freenas", settings)
+    settings = FreenasSettings(rounds, norm, seeds, limit)
+    run.begin("freenas", settings_record(settings))
     if constraint:
         constraint.fit_surrogate(run)
 
     def compute() -> dict[str, Any]:
         drawn = torch.randint(2**31, (seeds - 1,), generator=run.generator("weights")).tolist()
-        return _conventions(space, inputs, rounds=rounds, norm=norm, draws=[None, *drawn])
+        return _conventions(space, inputs, settings, draws=[None, *drawn])
 
-    kept = run.compute_once("scores", compute)
-    draws, dropped = [_tensors(one) for one in kept["scores"]], _tensors(kept["dropped"])
+    computed = run.compute_once("scores", compute)
+    draws, dropped = [_tensors(rows) for rows in computed["scores"]], _tensors(computed["dropped"])
     scores = scoring.mean(draws)
     architecture = decided = scoring.decoded(space, scores, dropped)
     if constraint:
         architecture = constraint.best_feasible(scoring.logarithms(scoring.ranked(space, scores, dropped)))
         _refuse_cut(space, architecture, inputs, constraint)
-    alone = [scoring.decoded(space, one, dropped) for one in draws]
-    for k, (value, one) in enumerate(zip(kept["log10_values"], alone, strict=True)):
-        run.log({"log10_value": math.nan if value is None else value, "agreement": _shared([decided, one])}, step=k)
-    agreement = _shared(alone) if seeds > 1 else None
-    others = {other: Architecture.from_json(text) for other, text in kept["others"].items()}
-    run.note(_caution({other: _shared([decided, one]) for other, one in others.items()}, norm, agreement))
-    record = heading(freenas, settings, f"{type(space).__name__} scored by FreeNAS") | {
-        "scores": _lists(scores), "draws": kept["scores"], "labels": scoring.labels(space),
-        "log10_values": kept["log10_values"], "seed_agreement": agreement,
-        "conventions": {other: _text(space, one) for other, one in {norm: decided, **others}.items()},
+    of_draws = [scoring.decoded(space, draw, dropped) for draw in draws]
+    for k, (value, other) in enumerate(zip(computed["log10_values"], of_draws, strict=True)):
+        figures = {"log10_value": math.nan if value is None else value, "agreement": _agreement([decided, other])}
+        run.log(figures, step=k)
+    agreement = _agreement(of_draws) if seeds > 1 else None
+    of_norms = {name: Architecture.from_json(text) for name, text in computed["others"].items()}
+    run.note(_caution({name: _agreement([decided, other]) for name, other in of_norms.items()}, norm, agreement))
+    title = f"{type(space).__name__} scored by FreeNAS"
+    record = heading(freenas, settings_record(settings), title) | {
+        "scores": _lists(scores), "draws": computed["scores"], "labels": scoring.labels(space),
+        "log10_values": computed["log10_values"], "seed_agreement": agreement,
+        "conventions": {name: _text(space, other) for name, other in {norm: decided, **of_norms}.items()},
     }  # fmt: skip
-    return _concluded(space, architecture, run, example=inputs, constraint=constraint, record=record)
+    return _report(space, architecture, run, example=inputs, constraint=constraint, record=record)
 
 
 def scored(
     space: nn.Module, example: Example, *, rounds: int, norm: scoring.Norm, draws: Sequence[int | None]
 ) -> tuple[list[scoring.Scores], scoring.Scores, list[float | None]]:
-    """What all rounds say of each candidate; the space is left as it was.
+    """The scores of all rounds for each candidate; the space is left as it was.
 
     Args:
         space, example, norm: see `freenas`.
@@ -129,26 +149,27 @@ def scored(
         draws: seeds of the weights; None for the space's own.
 
     Returns:
-        For each draw S divided by its sum, [size] for each choice, the last that a candidate had while alive. 1 for
-        what was dropped, else 0. For each draw log10 of the first value, None where that is 0.
+        For each draw S divided by its sum, [size] for each choice, of the last round in which a candidate was alive.
+        For each choice 1 for candidates that were dropped, else 0. For each draw log10 of the first value, None where
+        that is 0.
     """
-    kept: list[scoring.Scores] = [{} for _ in draws]
-    dropped = {name: torch.zeros(same[0].size, dtype=torch.float64) for name, same in choices(space).items()}
+    scores: list[scoring.Scores] = [{} for _ in draws]
+    dropped = {name: torch.zeros(choice.size, dtype=torch.float64) for name, choice in decisions(space).items()}
     values: list[float | None] = []
     first, last = scoring.counts(space)
     with probe(space):  # gives the support back
         for r in range(rounds):
-            for now, draw in zip(kept, draws, strict=True):
-                value, found = scoring.shares(space, example, norm=norm, draw=draw)
+            for latest, draw in zip(scores, draws, strict=True):
+                value, shares = scoring.shares(space, example, norm=norm, draw=draw)
                 values += [value] if r == 0 else []
-                for name, row in found.items():
-                    now[name] = torch.where(row > 0.0, row, now.get(name, row))
+                for name, row in shares.items():
+                    latest[name] = torch.where(row > 0.0, row, latest.get(name, row))
             if r < rounds - 1:
                 count = round(first * (last / first) ** ((r + 1) / rounds))
-                alive = scoring.narrowed(space, scoring.mean(kept), count)
+                alive = scoring.narrowed(space, scoring.mean(scores), count)
                 restrict(space, alive)
                 dropped = {name: 1.0 - mask.double() for name, mask in alive.items()}
-    return kept, dropped, values
+    return scores, dropped, values
 
 
 def _tensors(rows: Mapping[str, list[float]]) -> scoring.Scores:
@@ -160,29 +181,31 @@ def _lists(scores: scoring.Scores) -> dict[str, list[float]]:
 
 
 def _conventions(
-    space: nn.Module, example: Example, *, rounds: int, norm: scoring.Norm, draws: Sequence[int | None]
+    space: nn.Module, example: Example, settings: FreenasSettings, *, draws: Sequence[int | None]
 ) -> dict[str, Any]:
-    """The scores by the norm asked for, and what the other two would decide, as JSON."""
-    kept, dropped, values = scored(space, example, rounds=rounds, norm=norm, draws=draws)
+    """The scores by the norm that was given, and what the other two would decide, as JSON."""
+    scores, dropped, values = scored(space, example, rounds=settings.rounds, norm=settings.norm, draws=draws)
     others: dict[str, str] = {}
-    for other in NORMS:
-        if other != norm:
+    for norm in NORMS:
+        if norm != settings.norm:
             try:
-                found, gone, _ = scored(space, example, rounds=rounds, norm=other, draws=draws)
+                of_norm, gone, _ = scored(space, example, rounds=settings.rounds, norm=norm, draws=draws)
             except (ModelError, NonFiniteError):
                 continue
-            others[other] = scoring.decoded(space, scoring.mean(found), gone).to_json()
+            others[norm] = scoring.decoded(space, scoring.mean(of_norm), gone).to_json()
     return {
-        "scores": [_lists(one) for one in kept], "dropped": _lists(dropped), "log10_values": values, "others": others,
+        "scores": [_lists(rows) for rows in scores], "dropped": _lists(dropped), "log10_values": values,
+        "others": others,
     }  # fmt: skip
 
 
-def _shared(found: Sequence[Architecture]) -> float:
-    """The share of choices on which all of them agree."""
-    return sum(len({one[name] for one in found}) == 1 for name in found[0]) / len(found[0])
+def _agreement(architectures: Sequence[Architecture]) -> float:
+    """The fraction of choices on which all architectures agree."""
+    first = architectures[0]
+    return sum(len({architecture[name] for architecture in architectures}) == 1 for name in first) / len(first)
 
 
-def _concluded(
+def _report(
     space: nn.Module,
     architecture: Architecture,
     run: Run,
@@ -238,21 +261,21 @@ def _text(space: nn.Module, architecture: Architecture) -> Any:
 def _refuse_cut(
     space: nn.Module, architecture: Architecture, example: Example, constraint: ArchitectureConstraint
 ) -> None:
-    masks = {name: same[0].picked(architecture[name]).double() for name, same in choices(space).items()}
+    masks = {name: choice.picked(architecture[name]).double() for name, choice in decisions(space).items()}
     if not float(scoring.sensitivity(space, masks, example)[0]):
         raise LimitError(
-            f"under {constraint.bound:,.6g} {constraint.cost.unit} the best scores leave no way from the network's "
-            f"input to its output; raise the limit"
+            f"under {constraint.bound:,.6g} {constraint.cost.unit} the candidates of the best scores leave no path "
+            f"from the network's input to its output; raise the limit"
         )
 
 
 def _caution(same: Mapping[str, float], norm: scoring.Norm, agreement: float | None) -> str:
-    """How far the answer is one, in words."""
-    told = [f"norm={other!r} decides {share:.0%} of the choices alike" for other, share in same.items()]
-    told += [f"norm={other!r} has no answer" for other in NORMS if other not in same and other != norm]
+    """How much of the answer depends on conventions, in words."""
+    others = [f"norm={other!r} decides {share:.0%} of the choices alike" for other, share in same.items()]
+    others += [f"norm={other!r} has no answer" for other in NORMS if other not in same and other != norm]
     drawn = "" if agreement is None else f" The draws of the weights agree on {agreement:.0%} of the choices."
     return (
-        f"Nothing was trained and no data was read: conventions decide the answer. Beside norm={norm!r}, "
-        f"{' and '.join(told)}.{drawn} This is one candidate, not the best network of the space: train it beside "
-        f"others, random ones and those of the other conventions among them."
+        f"Nothing was trained and no data was read: conventions decide the answer. Compared with norm={norm!r}, "
+        f"{' and '.join(others)}.{drawn} This is one candidate, not the best network of the space: train it together "
+        f"with others, such as random ones and those of the other conventions."
     )

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from archgrad.choices.access import choices, using
+from archgrad.choices.access import choices, decisions, using
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.errors import ArchgradError, ModelError, NonFiniteError
@@ -131,7 +131,7 @@ def shares(space: nn.Module, example: Example, *, norm: Norm, draw: int | None) 
         if draw is not None:
             torch.manual_seed(draw)
             draw_anew(space)
-        alpha = {name: same[0].live.double() for name, same in choices(space).items()}
+        alpha = {name: choice.live.double() for name, choice in decisions(space).items()}
         value, scores = sensitivity(space, alpha, example, norm=norm)
     whole = sum(float(row.sum()) for row in scores.values())
     if not math.isfinite(float(value) + whole):
@@ -149,8 +149,8 @@ def shares(space: nn.Module, example: Example, *, norm: Norm, draw: int | None) 
 
 def counts(space: nn.Module) -> tuple[int, int]:
     """How many candidates may be picked, and how many an architecture picks."""
-    found = [same[0] for same in choices(space).values()]
-    return sum(int(_allowed(choice).sum()) for choice in found), sum(_least(choice) for choice in found)
+    each = decisions(space).values()
+    return sum(int(_allowed(choice).sum()) for choice in each), sum(_least(choice) for choice in each)
 
 
 def narrowed(space: nn.Module, scores: Scores, count: int) -> dict[str, Tensor]:
@@ -159,7 +159,7 @@ def narrowed(space: nn.Module, scores: Scores, count: int) -> dict[str, Tensor]:
     alive = {name: row >= 0.0 for name, row in rows.items()}
     over = sum(int(mask.sum()) for mask in alive.values()) - count
     for _, back, name in sorted((s, -i, name) for name, row in rows.items() for i, s in enumerate(row.tolist())):
-        if over > 0 and alive[name][-back] and int(alive[name].sum()) > _least(choices(space)[name][0]):
+        if over > 0 and alive[name][-back] and int(alive[name].sum()) > _least(decisions(space)[name]):
             alive[name][-back], over = False, over - 1
     return alive
 
@@ -172,7 +172,7 @@ def decoded(space: nn.Module, scores: Scores, dropped: Scores | None = None) -> 
     """
     picks: dict[str, Pick] = {}
     for name, row in ranked(space, scores, dropped).items():
-        choice = choices(space)[name][0]
+        choice = decisions(space)[name]
         order = torch.sort(row, descending=True, stable=True).indices.tolist()
         picks[name] = order[0] if isinstance(choice, OpChoice) else tuple(order[: _least(choice)])
     return Architecture(picks)
@@ -180,7 +180,7 @@ def decoded(space: nn.Module, scores: Scores, dropped: Scores | None = None) -> 
 
 def ranked(space: nn.Module, scores: Scores, dropped: Scores | None = None) -> Scores:
     """What each choice is decided by: what was dropped from -1 to 0, and what may not be picked at -2."""
-    found = {name: same[0] for name, same in choices(space).items()}
+    found = decisions(space)
     rows = {n: scores[n].masked_fill(~_allowed(c), -2.0) for n, c in found.items()}
     for name, choice in found.items():
         edges = list(choice.edges or ()) if isinstance(choice, InputChoice) else []
@@ -202,7 +202,7 @@ def _least(choice: Choice) -> int:
 
 def labels(space: nn.Module) -> dict[str, list[str]]:
     """What the candidates of each choice are called; inputs by their numbers."""
-    found = {name: same[0] for name, same in choices(space).items()}
+    found = decisions(space)
     return {
         n: list(c.labels) if isinstance(c, OpChoice) else [str(i) for i in range(c.size)] for n, c in found.items()
     }

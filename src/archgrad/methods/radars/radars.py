@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from archgrad.choices.access import choices
+from archgrad.choices.access import decisions
 from archgrad.choices.architecture import Architecture
 from archgrad.costs.limits import Limit
 from archgrad.costs.memory import PeakMemory, available_bytes
@@ -274,7 +274,7 @@ class _Rounds:
         if self.constraint is None:
             return {site: max(self.policy.active[site], key=row.__getitem__) for site, row in chances.items()}
         logs = {site: torch.tensor(row).clamp_min(1e-30).log() for site, row in chances.items()}
-        others = {name: torch.zeros(same[0].size) for name, same in choices(self.constraint.space).items()}
+        others = {name: torch.zeros(choice.size) for name, choice in decisions(self.constraint.space).items()}
         path = self.path(self.constraint.best_feasible(others | logs))
         dropped = any(i not in self.policy.active[site] for site, i in path.items())
         return self.path(self.constraint.cheapest) if dropped else path

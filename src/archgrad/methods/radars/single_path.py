@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from archgrad.choices.access import choices, trainable, using
+from archgrad.choices.access import decisions, trainable, using
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.policies import Categorical, Reinforce, Uniform
 from archgrad.errors import ConfigError
@@ -184,7 +184,7 @@ class SinglePathTrainer:
         space = self.supernet.space
         masks = {
             name: choice.picked(self._path[name]).float().to(self.run.device)
-            for name, (choice, *_) in choices(space).items()
+            for name, choice in decisions(space).items()
         }
         with using(space, masks), autocast(self.run):
             return task.loss(space, batch)

@@ -46,12 +46,13 @@ from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found
 from archgrad.run.run import Run
 from archgrad.supernets.bilevel import EverySteps, alternate, logit_rate, mixed, split_task
-from archgrad.supernets.constraint import ArchitectureConstraint, refuse_measured, scores
+from archgrad.supernets.constraint import ArchitectureConstraint, scores
 from archgrad.supernets.lifecycle import (
     check_candidates,
     predict_peak_memory,
     prepare_supernet,
     refuse_fraction,
+    refuse_measured,
     split_steps,
     train_and_report,
 )

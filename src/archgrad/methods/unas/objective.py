@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices, logits, using
+from archgrad.choices.access import decisions, logits, using
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.estimators import DecayingBaseline, Sample, control_variate, draw, soften
 from archgrad.choices.modules import Choice, InputChoice
@@ -92,13 +92,13 @@ class Sampler:
 
     def draw(self, samples: int = 1) -> Sample:
         """Hard, relaxed and conditional weights, [samples, K] for each choice, with gradient to the logits."""
-        soft = soften([_logits(choice) for choice, *_ in choices(self.space).values()], self.softening)
+        soft = soften([_logits(choice) for choice in decisions(self.space).values()], self.softening)
         return draw(soft, temperature=self.temperature, samples=samples, generator=self.generator)
 
     def named(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
         """Weights as `using` takes them: [samples, K] for an architecture an image, [K] for one a batch."""
         named = {}
-        for (name, (choice, *_)), row in zip(choices(self.space).items(), rows, strict=True):
+        for (name, choice), row in zip(decisions(self.space).items(), rows, strict=True):
             if isinstance(choice.relaxation, Subsets):
                 row = row @ choice.relaxation.subsets.to(row)
             named[name] = row if len(row) > 1 else row[0]
@@ -107,7 +107,7 @@ class Sampler:
     def architecture(self, sample: Sample) -> Architecture:
         """The architecture of the first one-hots of a sample."""
         picks: dict[str, Pick] = {}
-        for (name, (choice, *_)), row in zip(choices(self.space).items(), sample.hard, strict=True):
+        for (name, choice), row in zip(decisions(self.space).items(), sample.hard, strict=True):
             index = int(row[0].argmax())
             if isinstance(choice.relaxation, Subsets):
                 picks[name] = tuple(choice.relaxation.subsets[index].nonzero().flatten().tolist())
