@@ -27,6 +27,9 @@ from .choices.access import (
 from .choices.architecture import (
     Architecture as Architecture,
 )
+from .choices.decide import (
+    decide as decide,
+)
 from .choices.lazy import (
     Lazy as Lazy,
 )
@@ -116,9 +119,6 @@ from .errors import (
 )
 from .extract.discretize import (
     build as build,
-)
-from .extract.discretize import (
-    decide as decide,
 )
 from .extract.export import (
     export_onnx as export_onnx,

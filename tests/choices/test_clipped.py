@@ -9,10 +9,10 @@ from torch import Tensor, nn
 import archgrad as ag
 from archgrad.choices.access import choices, restrict
 from archgrad.choices.clipped import FLOOR, Clipped, normalize_nodes, prune
+from archgrad.choices.decide import decide
 from archgrad.choices.modules import Choice
 from archgrad.choices.relaxations import Open, Softmax
 from archgrad.errors import ChoiceError
-from archgrad.extract.discretize import decide
 
 
 class Counted(nn.Module):

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import archgrad as ag
+from archgrad.choices.decide import decide
 from archgrad.choices.subsets import Factorized, Subsets, SubsetTable, marginals, topologies, topology
 from archgrad.errors import ArchitectureError, ChoiceError
-from archgrad.extract.discretize import decide
 from archgrad.methods.unas.objective import Sampler
 
 CASES = [(n, k) for n in range(1, 8) for k in range(1, n + 1)] + [(n, pair) for n, pair in ((5, (1, 3)), (6, (2, 6)))]

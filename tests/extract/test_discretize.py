@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import hold, relax, restrict, sample
 from archgrad.choices.architecture import Architecture
+from archgrad.choices.decide import decide
 from archgrad.choices.modules import Gate, InputChoice, OpChoice
 from archgrad.choices.relaxations import Open, ScaledSigmoid, Softmax, softmax
 from archgrad.errors import ArchitectureError, ChoiceError
-from archgrad.extract.discretize import build, decide
+from archgrad.extract.discretize import build
 from archgrad.spaces.slim.slimmable import slim
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.choices.clipped import Clipped
+from archgrad.choices.decide import decide, discretized
 from archgrad.choices.modules import Choice
 from archgrad.choices.relaxations import Open, Softmax
 from archgrad.errors import ConfigError
-from archgrad.extract.discretize import decide, discretized
 from archgrad.methods.darts_prime.regularizers import Admm, Proximity, discrete, norms, regularized, weighed
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import archgrad as ag
+from archgrad.choices.decide import decision_weights
 from archgrad.choices.relaxations import Open
 from archgrad.choices.subsets import Keep, topology
 from archgrad.errors import ChoiceError, ConfigError, LimitError
-from archgrad.extract.discretize import decision_weights
 from archgrad.methods.toponas.toponas import ToponasTerms, toponas
 from archgrad.methods.unas import UnasTerms as Sampled
 from archgrad.supernets.constraint import ArchitectureConstraint, scores

@@ -13,11 +13,11 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.choices.access import choices
+from archgrad.choices.decide import decision_weights
 from archgrad.choices.modules import InputChoice, OpChoice
 from archgrad.choices.relaxations import Softmax
 from archgrad.choices.subsets import topology
 from archgrad.errors import ArchitectureError, ChoiceError, ConfigError
-from archgrad.extract.discretize import decision_weights
 from archgrad.report.graphs import cells as graphs
 from archgrad.rl.impala_space import OPERATIONS, ImpalaCells
 from archgrad.supernets.bilevel import mixed, state

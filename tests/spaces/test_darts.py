@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.choices.access import choices, using
+from archgrad.choices.decide import decide
 from archgrad.choices.modules import InputChoice, OpChoice
 from archgrad.choices.relaxations import Open, softmax
 from archgrad.costs.count import macs, params
 from archgrad.errors import ArchgradError, ArchitectureError, ChoiceError, ConfigError
-from archgrad.extract.discretize import build, decide
+from archgrad.extract.discretize import build
 from archgrad.report.graphs import cells as graphs
 from archgrad.spaces.cells import Dropped
 from archgrad.spaces.darts import DARTS_LABELS, UNAS_LABELS, DartsCells, darts_cells, darts_network

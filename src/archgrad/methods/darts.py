@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from archgrad.choices.access import logits, trainable
+from archgrad.choices.decide import decide
 from archgrad.choices.policies import Prior
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
-from archgrad.extract.discretize import decide
 from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found
 from archgrad.run.run import Run

@@ -14,11 +14,12 @@ from torch import nn
 from archgrad import files
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
+from archgrad.choices.decide import decide
 from archgrad.choices.modules import Gate
 from archgrad.costs.count import macs, params
 from archgrad.costs.latency import Runtime, latency
 from archgrad.errors import ArchitectureError, MissingExtra, ModelError, RunError
-from archgrad.extract.discretize import build, decide
+from archgrad.extract.discretize import build
 from archgrad.extract.export import export_program
 from archgrad.report import notebook, page, text
 from archgrad.report.data.run_folder import write_record

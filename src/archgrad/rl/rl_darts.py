@@ -39,11 +39,12 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import sample
 from archgrad.choices.architecture import Architecture
+from archgrad.choices.decide import decide
 from archgrad.choices.relaxations import Softmax
 from archgrad.choices.tracing import traced
 from archgrad.costs.count import macs, params
 from archgrad.errors import ConfigError
-from archgrad.extract.discretize import build, decide
+from archgrad.extract.discretize import build
 from archgrad.report.charts.rl import encode_gif
 from archgrad.results.record import conditions, heading
 from archgrad.results.result import Found, latencies

@@ -12,4 +12,4 @@ from .bilevel import (
 )
 from .lifecycle import Described as Described
 from .lifecycle import train_and_report as train_and_report
-from .prior import shares as shares
+from .prior import prior_of_candidates as prior_of_candidates

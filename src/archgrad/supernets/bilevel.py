@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 
 from archgrad.choices.access import decisions, logits
 from archgrad.choices.clipped import prune
+from archgrad.choices.decide import decide, decision_weights, discretized
 from archgrad.choices.modules import Choice, OpChoice
 from archgrad.choices.subsets import Subsets
 from archgrad.errors import ConfigError
-from archgrad.extract.discretize import decide, decision_weights, discretized
 from archgrad.run.run import Run
 from archgrad.tasks.task import Batch, Splittable, Task
 from archgrad.training.schedules import Schedule, constant

@@ -11,8 +11,9 @@ from torch import nn
 
 from archgrad.choices.access import decisions
 from archgrad.choices.architecture import Architecture
+from archgrad.choices.decide import discretized
 from archgrad.choices.modules import OpChoice
-from archgrad.extract.discretize import build, discretized
+from archgrad.extract.discretize import build
 from archgrad.run.run import Run
 from archgrad.tasks.task import Task, higher_is_better
 from archgrad.training.fit import recalibrate

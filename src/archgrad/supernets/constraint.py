@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import decisions
 from archgrad.choices.architecture import Architecture, Pick
+from archgrad.choices.decide import decision_weights
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.choices.policies import Uniform
 from archgrad.choices.subsets import probabilities
@@ -24,7 +25,7 @@ from archgrad.costs.surrogate import FEWEST, Surrogate
 from archgrad.costs.table import CostTable
 from archgrad.costs.table_column import TableColumn
 from archgrad.errors import LimitError
-from archgrad.extract.discretize import build, decision_weights
+from archgrad.extract.discretize import build
 from archgrad.run.nonfinite import term
 from archgrad.run.run import Run
 

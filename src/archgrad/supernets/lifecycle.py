@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import decisions, sample, using
 from archgrad.choices.architecture import Architecture
+from archgrad.choices.decide import decision_weights
 from archgrad.choices.lazy import built
 from archgrad.choices.modules import Gate, InputChoice, OpChoice
 from archgrad.choices.subsets import without_topology
@@ -20,7 +21,7 @@ from archgrad.costs.latency import Runtime
 from archgrad.costs.limits import Limit
 from archgrad.costs.memory import GIB, available_bytes, predict_memory
 from archgrad.errors import ChoiceError, ConfigError, LimitError, ModelError
-from archgrad.extract.discretize import build, decision_weights
+from archgrad.extract.discretize import build
 from archgrad.results.record import conditions
 from archgrad.results.result import Example, Found, figures, latencies, note_remarks
 from archgrad.run.run import Run

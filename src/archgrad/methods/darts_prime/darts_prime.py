@@ -41,11 +41,11 @@ from torch.optim import Adam
 
 from archgrad.choices.access import choices, decisions, logits, restrict
 from archgrad.choices.clipped import Clipped, normalize_nodes
+from archgrad.choices.decide import decide
 from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Softmax
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
-from archgrad.extract.discretize import decide
 from archgrad.methods.darts_prime.dynamic_schedule import DynamicSchedule, weights_fraction_of
 from archgrad.methods.darts_prime.regularizers import Admm, Proximity, regularized
 from archgrad.results.record import heading, settings_record

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from archgrad.choices.access import decisions, logits
+from archgrad.choices.decide import decide, discretized
 from archgrad.errors import ConfigError
-from archgrad.extract.discretize import decide, discretized
 from archgrad.run.nonfinite import joined
 from archgrad.supernets.bilevel import ArchitectureGradient
 from archgrad.tasks.task import Batch

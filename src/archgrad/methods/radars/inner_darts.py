@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from archgrad.choices.decide import decide
 from archgrad.costs.limits import Limit
-from archgrad.extract.discretize import decide
 from archgrad.results.result import Found
 from archgrad.run.run import Run
 from archgrad.supernets.constraint import ArchitectureConstraint, scores

@@ -38,10 +38,10 @@ from torch import nn
 
 from archgrad.choices.access import decisions
 from archgrad.choices.architecture import Architecture
+from archgrad.choices.decide import decision_weights
 from archgrad.costs.limits import Limit
 from archgrad.costs.memory import PeakMemory, available_bytes
 from archgrad.errors import ConfigError, LimitError
-from archgrad.extract.discretize import decision_weights
 from archgrad.methods.radars.inner_darts import inner_darts
 from archgrad.methods.radars.offload import OffloadedSupernet, Support
 from archgrad.methods.radars.single_path import ShrinkingPolicy, SinglePathTrainer

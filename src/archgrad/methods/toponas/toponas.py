@@ -35,12 +35,12 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from archgrad.choices.access import logits, relax
+from archgrad.choices.decide import decide
 from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Softmax
 from archgrad.choices.subsets import Keep, topologies, topology, without_topology
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
-from archgrad.extract.discretize import decide
 from archgrad.methods.toponas.topology_schedule import PassiveAggressive, figures, set_temperature
 from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found

@@ -36,11 +36,11 @@ from torch.optim import Adam, Optimizer
 
 from archgrad.choices.access import logits, relax
 from archgrad.choices.architecture import Architecture
+from archgrad.choices.decide import decide
 from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Softmax
 from archgrad.choices.subsets import without_topology
 from archgrad.costs.limits import Limit
-from archgrad.extract.discretize import decide
 from archgrad.methods.unas.objective import BlackBox, LimitPenalty, Objective, Sampler, UnasTerms
 from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found
