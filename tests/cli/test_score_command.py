@@ -326,7 +326,7 @@ def test_a_folder_of_other_scores_is_left_alone(tmp_path: Path, cli: Callable, r
     assert "holds another run. It differs in arch" in refused(*arguments, OTHER)
     assert (tmp_path / "run" / "record.json").read_bytes() == before
     (tmp_path / "file").touch()
-    assert "cannot be made" in refused("score", *SMALL, "--arch", CELL, "--out", tmp_path / "file")
+    assert "cannot be created" in refused("score", *SMALL, "--arch", CELL, "--out", tmp_path / "file")
 
 
 def test_agreement_against_hand_counts() -> None:

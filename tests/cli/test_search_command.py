@@ -210,6 +210,6 @@ def test_data_that_is_refused(tmp_path: Path, refused: Refused) -> None:
 def test_a_folder_with_another_run_is_refused(searched: Path, place: Path, refused: Refused) -> None:
     message = refused("search", "--data", place / "data.npz", *SEARCH, "--seed", "1", "--out", searched)
     assert f"{searched} holds another run. It differs in" in message
-    assert "seed (given 1, held 0)" in message
+    assert "seed (given 1, there 0)" in message
     # What a refused command must not do.
     assert (searched / "run.json").exists()

@@ -54,7 +54,7 @@ def test_json_prints_one_object_and_nothing_else(place: Path, tmp_path: Path, cl
     assert record["after"]["params"] <= 0.6 * record["before"]["params"]
     assert record["data"]["augmentation"] == ["flip()", "crop(1)"]
     assert record["run"]["epochs"] == 2
-    assert "kept at the user's wish" in str(record["frozen"])
+    assert "kept at your wish" in str(record["frozen"])
     assert "made by talks" in result.stderr
 
 
@@ -180,14 +180,14 @@ def test_a_folder_with_another_run_is_refused(slimmed: Path, place: Path, refuse
         "slim", f"{place / 'net.py'}:Net", place / "data.npz", "--epochs", "7", "--limit", "macs=0.5",
         "--batch-size", "18", "--threads", "1", "--out", slimmed,
     )  # fmt: skip
-    assert f"{slimmed} holds another run. It differs in epochs (given 7, held 6)." in message
+    assert f"{slimmed} holds another run. It differs in epochs (given 7, there 6)." in message
     assert f"archgrad resume {slimmed}" in message
 
 
 def test_a_folder_that_cannot_be_made_is_refused(place: Path, tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "file").write_text("")
     message = refused("slim", f"{place / 'net.py'}:Net", place / "data.npz", "--out", tmp_path / "file" / "run")
-    assert "cannot be made" in message
+    assert "cannot be created" in message
 
 
 def test_onnx_asked_for_without_the_extra_is_refused(

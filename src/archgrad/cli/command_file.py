@@ -1,4 +1,4 @@
-"""command.json in a run's folder: which command made it, so that `archgrad resume` can make it again."""
+"""command.json in a run's folder: the command that began the run, so that `archgrad resume` can repeat it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from archgrad.errors import InputError, ResourceError, RunError
 from archgrad.report.data.run_format import COMMAND, forget
 from archgrad.run.signals import Stopped
 
-# Where the result goes and which files are written beside it do not make another run.
-_NO_MATTER = ("out", "onnx")
+# Runs that differ in these alone are the same run.
+_NOT_COMPARED = ("out", "onnx")
 
 
 def check(folder: Path, command: str, options: Options) -> None:
     """Raise RunError when the folder holds a run of another command or other options."""
     if not (folder / "run.json").exists():
         return
-    held = read(folder)
-    mine, theirs = options.model_dump(mode="json"), held["options"]
-    rows = {"command": (command, held["command"])} | {k: (v, theirs.get(k)) for k, v in mine.items()}
+    present = read(folder)
+    asked, begun = options.model_dump(mode="json"), present["options"]
+    rows = {"command": (command, present["command"])} | {k: (v, begun.get(k)) for k, v in asked.items()}
     differences = [
-        f"{name} (given {one!r}, held {other!r})"
-        for name, (one, other) in rows.items()
-        if one != other and name not in _NO_MATTER
+        f"{name} (given {given!r}, there {there!r})"
+        for name, (given, there) in rows.items()
+        if given != there and name not in _NOT_COMPARED
     ]
     if differences:
         raise RunError(
@@ -49,7 +49,7 @@ def write(folder: Path, command: str, options: Options) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"The run folder {folder} cannot be made: {error}. Choose another with --out.") from error
+        raise RunError(f"The run folder {folder} cannot be created: {error}. Choose another with --out.") from error
     files.write_text(folder / COMMAND, json.dumps(body, indent=1) + "\n", RunError)
 
 
@@ -80,7 +80,7 @@ def read(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise RunError(
             f"{folder} is no folder of a run that the command line began: {COMMAND} is missing. Give the "
-            "folder that was --out, or run the program that made it again."
+            "folder that was --out, or run the program that began it again."
         ) from None
     except (RunError, KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged ({error}). Give the command again in full, with --out.") from None
@@ -102,7 +102,7 @@ def resumable(folder: Path) -> Iterator[None]:
             f"{error}\nTo go on with the same options: archgrad resume {folder}. Others need another --out."
         ) from error
     except InputError as error:
-        # A folder in use, or with another run in it, is not this one's to clear.
+        # A folder that is in use, or holds another run, must not be cleared.
         if not isinstance(error, RunError):
             forget(folder)
         raise

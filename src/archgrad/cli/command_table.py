@@ -1,4 +1,4 @@
-"""The table of the commands whose options are a schema: what each can be told, and what runs it."""
+"""The table of the commands whose options are a schema."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ _LIBRARIES = tuple(
 
 
 class ErrorGroup(TyperGroup):
-    """The commands, with errors that a user can put right told in one message and an exit status."""
+    """The commands; an error that a user can correct becomes one message and an exit status."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; with --traceback errors are left as they are."""

@@ -1,4 +1,4 @@
-"""What a command gives: one JSON value, and a text that says the same to a person."""
+"""What a command prints: a JSON value with --json, else text."""
 
 from __future__ import annotations
 

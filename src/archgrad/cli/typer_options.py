@@ -46,7 +46,8 @@ _METAVARS = {
 def describe(call: Callable[..., None], schema: type[Options], *, dry_run: bool) -> Callable[..., None]:
     """Give `call(*, config, as_json[, dry_run], <fields>)` the signature that typer reads its options from.
 
-    Every field's default is None there: what was not given is told from what was, so that a file can say it.
+    Every default is None there, so that an option that was not given can be told from one that was: a YAML file may
+    give it.
     """
     # The command's own options first, those that all commands have last.
     options = sorted(schema.model_fields.keys() - schema.positional.keys(), key=lambda name: _rank(name, schema))

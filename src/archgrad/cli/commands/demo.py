@@ -1,4 +1,4 @@
-"""`archgrad demo`: a small CNN on real digits, slimmed beside a baseline."""
+"""`archgrad demo`: a small CNN on real digits, slimmed, and compared with a baseline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--dry-run`: what slim, search or transfer would do, found out without writing anything."""
+"""`--dry-run`: what slim, search or transfer would do; nothing is written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from archgrad.choices.access import choices, relax, sample
 from archgrad.choices.relaxations import Softmax
 from archgrad.cli.commands import setup
-from archgrad.cli.commands.search import space_form
+from archgrad.cli.commands.search import described_space
 from archgrad.cli.inputs import data, spaces
 from archgrad.cli.outcome import Outcome
 from archgrad.cli.schemas.methods import METHODS
@@ -47,7 +47,7 @@ def plan(command: str, options: Options) -> Outcome:
     assert isinstance(options, SlimOptions | SearchOptions | TransferOptions)
     if isinstance(options, SearchOptions) and METHODS[options.method].trains == "nothing":
         raise ConfigError(f"{options.method} trains nothing and takes seconds: leave --dry-run out")
-    # The same checks as in earnest. The run that is made here is never begun, so its folder is only looked at.
+    # The checks of the command itself. This run is never begun, so its folder is only looked at.
     setup.begin(command, options, Path(options.out))
     task = data.load(options.data, options) if isinstance(options, TransferOptions) else data.load_task(options)
     setup.seed(options.seed)
@@ -94,7 +94,7 @@ def _slim(options: SlimOptions | TransferOptions, task: Task, run: Run) -> Plan:
 
 def _search(options: SearchOptions, task: Task, run: Run) -> Plan:
     method = METHODS[options.method]
-    space, described = spaces.make(space_form(options), task)
+    space, described = spaces.build_space(described_space(options), task)
     search_steps, train_steps = split_steps(run, task, options.search_fraction)
     limit = setup.limit_of(options.limit, task.example)
     bound = None
@@ -110,7 +110,7 @@ def _search(options: SearchOptions, task: Task, run: Run) -> Plan:
         peak = predict_peak_memory(trained, task, run, optimizer=sgd, passes=method.passes)
     return {
         "method": options.method,
-        "space": spaces.described(described),
+        "space": spaces.in_words(described),
         "search_steps": search_steps,
         "train_steps": train_steps,
         "predicted_peak_bytes": peak,

@@ -1,4 +1,4 @@
-"""`archgrad init`: a configuration and a script for one's own model and data, after looking at both."""
+"""`archgrad init`: a configuration and a script for the user's model and data, after looking at both."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Findings:
 
 
 def execute(options: InitOptions) -> Outcome:
-    """Write slim.yaml and slim.py into a folder; the outcome is what was found in the network.
+    """Write slim.yaml and slim.py into a folder; the outcome is what the network has.
 
     Raises:
         ConfigError: one of the files is there already, or the model is one that a script cannot name.

@@ -21,7 +21,7 @@ def resume_run(run: Path) -> Outcome:
     if command is None or not command.resumable:
         raise RunError(f"{out / COMMAND} is damaged: {begun['command']!r} is no command. Give it again in full.")
     options = configuration.resolve(command.schema, {**begun["options"], "out": str(out)})
-    # Where the command was given, so that a model's code finds what it found then.
+    # In the directory of the command, so that the user's code finds its files.
     directory = Path(begun["directory"])
     with contextlib.chdir(directory if directory.is_dir() else Path.cwd()):
         return command.execute(options)

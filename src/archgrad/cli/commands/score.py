@@ -81,7 +81,7 @@ def execute(options: ScoreOptions) -> outcome.Outcome:
 
 
 def _batch(options: ScoreOptions) -> tuple[Batch, spaces.Fits]:
-    """The batch that scores are made from, and what networks are made to fit."""
+    """The batch that scores are computed on, and what networks are built for."""
     if options.data:
         names = ("size", "skip_corrupt", "batch_size")
         batches = BatchOptions.model_validate({name: getattr(options, name) for name in names})
@@ -110,11 +110,11 @@ def _table(options: ScoreOptions) -> Tabular | None:
 def _subjects(options: ScoreOptions, fits: spaces.Fits, run: Run, table: Tabular | None) -> _Subjects:
     if options.model:
         return _Subjects([_model(name, fits, options.seed) for name in options.model])
-    form = spaces.form(
+    description = spaces.describe(
         options.space, cells=options.cells, channels=options.channels, factorized=bool(options.factorized)
     )
     setup.seed(options.seed)
-    space, described = spaces.make(form, fits)
+    space, described = spaces.build_space(description, fits)
     prepare_supernet(space, run, needs="archgrad score")
     if isinstance(space, Resizable):
         # Networks are scored in the form in which they are trained.
@@ -224,7 +224,7 @@ def _record(
         row = {"name": name, "needs": proxy.needs, "better": "lower" if proxy.lower else "higher"}
         measured = proxies.rank_agreement(better[name], known) if known else {}
         described.append({**row, "published": proxy.published, "darts": proxy.darts, **measured})
-    where = f" of {spaces.described(chosen.described)}" if chosen.described else ""
+    where = f" of {spaces.in_words(chosen.described)}" if chosen.described else ""
     count = len(ranks)
     return {
         "title": f"{count:,} {'network' if count == 1 else 'networks'}{where}, scored without training",

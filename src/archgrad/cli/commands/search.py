@@ -35,7 +35,7 @@ def execute(options: SearchOptions) -> outcome.Outcome:
     table = accuracy_table.load(options.table, data=options.table_data or TABLE_DATA[0]) if options.table else None
     setup.seed(options.seed)
     subject = _shape(options) if task is None else task
-    space, described = spaces.make(space_form(options), subject)
+    space, described = spaces.build_space(described_space(options), subject)
     limit = setup.limit_of(options.limit, subject.example)
     arguments = method.arguments(options, subject.example)
     command_file.write(out, "search", options)
@@ -62,10 +62,10 @@ def _default_recipe(function: Callable[..., Found]) -> Recipe:
     return recipe
 
 
-def space_form(options: SearchOptions) -> spaces.SpaceDescription:
+def described_space(options: SearchOptions) -> spaces.SpaceDescription:
     """The space that is asked for."""
     factorized = METHODS[options.method].factorized if options.factorized is None else options.factorized
-    return spaces.form(options.space, cells=options.cells, channels=options.channels, factorized=factorized)
+    return spaces.describe(options.space, cells=options.cells, channels=options.channels, factorized=factorized)
 
 
 def _shape(options: SearchOptions) -> spaces.Shape:
@@ -76,6 +76,6 @@ def _shape(options: SearchOptions) -> spaces.Shape:
 def _record(found: Found, out: Path, space: dict[str, Any]) -> None:
     """Add the space to what the method wrote: for the reader, and for `archgrad train`."""
     found.record["space"] = space
-    found.record["settings"] = {"space": spaces.described(space), **found.record["settings"]}
+    found.record["settings"] = {"space": spaces.in_words(space), **found.record["settings"]}
     write_record(out, found.record)
     page.write(out)

@@ -37,7 +37,7 @@ class _Subject:
         network: with fresh weights, and what is there for training alone.
         architecture: empty for a plain network.
         title: of the report.
-        finished: from the trained network to the one that is kept.
+        finished: from the trained network to the one that is handed back.
         record: what the report shows besides.
     """
 
@@ -76,28 +76,28 @@ def _subject(options: TrainOptions, task: Task) -> _Subject:
         setup.check_layers(network, options.keep)
         network = build(slim(network, task.example, keep=options.keep), architecture, weights="fresh")
         return _Subject(network, architecture, f"{type(network).__name__} trained")
-    form = spaces.searched_in(
+    description = spaces.searched_in(
         Path(options.architecture), architecture, options.space, cells=options.cells, channels=options.channels
     )
-    if form is None:
+    if description is None:
         raise ConfigError(
             f"{options.architecture} is an architecture, and no record beside it says which space it is of. Give "
             "--space darts (or another) where it was searched, --model package.module:callable where it was slimmed."
         )
-    return _searched(options, task, architecture=architecture, form=form)
+    return _searched(options, task, architecture=architecture, description=description)
 
 
 def _searched(
-    options: TrainOptions, task: Task, *, architecture: Architecture, form: spaces.SpaceDescription
+    options: TrainOptions, task: Task, *, architecture: Architecture, description: spaces.SpaceDescription
 ) -> _Subject:
     """The network of an architecture in the form that is trained for good."""
-    space, space_record = spaces.make(form, task)
+    space, space_record = spaces.build_space(description, task)
     drop_path = options.drop_path or 0.0
-    cells = options.cells if options.cells != form.cells else None
-    channels = options.channels if options.channels != form.channels else None
-    if form.kind in ("darts", "nasbench201"):
+    cells = options.cells if options.cells != description.cells else None
+    channels = options.channels if options.channels != description.channels else None
+    if description.kind in ("darts", "nasbench201"):
         # Given a size, even the same, they take the form that is trained for good.
-        cells = cells or form.cells
+        cells = cells or description.cells
     plain = functools.partial(build, space, architecture, weights="fresh", cells=cells, channels=channels)
     network = plain(auxiliary=options.auxiliary > 0, drop_path=drop_path)
     space_record |= {name: value for name, value in (("cells", cells), ("channels", channels)) if value is not None}
@@ -105,7 +105,7 @@ def _searched(
     return _Subject(
         network,
         architecture,
-        f"{spaces.described(space_record)} trained",
+        f"{spaces.in_words(space_record)} trained",
         finished=lambda trained: _bare(trained, plain()) if options.auxiliary or drop_path else trained,
         record={"space": space_record, **described},
     )

@@ -1,4 +1,4 @@
-"""`archgrad transfer`: a structure found on a source task, tried on few samples of a target task."""
+"""`archgrad transfer`: a structure searched on a source task, compared on few samples of a target task."""
 
 from __future__ import annotations
 

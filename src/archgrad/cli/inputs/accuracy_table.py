@@ -1,4 +1,4 @@
-"""A table of accuracies that scores are held against: how far the two rank alike."""
+"""A table of accuracies that scores are compared with: how far the two rank alike."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ def load(path: str, *, data: str, epochs: int = 200, partial: bool = False) -> T
 def compare(record: Mapping[str, Any], cell: Mapping[str, Any], table: Tabular) -> Record:
     """What a FreeNAS record gains from a table, which had no part in its decision.
 
-    A cell's score is the sum of the scores of its six operations; the cells of the conventions stand beside it.
+    A cell's score is the sum of the scores of its six operations; cells of other conventions are compared.
     """
-    shares = np.array([record["scores"][edge] for edge in EDGES])
+    operation_scores = np.array([record["scores"][edge] for edge in EDGES])
     codes = {operation: code for code, operation in enumerate(OPERATIONS)}
     cells = [[codes[word.partition("~")[0]] for word in text.replace("+", "").split("|") if word] for text in table]
-    scores = shares[np.arange(len(EDGES)), np.array(cells)].sum(axis=1)
+    scores = operation_scores[np.arange(len(EDGES)), np.array(cells)].sum(axis=1)
     accuracies = [table.score(text) for text in table]
-    found = [float(sum(shares[k, cell[edge]] for k, edge in enumerate(EDGES))), table.score(cell)]
+    score, accuracy = float(sum(operation_scores[k, cell[edge]] for k, edge in enumerate(EDGES))), table.score(cell)
     measured = rank_agreement(scores.tolist(), accuracies)
     rivals = {f"norm={norm}": table.score(text) for norm, text in record["conventions"].items()}
     rivals |= {"mean of all cells": float(np.mean(accuracies)), "best of all cells": table.optimum}
-    said = "unknown" if measured["spearman"] is None else f"{measured['spearman']:.2f}"
+    correlation = "unknown" if measured["spearman"] is None else f"{measured['spearman']:.2f}"
     note = (
-        f"The table had no part in the decision. By {table.column} this cell has {found[1]:.2f} %, rank "
-        f"{table.rank(cell):,} of {len(table):,}; over all cells the scores' rank correlation is {said}."
+        f"The table had no part in the decision. By {table.column} this cell has {accuracy:.2f} %, rank "
+        f"{table.rank(cell):,} of {len(table):,}; over all cells the scores' rank correlation is {correlation}."
     )
-    kept = np.linspace(0, len(cells) - 1, min(len(cells), 1000)).round().astype(int)
-    points = {"score": scores[kept].tolist(), "accuracy": [accuracies[k] for k in kept], "found": found}
+    shown = np.linspace(0, len(cells) - 1, min(len(cells), 1000)).round().astype(int)
+    points = {"score": scores[shown].tolist(), "accuracy": [accuracies[k] for k in shown], "found": [score, accuracy]}
     return {
         "against": {**points, **measured, "column": table.column},
         "baselines": [{"name": name, _ACCURACY: value} for name, value in rivals.items()],
-        "after": {**record["after"], _ACCURACY: found[1]},
+        "after": {**record["after"], _ACCURACY: accuracy},
         "notes": [*record["notes"], note, *table.notes],
     }
 

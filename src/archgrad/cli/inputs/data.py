@@ -41,7 +41,7 @@ def load_task(options: TaskOptions) -> Task:
 
 
 def load(name: str, options: BatchOptions) -> Classification:
-    """The task of DATA, with nothing but what all commands can be told. Raises InputError."""
+    """The task of DATA by the options that all commands have. Raises InputError."""
     parts = _parts(name, options)
     return Classification(
         parts["train"],
@@ -93,7 +93,7 @@ def _parts(name: str, options: ImageOptions) -> dict[str, Any]:
 def _metric(name: str | None, train: object) -> tuple[dict[str, Any], str | None]:
     """The metric of --metric where it is code, and the name of the score.
 
-    A class, such as one of torchmetrics, is made with the number of classes where it takes that and the data say it.
+    A class, such as one of torchmetrics, is called with the number of classes if it takes it and the data say it.
     """
     if name is None or name in METRICS:
         return {}, name

@@ -51,7 +51,7 @@ def load(path: Path) -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 def _refuse_objects(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
-        files.refuse_more_than_free(path, sum(one.file_size for one in archive.infolist()), RunError)
+        files.refuse_more_than_free(path, sum(member.file_size for member in archive.infolist()), RunError)
         for name in archive.namelist():
             data = archive.read(name)
             if _SAMPLES.fullmatch(name):

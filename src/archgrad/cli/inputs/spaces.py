@@ -1,4 +1,4 @@
-"""The search space that --space names, made to fit the data, and found again beside an architecture."""
+"""The search space that --space names, built for the data, or read from the record beside an architecture."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from archgrad.tasks.task import Checkable, Inputs, tensors
 
 _CELLS = {"darts": 8, "nasbench201": 5, "mobile": 4}
 _CHANNELS = 16
-# Sides of images from which the forms made for ImageNet are taken, and between which mobile halves its stem alone.
+# Images of at least _LARGE pixels a side get the forms for ImageNet; below _MIDDLE mobile halves one stage less.
 _LARGE, _MIDDLE = 96, 48
 
 
@@ -74,17 +74,17 @@ class SpaceDescription(BaseModel):
 
     @model_validator(mode="after")
     def _sized(self) -> SpaceDescription:
-        if self.ready and not (self.cells and self.channels):
+        if self.built_in and not (self.cells and self.channels):
             raise ValueError(f"the space {self.kind} needs cells and channels")
         return self
 
     @property
-    def ready(self) -> bool:
-        """Whether it is one of ours."""
+    def built_in(self) -> bool:
+        """Whether it is a built-in space."""
         return self.kind in SPACES
 
 
-def form(kind: str, *, cells: int | None, channels: int | None, factorized: bool) -> SpaceDescription:
+def describe(kind: str, *, cells: int | None, channels: int | None, factorized: bool) -> SpaceDescription:
     """A space of this kind, in the published size where none is given."""
     if kind not in SPACES:
         return SpaceDescription(kind=kind, cells=None, channels=None)
@@ -96,38 +96,38 @@ def form(kind: str, *, cells: int | None, channels: int | None, factorized: bool
     )
 
 
-def make(of: SpaceDescription, task: Fits) -> tuple[nn.Module, dict[str, Any]]:
+def build_space(description: SpaceDescription, task: Fits) -> tuple[nn.Module, dict[str, Any]]:
     """The space for a task's classes and images, and its record.
 
     Raises:
         DataError, ModelError, ConfigError: data that are no images, a MODEL that makes no space for this task.
     """
-    classes = data.classes_of(task)
-    if not of.ready:
-        space = models.load(of.kind, classes=classes, example=task.example)
+    kind, classes = description.kind, data.classes_of(task)
+    if not description.built_in:
+        space = models.load(kind, classes=classes, example=task.example)
         _check(space, task)
-        return space, {"kind": of.kind} | ({} if classes is None else {"classes": classes})
+        return space, {"kind": kind} | ({} if classes is None else {"classes": classes})
     example = task.example
     if not isinstance(example, Tensor) or example.ndim != 4:
         shapes = [list(x.shape) for x in tensors(example)]
         raise ModelError(
-            f"the space {of.kind} takes images [B, C, H, W], and the data's samples have the shapes {shapes}. Give a "
+            f"the space {kind} takes images [B, C, H, W], and the data's samples have the shapes {shapes}. Give a "
             "network of your own that contains choices: --space path/to/file.py:callable"
         )
     if classes is None:
         raise ConfigError(
-            f"the space {of.kind} ends in one output for each class, and the task does not say how many there are. "
+            f"the space {kind} ends in one output for each class, and the task does not say how many there are. "
             "Give it an attribute classes, or a network of your own that contains choices: --space file.py:callable"
         )
-    assert of.cells and of.channels
+    assert description.cells and description.channels
     sizes = _Sizes(
-        cells=of.cells, channels=of.channels, classes=classes, in_channels=int(example.shape[1])
+        cells=description.cells, channels=description.channels, classes=classes, in_channels=int(example.shape[1])
     )  # fmt: skip
-    space, more = _MAKERS[of.kind](of, sizes, min(example.shape[2:]))
-    return space, {"kind": of.kind, **sizes, **more}
+    space, more = _MAKERS[kind](description, sizes, min(example.shape[2:]))
+    return space, {"kind": kind, **sizes, **more}
 
 
-def described(record: dict[str, Any]) -> str:
+def in_words(record: dict[str, Any]) -> str:
     """A space's record in a few words."""
     if record["kind"] not in SPACES:
         return str(record["kind"])
@@ -161,7 +161,7 @@ def recorded(architecture: Path) -> SpaceDescription | None:
 def searched_in(
     path: Path, architecture: Architecture, kind: str | None, *, cells: int | None, channels: int | None
 ) -> SpaceDescription | None:
-    """The space that an architecture was searched in: as held beside it, else as asked for; None where neither says.
+    """The space that an architecture was searched in, by its record or as asked for; None where neither says.
 
     Args:
         path: of the architecture's file.
@@ -174,7 +174,7 @@ def searched_in(
     """
     space = recorded(path)
     if space and kind in (None, space.kind):
-        if kind is None and not space.ready:
+        if kind is None and not space.built_in:
             raise ConfigError(
                 f"{path} was found in a space of your own. To run its code, name it: --space {space.kind}"
             )
@@ -186,12 +186,12 @@ def searched_in(
             # Its two forms name their choices differently, and spaces of few cells have reductions alone.
             factorized = any(name.endswith(".input0") for name in architecture)
             reductions = all(name.startswith("reduce.") for name in architecture)
-            return form(kind, cells=2 if reductions else None, channels=None, factorized=factorized)
+            return describe(kind, cells=2 if reductions else None, channels=None, factorized=factorized)
         case "mobile":
-            return form(
+            return describe(
                 kind, cells=cells or max((len(architecture) - 1) // 5, 1), channels=channels, factorized=False
             )
-    return form(kind, cells=None, channels=None, factorized=False)
+    return describe(kind, cells=None, channels=None, factorized=False)
 
 
 def _check(space: nn.Module, task: Fits) -> None:
@@ -200,17 +200,17 @@ def _check(space: nn.Module, task: Fits) -> None:
         task.check(relax(copy.deepcopy(space), Softmax))
 
 
-def _darts(of: SpaceDescription, sizes: _Sizes, side: int) -> tuple[nn.Module, dict[str, Any]]:
+def _darts(description: SpaceDescription, sizes: _Sizes, side: int) -> tuple[nn.Module, dict[str, Any]]:
     stem: Literal["cifar", "imagenet"] = "imagenet" if side >= _LARGE else "cifar"
-    space = darts_cells(**sizes, factorized=bool(of.factorized), stem=stem)
-    return space, {"factorized": bool(of.factorized), "stem": stem}
+    space = darts_cells(**sizes, factorized=bool(description.factorized), stem=stem)
+    return space, {"factorized": bool(description.factorized), "stem": stem}
 
 
-def _nasbench201(of: SpaceDescription, sizes: _Sizes, side: int) -> tuple[nn.Module, dict[str, Any]]:
+def _nasbench201(description: SpaceDescription, sizes: _Sizes, side: int) -> tuple[nn.Module, dict[str, Any]]:
     return nasbench201_cells(**sizes), {}
 
 
-def _mobile(of: SpaceDescription, sizes: _Sizes, side: int) -> tuple[nn.Module, dict[str, Any]]:
+def _mobile(description: SpaceDescription, sizes: _Sizes, side: int) -> tuple[nn.Module, dict[str, Any]]:
     first = sizes["channels"]
 
     def scaled(width: int) -> int:

@@ -1,1 +1,1 @@
-"""What each command can be told."""
+"""The options of each command."""

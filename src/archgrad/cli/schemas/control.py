@@ -1,4 +1,4 @@
-"""What `archgrad control` can be told."""
+"""The options of `archgrad control`."""
 
 from __future__ import annotations
 

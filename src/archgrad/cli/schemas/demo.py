@@ -1,4 +1,4 @@
-"""What `archgrad demo` can be told."""
+"""The options of `archgrad demo`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `archgrad init` can be told."""
+"""The options of `archgrad init`."""
 
 from __future__ import annotations
 

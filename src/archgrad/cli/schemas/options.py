@@ -41,7 +41,7 @@ class Options(BaseModel):
     @classmethod
     def _check_out(cls, folder: str | None) -> str | None:
         if folder == "":
-            raise ValueError("'' was given. Give a folder; the present one is .")
+            raise ValueError("'' was given. Give a folder; the current one is .")
         return folder
 
 
@@ -55,7 +55,7 @@ class ImageOptions(Options):
 
 
 class BatchOptions(ImageOptions):
-    """How training batches are made of the data."""
+    """How training batches are drawn from the data."""
 
     panel = "Data"
 
@@ -160,7 +160,7 @@ def check_shape(data: str | None, options: ShapeOptions) -> None:
 
 
 def check_table(space: str, options: TableOptions, *others: str) -> None:
-    """Raise ValueError where a table is of another space, or its options (and `others`) stand without one."""
+    """Raise ValueError for a table of another space, and for options of a table (and `others`) without one."""
     for name in ("table_data", *others):
         if not options.table and (given := as_given(options, name)):
             raise ValueError(f"{given} goes with a table: --table FILE.npz")

@@ -1,4 +1,4 @@
-"""What `archgrad score` can be told, and what is known of each proxy."""
+"""The options of `archgrad score`, and what is known of each proxy."""
 
 from __future__ import annotations
 
@@ -118,7 +118,9 @@ class ScoreOptions(SpaceOptions, ShapeOptions, TableOptions, ImageOptions):
         of_spaces = ("arch", "architectures", "sample", "cells", "channels", "factorized", "table")
         for name in of_spaces:
             if self.model and as_given(self, name):
-                raise ValueError(f"MODEL {self.model[0]!r} and --{name} do not go together: score them one by one")
+                raise ValueError(
+                    f"MODEL {self.model[0]!r} and --{name} do not go together: score them in two commands"
+                )
         check_table(self.space, self, "table_epochs", "partial")
         check_shape(self.data, self)
         check_space(self.space, self)

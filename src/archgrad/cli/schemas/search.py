@@ -1,4 +1,4 @@
-"""What `archgrad search` can be told."""
+"""The options of `archgrad search`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `archgrad slim` can be told."""
+"""The options of `archgrad slim`."""
 
 from __future__ import annotations
 

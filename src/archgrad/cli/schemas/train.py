@@ -1,4 +1,4 @@
-"""What `archgrad train` can be told."""
+"""The options of `archgrad train`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `archgrad transfer` can be told."""
+"""The options of `archgrad transfer`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ class FewShotOptions(BatchOptions):
 
     panel = "Few samples"
 
-    target: str = Field(description="The target, of which few images are trained on: as the source, of one shape.")
+    target: str = Field(
+        description="The target, of which few images are trained on: as SOURCE, with inputs of the same shape."
+    )
     shots: list[int] = Field([5], description="Target images of each class; may be repeated. Default: 5.")
     draws: int = Field(5, ge=1, description="Draws of the shots.")
     restarts: int = Field(3, ge=1, description="Trainings on each draw.")
@@ -38,4 +40,4 @@ class TransferOptions(FewShotOptions, NetworkOptions, LimitOptions, RunOptions):
     process: Literal["redraw", "cotrain", "frozen"] = Field(
         "redraw", description="Weights of the search: drawn afresh each round, trained on, or --weights as they are."
     )
-    inputs: bool = Field(False, description="Input features may go too.")
+    inputs: bool = Field(False, description="Prune input features too.")
