@@ -30,13 +30,13 @@ class Budget:
     left: int = RUNS
     _next: float = field(default_factory=lambda: time.monotonic() + QUIET)
 
-    def spend(self, doing: str) -> bool:
-        """Take one; False where none is left."""
+    def spend(self, doing: str, *, reserve: int = 0) -> bool:
+        """Take one; False where no more than `reserve` are left."""
         if time.monotonic() > self._next:
             self._next = time.monotonic() + QUIET
             log.warning("slim: %s, %d runs of the network so far", doing, RUNS - self.left)
         self.left -= 1
-        return self.left >= 0
+        return self.left >= reserve
 
 
 def exercised(
@@ -55,16 +55,25 @@ def settle(
     budget: Budget,
     *,
     masks: Sequence[str] = MASKS,
+    checks: Sequence[Check] | None = None,
 ) -> list[Removal]:
-    """The removals that are exact together under every mask; the reasons of the others are put in `frozen`."""
+    """The removals that are exact together under every mask; the reasons of the others are put in `frozen`.
+
+    Args:
+        trial: where they are tried.
+        removals: all candidates.
+        frozen: takes the reasons.
+        budget: the runs that are left.
+        masks: what is kept.
+        checks: the comparisons to make; default: those that belong to each mask.
+    """
     accepted = list(removals)
     for mask in masks:
         while accepted and budget.spend(f"trying {len(accepted)} gates together"):
-            failure = trial.failure(accepted, mask)
+            failure = trial.failure(accepted, mask, checks)
             if failure is None:
                 break
-            checks = None if failure.check is None else [failure.check]
-            search = _Search(trial, mask, checks, budget)
+            search = _Search(trial, mask, checks if failure.check is None else [failure.check], budget)
             sound = search.largest(accepted)
             if len(sound) == len(accepted):  # it failed together and passes now: it does not compute the same twice
                 search.reasons = {r.name: failure.reason for r in accepted}
@@ -102,7 +111,8 @@ class _Search:
         return self._add([], alike(removals), known="")
 
     def _fails(self, removals: list[Removal]) -> str:
-        if not self.budget.spend("looking for the gates that fail"):
+        # Those that have passed are still to be tried under the masks that follow.
+        if not self.budget.spend("looking for the gates that fail", reserve=3 * len(MASKS)):
             return OVERRUN
         failure = self.trial.failure(removals, self.mask, self.checks)
         return failure.reason if failure else ""

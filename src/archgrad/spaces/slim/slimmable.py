@@ -21,7 +21,7 @@ from archgrad.spaces.slim.branches import branches
 from archgrad.spaces.slim.channel_graph import ChannelGraph, input_features, trace
 from archgrad.spaces.slim.reach import Frozen, reach
 from archgrad.spaces.slim.running import NETWORK_ERRORS, run
-from archgrad.spaces.slim.trial import MASKS, Removal, Trial, reads
+from archgrad.spaces.slim.trial import MASKS, Check, Removal, Trial, reads
 from archgrad.tasks.task import Inputs, arguments
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -111,7 +111,8 @@ def _accepted(trial: Trial, graph: ChannelGraph, is_kept: Callable[[str], bool])
     heads = attention_heads(trial, graph, budget, is_kept)
     channels = [Removal(name, couplings) for name, couplings in graph.groups.items()]
     removals = exercised(trial, [*heads, *channels], graph.frozen, budget)
-    removals = settle(trial, removals, graph.frozen, budget, masks=MASKS[:1])
+    # Most of what fails fails here; the rest is tried together with the branches.
+    removals = settle(trial, removals, graph.frozen, budget, masks=MASKS[:1], checks=[Check(0, training=False)])
     gated = {c.module for r in removals for c in r.couplings if c.side == "out"}
     refused: dict[str, str] = {}
     vanishing = [r for r in branches(trial, gated) if not is_kept(r.name.removesuffix(".branch"))] if gated else []

@@ -1,0 +1,160 @@
+"""What slim makes of published networks: seconds, gates, what is frozen and why, and whether removals are exact.
+
+    python benchmarks/slim_coverage.py resnet50 vit_base_patch16_224 decoder:12 --out slim_coverage.json
+
+Names are timm's, at random weights, or `decoder:N`, a language model of N blocks written here with torch alone
+(grouped queries, rotary positions, a gated MLP). "exact" is the largest relative difference between a held space and
+the network built from it, over the smallest architecture and two random ones, on inputs other than the example.
+Torch-Pruning, where it is installed, cuts half of every layer of the same network in the same process; a network that
+does not run afterwards counts as failed. Seconds are of the processor, one thread; memory is the peak of the process,
+so give one large network at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import archgrad as ag
+
+NETWORKS = (
+    "resnet18",
+    "mobilenetv3_small_100",
+    "efficientnet_b0",
+    "convnext_atto",
+    "vit_tiny_patch16_224",
+    "decoder:4",
+)
+
+
+class DecoderBlock(nn.Module):
+    def __init__(self, width: int, heads: int, groups: int) -> None:
+        super().__init__()
+        self.head_dim = width // heads
+        self.repeats = heads // groups
+        self.first, self.second = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.q, self.o = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        self.k, self.v = (nn.Linear(width, groups * self.head_dim, bias=False) for _ in range(2))
+        self.gate, self.up = (nn.Linear(width, 3 * width, bias=False) for _ in range(2))
+        self.down = nn.Linear(3 * width, width, bias=False)
+
+    def _rotated(self, x: Tensor) -> Tensor:
+        half = self.head_dim // 2
+        angles = torch.arange(x.shape[2], device=x.device)[:, None] * 0.1 ** torch.arange(half, device=x.device)
+        both = torch.cat([angles, angles], -1).to(x.dtype)
+        return x * both.cos() + torch.cat([-x[..., half:], x[..., :half]], -1) * both.sin()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        q, k, v = (f(y).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        k, v = (t.repeat_interleave(self.repeats, 1) for t in (self._rotated(k), v))
+        mixed = F.scaled_dot_product_attention(self._rotated(q), k, v, is_causal=True)
+        x = x + self.o(mixed.transpose(1, 2).flatten(2))
+        y = self.second(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+def network(name: str, pixels: int) -> tuple[nn.Module, Tensor]:
+    """A network at random weights, in eval mode, and an example."""
+    torch.manual_seed(0)
+    if name.startswith("decoder:"):
+        blocks = [DecoderBlock(768, 12, 4) for _ in range(int(name.partition(":")[2]))]
+        net = nn.Sequential(nn.Embedding(8000, 768), *blocks, nn.RMSNorm(768), nn.Linear(768, 8000, bias=False))
+        return net.eval(), torch.randint(0, 8000, (1, 64))
+    import timm
+
+    net = timm.create_model(name, pretrained=False, num_classes=10).eval()
+    return net, torch.randn(1, 3, pixels, pixels)
+
+
+def difference(space: nn.Module, x: Tensor) -> float:
+    """Largest relative difference of held and built outputs."""
+    generator = torch.Generator().manual_seed(1)
+    other = torch.randn(x.shape, generator=generator) if x.is_floating_point() else x.flip(-1)
+    smallest = {n: () if c[0].vanishing else (0,) for n, c in _choices(space).items()}
+    architectures = [ag.Architecture(smallest), *(ag.sample(space, generator=generator) for _ in range(2))]
+    worst = 0.0
+    for architecture in architectures:
+        with torch.no_grad():
+            held = ag.hold(space, architecture).eval()(other)
+            built = ag.build(space, architecture).eval()(other)
+        worst = max(worst, float((held - built).abs().max() / held.abs().max()))
+    return worst
+
+
+def _choices(space: nn.Module) -> dict[str, Any]:
+    from archgrad.choices.access import choices
+
+    return choices(space)
+
+
+def slimmed(net: nn.Module, x: Tensor) -> dict[str, Any]:
+    """What slim makes of a network."""
+    began = time.process_time()
+    space = ag.slim(net, x)
+    seconds = time.process_time() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    frozen = ag.frozen(space)
+    return {
+        "seconds": seconds, "peak_bytes": peak, "gates": len(_choices(space)), "frozen": len(frozen),
+        "parameters_fraction": frozen.parameters_fraction, "macs_fraction": frozen.macs_fraction,
+        "reasons": dict(Counter(frozen.values()).most_common(5)), "exact": difference(space, x),
+    }  # fmt: skip
+
+
+def cut_by_torch_pruning(net: nn.Module, x: Tensor) -> dict[str, Any]:
+    """Half of every layer but the last."""
+    try:
+        import torch_pruning as tp
+    except ImportError:
+        return {"failed": "not installed"}
+    last = [m for m in net.modules() if isinstance(m, nn.Linear)][-1:]
+    began = time.process_time()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importance = tp.importance.MagnitudeImportance()
+            pruner = tp.pruner.BasePruner(net, x, importance, pruning_ratio=0.5, ignored_layers=last)
+            pruner.step()
+        seconds = time.process_time() - began
+        net(x)
+    except Exception as error:  # noqa: BLE001, it may raise anything
+        return {"failed": f"{type(error).__name__}: {error}"[:120], "seconds": time.process_time() - began}
+    return {"seconds": seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", default=list(NETWORKS))
+    parser.add_argument("--pixels", type=int, default=224)
+    parser.add_argument("--out", type=Path)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: dict[str, dict[str, Any]] = {}
+    for name in chosen.networks:
+        net, x = network(name, chosen.pixels)
+        weights = sum(p.numel() * p.element_size() for p in net.parameters())
+        try:
+            row = {"parameters": weights / 4, **slimmed(net, x)}
+            row["peak_over_weights"] = row["peak_bytes"] / weights
+        except ag.ArchgradError as error:
+            row = {"failed": str(error)[:200]}
+        row["torch_pruning"] = cut_by_torch_pruning(net, x)
+        rows[name] = row
+        print(name, json.dumps(row), flush=True)
+    if chosen.out:
+        chosen.out.write_text(json.dumps({"pixels": chosen.pixels, "networks": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
