@@ -1,5 +1,6 @@
 """The public names of the package and of its rooms: documented, imported only when used, and enough for all pages."""
 
+import doctest
 import importlib
 import inspect
 import pkgutil
@@ -72,6 +73,23 @@ def test_what_a_room_exports_resolves_and_is_documented(room: str, name: str) ->
         pytest.skip(str(error))
     if inspect.isclass(exported) or inspect.isfunction(exported):
         assert (exported.__doc__ or "").strip()
+
+
+@pytest.mark.parametrize(("room", "name"), EXPORTS)
+def test_the_example_of_what_a_room_exports_runs(
+    room: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        exported = getattr(importlib.import_module(f"archgrad.{room}"), name)
+    except MissingExtra as error:
+        pytest.skip(str(error))
+    if not (inspect.isclass(exported) or inspect.isfunction(exported)):
+        return
+    monkeypatch.chdir(tmp_path)
+    runner, said = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE), list[str]()
+    for example in doctest.DocTestFinder(recurse=False).find(exported, name, globs={}):
+        runner.run(example, out=said.append)
+    assert runner.summarize(verbose=False).failed == 0, "".join(said)
 
 
 @pytest.mark.parametrize("room", ROOMS)

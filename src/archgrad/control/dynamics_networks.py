@@ -50,10 +50,12 @@ def dynamics_space(states: int, actions: int, *, features: int = 32, blocks: int
         blocks: their largest number.
 
     Example:
-        >>> import torch
+        >>> import torch, archgrad as ag
         >>> from archgrad.control import dynamics_space
         >>> space = dynamics_space(states=2, actions=1)
-        >>> list(space(torch.rand(5, 3)).shape) if space else None  # doctest: +SKIP
+        >>> network = ag.build(space, ag.sample(space), weights="fresh")
+        >>> list(network(torch.rand(5, 3)).shape)
+        [5, 2]
     """
     return DynamicsSpace(states, actions, features=features, blocks=blocks)
 
