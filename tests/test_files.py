@@ -17,8 +17,7 @@ from PIL import Image
 
 from archgrad import files
 from archgrad.choices.architecture import Architecture
-from archgrad.cli.inputs import exported_program as program
-from archgrad.cli.inputs import models
+from archgrad.cli.inputs import exported_program as program, models
 from archgrad.cli.schemas.configuration import resolve
 from archgrad.cli.schemas.slim import SlimOptions
 from archgrad.errors import ArchitectureError, ConfigError, DataError, ModelError, RunError

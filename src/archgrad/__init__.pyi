@@ -2,300 +2,91 @@
 
 from .choices.access import (
     draw as draw,
-)
-from .choices.access import (
     hold as hold,
-)
-from .choices.access import (
     logits as logits,
-)
-from .choices.access import (
     relax as relax,
-)
-from .choices.access import (
     restrict as restrict,
-)
-from .choices.access import (
     sample as sample,
-)
-from .choices.access import (
     using as using,
-)
-from .choices.access import (
     weights as weights,
 )
-from .choices.architecture import (
-    Architecture as Architecture,
-)
-from .choices.decide import (
-    decide as decide,
-)
-from .choices.lazy import (
-    Lazy as Lazy,
-)
-from .choices.modules import (
-    Gate as Gate,
-)
-from .choices.modules import (
-    InputChoice as InputChoice,
-)
-from .choices.modules import (
-    OpChoice as OpChoice,
-)
+from .choices.architecture import Architecture as Architecture
+from .choices.decide import decide as decide
+from .choices.lazy import Lazy as Lazy
+from .choices.modules import Gate as Gate, InputChoice as InputChoice, OpChoice as OpChoice
 from .choices.relaxations import (
     gumbel_softmax as gumbel_softmax,
-)
-from .choices.relaxations import (
     scaled_sigmoid as scaled_sigmoid,
-)
-from .choices.relaxations import (
     softmax as softmax,
-)
-from .choices.relaxations import (
     two_temperature as two_temperature,
 )
-from .classifier import (
-    ArchgradClassifier as ArchgradClassifier,
-)
-from .control.nnilqr import (
-    nnilqr as nnilqr,
-)
-from .costs.count import (
-    macs as macs,
-)
-from .costs.count import (
-    params as params,
-)
-from .costs.energy import (
-    energy as energy,
-)
-from .costs.latency import (
-    latency as latency,
-)
-from .costs.limits import (
-    Limit as Limit,
-)
-from .costs.limits import (
-    black_box as black_box,
-)
-from .costs.memory import (
-    peak_memory as peak_memory,
-)
+from .classifier import ArchgradClassifier as ArchgradClassifier
+from .control.nnilqr import nnilqr as nnilqr
+from .costs.count import macs as macs, params as params
+from .costs.energy import energy as energy
+from .costs.latency import latency as latency
+from .costs.limits import Limit as Limit, black_box as black_box
+from .costs.memory import peak_memory as peak_memory
 from .errors import (
     ArchgradError as ArchgradError,
-)
-from .errors import (
     ArchitectureError as ArchitectureError,
-)
-from .errors import (
     ChoiceError as ChoiceError,
-)
-from .errors import (
     ConfigError as ConfigError,
-)
-from .errors import (
     DataError as DataError,
-)
-from .errors import (
     InputError as InputError,
-)
-from .errors import (
     LimitError as LimitError,
-)
-from .errors import (
     MissingExtra as MissingExtra,
-)
-from .errors import (
     ModelError as ModelError,
-)
-from .errors import (
     NonFiniteError as NonFiniteError,
-)
-from .errors import (
     ResourceError as ResourceError,
-)
-from .errors import (
     RunError as RunError,
 )
-from .extract.discretize import (
-    build as build,
-)
-from .extract.export import (
-    export_onnx as export_onnx,
-)
-from .extract.export import (
-    export_program as export_program,
-)
-from .gates.gate_trainer import (
-    GateTrainer as GateTrainer,
-)
-from .methods.darts import (
-    darts as darts,
-)
-from .methods.darts_prime.darts_prime import (
-    darts_prime as darts_prime,
-)
-from .methods.dnal import (
-    dnal as dnal,
-)
-from .methods.freenas.freenas import (
-    freenas as freenas,
-)
-from .methods.monas.monas import (
-    monas as monas,
-)
-from .methods.multimodal_random.multimodal_random import (
-    multimodal_random as multimodal_random,
-)
-from .methods.pruning_transfer.pruning_transfer import (
-    pruning_transfer as pruning_transfer,
-)
-from .methods.pruning_transfer.transfer import (
-    transfer as transfer,
-)
-from .methods.radars.radars import (
-    radars as radars,
-)
-from .methods.random_search import (
-    random_search as random_search,
-)
-from .methods.toponas.toponas import (
-    toponas as toponas,
-)
-from .methods.unas.unas import (
-    unas as unas,
-)
-from .multimodal.av_digits import (
-    av_digits as av_digits,
-)
+from .extract.discretize import build as build
+from .extract.export import export_onnx as export_onnx, export_program as export_program
+from .gates.gate_trainer import GateTrainer as GateTrainer
+from .methods.darts import darts as darts
+from .methods.darts_prime.darts_prime import darts_prime as darts_prime
+from .methods.dnal import dnal as dnal
+from .methods.freenas.freenas import freenas as freenas
+from .methods.monas.monas import monas as monas
+from .methods.multimodal_random.multimodal_random import multimodal_random as multimodal_random
+from .methods.pruning_transfer.pruning_transfer import pruning_transfer as pruning_transfer
+from .methods.pruning_transfer.transfer import transfer as transfer
+from .methods.radars.radars import radars as radars
+from .methods.random_search import random_search as random_search
+from .methods.toponas.toponas import toponas as toponas
+from .methods.unas.unas import unas as unas
+from .multimodal.av_digits import av_digits as av_digits
 from .multimodal.encoders import (
     audio_encoder as audio_encoder,
-)
-from .multimodal.encoders import (
     image_encoder as image_encoder,
-)
-from .multimodal.encoders import (
     vector_encoder as vector_encoder,
-)
-from .multimodal.encoders import (
     waveform_encoder as waveform_encoder,
 )
-from .multimodal.fusion import (
-    fusion as fusion,
-)
-from .multimodal.modalities import (
-    Modalities as Modalities,
-)
-from .results.result import (
-    Found as Found,
-)
-from .results.result import (
-    derive as derive,
-)
-from .rl.impala_space import (
-    impala_cells as impala_cells,
-)
-from .rl.impala_space import (
-    impala_network as impala_network,
-)
-from .rl.rl_darts import (
-    rl_darts as rl_darts,
-)
-from .rl.task import (
-    Reinforcement as Reinforcement,
-)
-from .run.output import (
-    Output as Output,
-)
-from .run.run import (
-    Run as Run,
-)
-from .run.signals import (
-    Stopped as Stopped,
-)
-from .spaces.darts import (
-    darts_cells as darts_cells,
-)
-from .spaces.darts import (
-    darts_network as darts_network,
-)
-from .spaces.mobile import (
-    mobile_backbone as mobile_backbone,
-)
-from .spaces.mobile import (
-    mobile_network as mobile_network,
-)
-from .spaces.nasbench201 import (
-    nasbench201_cells as nasbench201_cells,
-)
-from .spaces.nasbench201 import (
-    nasbench201_network as nasbench201_network,
-)
-from .spaces.slim.slimmable import (
-    frozen as frozen,
-)
-from .spaces.slim.slimmable import (
-    slim as slim,
-)
-from .supernets.prior import (
-    prior as prior,
-)
-from .supernets.prior import (
-    warm_start as warm_start,
-)
-from .tasks.augmentation import (
-    crop as crop,
-)
-from .tasks.augmentation import (
-    cutout as cutout,
-)
-from .tasks.augmentation import (
-    flip as flip,
-)
-from .tasks.classification import (
-    Classification as Classification,
-)
-from .tasks.datasets import (
-    digits as digits,
-)
-from .tasks.distilled import (
-    Distilled as Distilled,
-)
-from .tasks.metrics import (
-    higher as higher,
-)
-from .tasks.metrics import (
-    lower as lower,
-)
-from .tasks.splits import (
-    Split as Split,
-)
-from .tasks.supervised import (
-    Supervised as Supervised,
-)
-from .tasks.tabular import (
-    Tabular as Tabular,
-)
-from .training.fit import (
-    fit as fit,
-)
-from .training.fit import (
-    recalibrate as recalibrate,
-)
-from .training.recipe import (
-    Recipe as Recipe,
-)
-from .training.recipe import (
-    adam as adam,
-)
-from .training.recipe import (
-    adamw as adamw,
-)
-from .training.recipe import (
-    sgd as sgd,
-)
-from .training.schedules import (
-    warm_up_cosine as warm_up_cosine,
-)
+from .multimodal.fusion import fusion as fusion
+from .multimodal.modalities import Modalities as Modalities
+from .results.result import Found as Found, derive as derive
+from .rl.impala_space import impala_cells as impala_cells, impala_network as impala_network
+from .rl.rl_darts import rl_darts as rl_darts
+from .rl.task import Reinforcement as Reinforcement
+from .run.output import Output as Output
+from .run.run import Run as Run
+from .run.signals import Stopped as Stopped
+from .spaces.darts import darts_cells as darts_cells, darts_network as darts_network
+from .spaces.mobile import mobile_backbone as mobile_backbone, mobile_network as mobile_network
+from .spaces.nasbench201 import nasbench201_cells as nasbench201_cells, nasbench201_network as nasbench201_network
+from .spaces.slim.slimmable import frozen as frozen, slim as slim
+from .supernets.prior import prior as prior, warm_start as warm_start
+from .tasks.augmentation import crop as crop, cutout as cutout, flip as flip
+from .tasks.classification import Classification as Classification
+from .tasks.datasets import digits as digits
+from .tasks.distilled import Distilled as Distilled
+from .tasks.metrics import higher as higher, lower as lower
+from .tasks.splits import Split as Split
+from .tasks.supervised import Supervised as Supervised
+from .tasks.tabular import Tabular as Tabular
+from .training.fit import fit as fit, recalibrate as recalibrate
+from .training.recipe import Recipe as Recipe, adam as adam, adamw as adamw, sgd as sgd
+from .training.schedules import warm_up_cosine as warm_up_cosine
 
 __version__: str

@@ -6,8 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from archgrad.cli.schemas.configuration import anchored, resolve
 from archgrad.cli.schemas.limits import LimitText, parse

@@ -9,8 +9,7 @@ import pytest
 import torch
 from families.checks import assert_plain, difference, extremes, outputs, stir
 from families.verdict import verdict
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from archgrad.choices.access import choices, hold, sample

@@ -15,8 +15,7 @@ from urllib.parse import urlparse
 import pytest
 from made_up_runs import EVIL, ended, finished, held, rows, run_json, write
 
-from archgrad.report import compare
-from archgrad.report import page as pages
+from archgrad.report import compare, page as pages
 from archgrad.report.board import Board, Server
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed; it comes with the extra dev")

@@ -12,8 +12,7 @@ import pytest
 
 from archgrad.errors import RunError
 from archgrad.report.charts import svg
-from archgrad.report.graphs import cells as graphs
-from archgrad.report.graphs import layered
+from archgrad.report.graphs import cells as graphs, layered
 from archgrad.report.graphs.cells import draw_cell, file_names
 
 Box = tuple[float, float, float, float]

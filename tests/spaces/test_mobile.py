@@ -7,8 +7,7 @@ import pickle
 import pytest
 import torch
 from families.checks import assert_plain, stir
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 
 import archgrad as ag

@@ -1,23 +1,15 @@
 from .darts_prime.darts_prime import DartsPrimeTerms as DartsPrimeTerms
 from .darts_prime.dynamic_schedule import DynamicSchedule as DynamicSchedule
-from .darts_prime.regularizers import Admm as Admm
-from .darts_prime.regularizers import Proximity as Proximity
-from .darts_prime.regularizers import regularized as regularized
+from .darts_prime.regularizers import Admm as Admm, Proximity as Proximity, regularized as regularized
 from .monas.monas import MonasTerms as MonasTerms
-from .monas.rewards import Reward as Reward
-from .monas.rewards import accurate as accurate
-from .monas.rewards import mixed as mixed
-from .monas.rewards import soft as soft
-from .monas.rewards import under as under
+from .monas.rewards import Reward as Reward, accurate as accurate, mixed as mixed, soft as soft, under as under
 from .multimodal_random.intervention_card import card as card
 from .pruning_transfer.transfer import TransferProtocol as TransferProtocol
 from .radars.offload import OffloadedSupernet as OffloadedSupernet
 from .radars.radars import RadarsTerms as RadarsTerms
-from .radars.single_path import ShrinkingPolicy as ShrinkingPolicy
-from .radars.single_path import SinglePathTrainer as SinglePathTrainer
+from .radars.single_path import ShrinkingPolicy as ShrinkingPolicy, SinglePathTrainer as SinglePathTrainer
 from .radars.subspaces import Priced as Priced
 from .toponas.topology_schedule import PassiveAggressive as PassiveAggressive
 from .toponas.toponas import ToponasTerms as ToponasTerms
-from .unas.objective import Branched as Branched
-from .unas.objective import UnasTerms as UnasTerms
+from .unas.objective import Branched as Branched, UnasTerms as UnasTerms
 from .unas.unas import adam_of_unas as adam_of_unas

@@ -1,2 +1,1 @@
-from .modalities import read_wav as read_wav
-from .modalities import spectrogram as spectrogram
+from .modalities import read_wav as read_wav, spectrogram as spectrogram

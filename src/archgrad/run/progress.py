@@ -6,8 +6,7 @@ import time
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn
-from rich.progress import Progress as Display
+from rich.progress import BarColumn, Progress as Display, TaskID, TextColumn
 
 _LINE_SECONDS = 10.0
 _FIRST_SECONDS = 1.0  # until the first line of a run: that it moves, and how fast
