@@ -59,6 +59,7 @@ def locked(folder: Path, content: str) -> Iterator[None]:
         ("no number", False, "stopped"),
         (None, False, "stopped"),
     ],
+    ids=range(9),  # the content holds this process's number, and test workers must name their tests alike
 )
 def test_all_readers_agree(
     tmp_path: Path, content: str | None, taken: bool, state: str, monkeypatch: pytest.MonkeyPatch
