@@ -287,3 +287,10 @@ def test_torchscript_is_refused(part: str) -> None:
 def test_keep_refuses_a_path_that_is_not_there() -> None:
     with pytest.raises(ModelError, match="stemm"):
         slim(convolutional.plain(), torch.randn(2, 3, 8, 8), keep=["stemm"])
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_constant_example_stands_for_its_shape(value: float) -> None:
+    net = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    space = slim(net, torch.full((1, 8), value), inputs=True)
+    assert {name: same[0].size for name, same in choices(space).items()} == {"0.inputs": 8, "0": 6}

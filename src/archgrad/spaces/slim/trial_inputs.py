@@ -20,8 +20,9 @@ def trial_inputs(network: nn.Module, example: Inputs, dtype: torch.dtype) -> lis
 
     The second has the example's values in other places, mixed with those that stood there; a mask or an index is
     only permuted. The third is scaled and noisy. One on which the network fails, or computes nothing finite, is left
-    out. A batch is cut to two examples, and a single example is joined by one with permuted values, where that
-    changes the first axis of every output alike.
+    out. Where every floating tensor of the example is constant, the noisy version comes first. A batch is cut to two
+    examples, and a single example is joined by one with permuted values, where that changes the first axis of every
+    output alike.
 
     Args:
         network: in eval mode, with parameters of `dtype`.
@@ -42,7 +43,9 @@ def trial_inputs(network: nn.Module, example: Inputs, dtype: torch.dtype) -> lis
             continue
         if any(bool(x.isfinite().any()) for x in results):
             found.append(inputs)
-    return found
+    # All zeros or all ones stand for a shape: what counts there is told by the noisy version.
+    constant = [_is_constant(x) for x in _tensors(own) if x.is_floating_point()]
+    return [found[-1], *found[:-1]] if constant and all(constant) else found
 
 
 def _unlike(a: Tensor, b: Tensor) -> bool:
