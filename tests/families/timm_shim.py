@@ -1,4 +1,4 @@
-"""timm, where it is installed: also beside a torchvision that was built for another torch."""
+"""timm and what else imports torchvision, also where that was built for another torch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,18 @@ _LIBRARIES: list[torch.library.Library] = []  # a definition lives as long as it
 
 def load_timm() -> ModuleType:
     """The module; skips the test, with the reason, where timm cannot be imported."""
+    make_torchvision_importable()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            import timm
+        except ImportError as error:
+            pytest.skip(f"timm cannot be imported ({error}); pip install timm")
+    return timm
+
+
+def make_torchvision_importable() -> None:
+    """For what imports torchvision only because it is installed: timm, torchmetrics, transformers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -24,11 +36,6 @@ def load_timm() -> ModuleType:
             _declare_operators()
         except ImportError:
             pass
-        try:
-            import timm
-        except ImportError as error:
-            pytest.skip(f"timm cannot be imported ({error}); pip install timm")
-    return timm
 
 
 def _declare_operators() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families.timm_shim import make_torchvision_importable
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -217,6 +218,7 @@ def test_objects_accumulate_over_the_whole_part() -> None:
 
 
 def test_a_metric_of_torchmetrics() -> None:
+    make_torchvision_importable()
     metrics = pytest.importorskip("torchmetrics")
     task = Supervised(
         (X, (X[:, 0] > 0).long()), loss=functional.cross_entropy, batch_size=16,

@@ -175,7 +175,8 @@ class GateTrainer:
         self._after_step = self._values()
 
     def _values(self) -> Tensor:
-        return torch.cat([p.detach().flatten().clone() for p in logits(self.space)])
+        # On the CPU, so that the space may be moved to a device between two steps.
+        return torch.cat([p.detach().flatten().cpu() for p in logits(self.space)])
 
     def _check_loop(self) -> None:
         if not torch.equal(self._values(), self._after_step):

@@ -26,6 +26,8 @@ EXTRAS = {
     "rl": (("gymnasium", "stable_baselines3"), "gymnasium environments, and supernets in Stable-Baselines3"),
     "procgen": (("procgen",), "the Procgen games"),
     "tensorboard": (("tensorboard",), "Run(output=Output(tensorboard=True))"),
+    "lightning": (("lightning",), "gates in Lightning's Trainer"),
+    "transformers": (("transformers", "accelerate"), "gates in Hugging Face's Trainer"),
     "ray": (("ray",), 'trials on a cluster, Run(workers="ray")'),
 }
 
