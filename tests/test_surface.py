@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from families.timm_shim import make_torchvision_importable
 
 import archgrad
 from archgrad.errors import MissingExtra
@@ -67,6 +68,7 @@ def test_importing_leaves_torch_out(module: str) -> None:
 
 @pytest.mark.parametrize(("room", "name"), EXPORTS)
 def test_what_a_room_exports_resolves_and_is_documented(room: str, name: str) -> None:
+    make_torchvision_importable()
     try:
         exported = getattr(importlib.import_module(f"archgrad.{room}"), name)
     except MissingExtra as error:

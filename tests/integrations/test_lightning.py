@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,10 @@ from archgrad.errors import ConfigError
 
 pytest.importorskip("lightning", reason="comes with the extra lightning")
 
-with warnings.catch_warnings():
-    # Lightning's own modules call what Python and torch have deprecated while they are imported.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    import lightning.pytorch as pl
-    from lightning.pytorch.plugins import MixedPrecision
+import lightning.pytorch as pl
+from lightning.pytorch.plugins import MixedPrecision
 
-    from archgrad.integrations.lightning import GateCallback
+from archgrad.integrations import LightningGateCallback
 
 pytestmark = [
     # Advice on speed and on loggers; these trainings are tiny and log nothing.
@@ -66,9 +62,9 @@ def slimmable() -> tuple[nn.Module, nn.Module, Tensor]:
     return net, ag.slim(net, example=x), x
 
 
-def parts(**options: Any) -> tuple[Classifier, GateCallback]:
+def parts(**options: Any) -> tuple[Classifier, LightningGateCallback]:
     _, space, x = slimmable()
-    return Classifier(space), GateCallback(space, limit=ag.macs(x).at_most(fraction=0.5), **options)
+    return Classifier(space), LightningGateCallback(space, limit=ag.macs(x).at_most(fraction=0.5), **options)
 
 
 def trainer(*callbacks: pl.Callback, **options: Any) -> pl.Trainer:
@@ -81,7 +77,7 @@ def trainer(*callbacks: pl.Callback, **options: Any) -> pl.Trainer:
 def test_the_network_cut_is_under_the_limit_and_figures_are_logged() -> None:
     net, space, x = slimmable()
     before = [p.detach().clone() for p in space.parameters()]
-    gates = GateCallback(space, limit=ag.macs(x).at_most(fraction=0.5))
+    gates = LightningGateCallback(space, limit=ag.macs(x).at_most(fraction=0.5))
     training = trainer(gates)
     training.fit(Classifier(space), loader())
     small = gates.cut(inputs=[x for x, _ in loader()])
@@ -123,7 +119,7 @@ def test_stopped_and_resumed_gives_the_same_bits_as_never_stopped(tmp_path: Path
 
     # The controls: without the momentum of the gates the bits are others; without their state nothing goes on.
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    checkpoint["callbacks"]["GateCallback"]["optimizer"]["state"] = {}
+    checkpoint["callbacks"]["LightningGateCallback"]["optimizer"]["state"] = {}
     torch.save(checkpoint, tmp_path / "without.ckpt")
     third, gates_of_third = parts()
     trainer(gates_of_third, max_epochs=4).fit(third, loader(), ckpt_path=tmp_path / "without.ckpt", weights_only=True)
@@ -145,7 +141,7 @@ def test_stopped_and_resumed_gives_the_same_bits_as_never_stopped(tmp_path: Path
 def test_the_optimizer_of_the_module_does_not_train_the_logits(optimizer: Any) -> None:
     _, space, x = slimmable()
     module = Classifier(space, optimizer)
-    gates = GateCallback(space, limit=ag.macs(x).at_most(fraction=0.5))
+    gates = LightningGateCallback(space, limit=ag.macs(x).at_most(fraction=0.5))
     training = trainer(gates)
     training.fit(module, loader())
     trained = {p for group in training.optimizers[0].param_groups for p in group["params"]}
@@ -178,7 +174,7 @@ class Plain(Classifier):
 def test_it_is_the_loop_of_ones_own_with_accumulation_and_clipping(accumulate: int) -> None:
     own, gates = loop_of_ones_own(accumulate)
     _, space, x = slimmable()
-    callback = GateCallback(space, limit=ag.macs(x).at_most(fraction=0.5))
+    callback = LightningGateCallback(space, limit=ag.macs(x).at_most(fraction=0.5))
     training = trainer(callback, accumulate_grad_batches=accumulate, gradient_clip_val=0.5)
     training.fit(Plain(space), loader(32 // accumulate))
     assert callback.gates.steps_taken == gates.steps_taken == STEPS
@@ -196,7 +192,7 @@ def test_a_scaler_changes_nothing_even_where_its_scale_grows_with_each_step() ->
     results = []
     for scale in (1.0, 2.0**8):
         _, space, x = slimmable()
-        gates = GateCallback(space, limit=ag.macs(x).at_most(fraction=0.5))
+        gates = LightningGateCallback(space, limit=ag.macs(x).at_most(fraction=0.5))
         scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1 if scale > 1.0 else 1000)
         precision = MixedPrecision("16-mixed", "cpu", scaler)
         # In float32, where powers of two change no bit, so that equal means equal.
@@ -212,7 +208,7 @@ def test_batches_without_a_loss_are_no_steps() -> None:
             return None if batch_idx % 2 else super().training_step(batch, batch_idx)
 
     _, space, x = slimmable()
-    gates = GateCallback(space, limit=ag.macs(x).at_most(fraction=0.5), steps=6)
+    gates = LightningGateCallback(space, limit=ag.macs(x).at_most(fraction=0.5), steps=6)
     with pytest.warns(UserWarning, match="`training_step` returned `None`"):
         trainer(gates).fit(Skipping(space), loader())
     assert gates.gates.steps_taken == 6
@@ -221,7 +217,7 @@ def test_batches_without_a_loss_are_no_steps() -> None:
 def test_what_cannot_work_is_refused() -> None:
     module, _ = parts()
     _, gates = parts()
-    with pytest.raises(ConfigError, match="does not hold the space of GateCallback"):
+    with pytest.raises(ConfigError, match="does not hold the space of the callback"):
         trainer(gates).fit(module, loader())
     module, gates = parts()
     with pytest.raises(ConfigError, match="give max_epochs or max_steps"):

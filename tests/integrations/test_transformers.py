@@ -6,7 +6,6 @@ import copy
 import functools
 import json
 import types
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,18 @@ from archgrad.errors import ConfigError
 pytest.importorskip("transformers", reason="comes with the extra transformers")
 pytest.importorskip("accelerate", reason="comes with the extra transformers")
 
-with warnings.catch_warnings():
-    # Deprecated calls of Python and torch while the libraries are imported.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from transformers import (
-        BertConfig,
-        BertForSequenceClassification,
-        Trainer,
-        TrainerCallback,
-        TrainerControl,
-        TrainerState,
-        TrainingArguments,
-    )  # fmt: skip
-    from transformers.utils import logging
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)  # fmt: skip
+from transformers.utils import logging
 
-    from archgrad.integrations.transformers import GateCallback
+from archgrad.integrations import TransformersGateCallback
 
 pytestmark = [
     # accelerate and the Trainer pin memory whether there is a GPU or not.
@@ -104,7 +100,7 @@ def trainer(
 
 def trained(folder: Path, *callbacks: TrainerCallback, resume: Path | None = None, **options: Any) -> Any:
     _, space, limit = slimmable()
-    gates = GateCallback(space, limit=limit)
+    gates = TransformersGateCallback(space, limit=limit)
     training = trainer(space, folder, gates, *callbacks, **options)
     training.train(resume_from_checkpoint=None if resume is None else str(resume))
     return space, gates, training
@@ -147,9 +143,9 @@ def test_stopped_and_resumed_gives_the_same_bits_as_never_stopped(tmp_path: Path
         trained(tmp_path / "longer", resume=checkpoint, **{**saving, "num_train_epochs": 5})
     path = checkpoint / "trainer_state.json"
     state = json.loads(path.read_text())
-    del state["stateful_callbacks"]["GateCallback"]
+    del state["stateful_callbacks"]["TransformersGateCallback"]
     path.write_text(json.dumps(state))
-    with pytest.raises(ConfigError, match="a training without GateCallback"):
+    with pytest.raises(ConfigError, match="a training without TransformersGateCallback"):
         trained(tmp_path / "without", resume=checkpoint, **saving)
 
 
@@ -171,7 +167,7 @@ def test_it_is_the_loop_of_ones_own_with_accumulation_and_clipping(tmp_path: Pat
             return model(**inputs).loss / accumulate
 
     _, space, limit = slimmable()
-    callback = GateCallback(space, limit=limit)
+    callback = TransformersGateCallback(space, limit=limit)
     training = trainer(
         without_dropout(space), tmp_path, callback, kind=Recording, max_grad_norm=0.1, num_train_epochs=1,
         gradient_accumulation_steps=accumulate, lr_scheduler_type="constant", optim="sgd", weight_decay=0.0,
@@ -209,7 +205,7 @@ def test_a_scaled_gradient_gives_the_same_step(tmp_path: Path) -> None:
     results = []
     for scale in (None, 2.0**10):
         _, space, limit = slimmable()
-        gates = GateCallback(space, limit=limit)
+        gates = TransformersGateCallback(space, limit=limit)
         training = trainer(space, tmp_path, gates)
         state = TrainerState(max_steps=5)
         gates.on_train_begin(training.args, state, training.control, model=space)
@@ -227,8 +223,8 @@ def test_a_scaled_gradient_gives_the_same_step(tmp_path: Path) -> None:
 def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
     _, space, _ = slimmable()
     _, another, limit = slimmable()
-    gates = GateCallback(another, limit=limit)
-    with pytest.raises(ConfigError, match="does not hold the space of GateCallback"):
+    gates = TransformersGateCallback(another, limit=limit)
+    with pytest.raises(ConfigError, match="does not hold the space of the callback"):
         trainer(space, tmp_path, gates).train()
     with pytest.raises(ConfigError, match="restore_callback_states_from_checkpoint=True"):
         trainer(another, tmp_path, gates, restore_callback_states_from_checkpoint=True)

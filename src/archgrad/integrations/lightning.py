@@ -20,7 +20,7 @@ except ImportError as error:
     raise MissingExtra("lightning", "lightning") from error
 
 
-class GateCallback(Callback):
+class LightningGateCallback(Callback):
     """An `archgrad.GateTrainer` in Lightning's Trainer: `Trainer(callbacks=[gates])`, then `gates.cut()`.
 
     It takes a step of the gates with each step of the optimizer that trains the space's weights, and takes the
@@ -68,8 +68,8 @@ class GateCallback(Callback):
         """Refuse what cannot work."""
         if not any(module is self.gates.space for module in pl_module.modules()):
             raise ConfigError(
-                f"{type(pl_module).__name__} does not hold the space of GateCallback: put the object that "
-                "archgrad.slim returned into an attribute of the module, and give the same object to GateCallback"
+                f"{type(pl_module).__name__} does not hold the space of the callback: put the object that "
+                "archgrad.slim returned into an attribute of the module, and give the same object to the callback"
             )
         if trainer.strategy.restore_checkpoint_after_setup:
             raise ConfigError(
@@ -83,7 +83,7 @@ class GateCallback(Callback):
         if steps == float("inf"):
             raise ConfigError(
                 "the Trainer has no end, and the gates have to be hard at the end: give max_epochs or max_steps to "
-                "Trainer, or steps to GateCallback"
+                "Trainer, or steps to the callback"
             )
         self.gates.steps = int(steps)
         if self._restored is not None:

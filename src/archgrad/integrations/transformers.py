@@ -24,7 +24,7 @@ except ImportError as error:
     raise MissingExtra("transformers or accelerate", "transformers") from error
 
 
-class GateCallback(TrainerCallback, ExportableState):
+class TransformersGateCallback(TrainerCallback, ExportableState):
     """An `archgrad.GateTrainer` in Hugging Face's Trainer: `Trainer(space, callbacks=[gates])`, then `gates.cut()`.
 
     It takes a step of the gates with each step of the Trainer's optimizer. The logits of the gates stay out of that
@@ -76,8 +76,8 @@ class GateCallback(TrainerCallback, ExportableState):
         """Refuse what cannot work."""
         if args.restore_callback_states_from_checkpoint:
             raise ConfigError(
-                "restore_callback_states_from_checkpoint=True makes callbacks anew, and GateCallback cannot be made "
-                "from a file: leave it out; GateCallback restores itself from a checkpoint"
+                "restore_callback_states_from_checkpoint=True makes callbacks anew from a file, which cannot hold a "
+                "space and a limit: leave the option out, since the callback of the gates restores itself"
             )
         if args.fsdp or args.deepspeed:
             raise ConfigError(
@@ -92,7 +92,7 @@ class GateCallback(TrainerCallback, ExportableState):
         model: nn.Module = kwargs["model"]
         if not any(module is self.gates.space for module in model.modules()):
             raise ConfigError(
-                f"the Trainer's model, {type(model).__name__}, does not hold the space of GateCallback: give the "
+                f"the Trainer's model, {type(model).__name__}, does not hold the space of the callback: give the "
                 "object that archgrad.slim returned to both, and no model_init to Trainer"
             )
         self.gates.steps = state.max_steps if self._steps is None else self._steps
@@ -102,7 +102,9 @@ class GateCallback(TrainerCallback, ExportableState):
             )  # as the Trainer keeps them, whatever its annotation says
             saved = state.stateful_callbacks.get(type(self).__name__)
             if saved is None:
-                raise ConfigError("the checkpoint is of a training without GateCallback: begin without it")
+                raise ConfigError(
+                    "the checkpoint is of a training without TransformersGateCallback: begin without it"
+                )
             self.gates.load_state_dict(_decoded(saved["attributes"]["gates"]))
         self._release()
         for parameter in logits(self.gates.space):

@@ -1,0 +1,2 @@
+from .lightning import LightningGateCallback as LightningGateCallback
+from .transformers import TransformersGateCallback as TransformersGateCallback
