@@ -93,7 +93,7 @@ def difference(space: nn.Module, x: Tensor) -> float:
 
 
 def _choices(space: nn.Module) -> dict[str, Any]:
-    from archgrad.choices.access import choices
+    from archgrad.choices import choices
 
     return choices(space)
 

@@ -88,7 +88,7 @@ def test_it_reaches_what_the_equations_reach_and_counts_its_rollouts(tmp_path: P
     torch.testing.assert_close(found.network(x, u), control["states"][1:4].float(), atol=0.05, rtol=0.0)
     assert not any(type(module).__module__.startswith("archgrad") for module in found.network.modules())
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "Cost against real rollouts" in page and "Action 0 between its limits" in page
+    assert "Cost against real rollouts" in page and "Action 0 between its bounds" in page
     assert json.loads((tmp_path / "run" / "record.json").read_text())["after"]["cost"] == -found.score
 
 

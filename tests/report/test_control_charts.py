@@ -20,7 +20,7 @@ def test_a_picture_for_the_cost_the_states_and_each_action() -> None:
     found = charts(RECORD)
     assert [one.heading for one in found] == [
         "Cost against real rollouts", "States over the horizon", "States 4 to 4 over the horizon",
-        "Action 0 between its limits",
+        "Action 0 between its bounds",
     ]  # fmt: skip
     assert "90 at first, 30 after 4 rollouts" in found[0].caption
     assert "1 of 2 steps" in found[-1].caption

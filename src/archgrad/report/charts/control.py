@@ -1,4 +1,4 @@
-"""What a system was controlled to: its states, its actions between their limits, and the cost over real rollouts."""
+"""Charts of control: the states, the actions between their bounds, and the cost over real rollouts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from archgrad.report.charts.curves import INK, LIMIT, LINES, Chart, drawn, dress
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MOST = 3  # pictures of states, and of actions
+_MOST = 3  # charts of states, and of actions
 
 
 class _Control(NamedTuple):
-    """The states and actions [T, ...] a series each, bounds of each action, and (real rollouts, J)."""
+    """A series over time for each state and action, the bounds of each action, and pairs (real rollouts, J)."""
 
     states: list[list[float]]
     actions: list[list[float]]
@@ -25,10 +25,10 @@ class _Control(NamedTuple):
 
 
 def charts(record: Mapping[str, Any]) -> list[Chart]:
-    """Pictures of the record's "control"; none where it has no such part.
+    """The charts of the record's "control"; none where it has no such part.
 
     Raises:
-        RunError: the part is of another kind than it should be.
+        RunError: the part has another form.
     """
     if not record.get("control"):
         return []
@@ -50,10 +50,10 @@ def _read(part: Any) -> _Control:
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(
-            "the record is damaged at control: it has states and actions, a row a step, low and high of each action, "
-            "and costs as pairs of real rollouts and cost; run again to write it anew"
+            "the record is damaged at control: states and actions have a row for each step, low and high a number "
+            "for each action, and costs are pairs of real rollouts and cost. Run again to write it anew."
         ) from error
-    return _Control(states, actions, low, high, [one for one in costs if is_finite(one[1])])
+    return _Control(states, actions, low, high, [(rollouts, cost) for rollouts, cost in costs if is_finite(cost)])
 
 
 def _series(rows: Sequence[Sequence[float]]) -> list[list[float]]:
@@ -95,5 +95,5 @@ def _action(series: list[float], bounds: tuple[float, float], *, number: int) ->
         dress(axes)
 
     at = sum(x <= bounds[0] or x >= bounds[1] for x in series)
-    caption = f"Dashed are its limits; {at} of {len(series)} steps are at one of them."
-    return Chart(f"Action {number} between its limits", caption, drawn("action", fill))
+    caption = f"Dashed lines are its bounds; {at} of {len(series)} steps are at one of them."
+    return Chart(f"Action {number} between its bounds", caption, drawn("action", fill))
