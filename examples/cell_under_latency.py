@@ -18,7 +18,7 @@ import archgrad as ag
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--share", type=float, default=0.6, help="of the slowest of ten cells' time")
+    parser.add_argument("--fraction", type=float, default=0.6, help="of the slowest of ten cells' time")
     parser.add_argument("--epochs", type=int, default=10, help="of search and training together")
     parser.add_argument("--out", type=Path, default=Path("runs/cell"))
     parser.add_argument("--seed", type=int, default=0)
@@ -36,11 +36,11 @@ def main() -> None:
     print(f"the slowest of {len(some)} cells takes {slowest:.3f} ms")
 
     run = ag.Run(
-        steps=2 if given.smoke else None, epochs=given.epochs, seed=given.seed, progress=not given.smoke,
+        steps=16 if given.smoke else None, epochs=given.epochs, seed=given.seed, progress=not given.smoke,
         folder=None if given.smoke else given.out,
     )  # fmt: skip
     # A measured limit asks for 100 networks and more; MACs, which are counted, show the same in no time.
-    limit = ag.macs(task.example).at_most(fraction=0.6) if given.smoke else time.at_most(ms=given.share * slowest)
+    limit = ag.macs(task.example).at_most(fraction=0.6) if given.smoke else time.at_most(ms=given.fraction * slowest)
     found = ag.unas(space, task, run, limit=limit)
     print(found.report())
 

@@ -98,7 +98,7 @@ def test_what_is_built_is_plain_and_computes_what_was_held(form: dict[str, objec
         assert ag.params().of(wider) > ag.params().of(network)
         assert wider(x).shape == (3, 8)
         described = space.describe(architecture)
-        assert all(graphs.draw(one, part="graph") for one in described["graphs"])
+        assert all(graphs.draw_cell(one, part="graph") for one in described["graphs"])
         assert "none" not in described["architecture_text"]
 
 
