@@ -1,6 +1,6 @@
 """Find a cell for your data that runs within a time on this machine, and build a larger network of it.
 
-    python examples/cell_under_latency.py --share 0.6 --out runs/cell
+    python examples/cell_under_latency.py --fraction 0.6 --out runs/cell
 
 The bound is a share of the time that the slowest cell of a few takes, so that it means something on any machine; give
 milliseconds in earnest. The space is NAS-Bench-201's, small, and the data are digits. About a minute on one CPU core.
