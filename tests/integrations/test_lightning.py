@@ -109,7 +109,7 @@ def test_stopped_and_resumed_gives_the_same_bits_as_never_stopped(tmp_path: Path
     trainer(gates_of_first, StopAfter(1, tmp_path / "last.ckpt"), max_epochs=4).fit(first, loader())
     assert gates_of_first.gates.steps_taken == 6  # amid a round of the gates, so that they have momentum
     second, gates_of_second = parts()
-    trainer(gates_of_second, max_epochs=4).fit(second, loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    trainer(gates_of_second, max_epochs=4).fit(second, loader(), ckpt_path=tmp_path / "last.ckpt")
 
     assert gates_of_second.gates.steps_taken == gates.gates.steps_taken == 24
     assert all(
@@ -118,23 +118,19 @@ def test_stopped_and_resumed_gives_the_same_bits_as_never_stopped(tmp_path: Path
     assert gates.gates.architecture() == gates_of_second.gates.architecture()
 
     # The controls: without the momentum of the gates the bits are others; without their state nothing goes on.
-    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    checkpoint = torch.load(tmp_path / "last.ckpt")
     checkpoint["callbacks"]["LightningGateCallback"]["optimizer"]["state"] = {}
     torch.save(checkpoint, tmp_path / "without.ckpt")
     third, gates_of_third = parts()
-    trainer(gates_of_third, max_epochs=4).fit(third, loader(), ckpt_path=tmp_path / "without.ckpt", weights_only=True)
+    trainer(gates_of_third, max_epochs=4).fit(third, loader(), ckpt_path=tmp_path / "without.ckpt")
     assert not all(torch.equal(a, b) for a, b in zip(ag.logits(whole), ag.logits(third), strict=True))
     torch.save({**checkpoint, "callbacks": {}}, tmp_path / "without.ckpt")
     fourth, gates_of_fourth = parts()
     with pytest.raises(ConfigError, match="something other than GateTrainer has moved the logits"):
-        trainer(gates_of_fourth, max_epochs=4).fit(
-            fourth, loader(), ckpt_path=tmp_path / "without.ckpt", weights_only=True
-        )
+        trainer(gates_of_fourth, max_epochs=4).fit(fourth, loader(), ckpt_path=tmp_path / "without.ckpt")
     other, gates_of_other = parts()
     with pytest.raises(ConfigError, match="steps=24, and this GateTrainer has steps=30"):
-        trainer(gates_of_other, max_epochs=5).fit(
-            other, loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=True
-        )
+        trainer(gates_of_other, max_epochs=5).fit(other, loader(), ckpt_path=tmp_path / "last.ckpt")
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.Adagrad])
