@@ -263,8 +263,8 @@ def test_a_search_killed_in_mid_run_ends_as_one_that_was_not(tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: mixed(FIRST, alpha=1.2), "weights lie in"),
-        (lambda: mixed(FIRST, alpha=-0.1), "weights lie in"),
+        (lambda: mixed(FIRST, alpha=1.2), r"give numbers in \[0, 1\]"),
+        (lambda: mixed(FIRST, alpha=-0.1), r"give numbers in \[0, 1\]"),
         (lambda: mixed(FIRST, SECOND, shares=(0.7, 0.7)), "sum to 1.4"),
         (lambda: mixed(FIRST, SECOND, shares=(1.0,)), "one share for each"),
         (lambda: mixed(alpha=0.5), "give one or more"),

@@ -213,7 +213,7 @@ def test_other_methods_inside(inner: Callable[..., ag.Found]) -> None:
 
 
 def test_a_method_without_logits_is_refused() -> None:
-    with pytest.raises(ConfigError, match="random_search decides by no logits"):
+    with pytest.raises(ConfigError, match="random_search has no logits to decide by"):
         radars(layered(6), task(), quiet(), memory=bound(3), inner=ag.random_search)
 
 
@@ -237,7 +237,7 @@ def test_bad_input() -> None:
         RadarsTerms(slack=1.5)
     with pytest.raises(ConfigError, match="rounds, patience or passes"):
         RadarsTerms(rounds=0)
-    with pytest.raises(ChoiceError, match="labels alone"):
+    with pytest.raises(ChoiceError, match="has only labels"):
         radars(ag.darts_cells(channels=4, cells=3, classes=2, factorized=True), task(), quiet())
 
 
@@ -280,11 +280,11 @@ def test_only_one_path_is_held_while_exploring() -> None:
         largest = max(largest, sum(p.nbytes for p in space.parameters()))
     loss = SinglePathTrainer._loss
 
-    def noted(self: SinglePathTrainer, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def noted(self: SinglePathTrainer, data: ag.Classification, batch: tuple[Tensor, Tensor]) -> Tensor:
         state = self._optimizer.state if self._optimizer else {}
         momentum = sum(t.nbytes for kept in state.values() for t in kept.values() if isinstance(t, Tensor))
         seen.append((sum(p.nbytes for p in self.supernet.space.parameters()), momentum))
-        return loss(self, batch)
+        return loss(self, data, batch)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SinglePathTrainer, "_loss", noted)
@@ -372,11 +372,11 @@ def explored(run: ag.Run, folder: Path | None, *, stop: int | None = None) -> tu
     run.begin("paths", {})
     loss, count = SinglePathTrainer._loss, [0]
 
-    def counted(self: SinglePathTrainer, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def counted(self: SinglePathTrainer, data: ag.Classification, batch: tuple[Tensor, Tensor]) -> Tensor:
         count[0] += 1
         if count[0] == stop:
             raise Interrupted
-        return loss(self, batch)
+        return loss(self, data, batch)
 
     with pytest.MonkeyPatch.context() as patch, supernet(layered(3), folder) as kept:
         patch.setattr(SinglePathTrainer, "_loss", counted)

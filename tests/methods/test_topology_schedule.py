@@ -12,7 +12,7 @@ import archgrad as ag
 from archgrad.choices.subsets import topologies, topology
 from archgrad.errors import ChoiceError, ConfigError
 from archgrad.methods.toponas.topology_schedule import PassiveAggressive, figures, set_temperature
-from archgrad.supernets.bilevel import state
+from archgrad.supernets.bilevel import relaxation_figures
 
 WINNER = {"factorized": torch.tensor([9.0, -9.0, -9.0, 9.0]), "table": torch.tensor([9.0, 0, 0, 0, 0, 0])}
 
@@ -95,13 +95,13 @@ def test_the_temperature_falls_geometrically() -> None:
 
 def test_the_history_shows_marginals_and_the_distribution() -> None:
     space = node(logits=[0.0] * 4)
-    shown = state(space)
+    shown = relaxation_figures(space)
     assert shown["entropy"] == pytest.approx(math.log(6.0))
     assert [shown[f"weight/inputs/{i}"] for i in range(4)] == pytest.approx([0.5] * 4)
     assert figures(space) == pytest.approx(
         {"topology_temperature": 1.0, "topology_lead": 0.0, "topology_invalid": 1.0 - 6.0 / 16.0}
     )
-    assert state(node("table"))["entropy"] == pytest.approx(math.log(6.0))
+    assert relaxation_figures(node("table"))["entropy"] == pytest.approx(math.log(6.0))
 
 
 @pytest.mark.parametrize(

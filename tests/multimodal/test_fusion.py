@@ -257,7 +257,7 @@ def test_numbers_that_make_no_encoder_are_refused(make: object) -> None:
 @pytest.mark.parametrize(
     ("x", "problem"),
     [
-        ({"a": torch.zeros(2, 1, 8, 8)}, r"without \['b'\]. Where an example lacks an input, give zeros"),
+        ({"a": torch.zeros(2, 1, 8, 8)}, r"without \['b'\]. Where a sample lacks an input, give zeros"),
         (torch.zeros(2, 1, 8, 8), "takes a dict of the inputs"),
         ({"a": torch.zeros(2, 3, 8, 8), "b": torch.zeros(2, 3)}, r"'a' is \[2, 3, 8, 8\]; .* with 1 for the second"),
         (

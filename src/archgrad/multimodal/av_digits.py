@@ -34,7 +34,7 @@ CHUNK = 500
 
 
 class Level(NamedTuple):
-    """How much of each sense is left: principal components of an image; decibels of a recording over its noise."""
+    """What is left of each input: principal components of an image, decibels of a recording over its noise."""
 
     components: int
     snr_db: float
@@ -122,12 +122,12 @@ def _images(mnist: str | Path, pairs: tuple[int, int, int], *, seed: int) -> tup
     """Pixels [N, 784] in [0, 1] and digits [N] of all pairs, part after part."""
     if len(pairs) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in pairs):
         raise DataError(f"pairs={pairs}: give three whole numbers from 1, for training, validation and test")
-    held = load(mnist)
-    if held.test is None or held.train.x.shape[1:] != (1, 28, 28) or len(held.train.class_names) != 10:
+    parts = load(mnist)
+    if parts.test is None or parts.train.x.shape[1:] != (1, 28, 28) or len(parts.train.class_names) != 10:
         raise DataError(
             f"{mnist} is not MNIST: give a .npz file with x_train, y_train, x_test, y_test of 28 x 28 pixels"
         )
-    available = (len(held.train), len(held.test))
+    available = (len(parts.train), len(parts.test))
     if pairs[0] + pairs[1] > available[0] or pairs[2] > available[1]:
         raise DataError(
             f"pairs={pairs}: {mnist} has {available[0]} images for the first two and {available[1]} for the test"
@@ -135,8 +135,8 @@ def _images(mnist: str | Path, pairs: tuple[int, int, int], *, seed: int) -> tup
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(available[0], generator=generator)[: pairs[0] + pairs[1]]
     others = torch.randperm(available[1], generator=generator)[: pairs[2]]
-    pixels = torch.cat([held.train.x[rows], held.test.x[others]]).flatten(1).float() / 255
-    return pixels, torch.cat([held.train.y[rows], held.test.y[others]])
+    pixels = torch.cat([parts.train.x[rows], parts.test.x[others]]).flatten(1).float() / 255
+    return pixels, torch.cat([parts.train.y[rows], parts.test.y[others]])
 
 
 def _components(pixels: Tensor, count: int, *, train: int) -> Tensor:
@@ -165,16 +165,16 @@ def _heard(
                 )
             if len(wanted):
                 partners[wanted] = there[torch.randint(len(there), (len(wanted),), generator=generator)]
-    whole = fitted(clips.waves, SAMPLES)
-    # Of the sound itself: silence that pads it would make the noise of short clips weaker.
+    waves = fitted(clips.waves, SAMPLES)
+    # Of the sound itself: with the silence that pads it, the noise of short clips would be weaker.
     power = torch.stack([w[:SAMPLES].square().mean() for w in clips.waves])
     deviation = (power * 10 ** (-snr_db / 10)).sqrt()
-    found = []
+    spectrograms = []
     for rows in torch.split(partners, CHUNK):
         noise = torch.randn(len(rows), SAMPLES, generator=generator)
-        noisy = whole[rows] + deviation[rows, None] * noise
-        found.append(functional.avg_pool2d(spectrogram(noisy, n_fft=N_FFT, hop=HOP), 2))
-    return torch.cat(found), partners
+        noisy = waves[rows] + deviation[rows, None] * noise
+        spectrograms.append(functional.avg_pool2d(spectrogram(noisy, n_fft=N_FFT, hop=HOP), 2))
+    return torch.cat(spectrograms), partners
 
 
 def read_clips(fsdd: str | Path) -> Clips:
@@ -188,8 +188,8 @@ def read_clips(fsdd: str | Path) -> Clips:
         return _read_folder(place)
     names = ("audio", "offsets", "digit", "take")
     try:
-        held = dict(files.read_arrays(place, DataError, wanted=names.__contains__))
-        audio, offsets, digit, take = (held[name] for name in names)
+        arrays = dict(files.read_arrays(place, DataError, wanted=names.__contains__))
+        audio, offsets, digit, take = (arrays[name] for name in names)
     except (DataError, KeyError) as error:
         raise _no_digits(place, str(error)) from error
     plain = all(array.dtype.kind in "iu" and array.ndim == 1 for array in (audio, offsets, digit, take))

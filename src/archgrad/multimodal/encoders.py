@@ -139,12 +139,12 @@ def _form(kind: str, channels: int, dims: int, size: tuple[int, ...] | None, blo
             f"an encoder of {kind} with channels or features {channels}, size {size} and blocks {blocks}: give whole "
             f"numbers from 1, and the fewest blocks before the most"
         )
-    made = InputForm(kind, channels, dims, size, blocks)
+    form = InputForm(kind, channels, dims, size, blocks)
     if size is None or not dims:
-        return made
+        return form
     if len(size) != dims:
         raise ConfigError(f"an encoder of {kind} with the size {size}: give {dims} numbers")
-    _refuse_small(made, size, kind)
+    _refuse_small(form, size, kind)
     halvings = 1
     while FACTORS[dims] ** (halvings + 1) <= min(size):
         halvings += 1

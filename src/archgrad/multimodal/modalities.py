@@ -61,9 +61,9 @@ class Modalities(Dataset[Sample]):
         self.inputs: dict[str, Tensor] = {}
         for name, x in inputs.items():
             # Numbers stay what they are, so that they mean the same in every part.
-            held = samples(_flat(x, name), y, classes=max(2, int(y.max(initial=0)) + 1), part=f"input {name!r}")
-            self.inputs[name] = held.x.reshape(np.shape(x)).float()
-        self.targets: Tensor = held.y
+            checked = samples(_flat(x, name), y, classes=max(2, int(y.max(initial=0)) + 1), part=f"input {name!r}")
+            self.inputs[name] = checked.x.reshape(np.shape(x)).float()
+        self.targets: Tensor = checked.y
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -53,7 +53,7 @@ from archgrad.rl.ppo import Agent, PpoTerms, count_features, measure_rollout, tr
 from archgrad.rl.task import Policy, Reinforcement
 from archgrad.run.run import Run
 from archgrad.supernets import collapse
-from archgrad.supernets.bilevel import state
+from archgrad.supernets.bilevel import relaxation_figures
 from archgrad.supernets.darts_loop import relax_as_mixture
 from archgrad.supernets.lifecycle import LOAD, Described, picks, prepare_supernet
 
@@ -216,7 +216,7 @@ class _SearchLog:
             text = str(self.space.describe(decide(self.space))["architecture_text"])
             if not self.cells or self.cells[-1]["cell"] != text:
                 self.cells.append({"environment_steps": played, "cell": text})
-        return state(self.space)
+        return relaxation_figures(self.space)
 
     def state_dict(self) -> dict[str, Any]:
         """The cells so far."""

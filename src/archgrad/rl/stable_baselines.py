@@ -24,7 +24,7 @@ from torch.optim import Adam, Optimizer
 from archgrad.choices.access import choices, logits
 from archgrad.errors import ChoiceError, MissingExtra
 from archgrad.rl.ppo import count_features
-from archgrad.supernets.bilevel import state
+from archgrad.supernets.bilevel import relaxation_figures
 from archgrad.supernets.darts_loop import relax_as_mixture
 from archgrad.supernets.lifecycle import refuse_unfit
 
@@ -136,7 +136,7 @@ class SearchLogger(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        for name, value in state(supernet_of(self.model)).items():
+        for name, value in relaxation_figures(supernet_of(self.model)).items():
             self.logger.record(f"architecture/{name}", value, exclude="stdout" if "/" in name else None)
         for name, values in zip(("weights", "logits"), zip(*self._norms, strict=True), strict=False):
             self.logger.record(f"architecture/gradient_norm_{name}", sum(values) / len(values))

@@ -182,7 +182,7 @@ def _epoch_figures(
     space: nn.Module, architecture: Optimizer, more: Callable[[], dict[str, float]] | None
 ) -> dict[str, float]:
     taken = max((float(kept.get("step", 0)) for kept in architecture.state.values()), default=0.0)
-    return state(space) | {"architecture_steps": taken} | (more() if more else {})
+    return relaxation_figures(space) | {"architecture_steps": taken} | (more() if more else {})
 
 
 def mixed(space: nn.Module) -> dict[str, Tensor]:
@@ -191,7 +191,7 @@ def mixed(space: nn.Module) -> dict[str, Tensor]:
     return {name: row for name, row in rows.items() if row is not None}
 
 
-def state(space: nn.Module) -> dict[str, float]:
+def relaxation_figures(space: nn.Module) -> dict[str, float]:
     """What the history shows of a relaxed space.
 
     `entropy`: the mean over choices, of each one's weights divided by their sum, or of its distribution over subsets.

@@ -145,7 +145,7 @@ def warm_start(space: nn.Module, given: Prior | None) -> None:
 
 def _standard_ranks(scores: Sequence[float]) -> Tensor:
     """Ranks of the scores, ties averaged, with mean 0 and variance 1; all 0 where all scores are equal."""
-    given = np.asarray(scores, dtype=np.float64)
-    ranks = torch.from_numpy(rankdata(np.where(np.isfinite(given), given, -np.inf)))
+    values = np.asarray(scores, dtype=np.float64)
+    ranks = torch.from_numpy(rankdata(np.where(np.isfinite(values), values, -np.inf)))
     ranks = ranks - ranks.mean()
     return ranks / ranks.std(correction=0).clamp_min(1e-12)

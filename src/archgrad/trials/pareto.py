@@ -1,4 +1,4 @@
-"""Fronts: which of several networks are not beaten in every respect, and how much of the field they command."""
+"""Pareto fronts: the points that no other dominates, and the volume that they dominate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def front(points: Sequence[Point]) -> list[int]:
     """
     order = sorted(range(len(points)), key=lambda i: (tuple(points[i]), i))
     kept: list[int] = []
-    # In this order nothing is dominated by what comes later, and an equal point comes right behind the first.
+    # In this order no point is dominated by a later one, and equal points are neighbours.
     for i in order:
         if not any(all(a <= b for a, b in zip(points[j], points[i], strict=True)) for j in kept):
             kept.append(i)
@@ -48,7 +48,7 @@ def _volume(points: list[tuple[float, ...]], reference: tuple[float, ...]) -> fl
     points = sorted(points, key=lambda p: p[-1])
     if len(reference) == 2:
         total, height = 0.0, reference[0]
-        # Upwards in the last coordinate a point adds what it is further to the left than all before it.
+        # In rising order of the last coordinate, a point adds what lies left of all points before it.
         for x, y in points:
             if x < height:
                 total += (height - x) * (reference[1] - y)

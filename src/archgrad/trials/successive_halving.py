@@ -90,7 +90,7 @@ def successive_halving(
     plan = halving.steps(len(architectures), steps)
     total, used, sign = sum(map(sum, plan)), 0, 1.0 if higher_is_better(task) else -1.0
     best = -math.inf
-    rows: list[dict[str, Any]] = [{"architecture": dict(one), "steps": 0} for one in architectures]
+    rows: list[dict[str, Any]] = [{"architecture": dict(architecture), "steps": 0} for architecture in architectures]
     left = list(range(len(architectures)))
     run_round = (_Elsewhere if run.workers else _Here)(space, task, run, recipe=recipe)
     for number, each in enumerate(plan):

@@ -398,9 +398,9 @@ def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
             try:
                 row = files.parse_json(line, RunError, source="a line", finite=False)
                 name, figures = str(row["trial"]), {str(key): float(value) for key, value in row["figures"].items()}
-                told = {key: str(row[key]) for key in ("where", "failed")}
+                text = {key: str(row[key]) for key in ("where", "failed")}
                 rest = {"architecture": dict(row["architecture"]), "seconds": float(row["seconds"])}
-                rows.append((name, {"trial": name, "figures": figures, **rest, **told}))
+                rows.append((name, {"trial": name, "figures": figures, **rest, **text}))
             except (RunError, ValueError, LookupError, TypeError, AttributeError):
                 break
     return rows

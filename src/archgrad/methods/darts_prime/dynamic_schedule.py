@@ -1,4 +1,4 @@
-"""The dynamic update schedule of DARTS-PRIME: a step of the architecture when the weights look settled."""
+"""The dynamic update schedule of DARTS-PRIME: a step of the architecture where the weights' gradient is small."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from archgrad.errors import ConfigError
 
 
 class DynamicSchedule:
-    """The dynamic schedule: a step of the architecture when the gradient of the weights is small for its time.
+    """The dynamic schedule: a step of the architecture where the weights' gradient is below a moving threshold.
 
         F_s    = sum over the weights of (d L_train / d w)^2        trace of the empirical Fisher of the batch mean
         Fbar_s = decay F_s + (1 - decay) Fbar_{s-1}
         before each step:   if 0 < Fbar < theta:  take one,  theta <- theta factor^-f      else  theta <- theta factor
 
-    For any stationary F the long-run share of steps with one of the architecture is 1 / (1 + f). From theta = 1 the
-    first comes after about ln F / ln factor steps.
+    For any stationary F, the architecture takes a step in 1 / (1 + f) of all steps in the long run. From theta = 1
+    its first step comes after about ln F / ln factor steps.
 
     Args:
-        f: steps of the weights for one of the architecture, more or less.
+        f: about how many steps of the weights there are for one of the architecture.
         decay: of the moving average, g.
         factor: m.
         threshold: theta at the beginning.
@@ -40,16 +40,16 @@ class DynamicSchedule:
             "factor": (factor, 1.0 < factor < math.inf, "a number above 1, such as 1.05"),
             "threshold": (threshold, 0.0 < threshold < math.inf, "a number above 0, such as 1"),
         }
-        for name, (given, fits, rule) in rules.items():
+        for name, (value, fits, rule) in rules.items():
             if not fits:
-                raise ConfigError(f"{name}={given!r} of a dynamic schedule was given; allowed is {rule}")
+                raise ConfigError(f"{name}={value!r} of a dynamic schedule was given; allowed is {rule}")
         self.f, self.decay, self.grows = f, decay, math.log(factor)
         self.average, self.taken = 0.0, 0
-        # As a logarithm, since nothing bounds it while F is out of reach.
+        # As a logarithm, since nothing bounds it while F is above it.
         self.log_threshold = math.log(threshold)
 
     def next_batch(self, step: int, progress: float) -> int | None:
-        """How many steps the architecture has taken, if it may take one now; the threshold moves."""
+        """The number of steps that the architecture has taken, if it takes one now; the threshold moves."""
         if self.average > 0.0 and math.log(self.average) < self.log_threshold:
             self.log_threshold -= self.f * self.grows
             self.taken += 1
@@ -71,7 +71,7 @@ class DynamicSchedule:
         return {"average": self.average, "log_threshold": self.log_threshold, "taken": self.taken}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` left off."""
+        """Go on from what `state_dict` returned."""
         self.average, self.log_threshold, self.taken = state["average"], state["log_threshold"], state["taken"]
 
 
@@ -81,8 +81,8 @@ def squared_norm(gradients: Sequence[Tensor | None]) -> float:
 
 
 def weights_fraction_of(f: float) -> float:
-    """The weights' share of the training data under a pace f: 1 - 1 / (1 + f), the rest being the architecture's.
+    """The part of the training data for the weights: 1 - 1 / (1 + f); the rest is the architecture's.
 
-    So one epoch of the weights reads the other share about once. Source: DARTS-PRIME, the authors' code.
+    One epoch of the weights then reads the rest about once. Source: DARTS-PRIME, the authors' code.
     """
     return 1.0 - 1.0 / (1.0 + f)

@@ -1,4 +1,4 @@
-"""Terms that pull mixing weights to discrete ones; `regularized` adds one to what any search descends.
+"""Terms that pull mixing weights to discrete ones; `regularized` adds one to the architecture gradient of a search.
 
 Written a for the mixing weights of all choices of one kind of cell, and disc(a) for the zeros and ones of the
 architecture that they point at.
@@ -45,9 +45,9 @@ def regularized(gradient: ArchitectureGradient, term: Callable[[], Tensor], spac
 
 
 class Proximity:
-    """How far the weights are from discrete ones, more and more.
+    """The distance of the weights from discrete ones, with a weight that grows along the search.
 
-        sum over kinds t of  c (rho / 2) | a_t - disc(a_t) |            c in [0, 1] the share of the search passed
+        sum over kinds t of  c (rho / 2) | a_t - disc(a_t) |            c in [0, 1] the progress of the search
         adjusted:  (rho / 2) | s (a_t - disc(a_t)) |,   s = (1 - c) 4 (a^(ln 2 / ln K) - 1/2)^2 + c  for each entry
 
     The norm is not squared; its gradient where a is discrete is 0. An even mixture of K has an adjusted s of c.
@@ -153,7 +153,7 @@ class Admm:
         return {"calls": self.calls, "target": dict(self.target), "dual": dict(self.dual)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state_dict` left off."""
+        """Go on from what `state_dict` returned."""
         devices = {name: choice.live.device for name, choice in decisions(self.space).items()}
         self.calls = state["calls"]
         self.target, self.dual = (
@@ -163,8 +163,11 @@ class Admm:
 
 def weighed(space: nn.Module) -> Rows:
     """The mixing weights, [size], of every choice that has logits, with gradient."""
-    found = decisions(space)
-    return {n: c.ready() for n, c in found.items() if c.relaxation is not None and list(c.relaxation.parameters())}
+    return {
+        name: choice.ready()
+        for name, choice in decisions(space).items()
+        if choice.relaxation is not None and list(choice.relaxation.parameters())
+    }
 
 
 def discrete(space: nn.Module, weights: Mapping[str, Tensor]) -> Rows:
@@ -199,10 +202,10 @@ def _logits(space: nn.Module) -> Rows:
 
 def _activated(space: nn.Module, moved: Rows) -> Rows:
     """The weights that the relaxations would give at other logits."""
-    found = {name: _relaxation(space, name) for name in moved}
+    relaxations = {name: _relaxation(space, name) for name in moved}
     return {
         name: torch.func.functional_call(relaxation, {parameter: moved[name]}, (decisions(space)[name].live,))
-        for name, relaxation in found.items()
+        for name, relaxation in relaxations.items()
         for parameter, _ in relaxation.named_parameters()
     }
 

@@ -38,9 +38,9 @@ def inputs_of(example: Example, device: torch.device) -> tuple[Tensor, ...]:
     """
     parts = (example,) if isinstance(example, Tensor) else tuple(example) if isinstance(example, tuple | list) else ()
     if not parts or not all(isinstance(x, Tensor) and x.dim() and len(x) for x in parts):
-        given = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in parts or (example,)]
+        shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in parts or (example,)]
         raise ModelError(
-            f"the example is {given}; give the inputs of the space, such as torch.ones(1, 3, 32, 32), or a tuple of "
+            f"the example is {shapes}; give the inputs of the space, such as torch.ones(1, 3, 32, 32), or a tuple of "
             f"tensors where it takes several"
         )
     return tuple(x.to(device) for x in parts)
@@ -71,9 +71,9 @@ def sensitivity(
     ones = [torch.ones_like(x[:1], dtype=torch.float64) if x.is_floating_point() else x[:1] for x in parts]
     mode: Literal["identity", "eval", "train"] = "identity" if norm == "off" else norm
     with probe(space, weights="absolute", biases="zero", norm=mode, dtype=torch.float64):
-        given = {n: a.detach().to(ones[0].device, torch.float64).requires_grad_() for n, a in alpha.items()}
+        leaves = {n: a.detach().to(ones[0].device, torch.float64).requires_grad_() for n, a in alpha.items()}
         try:
-            with using(space, given), _Unclipped() if norm == "off" else contextlib.nullcontext():
+            with using(space, leaves), _Unclipped() if norm == "off" else contextlib.nullcontext():
                 value = torch.as_tensor(_total(space(*ones)))
         except ArchgradError:
             raise
@@ -83,11 +83,11 @@ def sensitivity(
                 f"with norm={norm!r}: {error}; give an example that it runs on (norm='train' "
                 f"needs more than one value a channel: larger inputs, and no auxiliary head)"
             ) from error
-        rows = list(given.values())
-        found = torch.autograd.grad(value, rows, allow_unused=True) if value.requires_grad else [None] * len(rows)
-    slopes = [torch.zeros_like(a) if g is None else g for a, g in zip(rows, found, strict=True)]
+        rows = list(leaves.values())
+        grads = torch.autograd.grad(value, rows, allow_unused=True) if value.requires_grad else [None] * len(rows)
+    slopes = [torch.zeros_like(a) if g is None else g for a, g in zip(rows, grads, strict=True)]
     return value.detach().cpu(), {
-        n: (a * g).detach().abs().cpu() for (n, a), g in zip(given.items(), slopes, strict=True)
+        n: (a * g).detach().abs().cpu() for (n, a), g in zip(leaves.items(), slopes, strict=True)
     }
 
 
@@ -111,7 +111,7 @@ def _total(outputs: object) -> Tensor | float:
     if isinstance(outputs, Tensor):
         return outputs.sum() if outputs.is_floating_point() else 0.0
     inner = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple | list) else ()
-    return sum((_total(one) for one in inner), start=0.0)
+    return sum((_total(output) for output in inner), start=0.0)
 
 
 def shares(space: nn.Module, example: Example, *, norm: Norm, draw: int | None) -> tuple[float | None, Scores]:
@@ -133,18 +133,18 @@ def shares(space: nn.Module, example: Example, *, norm: Norm, draw: int | None) 
             draw_anew(space)
         alpha = {name: choice.live.double() for name, choice in decisions(space).items()}
         value, scores = sensitivity(space, alpha, example, norm=norm)
-    whole = sum(float(row.sum()) for row in scores.values())
-    if not math.isfinite(float(value) + whole):
+    total = sum(float(row.sum()) for row in scores.values())
+    if not math.isfinite(float(value) + total):
         raise NonFiniteError(
             "the scores are NaN or infinite: a weight of the space is, or the space is so deep that its sum leaves "
             "float64 (10^308); check the weights, or give a space of fewer cells with the same choices"
         )
-    if not whole:
+    if not total:
         raise ModelError(
             "all scores are 0: no candidate changes the sum of the outputs; give a space whose choices reach its "
             "outputs, or another norm ('off', 'eval' or 'train')"
         )
-    return math.log10(abs(float(value))) if value else None, {name: row / whole for name, row in scores.items()}
+    return math.log10(abs(float(value))) if value else None, {name: row / total for name, row in scores.items()}
 
 
 def counts(space: nn.Module) -> tuple[int, int]:
@@ -179,10 +179,10 @@ def decoded(space: nn.Module, scores: Scores, dropped: Scores | None = None) -> 
 
 
 def ranked(space: nn.Module, scores: Scores, dropped: Scores | None = None) -> Scores:
-    """What each choice is decided by: what was dropped from -1 to 0, and what may not be picked at -2."""
-    found = decisions(space)
-    rows = {n: scores[n].masked_fill(~_allowed(c), -2.0) for n, c in found.items()}
-    for name, choice in found.items():
+    """The scores that each choice is decided by; candidates that were dropped lie in [-1, 0], barred ones at -2."""
+    by_name = decisions(space)
+    rows = {n: scores[n].masked_fill(~_allowed(c), -2.0) for n, c in by_name.items()}
+    for name, choice in by_name.items():
         edges = list(choice.edges or ()) if isinstance(choice, InputChoice) else []
         names = [edge.name for edge in edges if isinstance(edge, OpChoice)]
         if edges and len(set(names)) == len(edges):
@@ -202,15 +202,15 @@ def _least(choice: Choice) -> int:
 
 def labels(space: nn.Module) -> dict[str, list[str]]:
     """What the candidates of each choice are called; inputs by their numbers."""
-    found = decisions(space)
     return {
-        n: list(c.labels) if isinstance(c, OpChoice) else [str(i) for i in range(c.size)] for n, c in found.items()
+        name: list(c.labels) if isinstance(c, OpChoice) else [str(i) for i in range(c.size)]
+        for name, c in decisions(space).items()
     }
 
 
 def mean(draws: Sequence[Scores]) -> Scores:
     """The scores averaged over draws of the weights."""
-    return {name: torch.stack([one[name] for one in draws]).mean(dim=0) for name in draws[0]}
+    return {name: torch.stack([draw[name] for draw in draws]).mean(dim=0) for name in draws[0]}
 
 
 def logarithms(ranks: Scores) -> Scores:

@@ -1,4 +1,4 @@
-"""Rewards of several goals: accuracy and what a network takes, as one number that a policy is taught by.
+"""Rewards for several goals: accuracy and costs of a network as one number, which a policy maximizes.
 
 Acc is the score as a share of a perfect one. A cost C is scaled by the cheapest and the dearest network of the space,
 fixed before the search:  En = clip((C - C_lo) / (C_hi - C_lo), 0, 1). Source: MONAS (arXiv 1806.10332), as recalled
@@ -29,21 +29,21 @@ class Reward(Protocol):
 
     @property
     def costs(self) -> tuple[Cost, ...]:
-        """What is looked at besides the accuracy."""
+        """The costs that the reward depends on."""
         ...
 
     @property
     def bounds(self) -> Mapping[str, float]:
-        """{cost: bound} of those that are bounded."""
+        """{cost: bound} of the costs that are bounded."""
         ...
 
     @property
     def lowest(self) -> float:
-        """The least that any network earns."""
+        """The lowest reward of any network."""
         ...
 
     def allows(self, costs: Costs) -> bool:
-        """Whether more than `lowest` can be earned at these costs: what it does not allow need not be trained."""
+        """Whether a network of these costs can earn more than `lowest`; others need not be trained."""
         ...
 
     def __call__(self, accuracy: float, costs: Costs, scaled: Costs) -> float:
@@ -160,13 +160,15 @@ def mixed(*costs: Cost, alpha: float = 0.5, shares: Sequence[float] | None = Non
     Raises:
         ConfigError: alpha or a share outside of [0, 1], shares that do not sum to 1, or no cost.
     """
-    given = tuple(shares) if shares is not None else (1.0 / max(len(costs), 1),) * len(costs)
+    weights = tuple(shares) if shares is not None else (1.0 / max(len(costs), 1),) * len(costs)
     _check_costs(costs)
-    if not all(0.0 <= w <= 1.0 for w in (alpha, *given)) or len(given) != len(costs):
-        raise ConfigError(f"mixed with alpha={alpha}, shares={given}: weights lie in [0, 1], one share for each cost")
-    if abs(sum(given) - 1.0) > 1e-9:
-        raise ConfigError(f"mixed with shares={given}: they sum to {sum(given):g}; give shares that sum to 1")
-    return Mixed(costs, alpha, given)
+    if not all(0.0 <= w <= 1.0 for w in (alpha, *weights)) or len(weights) != len(costs):
+        raise ConfigError(
+            f"mixed with alpha={alpha}, shares={weights}: give numbers in [0, 1], one share for each cost"
+        )
+    if abs(sum(weights) - 1.0) > 1e-9:
+        raise ConfigError(f"mixed with shares={weights}: they sum to {sum(weights):g}; give shares that sum to 1")
+    return Mixed(costs, alpha, weights)
 
 
 def under(*limits: Limit) -> Under:
@@ -183,10 +185,10 @@ def under(*limits: Limit) -> Under:
 
 
 def soft(*limits: Limit, exponent: float = -1.0) -> Under:
-    """R = Acc * product over costs of max(C / bound, 1)^exponent: a price for what is over, in place of a wall.
+    """R = Acc * product over costs of max(C / bound, 1)^exponent: a penalty for costs over their bounds.
 
     Args:
-        limits: as for `under`; their bounds are what is aimed at, and are not kept for sure: `limit=` of a method is.
+        limits: as for `under`; the bounds are goals and may be exceeded, unlike the `limit=` of a method.
         exponent: below 0; at -1 what takes twice the bound earns half.
 
     Raises:
@@ -211,7 +213,7 @@ def accurate(*costs: Cost, least: float) -> Accurate:
 
 
 def refuse_conflict(reward: Reward, limit: Limit | None, lowest: Mapping[str, float]) -> None:
-    """Raise where a reward asks for what the limit or the space forbids.
+    """Raise where a reward contradicts the limit or asks for what the space does not have.
 
     Args:
         reward: what the search is rewarded by.

@@ -61,9 +61,9 @@ class OffloadedSupernet:
         self._old: list[set[int]] = [set(), set(), set()]
 
     def _choice(self, path: str, space: nn.Module | None = None) -> OpChoice:
-        found = (space or self.space).get_submodule(path)
-        assert isinstance(found, OpChoice)
-        return found
+        choice = (space or self.space).get_submodule(path)
+        assert isinstance(choice, OpChoice)
+        return choice
 
     def labels(self, site: str) -> tuple[str, ...]:
         """What the candidates of a site are called."""
@@ -82,25 +82,25 @@ class OffloadedSupernet:
         return space
 
     def put_back(self, space: nn.Module, support: Support) -> None:
-        """Keep the weights of a space that `taken` made, or of a copy of it: on file, and the shared ones here."""
+        """Take back the weights of a space that `taken` made, or of a copy of it: to files, the shared ones here."""
         self._write(space, support, {})
-        given = dict(space.named_parameters()) | dict(space.named_buffers())
+        tensors = dict(space.named_parameters()) | dict(space.named_buffers())
         with torch.no_grad():
             for name, tensor in (*self.space.named_parameters(), *self.space.named_buffers()):
                 if not name.endswith(".live"):
-                    tensor.copy_(given[name])
+                    tensor.copy_(tensors[name])
 
-    def load(self, support: Support, kept: dict[Tensor, Any]) -> None:
-        """Build these candidates in the space itself; what an optimizer knew of their parameters goes to `kept`."""
-        self._fill(self.space, support, kept)
+    def load(self, support: Support, states: dict[Tensor, Any]) -> None:
+        """Build these candidates in the space itself; their optimizer's state is added to `states`."""
+        self._fill(self.space, support, states)
 
-    def offload(self, support: Support, kept: Mapping[Any, Any]) -> None:
-        """Write these candidates of the space to files, with the optimizer's state of them, and let go of them."""
-        self._write(self.space, support, kept)
+    def offload(self, support: Support, states: Mapping[Any, Any]) -> None:
+        """Write these candidates of the space to files, with their optimizer's state, and free their memory."""
+        self._write(self.space, support, states)
         self.empty(support)
 
     def empty(self, support: Support) -> None:
-        """Let go of these candidates of the space without keeping them."""
+        """Free the memory of these candidates of the space without writing them."""
         for _, path, i in self._each(support):
             self._choice(path).candidates[i] = self._lazy[path, i]
 
@@ -108,30 +108,30 @@ class OffloadedSupernet:
         return [(site, path, i) for site, some in support.items() for path in self._places[site] for i in some]
 
     def _build(self, site: str, path: str, i: int) -> nn.Module:
-        """A candidate as it was first, on the device."""
+        """A candidate with its initial weights, on the device."""
         candidate = self._lazy[path, i]
         assert isinstance(candidate, Lazy)
         return candidate.build(seed=stable_seed(self._seed, path, self.labels(site)[i])).to(self.device)
 
-    def _fill(self, space: nn.Module, support: Support, kept: dict[Tensor, Any]) -> None:
+    def _fill(self, space: nn.Module, support: Support, states: dict[Tensor, Any]) -> None:
         for site, path, i in self._each(support):
             candidate, number = self._build(site, path, i), self._files.get(f"{path}.{i}")
             if number is not None:
-                held = load(self._path(number))
-                candidate.load_state_dict({name: tensor.to(self.device) for name, tensor in held["weights"].items()})
+                saved = load(self._path(number))
+                candidate.load_state_dict({name: tensor.to(self.device) for name, tensor in saved["weights"].items()})
                 for name, parameter in candidate.named_parameters():
-                    if name in held["momentum"]:
-                        kept[parameter] = moved(held["momentum"][name], self.device)
+                    if name in saved["momentum"]:
+                        states[parameter] = moved(saved["momentum"][name], self.device)
             self._choice(path, space).candidates[i] = candidate
 
-    def _write(self, space: nn.Module, support: Support, kept: Mapping[Any, Any]) -> None:
+    def _write(self, space: nn.Module, support: Support, states: Mapping[Any, Any]) -> None:
         if self._folder is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="archgrad-")
             self._folder = Path(self._temporary.name)
         self._folder.mkdir(parents=True, exist_ok=True)
         for _, path, i in self._each(support):
             candidate = self._choice(path, space).candidates[i]
-            momentum = {n: dict(kept[p]) for n, p in candidate.named_parameters() if p in kept}
+            momentum = {n: dict(states[p]) for n, p in candidate.named_parameters() if p in states}
             if (before := self._files.get(f"{path}.{i}")) is not None:
                 self._replaced(before)
             self._files[f"{path}.{i}"] = self._written
@@ -149,11 +149,11 @@ class OffloadedSupernet:
         return self._folder / f"{number:08d}.safetensors"
 
     def pin(self) -> None:
-        """Keep what is on file now for good: a phase of the run that begins here may have to begin anew."""
+        """Never delete what is on file now: a phase of the run that begins here may have to begin again."""
         self._fixed |= set(self._files.values())
 
     def state_dict(self) -> dict[str, Any]:
-        """Which files count, and the parameters that all candidates share; candidates held in the space left out."""
+        """Which files count; what is in memory is the caller's to save."""
         for number in self._old.pop(0) - self._fixed - set(self._files.values()):
             self._path(number).unlink(missing_ok=True)
         self._old.append(set())
@@ -174,22 +174,22 @@ class OffloadedSupernet:
 
 def _places(space: nn.Module) -> dict[str, list[str]]:
     """For each choice of operations the paths at which it stands."""
-    found: dict[str, list[str]] = {}
+    places: dict[str, list[str]] = {}
     for path, module in space.named_modules():
         if isinstance(module, OpChoice):
             if not len(module.candidates):
                 raise ChoiceError(
-                    f"choice {module.name!r} has labels alone: the module that owns its operations runs them, so "
-                    f"that they cannot be taken apart; give a space of OpChoices with candidates of their own, as "
+                    f"choice {module.name!r} has only labels: the module that owns its operations runs them, so that "
+                    f"they cannot be offloaded; give a space of OpChoices with candidates of their own, such as "
                     f"archgrad.mobile_backbone() or archgrad.nasbench201_cells()"
                 )
-            found.setdefault(module.name, []).append(path)
-    if not found:
+            places.setdefault(module.name, []).append(path)
+    if not places:
         raise ChoiceError(f"{type(space).__name__} has no choice of operations; put OpChoice modules in it")
-    return found
+    return places
 
 
-def moved(kept: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """What an optimizer keeps of one parameter, on the device."""
+def moved(state: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """An optimizer's state of one parameter, on the device."""
     # A step count stays on the CPU, where the optimizer made it.
-    return {k: v.to(device) if isinstance(v, Tensor) and v.dim() else v for k, v in kept.items()}
+    return {k: v.to(device) if isinstance(v, Tensor) and v.dim() else v for k, v in state.items()}

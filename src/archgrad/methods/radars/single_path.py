@@ -42,7 +42,7 @@ class ShrinkingPolicy:
         self._below = {site: [0] * size for site, size in supernet.sites.items()}
         self._policy = Categorical(supernet.space, condition=self._allowed)
         self._even = Uniform(supernet.space, condition=self._allowed)
-        self._places = {one.name: place for place, one in enumerate(self._policy.decisions)}
+        self._places = {decision.name: place for place, decision in enumerate(self._policy.decisions)}
         self.learner = Reinforce(self._policy, rate=rate, bonus=bonus, decay=0.95)
 
     def _allowed(self, name: str, earlier: Mapping[str, Pick]) -> list[int] | None:
@@ -50,11 +50,11 @@ class ShrinkingPolicy:
 
     def probabilities(self) -> dict[str, list[float]]:
         """pi_l(o), 0 for what was dropped."""
-        found = {}
+        rows = {}
         for site, some in self.active.items():
             place = self._places[site]
-            found[site] = self._policy.decisions[place].log_p(self._policy.theta[place], some).exp().tolist()
-        return found
+            rows[site] = self._policy.decisions[place].log_p(self._policy.theta[place], some).exp().tolist()
+        return rows
 
     def draw(self, generator: torch.Generator, *, uniform: bool = False) -> Architecture:
         """A path, by pi or evenly."""
@@ -128,7 +128,7 @@ class SinglePathTrainer:
             )
         self.supernet, self.policy, self.tasks, self.run, self.recipe = supernet, policy, tasks, run, recipe
         self._optimizer: Optimizer | None = None
-        self._momentum: dict[Tensor, Any] = {}  # what optimizers keep of the parameters that all paths share
+        self._momentum: dict[Tensor, Any] = {}  # the optimizer's state of the parameters that all paths share
         self._path, self._uniform = Architecture({}), False
         self._generator = run.generator("paths")
 
@@ -199,9 +199,9 @@ class SinglePathTrainer:
     def offload(self) -> None:
         """Offload the path, if one is loaded."""
         if self._optimizer is not None:
-            kept = self._optimizer.state
-            self.supernet.offload(self._support(), kept)
-            self._momentum = {p: kept[p] for p in trainable(self.supernet.space) if p in kept}
+            states = self._optimizer.state
+            self.supernet.offload(self._support(), states)
+            self._momentum = {p: states[p] for p in trainable(self.supernet.space) if p in states}
             self._path, self._optimizer = Architecture({}), None
 
     def _support(self) -> dict[str, list[int]]:
@@ -210,8 +210,8 @@ class SinglePathTrainer:
 
     def state_dict(self) -> dict[str, Any]:
         """The policy, the loaded path with its weights and momentum, and which files hold those of the others."""
-        kept = self._optimizer.state if self._optimizer is not None else self._momentum
-        momentum = {name: dict(kept[p]) for name, p in self.supernet.space.named_parameters() if p in kept}
+        states = self._optimizer.state if self._optimizer is not None else self._momentum
+        momentum = {name: dict(states[p]) for name, p in self.supernet.space.named_parameters() if p in states}
         return {
             "policy": self.policy.state_dict(), "supernet": self.supernet.state_dict(), "path": self._path.to_json(),
             "uniform": self._uniform, "space": self.supernet.space.state_dict(), "momentum": momentum,
@@ -227,7 +227,7 @@ class SinglePathTrainer:
         if path := Architecture.from_json(state["path"]):
             self._load(path)
         self.supernet.space.load_state_dict(state["space"])
-        kept = self._optimizer.state if self._optimizer is not None else self._momentum
+        states = self._optimizer.state if self._optimizer is not None else self._momentum
         for name, parameter in self.supernet.space.named_parameters():
             if name in state["momentum"]:
-                kept[parameter] = moved(state["momentum"][name], self.supernet.device)
+                states[parameter] = moved(state["momentum"][name], self.supernet.device)

@@ -20,13 +20,13 @@ from archgrad.training.step import autocast
 
 @dataclass(frozen=True)
 class MemoryPrices:
-    """What a supernet takes as a sum: M(S) = fixed + sum over l, sum over o in S_l of m[l, o], in bytes.
+    """The memory of a supernet as a sum: M(S) = fixed + sum over l, sum over o in S_l of m[l, o], in bytes.
 
     Attributes:
-        fixed_bytes: of all that stands outside the candidates, at its peak.
-        candidate_bytes: {site: m[l, o] of each}: what a candidate saves for the backward pass, and its parameters,
-            their gradients, the optimizer's state and its buffers. What several candidates of a site save of one
-            storage, their input, is in `fixed_bytes` where the first two do.
+        fixed_bytes: of everything outside the candidates, at its peak.
+        candidate_bytes: {site: m[l, o] of each}: what a candidate saves for the backward pass, its parameters, their
+            gradients, the optimizer's state and its buffers. One storage that several candidates of a site save,
+            their input, is in `fixed_bytes` where the first two save it.
     """
 
     fixed_bytes: int
@@ -37,7 +37,7 @@ class MemoryPrices:
         return self.fixed_bytes + sum(self.candidate_bytes[site][i] for site, some in support.items() for i in some)
 
     def extreme(self, which: Callable[[Sequence[int]], int]) -> dict[str, list[int]]:
-        """The single path of the candidates that are cheapest (`min`) or dearest (`max`) at their site."""
+        """The single path of the candidates of the lowest (`min`) or highest (`max`) price at their site."""
         return {site: [row.index(which(row))] for site, row in self.candidate_bytes.items()}
 
 
@@ -63,7 +63,7 @@ class Priced:
         self._batch = run.to_device(task.stream(seed=run.seed, rank=run.rank, world=run.world)(0))
 
     def footprint(self, support: Support, *, traced: bool = True) -> Footprint:
-        """What a step of the mixture of these candidates takes: predicted, without running it at full size."""
+        """The memory of a step of the mixture of these candidates, predicted without running it at full size."""
         space = self._supernet.taken(support)
         relax_as_mixture(space)
         predicted = predict_memory(space, self._batch, loss=self._loss, optimizer=self._optimizer, traced=traced)
@@ -74,36 +74,36 @@ class Priced:
         return self.footprint(support).peak_bytes
 
     def measured_bytes(self, support: Support) -> int:
-        """The peak of one step of the mixture at full size; nothing is trained by it."""
+        """The measured peak of one step of the mixture at full size; nothing is trained by it."""
         space = self._supernet.taken(support)
         relax_as_mixture(space)
         return measured_peak(space, self._batch, loss=self._loss, optimizer=self._optimizer)
 
     def table(self) -> MemoryPrices:
-        """The price of every candidate: how much more a site takes with it than without, beside another one."""
+        """The price of every candidate: how much more a site takes with it than without it, next to another one."""
         first = {site: [0] for site in self._supernet.sites}
-        alone = self._sum(first)
+        single = self._sum(first)
         rows: dict[str, list[int]] = {}
         for site, size in self._supernet.sites.items():
-            more = [self._sum(first | {site: [0, i]}) - alone for i in range(1, size)]
+            more = [self._sum(first | {site: [0, i]}) - single for i in range(1, size)]
             other = [self._sum(first | {site: [1]})] if more else []
-            rows[site] = [more[0] + alone - other[0] if more else 0, *more]
+            rows[site] = [more[0] + single - other[0] if more else 0, *more]
         return MemoryPrices(self.peak_bytes(first) - sum(row[0] for row in rows.values()), rows)
 
     def _sum(self, support: Support) -> int:
-        """What adds up over candidates."""
-        taken = self.footprint(support, traced=False)
-        fixed = taken.parameter_bytes + taken.buffer_bytes + taken.gradient_bytes + taken.optimizer_bytes
-        return fixed + taken.saved_bytes
+        """The part of the memory that adds up over candidates."""
+        part = self.footprint(support, traced=False)
+        fixed = part.parameter_bytes + part.buffer_bytes + part.gradient_bytes + part.optimizer_bytes
+        return fixed + part.saved_bytes
 
 
 def refuse_below_a_path(priced: Priced, prices: MemoryPrices, bound_bytes: float, *, slack: float) -> None:
-    """Raise LimitError, with the least bound that works, where the dearest path takes over `slack` of the bound."""
+    """Raise LimitError, with the least bound that works, where a single path takes over `slack` of the bound."""
     needed = priced.peak_bytes(prices.extreme(max))
     if needed > slack * bound_bytes:
         least = math.ceil(needed / slack)
         raise LimitError(
-            f"the dearest single path of this space takes {needed:,} bytes to train, and the bound of "
+            f"the largest single path of this space takes {needed:,} bytes to train, and the bound of "
             f"{bound_bytes:,.0f} leaves {slack * bound_bytes:,.0f} for it: the least bound that works is {least:,} "
             f"bytes ({least / GIB:.4g} GiB); raise it, or give smaller batches or candidates"
         )
@@ -126,7 +126,7 @@ def knapsack(
         prices: m[l, o].
         bound_bytes: B.
         allowed: A_l.
-        first: the candidate of each site that is taken whatever it costs.
+        first: the candidate of each site that is always taken.
 
     Returns:
         S: for each site the candidates, sorted. Of equal pairs the cheaper goes first.
@@ -155,7 +155,7 @@ def fitting(
     allowed: Support,
     first: Mapping[str, int],
 ) -> dict[str, list[int]]:
-    """The subspace of `knapsack` whose peak is under the bound as predicted for it whole.
+    """The subspace of `knapsack` whose predicted peak is under the bound.
 
     Raises:
         LimitError: one candidate a site is over the bound.
@@ -168,5 +168,5 @@ def fitting(
             return chosen
         if all(len(some) == 1 for some in chosen.values()):
             raise LimitError(f"a single path takes {peak:,} bytes, over the bound of {bound_bytes:,.0f}: raise it")
-        # What the sum of the prices left out is left out of the next attempt.
+        # The next attempt is for a bound lower by what the sum of the prices did not predict.
         target = prices.of(chosen) - (peak - bound_bytes)
