@@ -20,9 +20,7 @@ from torch import nn
 import archgrad as ag
 from archgrad.choices.subsets import topology
 from archgrad.errors import LimitError
-from archgrad.methods.darts_prime import DartsPrimeTerms
-from archgrad.methods.toponas import ToponasTerms
-from archgrad.methods.unas import UnasTerms
+from archgrad.methods import DartsPrimeTerms, ToponasTerms, UnasTerms
 from archgrad.trials.successive_halving import Halving
 
 SLIM = functools.partial(ag.dnal, pretrained=True, round_to=1, gate_epochs=3)

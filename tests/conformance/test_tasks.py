@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.errors import ConfigError, ModelError, NonFiniteError
+from archgrad.methods import UnasTerms
 from archgrad.methods.monas.rewards import accurate, mixed, soft
-from archgrad.methods.unas import UnasTerms
 from archgrad.tasks.task import PerSample, Splittable
 from archgrad.trials.successive_halving import Halving
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import archgrad as ag
 from archgrad.choices.access import choices
 from archgrad.errors import ChoiceError, ConfigError, LimitError, ModelError, NonFiniteError
-from archgrad.methods.freenas.freenas import freenas, scored
-from archgrad.methods.freenas.sensitivity import Scores, decoded, narrowed, sensitivity
+from archgrad.methods.freenas.freenas import freenas
+from archgrad.methods.freenas.sensitivity import Scores, decoded, narrowed, scored, sensitivity
 from archgrad.spaces.mobile import Widths
 from archgrad.spaces.nasbench201 import EDGES, LABELS, to_string
 

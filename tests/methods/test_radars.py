@@ -16,7 +16,8 @@ from archgrad.choices.lazy import Lazy, built, emptied
 from archgrad.costs.memory import peak_memory, saved_bytes
 from archgrad.errors import ChoiceError, ConfigError, LimitError
 from archgrad.methods.radars.offload import OffloadedSupernet
-from archgrad.methods.radars.radars import RadarsTerms, radars
+from archgrad.methods.radars.radars import radars
+from archgrad.methods.radars.rounds import RadarsTerms
 from archgrad.methods.radars.single_path import ShrinkingPolicy, SinglePathTrainer
 from archgrad.methods.radars.subspaces import MemoryPrices, Priced, knapsack
 from archgrad.training.recipe import darts_sgd

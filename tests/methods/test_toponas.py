@@ -15,8 +15,8 @@ from archgrad.choices.decide import decision_weights
 from archgrad.choices.relaxations import Open
 from archgrad.choices.subsets import Keep, topology
 from archgrad.errors import ChoiceError, ConfigError, LimitError
+from archgrad.methods import UnasTerms as Sampled
 from archgrad.methods.toponas.toponas import ToponasTerms, toponas
-from archgrad.methods.unas import UnasTerms as Sampled
 from archgrad.supernets.constraint import ArchitectureConstraint, scores
 
 X = torch.zeros(1, 1, 8, 8)

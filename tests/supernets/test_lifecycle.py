@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.errors import ConfigError
-from archgrad.methods.unas import UnasTerms
+from archgrad.methods import UnasTerms
 from archgrad.supernets import lifecycle
 from archgrad.supernets.bilevel import EverySteps, alternate
 from archgrad.supernets.lifecycle import split_steps

@@ -15,7 +15,8 @@ import archgrad as ag
 from archgrad.choices.architecture import Architecture
 from archgrad.errors import RunError
 from archgrad.run.run import Run
-from archgrad.trials.workers import Job, Outcome, Workers
+from archgrad.trials.job import Job, Outcome
+from archgrad.trials.workers import Workers
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: the extra ray brings it")
 utilities = pytest.importorskip("ray.cluster_utils", reason="this Ray starts no clusters for tests")

@@ -21,7 +21,8 @@ from torch import nn
 import archgrad as ag
 from archgrad.errors import ConfigError, MissingExtra, NonFiniteError, RunError
 from archgrad.run.run import Run
-from archgrad.trials.workers import RETRIES, Job, Outcome, Workers
+from archgrad.trials.job import Job, Outcome
+from archgrad.trials.workers import RETRIES, Workers
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(60, 4, generator=G)
@@ -89,9 +90,9 @@ def test_a_worker_that_dies_is_replaced_and_every_trial_counts_once(tmp_path: Pa
     known = Workers(again[0], Told(tmp_path / "nowhere"))  # which would fail to note a try
     assert torch.equal(known.result(asked[4]).weights["w"], found[4].weights["w"])
     (tmp_path / "run" / "trials" / "three.safetensors").write_bytes(b"damaged")
-    assert known._book.outcome(asked[2]) is None, "its weights are lost: it is tried again"
+    assert known._journal.outcome(asked[2]) is None, "its weights are lost: it is tried again"
     other = Job("one", ag.Architecture({"n": 7}), keep=True)
-    assert known._book.outcome(other) is None, "a trial of another architecture"
+    assert known._journal.outcome(other) is None, "a trial of another architecture"
 
 
 def test_a_trial_that_kills_every_worker_ends_the_run_and_the_others_are_kept(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+from .job import Job as Job, Outcome as Outcome
 from .pareto import hypervolume as hypervolume
 from .random_sampling import (
     best_so_far as best_so_far,
@@ -5,4 +6,4 @@ from .random_sampling import (
     expected_best as expected_best,
 )
 from .successive_halving import Halving as Halving
-from .workers import Job as Job, Outcome as Outcome, Workers as Workers
+from .workers import Workers as Workers

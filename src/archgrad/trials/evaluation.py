@@ -17,7 +17,8 @@ from archgrad.run.run import Run
 from archgrad.tasks.task import Batch, Scored, Task, higher_is_better
 from archgrad.training.fit import recalibrate, train
 from archgrad.training.recipe import Recipe
-from archgrad.trials.workers import Job, Outcome, RunTrial, Workers, checked, reason_of_failure
+from archgrad.trials.job import Job, Outcome, RunTrial, checked, reason_of_failure
+from archgrad.trials.workers import Workers
 
 
 class Evaluate(Protocol):

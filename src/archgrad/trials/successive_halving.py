@@ -21,7 +21,8 @@ from archgrad.run.run import Run
 from archgrad.tasks.task import Task, higher_is_better
 from archgrad.training.recipe import Recipe
 from archgrad.trials.evaluation import attempt, log, train_trial, trial_runner, within_budget
-from archgrad.trials.workers import Job, Outcome, Workers
+from archgrad.trials.job import Job, Outcome
+from archgrad.trials.workers import Workers
 
 
 @dataclass(frozen=True)

@@ -4,104 +4,31 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
-import math
 import os
 import pickle
 import platform
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import cloudpickle
 import torch
-from torch import Tensor
 
-from archgrad import files
-from archgrad.choices.architecture import Architecture
-from archgrad.errors import ArchgradError, ConfigError, MissingExtra, ModelError, NonFiniteError, RunError
-from archgrad.run import checkpoint_file as checkpoint
+from archgrad.errors import ArchgradError, ConfigError, MissingExtra, RunError
+from archgrad.trials.job import Job, Outcome, RunTrial, checked, reason_of_failure
+from archgrad.trials.journal import Journal, picks_of
 
 if TYPE_CHECKING:
     from archgrad.run.run import Run
 
 RETRIES = 3  # of a trial whose worker died
 _GLANCE_SECONDS = 0.2  # between two looks for a signal
-_LINE = 16 * files.MIB  # characters of one trial, which has a pick for each choice
 _IDLE_SECONDS = 30  # after which a worker without work ends, that of a killed program too
-
-
-@dataclass(frozen=True)
-class Job:
-    """One trial.
-
-    Attributes:
-        name: unique in the run; its randomness is that of (seed, name).
-        architecture: what is tried.
-        steps: of training.
-        first: the step that its data begin at.
-        weights: to go on from; None: fresh ones.
-        time_fraction: of the run's budget in seconds, if it has one.
-        keep: whether the weights that it ends with are wanted.
-    """
-
-    name: str
-    architecture: Architecture
-    steps: int = 0
-    first: int = 0
-    time_fraction: float = 1.0
-    weights: Mapping[str, Tensor] | None = None
-    keep: bool = False
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a trial.
-
-    Attributes:
-        figures: what it scored, the score first; empty where it failed.
-        weights: those it ended with, where they were wanted.
-        where: the process that tried it.
-        seconds: how long it took.
-        failed: why it failed; empty where it did not.
-    """
-
-    figures: dict[str, float] = field(default_factory=dict)
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    where: str = ""
-    seconds: float = 0.0
-    failed: str = ""
-
-    @property
-    def score(self) -> float:
-        """The first figure; NaN where the trial failed."""
-        return math.nan if self.failed else next(iter(self.figures.values()))
-
-
-# Runs one trial; it travels to the workers with all that trials share.
-RunTrial = Callable[[Job], Outcome]
-
-
-def reason_of_failure(error: Exception) -> str | None:
-    """Why a trial failed; None for an error that is not the network's, which has to be raised."""
-    ours = isinstance(error, ArchgradError) and not isinstance(error, NonFiniteError | ModelError)
-    if ours or isinstance(error, OSError | MemoryError):
-        return None
-    return f"{type(error).__name__}: {error}"
-
-
-def checked(outcome: Outcome) -> Outcome:
-    """The outcome, failed where its score is NaN or infinite."""
-    if outcome.failed or math.isfinite(outcome.score):
-        return outcome
-    name, score = next(iter(outcome.figures.items()))
-    return replace(outcome, figures={}, failed=f"NonFiniteError: its score, {name}, is {score}")
 
 
 class Workers:
@@ -123,7 +50,7 @@ class Workers:
     def __init__(self, run: Run, run_trial: RunTrial) -> None:
         self._run, self._packed = run, _packed(run_trial)
         run.worked = True
-        self._book = _Book(run.folder)
+        self._journal = Journal(run.folder)
         self._waiting: deque[Job] = deque()
         self._flying: dict[Future[Outcome | ArchgradError], Job] = {}
         self._deaths: dict[str, int] = {}
@@ -132,7 +59,7 @@ class Workers:
     def ahead(self, jobs: Sequence[Job]) -> None:
         """Begin with trials that will be asked for."""
         known = {job.name for job in (*self._waiting, *self._flying.values())}
-        self._waiting += [job for job in jobs if job.name not in known and self._book.outcome(job) is None]
+        self._waiting += [job for job in jobs if job.name not in known and self._journal.outcome(job) is None]
         self._fill()
 
     def result(self, job: Job) -> Outcome:
@@ -144,7 +71,7 @@ class Workers:
             Stopped: a signal came meanwhile.
         """
         self.ahead([job])
-        while (outcome := self._book.outcome(job)) is None:
+        while (outcome := self._journal.outcome(job)) is None:
             if self._run.stop_requested:
                 self.close()
                 self._run.stop_here()
@@ -189,7 +116,7 @@ class Workers:
         if isinstance(outcome, ArchgradError):
             self.close()
             raise outcome
-        self._book.write(job, outcome)
+        self._journal.write(job, outcome)
 
     def _again(self, lost: list[Job]) -> None:
         """Try lost trials once more; a death in a pool of this machine takes along all that are at work."""
@@ -203,8 +130,8 @@ class Workers:
             if self._deaths[job.name] > RETRIES:
                 self.close()
                 raise RunError(
-                    f"Workers died {RETRIES + 1} times in trial {job.name!r}, of {_picks(job)}. Memory may have run "
-                    "out: give fewer workers or a smaller batch. Finished trials are kept: run the program again."
+                    f"Workers died {RETRIES + 1} times in trial {job.name!r}, of {picks_of(job)}. Memory may have "
+                    "run out: give fewer workers or a smaller batch. Finished trials are kept: run the program again."
                 )
 
 
@@ -328,79 +255,3 @@ def _settle(threads: int) -> None:
     """Set up a new process of this machine: the program that started it decides when to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
-
-
-class _Book:
-    """The finished trials, by name: trials.jsonl, with weights in trials/; in memory alone without a folder."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-        self._rows: dict[str, dict[str, Any]] = {}
-        self._done: dict[str, Outcome] = {}
-        if folder and (path := folder / "trials.jsonl").exists():
-            self._rows = dict(_rows(path))
-            files.write_text(path, "".join(_line(row) for row in self._rows.values()), RunError)
-
-    def outcome(self, job: Job) -> Outcome | None:
-        """What is known of a trial; None for one of another architecture, or whose weights are lost."""
-        if job.name not in self._done and (row := self._rows.get(job.name)):
-            if row["architecture"] != _picks(job):
-                return None
-            try:
-                weights = checkpoint.load(self._weights(job)) if job.keep and not row["failed"] else {}
-            except RunError:
-                return None
-            self._done[job.name] = Outcome(
-                row["figures"], weights, row["where"], seconds=row["seconds"], failed=row["failed"]
-            )
-        return self._done.get(job.name)
-
-    def write(self, job: Job, outcome: Outcome) -> None:
-        """Take in a finished trial; it is on the disk before anything builds on it."""
-        self._done[job.name] = outcome
-        if not self._folder:
-            return
-        if job.keep and not outcome.failed:
-            self._weights(job).parent.mkdir(exist_ok=True)
-            checkpoint.save(self._weights(job), outcome.weights)
-        row = {
-            "trial": job.name, "architecture": _picks(job), "figures": outcome.figures, "failed": outcome.failed,
-            "where": outcome.where, "seconds": outcome.seconds,
-        }  # fmt: skip
-        path = self._folder / "trials.jsonl"
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(_line(row))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise RunError(f"Could not write {path}: {error}. Make room, then run the same program again.") from error
-
-    def _weights(self, job: Job) -> Path:
-        assert self._folder
-        return self._folder / "trials" / f"{job.name}.safetensors"
-
-
-def _picks(job: Job) -> dict[str, Any]:
-    """The architecture as it reads after a round through JSON."""
-    return {name: list(pick) if isinstance(pick, tuple) else pick for name, pick in job.architecture.items()}
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row) + "\n"
-
-
-def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The rows of a file up to the first line that is not whole."""
-    rows: list[tuple[str, dict[str, Any]]] = []
-    with path.open(encoding="utf-8", errors="replace") as file:
-        while line := file.readline(_LINE):
-            try:
-                row = files.parse_json(line, RunError, source="a line", finite=False)
-                name, figures = str(row["trial"]), {str(key): float(value) for key, value in row["figures"].items()}
-                text = {key: str(row[key]) for key in ("where", "failed")}
-                rest = {"architecture": dict(row["architecture"]), "seconds": float(row["seconds"])}
-                rows.append((name, {"trial": name, "figures": figures, **rest, **text}))
-            except (RunError, ValueError, LookupError, TypeError, AttributeError):
-                break
-    return rows

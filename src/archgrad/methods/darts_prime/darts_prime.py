@@ -33,7 +33,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,13 +44,13 @@ from archgrad.choices.decide import decide
 from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Softmax
 from archgrad.costs.limits import Limit
-from archgrad.errors import ConfigError
-from archgrad.methods.darts_prime.dynamic_schedule import DynamicSchedule, weights_fraction_of
-from archgrad.methods.darts_prime.regularizers import Admm, Proximity, regularized
+from archgrad.methods.darts_prime.dynamic_schedule import weights_fraction_of
+from archgrad.methods.darts_prime.regularizers import regularized
+from archgrad.methods.darts_prime.terms import DartsPrimeTerms
 from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found
 from archgrad.run.run import Run
-from archgrad.supernets.bilevel import TRAVEL, EverySteps, alternate, logit_rate, mixed, split_task
+from archgrad.supernets.bilevel import TRAVEL, alternate, logit_rate, mixed, split_task
 from archgrad.supernets.constraint import ArchitectureConstraint, scores
 from archgrad.supernets.darts_loop import relax_as_mixture
 from archgrad.supernets.lifecycle import (
@@ -68,63 +67,6 @@ from archgrad.tasks.task import Batch, Splittable, Task, arguments, require
 from archgrad.training.recipe import Recipe, darts_sgd
 
 RECIPE = Recipe(optimizer_factory=darts_sgd)
-
-
-@dataclass(frozen=True)
-class DartsPrimeTerms:
-    """What constrains the mixture to a discrete architecture, and when the architecture takes a step.
-
-    Attributes:
-        activation: "softmax" (v3) or "clipped" (v1, v2).
-        schedule: "dynamic" or "static".
-        f: steps of the weights for one of the architecture; a whole number for the static schedule.
-        threshold: theta at the beginning; the architecture begins at once where it is above the first squared
-            gradients, and waits where it is below.
-        regularizer: "proximity", "admm" or "none".
-        rho: its weight.
-        adjusted: each entry of the proximity has a weight of its own.
-        on: what ADMM's targets follow: "activated" weights, or "logits" as in the authors' code.
-    """
-
-    activation: Literal["softmax", "clipped"] = "softmax"
-    schedule: Literal["dynamic", "static"] = "dynamic"
-    f: float = 10
-    threshold: float = 1.0
-    regularizer: Literal["proximity", "admm", "none"] = "proximity"
-    rho: float = 0.1
-    adjusted: bool = False
-    on: Literal["activated", "logits"] = "activated"
-
-    def __post_init__(self) -> None:
-        allowed = {
-            "activation": ("softmax", "clipped"), "schedule": ("dynamic", "static"),
-            "regularizer": ("proximity", "admm", "none"),
-        }  # fmt: skip
-        for name, names in allowed.items():
-            if getattr(self, name) not in names:
-                raise ConfigError(f"{name}={getattr(self, name)!r} was given; allowed are {', '.join(names)}")
-
-    @property
-    def clipped(self) -> bool:
-        """Whether mixing weights are clipped logits."""
-        return self.activation == "clipped"
-
-    def update_schedule(self) -> DynamicSchedule | EverySteps:
-        """A new schedule of the architecture's steps."""
-        if self.schedule == "dynamic":
-            return DynamicSchedule(self.f, threshold=self.threshold)
-        return EverySteps(self.f)  # type: ignore[arg-type]
-
-    def architecture_steps(self, steps: int) -> float:
-        """How many steps the architecture is expected to take in so many steps of the weights."""
-        return max(1.0, steps / (self.f + (self.schedule == "dynamic")))
-
-    def term(self, space: nn.Module, run: Run) -> Proximity | Admm:
-        """A new regularizer of a relaxed space; of weight 0 for "none"."""
-        if self.regularizer == "admm":
-            return Admm(space, rho=self.rho, on=self.on)
-        rho = self.rho if self.regularizer == "proximity" else 0.0
-        return Proximity(space, rho=rho, progress=lambda: run.progress, adjusted=self.adjusted)
 
 
 @dataclass(frozen=True)
@@ -199,8 +141,7 @@ def darts_prime(
     original, space = space, prepare_supernet(space, run, needs="DARTS-PRIME")
     _relax(space, task, run, settings)
     update_schedule, term = terms.update_schedule(), terms.term(space, run)
-    constraint = ArchitectureConstraint(space, limit) if limit else None
-    weights = search_recipe.optimizer(space)
+    constraint, weights = ArchitectureConstraint(space, limit) if limit else None, search_recipe.optimizer(space)
     run.begin("darts_prime", settings_record(settings))
 
     _draw_logits(space, clipped=terms.clipped)
@@ -208,9 +149,7 @@ def darts_prime(
     steps, rest = split_steps(
         run, task, search_fraction, search_recipe=search_recipe, recipe=recipe, network=space, passes=2
     )
-    run.require_steps(
-        steps, phase="search", least=update_schedule.n if isinstance(update_schedule, EverySteps) else 1
-    )
+    run.require_steps(steps, phase="search", least=terms.least_steps)
     predict_peak_memory(space, task, run, optimizer=search_recipe.optimizer_factory)
     architecture = _optimizer(space, settings, steps=steps)
 

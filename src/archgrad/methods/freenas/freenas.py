@@ -33,14 +33,13 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from archgrad.choices.access import decisions, restrict
+from archgrad.choices.access import decisions
 from archgrad.choices.architecture import Architecture
 from archgrad.costs.count import macs, params
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError, LimitError, ModelError, NonFiniteError
 from archgrad.extract.discretize import build
 from archgrad.methods.freenas import sensitivity as scoring
-from archgrad.proxies.probe import probe
 from archgrad.results.record import conditions, heading, settings_record
 from archgrad.results.result import Example, Found
 from archgrad.run.run import Run
@@ -138,40 +137,6 @@ def freenas(
     return _report(space, architecture, run, example=inputs, constraint=constraint, record=record)
 
 
-def scored(
-    space: nn.Module, example: Example, *, rounds: int, norm: scoring.Norm, draws: Sequence[int | None]
-) -> tuple[list[scoring.Scores], scoring.Scores, list[float | None]]:
-    """The scores of all rounds for each candidate; the space is left as it was.
-
-    Args:
-        space, example, norm: see `freenas`.
-        rounds: after each but the last the worst candidates are dropped.
-        draws: seeds of the weights; None for the space's own.
-
-    Returns:
-        For each draw S divided by its sum, [size] for each choice, of the last round in which a candidate was alive.
-        For each choice 1 for candidates that were dropped, else 0. For each draw log10 of the first value, None where
-        that is 0.
-    """
-    scores: list[scoring.Scores] = [{} for _ in draws]
-    dropped = {name: torch.zeros(choice.size, dtype=torch.float64) for name, choice in decisions(space).items()}
-    values: list[float | None] = []
-    first, last = scoring.counts(space)
-    with probe(space):  # gives the support back
-        for r in range(rounds):
-            for latest, draw in zip(scores, draws, strict=True):
-                value, shares = scoring.shares(space, example, norm=norm, draw=draw)
-                values += [value] if r == 0 else []
-                for name, row in shares.items():
-                    latest[name] = torch.where(row > 0.0, row, latest.get(name, row))
-            if r < rounds - 1:
-                count = round(first * (last / first) ** ((r + 1) / rounds))
-                alive = scoring.narrowed(space, scoring.mean(scores), count)
-                restrict(space, alive)
-                dropped = {name: 1.0 - mask.double() for name, mask in alive.items()}
-    return scores, dropped, values
-
-
 def _tensors(rows: Mapping[str, list[float]]) -> scoring.Scores:
     return {name: torch.tensor(row, dtype=torch.float64) for name, row in rows.items()}
 
@@ -184,12 +149,12 @@ def _conventions(
     space: nn.Module, example: Example, settings: FreenasSettings, *, draws: Sequence[int | None]
 ) -> dict[str, Any]:
     """The scores by the norm that was given, and what the other two would decide, as JSON."""
-    scores, dropped, values = scored(space, example, rounds=settings.rounds, norm=settings.norm, draws=draws)
+    scores, dropped, values = scoring.scored(space, example, rounds=settings.rounds, norm=settings.norm, draws=draws)
     others: dict[str, str] = {}
     for norm in NORMS:
         if norm != settings.norm:
             try:
-                of_norm, gone, _ = scored(space, example, rounds=settings.rounds, norm=norm, draws=draws)
+                of_norm, gone, _ = scoring.scored(space, example, rounds=settings.rounds, norm=norm, draws=draws)
             except (ModelError, NonFiniteError):
                 continue
             others[norm] = scoring.decoded(space, scoring.mean(of_norm), gone).to_json()

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from archgrad.choices.access import choices, decisions, using
+from archgrad.choices.access import choices, decisions, restrict, using
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.errors import ArchgradError, ModelError, NonFiniteError
@@ -217,3 +217,37 @@ def logarithms(ranks: Scores) -> Scores:
     """Finite, and in the order of `ranked`: what was dropped below what was not, what may not be picked below all."""
     tiny = torch.finfo(torch.float64).tiny
     return {name: row.clamp(min=tiny).log() + 1e3 * row.clamp(max=0.0) for name, row in ranks.items()}
+
+
+def scored(
+    space: nn.Module, example: Example, *, rounds: int, norm: Norm, draws: Sequence[int | None]
+) -> tuple[list[Scores], Scores, list[float | None]]:
+    """The scores of all rounds for each candidate; the space is left as it was.
+
+    Args:
+        space, example, norm: see `sensitivity`.
+        rounds: after each but the last the worst candidates are dropped.
+        draws: seeds of the weights; None for the space's own.
+
+    Returns:
+        For each draw S divided by its sum, [size] for each choice, of the last round in which a candidate was alive.
+        For each choice 1 for candidates that were dropped, else 0. For each draw log10 of the first value, None where
+        that is 0.
+    """
+    scores: list[Scores] = [{} for _ in draws]
+    dropped = {name: torch.zeros(choice.size, dtype=torch.float64) for name, choice in decisions(space).items()}
+    values: list[float | None] = []
+    first, last = counts(space)
+    with probe(space):  # gives the support back
+        for r in range(rounds):
+            for latest, draw in zip(scores, draws, strict=True):
+                value, latest_shares = shares(space, example, norm=norm, draw=draw)
+                values += [value] if r == 0 else []
+                for name, row in latest_shares.items():
+                    latest[name] = torch.where(row > 0.0, row, latest.get(name, row))
+            if r < rounds - 1:
+                count = round(first * (last / first) ** ((r + 1) / rounds))
+                alive = narrowed(space, mean(scores), count)
+                restrict(space, alive)
+                dropped = {name: 1.0 - mask.double() for name, mask in alive.items()}
+    return scores, dropped, values

@@ -1,3 +1,1 @@
 """MONAS."""
-
-from archgrad.methods.monas.monas import MonasTerms as MonasTerms

@@ -1,3 +1,1 @@
 """RADARS."""
-
-from archgrad.methods.radars.radars import RadarsTerms as RadarsTerms

@@ -1,3 +1,1 @@
 """TopoNAS."""
-
-from archgrad.methods.toponas.toponas import ToponasTerms as ToponasTerms
