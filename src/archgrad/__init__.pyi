@@ -84,7 +84,7 @@ from .tasks.distilled import Distilled as Distilled
 from .tasks.metrics import higher as higher, lower as lower
 from .tasks.splits import Split as Split
 from .tasks.supervised import Supervised as Supervised
-from .tasks.tabular import Tabular as Tabular
+from .tasks.tabular_benchmark import Tabular as Tabular
 from .training.fit import fit as fit, recalibrate as recalibrate
 from .training.recipe import Recipe as Recipe, adam as adam, adamw as adamw, sgd as sgd
 from .training.schedules import warm_up_cosine as warm_up_cosine

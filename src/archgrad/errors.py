@@ -44,7 +44,7 @@ class ArchitectureError(InputError):
 
 
 class ChoiceError(InputError):
-    """Choices contradict each other, or are used before they are relaxed or held."""
+    """Choices contradict each other, or are used before they are relaxed or decided."""
 
 
 class ConfigError(InputError):

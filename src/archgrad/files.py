@@ -1,4 +1,4 @@
-"""Reading files without trust, and writing them whole or not at all.
+"""Bounded reading of untrusted files, and atomic writing.
 
 What is read may come from anywhere: sizes, depth and numbers are bounded, and nothing is executed. What is written is
 on the disk before it takes the place of what was there, so that a crash or a power cut leaves one of the two.
@@ -229,7 +229,7 @@ def write_text(path: Path, content: str, refuse: Refusal, *, errors: str = "stri
 
 
 def write_bytes(path: Path, content: bytes, refuse: Refusal) -> None:
-    """Put these bytes into a file, whole or not at all; refused with the reason where the system does."""
+    """Write a file atomically; refused with the reason where the system does not allow it."""
 
     def write(partial: Path) -> None:
         partial.write_bytes(content)

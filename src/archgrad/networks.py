@@ -1,4 +1,4 @@
-"""Handling somebody's network with care: copy it, run it on an example, put its modes back."""
+"""Copy a user's network, run it on an example, and restore its modes."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import torch
 
 import archgrad as ag
 from archgrad.cli.commands.methods import described
-from archgrad.tasks.tabular import Tabular
+from archgrad.tasks.tabular_benchmark import Tabular
 
 SMALL = ("--space", "nasbench201", "--cells", "1", "--channels", "2", "--size", "8", "--threads", "1", "--no-onnx")
 OWN = """

@@ -58,7 +58,7 @@ def test_two_configurations_made_by_hand() -> None:
             return x
 
     busy = card(
-        nn.Sequential(space, Own(), nn.Linear(2, 2)), run(epochs=5, precision="bf16-true"), options=["share=0.5"],
+        nn.Sequential(space, Own(), nn.Linear(2, 2)), run(epochs=5, precision="bf16-mixed"), options=["share=0.5"],
         data={"batch_size": 64, "augmentation": ["flip", "crop"]}, weights_given=True,
     )  # fmt: skip
     counts = list(items(busy).values())

@@ -46,7 +46,7 @@ from archgrad.run.checkpoint_file import load, save
 from archgrad.run.folder import RunFolder
 from archgrad.run.history import History
 from archgrad.tasks import data_path
-from archgrad.tasks.tabular import Tabular
+from archgrad.tasks.tabular_benchmark import Tabular
 
 EACH = int(os.environ.get("ARCHGRAD_FUZZ", "125"))
 CPU_SECONDS, BYTES = 5.0, 2**30

@@ -28,6 +28,7 @@ from archgrad.run.run import Run
         ({"seed": 2**32}, "4294967295"),
         ({"precision": "fp16"}, "precision='fp16' was given. Allowed are 32-true"),
         ({"precision": "16-mixed"}, "bf16-mixed"),
+        ({"precision": "bf16-true"}, "Allowed are 32-true, bf16-mixed, 16-mixed"),
         ({"device": "tpu"}, "device='tpu' was given. Available are auto, cpu"),
     ],
 )

@@ -198,3 +198,13 @@ def test_nothing_of_a_measured_cost_is_known_before_it_is_measured() -> None:
             getattr(constraint, ask)
     constraint.fit_surrogate(begun())
     assert constraint.bound == 100.0 and constraint.lowest == constraint.price(constraint.cheapest) <= 100.0
+
+
+def test_the_surrogate_that_was_just_measured_is_that_of_a_resumed_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("archgrad.supernets.constraint.SAMPLES", (8, 8))
+    cost = ag.black_box(Clock(), name="latency", unit="ms")
+    run, constraints = begun(), [ArchitectureConstraint(Chain(), cost.at_most(150.0)) for _ in range(2)]
+    for constraint in constraints:
+        constraint.fit_surrogate(run)
+    first, resumed = ([c.predicted(a) for a in everything()] for c in constraints)
+    assert first == resumed

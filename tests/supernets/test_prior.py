@@ -16,7 +16,7 @@ from archgrad.choices.access import choices, relax
 from archgrad.errors import ChoiceError, ConfigError
 from archgrad.proxies.flow import mean_channels, synflow_each
 from archgrad.supernets.prior import prior, prior_of_candidates, warm_start
-from archgrad.tasks.tabular import Tabular
+from archgrad.tasks.tabular_benchmark import Tabular
 
 WORTH = torch.tensor([0.0, 1.0, 2.0, 5.0, 1.5])
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import prune
 
 import archgrad as ag
 from archgrad.errors import ConfigError, ModelError
@@ -313,3 +314,9 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
     given = {"task": classes(), "teacher": mlp()} | options
     with pytest.raises(ConfigError, match=message):
         Distilled(given.pop("task"), given.pop("teacher"), **given)
+
+
+def test_a_teacher_whose_weights_are_computed_before_each_call() -> None:
+    teacher = nn.Sequential(prune.l1_unstructured(nn.Linear(6, 3), "weight", amount=0.5))
+    distilled = Distilled(classes(), teacher)
+    torch.testing.assert_close(distilled.teacher(X), teacher(X))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import prune
 from torch.optim import SGD, Optimizer
 
 from archgrad.errors import ConfigError, ModelError, RunError
@@ -21,7 +22,7 @@ from archgrad.run.output import Output
 from archgrad.run.run import Run, Stopped
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Batch
-from archgrad.training.fit import fit, recalibrate
+from archgrad.training.fit import fit, recalibrate, seconds_per_step
 from archgrad.training.recipe import Recipe, adamw, sgd
 from archgrad.training.schedules import constant, cosine, warm_up_cosine
 
@@ -413,3 +414,8 @@ def test_warm_up_cosine() -> None:
 def test_warm_up_cosine_out_of_range(share: float, last: float) -> None:
     with pytest.raises(ConfigError, match=r"warm_up_cosine\("):
         warm_up_cosine(share, last=last)
+
+
+def test_a_network_whose_weights_are_computed_before_each_call_is_timed_on_a_copy() -> None:
+    network = nn.Sequential(nn.Flatten(), prune.l1_unstructured(nn.Linear(64, 10), "weight", amount=0.5))
+    assert seconds_per_step(network, Classification.load("digits"), run(), Recipe()) > 0

@@ -418,3 +418,17 @@ def test_checkpointing_inside_a_function_trains_everything() -> None:
     before = [p.detach().clone() for p in network.parameters()]
     ag.fit(network, Curve(), run(steps=3, precision="bf16-mixed"))
     assert all(not torch.equal(p, b) for p, b in zip(network.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"optimizer_factory": "adam"}, "Allowed is a function from parameters to their optimizer"),
+        ({"optimizer_factory": SGD([nn.Parameter(torch.ones(1))], lr=0.1)}, "such as archgrad.adamw"),
+        ({"schedule": 0.1}, "schedule=0.1.*Allowed is a function from progress"),
+        ({"best_epoch": "no"}, "best_epoch='no'.*Allowed is True or False"),
+    ],
+)
+def test_what_cannot_train_is_refused_when_the_recipe_is_made(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?s){text}"):
+        Recipe(**options)

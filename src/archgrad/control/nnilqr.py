@@ -29,7 +29,6 @@ against differences; iLQR on exact equations, in the tests.
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +44,7 @@ from archgrad.control.ilqr import line_search
 from archgrad.control.system import System, scattered_points
 from archgrad.control.trajectory import TrajectorySearch, gains_around, open_loop, report_control
 from archgrad.errors import ConfigError
+from archgrad.networks import copied
 from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found
 from archgrad.run.run import Run
@@ -166,7 +166,7 @@ def nnilqr(
     settings = NnilqrSettings(search, terms, recipe)
     _check(network, system, run, settings)
     torch.manual_seed(run.seed)  # of the network that is made here
-    network = copy.deepcopy(network) if network is not None else _tanh_network(len(system.start), len(system.low))
+    network = copied(network) if network is not None else _tanh_network(len(system.start), len(system.low))
     begun_with = settings.record(network, system)
     run.begin("nnilqr", begun_with)
 

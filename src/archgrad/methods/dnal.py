@@ -29,7 +29,6 @@ Checked against: the closed forms, the drift law and the separable problem, in t
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from dataclasses import dataclass, replace
@@ -53,6 +52,7 @@ from archgrad.gates.gate_optimizer import (
     stand_in,
 )
 from archgrad.gates.selection import FLOOR, GateConstraint, WidthRounding, above_threshold, full, gates, left_full
+from archgrad.networks import copied
 from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found, assemble
 from archgrad.run.run import Run
@@ -148,7 +148,7 @@ def dnal(
     check_recipe(recipe, space)
     constraint = GateConstraint(space, limit, rounding) if limit else None
     run.begin("dnal", settings_record(settings))
-    space = copy.deepcopy(space).to(run.device)
+    space = copied(space).to(run.device)
     predict_peak_memory(space, task, run, optimizer=recipe.optimizer_factory)
     stages = _stages(space, task, run, settings)
     parts = consecutive(recipe.schedule, *stages.steps) if joint else (recipe.schedule, constant, recipe.schedule)

@@ -7,6 +7,7 @@ from .activations import (
     zen as zen,
 )
 from .agreement import rank_agreement as rank_agreement
+from .az_nas_parts import expressivity as expressivity, progressivity as progressivity, trainability as trainability
 from .combined import az_nas as az_nas, rank_vote as rank_vote, te_nas as te_nas
 from .counts import macs as macs, params as params
 from .flow import mean_channels as mean_channels, synflow_each as synflow_each
@@ -19,4 +20,3 @@ from .gradients import (
     synflow as synflow,
     zico as zico,
 )
-from .progress import expressivity as expressivity, progressivity as progressivity, trainability as trainability

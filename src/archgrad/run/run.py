@@ -45,7 +45,7 @@ class Run:
             memory only.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         devices: how many of them, each with a process of its own.
-        precision: by Lightning Fabric's names, such as "32-true" or "bf16-mixed".
+        precision: "32-true", or mixed, "bf16-mixed" or "16-mixed"; the weights are float32 in all of them.
         workers: for methods that try networks one by one: None tries them in this process, a number in so many worker
             processes, "ray" or "ray://host:port" on a Ray cluster. The result is the same.
         progress: show progress on the terminal.

@@ -15,7 +15,7 @@ import torch
 
 from archgrad.errors import ConfigError, MissingExtra, RunError
 
-_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def count(name: str, value: int | None, *, zero: bool = False) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.decide import discretized
 from archgrad.choices.modules import OpChoice
 from archgrad.extract.discretize import build
+from archgrad.networks import copied
 from archgrad.run.run import Run
 from archgrad.tasks.task import Task, higher_is_better
 from archgrad.training.fit import recalibrate
@@ -37,7 +37,7 @@ def discretization(space: nn.Module, architecture: Architecture, task: Task, run
     if any(choice.relaxation is None for choice in decisions(space).values()):
         return None
     scores = []
-    for network in (copy.deepcopy(space), build(space, architecture, weights="inherit")):
+    for network in (copied(space), build(space, architecture, weights="inherit")):
         recalibrate(network, task, run)
         scores.append(task.evaluate(network, "valid"))
     name = next(iter(scores[0]))

@@ -90,14 +90,14 @@ class ArchitectureConstraint:
         Raises:
             LimitError: nothing in the space is under the limit; the message says the lowest reachable.
         """
-        if not self.measured:
+        if not self.measured or self._bounds is not None:
             return
         state = run.compute_once(key, lambda: self._measured(run.generator(key)))
-        if self._bounds is None:
-            cheapest = Architecture.from_json(state["lowest"])
-            self._known = {Architecture.from_json(text): value for text, value in state["known"].items()}
-            self._bounds = _Bounds(state["bound"], cheapest, self._known[cheapest])
-            self._fit()
+        # Also where it was measured just now: the surrogate has to be the same as in a resumed run.
+        cheapest = Architecture.from_json(state["lowest"])
+        self._known = {Architecture.from_json(text): value for text, value in state["known"].items()}
+        self._bounds = _Bounds(state["bound"], cheapest, self._known[cheapest])
+        self._fit()
 
     def _measured(self, generator: torch.Generator) -> dict[str, Any]:
         wanted = min(max(2 * sum(choice.size for choice in self._choices.values()), SAMPLES[0]), SAMPLES[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
@@ -22,6 +21,7 @@ from archgrad.costs.limits import Limit
 from archgrad.costs.memory import GIB, available_bytes, predict_memory
 from archgrad.errors import ChoiceError, ConfigError, LimitError, ModelError
 from archgrad.extract.discretize import build
+from archgrad.networks import copied
 from archgrad.results.record import conditions
 from archgrad.results.result import Example, Found, figures, latencies, note_remarks
 from archgrad.run.run import Run
@@ -65,7 +65,7 @@ def prepare_supernet(space: nn.Module, run: Run, *, needs: str, single: bool = F
     refuse_unfit(space, needs=needs, single=single)
     if any(tensor.is_meta for tensor in (*space.parameters(), *space.buffers())):
         raise ModelError(f"{type(space).__name__} is on the meta device and has no values; make it on the CPU")
-    return built(copy.deepcopy(space)).to(run.device)
+    return built(copied(space)).to(run.device)
 
 
 def refuse_unfit(space: nn.Module, *, needs: str, single: bool = False) -> None:

@@ -71,6 +71,10 @@ class _Withheld:
 
     def __init__(self, task: Task) -> None:
         self._task = task
+        # Set here, since `isinstance` of a Protocol does not see `__getattr__` from Python 3.12 on.
+        for name in ("split", "losses", "check"):
+            if hasattr(task, name):
+                setattr(self, name, getattr(task, name))
 
     def evaluate(self, network: nn.Module, part: str = "valid") -> dict[str, float]:
         return self._task.evaluate(network, "valid" if part == "test" else part)

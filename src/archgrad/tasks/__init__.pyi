@@ -7,7 +7,7 @@ from .metrics import higher as higher, lower as lower
 from .samples import Samples as Samples
 from .splits import Split as Split
 from .supervised import Supervised as Supervised
-from .tabular import DATA as DATA
+from .tabular_benchmark import DATA as DATA
 from .task import (
     Batch as Batch,
     Checkable as Checkable,

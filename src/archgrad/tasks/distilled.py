@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from archgrad.errors import ConfigError, ModelError
+from archgrad.networks import copied, evaluating
 from archgrad.tasks import networks
 from archgrad.tasks.losses import Loss, per_sample
 from archgrad.tasks.supervised import Supervised
@@ -102,7 +103,7 @@ class Distilled:
             )
         self._each = per_sample(loss) if loss is not None else None
         # A copy, since the user's own network may be the one that is trained.
-        self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+        self.teacher = copied(teacher).eval().requires_grad_(False)
         self._identity = _digest(self.teacher)
         self._teacher_score: float | None = None
         # Only those that the task has: whoever asks for an ability looks for the method.
@@ -175,7 +176,7 @@ class Distilled:
             batch = first(batch, 2)
         batch = mapped(lambda tensor: tensor.to(device), batch)
         accelerators = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(accelerators), networks.evaluating(network), self._watched(network) as calls:
+        with torch.random.fork_rng(accelerators), evaluating(network), self._watched(network) as calls:
             self.task.loss(network, batch)
         for call in calls:
             distance = self._distance(call)
@@ -202,8 +203,8 @@ class Distilled:
     def _split(self, fraction: float = 0.5) -> tuple[Distilled, Distilled]:
         """Two tasks on disjoint parts of the training data, with the same teacher."""
         assert isinstance(self.task, Splittable)
-        one, other = self.task.split(fraction)
-        return self._around(one), self._around(other)
+        first_part, second_part = self.task.split(fraction)
+        return self._around(first_part), self._around(second_part)
 
     def _with_validation(self) -> Distilled:
         """This task with the validation part added to the training part."""

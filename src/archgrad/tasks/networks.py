@@ -1,4 +1,4 @@
-"""Running a user's network on a batch: in eval mode, left as it was, with errors that say what was given."""
+"""Running a user's network and loss on a batch: checks, and errors that say what was given."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from archgrad.errors import ArchgradError, ConfigError, DataError, ModelError
+from archgrad.networks import modes_kept
 from archgrad.tasks.sources import seeded
 from archgrad.tasks.task import Batch, arguments, tensors
 
@@ -28,26 +29,12 @@ def device_of(network: nn.Module) -> torch.device:
 
 
 @contextlib.contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """The network in eval mode without gradients; the mode of every submodule is restored."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextlib.contextmanager
 def training(network: nn.Module) -> Iterator[None]:
     """The network in training mode; modes, buffers and the random states are restored."""
-    modes = {module: module.training for module in network.modules()}
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     device = device_of(network)
     try:
-        with seeded(0), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with modes_kept(network), seeded(0), torch.random.fork_rng([device] if device.type == "cuda" else []):
             network.train()
             yield
     finally:
@@ -55,8 +42,6 @@ def training(network: nn.Module) -> Iterator[None]:
             for name, buffer in network.named_buffers():
                 if name in buffers and buffer.shape == buffers[name].shape:
                     buffer.copy_(buffers[name])
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def call(network: nn.Module, inputs: Any) -> Any:

@@ -167,18 +167,18 @@ def divide(train: Part, *, fraction: float, seed: int) -> tuple[Part, Part]:
         seen += len(members)
         # Rounded so that the sum over classes comes near the share too, not each class alone.
         fewest = int(fraction * len(members))
-        first = fewest + (fraction * seen - taken - fewest >= 0.5)
-        first = max(1, min(first, len(members) - 1))
-        taken += first
-        pieces[0].append(members[:first])
-        pieces[1].append(members[first:])
-    one, other = (torch.cat(rows).sort().values for rows in pieces)
-    if len(other) == 0:
+        count = fewest + (fraction * seen - taken - fewest >= 0.5)
+        count = max(1, min(count, len(members) - 1))
+        taken += count
+        pieces[0].append(members[:count])
+        pieces[1].append(members[count:])
+    first, second = (torch.cat(rows).sort().values for rows in pieces)
+    if len(second) == 0:
         raise DataError(
             f"{len(labels)} training samples, one of each class, cannot be divided: give at least two samples of "
             "some class"
         )
-    return train.only(one), train.only(other)
+    return train.only(first), train.only(second)
 
 
 def few(train: Part, count: int, *, classes: Sequence[str], seed: int) -> Part:
@@ -208,17 +208,17 @@ def few(train: Part, count: int, *, classes: Sequence[str], seed: int) -> Part:
 
 def join(first: Part, second: Part) -> Part:
     """Two parts of one task as one, in an order of its own: a sampler of the user's knows the first alone."""
-    one, other = first.source, second.source
-    if one is other:
-        return Part(one, torch.cat([first.indices, second.indices]).sort().values, batch_size=first.batch_size)
-    indices = torch.cat([first.indices, second.indices + len(one)])
-    source: MemorySource | DatasetSource
-    if isinstance(one, MemorySource) and isinstance(other, MemorySource):
-        nests = ((one.samples.x, one.samples.y), (other.samples.x, other.samples.y))
+    source, added = first.source, second.source
+    if source is added:
+        return Part(source, torch.cat([first.indices, second.indices]).sort().values, batch_size=first.batch_size)
+    indices = torch.cat([first.indices, second.indices + len(source)])
+    joined: MemorySource | DatasetSource
+    if isinstance(source, MemorySource) and isinstance(added, MemorySource):
+        nests = ((source.samples.x, source.samples.y), (added.samples.x, added.samples.y))
         x, y = tree_map(lambda *tensors: torch.cat(tensors), *nests)
-        source = MemorySource(Samples(x, y, one.samples.class_names))
-        source.mean, source.std = one.mean, one.std
+        joined = MemorySource(Samples(x, y, source.samples.class_names))
+        joined.mean, joined.std = source.mean, source.std
     else:
-        assert isinstance(one, DatasetSource) and isinstance(other, DatasetSource)
-        source = one.extended(other)
-    return Part(source, indices, batch_size=first.batch_size)
+        assert isinstance(source, DatasetSource) and isinstance(added, DatasetSource)
+        joined = source.extended(added)
+    return Part(joined, indices, batch_size=first.batch_size)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from archgrad.errors import ConfigError, DataError, ModelError
+from archgrad.networks import evaluating
 from archgrad.tasks import networks
 from archgrad.tasks.batch_order import Order, Stream, sampled, shuffled
 from archgrad.tasks.data_path import load
@@ -259,7 +260,7 @@ class Supervised:
         self._reads[part] += 1
         device = networks.device_of(network)
         totals = Totals(self._metrics, device)
-        with networks.evaluating(network):
+        with evaluating(network):
             for rows, batch in zip(self._rows(part), self._batches(part), strict=True):
                 self._judge(network, mapped(lambda tensor: tensor.to(device), batch), totals, samples=len(rows))
         return totals.figures(first=self.score.name)
@@ -280,7 +281,7 @@ class Supervised:
         networks.check_finite(_pair(batch)[0])
         networks.check_views(batch, lambda: self._fetch("train", -samples, None))
         batch = mapped(lambda tensor: tensor.to(device), batch)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), networks.evaluating(network):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), evaluating(network):
             totals = Totals(self._metrics, device)
             self._judge(network, batch, totals, samples=samples)
             totals.figures(first=self.score.name)

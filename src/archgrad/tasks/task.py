@@ -22,7 +22,8 @@ class Task(Protocol):
     """Training batches, a loss, and a score: what every method needs.
 
     Optional are `higher_is_better` (False where a lower score is better), `splits` (a JSON record of the data, for
-    reports), and the abilities below, which some methods need: `Splittable`, `PerSample`, `Checkable`.
+    reports), `remarks(network)` (sentences on the network that is handed back, for its report), and the abilities
+    below, which some methods need: `Splittable`, `PerSample`, `Checkable`.
 
     Attributes:
         example: the inputs of one sample, [1, ...], or a tuple or dict of such.
@@ -160,7 +161,7 @@ def remarks(task: object, network: nn.Module) -> list[str]:
 class Scored(Protocol):
     """A task that scores architectures themselves, such as `archgrad.Tabular`: nothing is trained on it.
 
-    `perfect` is what a network without fault scores: 1 for a share, 100 for a %.
+    `perfect` is what a network without fault scores: 1 for an accuracy in [0, 1], 100 for one in %.
     """
 
     perfect: float

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from archgrad.errors import ConfigError
+from archgrad.networks import copied, evaluating
 from archgrad.run.device import seconds_per_call
 from archgrad.run.run import Run
 from archgrad.tasks.task import Batch, Task, arguments, higher_is_better, require
@@ -103,7 +103,7 @@ def seconds_per_step(
     network: nn.Module, task: Task, run: Run, recipe: Recipe, *, objective: Objective | None = None
 ) -> float:
     """The time of a training step, measured on a copy of the network; for `run.total_steps(measure_step=...)`."""
-    trial = copy.deepcopy(network).to(run.device)
+    trial = copied(network).to(run.device)
     optimizer, loss_of, stream = recipe.optimizer(trial), objective or task.loss, task.stream(seed=run.seed)
 
     def step() -> None:
@@ -307,7 +307,7 @@ def _auxiliary(task: Task, weight: float) -> Objective:
 
 def _try(objective: Objective, network: nn.Module, task: Task, run: Run) -> None:
     """Compute the objective once on a copy, so that what cannot be trained fails before the run begins."""
-    trial = copy.deepcopy(network).to(run.device).train()
+    trial = copied(network).to(run.device).train()
     accelerators = [run.device] if run.device.type == "cuda" else []
     with torch.random.fork_rng(devices=accelerators), torch.no_grad(), autocast(run):
         objective(trial, run.to_device(task.stream(seed=run.seed)(0)))
@@ -323,7 +323,7 @@ def recalibrate(network: nn.Module, task: Task, run: Run, *, batches: int = 50) 
         network: changed in place; its parameters and modes stay.
         task: gives the batches.
         run: gives their order and the device.
-        batches: how many, at most an epoch (but 8 in any case).
+        batches: how many; fewer where an epoch is shorter, but at least 8 of them if so many are asked for.
 
     Example:
         >>> import torch, archgrad as ag
@@ -348,20 +348,16 @@ def estimate_statistics(network: nn.Module, forwards: Iterable[Callable[[], obje
         return
     momenta = {m: m.momentum for m in norms}
     before = {m: {name: buffer.clone() for name, buffer in m.named_buffers(recurse=False)} for m in norms}
-    modes = {m: m.training for m in network.modules()}
-    network.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average
-        norm.train()
-    try:
-        with torch.no_grad():
+    with evaluating(network):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative average
+            norm.train()
+        try:
             for forward in forwards:
                 forward()
-    finally:
-        for norm, momentum in momenta.items():
-            norm.momentum = momentum
-            if norm.num_batches_tracked == 0:
-                norm.load_state_dict(before[norm], strict=False)
-        for module, mode in modes.items():
-            module.training = mode
+        finally:
+            for norm, momentum in momenta.items():
+                norm.momentum = momentum
+                if norm.num_batches_tracked == 0:
+                    norm.load_state_dict(before[norm], strict=False)

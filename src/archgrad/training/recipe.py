@@ -95,6 +95,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+            "optimizer_factory": (
+                lambda x: callable(x) and not isinstance(x, Optimizer),
+                "a function from parameters to their optimizer, such as archgrad.adamw",
+            ),
+            "schedule": (callable, "a function from progress in [0, 1] to a factor, such as warm_up_cosine()"),
             "clip": (
                 lambda x: x is None or (_number(x) and 0 < x < math.inf),
                 "a number above 0, such as 5.0, or None",
@@ -105,6 +110,7 @@ class Recipe:
                 lambda x: _number(x) and 0 <= x < 1,
                 "a probability of at least 0 and below 1, such as 0.2",
             ),
+            "best_epoch": (lambda x: isinstance(x, bool), "True or False"),
         }
         for name, (fits, rule) in rules.items():
             if not fits(value := getattr(self, name)):

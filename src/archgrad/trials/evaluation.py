@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from archgrad.choices.architecture import Architecture
 from archgrad.errors import ModelError, NonFiniteError
 from archgrad.extract.discretize import build
+from archgrad.networks import copied
 from archgrad.run.run import Run
 from archgrad.tasks.task import Batch, Scored, Task, higher_is_better
 from archgrad.training.fit import recalibrate, train
@@ -234,7 +234,7 @@ class _WorkerTrial:
 def trial_runner(space: nn.Module, task: Task | Scored, run: Run, *, recipe: Recipe | None) -> RunTrial:
     """How workers try an architecture; the space is copied to the CPU for the transport."""
     return _WorkerTrial(
-        copy.deepcopy(space).cpu(), task, recipe, seed=run.seed, device=run.device.type, precision=run.precision,
+        copied(space).cpu(), task, recipe, seed=run.seed, device=run.device.type, precision=run.precision,
         seconds=run.seconds, time_alone=run.seconds is not None and not (run.epochs or run.max_steps),
     )  # fmt: skip
 

@@ -29,7 +29,7 @@ from archgrad.results.record import conditions
 from archgrad.run.output import Output
 from archgrad.run.run import Run
 from archgrad.supernets.lifecycle import Described, prepare_supernet
-from archgrad.tasks.tabular import Tabular
+from archgrad.tasks.tabular_benchmark import Tabular
 
 Record = dict[str, Any]
 

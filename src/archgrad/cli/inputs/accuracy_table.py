@@ -9,7 +9,7 @@ import numpy as np
 
 from archgrad.errors import DataError
 from archgrad.proxies.agreement import rank_agreement
-from archgrad.tasks.tabular import EDGES, OPERATIONS, Tabular
+from archgrad.tasks.tabular_benchmark import EDGES, OPERATIONS, Tabular
 
 Record = dict[str, Any]
 

@@ -16,7 +16,7 @@ from archgrad.choices.access import choices, matched, sample
 from archgrad.choices.architecture import FORMAT, Architecture
 from archgrad.choices.modules import InputChoice
 from archgrad.errors import ArchitectureError, ConfigError
-from archgrad.tasks.tabular import Tabular
+from archgrad.tasks.tabular_benchmark import Tabular
 
 # Draws in a row that bring nothing new, after which a space counts as exhausted.
 _PATIENCE = 1000

@@ -24,7 +24,6 @@ itself, with its rivals, is `archgrad.transfer`. Checked against: exact relation
 
 from __future__ import annotations
 
-import copy
 import functools
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -42,6 +41,7 @@ from archgrad.extract.discretize import build
 from archgrad.gates.gate_optimizer import entry_logits
 from archgrad.gates.selection import FLOOR, GateConstraint, WidthRounding, above_threshold, full, gates
 from archgrad.methods.pruning_transfer.gate_pruning import Signs, charges, mixing_weights, redraw
+from archgrad.networks import copied
 from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found, assemble
 from archgrad.run.run import Run
@@ -163,7 +163,7 @@ def pruning_transfer(
     if cost is None and constraint:
         cost = constraint.cost if isinstance(constraint.cost, Macs | Params) else macs(task.example)
     run.begin("pruning_transfer", settings_record(settings))
-    space = copy.deepcopy(space).to(run.device)
+    space = copied(space).to(run.device)
     first, second = _split_steps(space, task, run, settings)
     networks = {"before": build(space, full(space))} if process == "frozen" else {}
     charge = gamma * charges(space, cost).to(run.device)

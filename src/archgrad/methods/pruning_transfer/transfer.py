@@ -6,7 +6,6 @@ task is trained again on a few samples of a target task. The rivals and the prot
 
 from __future__ import annotations
 
-import copy
 import functools
 import statistics
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from archgrad.errors import ConfigError, DataError, ModelError
 from archgrad.extract.discretize import build
 from archgrad.gates.selection import FLOOR, GateConstraint, WidthRounding, full, gates
 from archgrad.methods.pruning_transfer.gate_pruning import adopt, magnitudes
+from archgrad.networks import copied
 from archgrad.results.record import conditions, heading, settings_record
 from archgrad.results.result import Found, widths
 from archgrad.run.run import Run
@@ -173,7 +173,7 @@ def transfer(
     cost = cost or macs(source.example)
     structures = {name: one.to_json() for name, one in {"this run": structure, **others}.items()}
     run.begin("transfer", settings_record(settings) | {"structures": structures})
-    space = copy.deepcopy(space).to(run.device)
+    space = copied(space).to(run.device)
     if not pretrained:
         _train_source(space, source, run, recipe)
     rivals = _rivals(space, structure, others, cost=cost, run=run, draws=protocol.draws)

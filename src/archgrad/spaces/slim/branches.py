@@ -1,6 +1,4 @@
-"""Branches that may vanish: of residual blocks, which compute something simple once one inner layer is silent, and
-of blocks that add up the outputs of a list of modules.
-"""
+"""Branches that can be removed: those of residual blocks, and the terms of blocks that sum a list of modules."""
 
 from __future__ import annotations
 

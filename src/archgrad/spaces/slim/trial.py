@@ -19,7 +19,7 @@ from archgrad.spaces.slim.trial_inputs import trial_inputs
 # Relative differences that rounding explains in any network; more is weighed against a measured floor.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5}
 MARGIN = 100.0  # times the measured floor
-VAGUE = 1e-2  # where the floor is a larger part of the output than this, nothing can be told
+VAGUE = 1e-2  # where the floor is a larger part of the output than this, a comparison says nothing
 MASKS = ("random", "one", "every second", "all but one", "smallest")
 LARGE = 20_000_000  # parameters, above which networks are tried in single precision
 MIXED = "removing its channels is not the same as closing them: something mixes them"
@@ -240,9 +240,8 @@ class Trial:
         if all(_difference(expected[i], actual[i]) < VAGUE * _scale(expected[i]) for i in suspects):
             floors = self.floor(self.closed(removals, kept), check)
             suspects = [i for i in suspects if not self._is_close(expected[i], actual[i], floors[i])]
-        if (
-            check.training
-        ):  # where rounding alone changes everything, as in BatchNorm over two values, nothing is told
+        if check.training:
+            # Where rounding alone changes everything, as in BatchNorm over two values, a difference says nothing.
             suspects = [i for i in suspects if MARGIN * floors[i] < VAGUE * _scale(expected[i])]
         return MIXED if suspects else ""
 

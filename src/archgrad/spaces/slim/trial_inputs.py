@@ -43,7 +43,7 @@ def trial_inputs(network: nn.Module, example: Inputs, dtype: torch.dtype) -> lis
             continue
         if any(bool(x.isfinite().any()) for x in results):
             found.append(inputs)
-    # All zeros or all ones stand for a shape: what counts there is told by the noisy version.
+    # All zeros or all ones stand for a shape: the noisy version comes first.
     constant = [_is_constant(x) for x in _tensors(own) if x.is_floating_point()]
     return [found[-1], *found[:-1]] if constant and all(constant) else found
 

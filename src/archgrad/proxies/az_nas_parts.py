@@ -1,4 +1,4 @@
-"""The parts of AZ-NAS: how features grow from block to block, and how gradients come back (S7 cvlab-yonsei/AZ-NAS).
+"""The parts of AZ-NAS: expressivity, progressivity and trainability (S7 cvlab-yonsei/AZ-NAS).
 
 A higher score is better. None needs labels: published on 64 standard normal inputs, with the stem and the cells as
 blocks. Images say less, progressivity nearly nothing, since neighboring pixels are alike [M]. A part is a proxy like

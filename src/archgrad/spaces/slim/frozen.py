@@ -1,4 +1,4 @@
-"""What of a network stays whatever is removed, and why."""
+"""The layers of a network that cannot be cut, with the reasons, and how much of it no architecture removes."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import archgrad as ag
 from archgrad.choices.estimators import score_function
 from archgrad.errors import ArchgradError, ArchitectureError, DataError
 from archgrad.spaces import nasbench201
-from archgrad.tasks.tabular import EDGES, OPERATIONS, Tabular
+from archgrad.tasks.tabular_benchmark import EDGES, OPERATIONS, Tabular
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 OPS = np.array(list(itertools.product(range(5), repeat=6)), dtype=np.int8)[::-1]
