@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +14,7 @@ import pytest
 import torch
 from typer.testing import Result
 
+from archgrad.cli import error_messages
 from archgrad.cli.command_file import resumable
 from archgrad.cli.error_messages import explained, user_line
 from archgrad.errors import ModelError, NonFiniteError, ResourceError
@@ -133,3 +138,17 @@ def test_memory_that_runs_out_in_a_command(
     done = cli("resume", tmp_path / "run")
     assert done.exit_code == 0, done.output
     assert (tmp_path / "run" / "network.safetensors").exists()
+
+
+def test_a_sigterm_in_a_callback_of_a_weak_reference_is_not_lost() -> None:
+    class Thing:
+        pass
+
+    thing = Thing()
+    watch = weakref.ref(thing, lambda _: (os.kill(os.getpid(), signal.SIGTERM), sum(range(10)))[0])
+    with pytest.raises(Stopped), error_messages._sigterm_raises():
+        del thing
+        # The signal comes again from a thread; a lost one would leave this waiting for nothing.
+        for _ in range(500):
+            time.sleep(0.01)
+    assert watch() is None

@@ -108,3 +108,11 @@ def test_every_cost_takes_nests_of_tensors_and_flags(batch: int) -> None:
         with pytest.raises(LimitError, match="no gradient"):
             cost.expected(network)
     assert peak_memory(example, batch=10).of(network) > peak_memory(example, batch=5).of(network)
+
+
+@pytest.mark.parametrize("given", ["half", True, [1]])
+def test_what_is_no_number_is_no_bound(given: object) -> None:
+    with pytest.raises(LimitError, match=r"a limit of .*: give a finite number above 0"):
+        params().at_most(given)
+    with pytest.raises(LimitError, match="a fraction is above 0 and at most 1"):
+        params().at_most(fraction=given)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import archgrad as ag
-from archgrad.errors import ConfigError, LimitError
+from archgrad.errors import ConfigError, LimitError, NonFiniteError
 
 INFORMATIVE = [1, 4, 6, 11]
 
@@ -178,3 +178,21 @@ def test_statistics_of_batchnorm_are_estimated_on_the_inputs_given() -> None:
     wanted = nn.Sequential(*list(fresh.children())[:1])(x).mean((0, 2, 3))
     assert torch.allclose(fresh[1].running_mean, wanted, atol=1e-5)  # type: ignore[index]
     assert not torch.allclose(stale[1].running_mean, wanted, atol=1e-3)  # type: ignore[index]
+
+
+def test_a_network_of_nan_is_not_handed_back() -> None:
+    space, limit = planted()
+    trainer = ag.GateTrainer(space, limit=limit, steps=10)
+    trainer.cut()
+    weight = ag.weights(space)[0]
+    with torch.no_grad():
+        weight.flatten()[0] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"of the space is NaN or infinite after 0 steps, 1 parameters"):
+        trainer.cut()
+
+
+@pytest.mark.parametrize("limit", [0.5, 0, "macs=0.5"])
+def test_a_number_is_no_limit(limit: object) -> None:
+    space, _ = planted()
+    with pytest.raises(LimitError, match=rf"limit={limit!r} was given. A limit bounds a cost"):
+        ag.GateTrainer(space, limit=limit, steps=10)

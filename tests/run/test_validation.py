@@ -64,3 +64,12 @@ def test_settings_must_be_json(settings: dict[str, Any]) -> None:
 
 def test_a_run_says_in_a_line_what_it_is() -> None:
     assert repr(Run(steps=5, seed=3, folder="runs/x")) == "<Run, not begun: steps 5, seed 3, folder runs/x>"
+
+
+def test_a_folder_an_output_and_a_callback_of_the_wrong_kind_are_refused() -> None:
+    with pytest.raises(ConfigError, match="folder=3 was given"):
+        Run(folder=3)
+    with pytest.raises(ConfigError, match="output=3 was given"):
+        Run(output=3)
+    with pytest.raises(ConfigError, match="on_log=3 was given"):
+        Output(on_log=3)

@@ -10,6 +10,7 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.choices.relaxations import Softmax
+from archgrad.errors import LimitError
 from archgrad.supernets.collapse import alarms, discretization
 
 LABELS = ("skip_connect", "conv", "pool")
@@ -150,3 +151,19 @@ def test_report_names_gap_and_alarms_and_the_page_draws_them() -> None:
     drawn = page(record, [{"phase": None, "step": None, "discretization_gap": 0.35}])
     assert "From the supernet to the network" in drawn and "one operation everywhere" in drawn
     assert "<h3>Discretization gap" not in drawn, "one figure is no curve"
+
+
+def test_a_search_shorter_than_an_epoch_has_taken_its_steps() -> None:
+    run = ag.Run(steps=4, seed=0, device="cpu", progress=False)
+    space = ag.nasbench201_cells(channels=2, cells=1, classes=2, in_channels=1)
+    found = ag.darts(space, task(), run, search_fraction=0.5)
+    assert [row["architecture_steps"] for row in found.history if "architecture_steps" in row] == [0, 2]
+    assert not [alarm for alarm in found.record["alarms"] if "never took a step" in alarm]
+
+
+@pytest.mark.parametrize("limit", [0.5, 0])
+def test_a_number_is_no_limit_of_a_search(limit: float) -> None:
+    space = ag.nasbench201_cells(channels=2, cells=1, classes=2, in_channels=1)
+    for method in (ag.darts, ag.unas, ag.random_search):
+        with pytest.raises(LimitError, match=rf"limit={limit} was given. A limit bounds a cost"):
+            method(space, task(), ag.Run(steps=8, progress=False), limit=limit)

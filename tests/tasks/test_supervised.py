@@ -552,3 +552,11 @@ def test_bad_arrays(data: Any, message: str) -> None:
 def test_masks_and_real_targets_are_sent_to_the_right_task() -> None:
     with pytest.raises(DataError, match=r"use archgrad\.Supervised"):
         ag.Classification(TensorDataset(X, Y[:, 0]))
+
+
+def test_options_of_the_wrong_kind_are_refused() -> None:
+    data = torch.randn(12, 2), torch.randn(12, 1)
+    with pytest.raises(DataError, match=r"split=3: give an archgrad.Split"):
+        ag.Supervised(data, loss=nn.functional.mse_loss, split=3)
+    with pytest.raises(DataError, match=r"augment has \[3\]: give functions"):
+        ag.Supervised(data, loss=nn.functional.mse_loss, augment=[3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import sysconfig
@@ -104,10 +105,20 @@ def _sigterm_raises() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _stop)
+    before, report = signal.signal(signal.SIGTERM, _stop), sys.unraisablehook
+
+    def send_again(lost: sys.UnraisableHookArgs) -> None:
+        # Python drops what is raised in a finalizer or in a callback of a weak reference.
+        if isinstance(lost.exc_value, Stopped):
+            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        else:
+            report(lost)
+
+    sys.unraisablehook = send_again
     try:
         yield
     finally:
+        sys.unraisablehook = report
         signal.signal(signal.SIGTERM, before)
 
 

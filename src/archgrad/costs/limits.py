@@ -82,13 +82,13 @@ class Limit:
                 f"a limit on {self.cost.name} takes either an absolute number or fraction=, not both and not "
                 f"neither (given: {self.bound} and fraction={self.fraction})"
             )
-        if self.fraction is not None and not 0.0 < self.fraction <= 1.0:
+        if self.fraction is not None and (not _is_number(self.fraction) or not 0.0 < self.fraction <= 1.0):
             raise LimitError(
-                f"fraction={self.fraction:g} of {self.cost.name}: a fraction is above 0 and at most 1; "
+                f"fraction={self.fraction!r} of {self.cost.name}: a fraction is above 0 and at most 1; "
                 f"give for instance 0.5 for half"
             )
-        if self.bound is not None and not 0.0 < self.bound < float("inf"):
-            raise LimitError(f"a limit of {self.bound:g} {self.cost.unit}: give a finite number above 0")
+        if self.bound is not None and (not _is_number(self.bound) or not 0.0 < self.bound < float("inf")):
+            raise LimitError(f"a limit of {self.bound!r} {self.cost.unit}: give a finite number above 0")
 
     def __repr__(self) -> str:
         bound = f"{self.bound:,.6g} {self.cost.unit}" if self.fraction is None else f"{100 * self.fraction:g} %"
@@ -104,6 +104,19 @@ class Limit:
     def record(self) -> dict[str, str | float | None]:
         """The limit as JSON."""
         return {"cost": self.cost.name, "bound": self.bound, "fraction": self.fraction}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, SupportsFloat) and not isinstance(value, bool | str)
+
+
+def check_limit(limit: object) -> None:
+    """Raise LimitError for what is no `Limit`, such as a plain number."""
+    if not isinstance(limit, Limit):
+        raise LimitError(
+            f"limit={limit!r} was given. A limit bounds a cost: give for instance "
+            f"archgrad.macs(x).at_most(fraction=0.5), or None for no limit."
+        )
 
 
 class Limitable:

@@ -14,7 +14,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.relaxations import ScaledSigmoid
 from archgrad.costs.count import macs
 from archgrad.costs.limits import Limit
-from archgrad.errors import ConfigError, LimitError
+from archgrad.errors import ConfigError, LimitError, NonFiniteError
 from archgrad.extract.discretize import build
 from archgrad.gates.gate_optimizer import (
     RATE_UNDER_LIMIT,
@@ -25,6 +25,7 @@ from archgrad.gates.gate_optimizer import (
     stand_in,
 )
 from archgrad.gates.selection import FLOOR, GateConstraint, WidthRounding, gates
+from archgrad.run.nonfinite import finite
 from archgrad.tasks.task import arguments
 from archgrad.training.fit import estimate_statistics
 
@@ -137,7 +138,13 @@ class GateTrainer:
 
         Raises:
             LimitError: a measured limit is not met when it is measured again.
+            NonFiniteError: a weight of the space is NaN or infinite.
         """
+        if wrong := [name for name, p in self.space.named_parameters() if not finite([p])]:
+            raise NonFiniteError(
+                f"{wrong[0]} of the space is NaN or infinite after {self.steps_taken} steps, {len(wrong)} parameters "
+                f"in all. Go back to a state before that, and lower the learning rate or clip gradients"
+            )
         network = build(self.space, self.architecture())
         estimate_statistics(network, (functools.partial(network, *arguments(batch)) for batch in inputs))
         limited = self.constraint.record(network)

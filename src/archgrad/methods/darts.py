@@ -128,7 +128,7 @@ def darts(
     space = prepare_supernet(space, run, needs="DARTS")
     relax_as_mixture(space)
     check_candidates(space, task, recipe)
-    constraint = ArchitectureConstraint(space, limit) if limit else None
+    constraint = ArchitectureConstraint(space, limit) if limit is not None else None
     weights = search_recipe.optimizer(space)
     if second_order and not isinstance(weights, SGD):
         raise ConfigError(

@@ -57,7 +57,7 @@ from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found, assemble
 from archgrad.run.run import Run
 from archgrad.supernets.lifecycle import predict_peak_memory
-from archgrad.tasks.task import Checkable, Task, require
+from archgrad.tasks.task import Checkable, Task, evaluate, require
 from archgrad.training.fit import check_recipe, optimize, recalibrate, seconds_per_step, steps_per_epoch, train
 from archgrad.training.recipe import Recipe
 from archgrad.training.schedules import Schedule, consecutive, constant
@@ -146,7 +146,7 @@ def dnal(
     if isinstance(task, Checkable):
         task.check(space)
     check_recipe(recipe, space)
-    constraint = GateConstraint(space, limit, rounding) if limit else None
+    constraint = GateConstraint(space, limit, rounding) if limit is not None else None
     run.begin("dnal", settings_record(settings))
     space = copied(space).to(run.device)
     predict_peak_memory(space, task, run, optimizer=recipe.optimizer_factory)
@@ -161,7 +161,7 @@ def dnal(
     architecture = _derived(space, run, constraint=constraint, rounding=rounding)
     network = build(space, architecture)
     recalibrate(network, task, run)
-    run.log({f"derived_{name}": value for name, value in task.evaluate(network).items()})
+    run.log({f"derived_{name}": value for name, value in evaluate(task, network).items()})
     train(network, task, run, replace(recipe, schedule=parts[2]), steps=third, phase="finetune")
 
     networks = {"before": before, "after": network}
@@ -229,9 +229,10 @@ def _stages(space: nn.Module, task: Task, run: Run, settings: DnalSettings) -> _
     second = default if epochs is None else epochs * per_epoch
     if not 0 < second < total:
         run.withdraw()
+        fewer = f"gate_epochs from 1 to {(total - 1) // per_epoch}, or " if epochs and total > per_epoch else ""
         raise ConfigError(
-            f"{second} gate steps of {total} steps in all: give gate_epochs from 1 to "
-            f"{max((total - 1) // per_epoch, 1)}, or a larger budget (epochs, steps or seconds of the Run)"
+            f"{max(second, 1)} of {total} steps in all would train the gates, and some have to train the weights: "
+            f"give {fewer}a larger budget (epochs, steps or seconds of the Run)"
         )
     timed = run.seconds is not None and run.epochs is None and run.max_steps is None
     rounds = epochs or (_ROUNDS if timed else math.ceil(second / per_epoch))

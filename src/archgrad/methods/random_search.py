@@ -125,7 +125,7 @@ def random_search(
     steps, rest = split_steps(
         run, task, search_fraction, search_recipe=search_recipe if shared else recipe, recipe=recipe
     )
-    constraint = ArchitectureConstraint(space, limit) if limit else None
+    constraint = ArchitectureConstraint(space, limit) if limit is not None else None
     trials = run.trials or (1000 if isinstance(task, Scored) else 50 if shared else 10)
     policy = Uniform(space, prior=prior)
     run.begin("random_search", settings_record(settings))

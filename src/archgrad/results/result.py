@@ -27,7 +27,7 @@ from archgrad.report.data.run_format import HISTORY, record_line
 from archgrad.results.record import conditions
 from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import frozen
-from archgrad.tasks.task import Inputs, Task, mapped, remarks
+from archgrad.tasks.task import Inputs, Task, evaluate, mapped, remarks, require_finite
 
 Example = Inputs
 LOAD = """import torch
@@ -147,7 +147,8 @@ def derive(space: nn.Module, *, threshold: float = 0.5) -> Found:
 
 def figures(network: nn.Module, task: Task, example: Example) -> dict[str, Any]:
     """What a plain network scores on the test part and takes: the columns of a report, without times."""
-    scored = task.evaluate(network, "test")
+    scored = evaluate(task, network, "test")
+    require_finite(scored, task, "test")
     size = sum(t.numel() * t.element_size() for t in network.state_dict().values())
     return {**scored, "params": params().of(network), "macs": macs(example).of(network), "size_bytes": size}
 

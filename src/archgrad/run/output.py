@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from archgrad.errors import RunError
+from archgrad.errors import ConfigError, RunError
 from archgrad.report.data.run_format import Record
 from archgrad.run import validation
 from archgrad.run.budget import Phase
@@ -47,6 +47,8 @@ class Output:
     def __post_init__(self) -> None:
         validation.count("log_every", self.log_every)
         validation.seconds("checkpoint_seconds", self.checkpoint_seconds, zero=True)
+        if self.on_log is not None and not callable(self.on_log):
+            raise ConfigError(f"on_log={self.on_log!r} was given. Allowed is a function of one record, or None.")
 
     def interval(self, steps: int) -> int:
         """Steps from one that is logged to the next, in a phase of so many."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import torch
 from torch import Tensor
 
-from archgrad.errors import ChoiceError, RunError
+from archgrad.errors import ChoiceError, ConfigError, RunError
 from archgrad.report.data.run_format import Record
 from archgrad.run import distributed, nonfinite, stateful, validation
 from archgrad.run.budget import Budget, Phase
@@ -84,6 +84,8 @@ class Run:
         self.folder = validation.folder(folder)
         self.workers = validation.workers(workers)
         self.worked = False  # whether workers had something to do
+        if not isinstance(output, Output):
+            raise ConfigError(f"output={output!r} was given. Allowed is an archgrad.Output.")
         self._output = output
         validation.tensorboard(output.tensorboard, self.folder)
         self._shows_progress = progress

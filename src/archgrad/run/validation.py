@@ -107,6 +107,8 @@ def folder(given: str | Path | None) -> Path | None:
     """The run's folder; the present one has to be meant."""
     if given == "":
         raise ConfigError('folder="" was given. Give a path ("." for the present folder), or None for no folder.')
+    if given is not None and not isinstance(given, str | Path):
+        raise ConfigError(f"folder={given!r} was given. Allowed are a path, or None for no folder.")
     return None if given is None else Path(given)
 
 

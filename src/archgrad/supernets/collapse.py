@@ -15,7 +15,7 @@ from archgrad.choices.modules import OpChoice
 from archgrad.extract.discretize import build
 from archgrad.networks import copied
 from archgrad.run.run import Run
-from archgrad.tasks.task import Task, higher_is_better
+from archgrad.tasks.task import Task, evaluate, higher_is_better
 from archgrad.training.fit import recalibrate
 
 SKIPS = ("skip_connect", "skip", "identity")
@@ -39,7 +39,7 @@ def discretization(space: nn.Module, architecture: Architecture, task: Task, run
     scores = []
     for network in (copied(space), build(space, architecture, weights="inherit")):
         recalibrate(network, task, run)
-        scores.append(task.evaluate(network, "valid"))
+        scores.append(evaluate(task, network, "valid"))
     name = next(iter(scores[0]))
     relaxed, derived = (score[name] for score in scores)
     gap = relaxed - derived if higher_is_better(task) else derived - relaxed
@@ -57,7 +57,8 @@ def alarms(space: nn.Module, architecture: Architecture, history: Sequence[Mappi
         architecture: what was found in it.
         history: the records of the run.
     """
-    shown = [row for row in history if row.get("phase") == "search" and "entropy" in row]
+    # The last record of a search is logged when its phase has ended, so it names none.
+    shown = [r for r in history if "entropy" in r and (r.get("phase") == "search" or "architecture_steps" in r)]
     if not shown:
         return []
     return _of_operations(space, architecture) + _of_entropy(shown) + _of_movement(shown, history)

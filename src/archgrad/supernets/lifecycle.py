@@ -17,7 +17,7 @@ from archgrad.choices.modules import Gate, InputChoice, OpChoice
 from archgrad.choices.subsets import without_topology
 from archgrad.costs.count import params
 from archgrad.costs.latency import Runtime
-from archgrad.costs.limits import Limit
+from archgrad.costs.limits import Limit, check_limit
 from archgrad.costs.memory import GIB, available_bytes, predict_memory
 from archgrad.errors import ChoiceError, ConfigError, LimitError, ModelError
 from archgrad.extract.discretize import build
@@ -171,7 +171,10 @@ def predict_peak_memory(
 
 def refuse_measured(limit: Limit | None, *, method: str) -> None:
     """Raise LimitError for a limit that has no gradient, in a method that samples no networks."""
-    if limit and limit.cost.measured:
+    if limit is None:
+        return
+    check_limit(limit)
+    if limit.cost.measured:
         raise LimitError(
             f"{limit.cost.name} is measured and has no gradient, and {method} trains a mixture of all networks, none "
             f"of which could be measured: use archgrad.unas, which measures sampled networks, or a limit on "

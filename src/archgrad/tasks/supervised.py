@@ -94,8 +94,7 @@ class Supervised:
         normalize: Normalization = None,
         split: Split = Split(),
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise DataError(f"batch_size={batch_size!r}: give a whole number, at least 1")
+        _check_options(batch_size, augment, split)
         self._loss, self._batch_loss = checked_loss(loss, batch_loss)
         self._each = per_sample(self._loss) if self._loss is not None else None
         self._metrics = checked_metrics(metrics)
@@ -384,3 +383,12 @@ def _shape(inputs: Any) -> Any:
 def _name(augmentation: Augment) -> str:
     named = getattr(augmentation, "name", None) or getattr(augmentation, "__qualname__", None)
     return str(named or type(augmentation).__qualname__)
+
+
+def _check_options(batch_size: object, augment: Sequence[object], split: object) -> None:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise DataError(f"batch_size={batch_size!r}: give a whole number, at least 1")
+    if strangers := [a for a in augment if not callable(a)]:
+        raise DataError(f"augment has {strangers}: give functions of (inputs, generator), e.g. archgrad.crop(4)")
+    if not isinstance(split, Split):
+        raise DataError(f"split={split!r}: give an archgrad.Split, such as archgrad.Split(0.2)")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -139,6 +141,47 @@ def require(task: object, *abilities: type[Any], method: str) -> None:
     steps = task.steps_per_epoch  # type: ignore[attr-defined]
     if type(steps) is not int or steps < 1:
         raise ConfigError(f"steps_per_epoch={steps!r} of {type(task).__name__}: give a whole number from 1 up.")
+    for name, count, names in (("stream", 0, ("seed", "rank", "world")), ("loss", 2, ()), ("evaluate", 2, ())):
+        try:
+            inspect.signature(getattr(task, name)).bind(*range(count), **dict.fromkeys(names))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{method} cannot call {name} of {type(task).__name__} ({error}). Define {basics[name]}."
+            ) from error
+
+
+def evaluate(task: Task, network: nn.Module, part: str = "valid") -> dict[str, float]:
+    """The figures of `task.evaluate` as numbers, the score first; they may be NaN.
+
+    Raises:
+        ConfigError: it returns no dict, an empty one, or something in it that is no number.
+    """
+    figures: object = task.evaluate(network, part)
+    if not isinstance(figures, Mapping) or not figures:
+        raise ConfigError(
+            f"evaluate of {type(task).__name__} returns {figures!r}. Return a dict of figures by name, the score "
+            f'first, such as {{"mse": 0.5}}.'
+        )
+    return {str(name): _number(name, value, task) for name, value in figures.items()}
+
+
+def _number(name: object, value: Any, task: Task) -> float:
+    try:
+        return float("text" if isinstance(value, str) else value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ConfigError(
+            f"evaluate of {type(task).__name__} gives {kind} for {name!r}. Allowed is one number: take the mean."
+        ) from error
+
+
+def require_finite(figures: Mapping[str, float], task: Task, part: str) -> None:
+    """Raise ConfigError for figures of a result that are NaN or infinite."""
+    if wrong := {name: value for name, value in figures.items() if not math.isfinite(value)}:
+        raise ConfigError(
+            f"evaluate of {type(task).__name__} gives {wrong} on the {part} part, and a result needs finite figures. "
+            f"Return a number where a figure is not defined. A run with a folder then goes on from its last state."
+        )
 
 
 def higher_is_better(task: object) -> bool:

@@ -17,7 +17,7 @@ from archgrad.errors import ConfigError
 from archgrad.networks import copied, evaluating
 from archgrad.run.device import seconds_per_call
 from archgrad.run.run import Run
-from archgrad.tasks.task import Batch, Task, arguments, higher_is_better, require
+from archgrad.tasks.task import Batch, Task, arguments, evaluate, higher_is_better, require
 from archgrad.training.averaging import moving_average, take_average
 from archgrad.training.drop_path import DropPathRamp
 from archgrad.training.recipe import Recipe
@@ -210,7 +210,7 @@ class BestEpoch:
         self.network.load_state_dict(self.weights)
 
     def _score(self) -> dict[str, float]:
-        figures = self.task.evaluate(self.network)
+        figures = evaluate(self.task, self.network)
         score = next(iter(figures.values()))
         better = score > self.score if higher_is_better(self.task) else score < self.score
         if better or not self.weights or (math.isnan(self.score) and not math.isnan(score)):
@@ -269,7 +269,7 @@ def fit(
         measure_step=lambda: seconds_per_step(network, task, run, recipe, objective=objective),
     )  # fmt: skip
     train(network, task, run, recipe, steps=steps, phase="fit", objective=objective)
-    figures = task.evaluate(network)
+    figures = evaluate(task, network)
     run.log({f"valid_{name}": value for name, value in figures.items()})
     run.finish()
     return figures

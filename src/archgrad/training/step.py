@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from archgrad.errors import ConfigError
 from archgrad.run.resource_errors import watched
 from archgrad.run.run import Run
+from archgrad.tasks.networks import described
 from archgrad.tasks.task import Batch
 
 # Whether an optimizer's losses use reentrant checkpointing, which allows no `torch.autograd.grad`. It is looked up
@@ -78,6 +80,8 @@ def _gradient(
     again = functools.partial(under_precision, run, compute)
     computed = again()
     loss = computed[0] if isinstance(computed, tuple) else computed
+    if not isinstance(computed, tuple):
+        _require_gradient(loss, name)
     run.check_finite({name: loss}, again=again)
     if isinstance(computed, tuple):
         return loss.detach(), computed[1]
@@ -86,6 +90,19 @@ def _gradient(
     if _REENTRANT[optimizer]:
         return loss.detach(), _backward(loss, parameters)
     return loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True)
+
+
+def _require_gradient(loss: object, name: str) -> None:
+    """Raise ConfigError for a loss that is no scalar, or that nothing can learn from."""
+    if not isinstance(loss, Tensor) or loss.ndim or not loss.is_floating_point():
+        raise ConfigError(
+            f"the {name} is {described(loss)}; it must be a scalar tensor []. Take the mean over all dimensions"
+        )
+    if not loss.requires_grad:
+        raise ConfigError(
+            f"the {name} has no gradient: it depends on no weight that is trained, or goes through .detach(), "
+            f".item(), argmax or torch.no_grad(). Compute it from the network's output with differentiable operations"
+        )
 
 
 def _graph(loss: Tensor) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from archgrad.errors import ModelError, NonFiniteError
 from archgrad.extract.discretize import build
 from archgrad.networks import copied
 from archgrad.run.run import Run
-from archgrad.tasks.task import Batch, Scored, Task, higher_is_better
+from archgrad.tasks.task import Batch, Scored, Task, evaluate, higher_is_better
 from archgrad.training.fit import recalibrate, train
 from archgrad.training.recipe import Recipe
 from archgrad.trials.job import Job, Outcome, RunTrial, checked, reason_of_failure
@@ -91,7 +91,7 @@ class _Here:
             return attempt(self.run, lambda: {"score": task.score(architecture)})
         outcome = attempt(
             self.run,
-            lambda: task.evaluate(train_trial(self.space, task, self.run, job, recipe=self.recipe)),
+            lambda: evaluate(task, train_trial(self.space, task, self.run, job, recipe=self.recipe)),
             key=job.name,
         )
         log(outcome, self.run)
@@ -228,7 +228,7 @@ class _WorkerTrial:
         space = self.space.to(run.device)
         network = train_trial(space, self.task, run, replace(job, time_fraction=1.0), recipe=self.recipe)
         weights = {name: value.cpu() for name, value in network.state_dict().items()} if job.keep else {}
-        return Outcome(dict(self.task.evaluate(network)), weights)
+        return Outcome(evaluate(self.task, network), weights)
 
 
 def trial_runner(space: nn.Module, task: Task | Scored, run: Run, *, recipe: Recipe | None) -> RunTrial:

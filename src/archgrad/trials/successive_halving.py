@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from archgrad.choices.architecture import Architecture
 from archgrad.errors import ConfigError
 from archgrad.run.run import Run
-from archgrad.tasks.task import Task, higher_is_better
+from archgrad.tasks.task import Task, evaluate, higher_is_better
 from archgrad.training.recipe import Recipe
 from archgrad.trials.evaluation import attempt, log, train_trial, trial_runner, within_budget
 from archgrad.trials.job import Job, Outcome
@@ -135,7 +135,7 @@ class _Here:
         self._networks[i] = train_trial(
             self.space, self.task, self.run, job, recipe=self.recipe, network=self._networks.get(i)
         )
-        return self.task.evaluate(self._networks[i])
+        return evaluate(self.task, self._networks[i])
 
     def close(self) -> None:
         """Forget the networks."""

@@ -104,7 +104,7 @@ def freenas(
     device = torch.device("cpu") if run.device.type == "mps" else run.device  # MPS has no float64
     space, inputs = prepare_supernet(space, run, needs="FreeNAS").to(device), scoring.inputs_of(example, device)
     scoring.shares(space, inputs, norm=norm, draw=None)  # before anything long starts
-    constraint = ArchitectureConstraint(space, limit) if limit else None
+    constraint = ArchitectureConstraint(space, limit) if limit is not None else None
     settings = FreenasSettings(rounds, norm, seeds, limit)
     run.begin("freenas", settings_record(settings))
     if constraint:

@@ -153,7 +153,7 @@ def monas(
     space = prepare_supernet(space, run, needs="MONAS")
     if not isinstance(task, Scored):
         check_candidates(space, task, recipe)
-    constraint = ArchitectureConstraint(space, limit) if limit else None
+    constraint = ArchitectureConstraint(space, limit) if limit is not None else None
     prices = ArchitectureCosts(space, {cost.name: cost for cost in (*reward.costs, *costs)}.values())
     settings = MonasSettings(
         reward, tuple(prices.costs), limit, prior, policy, terms=terms, search_fraction=search_fraction, recipe=recipe

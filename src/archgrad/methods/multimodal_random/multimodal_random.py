@@ -46,7 +46,7 @@ from archgrad.supernets.lifecycle import (
     split_steps,
     train_and_report,
 )
-from archgrad.tasks.task import Task, description, higher_is_better, require
+from archgrad.tasks.task import Task, description, evaluate, higher_is_better, require
 from archgrad.training.fit import recalibrate, train
 from archgrad.training.recipe import Recipe, adamw
 from archgrad.trials.evaluation import report_failures
@@ -135,7 +135,7 @@ def multimodal_random(
     space = prepare_supernet(space, run, needs="multimodal random search")
     check_candidates(space, task, recipe)
     steps, rest = split_steps(run, task, search_fraction, search_recipe=recipe, recipe=recipe)
-    constraint = ArchitectureConstraint(space, limit) if limit else None
+    constraint = ArchitectureConstraint(space, limit) if limit is not None else None
     run.begin("multimodal_random", settings_record(settings))
     if constraint:
         constraint.fit_surrogate(run)
@@ -172,7 +172,7 @@ def _train_finalists(
             time_fraction=(1.0 - settings.search_fraction) / count,
         )  # fmt: skip
         recalibrate(network, joined, run)
-        figures = task.evaluate(network, "test")
+        figures = evaluate(task, network, "test")
         run.log({f"test_{name}": value for name, value in figures.items()})
         scores.append(next(iter(figures.values())))
         networks = networks or [network]

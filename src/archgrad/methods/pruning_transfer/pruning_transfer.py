@@ -157,7 +157,7 @@ def pruning_transfer(
     if isinstance(task, Checkable):
         task.check(space)
     check_recipe(recipe, space)
-    constraint = GateConstraint(space, limit, rounding) if limit else None
+    constraint = GateConstraint(space, limit, rounding) if limit is not None else None
     assert isinstance(task, Splittable)
     halves = task.split(1.0 - terms.held_out)
     if cost is None and constraint:

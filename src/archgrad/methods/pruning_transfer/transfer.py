@@ -27,7 +27,7 @@ from archgrad.networks import copied
 from archgrad.results.record import conditions, heading, settings_record
 from archgrad.results.result import Found, widths
 from archgrad.run.run import Run
-from archgrad.tasks.task import Checkable, Task, require, stable_seed
+from archgrad.tasks.task import Checkable, Task, evaluate, require, stable_seed
 from archgrad.training.fit import check_recipe, optimize, recalibrate, seconds_per_step, steps_per_epoch, train
 from archgrad.training.recipe import Recipe, adam
 from archgrad.training.schedules import constant
@@ -212,7 +212,7 @@ def _train_source(space: nn.Module, source: Task, run: Run, recipe: Recipe) -> N
         measure_step=lambda: seconds_per_step(network, source, run, recipe),
     )  # fmt: skip
     train(network, source, run, recipe, steps=steps, phase="source")
-    run.log({f"source_{name}": value for name, value in source.evaluate(network).items()})
+    run.log({f"source_{name}": value for name, value in evaluate(source, network).items()})
     adopt(space, network)
 
 
@@ -278,7 +278,7 @@ class _Lab:
         scores = []
         for restart in range(self.protocol.restarts):
             network = self.trained(rival, shots=shots, draw=draw, restart=restart)
-            scores.append(next(iter(self.target.evaluate(network, "test").values())))
+            scores.append(next(iter(evaluate(self.target, network, "test").values())))
         return statistics.mean(scores)
 
     def trained(self, rival: Rival, *, shots: int, draw: int, restart: int) -> nn.Module:

@@ -40,7 +40,7 @@ def inner_darts(
     space = prepare_supernet(space, run, needs="DARTS")
     relax_as_mixture(space)
     steps, rest = split_steps(run, task, search_fraction)
-    constraint = ArchitectureConstraint(space, limit) if limit else None
+    constraint = ArchitectureConstraint(space, limit) if limit is not None else None
     if constraint:
         constraint.fit_surrogate(run)
     descend_mixture(

@@ -108,7 +108,9 @@ def radars(
     refuse_fraction(search_fraction)
     refuse_unfit(space, needs="RADARS")
     search_recipe.check_plain("search_recipe")
-    constraint = ArchitectureConstraint(prepare_supernet(space, run, needs="RADARS"), limit) if limit else None
+    constraint = (
+        ArchitectureConstraint(prepare_supernet(space, run, needs="RADARS"), limit) if limit is not None else None
+    )
     folder = run.folder / "candidates" if run.folder else None
     with OffloadedSupernet(space, device=run.device, folder=folder, seed=run.seed) as supernet:
         rounds = Rounds(supernet, task, run, settings, constraint)

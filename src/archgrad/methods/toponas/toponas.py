@@ -180,7 +180,7 @@ def toponas(
     relax(space, Softmax, where=without_topology)
     check_candidates(space, task, recipe)
     regularizer = _regularizer(space, terms, run)
-    constraint = ArchitectureConstraint(space, limit) if limit else None
+    constraint = ArchitectureConstraint(space, limit) if limit is not None else None
     weights = search_recipe.optimizer(space)
     run.begin("toponas", settings_record(settings))
 

@@ -138,7 +138,7 @@ def unas(
     relax(space, Softmax, where=without_topology)
     warm_start(space, prior)
     check_candidates(space, task, recipe)
-    constraint = ArchitectureConstraint(space, limit) if limit else None
+    constraint = ArchitectureConstraint(space, limit) if limit is not None else None
     weights = search_recipe.optimizer(space)
     run.begin("unas", settings_record(settings))
 

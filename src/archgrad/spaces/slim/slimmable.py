@@ -143,6 +143,11 @@ def _checked(net: nn.Module, example: Example) -> tuple[Tensor, ...]:
             f"{type(net).__name__} has lazy layers without weights; run it once, net(example), and they take shape"
         )
     inputs = arguments(example)
+    if strangers := [type(x).__name__ for x in inputs if not isinstance(x, Tensor)] or not inputs:
+        raise ModelError(
+            f"the example holds {strangers if inputs else 'nothing'}: give what the network takes, a tensor or a "
+            f"tuple of tensors, with a batch dimension in front"
+        )
     shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in inputs)
     replica = copied(net)
     try:
