@@ -60,6 +60,20 @@ METHODS: dict[str, Callable[..., ag.Found]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", [*METHODS, "radars"])
+def test_what_is_timed_for_the_forecast_is_a_network_that_trains(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Timed(BaseException):
+        pass
+
+    def step(network: nn.Module, task: ag.Classification, run: ag.Run, recipe: ag.Recipe) -> float:
+        assert torch.autograd.grad(task.loss(network, task.stream(seed=0)(0)), ag.weights(network), allow_unused=True)
+        raise Timed
+
+    monkeypatch.setattr(lifecycle, "seconds_per_step", step)
+    with pytest.raises(Timed):
+        (METHODS | {"radars": ag.radars})[name](with_inputs(), TASK, quiet(seconds=10.0))
+
+
 @pytest.mark.parametrize("method", [ag.unas, ag.toponas])
 @pytest.mark.parametrize("budget", [{"steps": 2}, {"seconds": 4.0}])
 def test_a_search_too_short_for_a_step_of_the_architecture_is_refused_and_leaves_the_folder_free(

@@ -40,6 +40,7 @@ from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found
 from archgrad.run.run import Run
 from archgrad.supernets.constraint import ArchitectureConstraint
+from archgrad.supernets.darts_loop import relax_as_mixture
 from archgrad.supernets.lifecycle import (
     prepare_supernet,
     refuse_fraction,
@@ -124,6 +125,7 @@ def radars(
         if constraint:
             constraint.fit_surrogate(run)
         path = supernet.taken({site: [0] for site in supernet.sites})
+        relax_as_mixture(path)
         steps, rest = split_steps(
             run, task, search_fraction, search_recipe=search_recipe, recipe=recipe, network=path
         )
