@@ -94,7 +94,7 @@ def test_weights_skip_the_first_stage_unless_retrained(
         (["--epochs", "x"], "--epochs"),
         (["--epoch", "3"], "--epoch"),
         (["--size", "8"], "size and skip_corrupt are for folders of images"),
-        (["--steps", "1"], "gate_epochs"),
+        (["--steps", "1"], "would train the gates"),
         (["--out", ""], "--out: '' was given"),
         (["--weights", "none.safetensors"], "there is no such file"),
         (["--config", "none.yaml"], "none.yaml cannot be read"),
