@@ -214,7 +214,7 @@ def test_a_limit_on_real_latency_runs_and_reports_what_it_reached(digits: ag.Cla
 def test_a_stage_without_steps_is_refused(digits: ag.Classification) -> None:
     with pytest.raises(ConfigError, match="gate_epochs from 1 to 1"):
         ag.dnal(ag.slim(conv_net(), digits.example), digits, quiet(epochs=2), gate_epochs=2)
-    with pytest.raises(ConfigError, match=r"1 of 1 steps in all would train the gates, .*: give a larger budget"):
+    with pytest.raises(ConfigError, match="1 of 1 steps would train the gates: give a larger budget"):
         ag.dnal(ag.slim(conv_net(), digits.example), digits, quiet(steps=1))
 
 

@@ -21,6 +21,7 @@ from archgrad.errors import ConfigError, ModelError, RunError
 from archgrad.run.output import Output
 from archgrad.run.run import Run, Stopped
 from archgrad.tasks.classification import Classification
+from archgrad.tasks.supervised import Supervised
 from archgrad.tasks.task import Batch
 from archgrad.training.fit import fit, recalibrate, seconds_per_step
 from archgrad.training.recipe import Recipe, adamw, sgd
@@ -419,3 +420,13 @@ def test_warm_up_cosine_out_of_range(share: float, last: float) -> None:
 def test_a_network_whose_weights_are_computed_before_each_call_is_timed_on_a_copy() -> None:
     network = nn.Sequential(nn.Flatten(), prune.l1_unstructured(nn.Linear(64, 10), "weight", amount=0.5))
     assert seconds_per_step(network, Classification.load("digits"), run(), Recipe()) > 0
+
+
+def test_a_network_that_does_not_fit_the_data_is_refused_before_the_run_begins(tmp_path: Path) -> None:
+    data = torch.randn(24, 6), torch.arange(24) % 3
+    with pytest.raises(ModelError, match=r"network fails on a batch of shape \[2, 6\]"):
+        fit(nn.Linear(5, 3), Classification(data), Run(steps=1, progress=False, folder=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="the loss has no gradient"):
+        task = Supervised(data, loss=lambda output, target: output.detach().mean())
+        fit(nn.Linear(6, 3), task, Run(steps=1, progress=False))

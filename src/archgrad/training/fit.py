@@ -17,7 +17,7 @@ from archgrad.errors import ConfigError
 from archgrad.networks import copied, evaluating
 from archgrad.run.device import seconds_per_call
 from archgrad.run.run import Run
-from archgrad.tasks.task import Batch, Task, arguments, evaluate, higher_is_better, require
+from archgrad.tasks.task import Batch, Checkable, Task, arguments, evaluate, higher_is_better, require
 from archgrad.training.averaging import moving_average, take_average
 from archgrad.training.drop_path import DropPathRamp
 from archgrad.training.recipe import Recipe
@@ -242,7 +242,7 @@ def fit(
 
     Raises:
         ConfigError: an option out of its range, or one that the network has no place for.
-        ModelError: the network has nothing to train.
+        ModelError: the network has nothing to train, or does not fit the data.
         NonFiniteError: the loss became NaN or infinite.
 
     Example:
@@ -258,6 +258,8 @@ def fit(
     require(task, method="fit")
     objective = _auxiliary(task, auxiliary) if auxiliary else None
     check_recipe(recipe, network)
+    if isinstance(task, Checkable):
+        task.check(network)
     if objective:
         _try(objective, network, task, run)
     size = sum(p.numel() for p in network.parameters())

@@ -143,9 +143,9 @@ def _checked(net: nn.Module, example: Example) -> tuple[Tensor, ...]:
             f"{type(net).__name__} has lazy layers without weights; run it once, net(example), and they take shape"
         )
     inputs = arguments(example)
-    if strangers := [type(x).__name__ for x in inputs if not isinstance(x, Tensor)] or not inputs:
+    if strangers := [type(x).__name__ for x in inputs if not isinstance(x, Tensor)]:
         raise ModelError(
-            f"the example holds {strangers if inputs else 'nothing'}: give what the network takes, a tensor or a "
+            f"the example holds {strangers}: give what the network takes, a tensor or a "
             f"tuple of tensors, with a batch dimension in front"
         )
     shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in inputs)
