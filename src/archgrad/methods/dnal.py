@@ -231,7 +231,7 @@ def _stages(space: nn.Module, task: Task, run: Run, settings: DnalSettings) -> _
         run.withdraw()
         fewer = f"gate_epochs from 1 to {(total - 1) // per_epoch}, or " if epochs and total > per_epoch else ""
         raise ConfigError(
-            f"{max(second, 1)} of {total} steps would train the gates: give {fewer}a larger budget (epochs, ...)"
+            f"{max(second, 1)} of {total} steps would train the gates: give {fewer}a larger budget of the Run"
         )
     timed = run.seconds is not None and run.epochs is None and run.max_steps is None
     rounds = epochs or (_ROUNDS if timed else math.ceil(second / per_epoch))
