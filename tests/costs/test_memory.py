@@ -222,7 +222,7 @@ def test_a_run_that_would_not_fit_is_refused_before_it_trains(monkeypatch: pytes
     with pytest.raises(LimitError, match=r"a batch of at most \d+ \(given: 16\), or archgrad.radars"):
         ag.darts(mixed(), task(), run)
     monkeypatch.setattr(supernet, "available_bytes", lambda device: 1000)
-    with pytest.raises(LimitError, match="the dearest of 5 networks drawn would take"):
+    with pytest.raises(LimitError, match="the largest of 5 networks drawn would take"):
         ag.random_search(mixed(), task(), ag.Run(steps=8, trials=2, device="cpu", progress=False))
     assert not any("loss" in row for row in run.history)
     monkeypatch.setattr(supernet, "available_bytes", lambda device: needed)
