@@ -244,3 +244,8 @@ def test_what_messages_show_is_cut() -> None:
     assert len(files.shown("x" * 10**6)) < 300 and files.shown("x" * 10**6).endswith("(1,000,002 characters)")
     free = files.free_memory()
     assert free is None or 0 < free < 2**60
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"cannot write .*file\.txt: there is no folder .*absent\. Make it"):
+        files.write_text(tmp_path / "absent" / "file.txt", "text", RunError)

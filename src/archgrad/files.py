@@ -243,6 +243,8 @@ def replace(path: Path, write: Callable[[Path], None], refuse: Refusal, *, size:
     The file and its folder are synchronized with the disk (fsync). Where something fails, such as a full disk, the
     temporary file is removed, what stood at `path` stays, and the error says how many bytes (`size`) were needed.
     """
+    if not path.parent.is_dir():
+        raise refuse(f"cannot write {path}: there is no folder {path.parent}. Make it, or choose another place")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write(partial)
@@ -250,7 +252,7 @@ def replace(path: Path, write: Callable[[Path], None], refuse: Refusal, *, size:
         partial.replace(path)
         _synchronize(path.parent)
     except OSError as error:
-        free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
+        free = shutil.disk_usage(path.parent).free
         raise refuse(
             f"cannot write {path}: {error.strerror or error}; it needs {size / 1e6:,.1f} MB, and "
             f"{free / 1e6:,.1f} MB are free. What was saved before is intact. Make room, give "

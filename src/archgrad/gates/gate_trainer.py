@@ -170,8 +170,10 @@ class GateTrainer:
         """Go on from what `state_dict` returned, after `space.load_state_dict`.
 
         Raises:
-            ConfigError: the state is of a training of another length.
+            ConfigError: the state is of something else, or of a training of another length.
         """
+        if not isinstance(state, Mapping) or set(state) != {"steps", "steps_taken", "optimizer", "gates"}:
+            raise ConfigError("the state is of something else: give what state_dict() of a GateTrainer returned")
         if state["steps"] != self.steps:
             raise ConfigError(
                 f"the state is of steps={state['steps']}, and this GateTrainer has steps={self.steps}: give the same"
