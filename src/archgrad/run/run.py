@@ -322,7 +322,9 @@ class Run:
     def log_step(
         self, figures: Mapping[str, float | Tensor], more: Mapping[str, float] | None = None, *, step: int
     ) -> None:
-        """Log a training step, every `Output.log_every` steps and at its phase's end; tensors hold a number, [1] or [].
+        """Log a training step, every `Output.log_every` steps and at the end of its phase.
+
+        Tensors hold one number, [1] or [].
 
         `more` is what is there now and then, such as an epoch's figures: a step that has it is always logged.
         """
