@@ -8,12 +8,12 @@ from families.grammar import network
 from torch import Tensor, nn
 
 from archgrad.choices.access import choices, hold, sample
+from archgrad.copy_and_run import copied
 from archgrad.errors import ArchgradError
 from archgrad.extract.discretize import build
-from archgrad.networks import copied
-from archgrad.spaces.slim.draws import AlignedDraws
-from archgrad.spaces.slim.running import run, tensors_of
+from archgrad.spaces.slim.seeded_run import run, tensors_of
 from archgrad.spaces.slim.slimmable import slim
+from archgrad.spaces.slim.width_independent_draws import AlignedDraws
 
 RELATIVE = 1e-6
 

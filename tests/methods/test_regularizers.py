@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import archgrad as ag
-from archgrad.choices.clipped import Clipped
+from archgrad.choices.clipped_relaxation import Clipped
 from archgrad.choices.decide import decide, discretized
 from archgrad.choices.modules import Choice
 from archgrad.choices.relaxations import Open, Softmax

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Choice
 from archgrad.choices.relaxations import GumbelSoftmax, Held
+from archgrad.copy_and_run import copied
 from archgrad.errors import ArchitectureError, ChoiceError
-from archgrad.networks import copied
 
 Space = TypeVar("Space", bound=nn.Module)
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from archgrad.choices.modules import OpChoice
+from archgrad.copy_and_run import copied
 from archgrad.errors import ChoiceError
-from archgrad.networks import copied
 
 Space = TypeVar("Space", bound=nn.Module)
 

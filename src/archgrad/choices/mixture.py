@@ -91,7 +91,8 @@ def _scaling_norm(module: nn.Module) -> tuple[str, _BatchNorm, Tensor] | None:
     if not isinstance(path, str) or path == "-1":
         return None
     norm = module.get_submodule(path)
-    # A hook has to see the unscaled output, and outside of training a norm may be skipped (`proxies/probe.py`).
+    # A hook has to see the unscaled output, and outside of training a norm may be
+    # skipped (`proxies/temporary_state.py`).
     hooked = module._forward_hooks or norm._forward_hooks
     if not isinstance(norm, NORMS) or not norm.training or norm.running_mean is None or hooked:
         return None

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import choices, decisions, restrict
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
+from archgrad.copy_and_run import copied
 from archgrad.errors import ChoiceError
-from archgrad.networks import copied
 
 Space = TypeVar("Space", bound=nn.Module)
 Keep = int | tuple[int, int]

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from archgrad.cli import typer_options
+from archgrad.cli.command_output import Outcome, only_json_on_stdout
 from archgrad.cli.command_table import COMMANDS, Command
 from archgrad.cli.error_messages import ErrorGroup
-from archgrad.cli.outcome import Outcome, only_json_on_stdout
 from archgrad.cli.schemas import configuration
 from archgrad.cli.typer_options import JSON
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 
-from archgrad.cli.outcome import Outcome
+from archgrad.cli.command_output import Outcome
 from archgrad.cli.schemas.control import ControlOptions
 from archgrad.cli.schemas.demo import DemoOptions
 from archgrad.cli.schemas.init import InitOptions

@@ -43,8 +43,8 @@ from archgrad.control.dynamics_model import DynamicsModel, Experience
 from archgrad.control.ilqr import line_search
 from archgrad.control.system import System, scattered_points
 from archgrad.control.trajectory import TrajectorySearch, gains_around, open_loop, report_control
+from archgrad.copy_and_run import copied
 from archgrad.errors import ConfigError
-from archgrad.networks import copied
 from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found
 from archgrad.run.run import Run

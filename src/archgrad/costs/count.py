@@ -23,9 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from archgrad.choices.access import decisions, using, weights
 from archgrad.choices.channels import Coupling
 from archgrad.choices.modules import Choice, Gate
+from archgrad.copy_and_run import evaluating, run_on_example, shapes
 from archgrad.costs.limits import Limitable
 from archgrad.errors import ModelError
-from archgrad.networks import evaluating, run_on_example, shapes
 from archgrad.tasks.task import Inputs, arguments, tensors
 
 Example = Inputs | Sequence[Tensor]

@@ -23,11 +23,11 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
+from archgrad.copy_and_run import evaluating, run_on_example, shapes
 from archgrad.costs.allocations import Allocations
 from archgrad.costs.count import examples_of, macs_by_module
 from archgrad.costs.limits import Limit, WithoutGradient
 from archgrad.errors import ConfigError, MissingExtra
-from archgrad.networks import evaluating, run_on_example, shapes
 from archgrad.tasks.task import Inputs, arguments, tensors
 
 POWERCAP = Path("/sys/class/powercap")

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from archgrad.choices.modules import Choice
+from archgrad.copy_and_run import copied, modes_kept, run_on_example, shapes
 from archgrad.costs.limits import Limit, WithoutGradient
 from archgrad.errors import ConfigError, ModelError, one_line
 from archgrad.extract.export import encode_onnx
 from archgrad.extract.onnx_file import Session
-from archgrad.networks import copied, modes_kept, run_on_example, shapes
 from archgrad.tasks.task import Inputs, arguments, mapped
 
 Runtime = Literal["eager", "onnx"]

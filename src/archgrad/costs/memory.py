@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.utils._pytree import tree_map_only
 
+from archgrad.copy_and_run import modes_kept, shapes
 from archgrad.costs.allocations import Allocations, Saved
 from archgrad.costs.limits import Limit, WithoutGradient
 from archgrad.errors import LimitError, ModelError
 from archgrad.files import free_memory
-from archgrad.networks import modes_kept, shapes
 from archgrad.tasks.task import arguments, tensors
 
 GIB = 2**30

@@ -22,9 +22,9 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_map, tree_map_only
 
 from archgrad import files
+from archgrad.copy_and_run import copied, run_on_example
 from archgrad.errors import ModelError, RunError, one_line
 from archgrad.extract import onnx_file
-from archgrad.networks import copied, run_on_example
 from archgrad.tasks.task import Inputs, arguments, tensors
 
 TOLERANCE = 1e-4

@@ -16,7 +16,7 @@ from archgrad.choices.lazy import Lazy
 from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
 from archgrad.choices.relaxations import Held
 from archgrad.choices.tracing import CONTAINERS, is_ours, traced
-from archgrad.networks import copied
+from archgrad.copy_and_run import copied
 
 
 def plain(network: nn.Module, architecture: Architecture) -> nn.Module:

@@ -39,6 +39,7 @@ from torch import nn
 from archgrad.choices.access import relax
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.relaxations import ScaledSigmoid
+from archgrad.copy_and_run import copied
 from archgrad.costs.count import macs
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
@@ -52,7 +53,6 @@ from archgrad.gates.gate_optimizer import (
     stand_in,
 )
 from archgrad.gates.selection import FLOOR, GateConstraint, WidthRounding, above_threshold, full, gates, left_full
-from archgrad.networks import copied
 from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found, assemble
 from archgrad.run.run import Run

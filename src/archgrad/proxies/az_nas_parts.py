@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from archgrad.errors import ConfigError, ModelError
-from archgrad.proxies.probe import probe
 from archgrad.proxies.scoring import Batch, examples, gradients, run, unfrozen, watched
+from archgrad.proxies.temporary_state import probe
 
 Blocks = Sequence[str] | None
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from archgrad.costs import count
-from archgrad.proxies.probe import probe
 from archgrad.proxies.scoring import Batch, inputs_of, scorable
+from archgrad.proxies.temporary_state import probe
 
 
 def params(network: nn.Module, batch: Batch | None = None) -> float:

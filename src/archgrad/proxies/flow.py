@@ -17,8 +17,8 @@ from archgrad.choices import access
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Gate
 from archgrad.errors import ConfigError, ModelError
-from archgrad.proxies.probe import probe
 from archgrad.proxies.scoring import LAYERS, SCALES, Batch, gradients, inputs_of, run, theta, watched
+from archgrad.proxies.temporary_state import probe
 
 Space = TypeVar("Space", bound=nn.Module)
 

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from archgrad.errors import ConfigError, ModelError
-from archgrad.proxies.probe import probe
 from archgrad.proxies.scoring import (
     LAYERS,
     SCALES,
@@ -31,6 +30,7 @@ from archgrad.proxies.scoring import (
     unfrozen,
     watched,
 )
+from archgrad.proxies.temporary_state import probe
 
 
 def synflow(network: nn.Module, batch: Batch) -> float:

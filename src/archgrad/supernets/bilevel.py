@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from archgrad.choices.access import decisions, logits
-from archgrad.choices.clipped import prune
+from archgrad.choices.clipped_relaxation import prune
 from archgrad.choices.decide import decide, decision_weights, discretized
 from archgrad.choices.modules import Choice, OpChoice
 from archgrad.choices.subsets import Subsets

@@ -12,8 +12,8 @@ from archgrad.choices.access import decisions
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.decide import discretized
 from archgrad.choices.modules import OpChoice
+from archgrad.copy_and_run import copied
 from archgrad.extract.discretize import build
-from archgrad.networks import copied
 from archgrad.run.run import Run
 from archgrad.tasks.task import Task, evaluate, higher_is_better
 from archgrad.training.fit import recalibrate

@@ -15,13 +15,13 @@ from archgrad.choices.decide import decision_weights
 from archgrad.choices.lazy import built
 from archgrad.choices.modules import Gate, InputChoice, OpChoice
 from archgrad.choices.subsets import without_topology
+from archgrad.copy_and_run import copied
 from archgrad.costs.count import params
 from archgrad.costs.latency import Runtime
 from archgrad.costs.limits import Limit, check_limit
 from archgrad.costs.memory import GIB, available_bytes, predict_memory
 from archgrad.errors import ChoiceError, ConfigError, LimitError, ModelError
 from archgrad.extract.discretize import build
-from archgrad.networks import copied
 from archgrad.results.record import conditions
 from archgrad.results.result import Example, Found, figures, latencies, note_remarks
 from archgrad.run.run import Run

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from archgrad.errors import DataError, ModelError
-from archgrad.tasks import networks
+from archgrad.tasks import batch_checks
 from archgrad.tasks.data_path import load
 from archgrad.tasks.metrics import Metric, Score, Totals
 from archgrad.tasks.normalization import Normalization
@@ -145,7 +145,7 @@ class Classification(Supervised):
 
     def losses(self, network: nn.Module, batch: Batch) -> Tensor:
         """The cross entropy of each sample, [B]; their mean is `loss`, to the last bits, smoothed labels included."""
-        logits = self._logits(networks.call(network, batch[0]))
+        logits = self._logits(batch_checks.call(network, batch[0]))
         losses = self._cross_entropy(logits, batch[1], reduction="none")
         if self._weight is None and self._ignore is None:
             return losses
@@ -153,7 +153,7 @@ class Classification(Supervised):
         return losses * (len(losses) / weights.sum().clamp_min(1e-12))
 
     def _computed(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
-        logits = self._logits(networks.call(network, batch[0]))
+        logits = self._logits(batch_checks.call(network, batch[0]))
         if self._ignore is not None and bool((batch[1] == self._ignore).all()):
             return logits.sum() * 0, logits
         return self._cross_entropy(logits, batch[1], reduction="mean"), logits
@@ -172,8 +172,8 @@ class Classification(Supervised):
         return weights if self._weight is None else weights * self._weight.to(labels.device)[labels.clamp_min(0)]
 
     def _judge(self, network: nn.Module, batch: Batch, totals: Totals, *, samples: int) -> None:
-        with networks.explained("the network fails", batch[0]):
-            output = networks.call(network, batch[0])
+        with batch_checks.explained("the network fails", batch[0]):
+            output = batch_checks.call(network, batch[0])
         logits, labels = self._logits(output).float(), batch[1]
         if self._ignore is not None:
             logits, labels = logits[labels != self._ignore], labels[labels != self._ignore]
@@ -205,7 +205,7 @@ class Classification(Supervised):
             or float(weight.min()) < 0
         ):
             raise DataError(
-                f"class_weight is {networks.described(weight)}; give a number from 0 up for each of the "
+                f"class_weight is {batch_checks.described(weight)}; give a number from 0 up for each of the "
                 f'{self.classes} classes, or "balanced"'
             )
         return weight
@@ -220,7 +220,7 @@ class Classification(Supervised):
             logits = output[0]
         if not isinstance(logits, Tensor):
             raise ModelError(
-                f"the network returns {networks.described(output)}; it must return logits [B, {self.classes}], a "
+                f"the network returns {batch_checks.described(output)}; it must return logits [B, {self.classes}], a "
                 f"tuple that begins with them, or an object or dict with logits"
             )
         if logits.ndim != 2 or logits.shape[1] != self.classes:

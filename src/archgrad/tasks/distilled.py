@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from archgrad.copy_and_run import copied, evaluating
 from archgrad.errors import ConfigError, ModelError
-from archgrad.networks import copied, evaluating
-from archgrad.tasks import networks
+from archgrad.tasks import batch_checks
 from archgrad.tasks.losses import Loss, per_sample
 from archgrad.tasks.supervised import Supervised
 from archgrad.tasks.task import (
@@ -170,7 +170,7 @@ class Distilled:
         """
         if isinstance(self.task, Checkable):
             self.task.check(network)
-        device = networks.device_of(network)
+        device = batch_checks.device_of(network)
         batch = self.task.stream(seed=0)(0)
         if not self._features:  # which need the positions of a whole batch
             batch = first(batch, 2)
@@ -182,14 +182,14 @@ class Distilled:
             distance = self._distance(call)
             if distance.ndim > 1 or not bool(torch.isfinite(distance).all()):
                 raise ConfigError(
-                    f"the distance from the teacher is {networks.described(distance)}, or not finite; loss must give "
-                    f"a scalar tensor []"
+                    f"the distance from the teacher is {batch_checks.described(distance)}, or not finite; loss must "
+                    f"give a scalar tensor []"
                 )
 
     def remarks(self, network: nn.Module) -> list[str]:
         """What a report has to say of this: that the teacher was no better than the network it taught."""
         if self._teacher_score is None:
-            device = networks.device_of(network)
+            device = batch_checks.device_of(network)
             self._teacher_score = next(iter(self.task.evaluate(self.teacher.to(device)).values()))
         name, score = next(iter(self.task.evaluate(network).items()))
         gain = self._teacher_score - score if self.higher_is_better else score - self._teacher_score
@@ -261,7 +261,7 @@ class Distilled:
         with (
             torch.no_grad(),
             _captured(self.teacher.to(device), names, layers, "teacher"),
-            networks.explained("the teacher fails", (call.args, call.kwargs)),
+            batch_checks.explained("the teacher fails", (call.args, call.kwargs)),
         ):
             answer = self.teacher(*call.args, **call.kwargs)
         distances = [
@@ -270,11 +270,11 @@ class Distilled:
         ]
         if self._loss is not None:
             function = self._each if each and self._each is not None else self._loss
-            with networks.explained("the loss of distillation fails", (call.output, answer)):
+            with batch_checks.explained("the loss of distillation fails", (call.output, answer)):
                 distances.append(function(call.output, answer))
             if not isinstance(distances[-1], Tensor):
                 raise ConfigError(
-                    f"Distilled(loss=) gives {networks.described(distances[-1])}; give a scalar tensor []"
+                    f"Distilled(loss=) gives {batch_checks.described(distances[-1])}; give a scalar tensor []"
                 )
         elif not self._features:
             return self._divergence(call.output, answer)
@@ -318,7 +318,7 @@ def _logits(output: Any, whose: str) -> tuple[Tensor, int]:
     else:
         logits = output[0] if isinstance(output, tuple | list) and output else None
     if not isinstance(logits, Tensor):
-        raise ModelError(f"the {whose} returns {networks.described(output)}, no logits; give Distilled(loss=)")
+        raise ModelError(f"the {whose} returns {batch_checks.described(output)}, no logits; give Distilled(loss=)")
     return logits, 1
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from archgrad.errors import ArchgradError, ConfigError
-from archgrad.tasks.networks import FAILURES, described
+from archgrad.tasks.batch_checks import FAILURES, described
 
 # A function of (output, target), or an object with update(output, target), compute() and reset().
 Metric = Any

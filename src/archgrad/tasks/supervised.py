@@ -13,9 +13,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from archgrad.copy_and_run import evaluating
 from archgrad.errors import ConfigError, DataError, ModelError
-from archgrad.networks import evaluating
-from archgrad.tasks import networks
+from archgrad.tasks import batch_checks
 from archgrad.tasks.batch_order import Order, Stream, sampled, shuffled
 from archgrad.tasks.data_path import load
 from archgrad.tasks.losses import BatchLoss, Loss, checked_loss, per_sample
@@ -237,13 +237,13 @@ class Supervised:
         """The loss of each sample, [B]; their mean is `loss`. Raises ModelError where a loss is of whole batches."""
         if self._each is not None:
             inputs, target = _pair(batch)
-            losses = self._each(networks.call(network, inputs), target)
+            losses = self._each(batch_checks.call(network, inputs), target)
         else:
             losses, _ = self._computed(network, batch)
         if losses.ndim != 1:
             raise ModelError(
-                f"the loss of a batch is {networks.described(losses)}, and that of each sample is needed, [B]; give "
-                f"a loss that returns it, or one of torch that has a `reduction`"
+                f"the loss of a batch is {batch_checks.described(losses)}, and that of each sample is needed, [B]; "
+                f"give a loss that returns it, or one of torch that has a `reduction`"
             )
         return losses
 
@@ -257,7 +257,7 @@ class Supervised:
         if part not in PARTS:
             raise DataError(f"part={part!r}: give one of {', '.join(map(repr, PARTS))}")
         self._reads[part] += 1
-        device = networks.device_of(network)
+        device = batch_checks.device_of(network)
         totals = Totals(self._metrics, device)
         with evaluating(network):
             for rows, batch in zip(self._rows(part), self._batches(part), strict=True):
@@ -274,11 +274,11 @@ class Supervised:
             ConfigError: the loss is no scalar, or its gradient reaches no weight; a metric fails or gives no number.
             DataError: the samples hold NaN or infinite numbers, or a batch changes when the next one is fetched.
         """
-        device = networks.device_of(network)
+        device = batch_checks.device_of(network)
         samples = min(2, len(self._parts["train"].indices))
         batch = self._fetch("train", 0, samples)
-        networks.check_finite(_pair(batch)[0])
-        networks.check_views(batch, lambda: self._fetch("train", -samples, None))
+        batch_checks.check_finite(_pair(batch)[0])
+        batch_checks.check_views(batch, lambda: self._fetch("train", -samples, None))
         batch = mapped(lambda tensor: tensor.to(device), batch)
         with torch.random.fork_rng([device] if device.type == "cuda" else []), evaluating(network):
             totals = Totals(self._metrics, device)
@@ -287,10 +287,10 @@ class Supervised:
             if self._undirected:
                 self._warn_of_direction(network, batch)
         if samples > 1:
-            with networks.training(network), torch.enable_grad():
-                with networks.explained("the network runs in evaluation mode and fails in training mode", batch):
+            with batch_checks.training(network), torch.enable_grad():
+                with batch_checks.explained("the network runs in evaluation mode and fails in training mode", batch):
                     loss, _ = self._computed(network, batch)
-                networks.check_loss(loss, network, samples=samples)
+                batch_checks.check_loss(loss, network, samples=samples)
 
     def _warn_of_direction(self, network: nn.Module, batch: Batch) -> None:
         """A plain name as the score counts as higher; warn where the metric falls as the loss does."""
@@ -314,21 +314,21 @@ class Supervised:
         else:
             assert self._loss is not None
             inputs, target = _pair(batch)
-            output = networks.call(network, inputs)
+            output = batch_checks.call(network, inputs)
             if isinstance(self._loss, nn.Module):
                 self._loss.to(next((leaf.device for leaf in tensors(output)), torch.device("cpu")))
             loss = self._loss(output, target)
         if not isinstance(loss, Tensor):
-            raise ConfigError(f"the loss is {networks.described(loss)}; it must be a scalar tensor []")
+            raise ConfigError(f"the loss is {batch_checks.described(loss)}; it must be a scalar tensor []")
         return loss, output
 
     def _judge(self, network: nn.Module, batch: Batch, totals: Totals, *, samples: int) -> None:
         """Add the loss and the metrics of a batch."""
         user = "the network or batch_loss fails" if self._batch_loss is not None else "the network or the loss fails"
-        with networks.explained(user, batch):
+        with batch_checks.explained(user, batch):
             loss, output = self._computed(network, batch)
         if tuple(loss.shape) not in ((), (samples,)):
-            networks.check_loss(loss, network, samples=samples)
+            batch_checks.check_loss(loss, network, samples=samples)
         total = float(loss.double().sum()) * (1 if loss.ndim else samples)
         target = batch[1] if self._batch_loss is None or _is_pair(batch) else batch
         totals.add(output, target, samples=samples, loss=total)

@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from archgrad.copy_and_run import copied, evaluating
 from archgrad.errors import ConfigError
-from archgrad.networks import copied, evaluating
 from archgrad.run.device import seconds_per_call
 from archgrad.run.run import Run
 from archgrad.tasks.task import Batch, Checkable, Task, arguments, evaluate, higher_is_better, require

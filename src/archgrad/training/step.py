@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from archgrad.errors import ConfigError
 from archgrad.run.resource_errors import watched
 from archgrad.run.run import Run
-from archgrad.tasks.networks import described
+from archgrad.tasks.batch_checks import described
 from archgrad.tasks.task import Batch
 
 # Whether an optimizer's losses use reentrant checkpointing, which allows no `torch.autograd.grad`. It is looked up

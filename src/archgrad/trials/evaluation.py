@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from archgrad.choices.architecture import Architecture
+from archgrad.copy_and_run import copied
 from archgrad.errors import ModelError, NonFiniteError
 from archgrad.extract.discretize import build
-from archgrad.networks import copied
 from archgrad.run.run import Run
 from archgrad.tasks.task import Batch, Scored, Task, evaluate, higher_is_better
 from archgrad.training.fit import recalibrate, train

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from archgrad.cli import command_file, outcome
+from archgrad.cli import command_file, command_output
 from archgrad.cli.commands import setup
 from archgrad.cli.schemas.control import ControlOptions
 from archgrad.control.benchmark_systems import cart_pole, vehicle
@@ -17,7 +17,7 @@ from archgrad.run.run import Run
 _SYSTEMS = {"vehicle": vehicle, "cart_pole": cart_pole}
 
 
-def execute(options: ControlOptions) -> outcome.Outcome:
+def execute(options: ControlOptions) -> command_output.Outcome:
     """Control the system; the outcome is the run's record."""
     setup.set_threads(options)
     out = Path(options.out)
@@ -32,4 +32,4 @@ def execute(options: ControlOptions) -> outcome.Outcome:
     with command_file.resumable(out):
         search = functools.partial(darts, search_recipe=DYNAMICS_RECIPE) if options.searched else None
         record = nnilqr(space, system, run, search=search).record
-    return outcome.of_record(record, outcome.files_in(out))
+    return command_output.of_record(record, command_output.files_in(out))

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from archgrad import demo
-from archgrad.cli import command_file, outcome
+from archgrad.cli import command_file, command_output
 from archgrad.cli.commands import setup
 from archgrad.cli.schemas.demo import DemoOptions
 
@@ -20,7 +20,7 @@ _NEXT = """Next, with a network and data of your own:
 """
 
 
-def execute(options: DemoOptions) -> outcome.Outcome:
+def execute(options: DemoOptions) -> command_output.Outcome:
     """Slim a small CNN on real digits; the outcome is the run's record."""
     setup.set_threads(options)
     out = Path(options.out)
@@ -30,7 +30,7 @@ def execute(options: DemoOptions) -> outcome.Outcome:
     with command_file.resumable(out):
         found = demo.demo(out, seed=options.seed, epochs=options.epochs)
         setup.write_onnx(found, out, None)
-    return outcome.of_record(found.record, _baseline(found.record), _NEXT, outcome.files_in(out))
+    return command_output.of_record(found.record, _baseline(found.record), _NEXT, command_output.files_in(out))
 
 
 def _baseline(record: Mapping[str, Any]) -> str:

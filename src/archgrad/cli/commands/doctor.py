@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from archgrad.cli.outcome import Outcome
+from archgrad.cli.command_output import Outcome
 from archgrad.costs.energy import Nvml, Rapl
 from archgrad.costs.memory import GIB, available_bytes
 from archgrad.errors import ArchgradError

@@ -12,10 +12,10 @@ from torch import nn
 
 from archgrad.choices.access import choices, relax, sample
 from archgrad.choices.relaxations import Softmax
+from archgrad.cli.command_output import Outcome
 from archgrad.cli.commands import setup
 from archgrad.cli.commands.search import described_space
 from archgrad.cli.inputs import data, spaces
-from archgrad.cli.outcome import Outcome
 from archgrad.cli.schemas.methods import METHODS
 from archgrad.cli.schemas.options import Options
 from archgrad.cli.schemas.search import SearchOptions

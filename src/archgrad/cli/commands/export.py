@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from archgrad.cli.command_output import Outcome
 from archgrad.cli.inputs import exported_program
-from archgrad.cli.outcome import Outcome
 from archgrad.errors import RunError
 from archgrad.extract.export import export_onnx
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from archgrad import files
 from archgrad.choices.access import choices
+from archgrad.cli.command_output import Outcome
 from archgrad.cli.inputs import data, models
-from archgrad.cli.outcome import Outcome
 from archgrad.cli.schemas.configuration import is_code
 from archgrad.cli.schemas.init import InitOptions
 from archgrad.cli.schemas.options import BatchOptions

@@ -8,7 +8,7 @@ import io
 import re
 from pathlib import Path
 
-from archgrad.cli.outcome import Outcome
+from archgrad.cli.command_output import Outcome
 from archgrad.cli.schemas.methods import METHODS
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import typer
 
 from archgrad import files
-from archgrad.cli import outcome
+from archgrad.cli import command_output
 from archgrad.errors import ConfigError, RunError
 from archgrad.report import board, compare, page, text
 
 
-def draw_report(out: Path) -> outcome.Outcome:
+def draw_report(out: Path) -> command_output.Outcome:
     """Draw a run's report again; the outcome is its record."""
     if not out.is_dir():
         raise RunError(f"There is no run folder {out}. Give the folder that was --out.")
@@ -22,7 +22,7 @@ def draw_report(out: Path) -> outcome.Outcome:
     content = files.read_text(out / "record.json", RunError, most=files.RECORD)
     record = files.parse_json(content, RunError, source=str(out / "record.json"), finite=False)
     text.check(record)
-    return outcome.of_record(record, f"The report is {drawn}")
+    return command_output.of_record(record, f"The report is {drawn}")
 
 
 def serve_board(out: Path, *, port: int | None, in_browser: bool) -> None:
@@ -39,7 +39,7 @@ def serve_board(out: Path, *, port: int | None, in_browser: bool) -> None:
                 raise
 
 
-def compare_runs(runs: Sequence[Path], out: Path | None) -> outcome.Outcome:
+def compare_runs(runs: Sequence[Path], out: Path | None) -> command_output.Outcome:
     """Show runs side by side, and write a page where asked."""
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise ConfigError(f"--out {out}: give a file in a folder that is there, such as compare.html")
@@ -49,4 +49,4 @@ def compare_runs(runs: Sequence[Path], out: Path | None) -> outcome.Outcome:
     closing = (
         f"The page is {out}" if out else "With --out compare.html there is a page with curves, cells and fronts."
     )
-    return outcome.Outcome(compare.as_json(sides), f"{compare.plain(sides)}\n{closing}")
+    return command_output.Outcome(compare.as_json(sides), f"{compare.plain(sides)}\n{closing}")

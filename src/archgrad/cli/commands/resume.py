@@ -6,8 +6,8 @@ import contextlib
 from pathlib import Path
 
 from archgrad.cli import command_file
+from archgrad.cli.command_output import Outcome
 from archgrad.cli.command_table import COMMANDS
-from archgrad.cli.outcome import Outcome
 from archgrad.cli.schemas import configuration
 from archgrad.errors import RunError
 from archgrad.report.data.run_format import COMMAND

@@ -14,7 +14,7 @@ from torch import nn
 from archgrad import proxies
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
-from archgrad.cli import command_file, outcome
+from archgrad.cli import command_file, command_output
 from archgrad.cli.commands import setup
 from archgrad.cli.inputs import accuracy_table, architectures, data, models, spaces
 from archgrad.cli.schemas.options import TABLE_DATA, BatchOptions
@@ -55,7 +55,7 @@ class _Subjects(NamedTuple):
     described: Record | None = None
 
 
-def execute(options: ScoreOptions) -> outcome.Outcome:
+def execute(options: ScoreOptions) -> command_output.Outcome:
     """Score the networks; the outcome is the record, the best mean rank first."""
     setup.set_threads(options)
     out = Path(options.out) if options.out else None
@@ -77,7 +77,7 @@ def execute(options: ScoreOptions) -> outcome.Outcome:
             write_record(out, record)
             page.write(out)
         run.finish()
-    return outcome.of_record(record, outcome.files_in(out) if out else "")
+    return command_output.of_record(record, command_output.files_in(out) if out else "")
 
 
 def _batch(options: ScoreOptions) -> tuple[Batch, spaces.Fits]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from archgrad.cli import command_file, outcome
+from archgrad.cli import command_file, command_output
 from archgrad.cli.commands import setup
 from archgrad.cli.inputs import accuracy_table, data, spaces
 from archgrad.cli.schemas.methods import METHODS
@@ -26,7 +26,7 @@ Next, a larger network of the same cells:
   archgrad train {out}/architecture.json DATA --cells 20 --channels 36 --auxiliary 0.4 --drop-path 0.2"""
 
 
-def execute(options: SearchOptions) -> outcome.Outcome:
+def execute(options: SearchOptions) -> command_output.Outcome:
     """Search a space; the outcome is the run's record."""
     out, method = Path(options.out), METHODS[options.method]
     function = method.load()
@@ -53,7 +53,7 @@ def execute(options: SearchOptions) -> outcome.Outcome:
         _record(found, out, described)
         setup.write_onnx(found, out, options.onnx)
     larger = _LARGER.format(out=options.out) if options.space == "darts" else ""
-    return outcome.of_record(found.record, outcome.files_in(out), larger)
+    return command_output.of_record(found.record, command_output.files_in(out), larger)
 
 
 def _default_recipe(function: Callable[..., Found]) -> Recipe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from archgrad.cli import command_file, outcome
+from archgrad.cli import command_file, command_output
 from archgrad.cli.commands import setup
 from archgrad.cli.inputs import data
 from archgrad.cli.schemas.slim import SlimOptions
@@ -12,7 +12,7 @@ from archgrad.methods.dnal import dnal
 from archgrad.spaces.slim.slimmable import slim
 
 
-def execute(options: SlimOptions) -> outcome.Outcome:
+def execute(options: SlimOptions) -> command_output.Outcome:
     """Slim a network; the outcome is the run's record."""
     out = Path(options.out)
     run = setup.begin("slim", options, out)
@@ -39,4 +39,4 @@ def execute(options: SlimOptions) -> outcome.Outcome:
             recipe=setup.recipe_of(options),
         )
         setup.write_onnx(found, out, options.onnx)
-    return outcome.of_record(found.record, outcome.files_in(out))
+    return command_output.of_record(found.record, command_output.files_in(out))

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from archgrad.choices.architecture import Architecture
-from archgrad.cli import command_file, outcome
+from archgrad.cli import command_file, command_output
 from archgrad.cli.commands import setup
 from archgrad.cli.inputs import data, models, spaces
 from archgrad.cli.schemas.train import TrainOptions
@@ -48,7 +48,7 @@ class _Subject:
     record: Record = field(default_factory=dict)
 
 
-def execute(options: TrainOptions) -> outcome.Outcome:
+def execute(options: TrainOptions) -> command_output.Outcome:
     """Train from fresh weights; the outcome is the run's record."""
     out = Path(options.out)
     run = setup.begin("train", options, out)
@@ -62,7 +62,7 @@ def execute(options: TrainOptions) -> outcome.Outcome:
         found = _trained(subject, options, task=task, run=run)
         found.save(out)
         setup.write_onnx(found, out, options.onnx)
-    return outcome.of_record(found.record, outcome.files_in(out))
+    return command_output.of_record(found.record, command_output.files_in(out))
 
 
 def _subject(options: TrainOptions, task: Task) -> _Subject:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from archgrad.cli import command_file, outcome
+from archgrad.cli import command_file, command_output
 from archgrad.cli.commands import setup
 from archgrad.cli.inputs import data
 from archgrad.cli.schemas.transfer import TransferOptions
@@ -15,7 +15,7 @@ from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import slim
 
 
-def execute(options: TransferOptions) -> outcome.Outcome:
+def execute(options: TransferOptions) -> command_output.Outcome:
     """Prune on the source, then compare on the target; the outcome is the run's record.
 
     The search has a run of its own in the folder `search`; both resume.
@@ -49,4 +49,4 @@ def execute(options: TransferOptions) -> outcome.Outcome:
             pretrained=options.weights is not None,
         )  # fmt: skip
         setup.write_onnx(found, out, options.onnx)
-    return outcome.of_record(found.record, outcome.files_in(out))
+    return command_output.of_record(found.record, command_output.files_in(out))

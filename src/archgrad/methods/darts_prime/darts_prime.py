@@ -13,7 +13,7 @@ zeros and ones of the architecture that they point at, Fbar the averaged squared
     clipped activation (v1, v2): a = clip(alpha, 0, 1), without "none", nodes normalized; what falls to 0 stays out
     derive: DARTS's rule
 
-Each part is one that any gradient method takes: `choices/clipped.py`, `dynamic_schedule.py`,
+Each part is one that any gradient method takes: `choices/clipped_relaxation.py`, `dynamic_schedule.py`,
 `regularizers.py`.
 First order. The weights get 1 - 1 / (1 + f) of the training data, the architecture the rest.
 
@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from archgrad.choices.access import choices, decisions, logits, restrict
-from archgrad.choices.clipped import Clipped, normalize_nodes
+from archgrad.choices.clipped_relaxation import Clipped, normalize_nodes
 from archgrad.choices.decide import decide
 from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Softmax

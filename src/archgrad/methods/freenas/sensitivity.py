@@ -21,10 +21,10 @@ from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.errors import ArchgradError, ModelError, NonFiniteError
 from archgrad.extract.discretize import draw_anew
-from archgrad.proxies.probe import probe
+from archgrad.proxies.temporary_state import probe
 from archgrad.results.result import Example
 from archgrad.spaces.cells import NONE
-from archgrad.spaces.slim.running import NETWORK_ERRORS
+from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS
 
 Norm = Literal["off", "eval", "train"]
 Scores = dict[str, Tensor]

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from archgrad.choices.access import logits, relax
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.relaxations import TwoTemperature
+from archgrad.copy_and_run import copied
 from archgrad.costs.count import Macs, Params, macs
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
@@ -41,7 +42,6 @@ from archgrad.extract.discretize import build
 from archgrad.gates.gate_optimizer import entry_logits
 from archgrad.gates.selection import FLOOR, GateConstraint, WidthRounding, above_threshold, full, gates
 from archgrad.methods.pruning_transfer.gate_pruning import Signs, charges, mixing_weights, redraw
-from archgrad.networks import copied
 from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found, assemble
 from archgrad.run.run import Run

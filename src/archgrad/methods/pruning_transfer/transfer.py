@@ -18,12 +18,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
 from archgrad.choices.architecture import Architecture
+from archgrad.copy_and_run import copied
 from archgrad.costs.count import Macs, Params, macs, params
 from archgrad.errors import ConfigError, DataError, ModelError
 from archgrad.extract.discretize import build
 from archgrad.gates.selection import FLOOR, GateConstraint, WidthRounding, full, gates
 from archgrad.methods.pruning_transfer.gate_pruning import adopt, magnitudes
-from archgrad.networks import copied
 from archgrad.results.record import conditions, heading, settings_record
 from archgrad.results.result import Found, widths
 from archgrad.run.run import Run

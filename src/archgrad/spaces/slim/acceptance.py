@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from archgrad.spaces.slim.running import NETWORK_ERRORS, plain_kernels, run, tensors_of
+from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, plain_kernels, run, tensors_of
 from archgrad.spaces.slim.trial import MASKS, Check, Removal, Trial, changes, readers
 
 UNSHOWN = (

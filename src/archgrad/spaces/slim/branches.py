@@ -10,8 +10,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from archgrad.choices.channels import Coupling, Vanishing
-from archgrad.networks import copied
-from archgrad.spaces.slim.running import NETWORK_ERRORS, plain_kernels, run
+from archgrad.copy_and_run import copied
+from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, plain_kernels, run
 from archgrad.spaces.slim.trial import Removal, Trial
 
 # What a block may apply to the sum of its branch and its skip, besides its own activation modules.

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 from archgrad.choices.channels import Coupling
 from archgrad.spaces.slim.dependency import Components, Labels, Shadow, Walk
 from archgrad.spaces.slim.operators import rule_of
-from archgrad.spaces.slim.running import computed_weights, plain_kernels, run, tensors_of
+from archgrad.spaces.slim.seeded_run import computed_weights, plain_kernels, run, tensors_of
 
 Side = tuple[str, str]  # (module path, side)
 LAYERS = (_ConvNd, nn.Linear)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from archgrad.spaces.slim.channel_graph import LAYERS, UNREAD
-from archgrad.spaces.slim.running import NETWORK_ERRORS, plain_kernels, run
+from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, plain_kernels, run
 from archgrad.spaces.slim.trial import Removal, Trial
 
 

@@ -13,14 +13,14 @@ from torch.nn.utils import parametrize
 
 from archgrad.choices.channels import ORDER
 from archgrad.choices.modules import Gate
+from archgrad.copy_and_run import copied
 from archgrad.errors import ModelError
-from archgrad.networks import copied
 from archgrad.spaces.slim.acceptance import Budget, exercised, settle
 from archgrad.spaces.slim.attention import attention_heads
 from archgrad.spaces.slim.branches import branches
 from archgrad.spaces.slim.channel_graph import ChannelGraph, input_features, trace
 from archgrad.spaces.slim.frozen import Frozen, reach
-from archgrad.spaces.slim.running import NETWORK_ERRORS, run
+from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, run
 from archgrad.spaces.slim.trial import MASKS, Check, Removal, Trial, reads
 from archgrad.tasks.task import Inputs, arguments
 

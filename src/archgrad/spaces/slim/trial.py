@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from archgrad.choices.channels import Coupling, Vanishing, open_channels, remove_branch, remove_channels
-from archgrad.networks import copied
-from archgrad.spaces.slim.draws import AlignedDraws
-from archgrad.spaces.slim.running import NETWORK_ERRORS, plain_kernels, run, tensors_of
+from archgrad.copy_and_run import copied
+from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, plain_kernels, run, tensors_of
 from archgrad.spaces.slim.trial_inputs import trial_inputs
+from archgrad.spaces.slim.width_independent_draws import AlignedDraws
 
 # Relative differences that rounding explains in any network; more is weighed against a measured floor.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5}

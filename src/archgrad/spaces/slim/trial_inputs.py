@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archgrad.spaces.slim.running import NETWORK_ERRORS, run, tensors_of
+from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, run, tensors_of
 
 Inputs = tuple[Any, ...]
 FEW = 2  # examples of the batch that are tried

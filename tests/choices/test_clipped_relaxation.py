@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.choices.access import choices, restrict
-from archgrad.choices.clipped import FLOOR, Clipped, normalize_nodes, prune
+from archgrad.choices.clipped_relaxation import FLOOR, Clipped, normalize_nodes, prune
 from archgrad.choices.decide import decide
 from archgrad.choices.modules import Choice
 from archgrad.choices.relaxations import Open, Softmax

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import decisions, restrict
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
-from archgrad.networks import evaluating
+from archgrad.copy_and_run import evaluating
 
 FLOOR = 0.01  # least weight of a choice's last survivors; behind a norm a small weight acts like a large one
 _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}

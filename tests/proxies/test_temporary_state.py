@@ -15,7 +15,7 @@ from archgrad.choices.access import logits, relax
 from archgrad.choices.modules import OpChoice
 from archgrad.choices.relaxations import Softmax
 from archgrad.errors import ConfigError, ModelError
-from archgrad.proxies.probe import probe
+from archgrad.proxies.temporary_state import probe
 from archgrad.spaces.nasbench201 import nasbench201_network
 
 NAN = 0x7FC12345  # a NaN with a payload

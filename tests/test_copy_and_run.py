@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, weight_norm
 
+from archgrad.copy_and_run import copied, evaluating, modes_kept, run_on_example, shapes
 from archgrad.errors import ModelError
-from archgrad.networks import copied, evaluating, modes_kept, run_on_example, shapes
 
 
 class Caching(nn.Module):

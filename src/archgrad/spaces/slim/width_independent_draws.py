@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from archgrad.spaces.slim.running import reseed
+from archgrad.spaces.slim.seeded_run import reseed
 
 
 class AlignedDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from archgrad.copy_and_run import modes_kept
 from archgrad.errors import ArchgradError, ConfigError, DataError, ModelError
-from archgrad.networks import modes_kept
 from archgrad.tasks.sources import seeded
 from archgrad.tasks.task import Batch, arguments, tensors
 
