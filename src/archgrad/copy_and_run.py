@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from archgrad.errors import ArchgradError, ModelError, one_line
 
 Network = TypeVar("Network", bound=nn.Module)
+_OWN = set(vars(nn.Module())) - {"_buffers"}  # attributes of every module, where no such tensors are
 
 
 @contextlib.contextmanager
@@ -68,7 +69,10 @@ def copied(network: Network, *, share: bool = False) -> Network:
     Raises:
         ModelError: something in the network cannot be copied.
     """
-    attributes = [value for module in network.modules() for value in vars(module).values()]
+    attributes = [
+        value for module in network.modules() for name, value in vars(module).items()
+        if name not in _OWN and not isinstance(value, (int, float, str, type(None)))
+    ]  # fmt: skip
     memo: dict[int, Any] = {
         id(leaf): leaf.detach().clone()
         for leaf in tree_leaves(attributes)

@@ -93,7 +93,7 @@ def _cut(module: nn.Module, member: Coupling, mask: Tensor) -> None:
         tensor = getattr(module, name, None)
         if tensor is None:
             continue
-        smaller = tensor.detach().index_select(dim, index.to(tensor.device)).clone()
+        smaller = tensor.detach().index_select(dim, index.to(tensor.device))
         if isinstance(tensor, nn.Parameter):
             setattr(module, name, nn.Parameter(smaller, requires_grad=tensor.requires_grad))
         else:

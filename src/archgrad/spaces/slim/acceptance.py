@@ -141,14 +141,20 @@ class _Search:
 
 
 def _silent(trial: Trial, removals: Sequence[Removal], budget: Budget) -> set[str]:
-    """Names of the removals whose closing changes no finite output on the user's own example."""
-    slopes = _slopes(trial, removals)
-    least = 1e3 * torch.finfo(trial.dtype).eps ** 1.5 * max(slopes.values(), default=0.0)
-    unsure = [r for r in removals if not slopes.get(r.name, 0.0) > least]
-    return {r.name for r in _unchanging(trial, unsure, budget, trial.reference())} if unsure else set()
+    """Names of the removals whose closing changes no finite output on any of the trial's inputs."""
+    unsure, inputs = list(removals), range(len(trial.inputs))
+    for number in inputs[::-1] if trial.large else inputs:
+        if unsure:
+            slopes = _slopes(trial, unsure, number)
+            least = 1e3 * torch.finfo(trial.dtype).eps ** 1.5 * max(slopes.values(), default=0.0)
+            unsure = [r for r in unsure if not slopes.get(r.name, 0.0) > least]
+    for number in inputs:
+        if unsure:
+            unsure = list(_unchanging(trial, unsure, budget, number))
+    return {r.name for r in unsure}
 
 
-def _slopes(trial: Trial, removals: Sequence[Removal]) -> dict[str, float]:
+def _slopes(trial: Trial, removals: Sequence[Removal], number: int) -> dict[str, float]:
     """The largest derivative of a random sum of the outputs by an entry of each gate, where there is one."""
     network = trial.network.eval()
     factors: dict[str, list[Tensor]] = {}
@@ -166,7 +172,7 @@ def _slopes(trial: Trial, removals: Sequence[Removal]) -> dict[str, float]:
         for parameter in network.parameters():
             parameter.requires_grad_(False)
         with plain_kernels():
-            outputs = tensors_of(run(network, trial.inputs[0], grad=True))
+            outputs = tensors_of(run(network, trial.inputs[number], grad=True))
         total = _random_sum(outputs)
         leaves = [f for own in factors.values() for f in own]
         slopes = torch.autograd.grad(total, leaves, allow_unused=True) if leaves and total.requires_grad else []
@@ -205,22 +211,23 @@ def _random_sum(outputs: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _unchanging(
-    trial: Trial, removals: Sequence[Removal], budget: Budget, reference: Sequence[Tensor]
-) -> Iterator[Removal]:
+def _unchanging(trial: Trial, removals: Sequence[Removal], budget: Budget, number: int) -> Iterator[Removal]:
     """Those of which closing all but one entry, together and then by halves, changes nothing."""
-    if not removals or not budget.spend("looking for gates that the example does not exercise"):
-        yield from removals
-        return
-    try:
-        network = trial.closed(removals, trial.kept(removals, "smallest"))
-        with plain_kernels():
-            closed = tensors_of(run(network.eval(), trial.inputs[0]))
-    except NETWORK_ERRORS:
-        closed = []
-    if not changes(trial, reference, closed):
-        yield from removals
-    elif len(removals) > 1:
-        middle = len(removals) // 2
-        yield from _unchanging(trial, removals[:middle], budget, reference)
-        yield from _unchanging(trial, removals[middle:], budget, reference)
+    reference = trial.reference(number)
+
+    def silent(some: Sequence[Removal]) -> Iterator[Removal]:
+        if not budget.spend("looking for gates that the example does not exercise"):
+            yield from some
+            return
+        try:
+            closed = trial.outputs(trial.closed(some, trial.kept(some, "smallest")), Check(number, training=False))
+        except NETWORK_ERRORS:
+            closed = []
+        if not changes(trial, reference, closed):
+            yield from some
+        elif len(some) > 1:
+            middle = len(some) // 2
+            yield from silent(some[:middle])
+            yield from silent(some[middle:])
+
+    return silent(removals)

@@ -17,6 +17,7 @@ from archgrad.spaces.slim.trial import Removal, Trial
 # What a block may apply to the sum of its branch and its skip, besides its own activation modules.
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU)
 
+PLACES = 8  # along each spatial axis, or of a sequence, that are enough to compare a block with and without
 MOST_LAYERS = 16  # a block with more is a whole stage
 # Layers whose output is scaled by scaling their weight and bias.
 SCALABLE = (_ConvNd, nn.Linear, _NormBase, nn.GroupNorm)
@@ -43,9 +44,9 @@ def branches(trial: Trial, gated: set[str]) -> Iterator[Removal]:
             continue
         key = (repr(block), tuple(x.shape), frozenset(inside))
         if key not in known:
-            x = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(x)
             with plain_kernels():
-                branch = _branch(block.eval(), x)
+                x = _noise_for(block.eval(), x)
+                branch = _branch(block, x)
                 known[key] = branch, {} if branch else _terms(block, x, inside)
         branch, terms = known[key]
         if branch:
@@ -57,6 +58,18 @@ def branches(trial: Trial, gated: set[str]) -> Iterator[Removal]:
             yield _removal(
                 trial.network, f"{path}.{term}", f"{path}.{last}", Vanishing(f"{path}.{term}", (), term=True)
             )
+
+
+def _noise_for(block: nn.Module, x: Tensor) -> Tensor:
+    """Noise that a block runs on like x: of fewer places, where it takes that."""
+    shape = [*x.shape[:1], *(min(n, PLACES) if 0 < axis < x.dim() - 1 and x.dim() == 3 else n
+                             for axis, n in enumerate(x.shape[1:], 1))]  # fmt: skip
+    shape = [*x.shape[:2], *(min(n, PLACES) for n in x.shape[2:])] if x.dim() > 3 else shape
+    for size in (shape, x.shape):
+        noise = torch.randn(size, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(x)
+        if _output(block, noise) is not None:
+            break
+    return noise
 
 
 def _removal(network: nn.Module, path: str, last: str, vanishing: Vanishing) -> Removal:

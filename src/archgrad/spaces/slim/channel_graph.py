@@ -7,7 +7,8 @@ the smallest removable units; units that reach the same sides form one gate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,10 +41,20 @@ class ChannelGraph:
     Attributes:
         groups: gate name -> couplings, for what may be removed as far as the graph can tell.
         frozen: layer -> reason, for what may not.
+        positions: convolution or linear layer -> at how many places its weights were used, so that their number
+            times this are its multiply-adds.
+        whole: multiply-adds of the network as it is.
     """
 
     groups: dict[str, list[Coupling]] = field(default_factory=dict)
     frozen: dict[str, str] = field(default_factory=dict)
+    positions: Counter[str] = field(default_factory=Counter)
+    whole: float = 0.0
+
+    def macs(self, network: nn.Module, *, without: Collection[str] = ()) -> float:
+        """Multiply-adds on the example of the layers of a network with these paths, whatever their widths."""
+        layers = [(n, m) for n, m in network.named_modules() if isinstance(m, LAYERS) and n not in without]
+        return float(sum(self.positions[n] * layer.weight.numel() for n, layer in layers))
 
 
 class _Numbering:
@@ -108,6 +119,7 @@ def trace(
         _tie_blocks(numbering, components, path, module)
     stack = [""]
     visited: set[str] = set()
+    positions: Counter[str] = Counter()
 
     def here() -> str:
         path = stack[-1]
@@ -117,7 +129,7 @@ def trace(
         return computed_weights(stack[-1], numbering.modules[stack[-1]])
 
     walk = Walk(components, numbering.tensors, is_read=is_read, rule=rule_of, here=here, computed=computed)
-    handles = _hooks(numbering, walk, stack, visited)
+    handles = _hooks(numbering, walk, stack, visited, positions)
     try:
         with plain_kernels(), walk:
             outputs = run(network, example)
@@ -127,6 +139,8 @@ def trace(
     for x in tensors_of(outputs):
         walk.freeze(x, "its channels reach the network's output")
     graph = _collect(numbering, components)
+    graph.positions = positions
+    graph.whole = graph.macs(network)
     for path in graph.frozen.keys() - visited:
         used = any(True for _ in numbering.modules[path].children())
         if not used and graph.frozen[path] == UNREAD:
@@ -134,7 +148,9 @@ def trace(
     return graph
 
 
-def _hooks(numbering: _Numbering, walk: Walk, stack: list[str], visited: set[str]) -> list[Any]:
+def _hooks(
+    numbering: _Numbering, walk: Walk, stack: list[str], visited: set[str], positions: Counter[str]
+) -> list[Any]:
     """Keep track of where the run is and was, and tie what layers read to their attributes."""
     handles = []
     for path, module in numbering.modules.items():
@@ -150,8 +166,11 @@ def _hooks(numbering: _Numbering, walk: Walk, stack: list[str], visited: set[str
             side = (path, "in") if (path, "in") in numbering.sides else (path, "out")
             _tie_input(walk, x, numbering.sides[side], module)
 
-        def leave(_module: nn.Module, _inputs: object, _output: object) -> None:
+        def leave(module: nn.Module, inputs: tuple[Any, ...], output: object, path: str = path) -> None:
             stack.pop()
+            if isinstance(module, LAYERS) and isinstance(output, Tensor):
+                x = inputs[0] if isinstance(module, _ConvTransposeNd) else output
+                positions[path] += x.numel() // module.weight.shape[0]
 
         handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
     return handles

@@ -59,9 +59,10 @@ class Components:
             self.freeze(np.maximum(a, b)[alone], reason)
         both = (a >= 0) & (b >= 0) & (a != b)
         if both.any():
-            pairs = np.unique(np.stack([self._roots[a[both]], self._roots[b[both]]]), axis=1)
-            self._pairs.append((pairs[0], pairs[1]))
-            self._pending += pairs.shape[1]
+            size = len(self._roots)
+            pairs = np.unique(self._roots[a[both]] * size + self._roots[b[both]])
+            self._pairs.append((pairs // size, pairs % size))
+            self._pending += len(pairs)
             if self._pending > PENDING:
                 self.roots()
 

@@ -21,7 +21,7 @@ from archgrad.spaces.slim.branches import branches
 from archgrad.spaces.slim.channel_graph import ChannelGraph, input_features, trace
 from archgrad.spaces.slim.frozen import Frozen, reach
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, run
-from archgrad.spaces.slim.trial import MASKS, Check, Removal, Trial, reads
+from archgrad.spaces.slim.trial import Removal, Trial, reads
 from archgrad.tasks.task import Inputs, arguments
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -74,12 +74,12 @@ def slim(net: Network, example: Example, *, keep: Sequence[str] = (), inputs: bo
     graph = _traced(net, inputs_given, is_kept)
     if inputs:
         graph.groups |= input_features(copied(net).eval(), inputs_given)
-    trial = Trial(net, inputs_given)
+    trial = Trial(net, inputs_given, macs=graph.whole)
     removals = _accepted(trial, graph, is_kept)
     if not removals:
         reasons = "; ".join(f"{n}: {r}" for n, r in list(graph.frozen.items())[:5])
         raise ModelError(f"{type(net).__name__} has no channels that can be removed ({reasons or 'no layer found'})")
-    record = reach(trial, removals, graph.frozen)
+    record = reach(trial, removals, graph)
     del trial
     space = copied(net)
     for removal in removals:
@@ -108,18 +108,16 @@ def frozen(space: nn.Module) -> Frozen:
 def _accepted(trial: Trial, graph: ChannelGraph, is_kept: Callable[[str], bool]) -> list[Removal]:
     """Heads, channels and branches that pass the trial together; the reasons of the others go into `graph.frozen`."""
     budget = Budget()
-    heads = attention_heads(trial, graph, budget, is_kept)
-    channels = [Removal(name, couplings) for name, couplings in graph.groups.items()]
-    removals = exercised(trial, [*heads, *channels], graph.frozen, budget)
-    # Most of what fails fails here; the rest is tried together with the branches.
-    removals = settle(trial, removals, graph.frozen, budget, masks=MASKS[:1], checks=[Check(0, training=False)])
-    gated = {c.module for r in removals for c in r.couplings if c.side == "out"}
+    removals = attention_heads(trial, graph, budget, is_kept)
+    removals += [Removal(name, couplings) for name, couplings in graph.groups.items()]
+    widths = {c.module for r in removals for c in r.couplings if c.side == "out"}
+    removals += [r for r in branches(trial, widths) if not is_kept(r.name.removesuffix(".branch"))] if widths else []
     refused: dict[str, str] = {}
-    vanishing = [r for r in branches(trial, gated) if not is_kept(r.name.removesuffix(".branch"))] if gated else []
-    vanishing = exercised(trial, vanishing, refused, budget) if vanishing else []
-    removals = settle(trial, [*removals, *vanishing], refused, budget)
+    removals = exercised(trial, removals, refused, budget)
+    removals = settle(trial, removals, refused, budget)
     graph.frozen.update({name: reason for name, reason in refused.items() if not name.endswith(".branch")})
-    return removals
+    gated = [c.module for r in removals for c in r.couplings if c.side == "out"]
+    return [r for r in removals if not r.vanishing or any(g.startswith(f"{r.vanishing.module}.") for g in gated)]
 
 
 def _checked(net: nn.Module, example: Example) -> tuple[Tensor, ...]:
@@ -148,15 +146,6 @@ def _checked(net: nn.Module, example: Example) -> tuple[Tensor, ...]:
             f"the example holds {strangers}: give what the network takes, a tensor or a "
             f"tuple of tensors, with a batch dimension in front"
         )
-    shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in inputs)
-    replica = copied(net)
-    try:
-        run(replica.eval(), inputs)
-    except NETWORK_ERRORS as error:
-        raise ModelError(
-            f"{type(net).__name__} fails on the example {shapes}: {type(error).__name__}: {error}; give an example "
-            f"of the shape and dtype that the network takes, with a batch dimension in front"
-        ) from error
     return inputs
 
 
@@ -164,10 +153,19 @@ def _traced(net: nn.Module, inputs: tuple[Tensor, ...], is_kept: Callable[[str],
     try:
         return trace(copied(net).eval(), inputs, keep=is_kept)
     except NETWORK_ERRORS as error:
+        cause = error
+    try:
+        run(copied(net).eval(), inputs)
+    except NETWORK_ERRORS as error:
+        shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in inputs)
         raise ModelError(
-            f"the channels of {type(net).__name__} cannot be followed ({type(error).__name__}: {error}); its forward "
-            f"has to run under a torch dispatch mode: leave out torch.jit, torch.func and captured graphs"
+            f"{type(net).__name__} fails on the example {shapes}: {type(error).__name__}: {error}; give an example "
+            f"of the shape and dtype that the network takes, with a batch dimension in front"
         ) from error
+    raise ModelError(
+        f"the channels of {type(net).__name__} cannot be followed ({type(cause).__name__}: {cause}); its forward "
+        f"has to run under a torch dispatch mode: leave out torch.jit, torch.func and captured graphs"
+    ) from cause
 
 
 def _attach(space: nn.Module, removal: Removal) -> None:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from archgrad.choices.channels import Coupling, Vanishing, open_channels, remove_branch, remove_channels
 from archgrad.copy_and_run import copied
+from archgrad.errors import ModelError, one_line
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, plain_kernels, run, tensors_of
-from archgrad.spaces.slim.trial_inputs import trial_inputs
+from archgrad.spaces.slim.trial_inputs import calibrate, trial_inputs
 from archgrad.spaces.slim.width_independent_draws import AlignedDraws
 
 # Relative differences that rounding explains in any network; more is weighed against a measured floor.
@@ -21,7 +22,10 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5}
 MARGIN = 100.0  # times the measured floor
 VAGUE = 1e-2  # where the floor is a larger part of the output than this, a comparison says nothing
 MASKS = ("random", "one", "every second", "all but one", "smallest")
-LARGE = 20_000_000  # parameters, above which networks are tried in single precision
+LARGE = 5_000_000  # parameters, and
+LONG = (
+    50_000_000.0  # multiply-adds on the example, above which a network is tried in single precision, and less often
+)
 MIXED = "removing its channels is not the same as closing them: something mixes them"
 DRAWN = (
     "the network draws random numbers for each of these channels outside training; with fewer channels it would draw "
@@ -72,30 +76,57 @@ class Trial:
 
     The copy's normalization layers get random statistics and its zero parameters random values, so that nothing
     is hidden by a fresh network's zeros and ones. It computes in double precision, unless it is large or insists on
-    single precision.
+    single precision. What fails for its random statistics is tried with its own.
+
+    Args:
+        network: any network; it is left as it is.
+        example: its inputs.
+        macs: what the network takes on them.
+
+    Raises:
+        ModelError: the copy does not run.
     """
 
-    def __init__(self, network: nn.Module, example: tuple[Any, ...]) -> None:
-        large = sum(p.numel() for p in network.parameters()) > LARGE
-        self.dtype = torch.float32 if large else torch.float64
-        self.network = _scrambled(network, self.dtype)
-        try:
-            self.inputs = trial_inputs(self.network, example, self.dtype)
-        except NETWORK_ERRORS:  # it computes in single precision on its own account
-            self.dtype = torch.float32
-            self.network = _scrambled(network, self.dtype)
-            self.inputs = trial_inputs(self.network, example, self.dtype)
-        self.trains = self._runs_in_training()
-        self._floors: dict[Check, list[float]] = {}
+    def __init__(self, network: nn.Module, example: tuple[Any, ...], *, macs: float = 0.0) -> None:
+        self.large = macs > LONG or sum(p.numel() for p in network.parameters()) > LARGE
+        ways = [(torch.float32, True), (torch.float32, False)]
+        cause: Exception | None = None
+        for dtype, scrambled in ways if self.large else [(torch.float64, True), *ways]:
+            self.dtype = dtype
+            self.network = copied(network).to(self.dtype).eval()
+            inputs = tuple(
+                x.detach().to(self.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in example
+            )
+            try:
+                if scrambled:
+                    _scramble(self.network, inputs)
+                self.inputs = trial_inputs(self.network, inputs, large=self.large)
+            except NETWORK_ERRORS as error:  # it computes in single precision on its own account, say
+                cause = error
+                continue
+            self.trains = self._runs_in_training()
+            self._floors: dict[Check, list[float]] = {}
+            return
+        raise ModelError(
+            f"a copy of {type(network).__name__} in single precision does not run on the example "
+            f"({one_line(cause)}); give a network of float32 and inputs that it takes so"
+        ) from cause
 
     def checks(self, mask: str) -> list[Check]:
-        """The comparisons made of one kind of mask: each of the inputs, and training, is met by one of the first."""
+        """The comparisons made of one kind of mask: each of the inputs, and training, is met by one of the first.
+
+        A large network has many blocks alike, whose random masks differ: one comparison a mask has to do, the first
+        ones on the last of the inputs, which are the cheapest.
+        """
         count = len(self.inputs)
+        order = MASKS.index(mask)
+        if self.large:
+            return [Check((count - 1 - order) % count, mask == "one" and self.trains)]
         if mask == "random":
             return [*(Check(i, False) for i in range(count)), *([Check(0, True)] if self.trains else [])]
         if mask == "one":
             return [Check(0, False), *([Check(count - 1, True)] if self.trains else [])]
-        return [Check(MASKS.index(mask) % count, False)]
+        return [Check(order % count, False)]
 
     def failure(
         self, removals: Sequence[Removal], mask: str = "random", checks: Sequence[Check] | None = None
@@ -110,14 +141,14 @@ class Trial:
         """
         kept = self.kept(removals, mask)
         checks = self.checks(mask) if checks is None else checks
-        closed = [self._outputs(net, c) for net in [self.closed(removals, kept)] for c in checks]
         try:
             smaller = self.removed(removals, kept)
         except NETWORK_ERRORS as error:
             return Failure(f"its channels cannot be cut out ({type(error).__name__}: {_line(error)})")
-        for check, expected in zip(checks, closed, strict=True):
+        results = []
+        for check in checks:
             try:
-                actual = self._outputs(smaller, check)
+                results.append(self.outputs(smaller, check))
             except NETWORK_ERRORS as error:
                 few = " with one channel left" if mask in ("one", "smallest") else ""
                 return Failure(
@@ -125,6 +156,13 @@ class Trial:
                     f"where sizes are written as numbers in forward, take them from the tensors",
                     check,
                 )
+        del smaller
+        network = self.closed(removals, kept)
+        for check, actual in zip(checks, results, strict=True):
+            try:
+                expected = self.outputs(network, check)
+            except NETWORK_ERRORS as error:
+                return Failure(f"the network does not run with its channels at zero ({one_line(error)})", check)
             reason = self._differ(expected, actual, check, removals, kept)
             if reason == MIXED and self._is_drawn(removals, kept, check):
                 reason = DRAWN
@@ -179,7 +217,7 @@ class Trial:
 
     def reference(self, number: int = 0) -> list[Tensor]:
         """The outputs of the network as it stands."""
-        return self._outputs(self.network, Check(number, False))
+        return self.outputs(self.network, Check(number, False))
 
     def floor(self, network: nn.Module, check: Check) -> list[float]:
         """How much each output changes where every layer rounds otherwise; large where the network magnifies it."""
@@ -195,17 +233,18 @@ class Trial:
             noise = torch.sin(torch.arange(output.numel(), device=output.device) * 12.9898 + phase)
             return output * (1.0 + size * noise.to(output.dtype).view(output.shape))
 
-        first = self._outputs(network, check)
+        first = self.outputs(network, check)
         leaves = [m for m in network.modules() if not any(True for _ in m.children())]
         handles = [m.register_forward_hook(jitter) for m in leaves]
         try:
-            again = [self._outputs(network, check) for _ in range(2)]
+            again = [self.outputs(network, check) for _ in range(2)]
         finally:
             for handle in handles:
                 handle.remove()
         return [max(_difference(a, b) for b in others) for a, *others in zip(first, *again, strict=True)]
 
-    def _outputs(self, network: nn.Module, check: Check, *, aligned: bool = False) -> list[Tensor]:
+    def outputs(self, network: nn.Module, check: Check, *, aligned: bool = False) -> list[Tensor]:
+        """What a network computes on one of the inputs; random draws are `aligned` in training."""
         network.train(check.training)
         with plain_kernels():
             if check.training or aligned:
@@ -215,7 +254,8 @@ class Trial:
 
     def _runs_in_training(self) -> bool:
         try:
-            self._outputs(copied(self.network, share=True), Check(0, True))
+            first = (len(self.inputs) - 2) % len(self.inputs) if self.large else 0
+            self.outputs(copied(self.network, share=True), Check(first, True))
         except NETWORK_ERRORS:  # for instance BatchNorm on a single value
             return False
         return True
@@ -253,8 +293,8 @@ class Trial:
         """Whether they differ in what the network draws alone."""
         if check.training:
             return False
-        a = self._outputs(self.closed(removals, kept), check, aligned=True)
-        b = self._outputs(self.removed(removals, kept), check, aligned=True)
+        a = self.outputs(self.closed(removals, kept), check, aligned=True)
+        b = self.outputs(self.removed(removals, kept), check, aligned=True)
         return all(self._is_close(x, y) for x, y in zip(a, b, strict=True))
 
 
@@ -321,26 +361,26 @@ def changes(trial: Trial, before: Sequence[Tensor], after: Sequence[Tensor]) -> 
     return False
 
 
-def _scrambled(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    scrambled = copied(network).to(dtype).eval()
+def _scramble(network: nn.Module, inputs: tuple[Any, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def noise(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
 
     with torch.no_grad():
-        for parameter in scrambled.parameters():
+        for parameter in network.parameters():
             if parameter.is_floating_point() and parameter.numel() and float(parameter.abs().max()) < 1e-3:
                 parameter.copy_(0.3 * noise(parameter))
-        for module in scrambled.modules():
-            mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
-            if isinstance(mean, Tensor) and isinstance(variance, Tensor):
-                mean.copy_(0.1 * noise(mean))
-                variance.copy_(1.0 + 0.5 * torch.tanh(noise(variance)))
+        for module in network.modules():
             if "norm" in type(module).__name__.lower():
                 for parameter in module.parameters(recurse=False):
                     parameter.add_(0.2 * noise(parameter))
-    return scrambled
+        calibrate(network, inputs)
+        for module in network.modules():
+            mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+            if isinstance(mean, Tensor) and isinstance(variance, Tensor):
+                mean.add_(0.1 * noise(mean) * variance.sqrt())
+                variance.mul_(1.0 + 0.5 * torch.tanh(noise(variance)))
 
 
 def _line(error: BaseException) -> str:

@@ -7,45 +7,108 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, run, tensors_of
 
 Inputs = tuple[Any, ...]
+SMALLEST = 64  # pixels of a part of an image, and what their number is a multiple of
+MULTIPLE = 32
 FEW = 2  # examples of the batch that are tried
 DISTINCT = 8  # a tensor with fewer distinct values is a mask or a table of kinds, which noise would make another
 
 
-def trial_inputs(network: nn.Module, example: Inputs, dtype: torch.dtype) -> list[Inputs]:
+def trial_inputs(network: nn.Module, example: Inputs, *, large: bool = False) -> list[Inputs]:
     """Inputs on which the network runs, the user's own first; values stay in the range of the example's.
 
     The second has the example's values in other places, mixed with those that stood there; a mask or an index is
     only permuted. The third is scaled and noisy. One on which the network fails, or computes nothing finite, is left
     out. Where every floating tensor of the example is constant, the noisy version comes first. A batch is cut to two
     examples, and a single example is joined by one with permuted values, where that changes the first axis of every
-    output alike.
+    output alike. For a large network they are single examples, or pairs for BatchNorm, and all but the user's own are
+    parts of images a third as wide and high, where the network takes them.
 
     Args:
-        network: in eval mode, with parameters of `dtype`.
-        example: its inputs.
-        dtype: that floating inputs are given in.
+        network: in eval mode.
+        example: its inputs, in the precision that it computes in.
+        large: whether the network takes long.
     """
-    own = _map(example, lambda x: x.detach().to(dtype) if x.is_floating_point() else x)
-    outputs = tensors_of(run(network, own))
-    own = _of_few(network, own, outputs)
+    outputs = tensors_of(run(network, example))
+    norms = any(isinstance(m, _BatchNorm) for m in network.modules())
+    # All zeros or all ones stand for a shape: the noisy version comes first.
+    floats = [x for x in _tensors(example) if x.is_floating_point()]
+    constant = bool(floats) and all(map(_is_constant, floats))
+    if large:
+        own = _of_size(network, example, outputs, 1)
+        bases = [_map(own, _part), own]
+        sizes = [FEW if norms else 1, FEW if norms and constant else 1]
+    else:
+        own = _of_size(network, example, outputs, FEW)
+        bases, sizes = [own], [_batch(own)] * 2
     found = [own]
-    for change in (_permuted, _noisy):
-        inputs = _map(own, change)
-        if not any(_unlike(a, b) for a, b in zip(_tensors(inputs), _tensors(own), strict=True)):
-            continue
+    for change, size in zip((_permuted, _noisy), sizes, strict=True):
+        for base in bases:
+            inputs = _map(base, change)
+            if not any(_unlike(a, b) for a, b in zip(_tensors(inputs), _tensors(base), strict=True)):
+                continue
+            try:
+                results = tensors_of(run(network, inputs))
+            except NETWORK_ERRORS:
+                continue
+            if any(bool(x.isfinite().any()) for x in results):
+                found.append(_of_size(network, inputs, results, size))
+                break
+    return [found[-1], *found[:-1]] if constant else found
+
+
+def calibrate(network: nn.Module, example: Inputs) -> None:
+    """Give BatchNorm layers that were never trained the statistics of the example, so that signals pass them.
+
+    Args:
+        network: in eval mode; statistics of a mean of 0 and a variance of 1 alone are changed.
+        example: its inputs, in the precision that it computes in.
+    """
+    fresh = [
+        m for m in network.modules()
+        if isinstance(m, _BatchNorm) and m.running_mean is not None and m.running_var is not None
+        and not bool(m.running_mean.any()) and bool((m.running_var == 1).all())
+    ]  # fmt: skip
+    if not fresh:
+        return
+    momenta = [m.momentum for m in fresh]
+    pair = _map(_map(example, _part), lambda x: torch.cat([x, _permuted(x)]) if x.dim() else x)
+    for inputs in (pair, example):
         try:
-            results = tensors_of(run(network, inputs))
+            for module in fresh:
+                module.training, module.momentum = True, 1.0
+            run(network, inputs)
+            break
         except NETWORK_ERRORS:
             continue
-        if any(bool(x.isfinite().any()) for x in results):
-            found.append(inputs)
-    # All zeros or all ones stand for a shape: the noisy version comes first.
-    constant = [_is_constant(x) for x in _tensors(own) if x.is_floating_point()]
-    return [found[-1], *found[:-1]] if constant and all(constant) else found
+        finally:
+            for module, momentum in zip(fresh, momenta, strict=True):
+                module.training, module.momentum = False, momentum
+    for module in fresh:
+        variance = module.running_var
+        assert variance is not None
+        typical = float(variance.nan_to_num(0.0, 0.0, 0.0).mean())
+        variance.copy_(variance.nan_to_num(1.0, 1.0, 1.0).clamp_min(0.1 * typical) if typical > 0.0 else 1.0)
+
+
+def _batch(inputs: Inputs) -> int:
+    tensors = _tensors(inputs)
+    return tensors[0].shape[0] if tensors and tensors[0].dim() else 0
+
+
+def _part(x: Tensor) -> Tensor:
+    """The middle of a large image."""
+    if x.dim() != 4 or not x.is_floating_point():
+        return x
+    for axis in (2, 3):
+        size = x.shape[axis]
+        part = min(size, max(SMALLEST, -(-size // 3 // MULTIPLE) * MULTIPLE))
+        x = x.narrow(axis, (size - part) // 2, part)
+    return x
 
 
 def _unlike(a: Tensor, b: Tensor) -> bool:
@@ -60,21 +123,20 @@ def _map(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
     return tuple(change(x) if isinstance(x, Tensor) else x for x in inputs)
 
 
-def _of_few(network: nn.Module, own: Inputs, outputs: list[Tensor]) -> Inputs:
-    """Two examples, where the inputs are a batch; else the inputs as they are."""
-    tensors = _tensors(own)
-    batch = tensors[0].shape[0] if tensors and tensors[0].dim() else 0
-    if not batch or any(not x.dim() or x.shape[0] != batch for x in [*tensors, *outputs]) or batch == FEW:
+def _of_size(network: nn.Module, own: Inputs, outputs: list[Tensor], size: int) -> Inputs:
+    """So many examples, where the inputs are a batch; else the inputs as they are."""
+    tensors, batch = _tensors(own), _batch(own)
+    if not batch or any(not x.dim() or x.shape[0] != batch for x in [*tensors, *outputs]) or batch == size:
         return own
-    few = _map(own, lambda x: x[:FEW] if batch > FEW else torch.cat([x, _permuted(x)]))
+    sized = _map(own, lambda x: x[:size] if batch > size else torch.cat([x, _permuted(x)]))
     try:
-        results = tensors_of(run(network, few))
+        results = tensors_of(run(network, sized))
     except NETWORK_ERRORS:
         return own
     same = len(results) == len(outputs) and all(
-        a.shape[0] == FEW and a.shape[1:] == b.shape[1:] for a, b in zip(results, outputs, strict=True)
+        a.shape[0] == size and a.shape[1:] == b.shape[1:] for a, b in zip(results, outputs, strict=True)
     )
-    return few if same else own
+    return sized if same else own
 
 
 def _permuted(x: Tensor) -> Tensor:
