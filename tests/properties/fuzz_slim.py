@@ -34,6 +34,9 @@ def main() -> None:
             sys.stdout.write(f"seed {seed}: {outcome[:400]}\n")
         counts[outcome.partition(":")[0].partition(" ")[0]] += 1
         seed += 1
+        if (seed - options.seed) % 100 == 0:
+            sys.stdout.write(f"{seed - options.seed} networks, slowest {slowest:.1f} s: {dict(counts)}\n")
+            sys.stdout.flush()
     sys.stdout.write(f"{seed - options.seed} networks, slowest {slowest:.1f} s of processor: {dict(counts)}\n")
     sys.exit(counts["WRONG"] > 0)
 

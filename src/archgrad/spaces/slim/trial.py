@@ -90,7 +90,7 @@ class Trial:
     def __init__(self, network: nn.Module, example: tuple[Any, ...], *, macs: float = 0.0) -> None:
         self.large = macs > LONG or sum(p.numel() for p in network.parameters()) > LARGE
         ways = [(torch.float32, True), (torch.float32, False)]
-        cause: Exception | None = None
+        cause: Exception = RuntimeError()
         for dtype, scrambled in ways if self.large else [(torch.float64, True), *ways]:
             self.dtype = dtype
             self.network = copied(network).to(self.dtype).eval()

@@ -92,7 +92,10 @@ def calibrate(network: nn.Module, example: Inputs) -> None:
         variance = module.running_var
         assert variance is not None
         typical = float(variance.nan_to_num(0.0, 0.0, 0.0).mean())
-        variance.copy_(variance.nan_to_num(1.0, 1.0, 1.0).clamp_min(0.1 * typical) if typical > 0.0 else 1.0)
+        if typical > 0.0:
+            variance.copy_(variance.nan_to_num(1.0, 1.0, 1.0).clamp_min(0.1 * typical))
+        else:
+            variance.fill_(1.0)
 
 
 def _batch(inputs: Inputs) -> int:
