@@ -44,9 +44,10 @@ from .errors import (
 from .extract.discretize import build as build
 from .extract.export import export_onnx as export_onnx, export_program as export_program
 from .gates.gate_trainer import GateTrainer as GateTrainer
+from .gates.importance import cut as cut, importance as importance
 from .methods.darts import darts as darts
 from .methods.darts_prime.darts_prime import darts_prime as darts_prime
-from .methods.dnal import dnal as dnal
+from .methods.dnal.dnal import dnal as dnal
 from .methods.freenas.freenas import freenas as freenas
 from .methods.monas.monas import monas as monas
 from .methods.multimodal_random.multimodal_random import multimodal_random as multimodal_random

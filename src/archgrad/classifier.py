@@ -25,7 +25,7 @@ from archgrad.choices.modules import OpChoice
 from archgrad.costs.count import macs
 from archgrad.errors import ConfigError
 from archgrad.methods.darts import darts
-from archgrad.methods.dnal import dnal
+from archgrad.methods.dnal.dnal import dnal
 from archgrad.results.result import Found
 from archgrad.run.run import Run
 from archgrad.spaces.nasbench201 import nasbench201_cells
@@ -153,8 +153,7 @@ class ArchgradClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         default = functools.partial(plain if self.method == "slim" else searchable, width=self.width)
         network, recipe = (self.network or default)(tuple(x.shape[1:]), classes), self.recipe or Recipe()
         if self.method == "slim":
-            joint = limit is not None and self.recipe is None
-            return dnal(slim(network, task.example), task, run, limit=limit, joint=joint, recipe=recipe)
+            return dnal(slim(network, task.example), task, run, limit=limit, recipe=recipe)
         return darts(network, task, run, limit=limit, recipe=recipe)
 
 

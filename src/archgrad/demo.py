@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from archgrad.costs.count import macs
-from archgrad.methods.dnal import dnal
+from archgrad.methods.dnal.dnal import dnal
 from archgrad.results.result import Found, figures
 from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import slim

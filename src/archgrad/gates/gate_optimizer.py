@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from archgrad.tasks.task import Batch, Task
 from archgrad.training.schedules import geometric
 
 SCALE = (1.0, 1e4)  # first and last, of the gates
-RATE_UNDER_LIMIT = 0.1  # of the logits; at the published 0.01 the pressure drowns the task's gradient
+RATE = 0.01  # of the logits, as published
+RATE_UNDER_LIMIT = 0.1  # at the published rate the pressure drowns the task's gradient
 _FARTHEST = 1e6  # no limit needs a larger move, in logits
 _BISECTIONS = 8  # the expected cost ends within a fraction of a percent of the bound
 
@@ -25,12 +27,12 @@ class GateOptimizer:
 
     Without a limit the objective is the task's loss + strength * sum of sigmoid(s), s the logits of all gates
     (sigmoid(scale * s) if `scaled`). Under a limit it is the loss alone, and after each step all logits move
-    along kappa, the cost of each entry with everything open, until the expected cost is at the bound:
+    alike until the expected cost is at the bound:
 
-        s <- s + nu * kappa,   nu such that cost(sigmoid(scale * s)) = bound
+        s <- s + nu,   nu such that cost(sigmoid(scale * s)) = bound
 
-    Bisection finds nu, since the cost grows with it. It is the step that the Lagrange multiplier of
-    "expected cost = bound" takes.
+    Bisection finds nu, since the cost grows with it. It is the published regularizer with a lambda that is chosen
+    anew in each step: near s = 0 the sum of sigmoid(s) has the same slope for every entry.
 
     Args:
         space: relaxed with `ScaledSigmoid`.
@@ -58,16 +60,12 @@ class GateOptimizer:
         self.task, self.strength, self.scaled, self.scale, self.rounds = task, strength, scaled, scale, rounds
         self.constraint: GateConstraint | None = None
         self.bound = 0.0
-        self.kappa = torch.zeros(0)
         self.was_open = torch.zeros(0, dtype=torch.bool)
         self.rounds_begun = 0
 
     def set_target(self, constraint: GateConstraint, bound: float) -> None:
         """From now on, keep the expected cost at `bound`; the constraint's cost has to be counted, not measured."""
         self.constraint, self.bound = constraint, bound
-        entries = torch.ones(sum(r.logits.numel() for r in self.relaxations), dtype=torch.float64)
-        (kappa,) = torch.autograd.grad(self._cost(entries.requires_grad_()), entries)
-        self.kappa = kappa / kappa.mean()
 
     def objective(self, network: nn.Module, batch: Batch) -> Tensor:
         """The task's loss and, without a limit, the regularizer."""
@@ -109,13 +107,13 @@ class GateOptimizer:
         return figures
 
     def project(self, step: int) -> None:
-        """After each step: move all logits along kappa until the expected cost is at the bound."""
+        """After each step: move all logits alike until the expected cost is at the bound."""
         if self.constraint is None:
             return
         s, scale = self._logits().detach().cpu().double(), float(self.relaxations[0].scale)
 
         def is_over(nu: float) -> bool:
-            return float(self._cost(torch.sigmoid(scale * (s + nu * self.kappa)))) > self.bound
+            return float(self._cost(torch.sigmoid(scale * (s + nu)))) > self.bound
 
         with torch.no_grad():
             # Outwards from no move at all until the root lies between two points, then inwards.
@@ -127,9 +125,8 @@ class GateOptimizer:
             for _ in range(_BISECTIONS):
                 middle = (low + high) / 2
                 low, high = (low, middle) if is_over(middle) else (middle, high)
-            sizes = [r.logits.numel() for r in self.relaxations]
-            for relaxation, part in zip(self.relaxations, torch.split(low * self.kappa, sizes), strict=True):
-                relaxation.logits.add_(part.to(relaxation.logits))
+            for relaxation in self.relaxations:
+                relaxation.logits.add_(low)
 
     def state_dict(self) -> dict[str, Any]:
         """What exact resume needs beyond the logits and scales, which the space keeps."""
@@ -147,13 +144,32 @@ class GateOptimizer:
         return torch.cat([r.logits for r in self.relaxations])
 
 
-def logit_optimizer(space: nn.Module, learning_rate: float) -> torch.optim.SGD:
-    """The optimizer of the gates' logits: SGD with momentum, at a steady rate.
-
-    The gradient is clipped at norm 1, since its factor, the scale, reaches 1e4.
-    """
-    group = {"params": logits(space), "lr": learning_rate, "weight_decay": 0.0, "clip": 1.0, "steady": True}
+def published_logit_optimizer(space: nn.Module) -> torch.optim.SGD:
+    """The optimizer of the gates' logits without a limit: SGD with momentum, at a steady rate."""
+    group = {"params": logits(space), "lr": RATE, "weight_decay": 0.0, "steady": True}
     return torch.optim.SGD([group], momentum=0.9)
+
+
+def limited_logit_optimizer(space: nn.Module, learning_rate: float = RATE_UNDER_LIMIT) -> torch.optim.SGD:
+    """The optimizer of the gates' logits under a limit: SGD with momentum, at a steady rate, on changed gradients.
+
+    From the gradient of each gate of several entries its mean is taken off. That mean asks for another scale of the
+    whole layer: BatchNorm behind its reader takes it away, so that it is 0 there, while a layer that the classifier
+    reads would grow at the expense of all others. Then the gradient of all logits is clipped at norm 1, since its
+    factor, the scale, reaches 1e4.
+    """
+    rows = logits(space)
+    group = {"params": rows, "lr": learning_rate, "weight_decay": 0.0, "steady": True}
+    optimizer = torch.optim.SGD([group], momentum=0.9)
+    optimizer.register_step_pre_hook(functools.partial(_center_and_clip, rows))
+    return optimizer
+
+
+def _center_and_clip(rows: list[nn.Parameter], *hooked: object) -> None:
+    for row in rows:
+        if row.grad is not None and row.numel() > 1:
+            row.grad = row.grad - row.grad.mean()
+    nn.utils.clip_grad_norm_(rows, 1.0)
 
 
 def stand_in(constraint: GateConstraint, counted: GateConstraint) -> float:

@@ -21,7 +21,7 @@ from archgrad.gates.gate_optimizer import (
     SCALE,
     GateOptimizer,
     entry_logits,
-    logit_optimizer,
+    limited_logit_optimizer,
     stand_in,
 )
 from archgrad.gates.selection import FLOOR, GateConstraint, WidthRounding, gates
@@ -96,7 +96,7 @@ class GateTrainer:
         else:
             counted = GateConstraint(space, macs(example).at_most(fraction=1.0), self.constraint.rounding)
             self._gates.set_target(counted, stand_in(self.constraint, counted))
-        self._optimizer = logit_optimizer(space, learning_rate)
+        self._optimizer = limited_logit_optimizer(space, learning_rate)
         self._gates.grow_scale(0, 0.0, optimizer=self._optimizer)
         self._after_step = self._values()
 
@@ -118,8 +118,6 @@ class GateTrainer:
             for gradient in gradients:
                 gradient.div_(scaler.get_scale())
         if all(bool(gradient.isfinite().all()) for gradient in gradients):
-            for group in self._optimizer.param_groups:
-                nn.utils.clip_grad_norm_(group["params"], group["clip"])
             self._optimizer.step()
             self._gates.project(self.steps_taken)
         self._optimizer.zero_grad()

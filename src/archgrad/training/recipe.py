@@ -138,25 +138,6 @@ class Recipe:
             optimizer.register_step_pre_hook(functools.partial(_clip, self.clip, weights))
         return optimizer
 
-    def add_weights(self, optimizer: SGD, network: nn.Module) -> None:
-        """Let an SGD that trains something else train all weights of a network too, by this recipe.
-
-        Raises:
-            ConfigError: the recipe's optimizer is no SGD.
-            ModelError: the network has no parameter that requires a gradient.
-        """
-        own = self.optimizer(network)
-        if not isinstance(own, SGD):
-            raise ConfigError(
-                f"weights and gates are trained together by one SGD, and recipe= has a {type(own).__name__}. Give "
-                f"Recipe(optimizer_factory=functools.partial(archgrad.sgd, learning_rate=0.01)), or leave joint out."
-            )
-        for group in own.param_groups:
-            optimizer.add_param_group(group)
-        if self.clip:
-            weights = [p for group in own.param_groups for p in group["params"]]
-            optimizer.register_step_pre_hook(functools.partial(_clip, self.clip, weights))
-
     def check_plain(self, option: str, where: str = "a supernet's training") -> None:
         """Refuse all but optimizer, schedule and clip, where the weights are not those that are handed back.
 

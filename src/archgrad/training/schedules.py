@@ -46,22 +46,24 @@ def _warm_up_cosine(fraction: float, last: float, progress: float) -> float:
     return last + (1.0 - last) * 0.5 * (1.0 + math.cos(math.pi * (progress - fraction) / (1.0 - fraction)))
 
 
+def warm_up(fraction: float) -> Schedule:
+    """A schedule: linear from 0.01 to 1 over the first `fraction` of the budget, then 1.
+
+    Example:
+        >>> from archgrad.training.schedules import warm_up
+        >>> warm_up(0.5)(0.0), warm_up(0.5)(0.75)
+        (0.01, 1.0)
+    """
+    return functools.partial(_warm_up, fraction)
+
+
+def _warm_up(fraction: float, progress: float) -> float:
+    return min(1.0, 0.01 + 0.99 * progress / fraction)
+
+
 def constant(progress: float) -> float:
     """The factor 1 throughout."""
     return 1.0
-
-
-def consecutive(schedule: Schedule, *lengths: int) -> tuple[Schedule, ...]:
-    """One schedule divided into consecutive phases of these lengths, each a schedule of its own."""
-    total = sum(lengths)
-    ends = [sum(lengths[: i + 1]) / total for i in range(len(lengths))]
-    return tuple(
-        functools.partial(_between, schedule, start, end) for start, end in zip([0.0, *ends], ends, strict=False)
-    )
-
-
-def _between(schedule: Schedule, start: float, end: float, progress: float) -> float:
-    return schedule(start + (end - start) * progress)
 
 
 def geometric(first: float, last: float, *, step: int, of: int) -> float:

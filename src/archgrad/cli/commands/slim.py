@@ -8,7 +8,7 @@ from archgrad.cli import command_file, command_output
 from archgrad.cli.commands import setup
 from archgrad.cli.inputs import data
 from archgrad.cli.schemas.slim import SlimOptions
-from archgrad.methods.dnal import dnal
+from archgrad.methods.dnal.dnal import dnal
 from archgrad.spaces.slim.slimmable import slim
 
 
@@ -23,8 +23,6 @@ def execute(options: SlimOptions) -> command_output.Outcome:
     command_file.write(out, "slim", options)
     limit = setup.limit_of(options.limit, task.example)
     pretrained = options.weights is not None if options.pretrained is None else options.pretrained
-    # What did best of all in docs/benchmarks/slim.md.
-    joint = limit is not None and not pretrained if options.joint is None else options.joint
     with command_file.resumable(out):
         found = dnal(
             space,
@@ -33,7 +31,6 @@ def execute(options: SlimOptions) -> command_output.Outcome:
             limit=limit,
             sparsity=options.sparsity,
             pretrained=pretrained,
-            joint=joint,
             gate_epochs=options.gate_epochs,
             round_to=options.round_to,
             recipe=setup.recipe_of(options),

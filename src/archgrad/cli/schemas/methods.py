@@ -190,7 +190,7 @@ _ROWS = (
         options=(FreenasOptions,), arguments=_freenas, trains="nothing",
     ),
     Method(
-        "dnal", "archgrad.methods.dnal:dnal", elsewhere="slims a network that you have: archgrad slim MODEL DATA"
+        "dnal", "archgrad.methods.dnal.dnal:dnal", elsewhere="slims a network that you have: archgrad slim MODEL DATA"
     ),
     Method(
         "pruning_transfer", "archgrad.methods.pruning_transfer.pruning_transfer:pruning_transfer",

@@ -26,10 +26,11 @@ class SlimOptions(RecipeOptions, NetworkOptions, LimitOptions, TaskOptions, RunO
     round_to: int | None = Field(
         None, ge=1, description="Widths are multiples of this; default 8, less for narrow layers."
     )
-    sparsity: float = Field(3.0, ge=0, description="Strength of the pressure on gates, without a limit.")
-    joint: bool | None = Field(
-        None, description="Train weights and gates at once; default: with a limit, where weights are not trained."
+    sparsity: float | None = Field(
+        None,
+        ge=0,
+        description="Gates as published, at this strength of their regularizer; default without a limit: 3.",
     )
     gate_epochs: int | None = Field(
-        None, ge=1, description="Epochs of the gates; default: a sixth of all, with --joint a half."
+        None, ge=1, description="Epochs of the gates; default: a tenth of all, without a limit a sixth."
     )

@@ -14,15 +14,20 @@ What the paper leaves open, or its code does otherwise, and what is done here:
 - CIFAR schedules were not published. Learning rates follow half a cosine in stages 1 and 3.
 - All weights rest in stage 2; the authors' code lets fully connected layers go on training.
 - Gates of a residual sum are shared and channels are removed exactly; a block may lose its whole branch.
-- No layer dies unless a skip replaces it. The gradient of the gates is clipped at norm 1, since its factor
-  `scale` reaches 1e4. BatchNorm is recalibrated before anything is scored.
+- No layer dies unless a skip replaces it. BatchNorm is recalibrated before anything is scored.
 - Under a budget in seconds, scale_k grows after each tenth of the time of stage 2.
 
-Ours: `limit`. The sum is replaced by a pressure along kappa, the cost of each channel, that keeps the expected cost
-at the limit (see `GateOptimizer`). The gates' learning rate is 0.1 instead of 0.01, since at 0.01 the pressure drowns
-the task's gradient. What is derived is the largest architecture under the limit in the order of s. For a measured
-cost, MACs are the surrogate in the search, and a measurement decides. Ours: `joint`, weights go on training in
-stage 2, under one learning-rate schedule for all stages.
+Ours, wherever a `limit` is given without `sparsity`:
+
+    stage 1     a short training of all weights; none where they are trained
+    stage 2     w and s together on L, in the same backward pass; the mean over a gate is taken off its gradient
+                (`limited_logit_optimizer`), and all s move alike to keep the expected cost at the limit
+    finalists   the widths of the gates and uniform widths, each the largest under the limit, are cut and trained for
+                a short while; the better on the validation part stays
+    stage 3     w = argmin_w L(w), at full learning rates again
+
+For a measured cost, MACs are the surrogate in stage 2, and a measurement decides. With `limit` and `sparsity`, the
+stages are the published ones, and what is derived is the largest architecture under the limit in the order of s.
 
 Checked against: the closed forms, the drift law and the separable problem, in the tests.
 """
@@ -35,6 +40,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
+from torch.optim import Optimizer
 
 from archgrad.choices.access import relax
 from archgrad.choices.architecture import Architecture, Pick
@@ -45,27 +51,44 @@ from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
 from archgrad.gates.gate_optimizer import (
-    RATE_UNDER_LIMIT,
     SCALE,
     GateOptimizer,
     entry_logits,
-    logit_optimizer,
+    limited_logit_optimizer,
+    published_logit_optimizer,
     stand_in,
 )
-from archgrad.gates.selection import FLOOR, GateConstraint, WidthRounding, above_threshold, full, gates, left_full
+from archgrad.gates.selection import (
+    FLOOR,
+    GateConstraint,
+    WidthRounding,
+    above_threshold,
+    full,
+    gates,
+    left_full,
+    uniform,
+)
 from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found, assemble
 from archgrad.run.run import Run
 from archgrad.supernets.lifecycle import predict_peak_memory
 from archgrad.tasks.task import Checkable, Task, evaluate, require
+from archgrad.training.finalists import best, finalists
 from archgrad.training.fit import check_recipe, optimize, recalibrate, seconds_per_step, steps_per_epoch, train
+from archgrad.training.joined_optimizer import JoinedOptimizer
 from archgrad.training.recipe import Recipe
-from archgrad.training.schedules import Schedule, consecutive, constant
+from archgrad.training.schedules import warm_up
 
+_SPARSITY = 3.0  # of the published form
 # A gate is open where sigmoid(1e4 * s) > 0.9, that is s > ln(9) / 1e4.
 _OPEN = math.log(0.9 / (1.0 - 0.9)) / SCALE[1]
-_RATE = 0.01  # of the logits, as published
-_ROUNDS = 10  # the most epochs of stage 2 by default, and the rounds of the scale under a budget in seconds
+_ROUNDS = (
+    10  # the most epochs of stage 2 as published, and the rounds of the scale under a limit or a budget in seconds
+)
+# Shares of the budget under a limit: stage 1, stage 2, each finalist. Why these: docs/benchmarks/slim.md.
+_FIRST, _SECOND, _FINALIST = 0.05, 0.1, 0.05
+_FEWEST = 8  # steps of a finalist; with fewer the gates alone decide
+_RISING = warm_up(0.4)  # the learning rates of stage 1 under a limit
 
 
 @dataclass(frozen=True)
@@ -73,25 +96,32 @@ class DnalSettings:
     """The options of `dnal`: what a run is begun with, and what its record shows."""
 
     limit: Limit | None
-    sparsity: float
+    sparsity: float | None
     reg: Literal["count", "scaled"]
     pretrained: bool
-    joint: bool
     gate_epochs: int | None
     round_to: int | None
     recipe: Recipe
 
+    @property
+    def published(self) -> bool:
+        """Whether the gates are trained as published, by the regularizer."""
+        return self.limit is None or self.sparsity is not None
+
 
 @dataclass(frozen=True)
 class _Stages:
-    """Steps of the three stages, and in how many rounds the scale of the gates grows."""
+    """Steps of the three stages and of each finalist, and in how many rounds the scale of the gates grows."""
 
-    steps: tuple[int, int, int]
+    first: int
+    second: int
+    finalist: int
+    third: int
     rounds: int
 
-    def time_fraction(self, stage: int) -> float:
-        """The part of a stage in a budget of seconds."""
-        return self.steps[stage] / sum(self.steps)
+    def time_fraction(self, steps: int) -> float:
+        """The part of so many steps in a budget of seconds."""
+        return steps / (self.first + self.second + 2 * self.finalist + self.third)
 
 
 def dnal(
@@ -100,10 +130,9 @@ def dnal(
     run: Run,
     *,
     limit: Limit | None = None,
-    sparsity: float = 3.0,
+    sparsity: float | None = None,
     reg: Literal["count", "scaled"] = "count",
     pretrained: bool = False,
-    joint: bool = False,
     gate_epochs: int | None = None,
     round_to: int | None = None,
     recipe: Recipe = Recipe(),
@@ -115,14 +144,12 @@ def dnal(
         task: what it is trained and scored on; its test part is read once, at the end.
         run: epochs of all stages together (default 60), seed, folder, device.
         limit: for instance `archgrad.macs(x).at_most(fraction=0.5)`.
-        sparsity: lambda x number of gate steps; without a limit.
+        sparsity: lambda x number of gate steps, of the published form; default 3 without a limit.
         reg: "count", the published sum of sigmoid(s), or "scaled", the sum of sigmoid(scale * s).
         pretrained: the space holds trained weights: stage 1 is skipped.
-        joint: ours: weights go on training in stage 2, in the same backward pass.
-        gate_epochs: K; default a sixth of all epochs, at most 10 (with `joint` a half).
+        gate_epochs: of stage 2; default a tenth of all, as published a sixth and at most 10.
         round_to: widths are multiples of this; default 8, less for narrow layers; 1 for any width.
-        recipe: trains the weights in stages 1 and 3, and with `joint` in stage 2, there without its `average`,
-            `drop_path` and `best_epoch`.
+        recipe: trains the weights; in stage 2, under a limit, without its `average`, `drop_path` and `best_epoch`.
 
     Raises:
         ChoiceError: the space has choices that are no gates.
@@ -139,7 +166,7 @@ def dnal(
         >>> found.costs["macs"] <= 0.5 * ag.macs(task.example).of(net)
         True
     """
-    settings = DnalSettings(limit, sparsity, reg, pretrained, joint, gate_epochs, round_to, recipe)
+    settings = DnalSettings(limit, sparsity, reg, pretrained, gate_epochs, round_to, recipe)
     rounding = WidthRounding(round_to)
     require(task, method="dnal")
     gates(space)  # a space of anything else is refused
@@ -151,22 +178,31 @@ def dnal(
     space = copied(space).to(run.device)
     predict_peak_memory(space, task, run, optimizer=recipe.optimizer_factory)
     stages = _stages(space, task, run, settings)
-    parts = consecutive(recipe.schedule, *stages.steps) if joint else (recipe.schedule, constant, recipe.schedule)
-    first, _, third = stages.steps
-    if first:
-        part = replace(recipe, schedule=parts[0])
-        train(space, task, run, part, steps=first, phase="weights", time_fraction=stages.time_fraction(0))
+    if stages.first:
+        part = recipe if settings.published else replace(recipe, schedule=_RISING)
+        time = stages.time_fraction(stages.first)
+        train(space, task, run, part, steps=stages.first, phase="weights", time_fraction=time)
     before = build(space, full(space))
-    _train_gates(space, task, run, stages, settings=settings, constraint=constraint, schedule=parts[1])
+    _train_gates(space, task, run, stages, settings=settings, constraint=constraint)
     architecture = _derived(space, run, constraint=constraint, rounding=rounding)
     network = build(space, architecture)
     recalibrate(network, task, run)
     run.log({f"derived_{name}": value for name, value in evaluate(task, network).items()})
-    train(network, task, run, replace(recipe, schedule=parts[2]), steps=third, phase="finetune")
-
-    networks = {"before": before, "after": network}
     record = heading(dnal, settings_record(settings), f"{type(space).__name__} slimmed by DNAL")
+    if constraint and stages.finalist:
+        rival = _uniform(space, run, constraint)
+        networks = {"gates": network, "uniform": build(space, rival)}
+        scores = finalists(
+            networks, task, run, recipe, steps=stages.finalist, time_fraction=stages.time_fraction(stages.finalist)
+        )
+        record["finalists"] = scores
+        if best(scores, task) == "uniform":
+            architecture, network = rival, networks["uniform"]
+            run.note("uniform widths scored better than those of the gates on the validation part, and were taken")
+    train(network, task, run, recipe, steps=stages.third, phase="finetune")
+
     record["limit"] = constraint and constraint.record(network)
+    networks = {"before": before, "after": network}
     found = assemble(space, architecture, networks, task=task, run=run, example=task.example, record=record)
     run.finish()
     return found
@@ -174,25 +210,25 @@ def dnal(
 
 def _train_gates(
     space: nn.Module, task: Task, run: Run, stages: _Stages, *, settings: DnalSettings,
-    constraint: GateConstraint | None, schedule: Schedule,
+    constraint: GateConstraint | None,
 ) -> None:  # fmt: skip
     """Stage 2."""
     relax(space, ScaledSigmoid)
-    steps = stages.steps[1]
+    strength = (_SPARSITY if settings.sparsity is None else settings.sparsity) / stages.second
     gate_optimizer = GateOptimizer(
-        space, task, strength=settings.sparsity / steps, scaled=settings.reg == "scaled", scale=SCALE,
-        rounds=stages.rounds,
-    )  # fmt: skip
-    if constraint:
+        space, task, strength=strength, scaled=settings.reg == "scaled", scale=SCALE, rounds=stages.rounds
+    )
+    of_logits = published_logit_optimizer(space)
+    optimizer: Optimizer = of_logits
+    if constraint is not None and not settings.published:
         gate_optimizer.set_target(*_differentiable(constraint, task, run))
-    optimizer = logit_optimizer(space, RATE_UNDER_LIMIT if constraint else _RATE)
-    if settings.joint:
-        settings.recipe.add_weights(optimizer, space)
+        of_logits = limited_logit_optimizer(space)
+        optimizer = JoinedOptimizer(settings.recipe.optimizer(space), of_logits)
     run.register_state(space=space, optimizer=optimizer, gate_optimizer=gate_optimizer)
     optimize(
-        space, task, run, optimizer=optimizer, steps=steps, phase="gates", objective=gate_optimizer.objective,
-        schedule=schedule, accumulate=settings.recipe.accumulate, time_fraction=stages.time_fraction(1),
-        before_step=functools.partial(gate_optimizer.grow_scale, optimizer=optimizer), on_step=gate_optimizer.project,
+        space, task, run, optimizer=optimizer, steps=stages.second, phase="gates", objective=gate_optimizer.objective,
+        accumulate=settings.recipe.accumulate, time_fraction=stages.time_fraction(stages.second),
+        before_step=functools.partial(gate_optimizer.grow_scale, optimizer=of_logits), on_step=gate_optimizer.project,
     )  # fmt: skip
 
 
@@ -219,13 +255,25 @@ def _derived(
     return architecture
 
 
+def _uniform(space: nn.Module, run: Run, constraint: GateConstraint) -> Architecture:
+    """Uniform widths under the limit; of each gate the entries of the highest logits."""
+    ranks = {name: row.argsort(descending=True, stable=True) for name, row in entry_logits(space).items()}
+
+    def picks() -> dict[str, Pick]:
+        widths = uniform(space, constraint.uniform_width(), constraint.rounding)
+        return {n: tuple(sorted(ranks[n][: len(pick)].tolist())) for n, pick in widths.items()}  # type: ignore[arg-type]
+
+    remembered = run.compute_once("uniform", picks)
+    return Architecture({name: tuple(pick) for name, pick in remembered.items()})
+
+
 def _stages(space: nn.Module, task: Task, run: Run, settings: DnalSettings) -> _Stages:
-    """How the run's budget is divided into the three stages."""
+    """How the run's budget is divided into the stages."""
     per_epoch, epochs = steps_per_epoch(task, settings.recipe.accumulate), settings.gate_epochs
     total = run.total_steps(
         per_epoch, default_epochs=60, measure_step=lambda: seconds_per_step(space, task, run, settings.recipe)
     )
-    default = total // 2 if settings.joint else min(_ROUNDS * per_epoch, max(total // 6, 1))
+    default = min(_ROUNDS * per_epoch, max(total // 6, 1)) if settings.published else max(int(_SECOND * total), 1)
     second = default if epochs is None else epochs * per_epoch
     if not 0 < second < total:
         run.withdraw()
@@ -234,11 +282,14 @@ def _stages(space: nn.Module, task: Task, run: Run, settings: DnalSettings) -> _
             f"{max(second, 1)} of {total} steps would train the gates: give {fewer}a larger budget of the Run"
         )
     timed = run.seconds is not None and run.epochs is None and run.max_steps is None
-    rounds = epochs or (_ROUNDS if timed else math.ceil(second / per_epoch))
+    rounds = min(_ROUNDS, second) if timed or not settings.published else epochs or math.ceil(second / per_epoch)
     if timed:
         run.require_steps(second, phase="gates", least=rounds)
-    first = 0 if settings.pretrained else int(0.3 * (total - second))
-    return _Stages((first, second, total - first - second), rounds)
+    first = int((0.3 * (total - second)) if settings.published else _FIRST * total)
+    first = 0 if settings.pretrained else min(first, total - second - 1)
+    finalist = 0 if settings.published else int(_FINALIST * total)
+    finalist = finalist if finalist >= _FEWEST and first + second + 2 * finalist < total else 0
+    return _Stages(first, second, finalist, total - first - second - 2 * finalist, rounds)
 
 
 def _differentiable(constraint: GateConstraint, task: Task, run: Run) -> tuple[GateConstraint, float]:

@@ -1,0 +1,44 @@
+"""The last decision of a search: few networks, each trained for a while, and the validation part decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from archgrad.run.run import Run
+from archgrad.tasks.task import Task, evaluate, higher_is_better
+from archgrad.training.fit import recalibrate, train
+from archgrad.training.recipe import Recipe
+
+
+def finalists(
+    networks: Mapping[str, nn.Module], task: Task, run: Run, recipe: Recipe, *, steps: int, time_fraction: float = 1.0
+) -> dict[str, float]:
+    """Train each network in place for the same number of steps, a phase each; resumes exactly.
+
+    Args:
+        networks: by name, a word each; on the run's device.
+        task: gives batches, loss and score.
+        run: begun.
+        recipe: of each training, with its whole schedule.
+        steps: of each.
+        time_fraction: of each, in a budget of seconds.
+
+    Returns:
+        The score of each on the validation part.
+    """
+    scores = {}
+    for name, network in networks.items():
+        recalibrate(network, task, run)
+        train(network, task, run, recipe, steps=steps, phase=f"finalist_{name}", time_fraction=time_fraction)
+        figures = evaluate(task, network)
+        run.log({f"valid_{key}": value for key, value in figures.items()})
+        scores[name] = next(iter(figures.values()))
+    return scores
+
+
+def best(scores: Mapping[str, float], task: Task) -> str:
+    """The name of the best score by the task's direction; the first of equals."""
+    choose = max if higher_is_better(task) else min
+    return choose(scores, key=lambda name: scores[name])
