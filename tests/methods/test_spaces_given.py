@@ -55,12 +55,12 @@ class Space(nn.Module):
         return self.head(self.choice(self.stem(x)))
 
 
-@pytest.mark.parametrize("joint", [False, True])
-def test_slimming_cuts_frozen_channels_and_leaves_the_others(joint: bool) -> None:
+@pytest.mark.parametrize("sparsity", [None, 3.0])
+def test_slimming_cuts_frozen_channels_and_leaves_the_others(sparsity: float | None) -> None:
     net = network()
     space = ag.slim(net, example=task().example)
     limit = ag.macs(task().example).at_most(fraction=0.6)
-    found = ag.dnal(space, task(), quiet(20), limit=limit, joint=joint, round_to=1)
+    found = ag.dnal(space, task(), quiet(20), limit=limit, sparsity=sparsity, round_to=1)
     before, after = net[0][0].weight, found.network[0][0].weight
     assert not after.requires_grad
     assert len(after) < len(before)
@@ -103,8 +103,8 @@ def test_a_space_of_operations_is_refused_by_name(method: Callable[..., ag.Found
         method(Space(), task(), quiet(12))
 
 
-@pytest.mark.parametrize("joint", [False, True])
-def test_nothing_to_train_is_refused(joint: bool) -> None:
+@pytest.mark.parametrize("sparsity", [None, 3.0])
+def test_nothing_to_train_is_refused(sparsity: float | None) -> None:
     space = ag.slim(network(trainable=False), example=task().example)
     with pytest.raises(ModelError, match="no parameter that requires a gradient"):
-        ag.dnal(space, task(), quiet(12), limit=ag.macs(task().example).at_most(fraction=0.6), joint=joint)
+        ag.dnal(space, task(), quiet(12), limit=ag.macs(task().example).at_most(fraction=0.6), sparsity=sparsity)

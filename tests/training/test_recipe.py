@@ -18,10 +18,12 @@ from torch.utils.checkpoint import checkpoint
 
 import archgrad as ag
 from archgrad.errors import ConfigError
+from archgrad.gates.gate_optimizer import limited_logit_optimizer
 from archgrad.run import budget, device
 from archgrad.run.run import Run, Stopped
 from archgrad.training.fit import optimize
-from archgrad.training.recipe import Recipe
+from archgrad.training.joined_optimizer import JoinedOptimizer
+from archgrad.training.recipe import OptimizerFactory, Recipe
 from archgrad.training.schedules import constant, cosine
 
 
@@ -309,16 +311,19 @@ def test_a_fit_in_seconds_ends_at_the_end_of_its_schedule(clock: Clock) -> None:
     assert rates(training.history, "fit") == pytest.approx([0.05 * cosine(i / 100) for i in range(100)])
 
 
-@pytest.mark.parametrize("joint", [False, True])
-def test_dnal_in_seconds_divides_its_time_grows_its_scale_and_ends_its_schedules(clock: Clock, joint: bool) -> None:
+@pytest.mark.parametrize("sparsity", [3.0, None])
+def test_dnal_in_seconds_divides_its_time_grows_its_scale_and_ends_its_schedules(
+    clock: Clock, sparsity: float | None
+) -> None:
     task, training = Timed(clock, 0.5), run(steps=None, seconds=120.0)
     limit = ag.macs(Curve.example).at_most(fraction=0.5)
-    found = ag.dnal(gates_of(net()), task, training, limit=limit, round_to=1, joint=joint)
-    steps = {name: len(rates(training.history, name)) for name in ("weights", "gates", "finetune")}
-    # A step takes half a second, so that the forecast is 240; K is 10 epochs of 5 steps at most, and a sixth of all.
-    second = 120 if joint else 40
-    first = int(0.3 * (240 - second))
-    assert steps == {"weights": first, "gates": second, "finetune": 240 - first - second}
+    found = ag.dnal(gates_of(net()), task, training, limit=limit, round_to=1, sparsity=sparsity)
+    phases = dict.fromkeys(row["phase"] for row in training.history if row["phase"])
+    steps = {name: len(rates(training.history, name)) for name in phases}
+    # A step takes half a second, so that the forecast is 240.
+    published = {"weights": 60, "gates": 40, "finetune": 140}
+    ours = {"weights": 12, "gates": 24, "finalist_gates": 12, "finalist_uniform": 12, "finetune": 180}
+    assert steps == (ours if sparsity is None else published)
     scales = [row["scale"] for row in training.history if "scale" in row]
     assert scales == pytest.approx([1e4 ** (k / 10) for k in range(1, 11)])
     assert rates(training.history, "finetune")[-1] < 0.001 * 0.05
@@ -374,25 +379,31 @@ def test_a_training_without_a_phase_takes_all_steps_and_logs_nothing() -> None:
 
 
 @pytest.mark.parametrize("clip", [None, 0.05])
-def test_joint_training_clips_the_weights_together_and_the_gates_by_themselves(clip: float | None) -> None:
-    """The move of the weights in a joint step is bounded by rate * clip; that of the logits is not touched."""
+def test_weights_and_gates_step_together_each_by_its_own_rule(clip: float | None) -> None:
+    """Weights move by at most rate * clip; of a gate's gradient the mean goes, then the norm of all is at most 1."""
     space = ag.relax(gates_of(net()), ag.scaled_sigmoid)
     gates, weights = ag.logits(space), ag.weights(space)
-    optimizer = SGD([{"params": gates, "lr": 1.0}], momentum=0.0)
-    Recipe(plain_sgd, clip=clip).add_weights(optimizer, space)
-    for p in (*gates, *weights):
+    optimizer = JoinedOptimizer(Recipe(plain_sgd, clip=clip).optimizer(space), limited_logit_optimizer(space, 1.0))
+    for p in weights:
         p.grad = torch.ones_like(p)
+    for p in gates:
+        p.grad = 5.0 + torch.arange(p.numel()).float()
     before = [p.detach().clone() for p in (*gates, *weights)]
     optimizer.step()
-    moves = [float((p.detach() - b).norm()) for p, b in zip((*gates, *weights), before, strict=True)]
-    assert moves[: len(gates)] == pytest.approx([math.sqrt(g.numel()) for g in gates])
+    moves = [p.detach() - b for p, b in zip((*gates, *weights), before, strict=True)]
+    assert all(abs(float(move.sum())) < 1e-5 for move in moves[: len(gates)])
+    assert math.hypot(*map(float, map(torch.linalg.vector_norm, moves[: len(gates)]))) == pytest.approx(1.0)
     norm = math.sqrt(sum(w.numel() for w in weights))
-    assert math.hypot(*moves[len(gates) :]) == pytest.approx(0.1 * (clip or norm), rel=1e-3)
+    assert math.hypot(*(float(move.norm()) for move in moves[len(gates) :])) == pytest.approx(
+        0.1 * (clip or norm), rel=1e-3
+    )
 
 
-def test_joint_training_needs_an_sgd() -> None:
-    with pytest.raises(ConfigError, match=r"one SGD, and recipe= has a Adam"):
-        ag.dnal(gates_of(net()), Curve(), run(), joint=True, recipe=Recipe(ag.adam))
+@pytest.mark.parametrize("factory", [ag.adam, ag.adamw])
+def test_under_a_limit_any_optimizer_trains_the_weights(factory: OptimizerFactory) -> None:
+    limit = ag.macs(Curve.example).at_most(fraction=0.5)
+    found = ag.dnal(gates_of(net()), Curve(), run(), limit=limit, recipe=Recipe(factory))
+    assert found.costs["macs"] <= 0.5 * ag.macs(Curve.example).of(net())
 
 
 class Recomputed(nn.Module):

@@ -282,14 +282,14 @@ def _stages(space: nn.Module, task: Task, run: Run, settings: DnalSettings) -> _
             f"{max(second, 1)} of {total} steps would train the gates: give {fewer}a larger budget of the Run"
         )
     timed = run.seconds is not None and run.epochs is None and run.max_steps is None
-    rounds = min(_ROUNDS, second) if timed or not settings.published else epochs or math.ceil(second / per_epoch)
+    rounds = _ROUNDS if timed or not settings.published else epochs or math.ceil(second / per_epoch)
     if timed:
         run.require_steps(second, phase="gates", least=rounds)
     first = int((0.3 * (total - second)) if settings.published else _FIRST * total)
     first = 0 if settings.pretrained else min(first, total - second - 1)
     finalist = 0 if settings.published else int(_FINALIST * total)
     finalist = finalist if finalist >= _FEWEST and first + second + 2 * finalist < total else 0
-    return _Stages(first, second, finalist, total - first - second - 2 * finalist, rounds)
+    return _Stages(first, second, finalist, total - first - second - 2 * finalist, min(rounds, second))
 
 
 def _differentiable(constraint: GateConstraint, task: Task, run: Run) -> tuple[GateConstraint, float]:

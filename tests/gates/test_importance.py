@@ -1,0 +1,147 @@
+"""Importance of gate entries against closed forms, and the networks that are cut by it."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import archgrad as ag
+from archgrad.errors import ConfigError
+from archgrad.gates.importance import Criterion
+from archgrad.gates.selection import gates
+
+torch.set_num_threads(1)
+CRITERIA = get_args(Criterion)
+
+
+@pytest.fixture(scope="module")
+def task() -> ag.Classification:
+    return ag.Classification.load("digits")
+
+
+def conv_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, 10),
+    ).eval()  # fmt: skip
+
+
+def trained(task: ag.Classification) -> nn.Module:
+    network = conv_net()
+    ag.fit(network, task, ag.Run(steps=150, progress=False))
+    return network
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_scores_every_entry_and_cuts_under_the_limit(task: ag.Classification, criterion: str) -> None:
+    network = conv_net()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    space = ag.slim(network, task.example)
+    scores = ag.importance(space, task, criterion=criterion, batches=2)  # type: ignore[arg-type]
+    assert {name: tuple(row.shape) for name, row in scores.items()} == {n: (g.size,) for n, g in gates(space).items()}
+    assert all(bool(row.isfinite().all()) and row.requires_grad is False for row in scores.values())
+    small = ag.cut(
+        space, scores, limit=ag.macs(task.example).at_most(fraction=0.4), task=task, repair=True, batches=2
+    )
+    assert ag.macs(task.example).of(small) <= 0.4 * ag.macs(task.example).of(network)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_scores_have_their_closed_forms(task: ag.Classification) -> None:
+    network = conv_net()
+    with torch.no_grad():
+        network[1].weight.copy_(torch.arange(8.0))  # type: ignore[union-attr, operator]
+    space = ag.slim(network, task.example)
+    expected = torch.arange(8.0) / 3.5
+    torch.testing.assert_close(ag.importance(space, criterion="bn_scale")["0"], expected)
+    weight = network[0].weight.detach().abs().flatten(1).mean(1)  # type: ignore[union-attr, operator]
+    torch.testing.assert_close(ag.importance(space, criterion="magnitude")["0"], weight / weight.mean())
+
+    # Taylor by hand: the channel's share of the input of its reader, and the loss's derivative with respect to it.
+    factor = torch.ones(8, requires_grad=True)
+
+    def loss(batch: object) -> Tensor:
+        x, y = batch  # type: ignore[misc]
+        hidden = network[2](network[1](network[0](x))) * factor.view(1, -1, 1, 1)
+        return nn.functional.cross_entropy(network[3:](hidden), y)  # type: ignore[operator]
+
+    stream, squares = task.stream(seed=5), torch.zeros(8)
+    network.eval()
+    for number in range(3):
+        (gradient,) = torch.autograd.grad(loss(stream(number)), factor)
+        squares += gradient**2
+    found = ag.importance(space, task, criterion="taylor", batches=3, seed=5)["0"]
+    torch.testing.assert_close(found, squares / squares.mean(), rtol=1e-3, atol=1e-4)
+
+    with torch.no_grad():
+        read = torch.cat([network[:3](stream(number)[0]) for number in range(3)])
+    variance = read.var((0, 2, 3), correction=0)
+    found = ag.importance(space, task, criterion="variance", batches=3, seed=5)["0"]
+    torch.testing.assert_close(found, variance / variance.mean(), rtol=1e-3, atol=1e-4)
+
+
+def test_repair_is_exact_where_a_channel_is_the_sum_of_others(task: ag.Classification) -> None:
+    """The last channels repeat the first: without them, and repaired, the network computes what it did."""
+    network = conv_net()
+    with torch.no_grad():
+        for layer in (network[0], network[1]):
+            for value in layer.state_dict().values():
+                if value.ndim:
+                    value[4:] = value[:4]
+    space = ag.slim(network, task.example)
+    every = {name: tuple(range(gate.size)) for name, gate in gates(space).items()}
+    scores = {name: torch.full((gate.size,), 3.0) for name, gate in gates(space).items()}
+    scores["0"] = torch.tensor([2.0] * 4 + [0.0] * 4)
+    few = ag.build(space, ag.Architecture(every | {"0": (0, 1, 2, 3)}))
+    limit = ag.params().at_most(fraction=ag.params().of(few) / ag.params().of(network))
+    x, whole = task.stream(seed=0)(0)[0], ag.build(space, ag.Architecture(every))
+    fine, broken = (
+        ag.cut(space, scores, limit=limit, task=task, round_to=1, repair=repair) for repair in (True, False)
+    )
+    assert fine[0].out_channels == 4 and fine[3].out_channels == 12  # type: ignore[index, union-attr]
+    ag.recalibrate(whole, task, ag.Run(progress=False, device="cpu"), batches=16)
+    with torch.no_grad():
+        wanted = whole.eval()(x)
+        assert float((fine.eval()(x) - wanted).abs().max()) < 0.02 * float(wanted.abs().max())
+        assert float((broken.eval()(x) - wanted).abs().max()) > 0.1 * float(wanted.abs().max())
+
+
+def test_repair_keeps_more_of_a_trained_network(task: ag.Classification) -> None:
+    space = ag.slim(trained(task), task.example)
+    scores = ag.importance(space, criterion="magnitude")
+    limit = ag.macs(task.example).at_most(fraction=0.5)
+    plain, repaired = (
+        task.evaluate(ag.cut(space, scores, limit=limit, task=task, round_to=1, repair=repair), "valid")["loss"]
+        for repair in (False, True)
+    )
+    assert repaired < plain
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"criterion": "tayler"}, "magnitude, bn_scale, taylor"),
+        ({"criterion": "taylor"}, "no task was given"),
+        ({"criterion": "variance"}, "no task was given"),
+        ({"criterion": "magnitude", "batches": 0}, "a whole number from 1 up"),
+    ],
+)
+def test_what_importance_refuses(task: ag.Classification, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ag.importance(ag.slim(conv_net(), task.example), **options)  # type: ignore[arg-type]
+
+
+def test_cut_refuses_scores_of_another_space_and_repair_without_data(task: ag.Classification) -> None:
+    space, limit = ag.slim(conv_net(), task.example), ag.macs(task.example).at_most(fraction=0.5)
+    scores = ag.importance(space, criterion="random")
+    with pytest.raises(ConfigError, match="another space"):
+        ag.cut(space, scores | {"other": torch.ones(3)}, limit=limit)
+    with pytest.raises(ConfigError, match="another space"):
+        ag.cut(space, scores | {"0": torch.ones(3)}, limit=limit)
+    with pytest.raises(ConfigError, match="no task was given"):
+        ag.cut(space, scores, limit=limit, repair=True)
