@@ -37,7 +37,7 @@ def _on(method: Callable[..., ag.Found], form: Literal["table", "factorized"]) -
 
 METHODS: dict[str, tuple[Callable[..., ag.Found], Problem]] = {
     "dnal": (SLIM, GATES),
-    "dnal, joint": (functools.partial(SLIM, joint=True), GATES),
+    "dnal, published": (functools.partial(SLIM, sparsity=3.0), GATES),
     "dnal, from scratch": (functools.partial(ag.dnal, round_to=1, gate_epochs=2), GATES),
     "darts": (ag.darts, SUPERNET),
     "darts, second order": (functools.partial(ag.darts, second_order=True), SUPERNET),
@@ -183,7 +183,7 @@ def test_architecture_survives_json_and_builds_the_same_network(name: str, tmp_p
 
 KILLED_IN = {
     "dnal": ("gates", "finetune"),
-    "dnal, joint": ("gates",),
+    "dnal, published": ("gates",),
     "darts": ("search",),
     "darts_prime": ("search",),
     "darts_prime, clipped and ADMM": ("search",),

@@ -23,7 +23,7 @@ from archgrad.run.run import Run, Stopped
 
 NAMES = [
     "dnal",
-    "dnal, joint",
+    "dnal, published",
     "darts",
     "darts, second order",
     "darts_prime",

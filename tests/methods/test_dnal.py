@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError, NonFiniteError
 from archgrad.gates.gate_optimizer import GateOptimizer, entry_logits
 from archgrad.gates.selection import GateConstraint, WidthRounding, above_threshold, gates
+from archgrad.training.finalists import best
 from archgrad.training.schedules import geometric
 
 torch.set_num_threads(1)
@@ -221,3 +223,43 @@ def test_a_loss_that_is_not_finite_stops_the_run(digits: ag.Classification, tmp_
     with pytest.raises(NonFiniteError, match=r"loss became NaN or infinite in phase 'weights'.*lower learning rate"):
         ag.dnal(space, digits, quiet(folder=tmp_path / "run"), recipe=ag.Recipe(optimizer_factory=explosive))
     assert list((tmp_path / "run" / "checkpoints").iterdir()), "the last good state is kept"
+
+
+class Broken(RuntimeError):
+    """What ends a run in the middle."""
+
+
+@pytest.mark.parametrize("phase", ["finalist_uniform"])
+def test_a_run_that_ends_among_its_finalists_resumes_exactly(
+    digits: ag.Classification, tmp_path: Path, phase: str
+) -> None:
+    limit = ag.macs(digits.example).at_most(fraction=0.3)
+    torch.manual_seed(0)
+    space = ag.slim(conv_net(), digits.example)
+
+    def run(folder: str, **options: object) -> ag.Run:
+        return quiet(epochs=None, steps=200, folder=tmp_path / folder, output=ag.Output(log_every=1, **options))
+
+    whole = ag.dnal(space, digits, run("whole"), limit=limit, round_to=1)
+    assert [row["phase"] for row in whole.history if row["step"] == 3 and "lr" in row] == [
+        "weights", "gates", "finalist_gates", "finalist_uniform", "finetune"
+    ]  # fmt: skip
+
+    def fail(row: dict[str, object]) -> None:
+        if row.get("phase") == phase and row.get("step") == 5:
+            raise Broken
+
+    with pytest.raises(Broken):
+        ag.dnal(space, digits, run("ended", on_log=fail, checkpoint_seconds=0), limit=limit, round_to=1)
+    resumed = ag.dnal(space, digits, run("ended"), limit=limit, round_to=1)
+    assert resumed.architecture == whole.architecture and resumed.record["finalists"] == whole.record["finalists"]
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[name]), name
+
+
+def test_the_better_finalist_is_handed_back_and_the_first_of_equals(digits: ag.Classification) -> None:
+    assert best({"gates": 0.5, "uniform": 0.6}, digits) == "uniform"
+    assert best({"gates": 0.5, "uniform": 0.5}, digits) == "gates"
+    lower = ag.Supervised(ag.digits(), loss=nn.functional.cross_entropy, score=ag.lower("loss"))
+    assert best({"gates": 0.5, "uniform": 0.6}, lower) == "gates"
+    assert best({"gates": 0.7, "uniform": 0.6}, lower) == "uniform"

@@ -322,7 +322,7 @@ def test_dnal_in_seconds_divides_its_time_grows_its_scale_and_ends_its_schedules
     steps = {name: len(rates(training.history, name)) for name in phases}
     # A step takes half a second, so that the forecast is 240.
     published = {"weights": 60, "gates": 40, "finetune": 140}
-    ours = {"weights": 12, "gates": 24, "finalist_gates": 12, "finalist_uniform": 12, "finetune": 180}
+    ours = {"weights": 24, "gates": 48, "finalist_gates": 9, "finalist_uniform": 9, "finetune": 150}
     assert steps == (ours if sparsity is None else published)
     scales = [row["scale"] for row in training.history if "scale" in row]
     assert scales == pytest.approx([1e4 ** (k / 10) for k in range(1, 11)])

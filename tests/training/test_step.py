@@ -107,7 +107,10 @@ LOOPS: dict[str, tuple[Callable[[Run], object], str]] = {
     "fit": (lambda run: ag.fit(network(), task(), run), "in phase 'fit'"),
     "weights of dnal": (lambda run: ag.dnal(slimmed(), task(), run), "in phase 'weights'"),
     "gates of dnal": (lambda run: ag.dnal(slimmed(), task(), run, pretrained=True), "in phase 'gates'"),
-    "gates of dnal, joint": (lambda run: ag.dnal(slimmed(), task(), run, joint=True), "in phase 'gates'"),
+    "gates of dnal, with weights": (
+        lambda run: ag.dnal(slimmed(), task(), run, pretrained=True, limit=ag.params().at_most(fraction=0.9)),
+        "in phase 'gates'",
+    ),
     "pruning": (lambda run: ag.pruning_transfer(slimmed(), task(), run), "in phase 'gates'"),
     "source of transfer": (
         lambda run: ag.transfer(slimmed(), ag.sample(slimmed()), run, source=task(), target=task()),

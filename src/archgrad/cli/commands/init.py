@@ -127,7 +127,6 @@ epochs: 60   # of all stages together
 batch_size: 128
 # augment: flip,crop=4
 # round_to: 16   # widths that processors with AVX-512 like; default: 8, less for narrow layers
-# joint: false   # gates and weights in turns, as published; default: at once, but for weights that are trained
 # keep: [{next(iter(findings.gates), "")}]   # leave these layers as wide as they are
 seed: 0
 """
@@ -159,11 +158,11 @@ import archgrad as ag
 {task}
 x = task.example
 net = {models.as_source(options.model, models.known_of(findings.task.classes, findings.task.example))}
-# net.load_state_dict(torch.load("trained.pt", weights_only=True)), and pretrained=True for joint=True
+# net.load_state_dict(torch.load("trained.pt", weights_only=True)), and pretrained=True below
 
 space = ag.slim(net, example=x)
 run = ag.Run(epochs=60, seed=0, folder={str(Path(options.out) / "run-of-script")!r})
-found = ag.dnal(space, task, run, limit={limit}, joint={bool(findings.fraction)})
+found = ag.dnal(space, task, run, limit={limit})
 print(found.report())
 ag.export_onnx(found.network, x, {str(Path(options.out) / "small.onnx")!r})
 '''

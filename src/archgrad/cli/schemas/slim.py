@@ -32,5 +32,7 @@ class SlimOptions(RecipeOptions, NetworkOptions, LimitOptions, TaskOptions, RunO
         description="Gates as published, at this strength of their regularizer; default without a limit: 3.",
     )
     gate_epochs: int | None = Field(
-        None, ge=1, description="Epochs of the gates; default: a tenth of all, without a limit a sixth."
+        None,
+        ge=1,
+        description="Epochs of the gates; default: a fifth of all, with trained weights 15 %; as published a sixth.",
     )

@@ -85,8 +85,8 @@ _OPEN = math.log(0.9 / (1.0 - 0.9)) / SCALE[1]
 _ROUNDS = (
     10  # the most epochs of stage 2 as published, and the rounds of the scale under a limit or a budget in seconds
 )
-# Shares of the budget under a limit: stage 1, stage 2, each finalist. Why these: docs/benchmarks/slim.md.
-_FIRST, _SECOND, _FINALIST = 0.05, 0.1, 0.05
+# Shares of the budget under a limit: stage 1, stage 2 of fresh and of trained weights, each finalist.
+_FIRST, _SECOND, _SECOND_TRAINED, _FINALIST = 0.1, 0.2, 0.15, 0.04
 _FEWEST = 8  # steps of a finalist; with fewer the gates alone decide
 _RISING = warm_up(0.4)  # the learning rates of stage 1 under a limit
 
@@ -147,7 +147,7 @@ def dnal(
         sparsity: lambda x number of gate steps, of the published form; default 3 without a limit.
         reg: "count", the published sum of sigmoid(s), or "scaled", the sum of sigmoid(scale * s).
         pretrained: the space holds trained weights: stage 1 is skipped.
-        gate_epochs: of stage 2; default a tenth of all, as published a sixth and at most 10.
+        gate_epochs: of stage 2; default a fifth of all, of trained weights 15 %; as published a sixth, at most 10.
         round_to: widths are multiples of this; default 8, less for narrow layers; 1 for any width.
         recipe: trains the weights; in stage 2, under a limit, without its `average`, `drop_path` and `best_epoch`.
 
@@ -273,7 +273,8 @@ def _stages(space: nn.Module, task: Task, run: Run, settings: DnalSettings) -> _
     total = run.total_steps(
         per_epoch, default_epochs=60, measure_step=lambda: seconds_per_step(space, task, run, settings.recipe)
     )
-    default = min(_ROUNDS * per_epoch, max(total // 6, 1)) if settings.published else max(int(_SECOND * total), 1)
+    share = _SECOND_TRAINED if settings.pretrained else _SECOND
+    default = min(_ROUNDS * per_epoch, max(total // 6, 1)) if settings.published else max(int(share * total), 1)
     second = default if epochs is None else epochs * per_epoch
     if not 0 < second < total:
         run.withdraw()
