@@ -1,9 +1,8 @@
 """HESSO (only_train_once 3.0.1) on parameter groups made of our gates, since its own tracing needs an older torch.
 
 One schedule: a tenth of the steps of plain training, then the groups of lowest saliency shrink to zero over four
-tenths while everything is trained, then training goes on. How many groups go is decided when saliency is
-computed: the
-fewest that bring the network under the limit. What is cut afterwards is zero already.
+tenths while everything is trained, then training goes on. How many groups go is decided when saliency is computed:
+the fewest that bring the network under the limit. What is cut afterwards is zero already.
 """
 
 from __future__ import annotations
