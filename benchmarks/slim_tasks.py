@@ -41,10 +41,22 @@ def _cifar(first: int, count: int) -> Part:
     return pixels, z["labels"][first : first + count].astype(np.int64)
 
 
+def cifar10(images: int, tests: int, *, halved: bool = False) -> ag.Classification:
+    """So many photographs to train and to test, 32 x 32 or halved to 16 x 16; at most 1,000 others to validate."""
+    valid = min(1000, 50000 - images)
+    parts = [_cifar(first, count) for first, count in ((0, images), (50000 - valid, valid), (50000, tests))]
+    if halved:
+        sizes = [(len(pixels), 16, 2, 16, 2, 3) for pixels, _ in parts]
+        parts = [
+            (pixels.reshape(size).mean((2, 4)).round().astype(np.uint8), labels)
+            for (pixels, labels), size in zip(parts, sizes, strict=True)
+        ]
+    return ag.Classification(*parts, batch_size=64, augment=(ag.flip(), ag.crop(2 if halved else 4)))
+
+
 def cifar() -> ag.Classification:
     """3,000 photographs of ten classes, 32 x 32; 1,000 to validate, 4,000 to test."""
-    parts = _cifar(0, 3000), _cifar(45000, 1000), _cifar(50000, 4000)
-    return ag.Classification(*parts, batch_size=64, augment=(ag.flip(), ag.crop(4)))
+    return cifar10(3000, 4000)
 
 
 def fashion() -> ag.Classification:
