@@ -32,9 +32,9 @@ from torch import Tensor, nn
 import archgrad as ag
 
 NETWORKS = (
-    "resnet18", "resnet50", "resnet152", "mobilenetv3_small_100", "efficientnet_b0", "densenet121", "res2net50_26w_4s",
-    "convnext_atto", "convnext_base", "vit_tiny_patch16_224", "vit_base_patch16_224", "swin_base_patch4_window7_224",
-    "decoder:4", "decoder:12",
+    "resnet18", "resnet50", "resnet152", "mobilenetv3_small_100", "efficientnet_b0", "densenet121",
+    "res2net50_26w_4s", "convnext_atto", "convnext_base", "vit_tiny_patch16_224", "vit_base_patch16_224",
+    "swin_base_patch4_window7_224", "decoder:4", "decoder:12",
 )  # fmt: skip
 
 
