@@ -151,7 +151,14 @@ class ArchgradClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         run = Run(epochs=self.epochs, seed=seed, folder=self.folder, device=self.device, progress=False)
         limit = None if self.limit is None else macs(task.example).at_most(fraction=self.limit)
         default = functools.partial(plain if self.method == "slim" else searchable, width=self.width)
-        network, recipe = (self.network or default)(tuple(x.shape[1:]), classes), self.recipe or Recipe()
+        make, recipe = self.network or default, self.recipe or Recipe()
+        called = callable(make) and not isinstance(make, nn.Module)
+        network = make(tuple(x.shape[1:]), classes) if called else None
+        if not isinstance(network, nn.Module):
+            raise ConfigError(
+                f"network={make!r} gives no network. Allowed is a function from (shape of a sample, classes) to a "
+                f"torch.nn.Module, or None"
+            )
         if self.method == "slim":
             return dnal(slim(network, task.example), task, run, limit=limit, recipe=recipe)
         return darts(network, task, run, limit=limit, recipe=recipe)

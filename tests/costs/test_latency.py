@@ -171,7 +171,7 @@ def test_limits() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"runtime": "tensorrt"}, "unknown"),
+        ({"runtime": "tensorrt"}, "'eager', 'onnx'"),
         ({"repeats": 0}, "repeats=0"),
         ({"threads": 0}, "threads=0"),
         ({"warmup": -1}, "warmup=-1"),

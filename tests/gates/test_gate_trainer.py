@@ -197,5 +197,5 @@ def test_a_network_of_nan_is_not_handed_back() -> None:
 @pytest.mark.parametrize("limit", [0.5, 0, "macs=0.5"])
 def test_a_number_is_no_limit(limit: object) -> None:
     space, _ = planted()
-    with pytest.raises(LimitError, match=rf"limit={limit!r} was given. A limit bounds a cost"):
+    with pytest.raises(LimitError, match=rf"limit={limit!r}\) was given. Allowed is a bound on a cost"):
         ag.GateTrainer(space, limit=limit, steps=10)

@@ -44,7 +44,7 @@ from archgrad.multimodal.av_digits import read_clips
 from archgrad.multimodal.modalities import read_wav
 from archgrad.run.checkpoint_file import load, save
 from archgrad.run.folder import RunFolder
-from archgrad.run.history import History
+from archgrad.run.output import History
 from archgrad.tasks import data_path
 from archgrad.tasks.tabular_benchmark import Tabular
 

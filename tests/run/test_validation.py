@@ -28,7 +28,7 @@ from archgrad.run.run import Run
         ({"seed": 2**32}, "4294967295"),
         ({"precision": "fp16"}, "precision='fp16' was given. Allowed are 32-true"),
         ({"precision": "16-mixed"}, "bf16-mixed"),
-        ({"precision": "bf16-true"}, "Allowed are 32-true, bf16-mixed, 16-mixed"),
+        ({"precision": "bf16-true"}, "Allowed are 32-true and bf16-mixed"),
         ({"device": "tpu"}, "device='tpu' was given. Available are auto, cpu"),
     ],
 )
@@ -67,9 +67,9 @@ def test_a_run_says_in_a_line_what_it_is() -> None:
 
 
 def test_a_folder_an_output_and_a_callback_of_the_wrong_kind_are_refused() -> None:
-    with pytest.raises(ConfigError, match="folder=3 was given"):
+    with pytest.raises(ConfigError, match=r"folder=3\) was given"):
         Run(folder=3)
-    with pytest.raises(ConfigError, match="output=3 was given"):
+    with pytest.raises(ConfigError, match=r"output=3\) was given"):
         Run(output=3)
-    with pytest.raises(ConfigError, match="on_log=3 was given"):
+    with pytest.raises(ConfigError, match=r"on_log=3\) was given"):
         Output(on_log=3)

@@ -165,5 +165,5 @@ def test_a_search_shorter_than_an_epoch_has_taken_its_steps() -> None:
 def test_a_number_is_no_limit_of_a_search(limit: float) -> None:
     space = ag.nasbench201_cells(channels=2, cells=1, classes=2, in_channels=1)
     for method in (ag.darts, ag.unas, ag.random_search):
-        with pytest.raises(LimitError, match=rf"limit={limit} was given. A limit bounds a cost"):
+        with pytest.raises(LimitError, match=rf"limit={limit}\) was given. Allowed is a bound on a cost"):
             method(space, task(), ag.Run(steps=8, progress=False), limit=limit)

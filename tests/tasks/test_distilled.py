@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.utils import prune
 
 import archgrad as ag
-from archgrad.errors import ConfigError, ModelError
+from archgrad.errors import ConfigError, InputError, ModelError
 from archgrad.tasks.distilled import Distilled, _unexplained
 from archgrad.tasks.task import PerSample, Splittable, Task, require
 
@@ -306,13 +306,13 @@ def test_a_loss_that_does_not_call_the_network_is_refused() -> None:
         ({"weight": True}, "weight=True"),
         ({"temperature": 0}, "temperature=0: give a number above 0"),
         ({"temperature": float("nan")}, "temperature=nan"),
-        ({"teacher": "resnet18"}, "teacher is a str"),
+        ({"teacher": "resnet18"}, "teacher='resnet18'"),
         ({"task": object()}, "Distilled cannot run on object"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     given = {"task": classes(), "teacher": mlp()} | options
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(InputError, match=message):
         Distilled(given.pop("task"), given.pop("teacher"), **given)
 
 

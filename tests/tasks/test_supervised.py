@@ -558,5 +558,5 @@ def test_options_of_the_wrong_kind_are_refused() -> None:
     data = torch.randn(12, 2), torch.randn(12, 1)
     with pytest.raises(DataError, match=r"split=3: give an archgrad.Split"):
         ag.Supervised(data, loss=nn.functional.mse_loss, split=3)
-    with pytest.raises(DataError, match=r"augment has \[3\]: give functions"):
+    with pytest.raises(DataError, match=r"augment=\[3\]: give functions"):
         ag.Supervised(data, loss=nn.functional.mse_loss, augment=[3])

@@ -371,7 +371,7 @@ def test_options_out_of_range_are_refused(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), None])
 def test_a_weight_of_auxiliary_logits_out_of_range_is_refused(value: Any) -> None:
-    with pytest.raises(ConfigError, match=r"auxiliary=.* was given\. Allowed is a"):
+    with pytest.raises(ConfigError, match=r"auxiliary=.* was given\. Allowed is"):
         fit(net(), task(), run(), auxiliary=value)
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from archgrad.argument_types import checked
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Choice
 from archgrad.choices.relaxations import GumbelSoftmax, Held
 from archgrad.copy_and_run import copied
-from archgrad.errors import ArchitectureError, ChoiceError
+from archgrad.errors import ArchitectureError, ChoiceError, ModelError
 
 Space = TypeVar("Space", bound=nn.Module)
 
@@ -22,8 +23,11 @@ def choices(space: nn.Module) -> dict[str, list[Choice]]:
     """All choices by name, in the order they stand in the network; one name is one decision.
 
     Raises:
+        ModelError: this is no network.
         ChoiceError: two choices of one name differ in kind, size or candidates.
     """
+    if not isinstance(space, nn.Module):
+        raise ModelError(f"a network with choices is a torch.nn.Module; given was a {type(space).__name__}")
     by_name: dict[str, list[Choice]] = {}
     for module in space.modules():
         if isinstance(module, Choice):
@@ -44,6 +48,7 @@ def decisions(space: nn.Module) -> dict[str, Choice]:
     return {name: namesakes[0] for name, namesakes in choices(space).items()}
 
 
+@checked
 def relax(
     space: Space, relaxation: Callable[[int], nn.Module], *, where: Callable[[Choice], bool] | None = None
 ) -> Space:
@@ -77,6 +82,7 @@ def relax(
     return space
 
 
+@checked
 def draw(space: nn.Module, *, generator: torch.Generator | None = None) -> None:
     """New noise for every relaxation that has some (`archgrad.gumbel_softmax`): call it once a step.
 
@@ -120,6 +126,8 @@ def using(space: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     _refuse_absent(by_name, weights)
     for name, row in weights.items():
         size = by_name[name][0].size
+        if not isinstance(row, Tensor):
+            raise ChoiceError(f"choice {name!r} is given a {type(row).__name__}; weights are a tensor [{size}]")
         if row.shape[-1:] != (size,) or row.dim() > 2:
             raise ChoiceError(
                 f"choice {name!r} has {size} entries, the weights given have shape {tuple(row.shape)}; allowed are "
@@ -135,6 +143,7 @@ def using(space: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
             choice.override = before
 
 
+@checked
 def hold(space: Space, architecture: Architecture) -> Space:
     """A copy of the space that computes this architecture alone; the space itself is not changed.
 
@@ -184,6 +193,7 @@ def matched(space: nn.Module, architecture: Architecture) -> dict[str, list[Choi
     return by_name
 
 
+@checked
 def restrict(space: nn.Module, support: Mapping[str, Sequence[int] | Tensor]) -> None:
     """Narrow choices to some of their live candidates, in place; dead candidates stay dead.
 
@@ -212,7 +222,9 @@ def restrict(space: nn.Module, support: Mapping[str, Sequence[int] | Tensor]) ->
             choice.live.copy_(mask)
 
 
-def _refuse_absent(by_name: Mapping[str, object], named: Iterable[str]) -> None:
+def _refuse_absent(by_name: Mapping[str, object], named: Mapping[str, object]) -> None:
+    if not isinstance(named, Mapping):
+        raise ChoiceError(f"a dict by the names of choices is needed; given was a {type(named).__name__}")
     absent = [name for name in named if name not in by_name]
     if absent:
         raise ChoiceError(f"no choice is named {absent[0]!r}; there are {sorted(by_name)[:10]}")
@@ -234,6 +246,7 @@ def _mask(choice: Choice, allowed: Sequence[int] | Tensor) -> Tensor:
     return mask
 
 
+@checked
 def sample(space: nn.Module, *, generator: torch.Generator | None = None) -> Architecture:
     """A random architecture of the space, each choice drawn on its own from its live candidates.
 

@@ -38,6 +38,8 @@ class Architecture(Mapping[str, Pick]):
     _picks: dict[str, Pick]
 
     def __init__(self, picks: Mapping[str, Pick]) -> None:
+        if not isinstance(picks, Mapping):
+            raise ArchitectureError(f"Architecture({picks!r}) was given. Allowed is a dict of picks by choice.")
         object.__setattr__(self, "_picks", {name: _pick(name, picks[name]) for name in sorted(picks)})
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -39,6 +39,11 @@ def decide(space: nn.Module, *, threshold: float = 0.5, weights: Mapping[str, Te
         >>> ag.decide(space)
         Architecture({'layer': 1})
     """
+    if not isinstance(weights, Mapping | None) or not isinstance(threshold, int | float):
+        raise ChoiceError(
+            f"decide(threshold={threshold!r}, weights={weights!r}) was given. Allowed are a number, and a dict of "
+            f"mixing weights [size] by the names of choices."
+        )
     picks: dict[str, Pick] = {}
     scores = decision_weights(space, weights)
     for name, choice in decisions(space).items():

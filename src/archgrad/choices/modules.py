@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from archgrad.argument_types import checked
 from archgrad.choices.architecture import Pick
 from archgrad.choices.channels import Coupling, Vanishing
 from archgrad.choices.mixture import mixture, scaled
@@ -30,10 +31,10 @@ class Choice(nn.Module):
 
     def __init__(self, size: int, *, name: str) -> None:
         super().__init__()
-        if size < 1:
-            raise ChoiceError(f"choice {name!r} has {size} candidates; a choice has at least one")
-        if not name:
-            raise ChoiceError("a choice needs a name: its key in every Architecture")
+        if not isinstance(name, str) or not name:
+            raise ChoiceError(f"a choice needs a name, its key in every Architecture; name={name!r} was given")
+        if type(size) is not int or size < 1:
+            raise ChoiceError(f"choice {name!r} has {size!r} candidates; a choice has at least one")
         self.name = name
         self.size = size
         self.relaxation: nn.Module | None = None
@@ -107,6 +108,7 @@ def _module_list(candidates: Iterable[object], name: str) -> nn.ModuleList:
     return modules
 
 
+@checked
 class OpChoice(Choice):
     """One of several operations on the same input.
 
@@ -195,6 +197,7 @@ class OpChoice(Choice):
         return int(alive[torch.randint(len(alive), (), generator=generator)])
 
 
+@checked
 class InputChoice(Choice):
     """The sum of some of several inputs [B, ...], each through an edge of its own if wanted.
 
@@ -261,6 +264,7 @@ class InputChoice(Choice):
         return tuple(sorted(alive[order].tolist()))
 
 
+@checked
 class Gate(Choice):
     """One factor a channel (or attention head, or residual branch): closed channels can be removed.
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from archgrad.argument_types import checked
 from archgrad.errors import ChoiceError
 
 
+@checked
 class ScaledSigmoid(nn.Module):
     """Deterministic gates that a growing scale drives to 0 or 1: a relaxation, from logits to weights [size].
 
@@ -45,6 +47,7 @@ class ScaledSigmoid(nn.Module):
         return torch.sigmoid(self.scale * self.logits) * live
 
 
+@checked
 class TwoTemperature(nn.Module):
     """Gates that are nearly binary forward and soft backward: a relaxation, from logits to weights [size].
 
@@ -87,6 +90,7 @@ class TwoTemperature(nn.Module):
         return (value + (slope - slope.detach())) * live
 
 
+@checked
 class Softmax(nn.Module):
     """Mixing weights [size] on the simplex: w = softmax(scale * logits) over the live candidates.
 
@@ -116,6 +120,7 @@ class Softmax(nn.Module):
         return torch.softmax(logits.masked_fill(~live, float("-inf")), dim=0)
 
 
+@checked
 class GumbelSoftmax(nn.Module):
     """Mixing weights [size] drawn from the Gumbel-softmax distribution; a draw lasts until the next `draw`.
 

@@ -37,6 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from archgrad.argument_types import checked
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.control.dynamics_model import DynamicsModel, Experience
@@ -125,6 +126,7 @@ class NnilqrSettings:
         }
 
 
+@checked
 def nnilqr(
     network: nn.Module | None,
     system: System,

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from archgrad.argument_types import checked
 from archgrad.choices.access import decisions, using, weights
 from archgrad.choices.channels import Coupling
 from archgrad.choices.modules import Choice, Gate
@@ -215,6 +216,7 @@ def _concerns(member: Coupling, tensor: str, *, grouped: bool) -> bool:
     return not member.side.startswith("param") and not (grouped and member.side == "in")
 
 
+@checked
 @dataclass(frozen=True)
 class Macs(Limitable):
     """Multiply-accumulates of one forward pass on one example, as a cost.

@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
+from archgrad.argument_types import checked
 from archgrad.copy_and_run import evaluating, run_on_example, shapes
 from archgrad.costs.allocations import Allocations
 from archgrad.costs.count import examples_of, macs_by_module
@@ -223,6 +224,7 @@ def estimate(network: nn.Module, example: Inputs) -> Reading:
     return Reading(1e3 * joules, joules / max(seconds, 1e-9), None, 1, "analytic model", "estimated")
 
 
+@checked
 class Energy(WithoutGradient):
     """The energy of a forward pass, in millijoules, as a cost.
 
@@ -255,8 +257,6 @@ class Energy(WithoutGradient):
     def __init__(
         self, example: Inputs, *, source: Source = "auto", seconds: float = 0.5, root: str | Path = POWERCAP
     ) -> None:
-        if source not in ("auto", "measured", "estimated"):
-            raise ConfigError(f'source={source!r}: give "auto", "measured" or "estimated"')
         if not seconds > 0.0:
             raise ConfigError(f"seconds={seconds}: give a time above 0 to measure for, such as 1.0")
         self.example, self.seconds = example, seconds

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from archgrad.argument_types import checked
 from archgrad.choices.modules import Choice
 from archgrad.copy_and_run import copied, modes_kept, run_on_example, shapes
 from archgrad.costs.limits import Limit, WithoutGradient
@@ -53,6 +54,7 @@ class Timing:
         return self.spread > _NOISY
 
 
+@checked
 @dataclass(frozen=True, repr=False, eq=False)
 class Latency(WithoutGradient):
     """The median time of one forward pass, measured anew each time, as a cost in milliseconds.
@@ -95,7 +97,7 @@ class Latency(WithoutGradient):
     measured: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check(self.runtime, repeats=self.repeats, warmup=self.warmup, threads=self.threads)
+        _check(repeats=self.repeats, warmup=self.warmup, threads=self.threads)
         if self.device is not None:
             object.__setattr__(self, "device", _present(self.device, self.runtime))
 
@@ -158,7 +160,7 @@ def measure_onnx(
         ModelError: the file cannot be read as ONNX, or does not run on the example.
         MissingExtra: onnxruntime is not installed.
     """
-    _check("onnx", repeats=repeats, warmup=warmup, threads=threads)
+    _check(repeats=repeats, warmup=warmup, threads=threads)
     if not Path(path).is_file():
         raise ModelError(f"{path} is no file. Give an ONNX file, such as export_onnx writes")
     inputs = arguments(_moved(example, torch.device("cpu")))
@@ -166,9 +168,7 @@ def measure_onnx(
     return _timing(rows[0], runtime="onnx", device="cpu", threads=threads)
 
 
-def _check(runtime: str, *, repeats: int, warmup: int, threads: int) -> None:
-    if runtime not in ("eager", "onnx"):
-        raise ConfigError(f'runtime={runtime!r} is unknown. Give "eager" (PyTorch) or "onnx" (ONNX Runtime)')
+def _check(*, repeats: int, warmup: int, threads: int) -> None:
     for name, value, least in (("repeats", repeats, 1), ("warmup", warmup, 0), ("threads", threads, 1)):
         if value < least:
             raise ConfigError(f"{name}={value}: give a whole number of at least {least}")

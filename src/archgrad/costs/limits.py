@@ -77,6 +77,8 @@ class Limit:
     fraction: float | None = None
 
     def __post_init__(self) -> None:
+        if not callable(getattr(self.cost, "of", None)):
+            raise LimitError(f"cost={self.cost!r}: give a cost, such as archgrad.macs(x) or archgrad.black_box(...)")
         if (self.bound is None) == (self.fraction is None):
             raise LimitError(
                 f"a limit on {self.cost.name} takes either an absolute number or fraction=, not both and not "
@@ -108,15 +110,6 @@ class Limit:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, SupportsFloat) and not isinstance(value, bool | str)
-
-
-def check_limit(limit: object) -> None:
-    """Raise LimitError for what is no `Limit`, such as a plain number."""
-    if not isinstance(limit, Limit):
-        raise LimitError(
-            f"limit={limit!r} was given. A limit bounds a cost: give for instance "
-            f"archgrad.macs(x).at_most(fraction=0.5), or None for no limit."
-        )
 
 
 class Limitable:
@@ -172,7 +165,7 @@ class BlackBox(Limitable, WithoutGradient):
     measured: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not callable(self.function) or not self.name:
+        if not (callable(self.function) and isinstance(self.name, str) and self.name and isinstance(self.unit, str)):
             raise LimitError(
                 f"black_box takes a function from a network to a number and a name, given {self.function!r} and "
                 f'{self.name!r}; write for instance black_box(joules, name="energy", unit="J")'

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.utils._pytree import tree_map_only
 
+from archgrad.argument_types import checked
 from archgrad.copy_and_run import modes_kept, shapes
 from archgrad.costs.allocations import Allocations, Saved
 from archgrad.costs.limits import Limit, WithoutGradient
 from archgrad.errors import LimitError, ModelError
 from archgrad.files import free_memory
-from archgrad.tasks.task import arguments, tensors
+from archgrad.tasks.task import Inputs, arguments, tensors
 
 GIB = 2**30
 FEW = (2, 3)  # examples that are traced: BatchNorm refuses a single one
@@ -211,6 +212,7 @@ def _free_of_container(folder: Path) -> int | None:
     return None
 
 
+@checked
 class PeakMemory(WithoutGradient):
     """The predicted peak of a training step, in bytes, as a cost.
 
@@ -238,7 +240,7 @@ class PeakMemory(WithoutGradient):
     unit: str = "bytes"
     measured: bool = True
 
-    def __init__(self, example: Batch, *, batch: int | None = None, optimizer: OptimizerFactory = momentum) -> None:
+    def __init__(self, example: Inputs, *, batch: int | None = None, optimizer: OptimizerFactory = momentum) -> None:
         if batch is not None and batch < 1:
             raise LimitError(
                 f"peak_memory(..., batch={batch}): give the number of examples of a training batch, from 1"

@@ -8,6 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from torch import nn
 
+from archgrad.argument_types import checked
 from archgrad.choices.access import choices, decisions, matched
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.channels import remove_branch, remove_channels
@@ -54,6 +55,7 @@ def resized(space: nn.Module, options: Mapping[str, int | float]) -> nn.Module:
     return fresh
 
 
+@checked
 def build(
     space: nn.Module,
     architecture: Architecture,

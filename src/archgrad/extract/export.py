@@ -22,6 +22,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_map, tree_map_only
 
 from archgrad import files
+from archgrad.argument_types import checked
 from archgrad.copy_and_run import copied, run_on_example
 from archgrad.errors import ModelError, RunError, one_line
 from archgrad.extract import onnx_file
@@ -66,6 +67,7 @@ class _Trial:
     exact: bool = True
 
 
+@checked
 def export_onnx(network: nn.Module, example: Inputs, path: str | Path) -> Exported:
     """Write one ONNX file, weights inside, and check it in ONNX Runtime against the network.
 
@@ -92,6 +94,7 @@ def export_onnx(network: nn.Module, example: Inputs, path: str | Path) -> Export
     return encode_onnx(network, example).write(Path(path))
 
 
+@checked
 def export_program(network: nn.Module, example: Inputs, path: str | Path) -> Exported:
     """Write a torch.export program, which `torch.export.load` reads back without archgrad.
 

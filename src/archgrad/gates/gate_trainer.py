@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from archgrad.argument_types import checked
 from archgrad.choices.access import logits, relax
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.relaxations import ScaledSigmoid
@@ -30,6 +31,7 @@ from archgrad.tasks.task import arguments
 from archgrad.training.fit import estimate_statistics
 
 
+@checked
 class GateTrainer:
     """Decides the gates of a space in your own training loop, and cuts the network under a limit.
 

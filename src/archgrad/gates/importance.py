@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from archgrad.argument_types import checked
 from archgrad.choices.access import using
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.channels import Coupling, open_channels
@@ -29,6 +30,7 @@ _RIDGE = 1e-3  # of the mean square of the channels, so that dead ones do not ma
 _WIDEST = 4096  # channels whose products are still kept: 128 MB
 
 
+@checked
 def importance(
     space: nn.Module, task: Task | None = None, *, criterion: Criterion = "taylor", batches: int = 16, seed: int = 0
 ) -> dict[str, Tensor]:
@@ -87,6 +89,7 @@ def importance(
     return _relative(space, whole, _weight_magnitude if criterion == "magnitude" else _norm_scale)
 
 
+@checked
 def cut(
     space: nn.Module,
     scores: Mapping[str, Tensor],

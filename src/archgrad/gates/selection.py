@@ -14,7 +14,7 @@ from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Gate
 from archgrad.costs.count import Macs, Params
-from archgrad.costs.limits import Cost, Limit, check_limit
+from archgrad.costs.limits import Cost, Limit
 from archgrad.errors import ChoiceError, ConfigError, LimitError
 from archgrad.extract.discretize import build
 
@@ -141,7 +141,6 @@ class GateConstraint:
     """
 
     def __init__(self, space: nn.Module, limit: Limit, rounding: WidthRounding) -> None:
-        check_limit(limit)
         self.space, self.rounding = space, rounding
         self.cost: Cost = limit.cost
         # Other costs, measured or a user's own, are asked for each network.

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from archgrad.argument_types import checked
 from archgrad.choices.access import logits, trainable
 from archgrad.choices.decide import decide
 from archgrad.choices.policies import Prior
@@ -71,6 +72,7 @@ class DartsSettings:
     recipe: Recipe
 
 
+@checked
 def darts(
     space: nn.Module,
     task: Task,

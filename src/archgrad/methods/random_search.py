@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from archgrad.argument_types import checked
 from archgrad.choices.access import decisions, sample, using
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.policies import Prior, Uniform
@@ -65,6 +66,7 @@ class RandomSearchSettings:
     recipe: Recipe
 
 
+@checked
 def random_search(
     space: nn.Module,
     task: Task | Scored,

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from archgrad import files
+from archgrad.argument_types import checked
 from archgrad.errors import DataError
 from archgrad.multimodal.modalities import Modalities, fitted, read_wav, spectrogram
 from archgrad.tasks.classification import Classification
@@ -53,6 +54,7 @@ class Clips:
     part: Tensor
 
 
+@checked
 def av_digits(
     mnist: str | Path,
     fsdd: str | Path,

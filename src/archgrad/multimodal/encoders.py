@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from archgrad.argument_types import checked
 from archgrad.choices.mixture import mixture, scaled
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.errors import ConfigError, ModelError
@@ -57,6 +58,7 @@ class InputForm:
         _refuse_small(self, tuple(x.shape[2:]), name)
 
 
+@checked
 def image_encoder(
     channels: int, *, size: tuple[int, int] | None = None, blocks: tuple[int, int] = (2, 4)
 ) -> InputForm:
@@ -79,6 +81,7 @@ def image_encoder(
     return _form("images", channels, 2, size, blocks)
 
 
+@checked
 def audio_encoder(
     channels: int, *, size: tuple[int, int] | None = None, blocks: tuple[int, int] = (2, 5)
 ) -> InputForm:
@@ -91,6 +94,7 @@ def audio_encoder(
     return _form("spectrograms", channels, 2, size, blocks)
 
 
+@checked
 def waveform_encoder(channels: int = 1, *, length: int | None = None, blocks: tuple[int, int] = (2, 5)) -> InputForm:
     """The encoder of sound [B, channels, samples], a quarter as long behind each block, for `archgrad.fusion`.
 
@@ -104,6 +108,7 @@ def waveform_encoder(channels: int = 1, *, length: int | None = None, blocks: tu
     return _form("sound", channels, 1, None if length is None else (length,), blocks)
 
 
+@checked
 def vector_encoder(features: int, *, blocks: tuple[int, int] = (2, 3)) -> InputForm:
     """The encoder of vectors [B, features], for `archgrad.fusion`.
 

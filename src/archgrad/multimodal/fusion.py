@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from archgrad.argument_types import checked
 from archgrad.choices.access import decisions, matched
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
@@ -26,6 +27,7 @@ HEADS = {"linear": (), "64": (64,), "256": (256,), "64 64": (64, 64), "256 256":
 RATES = (0.0, 0.25, 0.5)
 
 
+@checked
 def fusion(
     inputs: Mapping[str, InputForm | Tensor],
     *,

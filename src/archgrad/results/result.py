@@ -12,6 +12,7 @@ import safetensors.torch
 from torch import nn
 
 from archgrad import files
+from archgrad.argument_types import checked
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.decide import decide
@@ -120,6 +121,7 @@ class Found:
         page.write(folder)
 
 
+@checked
 def derive(space: nn.Module, *, threshold: float = 0.5) -> Found:
     """The architecture with the largest mixing weights of a relaxed space, and its plain network with their weights.
 

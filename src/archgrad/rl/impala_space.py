@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from archgrad.argument_types import checked
 from archgrad.choices.access import matched
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import InputChoice, OpChoice
@@ -112,6 +113,7 @@ class ImpalaConfig:
         return ("normal",) if self.kinds == 1 else two
 
 
+@checked
 def impala_cells(
     *,
     in_channels: int = 3,
@@ -165,6 +167,7 @@ def impala_cells(
     return ImpalaCells(config)
 
 
+@checked
 def impala_network(
     *,
     in_channels: int = 3,

@@ -37,6 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from archgrad.argument_types import checked
 from archgrad.choices.access import sample
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.decide import decide
@@ -85,6 +86,7 @@ class RlDartsSettings:
         return {**own, "terms": asdict(self.terms), "hand_made": self.hand_made and type(self.hand_made).__name__}
 
 
+@checked
 def rl_darts(
     space: nn.Module,
     task: Reinforcement,

@@ -80,7 +80,6 @@ class Checkpointing:
         stateful.restore(self.parts or {}, state["parts"], path)
         lost = self._log.history.rewind(state["records"])
         notes = [f"history.jsonl has lost {lost} records."] if lost and self._machine.rank == 0 else []
-        self._machine.set_state(state["precision"])
         if self._machine.world > 1:
             # The first process saved for all; its own device is the first.
             state["random"]["cuda"] = state["random"]["cuda"][:1] * torch.cuda.device_count()
@@ -138,7 +137,6 @@ class Checkpointing:
             "notes": self._log.notes,
             "parts": stateful.states(parts),
             "random": self._random.state(),
-            "precision": self._machine.state(),
         }
         if mark == 0:
             self._log.note(check_disk_space(self._series.folder, state))

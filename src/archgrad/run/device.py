@@ -101,15 +101,6 @@ class Machine:
         if self.world > 1:
             self.fabric.barrier()
 
-    def state(self) -> dict[str, Any]:
-        """The state of the precision: the loss scale of "16-mixed", else nothing."""
-        return dict(self._fabric.strategy.precision.state_dict()) if self._fabric else {}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Put the precision into a state that `state` returned."""
-        if state:
-            self.fabric.strategy.precision.load_state_dict(state)
-
 
 def seconds_per_call(call: Callable[[], object], *, device: torch.device, repeats: int = 3) -> float:
     """The median time of a call in seconds, after one that is not counted: to measure a training step on a copy."""

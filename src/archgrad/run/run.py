@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import torch
 from torch import Tensor
 
-from archgrad.errors import ChoiceError, ConfigError, RunError
+from archgrad.argument_types import checked
+from archgrad.errors import ChoiceError, RunError
 from archgrad.report.data.run_format import Record
 from archgrad.run import distributed, nonfinite, stateful, validation
 from archgrad.run.budget import Budget, Phase
 from archgrad.run.checkpointing import Checkpointing
 from archgrad.run.device import Machine
 from archgrad.run.folder import RunFolder
-from archgrad.run.history import History
 from archgrad.run.loop import Loop
-from archgrad.run.output import Log, Output
+from archgrad.run.output import History, Log, Output
 from archgrad.run.rng import Randomness
 from archgrad.run.signals import Stopped
 from archgrad.run.stateful import Stateful
@@ -32,6 +32,7 @@ __all__ = ["Output", "Run", "Stopped"]
 Moved = TypeVar("Moved")
 
 
+@checked
 class Run:
     """One run of a method: its seed, device, budgets and folder.
 
@@ -41,11 +42,10 @@ class Run:
         seconds: budget of time inside loops. Where it is the only one, training goes on until the time is up;
             beside others, whichever ends first.
         seed: of all random numbers.
-        folder: where state, log and result are written, so that the same program goes on after a stop. None: in
-            memory only.
+        folder: where state, log and result go, so that the same program goes on after a stop; None: in memory only.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         devices: how many of them, each with a process of its own.
-        precision: "32-true", or mixed, "bf16-mixed" or "16-mixed"; the weights are float32 in all of them.
+        precision: "32-true" or "bf16-mixed"; the weights are float32 in both.
         workers: for methods that try networks one by one: None tries them in this process, a number in so many worker
             processes, "ray" or "ray://host:port" on a Ray cluster. The result is the same.
         progress: show progress on the terminal.
@@ -84,8 +84,6 @@ class Run:
         self.folder = validation.folder(folder)
         self.workers = validation.workers(workers)
         self.worked = False  # whether workers had something to do
-        if not isinstance(output, Output):
-            raise ConfigError(f"output={output!r} was given. Allowed is an archgrad.Output.")
         self._output = output
         validation.tensorboard(output.tensorboard, self.folder)
         self._shows_progress = progress
@@ -316,7 +314,7 @@ class Run:
         Figures with a slash in their name, of which there may be hundreds, are not shown. `time` is in seconds
         inside loops since the run began. Tensors hold one number, [1] or [].
         """
-        validation.begun(self._status, "log")
+        self._require_begun("log")
         self._log.add(figures, phase=self._loop.phase, step=step, seconds=self._loop.seconds)
 
     def log_step(
@@ -352,7 +350,7 @@ class Run:
 
         A resumed program skips `compute`, so it must change nothing; what it draws at random does not count.
         """
-        validation.begun(self._status, "compute_once")
+        self._require_begun("compute_once")
         if key not in self._computed:
             before = self._random.state()
             value = self._machine.from_first(compute() if self.rank == 0 else None)
@@ -389,6 +387,10 @@ class Run:
         untouched = not self._checkpoints.replaying and self._checkpoints.newest is None
         if self._files and self.rank == 0 and untouched:
             self._files.forget()
+
+    def _require_begun(self, what: str) -> None:
+        if self._status == "not begun":
+            raise RunError(f"run.{what} was called on a run that is not begun. Call run.begin first.")
 
     def close(self) -> None:
         """Let go of the folder without marking the run finished: it can be resumed."""

@@ -15,7 +15,7 @@ import torch
 
 from archgrad.errors import ConfigError, MissingExtra, RunError
 
-_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+_PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def count(name: str, value: int | None, *, zero: bool = False) -> int | None:
@@ -65,10 +65,8 @@ def device(name: str) -> torch.device:
 def precision(name: str, where: torch.device) -> str:
     """A precision by Lightning Fabric's name."""
     if name not in _PRECISIONS:
-        raise ConfigError(f"precision={name!r} was given. Allowed are {', '.join(_PRECISIONS)}.")
-    if name == "16-mixed":
-        # Its gradients vanish without a scaled loss, and training/step.py takes gradients of the loss as it is.
-        raise ConfigError('precision="16-mixed" was given, which needs a scaled loss. Use "bf16-mixed".')
+        # The gradients of "16-mixed" vanish without a scaled loss; training/step.py takes those of the loss itself.
+        raise ConfigError(f"precision={name!r} was given. Allowed are {' and '.join(_PRECISIONS)}.")
     return name
 
 
@@ -108,8 +106,6 @@ def folder(given: str | Path | None) -> Path | None:
     """The run's folder; the present one has to be meant."""
     if given == "":
         raise ConfigError('folder="" was given. Give a path ("." for the present folder), or None for no folder.')
-    if given is not None and not isinstance(given, str | Path):
-        raise ConfigError(f"folder={given!r} was given. Allowed are a path, or None for no folder.")
     return None if given is None else Path(given)
 
 
@@ -120,12 +116,6 @@ def tensorboard(wanted: bool, folder: Path | None) -> bool:
     if wanted and importlib.util.find_spec("tensorboard") is None:
         raise MissingExtra("tensorboard", "tensorboard")
     return wanted
-
-
-def begun(status: str, what: str) -> None:
-    """Raise RunError where `begin` has not been called."""
-    if status == "not begun":
-        raise RunError(f"run.{what} was called on a run that is not begun. Call run.begin first.")
 
 
 def phase(name: str, time_fraction: float) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from archgrad.argument_types import checked
 from archgrad.choices.access import decisions, matched
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.modules import InputChoice, OpChoice
@@ -41,6 +42,7 @@ UNAS_LABELS = (
 )
 
 
+@checked
 def darts_cells(
     *,
     channels: int = 16,
@@ -99,6 +101,7 @@ def darts_cells(
     return DartsCells(plan, labels, factorized=factorized)
 
 
+@checked
 def darts_network(
     cell: str,
     *,

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from archgrad.argument_types import checked
 from archgrad.choices.access import matched
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import OpChoice
@@ -47,6 +48,7 @@ PROXYLESS = Widths(32, 16, (24, 40, 80, 96, 192, 320), 1280)
 UNAS = Widths(40, 24, (32, 56, 112, 128, 256, 432), 1728)
 
 
+@checked
 def mobile_backbone(
     *,
     widths: Widths = PROXYLESS,
@@ -96,6 +98,7 @@ def mobile_backbone(
     return MobileNet(form, [form.mixture(layer) for layer in form.layers()])
 
 
+@checked
 def mobile_network(
     string: str,
     *,

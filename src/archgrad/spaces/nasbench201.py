@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from archgrad.argument_types import checked
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import OpChoice
 from archgrad.choices.tracing import traced
@@ -27,6 +28,7 @@ EDGES = tuple(f"{node}.{source}" for node in range(1, NODES) for source in range
 FORM = "|op~0|+|op~0|op~1|+|op~0|op~1|op~2|"
 
 
+@checked
 def nasbench201_cells(
     *, channels: int = 16, cells: int = 5, classes: int = 10, in_channels: int = 3, affine: bool = False
 ) -> NASBench201:
@@ -63,6 +65,7 @@ def nasbench201_cells(
     return NASBench201(edge, channels=channels, cells=cells, classes=classes, in_channels=in_channels, affine=affine)
 
 
+@checked
 def nasbench201_network(
     string: str, *, classes: int = 10, channels: int = 16, cells: int = 5, in_channels: int = 3
 ) -> nn.Module:

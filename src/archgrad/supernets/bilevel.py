@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from archgrad.choices.access import decisions, logits
-from archgrad.choices.clipped_relaxation import prune
+from archgrad.choices.clipped_relaxation import Clipped, prune
 from archgrad.choices.decide import decide, decision_weights, discretized
 from archgrad.choices.modules import Choice, OpChoice
 from archgrad.choices.subsets import Subsets
@@ -144,6 +144,7 @@ def alternate(
     rates = [group["lr"] for group in (*weights.param_groups, *architecture.param_groups)]
     order = {logit: place for place, logit in enumerate(logits(space))}
     places = [order[logit] for group in architecture.param_groups for logit in group["params"]]
+    clipped = any(isinstance(choice.relaxation, Clipped) for choice in decisions(space).values())
     for step in run.steps(steps, phase="search", time_fraction=time_fraction):
         epoch_figures = _epoch_figures(space, architecture, figures) if step % tasks[0].steps_per_epoch == 0 else {}
         # The groups are new ones once a resumed run has restored the optimizers.
@@ -163,10 +164,11 @@ def alternate(
         on_weights = functools.partial(weight_loss, space, train)
         loss = take_step(weights, run, on_weights, observe=update_schedule.observe)
         del on_weights, train
-        prune(space)
+        if clipped:
+            prune(space)
         run.log_step({"loss": loss, "lr": weights.param_groups[0]["lr"], **step_figures}, epoch_figures, step=step)
-    # Where time ends the phase, the last record says how many steps there were.
-    taken = int(run.history[-1]["step"] or 0) + 1 if run.seconds and run.history else steps
+    # Time may have ended the phase, so the last record says how many steps there were.
+    taken = int(run.history[-1]["step"] or 0) + 1 if steps and run.history else steps
     run.log(_epoch_figures(space, architecture, figures), step=taken)
 
 

@@ -20,7 +20,7 @@ from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.choices.policies import Uniform
 from archgrad.choices.subsets import probabilities
 from archgrad.costs.count import Macs, Params
-from archgrad.costs.limits import Limit, Predicts, check_limit
+from archgrad.costs.limits import Limit, Predicts
 from archgrad.costs.surrogate import FEWEST, Surrogate
 from archgrad.costs.table import CostTable
 from archgrad.costs.table_column import TableColumn
@@ -70,7 +70,6 @@ class ArchitectureConstraint:
     """
 
     def __init__(self, space: nn.Module, limit: Limit) -> None:
-        check_limit(limit)
         self.space, self.cost = space, limit.cost
         self._limit = limit
         self._choices = decisions(space)

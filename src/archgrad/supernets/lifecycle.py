@@ -18,7 +18,7 @@ from archgrad.choices.subsets import without_topology
 from archgrad.copy_and_run import copied
 from archgrad.costs.count import params
 from archgrad.costs.latency import Runtime
-from archgrad.costs.limits import Limit, check_limit
+from archgrad.costs.limits import Limit
 from archgrad.costs.memory import GIB, available_bytes, predict_memory
 from archgrad.errors import ChoiceError, ConfigError, LimitError, ModelError
 from archgrad.extract.discretize import build
@@ -173,7 +173,6 @@ def refuse_measured(limit: Limit | None, *, method: str) -> None:
     """Raise LimitError for a limit that has no gradient, in a method that samples no networks."""
     if limit is None:
         return
-    check_limit(limit)
     if limit.cost.measured:
         raise LimitError(
             f"{limit.cost.name} is measured and has no gradient, and {method} trains a mixture of all networks, none "

@@ -87,6 +87,7 @@ class _Part:
     """A part of a run that a method takes for a run of its own, without folder and budgets; see `search_inside`."""
 
     folder = epochs = seconds = trials = None
+    __class__ = Run  # type: ignore[assignment]  # for `isinstance`
 
     def __init__(self, run: Run, name: str, steps: int, time_fraction: float) -> None:
         self._run, self._name, self.max_steps, self._time_fraction = run, name, steps, time_fraction

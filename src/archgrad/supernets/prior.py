@@ -7,16 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
+from archgrad.argument_types import checked
 from archgrad.choices import access
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.policies import Prior, check_prior
 from archgrad.choices.subsets import SubsetTable
 from archgrad.errors import ConfigError
+from archgrad.files import shown
 
 
+@checked
 def prior(
     space: nn.Module,
     score: Callable[[Sequence[Architecture]], Sequence[float]],
@@ -59,9 +63,13 @@ def prior(
             f"prior with samples={samples}, strength={strength}: give 2 or more, and a number from 0 up"
         )
     drawn = [access.sample(space, generator=generator) for _ in range(samples)]
-    scores = list(score(drawn))
-    if len(scores) != samples:
-        raise ConfigError(f"score gave {len(scores)} scores for {samples} architectures; return one for each")
+    scores = score(drawn)
+    try:
+        values = np.asarray([float(value) for value in scores])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"score gave {shown(scores, most=80)}; return a number for each architecture") from error
+    if values.shape != (samples,):
+        raise ConfigError(f"score gave {len(values)} scores for {samples} architectures; return one for each")
     choice_of = access.decisions(space)
     columns = [
         torch.stack([choice.picked(architecture[name]) for architecture in drawn])
@@ -71,7 +79,7 @@ def prior(
     design = design - design.mean(0)
     # A ridge of one sample: an entry that was never drawn, or always, gets 0.
     ridge = torch.eye(design.shape[1], dtype=torch.float64)
-    effects = torch.linalg.solve(design.T @ design + ridge, design.T @ _standard_ranks(scores))
+    effects = torch.linalg.solve(design.T @ design + ridge, design.T @ _standard_ranks(values))
     sizes = [choice.size for choice in choice_of.values()]
     return {
         name: (strength * (part - part.mean())).float()
@@ -111,6 +119,7 @@ def prior_of_candidates(
     return rows
 
 
+@checked
 def warm_start(space: nn.Module, given: Prior | None) -> None:
     """Add a prior, if there is one, to the logits of a relaxed space, in place.
 
@@ -143,9 +152,8 @@ def warm_start(space: nn.Module, given: Prior | None) -> None:
                 logits.add_(values.to(logits))
 
 
-def _standard_ranks(scores: Sequence[float]) -> Tensor:
+def _standard_ranks(values: NDArray[np.float64]) -> Tensor:
     """Ranks of the scores, ties averaged, with mean 0 and variance 1; all 0 where all scores are equal."""
-    values = np.asarray(scores, dtype=np.float64)
     ranks = torch.from_numpy(rankdata(np.where(np.isfinite(values), values, -np.inf)))
     ranks = ranks - ranks.mean()
     return ranks / ranks.std(correction=0).clamp_min(1e-12)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from archgrad.copy_and_run import modes_kept
 from archgrad.errors import ArchgradError, ConfigError, DataError, ModelError
 from archgrad.tasks.sources import seeded
-from archgrad.tasks.task import Batch, arguments, tensors
+from archgrad.tasks.task import Batch, tensors
 
 # What code of a user's raises where it does not fit the data.
 FAILURES = (
@@ -42,11 +42,6 @@ def training(network: nn.Module) -> Iterator[None]:
             for name, buffer in network.named_buffers():
                 if name in buffers and buffer.shape == buffers[name].shape:
                     buffer.copy_(buffers[name])
-
-
-def call(network: nn.Module, inputs: Any) -> Any:
-    """A network's output; several inputs are a tuple, and a list or a dict is one argument."""
-    return network(inputs) if isinstance(inputs, list) else network(*arguments(inputs))
 
 
 @contextlib.contextmanager

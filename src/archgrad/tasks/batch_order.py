@@ -131,6 +131,8 @@ class Stream:
         generator = torch.Generator().manual_seed(stable_seed("augment", self._seed, step, self._rank))
         for augmentation in self._augment:
             inputs = augmentation(inputs, generator)
+            if inputs is None:
+                raise DataError(f"the augmentation {augmentation!r} returns None. Return the augmented inputs.")
         return inputs, target
 
 

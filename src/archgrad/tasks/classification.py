@@ -20,7 +20,7 @@ from archgrad.tasks.parts import Data, Labels, Part, count_classes, open_part, t
 from archgrad.tasks.sources import DatasetSource, MemorySource
 from archgrad.tasks.splits import Split, few
 from archgrad.tasks.supervised import PARTS, Augment, Supervised
-from archgrad.tasks.task import Batch
+from archgrad.tasks.task import Batch, call
 
 EVALUATION_BATCH = 512
 
@@ -79,10 +79,10 @@ class Classification(Supervised):
         normalize: Normalization = None,
         split: Split = Split(),
     ) -> None:
-        if classes is not None and classes < 2:
-            raise DataError(f"classes={classes}: classification needs at least two")
-        if not 0 <= smoothing < 1:
-            raise DataError(f"smoothing={smoothing}: label smoothing is at least 0 and below 1")
+        if classes is not None and (not isinstance(classes, int) or classes < 2):
+            raise DataError(f"classes={classes!r}: classification needs at least two")
+        if not isinstance(smoothing, int | float) or not 0 <= smoothing < 1:
+            raise DataError(f"smoothing={smoothing!r}: label smoothing is at least 0 and below 1")
         parts, names = _open({"train": train, "valid": valid, "test": test}, Labels(classes, None, ignore_index))
         self.classes = len(names)
         self._smoothing, self._ignore, self._weight = smoothing, ignore_index, None
@@ -145,7 +145,7 @@ class Classification(Supervised):
 
     def losses(self, network: nn.Module, batch: Batch) -> Tensor:
         """The cross entropy of each sample, [B]; their mean is `loss`, to the last bits, smoothed labels included."""
-        logits = self._logits(batch_checks.call(network, batch[0]))
+        logits = self._logits(call(network, batch[0]))
         losses = self._cross_entropy(logits, batch[1], reduction="none")
         if self._weight is None and self._ignore is None:
             return losses
@@ -153,7 +153,7 @@ class Classification(Supervised):
         return losses * (len(losses) / weights.sum().clamp_min(1e-12))
 
     def _computed(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
-        logits = self._logits(batch_checks.call(network, batch[0]))
+        logits = self._logits(call(network, batch[0]))
         if self._ignore is not None and bool((batch[1] == self._ignore).all()):
             return logits.sum() * 0, logits
         return self._cross_entropy(logits, batch[1], reduction="mean"), logits
@@ -173,7 +173,7 @@ class Classification(Supervised):
 
     def _judge(self, network: nn.Module, batch: Batch, totals: Totals, *, samples: int) -> None:
         with batch_checks.explained("the network fails", batch[0]):
-            output = batch_checks.call(network, batch[0])
+            output = call(network, batch[0])
         logits, labels = self._logits(output).float(), batch[1]
         if self._ignore is not None:
             logits, labels = logits[labels != self._ignore], labels[labels != self._ignore]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from archgrad.argument_types import checked
 from archgrad.copy_and_run import copied, evaluating
 from archgrad.errors import ConfigError, ModelError
 from archgrad.tasks import batch_checks
@@ -39,6 +40,7 @@ from archgrad.tasks.task import (
 _RIDGE = 1e-4  # of the mean variance of a feature
 
 
+@checked
 class Distilled:
     """A task on which networks learn from a teacher too; any method and `fit` train on it.
 
@@ -88,10 +90,8 @@ class Distilled:
         features: Mapping[str, str] | list[str] | None = None,
     ) -> None:
         require(task, method="Distilled")
-        if not isinstance(teacher, nn.Module):
-            raise ConfigError(f"teacher is a {type(teacher).__name__}; give a trained network")
         for name, value, bound in (("weight", weight, 1.0), ("temperature", temperature, math.inf)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= bound:
+            if not 0 < value <= bound:
                 raise ConfigError(f"{name}={value!r}: give a number above 0{', at most 1' if bound == 1 else ''}")
         self.task, self.weight, self.temperature = task, float(weight), float(temperature)
         self._features = dict(zip(features, features, strict=True)) if isinstance(features, list) else features

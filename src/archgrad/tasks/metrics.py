@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from archgrad.argument_types import checked
 from archgrad.errors import ArchgradError, ConfigError
 from archgrad.tasks.batch_checks import FAILURES, described
 
@@ -27,6 +28,7 @@ class Score:
     higher_is_better: bool = True
 
 
+@checked
 def lower(name: str) -> Score:
     """A score of which less is better, for `Supervised(score=)`.
 
@@ -38,6 +40,7 @@ def lower(name: str) -> Score:
     return Score(name, False)
 
 
+@checked
 def higher(name: str) -> Score:
     """A score of which more is better, for `Supervised(score=)`; a plain name means the same.
 

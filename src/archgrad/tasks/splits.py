@@ -47,7 +47,7 @@ class Split:
     groups: Any = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.valid_fraction < 1:
+        if not isinstance(self.valid_fraction, int | float) or not 0 < self.valid_fraction < 1:
             raise DataError(f"valid_fraction={self.valid_fraction}: give a share between 0 and 1, for instance 0.2")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise DataError(f"Split(seed={self.seed!r}): give a whole number")

@@ -23,7 +23,7 @@ from archgrad.tasks.metrics import Metric, Score, Totals, checked_metrics, chose
 from archgrad.tasks.normalization import Normalization, normalized
 from archgrad.tasks.parts import Data, Part, check_parts, open_part
 from archgrad.tasks.splits import Split, divide, join, split_off
-from archgrad.tasks.task import Batch, Inputs, mapped, stable_seed, tensors
+from archgrad.tasks.task import Batch, Inputs, call, mapped, stable_seed, tensors
 
 PARTS = ("train", "valid", "test")
 
@@ -237,7 +237,7 @@ class Supervised:
         """The loss of each sample, [B]; their mean is `loss`. Raises ModelError where a loss is of whole batches."""
         if self._each is not None:
             inputs, target = _pair(batch)
-            losses = self._each(batch_checks.call(network, inputs), target)
+            losses = self._each(call(network, inputs), target)
         else:
             losses, _ = self._computed(network, batch)
         if losses.ndim != 1:
@@ -314,7 +314,7 @@ class Supervised:
         else:
             assert self._loss is not None
             inputs, target = _pair(batch)
-            output = batch_checks.call(network, inputs)
+            output = call(network, inputs)
             if isinstance(self._loss, nn.Module):
                 self._loss.to(next((leaf.device for leaf in tensors(output)), torch.device("cpu")))
             loss = self._loss(output, target)
@@ -385,10 +385,10 @@ def _name(augmentation: Augment) -> str:
     return str(named or type(augmentation).__qualname__)
 
 
-def _check_options(batch_size: object, augment: Sequence[object], split: object) -> None:
+def _check_options(batch_size: object, augment: object, split: object) -> None:
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise DataError(f"batch_size={batch_size!r}: give a whole number, at least 1")
-    if strangers := [a for a in augment if not callable(a)]:
-        raise DataError(f"augment has {strangers}: give functions of (inputs, generator), e.g. archgrad.crop(4)")
+    if not isinstance(augment, Sequence) or not all(map(callable, augment)):
+        raise DataError(f"augment={augment!r}: give functions of (inputs, generator), e.g. archgrad.crop(4)")
     if not isinstance(split, Split):
         raise DataError(f"split={split!r}: give an archgrad.Split, such as archgrad.Split(0.2)")

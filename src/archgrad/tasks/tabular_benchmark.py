@@ -94,6 +94,8 @@ class Tabular:
         complete: bool = True,
         source: str = "the table",
     ) -> None:
+        if not isinstance(arrays, Mapping):
+            raise DataError(f"{source} is a {type(arrays).__name__}; give a dict of columns, arrays of numpy")
         if data not in DATA:
             raise DataError(f"data={data!r}: give one of {', '.join(map(repr, DATA))}{_nearest(data, DATA)}")
         if epochs not in tuple(SCORES):

@@ -148,6 +148,11 @@ def require(task: object, *abilities: type[Any], method: str) -> None:
             raise ConfigError(
                 f"{method} cannot call {name} of {type(task).__name__} ({error}). Define {basics[name]}."
             ) from error
+    if not callable(stream := task.stream(seed=0)):  # type: ignore[attr-defined]
+        raise ConfigError(
+            f"stream of {type(task).__name__} returns {stream!r}. Return a function from the number of a step to a "
+            f"batch."
+        )
 
 
 def evaluate(task: Task, network: nn.Module, part: str = "valid") -> dict[str, float]:
@@ -235,6 +240,11 @@ def first(batch: Batch, count: int) -> Batch:
 def arguments(inputs: Inputs | Sequence[Tensor]) -> tuple[Any, ...]:
     """What a network is called with: each of a tuple, or the tensor, or the dict of named ones, alone."""
     return tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+
+
+def call(network: nn.Module, inputs: Any) -> Any:
+    """A network's output; several inputs are a tuple, and a list or a dict is one argument."""
+    return network(inputs) if isinstance(inputs, list) else network(*arguments(inputs))
 
 
 def tensors(inputs: Any) -> list[Tensor]:

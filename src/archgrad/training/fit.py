@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from archgrad.argument_types import checked
 from archgrad.copy_and_run import copied, evaluating
 from archgrad.errors import ConfigError
 from archgrad.run.device import seconds_per_call
@@ -227,6 +228,7 @@ class BestEpoch:
         self.score, self.weights = state["score"], state["weights"]
 
 
+@checked
 def fit(
     network: nn.Module, task: Task, run: Run, *, recipe: Recipe = Recipe(), auxiliary: float = 0.0
 ) -> dict[str, float]:
@@ -253,7 +255,7 @@ def fit(
         >>> sorted(figures)
         ['accuracy', 'loss']
     """
-    if type(auxiliary) not in (int, float) or not 0.0 <= auxiliary < math.inf:
+    if not 0.0 <= auxiliary < math.inf:
         raise ConfigError(f"auxiliary={auxiliary!r} was given. Allowed is a number of at least 0, such as 0.4.")
     require(task, method="fit")
     objective = _auxiliary(task, auxiliary) if auxiliary else None
@@ -315,6 +317,7 @@ def _try(objective: Objective, network: nn.Module, task: Task, run: Run) -> None
         objective(trial, run.to_device(task.stream(seed=run.seed)(0)))
 
 
+@checked
 def recalibrate(network: nn.Module, task: Task, run: Run, *, batches: int = 50) -> None:
     """Estimate every BatchNorm's running statistics anew, as the plain mean over some training batches.
 
@@ -335,6 +338,7 @@ def recalibrate(network: nn.Module, task: Task, run: Run, *, batches: int = 50) 
         >>> int(network[1].num_batches_tracked)
         2
     """
+    require(task, method="recalibrate")
     stream = task.stream(seed=run.seed)
     steps = range(min(batches, max(task.steps_per_epoch, 8)))
     estimate_statistics(network, (functools.partial(task.loss, network, run.to_device(stream(k))) for k in steps))

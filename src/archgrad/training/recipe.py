@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from archgrad.argument_types import checked
 from archgrad.choices.access import trainable
 from archgrad.errors import ConfigError, ModelError
 from archgrad.training.schedules import Schedule, cosine
@@ -18,6 +19,7 @@ from archgrad.training.schedules import Schedule, cosine
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
+@checked
 def sgd(parameters: Iterable[nn.Parameter], *, learning_rate: float = 0.05, weight_decay: float = 5e-4) -> Optimizer:
     """SGD with Nesterov momentum 0.9.
 
@@ -33,6 +35,7 @@ def darts_sgd(parameters: Iterable[nn.Parameter]) -> Optimizer:
     return SGD([{"params": list(parameters), "clip": 5.0}], lr=0.025, momentum=0.9, weight_decay=3e-4)
 
 
+@checked
 def adamw(
     parameters: Iterable[nn.Parameter], *, learning_rate: float = 1e-3, weight_decay: float = 0.05
 ) -> Optimizer:
@@ -49,6 +52,7 @@ def adamw(
     return AdamW([group for group in groups if group["params"]], lr=learning_rate)
 
 
+@checked
 def adam(parameters: Iterable[nn.Parameter], *, learning_rate: float = 0.01) -> Optimizer:
     """Adam without weight decay, at a rate for few steps.
 

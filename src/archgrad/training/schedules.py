@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable
 
+from archgrad.argument_types import checked
 from archgrad.errors import ConfigError
 
 # From progress in [0, 1] to a factor on the learning rates.
@@ -17,6 +18,7 @@ def cosine(progress: float) -> float:
     return min(1.0, (progress + 1e-3) / 0.02) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+@checked
 def warm_up_cosine(fraction: float = 0.05, *, last: float = 0.0) -> Schedule:
     """A schedule: linear from 0.01 to 1 over the first `fraction` of the budget, then half a cosine from 1 to `last`.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from archgrad.errors import ConfigError
+from archgrad.errors import ConfigError, DataError
 from archgrad.run.resource_errors import watched
 from archgrad.run.run import Run
 from archgrad.tasks.batch_checks import described
@@ -160,4 +160,7 @@ def autocast(run: Run) -> AbstractContextManager[object]:
 def load_batch(stream: Callable[[int], Batch], number: int, run: Run) -> Batch:
     """Batch `number` of a task's stream on the run's device. Raises ResourceError where a data worker died."""
     with watched(run):
-        return run.to_device(stream(number))
+        batch = stream(number)
+        if batch is None:
+            raise DataError(f"the task's stream gives None for batch {number}. Return the batch from it.")
+        return run.to_device(batch)

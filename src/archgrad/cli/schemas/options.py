@@ -79,7 +79,7 @@ class RunOptions(Options):
     seconds: float | None = Field(None, gt=0, description="Training time in all.")
     seed: int = Field(0, ge=0, lt=2**32, description="The same seed gives the same network.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
-    precision: str = Field("32-true", description="32-true, bf16-mixed or 16-mixed.")
+    precision: str = Field("32-true", description="32-true or bf16-mixed.")
     onnx: bool | None = Field(None, description="Write network.onnx; default: where the export extra is installed.")
 
 

@@ -38,6 +38,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from archgrad.argument_types import checked
 from archgrad.choices.access import choices, decisions, logits, restrict
 from archgrad.choices.clipped_relaxation import Clipped, normalize_nodes
 from archgrad.choices.decide import decide
@@ -84,6 +85,7 @@ class DartsPrimeSettings:
     recipe: Recipe
 
 
+@checked
 def darts_prime(
     space: nn.Module,
     task: Task,

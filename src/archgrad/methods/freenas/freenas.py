@@ -33,6 +33,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
+from archgrad.argument_types import checked
 from archgrad.choices.access import decisions
 from archgrad.choices.architecture import Architecture
 from archgrad.costs.count import macs, params
@@ -59,6 +60,7 @@ class FreenasSettings:
     limit: Limit | None
 
 
+@checked
 def freenas(
     space: nn.Module,
     run: Run,

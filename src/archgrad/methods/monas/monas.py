@@ -34,6 +34,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from archgrad.argument_types import checked
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.policies import Controller, Policy, Prior, Reinforce
 from archgrad.costs.limits import Cost, Limit
@@ -97,6 +98,7 @@ class MonasSettings:
     recipe: Recipe
 
 
+@checked
 def monas(
     space: nn.Module,
     task: Task | Scored,
@@ -145,6 +147,8 @@ def monas(
     """
     if not isinstance(task, Scored):
         require(task, method="MONAS")
+    if not isinstance(reward, Reward):
+        raise ConfigError(f"reward={reward!r} was given. Allowed are those of archgrad.methods.monas.rewards.")
     if isinstance(reward, Accurate) and not higher_is_better(task):
         raise ConfigError(
             f"the reward `accurate` asks for an accuracy of at least {reward.least}, and a lower score of "

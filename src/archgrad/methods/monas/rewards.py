@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from archgrad.costs.limits import Cost, Limit
 from archgrad.errors import ConfigError, LimitError
@@ -24,6 +24,7 @@ from archgrad.errors import ConfigError, LimitError
 Costs = Mapping[str, float]
 
 
+@runtime_checkable
 class Reward(Protocol):
     """From accuracy and costs to a number, higher is better."""
 

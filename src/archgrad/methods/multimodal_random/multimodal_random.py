@@ -29,6 +29,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
+from archgrad.argument_types import checked
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.policies import Prior, Uniform
 from archgrad.costs.limits import Limit
@@ -79,6 +80,7 @@ class MultimodalRandomSettings:
     recipe: Recipe
 
 
+@checked
 def multimodal_random(
     space: nn.Module,
     task: Task,
@@ -125,7 +127,7 @@ def multimodal_random(
         >>> len(found.record["trials"])
         2
     """
-    if type(finalists) is not int or finalists < 1 or search_fraction >= 1.0:
+    if finalists < 1 or search_fraction >= 1.0:
         raise ConfigError(
             f"finalists={finalists}, search_fraction={search_fraction}: give 1 or more finalists, and a "
             f"search_fraction below 1, which leaves a part of the budget for them"

@@ -26,11 +26,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from archgrad.argument_types import checked
 from archgrad.choices.access import logits, relax
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.relaxations import TwoTemperature
@@ -93,8 +94,6 @@ class PruningSettings:
     recipe: Recipe
 
     def __post_init__(self) -> None:
-        if self.process not in get_args(Process):
-            raise ConfigError(f"process={self.process!r}: allowed are {', '.join(map(repr, get_args(Process)))}")
         if not 0.0 <= self.gamma < float("inf"):
             raise ConfigError(f"gamma={self.gamma}: the penalty's weight is a finite number of at least 0, such as 1")
         if not 0.0 < self.search_fraction <= 1.0:
@@ -106,6 +105,7 @@ class PruningSettings:
         TwoTemperature(1, hard=self.terms.hard, soft=self.terms.soft)  # raises where these make no sense
 
 
+@checked
 def pruning_transfer(
     space: nn.Module,
     task: Task,

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
+from archgrad.argument_types import checked
 from archgrad.choices.architecture import Architecture
 from archgrad.copy_and_run import copied
 from archgrad.costs.count import Macs, Params, macs, params
@@ -114,6 +115,7 @@ class Rival:
         return self.structures[draw % len(self.structures)]
 
 
+@checked
 def transfer(
     space: nn.Module,
     structure: Architecture,

@@ -31,6 +31,7 @@ import sys
 
 from torch import nn
 
+from archgrad.argument_types import checked
 from archgrad.costs.limits import Limit
 from archgrad.costs.memory import PeakMemory, available_bytes
 from archgrad.errors import LimitError
@@ -55,6 +56,7 @@ from archgrad.training.recipe import Recipe, darts_sgd
 RECIPE = Recipe(optimizer_factory=darts_sgd)
 
 
+@checked
 def radars(
     space: nn.Module,
     task: Task,

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from archgrad.argument_types import checked
 from archgrad.choices.access import logits, relax
 from archgrad.choices.decide import decide
 from archgrad.choices.policies import Prior
@@ -120,6 +121,7 @@ class ToponasSettings:
     recipe: Recipe
 
 
+@checked
 def toponas(
     space: nn.Module,
     task: Task,

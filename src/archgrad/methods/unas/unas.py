@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Adam, Optimizer
 
+from archgrad.argument_types import checked
 from archgrad.choices.access import logits, relax
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.decide import decide
@@ -80,6 +81,7 @@ def adam_of_unas(parameters: Iterable[nn.Parameter]) -> Optimizer:
     return Adam([{"params": list(parameters), "clip": 5.0}], lr=3e-4, weight_decay=3e-4)
 
 
+@checked
 def unas(
     space: nn.Module,
     task: Task,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from archgrad.argument_types import checked
 from archgrad.choices.channels import ORDER
 from archgrad.choices.modules import Gate
 from archgrad.copy_and_run import copied
@@ -19,7 +20,7 @@ from archgrad.spaces.slim.acceptance import Budget, exercised, settle
 from archgrad.spaces.slim.attention import attention_heads
 from archgrad.spaces.slim.branches import branches
 from archgrad.spaces.slim.channel_graph import ChannelGraph, input_features, trace
-from archgrad.spaces.slim.frozen import Frozen, advised, reach
+from archgrad.spaces.slim.frozen import Frozen, reach
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, run
 from archgrad.spaces.slim.trial import Removal, Trial, reads
 from archgrad.tasks.task import Inputs, arguments
@@ -62,10 +63,9 @@ def slim(net: Network, example: Example, *, keep: Sequence[str] = (), inputs: bo
 
     Source: removable groups as in DNAL (arXiv 2103.02126).
     """
-    if torch.is_inference_mode_enabled():
-        with torch.inference_mode(False):
-            return slim(net, example, keep=keep, inputs=inputs)
     inputs_given = _checked(net, example)
+    if isinstance(keep, str) or not isinstance(keep, Sequence):
+        raise ModelError(f"keep={keep!r} was given. Allowed is a list of paths of layers, such as ['head'].")
     absent = [path for path in keep if path not in dict(net.named_modules())]
     if absent:
         names = [name for name, _ in net.named_modules() if name]
@@ -80,7 +80,7 @@ def slim(net: Network, example: Example, *, keep: Sequence[str] = (), inputs: bo
     trial = Trial(net, inputs_given, macs=graph.whole)
     removals = _accepted(trial, graph, is_kept)
     if not removals:
-        reasons = "; ".join(f"{n}: {advised(r)}" for n, r in list(graph.frozen.items())[:5])
+        reasons = "; ".join(f"{n}: {r}" for n, r in list(graph.frozen.items())[:5])
         raise ModelError(f"{type(net).__name__} has no channels that can be removed ({reasons or 'no layer found'})")
     record = reach(trial, removals, graph)
     del trial
@@ -92,6 +92,7 @@ def slim(net: Network, example: Example, *, keep: Sequence[str] = (), inputs: bo
     return space
 
 
+@checked
 def frozen(space: nn.Module) -> Frozen:
     """The layers with parameters of a slim space whose outputs cannot be cut, by path, each with the reason.
 

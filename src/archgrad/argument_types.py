@@ -1,0 +1,118 @@
+"""Arguments of public functions verified against their annotations, so that a wrong one is refused in plain words."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import numbers
+import re
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from archgrad.errors import ArchitectureError, ConfigError, InputError, LimitError, ModelError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# What to give, and the error, by the name of the class that is asked for; the classes themselves lie above this file.
+_ADVICE: dict[str, tuple[str, type[InputError]]] = {
+    "Module": ("a torch.nn.Module", ModelError),
+    "Architecture": ("an archgrad.Architecture, such as found.architecture", ArchitectureError),
+    "Limit": ("a bound on a cost, such as archgrad.macs(x).at_most(fraction=0.5)", LimitError),
+    "Run": ("a run, such as archgrad.Run(epochs=10)", ConfigError),
+    "Recipe": ("a recipe, such as archgrad.Recipe(optimizer_factory=archgrad.adamw)", ConfigError),
+}
+
+
+def checked(function: Function) -> Function:
+    """A function, or a class by its constructor, that refuses arguments of types that its annotations do not allow.
+
+    Verified are classes, numbers, literals, callables, and what mappings and sequences hold. Protocols and `Any` are
+    left to the function, which can say more of them. A whole number will do for a float, a bool for neither.
+
+    Raises:
+        InputError: (in the call) an argument of another type; the message says which, and what is allowed.
+    """
+    if inspect.isclass(function):
+        function.__init__ = checked(function.__init__)  # type: ignore[method-assign]
+        return function
+    signature = inspect.signature(function)
+    name = function.__qualname__.removesuffix(".__init__")
+
+    @functools.cache
+    def hints() -> dict[str, Any]:
+        return get_type_hints(function)
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        # A call that binds no parameters raises its TypeError, as any function's does.
+        for option, value in signature.bind(*args, **kwargs).arguments.items():
+            if option in hints() and not _fits(value, hints()[option]):
+                raise _refusal(name, option, value, hints()[option])
+        return function(*args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _fits(value: object, hint: Any, *, deep: bool = True) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if isinstance(hint, TypeVar):
+        return hint.__bound__ is None or _fits(value, hint.__bound__)
+    if origin in (Union, types.UnionType):
+        # Any nest of tensors will do for a network's inputs, and of what is no module a choice can say more.
+        deep = deep and not any(_named(one) == "Tensor" or "Module]" in str(one) for one in inner)
+        return any(_fits(value, one, deep=deep) for one in inner)
+    if origin is Literal:
+        return any(value == one and type(value) is type(one) for one in inner)
+    if hint in (int, float):
+        return isinstance(value, numbers.Integral if hint is int else numbers.Real) and not isinstance(value, bool)
+    if origin is not None and inspect.isclass(origin):
+        return _is_container(value, origin) and not (deep and _holds_strangers(value, origin, inner))
+    if hint is Any or not inspect.isclass(hint) or getattr(hint, "_is_protocol", False):
+        return True
+    return isinstance(value, hint)
+
+
+def _is_container(value: object, origin: Any) -> bool:
+    """Whether this is callable, a mapping or a sequence, as asked for; arrays and tensors are sequences here."""
+    if origin is Callable:
+        return callable(value)
+    if issubclass(origin, Mapping):
+        return isinstance(value, Mapping)
+    if issubclass(origin, Sequence):
+        listed = hasattr(value, "__len__") and isinstance(value, Iterable)
+        return listed and not isinstance(value, str | bytes | Mapping)
+    return isinstance(value, origin)
+
+
+def _holds_strangers(value: Any, origin: type, inner: tuple[Any, ...]) -> bool:
+    """Whether an entry of a mapping, or of a list or tuple, is none that its annotation allows."""
+    if isinstance(value, Mapping):
+        return not all(_fits(part, hint) for entry in value.items() for part, hint in zip(entry, inner, strict=False))
+    if not isinstance(value, list | tuple):
+        return False
+    if origin is tuple and inner[-1:] != (...,):
+        return len(value) != len(inner) or not all(map(_fits, value, inner))
+    return not all(_fits(part, inner[0]) for part in value)
+
+
+def _refusal(name: str, option: str, value: object, hint: Any) -> InputError:
+    wanted = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    advice, error = _ADVICE.get(_named(wanted[0]), ("", ConfigError))
+    allowed = " or ".join([advice or _named(wanted[0]), *map(_named, wanted[1:])])
+    given = repr(value)
+    given = given if len(given) <= 80 and "\n" not in given else f"a {type(value).__name__}"
+    return error(f"{name}({option}={given}) was given. Allowed is {allowed}.")
+
+
+def _named(hint: Any) -> str:
+    """An annotation as a reader would say it: "float", "a mapping", 'one of "inherit", "fresh"'."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(repr, get_args(hint)))}"
+    if isinstance(hint, TypeVar):
+        return _named(hint.__bound__)
+    if hint is types.NoneType:
+        return "None"
+    if inspect.isclass(hint) and get_origin(hint) is None:
+        return hint.__name__
+    return re.sub(r"(\w+\.)+", "", str(hint))
