@@ -18,7 +18,7 @@ from archgrad.choices.access import choices, hold, logits, relax, sample
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Gate, InputChoice, OpChoice
 from archgrad.choices.relaxations import ScaledSigmoid, softmax
-from archgrad.costs.count import macs, macs_by_module, params
+from archgrad.costs.count import macs, macs_by_module, params, uncounted
 from archgrad.errors import ModelError
 from archgrad.extract.discretize import build
 from archgrad.spaces.slim.slimmable import slim
@@ -373,3 +373,50 @@ RECURRENT = {
 def test_recurrent_layers_and_attention_are_counted_in_full(name: str) -> None:
     network, expected = RECURRENT[name]
     assert macs(torch.randn(2, STEPS, 6)).of(network) == expected
+
+
+class Does(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+W = torch.randn(4, STEPS)
+PRODUCTS = {
+    "matrix and vector": (lambda x: W @ x[0, :, 0], 4 * STEPS),
+    "vectors": (lambda x: x[0, 0] @ x[0, 1], 6),
+    "few distances": (lambda x: torch.cdist(x, x), STEPS * STEPS * 6),
+    "many distances": (lambda x: torch.cdist(*[x.repeat(1, 9, 1)] * 2), 81 * STEPS * STEPS * 6),
+    "bilinear": (lambda x: F.bilinear(x[:, 0], x[:, 1], torch.ones(5, 6, 6)), 5 * 36),
+    "einsum": (lambda x: torch.einsum("bts,tu->bus", x, torch.ones(STEPS, 7)), 7 * STEPS * 6),
+    "computed weight": (lambda x: F.linear(x, (2 * torch.ones(3, 6)).tanh()), STEPS * 3 * 6),
+    "expanded weight": (lambda x: F.linear(x, torch.ones(1, 6).expand(9, 6)), STEPS * 9 * 6),
+    "shared heads": (
+        lambda x: F.scaled_dot_product_attention(x.repeat(4, 1, 1)[None], x[None], x[None], enable_gqa=True),
+        2 * 4 * STEPS * STEPS * 6,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_of_every_kind_are_counted_by_hand(name: str) -> None:
+    function, expected = PRODUCTS[name]
+    assert macs(torch.randn(1, STEPS, 6)).of(Does(function)) == expected
+    assert not uncounted(Does(function), torch.randn(1, STEPS, 6))
+
+
+def test_what_is_not_counted_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    @torch.library.custom_op("archgrad_tests::twice", mutates_args=())
+    def twice(x: Tensor) -> Tensor:
+        return 2 * x
+
+    net, x = nn.Sequential(Does(lambda x: torch.fft.rfft(x).abs()), nn.Sequential(Does(twice))), torch.randn(2, 8)
+    for _ in range(2):
+        assert macs(x).of(net) == 0
+    said = uncounted(net, x)
+    assert len(said) == 2 and "fft_r2c in 0 (Does)" in said[0] and "archgrad_tests.twice in 1.0 (Does)" in said[1]
+    assert [r.getMessage() for r in caplog.records] == said
+    assert not uncounted(nn.Sequential(nn.LSTM(6, 8)), x[:, None, :6])

@@ -1,17 +1,22 @@
 """Counted costs: multiply-accumulates and parameters.
 
 One multiply-add is one MAC. Counted are the operations of `torch.utils.flop_counter` (convolutions, matrix products,
-attention), halved; normalization, activations and pooling are left out, as in the published tables.
+attention), halved, and products with vectors, bilinear forms and distances; normalization, activations and pooling
+are left out, as in the published tables. Other operations that multiply, such as Fourier transforms and those of
+other libraries, are named by `uncounted`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import logging
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +35,23 @@ from archgrad.errors import ModelError
 from archgrad.tasks.task import Inputs, arguments, tensors
 
 Example = Inputs | Sequence[Tensor]
+log = logging.getLogger(__name__)
+# Floating-point operations, two a multiply-add, of what torch's counter does not know, from the shapes of arguments.
+_MORE: dict[Any, Callable[..., int]] = {
+    torch.ops.aten.mv: lambda a, b, **_: 2 * math.prod(a),
+    torch.ops.aten.addmv: lambda c, a, b, **_: 2 * math.prod(a),
+    torch.ops.aten.dot: lambda a, b, **_: 2 * math.prod(a),
+    torch.ops.aten.vdot: lambda a, b, **_: 2 * math.prod(a),
+    torch.ops.aten.addbmm: lambda c, a, b, **_: 2 * math.prod(a) * b[-1],
+    torch.ops.aten._cdist_forward: lambda a, b, *_, **__: 2 * math.prod(a) * b[-2],
+    torch.ops.aten._euclidean_dist: lambda a, b, **_: 2 * math.prod(a) * b[-2],
+    torch.ops.aten._trilinear: lambda a, weight, *_, **__: 2 * a[0] * math.prod(weight),
+}
+_ROOMS = ("aten", "prims", "prim", "profiler", "c10d", "_c10d_functional", "higher_order", "inductor")
+_MULTIPLYING = (
+    "fft", "linalg", "cholesky", "triangular_solve", "lu_", "inverse", "sparse", "grouped_mm", "int_mm", "weight_int",
+    "lstm", "gru", "rnn", "cudnn_rnn", "mkldnn_rnn",
+)  # fmt: skip
 
 
 def macs_by_module(network: nn.Module, example: Example) -> dict[str, float]:
@@ -42,10 +64,7 @@ def macs_by_module(network: nn.Module, example: Example) -> dict[str, float]:
     Raises:
         ModelError: the network fails on the example, or the example is empty.
     """
-    inputs = tree_map_only(Tensor, torch.detach, arguments(example))
-    batch = examples_of(inputs)
-    with evaluating(network), _countable(network), FlopCounterMode(display=False) as counter:
-        run_on_example(network, inputs)
+    counter, batch = _counted(network, example)
     totals = {name: sum(flops.values()) / 2 for name, flops in counter.get_flop_counts().items()}
     total, root = totals.pop("Global", 0), type(network).__name__
     paths = {"" if n == root else n.removeprefix(f"{root}."): v for n, v in totals.items()}
@@ -58,6 +77,63 @@ def macs_by_module(network: nn.Module, example: Example) -> dict[str, float]:
                 parent = parent.rpartition(".")[0]
             own[parent] -= value
     return {path: value / batch for path, value in own.items() if value}
+
+
+def uncounted(network: nn.Module, example: Example) -> list[str]:
+    """What a network runs that multiplies and that `macs` does not count, a sentence a module.
+
+    Example:
+        >>> import torch
+        >>> class Spectrum(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return torch.fft.rfft(x).abs()
+        >>> uncounted(torch.nn.Sequential(Spectrum()), torch.zeros(1, 8))
+        ['MACs leave out aten._fft_r2c in 0 (Spectrum)']
+    """
+    counter, _ = _counted(network, example)
+    return counter.left_out(network)
+
+
+@functools.lru_cache(maxsize=256)
+def _warn(text: str) -> None:
+    log.warning("%s", text)
+
+
+class _Counting(FlopCounterMode):
+    """torch's counter, with more operations, and a memory for those that it does not know."""
+
+    def __init__(self) -> None:
+        super().__init__(display=False, custom_mapping=_MORE)
+        self.unknown: dict[tuple[str, str], None] = {}
+
+    def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
+        name = str(func_packet)
+        room, _, operation = name.partition(".")
+        known = func_packet in self.flop_registry
+        if not known and (room not in _ROOMS or operation.strip("_").startswith(_MULTIPLYING)):
+            self.unknown[max(self.mod_tracker.parents, key=len, default="Global"), name] = None
+        return super()._count_flops(func_packet, out, args, kwargs)  # type: ignore[no-untyped-call]
+
+    def left_out(self, network: nn.Module) -> list[str]:
+        """A sentence for each module and operation that is not counted."""
+        root, names = type(network).__name__, dict(network.named_modules())
+        sentences = []
+        for module, operation in self.unknown:
+            path = "" if module in (root, "Global") else module.removeprefix(f"{root}.")
+            kind = type(names.get(path, network)).__name__
+            sentences.append(f"MACs leave out {operation} in {path or 'forward'} ({kind})")
+        return sentences
+
+
+def _counted(network: nn.Module, example: Example) -> tuple[_Counting, int]:
+    """A counter that has seen the network run on the example, and the number of examples."""
+    inputs = tree_map_only(Tensor, torch.detach, arguments(example))
+    batch = examples_of(inputs)
+    with evaluating(network), _countable(network), _Counting() as counter:
+        run_on_example(network, inputs)
+    for text in counter.left_out(network):
+        _warn(text)
+    return counter, batch
 
 
 def examples_of(inputs: object) -> int:

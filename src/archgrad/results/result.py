@@ -17,7 +17,7 @@ from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.decide import decide
 from archgrad.choices.modules import Gate
-from archgrad.costs.count import macs, params
+from archgrad.costs.count import macs, params, uncounted
 from archgrad.costs.latency import Runtime, latency
 from archgrad.errors import ArchitectureError, MissingExtra, ModelError, RunError
 from archgrad.extract.discretize import build
@@ -204,7 +204,7 @@ def assemble(
     # The export that ONNX Runtime needs takes longer than a small run: only where a report is kept.
     runtimes: tuple[Runtime, ...] = ("eager", "onnx") if run.folder else ("eager",)
     times = run.compute_once("latency", lambda: latencies(networks, example, runtimes=runtimes))
-    note_remarks(networks["after"], task, run)
+    note_remarks(networks["after"], task, run, example)
     full = {
         "layers": widths(space, architecture),
         **{name: {**columns[name], "latency_ms": times[name]} for name in networks},
@@ -223,9 +223,9 @@ def assemble(
     return found
 
 
-def note_remarks(network: nn.Module, task: Task, run: Run) -> None:
-    """Note what the task has to say of the network found, such as that a teacher was no better."""
-    for remark in run.compute_once("remarks", lambda: remarks(task, network)):
+def note_remarks(network: nn.Module, task: Task, run: Run, example: Example) -> None:
+    """Note what the task has to say of the network found, such as that a teacher was no better, and what MACs omit."""
+    for remark in run.compute_once("remarks", lambda: [*remarks(task, network), *uncounted(network, example)]):
         if remark not in run.notes:
             run.note(remark)
 

@@ -278,7 +278,7 @@ def train_and_report(
             trained = _trained(source, architecture, task, run, steps=steps, recipe=recipe)
         network = trained
         after = _figures(network, task, run, example)
-        note_remarks(network, task, run)
+        note_remarks(network, task, run, example)
     limit = _reached(constraint, architecture, network, run) if constraint else None
     described = dict(space.describe(architecture)) if isinstance(space, Described) else {}
     if constraint and (surrogate := run.compute_once("surrogate", constraint.record)):
