@@ -224,7 +224,7 @@ def assemble(
 
 
 def note_remarks(network: nn.Module, task: Task, run: Run, example: Example) -> None:
-    """Note what the task has to say of the network found, such as that a teacher was no better, and what MACs omit."""
+    """Note what the task says of the network found, that a teacher was no better say, and what MACs omit."""
     for remark in run.compute_once("remarks", lambda: [*remarks(task, network), *uncounted(network, example)]):
         if remark not in run.notes:
             run.note(remark)
