@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from ledger import machine
 from scipy.stats import spearmanr
-from slim import cifar10
+from slim_tasks import cifar10
 from torch import nn
 
 import archgrad as ag

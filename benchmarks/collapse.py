@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from slim import cifar10
+from slim_tasks import cifar10
 
 import archgrad as ag
 from archgrad.methods import DartsPrimeTerms, UnasTerms

@@ -1,7 +1,8 @@
-"""The networks of the benchmarks: a small VGG with BatchNorm, and CIFAR ResNets (He et al., 2015)."""
+"""The networks of the benchmarks: VGGs with BatchNorm, CIFAR ResNets, inverted residuals, a small ViT, a U-Net."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -43,9 +44,8 @@ class CifarResNet(nn.Module):
         return self.fc(y.mean((2, 3)))
 
 
-def vgg(widths: tuple[int | str, ...], *, classes: int = 10) -> nn.Sequential:
+def vgg(widths: tuple[int | str, ...], *, ins: int = 3, classes: int = 10) -> nn.Sequential:
     layers: list[nn.Module] = []
-    ins = 3
     for width in widths:
         if isinstance(width, str):
             layers.append(nn.MaxPool2d(2))
@@ -69,6 +69,101 @@ def resnet20() -> nn.Module:
 
 def resnet56() -> nn.Module:
     return CifarResNet(9)
+
+
+class Inverted(nn.Module):
+    """An inverted residual block (Sandler et al., 2018)."""
+
+    def __init__(self, ins: int, outs: int, stride: int) -> None:
+        super().__init__()
+        wide = 4 * ins
+        self.branch = nn.Sequential(
+            nn.Conv2d(ins, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU6(),
+            nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False), nn.BatchNorm2d(wide), nn.ReLU6(),
+            nn.Conv2d(wide, outs, 1, bias=False), nn.BatchNorm2d(outs),
+        )  # fmt: skip
+        self.residual = ins == outs and stride == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x) if self.residual else self.branch(x)
+
+
+def mobile(*, ins: int = 3, classes: int = 10) -> nn.Module:
+    stem = nn.Sequential(nn.Conv2d(ins, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6())
+    blocks = [Inverted(16, 16, 1), Inverted(16, 24, 2), Inverted(24, 24, 1), Inverted(24, 40, 2), Inverted(40, 40, 1)]
+    head = [nn.Conv2d(40, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(stem, *blocks, *head, nn.Linear(128, classes))
+
+
+class Attention(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, dim // heads
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, -1))
+
+
+class Encoder(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.attn = nn.LayerNorm(dim), Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class TinyViT(nn.Module):
+    """A vision transformer of 64 patches of 4 x 4."""
+
+    def __init__(self, *, ins: int, classes: int, dim: int = 48, depth: int = 4, heads: int = 4) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(ins, dim, 4, 4)
+        self.places = nn.Parameter(0.02 * torch.randn(1, 64, dim))
+        self.blocks = nn.Sequential(*(Encoder(dim, heads) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.places
+        return self.head(self.norm(self.blocks(tokens)).mean(1))
+
+
+def tiny_vit(*, ins: int = 3, classes: int = 10) -> nn.Module:
+    return TinyViT(ins=ins, classes=classes)
+
+
+def _convs(ins: int, outs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before in (ins, outs):
+        layers += [nn.Conv2d(before, outs, 3, 1, 1, bias=False), nn.BatchNorm2d(outs), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+class UNet(nn.Module):
+    """Two levels (Ronneberger et al., 2015), with a decoder that is wider than its encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down1, self.down2, self.bottom = _convs(3, 12), _convs(12, 24), _convs(24, 32)
+        self.up2, self.up1, self.head = _convs(32 + 24, 48), _convs(48 + 12, 32), nn.Conv2d(32, 1, 1)
+        self.pool, self.grow = nn.MaxPool2d(2), nn.Upsample(scale_factor=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = self.down1(x)
+        two = self.down2(self.pool(one))
+        up = self.up2(torch.cat([self.grow(self.bottom(self.pool(two))), two], 1))
+        return self.head(self.up1(torch.cat([self.grow(up), one], 1)))
+
+
+def unet() -> nn.Module:
+    return UNet()
 
 
 NETWORKS = {"small-vgg": small_vgg, "resnet20": resnet20, "vgg16": vgg16, "resnet56": resnet56}

@@ -52,6 +52,7 @@ def verdict(seed: int) -> str:
     except ArchgradError as error:
         return f"refused: {str(error)[:60]}" if "no channels" in str(error) else f"WRONG refusal: {error}"
     stir(space)
+    order = [n for n, _ in net.named_parameters()]
     other = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
     draws = [sample(space, generator=torch.Generator().manual_seed(seed + i)) for i in range(2)]
     for architecture in [*extremes(space), *draws]:
@@ -60,10 +61,10 @@ def verdict(seed: int) -> str:
                 expected = results(hold(space, architecture), other, training=training)
             except (RuntimeError, ValueError):  # BatchNorm on one value
                 continue
-            actual = results(build(space, architecture), other, training=training)
+            built = build(space, architecture)
+            if () not in architecture.values() and [n for n, _ in built.named_parameters()] != order:
+                return f"WRONG order of parameters at {architecture}"
+            actual = results(built, other, training=training)
             if (worst := gap(expected, actual)) > RELATIVE:
                 return f"WRONG by {worst:.1e} in {'training' if training else 'eval'} at {architecture}"
-    order = [n for n, _ in net.named_parameters()]
-    if [n for n, _ in build(space, extremes(space)[0]).named_parameters()] != order:
-        return "WRONG order of parameters"
     return "exact" if choices(space) else "WRONG: no gate"

@@ -184,7 +184,7 @@ def test_draws_for_each_channel_in_eval_are_named() -> None:
 class Rotary(nn.Module):
     """Attention with queries in groups and positions by rotation, in several sizes."""
 
-    def __init__(self, heads: int, groups: int, head_dim: int, *, rotate: bool, repeat: bool) -> None:
+    def __init__(self, heads: int, groups: int, head_dim: int, *, rotate: bool, repeat: str) -> None:
         super().__init__()
         self.shape, self.rotate, self.repeat = (heads, groups, head_dim), rotate, repeat
         width = heads * head_dim
@@ -207,7 +207,11 @@ class Rotary(nn.Module):
         q, k, v = (f(x).view(batch, length, -1, head_dim).transpose(1, 2) for f in (self.q, self.k, self.v))
         if self.rotate:
             q, k = self.turn(q), self.turn(k)
-        if self.repeat:
+        if self.repeat == "kernel":
+            y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+            x = x + self.o(y.transpose(1, 2).flatten(2))
+            return self.head(x + self.down(self.up(x).relu()))
+        if self.repeat == "repeat":
             k, v = (t.repeat_interleave(heads // groups, 1) for t in (k, v))
         else:
             k, v = (
@@ -217,14 +221,48 @@ class Rotary(nn.Module):
         return self.head(x + self.down(self.up(x).relu()))
 
 
-@pytest.mark.parametrize("repeat", [False, True])
+@pytest.mark.parametrize("repeat", ["repeat", "expand", "kernel"])
 @pytest.mark.parametrize("rotate", [False, True])
 @pytest.mark.parametrize(("heads", "groups", "head_dim"), [(4, 2, 8), (6, 3, 4), (8, 1, 6)])
-def test_the_walk_ends_on_grouped_queries(heads: int, groups: int, head_dim: int, rotate: bool, repeat: bool) -> None:
+def test_the_walk_ends_on_grouped_queries(heads: int, groups: int, head_dim: int, rotate: bool, repeat: str) -> None:
     x = torch.randn(2, 7, 5)
     space = slim(Rotary(heads, groups, head_dim, rotate=rotate, repeat=repeat), x)
     assert sizes(space)["up"] == 20
+    if repeat == "kernel" and groups > 1:  # queries that share a head of keys and values go with it
+        assert sizes(space)["q"] == groups
     assert_exact(space, (x,))
+
+
+class Biased(nn.Module):
+    """Attention whose scores are shifted by a table with a column for each head, as T5's are."""
+
+    def __init__(self, heads: int, *, fused: bool) -> None:
+        super().__init__()
+        self.heads, self.fused = heads, fused
+        self.o, self.table = nn.Linear(4 * heads, 6), nn.Embedding(7, heads)
+        if fused:
+            self.qkv = nn.Linear(6, 12 * heads)
+        else:
+            self.q, self.k, self.v = (nn.Linear(6, 4 * heads) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fused:
+            q, k, v = self.qkv(x).unflatten(-1, (3, -1, 4)).permute(2, 0, 3, 1, 4)
+        else:
+            q, k, v = (f(x).unflatten(-1, (-1, 4)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        rows = torch.arange(x.shape[1])
+        bias = self.table(rows[:, None] - rows + 3).permute(2, 0, 1)[None]
+        return self.o(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("heads", [2, 3, 5])
+def test_a_table_of_biases_goes_with_its_heads(heads: int, fused: bool) -> None:
+    space = slim(Biased(heads, fused=fused), x := torch.randn(2, 4, 6))
+    ((name, size),) = sizes(space).items()
+    assert size == heads
+    assert_exact(space, (x,))
+    assert build(space, Architecture({name: (heads - 1,)})).table.weight.shape == (7, 1)
 
 
 def test_the_walk_is_linear_in_the_number_of_blocks() -> None:
@@ -455,6 +493,45 @@ def test_slim_works_without_gradients_and_in_inference_code() -> None:
     assert sizes(space) == {"first": 8, "second": 10}
     assert all(p.requires_grad for p in space.parameters())
     assert_exact(space, (x,))
+    net = Two(torch.relu)
+    with torch.inference_mode():
+        space = slim(net, x)
+    assert sizes(space) == {"first": 8, "second": 10}
+    space(x).sum().backward()
+
+
+@pytest.mark.parametrize("kept", ["plain", "nested"])
+def test_an_activation_that_is_used_again_is_named(kept: str) -> None:
+    class Cache(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.last = nn.Linear(6, 8), None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.last is None:
+                self.last = self.layer(x).relu()
+            return self.last
+
+    cache = Cache()
+    net = nn.Sequential(
+        cache if kept == "plain" else nn.Sequential(cache), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2)
+    )
+    net(x := torch.rand(3, 6))
+    space = slim(net, x)
+    assert list(sizes(space)) == ["1"]
+    assert "set them to None" in frozen(space)["0.layer" if kept == "plain" else "0.0.layer"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("norm", [nn.Identity, nn.BatchNorm1d])
+def test_a_layer_that_one_sample_leaves_silent_is_tried_on_others(norm: type[nn.Module], seed: int) -> None:
+    torch.manual_seed(seed)
+    net, x = nn.Sequential(nn.Linear(3, 4), norm(4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(1, 3)
+    with torch.no_grad():
+        net[0].bias.copy_(-net[0](x)[0] - 0.05)  # all units are dead on the example, and alive near it
+    space = slim(net.eval(), x)
+    assert sizes(space) == {"0": 4}
+    assert_exact(space, (torch.randn(5, 3),))
 
 
 def test_a_compiled_layer_is_named() -> None:

@@ -34,5 +34,5 @@ class SlimOptions(RecipeOptions, NetworkOptions, LimitOptions, TaskOptions, RunO
     gate_epochs: int | None = Field(
         None,
         ge=1,
-        description="Epochs of the gates; default: a fifth of all, with trained weights 15 %; as published a sixth.",
+        description="Epochs of the gates; default: a fifth of all, with trained weights a tenth; as published a sixth.",
     )

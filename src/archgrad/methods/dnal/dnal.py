@@ -19,7 +19,7 @@ What the paper leaves open, or its code does otherwise, and what is done here:
 
 Ours, wherever a `limit` is given without `sparsity`:
 
-    stage 1     a short training of all weights; none where they are trained
+    stage 1     a short training of all weights; where they are trained, s begins in the order of their magnitude
     stage 2     w and s together on L, in the same backward pass; the mean over a gate is taken off its gradient
                 (`limited_logit_optimizer`), and all s move alike to keep the expected cost at the limit
     finalists   the widths of the gates and uniform widths, each the largest under the limit, are cut and trained for
@@ -59,6 +59,7 @@ from archgrad.gates.gate_optimizer import (
     published_logit_optimizer,
     stand_in,
 )
+from archgrad.gates.importance import importance
 from archgrad.gates.selection import (
     FLOOR,
     GateConstraint,
@@ -87,7 +88,8 @@ _ROUNDS = (
     10  # the most epochs of stage 2 as published, and the rounds of the scale under a limit or a budget in seconds
 )
 # Shares of the budget under a limit: stage 1, stage 2 of fresh and of trained weights, each finalist.
-_FIRST, _SECOND, _SECOND_TRAINED, _FINALIST = 0.1, 0.2, 0.15, 0.04
+_FIRST, _SECOND, _SECOND_TRAINED, _FINALIST = 0.1, 0.2, 0.1, 0.04
+_SPREAD = 0.2  # of the logits that trained weights begin with
 _FEWEST = 8  # steps of a finalist; with fewer the gates alone decide
 _RISING = warm_up(0.4)  # the learning rates of stage 1 under a limit
 
@@ -149,7 +151,7 @@ def dnal(
         sparsity: lambda x number of gate steps, of the published form; default 3 without a limit.
         reg: "count", the published sum of sigmoid(s), or "scaled", the sum of sigmoid(scale * s).
         pretrained: the space holds trained weights: stage 1 is skipped.
-        gate_epochs: of stage 2; default a fifth of all, of trained weights 15 %; as published a sixth, at most 10.
+        gate_epochs: of stage 2; default a fifth of all, of trained weights a tenth; as published a sixth, at most 10.
         round_to: widths are multiples of this; default 8, less for narrow layers; 1 for any width.
         recipe: trains the weights; in stage 2, under a limit, without its `average`, `drop_path` and `best_epoch`.
 
@@ -224,6 +226,8 @@ def _train_gates(
     optimizer: Optimizer = of_logits
     if constraint is not None and not settings.published:
         gate_optimizer.set_target(*_differentiable(constraint, task, run))
+        if settings.pretrained:
+            _rank_by_magnitude(space)
         of_logits = limited_logit_optimizer(space)
         optimizer = JoinedOptimizer(settings.recipe.optimizer(space), of_logits)
     run.register_state(space=space, optimizer=optimizer, gate_optimizer=gate_optimizer)
@@ -232,6 +236,18 @@ def _train_gates(
         accumulate=settings.recipe.accumulate, time_fraction=stages.time_fraction(stages.second),
         before_step=functools.partial(gate_optimizer.grow_scale, optimizer=of_logits), on_step=gate_optimizer.project,
     )  # fmt: skip
+
+
+def _rank_by_magnitude(space: nn.Module) -> None:
+    """Let the logits of trained weights begin in the order of magnitude, spread evenly over [-0.1, 0.1] in each gate.
+
+    The largest, 0.1, is what a few steps of clipped gradients move, so that the loss can turn the order over.
+    """
+    scores = importance(space, criterion="magnitude")
+    for name, gate in gates(space).items():
+        assert isinstance(gate.relaxation, ScaledSigmoid)
+        places = scores[name].argsort().argsort().to(gate.relaxation.logits)
+        gate.relaxation.logits.data.copy_(_SPREAD * (places / max(gate.size - 1, 1) - 0.5) * (gate.size > 1))
 
 
 def _derived(

@@ -18,7 +18,7 @@ HEADS = ("num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_head
 def attention_heads(
     trial: Trial, graph: ChannelGraph, budget: Budget, is_kept: Callable[[str], bool]
 ) -> list[Removal]:
-    """Removals of attention heads; what the graph made of the same projections is dropped.
+    """Removals of attention heads; they take the place of what the graph made of the same projections.
 
     An attention module has an integer attribute that counts heads, linear children that produce
     `3 * heads * head_dim` features (or three that produce `heads * head_dim`), and one that reads
@@ -47,13 +47,14 @@ def attention_heads(
             reason = failure.reason
         for path in paths:
             sides = {(c.module, c.side) for c in ways[path][0] if c.side != "heads"}
-            for name in [n for n, cs in graph.groups.items() if any((c.module, c.side) in sides for c in cs)]:
+            groups = [n for n, cs in graph.groups.items() if any((c.module, c.side) in sides for c in cs)]
+            for name in [] if reason else groups:
                 del graph.groups[name]
             for layer in (n for n, side in sides if side == "out"):
-                if reason:
-                    graph.frozen[layer] = f"its heads cannot be removed: {reason}"
-                else:
+                if not reason:
                     graph.frozen.pop(layer, None)
+                elif not groups:
+                    graph.frozen[layer] = f"its heads cannot be removed: {reason}"
     return accepted
 
 
@@ -95,6 +96,10 @@ def _ways(path: str, module: nn.Module, count: int, linears: dict[str, nn.Linear
                 ]
                 members.append(Coupling(dot + last_name, "in", per_head, (("weight", 1),), ("in_features",)))
                 members.append(Coupling(path, "heads", torch.arange(count), _tables(module, count), counts))
+                members += [
+                    Coupling(dot + n, "out", torch.arange(count), (("weight", 1),), ("embedding_dim",))
+                    for n, m in module.named_children() if isinstance(m, nn.Embedding) and m.embedding_dim == count
+                ]  # fmt: skip
                 yield members
         return
 

@@ -31,6 +31,7 @@ NORMS = (_NormBase, nn.GroupNorm)
 CUTTABLE = (_ConvNd, nn.Linear, _NormBase, nn.GroupNorm, nn.PReLU, nn.Embedding)
 # Modules that hand their parameters to kernels of their own, and remember their sizes.
 CLOSED = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
+BARE = "with a parameter that is not the weight of a layer"
 UNREAD = "no layer whose inputs can be gated reads its channels"
 
 
@@ -144,8 +145,19 @@ def trace(
     for path in graph.frozen.keys() - visited:
         used = any(True for _ in numbering.modules[path].children())
         if not used and graph.frozen[path] == UNREAD:
-            graph.frozen[path] = "it does not run on the example"
+            graph.frozen[path] = f"it does not run on the example; {_kept_tensors(numbering)}"
     return graph
+
+
+def _kept_tensors(numbering: _Numbering) -> str:
+    """What may keep a layer from running: activations that the network remembers."""
+    kept = [
+        f"{path}.{name}".strip(".") for path, module in numbering.modules.items()
+        for name, value in vars(module).items() if isinstance(value, Tensor)
+    ]  # fmt: skip
+    if kept:
+        return f"the network keeps tensors of earlier runs ({', '.join(kept[:3])}): set them to None before slimming"
+    return "give an example that reaches it"
 
 
 def _hooks(
@@ -236,6 +248,9 @@ def _collect(numbering: _Numbering, components: Components) -> ChannelGraph:
         if not reason:
             gates.setdefault(tuple(numbers), []).append(root)
         for path in {numbering.owner(sides[n]) for n in numbers if sides[n][1] != "in"} if reason else ():
+            # Of a bare matrix both axes are numbered, and its own reason counts more than its neighbours'.
+            if BARE in reason:
+                result.frozen[path] = reason
             result.frozen.setdefault(path, reason)
     order = {name: i for i, name in enumerate(numbering.modules)}
     for sides_of_gate, units in gates.items():

@@ -7,6 +7,37 @@ from collections.abc import Mapping, Sequence
 from archgrad.spaces.slim.channel_graph import UNREAD, ChannelGraph
 from archgrad.spaces.slim.trial import Removal, Trial
 
+# What would help against a reason that holds these words; a reason with a ";" says it itself.
+ADVICE = (
+    ("network's output", ""),
+    ("at your wish", ""),
+    ("normalizes over", "BatchNorm, or GroupNorm of several groups, in its place would leave them apart"),
+    ("mixes along", "a linear layer or convolution between the two would let the channels in front of it be cut"),
+    ("mixes these", "a linear layer or convolution in front of it would let the channels in front of that be cut"),
+    (
+        "something mixes them",
+        "look for a norm, softmax or mean over channels behind it, or a size kept as a number",
+    ),
+    ("adds up", "a linear layer in front of the product would let the channels in front of that be cut"),
+    ("not the weight of a layer", "torch.nn.Linear in the place of the bare parameter can carry a gate"),
+    ("fixed", "what computes the others has to be free as well, or a linear layer has to stand between"),
+    ("that have none", "compute the other values by a layer, or put a linear layer between"),
+    ("are shared with", "copy.deepcopy one of the layers if their weights may differ"),
+    ("picks rows", "only columns of a table can be removed: read it by torch.nn.Embedding"),
+    ("is not a layer whose", "write it with torch.nn.Linear layers, whose channels and heads can be removed"),
+    ("spectral_norm", "torch.nn.utils.remove_spectral_norm makes a plain parameter of it"),
+    ("inputs can be gated", "a linear layer or an ungrouped convolution behind it would carry a gate"),
+    ("does not run on the example", "give an example that reaches it"),
+    ("cannot be followed", "operations that keep channels apart (slices, torch.cat, reshape) can be followed there"),
+    ("draws random numbers", "draw one for each example, or in training alone"),
+)
+
+
+def advised(reason: str) -> str:
+    """The reason, and what would help."""
+    advice = next((text for words, text in ADVICE if words in reason), "leave it, or put a linear layer behind it")
+    return f"{reason}; {advice}" if advice and ";" not in reason else reason
+
 
 class Frozen(dict[str, str]):
     """Path of a layer -> why its outputs cannot be cut.
@@ -41,7 +72,7 @@ def reach(trial: Trial, removals: Sequence[Removal], graph: ChannelGraph) -> Fro
             continue
         inner = next((r for p, r in reasons.items() if path and p.startswith(f"{path}.")), "")
         outer = next((r for p, r in reasons.items() if p and path.startswith(f"{p}.")), "")
-        complete[path] = reasons.get(path) or outer or inner or UNREAD
+        complete[path] = advised(reasons.get(path) or outer or inner or UNREAD)
     cut = [r for r in removals if not r.vanishing]
     smallest = trial.removed(cut, trial.kept(cut, "smallest"))
     gone = {c.module for r in removals if r.vanishing for c in r.couplings}

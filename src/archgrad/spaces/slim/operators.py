@@ -177,20 +177,31 @@ def _multiply(call: Call) -> bool:
 
 def _attention(call: Call) -> bool:
     q, k, v, *rest = call.inputs
-    last = q.dim() - 1
+    last, here = q.dim() - 1, call.walk.here()
+    result = call.results[0]
     for x in (q, k):
-        call.walk.freeze(
-            x, f"{call.walk.here()} multiplies queries and keys and adds up over these channels", axes=[last]
-        )
+        call.walk.freeze(x, f"{here} multiplies queries and keys and adds up over these channels", axes=[last])
     for x in (k, v):
         call.mixes(x, [last - 1])
-    for x in rest:
-        call.walk.freeze(x, f"{call.name} in {call.walk.here()} cannot be followed")
-    result = call.results[0]
-    batch = [(x, {a: n for a, n in call.axes(x).items() if a < last - 1}, 0) for x in (q, k, v)]
-    axes = combine(call, batch, result.shape[: last - 1])
-    axes[last - 1], axes[last] = call.axes(q).get(last - 1, []), call.axes(v).get(last, [])
-    call.walk.note(result, axes)
+    for x in rest:  # a mask, with an axis of heads perhaps
+        call.walk.freeze(x, f"{here} adds these to the scores of attention", axes=[x.dim() - 2, x.dim() - 1])
+    parts: list[tuple[Tensor, Axes, int]] = []
+    for x in (q, k, v, *rest):
+        shift = result.dim() - x.dim()
+        axes = {a: n for a, n in call.axes(x).items() if a < x.dim() - 2}
+        heads = last - 2 - shift
+        if x is not q and 0 <= heads < x.dim() - 2 and 1 < x.shape[heads] < q.shape[last - 2]:
+            # Several heads of queries share one of keys and values: they are tied to it.
+            repeats = q.shape[last - 2] // x.shape[heads]
+            for own in axes.pop(heads, []):
+                for labels in call.axes(q).get(last - 2, [np.full(q.shape[last - 2], -1)]):
+                    call.walk.components.join(np.repeat(own, repeats), labels, f"{here} shares heads that are fixed")
+            axes[heads] = call.axes(q).get(last - 2, [])
+            x = torch.empty([*x.shape[:heads], q.shape[last - 2], *x.shape[heads + 1 :]], device="meta")
+        parts.append((x, axes, shift))
+    joined = combine(call, parts, result.shape[: last - 1])
+    joined[last - 1], joined[last] = call.axes(q).get(last - 1, []), call.axes(v).get(last, [])
+    call.walk.note(result, joined)
     return True
 
 
@@ -306,9 +317,16 @@ _OPERATORS: dict[Rule, tuple[str, ...]] = {
 _RULES = {name: rule for rule, names in _OPERATORS.items() for name in names}
 
 
+def _broadcast_to_processes(call: Call) -> bool:
+    return True  # in place, on the same tensors
+
+
 def rule_of(func: torch._ops.OpOverload) -> Rule | None:
     """The rule of an operator; None if there is none."""
-    name = func._schema.name.partition("::")[2].strip("_")
+    room, _, name = func._schema.name.partition("::")
+    name = name.strip("_")
+    if room == "c10d" and name == "broadcast":
+        return _broadcast_to_processes
     if name in _RULES:
         return _RULES[name]
     if name.startswith("scaled_dot_product"):

@@ -20,7 +20,7 @@ from archgrad.spaces.slim.acceptance import Budget, exercised, settle
 from archgrad.spaces.slim.attention import attention_heads
 from archgrad.spaces.slim.branches import branches
 from archgrad.spaces.slim.channel_graph import ChannelGraph, input_features, trace
-from archgrad.spaces.slim.frozen import Frozen, reach
+from archgrad.spaces.slim.frozen import Frozen, advised, reach
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, run
 from archgrad.spaces.slim.trial import Removal, Trial, reads
 from archgrad.tasks.task import Inputs, arguments
@@ -63,6 +63,9 @@ def slim(net: Network, example: Example, *, keep: Sequence[str] = (), inputs: bo
 
     Source: removable groups as in DNAL (arXiv 2103.02126).
     """
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):
+            return slim(net, example, keep=keep, inputs=inputs)
     inputs_given = _checked(net, example)
     if isinstance(keep, str) or not isinstance(keep, Sequence):
         raise ModelError(f"keep={keep!r} was given. Allowed is a list of paths of layers, such as ['head'].")
@@ -80,7 +83,7 @@ def slim(net: Network, example: Example, *, keep: Sequence[str] = (), inputs: bo
     trial = Trial(net, inputs_given, macs=graph.whole)
     removals = _accepted(trial, graph, is_kept)
     if not removals:
-        reasons = "; ".join(f"{n}: {r}" for n, r in list(graph.frozen.items())[:5])
+        reasons = "; ".join(f"{n}: {advised(r)}" for n, r in list(graph.frozen.items())[:5])
         raise ModelError(f"{type(net).__name__} has no channels that can be removed ({reasons or 'no layer found'})")
     record = reach(trial, removals, graph)
     del trial
