@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=0.3, help="share of the MACs that may stay")
     parser.add_argument("--epochs", type=int, default=30, help="of training, and as many again of slimming")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="made-up photographs and one epoch, in seconds")
+    parser.add_argument("--smoke", action="store_true", help="made-up photographs and few epochs, in seconds")
     given = parser.parse_args()
     if not given.smoke and given.photographs is None:
         parser.error("give a folder of photographs, or --smoke")
@@ -105,7 +105,7 @@ def main() -> None:
     task = ag.Classification.load(folder, size=SIDE, batch_size=16 if given.smoke else 64, augment=[ag.crop(4)])
     torch.manual_seed(given.seed)
     network, x = PhotoCNN(task.classes, (8, 8, 16) if given.smoke else (32, 64, 128)), task.example
-    epochs = 1 if given.smoke else given.epochs
+    epochs = 8 if given.smoke else given.epochs
     folders = (None, None) if given.smoke else (given.out / "trained", given.out / "slimmed")
     ag.fit(network, task, ag.Run(epochs=epochs, seed=given.seed, folder=folders[0]))
 

@@ -177,3 +177,17 @@ def no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def same_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+@pytest.fixture(scope="session")
+def trained_weights(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained weights of Net on data.npz."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "onnxscript", None)
+        result = invoke(
+            "train", f"{place / 'net.py'}:Net", place / "data.npz", "--epochs", "10", "--batch-size", "18",
+            "--optimizer", "adam", "--no-onnx", "--out", out,
+        )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return out / "network.safetensors"

@@ -68,7 +68,7 @@ def test_weights_skip_the_first_stage_unless_retrained(
         out = tmp_path / flag.strip("-")
         result = cli(
             "slim", f"{place / 'net.py'}:Net", place / "data.npz", "--weights", tmp_path / "w.safetensors",
-            *([flag] if flag == "--retrain" else []), "--steps", "20", "--batch-size", "18", "--no-onnx",
+            flag if flag == "--retrain" else "--no-check-weights", "--steps", "20", "--batch-size", "18", "--no-onnx",
             "--limit", "macs=90%", "--out", out,
         )  # fmt: skip
         assert result.exit_code == 0, result.output
@@ -199,3 +199,32 @@ def test_onnx_asked_for_without_the_extra_is_refused(
 def test_traceback_raises_for_developers(place: Path, tmp_path: Path, cli: Callable) -> None:
     with pytest.raises(Exception, match="no such file or folder"):
         cli("--traceback", "slim", f"{place / 'net.py'}:Net", tmp_path / "none.npz")
+
+
+def test_the_normalization_of_trained_weights_is_asked_for(
+    place: Path, tmp_path: Path, cli: Callable, refused: Refused
+) -> None:
+    """Where the weights do better by another one, no command guesses."""
+    # Bright squares on a dark ground, of which one in three has a class: 0, 1 or 2 by its brightness.
+    generator, y = torch.Generator().manual_seed(0), torch.arange(120) % 3
+    x = (40 + 80 * y[:, None, None, None] + 10 * torch.randn(120, 1, 8, 8, generator=generator)).clamp(0, 255).byte()
+    np.savez(tmp_path / "images.npz", x=x.numpy(), y=y.numpy())
+    weights = tmp_path / "w.safetensors"
+    trained = cli(
+        "train", f"{place / 'net.py'}:Net", tmp_path / "images.npz", "--normalize", "none", "--epochs", "20",
+        "--batch-size", "24", "--optimizer", "adam", "--no-onnx", "--out", tmp_path / "trained",
+    )  # fmt: skip
+    assert trained.exit_code == 0, trained.output
+    (tmp_path / "trained" / "network.safetensors").rename(weights)
+    command = ["slim", f"{place / 'net.py'}:Net", tmp_path / "images.npz", "--weights", weights, "--steps", "20",
+               "--batch-size", "24", "--no-onnx", "--limit", "macs=90%", "--out", tmp_path / "run"]  # fmt: skip
+    assert "not how the images that they were trained on were normalized" in refused(*command)
+    assert not (tmp_path / "run" / "run.json").exists()
+    said = refused(*command, "--normalize", "0.0/0.00392")
+    assert "seem to know nothing" in said
+    assert "--no-check-weights" in said
+    assert not (tmp_path / "run" / "run.json").exists()
+    result = cli(*command, "--normalize", "none")
+    assert result.exit_code == 0, result.output
+    assert "given weights, before anything was trained: accuracy" in result.stdout.splitlines()[1]
+    assert "given weights" in result.stderr

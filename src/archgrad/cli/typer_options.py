@@ -33,9 +33,13 @@ _COMPLETED = {
 }
 _SWITCHES = {
     **{name: f"--{name}/{negative}" for name, negative in NEGATIVES.items()},
-    **{name: f"--{name.replace('_', '-')}" for name in ("shared", "partial", "inputs", "searched", "best_epoch")},
+    **{
+        name: f"--{name.replace('_', '-')}"
+        for name in ("shared", "partial", "inputs", "searched", "best_epoch", "distill")
+    },
 }
 _METAVARS = {
+    "teacher": "MODEL", "teacher_weights": "FILE",
     "limit": "NAME=VALUE", "keep": "PATH", "weights": "FILE", "out": "DIR", "model": "MODEL", "space": "SPACE",
     "method": "METHOD", "data": "DATA", "task": "FILE.py:FUNCTION", "metric": "NAME|CODE",
     "table": "FILE.npz", "arch": "TEXT",

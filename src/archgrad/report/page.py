@@ -125,6 +125,7 @@ def _figures(record: text.Record) -> dict[str, Any]:
         "columns": shown,
         "headings": ["", *(heading for _, heading in shown)],
         "rows": [[row.label, *(getattr(row, name) for name, _ in shown)] for row in text.rows(record)],
+        "given": text.given_line(record),
         "limit": text.limit_line(record),
         "gap": text.gap_line(record),
         "baselines": {"headings": rivals.headings, "rows": [[name, *cells] for name, cells in rivals.rows]},

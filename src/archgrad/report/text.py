@@ -25,6 +25,7 @@ _MAPPINGS = (
     "settings",
     "run",
     "versions",
+    "given",
     "before",
     "after",
     "limit",
@@ -65,6 +66,7 @@ def table(record: Record) -> RenderableType:
     """
     check(record)
     parts: list[RenderableType] = [Text(title(record), style="bold")]
+    parts += [Text(line) for line in [given_line(record)] if line]
     parts += [Text(line, no_wrap=True, overflow="ignore") for line in _architecture(record)]
     figures = rows(record)
     if figures:
@@ -192,6 +194,24 @@ def rows(record: Record) -> list[Row]:
         name = "ONNX" if runtime == "onnx" else runtime
         result.append(Row(f"latency, {name}", _timing(old), _timing(new), change))
     return result
+
+
+def given_line(record: Record) -> str:
+    """What the weights that were given score as they stand; empty where none were given."""
+    given = record.get("given") or {}
+    figures, score = given.get("figures") or {}, numbers.final_score(record)
+    if not numbers.is_figure(figures.get(score.name)):
+        return ""
+    figure = f"{score.label} {numbers.figure(score.name, figures[score.name])}"
+    part = {"valid": "validation"}.get(str(given.get("part")), str(given.get("part")))
+    constants = given.get("normalization") or {}
+    how = [
+        f"{word} {', '.join(numbers.number(x) for x in constants[key] if numbers.is_number(x))}"
+        for key, word in (("mean", "mean"), ("std", "deviation"))
+        if isinstance(constants.get(key), list)
+    ]
+    inputs = f"; inputs normalized by {' and '.join(how)}" if how else ""
+    return f"given weights, before anything was trained: {figure} on the {part} part{inputs}"
 
 
 def limit_line(record: Record) -> str:

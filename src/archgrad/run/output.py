@@ -198,10 +198,10 @@ class Log:
             self._unlogged = None
             self.add(figures, phase=phase, step=step, seconds=seconds)
 
-    def note(self, text: str) -> None:
-        """Keep a warning in `notes`, once, and show it; nothing where it is empty."""
+    def note(self, text: str, *, kept: bool = True) -> None:
+        """Show a line, and keep it in `notes`, once; nothing where it is empty or is there already."""
         if text and text not in self.notes:
-            self.notes.append(text)
+            self.notes += [text] if kept else []
             self.view.note(text)
 
     def close(self) -> None:

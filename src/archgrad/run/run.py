@@ -360,9 +360,9 @@ class Run:
                 self._files.write_computed(self._computed)
         return self._computed[key]
 
-    def note(self, text: str) -> None:
-        """Keep a warning that the user should read in `notes`, once, and show it."""
-        self._log.note(text)
+    def note(self, text: str, *, kept: bool = True) -> None:
+        """Show a line that the user should read; keep it in `notes`, once, where it is a warning."""
+        self._log.note(text, kept=kept)
 
     def finish(self) -> None:
         """Mark the run finished and let go of its folder."""

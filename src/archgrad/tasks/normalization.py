@@ -20,12 +20,12 @@ def normalized(parts: Mapping[str, Part], constants: Normalization) -> dict[str,
     """Set the constants of all parts, and return them for the record; None where there are no images in memory."""
     source = parts["train"].source
     if not isinstance(source, MemorySource) or not source.samples.is_image:
-        if constants not in (None, "none"):
+        if constants not in (None, "none", "data"):
             raise DataError("normalize= is for images in memory, uint8 arrays; normalize in the dataset instead")
         return None
     images = source.samples.x
     channels = images.shape[1] if images.ndim > 2 else 1
-    if constants is None:
+    if constants in (None, "data"):
         mean, std = channel_statistics(images, parts["train"].indices)
     elif constants == "none":
         mean, std = [0.0] * channels, [1.0] * channels
@@ -44,8 +44,8 @@ def _constants(constants: Any, channels: int) -> tuple[list[float], list[float]]
         mean, std = [], []
     if not len(mean) == len(std) == channels or min(std) <= 0:
         raise DataError(
-            f'normalize={constants!r}: give "imagenet" (of 3 channels), "none", or (means, deviations), a number for '
-            f"each of the {channels} channels, deviations above 0"
+            f'normalize={constants!r}: give "imagenet" (of 3 channels), "none", "data" (the default), or '
+            f"(means, deviations), a number for each of the {channels} channels, deviations above 0"
         )
     return mean, std
 

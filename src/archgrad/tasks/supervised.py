@@ -55,8 +55,8 @@ class Supervised:
         batch_size: of training and evaluation.
         collate_fn: from a list of samples to a batch; default: the DataLoader's, or that of torch.
         augment: callables (x, generator) -> x on the inputs of training batches, such as `flip()`.
-        normalize: of images in memory, uint8 [N, C, H, W], which are scaled to [0, 1] first: "imagenet", "none", or
-            (means, deviations), a number a channel. Default: the training part's own. The record says the values.
+        normalize: of images in memory, uint8 [N, C, H, W], which are scaled to [0, 1] first: "imagenet", "none",
+            "data" (default) for the training part's own, or (means, deviations), a number a channel; in the record.
         split: how missing parts are split off.
 
     Attributes:

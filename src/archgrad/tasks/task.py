@@ -50,7 +50,10 @@ class Task(Protocol):
         ['mse']
     """
 
-    steps_per_epoch: int
+    @property
+    def steps_per_epoch(self) -> int:
+        """The number of training batches in one pass over the training part."""
+        ...
 
     @property
     def example(self) -> Inputs:

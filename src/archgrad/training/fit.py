@@ -18,7 +18,7 @@ from archgrad.copy_and_run import copied, evaluating
 from archgrad.errors import ConfigError
 from archgrad.run.device import seconds_per_call
 from archgrad.run.run import Run
-from archgrad.tasks.task import Batch, Checkable, Task, arguments, evaluate, higher_is_better, require
+from archgrad.tasks.task import Batch, Checkable, Task, arguments, evaluate, higher_is_better, remarks, require
 from archgrad.training.averaging import moving_average, take_average
 from archgrad.training.drop_path import DropPathRamp
 from archgrad.training.recipe import Recipe
@@ -275,6 +275,8 @@ def fit(
     train(network, task, run, recipe, steps=steps, phase="fit", objective=objective)
     figures = evaluate(task, network)
     run.log({f"valid_{name}": value for name, value in figures.items()})
+    for remark in run.compute_once("remarks", lambda: remarks(task, network)):
+        run.note(remark)
     run.finish()
     return figures
 

@@ -76,6 +76,9 @@ def plan(command: str, options: Options) -> Outcome:
 
 def _slim(options: SlimOptions | TransferOptions, task: Task, run: Run) -> Plan:
     network = setup.load_network(options, task)
+    if isinstance(options, SlimOptions):
+        setup.check_normalization(network, task, options)
+        task = setup.with_teacher(task, options, network)
     space = slim(network, task.example, keep=options.keep).to(run.device)
     round_to = options.round_to if isinstance(options, SlimOptions) else 1
     limit = setup.limit_of(options.limit, task.example)
@@ -93,7 +96,7 @@ def _slim(options: SlimOptions | TransferOptions, task: Task, run: Run) -> Plan:
 
 
 def _search(options: SearchOptions, task: Task, run: Run) -> Plan:
-    method = METHODS[options.method]
+    method, task = METHODS[options.method], setup.with_teacher(task, options)
     space, described = spaces.build_space(described_space(options), task)
     search_steps, train_steps = split_steps(run, task, options.search_fraction)
     limit = setup.limit_of(options.limit, task.example)

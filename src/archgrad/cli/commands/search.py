@@ -31,7 +31,7 @@ def execute(options: SearchOptions) -> command_output.Outcome:
     out, method = Path(options.out), METHODS[options.method]
     function = method.load()
     run = setup.begin("search", options, out, trials=options.trials, workers=options.workers)
-    task = data.load_task(options) if options.data or options.task else None
+    task = setup.with_teacher(data.load_task(options), options) if options.data or options.task else None
     table = accuracy_table.load(options.table, data=options.table_data or TABLE_DATA[0]) if options.table else None
     setup.seed(options.seed)
     subject = _shape(options) if task is None else task

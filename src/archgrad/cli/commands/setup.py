@@ -18,7 +18,8 @@ from archgrad.cli import command_file
 from archgrad.cli.inputs import data, models
 from archgrad.cli.schemas import limits
 from archgrad.cli.schemas.options import NetworkOptions, Options, RunOptions
-from archgrad.cli.schemas.recipe import RecipeOptions
+from archgrad.cli.schemas.recipe import DistillOptions, RecipeOptions
+from archgrad.cli.schemas.slim import SlimOptions
 from archgrad.costs.count import macs, params
 from archgrad.costs.latency import latency
 from archgrad.costs.limits import Limit
@@ -26,7 +27,8 @@ from archgrad.errors import ConfigError, MissingExtra, ModelError
 from archgrad.extract.export import export_onnx
 from archgrad.results.result import Found
 from archgrad.run.run import Run
-from archgrad.tasks.task import Checkable, Inputs, Task
+from archgrad.tasks import Distilled, chance
+from archgrad.tasks.task import Checkable, Inputs, Task, evaluate, higher_is_better
 from archgrad.training.recipe import OptimizerFactory, Recipe, adam, adamw, sgd
 from archgrad.training.schedules import Schedule, constant, cosine
 
@@ -86,6 +88,57 @@ def check_network(network: nn.Module, task: Task) -> None:
     """Raise ModelError where the network does not fit the task, if the task can tell."""
     if isinstance(task, Checkable):
         task.check(network)
+
+
+def with_teacher(task: Task, options: DistillOptions, network: nn.Module | None = None) -> Task:
+    """The task, with a teacher where --distill asks for one.
+
+    Args:
+        task: of the data.
+        options: of the command.
+        network: the command's own, with its weights, which teaches where no other does.
+
+    Raises InputError for a teacher that cannot be used, or whose outputs are not compared.
+    """
+    if not options.distill:
+        return task
+    teacher = network
+    if options.teacher:
+        teacher = models.load(options.teacher, classes=data.classes_of(task), example=task.example)
+    assert teacher is not None
+    if options.teacher_weights:
+        models.read_weights(teacher, options.teacher_weights)
+    try:
+        distilled = Distilled(
+            task, teacher, weight=options.distill_weight or 0.5, temperature=options.temperature or 4.0
+        )
+        check_network(teacher, task)
+    except (ConfigError, ModelError) as error:
+        raise type(error)(
+            f"--distill: the teacher cannot be used: {error}. A function given as --task may return "
+            f"archgrad.Distilled(...) itself, with a loss of yours or with features."
+        ) from error
+    if options.teacher and (doubts := chance.doubts(task, teacher, evaluate(task, teacher))):
+        raise ModelError(f"--distill: the teacher cannot be trained: {doubts}. Give its --teacher-weights.")
+    return distilled
+
+
+def check_normalization(network: nn.Module, task: Task, options: SlimOptions) -> None:
+    """Ask for --normalize where trained weights do better by another one than by that of the training part.
+
+    Raises ConfigError, which says what the weights score by each of the usual ones.
+    """
+    if not options.weights or options.pretrained is False or options.normalize or not options.check_weights:
+        return
+    scores = chance.scores_by_normalization(task, network)
+    better = max if higher_is_better(task) else min
+    if scores and scores.get("data") != better(scores.values()):
+        listed = ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
+        raise ConfigError(
+            f"--weights {options.weights} was given, and not how the images that they were trained on were "
+            f"normalized. On the validation part they score, by each: {listed}. Give --normalize with one of these, "
+            f"or MEANS/DEVIATIONS, a number a channel."
+        )
 
 
 def check_layers(network: nn.Module, paths: Sequence[str]) -> None:

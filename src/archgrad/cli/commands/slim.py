@@ -19,6 +19,8 @@ def execute(options: SlimOptions) -> command_output.Outcome:
     task = data.load_task(options)
     setup.seed(options.seed)
     network = setup.load_network(options, task)
+    setup.check_normalization(network, task, options)
+    task = setup.with_teacher(task, options, network)
     space = slim(network, task.example, keep=options.keep)
     command_file.write(out, "slim", options)
     limit = setup.limit_of(options.limit, task.example)
@@ -34,6 +36,7 @@ def execute(options: SlimOptions) -> command_output.Outcome:
             gate_epochs=options.gate_epochs,
             round_to=options.round_to,
             recipe=setup.recipe_of(options),
+            check_weights=options.check_weights,
         )
         setup.write_onnx(found, out, options.onnx)
     return command_output.of_record(found.record, command_output.files_in(out))

@@ -52,7 +52,7 @@ def execute(options: TrainOptions) -> command_output.Outcome:
     """Train from fresh weights; the outcome is the run's record."""
     out = Path(options.out)
     run = setup.begin("train", options, out)
-    task = data.load_task(options)
+    task = setup.with_teacher(data.load_task(options), options)
     setup.seed(options.seed)
     subject = _subject(options, task)
     setup.check_network(subject.network, task)

@@ -20,18 +20,25 @@ from archgrad.cli.schemas.options import (
     check_table,
     named_space,
 )
-from archgrad.cli.schemas.recipe import RecipeOptions
+from archgrad.cli.schemas.recipe import DistillOptions, RecipeOptions
 from archgrad.cli.schemas.task import TaskOptions, missing_task
 from archgrad.cli.suggestions import meant
 
 # A method that trains nothing has no use for these.
 _OF_TRAINING = (
     *("epochs", "steps", "seconds", "precision", "search_fraction", "batch_size", "augment"),
-    *(name for name in RecipeOptions.model_fields if name not in Options.model_fields),
+    *(
+        name
+        for group in (RecipeOptions, DistillOptions)
+        for name in group.model_fields
+        if name not in Options.model_fields
+    ),
 )
 
 
-class SearchOptions(MethodOptions, RecipeOptions, SpaceOptions, LimitOptions, TaskOptions, RunOptions):
+class SearchOptions(
+    MethodOptions, RecipeOptions, DistillOptions, SpaceOptions, LimitOptions, TaskOptions, RunOptions
+):
     """`archgrad search`."""
 
     panel = "Search"

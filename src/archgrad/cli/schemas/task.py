@@ -27,8 +27,8 @@ class TaskOptions(BatchOptions):
     )
     normalize: str | None = Field(
         None,
-        description="Of images: imagenet, none, or MEANS/DEVIATIONS, a number a channel, such as 0.5/0.25; default: "
-        "the training part's own. Give what trained --weights were trained with.",
+        description="Of images: imagenet, none, data (the training part's own, default), or MEANS/DEVIATIONS, a "
+        "number a channel, such as 0.5/0.25. Give what trained --weights were trained with.",
     )
     smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing.")
     class_weight: str | None = Field(
@@ -77,14 +77,14 @@ class TaskOptions(BatchOptions):
 
 def normalization(text: str | None) -> str | tuple[list[float], list[float]] | None:
     """What --normalize says, as `archgrad.Classification` takes it. Raises ValueError."""
-    if text in (None, "imagenet", "none"):
+    if text in (None, "imagenet", "none", "data"):
         return text
     means, _, deviations = text.partition("/")
     parsed = _numbers(means), _numbers(deviations)
     if not parsed[0] or len(parsed[0]) != len(parsed[1]) or min(parsed[1]) <= 0:
         raise ValueError(
-            f"{text!r} was given. Allowed are imagenet, none, and as many means as deviations above 0: 0.5/0.25, or "
-            "0.485,0.456,0.406/0.229,0.224,0.225"
+            f"{text!r} was given. Allowed are imagenet, none, data, and as many means as deviations above 0: "
+            "0.5/0.25, or 0.485,0.456,0.406/0.229,0.224,0.225"
         )
     return parsed
 

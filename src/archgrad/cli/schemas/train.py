@@ -7,11 +7,11 @@ from typing import ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from archgrad.cli.schemas.options import RunOptions, named_space
-from archgrad.cli.schemas.recipe import RecipeOptions
+from archgrad.cli.schemas.recipe import DistillOptions, RecipeOptions
 from archgrad.cli.schemas.task import TaskOptions
 
 
-class TrainOptions(RecipeOptions, TaskOptions, RunOptions):
+class TrainOptions(RecipeOptions, DistillOptions, TaskOptions, RunOptions):
     """`archgrad train`."""
 
     positional: ClassVar = {"network": "ARCHITECTURE.json|MODEL", "data": "DATA"}

@@ -77,6 +77,7 @@ from archgrad.supernets.lifecycle import predict_peak_memory
 from archgrad.tasks.task import Checkable, Task, evaluate, require
 from archgrad.training.finalists import best, finalists
 from archgrad.training.fit import check_recipe, optimize, recalibrate, seconds_per_step, steps_per_epoch, train
+from archgrad.training.given_weights import score_given
 from archgrad.training.joined_optimizer import JoinedOptimizer
 from archgrad.training.recipe import Recipe
 from archgrad.training.schedules import warm_up
@@ -140,6 +141,7 @@ def dnal(
     gate_epochs: int | None = None,
     round_to: int | None = None,
     recipe: Recipe = Recipe(),
+    check_weights: bool = True,
 ) -> Found:
     """Slim a network to its useful channels, under a limit if one is given; the algorithm is on top of this file.
 
@@ -150,14 +152,16 @@ def dnal(
         limit: for instance `archgrad.macs(x).at_most(fraction=0.5)`.
         sparsity: lambda x number of gate steps, of the published form; default 3 without a limit.
         reg: "count", the published sum of sigmoid(s), or "scaled", the sum of sigmoid(scale * s).
-        pretrained: the space holds trained weights: stage 1 is skipped.
+        pretrained: the space holds trained weights: they are scored as they stand, and stage 1 is skipped.
         gate_epochs: of stage 2; default a fifth of all, of trained weights a tenth; as published a sixth, at most 10.
         round_to: widths are multiples of this; default 8, less for narrow layers; 1 for any width.
         recipe: trains the weights; in stage 2, under a limit, without its `average`, `drop_path` and `best_epoch`.
+        check_weights: stop where trained weights score near chance, before anything is trained.
 
     Raises:
         ChoiceError: the space has choices that are no gates.
         ConfigError: the task lacks something, or a stage would have no steps.
+        ModelError: the network does not fit the task, or its trained weights score near chance.
         LimitError: no network of the space meets the limit; the message says the lowest reachable.
         NonFiniteError: the loss became NaN or infinite.
 
@@ -180,6 +184,7 @@ def dnal(
     constraint = GateConstraint(space, limit, rounding) if limit is not None else None
     run.begin("dnal", settings_record(settings))
     space = copied(space).to(run.device)
+    given = score_given(space, task, run, check=check_weights) if pretrained else None
     predict_peak_memory(space, task, run, optimizer=recipe.optimizer_factory)
     stages = _stages(space, task, run, settings)
     if stages.first:
@@ -205,7 +210,7 @@ def dnal(
             run.note("uniform widths scored better than those of the gates on the validation part, and were taken")
     train(network, task, run, recipe, steps=stages.third, phase="finetune")
 
-    record["limit"] = constraint and constraint.record(network)
+    record |= {"limit": constraint and constraint.record(network), "given": given}
     networks = {"before": before, "after": network}
     found = assemble(space, architecture, networks, task=task, run=run, example=task.example, record=record)
     run.finish()

@@ -48,6 +48,7 @@ from archgrad.results.result import Found, assemble
 from archgrad.run.run import Run
 from archgrad.tasks.task import Batch, Checkable, Splittable, Task, require
 from archgrad.training.fit import check_recipe, recalibrate, seconds_per_step, steps_per_epoch, train
+from archgrad.training.given_weights import score_given
 from archgrad.training.recipe import Recipe, adam
 from archgrad.training.step import load_batch, take_step
 
@@ -164,6 +165,7 @@ def pruning_transfer(
         cost = constraint.cost if isinstance(constraint.cost, Macs | Params) else macs(task.example)
     run.begin("pruning_transfer", settings_record(settings))
     space = copied(space).to(run.device)
+    given = score_given(space, task, run, check=False) if process == "frozen" else None
     first, second = _split_steps(space, task, run, settings)
     networks = {"before": build(space, full(space))} if process == "frozen" else {}
     charge = gamma * charges(space, cost).to(run.device)
@@ -176,7 +178,7 @@ def pruning_transfer(
 
     networks = {**networks, "after": network}
     record = heading(pruning_transfer, settings_record(settings), f"{type(space).__name__} pruned for transfer")
-    record["limit"] = constraint and constraint.record(network)
+    record |= {"limit": constraint and constraint.record(network), "given": given}
     found = assemble(space, architecture, networks, task=task, run=run, example=task.example, record=record)
     run.finish()
     return found

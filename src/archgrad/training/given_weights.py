@@ -1,0 +1,50 @@
+"""Trained weights that a user gives: what they score as they stand, before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from archgrad.errors import ModelError
+from archgrad.report import text
+from archgrad.run.run import Run
+from archgrad.tasks import chance
+from archgrad.tasks.task import Task, description, evaluate, higher_is_better, require_finite
+
+
+def score_given(network: nn.Module, task: Task, run: Run, *, check: bool = True) -> dict[str, Any]:
+    """Score given weights on the validation part, show the figure, and stop where they seem to know nothing.
+
+    Args:
+        network: with the weights, on the run's device.
+        task: what it is judged on.
+        run: begun, and nothing was trained in it.
+        check: whether to stop.
+
+    Returns:
+        `given` of a record: {"part", "figures", "normalization"}.
+
+    Raises:
+        ModelError: the score is near chance; the message says the likely reasons.
+        ConfigError: a figure is not finite.
+    """
+
+    def scored() -> dict[str, Any]:
+        figures = evaluate(task, network)
+        require_finite(figures, task, "valid")
+        return {"figures": figures, "doubts": chance.doubts(task, network, figures) if check else ""}
+
+    computed = run.compute_once("given", scored)
+    figures: dict[str, float] = computed["figures"]
+    given = {"part": "valid", "figures": figures, "normalization": description(task).get("normalization")}
+    score = {"name": next(iter(figures)), "higher_is_better": higher_is_better(task)}
+    run.note(text.given_line({"given": given, "score": score}), kept=False)
+    run.log({f"given_{name}": value for name, value in figures.items()})
+    if check and computed["doubts"]:
+        run.withdraw()
+        raise ModelError(
+            f"The given weights were scored before anything was trained: {computed['doubts']}. Give what they were "
+            f"trained with, or train on all the same: check_weights=False (--no-check-weights)."
+        )
+    return given
