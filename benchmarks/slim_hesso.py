@@ -2,7 +2,8 @@
 
 One schedule: a tenth of the steps of plain training, then the groups of lowest saliency shrink to zero over four
 tenths while everything is trained, then training goes on. How many groups go is decided when saliency is computed:
-the fewest that bring the network under the limit. What is cut afterwards is zero already.
+the fewest that bring the network under the limit. No layer loses more than half of its uniform width, as in DNAL:
+without that floor whole layers go. What is cut afterwards is zero already.
 """
 
 from __future__ import annotations
@@ -50,8 +51,10 @@ class LimitedHESSO(HESSO):  # type: ignore[misc, valid-type]
         order = torch.cat(self.global_scores).argsort(descending=True)
         scores = torch.empty(len(order))
         scores[order] = torch.linspace(1.0, 0.0, len(order))
-        of_gate = dict(zip(self.names, scores.split(self.sizes), strict=True))
-        kept = self.constraint.best_feasible(of_gate)
+        # Residual branches stay, as whole groups of channels are all that HESSO knows.
+        of_gate = {name: torch.full((gate.size,), 2.0) for name, gate in gates(self.constraint.space).items()}
+        of_gate |= dict(zip(self.names, scores.split(self.sizes), strict=True))
+        kept = self.constraint.best_feasible(of_gate, floor=0.5 * self.constraint.uniform_width())
         low = {name: [i for i in range(len(of_gate[name])) if i not in set(kept[name])] for name in self.names}
         for group in self.param_groups:
             if group["is_prunable"]:
@@ -69,7 +72,9 @@ def groups(network: nn.Module, space: nn.Module) -> list[dict[str, Any]]:
     for name, gate in gates(space).items():
         params: list[Tensor] = []
         names: list[str] = []
-        for side in gate.couplings if gate.vanishing is None else ():
+        if gate.vanishing is not None:
+            continue
+        for side in gate.couplings:
             whole = side.side == "out" and torch.equal(side.places, torch.arange(gate.size))
             for attribute, dim in side.tensors if whole else ():
                 tensor = getattr(network.get_submodule(side.module), attribute)

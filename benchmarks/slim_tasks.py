@@ -85,9 +85,9 @@ def sign() -> ag.Classification:
 def spoken() -> ag.Classification:
     """2,400 spoken digits as spectrograms of 32 frequencies x 32 times; 300 to validate, 300 to test."""
     z = np.load(_file("fsdd", "fsdd.npz"))
-    window, pictures = torch.hann_window(256), []
+    audio, window, pictures = z["audio"], torch.hann_window(256), []
     for start, end in zip(z["offsets"][:-1], z["offsets"][1:], strict=True):
-        wave = torch.from_numpy(z["audio"][start:end].astype(np.float32) / 32768)
+        wave = torch.from_numpy(audio[start:end].astype(np.float32) / 32768)
         spectrum = torch.stft(wave, 256, 64, window=window, return_complex=True, pad_mode="constant").abs()
         mean = nn.functional.adaptive_avg_pool2d(spectrum[None, 1:], (32, 32))
         pictures.append((mean + 1e-4).log())
