@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 import torch_pruning as tp
-from networks import mobile, resnet20, tiny_vit, unet, vgg
+from networks import CifarResNet, mobile, tiny_vit, unet, vgg
 from scipy import stats
 from slim_tasks import TASKS
 from torch import nn
@@ -52,7 +52,7 @@ class Case:
 
 CASES = {
     "cifar/vgg": Case("cifar", lambda: vgg(SMALL), 18),
-    "sign/resnet20": Case("sign", resnet20, 18),
+    "sign/resnet14": Case("sign", functools.partial(CifarResNet, 2), 15),
     "sign/vgg": Case("sign", lambda: vgg(EVEN), 24),
     "fashion/wide-end": Case("fashion", lambda: vgg(WIDE_END, ins=1), 12),
     "spoken/mobile": Case("spoken", lambda: mobile(ins=1), 18, once=True),
