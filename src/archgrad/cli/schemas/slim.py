@@ -38,5 +38,5 @@ class SlimOptions(RecipeOptions, DistillOptions, NetworkOptions, LimitOptions, T
     gate_epochs: int | None = Field(
         None,
         ge=1,
-        description="Epochs of the gates; default: a fifth of all, with trained weights a tenth; as published a sixth.",
+        description="Epochs of the gates; default: a fifth of all, of trained weights a tenth.",
     )
