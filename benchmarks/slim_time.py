@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import multiprocessing
 import platform
 import sys
 import time
@@ -103,7 +104,8 @@ def _choices(space: nn.Module) -> dict[str, Any]:
 
 def slimmed(net: nn.Module, x: Tensor) -> dict[str, Any]:
     """What slim makes of a network."""
-    net(x)
+    with torch.no_grad():
+        net(x)
     before = _reset_peak()
     began = time.process_time()
     space = ag.slim(net, x)
@@ -152,27 +154,35 @@ def cut_by_torch_pruning(net: nn.Module, x: Tensor) -> dict[str, Any]:
     return {"seconds": seconds}
 
 
+def measured(name: str, pixels: int) -> dict[str, Any]:
+    """One row."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    net, x = network(name, pixels)
+    weights = sum(p.numel() * p.element_size() for p in net.parameters())
+    try:
+        row = {"parameters": weights // 4, **slimmed(net, x)}
+        row["peak_over_weights"] = row["peak_bytes"] / weights
+    except ag.ArchgradError as error:
+        row = {"failed": str(error)[:200]}
+    row["torch_pruning"] = cut_by_torch_pruning(net, x)
+    if "seconds" in row and "seconds" in row["torch_pruning"]:
+        row["ratio"] = row["seconds"] / row["torch_pruning"]["seconds"]
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--pixels", type=int, default=224)
     parser.add_argument("--out", type=Path, help="a JSON file of all rows")
     chosen = parser.parse_args()
-    torch.set_num_threads(1)
     rows: dict[str, dict[str, Any]] = {}
-    for name in chosen.networks:
-        net, x = network(name, chosen.pixels)
-        weights = sum(p.numel() * p.element_size() for p in net.parameters())
-        try:
-            row = {"parameters": weights / 4, **slimmed(net, x)}
-            row["peak_over_weights"] = row["peak_bytes"] / weights
-        except ag.ArchgradError as error:
-            row = {"failed": str(error)[:200]}
-        row["torch_pruning"] = cut_by_torch_pruning(net, x)
-        if "seconds" in row and "seconds" in row["torch_pruning"]:
-            row["ratio"] = row["seconds"] / row["torch_pruning"]["seconds"]
-        rows[name] = row
-        print(name, json.dumps(row), flush=True)
+    # Each in a process of its own, so that none finds memory that another has left.
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for name in chosen.networks:
+            rows[name] = pool.apply(measured, (name, chosen.pixels))
+            print(name, json.dumps(rows[name]), flush=True)
     if chosen.out:
         versions = {"torch": torch.__version__, "python": platform.python_version()}
         chosen.out.write_text(json.dumps({"pixels": chosen.pixels, **versions, "networks": rows}, indent=1) + "\n")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from archgrad.errors import MissingExtra, ModelError, RunError
+from archgrad.errors import ConfigError, MissingExtra, ModelError, RunError
 from archgrad.extract import export
 from archgrad.extract.export import export_onnx, export_program
 
@@ -263,3 +263,93 @@ def test_a_missing_package_names_its_extra(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
     with pytest.raises(MissingExtra, match=r"archgrad\[export\]"):
         export_onnx(nn.Linear(2, 2), torch.randn(1, 2), tmp_path / "a.onnx")
+
+
+class Sums(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, *terms: Tensor) -> Tensor:
+        return sum((self.layer(x) for x in terms), torch.zeros(()))
+
+
+PAIR = (torch.randn(1, 4), torch.randn(1, 4))
+WRAPPED = {
+    "several arguments": (Sums(), PAIR),
+    "data parallel": (nn.DataParallel(Sums()), PAIR),
+    "moving average": (torch.optim.swa_utils.AveragedModel(Small()), torch.randn(1, 3, 6, 6)),
+    "compiled": (torch.compile(Small(), backend="eager"), torch.randn(1, 3, 6, 6)),
+}
+
+
+@pytest.mark.parametrize("write", [export_onnx, export_program])
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrappers_leave_the_batch_size_open(name: str, write: Callable[..., export.Exported], tmp_path: Path) -> None:
+    network, example = WRAPPED[name]
+    written = write(network, example, tmp_path / "network")
+    assert written.dynamic_batch and written.dynamic == ("batch",) and not written.note
+
+
+def test_a_fixed_batch_size_is_explained(tmp_path: Path) -> None:
+    assert "fixed to the example's" in export_onnx(OneBatchOnly(), torch.randn(2, 6), tmp_path / "a.onnx").note
+
+
+IMAGES = {
+    "average": nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                             nn.Linear(4, 2)),
+    "dense": nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Upsample(scale_factor=2), nn.Conv2d(4, 1, 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("write", [export_onnx, export_program])
+@pytest.mark.parametrize("name", IMAGES)
+def test_height_and_width_are_open_on_request(name: str, write: Callable[..., object], tmp_path: Path) -> None:
+    path, network = tmp_path / "network", IMAGES[name].eval()
+    written = write(network, torch.randn(1, 3, 12, 8), path, dynamic=("batch", "height", "width"))
+    assert isinstance(written, export.Exported) and written.dynamic == ("batch", "height", "width")
+    for shape in ((1, 3, 12, 8), (2, 3, 9, 30), (5, 3, 33, 7)):
+        x = torch.randn(shape)
+        got = _onnx_outputs(path, x)[0] if write is export_onnx else torch.export.load(path).module()(x)
+        assert torch.allclose(got, network(x), atol=1e-5)
+
+
+def test_sizes_that_cannot_be_open_are_refused(tmp_path: Path) -> None:
+    fixed, x = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), torch.randn(2, 3, 4, 4)
+    with pytest.raises(ModelError, match="dynamic asks for width of any size"):
+        export_onnx(fixed, x, tmp_path / "a.onnx", dynamic=("batch", "width"))
+    with pytest.raises(ConfigError, match="depth"):
+        export_onnx(fixed, x, tmp_path / "a.onnx", dynamic=("depth",))
+    assert not export_onnx(fixed, x, tmp_path / "a.onnx", dynamic=()).dynamic_batch
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_reduced_precision_gets_advice_that_applies(dtype: torch.dtype, tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64)).to(dtype)
+    try:
+        written = export_onnx(network, torch.randn(2, 64, dtype=dtype), tmp_path / "a.onnx")
+    except ModelError as error:
+        assert "export network.float()" in str(error)
+    else:
+        assert written.largest_difference <= 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", ["dynamic", "static"])
+def test_onnx_runtime_quantizes_the_file(way: str, tmp_path: Path) -> None:
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    network, x = _trained().eval(), torch.randn(4, 3, 6, 6)
+    export_onnx(network, x, tmp_path / "a.onnx")
+    if way == "dynamic":
+        quantization.quantize_dynamic(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    else:
+
+        class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                self.left = iter([{"x": x.numpy()}])
+
+            def get_next(self) -> object:
+                return next(self.left, None)
+
+        quantization.quantize_static(tmp_path / "a.onnx", tmp_path / "b.onnx", Calibration())
+    assert torch.allclose(_onnx_outputs(tmp_path / "b.onnx", x)[0], network(x), atol=0.1)

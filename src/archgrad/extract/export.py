@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import io
+import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -24,11 +26,13 @@ from torch.utils._pytree import tree_map, tree_map_only
 from archgrad import files
 from archgrad.argument_types import checked
 from archgrad.copy_and_run import copied, run_on_example
-from archgrad.errors import ModelError, RunError, one_line
+from archgrad.errors import ConfigError, ModelError, RunError, one_line
 from archgrad.extract import onnx_file
 from archgrad.tasks.task import Inputs, arguments, tensors
 
 TOLERANCE = 1e-4
+BATCH, HEIGHT, WIDTH = "batch", "height", "width"
+AXES = {HEIGHT: 2, WIDTH: 3}  # of images, [B, C, H, W]
 
 Encoder = Callable[[ExportedProgram], bytes]
 # From the bytes of a file to what it computes: from a network's arguments to its outputs.
@@ -37,25 +41,36 @@ Loader = Callable[[bytes], Callable[[tuple[Any, ...]], Sequence[Tensor]]]
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: where, whether any batch size runs, the largest relative difference from eager."""
+    """What was written.
+
+    Attributes:
+        path: of the file.
+        dynamic_batch: whether it takes any batch size.
+        largest_difference: the largest relative difference from eager.
+        dynamic: which of "batch", "height" and "width" are open.
+        note: why the batch size is fixed; "" where it is open.
+    """
 
     path: Path
     dynamic_batch: bool
     largest_difference: float
+    dynamic: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A file's bytes, whether they run at any batch size, and the largest relative difference from eager."""
+    """A file's bytes, and what `Exported` says of them."""
 
     data: bytes
-    dynamic_batch: bool
     largest_difference: float
+    dynamic: tuple[str, ...]
+    note: str = ""
 
     def write(self, path: Path) -> Exported:
         """Put the bytes into a file, whole or not at all."""
         files.write_bytes(path, self.data, RunError)
-        return Exported(path, self.dynamic_batch, self.largest_difference)
+        return Exported(path, BATCH in self.dynamic, self.largest_difference, self.dynamic, self.note)
 
 
 @dataclass(frozen=True)
@@ -68,19 +83,24 @@ class _Trial:
 
 
 @checked
-def export_onnx(network: nn.Module, example: Inputs, path: str | Path) -> Exported:
+def export_onnx(
+    network: nn.Module, example: Inputs, path: str | Path, *, dynamic: Sequence[str] = (BATCH,)
+) -> Exported:
     """Write one ONNX file, weights inside, and check it in ONNX Runtime against the network.
 
-    The batch size is left open where the network allows it, and else fixed to the example's. The network itself is
-    not changed. Where the exporter's simplifications change the result, the file is written without them.
+    The batch size is left open where the network allows it, and else fixed to the example's, with a note. The network
+    itself is not changed. Where the exporter's simplifications change the result, the file is written without them.
 
     Args:
         network: what `build` or a search returned, or any other plain network.
         example: the network's input, or a tuple or dict of its inputs, each `[B, ...]`.
         path: of the file.
+        dynamic: sizes to leave open: "batch", and "height" and "width" of images `[B, C, H, W]`. The file is then
+            checked on images of other sizes too; nothing is written where these cannot be open.
 
     Raises:
         MissingExtra: onnx, onnxscript or onnxruntime is not installed.
+        ConfigError: `dynamic` names another size.
         ModelError: the network does not run on the example, cannot be exported, or every way of exporting it computes
             something else by more than 1e-4 of the largest output (or of 1, where that is more).
         RunError: the file cannot be written.
@@ -91,11 +111,13 @@ def export_onnx(network: nn.Module, example: Inputs, path: str | Path) -> Export
         >>> written.dynamic_batch, written.largest_difference < 1e-4
         (True, True)
     """
-    return encode_onnx(network, example).write(Path(path))
+    return encode_onnx(network, example, dynamic=dynamic).write(Path(path))
 
 
 @checked
-def export_program(network: nn.Module, example: Inputs, path: str | Path) -> Exported:
+def export_program(
+    network: nn.Module, example: Inputs, path: str | Path, *, dynamic: Sequence[str] = (BATCH,)
+) -> Exported:
     """Write a torch.export program, which `torch.export.load` reads back without archgrad.
 
     Arguments, checks and errors are those of `export_onnx`; no further package is needed.
@@ -104,6 +126,7 @@ def export_program(network: nn.Module, example: Inputs, path: str | Path) -> Exp
         network: what `build` or a search returned, or any other plain network.
         example: the network's input, or a tuple or dict of its inputs, each `[B, ...]`.
         path: of the file.
+        dynamic: sizes to leave open, as in `export_onnx`.
 
     Example:
         >>> import torch, archgrad as ag
@@ -112,48 +135,88 @@ def export_program(network: nn.Module, example: Inputs, path: str | Path) -> Exp
         >>> torch.export.load("small.pt2").module()(torch.zeros(3, 4)).shape
         torch.Size([3, 2])
     """
-    return _encode(network, example, [_program_bytes], load=_program_runner, form="a torch.export program").write(
-        Path(path)
+    encoded = _encode(
+        network, example, [_program_bytes], load=_program_runner, form="a torch.export program", dynamic=dynamic
     )
+    return encoded.write(Path(path))
 
 
-def encode_onnx(network: nn.Module, example: Inputs) -> Encoded:
+def encode_onnx(network: nn.Module, example: Inputs, *, dynamic: Sequence[str] = (BATCH,)) -> Encoded:
     """The bytes that `export_onnx` writes, checked; errors as there."""
     onnx_file.require_packages(*onnx_file.PACKAGES)
     # The exporter simplifies by comparing constants with a tolerance: x + 1e-10 becomes x, and 0 / 1e-10 NaN.
     encoders = [functools.partial(onnx_file.encode, optimize=optimize) for optimize in (True, False)]
-    return _encode(network, example, encoders, load=lambda data: onnx_file.Session(data).outputs, form="ONNX")
+    return _encode(
+        network, example, encoders, load=lambda data: onnx_file.Session(data).outputs, form="ONNX", dynamic=dynamic
+    )
 
 
-def _encode(network: nn.Module, example: Inputs, encoders: Sequence[Encoder], *, load: Loader, form: str) -> Encoded:
+def _encode(
+    network: nn.Module, example: Inputs, encoders: Sequence[Encoder], *, load: Loader, form: str,
+    dynamic: Sequence[str],
+) -> Encoded:  # fmt: skip
     """The first of several ways that computes what the network computes: an open batch size comes first."""
+    if unknown := [name for name in dynamic if name not in (BATCH, *AXES)]:
+        raise ConfigError(f"dynamic names {unknown}; it takes any of {BATCH!r}, {HEIGHT!r} and {WIDTH!r}")
     inputs = tree_map_only(Tensor, lambda x: x.detach().cpu().clone(), arguments(example))
-    plain = copied(network).cpu().eval()
-    reason, cause = "", None
-    for dynamic in (True, False) if _share_batch(inputs) else (False,):
-        trials = _trials(plain, inputs, dynamic=dynamic)
+    plain = _unwrapped(copied(network)).cpu().eval()
+    sizes = tuple(name for name in (HEIGHT, WIDTH) if name in dynamic)
+    ways = [(BATCH, *sizes)] if BATCH in dynamic and _share_batch(inputs) else []
+    reason, cause = "" if ways else "its inputs share no batch size", None
+    note = ""
+    for axes in (*ways, sizes):
         try:
+            trials = _trials(plain, inputs, axes)
             with _silence():
-                program = _trace(plain, inputs, dynamic=dynamic)
+                program = _trace(plain, inputs, axes)
+        except ModelError:
+            raise
         except Exception as error:  # noqa: BLE001 - the exporters' errors share no other base
             reason, cause = one_line(error), error
-            continue
-        for encode in encoders:
-            try:
-                with _silence():
-                    data = encode(program)
-                    difference = _largest_difference(load(data), trials)
-            except Exception as error:  # noqa: BLE001 - likewise, and ONNX Runtime's
-                reason, cause = one_line(error), error
-                continue
-            if difference <= TOLERANCE:
-                return Encoded(data, dynamic, difference)
-            reason = f"the file's outputs are off by {difference:.2g}, {TOLERANCE:g} is allowed in float32"
-            cause = None
+        else:
+            for encode in encoders:
+                try:
+                    with _silence():
+                        data = encode(program)
+                        difference = _largest_difference(load(data), trials)
+                except Exception as error:  # noqa: BLE001 - likewise, and ONNX Runtime's
+                    reason, cause = one_line(error), error
+                    continue
+                if difference <= TOLERANCE:
+                    return Encoded(data, difference, axes, note)
+                reason = f"the file's outputs are off by {difference:.2g}, {TOLERANCE:g} is allowed in float32"
+                cause = None
+        note = f"the batch size is fixed to the example's: {reason}" if BATCH in axes else ""
     raise ModelError(
-        f"{type(network).__name__} cannot be exported to {form}: {reason}. A network can be exported "
-        f"when its operations are PyTorch's own and its path does not depend on the data; rewrite that part"
+        f"{type(network).__name__} cannot be exported to {form}: {reason}. {_advice(plain, sizes)}"
     ) from cause
+
+
+def _advice(plain: nn.Module, sizes: Sequence[str]) -> str:
+    reduced = {p.dtype for p in plain.parameters() if p.is_floating_point()} & {torch.float16, torch.bfloat16}
+    if reduced:
+        return (
+            f"Its weights are {', '.join(sorted(map(str, reduced)))}: export network.float(), and convert or "
+            f"quantize the file"
+        )
+    if sizes:
+        return (
+            f"dynamic asks for {' and '.join(sizes)} of any size: pool to a fixed size in front of linear layers and "
+            f"take sizes from the tensors, or leave them out of dynamic"
+        )
+    return (
+        "A network can be exported when its operations are PyTorch's own and its path does not depend on the data; "
+        "rewrite that part"
+    )
+
+
+def _unwrapped(network: nn.Module) -> nn.Module:
+    """What a wrapper for several devices or a compiled network runs."""
+    while isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or "_orig_mod" in dict(
+        network.named_children()
+    ):
+        network = network.get_submodule("_orig_mod" if "_orig_mod" in network._modules else "module")
+    return network
 
 
 def _share_batch(inputs: tuple[Any, ...]) -> bool:
@@ -161,13 +224,20 @@ def _share_batch(inputs: tuple[Any, ...]) -> bool:
     return all(leaf.dim() > 0 for leaf in leaves) and len({len(leaf) for leaf in leaves}) == 1
 
 
-def _trace(plain: nn.Module, inputs: tuple[Any, ...], *, dynamic: bool) -> ExportedProgram:
+def _trace(plain: nn.Module, inputs: tuple[Any, ...], axes: Sequence[str]) -> ExportedProgram:
     shapes = None
-    if dynamic:
+    if axes:
         batch = Dim("batch")
-        shapes = tree_map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) else None, inputs)
-        # torch.export takes a size of 1 for a constant.
-        inputs = _with_batch(inputs, max(2, len(tensors(inputs)[0])))
+
+        def open_axes(leaf: Any) -> dict[int, Any] | None:
+            if not isinstance(leaf, Tensor):
+                return None
+            sizes = {axis: Dim.DYNAMIC for name, axis in AXES.items() if name in axes and leaf.dim() == 4}
+            return {0: batch, **sizes} if BATCH in axes else sizes
+
+        shapes = _by_parameter(plain, tree_map(open_axes, inputs))
+        if BATCH in axes:  # torch.export takes a size of 1 for a constant
+            inputs = _with_batch(inputs, max(2, len(tensors(inputs)[0])))
     program = torch.export.export(plain, inputs, dynamic_shapes=shapes, strict=False)
     # Stack traces would carry the user's source and folders into the file.
     for module in program.graph_module.modules():
@@ -177,12 +247,35 @@ def _trace(plain: nn.Module, inputs: tuple[Any, ...], *, dynamic: bool) -> Expor
     return program
 
 
+def _by_parameter(plain: nn.Module, shapes: tuple[Any, ...]) -> Any:
+    """The shapes of all arguments; for a forward(*args) by the names of its parameters, as torch.export has it."""
+    parameters = list(inspect.signature(plain.forward).parameters.values())
+    several = next((i for i, p in enumerate(parameters) if p.kind is p.VAR_POSITIONAL), None)
+    if several is None:
+        return shapes
+    named = {p.name: shape for p, shape in zip(parameters[:several], shapes, strict=False)}
+    return {**named, parameters[several].name: tuple(shapes[several:])}
+
+
 def _with_batch(inputs: tuple[Any, ...], size: int) -> tuple[Any, ...]:
     rows = torch.arange(size)
     return tree_map_only(Tensor, lambda x: x[rows % len(x)], inputs)  # type: ignore[no-any-return]
 
 
-def _trials(plain: nn.Module, inputs: tuple[Any, ...], *, dynamic: bool) -> list[_Trial]:
+def _with_sizes(inputs: tuple[Any, ...], axes: Sequence[str], *, factor: float) -> tuple[Any, ...]:
+    """Images of another height and width, or of one of them."""
+
+    def resized(x: Tensor) -> Tensor:
+        for name, axis in AXES.items():
+            if name in axes and x.dim() == 4:
+                size = x.shape[axis]
+                x = x.index_select(axis, torch.arange(int(size * factor)) % size)
+        return x
+
+    return tree_map_only(Tensor, resized, inputs)  # type: ignore[no-any-return]
+
+
+def _trials(plain: nn.Module, inputs: tuple[Any, ...], axes: Sequence[str]) -> list[_Trial]:
     """What the file is compared on: the example, and what else of these the network runs on.
 
     Flipped inputs show a file that kept the example's figures as constants. Zeros show small constants that were
@@ -190,7 +283,7 @@ def _trials(plain: nn.Module, inputs: tuple[Any, ...], *, dynamic: bool) -> list
     those that zeros lead to, the runtimes may rank differently.
     """
     others = [inputs]
-    if dynamic:
+    if BATCH in axes:
         others = [_with_batch(inputs, 1), _with_batch(inputs, len(tensors(inputs)[0]) + 2)]
     others[-1] = tree_map_only(Tensor, lambda x: x.flip(-1) if x.dim() else x, others[-1])
     zeros = tree_map_only(Tensor, lambda x: torch.zeros_like(x) if x.is_floating_point() else x, inputs)
@@ -198,6 +291,16 @@ def _trials(plain: nn.Module, inputs: tuple[Any, ...], *, dynamic: bool) -> list
     for other in (*others, zeros):
         with contextlib.suppress(ModelError):
             trials.append(_Trial(other, _outputs(plain, other), exact=other is not zeros))
+    if sizes := [name for name in axes if name in AXES]:
+        before, errors = len(trials), []
+        for kind, factor in itertools.product([sizes, sizes[:1]], (2.0, 1.5)):
+            other = _with_sizes(inputs, kind, factor=factor)
+            try:
+                trials.append(_Trial(other, _outputs(plain, other)))
+            except ModelError as error:
+                errors.append(error)
+        if len(trials) == before:
+            raise ModelError(f"dynamic asks for {' and '.join(sizes)} of any size, and {errors[0]}") from errors[0]
     return trials
 
 

@@ -26,7 +26,14 @@ def encode(program: ExportedProgram, *, optimize: bool) -> bytes:
     """The bytes of an ONNX file with the weights inside; `optimize`: simplified by the exporter."""
     exported = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False, optimize=optimize)
     assert exported is not None
-    data: bytes = exported.model_proto.SerializeToString()
+    model = exported.model_proto
+    # The exporter transposes weights and leaves their old shapes behind, on which shape inference fails, and with it
+    # every tool that begins with it, such as onnxruntime.quantization. Shapes can be inferred from what stays.
+    weights = {tensor.name for tensor in model.graph.initializer}
+    stale = [info for info in model.graph.value_info if info.name in weights]
+    for info in stale:
+        model.graph.value_info.remove(info)
+    data: bytes = model.SerializeToString()
     return data
 
 
