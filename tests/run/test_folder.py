@@ -28,6 +28,7 @@ def test_run_json_says_what_was_run_and_with_what(tmp_path: Path) -> None:
         "settings": {"lr": 0.1, "shape": [1, 2]},
         "seed": 4,
         "precision": "32-true",
+        "dtype": "torch.float32",
         "epochs": 2,
         "steps": None,
         "trials": None,

@@ -24,6 +24,12 @@ _PAGE = Annotated[Path | None, typer.Option("--out", metavar="FILE.html", help="
 _PORT = Annotated[int | None, typer.Option(min=0, max=65535, help="Default: the first free one from 6174 on.")]
 _NO_OPEN = Annotated[bool, typer.Option("--no-open", help="Do not open a browser.")]
 _FILE = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Default: RUN/network.onnx.")]
+_ACCEPT = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="data|network|settings", help="Go on although this differs now; noted in the report; may be repeated."
+    ),
+]
 _FOLDER = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where your runs are.")]
 
 app = typer.Typer(
@@ -114,12 +120,12 @@ def compare(runs: _RUNS, *, out: _PAGE = None, as_json: JSON = False) -> None:
 
 
 @app.command()
-def resume(run: _RUN, *, as_json: JSON = False) -> None:
+def resume(run: _RUN, *, accept: _ACCEPT = None, as_json: JSON = False) -> None:
     """Continue a run that was stopped; the result is that of a run never stopped."""
     with only_json_on_stdout(as_json):
         from archgrad.cli.commands.resume import resume_run
 
-        outcome = resume_run(run)
+        outcome = resume_run(run, accept=accept or ())
     outcome.show(as_json=as_json)
 
 

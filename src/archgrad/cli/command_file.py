@@ -16,7 +16,7 @@ from archgrad.report.data.run_format import COMMAND, forget
 from archgrad.run.signals import Stopped
 
 # Runs that differ in these alone are the same run.
-_NOT_COMPARED = ("out", "onnx")
+_NOT_COMPARED = ("out", "onnx", "accept")
 
 
 def check(folder: Path, command: str, options: Options) -> None:
@@ -42,9 +42,9 @@ def write(folder: Path, command: str, options: Options) -> None:
     """Write command.json. Raises RunError when the folder cannot be written to."""
     body = {
         "command": command,
-        "arguments": arguments(command, options),
+        "arguments": arguments(command, options.model_copy(update={"accept": []})),
         "directory": str(Path.cwd()),
-        "options": options.model_dump(mode="json", exclude={"out"}),
+        "options": options.model_dump(mode="json", exclude={"out", "accept"}),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -170,7 +170,7 @@ def nnilqr(
     torch.manual_seed(run.seed)  # of the network that is made here
     network = copied(network) if network is not None else _tanh_network(len(system.start), len(system.low))
     begun_with = settings.record(network, system)
-    run.begin("nnilqr", begun_with)
+    run.begin("nnilqr", begun_with, network=network)
 
     experience, trajectories = _explore(system, run, terms)
     model = DynamicsModel(network, states=len(system.start), actions=len(system.low)).to(run.device)

@@ -137,7 +137,7 @@ def darts(
             f"second_order=True differentiates through a step of SGD, and search_recipe gives a "
             f"{type(weights).__name__}; give an SGD, or leave second_order out"
         )
-    run.begin("darts", settings_record(settings))
+    run.begin("darts", settings_record(settings), task=task, network=space)
 
     steps, rest = split_steps(
         run,
@@ -159,7 +159,7 @@ def darts(
         weights_fraction=weights_fraction, rate=rate, schedule=search_recipe.schedule,
         time_fraction=search_fraction, gradient=ahead if second_order else None, prior=prior,
     )  # fmt: skip
-    architecture = constraint.best_feasible(scores(space)) if constraint else decide(space)
+    architecture = constraint.decide(scores(space), run) if constraint else decide(space)
     record = heading(darts, settings_record(settings), f"{type(space).__name__} searched by DARTS")
     return train_and_report(
         space, architecture, task, run, steps=rest, recipe=recipe, constraint=constraint, record=record

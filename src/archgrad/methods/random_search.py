@@ -130,7 +130,7 @@ def random_search(
     constraint = ArchitectureConstraint(space, limit) if limit is not None else None
     trials = run.trials or (1000 if isinstance(task, Scored) else 50 if shared else 10)
     policy = Uniform(space, prior=prior)
-    run.begin("random_search", settings_record(settings))
+    run.begin("random_search", settings_record(settings), task=task, network=space)
     if constraint:
         constraint.fit_surrogate(run)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from archgrad.fingerprint import described
 from archgrad.run.run import Run
 from archgrad.tasks.task import description, higher_is_better
 
@@ -54,4 +55,4 @@ def _plain(value: Any) -> Any:
         return value.record()
     if dataclasses.is_dataclass(value):
         return settings_record(value)
-    return getattr(value, "__name__", type(value).__name__) if callable(value) else value
+    return described(value) if callable(value) else value

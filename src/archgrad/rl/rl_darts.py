@@ -141,7 +141,7 @@ def rl_darts(
     space = prepare_supernet(space, run, needs="RL-DARTS")
     relax_as_mixture(space, functools.partial(Softmax, scale=scale))
     count_features(space, task.example.to(run.device))
-    run.begin("rl_darts", {"environment": task.splits, **settings.record()})
+    run.begin("rl_darts", settings.record(), task=task, network=space)
 
     agent, search_log = Agent(space, example=task.example, actions=task.actions), _SearchLog(space)
     rollouts = _plan_rollouts(agent, task, run, settings)

@@ -32,6 +32,7 @@ from archgrad.report.data.run_format import (
     parse_lock,
 )
 from archgrad.run.device import Machine
+from archgrad.run.validation import ACCEPTABLE
 
 # A killed run's data-loading children have its lock until they notice, which takes them about five seconds.
 _ORPHANS_SECONDS = 10.0
@@ -46,27 +47,30 @@ class RunFolder:
         self.path = path
         self._lock: TextIO | None = None
 
-    def open(self, identity: Record, machine: Machine) -> tuple[bool, Record, str]:
-        """Take the folder; whether this resumes a run, that run's computed figures, and a note for the user.
+    def open(
+        self, identity: Record, machine: Machine, *, accept: frozenset[str] = frozenset()
+    ) -> tuple[bool, Record, list[str]]:
+        """Take the folder; whether this resumes a run, that run's computed figures, and notes for the user.
 
-        Raises RunError when the folder holds another run or one that is running.
+        `accept` names parts of the identity that may differ. Raises RunError when the folder holds another run or
+        one that is running.
         """
         if machine.rank == 0:
             self.acquire()
         try:
-            earlier = self.read(identity)
+            earlier = self.read(identity, accept=accept)
             computed = self.computed()
         except RunError:
             self.release()
             raise
         made_with = versions() | {"device": device_name(machine.device), "processes": machine.world}
-        note = ""
-        if earlier and earlier["made_with"] != made_with:
-            note = f"Resumed on {made_with}, before on {earlier['made_with']}: last bits may differ."
+        notes = list(earlier.get("accepted", [])) if earlier else []
+        if earlier and (changed := _differences(made_with, earlier["made_with"])):
+            notes.append(f"Resumed under other conditions, so that last bits may differ: {'; '.join(changed)}.")
         machine.wait()
         if machine.rank == 0:
             self.begin(identity, earlier, made_with)
-        return earlier is not None, computed, note
+        return earlier is not None, computed, notes
 
     def acquire(self) -> None:
         """Make the folder and take its lock. Raises RunError when a live process has it."""
@@ -109,8 +113,8 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
-    def read(self, identity: Record) -> Record | None:
-        """run.json of the run in this folder, None in a new one.
+    def read(self, identity: Record, *, accept: frozenset[str] = frozenset()) -> Record | None:
+        """run.json of the run in this folder, None in a new one; differences in `accept` are listed as "accepted".
 
         Raises RunError when that run has another identity, or run.json is damaged.
         """
@@ -130,17 +134,25 @@ class RunFolder:
                 raise TypeError("it has other parts than a run writes")
         except (RunError, OSError, KeyError, TypeError) as error:
             raise RunError(f"{path} is damaged ({error}). Choose another folder.") from error
-        differences = _differences(identity, theirs)
-        if differences:
+        parts = {name for name in identity.keys() | theirs.keys() if identity.get(name) != theirs.get(name)}
+        if wrong := parts - accept:
+            differences = _differences({n: identity.get(n) for n in wrong}, {n: theirs.get(n) for n in wrong})
             raise RunError(
                 f"{self.path} holds another run. It differs in {'; '.join(differences)}. "
-                "Choose another folder, or resume with the same settings."
+                f"Choose another folder, or resume with the same settings.{_how_to_accept(wrong)}"
+            )
+        if parts:
+            changed = _differences({n: identity.get(n) for n in parts}, {n: theirs.get(n) for n in parts})
+            record.setdefault("accepted", []).append(
+                f"Accepted on {now()}, so that the result mixes both: it differs from what the run was begun with in "
+                f"{'; '.join(changed)}."
             )
         return record
 
     def begin(self, identity: Record, earlier: Record | None, made_with: Record) -> None:
         """Write run.json for a new run, or for one that is resumed now."""
-        record = earlier or {"identity": identity, "started": now(), "resumed": []}
+        record = earlier or {"started": now(), "resumed": []}
+        record["identity"] = identity
         if earlier:
             record["resumed"].append(now())
         self._write(RUN, record | {"status": "running", "finished": None, "made_with": made_with})
@@ -214,6 +226,17 @@ def _differences(given: Mapping[str, Any], there: Mapping[str, Any]) -> list[str
         for name in sorted(mine.keys() | theirs.keys())
         if mine.get(name, missing) != theirs.get(name, missing)
     ]
+
+
+def _how_to_accept(parts: set[str]) -> str:
+    if not parts <= set(ACCEPTABLE):
+        return ""
+    names = sorted(parts)
+    options = " ".join(f"--accept {name}" for name in names)
+    return (
+        f" Where the difference is meant: archgrad resume {options}, or run.accept({', '.join(map(repr, names))}) in "
+        f"Python; the report then says so."
+    )
 
 
 def _flat(value: Any, name: str) -> dict[str, str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from archgrad.argument_types import checked
 from archgrad.errors import ChoiceError, RunError
@@ -99,6 +99,7 @@ class Run:
             self.folder, budget=self._budget, checkpoints=self._checkpoints, machine=self._machine, log=self._log
         )
         self._computed: Record = {}
+        self._accepted: frozenset[str] = frozenset()
         self._status = "not begun"
 
     def __repr__(self) -> str:
@@ -136,8 +137,7 @@ class Run:
         """Used fraction of the present phase's budget, in [0, 1]; 0 outside of phases.
 
         max(step / steps of the phase, seconds in the phase / (time_fraction * seconds)), as far as there are such
-        budgets. It is the same throughout a step and in all processes, never falls, and is saved and restored.
-        Schedules, warm-up, annealing and ramps go by it.
+        budgets. It never falls within a phase, is the same in all processes, and is saved and restored.
         """
         return phase.progress if (phase := self._loop.phase) else 0.0
 
@@ -174,24 +174,34 @@ class Run:
         """The batch on this run's device: a tensor, or any nest of tuples, lists and dicts of them."""
         return self._machine.move(batch)
 
-    def begin(self, method: str, settings: Mapping[str, Any]) -> None:
+    def accept(self, *parts: str) -> Self:
+        """Resume although "data", "network" or "settings" (else ConfigError) differ; the report says so."""
+        self._accepted = validation.accepted(parts)
+        return self
+
+    def begin(
+        self, method: str, settings: Mapping[str, Any], *, task: object = None, network: nn.Module | None = None
+    ) -> None:
         """Take the folder, find out whether this resumes a run, and seed torch, numpy and `random`.
 
-        Every process is seeded alike, so that all sample the same architectures. Raises RunError when the folder
-        holds another run or one that is running, ConfigError when the settings are not JSON.
+        What the `task` holds and what the `network` computes is part of the run's identity. Raises RunError when the
+        folder holds another run or one that is running, ConfigError when the settings are not JSON.
         """
         if self._status != "not begun":
             raise RunError(f"run.begin was called on a run that is {self._status}. Make a Run for each method.")
-        same = self._budget.record() | {"seed": self.seed, "precision": self.precision}
-        # Trials elsewhere are not phases of this run: the one cannot go on where the other was.
-        same |= {"workers": True} if self.workers else {}
-        identity = validation.identity(method, settings, same)
+        numbers = {"precision": self.precision, "dtype": str(torch.get_default_dtype())}
+        same = self._budget.record() | {"seed": self.seed, **numbers}
+        same |= {"workers": True} if self.workers else {}  # trials elsewhere are no phases of this run
+        # Without a folder nothing is resumed, and nothing needs to be compared.
+        task, network = (task, network) if self._files else (None, None)
+        identity = validation.identity(method, settings, same, task=task, network=network)
         first = self.rank == 0
         history = History(self.folder if first else None, tensorboard=self._output.tensorboard)
         self._log.open(history, shown=self._shows_progress and first, first=first)
         if self._files:
-            self._checkpoints.replaying, self._computed, note = self._files.open(identity, self._machine)
-            self.note(note)
+            opened = self._files.open(identity, self._machine, accept=self._accepted)
+            self._checkpoints.replaying, self._computed, notes = opened
+            self._log.note(*notes)
         if self._checkpoints.replaying:
             history.recall()
         else:
@@ -208,18 +218,6 @@ class Run:
         `seconds` is the only budget, a forecast: seconds / measure_step(), with measure_step() in seconds, measured
         once in the run's life. From then on, phases end when their time is up and not at a number of steps. Use the
         forecast for constants that need one, such as a learning rate of logits; everything else goes by `progress`.
-
-        A method plans with it after `run.begin`:
-
-            total = run.total_steps(task.steps_per_epoch, default_epochs=60, measure_step=measure)
-            steps = round(0.5 * total)
-            run.require_steps(steps, phase="search", warm_up=0.2)
-            for step in run.steps(steps, phase="search", time_fraction=0.5):
-                ...  # at a rate of schedule(run.progress)
-            for step in run.steps(total - steps, phase="train"):  # all the time that is left
-                ...
-
-        with `measure = lambda: seconds_per_call(train_a_copy, device=run.device)` (`archgrad.run.device`).
         """
         timed = (lambda: float(self.compute_once("step_seconds", measure_step))) if measure_step else None
         return self._budget.total_steps(steps_per_epoch, default_epochs=default_epochs, step_seconds=timed)
@@ -334,8 +332,8 @@ class Run:
     ) -> None:
         """Raise NonFiniteError when a number, or any element of a tensor `[...]`, is NaN or infinite.
 
-        The message says which term of a loss it was (`nonfinite.term`), which parameter, and, where `again` computes
-        the figures once more, which module's output was the first.
+        The message says which term of a loss (`nonfinite.term`), which parameter, and, where `again` computes the
+        figures once more, which module's output was the first.
         """
         if self._machine.greatest(len(nonfinite.wrong_figures(figures))):
             raise nonfinite.figures_error(figures, self, parts=self._checkpoints.parts or {}, again=again)

@@ -7,13 +7,16 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from archgrad.errors import ConfigError, MissingExtra, RunError
+from archgrad.fingerprint import of_network
+from archgrad.tasks.task import identity as task_identity
 
 _PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -118,6 +121,16 @@ def tensorboard(wanted: bool, folder: Path | None) -> bool:
     return wanted
 
 
+ACCEPTABLE = ("data", "network", "settings")
+
+
+def accepted(names: Sequence[str]) -> frozenset[str]:
+    """Parts of a run's identity that may differ when it is resumed."""
+    if wrong := [name for name in names if name not in ACCEPTABLE]:
+        raise ConfigError(f"accept {wrong[0]!r} was given. Allowed are {', '.join(ACCEPTABLE)}.")
+    return frozenset(names)
+
+
 def phase(name: str, time_fraction: float) -> None:
     """Check a phase's name, which becomes part of file names, and its part of the seconds."""
     if not re.fullmatch(r"\w[\w.-]*", name):
@@ -126,10 +139,18 @@ def phase(name: str, time_fraction: float) -> None:
         raise ConfigError(f"time_fraction={time_fraction!r} was given. Allowed is more than 0 and at most 1.")
 
 
-def identity(method: str, given: Mapping[str, Any], budgets: Mapping[str, Any]) -> dict[str, Any]:
+def identity(
+    method: str, given: Mapping[str, Any], budgets: Mapping[str, Any], *, task: object = None,
+    network: nn.Module | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """What makes two runs the same run, as it will read after a round through JSON."""
+    content = {"method": method, "settings": dict(given), **budgets}
+    if task is not None:
+        content["data"] = task_identity(task, seed=budgets["seed"])
+    if network is not None:
+        content["network"] = f"{type(network).__name__} #{of_network(network)}"
     try:
-        text = json.dumps({"method": method, "settings": dict(given), **budgets}, allow_nan=False)
+        text = json.dumps(content, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"The settings of {method} cannot be written as JSON ({error}). Allowed are dict, list, str, "

@@ -240,6 +240,17 @@ class ArchitectureConstraint:
         if self.surrogate is not None:
             self.surrogate.fit()
 
+    def decide(self, scores: Mapping[str, Scores], run: Run, *, name: str = "architecture") -> Architecture:
+        """`best_feasible`, found once in a run's life: a measured price may come out otherwise when it is resumed."""
+        if not self.cost.measured:
+            return self.best_feasible(scores)
+        return Architecture.from_json(run.compute_once(name, lambda: self.best_feasible(scores).to_json()))
+
+    def verify_once(self, architecture: Architecture, network: nn.Module, run: Run) -> float:
+        """`verify`, measured once in a run's life; `slower` is remembered with it."""
+        value, self.slower = run.compute_once("reached", lambda: [self.verify(architecture, network), self.slower])
+        return float(value)
+
     def best_feasible(self, scores: Mapping[str, Scores]) -> Architecture:
         """The architecture of the highest total score under the limit, found greedily.
 
@@ -296,14 +307,8 @@ class ArchitectureConstraint:
 
     def _improved(self, now: Architecture, value: _Scored, bound: float) -> Architecture:
         for _ in range(SWEEPS):
-            gains = sorted(
-                (
-                    (value.of(name, now[name]) - value.of(name, pick), name, pick)
-                    for name, pick in self._changes(now)
-                    if value.of(name, pick) > value.of(name, now[name])
-                ),
-                key=lambda gain: gain[0],
-            )
+            losses = [(value.of(n, now[n]) - value.of(n, pick), n, pick) for n, pick in self._changes(now)]
+            gains = sorted((loss for loss in losses if loss[0] < 0), key=lambda loss: loss[0])
             better = next((o for _, n, p in gains if self._guess(o := Architecture({**now, n: p})) <= bound), None)
             if better is None:
                 break

@@ -309,7 +309,7 @@ def _reached(
     constraint: ArchitectureConstraint, architecture: Architecture, network: nn.Module, run: Run
 ) -> dict[str, Any]:
     """The limit, and what the network that is handed back takes."""
-    reached = run.compute_once("reached", lambda: constraint.verify(architecture, network))
+    reached = constraint.verify_once(architecture, network, run)
     if constraint.slower > 1.0:
         run.note(
             f"The machine was {constraint.slower:.2f} times slower at the end than when the limit was settled: the "

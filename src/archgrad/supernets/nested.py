@@ -94,7 +94,9 @@ class _Part:
         self._left = steps
         self.kept: dict[str, Stateful] = {}
 
-    def begin(self, method: str, settings: Mapping[str, Any]) -> None:
+    def begin(
+        self, method: str, settings: Mapping[str, Any], *, task: object = None, network: nn.Module | None = None
+    ) -> None:
         """The run has begun."""
 
     def finish(self) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from archgrad.errors import DataError
+from archgrad.fingerprint import described
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,6 +36,11 @@ class Augmentation:
 
     def __repr__(self) -> str:
         return self.name
+
+
+def augmentation_name(function: Callable[..., object]) -> str:
+    """What a run records of an augmentation: its name and settings, of the user's functions also a digest of code."""
+    return function.name if isinstance(function, Augmentation) else described(function)
 
 
 def crop(padding: int) -> Augmentation:

@@ -20,6 +20,7 @@ from torch.nn import functional
 from archgrad.argument_types import checked
 from archgrad.copy_and_run import copied, evaluating
 from archgrad.errors import ConfigError, ModelError
+from archgrad.fingerprint import described
 from archgrad.tasks import batch_checks
 from archgrad.tasks.losses import Loss, per_sample
 from archgrad.tasks.supervised import Supervised
@@ -142,7 +143,7 @@ class Distilled:
     def splits(self) -> dict[str, Any]:
         """The task's record of its data, and what is distilled."""
         how = {"weight": self.weight, "temperature": self.temperature, "features": self._features}
-        name = getattr(self._loss, "__name__", type(self._loss).__name__) if self._loss is not None else None
+        name = described(self._loss) if self._loss is not None else None
         teacher = {"teacher": type(self.teacher).__name__, "teacher_sha256": self._identity}
         return {**description(self.task), "distillation": {**how, "loss": name, **teacher}}
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import (
     ConcatDataset,
     DataLoader,
@@ -25,6 +25,7 @@ from torch.utils.data import (
 )
 
 from archgrad.errors import DataError
+from archgrad.fingerprint import ITEMS, digest, of_array, of_items
 from archgrad.tasks.samples import Samples
 from archgrad.tasks.task import Batch, Inputs
 
@@ -63,6 +64,10 @@ class Source(Protocol):
         """One sample as it was given."""
         ...
 
+    def fingerprint(self) -> str:
+        """A digest of the samples: equal ones give the same in every process."""
+        ...
+
     def batches(self, keys: Iterable[Key]) -> Iterator[Batch]:
         """The batches of these keys, fetched as they are asked for."""
         ...
@@ -81,6 +86,7 @@ class MemorySource:
         self.std: Tensor | None = None
         self.strata: Tensor | None = None
         self.groups: Tensor | None = None
+        self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -89,6 +95,13 @@ class MemorySource:
         """All targets [N] where each is one number, else None."""
         y = self.samples.y
         return y.reshape(len(y)) if isinstance(y, Tensor) and y.numel() == len(y) else None
+
+    def fingerprint(self) -> str:
+        """A digest of all samples; of the inputs a number of them where they are large."""
+        if self._fingerprint is None:
+            x, y = self.samples.x, self.samples.y
+            self._fingerprint = digest(*map(of_array, tree_leaves(x)), *tree_leaves(y), self.samples.class_names)
+        return self._fingerprint
 
     def sample(self, index: int) -> Any:
         """One sample, (x, y)."""
@@ -137,6 +150,7 @@ class DatasetSource:
         self.strata: Tensor | None = None
         self.groups: Tensor | None = None
         self._targets: Tensor | None = None
+        self._fingerprint: str | None = None
         self._labelled, self._loader, self._collate = labelled, loader, collate
         chosen = collate or (loader.collate_fn if loader is not None else default_collate)
         self._fetched = _Fetched(dataset, chosen, labelled=labelled)
@@ -152,6 +166,13 @@ class DatasetSource:
                     return None
                 self._targets = labels_of(self.dataset) if self._labelled else numbers_of(self.dataset)
         return self._targets
+
+    def fingerprint(self) -> str:
+        """A digest of the dataset's tensors, of its targets where it names them, and of some samples."""
+        if self._fingerprint is None:
+            with seeded(0):
+                self._fingerprint = _fingerprint_of(self.dataset)
+        return self._fingerprint
 
     def sample(self, index: int) -> Any:
         """One sample as the dataset gives it."""
@@ -346,6 +367,19 @@ def _has_number(dataset: Any) -> bool:
     return isinstance(target, int | float | np.number) or (
         isinstance(target, Tensor | np.ndarray) and np.prod(target.shape) == 1
     )
+
+
+def _fingerprint_of(dataset: Any) -> str:
+    if type(dataset) is Subset:
+        return digest(_fingerprint_of(dataset.dataset), tuple(dataset.indices))
+    if type(dataset) is ConcatDataset:
+        return digest(*map(_fingerprint_of, dataset.datasets))
+    if type(dataset) is TensorDataset:
+        return digest(*map(of_array, dataset.tensors))
+    targets = getattr(dataset, "targets", None)
+    targets = targets if isinstance(targets, Tensor | np.ndarray | list) else ()
+    spread = np.unique(np.linspace(0, len(dataset) - 1, min(ITEMS, len(dataset))).astype(int)).tolist()
+    return digest(len(dataset), targets, of_items(dataset, spread))
 
 
 def _targets_of(dataset: Any) -> Any:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from archgrad.copy_and_run import evaluating
 from archgrad.errors import ConfigError, DataError, ModelError
+from archgrad.fingerprint import described
 from archgrad.tasks import batch_checks
+from archgrad.tasks.augmentation import augmentation_name
 from archgrad.tasks.batch_order import Order, Stream, sampled, shuffled
 from archgrad.tasks.data_path import load
 from archgrad.tasks.losses import BatchLoss, Loss, checked_loss, per_sample
@@ -133,13 +135,19 @@ class Supervised:
             "normalization": normalized(self._parts, normalize),
             "input_shape": _shape(self.example),
             "batch_size": self._batch_size,
-            "augmentation": [_name(augmentation) for augmentation in augment],
+            "augmentation": [augmentation_name(augmentation) for augmentation in augment],
             "score": {"name": self.score.name, "higher_is_better": self.score.higher_is_better},
         }
 
+    def fingerprint(self) -> dict[str, str]:
+        """Digests of what the parts hold, and the loss and metrics: what a resumed run is compared by."""
+        judged = {"loss": self._loss or self._batch_loss, **{f"metric {n}": m for n, m in self._metrics.items()}}
+        contents = {f"{name} samples": part.source.fingerprint() for name, part in self._parts.items()}
+        return contents | {name: described(function) for name, function in judged.items()}
+
     def __repr__(self) -> str:
-        parts = ", ".join(f"{name} {len(part.indices):,}" for name, part in self._parts.items())
-        return f"<{type(self).__name__}{self._kind()}, inputs {self.splits['input_shape']}: {parts}>"
+        sizes = ", ".join(f"{name} {len(part.indices):,}" for name, part in self._parts.items())
+        return f"<{type(self).__name__}{self._kind()}, inputs {self.splits['input_shape']}: {sizes}>"
 
     def _kind(self) -> str:
         return ""
@@ -378,11 +386,6 @@ def _shape(inputs: Any) -> Any:
     if isinstance(inputs, tuple | list):
         return [_shape(value) for value in inputs]
     return list(inputs.shape[1:]) if isinstance(inputs, Tensor) else type(inputs).__name__
-
-
-def _name(augmentation: Augment) -> str:
-    named = getattr(augmentation, "name", None) or getattr(augmentation, "__qualname__", None)
-    return str(named or type(augmentation).__qualname__)
 
 
 def _check_options(batch_size: object, augment: object, split: object) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from archgrad.errors import ConfigError, DataError
+from archgrad.fingerprint import described, of_item
 
 # Of a network: one, several in order, or several by name, which the network takes as one dict.
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -24,8 +25,9 @@ class Task(Protocol):
     """Training batches, a loss, and a score: what every method needs.
 
     Optional are `higher_is_better` (False where a lower score is better), `splits` (a JSON record of the data, for
-    reports), `remarks(network)` (sentences on the network that is handed back, for its report), and the abilities
-    below, which some methods need: `Splittable`, `PerSample`, `Checkable`.
+    reports), `fingerprint()` (digests of the data, {name: text}, which a resumed run is compared by),
+    `remarks(network)` (sentences on the network that is handed back, for its report), and the abilities below, which
+    some methods need: `Splittable`, `PerSample`, `Checkable`.
 
     Attributes:
         example: the inputs of one sample, [1, ...], or a tuple or dict of such.
@@ -200,6 +202,33 @@ def higher_is_better(task: object) -> bool:
 def description(task: object) -> dict[str, Any]:
     """The task's JSON record of its data, `splits`; empty where it has none."""
     return dict(getattr(task, "splits", None) or {})
+
+
+def identity(task: object, *, seed: int) -> dict[str, Any]:
+    """What a resumed run must find again of its task: `splits`, and digests of what the parts hold, as JSON.
+
+    A task says it by `fingerprint() -> {name: digest}`; of one without it the first training batch counts.
+    """
+    record = {name: _rounded(value) for name, value in description(task).items()}
+    say, stream = getattr(task, "fingerprint", None), getattr(task, "stream", None)
+    if callable(say):
+        return record | {str(name): str(value) for name, value in say().items()}
+    if not callable(stream):
+        return record
+    # Asked for twice, since a task that draws batches of its own cannot be compared by them.
+    batches = [of_item(stream(seed=seed)(0)) for _ in range(2)]
+    return record | {"first batch": batches[0] if batches[0] == batches[1] else "drawn anew each time"}
+
+
+def _rounded(value: Any) -> Any:
+    """A record with its measured numbers, such as means of pixels, to six digits: the last ones vary with threads."""
+    if isinstance(value, Mapping):
+        return {str(name): _rounded(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(entry) for entry in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    return value if isinstance(value, int | str | None) else described(value)
 
 
 def remarks(task: object, network: nn.Module) -> list[str]:

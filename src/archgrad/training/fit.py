@@ -266,7 +266,7 @@ def fit(
         _try(objective, network, task, run)
     size = sum(p.numel() for p in network.parameters())
     settings = {"network": type(network).__name__, "parameters": size, "auxiliary": auxiliary}
-    run.begin("fit", settings | {"recipe": recipe.record()})
+    run.begin("fit", settings | {"recipe": recipe.record()}, task=task, network=network)
     network.to(run.device)
     steps = run.total_steps(
         steps_per_epoch(task, recipe.accumulate), default_epochs=30,

@@ -14,6 +14,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from archgrad.argument_types import checked
 from archgrad.choices.access import trainable
 from archgrad.errors import ConfigError, ModelError
+from archgrad.fingerprint import described
 from archgrad.training.schedules import Schedule, cosine
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -166,9 +167,9 @@ class Recipe:
             )
 
     def record(self) -> dict[str, Any]:
-        """Every field as JSON, functions by name: what a resumed run is compared by."""
+        """Every field as JSON, functions with what they bind: what a resumed run is compared by."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: _described(value) if callable(value) else value for name, value in values.items()}
+        return {name: described(value) if callable(value) else value for name, value in values.items()}
 
 
 def _number(value: Any) -> bool:
@@ -177,17 +178,3 @@ def _number(value: Any) -> bool:
 
 def _clip(largest: float, weights: list[nn.Parameter], *hooked: object) -> None:
     nn.utils.clip_grad_norm_(weights, largest)
-
-
-def _described(function: Callable[..., Any]) -> str:
-    """A function's name, with the plain values that functools.partial binds."""
-    if not isinstance(function, functools.partial):
-        return str(getattr(function, "__qualname__", type(function).__qualname__))
-    bound = [("", value) for value in function.args] + [
-        (f"{name}=", value) for name, value in function.keywords.items()
-    ]
-    plain = (str, int, float, tuple, type(None))
-    listed = ", ".join(
-        f"{name}{value if isinstance(value, plain) else type(value).__name__}" for name, value in bound
-    )
-    return f"{_described(function.func)}({listed})"

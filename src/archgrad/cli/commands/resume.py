@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from archgrad.cli import command_file
@@ -13,14 +14,16 @@ from archgrad.errors import RunError
 from archgrad.report.data.run_format import COMMAND
 
 
-def resume_run(run: Path) -> Outcome:
-    """Continue a run; the outcome is its command's. Raises RunError where the folder is of none."""
+def resume_run(run: Path, *, accept: Sequence[str] = ()) -> Outcome:
+    """Continue a run, accepting that the parts named differ; the outcome is its command's. Raises RunError."""
     begun = command_file.read(run)
     out = run.absolute()
     command = COMMANDS.get(begun["command"])
     if command is None or not command.resumable:
         raise RunError(f"{out / COMMAND} is damaged: {begun['command']!r} is no command. Give it again in full.")
-    options = configuration.resolve(command.schema, {**begun["options"], "out": str(out)})
+    options = configuration.resolve(
+        command.schema, {**begun["options"], "out": str(out), **({"accept": list(accept)} if accept else {})}
+    )
     # In the directory of the command, so that the user's code finds its files.
     directory = Path(begun["directory"])
     with contextlib.chdir(directory if directory.is_dir() else Path.cwd()):

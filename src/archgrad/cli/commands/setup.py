@@ -58,7 +58,7 @@ def begin(
         workers=int(workers) if workers and workers.isdecimal() else workers,
     )
     command_file.check(out, command, options)
-    return run
+    return run.accept(*options.accept)
 
 
 def seed(number: int) -> None:

@@ -144,7 +144,7 @@ def darts_prime(
     _relax(space, task, run, settings)
     update_schedule, term = terms.update_schedule(), terms.term(space, run)
     constraint, weights = ArchitectureConstraint(space, limit) if limit else None, search_recipe.optimizer(space)
-    run.begin("darts_prime", settings_record(settings))
+    run.begin("darts_prime", settings_record(settings), task=task, network=space)
 
     _draw_logits(space, clipped=terms.clipped)
     warm_start(space, prior)

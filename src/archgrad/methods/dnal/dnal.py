@@ -182,7 +182,7 @@ def dnal(
         task.check(space)
     check_recipe(recipe, space)
     constraint = GateConstraint(space, limit, rounding) if limit is not None else None
-    run.begin("dnal", settings_record(settings))
+    run.begin("dnal", settings_record(settings), task=task, network=space)
     space = copied(space).to(run.device)
     given = score_given(space, task, run, check=check_weights) if pretrained else None
     predict_peak_memory(space, task, run, optimizer=recipe.optimizer_factory)

@@ -108,7 +108,7 @@ def freenas(
     scoring.shares(space, inputs, norm=norm, draw=None)  # before anything long starts
     constraint = ArchitectureConstraint(space, limit) if limit is not None else None
     settings = FreenasSettings(rounds, norm, seeds, limit)
-    run.begin("freenas", settings_record(settings))
+    run.begin("freenas", settings_record(settings), network=space)
     if constraint:
         constraint.fit_surrogate(run)
 
@@ -121,7 +121,8 @@ def freenas(
     scores = scoring.mean(draws)
     architecture = decided = scoring.decoded(space, scores, dropped)
     if constraint:
-        architecture = constraint.best_feasible(scoring.logarithms(scoring.ranked(space, scores, dropped)))
+        ranked = scoring.logarithms(scoring.ranked(space, scores, dropped))
+        architecture = constraint.decide(ranked, run)
         _refuse_cut(space, architecture, inputs, constraint)
     of_draws = [scoring.decoded(space, draw, dropped) for draw in draws]
     for k, (value, other) in enumerate(zip(computed["log10_values"], of_draws, strict=True)):
@@ -185,7 +186,7 @@ def _report(
     costs = {"params": params().of(network), "macs": macs(example).of(network)}
     limit = None
     if constraint:
-        reached = run.compute_once("reached", lambda: constraint.verify(architecture, network))
+        reached = constraint.verify_once(architecture, network, run)
         limit = {
             "cost": constraint.cost.name,
             "unit": constraint.cost.unit,

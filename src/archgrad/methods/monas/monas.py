@@ -162,7 +162,7 @@ def monas(
     settings = MonasSettings(
         reward, tuple(prices.costs), limit, prior, policy, terms=terms, search_fraction=search_fraction, recipe=recipe
     )
-    run.begin("monas", settings_record(settings))
+    run.begin("monas", settings_record(settings), task=task, network=space)
     steps, rest = split_steps(run, task, search_fraction, search_recipe=recipe, recipe=recipe)
     if constraint:
         constraint.fit_surrogate(run)

@@ -138,7 +138,7 @@ def multimodal_random(
     check_candidates(space, task, recipe)
     steps, rest = split_steps(run, task, search_fraction, search_recipe=recipe, recipe=recipe)
     constraint = ArchitectureConstraint(space, limit) if limit is not None else None
-    run.begin("multimodal_random", settings_record(settings))
+    run.begin("multimodal_random", settings_record(settings), task=task, network=space)
     if constraint:
         constraint.fit_surrogate(run)
 

@@ -163,7 +163,7 @@ def pruning_transfer(
     halves = task.split(1.0 - terms.held_out)
     if cost is None and constraint:
         cost = constraint.cost if isinstance(constraint.cost, Macs | Params) else macs(task.example)
-    run.begin("pruning_transfer", settings_record(settings))
+    run.begin("pruning_transfer", settings_record(settings), task=task, network=space)
     space = copied(space).to(run.device)
     given = score_given(space, task, run, check=False) if process == "frozen" else None
     first, second = _split_steps(space, task, run, settings)

@@ -28,7 +28,7 @@ from archgrad.methods.pruning_transfer.gate_pruning import adopt, magnitudes
 from archgrad.results.record import conditions, heading, settings_record
 from archgrad.results.result import Found, widths
 from archgrad.run.run import Run
-from archgrad.tasks.task import Checkable, Task, evaluate, require, stable_seed
+from archgrad.tasks.task import Checkable, Task, evaluate, identity, require, stable_seed
 from archgrad.training.fit import check_recipe, optimize, recalibrate, seconds_per_step, steps_per_epoch, train
 from archgrad.training.recipe import Recipe, adam
 from archgrad.training.schedules import constant
@@ -174,7 +174,8 @@ def transfer(
     settings = TransferSettings(protocol, cost.name if cost else None, pretrained, recipe)
     cost = cost or macs(source.example)
     structures = {name: one.to_json() for name, one in {"this run": structure, **others}.items()}
-    run.begin("transfer", settings_record(settings) | {"structures": structures})
+    begun_with = settings_record(settings) | {"structures": structures, "target": identity(target, seed=run.seed)}
+    run.begin("transfer", begun_with, task=source, network=space)
     space = copied(space).to(run.device)
     if not pretrained:
         _train_source(space, source, run, recipe)

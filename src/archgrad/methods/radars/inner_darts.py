@@ -47,7 +47,7 @@ def inner_darts(
         space, task, run, weights=search_recipe.optimizer(space), steps=steps, constraint=constraint,
         weights_fraction=weights_fraction, schedule=search_recipe.schedule,
     )  # fmt: skip
-    architecture = constraint.best_feasible(scores(space)) if constraint else decide(space)
+    architecture = constraint.decide(scores(space), run) if constraint else decide(space)
     return train_and_report(
         space, architecture, task, run, steps=rest, recipe=Recipe(), constraint=constraint, record={}
     )

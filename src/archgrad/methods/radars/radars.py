@@ -119,7 +119,7 @@ def radars(
         rounds = Rounds(supernet, task, run, settings, constraint)
         if memory:
             rounds.bind(memory.resolve(rounds.prices.of(rounds.everything)))
-        run.begin("radars", settings_record(settings))
+        run.begin("radars", settings_record(settings), task=task, network=space)
         if not memory:
             rounds.bind(
                 run.compute_once("available_bytes", lambda: available_bytes(run.device)) or sys.float_info.max

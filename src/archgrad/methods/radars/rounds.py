@@ -164,7 +164,7 @@ class Rounds:
             return {site: max(self.policy.active[site], key=row.__getitem__) for site, row in chances.items()}
         logs = {site: torch.tensor(row).clamp_min(1e-30).log() for site, row in chances.items()}
         others = {name: torch.zeros(choice.size) for name, choice in decisions(self.constraint.space).items()}
-        path = self.path(self.constraint.best_feasible(others | logs))
+        path = self.path(self.constraint.decide(others | logs, self.run, name="first path"))
         dropped = any(i not in self.policy.active[site] for site, i in path.items())
         return self.path(self.constraint.cheapest) if dropped else path
 

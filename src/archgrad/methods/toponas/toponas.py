@@ -184,7 +184,7 @@ def toponas(
     regularizer = _regularizer(space, terms, run)
     constraint = ArchitectureConstraint(space, limit) if limit is not None else None
     weights = search_recipe.optimizer(space)
-    run.begin("toponas", settings_record(settings))
+    run.begin("toponas", settings_record(settings), task=task, network=space)
 
     steps, rest = split_steps(
         run, task, search_fraction, search_recipe=search_recipe, recipe=recipe, network=space, passes=2

@@ -142,7 +142,7 @@ def unas(
     check_candidates(space, task, recipe)
     constraint = ArchitectureConstraint(space, limit) if limit is not None else None
     weights = search_recipe.optimizer(space)
-    run.begin("unas", settings_record(settings))
+    run.begin("unas", settings_record(settings), task=task, network=space)
 
     steps, rest = split_steps(
         run, task, search_fraction, search_recipe=search_recipe, recipe=recipe, network=space, passes=4
@@ -175,6 +175,4 @@ def _derived(space: nn.Module, run: Run, constraint: ArchitectureConstraint | No
     if constraint is None:
         return decide(space)
     likely = scores(space, logarithms=True)
-    return Architecture.from_json(
-        run.compute_once("architecture", lambda: constraint.best_feasible(likely).to_json())
-    )
+    return constraint.decide(likely, run)

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import SGD, Adam
+from torch.utils.data import Dataset
+
+import archgrad as ag
+from archgrad.errors import ConfigError, RunError
+from archgrad.fingerprint import described, of_network
+
+X = torch.randn(60, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(60) % 3
+
+
+class Images(Dataset[Any]):
+    """A dataset without tensors of its own, read sample by sample."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.x[index], int(self.y[index])
+
+
+class Net(nn.Module):
+    def __init__(self, activation: Any = functional.relu, *, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3, stride=stride, padding=1)
+        self.head = nn.LazyLinear(3)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.activation(self.conv(x)).mean((2, 3)))
+
+
+class Doubled(Net):
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.activation(2 * self.conv(x)).mean((2, 3)))
+
+
+def noise(x: Tensor, generator: torch.Generator) -> Tensor:
+    return x + 0.1 * torch.randn(x.shape, generator=generator)
+
+
+def more_noise(x: Tensor, generator: torch.Generator) -> Tensor:
+    return x + 0.2 * torch.randn(x.shape, generator=generator)
+
+
+def rate(value: float) -> Callable[[Any], SGD]:
+    return lambda parameters: SGD(parameters, lr=value)
+
+
+def trained(
+    folder: Path,
+    *,
+    network: Callable[[], nn.Module] = Net,
+    recipe: Any = None,
+    data: Any = None,
+    accept: tuple[str, ...] = (),
+    **options: Any,
+) -> None:
+    torch.manual_seed(0)
+    task = ag.Classification(data or (X, Y), **({"batch_size": 10} | options))
+    run = ag.Run(steps=2, folder=folder, device="cpu", progress=False).accept(*accept)
+    ag.fit(network(), task, run, recipe=ag.Recipe(optimizer_factory=recipe or rate(0.1)))
+
+
+CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "labels permuted by one": ("data.train samples", {"data": (X, Y.roll(1))}),
+    "one pixel": ("data.train samples", {"data": (torch.cat([X[:-1], X[-1:] + 1e-3]), Y)}),
+    "batch size": ("data.batch_size", {"batch_size": 12}),
+    "split seed": ("data.split_seed", {"split": ag.Split(seed=1)}),
+    "an augmentation": ("data.augmentation", {"augment": [ag.crop(1)]}),
+    "a function that augments": ("data.augmentation", {"augment": [noise]}),
+    "smoothing": ("data.smoothing", {"smoothing": 0.1}),
+    "an optimizer behind a lambda": (
+        "settings.recipe.optimizer_factory",
+        {"recipe": lambda parameters: Adam(parameters, lr=0.1)},
+    ),
+    "a rate that is bound": ("settings.recipe.optimizer_factory", {"recipe": rate(0.2)}),
+    "a rate in a partial": ("settings.recipe.optimizer_factory", {"recipe": functools.partial(SGD, lr=0.2)}),
+    "an activation": ("network", {"network": lambda: Net(functional.gelu)}),
+    "a lambda as activation": ("network", {"network": lambda: Net(lambda x: 2 * functional.relu(x))}),
+    "a stride": ("network", {"network": lambda: Net(stride=2)}),
+    "what forward computes": ("network", {"network": Doubled}),
+}
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("begun") / "run"
+    trained(folder)
+    yield folder
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_resumed_run_names_what_has_changed(begun: Path, change: str) -> None:
+    name, options = CHANGES[change]
+    with pytest.raises(RunError, match=r"--accept") as caught:
+        trained(begun, **options)
+    assert f"{name} (given" in str(caught.value)
+
+
+def test_the_same_run_goes_on_and_another_default_dtype_is_refused(begun: Path, tmp_path: Path) -> None:
+    trained(begun)
+    ag.Run(folder=tmp_path, device="cpu", progress=False).begin("test", {})
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(RunError, match=r"differs in dtype \(given") as caught:
+            ag.Run(folder=tmp_path, device="cpu", progress=False).begin("test", {})
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert "--accept" not in str(caught.value)
+
+
+def test_another_augmentation_of_the_same_name_is_another_one() -> None:
+    assert described(noise) != described(more_noise).replace("more_noise", "noise")
+    first: Any = Images(X, Y)
+    assert "drawn" not in str(ag.Classification(first, classes=3).fingerprint())
+
+
+def test_a_dataset_is_known_by_its_samples(tmp_path: Path) -> None:
+    trained(tmp_path, data=Images(X, Y))
+    trained(tmp_path, data=Images(X.clone(), Y.clone()))
+    with pytest.raises(RunError, match=r"data\.train samples"):
+        trained(tmp_path, data=Images(X, Y.roll(1)))
+
+
+def test_a_task_of_the_users_is_known_by_its_first_batch(tmp_path: Path) -> None:
+    class Line:
+        example, steps_per_epoch, higher_is_better = torch.ones(1, 1), 4, False
+
+        def __init__(self, slope: float) -> None:
+            self.slope = slope
+
+        def stream(self, *, seed: int, rank: int = 0, world: int = 1) -> Callable[[int], tuple[Tensor, Tensor]]:
+            def batch(step: int) -> tuple[Tensor, Tensor]:
+                x = torch.rand(8, 1, generator=torch.Generator().manual_seed(step))
+                return x, self.slope * x
+
+            return batch
+
+        def loss(self, network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+            return functional.mse_loss(network(batch[0]), batch[1])
+
+        def evaluate(self, network: nn.Module, part: str = "valid") -> dict[str, float]:
+            return {"mse": 0.0}
+
+    def train(slope: float) -> None:
+        ag.fit(nn.Linear(1, 1), Line(slope), ag.Run(steps=1, folder=tmp_path, device="cpu", progress=False))
+
+    train(3.0)
+    train(3.0)
+    with pytest.raises(RunError, match=r"data\.first batch"):
+        train(2.0)
+
+
+def test_a_difference_that_is_meant_is_accepted_and_noted(tmp_path: Path) -> None:
+    trained(tmp_path)
+    trained(tmp_path, data=(X, Y.roll(1)), accept=("data",))
+    with pytest.raises(RunError, match="network"):
+        trained(tmp_path, data=(X, Y.roll(2)), network=Doubled, accept=("data",))
+    trained(tmp_path, data=(X, Y.roll(1)))  # what was accepted is what the run is from then on
+    (note,) = json.loads((tmp_path / "run.json").read_text())["accepted"]
+    assert "data.train samples" in note
+    with pytest.raises(ConfigError, match="data, network, settings"):
+        ag.Run().accept("seed")
+
+
+def test_the_note_on_what_was_accepted_is_in_the_result(tmp_path: Path) -> None:
+    def slim(data: Any, *accept: str) -> ag.Found:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 3))
+        task = ag.Classification(data)
+        run = ag.Run(steps=4, folder=tmp_path, device="cpu", progress=False).accept(*accept)
+        return ag.dnal(ag.slim(network, task.example), task, run, limit=ag.params().at_most(fraction=0.8))
+
+    slim((X, Y))
+    found = slim((X, Y.roll(1)), "data")
+    assert any("differs from what the run was begun with in data" in note for note in found.record["notes"])
+    assert "begun with in data" in (tmp_path / "report.html").read_text()
+
+
+def test_digests_are_the_same_in_every_process() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.GELU(), nn.BatchNorm2d(4))
+    program = (
+        "import torch; from torch import nn; from archgrad.fingerprint import of_network; "
+        "print(of_network(nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.GELU(), nn.BatchNorm2d(4))))"
+    )
+    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == of_network(network)
+
+
+def test_what_a_function_binds_is_written_out() -> None:
+    assert described(functools.partial(ag.sgd, learning_rate=0.1)) == "sgd(learning_rate=0.1)"
+    assert described(rate(0.1)).startswith("rate.<locals>.<lambda>(value=0.1) #")
+    assert described(functional.relu) == "relu"
+
+    class Scale:
+        def __init__(self, factor: float) -> None:
+            self.factor = factor
+
+        def __call__(self, x: Tensor) -> Tensor:
+            return self.factor * x
+
+    assert "(factor=2.0)" in described(Scale(2.0))
+    counter = Scale(0.0)  # an object that a function works on is no setting: it may change while the run goes on
+
+    def counted(x: Tensor) -> Tensor:
+        counter.factor += 1
+        return x
+
+    before = described(counted)
+    counted(X)
+    assert described(counted) == before
+    assert described(Scale(2.0)) != described(Scale(3.0))
+
+
+def test_a_module_that_a_function_of_its_own_refers_to_has_a_digest() -> None:
+    network = Net()
+    network.activation = lambda x: 2 * network.conv(x)
+    assert of_network(network) == of_network(network)
