@@ -92,7 +92,8 @@ def described(value: Any, *, depth: int = 0) -> str:
     if isinstance(value, MethodType):
         return f"{inside(value.__self__)}.{inside(value.__func__)}"
     if isinstance(value, FunctionType):
-        return _function(value, depth)
+        inner = inspect.unwrap(value)  # what a decorator binds is no setting
+        return _function(inner if isinstance(inner, FunctionType) else value, depth)
     if isinstance(value, nn.Module):
         return f"{type(value).__qualname__} #{of_network(value)}"
     return _object(value, depth)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from pathlib import Path
@@ -142,7 +143,11 @@ def test_remember_computes_once_and_leaves_randomness_alone(tmp_path: Path) -> N
     run.close()
     assert started(folder=tmp_path / "run").compute_once("ms", measure) == value
     with pytest.raises(RunError, match="not JSON"):
-        started().compute_once("ms", lambda: float("nan"))
+        started().compute_once("ms", object)
+    run = started(folder=tmp_path / "run")
+    assert math.isnan(run.compute_once("score", lambda: math.nan))
+    run.close()
+    assert math.isnan(started(folder=tmp_path / "run").compute_once("score", lambda: 0.0))
 
 
 def test_generators_are_apart_and_from_the_seed() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import math
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from archgrad.choices.decide import decide
 from archgrad.choices.modules import Gate
 from archgrad.costs.count import macs, params, uncounted
 from archgrad.costs.latency import Runtime, latency
-from archgrad.errors import ArchitectureError, MissingExtra, ModelError, RunError
+from archgrad.errors import ArchitectureError, LimitError, MissingExtra, ModelError, RunError, one_line
 from archgrad.extract.discretize import build
 from archgrad.extract.export import export_program
 from archgrad.report import notebook, page, text
@@ -28,7 +31,8 @@ from archgrad.report.data.run_format import HISTORY, record_line
 from archgrad.results.record import conditions
 from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import frozen
-from archgrad.tasks.task import Inputs, Task, evaluate, mapped, remarks, require_finite
+from archgrad.tasks.batch_checks import FAILURES, nonfinite_tensors
+from archgrad.tasks.task import Inputs, Task, evaluate, mapped, remarks
 
 Example = Inputs
 LOAD = """import torch
@@ -104,12 +108,7 @@ class Found:
             ) from error
 
     def _write(self, folder: Path) -> None:
-        self.architecture.save(folder / "architecture.json")
-        size = sum(t.nbytes for t in self.network.state_dict().values())
-        files.replace(
-            folder / "network.safetensors",
-            lambda partial: safetensors.torch.save_model(self.network, str(partial)), RunError, size=size,
-        )  # fmt: skip
+        _save_network(folder, self.architecture, self.network)
         if self.example is not None:
             try:
                 export_program(self.network, self.example, folder / "network.pt2")
@@ -118,10 +117,25 @@ class Found:
         write_record(folder, self.record)
         if not (folder / HISTORY).exists():
             files.write_text(folder / HISTORY, "".join(map(record_line, self.history)), RunError)
-        page.write(folder)
+        try:
+            page.write(folder)
+        except FAILURES as error:
+            if isinstance(error, RunError):
+                raise
+            self.record.setdefault("notes", []).append(f"report.html could not be drawn: {one_line(error)}")
+            write_record(folder, self.record)
 
 
 @checked
+def _save_network(folder: Path, architecture: Architecture, network: nn.Module) -> None:
+    architecture.save(folder / "architecture.json")
+    size = sum(t.nbytes for t in network.state_dict().values())
+    files.replace(
+        folder / "network.safetensors",
+        lambda partial: safetensors.torch.save_model(network, str(partial)), RunError, size=size,
+    )  # fmt: skip
+
+
 def derive(space: nn.Module, *, threshold: float = 0.5) -> Found:
     """The architecture with the largest mixing weights of a relaxed space, and its plain network with their weights.
 
@@ -150,9 +164,88 @@ def derive(space: nn.Module, *, threshold: float = 0.5) -> Found:
 def figures(network: nn.Module, task: Task, example: Example) -> dict[str, Any]:
     """What a plain network scores on the test part and takes: the columns of a report, without times."""
     scored = evaluate(task, network, "test")
-    require_finite(scored, task, "test")
+    return {**scored, **takes(network, example)}
+
+
+def takes(network: nn.Module, example: Example) -> dict[str, Any]:
+    """What a plain network takes, as counted: `params`, `macs`, `size_bytes`."""
     size = sum(t.numel() * t.element_size() for t in network.state_dict().values())
-    return {**scored, "params": params().of(network), "macs": macs(example).of(network), "size_bytes": size}
+    return {"params": params().of(network), "macs": macs(example).of(network), "size_bytes": size}
+
+
+def attempt(run: Run, what: str, compute: Callable[[], Any]) -> Any:
+    """One step after training, which fails alone: that it did is noted, and None is returned.
+
+    Raises:
+        LimitError: the limit is not kept.
+        RunError: the disk is full.
+    """
+    try:
+        return compute()
+    except (LimitError, RunError):
+        raise
+    except (*FAILURES, OSError) as error:
+        if run.world > 1:  # the others wait for what the first computes
+            raise
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        run.note(
+            f"{what} failed after training and is left out: {one_line(error)} ({frame.filename}, line "
+            f"{frame.lineno}). The network and its architecture are kept; the same program, run again, tries again."
+        )
+        return None
+
+
+def keep(architecture: Architecture, network: nn.Module, run: Run) -> None:
+    """Save a network and its architecture in the run's folder, before anything is done with it that may fail."""
+    if run.folder and run.rank == 0:
+        _save_network(run.folder, architecture, network)
+
+
+def measured(
+    networks: Mapping[str, nn.Module], task: Task, run: Run, example: Example
+) -> tuple[dict[str, dict[str, Any]], str | None]:
+    """What networks score, take and need: the columns of a report; and the score's name, None where scoring failed.
+
+    Figures that are not finite stay as they are, and a note says where they come from.
+    """
+    scored = attempt(
+        run, "scoring on the test part",
+        lambda: run.compute_once("figures", lambda: {n: figures(net, task, example) for n, net in networks.items()}),
+    )  # fmt: skip
+    columns: dict[str, dict[str, Any]] = scored or {
+        name: attempt(run, "counting", functools.partial(takes, network, example)) or {}
+        for name, network in networks.items()
+    }
+    for name, network in networks.items():
+        wrong = [key for key, value in columns[name].items() if isinstance(value, float) and not math.isfinite(value)]
+        if wrong:
+            where = attempt(run, "looking for the samples", functools.partial(_nonfinite, network, task))
+            run.note(
+                f"{', '.join(wrong)} of the network {name!r} on the test part: not finite. {where or ''}".rstrip()
+            )
+    # The export that ONNX Runtime needs takes longer than a small run: only where a report is kept.
+    runtimes: tuple[Runtime, ...] = ("eager", "onnx") if run.folder else ("eager",)
+    times = attempt(
+        run, "measuring the latency",
+        lambda: run.compute_once("latency", lambda: latencies(networks, example, runtimes=runtimes)),
+    )  # fmt: skip
+    full = {name: {**column, "latency_ms": (times or {}).get(name, {})} for name, column in columns.items()}
+    return full, next(iter(columns["after"])) if scored else None
+
+
+def _nonfinite(network: nn.Module, task: Task) -> str:
+    """Where figures on the test part that are not finite come from."""
+    if wrong := nonfinite_tensors(network):
+        return f"The network holds NaN, infinite numbers or a negative variance in {', '.join(wrong[:5])}."
+    find = getattr(task, "nonfinite_samples", None)
+    samples = find(network, "test") if find else []
+    if not samples:
+        return ""
+    more = ", ..." if len(samples) > 10 else ""
+    return (
+        f"It comes from {len(samples)} {'sample' if len(samples) == 1 else 'samples'} (by their place in the data: "
+        f"{', '.join(map(str, samples[:10]))}{more})."
+    )
 
 
 def latencies(
@@ -198,25 +291,21 @@ def assemble(
         record: what the method adds to the report: method, title, settings, limit.
     """
     example = run.to_device(example)
-    columns: dict[str, dict[str, Any]] = run.compute_once(
-        "figures", lambda: {name: figures(network, task, example) for name, network in networks.items()}
-    )
-    # The export that ONNX Runtime needs takes longer than a small run: only where a report is kept.
-    runtimes: tuple[Runtime, ...] = ("eager", "onnx") if run.folder else ("eager",)
-    times = run.compute_once("latency", lambda: latencies(networks, example, runtimes=runtimes))
+    keep(architecture, networks["after"], run)
+    columns, score = measured(networks, task, run, example)
     note_remarks(networks["after"], task, run, example)
     full = {
         "layers": widths(space, architecture),
-        **{name: {**columns[name], "latency_ms": times[name]} for name in networks},
-        **conditions(run, task, score=next(iter(columns["after"]))),
+        **columns,
+        **conditions(run, task, score=score),
         "frozen": [{"name": name, "reason": reason} for name, reason in frozen(space).items()],
         "load": LOAD,
         **record,
     }
     after = columns["after"]
-    costs = {name: after[name] for name in ("params", "macs")}
+    costs: dict[str, float] = {name: after[name] for name in ("params", "macs") if name in after}
     found = Found(
-        architecture, networks["after"].eval(), next(iter(after.values())), costs, run.history, full, example
+        architecture, networks["after"].eval(), after.get(score or ""), costs, run.history, full, example
     )  # fmt: skip
     if run.folder and run.rank == 0:
         found.save(run.folder)
@@ -225,9 +314,12 @@ def assemble(
 
 def note_remarks(network: nn.Module, task: Task, run: Run, example: Example) -> None:
     """Note what the task says of the network found, that a teacher was no better say, and what MACs omit."""
-    for remark in run.compute_once("remarks", lambda: [*remarks(task, network), *uncounted(network, example)]):
-        if remark not in run.notes:
-            run.note(remark)
+
+    def compute() -> list[str]:
+        return [*remarks(task, network), *uncounted(network, example)]
+
+    for remark in attempt(run, "a remark of the task", lambda: run.compute_once("remarks", compute)) or []:
+        run.note(remark)
 
 
 def widths(space: nn.Module, architecture: Architecture) -> list[dict[str, Any]]:

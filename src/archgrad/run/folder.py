@@ -183,7 +183,9 @@ class RunFolder:
 
 def _object(path: Path) -> Record:
     """What a JSON file of the run holds, an object. Raises RunError, or FileNotFoundError."""
-    content = files.parse_json(files.read_text(path, RunError, most=64 * files.MIB), RunError, source=str(path))
+    content = files.parse_json(
+        files.read_text(path, RunError, most=64 * files.MIB), RunError, source=str(path), finite=False
+    )
     if not isinstance(content, dict):
         raise RunError(f"{path} holds a {type(content).__name__}, not an object")
     return content

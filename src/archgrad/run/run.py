@@ -201,7 +201,8 @@ class Run:
         if self._files:
             opened = self._files.open(identity, self._machine, accept=self._accepted)
             self._checkpoints.replaying, self._computed, notes = opened
-            self._log.note(*notes)
+            for note in notes:
+                self.note(note)
         if self._checkpoints.replaying:
             history.recall()
         else:

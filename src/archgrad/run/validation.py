@@ -163,9 +163,9 @@ def identity(
 def plain(key: str, value: Any) -> Any:
     """A value as it will read after a round through JSON."""
     try:
-        return json.loads(json.dumps(value, allow_nan=False))
+        return json.loads(json.dumps(value))
     except (TypeError, ValueError) as error:
         raise RunError(
             f"run.compute_once({key!r}) computed {value!r}, which is not JSON ({error}). "
-            "Allowed are dict, list, str, bool, None and finite numbers."
+            "Allowed are dict, list, str, bool, None and numbers."
         ) from error

@@ -17,13 +17,12 @@ from archgrad.choices.modules import Gate, InputChoice, OpChoice
 from archgrad.choices.subsets import without_topology
 from archgrad.copy_and_run import copied
 from archgrad.costs.count import params
-from archgrad.costs.latency import Runtime
 from archgrad.costs.limits import Limit
 from archgrad.costs.memory import GIB, available_bytes, predict_memory
 from archgrad.errors import ChoiceError, ConfigError, LimitError, ModelError
 from archgrad.extract.discretize import build
 from archgrad.results.record import conditions
-from archgrad.results.result import Example, Found, figures, latencies, note_remarks
+from archgrad.results.result import Example, Found, keep, measured, note_remarks
 from archgrad.run.run import Run
 from archgrad.supernets import collapse
 from archgrad.supernets.constraint import ArchitectureConstraint
@@ -267,6 +266,7 @@ def train_and_report(
         LimitError: the network is over its limit when measured again.
     """
     signs: dict[str, Any] = {}
+    score: str | None = "score"
     example: Example | None = None
     if isinstance(task, Scored):
         network = build(fresh or space, architecture, weights="fresh")
@@ -277,9 +277,12 @@ def train_and_report(
         if trained is None:
             trained = _trained(source, architecture, task, run, steps=steps, recipe=recipe)
         network = trained
-        after = _figures(network, task, run, example)
-        note_remarks(network, task, run, example)
     limit = _reached(constraint, architecture, network, run) if constraint else None
+    keep(architecture, network, run)
+    if example is not None and not isinstance(task, Scored):
+        columns, score = measured({"after": network}, task, run, example)
+        after = columns["after"]
+        note_remarks(network, task, run, example)
     described = dict(space.describe(architecture)) if isinstance(space, Described) else {}
     if constraint and (surrogate := run.compute_once("surrogate", constraint.record)):
         described["surrogate"] = surrogate
@@ -289,7 +292,7 @@ def train_and_report(
         "labels": {name: list(c.labels) for name, c in decisions(space).items() if isinstance(c, OpChoice)},
         **described,
         "limit": limit,
-        **conditions(run, task, score=next(iter(after))),
+        **conditions(run, task, score=score),
         **signs,
         "notes": [note for note in run.notes if note not in signs.get("alarms", ())],
         "load": LOAD,
@@ -298,7 +301,7 @@ def train_and_report(
     taken = dict(costs) | {name: after[name] for name in ("params", "macs") if name in after}
     if limit:
         taken[limit["cost"]] = limit["reached"]
-    found = Found(architecture, network.eval(), next(iter(after.values())), taken, run.history, full, example)
+    found = Found(architecture, network.eval(), after.get(score or ""), taken, run.history, full, example)
     if run.folder and run.rank == 0:
         found.save(run.folder)
     run.finish()
@@ -337,13 +340,6 @@ def _trained(
         train(network, task, run, recipe, steps=steps, phase="train")
     recalibrate(network, task, run)
     return network
-
-
-def _figures(network: nn.Module, task: Task, run: Run, example: Example) -> dict[str, Any]:
-    after: dict[str, Any] = run.compute_once("figures", lambda: figures(network, task, example))
-    runtimes: tuple[Runtime, ...] = ("eager", "onnx") if run.folder else ("eager",)
-    times = run.compute_once("latency", lambda: latencies({"after": network}, example, runtimes=runtimes))
-    return {**after, "latency_ms": times["after"]}
 
 
 def picks(space: nn.Module, architecture: Architecture) -> list[dict[str, Any]]:

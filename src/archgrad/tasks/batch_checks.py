@@ -109,6 +109,49 @@ def _reaches(loss: Tensor, parameters: set[nn.Parameter]) -> bool:
     return False
 
 
+def nonfinite_tensors(network: nn.Module) -> list[str]:
+    """Names of weights and statistics that hold NaN or infinite numbers, or a variance below 0."""
+    whole = {n: w for n, w in network.named_parameters() if not nn.parameter.is_lazy(w)}
+    weights = [name for name, weight in whole.items() if not bool(weight.detach().isfinite().all())]
+    for name, buffer in network.named_buffers():
+        # A mask may hold infinite numbers.
+        variance = name.rpartition(".")[2] == "running_var"
+        lazy = nn.parameter.is_lazy(buffer)
+        if (
+            not lazy
+            and buffer.is_floating_point()
+            and bool(buffer.isnan().any() or (variance and (buffer < 0).any()))
+        ):
+            weights.append(name)
+    return weights
+
+
+def check_weights(network: nn.Module) -> None:
+    """Raises ModelError where weights or statistics of BatchNorm are no numbers, so that nothing can come of them."""
+    if wrong := nonfinite_tensors(network):
+        raise ModelError(
+            f"the network holds NaN or infinite weights, or a negative variance, in {len(wrong)} of its tensors "
+            f"({', '.join(wrong[:5])}). Load weights that are whole, or train it anew"
+        )
+
+
+def nonfinite_rows(nest: Any, count: int) -> list[int]:
+    """Which of `count` samples have a NaN or infinite number in a nest of tensors [count, ...].
+
+    A tensor of another form, such as a mean loss, says no more than that it is one of them: it counts for all where
+    no sample is known by itself.
+    """
+    wrong, shared = torch.zeros(count, dtype=torch.bool), False
+    for tensor in tensors(nest):
+        if tensor.is_floating_point() and tensor.numel():
+            finite = tensor.detach().isfinite().cpu()
+            if tensor.ndim and len(tensor) == count:
+                wrong |= ~finite.reshape(count, -1).all(1)
+            else:
+                shared |= not bool(finite.all())
+    return list(range(count)) if shared and not bool(wrong.any()) else [int(row) for row in wrong.nonzero()]
+
+
 def check_finite(batch: Batch) -> None:
     """Raises DataError where the first samples hold NaN or infinite numbers."""
     for tensor in tensors(batch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from torch.utils.data import (
 )
 
 from archgrad.errors import DataError
-from archgrad.tasks.batch_order import draw, order_of
+from archgrad.tasks.batch_order import Order, draw, order_of, sampled, shuffled
 from archgrad.tasks.samples import Samples, samples, unlabelled
 from archgrad.tasks.sources import DatasetSource, MemorySource, read_all
 
@@ -220,3 +221,17 @@ def _origin(part: Part) -> int:
         first: Tensor = tree_leaves(part.source.samples.x)[0]
         return first.data_ptr()
     return id(part.source.dataset)
+
+
+def training_order(train: Part, batch_size: int | None, *, drawable: int) -> Order:
+    """The order of the loader's sampler, or a shuffled one; no batch size where a batch sampler has its own."""
+    if train.loader is None:
+        assert batch_size is not None
+        return shuffled(train.indices, batch_size)
+    return sampled(train.loader, train.indices, batch_size=batch_size, bounded=train.bounded, drawable=drawable)
+
+
+def part_record(part: Part, *, split_off: bool) -> dict[str, Any]:
+    """What a run records of a part: its size, a digest of which samples it has, and where it is from."""
+    digest = hashlib.sha256(part.indices.numpy().astype("<i8").tobytes()).hexdigest()
+    return {"size": len(part.indices), "indices_sha256": digest, "split_off_train": split_off}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import copy
-import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,12 +17,12 @@ from archgrad.errors import ConfigError, DataError, ModelError
 from archgrad.fingerprint import described
 from archgrad.tasks import batch_checks
 from archgrad.tasks.augmentation import augmentation_name
-from archgrad.tasks.batch_order import Order, Stream, sampled, shuffled
+from archgrad.tasks.batch_order import Stream
 from archgrad.tasks.data_path import load
 from archgrad.tasks.losses import BatchLoss, Loss, checked_loss, per_sample
 from archgrad.tasks.metrics import Metric, Score, Totals, checked_metrics, chosen_score, falls_with_the_loss
 from archgrad.tasks.normalization import Normalization, normalized
-from archgrad.tasks.parts import Data, Part, check_parts, open_part
+from archgrad.tasks.parts import Data, Part, check_parts, open_part, part_record, training_order
 from archgrad.tasks.splits import Split, divide, join, split_off
 from archgrad.tasks.task import Batch, Inputs, call, mapped, stable_seed, tensors
 
@@ -123,13 +122,13 @@ class Supervised:
         if first.loader is not None:
             self._batch_size = first.loader.batch_size
         self._drawable = len(first.indices)
-        self._order = _training_order(self._parts["train"], self._batch_size, drawable=self._drawable)
+        self._order = training_order(self._parts["train"], self._batch_size, drawable=self._drawable)
         self._augment = tuple(augment)
         self.steps_per_epoch = self._order.steps
         self._share: str | None = None
         self._reads: collections.Counter[str] = collections.Counter()
         self.splits: dict[str, Any] = {
-            **{name: _record(part, split_off=name in missing) for name, part in self._parts.items()},
+            **{name: part_record(part, split_off=name in missing) for name, part in self._parts.items()},
             "split_seed": split.seed,
             "valid_fraction": split.valid_fraction,
             "normalization": normalized(self._parts, normalize),
@@ -196,10 +195,10 @@ class Supervised:
         count = len(train.indices)
         batch_size = count if one_batch else min(self._batch_size or count, count)
         task._parts = self._parts | {"train": train}
-        task._order = _training_order(train, batch_size, drawable=self._drawable)
+        task._order = training_order(train, batch_size, drawable=self._drawable)
         task.steps_per_epoch = task._order.steps
         task._share = "/".join(filter(None, (self._share, record["half"])))
-        size = _record(train, split_off=self.splits["train"]["split_off_train"])
+        size = part_record(train, split_off=self.splits["train"]["split_off_train"])
         task.splits = self.splits | {"train": size, "batch_size": batch_size, "half": record}
         return task
 
@@ -272,6 +271,16 @@ class Supervised:
                 self._judge(network, mapped(lambda tensor: tensor.to(device), batch), totals, samples=len(rows))
         return totals.figures(first=self.score.name)
 
+    def nonfinite_samples(self, network: nn.Module, part: str) -> list[int]:
+        """The samples of a part, by their place in the data, whose inputs, outputs or losses are NaN or infinite."""
+        wrong, device = list[int](), batch_checks.device_of(network)
+        with evaluating(network):
+            for rows, batch in zip(self._rows(part), self._batches(part), strict=True):
+                batch = mapped(lambda tensor: tensor.to(device), batch)
+                found = (batch, *self._computed(network, batch))
+                wrong += [rows[row] for row in batch_checks.nonfinite_rows(found, len(rows))]
+        return wrong
+
     def check(self, network: nn.Module) -> None:
         """Run the network and the loss on two training samples, before anything long starts.
 
@@ -285,6 +294,7 @@ class Supervised:
         device = batch_checks.device_of(network)
         samples = min(2, len(self._parts["train"].indices))
         batch = self._fetch("train", 0, samples)
+        batch_checks.check_weights(network)
         batch_checks.check_finite(_pair(batch)[0])
         batch_checks.check_views(batch, lambda: self._fetch("train", -samples, None))
         batch = mapped(lambda tensor: tensor.to(device), batch)
@@ -365,19 +375,6 @@ def _is_pair(batch: Batch) -> bool:
 def _pair(batch: Batch) -> tuple[Any, Any]:
     """Inputs and target of a batch; what is no pair is inputs alone."""
     return (batch[0], batch[1]) if _is_pair(batch) else (batch, batch)
-
-
-def _training_order(train: Part, batch_size: int | None, *, drawable: int) -> Order:
-    """The order of the loader's sampler, or a shuffled one; no batch size where a batch sampler has its own."""
-    if train.loader is None:
-        assert batch_size is not None
-        return shuffled(train.indices, batch_size)
-    return sampled(train.loader, train.indices, batch_size=batch_size, bounded=train.bounded, drawable=drawable)
-
-
-def _record(part: Part, *, split_off: bool) -> dict[str, Any]:
-    digest = hashlib.sha256(part.indices.numpy().astype("<i8").tobytes()).hexdigest()
-    return {"size": len(part.indices), "indices_sha256": digest, "split_off_train": split_off}
 
 
 def _shape(inputs: Any) -> Any:
