@@ -107,12 +107,12 @@ def test_nothing_forbidden_in_the_library(path: Path) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
             wrong += [f"line {node.lineno}: print"] if parts[0] != "cli" else []
-        # register_state's keywords are names that the caller gives, the command line's come from a schema, and a
-        # decorator passes on what it is given. The events of another library's callbacks get more keywords with
-        # each of its versions.
+        # register_state's keywords are names that the caller gives, the command line's come from a schema; a
+        # decorator, and what stands in for a user's network, pass on what they are given. The events of another
+        # library's callbacks get more keywords with each of its versions.
         name = node.name if isinstance(node, ast.FunctionDef) else ""
         event = parts[0] == "integrations" and name.startswith("on_")
-        free = parts[0] in ("cli", "argument_types") or name == "register_state" or event
+        free = parts[0] in ("cli", "argument_types") or name in ("register_state", "forward") or event
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.args.kwarg and not free:
             wrong.append(f"line {node.lineno}: {node.name} takes **{node.args.kwarg.arg}")
         if isinstance(node, ast.Call) and ast.unparse(node.func) in (

@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from families.timm_shim import make_torchvision_importable
 
 import archgrad
 from archgrad.errors import MissingExtra
+from archgrad.rl import PixelGame
 
 ROOT = Path(__file__).parent.parent
 ROOMS = sorted(
@@ -131,3 +133,21 @@ def test_deep_names_are_found() -> None:
 def test_importing_a_room_leaves_torch_out(room: str) -> None:
     code = f"import archgrad.{room}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_a_user_prints_says_what_it_is() -> None:
+    x = torch.zeros(1, 1, 8, 8)
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 10))
+    space, limit = archgrad.slim(net, x), archgrad.macs(x).at_most(fraction=0.5)
+    task = archgrad.Classification.load("digits")
+    recipe, reasons = archgrad.Recipe(optimizer_factory=archgrad.adamw), archgrad.frozen(space)
+    things = [
+        reasons, limit, limit.cost, recipe, task, archgrad.GateTrainer(space, limit=limit, steps=3),
+        archgrad.derive(space), archgrad.Distilled(task, net), archgrad.Run(epochs=2), archgrad.Split(),
+        archgrad.Modalities({"image": torch.zeros(3, 4)}, torch.arange(3)), archgrad.Reinforcement(PixelGame),
+        archgrad.Gate(3, name="gate"), archgrad.Architecture({"gate": 0}),
+    ]  # fmt: skip
+    for thing in things:
+        assert not re.search(r" at 0x|object>|<function", repr(thing)), repr(thing)
+    assert repr(reasons).endswith("its channels reach the network's output")
+    assert repr(recipe) == "Recipe(optimizer_factory=adamw)"

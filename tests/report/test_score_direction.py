@@ -103,9 +103,11 @@ def test_fronts_name_the_score_and_rank_by_its_direction() -> None:
 
 def test_curves_of_a_lower_score_say_so() -> None:
     history = [{"phase": "weights", "step": k, "loss": 1.0 / (k + 1), "valid_mse": 0.5} for k in range(3)]
-    captions = {chart.heading: chart.caption for chart in curves.charts(history, score=numbers.Score("mse", False))}
+    captions = {
+        chart.heading: chart.caption for chart in curves.charts(history, score=numbers.ScoreOfRecord("mse", False))
+    }
     assert captions == {"Loss": "", "Valid mse": "Lower is better."}
-    assert all(chart.caption == "" for chart in curves.charts(history, score=numbers.Score("mse")))
+    assert all(chart.caption == "" for chart in curves.charts(history, score=numbers.ScoreOfRecord("mse")))
 
 
 def test_page_and_notebook_tell_the_direction() -> None:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.nn.utils import prune
 from torch.optim import SGD, Optimizer
 
+import archgrad as ag
 from archgrad.errors import ConfigError, ModelError, RunError
 from archgrad.run.output import Output
 from archgrad.run.run import Run, Stopped
@@ -161,6 +162,18 @@ def test_auxiliary_with_several_inputs() -> None:
 
     items = [((torch.randn(2), torch.randn(3)), i % 2) for i in range(20)]
     assert "accuracy" in fit(Two(), Classification(items_dataset(items), batch_size=4), run(), auxiliary=0.1)
+
+
+def test_auxiliary_with_batches_of_another_form() -> None:
+    items = [{"image": torch.randn(1, 4, 4), "label": i % 3} for i in range(20)]
+    data = ag.Supervised(
+        items_dataset(items), batch_size=4,
+        batch_loss=lambda network, batch: functional.cross_entropy(network(batch["image"]), batch["label"]),
+    )  # fmt: skip
+    network = net(auxiliary=True)
+    before = copy.deepcopy(network.auxiliary)
+    fit(network, data, run(steps=1), auxiliary=0.4)
+    assert not torch.equal(network.auxiliary.weight, before.weight)
 
 
 def items_dataset(items: list[Any]) -> torch.utils.data.Dataset[Any]:

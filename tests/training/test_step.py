@@ -17,7 +17,7 @@ import archgrad as ag
 from archgrad.control.nnilqr import NnilqrTerms
 from archgrad.control.system import Equations, quadratic_cost
 from archgrad.control.transitions import Transitions
-from archgrad.errors import NonFiniteError, ResourceError
+from archgrad.errors import ModelError, NonFiniteError, ResourceError
 from archgrad.methods.pruning_transfer.transfer import TransferProtocol
 from archgrad.rl import ppo
 from archgrad.rl.ppo import PpoTerms
@@ -283,6 +283,15 @@ def test_reentrant_checkpointing_is_slimmed_as_the_other_kind_is() -> None:
     assert first.architecture == second.architecture and len(first.architecture)
     for a, b in zip(first.network.parameters(), second.network.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_reentrant_checkpointing_that_begins_later_is_named() -> None:
+    net, x = checkpointed(reentrant=False), torch.randn(20, 6)
+    optimizer = SGD(net.parameters(), lr=0.1)
+    take_step(optimizer, begun(), lambda: net(x).square().mean())
+    net.reentrant = True
+    with pytest.raises(ModelError, match="Give use_reentrant=False"):
+        take_step(optimizer, begun(), lambda: net(x).square().mean())
 
 
 def test_a_nan_behind_reentrant_checkpointing_is_found() -> None:

@@ -22,7 +22,7 @@ from archgrad.results.record import conditions
 from archgrad.results.result import Found
 from archgrad.run.run import Run
 
-LOAD = """import torch, safetensors.torch
+LOAD_CONTROL = """import torch, safetensors.torch
 dynamics = torch.export.load("network.pt2").module()    # needs torch alone: (states [B, n], actions [B, m]) to states
 control = safetensors.torch.load_file("control.safetensors")    # states [T, n], actions [T, m], feedback [T, m, n]
 # action at step t in state x:  actions[t] + feedback[t] @ (x - states[t]), clipped
@@ -130,7 +130,7 @@ def report_control(
             "high": system.high.tolist(), "costs": [list(row) for row in search.costs],
         },
         **conditions(run, score="score"),
-        "load": LOAD,
+        "load": LOAD_CONTROL,
         **record,
     }  # fmt: skip
     example = (trajectory.states[:1].float(), trajectory.actions[:1].float())

@@ -102,6 +102,10 @@ class GateTrainer:
         self._gates.grow_scale(0, 0.0, optimizer=self._optimizer)
         self._after_step = self._values()
 
+    def __repr__(self) -> str:
+        limit = Limit(self.constraint.cost, bound=self.constraint.bound)
+        return f"<GateTrainer, {self.steps_taken} of {self.steps} steps: {len(gates(self.space))} gates, {limit!r}>"
+
     def step(self, scaler: torch.amp.GradScaler | None = None) -> dict[str, float]:
         """Move the gates by the gradient that `backward()` has left; call it after each step of your optimizer.
 

@@ -43,14 +43,13 @@ from archgrad.supernets.constraint import ArchitectureConstraint, scores
 from archgrad.supernets.darts_loop import descend_mixture, relax_as_mixture
 from archgrad.supernets.lifecycle import (
     check_candidates,
+    check_search,
     predict_peak_memory,
     prepare_supernet,
-    refuse_fraction,
-    refuse_measured,
     split_steps,
     train_and_report,
 )
-from archgrad.tasks.task import Batch, Splittable, Task, require
+from archgrad.tasks.task import Batch, Splittable, Task
 from archgrad.training.recipe import Recipe, darts_sgd
 
 RADIUS = 0.01
@@ -123,10 +122,10 @@ def darts(
         limit, prior, second_order, search_fraction, weights_fraction, pressure=pressure, rate=rate,
         search_recipe=search_recipe, recipe=recipe,
     )  # fmt: skip
-    require(task, Splittable, method="DARTS")
-    refuse_measured(limit, method="DARTS")
-    refuse_fraction(search_fraction)
-    search_recipe.check_plain("search_recipe")
+    check_search(
+        task, Splittable, method="DARTS", search_fraction=search_fraction, search_recipe=search_recipe,
+        differentiable=limit,
+    )  # fmt: skip
     space = prepare_supernet(space, run, needs="DARTS")
     relax_as_mixture(space)
     check_candidates(space, task, recipe)

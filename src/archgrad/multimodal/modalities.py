@@ -68,6 +68,10 @@ class Modalities(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.targets)
 
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {list(x.shape[1:])}" for name, x in self.inputs.items())
+        return f"<Modalities, {len(self):,} samples: {shapes}>"
+
     def __getitem__(self, index: int) -> Sample:
         return {name: x[index] for name, x in self.inputs.items()}, self.targets[index]
 

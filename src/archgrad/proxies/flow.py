@@ -5,7 +5,6 @@ The score is that of `gradients.synflow`; the two shortcuts are ours.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import TypeVar
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from archgrad.choices import access
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Gate
+from archgrad.copy_and_run import copied
 from archgrad.errors import ConfigError, ModelError
 from archgrad.proxies.scoring import LAYERS, SCALES, Batch, gradients, inputs_of, run, theta, watched
 from archgrad.proxies.temporary_state import probe
@@ -118,7 +118,7 @@ def mean_channels(space: Space) -> Space:
             reorders channels fails when it is run.
     """
     theta(space)
-    small = copy.deepcopy(space)
+    small = copied(space)
     for path, module in list(small.named_modules()):
         if isinstance(module, nn.Conv2d | nn.Linear):
             small.set_submodule(path, _one_channel(module))
@@ -132,7 +132,7 @@ def mean_channels(space: Space) -> Space:
 
 def _one_channel(layer: nn.Conv2d | nn.Linear) -> nn.Module:
     weight = layer.weight.detach().double()
-    one = copy.deepcopy(layer)
+    one = copied(layer)
     one.bias = None
     one.weight = nn.Parameter(torch.full_like(weight[:1, :1], float(weight.abs().mean()) * weight.shape[1]))
     if isinstance(one, nn.Conv2d):

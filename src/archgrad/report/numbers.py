@@ -11,7 +11,7 @@ _COSTS = ("params", "macs")
 _UNITS = ("_ms", "_mj", "_bytes")
 
 
-class Score(NamedTuple):
+class ScoreOfRecord(NamedTuple):
     """What networks are judged by: its name, and which way is better."""
 
     name: str = "score"
@@ -35,19 +35,19 @@ class Score(NamedTuple):
         return figure == self.name or figure.endswith(f"_{self.name}")
 
 
-def score(record: Mapping[str, Any]) -> Score:
+def score(record: Mapping[str, Any]) -> ScoreOfRecord:
     """The score of a record, `{"name", "higher_is_better"}`; where it does not say, "score", and higher is better."""
     part = record.get("score") or {}
-    return Score(str(part.get("name") or "score"), part.get("higher_is_better") is not False)
+    return ScoreOfRecord(str(part.get("name") or "score"), part.get("higher_is_better") is not False)
 
 
-def final_score(record: Mapping[str, Any]) -> Score:
+def final_score(record: Mapping[str, Any]) -> ScoreOfRecord:
     """The score of the networks before and after: `score`, else the first of their figures that is no cost."""
     if record.get("score"):
         return score(record)
     figures = record.get("after") or record.get("before") or {}
     names = (name for name, value in figures.items() if is_figure(value) and not is_cost(name))
-    return Score(next(names, "score"))
+    return ScoreOfRecord(next(names, "score"))
 
 
 def is_cost(key: str) -> bool:
@@ -63,7 +63,7 @@ def in_order(names: Iterable[str]) -> list[str]:
     return [first, *rest]
 
 
-def change(key: str, before: object, after: object, *, score: Score) -> str:
+def change(key: str, before: object, after: object, *, score: ScoreOfRecord) -> str:
     """How a figure changed: a cost as a factor, a share in points, another score in % or as a difference.
 
     A relative change says nothing where a score is negative or near zero; there it is the difference. A score

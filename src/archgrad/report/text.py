@@ -248,7 +248,7 @@ def gap_line(record: Record) -> str:
     )
 
 
-def _label(name: str, score: numbers.Score) -> str:
+def _label(name: str, score: numbers.ScoreOfRecord) -> str:
     return score.label if name == score.name else numbers.label(name)
 
 

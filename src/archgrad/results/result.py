@@ -35,7 +35,7 @@ from archgrad.tasks.batch_checks import FAILURES, nonfinite_tensors
 from archgrad.tasks.task import Inputs, Task, evaluate, mapped, remarks
 
 Example = Inputs
-LOAD = """import torch
+LOAD_SLIM = """import torch
 network = torch.export.load("network.pt2").module()   # needs torch alone
 # or, with your own model class and archgrad, to train on:
 #   space = archgrad.slim(MyModel(), example)
@@ -299,7 +299,7 @@ def assemble(
         **columns,
         **conditions(run, task, score=score),
         "frozen": [{"name": name, "reason": reason} for name, reason in frozen(space).items()],
-        "load": LOAD,
+        "load": LOAD_SLIM,
         **record,
     }
     after = columns["after"]

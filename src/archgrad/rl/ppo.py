@@ -15,7 +15,6 @@ code for the numbers and for clipping the value.
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Adam, Optimizer
 
 from archgrad.choices.access import logits, weights
+from archgrad.copy_and_run import copied
 from archgrad.errors import ConfigError, ModelError
 from archgrad.rl.rollouts import ActorCritic, Rollout, RolloutCollector, full_precision
 from archgrad.rl.task import SEEDS, Reinforcement, as_input
@@ -223,7 +223,7 @@ def train_agent(
 
 def measure_rollout(agent: Agent, task: Reinforcement, run: Run, *, terms: PpoTerms) -> float:
     """The seconds that a rollout and its update take, measured once on a copy of an agent."""
-    agent = copy.deepcopy(agent).to(run.device).eval()
+    agent = copied(agent).to(run.device).eval()
     optimizer, collector = agent_optimizer(agent, terms), _collector(task, run, terms, seed=0)
 
     def learn() -> None:

@@ -28,7 +28,6 @@ killed run, in the tests.
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -43,6 +42,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.decide import decide
 from archgrad.choices.relaxations import Softmax
 from archgrad.choices.tracing import traced
+from archgrad.copy_and_run import copied
 from archgrad.costs.count import macs, params
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
@@ -56,7 +56,7 @@ from archgrad.run.run import Run
 from archgrad.supernets import collapse
 from archgrad.supernets.bilevel import relaxation_figures
 from archgrad.supernets.darts_loop import relax_as_mixture
-from archgrad.supernets.lifecycle import LOAD, Described, picks, prepare_supernet
+from archgrad.supernets.lifecycle import LOAD_SEARCHED, Described, picks, prepare_supernet
 
 ENVIRONMENT_STEPS = 200_000
 # Phases besides the training of what was found, and what the record calls their agents.
@@ -155,7 +155,7 @@ def rl_darts(
     if baselines:
         drawn = sample(space, generator=run.generator("random cell"))
         encoders["random"] = build(space, drawn, weights="fresh", channels=channels)
-        encoders["hand-made"] = copy.deepcopy(hand_made) if hand_made else _impala_cnn(task)
+        encoders["hand-made"] = copied(hand_made) if hand_made else _impala_cnn(task)
     agents = {"search": agent}
     for phase, encoder in encoders.items():
         agents[phase] = Agent(encoder, example=task.example, actions=task.actions)
@@ -274,7 +274,7 @@ def _report(
         "film": film,
         "alarms": collapse.alarms(space, architecture, history),
         **conditions(run, task, score="return_unseen"),
-        "load": LOAD,
+        "load": LOAD_SEARCHED,
         **record,
     }
     costs = {name: after[name] for name in ("params", "macs")}

@@ -12,7 +12,6 @@ state of their environments, so that a run of theirs does not resume exactly; `a
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Iterable
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from archgrad.choices.access import choices, logits
+from archgrad.copy_and_run import copied
 from archgrad.errors import ChoiceError, MissingExtra
 from archgrad.rl.ppo import count_features
 from archgrad.supernets.bilevel import relaxation_figures
@@ -59,7 +59,7 @@ def policy_kwargs(space: nn.Module, *, weight_decay: float = 0.0, eps: float = 1
         ['features_extractor_class', 'features_extractor_kwargs']
     """
     refuse_unfit(space, needs="an agent's encoder")
-    space = copy.deepcopy(space)
+    space = copied(space)
     if any(same[0].relaxation is None for same in choices(space).values()):
         relax_as_mixture(space)
     return {
@@ -82,7 +82,7 @@ class Encoder(BaseFeaturesExtractor):
     """
 
     def __init__(self, observation_space: Space[Any], supernet: nn.Module) -> None:
-        supernet = copy.deepcopy(supernet)
+        supernet = copied(supernet)
         super().__init__(
             observation_space, count_features(supernet, torch.zeros(1, *(observation_space.shape or ())))
         )

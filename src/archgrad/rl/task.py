@@ -113,6 +113,10 @@ class Reinforcement:
             "max_episode_steps": max_episode_steps,
         }  # fmt: skip
 
+    def __repr__(self) -> str:
+        shape = list(self.example.shape[1:])
+        return f"<Reinforcement, {self.name}: images {shape}, {self.actions} actions, {self.num_envs} environments>"
+
     def vector_env(self, *, seed: int, part: Part = "train", num_envs: int | None = None) -> ReplayableVectorEnv:
         """Environments of a part, reset with a seed."""
         from archgrad.rl.vector_environment import ReplayableVectorEnv

@@ -26,12 +26,12 @@ from archgrad.results.result import Example, Found, keep, measured, note_remarks
 from archgrad.run.run import Run
 from archgrad.supernets import collapse
 from archgrad.supernets.constraint import ArchitectureConstraint
-from archgrad.tasks.task import Batch, Checkable, Scored, Task, batch_size
+from archgrad.tasks.task import Batch, Checkable, Scored, Task, batch_size, require
 from archgrad.training.fit import check_recipe, recalibrate, seconds_per_step, steps_per_epoch, train
 from archgrad.training.recipe import OptimizerFactory, Recipe
 from archgrad.training.step import autocast
 
-LOAD = """import torch
+LOAD_SEARCHED = """import torch
 network = torch.export.load("network.pt2").module()   # needs torch alone
 # or, with archgrad, to train a larger one of the same architecture (`space` is the one that was searched):
 #   architecture = archgrad.Architecture.load("architecture.json")
@@ -168,24 +168,32 @@ def predict_peak_memory(
     return needed
 
 
-def refuse_measured(limit: Limit | None, *, method: str) -> None:
-    """Raise LimitError for a limit that has no gradient, in a method that samples no networks."""
-    if limit is None:
-        return
-    if limit.cost.measured:
+def check_search(
+    task: object,
+    *abilities: type[Any],
+    method: str,
+    search_fraction: float,
+    search_recipe: Recipe,
+    differentiable: Limit | None = None,
+) -> None:
+    """What every search by gradient verifies first; `differentiable` is a limit whose cost needs a gradient.
+
+    Raises:
+        ConfigError: the task lacks an ability, `search_fraction` is not in (0, 1], or the recipe does not fit.
+        LimitError: the cost of the limit is measured.
+    """
+    require(task, *abilities, method=method)
+    if differentiable is not None and differentiable.cost.measured:
         raise LimitError(
-            f"{limit.cost.name} is measured and has no gradient, and {method} trains a mixture of all networks, none "
-            f"of which could be measured: use archgrad.unas, which measures sampled networks, or a limit on "
-            f"archgrad.macs, archgrad.params or a table of prices"
+            f"{differentiable.cost.name} is measured and has no gradient, and {method} trains a mixture of all "
+            f"networks, none of which could be measured: use archgrad.unas, which measures sampled networks, or a "
+            f"limit on archgrad.macs, archgrad.params or a table of prices"
         )
-
-
-def refuse_fraction(search_fraction: float) -> None:
-    """Raise ConfigError for a `search_fraction` outside of (0, 1]."""
     if not 0.0 < search_fraction <= 1.0:
         raise ConfigError(
             f"search_fraction={search_fraction}: give the part of the budget to search in, above 0 and at most 1"
         )
+    search_recipe.check_plain("search_recipe")
 
 
 def split_steps(
@@ -295,7 +303,7 @@ def train_and_report(
         **conditions(run, task, score=score),
         **signs,
         "notes": [note for note in run.notes if note not in signs.get("alarms", ())],
-        "load": LOAD,
+        "load": LOAD_SEARCHED,
         **record,
     }
     taken = dict(costs) | {name: after[name] for name in ("params", "macs") if name in after}

@@ -18,7 +18,7 @@ from archgrad.copy_and_run import copied, evaluating
 from archgrad.errors import ConfigError
 from archgrad.run.device import seconds_per_call
 from archgrad.run.run import Run
-from archgrad.tasks.task import Batch, Checkable, Task, arguments, evaluate, higher_is_better, remarks, require
+from archgrad.tasks.task import Batch, Checkable, Task, evaluate, higher_is_better, remarks, require
 from archgrad.training.averaging import moving_average, take_average
 from archgrad.training.drop_path import DropPathRamp
 from archgrad.training.recipe import Recipe
@@ -261,7 +261,7 @@ def fit(
     objective = _auxiliary(task, auxiliary) if auxiliary else None
     check_recipe(recipe, network)
     if isinstance(task, Checkable):
-        task.check(network)
+        task.check(_Main(network, auxiliary) if auxiliary else network)
     if objective:
         _try(objective, network, task, run)
     size = sum(p.numel() for p in network.parameters())
@@ -288,25 +288,41 @@ class _Answer(nn.Module):
         super().__init__()
         self.logits = logits
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
         return self.logits
+
+
+class _Main(nn.Module):
+    """A network of several outputs in training mode as one of its first output alone, which keeps the others."""
+
+    def __init__(self, network: nn.Module, weight: float) -> None:
+        super().__init__()
+        self.network, self.weight = network, weight
+        self.others: list[Tensor] = []
+
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+        output = self.network(*inputs, **named)
+        if not self.training:
+            return output  # type: ignore[no-any-return]
+        if not (isinstance(output, tuple | list) and len(output) > 1 and all(isinstance(o, Tensor) for o in output)):
+            kinds = [type(o).__name__ for o in output] if isinstance(output, tuple | list) else type(output).__name__
+            raise ConfigError(
+                f"auxiliary={self.weight} was given, but in training mode {type(self.network).__name__} returns "
+                f"{kinds}. Allowed is a tuple (logits, auxiliary logits): give the network an auxiliary head, or "
+                "leave auxiliary at 0."
+            )
+        self.others = list(output[1:])
+        first: Tensor = output[0]
+        return first
 
 
 def _auxiliary(task: Task, weight: float) -> Objective:
     """The task's loss plus its loss of the auxiliary logits."""
 
     def objective(network: nn.Module, batch: Batch) -> Tensor:
-        inputs = batch[0]
-        output = network(*arguments(inputs))
-        if not (isinstance(output, tuple | list) and len(output) > 1 and all(isinstance(o, Tensor) for o in output)):
-            kinds = [type(o).__name__ for o in output] if isinstance(output, tuple | list) else type(output).__name__
-            raise ConfigError(
-                f"auxiliary={weight} was given, but in training mode {type(network).__name__} returns {kinds}. "
-                "Allowed is a tuple (logits, auxiliary logits): give the network an auxiliary head, or leave "
-                "auxiliary at 0."
-            )
-        main, *others = (task.loss(_Answer(logits), batch) for logits in output)
-        return main + weight * torch.stack(others).sum()
+        main = _Main(network, weight)
+        loss = task.loss(main, batch)
+        return loss + weight * torch.stack([task.loss(_Answer(logits), batch) for logits in main.others]).sum()
 
     return objective
 

@@ -65,7 +65,7 @@ def adam(parameters: Iterable[nn.Parameter], *, learning_rate: float = 0.01) -> 
     return Adam(parameters, lr=learning_rate)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recipe:
     """How weights are trained.
 
@@ -86,8 +86,8 @@ class Recipe:
 
     Example:
         >>> import archgrad as ag
-        >>> ag.Recipe(optimizer_factory=ag.adamw, clip=1.0).record()["optimizer_factory"]
-        'adamw'
+        >>> ag.Recipe(optimizer_factory=ag.adamw, clip=1.0)
+        Recipe(optimizer_factory=adamw, clip=1.0)
     """
 
     optimizer_factory: OptimizerFactory = sgd
@@ -124,6 +124,11 @@ class Recipe:
             raise ConfigError(
                 "Recipe(average=..., best_epoch=True): both choose the final weights. Give one of them."
             )
+
+    def __repr__(self) -> str:
+        default = {field.name: field.default for field in fields(self)}
+        given = {name: value for name, value in self.record().items() if getattr(self, name) != default[name]}
+        return f"Recipe({', '.join(f'{name}={value}' for name, value in given.items())})"
 
     def optimizer(self, network: nn.Module) -> Optimizer:
         """An optimizer of all weights of a network that require a gradient; `clip` bounds all of them together.

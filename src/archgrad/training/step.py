@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from archgrad.errors import ConfigError, DataError
+from archgrad.errors import ConfigError, DataError, ModelError
 from archgrad.run.resource_errors import watched
 from archgrad.run.run import Run
 from archgrad.tasks.batch_checks import described
@@ -89,7 +89,15 @@ def _gradient(
         _REENTRANT[optimizer] = any(node.name() == "CheckpointFunctionBackward" for node in _graph(loss))
     if _REENTRANT[optimizer]:
         return loss.detach(), _backward(loss, parameters)
-    return loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True)
+    try:
+        return loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise ModelError(
+            f"the {name} uses torch.utils.checkpoint with use_reentrant=True, which it did not in the first step. "
+            f"Give use_reentrant=False"
+        ) from error
 
 
 def _require_gradient(loss: object, name: str) -> None:

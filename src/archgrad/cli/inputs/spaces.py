@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.relaxations import Softmax
 from archgrad.cli.inputs import data, models
 from archgrad.cli.schemas.options import SPACES
+from archgrad.copy_and_run import copied
 from archgrad.errors import ConfigError, ModelError
 from archgrad.proxies import scoring
 from archgrad.spaces.darts import darts_cells
@@ -197,7 +197,7 @@ def searched_in(
 def _check(space: nn.Module, task: Fits) -> None:
     """Run all candidates of a user's space once, on a copy, so that what does not fit is named at once."""
     if choices(space) and isinstance(task, Checkable):
-        task.check(relax(copy.deepcopy(space), Softmax))
+        task.check(relax(copied(space), Softmax))
 
 
 def _darts(description: SpaceDescription, sizes: _Sizes, side: int) -> tuple[nn.Module, dict[str, Any]]:

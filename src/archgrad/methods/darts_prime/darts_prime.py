@@ -56,15 +56,14 @@ from archgrad.supernets.constraint import ArchitectureConstraint, scores
 from archgrad.supernets.darts_loop import relax_as_mixture
 from archgrad.supernets.lifecycle import (
     check_candidates,
+    check_search,
     predict_peak_memory,
     prepare_supernet,
-    refuse_fraction,
-    refuse_measured,
     split_steps,
     train_and_report,
 )
 from archgrad.supernets.prior import warm_start
-from archgrad.tasks.task import Batch, Splittable, Task, arguments, require
+from archgrad.tasks.task import Batch, Splittable, Task, arguments
 from archgrad.training.recipe import Recipe, darts_sgd
 
 RECIPE = Recipe(optimizer_factory=darts_sgd)
@@ -136,10 +135,10 @@ def darts_prime(
         weights_fraction=weights_fraction_of(terms.f) if weights_fraction is None else weights_fraction,
         pressure=pressure, rate=rate, search_recipe=search_recipe, recipe=recipe,
     )  # fmt: skip
-    require(task, Splittable, method="DARTS-PRIME")
-    refuse_measured(limit, method="DARTS-PRIME")
-    refuse_fraction(search_fraction)
-    search_recipe.check_plain("search_recipe")
+    check_search(
+        task, Splittable, method="DARTS-PRIME", search_fraction=search_fraction, search_recipe=search_recipe,
+        differentiable=limit,
+    )  # fmt: skip
     original, space = space, prepare_supernet(space, run, needs="DARTS-PRIME")
     _relax(space, task, run, settings)
     update_schedule, term = terms.update_schedule(), terms.term(space, run)

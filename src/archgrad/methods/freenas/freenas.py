@@ -45,7 +45,7 @@ from archgrad.results.record import conditions, heading, settings_record
 from archgrad.results.result import Example, Found
 from archgrad.run.run import Run
 from archgrad.supernets.constraint import ArchitectureConstraint
-from archgrad.supernets.lifecycle import LOAD, Described, prepare_supernet
+from archgrad.supernets.lifecycle import LOAD_SEARCHED, Described, prepare_supernet
 
 NORMS: tuple[scoring.Norm, ...] = get_args(scoring.Norm)
 
@@ -200,7 +200,7 @@ def _report(
         **(space.describe(architecture) if isinstance(space, Described) else {}),
         "limit": limit,
         **conditions(run),
-        "load": LOAD,
+        "load": LOAD_SEARCHED,
         **record,
     }  # fmt: skip
     found = Found(architecture, network, None, costs, run.history, full, example)

@@ -43,14 +43,14 @@ from archgrad.run.run import Run
 from archgrad.supernets.constraint import ArchitectureConstraint
 from archgrad.supernets.darts_loop import relax_as_mixture
 from archgrad.supernets.lifecycle import (
+    check_search,
     prepare_supernet,
-    refuse_fraction,
     refuse_unfit,
     split_steps,
     train_and_report,
 )
 from archgrad.supernets.nested import Inner
-from archgrad.tasks.task import Splittable, Task, require
+from archgrad.tasks.task import Splittable, Task
 from archgrad.training.recipe import Recipe, darts_sgd
 
 RECIPE = Recipe(optimizer_factory=darts_sgd)
@@ -105,12 +105,10 @@ def radars(
         limit, memory, inner, terms, search_fraction, weights_fraction=weights_fraction, search_recipe=search_recipe,
         recipe=recipe,
     )  # fmt: skip
-    require(task, Splittable, method="RADARS")
+    check_search(task, Splittable, method="RADARS", search_fraction=search_fraction, search_recipe=search_recipe)
     if memory and not isinstance(memory.cost, PeakMemory):
         raise LimitError(f"memory= bounds the search by archgrad.peak_memory(x).at_most(...), not {memory.cost.name}")
-    refuse_fraction(search_fraction)
     refuse_unfit(space, needs="RADARS")
-    search_recipe.check_plain("search_recipe")
     constraint = (
         ArchitectureConstraint(prepare_supernet(space, run, needs="RADARS"), limit) if limit is not None else None
     )

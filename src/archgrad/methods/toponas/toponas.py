@@ -50,15 +50,14 @@ from archgrad.supernets.bilevel import EverySteps, alternate, logit_rate, mixed,
 from archgrad.supernets.constraint import ArchitectureConstraint, scores
 from archgrad.supernets.lifecycle import (
     check_candidates,
+    check_search,
     predict_peak_memory,
     prepare_supernet,
-    refuse_fraction,
-    refuse_measured,
     split_steps,
     train_and_report,
 )
 from archgrad.supernets.prior import warm_start
-from archgrad.tasks.task import Batch, Splittable, Task, require
+from archgrad.tasks.task import Batch, Splittable, Task
 from archgrad.training.recipe import Recipe, darts_sgd
 
 RECIPE = Recipe(optimizer_factory=darts_sgd)
@@ -174,10 +173,10 @@ def toponas(
     settings = ToponasSettings(
         limit, prior, terms, search_fraction, weights_fraction, rate=rate, search_recipe=search_recipe, recipe=recipe
     )
-    require(task, Splittable, method="TopoNAS")
-    refuse_measured(limit, method="TopoNAS")
-    refuse_fraction(search_fraction)
-    search_recipe.check_plain("search_recipe")
+    check_search(
+        task, Splittable, method="TopoNAS", search_fraction=search_fraction, search_recipe=search_recipe,
+        differentiable=limit,
+    )  # fmt: skip
     space = prepare_supernet(topology(space, form=terms.form, keep=terms.keep), run, needs="TopoNAS")
     relax(space, Softmax, where=without_topology)
     check_candidates(space, task, recipe)

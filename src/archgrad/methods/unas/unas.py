@@ -50,14 +50,14 @@ from archgrad.supernets.bilevel import EverySteps, alternate, logit_rate, split_
 from archgrad.supernets.constraint import ArchitectureConstraint, scores
 from archgrad.supernets.lifecycle import (
     check_candidates,
+    check_search,
     predict_peak_memory,
     prepare_supernet,
-    refuse_fraction,
     split_steps,
     train_and_report,
 )
 from archgrad.supernets.prior import warm_start
-from archgrad.tasks.task import PerSample, Splittable, Task, require
+from archgrad.tasks.task import PerSample, Splittable, Task
 from archgrad.training.recipe import Recipe
 
 
@@ -133,9 +133,8 @@ def unas(
         limit, prior, black_box, terms, search_fraction, weights_fraction=weights_fraction, rate=rate,
         search_recipe=search_recipe, recipe=recipe,
     )  # fmt: skip
-    require(task, Splittable, *([PerSample] if terms.per_sample else []), method="UNAS")
-    refuse_fraction(search_fraction)
-    search_recipe.check_plain("search_recipe")
+    abilities = [Splittable, PerSample] if terms.per_sample else [Splittable]
+    check_search(task, *abilities, method="UNAS", search_fraction=search_fraction, search_recipe=search_recipe)
     space = prepare_supernet(space, run, needs="UNAS", single=True)
     relax(space, Softmax, where=without_topology)
     warm_start(space, prior)

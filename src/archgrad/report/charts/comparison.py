@@ -131,7 +131,7 @@ def points(runs: Sequence[Given]) -> list[Chart]:
 
 
 def _points(
-    score: numbers.Score, cost: str, points_by_run: Mapping[int, tuple[float, float]], runs: Sequence[str]
+    score: numbers.ScoreOfRecord, cost: str, points_by_run: Mapping[int, tuple[float, float]], runs: Sequence[str]
 ) -> Chart:
     def fill(axes: Axes) -> None:
         for place, point in points_by_run.items():

@@ -87,7 +87,7 @@ class Curve:
 
 
 def charts(
-    history: History, limit: Mapping[str, Any] | None = None, *, score: numbers.Score | None = None
+    history: History, limit: Mapping[str, Any] | None = None, *, score: numbers.ScoreOfRecord | None = None
 ) -> list[Chart]:
     """One chart for each kind of figure: loss, accuracy, gates, expected cost against its limit, and others.
 
@@ -227,7 +227,7 @@ def _chart(
     *,
     spans: list[tuple[str, float, float]],
     bound: float | None,
-    score: numbers.Score | None,
+    score: numbers.ScoreOfRecord | None,
 ) -> Chart:
     def fill(axes: Axes) -> None:
         for color, line in zip(LINES, curves, strict=False):

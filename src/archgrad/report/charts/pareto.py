@@ -28,7 +28,7 @@ class Front(NamedTuple):
     found: tuple[float, float] | None
     random: list[tuple[float, float]]
     tried: Mapping[tuple[float, float], str]
-    score: numbers.Score
+    score: numbers.ScoreOfRecord
 
 
 def fronts(record: Mapping[str, Any]) -> list[Front]:
@@ -76,7 +76,7 @@ def _label(labels: Any, choice: str, pick: Any) -> str:
     return str(pick)
 
 
-def _front(part: Any, names: list[str], score: numbers.Score) -> Front:
+def _front(part: Any, names: list[str], score: numbers.ScoreOfRecord) -> Front:
     try:
         cloud, front = _points(part)
         random = _points(part["random"])[1] if part.get("random") else []

@@ -54,6 +54,9 @@ class Frozen(dict[str, str]):
         self.parameters_fraction = parameters_fraction
         self.macs_fraction = macs_fraction
 
+    def __repr__(self) -> str:
+        return "\n".join([f"<Frozen: {self.summary()}>", *(f"  {path}: {reason}" for path, reason in self.items())])
+
     def summary(self) -> str:
         """One line: how many layers, and how much is out of reach."""
         return (
