@@ -81,8 +81,8 @@ class RunOptions(Options):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     precision: str = Field("32-true", description="32-true or bf16-mixed.")
     onnx: bool | None = Field(None, description="Write network.onnx; default: where the export extra is installed.")
-    accept: list[Literal["data", "network", "settings"]] = Field(
-        [], description="Resume although this differs from what the run was begun with; may be repeated."
+    accept: list[str] = Field(
+        [], description="data, network or settings: resume although it differs from that of the run; may be repeated."
     )
 
 
