@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -36,18 +37,39 @@ def evaluating(network: nn.Module) -> Iterator[None]:
         yield
 
 
+def by_name(network: nn.Module, inputs: Sequence[Any]) -> dict[str, Any] | None:
+    """The inputs as keywords: a lone dict whose names `forward` takes; None where they are given in order.
+
+    `forward(self, input_ids, attention_mask=None)` takes the names of `{"input_ids": ...}`, as networks of Hugging
+    Face do; `forward(self, batch)` takes the dict itself.
+    """
+    if len(inputs) != 1 or not isinstance(inputs[0], Mapping):
+        return None
+    try:
+        inspect.signature(network.forward).bind(**inputs[0])
+    except (TypeError, ValueError):
+        return None
+    return dict(inputs[0])
+
+
+def call(network: nn.Module, inputs: Sequence[Any]) -> Any:
+    """The network's output on its inputs, in order or by name."""
+    named = by_name(network, inputs)
+    return network(*inputs) if named is None else network(**named)
+
+
 def run_on_example(network: nn.Module, inputs: Sequence[Any]) -> Any:
-    """`network(*inputs)`, where a failure becomes an error that names the shapes.
+    """The network's output, where a failure becomes an error that names the shapes.
 
     Raises:
         ModelError: the network fails on these inputs.
     """
     try:
-        return network(*inputs)
+        return call(network, inputs)
     except Exception as error:  # a user's forward may raise anything
         raise ModelError(
             f"{type(network).__name__} does not run on the example of {shapes(inputs)}: {one_line(error)}. Give the "
-            f"tensors that its forward takes, as one tensor, a tuple in order, or a dict"
+            f"tensors that its forward takes, as one tensor, a tuple in order, or a dict by name"
         ) from error
 
 

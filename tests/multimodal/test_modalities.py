@@ -121,8 +121,8 @@ def test_a_network_that_misses_an_input_is_told_its_shapes() -> None:
         ag.Classification(ag.Modalities({"image": IMAGE}, Y)).check(Both())
 
 
-def test_slim_says_that_it_takes_no_dict() -> None:
-    with pytest.raises(ModelError, match="the example is a dict"):
+def test_slim_takes_a_network_of_a_dict() -> None:
+    with pytest.raises(ModelError, match="image: its channels reach the network's output"):
         ag.slim(Both(), task().example)
 
 

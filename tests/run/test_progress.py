@@ -73,3 +73,14 @@ def test_stop_without_start_and_resumed_rates() -> None:
     view.start("search", total=10, done=10, progress=1.0)
     view.stop()
     assert file.getvalue() == "search 10/10\n"
+
+
+def test_the_figures_of_an_epoch_stay_until_the_next(capsys: pytest.CaptureFixture[str]) -> None:
+    view = ProgressView()
+    view.start("fit", total=4, done=0)
+    for step, best in enumerate((0.5, 0.75)):
+        view.figures({"valid_accuracy": best - 0.1, "valid_loss": 3.0, "best_valid": best, "loss": 2.0})
+        view.figures({"loss": 1.0})
+        view.step(2 * step + 2, progress=(step + 1) / 2)
+    view.stop()
+    assert capsys.readouterr().err.splitlines()[-1].endswith("valid_accuracy 0.65  best_valid 0.75  loss 1")

@@ -170,9 +170,20 @@ def test_the_weights_of_the_best_epoch_are_handed_back(scores: list[float], high
     assert training.history[-1]["valid_score"] == scores[best]
 
 
-def test_without_it_the_last_weights_are_handed_back() -> None:
-    task, network = Scripted([0.0, 0.1, 0.7, 0.3, 0.5, 0.2], higher=True), counted()
-    assert ag.fit(network, task, run(steps=25), recipe=Recipe(counting(task), constant)) == {"score": 0.2}
+def test_without_it_the_last_weights_are_handed_back_and_every_epoch_is_told() -> None:
+    task, network, training = Scripted([0.0, 0.1, 0.7, 0.3, 0.5, 0.2], higher=True), counted(), run(steps=25)
+    assert ag.fit(network, task, training, recipe=Recipe(counting(task), constant)) == {"score": 0.2}
+    told = [(row["valid_score"], row["best_valid"]) for row in training.history if "best_valid" in row]
+    assert told == [(0.1, 0.1), (0.7, 0.7), (0.3, 0.7), (0.5, 0.7), (0.2, 0.7)]
+
+
+@pytest.mark.parametrize(("valid", "train", "told"), [(10, 10, 6), (30, 10, 2), (1000, 10, 1)])
+def test_scoring_epochs_takes_no_longer_than_training(valid: int, train: int, told: int) -> None:
+    parts = [(torch.rand(size, 2), torch.rand(size, 1)) for size in (train, valid, 10)]
+    task = ag.Supervised(*parts, loss=nn.functional.mse_loss, batch_size=10)
+    training = run(steps=6)
+    ag.fit(nn.Linear(2, 1), task, training)
+    assert sum("best_valid" in row for row in training.history) == told
 
 
 class Stopping(Scripted):
@@ -282,14 +293,14 @@ class Clock:
 
 
 class Timed(Curve):
-    """Each loss takes so many seconds."""
+    """Each loss of a training step takes so many seconds."""
 
     def __init__(self, clock: Clock, seconds: float) -> None:
         super().__init__()
         self.clock, self.seconds = clock, seconds
 
     def loss(self, network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        self.clock.now += self.seconds
+        self.clock.now += self.seconds * torch.is_grad_enabled()
         return super().loss(network, batch)
 
 

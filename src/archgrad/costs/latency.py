@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from archgrad.argument_types import checked
 from archgrad.choices.modules import Choice
-from archgrad.copy_and_run import copied, modes_kept, run_on_example, shapes
+from archgrad.copy_and_run import by_name, call, copied, modes_kept, run_on_example, shapes
 from archgrad.costs.limits import Limit, WithoutGradient
 from archgrad.errors import ConfigError, ModelError, one_line
 from archgrad.extract.export import encode_onnx
@@ -222,11 +222,11 @@ def _without_gradient(network: nn.Module) -> contextlib.AbstractContextManager[N
 
 
 def _eager_pass(ready: nn.Module, inputs: tuple[Tensor, ...], device: torch.device) -> Callable[[], object]:
-    no_gradient = _without_gradient(ready)
+    no_gradient, named = _without_gradient(ready), by_name(ready, inputs) is not None
 
     def run() -> object:
         with no_gradient:
-            result = ready(*inputs)
+            result = call(ready, inputs) if named else ready(*inputs)
         if device.type != "cpu":
             # Kernels are only queued by then.
             torch.accelerator.synchronize(device)

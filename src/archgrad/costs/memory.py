@@ -27,7 +27,7 @@ from archgrad.costs.allocations import Allocations, Saved
 from archgrad.costs.limits import Limit, WithoutGradient
 from archgrad.errors import LimitError, ModelError
 from archgrad.files import free_memory
-from archgrad.tasks.task import Inputs, arguments, tensors
+from archgrad.tasks.task import Inputs, call, tensors
 
 GIB = 2**30
 FEW = (2, 3)  # examples that are traced: BatchNorm refuses a single one
@@ -43,7 +43,7 @@ def momentum(parameters: Iterable[nn.Parameter]) -> Optimizer:
 
 def summed(network: nn.Module, inputs: Batch) -> Tensor:
     """The sum of the network's first output: a loss that saves almost nothing of its own."""
-    return tensors(network(*arguments(inputs)))[0].sum()
+    return tensors(call(network, inputs))[0].sum()
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map, tree_map_only
 
 from archgrad import files
 from archgrad.argument_types import checked
-from archgrad.copy_and_run import copied, run_on_example
+from archgrad.copy_and_run import by_name, call, copied, run_on_example
 from archgrad.errors import ConfigError, ModelError, RunError, one_line
 from archgrad.extract import onnx_file
 from archgrad.tasks.task import Inputs, arguments, tensors
@@ -238,7 +238,8 @@ def _trace(plain: nn.Module, inputs: tuple[Any, ...], axes: Sequence[str]) -> Ex
         shapes = _by_parameter(plain, tree_map(open_axes, inputs))
         if BATCH in axes:  # torch.export takes a size of 1 for a constant
             inputs = _with_batch(inputs, max(2, len(tensors(inputs)[0])))
-    program = torch.export.export(plain, inputs, dynamic_shapes=shapes, strict=False)
+    named = by_name(plain, inputs)
+    program = torch.export.export(plain, inputs if named is None else (), named, dynamic_shapes=shapes, strict=False)
     # Stack traces would carry the user's source and folders into the file.
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
@@ -249,6 +250,8 @@ def _trace(plain: nn.Module, inputs: tuple[Any, ...], axes: Sequence[str]) -> Ex
 
 def _by_parameter(plain: nn.Module, shapes: tuple[Any, ...]) -> Any:
     """The shapes of all arguments; for a forward(*args) by the names of its parameters, as torch.export has it."""
+    if by_name(plain, shapes) is not None:
+        return dict(inspect.signature(plain.forward).bind(**shapes[0]).arguments)
     parameters = list(inspect.signature(plain.forward).parameters.values())
     several = next((i for i, p in enumerate(parameters) if p.kind is p.VAR_POSITIONAL), None)
     if several is None:
@@ -348,7 +351,7 @@ def _program_runner(data: bytes) -> Callable[[tuple[Any, ...]], Sequence[Tensor]
 
     def run(inputs: tuple[Any, ...]) -> list[Tensor]:
         with torch.no_grad():
-            return tensors(module(*tree_map_only(Tensor, torch.clone, inputs)))
+            return tensors(call(module, tree_map_only(Tensor, torch.clone, inputs)))
 
     return run
 

@@ -69,8 +69,11 @@ class Session:
             raise RuntimeError(str(error)) from error
 
     def prepare(self, inputs: object) -> dict[str, Any]:
-        """What `run` takes, from a nest of tensors in the order of the file's inputs."""
+        """What `run` takes, from a nest of tensors in the order of the file's inputs, or a dict with their names."""
         names = [slot.name for slot in self._session.get_inputs()]
+        named = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else None
+        if isinstance(named, dict) and {*names} <= {*named}:
+            inputs = [named[name] for name in names]
         leaves = tensors(inputs)
         if len(names) != len(leaves):
             raise RuntimeError(f"the file has the inputs {names}, the example {len(leaves)} tensors")

@@ -27,7 +27,7 @@ from archgrad.gates.gate_optimizer import (
 )
 from archgrad.gates.selection import FLOOR, GateConstraint, WidthRounding, gates
 from archgrad.run.nonfinite import finite
-from archgrad.tasks.task import arguments
+from archgrad.tasks.task import call
 from archgrad.training.fit import estimate_statistics
 
 
@@ -150,7 +150,7 @@ class GateTrainer:
                 f"in all. Go back to a state before that, and lower the learning rate or clip gradients"
             )
         network = build(self.space, self.architecture())
-        estimate_statistics(network, (functools.partial(network, *arguments(batch)) for batch in inputs))
+        estimate_statistics(network, (functools.partial(call, network, batch) for batch in inputs))
         limited = self.constraint.record(network)
         if limited["reached"] > self.constraint.bound:
             raise LimitError(

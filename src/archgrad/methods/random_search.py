@@ -196,5 +196,5 @@ def _train_shared(space: nn.Module, task: Task, run: Run, settings: RandomSearch
         predict_peak_memory(space, task, run, optimizer=recipe.optimizer_factory)
     train(
         space, task, run, recipe, steps=steps, phase="supernet", objective=loss,
-        time_fraction=settings.search_fraction,
+        time_fraction=settings.search_fraction, scored=False,
     )  # fmt: skip

@@ -12,6 +12,7 @@ _LINE_SECONDS = 10.0
 _FIRST_SECONDS = 1.0  # until the first line of a run: that it moves, and how fast
 _REFRESH_SECONDS = 0.2
 _BAR = 1000  # parts of the bar
+_OF_EPOCH = ("valid_", "best_valid")
 # Once a phase, when this many seconds have shown its pace and a longer time is left than the other.
 _SURE_SECONDS, _LONG_SECONDS = 5.0, 60.0
 
@@ -34,6 +35,7 @@ class ProgressView:
         self._began = self._shown = 0.0
         self._estimated = False
         self._figures = ""
+        self._epoch: dict[str, float] = {}
         self._line_seconds = _FIRST_SECONDS
 
     def start(self, phase: str, *, total: int | None, done: int, progress: float = 0.0) -> None:
@@ -48,7 +50,7 @@ class ProgressView:
         self._phase, self._total, self._first, self._step = phase, total, done, done
         self._first_progress = self._progress = progress
         self._began = self._shown = time.monotonic()
-        self._figures, self._estimated = "", False
+        self._figures, self._estimated, self._epoch = "", False, {}
         if not self._enabled or not self._console.is_terminal:
             return
         self._display = Display(
@@ -79,9 +81,14 @@ class ProgressView:
             self._show(now)
 
     def figures(self, figures: Mapping[str, float]) -> None:
-        """Take the latest figures; they are shown with the next step."""
-        if self._enabled:
-            self._figures = "  ".join(f"{name} {_short(value)}" for name, value in figures.items())
+        """Take the latest figures; they are shown with the next step, those of an epoch until the next epoch's."""
+        if not self._enabled:
+            return
+        epoch = [name for name in figures if name.startswith(_OF_EPOCH)]
+        if "best_valid" in epoch:  # the score, and the best so far
+            self._epoch = {name: figures[name] for name in (epoch[0], "best_valid")}
+        rest = {name: value for name, value in figures.items() if name not in epoch or not self._epoch}
+        self._figures = "  ".join(f"{name} {_short(value)}" for name, value in (self._epoch | rest).items())
 
     def note(self, text: str) -> None:
         """Show one line at once."""

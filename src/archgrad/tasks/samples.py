@@ -85,17 +85,20 @@ def samples(
 ) -> Samples:
     """Arrays, tensors or lists in the form that tasks use.
 
-    x: [N, F] features; [N, H, W] images, which get a channel; [N, C, H, W] images. A numpy array whose last
+    x: a dict of inputs by name, each [N, ...], which are taken as they are; [N, F] features;
+    [N, H, W] images, which get a channel; [N, C, H, W] images. A numpy array whose last
     dimension alone can be the channels (1, 3 or 4) is taken for [N, H, W, C] and moved; a tensor is not.
     uint8 stays uint8, whole numbers in 0..255 with three or more dimensions become uint8, all else float32.
     y: [N] whole numbers or strings. Names in sorted order number the classes; integers that are not
     0..K-1 are mapped in the same way, unless `classes` says how many there are. `class_names` fixes the
     classes, as for a second part of the same data. The label `ignore` is of no class and stays. Raises DataError.
     """
-    inputs = _inputs(x, part)
+    inputs = _tensors(x, f"{part}: the inputs") if isinstance(x, dict) else _inputs(x, part)
     labels = _labels(y, part)
-    if len(inputs) != len(labels):
-        raise DataError(f"{part}: {len(inputs)} inputs but {len(labels)} labels; give one label for each input")
+    lengths = {len(leaf) if leaf.ndim else 1 for leaf in tree_leaves(inputs)}
+    if lengths != {len(labels)}:
+        counts = " and ".join(map(str, sorted(lengths)))
+        raise DataError(f"{part}: {counts} inputs but {len(labels)} labels; give one label for each input")
     if len(labels) == 0:
         raise DataError(f"{part}: no samples at all; give at least two classes with a sample each")
     distinct, position = np.unique(labels, return_inverse=True)

@@ -11,10 +11,11 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from archgrad import copy_and_run
 from archgrad.errors import ConfigError, DataError
 from archgrad.fingerprint import described, of_item
 
-# Of a network: one, several in order, or several by name, which the network takes as one dict.
+# Of a network: one, several in order, or several by name: as keywords where its `forward` takes them, else one dict.
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 # Any nest of tensors; (inputs, target) for the tasks of this room.
 Batch = Any
@@ -275,8 +276,8 @@ def arguments(inputs: Inputs | Sequence[Tensor]) -> tuple[Any, ...]:
 
 
 def call(network: nn.Module, inputs: Any) -> Any:
-    """A network's output; several inputs are a tuple, and a list or a dict is one argument."""
-    return network(inputs) if isinstance(inputs, list) else network(*arguments(inputs))
+    """A network's output; several inputs are a tuple, or a dict by name, and a list is one argument."""
+    return network(inputs) if isinstance(inputs, list) else copy_and_run.call(network, arguments(inputs))
 
 
 def tensors(inputs: Any) -> list[Tensor]:

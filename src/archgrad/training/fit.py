@@ -18,7 +18,7 @@ from archgrad.copy_and_run import copied, evaluating
 from archgrad.errors import ConfigError
 from archgrad.run.device import seconds_per_call
 from archgrad.run.run import Run
-from archgrad.tasks.task import Batch, Checkable, Task, evaluate, higher_is_better, remarks, require
+from archgrad.tasks.task import Batch, Checkable, Task, description, evaluate, higher_is_better, remarks, require
 from archgrad.training.averaging import moving_average, take_average
 from archgrad.training.drop_path import DropPathRamp
 from archgrad.training.recipe import Recipe
@@ -137,6 +137,7 @@ def train(
     phase: str,
     objective: Objective | None = None,
     time_fraction: float = 1.0,
+    scored: bool = True,
 ) -> None:
     """Train a network in place by a recipe, for one phase of a run; resumes exactly.
 
@@ -149,22 +150,27 @@ def train(
         phase: its name in the history.
         objective: the loss []; default: the task's.
         time_fraction: this phase's part of a budget in seconds.
+        scored: whether the network is scored after each epoch; a supernet whose choices are drawn anew for each batch
+            has no score.
 
     Raises:
         ConfigError: the recipe drops paths, and the network has no place for it.
         NonFiniteError: the loss became NaN or infinite.
     """
+    if recipe.best_epoch and not scored:
+        raise ConfigError("Recipe(best_epoch=True) was given, and a supernet has no score to choose an epoch by")
     optimizer = recipe.optimizer(network)
     ramp = DropPathRamp(network, recipe.drop_path) if recipe.drop_path else None
     averaged = moving_average(network, recipe.average) if recipe.average else None
-    best = BestEpoch(network, task, run, steps_per_epoch(task, recipe.accumulate)) if recipe.best_epoch else None
-    extra = {name: part for name, part in (("averaged", averaged), ("best", best)) if part is not None}
+    per_epoch = steps_per_epoch(task, recipe.accumulate)
+    epochs = EpochScores(network, task, run, per_epoch, keep=recipe.best_epoch) if scored else None
+    extra = {name: part for name, part in (("averaged", averaged), ("epochs", epochs)) if part is not None}
     run.register_state(network=network, optimizer=optimizer, **extra)
 
     def before_step(step: int, progress: float) -> Mapping[str, float]:
         if ramp:
             ramp.set(progress)
-        return best.before_step(step) if best else {}
+        return epochs.before_step(step) if epochs else {}
 
     try:
         optimize(
@@ -176,8 +182,8 @@ def train(
     finally:
         if ramp:
             ramp.undo()
-    if best:
-        best.restore()
+    if epochs and steps:
+        epochs.end()
     if recipe.average and averaged:
         _take_average(network, averaged, task, run, decay=recipe.average)
 
@@ -193,30 +199,45 @@ def _take_average(network: nn.Module, averaged: AveragedModel, task: Task, run: 
     recalibrate(network, task, run)
 
 
-class BestEpoch:
-    """Keeps the weights of the epoch that scored best on the validation part; the first of several equals."""
+class EpochScores:
+    """What a network scores on the validation part after each epoch, and the best so far.
 
-    def __init__(self, network: nn.Module, task: Task, run: Run, steps_per_epoch: int) -> None:
-        self.network, self.task, self.run, self.steps_per_epoch = network, task, run, steps_per_epoch
+    Where the validation part is larger than the training part, it is scored after every few epochs, so that scoring
+    takes no longer than training.
+
+    Args:
+        network: that is trained.
+        task: gives the scores.
+        run: logs them.
+        steps_per_epoch: of the optimizer.
+        keep: score each epoch, and keep the weights of the best one, the first of several equals.
+    """
+
+    def __init__(self, network: nn.Module, task: Task, run: Run, steps_per_epoch: int, *, keep: bool) -> None:
+        self.network, self.task, self.run, self.keep = network, task, run, keep
+        sizes = [(description(task).get(part) or {}).get("size", 1) for part in ("valid", "train")]
+        self.interval = steps_per_epoch * (1 if keep else math.ceil(sizes[0] / max(1, sizes[1])))
         self.score = math.nan
         self.weights: dict[str, Tensor] = {}
 
     def before_step(self, step: int) -> dict[str, float]:
         """Before each epoch but the first: score the network as the last epoch has left it."""
-        return self._score() if step and step % self.steps_per_epoch == 0 else {}
+        return self._score() if step and step % self.interval == 0 else {}
 
-    def restore(self) -> None:
-        """Score the last epoch, then put the best weights into the network."""
+    def end(self) -> None:
+        """Score the last epoch, then put the best weights into the network where they were kept."""
         self.run.log(self._score())
-        self.network.load_state_dict(self.weights)
+        if self.keep:
+            self.network.load_state_dict(self.weights)
 
     def _score(self) -> dict[str, float]:
         figures = evaluate(self.task, self.network)
         score = next(iter(figures.values()))
         better = score > self.score if higher_is_better(self.task) else score < self.score
-        if better or not self.weights or (math.isnan(self.score) and not math.isnan(score)):
+        if better or math.isnan(self.score):
             self.score = score
-            self.weights = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+            if self.keep:
+                self.weights = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
         return {f"valid_{name}": value for name, value in figures.items()} | {"best_valid": self.score}
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_map
+
+from archgrad.copy_and_run import call
 
 # What tracing or running a network of the user's may raise; nothing here is ours.
 NETWORK_ERRORS = (
@@ -37,7 +40,7 @@ def plain_kernels() -> Iterator[None]:
 
 def run(network: nn.Module, inputs: tuple[Any, ...], *, seed: int = 0, grad: bool = False) -> Any:
     """The network's outputs on its inputs, which it cannot change; whatever it draws at random is seeded."""
-    given = tuple(x.clone() if isinstance(x, Tensor) else copy.copy(x) for x in inputs)
+    given = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else copy.copy(x), inputs)
     python, numeric = random.getstate(), np.random.get_state()
     devices = sorted({x.device.index or 0 for x in network.parameters() if x.is_cuda})
     try:
@@ -45,7 +48,7 @@ def run(network: nn.Module, inputs: tuple[Any, ...], *, seed: int = 0, grad: boo
             reseed(seed)
             random.seed(seed)
             np.random.seed(seed)
-            return network(*given)
+            return call(network, given)
     finally:
         random.setstate(python)
         np.random.set_state(numeric)

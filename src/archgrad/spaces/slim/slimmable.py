@@ -23,7 +23,7 @@ from archgrad.spaces.slim.channel_graph import ChannelGraph, input_features, tra
 from archgrad.spaces.slim.frozen import Frozen, advised, reach
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, run
 from archgrad.spaces.slim.trial import Removal, Trial, reads
-from archgrad.tasks.task import Inputs, arguments
+from archgrad.tasks.task import Inputs, arguments, tensors
 
 Network = TypeVar("Network", bound=nn.Module)
 Example = Inputs | Sequence[Tensor]
@@ -42,7 +42,8 @@ def slim(net: Network, example: Example, *, keep: Sequence[str] = (), inputs: bo
 
     Args:
         net: any network of plain layers; it is not changed.
-        example: inputs that it runs on, [B, ...], one tensor or a sequence of them.
+        example: inputs that it runs on, [B, ...]: one tensor, a sequence of them, or a dict by name, which `forward`
+            takes as keywords or as one argument. Values that are no tensors may be among the named ones.
         keep: paths of layers (or of modules that contain them) whose outputs are to stay as they are.
         inputs: also a gate on the input features of each first layer: a Linear or convolution that reads the
             network's inputs, or what is computed of them without parameters. A network without some of them takes
@@ -128,11 +129,6 @@ def _accepted(trial: Trial, graph: ChannelGraph, is_kept: Callable[[str], bool])
 
 
 def _checked(net: nn.Module, example: Example) -> tuple[Tensor, ...]:
-    if isinstance(example, dict):
-        raise ModelError(
-            "slim takes a network of one tensor or of several in order, and the example is a dict: put a module "
-            "around yours whose forward takes them in order"
-        )
     if not isinstance(net, nn.Module):
         kind = (
             f"the class {net.__name__}: make a network of it" if isinstance(net, type) else f"a {type(net).__name__}"
@@ -148,10 +144,11 @@ def _checked(net: nn.Module, example: Example) -> tuple[Tensor, ...]:
             f"{type(net).__name__} has lazy layers without weights; run it once, net(example), and they take shape"
         )
     inputs = arguments(example)
-    if strangers := [type(x).__name__ for x in inputs if not isinstance(x, Tensor)]:
+    strangers = [type(x).__name__ for x in inputs if not isinstance(x, Tensor | dict)]
+    if strangers or not tensors(inputs):
         raise ModelError(
-            f"the example holds {strangers}: give what the network takes, a tensor or a "
-            f"tuple of tensors, with a batch dimension in front"
+            f"the example holds {strangers or 'no tensor'}: give what the network takes, a tensor, a tuple of "
+            f"tensors, or a dict of them by name, with a batch dimension in front"
         )
     return inputs
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from archgrad.choices.channels import Coupling, Vanishing, open_channels, remove_branch, remove_channels
 from archgrad.copy_and_run import copied
@@ -94,8 +95,8 @@ class Trial:
         for dtype, scrambled in ways if self.large else [(torch.float64, True), *ways]:
             self.dtype = dtype
             self.network = copied(network).to(self.dtype).eval()
-            inputs = tuple(
-                x.detach().to(self.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in example
+            inputs = tree_map_only(
+                Tensor, lambda x: x.detach().to(self.dtype) if x.is_floating_point() else x, example
             )
             try:
                 if scrambled:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, run, tensors_of
 
@@ -119,11 +120,11 @@ def _unlike(a: Tensor, b: Tensor) -> bool:
 
 
 def _tensors(inputs: Inputs) -> list[Tensor]:
-    return [x for x in inputs if isinstance(x, Tensor)]
+    return [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
 
 
 def _map(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
-    return tuple(change(x) if isinstance(x, Tensor) else x for x in inputs)
+    return tree_map_only(Tensor, change, inputs)  # type: ignore[no-any-return]
 
 
 def _of_size(network: nn.Module, own: Inputs, outputs: list[Tensor], size: int) -> Inputs:
