@@ -204,7 +204,11 @@ class Rotary(nn.Module):
         heads, groups, head_dim = self.shape
         x = self.inlet(x)
         batch, length, _ = x.shape
-        q, k, v = (f(x).view(batch, length, -1, head_dim).transpose(1, 2) for f in (self.q, self.k, self.v))
+        q, k, v = (f(x) for f in (self.q, self.k, self.v))
+        if self.rotate:
+            q, k, v = (t.unflatten(-1, (-1, head_dim)).transpose(1, 2) for t in (q, k, v))
+        else:
+            q, k, v = (t.view(batch, length, -1, head_dim).transpose(1, 2) for t in (q, k, v))
         if self.rotate:
             q, k = self.turn(q), self.turn(k)
         if self.repeat == "kernel":
@@ -228,7 +232,7 @@ def test_the_walk_ends_on_grouped_queries(heads: int, groups: int, head_dim: int
     x = torch.randn(2, 7, 5)
     space = slim(Rotary(heads, groups, head_dim, rotate=rotate, repeat=repeat), x)
     assert sizes(space)["up"] == 20
-    if repeat == "kernel" and groups > 1:  # queries that share a head of keys and values go with it
+    if repeat != "expand" and groups > 1:  # queries that share a head of keys and values go with it
         assert sizes(space)["q"] == groups
     assert_exact(space, (x,))
 

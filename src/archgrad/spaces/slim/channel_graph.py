@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from archgrad.choices.channels import Coupling
-from archgrad.spaces.slim.dependency import Components, Labels, Shadow, Walk
+from archgrad.spaces.slim.dependency import Components, Labels, Shadow, Unflattening, Walk
 from archgrad.spaces.slim.operators import rule_of
 from archgrad.spaces.slim.seeded_run import computed_weights, plain_kernels, run, tensors_of
 
@@ -132,7 +132,7 @@ def trace(
     walk = Walk(components, numbering.tensors, is_read=is_read, rule=rule_of, here=here, computed=computed)
     handles = _hooks(numbering, walk, stack, visited, positions)
     try:
-        with plain_kernels(), walk:
+        with plain_kernels(), walk, Unflattening(walk):
             outputs = run(network, example)
     finally:
         for handle in handles:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -123,6 +124,7 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.is_read = is_read
         self.here = here
         self.computed = computed
+        self.unflattened = -1  # which of the sizes that `unflatten` was given is -1, while it runs
         self._rule = rule
         # By identity, without keeping the tensors alive.
         self._shadows: MutableMapping[Tensor, Shadow] = WeakIdKeyDictionary()
@@ -168,6 +170,29 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for axis, arrays in self.shadow(x).axes.items():
             for labels in arrays if axes is None or axis in axes else ():
                 self.components.freeze(labels, reason)
+
+
+class Unflattening(TorchFunctionMode):
+    """Tells a walk which size `unflatten` leaves open: its view has all of them as numbers."""
+
+    def __init__(self, walk: Walk) -> None:
+        super().__init__()
+        self._walk = walk
+
+    def __torch_function__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the function."""
+        sizes = None
+        if func in (torch.Tensor.unflatten, torch.unflatten):
+            sizes = (kwargs or {}).get("sizes", args[2] if len(args) > 2 else None)
+        if not isinstance(sizes, (tuple, list)) or -1 not in sizes:
+            return func(*args, **(kwargs or {}))
+        self._walk.unflattened = list(sizes).index(-1)
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self._walk.unflattened = -1
 
 
 @dataclass

@@ -263,7 +263,10 @@ def _view(call: Call) -> bool:
                 shape = [1] * len(sizes)
                 shape[position] = -1
                 grid = np.broadcast_to(labels.reshape(shape), sizes).reshape([result.shape[a] for a in after])
-                own, line = tie_to_one_axis(call, grid, next((i for i, a in enumerate(after) if a == free), -1))
+                unflattened = call.walk.unflattened if len(after) > 1 else -1
+                own, line = tie_to_one_axis(
+                    call, grid, next((i for i, a in enumerate(after) if a == free), unflattened)
+                )
                 axes.setdefault(after[own], []).append(line)
     call.walk.note(result, axes, weight=call.walk.shadow(x).weight)
     return True
