@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
+import subprocess
+import sys
 import warnings
 import wave
 import zipfile
@@ -249,3 +252,21 @@ def test_what_messages_show_is_cut() -> None:
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"cannot write .*file\.txt: there is no folder .*absent\. Make it"):
         files.write_text(tmp_path / "absent" / "file.txt", "text", RunError)
+
+
+def test_a_file_has_an_ordinary_mode_and_what_killed_processes_left_goes(tmp_path: Path) -> None:
+    def private(partial: Path) -> None:
+        partial.write_bytes(b"x")
+        partial.chmod(0o600)
+
+    mask = os.umask(0o027)
+    try:
+        files.replace(tmp_path / "a", private, RunError, size=1)
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+    dead = subprocess.check_output([sys.executable, "-c", "import os; print(os.getpid())"], text=True).strip()
+    for pid in (dead, str(os.getpid())):
+        (tmp_path / f".b.{pid}.partial").write_text("half")
+    files.remove_partial(tmp_path)
+    assert [p.name for p in tmp_path.glob(".*.partial")] == [f".b.{os.getpid()}.partial"]

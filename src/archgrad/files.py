@@ -248,6 +248,7 @@ def replace(path: Path, write: Callable[[Path], None], refuse: Refusal, *, size:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write(partial)
+        partial.chmod(0o666 & ~_umask())  # as an ordinary file has it, whatever wrote it
         _synchronize(partial)
         partial.replace(path)
         _synchronize(path.parent)
@@ -260,6 +261,23 @@ def replace(path: Path, write: Callable[[Path], None], refuse: Refusal, *, size:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what killed processes of this machine left of files that they were writing in a folder."""
+    for partial in folder.glob(".*.partial"):
+        pid = partial.name.split(".")[-2]
+        if pid.isdecimal() and Path("/proc/self").exists() and not Path(f"/proc/{pid}").exists():
+            partial.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The process's mask, read: to set it, even for a moment, would change what other threads write."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return int(next(line for line in lines if line.startswith("Umask")).split()[1], 8)
+    except (OSError, ValueError, StopIteration):
+        return 0o022
 
 
 def _synchronize(path: Path) -> None:

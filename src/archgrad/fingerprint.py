@@ -12,7 +12,7 @@ import functools
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
@@ -220,9 +220,8 @@ def _shape(tensor: Tensor) -> list[int]:
     return [] if nn.parameter.is_lazy(tensor) else list(tensor.shape)
 
 
-def of_items(dataset: Any, indices: Iterable[int]) -> str:
-    """A digest of some samples of a dataset; "drawn anew each time" where the first is not the same twice."""
-    chosen = list(indices)
-    if chosen and of_item(dataset[chosen[0]]) != of_item(dataset[chosen[0]]):
+def of_items(fetch: Callable[[int], Any], indices: Sequence[int]) -> str:
+    """A digest of some samples, got by `fetch`; "drawn anew each time" where the first is not the same twice."""
+    if len({of_item(fetch(index)) for index in [*indices[:1], *indices[:1]]}) > 1:
         return "drawn anew each time"
-    return digest(*(of_item(dataset[index]) for index in chosen))
+    return digest([of_item(fetch(index)) for index in indices])

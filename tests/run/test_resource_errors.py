@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import archgrad as ag
-from archgrad.errors import ResourceError, RunError
+from archgrad.errors import DataError, ModelError, ResourceError, RunError
 from archgrad.run.checkpointing import check_disk_space
 from archgrad.run.resource_errors import explain, watched
 from archgrad.run.run import Run
@@ -252,3 +252,64 @@ def test_a_folder_that_cannot_be_written_in_is_refused(place: str) -> None:
     run = Run(folder=place, device="cpu", progress=False)
     with pytest.raises(RunError, match="Choose a folder that can be written to"):
         run.begin("test", {})
+
+
+class Odd(torch.utils.data.Dataset[Any]):
+    """A dataset that raises at one sample."""
+
+    def __init__(self, error: BaseException, *, at: int) -> None:
+        self.error, self.at = error, at
+
+    def __len__(self) -> int:
+        return 200  # of which a fingerprint takes 32, and not the 13th
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index == self.at:
+            raise self.error
+        return torch.full((3,), float(index)), index % 2
+
+
+def trained_on(dataset: Any, folder: Path, network: nn.Module | None = None) -> None:
+    good = Odd(ValueError(), at=-1)
+    task = ag.Classification(dataset, good, Odd(ValueError(), at=-1), classes=2, batch_size=8)
+    ag.fit(network or nn.Linear(3, 2), task, ag.Run(steps=25, folder=folder, device="cpu", progress=False))
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), OSError("gone"), ZeroDivisionError(), NotImplementedError("no")])
+def test_what_a_dataset_raises_stays_and_says_where(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(type(error)) as caught:
+        trained_on(Odd(error, at=13), tmp_path)
+    assert caught.value is error and any("__getitem__" in str(entry) for entry in caught.traceback)
+    notes = " ".join(caught.value.__notes__)
+    assert "sample 13 of the dataset" in notes and "archgrad was in phase 'fit' at step" in notes
+    assert "The last good state is" in notes
+
+
+def test_a_stop_iteration_of_a_dataset_ends_no_loop_in_silence(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="StopIteration at sample 13"):
+        trained_on(Odd(StopIteration(), at=13), tmp_path)
+
+
+def test_an_error_of_forward_says_where_the_run_was(tmp_path: Path) -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.calls = nn.Linear(3, 2), 0
+
+        def forward(self, x: Tensor) -> Any:
+            self.calls += self.training
+            if self.calls > 3:
+                raise ZeroDivisionError("late")
+            return self.layer(x)
+
+    with pytest.raises(ZeroDivisionError, match="late") as caught:
+        trained_on(Odd(ValueError(), at=-1), tmp_path, Late())
+    assert "archgrad was in phase 'fit' at step" in " ".join(caught.value.__notes__)
+
+
+def test_one_sample_a_batch_before_batchnorm_is_refused_before_training(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    task = ag.Classification(Odd(ValueError(), at=-1), classes=2, batch_size=1)
+    with pytest.raises(ModelError, match="fails in training mode"):
+        ag.fit(network, task, ag.Run(steps=2, folder=tmp_path, device="cpu", progress=False))
+    assert not (tmp_path / "run.json").exists()

@@ -207,7 +207,7 @@ def test_kill_9_again_and_again_at_any_moment(tmp_path: Path, whole: Any) -> Non
     assert resumed(tmp_path / "run") == whole
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_exits(tmp_path: Path, whole: Any, number: int, status: int) -> None:
     folder = tmp_path / "run"
     assert ended(forked(folder, at("second", 7, number), checkpoint_seconds=1000.0)) == status

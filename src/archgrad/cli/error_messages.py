@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import sysconfig
@@ -67,7 +68,8 @@ def explained(error: BaseException) -> Failure | None:
     if message := _resources(error):
         return Failure(message, 2)
     if place:
-        return Failure(f"Your code raised {type(error).__name__}: {error} ({place}).", 2)
+        notes = " ".join(getattr(error, "__notes__", ()))
+        return Failure(f"Your code raised {type(error).__name__}: {error} ({place}). {notes}".rstrip(), 2)
     if isinstance(error, OSError):
         return Failure(f"{type(error).__name__}: {error}", 2)
     return None
@@ -89,10 +91,12 @@ def user_line(error: BaseException) -> str:
     """The innermost line of code that is neither ours nor a library's; empty where there is none."""
     place = ""
     while error:
-        for frame in traceback.extract_tb(error.__traceback__):
-            path = Path(frame.filename)
+        frames = [(frame.filename, str(frame.lineno)) for frame in traceback.extract_tb(error.__traceback__)]
+        # What a worker process raised comes as text.
+        for name, line in [*frames, *re.findall(r'File "([^"\n]+)", line (\d+), in ', str(error))]:
+            path = Path(name)
             if path.is_file() and not any(path.resolve().is_relative_to(own) for own in (_OURS, *_LIBRARIES)):
-                place = f"{frame.filename}, line {frame.lineno}"
+                place = f"{name}, line {line}"
         if error.__cause__ is None:
             break
         error = error.__cause__
@@ -101,16 +105,18 @@ def user_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """Let SIGTERM raise Stopped, outside of a run's loops too, where there is no step to wait for."""
+    """Let SIGTERM and SIGHUP raise Stopped, outside of a run's loops too, where there is no step to wait for."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before, report = signal.signal(signal.SIGTERM, _stop), sys.unraisablehook
+    report = sys.unraisablehook
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _stop) for number in numbers}
 
     def send_again(lost: sys.UnraisableHookArgs) -> None:
         # Python drops what is raised in a finalizer or in a callback of a weak reference.
         if isinstance(lost.exc_value, Stopped):
-            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            threading.Timer(0.01, os.kill, (os.getpid(), lost.exc_value.signal)).start()
         else:
             report(lost)
 
@@ -119,8 +125,9 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = report
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    raise Stopped("Stopped by SIGTERM.", number)
+    raise Stopped(f"Stopped by {signal.Signals(number).name}.", number)

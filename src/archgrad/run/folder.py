@@ -90,6 +90,7 @@ class RunFolder:
                 lock.close()
                 raise self._in_use(owner)
             time.sleep(0.1)
+        files.remove_partial(self.path)
         lock.truncate(0)
         lock.write(lock_text())
         lock.flush()

@@ -35,14 +35,21 @@ class Located(Protocol):
 def watched(run: Located) -> Iterator[None]:
     """Around a step: say where memory ran out or a worker died, what to reduce, and which state is the last good one.
 
-    Raises ResourceError.
+    Any other error of the user's code passes, with a note that says where the run was. Raises ResourceError.
     """
     try:
         yield
-    except (MemoryError, RuntimeError, OSError, EOFError) as error:
-        if isinstance(error, ArchgradError) or not (explanation := _explain(error)):
-            raise
-        raise ResourceError(f"{explanation} It happened {run.location}. {run.good_state}".rstrip()) from error
+    except ArchgradError:
+        raise
+    except Exception as error:
+        resources = isinstance(error, MemoryError | RuntimeError | OSError | EOFError)
+        if resources and (explanation := _explain(error)):
+            raise ResourceError(f"{explanation} It happened {run.location}. {run.good_state}".rstrip()) from error
+        # The error stays as it was raised, with its own traceback.
+        note = f"archgrad was {run.location}. {run.good_state}".rstrip()
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+        raise
 
 
 def _explain(error: BaseException) -> str:
@@ -61,6 +68,10 @@ def explain(error: BaseException) -> str:
         return f"The memory of the GPU ran out ({_first(text)}). Try {LESS}."
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "not enough memory" in text:
         return f"Memory ran out ({_first(text) or type(error).__name__}). Try {LESS}."
+    if isinstance(error, RuntimeError) and "DataLoader timed out" in text:
+        return (
+            f"A worker process of the data loader gave no batch in time ({_first(text)}). Give it a longer timeout."
+        )
     if (isinstance(error, RuntimeError) and "DataLoader worker" in text) or _broken_off(error):
         what = _first(text) or type(error).__name__
         return (

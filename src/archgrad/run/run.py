@@ -268,7 +268,7 @@ class Run:
                 than n.
 
         Raises:
-            Stopped: after SIGTERM or SIGINT.
+            Stopped: after SIGTERM, SIGINT or SIGHUP.
             RunError: the state cannot be saved or restored.
         """
         validation.phase(phase, time_fraction)

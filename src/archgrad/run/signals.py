@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a request to stop at the next step, instead of anywhere."""
+"""SIGINT, SIGTERM and SIGHUP as a request to stop at the next step, instead of anywhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Stopped(KeyboardInterrupt):
 
     Attributes:
         signal: which one.
-        exit_status: what the program should exit with: 130 for SIGINT, 143 for SIGTERM.
+        exit_status: what the program should exit with: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP.
 
     Example:
         >>> import signal, archgrad as ag
@@ -38,13 +38,15 @@ class SignalListener:
         self._handlers: dict[int, _Handler] = {}
 
     def start(self) -> None:
-        """Take over SIGINT and SIGTERM. Python allows that in the main thread only: elsewhere, do nothing."""
+        """Take over the three, but a SIGHUP that is ignored (nohup); only in the main thread, as Python demands."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 self._handlers[number] = signal.signal(number, self._note)
 
     def stop(self) -> None:
-        """Give both signals back to the handlers that they had."""
+        """Give the signals back to the handlers that they had."""
         while self._handlers:
             number, handler = self._handlers.popitem()
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -109,7 +109,7 @@ def folder(given: str | Path | None) -> Path | None:
     """The run's folder; the present one has to be meant."""
     if given == "":
         raise ConfigError('folder="" was given. Give a path ("." for the present folder), or None for no folder.')
-    return None if given is None else Path(given)
+    return None if given is None else Path(given).absolute()
 
 
 def tensorboard(wanted: bool, folder: Path | None) -> bool:

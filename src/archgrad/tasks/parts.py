@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
     DataLoader,
+    Dataset,
     DistributedSampler,
     IterableDataset,
     RandomSampler,
@@ -25,7 +26,7 @@ from torch.utils.data import (
 from archgrad.errors import DataError
 from archgrad.tasks.batch_order import Order, draw, order_of, sampled, shuffled
 from archgrad.tasks.samples import Samples, samples, unlabelled
-from archgrad.tasks.sources import DatasetSource, MemorySource, read_all
+from archgrad.tasks.sources import DatasetSource, MemorySource, seeded
 
 # A torch Dataset or DataLoader of samples, Samples, or a pair of arrays (x, y).
 Data = Any
@@ -158,6 +159,34 @@ def _drawable(loader: DataLoader[Any], name: str) -> tuple[Tensor, bool]:
     if len(indices) == 0:
         raise DataError(f"{name}: the sampler of the DataLoader draws nothing")
     return indices, False
+
+
+def read_all(dataset: Any, name: str) -> Dataset[Any]:
+    """The samples of an IterableDataset that has a length, read once into memory, in its order. Raises DataError."""
+    try:
+        length = len(dataset)
+    except TypeError as error:
+        raise DataError(
+            f"{name}: an IterableDataset without a length cannot be split, counted or resumed exactly; give it a "
+            f"__len__, or give a map-style Dataset (with __len__ and __getitem__)"
+        ) from error
+    with seeded(0):
+        items = list(itertools.islice(dataset, length + 1))
+    if len(items) != length:
+        more = "more" if len(items) > length else f"{len(items)}"
+        raise DataError(f"{name}: the IterableDataset gives {more} samples, its length is {length}; correct __len__")
+    return _Listed(items)
+
+
+class _Listed(Dataset[Any]):
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
 
 
 def targets(part: Part) -> Tensor:

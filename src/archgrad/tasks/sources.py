@@ -6,7 +6,6 @@ A batch is asked for by a key: the indices of its samples, and the seed of whate
 from __future__ import annotations
 
 import contextlib
-import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -239,15 +238,13 @@ class _Fetched(Dataset[Batch]):
     def __getitem__(self, key: Key) -> Batch:
         indices, seed = key
         with seeded(seed):
-            if hasattr(self.dataset, "__getitems__"):
-                items = self.dataset.__getitems__(indices)
-            else:
-                items = [self.dataset[index] for index in indices]
+            items = _items_of(self.dataset, indices)
             if self.labelled:
                 _checked(items[0])
             _refuse_holes(items)
             try:
-                batch = self.collate(items)
+                with _named(f"the batch of samples {indices[:10]}"):
+                    batch = self.collate(items)
             except (TypeError, RuntimeError, ValueError, LookupError, AttributeError) as error:
                 raise DataError(
                     f"the dataset's samples do not form a batch ({type(error).__name__}: {error}); return tensors of "
@@ -261,32 +258,27 @@ class _Fetched(Dataset[Batch]):
         return batch
 
 
-def read_all(dataset: Any, name: str) -> Dataset[Any]:
-    """The samples of an IterableDataset that has a length, read once into memory, in its order. Raises DataError."""
+def _items_of(dataset: Any, indices: list[int]) -> list[Any]:
+    """Samples of a user's dataset; an error in one says which it was."""
+    if hasattr(dataset, "__getitems__"):
+        with _named(f"samples {indices[:10]}"):
+            return list(dataset.__getitems__(indices))
+    items = []
+    for index in indices:
+        with _named(f"sample {index}"):
+            items.append(dataset[index])
+    return items
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
     try:
-        length = len(dataset)
-    except TypeError as error:
-        raise DataError(
-            f"{name}: an IterableDataset without a length cannot be split, counted or resumed exactly; give it a "
-            f"__len__, or give a map-style Dataset (with __len__ and __getitem__)"
-        ) from error
-    with seeded(0):
-        items = list(itertools.islice(dataset, length + 1))
-    if len(items) != length:
-        more = "more" if len(items) > length else f"{len(items)}"
-        raise DataError(f"{name}: the IterableDataset gives {more} samples, its length is {length}; correct __len__")
-    return _Listed(items)
-
-
-class _Listed(Dataset[Any]):
-    def __init__(self, items: list[Any]) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.items[index]
+        yield
+    except StopIteration as error:  # would end the loop over the batches in silence
+        raise DataError(f"the dataset raises StopIteration at {what}; return a sample, or correct __len__") from error
+    except Exception as error:
+        error.add_note(f"It was raised while archgrad fetched {what} of the dataset.")
+        raise
 
 
 def _unchanged(batch: Any) -> Any:
@@ -379,7 +371,7 @@ def _fingerprint_of(dataset: Any) -> str:
     targets = getattr(dataset, "targets", None)
     targets = targets if isinstance(targets, Tensor | np.ndarray | list) else ()
     spread = np.unique(np.linspace(0, len(dataset) - 1, min(ITEMS, len(dataset))).astype(int)).tolist()
-    return digest(len(dataset), targets, of_items(dataset, spread))
+    return digest(len(dataset), targets, of_items(lambda index: _items_of(dataset, [index])[0], spread))
 
 
 def _targets_of(dataset: Any) -> Any:

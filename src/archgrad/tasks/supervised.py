@@ -24,7 +24,7 @@ from archgrad.tasks.metrics import Metric, Score, Totals, checked_metrics, chose
 from archgrad.tasks.normalization import Normalization, normalized
 from archgrad.tasks.parts import Data, Part, check_parts, open_part, part_record, training_order
 from archgrad.tasks.splits import Split, divide, join, split_off
-from archgrad.tasks.task import Batch, Inputs, call, mapped, stable_seed, tensors
+from archgrad.tasks.task import Batch, Inputs, call, first, mapped, stable_seed, tensors
 
 PARTS = ("train", "valid", "test")
 
@@ -113,15 +113,15 @@ class Supervised:
             if data is not None or name == "train"
         }
         missing = [name for name in PARTS if name not in self._parts]
-        first = self._parts["train"]
+        train_part = self._parts["train"]
         check_parts(self._parts)
-        split.resolve(first.source)
+        split.resolve(train_part.source)
         if missing:
-            self._parts |= split_off(first, missing, fraction=split.valid_fraction, seed=split.seed)
-        self._batch_size: int | None = batch_size if first.batch_size is None else first.batch_size
-        if first.loader is not None:
-            self._batch_size = first.loader.batch_size
-        self._drawable = len(first.indices)
+            self._parts |= split_off(train_part, missing, fraction=split.valid_fraction, seed=split.seed)
+        self._batch_size: int | None = batch_size if train_part.batch_size is None else train_part.batch_size
+        if train_part.loader is not None:
+            self._batch_size = train_part.loader.batch_size
+        self._drawable = len(train_part.indices)
         self._order = training_order(self._parts["train"], self._batch_size, drawable=self._drawable)
         self._augment = tuple(augment)
         self.steps_per_epoch = self._order.steps
@@ -307,8 +307,9 @@ class Supervised:
         if samples > 1:
             with batch_checks.training(network), torch.enable_grad():
                 with batch_checks.explained("the network runs in evaluation mode and fails in training mode", batch):
-                    loss, _ = self._computed(network, batch)
-                batch_checks.check_loss(loss, network, samples=samples)
+                    count = min(samples, self._batch_size or samples)  # BatchNorm takes no batch of one sample
+                    loss, _ = self._computed(network, batch if count == samples else first(batch, count))
+                batch_checks.check_loss(loss, network, samples=count)
 
     def _warn_of_direction(self, network: nn.Module, batch: Batch) -> None:
         """A plain name as the score counts as higher; warn where the metric falls as the loss does."""

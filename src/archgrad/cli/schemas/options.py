@@ -35,7 +35,7 @@ class Options(BaseModel):
     # The heading that a group's options have in the help.
     panel: ClassVar[str] = "Run"
 
-    threads: int | None = Field(None, ge=1, description="CPU threads; default: what PyTorch takes.")
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; default: what PyTorch takes.")
 
     @field_validator("out", check_fields=False)
     @classmethod
