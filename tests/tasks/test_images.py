@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +21,10 @@ def save(path: Path, value: int = 100, *, mode: str = "RGB", size: tuple[int, in
     return path
 
 
-def two_classes(root: Path, count: int = 3) -> Path:
+def two_classes(root: Path, count: int = 3, *, first: int = 0) -> Path:
     for label, name in enumerate(("cat", "dog")):
         for index in range(count):
-            save(root / name / f"{index}.png", 10 * label + index)
+            save(root / name / f"{index}.png", first + 10 * label + index)
     return root
 
 
@@ -42,7 +45,7 @@ def test_flat_folder(tmp_path: Path) -> None:
 def test_folder_in_parts(tmp_path: Path, spelling: str) -> None:
     two_classes(tmp_path / "train")
     save(tmp_path / spelling / "dog" / "a.png", 50)
-    two_classes(tmp_path / "test", 2)
+    two_classes(tmp_path / "test", 2, first=60)
     parts = load(tmp_path)
     assert parts.valid is not None and parts.test is not None
     assert (len(parts.train), len(parts.valid), len(parts.test)) == (6, 1, 4)
@@ -225,3 +228,80 @@ def test_hugging_face_without_the_extra(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtra, match=r"datasets is not installed.*archgrad\[data\]"):
         load(tmp_path)
+
+
+def written(root: Path, write: Callable[[Path, int, int], object], *, suffix: str = ".tif") -> Path:
+    """Four images of each of two classes, which differ; `write(path, label, number)` writes one."""
+    for label, name in enumerate("ab"):
+        (root / name).mkdir(parents=True)
+        for number in range(4):
+            write(root / name / f"{number}{suffix}", label, number)
+    return root
+
+
+def values(label: int, number: int) -> np.ndarray[Any, Any]:
+    """Numbers in [0, 1], bright in class 1 and dark in class 0."""
+    drawn = np.random.default_rng(10 * label + number).random((6, 6))
+    return (0.6 * label + 0.4 * drawn).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("form", "scale", "low"),
+    [(np.float32, 1.0, 0.0), (np.float32, 255.0, 0.0), (np.float32, 65535.0, 0.0), (np.float32, 2.0, -1.0),
+     (np.int32, 255.0, 0.0), (np.int32, 65535.0, 0.0)],
+)  # fmt: skip
+def test_wide_greys_are_read_by_their_range(tmp_path: Path, form: Any, scale: float, low: float) -> None:
+    def write(path: Path, label: int, number: int) -> None:
+        Image.fromarray((values(label, number) * scale + low).astype(form)).save(path)
+
+    x = load(written(tmp_path, write)).train.x
+    assert x.dtype == torch.uint8
+    for label in range(2):
+        expected = np.stack([255 * values(label, number) for number in range(4)])
+        assert np.abs(x[4 * label : 4 * label + 4, 0].numpy() - expected).max() <= 1.5
+
+
+def test_a_shape_that_alpha_draws_is_seen(tmp_path: Path) -> None:
+    def write(path: Path, label: int, number: int) -> None:
+        pixels = np.zeros((6, 6, 4), np.uint8)
+        pixels[number, : 3 + label, 3] = 255
+        Image.fromarray(pixels).save(path)
+
+    x = load(written(tmp_path, write, suffix=".png")).train.x
+    assert int((x[0, 0] == 0).sum()) == 3 and int((x[4, 0] == 0).sum()) == 4
+
+
+def test_an_image_that_lies_on_its_side_is_turned(tmp_path: Path) -> None:
+    def write(path: Path, label: int, number: int) -> None:
+        image = Image.fromarray((255 * values(label, number)[:, :4]).astype(np.uint8))
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+
+    x = load(written(tmp_path, write, suffix=".png")).train.x
+    assert x.shape[2:] == (6, 4)
+    assert np.array_equal(x[5, 0].numpy(), (255 * values(1, 1)[:, :4]).astype(np.uint8))
+
+
+def test_what_is_left_out_and_what_parts_share_is_told(tmp_path: Path) -> None:
+    def write(path: Path, label: int, number: int) -> None:
+        Image.fromarray((255 * values(label, number)).astype(np.uint8)).save(path)
+
+    root = written(tmp_path / "set" / "train", write, suffix=".png")
+    (root / "a" / ".ipynb_checkpoints").mkdir()
+    shutil.copy(root / "a" / "0.png", root / "a" / ".ipynb_checkpoints" / "0-checkpoint.png")
+    assert len(load(tmp_path / "set").train) == 8
+    (root / "a" / "photo.heic").write_bytes(b"x")
+    (root / "b" / "linked").symlink_to(root / "a")
+    with pytest.warns(UserWarning, match=r"2 files or linked folders .*photo.heic, .*linked"):
+        load(tmp_path / "set")
+    (root / "a" / "photo.heic").unlink()
+    (root / "b" / "linked").unlink()
+    shutil.copytree(root, tmp_path / "set" / "test")
+    with pytest.warns(UserWarning, match="8 images are in more than one part"):
+        load(tmp_path / "set")
+    shutil.rmtree(tmp_path / "set" / "test")
+    for number in range(3):
+        Image.fromarray(np.full((6, 6), 255, np.uint8)).save(root / "a" / f"flat{number}.png")
+    with pytest.warns(UserWarning, match="3 of 11 images are black or white"):
+        load(tmp_path / "set")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import warnings
 from collections.abc import Iterable, Iterator
@@ -11,16 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from archgrad import files
 from archgrad.errors import DataError, MissingExtra
 from archgrad.tasks.datasets import KINDS, Parts
 from archgrad.tasks.samples import Samples, samples
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"})
 SPELLINGS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
 GREY = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "F"})
+# Images that no decoder of ours reads.
+_UNREAD = frozenset(
+    {".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".dng", ".psd", ".tga", ".ico", ".exr", ".dcm"}
+)
+# Greys whose values have no range of their own.
+_WIDE = ("I", "F")
+# EXIF's tag, and its values for an image that lies on its side.
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 # By content, whatever the name says: no other decoder of Pillow is reached, such as the one that calls Ghostscript.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 PIXELS = 2**26  # of one image: 8192 x 8192
@@ -162,18 +171,29 @@ def _pictures(root: Path, part: str) -> list[Picture]:
     if not folders:
         raise DataError(f"{root} has no class folders. Data may be {KINDS}")
     pictures: list[Picture] = []
+    left_out: list[Path] = []
     for folder in folders:
-        paths = sorted(
+        visible = [
             file
-            for file in folder.rglob("*")
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
-        )
+            for file in sorted(folder.rglob("*"))
+            if not any(part.startswith(".") or part == "__MACOSX" for part in file.relative_to(folder).parts)
+        ]
+        paths = [file for file in visible if file.suffix.lower() in SUFFIXES and file.is_file()]
+        taken = set(paths)
+        left_out += [f for f in visible if f not in taken and (f.suffix.lower() in _UNREAD or f.is_symlink())]
         if not paths:
             raise DataError(
                 f"{folder}: this class folder has no images ({', '.join(sorted(SUFFIXES))}); "
                 f"add some or remove the folder"
             )
         pictures += [Picture(str(file), part, folder.name, file) for file in paths]
+    if left_out:
+        names = ", ".join(map(str, left_out[:5])) + (", ..." if len(left_out) > 5 else "")
+        warnings.warn(
+            f"{len(left_out)} files or linked folders below {root} are no images that can be read, and are left out: "
+            f"{names}. Read are {', '.join(sorted(SUFFIXES))}",
+            stacklevel=4,
+        )
     return pictures
 
 
@@ -183,14 +203,23 @@ def _decode_all(
     """Decode into one uint8 array [N, C, H, W]; C is 1 where every image is grey, else 3."""
     headers: list[tuple[Picture, str, tuple[int, int]]] = []
     bad: list[str] = []
+    extremes: list[tuple[float, float]] = []
     for picture in pictures:
         try:
             with picture.open() as image:
-                headers.append((picture, image.mode, (image.height, image.width)))
+                # Asked for more, a PNG would be decoded.
+                has_exif = image.format == "TIFF" or "exif" in image.info
+                turned = has_exif and image.getexif().get(_ORIENTATION) in _TURNED
+                sides = (image.width, image.height) if turned else (image.height, image.width)
+                mode = image.mode
+                if mode in _WIDE:
+                    extremes.append(_extremes(image))
+                headers.append((picture, mode, sides))
         except UNREADABLE:
             bad.append(picture.name)
     _refuse_bad(bad, len(pictures), skip_corrupt)
     height, width = _common_size(headers, size)
+    span = _span(extremes)
     grey = all(mode in GREY for _, mode, _ in headers)
     files.refuse_more_than_free(place, len(headers) * height * width * (1 if grey else 3), DataError)
     pixels = np.empty((len(headers), height, width) if grey else (len(headers), height, width, 3), np.uint8)
@@ -198,7 +227,7 @@ def _decode_all(
     for picture, _, _ in headers:
         try:
             with picture.open() as image, _quiet():
-                pixels[len(kept)] = _decode(image, "L" if grey else "RGB", (height, width))
+                pixels[len(kept)] = _decode(image, "L" if grey else "RGB", (height, width), span=span)
             kept.append(picture)
         except UNREADABLE:
             bad.append(picture.name)
@@ -213,6 +242,7 @@ def _decode_all(
             # Pictures come part by part, so that a part is a slice and nothing is copied twice.
             inputs = pixels[rows[0] : rows[-1] + 1] if rows else pixels[:0]
             found[part] = samples(inputs, labels, class_names=class_names, part=part)
+    _warn_of_content(kept, pixels)
     train = replace(found["train"], skipped=tuple(bad))
     return Parts(train, found.get("valid"), found.get("test"))
 
@@ -245,17 +275,65 @@ def _common_size(headers: list[tuple[Picture, str, tuple[int, int]]], size: Size
     return next(iter(example))
 
 
-def _decode(image: Image.Image, mode: str, shape: tuple[int, int]) -> np.ndarray[Any, Any]:
+def _extremes(image: Image.Image) -> tuple[float, float]:
+    """The lowest and the highest value of an image whose values have no range of their own."""
+    values = np.asarray(image)
+    if not np.isfinite(values).all():
+        raise ValueError("NaN or infinite pixels")
+    return float(values.min()), float(values.max())
+
+
+def _span(extremes: list[tuple[float, float]]) -> tuple[float, float]:
+    """The values that become 0 and 255, for all images alike: of the usual ranges the first that holds them."""
+    low, high = min((low for low, _ in extremes), default=0.0), max((high for _, high in extremes), default=1.0)
+    whole = next((top for top in (1.0, 255.0, 65535.0) if high <= top), high)
+    if low < 0:
+        return (-whole, whole) if low >= -whole else (low, high)
+    return 0.0, whole
+
+
+def _decode(
+    image: Image.Image, mode: str, shape: tuple[int, int], *, span: tuple[float, float]
+) -> np.ndarray[Any, Any]:
     image.load()
-    if image.mode.startswith("I"):
+    image = ImageOps.exif_transpose(image)
+    if image.mode in _WIDE:
+        values = (np.asarray(image).astype(np.float64) - span[0]) / (span[1] - span[0])
+        image = Image.fromarray((255 * values).round().astype(np.uint8))
+    elif image.mode.startswith("I"):
         # Pillow's own conversion clips 16-bit greys at 255 instead of scaling them.
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
+    if image.mode in ("RGBA", "LA") and len(set(image.getchannel("A").getextrema())) > 1:
+        # What is transparent shows white, so that a shape that alpha alone draws is seen.
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image.convert(mode)
     if (image.height, image.width) != shape:
         image = image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
     return np.asarray(image)
+
+
+def _warn_of_content(kept: list[Picture], pixels: np.ndarray[Any, Any]) -> None:
+    """Warn of images that are black or white all over, and of images that two parts share."""
+    flat = sum(bool(image.min() == image.max()) and int(image.flat[0]) in (0, 255) for image in pixels)
+    if flat >= 3 and 10 * flat >= len(kept):
+        warnings.warn(f"{flat} of {len(kept)} images are black or white all over; look at them", stacklevel=5)
+    if len({picture.part for picture in kept}) < 2:
+        return
+    parts: dict[bytes, set[str]] = {}
+    shared = list[str]()
+    for picture, image in zip(kept, pixels, strict=True):
+        of = parts.setdefault(hashlib.blake2b(image.tobytes(), digest_size=16).digest(), set())
+        of.add(picture.part)
+        shared += [picture.name] if len(of) > 1 else []
+    if shared:
+        more = ", ..." if len(shared) > 5 else ""
+        warnings.warn(
+            f"{len(shared)} images are in more than one part, so that scores are too good: "
+            f"{', '.join(shared[:5])}{more}. Keep each in one part",
+            stacklevel=5,
+        )
 
 
 def _refuse_bad(bad: list[str], total: int, skip_corrupt: bool) -> None:
