@@ -65,6 +65,8 @@ def test_any_text_is_a_limit_or_refused(value: str) -> None:
 
 def test_augmentations_are_read() -> None:
     assert augmentations("flip, crop=4,cutout=8") == [("flip", None), ("crop", 4), ("cutout", 8)]
+    others = ["rotate", "brightness", "time_mask", "frequency_mask"]
+    assert augmentations(",".join(f"{name}=3" for name in others)) == [(name, 3) for name in others]
     assert augmentations("") == []
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from archgrad.errors import DataError
-from archgrad.tasks.augmentation import Augmentation, crop, cutout, flip
+from archgrad.tasks.augmentation import Augmentation, brightness, crop, cutout, flip, mask, rotate
 
 
 def generator(seed: int) -> torch.Generator:
@@ -86,3 +86,42 @@ def test_refuses_other_shapes_and_sizes() -> None:
         crop(0)
     with pytest.raises(DataError, match="size is a whole number"):
         cutout(2.5)  # type: ignore[arg-type]
+
+
+def test_rotation_turns_about_the_center_by_at_most_its_angle() -> None:
+    x, center = torch.zeros(200, 1, 9, 15), torch.zeros(200, 1, 9, 15)
+    center[:, 0, 4, 7] = 1.0
+    x[:, 0, 4, 13] = 1.0  # six columns beside it
+    assert torch.allclose(rotate(30)(center, torch.Generator())[:, 0, 4, 7], torch.ones(200), atol=1e-5)
+    turned = rotate(30)(x, torch.Generator().manual_seed(0))[:, 0]
+    rows, columns = torch.arange(9.0)[:, None] - 4, torch.arange(15.0)[None] - 7
+    weight = turned.sum((1, 2))
+    place = torch.stack([(turned * rows).sum((1, 2)), (turned * columns).sum((1, 2))], 1) / weight[:, None]
+    angle = torch.atan2(place[:, 0], place[:, 1]).rad2deg()
+    assert torch.allclose(place.norm(dim=1), torch.full((200,), 6.0), atol=0.3)
+    assert angle.abs().max() <= 31
+    assert angle.abs().max() > 25
+    assert angle.min() < -20 < 20 < angle.max()
+
+
+def test_brightness_is_one_factor_an_image() -> None:
+    x = torch.rand(300, 2, 3, 4) + 0.5
+    ratio = brightness(25)(x, torch.Generator().manual_seed(0)) / x
+    assert torch.allclose(ratio, ratio[:, :1, :1, :1].expand_as(ratio), atol=1e-5)
+    factors = ratio[:, 0, 0, 0]
+    assert 0.75 <= factors.min() < 0.77
+    assert 1.23 < factors.max() <= 1.25
+
+
+@pytest.mark.parametrize(("axis", "length"), [("time", 9), ("frequency", 5)])
+def test_masks_are_bands_of_every_width_at_every_place(axis: str, length: int) -> None:
+    masked = mask(3, axis=axis)(torch.ones(2000, 2, 5, 9), torch.Generator().manual_seed(0))
+    lines = masked[:, 0, 0] if axis == "time" else masked[:, 0, :, 0]
+    full = lines[:, None, None, :] if axis == "time" else lines[:, None, :, None]
+    assert torch.equal(masked, full.expand_as(masked))
+    widths = (1 - lines).sum(1)
+    assert set(widths.tolist()) == {0.0, 1.0, 2.0, 3.0}
+    edges = (lines.diff(dim=1) != 0).sum(1) + (lines[:, 0] == 0) + (lines[:, -1] == 0)
+    assert edges[widths > 0].unique().tolist() == [2], "one band"
+    assert ((1 - lines).sum(0) > 0).all(), "everywhere"
+    assert lines.shape[1] == length

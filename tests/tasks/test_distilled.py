@@ -320,3 +320,12 @@ def test_a_teacher_whose_weights_are_computed_before_each_call() -> None:
     teacher = nn.Sequential(prune.l1_unstructured(nn.Linear(6, 3), "weight", amount=0.5))
     distilled = Distilled(classes(), teacher)
     torch.testing.assert_close(distilled.teacher(X), teacher(X))
+
+
+@pytest.mark.parametrize("loss", [nn.functional.mse_loss, nn.functional.l1_loss, nn.functional.smooth_l1_loss])
+def test_outputs_that_a_loss_would_stretch_are_refused(loss: Callable) -> None:
+    x = torch.rand(20, 4)
+    task = ag.Supervised((x, x.sum(1, keepdim=True)), loss=nn.functional.mse_loss)
+    with pytest.raises(ModelError, match=r"the loss of distillation fails.*Using a target size"):
+        ag.Distilled(task, nn.Linear(4, 3), loss=loss).check(nn.Linear(4, 1))
+    ag.Distilled(task, nn.Linear(4, 1), loss=loss).check(nn.Linear(4, 1))

@@ -560,3 +560,12 @@ def test_options_of_the_wrong_kind_are_refused() -> None:
         ag.Supervised(data, loss=nn.functional.mse_loss, split=3)
     with pytest.raises(DataError, match=r"augment=\[3\]: give functions"):
         ag.Supervised(data, loss=nn.functional.mse_loss, augment=[3])
+
+
+def test_batches_of_one_are_tried_as_they_will_be_trained() -> None:
+    x = torch.rand(20, 4)
+    task = ag.Supervised((x, x.sum(1, keepdim=True)), loss=nn.functional.mse_loss, batch_size=1)
+    network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    with pytest.raises(ModelError, match="runs in evaluation mode and fails in training mode"):
+        task.check(network)
+    task.check(nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 1)))

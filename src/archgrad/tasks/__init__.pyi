@@ -1,4 +1,11 @@
-from .augmentation import crop as crop, cutout as cutout, flip as flip
+from .augmentation import (
+    brightness as brightness,
+    crop as crop,
+    cutout as cutout,
+    flip as flip,
+    mask as mask,
+    rotate as rotate,
+)
 from .classification import Classification as Classification
 from .data_path import load as load
 from .datasets import digits as digits

@@ -6,8 +6,10 @@ same generator gives the same pictures wherever the batch lies.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -119,6 +121,83 @@ def cutout(size: int) -> Augmentation:
     return Augmentation(f"cutout({size})", function)
 
 
+def rotate(degrees: int) -> Augmentation:
+    """Turn each image [B, C, H, W] about its center by an angle drawn evenly from -degrees to degrees.
+
+    What comes in from outside is zero. Values are interpolated linearly. Raises DataError.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> from archgrad.tasks.augmentation import rotate
+        >>> rotate(10)(torch.ones(2, 3, 8, 8), torch.Generator()).shape
+        torch.Size([2, 3, 8, 8])
+    """
+    _check_size("rotate", "degrees", degrees)
+
+    def function(x: Tensor, generator: torch.Generator) -> Tensor:
+        angle = math.radians(degrees) * (2 * _uniform(like=x, generator=generator) - 1)
+        height, width = x.shape[-2:]
+        zero, sine, cosine = torch.zeros_like(angle), angle.sin(), angle.cos()
+        # In coordinates from -1 to 1 on both axes, whatever the sides.
+        rows = [cosine, -sine * height / width, zero, sine * width / height, cosine, zero]
+        theta = torch.stack(rows, dim=1).view(-1, 2, 3).to(x.dtype)
+        grid = functional.affine_grid(theta, list(x.shape), align_corners=False)
+        return functional.grid_sample(x, grid, align_corners=False)
+
+    return Augmentation(f"rotate({degrees})", function)
+
+
+def brightness(percent: int) -> Augmentation:
+    """Multiply each image [B, C, H, W] by a factor drawn evenly from 1 - percent / 100 to 1 + percent / 100.
+
+    Of normalized images this is contrast about their mean color. Raises DataError.
+
+    Example:
+        >>> import torch
+        >>> from archgrad.tasks.augmentation import brightness
+        >>> x = brightness(20)(torch.ones(50, 1, 2, 2), torch.Generator().manual_seed(0))
+        >>> bool((x >= 0.8).all() and (x <= 1.2).all() and x.std() > 0)
+        True
+    """
+    _check_size("brightness", "percent", percent)
+
+    def function(x: Tensor, generator: torch.Generator) -> Tensor:
+        factor = 1 + percent / 100 * (2 * _uniform(like=x, generator=generator) - 1)
+        return x * factor.to(x.dtype)[:, None, None, None]
+
+    return Augmentation(f"brightness({percent})", function)
+
+
+def mask(size: int, *, axis: Literal["time", "frequency"] = "time") -> Augmentation:
+    """Set a band of up to `size` columns (time) or rows (frequency) of each spectrogram [B, C, F, T] to zero.
+
+    Park and others 2019, SpecAugment. Width and place are drawn for each. Raises DataError.
+
+    Example:
+        >>> import torch
+        >>> from archgrad.tasks.augmentation import mask
+        >>> x = mask(3)(torch.ones(50, 1, 4, 9), torch.Generator().manual_seed(0))
+        >>> int((1 - x[:, 0, 0]).sum(1).max())
+        3
+    """
+    _check_size("mask", "size", size)
+
+    def function(x: Tensor, generator: torch.Generator) -> Tensor:
+        length = x.shape[-1] if axis == "time" else x.shape[-2]
+        width = _integers(min(size, length) + 1, like=x, generator=generator)[:, None]
+        start = (_uniform(like=x, generator=generator)[:, None] * (length - width + 1)).long()
+        place = torch.arange(length, device=x.device)
+        band = (place >= start) & (place < start + width)
+        return x.masked_fill(band[:, None, None, :] if axis == "time" else band[:, None, :, None], 0)
+
+    return Augmentation(f"mask({size}, axis={axis!r})", function)
+
+
+def _uniform(*, like: Tensor, generator: torch.Generator) -> Tensor:
+    """One number in [0, 1) for each image of `like`."""
+    return torch.rand(like.shape[0], generator=generator, device=generator.device).to(like.device)
+
+
 def _integers(high: int, *, like: Tensor, generator: torch.Generator) -> Tensor:
     """One integer in [0, high) for each image of `like`."""
     drawn = torch.randint(high, (like.shape[0],), generator=generator, device=generator.device)
@@ -127,6 +206,4 @@ def _integers(high: int, *, like: Tensor, generator: torch.Generator) -> Tensor:
 
 def _check_size(name: str, option: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise DataError(
-            f"{name}({option}={value!r}): {option} is a whole number of pixels, at least 1, e.g. {name}(4)"
-        )
+        raise DataError(f"{name}({option}={value!r}): {option} is a whole number, at least 1, e.g. {name}(4)")

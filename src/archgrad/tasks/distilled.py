@@ -11,7 +11,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from archgrad.copy_and_run import copied, evaluating
 from archgrad.errors import ConfigError, ModelError
 from archgrad.fingerprint import described
 from archgrad.tasks import batch_checks
-from archgrad.tasks.losses import Loss, per_sample
+from archgrad.tasks.losses import Loss, per_sample, unstretched
 from archgrad.tasks.supervised import Supervised
 from archgrad.tasks.task import (
     Batch,
@@ -272,7 +272,7 @@ class Distilled:
         if self._loss is not None:
             function = self._each if each and self._each is not None else self._loss
             with batch_checks.explained("the loss of distillation fails", (call.output, answer)):
-                distances.append(function(call.output, answer))
+                distances.append(unstretched(function, call.output, answer))
             if not isinstance(distances[-1], Tensor):
                 raise ConfigError(
                     f"Distilled(loss=) gives {batch_checks.described(distances[-1])}; give a scalar tensor []"
@@ -294,11 +294,13 @@ class Distilled:
         return self.temperature**2 * (divergence.flatten(1).mean(1) if divergence.ndim > 1 else divergence)
 
 
-class _Call:
+class _Call(NamedTuple):
     """What a network was called with, what it gave, and the features of some of its layers."""
 
-    def __init__(self, args: Any, kwargs: Any, output: Any, layers: dict[str, Tensor]) -> None:
-        self.args, self.kwargs, self.output, self.layers = args, kwargs, output, layers
+    args: Any
+    kwargs: Any
+    output: Any
+    layers: dict[str, Tensor]
 
 
 def _has_logits(task: Task) -> bool:

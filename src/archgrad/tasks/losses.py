@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -60,3 +61,13 @@ def per_sample(loss: Loss) -> Loss | None:
         return flat * (loss(output, target) / flat.mean()).detach().nan_to_num(nan=1.0)
 
     return losses
+
+
+def unstretched(function: Loss, output: Any, answer: Any) -> Tensor:
+    """The loss; torch's own only warn of shapes that they stretch to fit."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Using a target size", UserWarning)
+        try:
+            return function(output, answer)
+        except UserWarning as error:
+            raise ValueError(str(error)) from error

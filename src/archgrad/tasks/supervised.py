@@ -305,6 +305,8 @@ class Supervised:
             if self._undirected:
                 self._warn_of_direction(network, batch)
         if samples > 1:
+            if self._batch_size == 1:  # where BatchNorm has nothing to average over
+                samples, batch = 1, mapped(lambda tensor: tensor.to(device), self._fetch("train", 0, 1))
             with batch_checks.training(network), torch.enable_grad():
                 with batch_checks.explained("the network runs in evaluation mode and fails in training mode", batch):
                     count = min(samples, self._batch_size or samples)  # BatchNorm takes no batch of one sample

@@ -163,7 +163,7 @@ def train(
     ramp = DropPathRamp(network, recipe.drop_path) if recipe.drop_path else None
     averaged = moving_average(network, recipe.average) if recipe.average else None
     per_epoch = steps_per_epoch(task, recipe.accumulate)
-    epochs = EpochScores(network, task, run, per_epoch, keep=recipe.best_epoch) if scored else None
+    epochs = EpochScores(network, task, per_epoch, keep=recipe.best_epoch) if scored else None
     extra = {name: part for name, part in (("averaged", averaged), ("epochs", epochs)) if part is not None}
     run.register_state(network=network, optimizer=optimizer, **extra)
 
@@ -183,7 +183,7 @@ def train(
         if ramp:
             ramp.undo()
     if epochs and steps:
-        epochs.end()
+        run.log(epochs.end())
     if recipe.average and averaged:
         _take_average(network, averaged, task, run, decay=recipe.average)
 
@@ -208,13 +208,13 @@ class EpochScores:
     Args:
         network: that is trained.
         task: gives the scores.
-        run: logs them.
         steps_per_epoch: of the optimizer.
         keep: score each epoch, and keep the weights of the best one, the first of several equals.
     """
 
-    def __init__(self, network: nn.Module, task: Task, run: Run, steps_per_epoch: int, *, keep: bool) -> None:
-        self.network, self.task, self.run, self.keep = network, task, run, keep
+    def __init__(self, network: nn.Module, task: Task, steps_per_epoch: int, *, keep: bool) -> None:
+        # It holds no run, which holds it: an abandoned run lets go of its folder at once.
+        self.network, self.task, self.keep = network, task, keep
         sizes = [(description(task).get(part) or {}).get("size", 1) for part in ("valid", "train")]
         self.interval = steps_per_epoch * (1 if keep else math.ceil(sizes[0] / max(1, sizes[1])))
         self.score = math.nan
@@ -224,11 +224,12 @@ class EpochScores:
         """Before each epoch but the first: score the network as the last epoch has left it."""
         return self._score() if step and step % self.interval == 0 else {}
 
-    def end(self) -> None:
+    def end(self) -> dict[str, float]:
         """Score the last epoch, then put the best weights into the network where they were kept."""
-        self.run.log(self._score())
+        figures = self._score()
         if self.keep:
             self.network.load_state_dict(self.weights)
+        return figures
 
     def _score(self) -> dict[str, float]:
         figures = evaluate(self.task, self.network)

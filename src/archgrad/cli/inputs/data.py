@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from archgrad.cli.inputs import user_code
@@ -11,12 +12,25 @@ from archgrad.cli.schemas.configuration import is_code
 from archgrad.cli.schemas.options import BatchOptions, ImageOptions, augmentations
 from archgrad.cli.schemas.task import METRICS, TaskOptions, class_weights, normalization
 from archgrad.errors import ConfigError, DataError
-from archgrad.tasks import Classification, Samples, crop, cutout, data_path, flip
+from archgrad.tasks import (
+    Classification,
+    Samples,
+    brightness,
+    crop,
+    cutout,
+    data_path,
+    flip,
+    mask,
+    rotate,
+)
 from archgrad.tasks.sources import seeded
 from archgrad.tasks.supervised import PARTS, Augment
 from archgrad.tasks.task import Task, require
 
-_AUGMENTATIONS = {"crop": crop, "cutout": cutout}
+_AUGMENTATIONS: dict[str, Callable[[int], Augment]] = {
+    "crop": crop, "cutout": cutout, "rotate": rotate, "brightness": brightness, "time_mask": mask,
+    "frequency_mask": functools.partial(mask, axis="frequency"),
+}  # fmt: skip
 
 
 def load_task(options: TaskOptions) -> Task:
@@ -105,7 +119,7 @@ def _metric(name: str | None, train: object) -> tuple[dict[str, Any], str | None
 
 
 def _augment(text: str) -> Sequence[Augment]:
-    return [flip() if pixels is None else _AUGMENTATIONS[name](pixels) for name, pixels in augmentations(text)]
+    return [flip() if size is None else _AUGMENTATIONS[name](size) for name, size in augmentations(text)]
 
 
 def _from_code(name: str) -> Task:

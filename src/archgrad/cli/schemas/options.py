@@ -23,7 +23,10 @@ SPACES = ("darts", "nasbench201", "mobile")
 TABLE_DATA = ("cifar10", "cifar100", "imagenet16_120")
 # What switches an option off, where that is not --no-NAME.
 NEGATIVES = {"pretrained": "--retrain", "factorized": "--published"}
-AUGMENTATIONS = "flip, crop=PIXELS and cutout=PIXELS, joined by commas: flip,crop=4,cutout=8"
+AUGMENTATIONS = (
+    "flip, crop=PIXELS, cutout=PIXELS, rotate=DEGREES, brightness=PERCENT, and of spectrograms time_mask=COLUMNS and "
+    "frequency_mask=ROWS, joined by commas: flip,crop=4,cutout=8"
+)
 
 
 class Options(BaseModel):
@@ -183,10 +186,10 @@ def named_space(text: str) -> str:
 
 
 def augmentations(text: str) -> list[tuple[str, int | None]]:
-    """Read augmentations such as flip,crop=4: their names and pixels. Raises ConfigError."""
+    """Read augmentations such as flip,crop=4: their names and sizes. Raises ConfigError."""
     parsed: list[tuple[str, int | None]] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
-        match = re.fullmatch(r"flip|(?:(crop|cutout)=([1-9]\d*))", part)
+        match = re.fullmatch(r"flip|(?:(crop|cutout|rotate|brightness|time_mask|frequency_mask)=([1-9]\d*))", part)
         if not match:
             raise ConfigError(f"augment={text!r}: {part!r} is not understood. Allowed are {AUGMENTATIONS}")
         parsed.append((match[1], int(match[2])) if match[1] else ("flip", None))
