@@ -211,7 +211,7 @@ class Noisy(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A recurrent layer reads and writes: neither side can be cut."""
+    """A recurrent layer between linear ones."""
 
     def __init__(self) -> None:
         super().__init__()

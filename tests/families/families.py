@@ -233,7 +233,7 @@ AWKWARD = [
     Family("split", awkward.split, {"blocks.1.0": 10}, more=True),
     Family("scaled", awkward.scaled, {"blocks.1.0": 10}, more=True),
     Family("noisy", awkward.Noisy, {"first.0": 8, "second.0": 10}, steady=False),
-    Family("recurrent", awkward.Recurrent, {"middle": 12}, ("inlet", "head"), shapes=((7, 6),)),
+    Family("recurrent", awkward.Recurrent, {"inlet": 8, "gru": 7, "middle": 12}, ("head",), shapes=((7, 6),)),
 ]
 
 FAMILIES = [*CONVOLUTIONAL, *TRANSFORMERS, *AWKWARD]

@@ -19,9 +19,11 @@ class Coupling:
 
     Attributes:
         module: path of the module in the network ("" is the network itself).
-        side: "in", "out" or "heads"; "branch" where the whole module goes with the gate's only entry.
+        side: "in", "out" or "heads", with a name behind it where a module has several ("in weight_hh_l0"); "branch"
+            where the whole module goes with the gate's only entry.
         places: [channels of that side], the gate entry that each channel belongs to, or -1 for none.
-        tensors: (name, dimension) of the module's tensors that are cut along this side.
+        tensors: (name, dimension) of the module's tensors that are cut along this side; one that is several times
+            as long has all its channels several times (the blocks of an LSTM's weights).
         counts: integer attributes of the module that shrink in proportion.
         selects: the module's input keeps all channels: once cut, the module selects those that it reads.
     """
@@ -32,6 +34,16 @@ class Coupling:
     tensors: tuple[tuple[str, int], ...] = ()
     counts: tuple[str, ...] = ()
     selects: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The side without a name behind it."""
+        return kind_of(self.side)
+
+
+def kind_of(side: str) -> str:
+    """A side without the name behind it: "in" of "in weight_hh_l0"."""
+    return side.partition(" ")[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +93,9 @@ def remove_channels(
     for (path, _), (member, mask) in sides.items():
         if not bool(mask.all()):
             _cut(network.get_submodule(path), member, mask)
+    for path in dict.fromkeys(path for path, _ in sides):
+        if isinstance(layer := network.get_submodule(path), nn.RNNBase):
+            layer._init_flat_weights()  # its kernels take all weights as one list
     # Last, since this changes the paths of the layers.
     for (path, _), (member, mask) in sides.items():
         if member.selects and not bool(mask.all()):
@@ -93,7 +108,8 @@ def _cut(module: nn.Module, member: Coupling, mask: Tensor) -> None:
         tensor = getattr(module, name, None)
         if tensor is None:
             continue
-        smaller = tensor.detach().index_select(dim, index.to(tensor.device))
+        every = mask.repeat(tensor.shape[dim] // len(mask)).nonzero().flatten()
+        smaller = tensor.detach().index_select(dim, every.to(tensor.device))
         if isinstance(tensor, nn.Parameter):
             setattr(module, name, nn.Parameter(smaller, requires_grad=tensor.requires_grad))
         else:

@@ -292,6 +292,18 @@ def _concerns(member: Coupling, tensor: str, *, grouped: bool) -> bool:
     return not member.side.startswith("param") and not (grouped and member.side == "in")
 
 
+def _by_weight(space: nn.Module, path: str, value: float) -> Iterator[tuple[str, str, float]]:
+    """The work of one module; that of a recurrent layer in parts, since each of its weights has sides of its own."""
+    module = space.get_submodule(path)
+    if not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        yield path, "", value
+        return
+    names = module._flat_weights_names if isinstance(module, nn.RNNBase) else ["weight_ih", "weight_hh"]
+    sizes = {name: getattr(module, name).numel() for name in names if name.startswith("weight")}
+    for name, size in sizes.items():  # each is used once a step
+        yield path, name, value * size / sum(sizes.values())
+
+
 @checked
 @dataclass(frozen=True)
 class Macs(Limitable):
@@ -333,7 +345,8 @@ class Macs(Limitable):
         everything = {n: torch.ones(c.size) for n, c in decisions(space).items() if not isinstance(c, Gate)}
         with using(space, everything):
             amounts = macs_by_module(space, self.example)
-        return Counter(space, [(path, "", value) for path, value in amounts.items()])
+        terms = [term for path, value in amounts.items() for term in _by_weight(space, path, value)]
+        return Counter(space, terms)
 
 
 @dataclass(frozen=True)

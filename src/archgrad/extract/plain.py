@@ -136,3 +136,5 @@ def _without_gates(module: nn.Module) -> None:
     parameters = module._parameters
     for name in [n for n in order if n in parameters] + [n for n in parameters if n not in order]:
         parameters[name] = parameters.pop(name)
+    if isinstance(module, nn.RNNBase):
+        module._init_flat_weights()  # the list of weights for its kernels

@@ -86,7 +86,7 @@ def importance(
         require(task, method="importance")
         moments = _read_moments(space, whole, task, _batches(space, task, batches, seed))
         return _relative(space, whole, functools.partial(_variance, moments))
-    return _relative(space, whole, _weight_magnitude if criterion == "magnitude" else _norm_scale)
+    return _relative(space, whole, weight_magnitude if criterion == "magnitude" else _norm_scale)
 
 
 @checked
@@ -211,14 +211,17 @@ def _relative(
     return scores
 
 
-def _weight_magnitude(layer: nn.Module, side: Coupling) -> Tensor | None:
+def weight_magnitude(layer: nn.Module, side: Coupling) -> Tensor | None:
     """Mean |w| of what makes each channel; where a gate stands on the network's inputs, of what reads it."""
-    weight = getattr(layer, "weight", None)
-    dims = [dim for name, dim in side.tensors if name == "weight"]
-    makes = side.selects or side.side in ("out", "heads")
-    if not makes or not dims or not isinstance(weight, Tensor) or weight.dim() < 2:
+    if not (side.selects or side.kind in ("out", "heads")):
         return None
-    return weight.abs().movedim(dims[0], 0).flatten(1).mean(1)
+    named = [(getattr(layer, name, None), dim) for name, dim in side.tensors if name.startswith("weight")]
+    # A weight in blocks, as of an LSTM, makes each channel several times.
+    means = [
+        weight.detach().abs().movedim(dim, 0).flatten(1).mean(1).view(-1, len(side.places)).mean(0)
+        for weight, dim in named if isinstance(weight, Tensor) and weight.dim() > 1
+    ]  # fmt: skip
+    return torch.stack(means).mean(0) if means else None
 
 
 def _norm_scale(layer: nn.Module, side: Coupling) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from archgrad.choices.modules import Gate
 from archgrad.costs.count import Macs, Params
 from archgrad.extract.discretize import draw_anew
+from archgrad.gates.importance import weight_magnitude
 from archgrad.gates.selection import gates
 
 
@@ -95,12 +96,10 @@ def _magnitude(space: nn.Module, gate: Gate) -> Tensor:
         return torch.ones(1)
     total = torch.zeros(gate.size)
     for member in gate.couplings:
-        makes_entries = member.selects or member.side in ("out", "heads")
-        dims = [dim for name, dim in member.tensors if name == "weight"]
-        weight = getattr(space.get_submodule(member.module), "weight", None)
-        if not makes_entries or not dims or not isinstance(weight, Tensor) or weight.dim() < 2:
+        each = weight_magnitude(space.get_submodule(member.module), member)
+        if each is None:
             continue
-        each = weight.detach().abs().movedim(dims[0], 0).flatten(1).mean(1).cpu()
+        each = each.cpu()
         inside = member.places >= 0
         sums = torch.zeros(gate.size).index_add(0, member.places[inside], each[inside])
         total += sums / sums.mean()

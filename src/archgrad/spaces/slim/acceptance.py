@@ -160,6 +160,8 @@ def _slopes(trial: Trial, removals: Sequence[Removal], number: int) -> dict[str,
     factors: dict[str, list[Tensor]] = {}
     handles = []
     for removal, member in readers(network, removals):
+        if member.side != "in":  # of one weight among several, which no factor on the layer's input stands for
+            continue
         factor = torch.ones(len(member.places), dtype=trial.dtype, requires_grad=True)
         factors.setdefault(removal.name, []).append(factor)
         handles.append(_scale_input(network.get_submodule(member.module), factor))

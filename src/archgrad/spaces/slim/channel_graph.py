@@ -15,20 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
-from archgrad.choices.channels import Coupling
+from archgrad.choices.channels import Coupling, kind_of
 from archgrad.spaces.slim.dependency import Components, Labels, Shadow, Unflattening, Walk
+from archgrad.spaces.slim.layer_sides import LAYERS, NORMS, cuts, has_sides, sides_of, width_of
 from archgrad.spaces.slim.operators import rule_of
+from archgrad.spaces.slim.recurrent import Packing, is_recurrent, recurrent_hooks, tie_units
 from archgrad.spaces.slim.seeded_run import computed_weights, plain_kernels, run, tensors_of
 
 Side = tuple[str, str]  # (module path, side)
-LAYERS = (_ConvNd, nn.Linear)
-NORMS = (_NormBase, nn.GroupNorm)
-# Layers whose channels can be cut out with their integer attributes.
-CUTTABLE = (_ConvNd, nn.Linear, _NormBase, nn.GroupNorm, nn.PReLU, nn.Embedding)
 # Modules that hand their parameters to kernels of their own, and remember their sizes.
 CLOSED = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
 BARE = "with a parameter that is not the weight of a layer"
@@ -54,8 +51,11 @@ class ChannelGraph:
 
     def macs(self, network: nn.Module, *, without: Collection[str] = ()) -> float:
         """Multiply-adds on the example of the layers of a network with these paths, whatever their widths."""
-        layers = [(n, m) for n, m in network.named_modules() if isinstance(m, LAYERS) and n not in without]
-        return float(sum(self.positions[n] * layer.weight.numel() for n, layer in layers))
+        layers = [(n, m) for n, m in network.named_modules() if n in self.positions and n not in without]
+        return float(sum(
+            self.positions[n] * sum(w.numel() for w in layer.parameters(recurse=False) if w.dim() > 1)
+            for n, layer in layers
+        ))  # fmt: skip
 
 
 class _Numbering:
@@ -68,10 +68,10 @@ class _Numbering:
         self.tensors: dict[Tensor, Shadow] = {}
         self.size = 0
         for path, module in self.modules.items():
-            if isinstance(module, CUTTABLE):
-                for side in _sides(module):
-                    self._number(path, side, _width(module, side))
-                    for name, dim in _cuts(module, side)[0]:
+            if has_sides(module):
+                for side in sides_of(module):
+                    self._number(path, side, width_of(module, side))
+                    for name, dim in cuts(module, side)[0]:
                         self._label(module, name, dim, self.sides[path, side])
             for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
                 if tensor not in self.tensors:
@@ -88,8 +88,13 @@ class _Numbering:
     def _label(self, module: nn.Module, name: str, dim: int, labels: Labels) -> None:
         tensor: Tensor | None = module._parameters.get(name)
         tensor = module._buffers.get(name) if tensor is None else tensor
-        if tensor is not None and tensor.shape[dim] == len(labels):
+        if tensor is not None and tensor.shape[dim] % len(labels) == 0:
+            labels = np.tile(labels, tensor.shape[dim] // len(labels))
             self.tensors.setdefault(tensor, Shadow(weight=isinstance(tensor, nn.Parameter))).axes[dim] = [labels]
+
+    def sides_of(self, path: str) -> dict[str, Labels]:
+        """By side the labels of one layer."""
+        return {side: labels for (owner, side), labels in self.sides.items() if owner == path}
 
     def owner(self, side: Side) -> str:
         """The path of the module that a side belongs to."""
@@ -112,12 +117,14 @@ def trace(
     for (path, side), labels in numbering.sides.items():
         if side == "in" and isinstance(module := numbering.modules[path], LAYERS):
             is_read[labels] = getattr(module, "groups", 1) == 1
-        if side == "out" and keep(path):
+        if kind_of(side) == "out" and keep(path):
             components.freeze(labels, "kept at your wish (keep=)")
     for untouchable, reason in _untouchable(numbering):
         components.freeze(numbering.sides[untouchable], reason)
     for path, module in numbering.modules.items():
         _tie_blocks(numbering, components, path, module)
+        if is_recurrent(module):
+            tie_units(components, numbering.sides_of(path))
     stack = [""]
     visited: set[str] = set()
     positions: Counter[str] = Counter()
@@ -132,7 +139,7 @@ def trace(
     walk = Walk(components, numbering.tensors, is_read=is_read, rule=rule_of, here=here, computed=computed)
     handles = _hooks(numbering, walk, stack, visited, positions)
     try:
-        with plain_kernels(), walk, Unflattening(walk):
+        with plain_kernels(), walk, Unflattening(walk), Packing(walk):
             outputs = run(network, example)
     finally:
         for handle in handles:
@@ -185,6 +192,8 @@ def _hooks(
                 positions[path] += x.numel() // module.weight.shape[0]
 
         handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+        if is_recurrent(module):
+            handles += recurrent_hooks(path, module, numbering.sides_of(path), walk, positions)
     return handles
 
 
@@ -218,8 +227,9 @@ def _untouchable(numbering: _Numbering) -> Iterator[tuple[Side, str]]:
         reason = computed_weights(path, module)
         if path.endswith("_orig_mod"):  # a wrapper that answers for its layer hides the gates on its weights
             reason = f"{path.removesuffix('._orig_mod')} is a compiled layer; compile the network after slimming"
-        if isinstance(module, CLOSED):
-            reason = f"{path} ({type(module).__name__}) is not a layer whose channels can be removed"
+        is_closed = isinstance(module, CLOSED) and not is_recurrent(module)
+        if is_closed:
+            reason = reason or f"{path} ({type(module).__name__}) is not a layer whose channels can be removed"
         for parameter in module.parameters(recurse=False):
             other = owners.setdefault(parameter, path)
             if other != path:
@@ -227,7 +237,7 @@ def _untouchable(numbering: _Numbering) -> Iterator[tuple[Side, str]]:
                     yield side, f"the weights of {other} are shared with {path}"
                 reason = reason or f"the weights of {path} are shared with {other}"
         inner = [p for p in by_module if path and p.startswith(f"{path}.")]
-        closed = isinstance(module, CLOSED) or parametrize.is_parametrized(module)
+        closed = is_closed or parametrize.is_parametrized(module)
         for owner in [path, *(inner if closed else [])] if reason else []:
             for side in by_module.get(owner, []):
                 yield side, reason
@@ -247,7 +257,7 @@ def _collect(numbering: _Numbering, components: Components) -> ChannelGraph:
         reason = reasons.get(root) or _unreadable(numbering, [sides[n] for n in numbers])
         if not reason:
             gates.setdefault(tuple(numbers), []).append(root)
-        for path in {numbering.owner(sides[n]) for n in numbers if sides[n][1] != "in"} if reason else ():
+        for path in {numbering.owner(sides[n]) for n in numbers if kind_of(sides[n][1]) != "in"} if reason else ():
             # Of a bare matrix both axes are numbered, and its own reason counts more than its neighbours'.
             if BARE in reason:
                 result.frozen[path] = reason
@@ -255,20 +265,21 @@ def _collect(numbering: _Numbering, components: Components) -> ChannelGraph:
     order = {name: i for i, name in enumerate(numbering.modules)}
     for sides_of_gate, units in gates.items():
         members = [sides[n] for n in sides_of_gate]
-        outs = [path for path, side in members if side == "out"]
+        outs = [side for side in members if kind_of(side[1]) == "out"]
         if not outs:
             continue
-        first = min(outs, key=order.__getitem__)
+        first_side = min(outs, key=lambda side: order[side[0]])
+        first = first_side[0]
         if len(units) < 2:
             result.frozen.setdefault(first, "its channels only go all together")
             continue
         name, again = first, 2
         while name in result.groups:
             name, again = f"{first}#{again}", again + 1
-        result.groups[name] = list(_couplings(numbering, roots, sorted(members), units, first))
+        result.groups[name] = list(_couplings(numbering, roots, sorted(members), units, first_side))
     for couplings in result.groups.values():
         for coupling in couplings:
-            if coupling.side == "out":
+            if coupling.kind == "out":
                 result.frozen.pop(coupling.module, None)
     return result
 
@@ -276,19 +287,18 @@ def _collect(numbering: _Numbering, components: Components) -> ChannelGraph:
 def _unreadable(numbering: _Numbering, sides: Sequence[Side]) -> str:
     """Why nothing that could carry a gate reads these channels, if so."""
     for path, side in sides:
-        if side == "in" and getattr(numbering.modules[path], "groups", 1) == 1:
+        if kind_of(side) == "in" and getattr(numbering.modules[path], "groups", 1) == 1:
             return ""
     return UNREAD
 
 
 def _couplings(
-    numbering: _Numbering, roots: Labels, members: Sequence[Side], units: Sequence[int], first: str
+    numbering: _Numbering, roots: Labels, members: Sequence[Side], units: Sequence[int], first: Side
 ) -> Iterator[Coupling]:
     # Entries are numbered in the order in which their channels come in the layer that names the gate.
-    _, position = np.unique(roots[numbering.sides[first, "out"]], return_index=True)
-    rank = dict(
-        zip(roots[numbering.sides[first, "out"]][np.sort(position)].tolist(), range(len(position)), strict=True)
-    )
+    named = roots[numbering.sides[first]]
+    _, position = np.unique(named, return_index=True)
+    rank = dict(zip(named[np.sort(position)].tolist(), range(len(position)), strict=True))
     entry = np.full(int(roots.max()) + 1, -1)
     entry[sorted(units, key=rank.__getitem__)] = np.arange(len(units))
     for path, side in members:
@@ -298,55 +308,8 @@ def _couplings(
             dim = int(side.split()[1])
             yield Coupling(owner, f"param {attribute} {dim}", places, ((attribute, dim),))
         else:
-            tensors, counts = _cuts(numbering.modules[path], side)
+            tensors, counts = cuts(numbering.modules[path], side)
             yield Coupling(path, side, places, tensors, counts)
-
-
-def _is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, _ConvNd) and module.groups == module.in_channels == module.out_channels > 1
-
-
-def _sides(module: nn.Module) -> tuple[str, ...]:
-    if isinstance(module, LAYERS):
-        return ("out",) if _is_depthwise(module) else ("out", "in")
-    return ("out",) if not isinstance(module, nn.PReLU) or module.num_parameters > 1 else ()
-
-
-def _cuts(module: nn.Module, side: str) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
-    """Which dimensions of which tensors, and which integer attributes, one side of a layer stands for."""
-    if isinstance(module, _ConvNd):
-        transposed = isinstance(module, _ConvTransposeNd)
-        if module.groups > 1:
-            if side == "in":
-                return ((("weight", 0),) if transposed else ()), ("in_channels",)
-            depthwise = _is_depthwise(module)
-            counts = ("in_channels", "out_channels", "groups") if depthwise else ("out_channels", "groups")
-            own = (("bias", 0),) if transposed and not depthwise else (("weight", 0), ("bias", 0))
-            return own, counts
-        if side == "in":
-            return (("weight", 0 if transposed else 1),), ("in_channels",)
-        return (("weight", 1 if transposed else 0), ("bias", 0)), ("out_channels",)
-    if isinstance(module, nn.Linear):
-        return (
-            ((("weight", 1),), ("in_features",))
-            if side == "in"
-            else ((("weight", 0), ("bias", 0)), ("out_features",))
-        )
-    if isinstance(module, _NormBase):
-        return tuple((n, 0) for n in ("weight", "bias", "running_mean", "running_var")), ("num_features",)
-    if isinstance(module, nn.GroupNorm):
-        return (("weight", 0), ("bias", 0)), ("num_channels", "num_groups")
-    if isinstance(module, nn.PReLU):
-        return (("weight", 0),), ("num_parameters",)
-    assert isinstance(module, nn.Embedding)
-    return (("weight", 1),), ("embedding_dim",)
-
-
-def _width(module: nn.Module, side: str) -> int:
-    names = ("in_channels", "in_features") if side == "in" else (
-        "out_channels", "out_features", "num_features", "num_channels", "num_parameters", "embedding_dim",
-    )  # fmt: skip
-    return next(int(getattr(module, name)) for name in names if hasattr(module, name))
 
 
 def input_features(network: nn.Module, example: tuple[Any, ...]) -> dict[str, list[Coupling]]:
@@ -361,7 +324,7 @@ def input_features(network: nn.Module, example: tuple[Any, ...]) -> dict[str, li
     layers = {
         name: module for name, module in network.named_modules()
         if name and isinstance(module, LAYERS) and getattr(module, "groups", 1) == 1
-        and not computed_weights(name, module) and _width(module, "in") > 1
+        and not computed_weights(name, module) and width_of(module, "in") > 1
     }  # fmt: skip
     raw: dict[str, bool] = {}
     handles = []
@@ -377,7 +340,7 @@ def input_features(network: nn.Module, example: tuple[Any, ...]) -> dict[str, li
         handle.remove()
     found: dict[str, list[Coupling]] = {}
     for name in (name for name, alone in raw.items() if alone):
-        tensors, counts = _cuts(layers[name], "in")
-        places = torch.arange(_width(layers[name], "in"))
+        tensors, counts = cuts(layers[name], "in")
+        places = torch.arange(width_of(layers[name], "in"))
         found[f"{name}.inputs"] = [Coupling(name, "in", places, tensors, counts, selects=True)]
     return found

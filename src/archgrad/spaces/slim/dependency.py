@@ -126,6 +126,7 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.computed = computed
         self.unflattened = -1  # which of the sizes that `unflatten` was given is -1, while it runs
         self._rule = rule
+        self.paused = 0  # modules that are followed as a whole, inside which operators are not looked at
         # By identity, without keeping the tensors alive.
         self._shadows: MutableMapping[Tensor, Shadow] = WeakIdKeyDictionary()
         for tensor, shadow in tensors.items():
@@ -141,8 +142,11 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run the operator, then note what it did."""
         kwargs = kwargs or {}
         outputs = func(*args, **kwargs)
+        if self.paused:
+            return outputs
         inputs = tensors_in((args, kwargs))
-        known = [self._shadows.get(x) for x in inputs]
+        is_new = func._schema.name.startswith("aten::new_")
+        known = [] if is_new else [self._shadows.get(x) for x in inputs]
         results = tensors_in(outputs)
         if any(shadow is not None and shadow.axes for shadow in known):
             call = Call(self, func, args, kwargs, inputs, results)
@@ -152,7 +156,7 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     call.freeze_all(f"{call.name} in {self.here()} cannot be followed")
             except (IndexError, KeyError, TypeError, ValueError, AttributeError):
                 call.freeze_all(f"{call.name} in {self.here()} cannot be followed as it is called there")
-        elif all(shadow is not None and shadow.constant for shadow in known):
+        elif is_new or all(shadow is not None and shadow.constant for shadow in known):
             for result in results:
                 self._shadows.setdefault(result, Shadow(constant=True))
         return outputs

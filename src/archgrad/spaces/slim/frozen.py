@@ -67,7 +67,7 @@ class Frozen(dict[str, str]):
 
 def reach(trial: Trial, removals: Sequence[Removal], graph: ChannelGraph) -> Frozen:
     """Every layer with parameters that has no gate, with its reason, and what the smallest network still takes."""
-    gated = {c.module for r in removals for c in r.couplings if c.side != "in" and c.side != "branch"}
+    gated = {c.module for r in removals for c in r.couplings if c.kind not in ("in", "branch")}
     gated |= {r.name.removesuffix(".heads") for r in removals}
     complete, reasons = {}, graph.frozen
     for path, module in trial.network.named_modules():

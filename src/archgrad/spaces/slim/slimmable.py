@@ -21,6 +21,7 @@ from archgrad.spaces.slim.attention import attention_heads
 from archgrad.spaces.slim.branches import branches
 from archgrad.spaces.slim.channel_graph import ChannelGraph, input_features, trace
 from archgrad.spaces.slim.frozen import Frozen, advised, reach
+from archgrad.spaces.slim.recurrent import follow_weights
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, run
 from archgrad.spaces.slim.trial import Removal, Trial, reads
 from archgrad.tasks.task import Inputs, arguments, tensors
@@ -118,13 +119,13 @@ def _accepted(trial: Trial, graph: ChannelGraph, is_kept: Callable[[str], bool])
     budget = Budget()
     removals = attention_heads(trial, graph, budget, is_kept)
     removals += [Removal(name, couplings) for name, couplings in graph.groups.items()]
-    widths = {c.module for r in removals for c in r.couplings if c.side == "out"}
+    widths = {c.module for r in removals for c in r.couplings if c.kind == "out"}
     removals += [r for r in branches(trial, widths) if not is_kept(r.name.removesuffix(".branch"))] if widths else []
     refused: dict[str, str] = {}
     removals = exercised(trial, removals, refused, budget)
     removals = settle(trial, removals, refused, budget)
     graph.frozen.update({name: reason for name, reason in refused.items() if not name.endswith(".branch")})
-    gated = [c.module for r in removals for c in r.couplings if c.side == "out"]
+    gated = [c.module for r in removals for c in r.couplings if c.kind == "out"]
     return [r for r in removals if not r.vanishing or any(g.startswith(f"{r.vanishing.module}.") for g in gated)]
 
 
@@ -198,3 +199,4 @@ def _register(layer: nn.Module, attribute: str, gate: Gate) -> None:
     if not parametrize.is_parametrized(layer):
         setattr(layer, ORDER, tuple(layer._parameters))
     parametrize.register_parametrization(layer, attribute, gate)
+    follow_weights(layer)

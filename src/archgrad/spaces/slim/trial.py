@@ -302,7 +302,7 @@ class Trial:
 def reads(network: nn.Module, member: Coupling) -> bool:
     """Whether this side is the input of a layer whose weight has a column for each channel."""
     return (
-        member.side == "in"
+        member.kind == "in"
         and len(member.tensors) == 1
         and getattr(network.get_submodule(member.module), "groups", 1) == 1
     )

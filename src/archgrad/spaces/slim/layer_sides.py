@@ -1,0 +1,75 @@
+"""The sides of a layer along which channels can be cut, and what of the layer is cut along each."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from archgrad.spaces.slim.recurrent import is_recurrent, recurrent_sides
+
+LAYERS = (_ConvNd, nn.Linear)
+NORMS = (_NormBase, nn.GroupNorm)
+# Layers whose channels can be cut out with their integer attributes.
+CUTTABLE = (_ConvNd, nn.Linear, _NormBase, nn.GroupNorm, nn.PReLU, nn.Embedding)
+
+
+def has_sides(module: nn.Module) -> bool:
+    """Whether the channels of this layer can be cut out with its integer attributes."""
+    return isinstance(module, CUTTABLE) or is_recurrent(module)
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """A convolution with one filter for each channel."""
+    return isinstance(module, _ConvNd) and module.groups == module.in_channels == module.out_channels > 1
+
+
+def sides_of(module: nn.Module) -> tuple[str, ...]:
+    """The sides of a layer: "out", and "in" where its weight has a column for each channel that it reads."""
+    if is_recurrent(module):
+        return tuple(recurrent_sides(module))
+    if isinstance(module, LAYERS):
+        return ("out",) if is_depthwise(module) else ("out", "in")
+    return ("out",) if not isinstance(module, nn.PReLU) or module.num_parameters > 1 else ()
+
+
+def cuts(module: nn.Module, side: str) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
+    """Which dimensions of which tensors, and which integer attributes, one side of a layer stands for."""
+    if is_recurrent(module):
+        return recurrent_sides(module)[side][1:]
+    if isinstance(module, _ConvNd):
+        transposed = isinstance(module, _ConvTransposeNd)
+        if module.groups > 1:
+            if side == "in":
+                return ((("weight", 0),) if transposed else ()), ("in_channels",)
+            depthwise = is_depthwise(module)
+            counts = ("in_channels", "out_channels", "groups") if depthwise else ("out_channels", "groups")
+            own = (("bias", 0),) if transposed and not depthwise else (("weight", 0), ("bias", 0))
+            return own, counts
+        if side == "in":
+            return (("weight", 0 if transposed else 1),), ("in_channels",)
+        return (("weight", 1 if transposed else 0), ("bias", 0)), ("out_channels",)
+    if isinstance(module, nn.Linear):
+        return (
+            ((("weight", 1),), ("in_features",))
+            if side == "in"
+            else ((("weight", 0), ("bias", 0)), ("out_features",))
+        )
+    if isinstance(module, _NormBase):
+        return tuple((n, 0) for n in ("weight", "bias", "running_mean", "running_var")), ("num_features",)
+    if isinstance(module, nn.GroupNorm):
+        return (("weight", 0), ("bias", 0)), ("num_channels", "num_groups")
+    if isinstance(module, nn.PReLU):
+        return (("weight", 0),), ("num_parameters",)
+    assert isinstance(module, nn.Embedding)
+    return (("weight", 1),), ("embedding_dim",)
+
+
+def width_of(module: nn.Module, side: str) -> int:
+    """Channels of one side."""
+    if is_recurrent(module):
+        return recurrent_sides(module)[side][0]
+    names = ("in_channels", "in_features") if side == "in" else (
+        "out_channels", "out_features", "num_features", "num_channels", "num_parameters", "embedding_dim",
+    )  # fmt: skip
+    return next(int(getattr(module, name)) for name in names if hasattr(module, name))
