@@ -81,7 +81,10 @@ def test_other_files_do_not_matter(tmp_path: Path) -> None:
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"identity": {}}'])
+_ACCEPTED = '{"identity": {}, "made_with": {}, "resumed": [], "accepted": "none"}'
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"identity": {}}', _ACCEPTED])
 def test_a_damaged_run_json_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(RunError, match=r"run\.json is damaged"):

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import time
 import weakref
 from collections.abc import Mapping
@@ -64,7 +65,7 @@ class RunFolder:
             self.release()
             raise
         made_with = versions() | {"device": device_name(machine.device), "processes": machine.world}
-        notes = list(earlier.get("accepted", [])) if earlier else []
+        notes = [str(note) for note in earlier.get("accepted", [])] if earlier else []
         if earlier and (changed := _differences(made_with, earlier["made_with"])):
             notes.append(f"Resumed under other conditions, so that last bits may differ: {'; '.join(changed)}.")
         machine.wait()
@@ -131,7 +132,8 @@ class RunFolder:
         try:
             record = _object(path)
             theirs, _, resumed = record["identity"], record["made_with"], record["resumed"]
-            if not isinstance(resumed, list) or not isinstance(theirs, dict):
+            lists = (resumed, record.get("accepted", []))
+            if not all(isinstance(each, list) for each in lists) or not isinstance(theirs, dict):
                 raise TypeError("it has other parts than a run writes")
         except (RunError, OSError, KeyError, TypeError) as error:
             raise RunError(f"{path} is damaged ({error}). Choose another folder.") from error
@@ -225,10 +227,15 @@ def _differences(given: Mapping[str, Any], there: Mapping[str, Any]) -> list[str
     mine, theirs = _flat(given, ""), _flat(there, "")
     missing = "nothing"
     return [
-        f"{name} (given {mine.get(name, missing)}, in the folder {theirs.get(name, missing)})"
+        f"{name} (given {_short(mine.get(name, missing))}, in the folder {_short(theirs.get(name, missing))})"
         for name in sorted(mine.keys() | theirs.keys())
         if mine.get(name, missing) != theirs.get(name, missing)
     ]
+
+
+def _short(text: str) -> str:
+    """A value for a message, of a SHA-256 its first digits."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1...", text)
 
 
 def _how_to_accept(parts: set[str]) -> str:
