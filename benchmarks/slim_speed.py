@@ -1,6 +1,6 @@
 """What half the MACs are worth in time: the step of the gates, and inference of narrowed networks by runtime.
 
-    python benchmarks/slim_speed.py --network small-vgg --out benchmarks/results/slim_speed.json
+    python benchmarks/slim_speed.py --out benchmarks/results/slim_speed.json
 
 `--profile` prints what ONNX Runtime spends where instead. One thread, medians, networks in turns.
 """
@@ -109,21 +109,20 @@ def profile(name: str, x: torch.Tensor, *, passes: int = 600) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=NETWORKS, default="small-vgg")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["small-vgg", "resnet20"])
     parser.add_argument("--out", type=Path, default=Path("slim_speed.json"))
     parser.add_argument("--profile", action="store_true", help="print what ONNX Runtime spends where, and stop")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    if chosen.profile:
-        print(profile(chosen.network, torch.randn(1, 3, 32, 32)))
-        return
-    task = TASKS["cifar"]()
-    result = {
-        "network": chosen.network, "torch": torch.__version__, "gate_step": step_ratio(chosen.network, task),
-        "half": speed_at_half(chosen.network, task.example),
-    }  # fmt: skip
-    chosen.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    task, rows = TASKS["cifar"](), []
+    for name in chosen.networks:
+        if chosen.profile:
+            print(profile(name, task.example))
+            continue
+        step, half = step_ratio(name, task), speed_at_half(name, task.example)
+        rows.append({"network": name, "gate_step": step, "half": half})
+        chosen.out.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+        print(json.dumps(rows[-1], indent=1), flush=True)
 
 
 if __name__ == "__main__":
