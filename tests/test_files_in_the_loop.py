@@ -44,7 +44,7 @@ class Watch:
 
 def slimmed(task: ag.Classification, run: ag.Run) -> None:
     net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
-    ag.dnal(ag.slim(net, task.example), task, run, pretrained=True)
+    ag.dnal(ag.slim(net, task.example), task, run, pretrained=True, check_weights=False)
 
 
 def searched(method: Callable[..., ag.Found]) -> Callable[[ag.Classification, ag.Run], object]:
@@ -65,7 +65,8 @@ def files_in_the_loop(method: str) -> set[Path]:
     finally:
         sys.setprofile(before)
     assert watch.steps > task.steps_per_epoch, "an epoch was watched"
-    return {path.relative_to(SOURCE) for path in map(Path, watch.files) if path.is_relative_to(SOURCE)}
+    files = {path.relative_to(SOURCE) for path in map(Path, watch.files) if path.is_relative_to(SOURCE)}
+    return files - {Path("copy_and_run.py")}  # entered by the validation after an epoch, and not by a step
 
 
 @pytest.mark.parametrize("method", METHODS)
