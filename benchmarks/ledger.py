@@ -91,6 +91,12 @@ def hastened(body: Any) -> Iterator[Point]:
                 yield row["network"], f"time over the whole network's, {kind}", "eager", figures["eager_ratio"]
 
 
+def fronts(body: Any) -> Iterator[Point]:
+    for row in body["rows"]:
+        group = f"{row['start']} weights, {row['fraction']:.0%} of the MACs"
+        yield group, "accuracy, %", row["method"], 100 * row["accuracy"]
+
+
 def transferred(body: Any) -> Iterator[Point]:
     for row in body["rows"]:
         for network in row["networks"]:
@@ -198,6 +204,11 @@ ENTRIES: dict[str, Entry] = {
     "slim_speed": Entry(
         "What is half of the MACs worth in time?", _run("slim_speed", ""), "docs/benchmarks/slim.md", hastened,
         higher=False,
+    ),
+    "slim_front": Entry(
+        "Three budgets from one run: what does it lose beside three runs of twice its steps?",
+        _run("slim_front", "--images 2000 --epochs 15", "slim_front"), "docs/benchmarks/slim.md", fronts,
+        peers=("separate runs",),
     ),
     "transfer": Entry(
         "Is a structure found on much data worth training on few samples of another task?",

@@ -48,7 +48,7 @@ def valid() -> dict[str, Any]:
 def parameters() -> list[tuple[str, str]]:
     """Every parameter of every public function and class; the fields of a result are what methods put there."""
     pairs = []
-    for name in sorted(set(ag.__all__) - {"Found", "ArchgradClassifier", "__version__"}):
+    for name in sorted(set(ag.__all__) - {"Found", "Front", "FrontPoint", "ArchgradClassifier", "__version__"}):
         function = getattr(ag, name)
         if callable(function) and not (inspect.isclass(function) and issubclass(function, BaseException)):
             signature = inspect.signature(function)

@@ -48,6 +48,7 @@ from .gates.importance import cut as cut, importance as importance
 from .methods.darts import darts as darts
 from .methods.darts_prime.darts_prime import darts_prime as darts_prime
 from .methods.dnal.dnal import dnal as dnal
+from .methods.dnal.front import slim_front as slim_front
 from .methods.freenas.freenas import freenas as freenas
 from .methods.monas.monas import monas as monas
 from .methods.multimodal_random.multimodal_random import multimodal_random as multimodal_random
@@ -66,6 +67,7 @@ from .multimodal.encoders import (
 )
 from .multimodal.fusion import fusion as fusion
 from .multimodal.modalities import Modalities as Modalities
+from .results.front import Front as Front, FrontPoint as FrontPoint
 from .results.result import Found as Found, derive as derive
 from .rl.impala_space import impala_cells as impala_cells, impala_network as impala_network
 from .rl.rl_darts import rl_darts as rl_darts

@@ -66,7 +66,7 @@ def test_init_writes_what_slim_takes_and_a_script(cli: Callable, wide: Path) -> 
     assert seen["gates"] == {"first": 8, "second": 8} and list(seen["frozen"]) == ["last"]
     held = yaml.safe_load(Path("mine/slim.yaml").read_text())
     options = resolve(SlimOptions, {}, Path("mine/slim.yaml"))
-    assert options.limit == "macs=0.5" and options.model.endswith("net.py:Net") and set(held) >= {"model", "data"}
+    assert options.limit == ["macs=0.5"] and options.model.endswith("net.py:Net") and set(held) >= {"model", "data"}
     script = Path("mine/slim.py").read_text()
     ast.parse(script)
     assert "net = Net(classes=3)" in script and f"sys.path.insert(0, {str(wide)!r})" in script

@@ -81,7 +81,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     file.write_text("epochs: 7\nbatch-size: 32\nlimit: {macs: 0.25}\nkeep: [conv1]\nsparsity: 2\n")
     options = resolve(SlimOptions, {**GIVEN, "epochs": 3, "keep": [], "seed": None}, file)
     assert (options.epochs, options.batch_size, options.seed, options.sparsity) == (3, 32, 0, 2.0)
-    assert (options.limit, options.keep) == ("macs=0.25", ["conv1"])
+    assert (options.limit, options.keep) == (["macs=0.25"], ["conv1"])
     assert resolve(SlimOptions, options.model_dump(mode="json")) == options
 
 

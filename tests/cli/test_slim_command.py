@@ -28,7 +28,7 @@ def test_the_folder_holds_everything(slimmed: Path) -> None:
     }  # fmt: skip
     command = json.loads((slimmed / "command.json").read_text())
     assert command["command"] == "slim"
-    assert command["options"]["limit"] == "macs=0.5"
+    assert command["options"]["limit"] == ["macs=0.5"]
     assert command["options"]["epochs"] == 6
     assert Architecture.load(slimmed / "architecture.json")
     network = torch.export.load(slimmed / "network.pt2").module()
@@ -58,6 +58,42 @@ def test_json_prints_one_object_and_nothing_else(place: Path, tmp_path: Path, cl
     assert "made by talks" in result.stderr
 
 
+def test_several_limits_hold_at_once(place: Path, tmp_path: Path, cli: Callable, no_onnx: None) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("limit: {macs: 0.6, params: 0.5}\nround_to: 1\nonnx: false\nbatch_size: 18\nsteps: 12\n")
+    given = f"{place / 'net.py'}:Net", place / "data.npz", "--config", config, "--out", tmp_path / "run"
+    plan = cli("slim", *given, "--dry-run").stdout
+    assert "macs at most" in plan and "; params at most" in plan
+    result = cli("slim", *given, "--json")
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    for name, fraction in (("macs", 0.6), ("params", 0.5)):
+        assert record["after"][name] <= fraction * record["before"][name]
+    assert {record["limit"]["cost"], *(other["cost"] for other in record["limit"]["others"])} == {"macs", "params"}
+
+
+def test_a_front_and_the_smallest_within_so_many_points(
+    place: Path, tmp_path: Path, cli: Callable, no_onnx: None
+) -> None:
+    given = [f"{place / 'net.py'}:Net", place / "data.npz", "--steps", "20", "--batch-size", "18", "--no-onnx"]
+    front = cli("slim", *given, "--limit", "macs=0.5,80%", "--out", tmp_path / "front")
+    assert front.exit_code == 0, front.output
+    assert "a folder for each: macs-0.8, macs-0.5" in front.stdout
+    record = json.loads((tmp_path / "front" / "record.json").read_text())
+    assert [row["name"] for row in record["baselines"]] == ["whole", "macs-0.8", "macs-0.5"]
+    assert torch.export.load(tmp_path / "front" / "macs-0.5" / "network.pt2")
+    # 100 points: anything will do, so that the smallest is taken; and the same command goes on with the same run.
+    for _ in range(2):
+        one = cli("slim", *given, "--limit", "macs=0.5,80%", "--within", "100", "--out", tmp_path / "one")
+        assert one.exit_code == 0, one.output
+    assert "within 100 points of the whole network: macs=0.5" in one.stdout
+    chosen = json.loads((tmp_path / "one" / "record.json").read_text())
+    assert chosen["after"]["macs"] == record["baselines"][2]["macs"] <= 0.5 * chosen["before"]["macs"]
+    assert Architecture.load(tmp_path / "one" / "architecture.json")
+    plan = cli("slim", *given, "--within", "0.5", "--dry-run").stdout
+    assert plan.count("macs at most") == 3
+
+
 def test_weights_skip_the_first_stage_unless_retrained(
     place: Path, tmp_path: Path, cli: Callable, no_onnx: None
 ) -> None:
@@ -85,6 +121,19 @@ def test_weights_skip_the_first_stage_unless_retrained(
         (["--limit", "macs=lots"], "not a number"),
         (["--limit", "macs=10"], "the lowest reachable is"),
         (["--limit", "macs=0.0001"], "the lowest reachable is"),
+        (["--limit", "macs=0.5", "--limit", "params=0.0001"], "the lowest reachable is"),
+        (["--limit", "macs=0.7,0.5", "--limit", "params=0.5"], "a front, which has one cost alone"),
+        (["--limit", "macs=0.7,2M"], "a front has fractions"),
+        (["--limit", "latency_ms=4,3"], "a front has fractions"),
+        (["--limit", "macs=0.7,"], "not a number"),
+        (["--limit", "macs=0.7,70%"], "names a fraction twice"),
+        (["--limit", "macs=0.7,0.0001"], "the lowest reachable is"),
+        (
+            ["--limit", "macs=0.5", "--within", "0.5"],
+            "within=0.5 chooses among several budgets, and limit=macs=0.5 is",
+        ),
+        (["--within", "-1"], "--within: -1.0 was given"),
+        (["--within", "0.5", "--sparsity", "2"], "sparsity=2.0 goes with one network; a front has several"),
         (["--keep", "third"], "--keep third: the network has no such layer"),
         (["--device", "tpu"], "device='tpu' was given. Available are auto, cpu"),
         (["--precision", "8"], "Allowed are 32-true"),

@@ -35,10 +35,23 @@ def _on(method: Callable[..., ag.Found], form: Literal["table", "factorized"]) -
     return search
 
 
+def _front(space: nn.Module, task: ag.Classification, run: ag.Run, *, limit: ag.Limit) -> ag.Found:
+    """The network of a front at the limit's budget, in the run's folder."""
+    assert limit.fraction is not None
+    front = ag.slim_front(
+        space, task, run, cost=limit.cost, fractions=(limit.fraction,), pretrained=True, round_to=1
+    )  # fmt: skip
+    found = front.points[-1].found
+    if run.folder:
+        found.save(run.folder)
+    return found
+
+
 METHODS: dict[str, tuple[Callable[..., ag.Found], Problem]] = {
     "dnal": (SLIM, GATES),
     "dnal, published": (functools.partial(SLIM, sparsity=3.0), GATES),
     "dnal, from scratch": (functools.partial(ag.dnal, round_to=1, gate_epochs=2), GATES),
+    "slim_front": (_front, GATES),
     "darts": (ag.darts, SUPERNET),
     "darts, second order": (functools.partial(ag.darts, second_order=True), SUPERNET),
     # From the published threshold, 1, the architecture would move at once, on untrained weights.
@@ -184,6 +197,7 @@ def test_architecture_survives_json_and_builds_the_same_network(name: str, tmp_p
 KILLED_IN = {
     "dnal": ("gates", "finetune"),
     "dnal, published": ("gates",),
+    "slim_front": ("gates-0.5", "train-0.5"),
     "darts": ("search",),
     "darts_prime": ("search",),
     "darts_prime, clipped and ADMM": ("search",),

@@ -48,6 +48,23 @@ def convolutional() -> tuple[nn.Module, nn.Module, Tensor]:
     return net, ag.slim(net, example=x), x
 
 
+def test_several_limits_hold_on_what_it_cuts() -> None:
+    net, space, x = convolutional()
+    limits = [ag.macs(x).at_most(fraction=0.4), ag.params().at_most(fraction=0.3)]
+    trainer = ag.GateTrainer(space, limit=limits, steps=20, round_to=1)
+    optimizer = torch.optim.Adam(ag.weights(space), lr=0.01)
+    figures: dict[str, float] = {}
+    for _ in range(20):
+        space(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        figures = trainer.step() or figures
+    assert 0.5 < figures["expected_limits"] < 1.2
+    network = trainer.cut()
+    assert ag.macs(x).of(network) <= 0.4 * ag.macs(x).of(net)
+    assert ag.params().of(network) <= 0.3 * ag.params().of(net)
+
+
 def test_it_keeps_the_inputs_that_decide_the_target_and_the_limit() -> None:
     space, limit = planted()
     trainer = ag.GateTrainer(space, limit=limit, steps=200, round_to=1)

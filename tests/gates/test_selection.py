@@ -207,6 +207,55 @@ def test_uniform_takes_the_same_share_of_every_gate() -> None:
             assert found[name] == tuple(range(expected))
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("fractions", [(0.5, 0.5), (0.3, 0.9), (0.9, 0.3)])
+def test_several_limits_all_hold_and_nothing_more_would_fit(seed: int, fractions: tuple[float, float]) -> None:
+    space = slim(plain(), X)
+    costs = macs(X), params()
+    limits = [cost.at_most(fraction=fraction) for cost, fraction in zip(costs, fractions, strict=True)]
+    constraint, rounding = GateConstraint(space, limits, WidthRounding(1)), WidthRounding(1)
+    scores = random_scores(space, seed=seed)
+    found = constraint.best_feasible(scores)
+    bounds = [fraction * cost.of(space) for cost, fraction in zip(costs, fractions, strict=True)]
+
+    def fits(architecture: Architecture) -> bool:
+        network = build(space, architecture)
+        return all(cost.of(network) <= bound for cost, bound in zip(costs, bounds, strict=True))
+
+    assert fits(found) and constraint.is_feasible(found)
+    for name, gate in gates(space).items():
+        left_out = sorted(set(range(gate.size)) - set(found[name]))  # type: ignore[arg-type]
+        assert all(not fits(Architecture({**found, name: (*found[name], e)})) for e in left_out)  # type: ignore[misc]
+    # The limit alone that binds gives the same network; of the record the one with less room comes first.
+    record = constraint.record(build(space, found))
+    if fractions != (0.5, 0.5):
+        binding = limits[fractions.index(min(fractions))]
+        assert found == GateConstraint(space, binding, rounding).best_feasible(scores)
+        assert record["cost"] == binding.cost.name
+    assert record["reached"] / record["bound"] >= record["others"][0]["reached"] / record["others"][0]["bound"]
+
+
+def test_the_expected_cost_of_several_limits_is_the_largest_share_of_a_bound() -> None:
+    space = slim(plain(), X)
+    parts = [macs(X).at_most(fraction=0.5), params().at_most(fraction=0.25)]
+    both = GateConstraint(space, parts, WidthRounding(1))
+    single = [GateConstraint(space, part, WidthRounding(1)) for part in parts]
+    entries = sum(gate.size for gate in gates(space).values())
+    for seed in range(5):
+        mixing = torch.rand(entries, generator=torch.Generator().manual_seed(seed)).double()
+        shares = [float(one.expected(mixing)) / one.bound for one in single]
+        assert float(both.expected(mixing)) == pytest.approx(max(shares))
+    assert both.bound == 1.0 and both.counted and both.reference == pytest.approx(4.0)
+
+
+def test_of_several_limits_one_that_nothing_keeps_is_named() -> None:
+    space = slim(plain(), X)
+    with pytest.raises(LimitError, match=r"lowest reachable is .* parameters|no network .* parameters"):
+        GateConstraint(space, [macs(X).at_most(fraction=0.5), params().at_most(10)], WidthRounding(1))
+    with pytest.raises(LimitError, match=r"limit=\[\] was given"):
+        GateConstraint(space, [], WidthRounding(1))
+
+
 class Slowness:
     """A measured cost: parameters, read off a clock that is now and then wrong."""
 
@@ -232,6 +281,15 @@ def test_a_measured_limit_is_met_on_the_built_networks() -> None:
     )
     assert params().of(build(space, found)) / 1000 <= 0.5 * full
     assert cost.calls > 3
+
+
+def test_a_measured_and_a_counted_limit_both_hold() -> None:
+    space, cost = slim(plain(), X), Slowness()
+    limits = [Limit(cost, fraction=0.5), macs(X).at_most(fraction=0.4)]
+    constraint = GateConstraint(space, limits, WidthRounding(1))
+    assert not constraint.counted
+    network = build(space, constraint.best_feasible(random_scores(space, seed=0)))
+    assert params().of(network) <= 0.5 * params().of(space) and macs(X).of(network) <= 0.4 * macs(X).of(space)
 
 
 def test_what_is_no_space_of_gates_is_refused() -> None:

@@ -103,7 +103,7 @@ class GateOptimizer:
         self.was_open = is_open
         figures = {"scale": scale, "flips": float(flips), "open_gates": float(is_open.sum())}
         if self.constraint is not None:
-            figures[f"expected_{self.constraint.cost.name}"] = float(self._cost(is_open.double()))
+            figures[f"expected_{self.constraint.name}"] = float(self._cost(is_open.double()))
         return figures
 
     def project(self, step: int) -> None:
@@ -137,8 +137,8 @@ class GateOptimizer:
         self.was_open, self.rounds_begun = state["was_open"], state["rounds_begun"]
 
     def _cost(self, mixing: Tensor) -> Tensor:
-        assert self.constraint is not None and self.constraint.counter is not None
-        return self.constraint.counter.at(mixing)
+        assert self.constraint is not None
+        return self.constraint.expected(mixing)
 
     def _logits(self) -> Tensor:
         return torch.cat([r.logits for r in self.relaxations])

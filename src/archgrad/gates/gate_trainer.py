@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ class GateTrainer:
 
     Args:
         space: a network with gates, from `archgrad.slim`; train it and no copy of it.
-        limit: for instance `archgrad.macs(x).at_most(fraction=0.5)`.
+        limit: for instance `archgrad.macs(x).at_most(fraction=0.5)`, or a list of several that all hold.
         steps: how often `step` will be called.
         example: inputs of the network, [1, ...], or a nest of such; needed for a limit on a measured cost, whose
             gradient is that of MACs.
@@ -75,7 +75,7 @@ class GateTrainer:
         self,
         space: nn.Module,
         *,
-        limit: Limit,
+        limit: Limit | Sequence[Limit],
         steps: int,
         example: Any = None,
         round_to: int | None = None,
@@ -86,14 +86,15 @@ class GateTrainer:
         gates(space)  # a space of anything else is refused
         self.space, self.steps, self.steps_taken = space, steps, 0
         self.constraint = GateConstraint(space, limit, WidthRounding(round_to))
-        if self.constraint.counter is None and example is None:
+        if not self.constraint.counted and example is None:
+            measured = [part.name for part in self.constraint.parts or (self.constraint,) if not part.counted]
             raise ConfigError(
-                f"a limit on {limit.cost.name} is measured and has no gradient: give example=, inputs of the "
+                f"a limit on {' and '.join(measured)} is measured and has no gradient: give example=, inputs of the "
                 f"network, so that MACs can stand in for it while the gates are trained"
             )
         relax(space, ScaledSigmoid)
         self._gates = GateOptimizer(space, None, strength=0.0, scaled=False, scale=SCALE)
-        if self.constraint.counter is not None:
+        if self.constraint.counted:
             self._gates.set_target(self.constraint, self.constraint.bound)
         else:
             counted = GateConstraint(space, macs(example).at_most(fraction=1.0), self.constraint.rounding)
@@ -151,12 +152,13 @@ class GateTrainer:
             )
         network = build(self.space, self.architecture())
         estimate_statistics(network, (functools.partial(call, network, batch) for batch in inputs))
-        limited = self.constraint.record(network)
-        if limited["reached"] > self.constraint.bound:
-            raise LimitError(
-                f"the network takes {limited['reached']:,.6g} {limited['unit']} when measured again, over its limit "
-                f"of {self.constraint.bound:,.6g}; call cut() on a quieter machine, or raise the limit"
-            )
+        record = self.constraint.record(network)
+        for limited in (record, *record.get("others", [])):
+            if limited["reached"] > limited["bound"]:
+                raise LimitError(
+                    f"the network takes {limited['reached']:,.6g} {limited['unit']} when measured again, over its "
+                    f"limit of {limited['bound']:,.6g}; call cut() on a quieter machine, or raise the limit"
+                )
         return network
 
     def architecture(self) -> Architecture:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -94,7 +94,7 @@ def cut(
     space: nn.Module,
     scores: Mapping[str, Tensor],
     *,
-    limit: Limit,
+    limit: Limit | Sequence[Limit],
     task: Task | None = None,
     round_to: int | None = None,
     repair: bool = False,
@@ -106,7 +106,7 @@ def cut(
     Args:
         space: a network with gates, from `archgrad.slim`, with trained weights; it is not changed.
         scores: for each gate a score for each entry, for instance of `archgrad.importance`.
-        limit: for instance `archgrad.macs(x).at_most(fraction=0.5)`.
+        limit: for instance `archgrad.macs(x).at_most(fraction=0.5)`, or a list of several that all hold.
         task: gives the batches on which BatchNorm's statistics are estimated anew, and those of `repair`.
         round_to: widths are multiples of this; default 8, less for narrow layers; 1 for any width.
         repair: each Linear or convolution that reads channels which are gone makes up for them by those that stay.

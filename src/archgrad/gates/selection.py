@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Gate
 from archgrad.costs.count import Macs, Params
-from archgrad.costs.limits import Cost, Limit
+from archgrad.costs.limits import Limit
 from archgrad.errors import ChoiceError, ConfigError, LimitError
 from archgrad.extract.discretize import build
 
@@ -130,46 +130,81 @@ FLOOR = 0.5
 
 
 class GateConstraint:
-    """A limit on one space of gates, made ready for repeated use.
+    """A limit on one space of gates, or several at once, made ready for repeated use.
+
+    Several are one on the largest of cost_i / bound_i, which has to be at most 1.
 
     Attributes:
+        name: of the cost; "limits" where there are several.
+        unit: of the bound.
         reference: what the space takes with every gate open.
         bound: the limit as an absolute number.
+        counted: whether the cost is counted, so that it has a gradient (`expected`); all of several.
 
     Raises:
-        LimitError: no network of the space keeps the limit; the message says the lowest reachable.
+        LimitError: no network of the space keeps the limits; the message says the lowest reachable.
     """
 
-    def __init__(self, space: nn.Module, limit: Limit, rounding: WidthRounding) -> None:
+    def __init__(self, space: nn.Module, limit: Limit | Sequence[Limit], rounding: WidthRounding) -> None:
         self.space, self.rounding = space, rounding
-        self.cost: Cost = limit.cost
+        self.parts: tuple[GateConstraint, ...] = ()
+        self.counted: bool
+        if isinstance(limit, list | tuple) and len(limit) > 1:
+            self.parts = tuple(GateConstraint(space, one, rounding) for one in limit)
+            self.name, self.unit, self.bound = "limits", "of the limits", 1.0
+            self.counted = all(part.counted for part in self.parts)
+            self.reference = self.price(full(space))
+            return
+        if isinstance(limit, list | tuple) and not limit:
+            raise LimitError("limit=[] was given. Allowed is a limit, a list of them, or None for no limit.")
+        one = limit[0] if isinstance(limit, list | tuple) else limit
+        assert isinstance(one, Limit)
+        self.cost, self.name, self.unit = one.cost, one.cost.name, one.cost.unit
         # Other costs, measured or a user's own, are asked for each network.
         self.counter = self.cost.counter(space) if isinstance(self.cost, (Macs, Params)) else None
+        self.counted = self.counter is not None
         self.reference = self.price(full(space))
-        self.bound = limit.resolve(self.reference)
+        self.bound = one.resolve(self.reference)
         self._refuse_the_impossible()
 
     def price(self, architecture: Architecture) -> float:
         """What an architecture takes: counted exactly, or measured on its network."""
+        if self.parts:
+            return max(part.price(architecture) / part.bound for part in self.parts)
         if self.counter is None:
             return self.cost.of(build(self.space, architecture))
         masks = [same[0].picked(architecture[name]) for name, same in choices(self.space).items()]
         # Sums of shares of whole numbers: what is exactly at a bound is not to be over it by its last bit.
         return round(float(self.counter.at(torch.cat(masks).double())), 6)
 
+    def expected(self, mixing: Tensor) -> Tensor:
+        """The counted cost at mixing weights [entries of all gates in order], float64: a scalar []."""
+        if self.parts:
+            return torch.stack([part.expected(mixing) / part.bound for part in self.parts]).max()
+        assert self.counter is not None
+        return self.counter.at(mixing)
+
     def is_feasible(self, architecture: Architecture) -> bool:
-        """Whether an architecture keeps the limit."""
+        """Whether an architecture keeps the limits."""
+        if self.parts:
+            return all(part.is_feasible(architecture) for part in self.parts)
         return self.price(architecture) <= self.bound
 
     def record(self, network: nn.Module) -> dict[str, Any]:
-        """The limit as JSON, with what a network reaches when it is counted or measured anew."""
-        cost = self.cost
-        return {"cost": cost.name, "unit": cost.unit, "bound": self.bound, "reached": cost.of(network)}
+        """The limit as JSON, with what a network reaches when it is counted or measured anew.
+
+        Of several the one with the least room, and "others".
+        """
+        if self.parts:
+            records = [part.record(network) for part in self.parts]
+            tightest = max(records, key=lambda one: one["reached"] / one["bound"])
+            return {**tightest, "others": [one for one in records if one is not tightest]}
+        return {"cost": self.name, "unit": self.unit, "bound": self.bound, "reached": self.cost.of(network)}
 
     def uniform_width(self) -> float:
         """The largest share of every gate's entries that keeps the limit, by bisection."""
         low, high = 0.0, 1.0
-        for _ in range(12 if self.counter else 5):
+        for _ in range(12 if self.counted else 5):
             middle = (low + high) / 2
             if self.is_feasible(uniform(self.space, middle, self.rounding)):
                 low = middle
@@ -190,14 +225,14 @@ class GateConstraint:
         Raises:
             LimitError: a measured limit is kept by nothing, not even with room to spare.
         """
-        for room in _MEASURED_ROOM if self.cost.measured else (1.0,):
+        for room in (1.0,) if self.counted else _MEASURED_ROOM:
             architecture = self._lowest_threshold(scores, floor, room * self.bound)
             if self.is_feasible(architecture):
-                return architecture if self.counter is None else self._filled(architecture, scores)
+                return self._filled(architecture, scores) if self.counted else architecture
         if floor > 0.0:
             return self.best_feasible(scores)
         raise LimitError(
-            f"no network stayed under {self.bound:,.6g} {self.cost.unit} when measured again: the clock is too noisy "
+            f"no network stayed under {self.bound:,.6g} {self.unit} when measured again: the clock is too noisy "
             f"for a limit this tight; raise it, or measure on a quieter machine"
         )
 
@@ -239,7 +274,7 @@ class GateConstraint:
         lowest = self.price(above_threshold(self.space, scores, 1.0, self.rounding))
         if lowest > self.bound:
             raise LimitError(
-                f"no network of this space takes at most {self.bound:,.6g} {self.cost.unit}: the lowest reachable is "
+                f"no network of this space takes at most {self.bound:,.6g} {self.unit}: the lowest reachable is "
                 f"{lowest:,.6g} ({lowest / self.reference:.1%} of {self.reference:,.6g}); raise the limit, or allow "
                 f"narrower layers with round_to=1"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class LightningGateCallback(Callback):
         self,
         space: nn.Module,
         *,
-        limit: Limit,
+        limit: Limit | Sequence[Limit],
         steps: int | None = None,
         example: Any = None,
         round_to: int | None = None,

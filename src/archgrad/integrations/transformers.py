@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ class TransformersGateCallback(TrainerCallback, ExportableState):
         self,
         space: nn.Module,
         *,
-        limit: Limit,
+        limit: Limit | Sequence[Limit],
         steps: int | None = None,
         example: Any = None,
         round_to: int | None = None,

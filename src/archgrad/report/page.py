@@ -128,7 +128,13 @@ def _figures(record: text.Record) -> dict[str, Any]:
         "given": text.given_line(record),
         "limit": text.limit_line(record),
         "gap": text.gap_line(record),
-        "baselines": {"headings": rivals.headings, "rows": [[name, *cells] for name, cells in rivals.rows]},
+        "baselines": {
+            "headings": rivals.headings,
+            "rows": [[name, *cells] for name, cells in rivals.rows],
+            # Without one network that was found, all of them are the result.
+            "section": "Controls" if record.get("after") else "Networks",
+            "title": "The network beside the baselines" if record.get("after") else "The networks of the front",
+        },
         "controls": baselines.rows(record),
         "notes": text.notes(record),
         "layers": _layers(record),

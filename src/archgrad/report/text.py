@@ -215,8 +215,14 @@ def given_line(record: Record) -> str:
 
 
 def limit_line(record: Record) -> str:
-    """The limit, what was reached, and whether that keeps it; empty without a limit."""
+    """The limits, what was reached, and whether that keeps them; empty without a limit."""
     limit = record.get("limit") or {}
+    others = limit.get("others") or []
+    lines = [_limit(one) for one in (limit, *others) if isinstance(one, Mapping)]
+    return "; ".join(filter(None, lines))
+
+
+def _limit(limit: Mapping[str, Any]) -> str:
     bound, reached = limit.get("bound"), limit.get("reached")
     if not numbers.is_number(bound):
         return ""

@@ -195,10 +195,11 @@ def attempt(run: Run, what: str, compute: Callable[[], Any]) -> Any:
         return None
 
 
-def keep(architecture: Architecture, network: nn.Module, run: Run) -> None:
+def keep(architecture: Architecture, network: nn.Module, run: Run, *, place: str = ".") -> None:
     """Save a network and its architecture in the run's folder, before anything is done with it that may fail."""
     if run.folder and run.rank == 0:
-        _save_network(run.folder, architecture, network)
+        (run.folder / place).mkdir(parents=True, exist_ok=True)
+        _save_network(run.folder / place, architecture, network)
 
 
 def measured(
@@ -230,7 +231,7 @@ def measured(
         lambda: run.compute_once("latency", lambda: latencies(networks, example, runtimes=runtimes)),
     )  # fmt: skip
     full = {name: {**column, "latency_ms": (times or {}).get(name, {})} for name, column in columns.items()}
-    return full, next(iter(columns["after"])) if scored else None
+    return full, next(iter(next(iter(columns.values())))) if scored else None
 
 
 def _nonfinite(network: nn.Module, task: Task) -> str:

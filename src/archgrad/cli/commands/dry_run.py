@@ -81,18 +81,31 @@ def _slim(options: SlimOptions | TransferOptions, task: Task, run: Run) -> Plan:
         task = setup.with_teacher(task, options, network)
     space = slim(network, task.example, keep=options.keep).to(run.device)
     round_to = options.round_to if isinstance(options, SlimOptions) else 1
-    limit = setup.limit_of(options.limit, task.example)
-    constraint = GateConstraint(space, limit, WidthRounding(round_to)) if limit else None
+    limits = _limits_of(options, task)
+    bounds = [GateConstraint(space, limit, WidthRounding(round_to)).bound for limit in limits]
+    told = [_limit(limit, bound) for limit, bound in zip(limits, bounds, strict=True)]
     factory = setup.recipe_of(options).optimizer_factory if isinstance(options, SlimOptions) else adam
     return {
         "predicted_peak_bytes": predict_peak_memory(space, task, run, optimizer=factory),
         "before": _figures(network, task),
-        "limit": _limit(limit, constraint.bound if constraint else None),
+        "limit": told[0] if told else None,
+        "other_limits": told[1:],
         "step_seconds": _step_seconds(network.to(run.device), task, run),
         "timed": "a training step of the unslimmed network; steps after the cut are shorter",
         "gates": len(choices(space)),
         "frozen": frozen(space),
     }
+
+
+def _limits_of(options: SlimOptions | TransferOptions, task: Task) -> list[Limit]:
+    """All that hold at once, or those of a front."""
+    if isinstance(options, TransferOptions):
+        limit = setup.limit_of(options.limit, task.example)
+        return [limit] if limit else []
+    if options.front is not None:
+        cost = setup.cost_of(options.front[0], task.example)
+        return [cost.at_most(fraction=fraction) for fraction in options.front[1]]
+    return setup.limits_of(options.limit, task.example) or []
 
 
 def _search(options: SearchOptions, task: Task, run: Run) -> Plan:
@@ -151,13 +164,13 @@ def _lines(plan: Mapping[str, Any]) -> list[str]:
     limit, peak = plan["limit"], plan["predicted_peak_bytes"]
     figures = plan.get("before") or plan["one_of_the_space"]
     whose = "before" if "before" in plan else "one network of the space"
-    bound = limit and ("settled by measuring" if limit["bound"] is None else f"{limit['bound']:,.6g} {limit['unit']}")
+    limits = [each for each in (limit, *plan.get("other_limits", [])) if each]
     rows = [
         ("steps", f"{plan['steps']:,}, at {plan['steps_per_epoch']:,} an epoch" + _divided(plan)),
         ("data", _data(plan["data"])),
         ("memory at the peak", "not predicted" if peak is None else f"{peak / GIB:,.3g} GiB, predicted"),
         (whose, f"{figures['params']:,.0f} parameters, {figures['macs']:,.0f} MACs"),
-        ("limit", f"{limit['cost']} at most {bound}" if limit else "none"),
+        ("limit", "; ".join(map(_bounded, limits)) or "none"),
         ("time", f"about {plan['seconds']:,.3g} s on {plan['device']}, at {plan['step_seconds']:.3g} s for "
                  f"{plan['timed']}"),
         ("folder", f"{plan['folder']} ({plan['folder_state']})"),
@@ -166,6 +179,11 @@ def _lines(plan: Mapping[str, Any]) -> list[str]:
         rows.insert(4, ("can be slimmed", f"{plan['gates']} groups; {len(plan['frozen'])} layers are frozen"))
     aligned = [f"{name + ':':<26}{text}" for name, text in rows]
     return [f"archgrad {plan['command']} would do this; nothing was written.", *aligned, *plan["notes"]]
+
+
+def _bounded(limit: Mapping[str, Any]) -> str:
+    bound = "settled by measuring" if limit["bound"] is None else f"{limit['bound']:,.6g} {limit['unit']}"
+    return f"{limit['cost']} at most {bound}"
 
 
 def _data(sizes: Mapping[str, int | None]) -> str:

@@ -171,8 +171,17 @@ def limit_of(text: str | None, example: Inputs) -> Limit | None:
     limit = limits.parse(text)
     if limit.cost == "latency_ms":
         return latency(example).at_most(ms=limit.bound)
-    cost = macs(example) if limit.cost == "macs" else params()
-    return cost.at_most(limit.bound, fraction=limit.fraction)
+    return cost_of(limit.cost, example).at_most(limit.bound, fraction=limit.fraction)
+
+
+def limits_of(texts: Sequence[str], example: Inputs) -> list[Limit] | None:
+    """The limits of a --limit that may be repeated; None where there are none. Raises LimitError."""
+    return [limit for text in texts if (limit := limit_of(text, example))] or None
+
+
+def cost_of(name: str, example: Inputs) -> macs | params:
+    """The counted cost of that name."""
+    return macs(example) if name == "macs" else params()
 
 
 def writes_onnx(asked: bool | None) -> bool:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import nn
+
 from archgrad.cli import command_file, command_output
 from archgrad.cli.commands import setup
 from archgrad.cli.inputs import data
 from archgrad.cli.schemas.slim import SlimOptions
 from archgrad.methods.dnal.dnal import dnal
+from archgrad.methods.dnal.front import slim_front
+from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import slim
+from archgrad.tasks.task import Task
 
 
 def execute(options: SlimOptions) -> command_output.Outcome:
@@ -23,14 +28,15 @@ def execute(options: SlimOptions) -> command_output.Outcome:
     task = setup.with_teacher(task, options, network)
     space = slim(network, task.example, keep=options.keep)
     command_file.write(out, "slim", options)
-    limit = setup.limit_of(options.limit, task.example)
     pretrained = options.weights is not None if options.pretrained is None else options.pretrained
+    if options.front is not None:
+        return _front(space, task, run, options, pretrained=pretrained)
     with command_file.resumable(out):
         found = dnal(
             space,
             task,
             run,
-            limit=limit,
+            limit=setup.limits_of(options.limit, task.example),
             sparsity=options.sparsity,
             pretrained=pretrained,
             gate_epochs=options.gate_epochs,
@@ -40,3 +46,31 @@ def execute(options: SlimOptions) -> command_output.Outcome:
         )
         setup.write_onnx(found, out, options.onnx)
     return command_output.of_record(found.record, command_output.files_in(out))
+
+
+def _front(
+    space: nn.Module, task: Task, run: Run, options: SlimOptions, *, pretrained: bool
+) -> command_output.Outcome:
+    """A front; with --within the chosen network stands in the run's folder itself."""
+    assert options.front is not None
+    out, (cost, fractions) = Path(options.out), options.front
+    with command_file.resumable(out):
+        front = slim_front(
+            space, task, run, cost=setup.cost_of(cost, task.example), fractions=fractions, pretrained=pretrained,
+            round_to=options.round_to, recipe=setup.recipe_of(options), check_weights=options.check_weights,
+        )  # fmt: skip
+        if options.within is None:
+            for point in front.points:
+                setup.write_onnx(point.found, out / front.folder_of(point), options.onnx)
+            places = ", ".join(front.folder_of(point) for point in front.points)
+            return command_output.of_record(front.record, f"{out} holds report.html and a folder for each: {places}")
+        chosen = front.smallest(options.within)
+        chosen.found.record.update({name: front.record[name] for name in ("fronts", "baselines", "given")})
+        chosen.found.save(out)
+        setup.write_onnx(chosen.found, out, options.onnx)
+    said = (
+        f"within {options.within:g} points of the whole network: {cost}={chosen.fraction:g}"
+        if chosen is not front.whole
+        else f"no smaller network is within {options.within:g} points of the whole network, which is handed back"
+    )
+    return command_output.of_record(chosen.found.record, said, command_output.files_in(out))

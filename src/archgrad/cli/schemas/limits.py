@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pydantic import Field, field_validator
@@ -46,6 +46,31 @@ class LimitOptions(Options):
         if isinstance(given, str):
             parse(given)
         return given
+
+
+def parse_front(texts: Sequence[str]) -> tuple[str, tuple[float, ...]] | None:
+    """Read the budgets of a front, such as macs=0.75,0.5,0.25: the cost and its fractions; None where there are none.
+
+    Raises LimitError.
+    """
+    lists = [text for text in texts if "," in text]
+    if not lists:
+        return None
+    if len(texts) > 1:
+        raise LimitError(f"limit {lists[0]!r} asks for a front, which has one cost alone. Give that limit alone")
+    name, _, values = lists[0].partition("=")
+    fractions = []
+    for value in values.split(","):
+        limit = parse(f"{name}={value}")
+        if limit.fraction is None:
+            raise LimitError(
+                f"limit {lists[0]!r}: a front has fractions of what the network takes, of macs or params; for "
+                f"instance macs=0.75,0.5,0.25"
+            )
+        fractions.append(limit.fraction)
+    if len(set(fractions)) < len(fractions):
+        raise LimitError(f"limit {lists[0]!r} names a fraction twice. Give different ones")
+    return name.strip(), tuple(fractions)
 
 
 def parse(text: str) -> LimitText:

@@ -36,70 +36,62 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
-from torch.optim import Optimizer
 
 from archgrad.argument_types import checked
 from archgrad.choices.access import relax
-from archgrad.choices.architecture import Architecture, Pick
+from archgrad.choices.architecture import Architecture
 from archgrad.choices.relaxations import ScaledSigmoid
 from archgrad.copy_and_run import copied
-from archgrad.costs.count import macs
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
-from archgrad.gates.gate_optimizer import (
-    SCALE,
-    GateOptimizer,
-    entry_logits,
-    limited_logit_optimizer,
-    published_logit_optimizer,
-    stand_in,
-)
-from archgrad.gates.importance import importance
+from archgrad.gates.gate_optimizer import SCALE, GateOptimizer, entry_logits, published_logit_optimizer
 from archgrad.gates.selection import (
-    FLOOR,
     GateConstraint,
     WidthRounding,
     above_threshold,
     full,
     gates,
     left_full,
-    uniform,
+)
+from archgrad.methods.dnal.under_limit import (
+    FEWEST,
+    RISING,
+    ROUNDS,
+    Stage,
+    begin_by_magnitude,
+    choose_widths,
+    cut,
+    derived,
+    train_gates,
 )
 from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found, assemble
 from archgrad.run.run import Run
 from archgrad.supernets.lifecycle import predict_peak_memory
-from archgrad.tasks.task import Checkable, Task, evaluate, require
-from archgrad.training.finalists import best, finalists
-from archgrad.training.fit import check_recipe, optimize, recalibrate, seconds_per_step, steps_per_epoch, train
+from archgrad.tasks.task import Checkable, Task, require
+from archgrad.training.fit import check_recipe, optimize, seconds_per_step, steps_per_epoch, train
 from archgrad.training.given_weights import score_given
-from archgrad.training.joined_optimizer import JoinedOptimizer
 from archgrad.training.recipe import Recipe
-from archgrad.training.schedules import warm_up
 
 _SPARSITY = 3.0  # of the published form
 # A gate is open where sigmoid(1e4 * s) > 0.9, that is s > ln(9) / 1e4.
 _OPEN = math.log(0.9 / (1.0 - 0.9)) / SCALE[1]
-_ROUNDS = (
-    10  # the most epochs of stage 2 as published, and the rounds of the scale under a limit or a budget in seconds
-)
+_MOST_EPOCHS = 10  # of stage 2 as published
 # Shares of the budget under a limit: stage 1, stage 2 of fresh and of trained weights, each finalist.
 _FIRST, _SECOND, _SECOND_TRAINED, _FINALIST = 0.1, 0.2, 0.1, 0.04
-_SPREAD = 0.2  # of the logits that trained weights begin with
-_FEWEST = 8  # steps of a finalist; with fewer the gates alone decide
-_RISING = warm_up(0.4)  # the learning rates of stage 1 under a limit
 
 
 @dataclass(frozen=True)
 class DnalSettings:
     """The options of `dnal`: what a run is begun with, and what its record shows."""
 
-    limit: Limit | None
+    limit: Limit | Sequence[Limit] | None
     sparsity: float | None
     reg: Literal["count", "scaled"]
     pretrained: bool
@@ -123,9 +115,9 @@ class _Stages:
     third: int
     rounds: int
 
-    def time_fraction(self, steps: int) -> float:
-        """The part of so many steps in a budget of seconds."""
-        return steps / (self.first + self.second + 2 * self.finalist + self.third)
+    def stage(self, steps: int) -> Stage:
+        """A stage of so many steps, and their part in a budget of seconds."""
+        return Stage(steps, steps / (self.first + self.second + 2 * self.finalist + self.third))
 
 
 @checked
@@ -134,7 +126,7 @@ def dnal(
     task: Task,
     run: Run,
     *,
-    limit: Limit | None = None,
+    limit: Limit | Sequence[Limit] | None = None,
     sparsity: float | None = None,
     reg: Literal["count", "scaled"] = "count",
     pretrained: bool = False,
@@ -149,7 +141,7 @@ def dnal(
         space: a network with gates, from `archgrad.slim`; it is not changed.
         task: what it is trained and scored on; its test part is read once, at the end.
         run: epochs of all stages together (default 60), seed, folder, device.
-        limit: for instance `archgrad.macs(x).at_most(fraction=0.5)`.
+        limit: for instance `archgrad.macs(x).at_most(fraction=0.5)`, or a list of several that all hold.
         sparsity: lambda x number of gate steps, of the published form; default 3 without a limit.
         reg: "count", the published sum of sigmoid(s), or "scaled", the sum of sigmoid(scale * s).
         pretrained: the space holds trained weights: they are scored as they stand, and stage 1 is skipped.
@@ -188,26 +180,27 @@ def dnal(
     predict_peak_memory(space, task, run, optimizer=recipe.optimizer_factory)
     stages = _stages(space, task, run, settings)
     if stages.first:
-        part = recipe if settings.published else replace(recipe, schedule=_RISING)
-        time = stages.time_fraction(stages.first)
+        part = recipe if settings.published else replace(recipe, schedule=RISING)
+        time = stages.stage(stages.first).time_fraction
         train(space, task, run, part, steps=stages.first, phase="weights", time_fraction=time)
     before = build(space, full(space))
-    _train_gates(space, task, run, stages, settings=settings, constraint=constraint)
-    architecture = _derived(space, run, constraint=constraint, rounding=rounding)
-    network = build(space, architecture)
-    recalibrate(network, task, run)
-    run.log({f"derived_{name}": value for name, value in evaluate(task, network).items()})
+    second = stages.stage(stages.second)
+    if settings.published or constraint is None:
+        _train_gates_as_published(space, task, run, second, settings=settings, rounds=stages.rounds)
+    else:
+        if pretrained:
+            begin_by_magnitude(space)
+        train_gates(space, task, run, constraint=constraint, recipe=recipe, stage=second)
+    candidate = cut(space, _derived(space, run, constraint=constraint, rounding=rounding), task, run)
     record = heading(dnal, settings_record(settings), f"{type(space).__name__} slimmed by DNAL")
     if constraint and stages.finalist:
-        rival = _uniform(space, run, constraint)
-        networks = {"gates": network, "uniform": build(space, rival)}
-        scores = finalists(
-            networks, task, run, recipe, steps=stages.finalist, time_fraction=stages.time_fraction(stages.finalist)
+        choice = choose_widths(
+            space, task, run, candidate, constraint=constraint, recipe=recipe, stage=stages.stage(stages.finalist)
         )
-        record["finalists"] = scores
-        if best(scores, task) == "uniform":
-            architecture, network = rival, networks["uniform"]
+        candidate, record["finalists"] = choice.best, choice.scores
+        if candidate is choice.uniform:
             run.note("uniform widths scored better than those of the gates on the validation part, and were taken")
+    architecture, network = candidate
     train(network, task, run, recipe, steps=stages.third, phase="finetune")
 
     record |= {"limit": constraint and constraint.record(network), "given": given}
@@ -217,77 +210,39 @@ def dnal(
     return found
 
 
-def _train_gates(
-    space: nn.Module, task: Task, run: Run, stages: _Stages, *, settings: DnalSettings,
-    constraint: GateConstraint | None,
-) -> None:  # fmt: skip
-    """Stage 2."""
+def _train_gates_as_published(
+    space: nn.Module, task: Task, run: Run, stage: Stage, *, settings: DnalSettings, rounds: int
+) -> None:
+    """Stage 2, the weights at rest."""
     relax(space, ScaledSigmoid)
-    strength = (_SPARSITY if settings.sparsity is None else settings.sparsity) / stages.second
+    strength = (_SPARSITY if settings.sparsity is None else settings.sparsity) / stage.steps
     gate_optimizer = GateOptimizer(
-        space, task, strength=strength, scaled=settings.reg == "scaled", scale=SCALE, rounds=stages.rounds
+        space, task, strength=strength, scaled=settings.reg == "scaled", scale=SCALE, rounds=rounds
     )
-    of_logits = published_logit_optimizer(space)
-    optimizer: Optimizer = of_logits
-    if constraint is not None and not settings.published:
-        gate_optimizer.set_target(*_differentiable(constraint, task, run))
-        if settings.pretrained:
-            _rank_by_magnitude(space)
-        of_logits = limited_logit_optimizer(space)
-        optimizer = JoinedOptimizer(settings.recipe.optimizer(space), of_logits)
+    optimizer = published_logit_optimizer(space)
     run.register_state(space=space, optimizer=optimizer, gate_optimizer=gate_optimizer)
     optimize(
-        space, task, run, optimizer=optimizer, steps=stages.second, phase="gates", objective=gate_optimizer.objective,
-        accumulate=settings.recipe.accumulate, time_fraction=stages.time_fraction(stages.second),
-        before_step=functools.partial(gate_optimizer.grow_scale, optimizer=of_logits), on_step=gate_optimizer.project,
+        space, task, run, optimizer=optimizer, steps=stage.steps, phase="gates", objective=gate_optimizer.objective,
+        accumulate=settings.recipe.accumulate, time_fraction=stage.time_fraction,
+        before_step=functools.partial(gate_optimizer.grow_scale, optimizer=optimizer),
     )  # fmt: skip
-
-
-def _rank_by_magnitude(space: nn.Module) -> None:
-    """Let the logits of trained weights begin in the order of magnitude, spread evenly over [-0.1, 0.1] in each gate.
-
-    The largest, 0.1, is what a few steps of clipped gradients move, so that the loss can turn the order over.
-    """
-    scores = importance(space, criterion="magnitude")
-    for name, gate in gates(space).items():
-        assert isinstance(gate.relaxation, ScaledSigmoid)
-        places = scores[name].argsort().argsort().to(gate.relaxation.logits)
-        gate.relaxation.logits.data.copy_(_SPREAD * (places / max(gate.size - 1, 1) - 0.5) * (gate.size > 1))
 
 
 def _derived(
     space: nn.Module, run: Run, *, constraint: GateConstraint | None, rounding: WidthRounding
 ) -> Architecture:
     """What stays: all gates above the threshold, or the largest set under the limit in the order of s."""
-
-    def picks() -> dict[str, Pick]:
-        scores = entry_logits(space)
-        if constraint is None:
-            return dict(above_threshold(space, scores, _OPEN, rounding))
-        return dict(constraint.best_feasible(scores, floor=FLOOR * constraint.uniform_width()))
-
-    # Remembered, since a measured limit may decide otherwise when it is measured again.
-    remembered = run.compute_once("architecture", picks)
-    architecture = Architecture({name: tuple(pick) for name, pick in remembered.items()})
     exact = above_threshold(space, entry_logits(space), _OPEN, WidthRounding(1))
+    if constraint is None:
+        architecture = above_threshold(space, entry_logits(space), _OPEN, rounding)
+    else:
+        architecture = derived(space, run, constraint=constraint)
     if uncut := left_full(space, architecture, exact):
         run.note(
             f"rounding widths left {len(uncut)} layers whole that were to be cut ({', '.join(uncut[:5])}); "
             f"round_to=1 cuts them, at the price of widths that hardware likes less"
         )
     return architecture
-
-
-def _uniform(space: nn.Module, run: Run, constraint: GateConstraint) -> Architecture:
-    """Uniform widths under the limit; of each gate the entries of the highest logits."""
-    ranks = {name: row.argsort(descending=True, stable=True) for name, row in entry_logits(space).items()}
-
-    def picks() -> dict[str, Pick]:
-        widths = uniform(space, constraint.uniform_width(), constraint.rounding)
-        return {n: tuple(sorted(ranks[n][: len(pick)].tolist())) for n, pick in widths.items()}  # type: ignore[arg-type]
-
-    remembered = run.compute_once("uniform", picks)
-    return Architecture({name: tuple(pick) for name, pick in remembered.items()})
 
 
 def _stages(space: nn.Module, task: Task, run: Run, settings: DnalSettings) -> _Stages:
@@ -297,7 +252,7 @@ def _stages(space: nn.Module, task: Task, run: Run, settings: DnalSettings) -> _
         per_epoch, default_epochs=60, measure_step=lambda: seconds_per_step(space, task, run, settings.recipe)
     )
     share = _SECOND_TRAINED if settings.pretrained else _SECOND
-    default = min(_ROUNDS * per_epoch, max(total // 6, 1)) if settings.published else max(int(share * total), 1)
+    default = min(_MOST_EPOCHS * per_epoch, max(total // 6, 1)) if settings.published else max(int(share * total), 1)
     second = default if epochs is None else epochs * per_epoch
     if not 0 < second < total:
         run.withdraw()
@@ -306,20 +261,11 @@ def _stages(space: nn.Module, task: Task, run: Run, settings: DnalSettings) -> _
             f"{max(second, 1)} of {total} steps would train the gates: give {fewer}a larger budget of the Run"
         )
     timed = run.seconds is not None and run.epochs is None and run.max_steps is None
-    rounds = _ROUNDS if timed or not settings.published else epochs or math.ceil(second / per_epoch)
+    rounds = ROUNDS if timed or not settings.published else epochs or math.ceil(second / per_epoch)
     if timed:
         run.require_steps(second, phase="gates", least=rounds)
     first = int((0.3 * (total - second)) if settings.published else _FIRST * total)
     first = 0 if settings.pretrained else min(first, total - second - 1)
     finalist = 0 if settings.published else int(_FINALIST * total)
-    finalist = finalist if finalist >= _FEWEST and first + second + 2 * finalist < total else 0
+    finalist = finalist if finalist >= FEWEST and first + second + 2 * finalist < total else 0
     return _Stages(first, second, finalist, total - first - second - 2 * finalist, min(rounds, second))
-
-
-def _differentiable(constraint: GateConstraint, task: Task, run: Run) -> tuple[GateConstraint, float]:
-    """A constraint whose expected cost has a gradient, and its bound; MACs stand in for a measured cost."""
-    if constraint.counter is not None:
-        return constraint, constraint.bound
-    surrogate = GateConstraint(constraint.space, macs(task.example).at_most(fraction=1.0), constraint.rounding)
-    # Measured once in a run's life, so that a resumed run aims at the same bound.
-    return surrogate, run.compute_once("macs_for_the_limit", lambda: stand_in(constraint, surrogate))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST = 12  # points of a front in a table
+_RANDOM = "random search"
 _MOST_SPOTS, _MOST_SIGNS = 400, 400
 
 
@@ -27,6 +28,7 @@ class Front(NamedTuple):
     front: list[tuple[float, float]]
     found: tuple[float, float] | None
     random: list[tuple[float, float]]
+    random_label: str
     tried: Mapping[tuple[float, float], str]
     score: numbers.ScoreOfRecord
 
@@ -42,7 +44,7 @@ def fronts(record: Mapping[str, Any]) -> list[Front]:
 
 
 def charts(record: Mapping[str, Any]) -> list[Chart]:
-    """A picture for each cost: the cloud, the front as a line of steps, and what was handed back."""
+    """A picture for each cost: the cloud, the front as a line of steps, and what was handed back, if one was."""
     return [_chart(front) for front in fronts(record) if front.cloud and front.front]
 
 
@@ -80,6 +82,7 @@ def _front(part: Any, names: list[str], score: numbers.ScoreOfRecord) -> Front:
     try:
         cloud, front = _points(part)
         random = _points(part["random"])[1] if part.get("random") else []
+        random_label = str((part.get("random") or {}).get("label") or _RANDOM)
         found = None if part.get("found") is None else cloud[part["found"]]
         name, unit = str(part["cost"]), str(part.get("unit") or "")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -90,7 +93,7 @@ def _front(part: Any, names: list[str], score: numbers.ScoreOfRecord) -> Front:
     # Places are those of trials; a list of another length is not of these points.
     tried = dict(zip(cloud, names, strict=True)) if len(names) == len(cloud) else {}
     cloud = [point for point in cloud if is_finite(point[0]) and is_finite(point[1])]
-    return Front(name, unit, cloud, front, found, random, tried, score)
+    return Front(name, unit, cloud, front, found, random, random_label, tried, score)
 
 
 def _points(part: Any) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
@@ -110,7 +113,7 @@ def _chart(front: Front) -> Chart:
         )
         if front.random:
             xs, ys = zip(*front.random, strict=True)
-            axes.step(xs, ys, where="post", color=LINES[1], linewidth=1.2, linestyle="--", label="random search")
+            axes.step(xs, ys, where="post", color=LINES[1], linewidth=1.2, linestyle="--", label=front.random_label)
             axes.legend(frameon=False, labelcolor=INK, fontsize=8, loc="best")
         xs, ys = zip(*front.front, strict=True)
         axes.step(xs, ys, where="post", color=LINES[0], linewidth=1.5, marker="o", markersize=4)
@@ -122,12 +125,15 @@ def _chart(front: Front) -> Chart:
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.set_ylabel(front.score.label, color=INK)
 
-    caption = (
-        f"{len(front.cloud)} networks tried, {len(front.front)} of them beaten by none in both; the diamond is the "
-        f"one handed back, which may be off the front where other goals counted."
+    caption = f"{len(front.cloud)} networks tried, {len(front.front)} of them beaten by none in both" + (
+        "; the diamond is the one handed back, which may be off the front where other goals counted."
+        if front.found
+        else "."
     )
-    if front.random:
+    if front.random and front.random_label == _RANDOM:
         caption += " Dashed: the front of as many drawn at random."
+    elif front.random:
+        caption += f" Dashed: {front.random_label}."
     return Chart(
         f"Score against {name}", caption, *plotted(f"front {front.cost}", fill, marks(front)), in_words(front)
     )

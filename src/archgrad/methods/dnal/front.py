@@ -1,0 +1,301 @@
+"""DNAL for several budgets in one run: the pressure descends from the largest budget to the smallest.
+
+Ours, made of DNAL's parts under a limit; see `dnal.py`:
+
+    stage 1     a training of all weights at full learning rates; where they are trained, s begins in their order
+    whole       a copy is trained to its end, the learning rate falling: what the others are held against; where the
+                weights are trained, it is the network as given
+    for each budget, the largest first:
+        gates       w and s together on L, at full learning rates, s held at the budget, the scale growing anew;
+                    they begin where the budget before has left them
+        finalists   the widths of the gates and uniform widths, for a short while; the better stays
+        training    w = argmin_w L(w) without the other channels, the learning rate falling: this budget's network
+
+Weights and s thus go down through the budgets at full learning rates, and each network is finished aside. Handing the
+finished weights down instead gave no better networks: the next rise of the learning rate undid what they had gained.
+
+Checked against: separate runs in benchmarks/slim_front.py; exact resume from every stage, in the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from archgrad.argument_types import checked
+from archgrad.copy_and_run import copied
+from archgrad.costs.limits import Cost, Limit
+from archgrad.errors import ConfigError
+from archgrad.extract.discretize import build
+from archgrad.gates.selection import GateConstraint, WidthRounding, full, gates
+from archgrad.methods.dnal.under_limit import (
+    FEWEST,
+    RISING,
+    ROUNDS,
+    Candidate,
+    Choice,
+    Stage,
+    begin_by_magnitude,
+    choose_widths,
+    cut,
+    derived,
+    train_gates,
+)
+from archgrad.results.front import Front, FrontPoint
+from archgrad.results.record import conditions, heading, settings_record
+from archgrad.results.result import LOAD_SLIM, Found, keep, measured, widths
+from archgrad.run.run import Run
+from archgrad.spaces.slim.slimmable import frozen
+from archgrad.supernets.lifecycle import predict_peak_memory
+from archgrad.tasks.task import Checkable, Task, evaluate, higher_is_better, require
+from archgrad.training.fit import check_recipe, seconds_per_step, steps_per_epoch, train
+from archgrad.training.given_weights import score_given
+from archgrad.training.recipe import Recipe
+from archgrad.trials.pareto import front as not_dominated
+
+# Shares of the budget: all networks' trainings together, and stage 1; the stages of the gates have the rest.
+_TRAIN, _FIRST = 0.5, 0.2
+_FINALIST = 0.15  # of a network's training, each
+
+
+@dataclass(frozen=True)
+class FrontSettings:
+    """The options of `slim_front`: what a run is begun with, and what its record shows."""
+
+    limits: tuple[Limit, ...]
+    pretrained: bool
+    round_to: int | None
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Steps of stage 1, of each budget's gates and finalists, of a network's training, the last's, and of all."""
+
+    first: int
+    gates: int
+    finalist: int
+    train: int
+    last: int
+    total: int
+
+    def stage(self, steps: int) -> Stage:
+        return Stage(steps, steps / self.total)
+
+
+@checked
+def slim_front(
+    space: nn.Module,
+    task: Task,
+    run: Run,
+    *,
+    cost: Cost,
+    fractions: Sequence[float] = (0.75, 0.5, 0.25),
+    pretrained: bool = False,
+    round_to: int | None = None,
+    recipe: Recipe = Recipe(),
+    check_weights: bool = True,
+) -> Front:
+    """Slim a network to several budgets in one run; the algorithm is on top of this file.
+
+    Args:
+        space: a network with gates, from `archgrad.slim`; it is not changed.
+        task: what it is trained and scored on; each network reads its test part once, at the end.
+        run: epochs of all networks together (default 60), seed, folder, device.
+        cost: what is bounded, for instance `archgrad.macs(x)`.
+        fractions: the budgets, as fractions of what the whole network takes.
+        pretrained: the space holds trained weights. Otherwise the whole network is trained first, for an equal part.
+        round_to: widths are multiples of this; default 8, less for narrow layers; 1 for any width.
+        recipe: trains the weights; beside the gates without its `average`, `drop_path` and `best_epoch`.
+        check_weights: stop where trained weights score near chance, before anything is trained.
+
+    Raises:
+        ChoiceError: the space has choices that are no gates.
+        ConfigError: no fractions or the same twice, a task that lacks something, or stages without a step.
+        ModelError: the network does not fit the task, or its trained weights score near chance.
+        LimitError: a fraction out of (0, 1], or one that no network of the space keeps.
+        NonFiniteError: the loss became NaN or infinite.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> task = ag.Classification.load("digits")
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.Linear(32, 10))
+        >>> space, run = ag.slim(net, task.example), ag.Run(steps=12, progress=False)
+        >>> front = ag.slim_front(space, task, run, cost=ag.macs(task.example), fractions=(0.5, 0.25))
+        >>> [point.costs["macs"] <= point.fraction * front.whole.costs["macs"] for point in front.points]
+        [True, True]
+    """
+    settings = FrontSettings(_limits(cost, fractions), pretrained, round_to, recipe)
+    require(task, method="slim_front")
+    gates(space)  # a space of anything else is refused
+    if isinstance(task, Checkable):
+        task.check(space)
+    check_recipe(recipe, space)
+    constraints = [GateConstraint(space, limit, WidthRounding(round_to)) for limit in settings.limits]
+    run.begin("slim_front", settings_record(settings))
+    space = copied(space).to(run.device)
+    given = score_given(space, task, run, check=check_weights) if pretrained else None
+    predict_peak_memory(space, task, run, optimizer=recipe.optimizer_factory)
+    plan = _plan(space, task, run, settings)
+    whole = _whole(space, task, run, plan, recipe)
+    networks, tried = [Candidate(full(space), whole)], list[Choice]()
+    for constraint, limit in zip(constraints, settings.limits, strict=True):
+        choice = _descend(space, task, run, constraint, plan=plan, settings=settings, limit=limit)
+        networks.append(choice.best)
+        tried.append(choice)
+    front = _front(space, networks, tried, task=task, run=run, cost=cost, settings=settings)
+    front.record["given"] = given
+    if run.folder and run.rank == 0:
+        front.save(run.folder)
+    run.finish()
+    return front
+
+
+def _limits(cost: Cost, fractions: Sequence[float]) -> tuple[Limit, ...]:
+    fractions = tuple(fractions)
+    if not fractions or len(set(fractions)) < len(fractions):
+        raise ConfigError(
+            f"fractions={fractions!r} was given. Allowed is a list of different fractions of what the whole network "
+            f"takes, such as (0.75, 0.5, 0.25)."
+        )
+    limits = [Limit(cost, fraction=fraction) for fraction in fractions]
+    return tuple(sorted(limits, key=lambda limit: -(limit.fraction or 0.0)))
+
+
+def _plan(space: nn.Module, task: Task, run: Run, settings: FrontSettings) -> _Plan:
+    """How the run's budget is divided."""
+    recipe, budgets = settings.recipe, len(settings.limits)
+    total = run.total_steps(
+        steps_per_epoch(task, recipe.accumulate), default_epochs=60,
+        measure_step=lambda: seconds_per_step(space, task, run, recipe),
+    )  # fmt: skip
+    networks = budgets if settings.pretrained else budgets + 1
+    first = 0 if settings.pretrained else max(1, int(_FIRST * total))
+    each = max(1, int(_TRAIN * total / networks))
+    of_gates = (total - first - networks * each) // budgets
+    if of_gates < 1:
+        run.withdraw()
+        raise ConfigError(
+            f"{total} steps are too few for a front of {budgets} networks: give the Run some epochs for each, or "
+            f"give fewer fractions"
+        )
+    if run.seconds is not None and run.epochs is None and run.max_steps is None:
+        run.require_steps(of_gates, phase="gates", least=ROUNDS)
+    finalist = int(_FINALIST * each)
+    finalist = finalist if finalist >= FEWEST else 0
+    left_over = total - first - networks * each - budgets * of_gates
+    each_alone = each - 2 * finalist
+    return _Plan(first, of_gates, finalist, each, each_alone + left_over, total)
+
+
+def _whole(space: nn.Module, task: Task, run: Run, plan: _Plan, recipe: Recipe) -> nn.Module:
+    """Stage 1 of fresh weights, and the whole network, finished aside."""
+    if not plan.first:
+        begin_by_magnitude(space)
+        return build(space, full(space))
+    time = plan.stage(plan.first).time_fraction
+    rising = replace(recipe, schedule=RISING)
+    train(space, task, run, rising, steps=plan.first, phase="weights", time_fraction=time)
+    network = build(space, full(space))
+    time = plan.stage(plan.train).time_fraction
+    train(network, task, run, recipe, steps=plan.train, phase="train-whole", time_fraction=time)
+    return network
+
+
+def _descend(
+    space: nn.Module, task: Task, run: Run, constraint: GateConstraint, *, plan: _Plan, settings: FrontSettings,
+    limit: Limit,
+) -> Choice:  # fmt: skip
+    """One budget: its network, finished aside; the space goes on with weights and logits as the gates leave them."""
+    recipe, suffix = settings.recipe, f"-{limit.fraction:g}"
+    train_gates(
+        space, task, run, constraint=constraint, recipe=recipe, stage=plan.stage(plan.gates), suffix=suffix
+    )  # fmt: skip
+    candidate = cut(space, derived(space, run, constraint=constraint, suffix=suffix), task, run)
+    choice = choose_widths(
+        space, task, run, candidate, constraint=constraint, recipe=recipe, stage=plan.stage(plan.finalist),
+        suffix=suffix,
+    )  # fmt: skip
+    last = limit is settings.limits[-1]
+    stage = plan.stage(plan.last if last else plan.train - 2 * plan.finalist)
+    train(
+        choice.best.network, task, run, recipe, steps=stage.steps, phase=f"train{suffix}",
+        time_fraction=1.0 if last else stage.time_fraction,
+    )  # fmt: skip
+    return choice
+
+
+def _front(
+    space: nn.Module, networks: Sequence[Candidate], tried: Sequence[Choice], *, task: Task, run: Run, cost: Cost,
+    settings: FrontSettings,
+) -> Front:  # fmt: skip
+    """Score, measure and record the whole network and those of the budgets."""
+    example = run.to_device(task.example)
+    names = ["whole", *(f"{cost.name}-{limit.fraction:g}" for limit in settings.limits)]
+    by_name = {name: candidate.network.eval() for name, candidate in zip(names, networks, strict=True)}
+    valid = run.compute_once("valid", lambda: {name: evaluate(task, net) for name, net in by_name.items()})
+    reached = run.compute_once("costs", lambda: {name: cost.of(net) for name, net in by_name.items()})
+    for name, candidate in zip(names[1:], networks[1:], strict=True):
+        keep(*candidate, run, place=name)
+    columns, score = measured(by_name, task, run, example)
+    judged = next(iter(valid["whole"]))
+    title = f"{type(space).__name__} slimmed by DNAL"
+    about = {
+        **heading(slim_front, settings_record(settings), f"{title} to {len(tried)} budgets"),
+        **conditions(run, task, score=judged),
+        "frozen": [{"name": name, "reason": reason} for name, reason in frozen(space).items()],
+    }
+    points = []
+    for place, (name, candidate) in enumerate(zip(names, networks, strict=True)):
+        limit = settings.limits[place - 1] if place else None
+        record = {
+            **about,
+            "title": f"{title}: {name}",
+            "load": LOAD_SLIM,
+            "layers": widths(space, candidate.architecture),
+            "before": columns["whole"],
+            "after": columns[name],
+        }
+        if limit:
+            bound = limit.resolve(reached["whole"])
+            record["limit"] = {"cost": cost.name, "unit": cost.unit, "bound": bound, "reached": reached[name]}
+            record["finalists"] = tried[place - 1].scores
+        costs = {key: columns[name][key] for key in ("params", "macs") if key in columns[name]}
+        found = Found(
+            candidate.architecture,
+            by_name[name],
+            columns[name].get(score or ""),
+            costs | {cost.name: reached[name]},
+            run.history,
+            record,
+            example,
+        )
+        fraction = limit.fraction if limit and limit.fraction else 1.0
+        points.append(FrontPoint(fraction, next(iter(valid[name].values())), found))
+    rows = [
+        {"name": name, f"valid_{judged}": point.valid, **columns[name], cost.name: reached[name]}
+        for name, point in zip(names, points, strict=True)
+    ]
+    better = higher_is_better(task)
+    picture = run.compute_once("fronts", lambda: _picture(points, tried, cost, higher_is_better=better))
+    return Front(cost.name, points[0], tuple(points[1:]), better, about | {"baselines": rows, "fronts": [picture]})
+
+
+def _picture(
+    points: Sequence[FrontPoint], tried: Sequence[Choice], cost: Cost, *, higher_is_better: bool
+) -> dict[str, Any]:
+    """Validation score against cost of all networks; beside them uniform widths after their short trial."""
+
+    def drawn(costs: list[float], scores: list[float]) -> dict[str, Any]:
+        goals = [(x, -y if higher_is_better else y) for x, y in zip(costs, scores, strict=True)]
+        return {"costs": costs, "scores": scores, "front": not_dominated(goals)}
+
+    picture: dict[str, Any] = {"cost": cost.name, "unit": cost.unit, "found": None}
+    picture |= drawn([point.costs[cost.name] for point in points], [point.valid for point in points])
+    if uniform := [(choice.uniform.network, choice.scores["uniform"]) for choice in tried if choice.uniform]:
+        controls = drawn([cost.of(network) for network, _ in uniform], [score for _, score in uniform])
+        picture["random"] = {"label": "uniform widths, trained as finalists alone", **controls}
+    return picture

@@ -1,0 +1,178 @@
+"""What DNAL does for one limit: gates trained with the weights, what they derive, uniform widths as their rival."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import nn
+
+from archgrad.choices.access import relax
+from archgrad.choices.architecture import Architecture, Pick
+from archgrad.choices.relaxations import ScaledSigmoid
+from archgrad.costs.count import macs
+from archgrad.extract.discretize import build
+from archgrad.gates.gate_optimizer import SCALE, GateOptimizer, entry_logits, limited_logit_optimizer, stand_in
+from archgrad.gates.importance import importance
+from archgrad.gates.selection import FLOOR, GateConstraint, gates, uniform
+from archgrad.run.run import Run
+from archgrad.tasks.task import Task, evaluate
+from archgrad.training.finalists import best, finalists
+from archgrad.training.fit import optimize, recalibrate
+from archgrad.training.joined_optimizer import JoinedOptimizer
+from archgrad.training.recipe import Recipe
+from archgrad.training.schedules import warm_up
+
+RISING = warm_up(0.4)  # the learning rates of a first training under a limit
+_SPREAD = 0.2  # of the logits that trained weights begin with
+ROUNDS = 10  # in which the scale of the gates grows
+FEWEST = 8  # steps of a finalist; with fewer the gates alone decide
+
+
+class Stage(NamedTuple):
+    """How long one training of a stage takes.
+
+    Attributes:
+        steps: of the optimizer.
+        time_fraction: in a budget of seconds.
+    """
+
+    steps: int
+    time_fraction: float
+
+
+class Candidate(NamedTuple):
+    """An architecture and its network, on the run's device."""
+
+    architecture: Architecture
+    network: nn.Module
+
+
+class Choice(NamedTuple):
+    """What the finalists came to.
+
+    Attributes:
+        best: the candidate that stays.
+        scores: of "gates" and "uniform" on the validation part; empty where the gates alone decided.
+        uniform: the rival, where it was tried.
+    """
+
+    best: Candidate
+    scores: dict[str, float]
+    uniform: Candidate | None
+
+
+def begin_by_magnitude(space: nn.Module) -> None:
+    """Let the logits of trained weights begin in the order of magnitude, spread evenly over [-0.1, 0.1] in each gate.
+
+    The largest, 0.1, is what a few steps of clipped gradients move, so that the loss can turn the order over.
+    """
+    relax(space, ScaledSigmoid)
+    scores = importance(space, criterion="magnitude")
+    for name, gate in gates(space).items():
+        assert isinstance(gate.relaxation, ScaledSigmoid)
+        places = scores[name].argsort().argsort().to(gate.relaxation.logits)
+        gate.relaxation.logits.data.copy_(_SPREAD * (places / max(gate.size - 1, 1) - 0.5) * (gate.size > 1))
+
+
+def train_gates(
+    space: nn.Module, task: Task, run: Run, *, constraint: GateConstraint, recipe: Recipe, stage: Stage,
+    suffix: str = "",
+) -> None:  # fmt: skip
+    """Train weights and logits together in place, with the expected cost held at the limit, as the scale grows.
+
+    Args:
+        space: of gates alone; relaxed here unless it is.
+        task: its loss is the objective.
+        run: begun.
+        constraint: a measured one is stood in for by MACs.
+        recipe: of the weights.
+        stage: how long.
+        suffix: of the phase's name, and of what is computed once.
+    """
+    if not all(isinstance(gate.relaxation, ScaledSigmoid) for gate in gates(space).values()):
+        relax(space, ScaledSigmoid)
+    gate_optimizer = GateOptimizer(
+        space, task, strength=0.0, scaled=False, scale=SCALE, rounds=min(ROUNDS, stage.steps)
+    )
+    gate_optimizer.set_target(*_differentiable(constraint, task, run, suffix))
+    of_logits = limited_logit_optimizer(space)
+    optimizer = JoinedOptimizer(recipe.optimizer(space), of_logits)
+    run.register_state(space=space, optimizer=optimizer, gate_optimizer=gate_optimizer)
+    optimize(
+        space, task, run, optimizer=optimizer, steps=stage.steps, phase=f"gates{suffix}",
+        objective=gate_optimizer.objective, accumulate=recipe.accumulate, time_fraction=stage.time_fraction,
+        before_step=functools.partial(gate_optimizer.grow_scale, optimizer=of_logits), on_step=gate_optimizer.project,
+    )  # fmt: skip
+
+
+def derived(space: nn.Module, run: Run, *, constraint: GateConstraint, suffix: str = "") -> Architecture:
+    """The largest architecture under the limit in the order of the logits."""
+    scores = entry_logits(space)
+    return _remembered(
+        run, f"architecture{suffix}",
+        lambda: constraint.best_feasible(scores, floor=FLOOR * constraint.uniform_width()),
+    )  # fmt: skip
+
+
+def choose_widths(
+    space: nn.Module, task: Task, run: Run, of_gates: Candidate, *, constraint: GateConstraint, recipe: Recipe,
+    stage: Stage, suffix: str = "",
+) -> Choice:  # fmt: skip
+    """Train the widths of the gates and uniform ones for a short while; the better on the validation part stays.
+
+    Args:
+        space: whose weights uniform widths take, of each gate the entries of the highest logits.
+        task: gives loss and score.
+        run: begun.
+        of_gates: what the gates derive; trained in place.
+        constraint: that uniform widths keep too.
+        recipe: of each training.
+        stage: how long each is trained; with fewer than `FEWEST` steps the gates alone decide.
+        suffix: of the phases' names, and of what is computed once.
+    """
+    if stage.steps < FEWEST:
+        return Choice(of_gates, {}, None)
+    architecture = _uniform(space, run, constraint, suffix)
+    candidates = {"gates": of_gates, "uniform": Candidate(architecture, build(space, architecture))}
+    scores = finalists(
+        {f"{name}{suffix}": candidate.network for name, candidate in candidates.items()}, task, run, recipe,
+        steps=stage.steps, time_fraction=stage.time_fraction,
+    )  # fmt: skip
+    scores = dict(zip(candidates, scores.values(), strict=True))
+    return Choice(candidates[best(scores, task)], scores, candidates["uniform"])
+
+
+def cut(space: nn.Module, architecture: Architecture, task: Task, run: Run) -> Candidate:
+    """The network of an architecture, with BatchNorm recalibrated; its validation scores are logged."""
+    network = build(space, architecture)
+    recalibrate(network, task, run)
+    run.log({f"derived_{name}": value for name, value in evaluate(task, network).items()})
+    return Candidate(architecture, network)
+
+
+def _uniform(space: nn.Module, run: Run, constraint: GateConstraint, suffix: str) -> Architecture:
+    """Uniform widths under the limit; of each gate the entries of the highest logits."""
+    ranks = {name: row.argsort(descending=True, stable=True) for name, row in entry_logits(space).items()}
+
+    def picks() -> dict[str, Pick]:
+        widths = uniform(space, constraint.uniform_width(), constraint.rounding)
+        return {n: tuple(sorted(ranks[n][: len(pick)].tolist())) for n, pick in widths.items()}  # type: ignore[arg-type]
+
+    return _remembered(run, f"uniform{suffix}", picks)
+
+
+def _remembered(run: Run, key: str, find: Callable[[], Architecture | dict[str, Pick]]) -> Architecture:
+    """Found once in a run's life, since a measured limit may decide otherwise when it is measured again."""
+    picks = run.compute_once(key, lambda: dict(find()))
+    return Architecture({name: tuple(pick) for name, pick in picks.items()})
+
+
+def _differentiable(constraint: GateConstraint, task: Task, run: Run, suffix: str) -> tuple[GateConstraint, float]:
+    """A constraint whose expected cost has a gradient, and its bound; MACs stand in for a measured cost."""
+    if constraint.counted:
+        return constraint, constraint.bound
+    surrogate = GateConstraint(constraint.space, macs(task.example).at_most(fraction=1.0), constraint.rounding)
+    # Measured once in a run's life, so that a resumed run aims at the same bound.
+    return surrogate, run.compute_once(f"macs_for_the_limit{suffix}", lambda: stand_in(constraint, surrogate))
