@@ -126,7 +126,7 @@ def test_removal_is_exact(steps: list[Step], flat: bool, hidden: bool, seed: int
     assert len(choices(space)) >= 1
 
 
-@settings(max_examples=int(os.environ.get("ARCHGRAD_NETWORKS", "40")))
+@settings(max_examples=int(os.environ.get("ARCHGRAD_NETWORKS", "250")))
 @given(st.integers(0, 10**9))
 def test_a_network_of_the_grammar_is_slimmed_exactly_or_frozen(seed: int) -> None:
     """Extreme and random masks, eval and training, on other inputs than the example; nothing but our errors."""
