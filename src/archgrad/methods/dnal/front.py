@@ -12,9 +12,11 @@ Ours, made of DNAL's parts under a limit; see `dnal.py`:
         training    w = argmin_w L(w) without the other channels, the learning rate falling: this budget's network
 
 Weights and s thus go down through the budgets at full learning rates, and each network is finished aside. Handing the
-finished weights down instead gave no better networks: the next rise of the learning rate undid what they had gained.
+finished weights down instead gave no better networks in a trial on one seed: the next rise of the learning rate undid
+what they had gained.
 
-Checked against: separate runs in benchmarks/slim_front.py; exact resume from every stage, in the tests.
+Checked against: exact resume from stages of every kind and budgets on a recount, in the tests. The script
+benchmarks/slim_front.py sets it beside separate runs.
 """
 
 from __future__ import annotations
