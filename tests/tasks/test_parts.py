@@ -10,9 +10,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from archgrad.errors import ArchgradError, DataError
+from archgrad.run.run import Run
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.datasets import digits
 from archgrad.tasks.splits import Split
+from archgrad.tasks.supervised import Supervised
 
 ONE = torch.arange(200, dtype=torch.float32)[:, None]
 LABEL = torch.arange(200) % 4
@@ -121,3 +123,68 @@ def test_classes_given_for_a_dataset() -> None:
         Classification(Items([*GOOD, (torch.zeros(2), 7)]), classes=3)
     with pytest.raises(DataError, match="classes=3, but the data has 10 classes"):
         Classification(digits(), classes=3)
+
+
+@pytest.mark.parametrize("far", [99, 255, 999])
+def test_a_label_far_above_the_others_is_told(far: int) -> None:
+    generator = torch.Generator().manual_seed(far)
+    first, count = (
+        int(torch.randint(0, 2, (), generator=generator)),
+        int(torch.randint(3, 9, (), generator=generator)),
+    )
+    x = torch.randn(120, 3, generator=generator)
+    y = torch.arange(120) % count + first
+    y[::10] = far
+    with pytest.raises(
+        DataError, match=rf"label {far} makes {far + 1} classes.* ignore_index={far}.*classes={far + 1}"
+    ):
+        Classification(TensorDataset(x, y))
+    assert any(f"The label {far} is a class of its own" in note for note in Classification((x, y)).notes)
+    # Named, it is no class; and other labels may be anything.
+    assert not any("class of its own" in note for note in Classification((x, y), ignore_index=far).notes)
+    assert Classification(TensorDataset(x, y - first), ignore_index=far - first).classes == count
+    assert not Classification((x, torch.arange(120) % 5 * 10)).notes
+
+
+def test_labels_that_do_not_occur_are_told() -> None:
+    x = torch.randn(60, 2)
+    y = torch.arange(60) % 2 * 3
+    for data in (TensorDataset(x, y), (x, y)):
+        assert Classification(data, classes=5).notes == ["No training sample has 3 of the 5 labels: 1, 2, 4."]
+
+
+@pytest.mark.parametrize("kind", ["features", "images", "several inputs", "targets"])
+def test_samples_that_two_parts_share_are_told(kind: str) -> None:
+    train, test = torch.randn(50, 6), torch.randn(20, 6)
+    rows = sorted(torch.randperm(20)[:4].tolist())
+    test[rows] = train[[7, 8, 9, 7]]
+
+    def part(x: torch.Tensor) -> tuple:
+        if kind == "images":
+            return (x.mul(1e4).long() % 256).to(torch.uint8).view(-1, 1, 2, 3).numpy(), torch.arange(len(x)) % 2
+        if kind == "several inputs":
+            return {"a": x[:, :2], "b": x[:, 2:]}, torch.arange(len(x)) % 2
+        return x, torch.randn(len(x)) if kind == "targets" else torch.arange(len(x)) % 2
+
+    def made(x: torch.Tensor, y: torch.Tensor) -> Supervised:
+        if kind == "targets":
+            return Supervised(part(x), part(torch.randn(9, 6)), part(y), loss=nn.functional.mse_loss)
+        return Classification(part(x), part(torch.randn(9, 6)), part(y))
+
+    (note,) = made(train, test).notes
+    assert (
+        note.startswith("4 of 20 test samples are in train too")
+        and f"test samples {', '.join(map(str, rows))}." in note
+    )
+    assert made(train, torch.randn(20, 6)).notes == []
+    run = Run(steps=1)
+    run.begin("fit", {}, task=made(train, test))
+    assert run.notes == [note]
+    run.close()
+
+
+def test_copies_within_one_array_that_was_split_are_told_and_data_that_repeats_is_not() -> None:
+    x = torch.randn(40, 3)
+    twice = Classification((torch.cat([x, x[:6]]), torch.arange(46) % 2), split=Split(valid_fraction=0.4)).notes
+    assert twice and all("too good" in note for note in twice)
+    assert Classification((torch.ones(40, 3), torch.arange(40) % 2)).notes == []

@@ -192,17 +192,18 @@ class Run:
         numbers = {"precision": self.precision, "dtype": str(torch.get_default_dtype())}
         same = self._budget.record() | {"seed": self.seed, **numbers}
         same |= {"workers": True} if self.workers else {}  # trials elsewhere are no phases of this run
+        about_data = getattr(task, "notes", ())
         # Without a folder nothing is resumed, and nothing needs to be compared.
         task, network = (task, network) if self._files else (None, None)
         identity = validation.identity(method, settings, same, task=task, network=network)
-        first = self.rank == 0
-        history = History(self.folder if first else None, tensorboard=self._output.tensorboard)
+        history = History(self.folder if (first := self.rank == 0) else None, tensorboard=self._output.tensorboard)
         self._log.open(history, shown=self._shows_progress and first, first=first)
         if self._files:
             opened = self._files.open(identity, self._machine, accept=self._accepted)
             self._checkpoints.replaying, self._computed, notes = opened
-            for note in notes:
-                self.note(note)
+            about_data = [*notes, *about_data]
+        for note in about_data:
+            self.note(note)
         if self._checkpoints.replaying:
             history.recall()
         else:

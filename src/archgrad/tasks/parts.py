@@ -31,6 +31,7 @@ from archgrad.tasks.sources import DatasetSource, MemorySource, seeded
 # A torch Dataset or DataLoader of samples, Samples, or a pair of arrays (x, y).
 Data = Any
 QUANTILES = 10
+COMPARED = 1 << 20  # samples that are compared with each other, at about a second for each GB
 
 
 def strata(values: np.ndarray[Any, Any]) -> Tensor:
@@ -215,7 +216,76 @@ def count_classes(train: Part, labels_known: Labels, *, needed: bool) -> int:
         raise DataError(
             f"train: only one class ({low}) among {len(labels)} samples; classification needs at least two"
         )
+    if classes is None and (lone := _lone_label(torch.unique(labels).tolist())) is not None:
+        raise DataError(
+            f"train: label {lone} makes {lone + 1} classes, and it stands far above the other labels. Give "
+            f"ignore_index={lone} where it marks samples without a label, else classes={lone + 1}"
+        )
     return classes or high + 1
+
+
+def _lone_label(distinct: list[int]) -> int | None:
+    """The largest of some labels in order where it stands far above the others, which are 0..K-1 or 1..K."""
+    *others, last = distinct
+    together = bool(others) and others[0] in (0, 1) and others[-1] - others[0] == len(others) - 1
+    return last if together and last > max(2 * len(others), others[-1] + 9) else None
+
+
+def notes_on(parts: dict[str, Part]) -> list[str]:
+    """What a user should know of the data: labels that no training sample has, samples that two parts share."""
+    notes, train = list[str](), parts["train"]
+    classes = train.classes
+    count, names = (classes, ()) if isinstance(classes, int) else (len(classes or ()), classes or ())
+    # Labels that would have to be read sample by sample, and were not so far, stay unread.
+    if count and (isinstance(train.source, MemorySource) or train.source.has_read_targets):
+        labels = targets(train)
+        occurs = torch.bincount(labels[(labels >= 0) & (labels < count)], minlength=count) > 0
+        if missing := [(names or range(count))[row] for row in torch.nonzero(~occurs).flatten().tolist()]:
+            notes.append(f"No training sample has {len(missing)} of the {count} labels: {_some(missing)}.")
+    if names and all(map(str.isdecimal, names)) and (lone := _lone_label(sorted(map(int, names)))) is not None:
+        notes.append(
+            f"The label {lone} is a class of its own. Where it marks samples without a label, give "
+            f"ignore_index={lone}."
+        )
+    return [*notes, *_shared(parts)]
+
+
+def _shared(parts: dict[str, Part]) -> list[str]:
+    """A note for each two parts in memory that hold the same inputs.
+
+    None on data that repeats by nature, where most training samples are there twice, or on more than `COMPARED`.
+    """
+    sources = {name: part.source for name, part in parts.items()}
+    if sum(len(part.indices) for part in parts.values()) > COMPARED:
+        return []
+    rows = {
+        name: [_digest(source.samples.x, row) for row in parts[name].indices.tolist()]
+        for name, source in sources.items()
+        if isinstance(source, MemorySource)
+    }
+    if "train" not in rows or 2 * len(set(rows["train"])) <= len(rows["train"]):
+        return []
+    notes = []
+    for (name, those), (other, these) in itertools.combinations(rows.items(), 2):
+        known = set(those)
+        if places := [place for place, row in enumerate(these) if row in known]:
+            notes.append(
+                f"{len(places)} of {len(these)} {other} samples are in {name} too, so that scores are too good: "
+                f"{other} samples {_some(parts[other].indices[places].tolist())}. Keep each in one part, or give "
+                "their groups to Split."
+            )
+    return notes
+
+
+def _digest(inputs: Any, row: int) -> bytes:
+    total = hashlib.blake2b(digest_size=16)
+    for leaf in tree_leaves(inputs):
+        total.update(leaf[row].reshape(-1).contiguous().view(torch.uint8).numpy())
+    return total.digest()
+
+
+def _some(items: list[Any]) -> str:
+    return ", ".join(map(str, items[:10])) + (", ..." if len(items) > 10 else "")
 
 
 def check_parts(parts: dict[str, Part]) -> None:

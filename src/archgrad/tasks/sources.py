@@ -166,6 +166,11 @@ class DatasetSource:
                 self._targets = labels_of(self.dataset) if self._labelled else numbers_of(self.dataset)
         return self._targets
 
+    @property
+    def has_read_targets(self) -> bool:
+        """Whether `targets` costs nothing more."""
+        return self._targets is not None
+
     def fingerprint(self) -> str:
         """A digest of the dataset's tensors, of its targets where it names them, and of some samples."""
         if self._fingerprint is None:

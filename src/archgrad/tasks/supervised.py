@@ -22,7 +22,7 @@ from archgrad.tasks.data_path import load
 from archgrad.tasks.losses import BatchLoss, Loss, checked_loss, per_sample
 from archgrad.tasks.metrics import Metric, Score, Totals, checked_metrics, chosen_score, falls_with_the_loss
 from archgrad.tasks.normalization import Normalization, normalized
-from archgrad.tasks.parts import Data, Part, check_parts, open_part, part_record, training_order
+from archgrad.tasks.parts import Data, Part, check_parts, notes_on, open_part, part_record, training_order
 from archgrad.tasks.splits import Split, divide, join, split_off
 from archgrad.tasks.task import Batch, Inputs, call, first, mapped, stable_seed, tensors
 
@@ -112,15 +112,13 @@ class Supervised:
             for name, data in data_by_part.items()
             if data is not None or name == "train"
         }
-        missing = [name for name in PARTS if name not in self._parts]
-        train_part = self._parts["train"]
+        missing, train_part = [name for name in PARTS if name not in self._parts], self._parts["train"]
         check_parts(self._parts)
         split.resolve(train_part.source)
         if missing:
             self._parts |= split_off(train_part, missing, fraction=split.valid_fraction, seed=split.seed)
-        self._batch_size: int | None = batch_size if train_part.batch_size is None else train_part.batch_size
-        if train_part.loader is not None:
-            self._batch_size = train_part.loader.batch_size
+        own, loader = train_part.batch_size, train_part.loader
+        self._batch_size: int | None = loader.batch_size if loader is not None else own or batch_size
         self._drawable = len(train_part.indices)
         self._order = training_order(self._parts["train"], self._batch_size, drawable=self._drawable)
         self._augment = tuple(augment)
@@ -143,6 +141,11 @@ class Supervised:
         judged = {"loss": self._loss or self._batch_loss, **{f"metric {n}": m for n, m in self._metrics.items()}}
         contents = {f"{name} samples": part.source.fingerprint() for name, part in self._parts.items()}
         return contents | {name: described(function) for name, function in judged.items()}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the data; a run shows and keeps it."""
+        return notes_on(self._parts)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name} {len(part.indices):,}" for name, part in self._parts.items())
