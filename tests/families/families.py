@@ -184,11 +184,13 @@ TRANSFORMERS = [
         VIT_TRUNK,
     ),
     Family("vit_separate", transformers.vit_separate, {"blocks.0.attn.heads": 4, "blocks.0.mlp.0": 20}, VIT_TRUNK),
-    Family("vit_packed", transformers.vit_packed, {"blocks.0.mlp.0": 20}, VIT_TRUNK),
+    Family(
+        "vit_packed", transformers.vit_packed, {"blocks.0.attn.attention.heads": 4, "blocks.0.mlp.0": 20}, VIT_TRUNK
+    ),
     Family(
         "encoder_layer",
         transformers.encoder_layer,
-        {"blocks.0.linear1": 20},
+        {"blocks.0.self_attn.heads": 4, "blocks.0.linear1": 20},
         ("patches", "blocks.0.linear2", "head"),
     ),
     Family("mixer", transformers.Mixer, {"block.tokens.0": 8, "block.channels.0": 20}, ("patches", "head")),

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from archgrad.choices.fewer_heads import AttentionCall, with_fewer_heads
+
 # Attribute of a layer with gated weights: the names of its parameters in their own order.
 ORDER = "_archgrad_parameter_order"
 
@@ -26,6 +28,7 @@ class Coupling:
             as long has all its channels several times (the blocks of an LSTM's weights).
         counts: integer attributes of the module that shrink in proportion.
         selects: the module's input keeps all channels: once cut, the module selects those that it reads.
+        attention: how the network calls this `nn.MultiheadAttention`, which is replaced once its heads are cut.
     """
 
     module: str
@@ -34,6 +37,7 @@ class Coupling:
     tensors: tuple[tuple[str, int], ...] = ()
     counts: tuple[str, ...] = ()
     selects: bool = False
+    attention: AttentionCall | None = None
 
     @property
     def kind(self) -> str:
@@ -96,6 +100,11 @@ def remove_channels(
     for path in dict.fromkeys(path for path, _ in sides):
         if isinstance(layer := network.get_submodule(path), nn.RNNBase):
             layer._init_flat_weights()  # its kernels take all weights as one list
+    for (path, _), (member, mask) in sides.items():
+        attention = network.get_submodule(path)
+        if member.attention and isinstance(attention, nn.MultiheadAttention) and not bool(mask.all()):
+            parent, _, child = path.rpartition(".")
+            setattr(network.get_submodule(parent), child, with_fewer_heads(attention, member.attention))
     # Last, since this changes the paths of the layers.
     for (path, _), (member, mask) in sides.items():
         if member.selects and not bool(mask.all()):

@@ -215,7 +215,7 @@ def weight_magnitude(layer: nn.Module, side: Coupling) -> Tensor | None:
     """Mean |w| of what makes each channel; where a gate stands on the network's inputs, of what reads it."""
     if not (side.selects or side.kind in ("out", "heads")):
         return None
-    named = [(getattr(layer, name, None), dim) for name, dim in side.tensors if name.startswith("weight")]
+    named = [(getattr(layer, name, None), dim) for name, dim in side.tensors if "weight" in name]
     # A weight in blocks, as of an LSTM, makes each channel several times.
     means = [
         weight.detach().abs().movedim(dim, 0).flatten(1).mean(1).view(-1, len(side.places)).mean(0)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from archgrad.choices.channels import Coupling
+from archgrad.choices.fewer_heads import AttentionCall
 from archgrad.spaces.slim.acceptance import Budget
-from archgrad.spaces.slim.channel_graph import ChannelGraph
+from archgrad.spaces.slim.channel_graph import UNREAD, ChannelGraph
+from archgrad.spaces.slim.seeded_run import computed_weights
 from archgrad.spaces.slim.trial import Removal, Trial
 
+_MASKS = ("key_padding_mask", "attn_mask")
+_PROJECTIONS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 HEADS = ("num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_heads")
 
 
@@ -56,6 +63,60 @@ def attention_heads(
                 elif not groups:
                     graph.frozen[layer] = f"its heads cannot be removed: {reason}"
     return accepted
+
+
+def torch_heads(trial: Trial, graph: ChannelGraph, is_kept: Callable[[str], bool]) -> list[Removal]:
+    """Removals of the heads of torch's own attention modules, to be tried with all others."""
+    calls: dict[str, set[AttentionCall | str]] = {}
+    handles = []
+    for path, module in trial.network.named_modules():
+        own = type(module).forward is nn.MultiheadAttention.forward
+        if path and own and isinstance(module, nn.MultiheadAttention) and module.num_heads > 1 and not is_kept(path):
+
+            def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = path) -> None:
+                given = inspect.signature(nn.MultiheadAttention.forward).bind(module, *args, **kwargs)
+                given.apply_defaults()
+                calls.setdefault(path, set()).add(_call(given.arguments))
+
+            handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
+    try:
+        trial.reference()
+    finally:
+        for handle in handles:
+            handle.remove()
+    removals = []
+    for path, ways in calls.items():
+        module = trial.network.get_submodule(path)
+        assert isinstance(module, nn.MultiheadAttention)
+        way = next(iter(ways))
+        shared = "shared" in graph.frozen.get(path, "") or bool(computed_weights(path, module))
+        extra = module.bias_k is not None or module.add_zero_attn or parametrize.is_parametrized(module.out_proj)
+        if isinstance(way, str) or len(ways) > 1 or extra or shared:
+            several = "it is called in several ways" if len(ways) > 1 else way if isinstance(way, str) else ""
+            graph.frozen[path] = (
+                f"its heads cannot be removed: {several}" if several else graph.frozen.get(path, UNREAD)
+            )
+            continue
+        weights = ("in_proj_weight",) if module._qkv_same_embed_dim else _PROJECTIONS
+        places = torch.arange(module.num_heads).repeat_interleave(module.head_dim)
+        makes = tuple((name, 0) for name in (*weights, "in_proj_bias"))
+        removals.append(Removal(f"{path}.heads", [
+            Coupling(path, "heads", places, makes, ("num_heads",), attention=way),
+            Coupling(f"{path}.out_proj", "in", places, (("weight", 1),), ("in_features",)),
+        ]))  # fmt: skip
+        graph.frozen.pop(path, None)
+    return removals
+
+
+def _call(given: Mapping[str, Any]) -> AttentionCall | str:
+    """How an attention module is called, or why that cannot be written for fewer heads."""
+    kinds = ["" if given[n] is None else "bool" if given[n].dtype == torch.bool else "float" for n in _MASKS]
+    if given["query"].dim() != 3:
+        return "its inputs have no batch dimension"
+    if given["attn_mask"] is not None and given["attn_mask"].dim() != 2:
+        return "it is given a mask for each head"
+    weights = "none" if not given["need_weights"] else "mean" if given["average_attn_weights"] else "each"
+    return AttentionCall(kinds[0], kinds[1], weights)
 
 
 def _candidates(network: nn.Module) -> Iterator[tuple[str, list[list[Coupling]]]]:

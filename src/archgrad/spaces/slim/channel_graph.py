@@ -229,7 +229,11 @@ def _untouchable(numbering: _Numbering) -> Iterator[tuple[Side, str]]:
             reason = f"{path.removesuffix('._orig_mod')} is a compiled layer; compile the network after slimming"
         is_closed = isinstance(module, CLOSED) and not is_recurrent(module)
         if is_closed:
-            reason = reason or f"{path} ({type(module).__name__}) is not a layer whose channels can be removed"
+            what = (
+                "keeps the width of what it reads and puts out" if isinstance(module, nn.MultiheadAttention) else ""
+            )
+            what = what or "is not a layer whose channels can be removed"
+            reason = reason or f"{path} ({type(module).__name__}) {what}"
         for parameter in module.parameters(recurse=False):
             other = owners.setdefault(parameter, path)
             if other != path:

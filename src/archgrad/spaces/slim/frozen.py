@@ -24,6 +24,7 @@ ADVICE = (
     ("that have none", "compute the other values by a layer, or put a linear layer between"),
     ("are shared with", "copy.deepcopy one of the layers if their weights may differ"),
     ("picks rows", "only columns of a table can be removed: read it by torch.nn.Embedding"),
+    ("keeps the width", "torch.nn.Linear layers for queries, keys, values and outputs would let it change"),
     ("is not a layer whose", "write it with torch.nn.Linear layers, whose channels and heads can be removed"),
     ("spectral_norm", "torch.nn.utils.remove_spectral_norm makes a plain parameter of it"),
     ("inputs can be gated", "a linear layer or an ungrouped convolution behind it would carry a gate"),

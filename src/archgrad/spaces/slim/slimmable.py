@@ -17,7 +17,7 @@ from archgrad.choices.modules import Gate
 from archgrad.copy_and_run import copied
 from archgrad.errors import ModelError
 from archgrad.spaces.slim.acceptance import Budget, exercised, settle
-from archgrad.spaces.slim.attention import attention_heads
+from archgrad.spaces.slim.attention import attention_heads, torch_heads
 from archgrad.spaces.slim.branches import branches
 from archgrad.spaces.slim.channel_graph import ChannelGraph, input_features, trace
 from archgrad.spaces.slim.frozen import Frozen, advised, reach
@@ -118,6 +118,7 @@ def _accepted(trial: Trial, graph: ChannelGraph, is_kept: Callable[[str], bool])
     """Heads, channels and branches that pass the trial together; the reasons of the others go into `graph.frozen`."""
     budget = Budget()
     removals = attention_heads(trial, graph, budget, is_kept)
+    removals += torch_heads(trial, graph, is_kept)
     removals += [Removal(name, couplings) for name, couplings in graph.groups.items()]
     widths = {c.module for r in removals for c in r.couplings if c.kind == "out"}
     removals += [r for r in branches(trial, widths) if not is_kept(r.name.removesuffix(".branch"))] if widths else []
@@ -125,6 +126,9 @@ def _accepted(trial: Trial, graph: ChannelGraph, is_kept: Callable[[str], bool])
     removals = exercised(trial, removals, refused, budget)
     removals = settle(trial, removals, refused, budget)
     graph.frozen.update({name: reason for name, reason in refused.items() if not name.endswith(".branch")})
+    for name, reason in refused.items():
+        if name.endswith(".heads"):
+            graph.frozen[name.removesuffix(".heads")] = f"its heads cannot be removed: {reason}"
     gated = [c.module for r in removals for c in r.couplings if c.kind == "out"]
     return [r for r in removals if not r.vanishing or any(g.startswith(f"{r.vanishing.module}.") for g in gated)]
 
@@ -192,6 +196,11 @@ def _attach(space: nn.Module, removal: Removal) -> None:
             places = None if torch.equal(member.places, torch.arange(removal.size)) else member.places
             gate = Gate(removal.size, name=removal.name, places=places, dim=dim, couplings=couplings)
             _register(space.get_submodule(member.module), attribute, gate)
+    if any(member.attention for member in couplings):
+        for path, module in space.named_modules():
+            if isinstance(module, nn.TransformerEncoder) and removal.name.startswith(f"{path}."):
+                # Nested tensors are for torch's kernel of whole layers, which knows no other number of heads.
+                module.enable_nested_tensor = module.use_nested_tensor = False
 
 
 def _register(layer: nn.Module, attribute: str, gate: Gate) -> None:

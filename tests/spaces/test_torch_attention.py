@@ -1,0 +1,137 @@
+"""Heads of torch's attention and transformer layers: closing them is removing them, by a plain replacement."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from families.checks import assert_plain, difference, extremes, outputs, stir, swapped
+from torch import Tensor, nn
+
+import archgrad as ag
+from archgrad.choices.access import choices, hold, sample
+from archgrad.extract.discretize import build
+
+WIDTH, HEADS, STEPS = 8, 4, 5
+X = torch.randn(3, STEPS, WIDTH, generator=torch.Generator().manual_seed(0))
+PADDED = torch.arange(STEPS)[None] >= torch.tensor([[5], [3], [2]])
+CAUSAL = nn.Transformer.generate_square_subsequent_mask(STEPS)
+Call = Callable[[nn.Module, Tensor], Tensor]
+
+
+class Attends(nn.Module):
+    def __init__(self, inner: nn.Module, call: Call) -> None:
+        super().__init__()
+        self.inner, self.call, self.head = inner, call, nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x + self.call(self.inner, x).tanh())
+
+
+def attention(**options: bool | float | int) -> nn.Module:
+    return nn.MultiheadAttention(WIDTH, HEADS, **{"batch_first": True, **options})
+
+
+def encoder(**options: bool) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 10, dropout=0.1, batch_first=True, **options)
+    return nn.TransformerEncoder(layer, 2)
+
+
+CALLS: dict[str, tuple[Callable[[], nn.Module], Call]] = {
+    "itself": (attention, lambda a, x: a(x, x, x)[0]),
+    "no weights": (attention, lambda a, x: a(x, x, x, need_weights=False)[0]),
+    "steps first": (
+        lambda: attention(batch_first=False, bias=False),
+        lambda a, x: a(x.transpose(0, 1), x.transpose(0, 1), x.transpose(0, 1))[0].transpose(0, 1),
+    ),
+    "dropout": (lambda: attention(dropout=0.3), lambda a, x: a(x, x, x, need_weights=False)[0]),
+    "across": (attention, lambda a, x: a(x, x.flip(1)[:, :3], x[:, :3] * 2)[0]),
+    "other widths": (
+        lambda: attention(kdim=6, vdim=5),
+        lambda a, x: a(x, x[..., :6], x[..., 3:], need_weights=False)[0],
+    ),
+    "padding": (attention, lambda a, x: a(x, x, x, key_padding_mask=PADDED[: len(x)], need_weights=False)[0]),
+    "causal": (attention, lambda a, x: a(x, x, x, attn_mask=CAUSAL, is_causal=True, need_weights=False)[0]),
+    "both masks": (
+        attention,
+        lambda a, x: a(x, x, x, key_padding_mask=PADDED[: len(x)], attn_mask=CAUSAL.isinf())[0],
+    ),
+    "encoder": (encoder, lambda e, x: e(x)),
+    "encoder, norm first": (lambda: encoder(norm_first=True), lambda e, x: e(x)),
+    "encoder, padded": (encoder, lambda e, x: e(x, src_key_padding_mask=PADDED[: len(x)])),
+    "decoder": (
+        lambda: nn.TransformerDecoderLayer(WIDTH, HEADS, 10, dropout=0.1, batch_first=True),
+        lambda d, x: d(x, x.flip(1), tgt_mask=CAUSAL),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask", "ignore:enable_nested_tensor is True")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("name", CALLS)
+def test_closed_heads_are_removed_heads(name: str) -> None:
+    torch.manual_seed(0)
+    make, call = CALLS[name]
+    net = Attends(make(), call)
+    stir(net)
+    space = ag.slim(net, X)
+    gates = {n: same[0].size for n, same in choices(space).items()}
+    assert sum(n.endswith(".heads") and size == HEADS for n, size in gates.items()) == (1 + (len(gates) > 2)), gates
+    found = [*extremes(space), *(sample(space, generator=torch.Generator().manual_seed(i)) for i in range(2))]
+    for architecture in found:
+        held, built = hold(space, architecture), build(space, architecture)
+        for training in (False, True):
+            dropping = [*held.modules(), *built.modules()] if training else []
+            for module in dropping:
+                if isinstance(module, nn.MultiheadAttention):
+                    module.dropout = 0.0
+            expected = outputs(held, (X,), training=training)
+            assert difference(expected, outputs(built, (X,), training=training)) < 1e-5
+        for cost in (ag.macs(X), ag.params()):
+            assert float(cost.expected(held)) == pytest.approx(cost.of(built), rel=1e-9)
+        assert_plain(built.inner)
+    wrong = build(space, swapped(found[1], gates))
+    assert difference(expected, outputs(wrong, (X,), training=True)) > 1e-6
+    built = build(space, found[1]).eval()
+    expected = outputs(built, (X,))
+    assert difference(expected, outputs(copy.deepcopy(built), (X,))) == 0
+    with torch.no_grad():
+        assert difference(expected, [torch.export.export(built, (X,)).module()(X)]) < 1e-6
+
+
+def test_a_mask_that_the_replacement_is_not_written_for_is_refused() -> None:
+    space = ag.slim(Attends(attention(), CALLS["padding"][1]), X)
+    replaced = build(space, extremes(space)[1]).inner
+    assert replaced(X, X, X, key_padding_mask=PADDED, need_weights=False)[1] is None
+    with pytest.raises(AssertionError, match="attn_mask was not given"):
+        replaced(X, X, X, key_padding_mask=PADDED, attn_mask=CAUSAL)
+    again = pickle.loads(pickle.dumps(replaced))
+    assert torch.equal(again(X, X, X, PADDED)[0], replaced(X, X, X, PADDED)[0]) and again.batch_first
+
+
+FROZEN: dict[str, tuple[nn.Module, Call, str]] = {
+    "zeros added": (attention(add_zero_attn=True), lambda a, x: a(x, x, x)[0], "keeps the width"),
+    "biases added": (attention(add_bias_kv=True), lambda a, x: a(x, x, x)[0], "keeps the width"),
+    "one example": (attention(), lambda a, x: torch.stack([a(y, y, y)[0] for y in x]), "no batch dimension"),
+    "a mask for each head": (
+        attention(),
+        lambda a, x: a(x, x, x, attn_mask=CAUSAL.expand(len(x) * HEADS, -1, -1))[0],
+        "a mask for each head",
+    ),
+    "several ways": (attention(), lambda a, x: a(x, x, x)[0] + a(x, x, x, attn_mask=CAUSAL)[0], "several ways"),
+    "the mean of the heads' weights": (
+        attention(), lambda a, x: a(x, x, x)[0] + a(x, x, x)[1].mean(1)[:, :1, None], "mixes them",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_heads_that_cannot_be_removed_are_frozen_for_their_reason(name: str) -> None:
+    inner, call, reason = FROZEN[name]
+    net = nn.Sequential(Attends(inner, call), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    space = ag.slim(net, X)
+    assert not any("inner" in gate for gate in choices(space))
+    assert reason in " ".join(why for path, why in ag.frozen(space).items() if "inner" in path)
