@@ -112,6 +112,12 @@ def test_a_mask_that_the_replacement_is_not_written_for_is_refused() -> None:
     assert torch.equal(again(X, X, X, PADDED)[0], replaced(X, X, X, PADDED)[0]) and again.batch_first
 
 
+def twins() -> nn.Module:
+    first, second = attention(), attention()
+    second.in_proj_weight = first.in_proj_weight
+    return nn.ModuleList([first, second])
+
+
 FROZEN: dict[str, tuple[nn.Module, Call, str]] = {
     "zeros added": (attention(add_zero_attn=True), lambda a, x: a(x, x, x)[0], "keeps the width"),
     "biases added": (attention(add_bias_kv=True), lambda a, x: a(x, x, x)[0], "keeps the width"),
@@ -121,6 +127,7 @@ FROZEN: dict[str, tuple[nn.Module, Call, str]] = {
         lambda a, x: a(x, x, x, attn_mask=CAUSAL.expand(len(x) * HEADS, -1, -1))[0],
         "a mask for each head",
     ),
+    "shared weights": (twins(), lambda a, x: a[1](*[a[0](x, x, x)[0]] * 3)[0], "keeps the width"),
     "several ways": (attention(), lambda a, x: a(x, x, x)[0] + a(x, x, x, attn_mask=CAUSAL)[0], "several ways"),
     "the mean of the heads' weights": (
         attention(), lambda a, x: a(x, x, x)[0] + a(x, x, x)[1].mean(1)[:, :1, None], "mixes them",
@@ -135,3 +142,36 @@ def test_heads_that_cannot_be_removed_are_frozen_for_their_reason(name: str) -> 
     space = ag.slim(net, X)
     assert not any("inner" in gate for gate in choices(space))
     assert reason in " ".join(why for path, why in ag.frozen(space).items() if "inner" in path)
+
+
+class Rows(nn.Module):
+    """Reads the rows of an image as steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = nn.TransformerEncoderLayer(8, 4, 16, batch_first=True), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x[:, 0]).mean(1))
+
+
+def test_heads_go_under_a_limit_by_scores_and_by_dnal() -> None:
+    torch.manual_seed(0)
+    task = ag.Classification.load("digits", batch_size=128)
+    net, cost = Rows(), ag.macs(task.example)
+    with torch.no_grad():
+        net.encoder.self_attn.in_proj_weight.view(3, 4, 2, 8)[:, 1] *= 0.01
+        net.encoder.self_attn.out_proj.weight.view(8, 4, 2)[:, 1] *= 0.01
+    space = ag.slim(net, task.example)
+    for criterion in ("magnitude", "taylor"):
+        scores = ag.importance(space, task, criterion=criterion)
+        assert int(scores["encoder.self_attn.heads"].argmin()) == 1
+    small = ag.cut(space, scores, limit=cost.at_most(fraction=0.6), task=task)
+    assert cost.of(small) <= 0.6 * cost.of(net) and small.encoder.self_attn.num_heads < 4
+    run, recipe = ag.Run(epochs=3, seed=0, progress=False), ag.Recipe(optimizer_factory=ag.adam)
+    found = ag.dnal(space, task, run, limit=cost.at_most(fraction=0.6), recipe=recipe)
+    assert cost.of(found.network) <= 0.6 * cost.of(net)
+    assert (
+        difference(outputs(found.network, (task.example,)), outputs(copy.deepcopy(found.network), (task.example,)))
+        == 0
+    )

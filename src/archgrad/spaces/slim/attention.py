@@ -89,9 +89,15 @@ def torch_heads(trial: Trial, graph: ChannelGraph, is_kept: Callable[[str], bool
         module = trial.network.get_submodule(path)
         assert isinstance(module, nn.MultiheadAttention)
         way = next(iter(ways))
-        shared = "shared" in graph.frozen.get(path, "") or bool(computed_weights(path, module))
-        extra = module.bias_k is not None or module.add_zero_attn or parametrize.is_parametrized(module.out_proj)
-        if isinstance(way, str) or len(ways) > 1 or extra or shared:
+        tied = _is_shared(trial.network, module) or _is_shared(trial.network, module.out_proj)
+        extra = (
+            tied
+            or computed_weights(path, module)
+            or module.bias_k is not None
+            or module.add_zero_attn
+            or parametrize.is_parametrized(module.out_proj)
+        )
+        if isinstance(way, str) or len(ways) > 1 or extra:
             several = "it is called in several ways" if len(ways) > 1 else way if isinstance(way, str) else ""
             graph.frozen[path] = (
                 f"its heads cannot be removed: {several}" if several else graph.frozen.get(path, UNREAD)
@@ -106,6 +112,13 @@ def torch_heads(trial: Trial, graph: ChannelGraph, is_kept: Callable[[str], bool
         ]))  # fmt: skip
         graph.frozen.pop(path, None)
     return removals
+
+
+def _is_shared(network: nn.Module, module: nn.Module) -> bool:
+    """Whether the network has this module, or one of its own parameters, in another place too."""
+    own = {id(p) for p in module.parameters(recurse=False)}
+    places = [m for _, m in network.named_modules(remove_duplicate=False)]
+    return sum(m is module or any(id(p) in own for p in m.parameters(recurse=False)) for m in places) > 1
 
 
 def _call(given: Mapping[str, Any]) -> AttentionCall | str:
