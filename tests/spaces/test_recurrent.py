@@ -215,6 +215,24 @@ def test_states_tie_the_layers_that_hand_them_on() -> None:
         assert built.start.shape[-1] == built.encoder.hidden_size == built.decoder.hidden_size
 
 
+@pytest.mark.parametrize("name", ["hidden_size", "n_hidden"])
+def test_numbers_of_units_that_first_states_are_made_of_shrink_with_them(name: str) -> None:
+    class Zeros(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            start = torch.zeros(2, len(x), getattr(self, name), dtype=x.dtype)
+            return self.head(self.rnn(F.relu(self.inlet(x)), (start, start.clone()))[0][:, -1])
+
+    net = Zeros(layer(nn.LSTM, 2), last_output)
+    setattr(net, name, UNITS)
+    space = ag.slim(net, X)
+    assert {n: same[0].size for n, same in choices(space).items()} == {"inlet": 5, "rnn": UNITS}
+    for architecture in architectures(space):
+        held, built = hold(space, architecture), build(space, architecture)
+        assert difference(outputs(held, (X,)), outputs(built, (X,))) < 1e-5
+        assert getattr(built, name) == built.rnn.hidden_size == len(architecture["rnn"])
+        assert float(ag.macs(X).expected(held)) == pytest.approx(ag.macs(X).of(built))
+
+
 def test_units_that_the_network_puts_out_or_sizes_written_as_numbers_stay() -> None:
     class Numbers(Around):
         def forward(self, x: Tensor) -> Tensor:

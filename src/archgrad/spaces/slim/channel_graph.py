@@ -22,7 +22,7 @@ from archgrad.choices.channels import Coupling, kind_of
 from archgrad.spaces.slim.dependency import Components, Labels, Shadow, Unflattening, Walk
 from archgrad.spaces.slim.layer_sides import LAYERS, NORMS, cuts, has_sides, sides_of, width_of
 from archgrad.spaces.slim.operators import rule_of
-from archgrad.spaces.slim.recurrent import Packing, is_recurrent, recurrent_hooks, tie_units
+from archgrad.spaces.slim.recurrent import Packing, count_states, is_recurrent, recurrent_hooks, tie_units
 from archgrad.spaces.slim.seeded_run import computed_weights, plain_kernels, run, tensors_of
 
 Side = tuple[str, str]  # (module path, side)
@@ -137,7 +137,8 @@ def trace(
         return computed_weights(stack[-1], numbering.modules[stack[-1]])
 
     walk = Walk(components, numbering.tensors, is_read=is_read, rule=rule_of, here=here, computed=computed)
-    handles = _hooks(numbering, walk, stack, visited, positions)
+    blank: set[str] = set()
+    handles = _hooks(numbering, walk, stack, visited, positions, blank)
     try:
         with plain_kernels(), walk, Unflattening(walk), Packing(walk):
             outputs = run(network, example)
@@ -147,6 +148,7 @@ def trace(
     for x in tensors_of(outputs):
         walk.freeze(x, "its channels reach the network's output")
     graph = _collect(numbering, components)
+    count_states(graph.groups, numbering.modules, blank)
     graph.positions = positions
     graph.whole = graph.macs(network)
     for path in graph.frozen.keys() - visited:
@@ -168,7 +170,7 @@ def _kept_tensors(numbering: _Numbering) -> str:
 
 
 def _hooks(
-    numbering: _Numbering, walk: Walk, stack: list[str], visited: set[str], positions: Counter[str]
+    numbering: _Numbering, walk: Walk, stack: list[str], visited: set[str], positions: Counter[str], blank: set[str]
 ) -> list[Any]:
     """Keep track of where the run is and was, and tie what layers read to their attributes."""
     handles = []
@@ -193,7 +195,7 @@ def _hooks(
 
         handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
         if is_recurrent(module):
-            handles += recurrent_hooks(path, module, numbering.sides_of(path), walk, positions)
+            handles += recurrent_hooks(path, module, numbering.sides_of(path), walk, positions, blank)
     return handles
 
 

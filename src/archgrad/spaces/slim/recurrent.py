@@ -10,6 +10,7 @@ a GRU), and a column of every weight that reads it: `W_hh`, the next layer's `W_
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
+from archgrad.choices.channels import Coupling
 from archgrad.spaces.slim.dependency import Components, Labels, Walk
 from archgrad.spaces.slim.seeded_run import computed_weights
 
@@ -63,7 +65,9 @@ def tie_units(components: Components, sides: Sides) -> None:
         components.freeze(cells[: len(made) + 1], NARROWER)
 
 
-def recurrent_hooks(path: str, module: nn.Module, sides: Sides, walk: Walk, positions: Counter[str]) -> list[Any]:
+def recurrent_hooks(
+    path: str, module: nn.Module, sides: Sides, walk: Walk, positions: Counter[str], blank: set[str]
+) -> list[Any]:
     """Follow channels through a recurrent layer as a whole, whatever kernel computes it.
 
     Args:
@@ -72,6 +76,8 @@ def recurrent_hooks(path: str, module: nn.Module, sides: Sides, walk: Walk, posi
         sides: its labels.
         walk: the run; it looks at no operator inside the layer.
         positions: takes the number of examples and steps at which the layer's weights were used.
+        blank: takes the path where the layer starts from states that were made out of nothing, of a size that the
+            network keeps.
     """
     where = f"{path or 'forward'} ({type(module).__name__})"
 
@@ -90,7 +96,9 @@ def recurrent_hooks(path: str, module: nn.Module, sides: Sides, walk: Walk, posi
         made = [sides["out"], sides.get("out cells", sides["out"])]
         for given in _states(args[1] if len(args) > 1 else kwargs.get("hx")):
             for state, labels in zip(given, made, strict=False):
-                if not walk.shadow(state).constant:
+                if walk.shadow(state).constant:
+                    blank.add(path)
+                else:
                     _tie(walk, state, labels, f"{where} starts from states of a fixed number of units")
         if sequence is not None:
             _note(walk, _data(sequence), made[0])
@@ -102,6 +110,17 @@ def recurrent_hooks(path: str, module: nn.Module, sides: Sides, walk: Walk, posi
         module.register_forward_pre_hook(enter, with_kwargs=True),
         module.register_forward_hook(leave, with_kwargs=True),
     ]
+
+
+def count_states(groups: Mapping[str, list[Coupling]], modules: Mapping[str, nn.Module], blank: set[str]) -> None:
+    """Let the numbers of units that modules around a layer keep for its first states shrink with its units."""
+    for couplings in groups.values():
+        for member in [c for c in couplings if c.kind == "out" and c.module in blank]:
+            for path in (p for p in modules if not p or member.module.startswith(f"{p}.")):
+                own = {n: v for n, v in vars(modules[path]).items() if "hid" in n and type(v) is int}
+                counts = tuple(n for n, size in own.items() if size == len(member.places) and path != member.module)
+                if counts:
+                    couplings.append(Coupling(path, f"param {' '.join(counts)}", member.places, counts=counts))
 
 
 def _data(x: Tensor | PackedSequence) -> Tensor:
