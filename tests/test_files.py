@@ -156,7 +156,7 @@ def test_images_that_are_refused_by_name(tmp_path: Path, content: bytes, suffix:
 
 def test_a_wrong_suffix_does_not_matter(tmp_path: Path) -> None:
     buffer = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(buffer, "GIF")
+    Image.new("RGB", (4, 4), "teal").save(buffer, "GIF")
     assert len(data_path.load(pictures(tmp_path / "data", buffer.getvalue(), ".png")).train) == 4
     assert "EPS" not in images.FORMATS
 
@@ -211,7 +211,7 @@ def test_configurations_that_are_refused(tmp_path: Path, content: str, told: str
 def test_keys_below_the_first_level_may_repeat(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("model: m:n\ndata: digits\nkeep: [a, b]\nlimit: {macs: 0.5}\n")
-    assert resolve(SlimOptions, {}, path).limit == "macs=0.5"
+    assert resolve(SlimOptions, {}, path).limit == ["macs=0.5"]
 
 
 def test_a_whole_network_as_weights_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime
+import pytest
+import safetensors.torch
 import torch
 
 import archgrad
@@ -43,6 +45,39 @@ def test_a_plain_network_is_trained(place: Path, tmp_path: Path, cli: Callable, 
     again = cli("resume", tmp_path / "run", "--json")
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["after"] == record["after"]
+
+
+@pytest.mark.parametrize("step", ["evaluate", "latency", "macs"])
+def test_what_follows_training_fails_alone(
+    step: str, place: Path, tmp_path: Path, cli: Callable, no_onnx: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no luck today")
+
+    monkeypatch.setattr(f"archgrad.results.result.{step}", fail)
+    arguments = (f"{place / 'net.py'}:Net", place / "data.npz", "--batch-size", "6", "--steps", "2")
+    result = cli("train", *arguments, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert any("failed after training" in note and "no luck today" in note for note in record["notes"])
+    assert (tmp_path / "run" / "network.safetensors").exists() and (tmp_path / "run" / "report.html").exists()
+    assert ("accuracy" in record["after"]) == (step == "latency")
+
+
+@pytest.mark.parametrize("broken", [float("nan"), -1.0])
+def test_weights_that_are_no_numbers_are_refused_by_a_dry_run(
+    broken: float, place: Path, tmp_path: Path, refused: Callable[..., str], trained_weights: Path
+) -> None:
+    state = safetensors.torch.load_file(trained_weights)
+    name = next(
+        n for n, t in state.items() if t.is_floating_point() and (broken != -1.0 or n.endswith("running_var"))
+    )
+    state[name].view(-1)[0] = broken
+    safetensors.torch.save_file(state, tmp_path / "w.safetensors")
+    command = ("slim", f"{place / 'net.py'}:Net", place / "data.npz", "--dry-run", "--out", tmp_path / "run")
+    assert "hold NaN or infinite numbers, or a negative variance" in refused(
+        *command, "--weights", tmp_path / "w.safetensors"
+    )
 
 
 def test_train_refuses_what_does_not_go_together(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import platform
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -12,7 +14,9 @@ from typing import Any
 
 import pytest
 from made_up_runs import finished, run_json, write
+from typer.testing import CliRunner
 
+from archgrad.cli.app import app
 from archgrad.cli.commands.runs import listed
 from archgrad.errors import RunError
 from archgrad.report import compare
@@ -148,3 +152,53 @@ def test_what_was_trained_is_not_forgotten(tmp_path: Path) -> None:
     checkpoint.unlink()
     forget(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+_TEXTS = ("\ud800", "loss \udfff", "\x00", "\x1b[2J", "\U0001f600", "$a_{", "")
+_NUMBERS = (1e308, -1.7e308, 5e-324, 10**300, float("nan"), float("inf"), True, None, [1e308], {"a": 1}, "1e999")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_strangers_folder_is_a_page_or_one_message(seed: int, tmp_path: Path) -> None:
+    """Texts and numbers of every kind, anywhere in history and record."""
+    draw_from = random.Random(seed)
+
+    def text(usual: str) -> str:
+        return draw_from.choice([usual, usual + draw_from.choice(_TEXTS), draw_from.choice(_TEXTS)])
+
+    def number(usual: float) -> Any:
+        return draw_from.choice([usual, draw_from.choice(_NUMBERS), draw_from.choice(_NUMBERS[:5])])
+
+    figures = [text(name) for name in ("loss", "valid_accuracy", "temperature")]
+    rows = [
+        {
+            "phase": text("search"),
+            "step": number(step),
+            "time": number(1.0),
+            **{name: number(0.5) for name in figures},
+        }
+        for step in range(30)
+    ]
+    for name in "ab":
+        folder = tmp_path / name
+        folder.mkdir()
+        identity = {"method": text("dnal"), "settings": {text("rate"): number(0.1)}}
+        (folder / "run.json").write_text(
+            json.dumps({"status": "finished", "identity": identity, "started": text("")})
+        )
+        (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        record = {
+            "method": text("dnal"), "title": text("a run"), "notes": [text("a note")],
+            "settings": {text("rate"): number(0.1)}, "before": {"accuracy": number(0.9), "params": number(1000)},
+            "after": {text("accuracy"): number(0.9), "params": number(500)},
+        }  # fmt: skip
+        (folder / "record.json").write_text(json.dumps(record))
+    runner = CliRunner()
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    page = ["--out", str(tmp_path / "page.html")]
+    commands = ["report", a], ["report", a, "--json"], ["compare", a, b], ["compare", a, b, *page]
+    for command in (*commands, ["runs", str(tmp_path)]):
+        result = runner.invoke(app, command)
+        assert result.exit_code in (0, 2) and isinstance(result.exception, SystemExit | None), (command, result)
+        assert "\x1b" not in result.output and "\x00" not in result.output
+    assert draw(tmp_path / "a").encode("utf-8")

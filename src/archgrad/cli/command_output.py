@@ -22,7 +22,12 @@ class Outcome(NamedTuple):
 
     def show(self, *, as_json: bool) -> None:
         """Print it on stdout."""
-        typer.echo(json.dumps(self.body) if as_json else self.text)
+        typer.echo(json.dumps(self.body) if as_json else printable(self.text))
+
+
+def printable(text: str) -> str:
+    """Text that any terminal takes: halves of characters, as a stranger's file may hold them, become "?"."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def of_record(record: Mapping[str, Any], *closing: str) -> Outcome:

@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 import archgrad
+from archgrad.cli.command_output import printable
 from archgrad.errors import ArchgradError
 from archgrad.run.signals import Stopped
 
@@ -45,7 +46,7 @@ class ErrorGroup(TyperGroup):
             failure = explained(error)
             if failure is None:
                 raise
-            typer.echo(failure.message, err=True)
+            typer.echo(printable(failure.message), err=True)
             raise typer.Exit(failure.status) from None
 
 

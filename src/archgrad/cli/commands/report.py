@@ -8,10 +8,10 @@ from pathlib import Path
 
 import typer
 
-from archgrad import files
 from archgrad.cli import command_output
 from archgrad.errors import ConfigError, RunError
-from archgrad.report import board, compare, page, text
+from archgrad.report import board, compare, page
+from archgrad.report.data import run_folder
 
 
 def draw_report(out: Path) -> command_output.Outcome:
@@ -19,9 +19,7 @@ def draw_report(out: Path) -> command_output.Outcome:
     if not out.is_dir():
         raise RunError(f"There is no run folder {out}. Give the folder that was --out.")
     drawn = page.write(out)
-    content = files.read_text(out / "record.json", RunError, most=files.RECORD)
-    record = files.parse_json(content, RunError, source=str(out / "record.json"), finite=False)
-    text.check(record)
+    record = run_folder.present(out, tail=1).record or {}
     return command_output.of_record(record, f"The report is {drawn}")
 
 

@@ -18,7 +18,7 @@ from archgrad.cli.schemas.train import TrainOptions
 from archgrad.errors import ConfigError, ModelError
 from archgrad.extract.discretize import build
 from archgrad.results.record import conditions
-from archgrad.results.result import Found, figures, latencies
+from archgrad.results.result import Found, keep, measured, note_remarks
 from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import slim
 from archgrad.supernets.lifecycle import Described
@@ -132,20 +132,19 @@ def _bare(trained: nn.Module, plain: nn.Module) -> nn.Module:
 
 def _trained(subject: _Subject, options: TrainOptions, *, task: Task, run: Run) -> Found:
     network, example = subject.finished(subject.network).eval(), run.to_device(task.example)
-    columns: Record = run.compute_once("figures", lambda: figures(network, task, example))
-    times = run.compute_once(
-        "latency", lambda: latencies({"network": network}, example, runtimes=("eager", "onnx"))["network"]
-    )
+    keep(subject.architecture, network, run)
+    columns, score = measured({"network": network}, task, run, example)
+    note_remarks(network, task, run, example)
     settings = {"recipe": setup.recipe_of(options).record(), "auxiliary": options.auxiliary}
+    after = columns["network"]
     record = {
         "method": "train",
         "title": subject.title,
-        "after": {**columns, "latency_ms": times},
+        "after": after,
         "settings": settings,
-        **conditions(run, task, score=next(iter(columns))),
+        **conditions(run, task, score=score),
         "load": _LOAD,
         **subject.record,
     }
-    costs = {name: columns[name] for name in ("params", "macs")}
-    score = next(iter(columns.values()))
-    return Found(subject.architecture, network, score, costs, run.history, record, example)
+    costs: dict[str, float] = {name: after[name] for name in ("params", "macs") if name in after}
+    return Found(subject.architecture, network, after.get(score or ""), costs, run.history, record, example)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pickle
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,14 +13,17 @@ from typing import Any
 
 import safetensors.torch
 import torch
+import typer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from archgrad import files
 from archgrad.cli.inputs import user_code
 from archgrad.errors import ConfigError, ModelError
+from archgrad.tasks.batch_checks import nonfinite_tensors
 from archgrad.tasks.task import Inputs
 
+_AVERAGE = re.compile(r"ema|avg|average|swa")
 FORMS = f"{user_code.FORMS}, or timm:NAME"
 
 
@@ -69,16 +73,17 @@ def as_source(name: str, known: Mapping[str, int]) -> str:
 def read_weights(network: nn.Module, path: str | Path) -> None:
     """Load trained weights into a network, all of them.
 
-    Raises ModelError when the file cannot be read, or holds other tensors than the network has.
+    Of a file that a training script saved, the state dict that has the network's names is taken: wherever it lies,
+    with or without a prefix such as "module.", beside optimizers and averages.
+
+    Raises ModelError when the file cannot be read, or holds other tensors than the network has, or NaN, infinite
+    numbers or negative variances.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"weights {path}: there is no such file. Give a .safetensors file or a state dict.")
     try:
-        if path.suffix == ".safetensors":
-            missing, unexpected = safetensors.torch.load_model(network, path, strict=False)
-        else:
-            missing, unexpected = network.load_state_dict(_state(path), strict=False)
+        missing, unexpected = _loaded(network, path)
     except RuntimeError as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[1:4]) or str(error)
         raise ModelError(f"weights {path} do not fit {type(network).__name__}: {reason}") from None
@@ -90,6 +95,61 @@ def read_weights(network: nn.Module, path: str | Path) -> None:
             f"{_listed('unexpected', unexpected)}"
             "give the weights of this very network, or leave --weights out."
         )
+    if wrong := nonfinite_tensors(network):
+        raise ModelError(
+            f"weights {path} hold NaN or infinite numbers, or a negative variance, in {len(wrong)} tensors "
+            f"({', '.join(wrong[:5])}). Give weights of a training that went well, or leave --weights out."
+        )
+
+
+def _loaded(network: nn.Module, path: Path) -> Any:
+    """Load a file; the names that it lacks, and those that the network lacks."""
+    expected = set(network.state_dict())
+    if path.suffix == ".safetensors":
+        if _prefix(known := safetensors.torch.load_file(path), expected):
+            return network.load_state_dict(_without_prefix(known, expected), strict=False)
+        return safetensors.torch.load_model(network, path, strict=False)
+    states = _states(_unpickled(path))
+    if not states:
+        raise ModelError(f"weights {path} hold no state dict. Save torch.save(network.state_dict(), file).")
+    fitting = {where: state for where, state in states.items() if _prefix(state, expected) is not None}
+    # What was trained comes before its averages, and what is large before counters.
+    where, *others = sorted(fitting or states, key=lambda n: (bool(_AVERAGE.search(n.lower())), -len(states[n])))
+    if fitting and others:
+        typer.echo(
+            f"weights {path} hold {', '.join([where, *others])}, which all fit; {where} is taken. Save one alone to "
+            "choose another.", err=True,
+        )  # fmt: skip
+    return network.load_state_dict(_without_prefix(states[where], expected), strict=False)
+
+
+def _states(content: Any, where: str = "", depth: int = 3) -> dict[str, dict[str, Tensor]]:
+    """The state dicts in what was saved, by where they lie; those of optimizers have numbers for names."""
+    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
+        return {}
+    tensors = {name: entry for name, entry in content.items() if isinstance(entry, Tensor)}
+    states = {where or "the file": tensors} if tensors else {}
+    for name, entry in content.items() if depth else ():
+        states |= _states(entry, f"{where}.{name}" if where else name, depth - 1)
+    return states
+
+
+def _prefix(state: Mapping[str, Tensor], expected: set[str]) -> str | None:
+    """What stands before the network's names in a state dict, such as "" or "module."; None where they do not fit.
+
+    Behind a prefix lie all the network's tensors and no others; what lies elsewhere is of a loss or a metric.
+    """
+    last = min(expected, default="")
+    for prefix in {name.removesuffix(last) for name in state if name == last or name.endswith(f".{last}")}:
+        inside = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}
+        if inside == expected:
+            return prefix
+    return None
+
+
+def _without_prefix(state: Mapping[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
+    prefix = _prefix(state, expected) or ""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _listed(word: str, names: Any) -> str:
@@ -97,27 +157,22 @@ def _listed(word: str, names: Any) -> str:
     return f"{word} {', '.join(some[:5])}{', ...' if len(some) > 5 else ''} ({len(some)}); " if some else ""
 
 
-def _state(path: Path) -> dict[str, Tensor]:
-    """A state dict, also where it lies under "state_dict" or "model", as training scripts save it."""
+def _unpickled(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             # On protocols that it may not know: it then fails, and the message says so.
             warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (*files.UNREADABLE, NotImplementedError, AssertionError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # torch's own text advises to load what can execute code.
+        barred = re.search(r"(?:GLOBAL|global:?|class) ([\w.]+)", str(error))
+        reason = f"it holds objects, {barred[1]} among them" if barred else "it is damaged, or of another format"
         raise ModelError(
-            f"weights {path} cannot be read ({reason[:200]}). Allowed are a .safetensors file and what "
+            f"weights {path} cannot be read: {reason}. Allowed are a .safetensors file and what "
             "torch.save(network.state_dict(), file) writes; other pickles, whole networks among them, can execute "
             "code and are not read. Where you trust the file, convert it: "
             "torch.save(torch.load(file, weights_only=False).state_dict(), new_file)."
         ) from None
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(f"weights {path} hold no state dict. Save torch.save(network.state_dict(), file).")
-    return state
 
 
 def _from_timm(name: str, *, classes: int | None, example: Inputs) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
@@ -50,6 +51,7 @@ _KNOWN = {
 _EXPECTED_AGAINST_LIMIT = "Expected cost against the limit"
 _AGAINST_LIMIT = "Cost against the limit"
 _ORDER = ("Loss", "Accuracy", _EXPECTED_AGAINST_LIMIT, _AGAINST_LIMIT, *dict.fromkeys(_KNOWN.values()))
+_LARGEST = 1e150
 _MOST_POINTS = 400
 _MOST_MARKED_PHASES = 12
 _MOST_CHARTS = 24
@@ -130,8 +132,8 @@ def _bound(heading: str, limit: Mapping[str, Any] | None) -> float | None:
 
 
 def is_finite(value: object) -> TypeGuard[float]:
-    """Whether this is a number, and neither NaN nor infinite."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether this is a number that can be drawn: neither NaN nor infinite, nor so large that sums of it are."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def figure_names(history: History) -> list[str]:
@@ -201,7 +203,14 @@ def plotted(heading: str, fill: Callable[[Axes], None], marks: Sequence[Spot]) -
     from matplotlib.figure import Figure
 
     # Text stays text, dollars stay dollars, and the same history gives the same bytes.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": heading, "text.parse_math": False, "font.size": 9}):
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": heading,
+        "text.parse_math": False,
+        "font.size": 9,
+    }
+    with mpl.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the browser has its own letters
         figure = Figure(figsize=(5.0, 2.5), dpi=72, layout="constrained")
         FigureCanvasSVG(figure)
         figure.patch.set_visible(False)

@@ -24,6 +24,7 @@ from archgrad.report.data.run_format import (
     is_running,
     parse_checkpoint_name,
     parse_record,
+    readable,
 )
 
 State = Literal["not begun", "running", "stopped", "finished", "damaged"]
@@ -236,7 +237,7 @@ def _text(path: Path, *, errors: str = "strict") -> str:
 
 
 def _json(path: Path, content: str) -> Any:
-    return files.parse_json(content, lambda what: _damaged(path, what), source="it", finite=False)
+    return readable(files.parse_json(content, lambda what: _damaged(path, what), source="it", finite=False), content)
 
 
 def _damaged(path: Path, what: str) -> RunError:

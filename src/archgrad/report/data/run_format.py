@@ -30,6 +30,7 @@ LOCK = "lock"
 CHECKPOINTS = "checkpoints"
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_NO_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 _CHECKPOINT = re.compile(r"(?P<index>\d+)-(?P<phase>.+)-(?P<mark>\d+|end|left)\.safetensors")
 _LARGEST_HEADER = 100_000_000
 
@@ -113,10 +114,26 @@ def record_line(record: Record) -> str:
 
 def parse_record(line: str, *, source: str = "a line") -> Record:
     """The record in a line of history.jsonl, which errors call `source`. Raises RunError where it holds none."""
-    record = files.parse_json(line, RunError, source=source)
+    record = readable(files.parse_json(line, RunError, source=source), line)
     if not isinstance(record, dict):
         raise RunError(f"{source} is no JSON object")
     return {key: _number(value) if key != "phase" else value for key, value in record.items()}
+
+
+def readable(value: Any, source: str) -> Any:
+    """JSON without halves of characters and signs that control a terminal, which a stranger's may hold.
+
+    Only a `source` with escapes has such.
+    """
+    if "\\" not in source:
+        return value
+    if isinstance(value, str):
+        return _NO_TEXT.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [readable(entry, source) for entry in value]
+    if isinstance(value, dict):
+        return {readable(key, source): readable(entry, source) for key, entry in value.items()}
+    return value
 
 
 def _number(value: Any) -> Any:
