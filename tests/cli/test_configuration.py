@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
+from torch import nn
 
+from archgrad.cli.commands.setup import recipes_of
 from archgrad.cli.schemas.configuration import anchored, resolve
 from archgrad.cli.schemas.limits import LimitText, parse
 from archgrad.cli.schemas.methods import METHODS, SEARCHES, Method, MethodOptions
@@ -17,6 +20,7 @@ from archgrad.cli.schemas.slim import SlimOptions
 from archgrad.cli.schemas.task import class_weights, normalization
 from archgrad.cli.schemas.train import TrainOptions
 from archgrad.errors import ConfigError, LimitError
+from archgrad.methods.darts import darts
 
 GIVEN = {"model": "net.py:Net", "data": "digits"}
 
@@ -175,6 +179,30 @@ def test_data_or_a_task_and_not_both() -> None:
 def test_recipes_that_are_refused(given: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         resolve(TrainOptions, {"network": "net.py:Net", "data": "digits", **given})
+
+
+@pytest.mark.parametrize(
+    "method", [METHODS[name] for name in SEARCHES if METHODS[name].trains != "nothing"], ids=lambda m: m.name
+)
+@pytest.mark.parametrize("optimizer", [None, "adamw"])
+def test_recipes_reach_every_training_of_a_search(method: Method, optimizer: str | None) -> None:
+    given = {"learning_rate": 0.0123, "weight_decay": 0.045, "schedule": "constant", "clip": 3.0, "accumulate": 2}
+    options = resolve(SearchOptions, {"data": "digits", "method": method.name, "optimizer": optimizer, **given})
+    recipes = recipes_of(options, method.load())
+    takes_two = "search_recipe" in inspect.signature(method.load()).parameters
+    assert recipes.keys() == ({"recipe", "search_recipe"} if takes_two else {"recipe"})
+    for recipe in recipes.values():
+        group = recipe.optimizer(nn.Linear(2, 2)).param_groups[0]
+        assert (group["lr"], group["weight_decay"]) == (0.0123, 0.045)
+        assert (recipe.schedule(0.9), recipe.clip) == (1.0, 3.0)
+    assert recipes["recipe"].accumulate == 2
+    if takes_two:
+        recipes["search_recipe"].check_plain("search_recipe")
+
+
+def test_a_recipe_that_is_not_given_is_the_methods() -> None:
+    recipes = recipes_of(resolve(SearchOptions, {"data": "digits", "method": "darts"}), darts)
+    assert recipes["search_recipe"] == inspect.signature(darts).parameters["search_recipe"].default
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)

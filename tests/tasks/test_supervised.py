@@ -504,6 +504,36 @@ def test_batches_that_share_a_buffer_are_refused() -> None:
         task.check(nn.Linear(3, 1))
 
 
+class Labelled(Dataset):
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"features": X[index], "labels": Y[index]}
+
+
+class ByName(nn.Sequential):
+    def forward(self, features: Tensor) -> Tensor:
+        output: Tensor = super().forward(features)
+        return output
+
+
+def test_an_example_of_ones_own_is_what_networks_are_run_on() -> None:
+    example = {"features": X[:1]}
+    task = Supervised(
+        Labelled(),
+        batch_loss=lambda n, b: functional.mse_loss(n(features=b["features"]), b["labels"]),
+        example=example,
+    )
+    assert task.splits["input_shape"] == {"features": [3]}
+    for each in (task, *task.split(0.5), task.with_validation()):
+        assert each.example is example
+    space = ag.slim(ByName(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1)), example=task.example)
+    limit = ag.macs(example).at_most(fraction=0.5)
+    found = ag.dnal(space, task, ag.Run(steps=8, progress=False), limit=limit)
+    assert found.network(features=X[:2]).shape == (2, 1)
+
+
 def test_checking_leaves_running_statistics_alone() -> None:
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -525,6 +555,7 @@ def test_checking_leaves_running_statistics_alone() -> None:
         ({"metrics": {"loss": mae}}, ConfigError, '"loss" is the loss itself'),
         ({"metrics": {"mae": 3}}, ConfigError, "metric 'mae' is a int; give a function"),
         ({"batch_size": 0}, DataError, "batch_size=0"),
+        ({"example": {"x": 3}}, DataError, r"example=\{'x': 3\}: give inputs of the network"),
     ],
 )  # fmt: skip
 def test_bad_options(options: dict[str, Any], error: type[Exception], message: str) -> None:

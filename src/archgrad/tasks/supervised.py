@@ -7,7 +7,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,7 @@ class Supervised:
         normalize: of images in memory, uint8 [N, C, H, W], which are scaled to [0, 1] first: "imagenet", "none",
             "data" (default) for the training part's own, or (means, deviations), a number a channel; in the record.
         split: how missing parts are split off.
+        example: inputs of a network, [1, ...]; default: the first sample's. For dicts that hold `labels` too.
 
     Attributes:
         splits: a JSON record of the parts, and of how they are made.
@@ -94,22 +95,21 @@ class Supervised:
         augment: Sequence[Augment] = (),
         normalize: Normalization = None,
         split: Split = Split(),
+        example: Inputs | None = None,
     ) -> None:
-        _check_options(batch_size, augment, split)
+        _check_options(batch_size, augment, split, example)
+        self._example = example
         self._loss, self._batch_loss = checked_loss(loss, batch_loss)
         self._each = per_sample(self._loss) if self._loss is not None else None
         self._metrics = checked_metrics(metrics)
-        names = ["loss", *self._metrics]
-        # A name alone says no direction.
-        self._undirected = isinstance(score, str) and score in self._metrics
-        self.score = chosen_score(score, names, default=Score("loss", False))
+        self._undirected = isinstance(score, str) and score in self._metrics  # a name alone says no direction
+        self.score = chosen_score(score, ["loss", *self._metrics], default=Score("loss", False))
         if isinstance(train, str | Path):
             read = load(train, labels=False)
             train, valid, test = read.train, valid or read.valid, test or read.test
-        data_by_part = {"train": train, "valid": valid, "test": test}
         self._parts = {
             name: open_part(data, name, collate=collate_fn)
-            for name, data in data_by_part.items()
+            for name, data in {"train": train, "valid": valid, "test": test}.items()
             if data is not None or name == "train"
         }
         missing, train_part = [name for name in PARTS if name not in self._parts], self._parts["train"]
@@ -212,9 +212,8 @@ class Supervised:
 
     @property
     def example(self) -> Inputs:
-        """The inputs of the first training sample: [1, ...], or a tuple or dict of such."""
-        inputs: Inputs = _pair(self._fetch("train", 0, 1))[0]
-        return inputs
+        """The inputs of the first training sample, [1, ...], or a tuple or dict of such; or what was given."""
+        return self._example if self._example is not None else cast(Inputs, _pair(self._fetch("train", 0, 1))[0])
 
     def stream(self, *, seed: int, rank: int = 0, world: int = 1) -> Stream:
         """Training batch number `step`: a function of (seed, step, rank, world) alone.
@@ -267,8 +266,7 @@ class Supervised:
         if part not in PARTS:
             raise DataError(f"part={part!r}: give one of {', '.join(map(repr, PARTS))}")
         self._reads[part] += 1
-        device = batch_checks.device_of(network)
-        totals = Totals(self._metrics, device)
+        totals = Totals(self._metrics, device := batch_checks.device_of(network))
         with evaluating(network):
             for rows, batch in zip(self._rows(part), self._batches(part), strict=True):
                 self._judge(network, mapped(lambda tensor: tensor.to(device), batch), totals, samples=len(rows))
@@ -391,10 +389,12 @@ def _shape(inputs: Any) -> Any:
     return list(inputs.shape[1:]) if isinstance(inputs, Tensor) else type(inputs).__name__
 
 
-def _check_options(batch_size: object, augment: object, split: object) -> None:
+def _check_options(batch_size: object, augment: object, split: object, example: Any) -> None:
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise DataError(f"batch_size={batch_size!r}: give a whole number, at least 1")
     if not isinstance(augment, Sequence) or not all(map(callable, augment)):
         raise DataError(f"augment={augment!r}: give functions of (inputs, generator), e.g. archgrad.crop(4)")
     if not isinstance(split, Split):
         raise DataError(f"split={split!r}: give an archgrad.Split, such as archgrad.Split(0.2)")
+    if example is not None and not tensors(example):
+        raise DataError(f"example={example!r}: give inputs of the network, a tensor [1, ...] or a nest of such")

@@ -31,9 +31,11 @@ def sgd(parameters: Iterable[nn.Parameter], *, learning_rate: float = 0.05, weig
     return SGD(parameters, lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
 
 
-def darts_sgd(parameters: Iterable[nn.Parameter]) -> Optimizer:
+def darts_sgd(
+    parameters: Iterable[nn.Parameter], *, learning_rate: float = 0.025, weight_decay: float = 3e-4
+) -> Optimizer:
     """The optimizer of DARTS for a supernet's weights: SGD, rate 0.025, momentum 0.9, decay 3e-4, clipped at 5."""
-    return SGD([{"params": list(parameters), "clip": 5.0}], lr=0.025, momentum=0.9, weight_decay=3e-4)
+    return SGD([{"params": list(parameters), "clip": 5.0}], lr=learning_rate, momentum=0.9, weight_decay=weight_decay)
 
 
 @checked

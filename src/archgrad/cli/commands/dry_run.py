@@ -32,7 +32,7 @@ from archgrad.spaces.slim.slimmable import frozen, slim
 from archgrad.supernets.constraint import ArchitectureConstraint
 from archgrad.supernets.lifecycle import predict_peak_memory, prepare_supernet, split_steps
 from archgrad.tasks.task import Task, description
-from archgrad.training.recipe import adam, sgd
+from archgrad.training.recipe import adam
 
 Plan = dict[str, Any]
 
@@ -119,11 +119,13 @@ def _search(options: SearchOptions, task: Task, run: Run) -> Plan:
         bound = limit.bound if limit.cost.measured else ArchitectureConstraint(space, limit).bound
     sampled = build(space, sample(space, generator=torch.Generator().manual_seed(options.seed)), weights="fresh")
     trained, peak = sampled.to(run.device), None
+    recipes = setup.recipes_of(options, method.load())
     if method.trains == "networks":
-        peak = predict_peak_memory(space, task, run, optimizer=sgd, drawn=5)
+        peak = predict_peak_memory(space, task, run, optimizer=recipes["recipe"].optimizer_factory, drawn=5)
     elif method.trains == "supernet":
         trained = relax(prepare_supernet(space, run, needs=options.method), Softmax)
-        peak = predict_peak_memory(trained, task, run, optimizer=sgd, passes=method.passes)
+        factory = recipes["search_recipe"].optimizer_factory
+        peak = predict_peak_memory(trained, task, run, optimizer=factory, passes=method.passes)
     return {
         "method": options.method,
         "space": spaces.in_words(described),

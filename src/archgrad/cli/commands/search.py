@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from archgrad.cli.schemas.search import SearchOptions
 from archgrad.report import page
 from archgrad.report.data.run_folder import write_record
 from archgrad.results.result import Found
-from archgrad.training.recipe import Recipe
 
 _CLASSES, _CHANNELS, _SIDE = 10, 3, 32  # of images where no data says otherwise: those of CIFAR-10
 _LARGER = """
@@ -46,7 +43,7 @@ def execute(options: SearchOptions) -> command_output.Outcome:
         else:
             found = function(
                 space, task, run, limit=limit, search_fraction=options.search_fraction,
-                recipe=setup.recipe_of(options, _default_recipe(function)), **arguments,
+                **setup.recipes_of(options, function), **arguments,
             )  # fmt: skip
         if table is not None:
             found.record.update(accuracy_table.compare(found.record, found.architecture, table))
@@ -54,12 +51,6 @@ def execute(options: SearchOptions) -> command_output.Outcome:
         setup.write_onnx(found, out, options.onnx)
     larger = _LARGER.format(out=options.out) if options.space == "darts" else ""
     return command_output.of_record(found.record, command_output.files_in(out), larger)
-
-
-def _default_recipe(function: Callable[..., Found]) -> Recipe:
-    """The recipe that a method trains its result by where none is given."""
-    recipe: Recipe = inspect.signature(function).parameters["recipe"].default
-    return recipe
 
 
 def described_space(options: SearchOptions) -> spaces.SpaceDescription:

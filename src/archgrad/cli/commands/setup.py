@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import inspect
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -162,6 +163,24 @@ def recipe_of(options: RecipeOptions, default: Recipe = Recipe()) -> Recipe:
         **{name: getattr(options, name) for name in ("clip", "average", "accumulate", "drop_path")},
     }
     return dataclasses.replace(default, **{name: value for name, value in changes.items() if value is not None})
+
+
+def recipes_of(options: RecipeOptions, method: Callable[..., Found]) -> dict[str, Recipe]:
+    """The recipes that a method takes, by argument: of the network handed back, and of the weights of its search.
+
+    Optimizer, its rates, schedule and clip hold in both; the rest has no effect on weights that are thrown away.
+    """
+    parameters = inspect.signature(method).parameters
+    defaults: dict[str, Recipe] = {
+        name: parameters[name].default for name in ("recipe", "search_recipe") if name in parameters
+    }
+    recipes = {name: recipe_of(options, default) for name, default in defaults.items()}
+    if searched := recipes.get("search_recipe"):
+        recipes["search_recipe"] = dataclasses.replace(
+            defaults["search_recipe"],
+            optimizer_factory=searched.optimizer_factory, schedule=searched.schedule, clip=searched.clip,
+        )  # fmt: skip
+    return recipes
 
 
 def limit_of(text: str | None, example: Inputs) -> Limit | None:

@@ -10,7 +10,10 @@ from archgrad.cli.schemas.options import MODEL, Options, as_given
 
 
 class RecipeOptions(Options):
-    """The recipe of the network that is handed back; what is not given stays at the method's default."""
+    """The recipe of the network that is handed back; what is not given stays at the method's default.
+
+    Optimizer, rates, schedule and clip are those of the weights in a search too.
+    """
 
     panel = "Training"
 
