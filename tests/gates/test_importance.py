@@ -125,7 +125,7 @@ def test_repair_keeps_more_of_a_trained_network(task: ag.Classification) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"criterion": "tayler"}, "magnitude, bn_scale, taylor"),
+        ({"criterion": "tayler"}, "'magnitude', 'bn_scale', 'taylor'"),
         ({"criterion": "taylor"}, "no task was given"),
         ({"criterion": "variance"}, "no task was given"),
         ({"criterion": "magnitude", "batches": 0}, "a whole number from 1 up"),
