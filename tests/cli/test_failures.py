@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 import weakref
@@ -152,3 +153,23 @@ def test_a_sigterm_in_a_callback_of_a_weak_reference_is_not_lost() -> None:
         for _ in range(500):
             time.sleep(0.01)
     assert watch() is None
+
+
+@pytest.mark.parametrize("module", ["archgrad.cli.app", "typer.core", "torch._C", "archgrad.run.run"])
+def test_ctrl_c_while_modules_are_imported_leaves_one_line(module: str) -> None:
+    program = f"""
+import os, signal, sys
+import archgrad.cli
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["archgrad", "train", "net.py:Net", "data.npz"]
+archgrad.cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 130
+    assert done.stderr == "Interrupted. Nothing was begun that could be resumed.\n" and not done.stdout

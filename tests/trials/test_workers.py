@@ -199,6 +199,33 @@ def test_goals_and_halving_give_with_workers_what_they_give_without() -> None:
     assert same(halved(None), halved(2))
 
 
+@pytest.mark.parametrize("work", ["idle", "asleep", "busy"])
+def test_workers_end_within_seconds_of_a_killed_program(work: str) -> None:
+    program = f"""
+import os, time
+from archgrad.trials.workers import _Local
+pool = _Local(1, b"")
+print(pool._processes.submit(os.getpid).result(), flush=True)
+if {work!r} == "asleep":
+    pool._processes.submit(time.sleep, 600)
+elif {work!r} == "busy":
+    pool._processes.submit(exec, "while True: pass")
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        time.sleep(0.5)
+        parent.kill()
+    ended = time.monotonic() + 20
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < ended:
+        time.sleep(0.1)
+    gone = not Path(f"/proc/{worker}").exists()
+    if not gone:
+        os.kill(worker, signal.SIGKILL)
+    assert gone
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     try:

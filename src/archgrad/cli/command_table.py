@@ -6,6 +6,7 @@ import importlib
 from dataclasses import dataclass
 
 from archgrad.cli.command_output import Outcome
+from archgrad.cli.importing import interruptible
 from archgrad.cli.schemas.control import ControlOptions
 from archgrad.cli.schemas.demo import DemoOptions
 from archgrad.cli.schemas.init import InitOptions
@@ -37,7 +38,8 @@ class Command:
 
     def execute(self, options: Options) -> Outcome:
         """Run it. Its module is imported now: it loads torch, which takes seconds."""
-        module = importlib.import_module(f"archgrad.cli.commands.{self.name}")
+        with interruptible():
+            module = importlib.import_module(f"archgrad.cli.commands.{self.name}")
         outcome: Outcome = module.execute(options)
         return outcome
 

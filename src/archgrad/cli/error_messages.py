@@ -64,12 +64,13 @@ def explained(error: BaseException) -> Failure | None:
     if isinstance(error, KeyboardInterrupt):
         return Failure("Interrupted. Nothing was begun that could be resumed.", 128 + signal.SIGINT)
     place = user_line(error)
+    notes = " ".join(getattr(error, "__notes__", ()))
     if isinstance(error, ArchgradError):
-        return Failure(f"{error} (raised at {place})" if place and place not in str(error) else str(error), 2)
+        raised = f" (raised at {place})" if place and place not in str(error) else ""
+        return Failure(f"{error}{raised} {notes}".rstrip(), 2)
     if message := _resources(error):
         return Failure(message, 2)
     if place:
-        notes = " ".join(getattr(error, "__notes__", ()))
         return Failure(f"Your code raised {type(error).__name__}: {error} ({place}). {notes}".rstrip(), 2)
     if isinstance(error, OSError):
         return Failure(f"{type(error).__name__}: {error}", 2)

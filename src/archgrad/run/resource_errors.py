@@ -35,21 +35,27 @@ class Located(Protocol):
 def watched(run: Located) -> Iterator[None]:
     """Around a step: say where memory ran out or a worker died, what to reduce, and which state is the last good one.
 
-    Any other error of the user's code passes, with a note that says where the run was. Raises ResourceError.
+    Any other error passes, with a note that says where the run was. Raises ResourceError.
     """
     try:
         yield
-    except ArchgradError:
+    except ArchgradError as error:
+        _note_place(error, run)
         raise
     except Exception as error:
         resources = isinstance(error, MemoryError | RuntimeError | OSError | EOFError)
         if resources and (explanation := _explain(error)):
             raise ResourceError(f"{explanation} It happened {run.location}. {run.good_state}".rstrip()) from error
         # The error stays as it was raised, with its own traceback.
-        note = f"archgrad was {run.location}. {run.good_state}".rstrip()
-        if note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
+        _note_place(error, run)
         raise
+
+
+def _note_place(error: Exception, run: Located) -> None:
+    """Note where the run was, where neither the error nor another note says so."""
+    told = [str(error), *getattr(error, "__notes__", ())]
+    if not any(run.location in text for text in told):
+        error.add_note(f"archgrad was {run.location}. {run.good_state}".rstrip())
 
 
 def _explain(error: BaseException) -> str:

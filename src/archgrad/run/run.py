@@ -20,6 +20,7 @@ from archgrad.run.device import Machine
 from archgrad.run.folder import RunFolder
 from archgrad.run.loop import Loop
 from archgrad.run.output import History, Log, Output
+from archgrad.run.resource_errors import watched
 from archgrad.run.rng import Randomness
 from archgrad.run.signals import Stopped
 from archgrad.run.stateful import Stateful
@@ -193,8 +194,7 @@ class Run:
         same = self._budget.record() | {"seed": self.seed, **numbers}
         same |= {"workers": True} if self.workers else {}  # trials elsewhere are no phases of this run
         about_data = getattr(task, "notes", ())
-        # Without a folder nothing is resumed, and nothing needs to be compared.
-        task, network = (task, network) if self._files else (None, None)
+        task, network = (task, network) if self._files else (None, None)  # else nothing is resumed and compared
         identity = validation.identity(method, settings, same, task=task, network=network)
         history = History(self.folder if (first := self.rank == 0) else None, tensorboard=self._output.tensorboard)
         self._log.open(history, shown=self._shows_progress and first, first=first)
@@ -204,10 +204,7 @@ class Run:
             about_data = [*notes, *about_data]
         for note in about_data:
             self.note(note)
-        if self._checkpoints.replaying:
-            history.recall()
-        else:
-            history.write()
+        (history.recall if self._checkpoints.replaying else history.write)()
         self._status = "running"
         self._random.seed_all()
 
@@ -315,7 +312,8 @@ class Run:
         inside loops since the run began. Tensors hold one number, [1] or [].
         """
         self._require_begun("log")
-        self._log.add(figures, phase=self._loop.phase, step=step, seconds=self._loop.seconds)
+        with watched(self):  # `on_log` is the user's
+            self._log.add(figures, phase=self._loop.phase, step=step, seconds=self._loop.seconds)
 
     def log_step(
         self, figures: Mapping[str, float | Tensor], more: Mapping[str, float] | None = None, *, step: int

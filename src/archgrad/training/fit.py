@@ -17,6 +17,7 @@ from archgrad.argument_types import checked
 from archgrad.copy_and_run import copied, evaluating
 from archgrad.errors import ConfigError
 from archgrad.run.device import seconds_per_call
+from archgrad.run.resource_errors import watched
 from archgrad.run.run import Run
 from archgrad.tasks.task import Batch, Checkable, Task, evaluate, remarks, require
 from archgrad.training.averaging import moving_average, take_average
@@ -84,7 +85,8 @@ def optimize(
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate if group.get("steady") else rate * factor
         network.train()
-        figures = (before_step(step, progress) if before_step else None) or {}
+        with watched(run):  # of metrics
+            figures = (before_step(step, progress) if before_step else None) or {}
         numbers = range(step * accumulate, (step + 1) * accumulate)
         batches = [load_batch(stream, number, run) for number in numbers]
         loss = take_step(optimizer, run, *(functools.partial(loss_of, network, batch) for batch in batches))
@@ -184,7 +186,9 @@ def train(
         if ramp:
             ramp.undo()
     if epochs and steps:
-        run.log(epochs.end())
+        with watched(run):
+            figures = epochs.end()
+        run.log(figures)
     if recipe.average and averaged:
         _take_average(network, averaged, task, run, decay=recipe.average)
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import platform
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 RETRIES = 3  # of a trial whose worker died
 _GLANCE_SECONDS = 0.2  # between two looks for a signal
-_IDLE_SECONDS = 30  # after which a worker without work ends, that of a killed program too
+_IDLE_SECONDS = 30  # after which a worker without work ends
 
 
 class Workers:
@@ -168,7 +169,7 @@ class _Local:
         self.width, self._packed = workers, packed
         threads = max(1, torch.get_num_threads() // workers)
         self._processes = ProcessPoolExecutor(
-            workers, timeout=_IDLE_SECONDS, initializer=_settle, initargs=(threads,),
+            workers, timeout=_IDLE_SECONDS, initializer=_settle, initargs=(threads, os.getpid()),
             env={"OMP_NUM_THREADS": str(threads)},
         )  # fmt: skip
 
@@ -251,7 +252,15 @@ def run_packed(packed: bytes, job: Job) -> Outcome | ArchgradError:
     return replace(outcome, where=where, seconds=round(time.monotonic() - began, 3))
 
 
-def _settle(threads: int) -> None:
-    """Set up a new process of this machine: the program that started it decides when to stop."""
+def _settle(threads: int, parent: int) -> None:
+    """Set up a new process of this machine, which stops when the program that started it says so, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
+    # A worker holds both ends of its pipe, which therefore does not tell it.
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_GLANCE_SECONDS)
+    os._exit(1)

@@ -132,7 +132,7 @@ def _bound(heading: str, limit: Mapping[str, Any] | None) -> float | None:
 
 
 def is_finite(value: object) -> TypeGuard[float]:
-    """Whether this is a number that can be drawn: neither NaN nor infinite, nor so large that sums of it are."""
+    """Whether this is a number that can be drawn: not NaN, infinite, or so large that sums of it are."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
@@ -203,12 +203,8 @@ def plotted(heading: str, fill: Callable[[Axes], None], marks: Sequence[Spot]) -
     from matplotlib.figure import Figure
 
     # Text stays text, dollars stay dollars, and the same history gives the same bytes.
-    style: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": heading,
-        "text.parse_math": False,
-        "font.size": 9,
-    }
+    style: dict[Any, Any] = {"svg.fonttype": "none", "text.parse_math": False, "font.size": 9}
+    style["svg.hashsalt"] = heading
     with mpl.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # the browser has its own letters
         figure = Figure(figsize=(5.0, 2.5), dpi=72, layout="constrained")
@@ -218,8 +214,7 @@ def plotted(heading: str, fill: Callable[[Axes], None], marks: Sequence[Spot]) -
         axes.patch.set_visible(False)
         fill(axes)
         out = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(out, format="svg", metadata=nothing)
+        figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
         spots = _placed(axes, marks, height=figure.bbox.height) if marks else []
     return _inline(out.getvalue()), spots
 
