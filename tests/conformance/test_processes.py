@@ -24,6 +24,7 @@ from archgrad.run.run import Run, Stopped
 NAMES = [
     "dnal",
     "dnal, published",
+    "slim_front",
     "darts",
     "darts, second order",
     "darts_prime",
