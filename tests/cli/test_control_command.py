@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,9 @@ from archgrad.control import nnilqr
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer training steps."""
-    monkeypatch.setattr(nnilqr.nnilqr, "__kwdefaults__", {
-        **nnilqr.nnilqr.__kwdefaults__, "terms": nnilqr.NnilqrTerms(fit=30, refit=3, search=10),
+    method = inspect.unwrap(nnilqr.nnilqr)
+    monkeypatch.setattr(method, "__kwdefaults__", {
+        **method.__kwdefaults__, "terms": nnilqr.NnilqrTerms(fit=30, refit=3, search=10),
     })  # fmt: skip
 
 

@@ -182,7 +182,7 @@ def test_other_searches_take_the_space(method: object) -> None:
         ({"nodes": 0}, "nodes=0"),
         ({"depths": ()}, "depths="),
         ({"depths": (4, 0)}, r"depths\[1\]=0"),
-        ({"size": (8,)}, "height and width"),
+        ({"size": (8,)}, r"size=\(8,\)"),
         ({"kinds": 3}, "kinds=3"),
         ({"kinds": 2, "cells": 1}, "at least 2 cells"),
         ({"operations": "macro"}, "'micro', 'classic'"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,7 +64,8 @@ def test_settings_must_be_json(settings: dict[str, Any]) -> None:
 
 
 def test_a_run_says_in_a_line_what_it_is() -> None:
-    assert repr(Run(steps=5, seed=3, folder="runs/x")) == "<Run, not begun: steps 5, seed 3, folder runs/x>"
+    folder = Path("runs/x").absolute()
+    assert repr(Run(steps=5, seed=3, folder="runs/x")) == f"<Run, not begun: steps 5, seed 3, folder {folder}>"
 
 
 def test_a_folder_an_output_and_a_callback_of_the_wrong_kind_are_refused() -> None:
