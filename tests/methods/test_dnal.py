@@ -167,11 +167,11 @@ def test_space_state_survives_a_round_trip() -> None:  # [9]
 
 def test_without_a_limit_more_sparsity_keeps_less(digits: ag.Classification) -> None:
     sizes = []
-    for sparsity in (0.0, 3.0, 300.0):
+    for sparsity in (0.0, 3.0, 3000.0):
         found = ag.dnal(ag.slim(conv_net(), digits.example), digits, quiet(), sparsity=sparsity, round_to=1)
         sizes.append(found.costs["macs"])
     assert sizes[0] >= sizes[1] >= sizes[2]
-    assert sizes[2] < 0.2 * sizes[0]
+    assert sizes[2] < 0.1 * sizes[0]
     assert all(len(p) >= 1 for p in found.architecture.values()), "no layer dies"
 
 
