@@ -11,9 +11,7 @@ Ours, made of DNAL's parts under a limit; see `dnal.py`:
         finalists   the widths of the gates and uniform widths, for a short while; the better stays
         training    w = argmin_w L(w) without the other channels, the learning rate falling: this budget's network
 
-Weights and s thus go down through the budgets at full learning rates, and each network is finished aside. Handing the
-finished weights down instead gave no better networks in a trial on one seed: the next rise of the learning rate undid
-what they had gained.
+Weights and s thus go down through the budgets at full learning rates, and each network is finished aside.
 
 Checked against: exact resume from stages of every kind and budgets on a recount, in the tests. The script
 benchmarks/slim_front.py sets it beside separate runs.
