@@ -6,6 +6,7 @@ import math
 import random
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from archgrad.errors import ChoiceError, ConfigError, NonFiniteError, RunError
+from archgrad.run import budget
 from archgrad.run.output import Output
 from archgrad.run.run import Run
 
@@ -38,24 +40,29 @@ def test_the_step_budget_counts_all_phases() -> None:
     assert Run(device="cpu", epochs=2, steps=5).total_steps(10, default_epochs=3) == 5
 
 
-def test_the_seconds_budget_has_shares_and_survives_a_stop(tmp_path: Path) -> None:
-    run = started(folder=tmp_path / "run", seconds=0.6, output=Output(checkpoint_seconds=0))
-    began = time.monotonic()
-    for _ in run.steps(10**6, phase="a", time_fraction=0.25):
-        time.sleep(0.01)
-    assert 0.14 <= time.monotonic() - began < 0.5
-    steps = run.steps(10**6, phase="b")
-    while time.monotonic() - began < 0.4:
-        next(steps)
-        time.sleep(0.01)
-    run.close()
-    again = started(folder=tmp_path / "run", seconds=0.6, output=Output(checkpoint_seconds=0))
-    assert list(again.steps(10**6, phase="a", time_fraction=0.25)) == []
-    began = time.monotonic()
-    for _ in again.steps(10**6, phase="b"):
-        time.sleep(0.01)
-    assert time.monotonic() - began < 0.5, "what the first process used is counted"
-    assert list(again.steps(10, phase="c")) == [], "nothing is left for a third phase"
+def test_the_seconds_budget_has_shares_and_survives_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    def taken(run: Run, phase: str, *, at_most: int = 10**6, share: float = 1.0) -> int:
+        """Steps of a second each."""
+        count = 0
+        for _ in run.steps(10**6, phase=phase, time_fraction=share):
+            clock.now += 1.0
+            count += 1
+            if count == at_most:
+                run.close()
+                break
+        return count
+
+    settings = {"folder": tmp_path / "run", "seconds": 12, "output": Output(checkpoint_seconds=0)}
+    run = started(**settings)
+    assert taken(run, "a", share=0.25) == 3
+    assert taken(run, "b", at_most=4) == 4
+    again = started(**settings)
+    assert taken(again, "a", share=0.25) == 0
+    assert taken(again, "b") == 6, "what the first process used up to its last state is counted"
+    assert taken(again, "c") == 0, "nothing is left for a third phase"
 
 
 def test_misuse_is_explained(tmp_path: Path) -> None:

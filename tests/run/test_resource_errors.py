@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import subprocess
@@ -313,3 +314,36 @@ def test_one_sample_a_batch_before_batchnorm_is_refused_before_training(tmp_path
     with pytest.raises(ModelError, match="fails in training mode"):
         ag.fit(network, task, ag.Run(steps=2, folder=tmp_path, device="cpu", progress=False))
     assert not (tmp_path / "run.json").exists()
+
+
+@pytest.mark.parametrize("error", [ResourceError("full"), ZeroDivisionError("user's"), MemoryError()])
+def test_a_folder_whose_run_failed_is_free_while_the_error_lives(tmp_path: Path, error: Exception) -> None:
+    """A notebook keeps the last traceback, and with it the Run: the same cell again goes on all the same."""
+
+    def fitted(folder: Path | None, at: int = -1) -> tuple[list[Tensor], Run]:
+        torch.manual_seed(1)
+        network = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        run, made = begun(folder, network)
+
+        def objective(network: nn.Module, batch: Any) -> Tensor:
+            if "step 5" in run.location and at == 5:
+                raise error
+            return nn.functional.cross_entropy(network(batch[0]), batch[1])
+
+        task = ag.Classification(Numbers(), batch_size=10)
+        optimize(network, task, run, optimizer=made, steps=8, phase="fit", objective=objective)
+        run.finish()
+        return [p.detach() for p in network.parameters()], run
+
+    whole, _ = fitted(None)
+    kept: list[Exception] = []
+    try:
+        fitted(tmp_path / "run", at=5)
+    except (ResourceError, ZeroDivisionError) as caught:
+        kept.append(caught)
+    weights, _ = fitted(tmp_path / "run")
+    assert kept and all(map(torch.equal, weights, whole))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    kept.clear()
+    gc.collect()
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before

@@ -156,6 +156,10 @@ class Checkpointing:
             # The loop may be closed by an error of the program, which this one must not hide.
             self._log.note(f"The end of phase {phase.name!r} was not saved: {error}")
 
+    def close(self) -> None:
+        """Save nothing from now on: another run may have the folder before an open loop of this one is collected."""
+        self._series = None
+
     def good_state(self) -> str:
         """A sentence on the last good state; empty where none is saved."""
         return f"The last good state is {self.newest}. " if self.newest else ""

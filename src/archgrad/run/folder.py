@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 import torch
@@ -41,6 +41,18 @@ _ORPHANS_SECONDS = 10.0
 _READERS_SECONDS = 0.3
 
 
+class Holder(Protocol):
+    """A run that has a folder."""
+
+    failed: bool  # whether a step of it failed
+
+    def close(self) -> None:
+        """Let go of the folder."""
+
+
+_HOLDERS: weakref.WeakValueDictionary[Path, Holder] = weakref.WeakValueDictionary()
+
+
 class RunFolder:
     """run.json (identity, versions, times), the lock, and computed.json."""
 
@@ -49,15 +61,25 @@ class RunFolder:
         self._lock: TextIO | None = None
 
     def open(
-        self, identity: Record, machine: Machine, *, accept: frozenset[str] = frozenset()
+        self,
+        identity: Record,
+        machine: Machine,
+        *,
+        accept: frozenset[str] = frozenset(),
+        holder: Holder | None = None,
     ) -> tuple[bool, Record, list[str]]:
         """Take the folder; whether this resumes a run, that run's computed figures, and notes for the user.
 
-        `accept` names parts of the identity that may differ. Raises RunError when the folder holds another run or
-        one that is running.
+        `accept` names parts of the identity that may differ. An earlier `holder` of this process, in which a step
+        failed, is closed: a traceback that is kept, as in a notebook, keeps it alive. Raises RunError when the folder
+        holds another run or one that is running.
         """
         if machine.rank == 0:
+            if (before := _HOLDERS.get(self.path)) is not None and before.failed:
+                before.close()
             self.acquire()
+            if holder is not None:
+                _HOLDERS[self.path] = holder
         try:
             earlier = self.read(identity, accept=accept)
             computed = self.computed()

@@ -24,6 +24,7 @@ class Loop:
     Attributes:
         phase: the present one; None between phases.
         signals: what asks it to stop.
+        failed: whether a step failed.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Loop:
         self._machine, self._log = machine, log
         self.phase: Phase | None = None
         self.signals = SignalListener()
+        self.failed = False
 
     @property
     def location(self) -> str:

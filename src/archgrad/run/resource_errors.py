@@ -20,7 +20,9 @@ LESS = (
 
 
 class Located(Protocol):
-    """A run, or its loop."""
+    """A run, or its loop; `failed` becomes True where a step fails."""
+
+    failed: bool
 
     @property
     def location(self) -> str:
@@ -40,9 +42,11 @@ def watched(run: Located) -> Iterator[None]:
     try:
         yield
     except ArchgradError as error:
+        run.failed = True
         _note_place(error, run)
         raise
     except Exception as error:
+        run.failed = True
         resources = isinstance(error, MemoryError | RuntimeError | OSError | EOFError)
         if resources and (explanation := _explain(error)):
             raise ResourceError(f"{explanation} It happened {run.location}. {run.good_state}".rstrip()) from error

@@ -102,6 +102,7 @@ class Run:
         self._computed: Record = {}
         self._accepted: frozenset[str] = frozenset()
         self._status = "not begun"
+        self.failed = False  # whether a step failed: a later Run of this process may take the folder
 
     def __repr__(self) -> str:
         names = self._budget.record() | {"seed": self.seed, "workers": self.workers, "folder": self.folder}
@@ -199,7 +200,7 @@ class Run:
         history = History(self.folder if (first := self.rank == 0) else None, tensorboard=self._output.tensorboard)
         self._log.open(history, shown=self._shows_progress and first, first=first)
         if self._files:
-            opened = self._files.open(identity, self._machine, accept=self._accepted)
+            opened = self._files.open(identity, self._machine, accept=self._accepted, holder=self)
             self._checkpoints.replaying, self._computed, notes = opened
             about_data = [*notes, *about_data]
         for note in about_data:
@@ -238,10 +239,9 @@ class Run:
             raise error
 
     def register_state(self, **parts: Stateful) -> None:
-        """Name what is saved and restored from now on, in place of what was named before.
+        """Name what is saved and restored from now on. Gradients are not: zero them inside each step.
 
-        Gradients are not saved: zero them inside each step. Raises ChoiceError for a part without
-        `state_dict` and `load_state_dict`.
+        Raises ChoiceError for a part without `state_dict` and `load_state_dict`.
         """
         if self._loop.phase:
             raise ChoiceError("run.register_state was called inside a loop of run.steps. Call it before the loop.")
@@ -320,9 +320,7 @@ class Run:
     ) -> None:
         """Log a training step, every `Output.log_every` steps and at the end of its phase.
 
-        Tensors hold one number, [1] or [].
-
-        `more` is what is there now and then, such as an epoch's figures: a step that has it is always logged.
+        Tensors hold one number, [1] or []. `more` is what is there now and then: a step that has it is always logged.
         """
         if self._log.is_due(figures, step, always=bool(more)):
             self.log({**figures, **(more or {})}, step=step)
@@ -346,7 +344,7 @@ class Run:
     def compute_once(self, key: str, compute: Callable[[], Any]) -> Any:
         """The JSON value of `compute()`, computed once in a run's life: for figures measured by a clock.
 
-        A resumed program skips `compute`, so it must change nothing; what it draws at random does not count.
+        A resumed program skips `compute`, so it must change nothing; what it draws does not count.
         """
         self._require_begun("compute_once")
         if key not in self._computed:
@@ -393,6 +391,7 @@ class Run:
     def close(self) -> None:
         """Let go of the folder without marking the run finished: it can be resumed."""
         self._status = "closed"
+        self._checkpoints.close()
         self._log.close()
         if self._files:
             self._files.release()
