@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from archgrad.errors import ConfigError, MissingExtra, ModelError, RunError
-from archgrad.extract import export
+from archgrad.extract import export, export_trials
 from archgrad.extract.export import export_onnx, export_program
 
 
@@ -162,8 +162,8 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path: Path, monk
 
 def test_difference_counts_nan_and_a_shape_as_different() -> None:
     x = torch.randn(2, 3)
-    trials = [export._Trial((x,), [x])]
-    off = export._largest_difference
+    trials = [export_trials.Trial((x,), [x])]
+    off = export_trials.largest_difference
     assert off(lambda inputs: [inputs[0] + 1e-3], trials) > 1e-4
     assert not off(lambda inputs: [inputs[0] * float("nan")], trials) <= 1e-4
     assert off(lambda inputs: [inputs[0][:1]], trials) == float("inf")
@@ -172,17 +172,17 @@ def test_difference_counts_nan_and_a_shape_as_different() -> None:
 
 def test_difference_takes_nan_and_infinity_for_themselves_alone() -> None:
     x = torch.tensor([1.0, math.nan, math.inf, -math.inf])
-    trials = [export._Trial((x,), [x])]
-    assert export._largest_difference(lambda inputs: [inputs[0].clone()], trials) == 0.0
+    trials = [export_trials.Trial((x,), [x])]
+    assert export_trials.largest_difference(lambda inputs: [inputs[0].clone()], trials) == 0.0
     for i, wrong in itertools.product(range(1, 4), (0.0, math.nan, math.inf, -math.inf)):
         y = x.clone()
         y[i] = wrong
         same = torch.equal(x.nan_to_num(7.5), y.nan_to_num(7.5))
-        assert (export._largest_difference(lambda inputs, y=y: [y], trials) <= 1e-4) is same
+        assert (export_trials.largest_difference(lambda inputs, y=y: [y], trials) <= 1e-4) is same
     whole = torch.tensor([1, 2])
     for exact in (True, False):
-        trial = export._Trial((whole,), [whole], exact)
-        assert (export._largest_difference(lambda inputs: [inputs[0].flip(0)], [trial]) == 0.0) is not exact
+        trial = export_trials.Trial((whole,), [whole], exact)
+        assert (export_trials.largest_difference(lambda inputs: [inputs[0].flip(0)], [trial]) == 0.0) is not exact
 
 
 class SmallConstant(nn.Module):
@@ -321,6 +321,13 @@ def test_sizes_that_cannot_be_open_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="depth"):
         export_onnx(fixed, x, tmp_path / "a.onnx", dynamic=("depth",))
     assert not export_onnx(fixed, x, tmp_path / "a.onnx", dynamic=()).dynamic_batch
+
+
+def test_a_run_leaves_sizes_open_where_the_network_does(tmp_path: Path) -> None:
+    x, flat = torch.randn(1, 3, 4, 4), nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    assert export.export_open_program(flat, x, tmp_path / "a.pt2").dynamic == ("batch",)
+    assert export.export_open_program(nn.Linear(4, 2), torch.randn(1, 4), tmp_path / "b.pt2").dynamic == ("batch",)
+    assert export.export_open_program(Small(), x, tmp_path / "c.pt2").dynamic == ("batch", "height", "width")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -24,6 +24,12 @@ _PAGE = Annotated[Path | None, typer.Option("--out", metavar="FILE.html", help="
 _PORT = Annotated[int | None, typer.Option(min=0, max=65535, help="Default: the first free one from 6174 on.")]
 _NO_OPEN = Annotated[bool, typer.Option("--no-open", help="Do not open a browser.")]
 _FILE = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Default: RUN/network.onnx.")]
+_DYNAMIC = Annotated[
+    str | None,
+    typer.Option(
+        metavar="height,width", help="Sizes of images that the file takes at any value, as it does batches."
+    ),
+]
 _ACCEPT = Annotated[
     list[str] | None,
     typer.Option(
@@ -86,12 +92,12 @@ for _command in COMMANDS.values():
 
 
 @app.command()
-def export(run: _RUN, *, out: _FILE = None, as_json: JSON = False) -> None:
+def export(run: _RUN, *, out: _FILE = None, dynamic: _DYNAMIC = None, as_json: JSON = False) -> None:
     """Write the network of a finished run as ONNX, checked against PyTorch."""
     with only_json_on_stdout(as_json):
         from archgrad.cli.commands.export import export_run
 
-        outcome = export_run(run, out)
+        outcome = export_run(run, out, dynamic=dynamic)
     outcome.show(as_json=as_json)
 
 

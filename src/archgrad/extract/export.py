@@ -10,7 +10,6 @@ import contextlib
 import functools
 import inspect
 import io
-import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -25,14 +24,13 @@ from torch.utils._pytree import tree_map, tree_map_only
 
 from archgrad import files
 from archgrad.argument_types import checked
-from archgrad.copy_and_run import by_name, call, copied, run_on_example
+from archgrad.copy_and_run import by_name, call, copied
 from archgrad.errors import ConfigError, ModelError, RunError, one_line
 from archgrad.extract import onnx_file
+from archgrad.extract.export_trials import AXES, BATCH, HEIGHT, WIDTH, largest_difference, make_trials, with_batch
 from archgrad.tasks.task import Inputs, arguments, tensors
 
 TOLERANCE = 1e-4
-BATCH, HEIGHT, WIDTH = "batch", "height", "width"
-AXES = {HEIGHT: 2, WIDTH: 3}  # of images, [B, C, H, W]
 
 Encoder = Callable[[ExportedProgram], bytes]
 # From the bytes of a file to what it computes: from a network's arguments to its outputs.
@@ -71,15 +69,6 @@ class Encoded:
         """Put the bytes into a file, whole or not at all."""
         files.write_bytes(path, self.data, RunError)
         return Exported(path, BATCH in self.dynamic, self.largest_difference, self.dynamic, self.note)
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """Arguments of the network and its outputs; `exact`: whether whole numbers among the outputs are compared."""
-
-    inputs: tuple[Any, ...]
-    outputs: list[Tensor]
-    exact: bool = True
 
 
 @checked
@@ -141,6 +130,15 @@ def export_program(
     return encoded.write(Path(path))
 
 
+def export_open_program(network: nn.Module, example: Inputs, path: Path) -> Exported:
+    """`export_program` with height and width of images open too, where the network takes images of other sizes."""
+    images = any(leaf.dim() == 4 for leaf in tensors(arguments(example)))
+    if images:
+        with contextlib.suppress(ModelError):
+            return export_program(network, example, path, dynamic=(BATCH, *AXES))
+    return export_program(network, example, path)
+
+
 def encode_onnx(network: nn.Module, example: Inputs, *, dynamic: Sequence[str] = (BATCH,)) -> Encoded:
     """The bytes that `export_onnx` writes, checked; errors as there."""
     onnx_file.require_packages(*onnx_file.PACKAGES)
@@ -166,7 +164,7 @@ def _encode(
     note = ""
     for axes in (*ways, sizes):
         try:
-            trials = _trials(plain, inputs, axes)
+            trials = make_trials(plain, inputs, axes)
             with _silence():
                 program = _trace(plain, inputs, axes)
         except ModelError:
@@ -178,7 +176,7 @@ def _encode(
                 try:
                     with _silence():
                         data = encode(program)
-                        difference = _largest_difference(load(data), trials)
+                        difference = largest_difference(load(data), trials)
                 except Exception as error:  # noqa: BLE001 - likewise, and ONNX Runtime's
                     reason, cause = one_line(error), error
                     continue
@@ -237,7 +235,7 @@ def _trace(plain: nn.Module, inputs: tuple[Any, ...], axes: Sequence[str]) -> Ex
 
         shapes = _by_parameter(plain, tree_map(open_axes, inputs))
         if BATCH in axes:  # torch.export takes a size of 1 for a constant
-            inputs = _with_batch(inputs, max(2, len(tensors(inputs)[0])))
+            inputs = with_batch(inputs, max(2, len(tensors(inputs)[0])))
     named = by_name(plain, inputs)
     program = torch.export.export(plain, inputs if named is None else (), named, dynamic_shapes=shapes, strict=False)
     # Stack traces would carry the user's source and folders into the file.
@@ -258,86 +256,6 @@ def _by_parameter(plain: nn.Module, shapes: tuple[Any, ...]) -> Any:
         return shapes
     named = {p.name: shape for p, shape in zip(parameters[:several], shapes, strict=False)}
     return {**named, parameters[several].name: tuple(shapes[several:])}
-
-
-def _with_batch(inputs: tuple[Any, ...], size: int) -> tuple[Any, ...]:
-    rows = torch.arange(size)
-    return tree_map_only(Tensor, lambda x: x[rows % len(x)], inputs)  # type: ignore[no-any-return]
-
-
-def _with_sizes(inputs: tuple[Any, ...], axes: Sequence[str], *, factor: float) -> tuple[Any, ...]:
-    """Images of another height and width, or of one of them."""
-
-    def resized(x: Tensor) -> Tensor:
-        for name, axis in AXES.items():
-            if name in axes and x.dim() == 4:
-                size = x.shape[axis]
-                x = x.index_select(axis, torch.arange(int(size * factor)) % size)
-        return x
-
-    return tree_map_only(Tensor, resized, inputs)  # type: ignore[no-any-return]
-
-
-def _trials(plain: nn.Module, inputs: tuple[Any, ...], axes: Sequence[str]) -> list[_Trial]:
-    """What the file is compared on: the example, and what else of these the network runs on.
-
-    Flipped inputs show a file that kept the example's figures as constants. Zeros show small constants that were
-    dropped, such as the 1e-10 in a denominator. Whole numbers are not compared there: among equal values, such as
-    those that zeros lead to, the runtimes may rank differently.
-    """
-    others = [inputs]
-    if BATCH in axes:
-        others = [_with_batch(inputs, 1), _with_batch(inputs, len(tensors(inputs)[0]) + 2)]
-    others[-1] = tree_map_only(Tensor, lambda x: x.flip(-1) if x.dim() else x, others[-1])
-    zeros = tree_map_only(Tensor, lambda x: torch.zeros_like(x) if x.is_floating_point() else x, inputs)
-    trials = [_Trial(inputs, _outputs(plain, inputs))]
-    for other in (*others, zeros):
-        with contextlib.suppress(ModelError):
-            trials.append(_Trial(other, _outputs(plain, other), exact=other is not zeros))
-    if sizes := [name for name in axes if name in AXES]:
-        before, errors = len(trials), []
-        for kind, factor in itertools.product([sizes, sizes[:1]], (2.0, 1.5)):
-            other = _with_sizes(inputs, kind, factor=factor)
-            try:
-                trials.append(_Trial(other, _outputs(plain, other)))
-            except ModelError as error:
-                errors.append(error)
-        if len(trials) == before:
-            raise ModelError(f"dynamic asks for {' and '.join(sizes)} of any size, and {errors[0]}") from errors[0]
-    return trials
-
-
-def _outputs(plain: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    with torch.no_grad():
-        return tensors(run_on_example(plain, tree_map_only(Tensor, torch.clone, inputs)))
-
-
-def _largest_difference(run: Callable[[tuple[Any, ...]], Sequence[Tensor]], trials: Sequence[_Trial]) -> float:
-    """The largest of max |got - expected| / max(1, max |expected|) over all outputs; inf where shapes differ."""
-    largest = 0.0
-    for trial in trials:
-        outputs = run(trial.inputs)
-        if [x.shape for x in outputs] != [x.shape for x in trial.outputs]:
-            return float("inf")
-        for expected, got in zip(trial.outputs, outputs, strict=True):
-            if trial.exact or expected.is_floating_point():
-                difference = _difference(_real(expected), _real(got))
-                # `not <=` so that NaN counts as the largest difference, not as none.
-                largest = difference if not difference <= largest else largest
-    return largest
-
-
-def _real(x: Tensor) -> Tensor:
-    return torch.view_as_real(x).double() if x.is_complex() else x.double()
-
-
-def _difference(expected: Tensor, got: Tensor) -> float:
-    differs = ~((expected == got) | (expected.isnan() & got.isnan()))
-    if not bool(differs.any()):
-        return 0.0
-    finite = expected[expected.isfinite()]
-    scale = max(1.0, finite.abs().max().item() if finite.numel() else 0.0)
-    return float((expected - got)[differs].abs().max()) / scale
 
 
 def _program_bytes(program: ExportedProgram) -> bytes:

@@ -24,7 +24,7 @@ from archgrad.costs.count import macs, params, uncounted
 from archgrad.costs.latency import Runtime, latency
 from archgrad.errors import ArchitectureError, LimitError, MissingExtra, ModelError, RunError, one_line
 from archgrad.extract.discretize import build
-from archgrad.extract.export import export_program
+from archgrad.extract.export import export_open_program
 from archgrad.report import notebook, page, text
 from archgrad.report.data.run_folder import write_record
 from archgrad.report.data.run_format import HISTORY, record_line
@@ -91,8 +91,9 @@ class Found:
     def save(self, folder: str | Path) -> None:
         """Write the result into a folder.
 
-        architecture.json, network.safetensors (weights), network.pt2 (loads with torch alone), record.json,
-        history.jsonl and report.html. What cannot be exported is noted in the record and left out.
+        architecture.json, network.safetensors (weights), network.pt2 (loads with torch alone; takes images
+        of any size where the network does), record.json, history.jsonl and report.html. What cannot be exported is
+        noted in the record and left out.
 
         Raises:
             RunError: the disk is full, or the folder cannot be written in.
@@ -111,7 +112,7 @@ class Found:
         _save_network(folder, self.architecture, self.network)
         if self.example is not None:
             try:
-                export_program(self.network, self.example, folder / "network.pt2")
+                export_open_program(self.network, self.example, folder / "network.pt2")
             except ModelError as error:
                 self.record.setdefault("notes", []).append(str(error))
         write_record(folder, self.record)

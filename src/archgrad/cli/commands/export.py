@@ -6,19 +6,41 @@ from pathlib import Path
 
 from archgrad.cli.command_output import Outcome
 from archgrad.cli.inputs import exported_program
-from archgrad.errors import RunError
+from archgrad.errors import ConfigError, RunError
 from archgrad.extract.export import export_onnx
+from archgrad.extract.export_trials import AXES, BATCH
 
 
-def export_run(run: Path, path: Path | None) -> Outcome:
-    """Write the network of a run as ONNX, checked against PyTorch."""
+def export_run(run: Path, path: Path | None, *, dynamic: str | None = None) -> Outcome:
+    """Write the network of a run as ONNX, checked against PyTorch.
+
+    Args:
+        run: the folder of the run.
+        path: of the file; None: RUN/network.onnx.
+        dynamic: sizes of images to leave open beside the batch size: "height", "width", or both joined by a comma.
+    """
     if not run.is_dir():
         raise RunError(f"There is no run folder {run}. Give the folder that was --out.")
+    sizes = _sizes(dynamic)
     network, example = exported_program.load(run / "network.pt2")
-    exported = export_onnx(network, example, path or run / "network.onnx")
+    exported = export_onnx(network, example, path or run / "network.onnx", dynamic=(BATCH, *sizes))
     batch = "any batch size" if exported.dynamic_batch else "the batch size of its example alone"
+    open_sizes = "".join(f", any {size}" for size in sizes)
     difference = exported.largest_difference
     return Outcome(
-        {"path": str(exported.path), "dynamic_batch": exported.dynamic_batch, "largest_difference": difference},
-        f"{exported.path}: takes {batch}; largest difference from PyTorch {difference:.2g}",
-    )
+        {
+            "path": str(exported.path), "dynamic_batch": exported.dynamic_batch, "dynamic": list(exported.dynamic),
+            "largest_difference": difference,
+        },
+        f"{exported.path}: takes {batch}{open_sizes}; largest difference from PyTorch {difference:.2g}",
+    )  # fmt: skip
+
+
+def _sizes(text: str | None) -> list[str]:
+    names = [name.strip() for name in text.split(",")] if text else []
+    if unknown := [name for name in names if name not in AXES]:
+        raise ConfigError(
+            f"--dynamic {text}: {unknown[0]!r} is no size of an image. Give height, width, or height,width; the "
+            f"batch size is open anyway"
+        )
+    return [name for name in AXES if name in names]
