@@ -9,8 +9,8 @@ import matplotlib as mpl
 import pytest
 
 from archgrad.errors import RunError
-from archgrad.report.charts import curves as pictures
 from archgrad.report.charts.curves import charts, scatter
+from archgrad.report.charts.steps import curve, timeline
 
 
 def _history() -> list[dict[str, Any]]:
@@ -83,27 +83,30 @@ def test_same_history_same_bytes() -> None:
 
 
 def test_stages_that_count_anew_are_laid_end_to_end() -> None:
-    history = _history()
-    positions = pictures.positions(history)
-    assert positions == [float(k) for k in range(1, 21)]
-    assert pictures._phase_spans(history, positions) == [("weights", 1.0, 10.0), ("gates", 11.0, 20.0)]
-    alternating = [{"phase": "ab"[k % 2], "step": k // 2} for k in range(60)]
-    positions = pictures.positions(alternating)
-    assert positions == [float(k // 2) for k in range(60)]
-    assert pictures._phase_spans(alternating, positions) == []
+    line = timeline(_history())
+    assert line.places == [*map(float, range(1, 11)), *map(float, range(12, 22))]
+    assert [tuple(phase) for phase in line.phases] == [("weights", 0.0, 11.0), ("gates", 11.0, 22.0)]
+    anew = timeline([{"step": k % 5, "loss": 1.0} for k in range(10)])
+    assert anew.places == [float(k) for k in range(10)]
+
+
+def test_many_phases_are_not_marked() -> None:
+    history = [{"phase": f"r{k}", "step": step, "loss": 1.0} for k in range(13) for step in range(3)]
+    assert ">r3<" in charts(history[:36])[0].svg and ">r3<" not in charts(history)[0].svg
 
 
 def test_long_histories_are_averaged() -> None:
     history = [{"step": k, "loss": float(k % 2)} for k in range(1000)]
-    curve = pictures.curve(history, [float(k) for k in range(1000)], "loss")
-    assert curve.per_point == 3 and len(curve.x) == 334
-    assert curve.y[:2] == [1 / 3, 2 / 3] and curve.x[0] == 1.0
-    assert charts(history)[0].caption == "Each point is the mean of 3 records."
+    drawn = curve(history, timeline(history), "loss")
+    assert drawn.per_point == 3 and len(drawn.x) == 334
+    assert drawn.y[:2] == [1 / 3, 2 / 3] and drawn.x[0] == 1.0
+    assert charts(history)[0].caption == "Each point is the mean of up to 3 records."
 
 
 def test_values_that_are_no_figures_are_left_out() -> None:
     history = [{"step": 1, "loss": float("nan"), "best": True, "arch": "a|b"}, {"step": 2, "loss": 1.0}]
-    assert [chart.heading for chart in charts(history)] == ["Loss"]
+    (chart,) = charts(history)
+    assert chart.heading == "Loss" and chart.caption == "1 figure that is not finite is left out."
 
 
 def test_names_cannot_break_out_of_the_picture() -> None:

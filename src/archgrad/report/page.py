@@ -13,7 +13,8 @@ from archgrad import files
 from archgrad.errors import RunError
 from archgrad.report import html, intervention, numbers, score_text, text
 from archgrad.report.charts import baselines, control, curves, mixing_weights, pareto, proxy_scores, radars, rl, svg
-from archgrad.report.charts.curves import Chart, History
+from archgrad.report.charts.curves import Chart
+from archgrad.report.charts.steps import History
 from archgrad.report.data import run_folder
 from archgrad.report.graphs import cells
 

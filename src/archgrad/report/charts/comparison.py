@@ -11,20 +11,16 @@ from archgrad.report.charts.curves import (
     INK,
     SERIES,
     Chart,
-    Curve,
-    History,
     Spot,
-    curve,
     dress,
     figure_names,
     in_words,
-    is_finite,
     marks,
     named,
     plotted,
-    positions,
     scaled,
 )
+from archgrad.report.charts.steps import Curve, History, curve, is_finite, timeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +37,7 @@ _FIRST = ("loss", "valid_loss", "accuracy", "valid_accuracy", "cost", "entropy")
 def curves(runs: Sequence[Given]) -> list[Chart]:
     """A chart for each figure that two runs or more logged, a line a run; steps of phases laid end to end."""
     names_by_run = [figure_names(history) for _, _, history in runs]
-    places = [positions(history) for _, _, history in runs]
+    places = [timeline(history) for _, _, history in runs]
     every = dict.fromkeys(name for figures in names_by_run for name in figures)
     names = [name for name in every if sum(name in figures for figures in names_by_run) > 1]
     names.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))

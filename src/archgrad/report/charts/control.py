@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from archgrad.errors import RunError
-from archgrad.report.charts.curves import INK, LIMIT, LINES, Chart, drawn, dress, is_finite
+from archgrad.report.charts.curves import INK, LIMIT, LINES, Chart, drawn, dress
+from archgrad.report.charts.steps import is_finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

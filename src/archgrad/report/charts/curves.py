@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from archgrad.errors import RunError
 from archgrad.report import numbers
+from archgrad.report.charts.steps import Curve, History, Phase, Timeline, curve, is_finite, stretch, timeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-History = Sequence[Mapping[str, Any]]
 
 # What axes are drawn in, by whoever fills them.
 INK, FAINT, LIMIT = "#010101", "#020202", "#030303"
@@ -51,9 +49,9 @@ _KNOWN = {
 _EXPECTED_AGAINST_LIMIT = "Expected cost against the limit"
 _AGAINST_LIMIT = "Cost against the limit"
 _ORDER = ("Loss", "Accuracy", _EXPECTED_AGAINST_LIMIT, _AGAINST_LIMIT, *dict.fromkeys(_KNOWN.values()))
-_LARGEST = 1e150
 _MOST_POINTS = 400
 _MOST_MARKED_PHASES = 12
+_MARGIN = 0.02  # of the axis of steps, before its first step and after its last
 _MOST_CHARTS = 24
 
 
@@ -77,17 +75,6 @@ class Chart:
     words: str = ""
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One figure over the steps; each point is the mean of `per_point` records, made when `at` says."""
-
-    name: str
-    x: list[float]
-    y: list[float]
-    per_point: int
-    at: list[str]
-
-
 def charts(
     history: History, limit: Mapping[str, Any] | None = None, *, score: numbers.ScoreOfRecord | None = None
 ) -> list[Chart]:
@@ -96,14 +83,13 @@ def charts(
     `history` holds records `{"phase", "step", "time", figure: number, ...}`; a figure may be on some only. Where
     lower is better of `score`, its chart says so.
     """
-    places = positions(history)
+    line = timeline(history)
     groups: dict[str, list[Curve]] = {}
     for name in figure_names(history):
-        groups.setdefault(_heading(name, limit), []).append(curve(history, places, name))
+        groups.setdefault(_heading(name, limit), []).append(curve(history, line, name))
     ordered = sorted(groups, key=lambda heading: _ORDER.index(heading) if heading in _ORDER else len(_ORDER))
-    spans = _phase_spans(history, places)
     return [
-        _chart(heading, groups[heading][: len(LINES)], spans=spans, bound=_bound(heading, limit), score=score)
+        _chart(heading, groups[heading][: len(LINES)], line=line, bound=_bound(heading, limit), score=score)
         for heading in ordered[:_MOST_CHARTS]
     ]
 
@@ -131,11 +117,6 @@ def _bound(heading: str, limit: Mapping[str, Any] | None) -> float | None:
     return float(bound) if against and is_finite(bound) else None
 
 
-def is_finite(value: object) -> TypeGuard[float]:
-    """Whether this is a number that can be drawn: not NaN, infinite, or so large that sums of it are."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
-
-
 def figure_names(history: History) -> list[str]:
     """The figures of a history that charts are drawn of."""
     names = {
@@ -145,50 +126,6 @@ def figure_names(history: History) -> list[str]:
         if name not in _AXES and not name.startswith((WEIGHT, SCORE, JUMP))
     }
     return [name for name in names if any(is_finite(row.get(name)) for row in history)]
-
-
-def positions(history: History) -> list[float]:
-    """Where each record stands on the axis of steps: stages that count anew are laid end to end."""
-    places: list[float] = []
-    offset, last = 0.0, 0.0
-    for place, row in enumerate(history):
-        step = float(row["step"]) if is_finite(row.get("step")) else float(place)
-        if step < last:
-            offset += last
-        last = step
-        places.append(offset + step)
-    return places
-
-
-def _phase_spans(history: History, places: list[float]) -> list[tuple[str, float, float]]:
-    spans: list[tuple[str, float, float]] = []
-    for row, x in zip(history, places, strict=True):
-        name = str(row.get("phase", ""))
-        if spans and spans[-1][0] == name:
-            spans[-1] = (name, spans[-1][1], x)
-        else:
-            spans.append((name, x, x))
-    return spans if len(spans) <= _MOST_MARKED_PHASES else []
-
-
-def curve(history: History, places: list[float], name: str) -> Curve:
-    """The finite values of one figure, averaged to at most 400 points."""
-    rows = zip(places, history, strict=True)
-    points = [(x, float(one[name]), one) for x, one in rows if is_finite(one.get(name))]
-    per_point = max(1, math.ceil(len(points) / _MOST_POINTS))
-    chunks = [points[start : start + per_point] for start in range(0, len(points), per_point)]
-    x = [sum(at for at, _, _ in part) / len(part) for part in chunks]
-    y = [sum(value for _, value, _ in part) / len(part) for part in chunks]
-    return Curve(name, x, y, per_point, [_when(part[0][2], part[-1][2]) for part in chunks])
-
-
-def _when(first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
-    """Phase and step of one record, or of all from one to another; what is logged outside phases has neither."""
-    phase = f"{first['phase']}, " if first.get("phase") else ""
-    if not is_finite(first.get("step")):
-        return phase.removesuffix(", ") or "outside the phases"
-    start, end = (f"{row['step']:,.0f}" if is_finite(row.get("step")) else "" for row in (first, last))
-    return f"{phase}step {start}" if start == end else f"{phase}steps {start} to {end}"
 
 
 def drawn(heading: str, fill: Callable[[Axes], None]) -> str:
@@ -229,29 +166,44 @@ def _chart(
     heading: str,
     curves: list[Curve],
     *,
-    spans: list[tuple[str, float, float]],
+    line: Timeline,
     bound: float | None,
     score: numbers.ScoreOfRecord | None,
 ) -> Chart:
+    low, high = stretch(line, curves)
+
     def fill(axes: Axes) -> None:
-        for color, line in zip(LINES, curves, strict=False):
-            marker = "o" if len(line.x) <= 40 else ""
-            name = line.name.replace("_", " ")
-            axes.plot(line.x, line.y, color=color, linewidth=1.5, marker=marker, markersize=3, label=name)
+        for color, one in zip(LINES, curves, strict=False):
+            marker = "o" if len(one.x) <= 40 else ""
+            name = one.name.replace("_", " ")
+            axes.plot(one.x, one.y, color=color, linewidth=1.5, marker=marker, markersize=3, label=name)
         if bound is not None:
             axes.axhline(bound, color=LIMIT, linewidth=1.2, linestyle="--", label="limit")
-        scaled(axes, [y for line in curves for y in line.y])
-        dress(axes)
-        _mark(axes, spans)
+        scaled(axes, [y for one in curves for y in one.y])
+        dress(axes, x=line.unit)
+        axes.set_xlim(low - _MARGIN * (high - low), high + _MARGIN * (high - low))
+        _mark(axes, line.phases)
         if len(curves) + (bound is not None) > 1:
             axes.legend(frameon=False, labelcolor=INK, fontsize=8)
 
-    averaged = max(line.per_point for line in curves)
-    captions = [f"Each point is the mean of {averaged} records."] if averaged > 1 else []
-    if score and not score.higher_is_better and any(score.measures(line.name) for line in curves):
+    captions = [means_line(curves)]
+    if score and not score.higher_is_better and any(score.measures(one.name) for one in curves):
         captions.append("Lower is better.")
     picture, spots = plotted(heading, fill, marks(curves))
-    return Chart(heading, " ".join(captions), picture, spots, " ".join(map(in_words, curves)))
+    return Chart(heading, " ".join(filter(None, captions)), picture, spots, " ".join(map(in_words, curves)))
+
+
+def means_line(curves: Sequence[Curve]) -> str:
+    """What a reader has to know of the points of curves: that they are means, and that some are missing."""
+    averaged, lost = max(one.per_point for one in curves), sum(one.left_out for one in curves)
+    sentences = [f"Each point is the mean of up to {averaged} records."] if averaged > 1 else []
+    if lost:
+        sentences.append(
+            f"{lost:,} figures that are not finite are left out."
+            if lost > 1
+            else "1 figure that is not finite is left out."
+        )
+    return " ".join(sentences)
 
 
 def marks(curves: Sequence[Curve]) -> list[Spot]:
@@ -367,10 +319,12 @@ def dress(axes: Axes, *, x: str = "step") -> None:
         spine.set_color(FAINT)
 
 
-def _mark(axes: Axes, spans: list[tuple[str, float, float]]) -> None:
+def _mark(axes: Axes, phases: Sequence[Phase]) -> None:
+    if len(phases) > _MOST_MARKED_PHASES:
+        return
     low, high = axes.get_xlim()
-    for place, (name, start, end) in enumerate(spans):
-        if place and low < start < high:
+    for name, start, end in phases:
+        if low < start < high and start > 0:
             axes.axvline(start, color=FAINT, linewidth=0.8, linestyle=":")
         # A name wider than its stage would run into the next.
         start, end = max(start, low), min(end, high)

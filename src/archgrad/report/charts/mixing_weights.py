@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from archgrad.report.charts import svg
-from archgrad.report.charts.curves import WEIGHT, Curve, History, Spot, curve, positions
+from archgrad.report.charts.curves import WEIGHT, Spot
+from archgrad.report.charts.steps import Curve, History, curve, timeline
 
 _WIDTH, _HEIGHT = 270.0, 130.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 30.0, 8.0, 8.0, 20.0
@@ -42,7 +43,7 @@ def weights(history: History) -> Weights:
 
     A candidate has one line style in all pictures; a name may hold slashes, a candidate's may not.
     """
-    at = positions(history)
+    at = timeline(history)
     names = dict.fromkeys(name for one in history for name in one if name.startswith(WEIGHT))
     choices: dict[str, dict[str, Curve]] = {}
     for name in names:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from archgrad.errors import RunError
 from archgrad.report import numbers
-from archgrad.report.charts.curves import INK, LIMIT, LINES, Chart, Spot, dress, is_finite, plotted
+from archgrad.report.charts.curves import INK, LIMIT, LINES, Chart, Spot, dress, plotted
+from archgrad.report.charts.steps import is_finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from archgrad.errors import RunError
 from archgrad.report.charts import svg
-from archgrad.report.charts.curves import INK, LIMIT, LINES, Chart, drawn, dress, is_finite
+from archgrad.report.charts.curves import INK, LIMIT, LINES, Chart, drawn, dress
+from archgrad.report.charts.steps import is_finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from archgrad.report import numbers
-from archgrad.report.charts.curves import JUMP, SCORE, WEIGHT, is_finite
+from archgrad.report.charts.curves import JUMP, SCORE, WEIGHT
+from archgrad.report.charts.steps import is_finite
 from archgrad.report.data.run_folder import Checkpoint, Folder, newest_checkpoint
 
 _STATES = {

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from archgrad import files
 from archgrad.errors import RunError
-from archgrad.report.charts.curves import History
+from archgrad.report.charts.steps import History
 from archgrad.report.data.run_format import (
     CHECKPOINTS,
     COMMAND,
