@@ -360,3 +360,32 @@ def test_onnx_runtime_quantizes_the_file(way: str, tmp_path: Path) -> None:
 
         quantization.quantize_static(tmp_path / "a.onnx", tmp_path / "b.onnx", Calibration())
     assert torch.allclose(_onnx_outputs(tmp_path / "b.onnx", x)[0], network(x), atol=0.1)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, **options: int | bool) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 6, **options)
+
+    def forward(self, x: Tensor, h: Tensor | None = None, c: Tensor | None = None) -> list[Tensor]:
+        y, (h, c) = self.lstm(x, None if h is None or c is None else (h, c))
+        return [y, h, c]
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize(
+    ("first_states", "options"),
+    [(False, {}), (True, {"batch_first": False, "bias": False}), (True, {"num_layers": 2, "bidirectional": True})],
+    ids=str,
+)
+def test_projections_of_an_lstm_are_exported(
+    options: dict[str, int | bool], first_states: bool, tmp_path: Path
+) -> None:
+    network = Recurrent(**{"proj_size": 3, "batch_first": True, **options}).eval()
+    rows = network.lstm.num_layers * (1 + network.lstm.bidirectional)
+    x = torch.randn(2, 5, 4) if network.lstm.batch_first else torch.randn(5, 2, 4)
+    states = (torch.randn(rows, 2, network.lstm.proj_size or 6), torch.randn(rows, 2, 6)) if first_states else ()
+    written = export_onnx(network, (x, *states), tmp_path / "a.onnx")
+    for given in ((x, *states), (x.flip(0), *(-s for s in states))):
+        for got, wanted in zip(_onnx_outputs(written.path, *given), network(*given), strict=True):
+            assert torch.allclose(got, wanted, atol=1e-5)

@@ -175,3 +175,40 @@ def test_heads_go_under_a_limit_by_scores_and_by_dnal() -> None:
         difference(outputs(found.network, (task.example,)), outputs(copy.deepcopy(found.network), (task.example,)))
         == 0
     )
+
+
+@pytest.mark.parametrize(("name", "keys"), [("itself", 15), ("across", 9), ("other widths", 15)])
+def test_what_is_out_of_reach_counts_the_projections_of_attention(name: str, keys: int) -> None:
+    made, call = CALLS[name]
+    reasons = ag.frozen(ag.slim(Attends(made(), call), X))
+    k, v = (6, 5) if name == "other widths" else (8, 8)
+    each = 15 * WIDTH + keys * (k + v) + 15 * WIDTH  # a unit of a head: rows of q, k and v, a column of the output
+    head = 15 * WIDTH * 3
+    assert reasons.macs_fraction == pytest.approx((2 * each + head) / (8 * each + head))
+
+
+@pytest.mark.parametrize("name", ["itself", "other widths"])
+def test_fresh_weights_of_attention_are_drawn_anew(name: str) -> None:
+    made, call = CALLS[name]
+    network = Attends(made(), call)
+    space = ag.slim(network, X)
+    for pick in (None, (0, 2)):
+        architecture = ag.Architecture({n: pick or tuple(range(c[0].size)) for n, c in choices(space).items()})
+        inherited, fresh = build(space, architecture), build(space, architecture, weights="fresh")
+        same = [n for n, p in fresh.named_parameters() if torch.equal(p, inherited.state_dict()[n])]
+        assert all("bias" in n for n in same), same
+        drawn = dict(fresh.inner.named_parameters())
+        for weight in [p for n, p in drawn.items() if n.endswith("proj_weight")]:
+            limit = (6 / sum(weight.shape)) ** 0.5
+            assert weight.abs().max() <= limit and weight.abs().max() > 0.8 * limit
+        assert not drawn["in_proj_bias"].any() and not drawn["out_proj.bias"].any()
+
+
+def test_a_frozen_projection_of_attention_is_not_drawn_anew() -> None:
+    made, call = CALLS["itself"]
+    network = Attends(made(), call)
+    network.inner.in_proj_weight.requires_grad_(False)
+    space = ag.slim(network, X)
+    whole = ag.Architecture({n: tuple(range(c[0].size)) for n, c in choices(space).items()})
+    fresh = build(space, whole, weights="fresh")
+    assert torch.equal(fresh.inner.in_proj_weight, network.inner.in_proj_weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 _APART = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+WEIGHTS = ("in_proj_weight", *_APART, "bias_k", "bias_v")
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,16 @@ def with_fewer_heads(attention: nn.MultiheadAttention, call: AttentionCall) -> f
     if not hasattr(module, "in_proj_bias"):
         module.register_parameter("in_proj_bias", None)
     return module.train(attention.training)
+
+
+def draw_anew(attention: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:
+    """Draw an attention module's own weights (those of `WEIGHTS` that it has) as torch does, and zero its biases."""
+    for name, weight in weights.items():
+        (nn.init.xavier_normal_ if name.startswith("bias") else nn.init.xavier_uniform_)(weight)
+    biases = (getattr(attention, "in_proj_bias", None), getattr(getattr(attention, "out_proj", None), "bias", None))
+    for bias in biases:
+        if isinstance(bias, nn.Parameter) and bias.requires_grad:
+            nn.init.zeros_(bias)
 
 
 def _projections(

@@ -9,6 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 from torch import nn
 
 from archgrad.argument_types import checked
+from archgrad.choices import fewer_heads
 from archgrad.choices.access import choices, decisions, matched
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.channels import remove_branch, remove_channels
@@ -108,9 +109,18 @@ def build(
 
 
 def draw_anew(network: nn.Module) -> None:
-    """Draw all weights anew (every module's `reset_parameters`), except in modules whose own are all frozen."""
+    """Draw all weights anew (every module's `reset_parameters`), except in modules whose own are all frozen.
+
+    torch's attention modules, whole or with heads removed, and `nn.Transformer` are drawn as torch does.
+    """
     for module in network.modules():
         own = list(module.parameters(recurse=False))
         frozen = own and not any(p.requires_grad for p in own)
         if callable(reset := getattr(module, "reset_parameters", None)) and not frozen:
             reset()
+    for module in reversed([*network.modules()]):  # a whole draws over its parts
+        projections = {name: p for name, p in module.named_parameters(recurse=False) if name in fewer_heads.WEIGHTS}
+        if projections and all(p.requires_grad for p in projections.values()):
+            fewer_heads.draw_anew(module, projections)
+        elif type(module) is nn.Transformer and all(p.requires_grad for p in module.parameters()):
+            module._reset_parameters()

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from archgrad.errors import MissingExtra
+from archgrad.extract.lstm_projections import without_projections
 from archgrad.tasks.task import tensors
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -24,6 +25,7 @@ def require_packages(*packages: str) -> None:
 
 def encode(program: ExportedProgram, *, optimize: bool) -> bytes:
     """The bytes of an ONNX file with the weights inside; `optimize`: simplified by the exporter."""
+    program = without_projections(program)
     exported = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False, optimize=optimize)
     assert exported is not None
     model = exported.model_proto

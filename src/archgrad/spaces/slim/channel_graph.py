@@ -39,8 +39,8 @@ class ChannelGraph:
     Attributes:
         groups: gate name -> couplings, for what may be removed as far as the graph can tell.
         frozen: layer -> reason, for what may not.
-        positions: convolution or linear layer -> at how many places its weights were used, so that their number
-            times this are its multiply-adds.
+        positions: layer, or weight of an attention module -> at how many places its weights were used, so that
+            their number times this are its multiply-adds.
         whole: multiply-adds of the network as it is.
     """
 
@@ -51,10 +51,10 @@ class ChannelGraph:
 
     def macs(self, network: nn.Module, *, without: Collection[str] = ()) -> float:
         """Multiply-adds on the example of the layers of a network with these paths, whatever their widths."""
-        layers = [(n, m) for n, m in network.named_modules() if n in self.positions and n not in without]
         return float(sum(
-            self.positions[n] * sum(w.numel() for w in layer.parameters(recurse=False) if w.dim() > 1)
-            for n, layer in layers
+            (self.positions[n] or self.positions[f"{n}.{name}"]) * weight.numel()
+            for n, layer in network.named_modules() if n not in without
+            for name, weight in layer.named_parameters(recurse=False) if weight.dim() > 1
         ))  # fmt: skip
 
 
@@ -187,16 +187,31 @@ def _hooks(
             side = (path, "in") if (path, "in") in numbering.sides else (path, "out")
             _tie_input(walk, x, numbering.sides[side], module)
 
-        def leave(module: nn.Module, inputs: tuple[Any, ...], output: object, path: str = path) -> None:
+        def leave(
+            module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: object, path: str = path
+        ) -> None:
             stack.pop()
+            if type(module).forward is nn.MultiheadAttention.forward and isinstance(output, tuple):
+                given = dict(zip(("query", "key", "value"), inputs, strict=False)) | named
+                _count_attention(positions, path, given)
             if isinstance(module, LAYERS) and isinstance(output, Tensor):
                 x = inputs[0] if isinstance(module, _ConvTransposeNd) else output
                 positions[path] += x.numel() // module.weight.shape[0]
 
-        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
         if is_recurrent(module):
             handles += recurrent_hooks(path, module, numbering.sides_of(path), walk, positions, blank)
     return handles
+
+
+def _count_attention(positions: Counter[str], path: str, given: dict[str, Any]) -> None:
+    """Places at which torch's attention uses the weights that its kernels read past any layer."""
+    query, key, value = (given[name].numel() // given[name].shape[-1] for name in ("query", "key", "value"))
+    positions[f"{path}.out_proj"] += query
+    positions[f"{path}.in_proj_weight"] += (query + key + value) / 3  # a third for each
+    for name, places in (("q", query), ("k", key), ("v", value)):
+        positions[f"{path}.{name}_proj_weight"] += places
 
 
 def _tie_input(walk: Walk, x: Tensor, labels: Labels, module: nn.Module) -> None:

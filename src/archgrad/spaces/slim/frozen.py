@@ -45,7 +45,8 @@ class Frozen(dict[str, str]):
 
     Attributes:
         parameters_fraction: of the parameters, those that no architecture removes, in [0, 1].
-        macs_fraction: the same of the multiply-adds of convolutions and linear layers on the example.
+        macs_fraction: the same of the multiply-adds with weights of layers on the example; products of activations,
+            such as those of attention scores, are left out.
     """
 
     def __init__(
