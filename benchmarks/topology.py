@@ -187,7 +187,7 @@ def searched(variant: str, seed: int, *, steps: int, seen: str) -> dict[str, flo
         architecture=architecture,
         steps=steps,
         weight_loss=halves[0].loss,
-        architecture_gradient=regularized(gradient, term, space),
+        architecture_loss=regularized(gradient, term, space),
         update_schedule=update_schedule,
         schedule=lambda progress: 1.0 - 0.9 * progress,
     )

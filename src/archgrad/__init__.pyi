@@ -12,8 +12,9 @@ from .choices.access import (
 )
 from .choices.architecture import Architecture as Architecture
 from .choices.decide import decide as decide
+from .choices.gate import Gate as Gate
 from .choices.lazy import Lazy as Lazy
-from .choices.modules import Gate as Gate, InputChoice as InputChoice, OpChoice as OpChoice
+from .choices.modules import InputChoice as InputChoice, OpChoice as OpChoice
 from .choices.relaxations import (
     gumbel_softmax as gumbel_softmax,
     scaled_sigmoid as scaled_sigmoid,

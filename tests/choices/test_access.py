@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import choices, hold, logits, relax, restrict, sample, weights
 from archgrad.choices.architecture import Architecture
-from archgrad.choices.modules import Gate, InputChoice, OpChoice
+from archgrad.choices.gate import Gate
+from archgrad.choices.modules import InputChoice, OpChoice
 from archgrad.choices.relaxations import ScaledSigmoid, Softmax, softmax
 from archgrad.errors import ArchitectureError, ChoiceError
 

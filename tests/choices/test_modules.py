@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import hold, restrict, using
 from archgrad.choices.architecture import Architecture
-from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
+from archgrad.choices.gate import Gate
+from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.choices.relaxations import Held, ScaledSigmoid, Softmax
 from archgrad.errors import ArchitectureError, ChoiceError
 

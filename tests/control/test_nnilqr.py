@@ -28,7 +28,7 @@ from archgrad.control.ilqr import classical_ilqr
 from archgrad.control.nnilqr import DYNAMICS_RECIPE, NnilqrTerms
 from archgrad.control.system import Cost, Equations, Policy, Trajectory, quadratic_cost
 from archgrad.errors import ConfigError, DataError, NonFiniteError
-from archgrad.run import budget
+from archgrad.run import loop
 
 SHORT = NnilqrTerms(explore=4, fit=150, refit=15, search=40)
 BRIEF = NnilqrTerms(explore=4, fit=30, refit=5, search=20)  # where each step is saved
@@ -173,7 +173,7 @@ class Clock:
 def clocked(monkeypatch: pytest.MonkeyPatch) -> type[Equations]:
     """Systems whose rollouts take a second each, where nothing else takes time."""
     clock = Clock()
-    monkeypatch.setattr(budget, "time", clock)
+    monkeypatch.setattr(loop, "time", clock)
 
     class Timed(Equations):
         def rollout(self, policy: Policy) -> Trajectory:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import choices, hold, logits, relax, sample
 from archgrad.choices.architecture import Architecture
-from archgrad.choices.modules import Gate, InputChoice, OpChoice
+from archgrad.choices.gate import Gate
+from archgrad.choices.modules import InputChoice, OpChoice
 from archgrad.choices.relaxations import ScaledSigmoid, softmax
 from archgrad.costs.count import macs, macs_by_module, params, uncounted
 from archgrad.errors import ModelError

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import choices, hold, logits, relax, sample, using
 from archgrad.choices.architecture import Architecture
-from archgrad.choices.modules import Gate, InputChoice, OpChoice
+from archgrad.choices.gate import Gate
+from archgrad.choices.modules import InputChoice, OpChoice
 from archgrad.choices.relaxations import softmax
 from archgrad.costs.count import macs
 from archgrad.costs.latency import latency

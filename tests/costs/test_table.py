@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import choices, hold, logits, relax, restrict, sample
 from archgrad.choices.architecture import Architecture
-from archgrad.choices.modules import Gate, InputChoice, OpChoice
+from archgrad.choices.gate import Gate
+from archgrad.choices.modules import InputChoice, OpChoice
 from archgrad.choices.relaxations import softmax
 from archgrad.costs import latency as rooms
 from archgrad.costs.count import macs, params

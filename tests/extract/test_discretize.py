@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from archgrad.choices.access import hold, relax, restrict, sample
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.decide import decide
-from archgrad.choices.modules import Gate, InputChoice, OpChoice
+from archgrad.choices.gate import Gate
+from archgrad.choices.modules import InputChoice, OpChoice
 from archgrad.choices.relaxations import Open, ScaledSigmoid, Softmax, softmax
 from archgrad.errors import ArchitectureError, ChoiceError
 from archgrad.extract.discretize import build

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.channels import Coupling
-from archgrad.choices.modules import Gate, OpChoice
+from archgrad.choices.gate import Gate
+from archgrad.choices.modules import OpChoice
 from archgrad.costs.count import macs, params
 from archgrad.costs.limits import Limit
 from archgrad.errors import ChoiceError, ConfigError, LimitError

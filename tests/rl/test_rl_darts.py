@@ -23,7 +23,7 @@ from archgrad.errors import ChoiceError, ConfigError, DataError, ModelError
 from archgrad.report import page
 from archgrad.rl import rollouts
 from archgrad.rl.ppo import PpoTerms
-from archgrad.run import budget, device
+from archgrad.run import device, loop
 
 pytest.importorskip("gymnasium", reason="comes with the extra rl")
 
@@ -146,7 +146,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         clock.now += 1.0
         return begin(self, agent)
 
-    monkeypatch.setattr(budget, "time", clock)
+    monkeypatch.setattr(loop, "time", clock)
     monkeypatch.setattr(device, "time", clock)
     monkeypatch.setattr(rollouts.RolloutCollector, "collect", collect)
     monkeypatch.setattr(importlib.import_module("archgrad.rl.rl_darts"), "latencies", lambda *_, **__: {"after": {}})

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from archgrad.errors import ConfigError, RunError
-from archgrad.run import budget, device
+from archgrad.run import checkpointing, device, loop
 from archgrad.run.device import seconds_per_call
 from archgrad.run.output import Output
 from archgrad.run.run import Run
@@ -31,7 +31,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(budget, "time", clock)
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(checkpointing, "time", clock)
     monkeypatch.setattr(device, "time", clock)
     return clock
 

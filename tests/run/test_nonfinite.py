@@ -126,7 +126,7 @@ def test_an_architecture_step_is_looked_at_too() -> None:
     with pytest.raises(NonFiniteError, match="the logits of choice 'middle' is NaN"):
         alternate(
             space, task.split(), run, weights=SGD(weights(space), lr=0.1), architecture=SGD(decided, lr=0.1),
-            steps=3, weight_loss=task.loss, architecture_gradient=gradient,
+            steps=3, weight_loss=task.loss, architecture_loss=gradient,
         )  # fmt: skip
 
 

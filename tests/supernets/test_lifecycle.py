@@ -145,7 +145,7 @@ def test_each_logit_gets_its_own_gradient_whatever_the_order_of_the_optimizer() 
     run.register_state(space=net)
     alternate(
         net, TASK.split(0.5), run, weights=weights, architecture=architecture, steps=1, weight_loss=TASK.loss,
-        architecture_gradient=gradient, update_schedule=EverySteps(),
+        architecture_loss=gradient, update_schedule=EverySteps(),
     )  # fmt: skip
     moved = [(old - new.detach()).tolist() for old, new in zip(before, (first, second), strict=True)]
     assert moved == [pytest.approx([1.0, 2.0]), pytest.approx([3.0, 4.0])]

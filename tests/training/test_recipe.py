@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 import archgrad as ag
 from archgrad.errors import ConfigError
 from archgrad.gates.gate_optimizer import limited_logit_optimizer
-from archgrad.run import budget, device
+from archgrad.run import device, loop
 from archgrad.run.run import Run, Stopped
 from archgrad.training.fit import optimize
 from archgrad.training.joined_optimizer import JoinedOptimizer
@@ -307,7 +307,7 @@ class Timed(Curve):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(budget, "time", clock)
+    monkeypatch.setattr(loop, "time", clock)
     monkeypatch.setattr(device, "time", clock)
     return clock
 

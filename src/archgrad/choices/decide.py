@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import decisions
 from archgrad.choices.architecture import Architecture, Pick
-from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
+from archgrad.choices.gate import Gate
+from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.choices.relaxations import Open
 from archgrad.choices.subsets import Subsets
 from archgrad.errors import ChoiceError
@@ -44,6 +45,15 @@ def decide(space: nn.Module, *, threshold: float = 0.5, weights: Mapping[str, Te
             f"decide(threshold={threshold!r}, weights={weights!r}) was given. Allowed are a number, and a dict of "
             f"mixing weights [size] by the names of choices."
         )
+    return Architecture(_picks(space, threshold, weights))
+
+
+def nearest_discrete(space: nn.Module, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The mixing weights, [size] of 0 and 1, of the architecture that `decide(space, weights=weights)` gives."""
+    return discretized(space, _picks(space, 0.5, weights))
+
+
+def _picks(space: nn.Module, threshold: float, weights: Mapping[str, Tensor] | None) -> dict[str, Pick]:
     picks: dict[str, Pick] = {}
     scores = decision_weights(space, weights)
     for name, choice in decisions(space).items():
@@ -58,10 +68,10 @@ def decide(space: nn.Module, *, threshold: float = 0.5, weights: Mapping[str, Te
             assert isinstance(choice, Gate)
             kept = (row > threshold).nonzero().flatten().tolist()
             picks[name] = tuple(kept) or (() if choice.vanishing else (int(row.argmax()),))
-    return Architecture(picks)
+    return picks
 
 
-def discretized(space: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
+def discretized(space: nn.Module, architecture: Mapping[str, Pick]) -> dict[str, Tensor]:
     """The mixing weights of an architecture, [size] of 0 and 1: 1 on its picks.
 
     Where the inputs of a node are all mixed at full strength (`Open`), operations on inputs that are not kept are 0.

@@ -1,18 +1,20 @@
-"""Places where a network may vary: `OpChoice`, `InputChoice`, `Gate`."""
+"""Choices of operations and of inputs, and the mixture that they compute, without running what has weight 0."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from archgrad.argument_types import checked
 from archgrad.choices.architecture import Pick
-from archgrad.choices.channels import Coupling, Vanishing
-from archgrad.choices.mixture import mixture, scaled
 from archgrad.errors import ArchitectureError, ChoiceError
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Choice(nn.Module):
@@ -264,80 +266,96 @@ class InputChoice(Choice):
         return tuple(sorted(alive[order].tolist()))
 
 
-@checked
-class Gate(Choice):
-    """One factor a channel (or attention head, or residual branch): closed channels can be removed.
-
-        y = x * w[places]   along dimension `dim`
-
-    A gate may stand in a network's forward on an activation [B, C, ...], or parametrize a weight: scaling the
-    input columns of a layer's weight is the same function as scaling its input, at no cost per example.
-    Without a relaxation a gate is open: y = x where all entries are live. `archgrad.slim` puts gates on any network.
-
-    Args:
-        size: number of entries; the pick is the tuple of those that stay.
-        name: key of the choice in an architecture.
-        places: [x.shape[dim]], the entry that each channel belongs to, -1 for none; default: one each.
-        dim: the dimension that is gated.
-        couplings: which channels of which layers are removed with each entry.
-        vanishing: for a gate over a residual branch: what stays without the branch.
-
-    Example:
-        >>> import torch, archgrad as ag
-        >>> gate = ag.relax(ag.Gate(3, name="gate"), ag.scaled_sigmoid)  # sigmoid(0) = 1/2
-        >>> gate(torch.ones(1, 3))
-        tensor([[0.5000, 0.5000, 0.5000]], grad_fn=<MulBackward0>)
-        >>> ag.hold(gate, ag.Architecture({"gate": (0, 2)}))(torch.ones(1, 3))
-        tensor([[1., 0., 1.]])
-    """
-
-    places: Tensor | None
-
-    def __init__(
-        self,
-        size: int,
-        *,
-        name: str,
-        places: Tensor | None = None,
-        dim: int = 1,
-        couplings: Sequence[Coupling] = (),
-        vanishing: Vanishing | None = None,
-    ) -> None:
-        super().__init__(size, name=name)
-        self.dim = dim
-        self.couplings = tuple(couplings)
-        self.vanishing = vanishing
-        # Entry `size` stands for "not of this gate": the vector of factors is extended by a 1.
-        index = None if places is None else torch.where(places < 0, size, places)
-        self.register_buffer("places", index, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x with its channels scaled."""
-        weights = self.mixing()
-        if weights is None:
-            if bool(self.live.all()):
-                return x
-            weights = self.live.to(x.dtype)
-        if self.places is not None:
-            weights = torch.cat([weights, weights.new_ones(1)])[self.places]
-        shape = [1] * x.dim()
-        shape[self.dim] = -1
-        return x * weights.to(x.dtype).view(shape)
-
-    def picked(self, pick: Pick) -> Tensor:
-        """[size] bool; only the gate of a residual branch may close altogether."""
-        if self.vanishing is not None and pick == ():
-            return torch.zeros(self.size, dtype=torch.bool)
-        return self._entries(pick)
-
-    def sampled(self, generator: torch.Generator | None) -> tuple[int, ...]:
-        """A uniform number of live entries, then a uniform set; at least one unless the branch may vanish."""
-        alive = self.live.nonzero().flatten().cpu()
-        least = 0 if self.vanishing is not None else 1
-        count = int(torch.randint(least, len(alive) + 1, (), generator=generator))
-        return tuple(sorted(alive[torch.randperm(len(alive), generator=generator)[:count]].tolist()))
-
-
 def _own_weight(choice: Choice, path: str, container: str) -> list[list[tuple[Choice, int]]]:
     first, *below = path.split(".")
     return [[(choice, int(below[0]))]] if first == container else [[]]
+
+
+def mixture(
+    weights: Tensor,
+    run: Callable[[int, Tensor | float], Tensor],
+    *,
+    live: Tensor,
+    labels: Sequence[str],
+    name: str,
+    zeros: Sequence[int] = (),
+) -> Tensor:
+    """The sum of weight * output over the live entries; those of constant weight 0 are not run.
+
+    Args:
+        weights: [size], or [B, size] with a row for each example of the batch.
+        run: the output [B, ...] of an entry times a weight: a number where that is constant, else () or [B];
+            see `scaled`.
+        live: [size] bool.
+        labels: what the entries are called in errors.
+        name: what the mixture is called in errors.
+        zeros: entries whose output is 0 in any case; they run only where no other does.
+
+    Raises:
+        ChoiceError: nothing is alive, or outputs differ in shape.
+    """
+    alive = live.nonzero().flatten().tolist()
+    if not alive:
+        raise ChoiceError(f"no candidate of {name} is alive: restrict it to at least one")
+    factors = _factors(weights, alive)
+    entries = [i for i in factors if i not in zeros] or list(factors)[:1]
+    total: Tensor | None = None
+    for i in entries:
+        factor = factors[i]
+        y = run(i, weights[..., i] if factor is None else factor)
+        if isinstance(y, Tensor) and isinstance(total, Tensor) and y.shape != total.shape:
+            raise ChoiceError(
+                f"candidates of {name} differ in output shape ({labels[entries[0]]}: {tuple(total.shape)}, "
+                f"{labels[i]}: {tuple(y.shape)}); make them equal"
+            )
+        total = y if total is None else total + y
+    assert total is not None
+    return total
+
+
+def _factors(weights: Tensor, alive: list[int]) -> dict[int, float | None]:
+    """For each entry that is to run its constant weight, or None if it has a gradient or varies over the batch."""
+    if weights.requires_grad:
+        return dict.fromkeys(alive)
+    top = (weights if weights.dim() == 1 else weights.abs().amax(dim=0)).tolist()
+    return {i: top[i] if weights.dim() == 1 else None for i in alive if top[i] != 0.0} or {alive[0]: 0.0}
+
+
+def scaled(module: nn.Module, inputs: Sequence[Any], weight: Tensor | float) -> Tensor:
+    """weight * module(*inputs), for a number, a weight (), or weights [B], one an example; a 1 scales nothing.
+
+    A weight () of a module that ends in a BatchNorm scales that BatchNorm in place of its output, which saves a
+    copy of the output, also for the backward pass. A module that is no `nn.Sequential` says so by an attribute
+    `scaling_norm`, the path of the BatchNorm whose output it returns.
+    """
+    ends_in = _scaling_norm(module) if isinstance(weight, Tensor) and not weight.dim() else None
+    if ends_in is None or not isinstance(weight, Tensor):
+        y: Tensor = module(*inputs)
+        factor = _spread(weight, y) if isinstance(weight, Tensor) else weight
+        return y if isinstance(factor, float) and factor == 1.0 else y * factor
+    path, norm, running_mean = ends_in
+    # Kernels read the vector as dense memory: an expanded number would not do.
+    factors = weight.to(running_mean.dtype).expand(norm.num_features).contiguous()
+    parameters = {f"{path}.weight": factors if norm.weight is None else factors * norm.weight}
+    if norm.bias is not None:
+        parameters[f"{path}.bias"] = factors * norm.bias
+    return torch.func.functional_call(module, parameters, tuple(inputs), tie_weights=False)  # type: ignore[no-any-return]
+
+
+def _scaling_norm(module: nn.Module) -> tuple[str, _BatchNorm, Tensor] | None:
+    """Path, module and running mean of the BatchNorm whose output the module returns; None if it may not be one."""
+    path = str(len(module) - 1) if type(module) is nn.Sequential else getattr(module, "scaling_norm", None)
+    if not isinstance(path, str) or path == "-1":
+        return None
+    norm = module.get_submodule(path)
+    # A hook has to see the unscaled output, and outside of training a norm may be
+    # skipped (`proxies/temporary_state.py`).
+    hooked = module._forward_hooks or norm._forward_hooks
+    if not isinstance(norm, NORMS) or not norm.training or norm.running_mean is None or hooked:
+        return None
+    return path, norm, norm.running_mean
+
+
+def _spread(weight: Tensor, like: Tensor) -> Tensor:
+    """A weight (), or one an example [B], in the type of `like` [B, ...] and with as many dimensions."""
+    return weight.to(like.dtype).view(-1, *[1] * (like.dim() - 1)) if weight.dim() else weight.to(like.dtype)

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from archgrad.choices.access import decisions
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.estimators import DecayingBaseline
-from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
+from archgrad.choices.gate import Gate
+from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.errors import ArchitectureError, ChoiceError, ConfigError, NonFiniteError
 
 # From a choice's name and the picks of the choices before it to the entries that may be picked; None: all.

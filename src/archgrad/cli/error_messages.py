@@ -84,7 +84,7 @@ def _resources(error: BaseException) -> str:
         # Without torch there is no accelerator and no data loader; loading it for the message would take seconds.
         out = isinstance(error, MemoryError)
         return "Memory ran out. Close other programs, or give smaller files." if out else ""
-    from archgrad.run.resource_errors import explain
+    from archgrad.run.step_checks import explain
 
     return explain(error)
 

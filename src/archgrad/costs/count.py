@@ -28,7 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from archgrad.argument_types import checked
 from archgrad.choices.access import decisions, using, weights
 from archgrad.choices.channels import Coupling
-from archgrad.choices.modules import Choice, Gate
+from archgrad.choices.gate import Gate
+from archgrad.choices.modules import Choice
 from archgrad.copy_and_run import evaluating, run_on_example, shapes
 from archgrad.costs.limits import Limitable
 from archgrad.errors import ModelError

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from archgrad import files
 from archgrad.choices.access import decisions, matched, sample, using
 from archgrad.choices.architecture import Architecture, Pick
-from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
+from archgrad.choices.gate import Gate
+from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.costs.limits import Cost, Limitable
 from archgrad.costs.prediction_error import PredictionError, prediction_error
 from archgrad.errors import ArchitectureError, ChoiceError, DataError, ModelError

@@ -13,7 +13,8 @@ from archgrad.choices import fewer_heads
 from archgrad.choices.access import choices, decisions, matched
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.channels import remove_branch, remove_channels
-from archgrad.choices.modules import Gate, InputChoice
+from archgrad.choices.gate import Gate
+from archgrad.choices.modules import InputChoice
 from archgrad.copy_and_run import copied
 from archgrad.errors import ConfigError
 from archgrad.extract.plain import picked, plain, unparametrize

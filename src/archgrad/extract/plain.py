@@ -12,8 +12,9 @@ from torch.nn.utils import parametrize
 from archgrad.choices.access import choices, decisions, using
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.channels import ORDER
+from archgrad.choices.gate import Gate
 from archgrad.choices.lazy import Lazy
-from archgrad.choices.modules import Choice, Gate, InputChoice, OpChoice
+from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.choices.relaxations import Held
 from archgrad.choices.tracing import CONTAINERS, is_ours, traced
 from archgrad.copy_and_run import copied

@@ -26,7 +26,7 @@ from archgrad.gates.gate_optimizer import (
     stand_in,
 )
 from archgrad.gates.selection import FLOOR, GateConstraint, WidthRounding, gates
-from archgrad.run.nonfinite import finite
+from archgrad.run.step_checks import finite
 from archgrad.tasks.task import call
 from archgrad.training.fit import estimate_statistics
 

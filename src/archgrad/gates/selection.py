@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
-from archgrad.choices.modules import Gate
+from archgrad.choices.gate import Gate
 from archgrad.costs.count import Macs, Params
 from archgrad.costs.limits import Limit
 from archgrad.errors import ChoiceError, ConfigError, LimitError

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from archgrad.choices import access
 from archgrad.choices.architecture import Architecture
-from archgrad.choices.modules import Gate
+from archgrad.choices.gate import Gate
 from archgrad.copy_and_run import copied
 from archgrad.errors import ConfigError, ModelError
 from archgrad.proxies.scoring import LAYERS, SCALES, Batch, gradients, inputs_of, run, theta, watched

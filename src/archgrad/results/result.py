@@ -19,7 +19,7 @@ from archgrad.argument_types import checked
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.decide import decide
-from archgrad.choices.modules import Gate
+from archgrad.choices.gate import Gate
 from archgrad.costs.count import macs, params, uncounted
 from archgrad.costs.latency import Runtime, latency
 from archgrad.errors import ArchitectureError, LimitError, MissingExtra, ModelError, RunError, one_line

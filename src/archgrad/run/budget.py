@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,8 @@ class Phase:
         step: the steps that are taken.
         entered: the step that this process began at.
         progress: used fraction of the budget in [0, 1], as of the present step.
+        seconds: the time in the loop, in every process that took part, when the loop last looked at the clock.
+        origin: the monotonic time from which they count; None before the loop begins.
     """
 
     index: int
@@ -38,31 +39,13 @@ class Phase:
     step: int = 0
     entered: int = 0
     progress: float = 0.0
-    seconds_before: float = 0.0
-    began: float = 0.0
+    seconds: float = 0.0
+    origin: float | None = None
 
     @property
     def location(self) -> str:
         """Where it is, in words: "in phase 'search' at step 12"."""
         return f"in phase {self.name!r} at step {self.step}"
-
-    @property
-    def seconds(self) -> float:
-        """The time in the loop, in every process that took part."""
-        return self.seconds_before + (time.monotonic() - self.began if self.began else 0.0)
-
-    def begin(self) -> None:
-        """Start the clock of this process."""
-        self.began, self.entered = time.monotonic(), self.step
-
-    def used_fraction(self) -> float:
-        """The used fraction of the budget now: of the steps or of the seconds, whichever is more; it never falls."""
-        used = self.progress
-        if self.limit is not None:
-            used = max(used, self.step / self.limit if self.limit else 1.0)
-        if self.seconds_limit is not None:
-            used = max(used, self.seconds / self.seconds_limit if self.seconds_limit > 0 else 1.0)
-        return min(1.0, used)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
@@ -79,7 +62,7 @@ class Phase:
                 f"steps, and the program is at phase {self.name!r} with {self.planned}. Run the program and "
                 "data that the folder was begun with, or choose another folder."
             )
-        self.step, self.seconds_before, self.progress = state["step"], state["seconds"], state["progress"]
+        self.step, self.seconds, self.progress = state["step"], state["seconds"], state["progress"]
 
 
 class Budget:
@@ -136,10 +119,10 @@ class Budget:
         """A phase is entered."""
         self._phases += 1
 
-    def end_phase(self, phase: Phase) -> None:
-        """Take what a phase has used from the budgets."""
+    def end_phase(self, phase: Phase, *, used: float) -> None:
+        """Take the phase's steps from the budget; `used` are the seconds in loops so far."""
         self._steps_used += phase.step if phase.counted else 0
-        self.seconds_used += phase.seconds
+        self.seconds_used = used
 
     def too_short(self, steps: int, *, phase: str, warm_up: float, least: int) -> ConfigError | None:
         """The error for a budget that leaves too few steps after a phase's warm-up; None where it leaves enough."""

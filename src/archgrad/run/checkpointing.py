@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 import time
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from archgrad.errors import NonFiniteError, RunError
 from archgrad.report.data.run_format import CHECKPOINTS
-from archgrad.run import distributed, nonfinite, stateful
+from archgrad.run import distributed, nonfinite, stateful, step_checks
 from archgrad.run.budget import Phase
 from archgrad.run.checkpoint_file import Mark, Series, State
 from archgrad.run.device import Machine
@@ -37,7 +38,7 @@ class Checkpointing:
         parts: what is saved; None before `Run.register_state`.
         replaying: while the program passes through what an earlier process did, until the phase in progress.
         newest: the last good checkpoint.
-        saved_at: when it was saved, by the monotonic clock.
+        due_at: when the next one is due, by the monotonic clock.
     """
 
     def __init__(
@@ -48,11 +49,7 @@ class Checkpointing:
         self.parts: Mapping[str, Stateful] | None = None
         self.replaying = False
         self.newest: Path | None = None
-        self.saved_at = -float("inf")
-
-    def is_due(self) -> bool:
-        """Whether the time between two checkpoints is over."""
-        return time.monotonic() - self.saved_at >= self._every_seconds
+        self.due_at = -math.inf
 
     def resume(self, phase: Phase) -> tuple[State | None, Path | None]:
         """Load the newest state of a phase, if there is one; also its path.
@@ -114,7 +111,7 @@ class Checkpointing:
         Soon after a checkpoint nothing is saved: the program comes here again from that one.
         """
         distributed.broadcast_state(self.parts or {}, self._machine)
-        if self.newest is None or self.is_due():
+        if self.newest is None or time.monotonic() >= self.due_at:
             self.save(phase, 0)
 
     def save(self, phase: Phase, mark: Mark) -> None:
@@ -123,11 +120,11 @@ class Checkpointing:
         Raises NonFiniteError when a parameter is NaN or infinite: what was saved before stays the last. Raises
         RunError when the disk is full, or would be before long.
         """
-        self.saved_at = time.monotonic()
+        self.due_at = time.monotonic() + self._every_seconds
         if not self._series or self._machine.rank > 0:
             return
         parts = self.parts or {}
-        if not nonfinite.finite(nonfinite.parameters(parts)):
+        if not step_checks.finite(nonfinite.parameters(parts)):
             wrong = nonfinite.explain_parameters(parts)
             raise NonFiniteError(f"{wrong} {self.good_state()}The state of phase {phase.name!r} is not saved.")
         self._log.history.sync()
@@ -142,7 +139,7 @@ class Checkpointing:
             self._log.note(check_disk_space(self._series.folder, state))
         path = self._series.save(state, index=phase.index, phase=phase.name, mark=mark)
         self.newest = self.newest if mark == "left" else path
-        self.saved_at = time.monotonic()
+        self.due_at = time.monotonic() + self._every_seconds
 
     def leave(self, phase: Phase) -> None:
         """Save where a loop was left; notes where that was not possible.

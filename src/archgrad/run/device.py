@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
-from torch import Tensor
 
 from archgrad.errors import ConfigError
 from archgrad.run import validation
@@ -17,13 +16,17 @@ from archgrad.run import validation
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-Moved = TypeVar("Moved")
 Value = TypeVar("Value")
 Number = TypeVar("Number", int, float)
 
 
 class Machine:
-    """One device, or several processes; Fabric is imported and launched when it is first needed."""
+    """One device, or several processes; Fabric is imported and launched when it is first needed.
+
+    Attributes:
+        alone: whether this is the only process.
+        precision: by Fabric's name.
+    """
 
     def __init__(self, device: str, *, precision: str, devices: int, workers: int | str | None) -> None:
         self._asked = validation.device(device)
@@ -31,8 +34,8 @@ class Machine:
         self._processes = validation.devices(devices, self._asked)
         self._fabric: Fabric | None = None
         self._layout = validation.layout(self._processes)
-        self._alone = self._layout == (1, 1)
-        if workers and not self._alone:
+        self.alone = self._layout == (1, 1)
+        if workers and not self.alone:
             raise ConfigError(
                 "workers and several devices were given. Networks are tried by workers, each on one device, or "
                 "trained one after another on several: leave one of the two out."
@@ -52,36 +55,26 @@ class Machine:
                 precision=cast(Any, self.precision),
             )
             self._fabric.launch()
-            if not self._alone:
+            if not self.alone:
                 atexit.register(_leave)
         return self._fabric
 
     @property
     def device(self) -> torch.device:
         """The device of this process."""
-        if not self._alone:
+        if not self.alone:
             return self.fabric.device
         return torch.device("cuda", self._asked.index or 0) if self._asked.type == "cuda" else self._asked
 
     @property
     def rank(self) -> int:
         """The number of this process, from 0."""
-        return 0 if self._alone else self.fabric.global_rank
+        return 0 if self.alone else self.fabric.global_rank
 
     @property
     def world(self) -> int:
         """The number of processes."""
-        return 1 if self._alone else self.fabric.world_size
-
-    def move(self, batch: Moved) -> Moved:
-        """The batch on this device: a tensor, or any nest of tuples, lists and dicts of them."""
-        if isinstance(batch, Tensor):
-            return cast(Moved, batch.to(self.device, non_blocking=True))
-        if isinstance(batch, tuple | list):
-            return cast(Moved, type(batch)(self.move(item) for item in batch))
-        if isinstance(batch, dict):
-            return cast(Moved, {key: self.move(item) for key, item in batch.items()})
-        return batch
+        return 1 if self.alone else self.fabric.world_size
 
     def greatest(self, number: Number) -> Number:
         """The greatest `number` of all processes."""

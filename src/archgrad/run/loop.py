@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Generator
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from archgrad.run.budget import Budget, Phase
 from archgrad.run.checkpointing import Checkpointing
 from archgrad.run.device import Machine
 from archgrad.run.output import Log
-from archgrad.run.resource_errors import watched
 from archgrad.run.signals import SignalListener, Stopped
+from archgrad.run.step_checks import watched
 
 # What a loop does before its next step, as a number of which the greatest of all processes counts: 0 is to go on, a
 # signal is its number and _SIGNALS.
@@ -28,7 +29,7 @@ class Loop:
     """
 
     def __init__(
-        self, folder: Path | None, *, budget: Budget, checkpoints: Checkpointing, machine: Machine, log: Log
+        self, folder: Path | None, budget: Budget, checkpoints: Checkpointing, *, machine: Machine, log: Log
     ) -> None:
         self._folder, self._budget, self._checkpoints = folder, budget, checkpoints
         self._machine, self._log = machine, log
@@ -49,7 +50,10 @@ class Loop:
     @property
     def seconds(self) -> float:
         """The time in loops since the run began."""
-        return self._budget.seconds_used + (self.phase.seconds if self.phase else 0.0)
+        phase = self.phase
+        if phase and phase.origin is not None:
+            phase.seconds = time.monotonic() - phase.origin
+        return self._budget.seconds_used + (phase.seconds if phase else 0.0)
 
     def steps(self, phase: Phase) -> Generator[int, None, None]:
         """The steps of a phase. Raises Stopped after a signal."""
@@ -68,8 +72,8 @@ class Loop:
             raise
         finally:
             self.signals.stop()
-            self._log.view.stop()
-            self._budget.end_phase(phase)
+            self._log.end_phase(phase)
+            self._budget.end_phase(phase, used=self.seconds)
             self.phase = None
 
     def _steps(self, phase: Phase) -> Generator[int, None, None]:
@@ -83,8 +87,9 @@ class Loop:
             yield phase.step
             phase.step += 1
             over = self._is_over(phase)
-            self._log.view.step(phase.step, progress=phase.progress)
-            if self._machine.world > 1:
+            if time.monotonic() >= self._log.view.due_at:
+                self._log.show(phase)
+            if not self._machine.alone:
                 self._checkpoints.synchronize(check=phase.step % (self._budget.steps_per_epoch or 100) == 0)
         self._log.add_deferred(phase, seconds=self.seconds)
         self._checkpoints.save(phase, "end")
@@ -99,22 +104,32 @@ class Loop:
         if checkpoints.replaying and (lost := checkpoints.end_replay(phase, path)):
             self._log.note(f"{lost} checkpoints of later phases are void: phase {phase.name!r} is run again.")
         self._log.open_phase(phase)
-        phase.begin()
+        phase.origin, phase.entered = time.monotonic() - phase.seconds, phase.step
         if state is None:
             checkpoints.begin(phase)
         return False
 
     def _is_over(self, phase: Phase) -> bool:
-        """Whether the phase's budget is used up; brings its progress up to date, the same in every process."""
-        used = phase.used_fraction()
-        phase.progress = used if phase.seconds_limit is None else self._machine.greatest(used)
+        """Whether the phase's budget is used up; brings its progress up to date, the same in every process.
+
+        Progress is the used fraction of the steps or of the seconds, whichever is more, and never falls.
+        """
+        used = phase.progress
+        if phase.limit is not None:
+            used = max(used, phase.step / phase.limit if phase.limit else 1.0)
+        if phase.seconds_limit is not None:
+            in_phase = self.seconds - self._budget.seconds_used
+            used = max(used, in_phase / phase.seconds_limit if phase.seconds_limit > 0 else 1.0)
+            used = used if self._machine.alone else self._machine.greatest(used)
+        phase.progress = min(1.0, used)
         return phase.progress >= 1.0
 
     def _what_now(self, phase: Phase) -> int:
         """Whether to save, and whether to stop and why, the same in every process."""
         requested = self.signals.requested
-        due = phase.step > phase.entered and self._checkpoints.is_due()
-        return self._machine.greatest(requested + _SIGNALS if requested else _SAVE if due else 0)
+        due = phase.step > phase.entered and time.monotonic() >= self._checkpoints.due_at
+        what = requested + _SIGNALS if requested else _SAVE if due else 0
+        return what if self._machine.alone else self._machine.greatest(what)
 
     def _stop_if(self, what: int) -> None:
         if what > _SIGNALS:

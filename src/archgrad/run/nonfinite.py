@@ -1,6 +1,6 @@
 """Where NaN and infinity come from: the term of a loss, the module, the parameter, and the choice that it belongs to.
 
-A run asks only whether the largest magnitude is finite, once a step; everything else here happens on a failure.
+`step_checks.py` finds in every step that they are there; everything here happens on a failure.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from archgrad.choices.access import choices
 from archgrad.choices.modules import OpChoice
 from archgrad.errors import ArchgradError, NonFiniteError
+from archgrad.run.step_checks import finite, measurable, wrong_figures
 
 _TERM = "archgrad.term"
 Named = dict[Tensor, str]
@@ -38,30 +39,10 @@ def joined(scalars: Mapping[str, Tensor]) -> Tensor:
         return torch.stack(parts).sum()
 
 
-def finite(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether no element of these is NaN or infinite: one fused norm of all, and one wait for it."""
-    given = [t.detach() if t.requires_grad else t for t in tensors if t is not None and _measurable(t)]
-    if not given:
-        return True
-    if len({(t.dtype, t.device) for t in given}) == 1:
-        # What get_total_norm does, without the time that it takes to sort tensors by dtype and device.
-        total = torch.stack(torch._foreach_norm(given)).sum()
-    else:
-        total = get_total_norm(given)
-    # The sum of squares is quickest; where it overflows, the largest magnitude tells.
-    return math.isfinite(total.item()) or bool(get_total_norm(given, norm_type=math.inf).isfinite())
-
-
 def largest(tensors: Iterable[Tensor]) -> float:
     """The largest magnitude in these; NaN where one is."""
-    given = [t.detach() for t in tensors if _measurable(t)]
+    given = [t.detach() for t in tensors if measurable(t)]
     return float(get_total_norm(given, norm_type=math.inf)) if given else 0.0
-
-
-def _measurable(tensor: Tensor) -> bool:
-    return (
-        tensor.is_floating_point() and tensor.layout == torch.strided and bool(tensor.numel()) and not tensor.is_meta
-    )
 
 
 def parameters(parts: Mapping[str, object]) -> list[Tensor]:
@@ -73,17 +54,6 @@ def parameters(parts: Mapping[str, object]) -> list[Tensor]:
         if isinstance(part, Optimizer):
             trained |= dict.fromkeys(p for group in part.param_groups for p in group["params"])
     return list(trained)
-
-
-def wrong_figures(figures: Mapping[str, float | Tensor]) -> dict[str, float | Tensor]:
-    """Those of the numbers and tensors [...] that hold NaN or infinity."""
-    return {name: value for name, value in figures.items() if not _is_finite(value)}
-
-
-def _is_finite(value: float | Tensor) -> bool:
-    if isinstance(value, Tensor) and value.numel() != 1:
-        return bool(value.isfinite().all())
-    return math.isfinite(value.item() if isinstance(value, Tensor) else value)
 
 
 class Diagnosed(Protocol):

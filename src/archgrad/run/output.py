@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections.abc import Callable, Mapping
@@ -161,6 +162,7 @@ class Log:
         self._output = output
         self._on_log: Callable[[Record], object] | None = None
         self._interval = 1
+        self._unseen: list[Record] = []  # figures that are not shown yet
         # The training step that was not logged, but may be the last one of its phase.
         self._unlogged: tuple[Mapping[str, float | Tensor], int] | None = None
 
@@ -172,6 +174,7 @@ class Log:
     def open_phase(self, phase: Phase) -> None:
         """Begin a phase at its present step."""
         self._interval, self._unlogged = self._output.interval(phase.planned), None
+        self._unseen.clear()
         self.history.open_phase(f"{phase.index:04d}-{phase.name}", step=phase.step)
         self.view.start(phase.name, total=phase.limit, done=phase.step, progress=phase.progress)
 
@@ -183,7 +186,21 @@ class Log:
         at = step if step is not None or phase is None else phase.step
         record = {"phase": phase.name if phase else None, "step": at, "time": round(seconds, 3)}
         self.history.add(record | values, values, on_log=self._on_log)
-        self.view.figures({name: value for name, value in values.items() if "/" not in name})
+        if self.view.due_at < math.inf:
+            self._unseen.append(values)
+
+    def show(self, phase: Phase) -> None:
+        """Show where the phase is, and the latest figures."""
+        for figures in self._unseen:
+            self.view.figures({name: value for name, value in figures.items() if "/" not in name})
+        self._unseen.clear()
+        self.view.step(phase.step, progress=phase.progress)
+
+    def end_phase(self, phase: Phase) -> None:
+        """End what is shown of a phase."""
+        if self.view.due_at < math.inf:
+            self.show(phase)
+        self.view.stop()
 
     def is_due(self, figures: Mapping[str, float | Tensor], step: int, *, always: bool) -> bool:
         """Whether a training step is to be logged; its figures are kept otherwise, as it may be the last one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 
@@ -20,7 +21,8 @@ _SURE_SECONDS, _LONG_SECONDS = 5.0, 60.0
 class ProgressView:
     """Shows a phase, its step of n, the rate, the time that remains and the latest figures.
 
-    `console` is where to show it (default: stderr); `enabled=False` shows nothing.
+    `console` is where to show it (default: stderr); `enabled=False` shows nothing. Before `due_at`, by the monotonic
+    clock, `step` has nothing new to show.
     """
 
     def __init__(self, *, enabled: bool = True, console: Console | None = None) -> None:
@@ -37,6 +39,7 @@ class ProgressView:
         self._figures = ""
         self._epoch: dict[str, float] = {}
         self._line_seconds = _FIRST_SECONDS
+        self.due_at = math.inf
 
     def start(self, phase: str, *, total: int | None, done: int, progress: float = 0.0) -> None:
         """Begin a phase.
@@ -51,6 +54,7 @@ class ProgressView:
         self._first_progress = self._progress = progress
         self._began = self._shown = time.monotonic()
         self._figures, self._estimated, self._epoch = "", False, {}
+        self.due_at = self._began if self._enabled else math.inf
         if not self._enabled or not self._console.is_terminal:
             return
         self._display = Display(
@@ -76,9 +80,11 @@ class ProgressView:
         now = time.monotonic()
         if not self._estimated and now - self._began >= _SURE_SECONDS:
             self._estimate(now)
-        wait = _REFRESH_SECONDS if self._display else self._line_seconds
-        if now - self._shown >= wait:
+        if now - self._shown >= (_REFRESH_SECONDS if self._display else self._line_seconds):
             self._show(now)
+        self.due_at = self._shown + (_REFRESH_SECONDS if self._display else self._line_seconds)
+        if not self._estimated:
+            self.due_at = min(self.due_at, self._began + _SURE_SECONDS)
 
     def figures(self, figures: Mapping[str, float]) -> None:
         """Take the latest figures; they are shown with the next step, those of an epoch until the next epoch's."""
@@ -104,7 +110,7 @@ class ProgressView:
         if self._display is not None:
             self._display.stop()
             self._display = None
-        self._phase = ""
+        self._phase, self.due_at = "", math.inf
 
     def _estimate(self, now: float) -> None:
         """Say how long the phase will take by the pace of its first steps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,17 +14,17 @@ from torch import Tensor, nn
 from archgrad.argument_types import checked
 from archgrad.errors import ChoiceError, RunError
 from archgrad.report.data.run_format import Record
-from archgrad.run import distributed, nonfinite, stateful, validation
+from archgrad.run import distributed, nonfinite, stateful, step_checks, validation
 from archgrad.run.budget import Budget, Phase
 from archgrad.run.checkpointing import Checkpointing
 from archgrad.run.device import Machine
 from archgrad.run.folder import RunFolder
 from archgrad.run.loop import Loop
 from archgrad.run.output import History, Log, Output
-from archgrad.run.resource_errors import watched
 from archgrad.run.rng import Randomness
 from archgrad.run.signals import Stopped
 from archgrad.run.stateful import Stateful
+from archgrad.run.step_checks import watched
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -96,9 +97,7 @@ class Run:
             self.folder, every_seconds=output.checkpoint_seconds, machine=self._machine, random=self._random,
             log=self._log,
         )  # fmt: skip
-        self._loop = Loop(
-            self.folder, budget=self._budget, checkpoints=self._checkpoints, machine=self._machine, log=self._log
-        )
+        self._loop = Loop(self.folder, self._budget, self._checkpoints, machine=self._machine, log=self._log)
         self._computed: Record = {}
         self._accepted: frozenset[str] = frozenset()
         self._status = "not begun"
@@ -114,7 +113,7 @@ class Run:
         """Lightning Fabric for this device, precision and number of processes, launched when first used."""
         return self._machine.fabric
 
-    @property
+    @functools.cached_property
     def device(self) -> torch.device:
         """The device of this process."""
         return self._machine.device
@@ -129,7 +128,7 @@ class Run:
         """The number of this process, from 0."""
         return self._machine.rank
 
-    @property
+    @functools.cached_property
     def world(self) -> int:
         """The number of processes."""
         return self._machine.world
@@ -174,7 +173,8 @@ class Run:
 
     def to_device(self, batch: Moved) -> Moved:
         """The batch on this run's device: a tensor, or any nest of tuples, lists and dicts of them."""
-        return self._machine.move(batch)
+        moved: Moved = _moved(batch, self.device)
+        return moved
 
     def accept(self, *parts: str) -> Self:
         """Resume although "data", "network" or "settings" (else ConfigError) differ; the report says so."""
@@ -223,16 +223,10 @@ class Run:
         return self._budget.total_steps(steps_per_epoch, default_epochs=default_epochs, step_seconds=timed)
 
     def require_steps(self, steps: int, *, phase: str, warm_up: float = 0.0, least: int = 5) -> None:
-        """Refuse a phase that cannot do anything sensible in its budget, before it starts.
+        """Refuse a phase that is too short, before it starts.
 
-        Args:
-            steps: of the phase, planned by `total_steps`.
-            phase: what messages call it.
-            warm_up: fraction of the phase in which nothing is decided.
-            least: steps that must be left after the warm-up.
-
-        Raises:
-            ConfigError: fewer are left. What `begin` wrote is removed, so that the folder can be used again.
+        Raises ConfigError where of its `steps`, as `total_steps` planned them, fewer than `least` are left after the
+        fraction `warm_up`. What `begin` wrote is removed, so that the folder can be used again.
         """
         if error := self._budget.too_short(steps, phase=phase, warm_up=warm_up, least=least):
             self.withdraw()
@@ -333,12 +327,13 @@ class Run:
         The message says which term of a loss (`nonfinite.term`), which parameter, and, where `again` computes the
         figures once more, which module's output was the first.
         """
-        if self._machine.greatest(len(nonfinite.wrong_figures(figures))):
+        wrong = len(step_checks.wrong_figures(figures))
+        if wrong if self.world == 1 else self._machine.greatest(wrong):
             raise nonfinite.figures_error(figures, self, parts=self._checkpoints.parts or {}, again=again)
 
     def check_gradients(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         """Raise NonFiniteError, which names a parameter, when one of their gradients [...] is NaN or infinite."""
-        if not nonfinite.finite(gradients):
+        if not step_checks.finite(gradients):
             raise nonfinite.gradients_error(parameters, gradients, self, parts=self._checkpoints.parts or {})
 
     def compute_once(self, key: str, compute: Callable[[], Any]) -> Any:
@@ -395,3 +390,11 @@ class Run:
         self._log.close()
         if self._files:
             self._files.release()
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, tuple | list):
+        return getattr(batch, "_make", type(batch))(_moved(item, device) for item in batch)
+    return {key: _moved(item, device) for key, item in batch.items()} if isinstance(batch, dict) else batch

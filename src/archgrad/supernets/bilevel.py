@@ -13,18 +13,19 @@ from torch.optim import Optimizer
 
 from archgrad.choices.access import decisions, logits
 from archgrad.choices.clipped_relaxation import Clipped, prune
-from archgrad.choices.decide import decide, decision_weights, discretized
+from archgrad.choices.decide import decision_weights, nearest_discrete
 from archgrad.choices.modules import Choice, OpChoice
 from archgrad.choices.subsets import Subsets
 from archgrad.errors import ConfigError
 from archgrad.run.run import Run
 from archgrad.tasks.task import Batch, Splittable, Task
 from archgrad.training.schedules import Schedule, constant
-from archgrad.training.step import load_batch, take_step
+from archgrad.training.step import Computed, load_batch, take_step
 
 TRAVEL = 6.0
-# From a training and a validation batch to a loss and its gradient with respect to the logits, in their order.
-ArchitectureGradient = Callable[[Batch, Batch], tuple[Tensor, Sequence[Tensor | None]]]
+# From a training and a validation batch to a loss of the logits, or to a loss and its gradient with respect to
+# `logits(space)`, in their order.
+ArchitectureLoss = Callable[[Batch, Batch], Computed]
 
 
 class UpdateSchedule(Protocol):
@@ -112,7 +113,7 @@ def alternate(
     architecture: Optimizer,
     steps: int,
     weight_loss: Callable[[nn.Module, Batch], Tensor],
-    architecture_gradient: ArchitectureGradient,
+    architecture_loss: ArchitectureLoss,
     update_schedule: UpdateSchedule = ALWAYS,
     schedule: Schedule = constant,
     time_fraction: float = 1.0,
@@ -130,7 +131,8 @@ def alternate(
             of its gradient, and groups marked `"steady"` keep their learning rate.
         steps: length of the phase, counted in steps of the weights, where the budget is not in seconds alone.
         weight_loss: what the weights minimize.
-        architecture_gradient: from a batch of each task to a loss and its gradient with respect to `logits(space)`.
+        architecture_loss: from a batch of each task to what the logits minimize, or to that and its gradient with
+            respect to `logits(space)`.
         update_schedule: when the architecture takes a step; register one that has a state.
         schedule: from progress in [0, 1] to a factor on all learning rates.
         time_fraction: this phase's part of a budget in seconds.
@@ -156,7 +158,7 @@ def alternate(
         train = load_batch(first, step, run)
         if number is not None:
             valid = load_batch(second, number, run)
-            on_architecture = functools.partial(_in_order, architecture_gradient, train, valid, places)
+            on_architecture = functools.partial(_in_order, architecture_loss, train, valid, places)
             loss = take_step(architecture, run, on_architecture, name="architecture loss")
             step_figures["architecture_loss"] = loss
             # The part of the graph before the first logits was not freed, and would stay during the next pass.
@@ -172,12 +174,10 @@ def alternate(
     run.log(_epoch_figures(space, architecture, figures), step=taken)
 
 
-def _in_order(
-    gradient: ArchitectureGradient, train: Batch, valid: Batch, places: Sequence[int]
-) -> tuple[Tensor, Sequence[Tensor | None]]:
-    """A loss and its gradient in the order of the optimizer's parameters, given that of `logits(space)`."""
-    loss, gradients = gradient(train, valid)
-    return loss, [gradients[place] for place in places]
+def _in_order(compute: ArchitectureLoss, train: Batch, valid: Batch, places: Sequence[int]) -> Computed:
+    """A loss; where it comes with its gradient, that in the order of the optimizer's parameters."""
+    computed = compute(train, valid)
+    return (computed[0], [computed[1][place] for place in places]) if isinstance(computed, tuple) else computed
 
 
 def _epoch_figures(
@@ -204,7 +204,7 @@ def relaxation_figures(space: nn.Module) -> dict[str, float]:
     if not relaxed:
         return {}
     rows, figures, entropies = decision_weights(space), dict[str, float](), []
-    target = discretized(space, decide(space))
+    target = nearest_discrete(space)
     for name, choice in relaxed.items():
         if isinstance(choice.relaxation, Subsets):
             entropies.append(float(choice.relaxation.entropy(choice.live).detach()))

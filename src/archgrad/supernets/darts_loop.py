@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
@@ -19,6 +18,7 @@ from archgrad.supernets.constraint import ArchitectureConstraint
 from archgrad.supernets.prior import warm_start
 from archgrad.tasks.task import Batch, Task
 from archgrad.training.schedules import Schedule, cosine
+from archgrad.training.step import Computed
 
 # From a training batch, a validation batch and the loss of the logits, to that loss and its gradient.
 MixtureGradient = Callable[[Batch, Batch, Callable[[Batch], Tensor]], tuple[Tensor, Sequence[Tensor | None]]]
@@ -76,17 +76,11 @@ def descend_mixture(
         loss = task.loss(space, batch)
         return loss if constraint is None else loss + pressure * constraint.excess(mixed(space)).to(loss)
 
-    def first_order(train: Batch, valid: Batch) -> tuple[Tensor, Sequence[Tensor | None]]:
-        loss = loss_of(valid)
-        return loss, torch.autograd.grad(loss, logits(space), allow_unused=True)
-
-    def given_gradient(train: Batch, valid: Batch) -> tuple[Tensor, Sequence[Tensor | None]]:
-        assert gradient is not None
-        return gradient(train, valid, loss_of)
+    def architecture_loss(train: Batch, valid: Batch) -> Computed:
+        return loss_of(valid) if gradient is None else gradient(train, valid, loss_of)
 
     run.register_state(space=space, weights=weights, architecture=architecture)
     alternate(
         space, split_task(task, weights_fraction), run, weights=weights, architecture=architecture, steps=steps,
-        weight_loss=task.loss, architecture_gradient=first_order if gradient is None else given_gradient,
-        schedule=schedule, time_fraction=time_fraction,
+        weight_loss=task.loss, architecture_loss=architecture_loss, schedule=schedule, time_fraction=time_fraction,
     )  # fmt: skip

@@ -277,7 +277,9 @@ def arguments(inputs: Inputs | Sequence[Tensor]) -> tuple[Any, ...]:
 
 def call(network: nn.Module, inputs: Any) -> Any:
     """A network's output; several inputs are a tuple, or a dict by name, and a list is one argument."""
-    return network(inputs) if isinstance(inputs, list) else copy_and_run.call(network, arguments(inputs))
+    if isinstance(inputs, dict):
+        return copy_and_run.call(network, (inputs,))
+    return network(*inputs) if isinstance(inputs, tuple) else network(inputs)
 
 
 def tensors(inputs: Any) -> list[Tensor]:

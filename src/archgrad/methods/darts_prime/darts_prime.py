@@ -31,7 +31,6 @@ Checked against: closed forms of the norms' gradients, enumeration of disc, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -154,18 +153,18 @@ def darts_prime(
     predict_peak_memory(space, task, run, optimizer=search_recipe.optimizer_factory)
     architecture = _optimizer(space, settings, steps=steps)
 
-    def gradient(train: Batch, valid: Batch) -> tuple[Tensor, Sequence[Tensor | None]]:
+    def architecture_loss(train: Batch, valid: Batch) -> Tensor:
         loss = task.loss(space, valid)
         if constraint:
             loss = loss + pressure * constraint.excess(mixed(space)).to(loss)
-        return loss, torch.autograd.grad(loss, logits(space), allow_unused=True)
+        return loss
 
     run.register_state(
         space=space, weights=weights, architecture=architecture, update_schedule=update_schedule, term=term
     )
     alternate(
         space, split_task(task, settings.weights_fraction), run, weights=weights, architecture=architecture,
-        steps=steps, weight_loss=task.loss, architecture_gradient=regularized(gradient, term, space),
+        steps=steps, weight_loss=task.loss, architecture_loss=regularized(architecture_loss, term, space),
         update_schedule=update_schedule, schedule=search_recipe.schedule, time_fraction=search_fraction,
     )  # fmt: skip
     if constraint:

@@ -16,27 +16,29 @@ import torch
 from torch import Tensor, nn
 
 from archgrad.choices.access import decisions, logits
-from archgrad.choices.decide import decide, discretized
+from archgrad.choices.decide import nearest_discrete
 from archgrad.errors import ConfigError
 from archgrad.run.nonfinite import joined
-from archgrad.supernets.bilevel import ArchitectureGradient
+from archgrad.supernets.bilevel import ArchitectureLoss
 from archgrad.tasks.task import Batch
 
 Rows = dict[str, Tensor]
 
 
-def regularized(gradient: ArchitectureGradient, term: Callable[[], Tensor], space: nn.Module) -> ArchitectureGradient:
-    """A search's architecture gradient with that of a term of `logits(space)` added to it.
+def regularized(compute: ArchitectureLoss, term: Callable[[], Tensor], space: nn.Module) -> ArchitectureLoss:
+    """A search's architecture loss, or its gradient, with a term of `logits(space)` added to it.
 
     Args:
-        gradient: of a method, as `alternate` takes it.
+        compute: the `architecture_loss` of `alternate`.
         term: a scalar, such as `Proximity` or `Admm`; called once in each architecture step.
         space: relaxed.
     """
 
     def both(train: Batch, valid: Batch) -> tuple[Tensor, list[Tensor | None]]:
-        loss, gradients = gradient(train, valid)
-        more = term()
+        computed, more = compute(train, valid), term()
+        if isinstance(computed, Tensor):
+            computed = computed, torch.autograd.grad(computed, logits(space), allow_unused=True)
+        loss, gradients = computed
         added = torch.autograd.grad(more, logits(space), allow_unused=True)
         pairs = zip(gradients, added, strict=True)
         return joined({"loss": loss, "pull": more}), [g if a is None else a if g is None else g + a for g, a in pairs]
@@ -172,7 +174,7 @@ def weighed(space: nn.Module) -> Rows:
 
 def discrete(space: nn.Module, weights: Mapping[str, Tensor]) -> Rows:
     """disc of such weights: 0 and 1, without gradient."""
-    target = discretized(space, decide(space, weights=weights))
+    target = nearest_discrete(space, weights)
     return {name: target[name].to(row.dtype) for name, row in weights.items()}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.modules import Gate
+from archgrad.choices.gate import Gate
 from archgrad.costs.count import Macs, Params
 from archgrad.extract.discretize import draw_anew
 from archgrad.gates.importance import weight_magnitude

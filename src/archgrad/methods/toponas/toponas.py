@@ -26,11 +26,9 @@ Checked against: enumeration of subsets, limits of temperature, a planted topolo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
@@ -194,19 +192,19 @@ def toponas(
     set_temperature(space, *terms.temperature, 0.0)
     predict_peak_memory(space, task, run, optimizer=search_recipe.optimizer_factory)
 
-    def architecture_gradient(train: Batch, valid: Batch) -> tuple[Tensor, Sequence[Tensor | None]]:
+    def architecture_loss(train: Batch, valid: Batch) -> Tensor:
         set_temperature(space, *terms.temperature, terms.progress(run.progress))
         loss = task.loss(space, valid)
         if regularizer is not None:
             loss = loss + regularizer().to(loss)
         if constraint is not None:
             loss = loss + terms.pressure * constraint.excess(mixed(space)).to(loss)
-        return loss, torch.autograd.grad(loss, logits(space), allow_unused=True)
+        return loss
 
     run.register_state(space=space, weights=weights, architecture=architecture)
     alternate(
         space, split_task(task, weights_fraction), run, weights=weights, architecture=architecture, steps=steps,
-        weight_loss=task.loss, architecture_gradient=architecture_gradient,
+        weight_loss=task.loss, architecture_loss=architecture_loss,
         update_schedule=EverySteps(warm_up=terms.warm_up), schedule=search_recipe.schedule,
         time_fraction=search_fraction, figures=lambda: figures(space),
     )  # fmt: skip

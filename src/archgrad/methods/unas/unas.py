@@ -159,7 +159,7 @@ def unas(
     run.register_state(space=space, weights=weights, architecture=architecture, objective=objective)
     alternate(
         space, split_task(task, weights_fraction), run, weights=weights, architecture=architecture, steps=steps,
-        weight_loss=objective.weight_loss, architecture_gradient=objective.gradient,
+        weight_loss=objective.weight_loss, architecture_loss=objective.gradient,
         update_schedule=EverySteps(warm_up=terms.warm_up), schedule=search_recipe.schedule,
         time_fraction=search_fraction, figures=objective.figures,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from archgrad.argument_types import checked
 from archgrad.choices.channels import ORDER
-from archgrad.choices.modules import Gate
+from archgrad.choices.gate import Gate
 from archgrad.copy_and_run import copied
 from archgrad.errors import ModelError
 from archgrad.spaces.slim.acceptance import Budget, exercised, settle

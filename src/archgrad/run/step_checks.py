@@ -1,14 +1,17 @@
-"""What can end a step from outside: no memory left, or a data loader's worker that is gone."""
+"""What every step is watched for: NaN and infinity, memory that runs out, a data loader's worker that is gone."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torch.utils.data import dataloader
 
 from archgrad.errors import ArchgradError, ResourceError
@@ -17,6 +20,38 @@ LESS = (
     "a smaller batch (--batch-size, batch_size=), fewer cells or channels (--cells, --channels), or a search that is "
     "bounded by memory: archgrad.radars, or --method radars with --memory-gib"
 )
+
+
+def finite(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether no element of these is NaN or infinite: one fused norm of all, and one wait for it."""
+    given = [t.detach() if t.requires_grad else t for t in tensors if t is not None and measurable(t)]
+    if not given:
+        return True
+    if len({(t.dtype, t.device) for t in given}) == 1:
+        # What get_total_norm does, without the time that it takes to sort tensors by dtype and device.
+        total = torch.stack(torch._foreach_norm(given)).sum()
+    else:
+        total = get_total_norm(given)
+    # The sum of squares is quickest; where it overflows, the largest magnitude tells.
+    return math.isfinite(total.item()) or bool(get_total_norm(given, norm_type=math.inf).isfinite())
+
+
+def measurable(tensor: Tensor) -> bool:
+    """Whether a tensor holds numbers of which one could be NaN or infinite."""
+    return (
+        tensor.is_floating_point() and tensor.layout == torch.strided and bool(tensor.numel()) and not tensor.is_meta
+    )
+
+
+def wrong_figures(figures: Mapping[str, float | Tensor]) -> dict[str, float | Tensor]:
+    """Those of the numbers and tensors [...] that hold NaN or infinity."""
+    return {name: value for name, value in figures.items() if not _is_finite(value)}
+
+
+def _is_finite(value: float | Tensor) -> bool:
+    if isinstance(value, Tensor) and value.numel() != 1:
+        return bool(value.isfinite().all())
+    return math.isfinite(value.item() if isinstance(value, Tensor) else value)
 
 
 class Located(Protocol):
