@@ -1,5 +1,6 @@
 """The public names of the package and of its rooms: documented, imported only when used, and enough for all pages."""
 
+import dataclasses
 import doctest
 import importlib
 import inspect
@@ -44,6 +45,15 @@ def test_all_is_sorted_and_is_what_resolves() -> None:
 @pytest.mark.parametrize("name", [name for name in archgrad.__all__ if name != "__version__"])
 def test_every_public_name_is_documented(name: str) -> None:
     assert (getattr(archgrad, name).__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("name", [name for name in archgrad.__all__ if callable(getattr(archgrad, name))])
+def test_what_is_called_takes_few_arguments(name: str) -> None:
+    """At most 12, and 3 by position, of which those of a record that is filled in are free."""
+    parameters = inspect.signature(called := getattr(archgrad, name)).parameters.values()
+    assert len(parameters) <= 12
+    positional = [parameter for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    assert dataclasses.is_dataclass(called) or len(positional) <= 3
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

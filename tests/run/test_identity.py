@@ -86,7 +86,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "split seed": ("data.split_seed", {"split": ag.Split(seed=1)}),
     "an augmentation": ("data.augmentation", {"augment": [ag.crop(1)]}),
     "a function that augments": ("data.augmentation", {"augment": [noise]}),
-    "smoothing": ("data.smoothing", {"smoothing": 0.1}),
+    "smoothing": ("data.smoothing", {"loss": torch.nn.CrossEntropyLoss(label_smoothing=0.1)}),
     "an optimizer behind a lambda": (
         "settings.recipe.optimizer_factory",
         {"recipe": lambda parameters: Adam(parameters, lr=0.1)},

@@ -119,7 +119,8 @@ def test_the_record_is_json() -> None:
     def brighten(x: Tensor, generator: torch.Generator) -> Tensor:
         return x + 1
 
-    task = Classification((ONE, np.array(list("abcd"))[LABEL]), augment=[brighten], smoothing=0.1, batch_size=8)
+    smoothed = nn.CrossEntropyLoss(label_smoothing=0.1)
+    task = Classification((ONE, np.array(list("abcd"))[LABEL]), augment=[brighten], loss=smoothed, batch_size=8)
     record = json.loads(json.dumps(task.splits))
     assert record == task.splits
     assert record["class_names"] == list("abcd") and record["classes"] == 4
@@ -216,7 +217,7 @@ def test_outputs_that_hold_logits(wrap: str) -> None:
 
 
 def test_loss_with_smoothing() -> None:
-    task = Classification((ONE, LABEL), smoothing=0.2)
+    task = Classification((ONE, LABEL), loss=nn.CrossEntropyLoss(label_smoothing=0.2))
     batch = task.stream(seed=0)(0)
     network = Rule()
     loss = task.loss(network, batch)

@@ -15,7 +15,10 @@ X, Y = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), torch.ara
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_losses_are_of_each_sample_and_loss_is_their_mean(smoothing: float) -> None:
-    task, network = Classification((X, Y), batch_size=12, smoothing=smoothing), nn.Linear(4, 3)
+    task, network = (
+        Classification((X, Y), batch_size=12, loss=nn.CrossEntropyLoss(label_smoothing=smoothing)),
+        nn.Linear(4, 3),
+    )
     x, y = task.stream(seed=0)(0)
     losses = task.losses(network, (x, y))
     assert losses.shape == (12,) and losses.requires_grad

@@ -38,7 +38,7 @@ GOOD = [(torch.zeros(2), index % 2) for index in range(20)]
     ("train", "message"),
     [
         ("photos", "train is a str; .*Classification.load reads a path"),
-        (ONE, "train is a Tensor; give a torch Dataset or DataLoader"),
+        (ONE, "train is a Tensor; give a torch Dataset, DataLoader or list of samples"),
         (None, "train is a NoneType"),
         (Items([]), "the dataset has no samples"),
         (Items([{"x": 1, "y": 2}] * 8), "a sample of the dataset is a dict of 2; it must be a pair"),
@@ -85,7 +85,6 @@ def test_bad_batches() -> None:
         ({"classes": 1}, "classes=1: classification needs at least two"),
         ({"classes": 3}, "label 3 with classes=3"),
         ({"split": Split(0.5)}, "valid_fraction=0.5 for each of valid and test leaves nothing"),
-        ({"smoothing": 1.0}, "smoothing=1.0"),
         ({"valid": (ONE, LABEL)}, "train and valid have 200 samples in common"),
         ({"valid": (ONE + 1, LABEL + 1)}, "valid: labels 4 are outside the 4 classes 0, 1, 2, 3"),
         ({"valid": (ONE.repeat(1, 2), LABEL)}, r"train is torch.float32 \[1\], valid is torch.float32 \[2\]"),
@@ -136,13 +135,14 @@ def test_a_label_far_above_the_others_is_told(far: int) -> None:
     y = torch.arange(120) % count + first
     y[::10] = far
     with pytest.raises(
-        DataError, match=rf"label {far} makes {far + 1} classes.* ignore_index={far}.*classes={far + 1}"
+        DataError, match=rf"label {far} makes {far + 1} classes.*ignore_index={far}\).*classes={far + 1}"
     ):
         Classification(TensorDataset(x, y))
     assert any(f"The label {far} is a class of its own" in note for note in Classification((x, y)).notes)
     # Named, it is no class; and other labels may be anything.
-    assert not any("class of its own" in note for note in Classification((x, y), ignore_index=far).notes)
-    assert Classification(TensorDataset(x, y - first), ignore_index=far - first).classes == count
+    known, shifted = (nn.CrossEntropyLoss(ignore_index=label) for label in (far, far - first))
+    assert not any("class of its own" in note for note in Classification((x, y), loss=known).notes)
+    assert Classification(TensorDataset(x, y - first), loss=shifted).classes == count
     assert not Classification((x, torch.arange(120) % 5 * 10)).notes
 
 

@@ -374,8 +374,9 @@ def test_normalization_is_the_users_and_is_recorded() -> None:
 def test_class_weights_and_ignored_labels() -> None:
     labels = torch.tensor([0] * 90 + [1] * 30 + [-100] * 10)
     data = (X, labels)
+    loss = nn.CrossEntropyLoss(ignore_index=-100)
     task = ag.Classification(
-        data, (X + 1, labels), (X + 2, labels), class_weight="balanced", ignore_index=-100, batch_size=26
+        data, (X + 1, labels), (X + 2, labels), class_weight="balanced", loss=loss, batch_size=26
     )
     assert task.classes == 2 and task.splits["class_names"] == ["0", "1"]
     assert torch.allclose(torch.tensor(task.splits["class_weight"]), torch.tensor([120 / 180, 120 / 60]))
@@ -518,20 +519,52 @@ class ByName(nn.Sequential):
         return output
 
 
-def test_an_example_of_ones_own_is_what_networks_are_run_on() -> None:
-    example = {"features": X[:1]}
-    task = Supervised(
-        Labelled(),
-        batch_loss=lambda n, b: functional.mse_loss(n(features=b["features"]), b["labels"]),
-        example=example,
-    )
+def test_labels_in_a_dict_are_no_inputs_of_the_network() -> None:
+    task = Supervised(Labelled(), batch_loss=lambda n, b: functional.mse_loss(n(features=b["features"]), b["labels"]))
     assert task.splits["input_shape"] == {"features": [3]}
     for each in (task, *task.split(0.5), task.with_validation()):
-        assert each.example is example
+        assert each.example.keys() == {"features"}
     space = ag.slim(ByName(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1)), example=task.example)
-    limit = ag.macs(example).at_most(fraction=0.5)
+    limit = ag.macs(task.example).at_most(fraction=0.5)
     found = ag.dnal(space, task, ag.Run(steps=8, progress=False), limit=limit)
     assert found.network(features=X[:2]).shape == (2, 1)
+
+
+SAMPLES: dict[str, list[Any]] = {
+    "pairs": [(X[i], Y[i]) for i in range(130)],
+    "arrays": [(X[i].numpy(), Y[i].numpy()) for i in range(130)],
+    "tuples of inputs": [((X[i], X[i]), Y[i]) for i in range(130)],
+    "lists": [[X[i], Y[i]] for i in range(130)],
+    "dicts": [{"features": X[i], "labels": Y[i]} for i in range(130)],
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_list_of_samples_is_a_dataset(kind: str, loaded: bool) -> None:
+    samples = SAMPLES[kind]
+    of_dicts = {"batch_loss": lambda n, b: functional.mse_loss(n(features=b["features"]), b["labels"])}
+    loss = of_dicts if kind == "dicts" else {"loss": functional.mse_loss}
+    whole = DataLoader(samples, batch_size=26, shuffle=True) if loaded else samples
+    task, again = (Supervised(whole, batch_size=26, **loss) for _ in range(2))
+    network = {"tuples of inputs": nn.Bilinear(3, 3, 1), "dicts": ByName(nn.Linear(3, 1))}.get(kind, nn.Linear(3, 1))
+    task.check(network)
+    assert task.fingerprint() == again.fingerprint()
+    sizes = [task.splits[part]["size"] for part in ("train", "valid", "test")]
+    assert sum(sizes) == 130 and min(sizes) > 20
+    assert bool(task.loss(network, task.stream(seed=0)(3)).isfinite())
+    with pytest.raises(DataError, match="train and valid have 130 samples in common"):
+        Supervised(samples, samples, **loss)
+    if kind != "lists":  # two samples are no pair of arrays
+        parts = Supervised(samples[:1], samples[1:3], samples[3:5], **loss).splits
+        assert [parts[part]["size"] for part in ("train", "valid", "test")] == [1, 2, 2]
+
+
+def test_labels_in_a_list_of_samples() -> None:
+    samples = [(X[i], i % 4) for i in range(130)]
+    task = ag.Classification(samples, batch_size=26)
+    assert task.classes == 4
+    task.check(nn.Linear(3, 4))
 
 
 def test_checking_leaves_running_statistics_alone() -> None:
@@ -555,7 +588,6 @@ def test_checking_leaves_running_statistics_alone() -> None:
         ({"metrics": {"loss": mae}}, ConfigError, '"loss" is the loss itself'),
         ({"metrics": {"mae": 3}}, ConfigError, "metric 'mae' is a int; give a function"),
         ({"batch_size": 0}, DataError, "batch_size=0"),
-        ({"example": {"x": 3}}, DataError, r"example=\{'x': 3\}: give inputs of the network"),
     ],
 )  # fmt: skip
 def test_bad_options(options: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from archgrad.errors import DataError, ModelError
+from archgrad.errors import ConfigError, DataError, ModelError
 from archgrad.tasks import batch_checks
 from archgrad.tasks.data_path import load
 from archgrad.tasks.metrics import Metric, Score, Totals
@@ -38,10 +38,11 @@ class Classification(Supervised):
     Args:
         train, valid, test: the data.
         classes: how many there are, for integer labels of which some do not occur.
-        smoothing: label smoothing of the training loss.
+        loss: torch's cross entropy with options of its own, such as `nn.CrossEntropyLoss(label_smoothing=0.1)`; or
+            `ignore_index=-1`, a label of samples that neither the loss nor a metric counts. For any other loss take
+            `Supervised`.
         class_weight: w, [classes], or "balanced" for w = samples / (classes * samples of the class), of the training
             part. Scores are not weighted.
-        ignore_index: a label of samples that neither the loss nor a metric counts.
         metrics: more metrics, of (logits [B, classes], labels [B]); see `Supervised`.
         score: the metric that networks are ranked by; default: the accuracy.
         batch_size, augment, normalize, split: as for `Supervised`.
@@ -69,9 +70,8 @@ class Classification(Supervised):
         test: Data = None,
         *,
         classes: int | None = None,
-        smoothing: float = 0.0,
+        loss: nn.CrossEntropyLoss | None = None,
         class_weight: Literal["balanced"] | Tensor | Sequence[float] | None = None,
-        ignore_index: int | None = None,
         metrics: Mapping[str, Metric] | None = None,
         score: str | Score | None = None,
         batch_size: int = 128,
@@ -81,11 +81,11 @@ class Classification(Supervised):
     ) -> None:
         if classes is not None and (not isinstance(classes, int) or classes < 2):
             raise DataError(f"classes={classes!r}: classification needs at least two")
-        if not isinstance(smoothing, int | float) or not 0 <= smoothing < 1:
-            raise DataError(f"smoothing={smoothing!r}: label smoothing is at least 0 and below 1")
-        parts, names = _open({"train": train, "valid": valid, "test": test}, Labels(classes, None, ignore_index))
-        self.classes = len(names)
-        self._smoothing, self._ignore, self._weight = smoothing, ignore_index, None
+        _check_loss(loss, class_weight)
+        self._ignore = None if loss is None else loss.ignore_index
+        parts, names = _open({"train": train, "valid": valid, "test": test}, Labels(classes, None, self._ignore))
+        self.classes, self._weight = len(names), None
+        self._smoothing = 0.0 if loss is None else loss.label_smoothing
         own: dict[str, Metric] = {"accuracy": _accuracy}
         if self.classes > 10:
             own["top5"] = _top5
@@ -95,14 +95,14 @@ class Classification(Supervised):
             score=Score("accuracy") if score is None else score, batch_size=batch_size, augment=augment,
             normalize=normalize, split=split,
         )  # fmt: skip
-        self._weight = self._class_weight(class_weight)
+        self._weight = self._class_weight(class_weight if loss is None or loss.weight is None else loss.weight)
         source = self._parts["train"].source
         self.splits |= {
             "classes": self.classes,
             "class_names": list(names),
-            "smoothing": smoothing,
+            "smoothing": self._smoothing,
             "class_weight": None if self._weight is None else self._weight.tolist(),
-            "ignore_index": ignore_index,
+            "ignore_index": self._ignore,
             "skipped": list(source.samples.skipped) if isinstance(source, MemorySource) else [],
         }
 
@@ -117,8 +117,10 @@ class Classification(Supervised):
         size: int | tuple[int, int] | None = None,
         skip_corrupt: bool = False,
         classes: int | None = None,
-        smoothing: float = 0.0,
+        loss: nn.CrossEntropyLoss | None = None,
         class_weight: Literal["balanced"] | Tensor | Sequence[float] | None = None,
+        metrics: Mapping[str, Metric] | None = None,
+        score: str | Score | None = None,
         batch_size: int = 128,
         augment: Sequence[Augment] = (),
         normalize: Normalization = None,
@@ -130,8 +132,8 @@ class Classification(Supervised):
         """
         parts = load(path, size=size, skip_corrupt=skip_corrupt, classes=classes)
         return cls(
-            parts.train, parts.valid, parts.test, classes=classes, smoothing=smoothing, class_weight=class_weight,
-            batch_size=batch_size, augment=augment, normalize=normalize, split=split,
+            parts.train, parts.valid, parts.test, classes=classes, loss=loss, class_weight=class_weight,
+            metrics=metrics, score=score, batch_size=batch_size, augment=augment, normalize=normalize, split=split,
         )  # fmt: skip
 
     def shots(self, count: int, *, seed: int = 0) -> Classification:
@@ -182,7 +184,7 @@ class Classification(Supervised):
             totals.add(logits, labels, samples=len(labels), loss=float(loss))
 
     def _warn_of_direction(self, network: nn.Module, batch: Batch) -> None:
-        if self._ignore is None:
+        if self._ignore is None or not bool((batch[1] == self._ignore).any()):
             super()._warn_of_direction(network, batch)
 
     def _evaluation_size(self, part: Part) -> int:
@@ -229,6 +231,21 @@ class Classification(Supervised):
                 f"output must be [B, {self.classes}]. Change its last layer, or give the data's classes="
             )
         return logits
+
+
+def _check_loss(loss: object, class_weight: object) -> None:
+    if loss is None:
+        return
+    if not isinstance(loss, nn.CrossEntropyLoss) or loss.reduction != "mean":
+        kind = f"{type(loss).__name__} of reduction {getattr(loss, 'reduction', None)!r}"
+        raise ConfigError(
+            f"loss is a {kind}; classification takes torch.nn.CrossEntropyLoss with its mean. For another loss give "
+            f'archgrad.Supervised(loss=, metrics=, score="accuracy")'
+        )
+    if not 0 <= loss.label_smoothing < 1:
+        raise ConfigError(f"label_smoothing={loss.label_smoothing!r}: give a number from 0 up and below 1")
+    if loss.weight is not None and class_weight is not None:
+        raise ConfigError("class_weight and a loss with weight= were given: give one of them")
 
 
 def _open(data_by_part: Mapping[str, Data], labels: Labels) -> tuple[dict[str, Part], tuple[str, ...]]:

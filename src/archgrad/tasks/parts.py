@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
     DataLoader,
-    Dataset,
     DistributedSampler,
     IterableDataset,
     RandomSampler,
@@ -28,7 +27,7 @@ from archgrad.tasks.batch_order import Order, draw, order_of, sampled, shuffled
 from archgrad.tasks.samples import Samples, samples, unlabelled
 from archgrad.tasks.sources import DatasetSource, MemorySource, seeded
 
-# A torch Dataset or DataLoader of samples, Samples, or a pair of arrays (x, y).
+# A torch Dataset or DataLoader of samples, a list of them, Samples, or a pair of arrays (x, y).
 Data = Any
 QUANTILES = 10
 COMPARED = 1 << 20  # samples that are compared with each other, at about a second for each GB
@@ -95,18 +94,18 @@ def open_part(
     """A `Part` of whatever a user gave as train, valid or test; `labels` for a classification. Raises DataError."""
     if isinstance(data, Part):
         return data
-    if isinstance(data, Samples) or (isinstance(data, tuple | list) and len(data) == 2):
+    if isinstance(data, Samples) or _is_pair(data):
         return _open_memory(data, name, labels)
     loader = data if isinstance(data, DataLoader) else None
     dataset = loader.dataset if loader is not None else data
     iterable = isinstance(dataset, IterableDataset)
     if iterable:
         dataset = read_all(dataset, name)
-    arrays = (str, bytes, dict, tuple, list, np.ndarray, Tensor)
+    arrays = (str, bytes, dict, tuple, np.ndarray, Tensor)
     if isinstance(dataset, arrays) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise DataError(
-            f"{name} is a {type(data).__name__}; give a torch Dataset or DataLoader of (x, y), or a pair of "
-            f"arrays (x, y). Classification.load reads a path"
+            f"{name} is a {type(data).__name__}; give a torch Dataset, DataLoader or list of samples (x, y), or a "
+            f"pair of arrays (x, y). Classification.load reads a path"
         )
     if len(dataset) == 0:
         raise DataError(f"{name}: the dataset has no samples; give at least two")
@@ -117,6 +116,12 @@ def open_part(
         return Part(source, torch.arange(len(source)), batch_size=loader.batch_size)
     indices, bounded = _drawable(loader, name)
     return Part(source, indices, loader, bounded)
+
+
+def _is_pair(data: Data) -> bool:
+    """Whether this is a pair of arrays (x, y), and no list of two samples."""
+    samples_listed = isinstance(data, list) and all(isinstance(item, tuple | dict) for item in data)
+    return isinstance(data, tuple | list) and len(data) == 2 and not samples_listed
 
 
 def _open_memory(data: Data, name: str, labels: Labels | None) -> Part:
@@ -162,7 +167,7 @@ def _drawable(loader: DataLoader[Any], name: str) -> tuple[Tensor, bool]:
     return indices, False
 
 
-def read_all(dataset: Any, name: str) -> Dataset[Any]:
+def read_all(dataset: Any, name: str) -> list[Any]:
     """The samples of an IterableDataset that has a length, read once into memory, in its order. Raises DataError."""
     try:
         length = len(dataset)
@@ -176,18 +181,7 @@ def read_all(dataset: Any, name: str) -> Dataset[Any]:
     if len(items) != length:
         more = "more" if len(items) > length else f"{len(items)}"
         raise DataError(f"{name}: the IterableDataset gives {more} samples, its length is {length}; correct __len__")
-    return _Listed(items)
-
-
-class _Listed(Dataset[Any]):
-    def __init__(self, items: list[Any]) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.items[index]
+    return items
 
 
 def targets(part: Part) -> Tensor:
@@ -219,7 +213,8 @@ def count_classes(train: Part, labels_known: Labels, *, needed: bool) -> int:
     if classes is None and (lone := _lone_label(torch.unique(labels).tolist())) is not None:
         raise DataError(
             f"train: label {lone} makes {lone + 1} classes, and it stands far above the other labels. Give "
-            f"ignore_index={lone} where it marks samples without a label, else classes={lone + 1}"
+            f"loss=nn.CrossEntropyLoss(ignore_index={lone}) where it marks samples without a label, else "
+            f"classes={lone + 1}"
         )
     return classes or high + 1
 
@@ -245,7 +240,7 @@ def notes_on(parts: dict[str, Part]) -> list[str]:
     if names and all(map(str.isdecimal, names)) and (lone := _lone_label(sorted(map(int, names)))) is not None:
         notes.append(
             f"The label {lone} is a class of its own. Where it marks samples without a label, give "
-            f"ignore_index={lone}."
+            f"loss=nn.CrossEntropyLoss(ignore_index={lone})."
         )
     return [*notes, *_shared(parts)]
 

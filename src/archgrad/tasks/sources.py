@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -257,6 +257,8 @@ class _Fetched(Dataset[Batch]):
                 ) from error
         if self.labelled:
             return _as_batch(batch)
+        if isinstance(batch, Mapping):  # a BatchEncoding of Hugging Face too
+            return dict(batch)
         # What `default_collate` makes of a tuple of inputs is a list.
         if self.collate is default_collate and isinstance(batch, list) and len(batch) == 2:
             batch = tuple(tuple(part) if isinstance(part, list) else part for part in batch)

@@ -24,7 +24,7 @@ from archgrad.tasks.metrics import Metric, Score, Totals, checked_metrics, chose
 from archgrad.tasks.normalization import Normalization, normalized
 from archgrad.tasks.parts import Data, Part, check_parts, notes_on, open_part, part_record, training_order
 from archgrad.tasks.splits import Split, divide, join, split_off
-from archgrad.tasks.task import Batch, Inputs, call, first, mapped, stable_seed, tensors
+from archgrad.tasks.task import Batch, Inputs, call, first, mapped, names_label, stable_seed, tensors
 
 PARTS = ("train", "valid", "test")
 
@@ -34,14 +34,15 @@ Augment = Callable[[Any, torch.Generator], Any]
 class Supervised:
     """Networks trained on a loss of yours and scored by metrics of yours.
 
-    Each part of the data is a map-style Dataset, an IterableDataset that has a length (read once into memory, in its
-    order), a DataLoader of one (its batch size, collate_fn, workers and sampler are kept, so train with
-    shuffle=True), a pair (x, y) of arrays, tensors or dicts and tuples of them, [N, ...] each, or, for `train`, the
-    path of a .npz file with x_train, y_train (and x_valid, y_valid, x_test, y_test). Missing parts are split off the
-    training part for good, see `Split`.
+    Each part of the data is a map-style Dataset, a list of samples, an IterableDataset that has a length (read once
+    into memory, in its order), a DataLoader (its batch size, collate_fn, workers and sampler are kept, so train with
+    shuffle=True), a pair (x, y) of arrays, tensors or dicts and tuples of them, [N, ...] each, or, for `train`,
+    the path of a .npz file with x_train, y_train (and x_valid, y_valid, x_test, y_test). Missing parts are split off
+    the training part for good, see `Split`.
 
     A sample is (x, y), and the network is called as `network(x)`, with several inputs where x is a tuple, or any nest
-    of tensors, which `batch_loss` then reads. Batches are a pure function of (seed, step).
+    of tensors, which `batch_loss` then reads; of a dict, entries with "label" in their names are no inputs, as in
+    Hugging Face's data sets. Batches are a pure function of (seed, step).
 
     Args:
         train, valid, test: the data.
@@ -59,7 +60,6 @@ class Supervised:
         normalize: of images in memory, uint8 [N, C, H, W], which are scaled to [0, 1] first: "imagenet", "none",
             "data" (default) for the training part's own, or (means, deviations), a number a channel; in the record.
         split: how missing parts are split off.
-        example: inputs of a network, [1, ...]; default: the first sample's. For dicts that hold `labels` too.
 
     Attributes:
         splits: a JSON record of the parts, and of how they are made.
@@ -95,10 +95,8 @@ class Supervised:
         augment: Sequence[Augment] = (),
         normalize: Normalization = None,
         split: Split = Split(),
-        example: Inputs | None = None,
     ) -> None:
-        _check_options(batch_size, augment, split, example)
-        self._example = example
+        _check_options(batch_size, augment, split)
         self._loss, self._batch_loss = checked_loss(loss, batch_loss)
         self._each = per_sample(self._loss) if self._loss is not None else None
         self._metrics = checked_metrics(metrics)
@@ -212,8 +210,11 @@ class Supervised:
 
     @property
     def example(self) -> Inputs:
-        """The inputs of the first training sample, [1, ...], or a tuple or dict of such; or what was given."""
-        return self._example if self._example is not None else cast(Inputs, _pair(self._fetch("train", 0, 1))[0])
+        """The inputs of the first training sample, [1, ...], or a tuple or dict of such."""
+        inputs = _pair(batch := self._fetch("train", 0, 1))[0]
+        if inputs is batch and isinstance(batch, dict):
+            inputs = {name: value for name, value in batch.items() if not names_label(name)}
+        return cast(Inputs, inputs)
 
     def stream(self, *, seed: int, rank: int = 0, world: int = 1) -> Stream:
         """Training batch number `step`: a function of (seed, step, rank, world) alone.
@@ -389,12 +390,10 @@ def _shape(inputs: Any) -> Any:
     return list(inputs.shape[1:]) if isinstance(inputs, Tensor) else type(inputs).__name__
 
 
-def _check_options(batch_size: object, augment: object, split: object, example: Any) -> None:
+def _check_options(batch_size: object, augment: object, split: object) -> None:
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise DataError(f"batch_size={batch_size!r}: give a whole number, at least 1")
     if not isinstance(augment, Sequence) or not all(map(callable, augment)):
         raise DataError(f"augment={augment!r}: give functions of (inputs, generator), e.g. archgrad.crop(4)")
     if not isinstance(split, Split):
         raise DataError(f"split={split!r}: give an archgrad.Split, such as archgrad.Split(0.2)")
-    if example is not None and not tensors(example):
-        raise DataError(f"example={example!r}: give inputs of the network, a tensor [1, ...] or a nest of such")

@@ -287,6 +287,11 @@ def tensors(inputs: Any) -> list[Tensor]:
     return [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
 
 
+def names_label(name: object) -> bool:
+    """Whether an entry of a dict holds labels, and no input of a network, by the convention of Hugging Face."""
+    return isinstance(name, str) and "label" in name
+
+
 def mapped(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     """The inputs with a function applied to each tensor."""
     return tree_map_only(Tensor, function, inputs)  # type: ignore[no-any-return]

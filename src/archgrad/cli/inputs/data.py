@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch.nn import CrossEntropyLoss
+
 from archgrad.cli.inputs import user_code
 from archgrad.cli.schemas.configuration import is_code
 from archgrad.cli.schemas.options import BatchOptions, ImageOptions, augmentations
@@ -44,7 +46,7 @@ def load_task(options: TaskOptions) -> Task:
         parts["train"],
         parts.get("valid"),
         parts.get("test"),
-        smoothing=options.smoothing,
+        loss=CrossEntropyLoss(label_smoothing=options.smoothing) if options.smoothing else None,
         class_weight=class_weights(options.class_weight),
         metrics=metrics,
         score=score,
