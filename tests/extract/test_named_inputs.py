@@ -1,9 +1,11 @@
-"""A network that is called by keywords, from slim to the file: `network(**batch)`, as those of Hugging Face."""
+"""Inputs and outputs of every usual kind, from slim to the file: by keywords, in dicts, tuples and data classes."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -12,6 +14,9 @@ from torch import Tensor, nn
 import archgrad as ag
 from archgrad.copy_and_run import by_name
 from archgrad.errors import ModelError
+from archgrad.extract import onnx_file
+from archgrad.spaces.slim.seeded_run import tensors_of
+from archgrad.tasks.task import tensors
 
 
 class ByName(nn.Module):
@@ -81,3 +86,77 @@ def test_keywords_are_told_from_a_dict_by_the_signature() -> None:
     assert by_name(ByDict(), (example(),)) is None
     assert by_name(ByName(), (torch.ones(1, 6),)) is None
     assert by_name(ByName(), ({"values": torch.ones(1, 6), "unknown": 1},)) is None
+
+
+@dataclasses.dataclass
+class Answer:
+    """A class of the user's, which whoever loads the file does not have."""
+
+    logits: Tensor
+    hidden: Tensor | None = None
+    scale: float = 1.0
+
+
+class Pair(NamedTuple):
+    logits: Tensor
+    hidden: Tensor
+
+
+OUTPUTS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "data class": Answer,
+    "data classes in a list in a dict": lambda logits, hidden: {"logits": logits, "all": [Answer(hidden), None]},
+    "named tuple": Pair,
+    "tuple with None and a number": lambda logits, hidden: (logits, None, 2.0, 3),
+}
+
+
+class Returning(ByName):
+    """Returns its logits in a form."""
+
+    def __init__(self, form: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, x: Tensor) -> Any:  # type: ignore[override]
+        outputs = super().forward(x)
+        return self.form(outputs["logits"], outputs["rest"][1][0])
+
+
+def builtin(outputs: Any) -> bool:
+    """Whether a nest is of Python's own classes and tensors."""
+    if type(outputs) in (dict, list, tuple):
+        return all(map(builtin, outputs.values() if isinstance(outputs, dict) else outputs))
+    return isinstance(outputs, Tensor | int | float | None)
+
+
+def same(got: list[Tensor], want: list[Tensor]) -> None:
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_outputs_of_every_kind_go_into_files(kind: str, tmp_path: Path) -> None:
+    network, x = Returning(OUTPUTS[kind]), torch.randn(3, 6)
+    ag.export_program(network, x[:1], tmp_path / "network.pt2")
+    outputs = torch.export.load(tmp_path / "network.pt2").module()(x)
+    assert builtin(outputs)
+    same(tensors(outputs), tensors_of(network(x)))
+    ag.export_onnx(network, x[:1], tmp_path / "network.onnx")
+    same(onnx_file.Session((tmp_path / "network.onnx").read_bytes()).outputs((x,)), tensors_of(network(x)))
+
+
+def test_a_data_class_goes_through_slim_costs_fit_files_and_report(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 6)
+    task = ag.Classification((x, (x[:, 0] > 0).long()), batch_size=16)
+    network = Returning(OUTPUTS["data class"])
+    ag.fit(network, task, ag.Run(epochs=1, progress=False))
+    limit = ag.macs(task.example).at_most(fraction=0.5)
+    run = ag.Run(steps=12, folder=tmp_path / "run", progress=False)
+    found = ag.dnal(ag.slim(network, example=task.example), task, run, limit=limit, round_to=1)
+    assert found.costs["macs"] <= 0.5 * ag.macs(task.example).of(network)
+    assert not [note for note in found.record["notes"] if "cannot be exported" in note]
+    assert "accuracy" in found.report() and (tmp_path / "run" / "report.html").exists()
+    outputs = torch.export.load(tmp_path / "run" / "network.pt2").module()(x[:3])
+    assert outputs.keys() == {"logits", "hidden", "scale"}
+    same(tensors(outputs), tensors_of(found.network(x[:3])))

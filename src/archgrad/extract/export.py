@@ -7,12 +7,13 @@ figures and on other batch sizes. A file that computes something else is not wri
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only, tree_structure
 
 from archgrad import files
 from archgrad.argument_types import checked
-from archgrad.copy_and_run import by_name, call, copied
+from archgrad.copy_and_run import by_name, call, copied, run_on_example
 from archgrad.errors import ConfigError, ModelError, RunError, one_line
 from archgrad.extract import onnx_file
 from archgrad.extract.export_trials import AXES, BATCH, HEIGHT, WIDTH, largest_difference, make_trials, with_batch
@@ -79,6 +80,7 @@ def export_onnx(
 
     The batch size is left open where the network allows it, and else fixed to the example's, with a note. The network
     itself is not changed. Where the exporter's simplifications change the result, the file is written without them.
+    The file's outputs are the tensors among the network's outputs, in order.
 
     Args:
         network: what `build` or a search returned, or any other plain network.
@@ -109,7 +111,8 @@ def export_program(
 ) -> Exported:
     """Write a torch.export program, which `torch.export.load` reads back without archgrad.
 
-    Arguments, checks and errors are those of `export_onnx`; no further package is needed.
+    Arguments, checks and errors are those of `export_onnx`; no further package is needed. Outputs in data classes,
+    such as those of Hugging Face, come back as dicts, so that whoever loads the file needs none of their classes.
 
     Args:
         network: what `build` or a search returned, or any other plain network.
@@ -125,8 +128,9 @@ def export_program(
         torch.Size([3, 2])
     """
     encoded = _encode(
-        network, example, [_program_bytes], load=_program_runner, form="a torch.export program", dynamic=dynamic
-    )
+        network, example, [_program_bytes], load=_program_runner, form="a torch.export program", dynamic=dynamic,
+        outputs=plain_outputs,
+    )  # fmt: skip
     return encoded.write(Path(path))
 
 
@@ -145,19 +149,20 @@ def encode_onnx(network: nn.Module, example: Inputs, *, dynamic: Sequence[str] =
     # The exporter simplifies by comparing constants with a tolerance: x + 1e-10 becomes x, and 0 / 1e-10 NaN.
     encoders = [functools.partial(onnx_file.encode, optimize=optimize) for optimize in (True, False)]
     return _encode(
-        network, example, encoders, load=lambda data: onnx_file.Session(data).outputs, form="ONNX", dynamic=dynamic
-    )
+        network, example, encoders, load=lambda data: onnx_file.Session(data).outputs, form="ONNX", dynamic=dynamic,
+        outputs=lambda output: tensors(plain_outputs(output)),
+    )  # fmt: skip
 
 
 def _encode(
     network: nn.Module, example: Inputs, encoders: Sequence[Encoder], *, load: Loader, form: str,
-    dynamic: Sequence[str],
+    dynamic: Sequence[str], outputs: Callable[[Any], Any],
 ) -> Encoded:  # fmt: skip
     """The first of several ways that computes what the network computes: an open batch size comes first."""
     if unknown := [name for name in dynamic if name not in (BATCH, *AXES)]:
         raise ConfigError(f"dynamic names {unknown}; it takes any of {BATCH!r}, {HEIGHT!r} and {WIDTH!r}")
     inputs = tree_map_only(Tensor, lambda x: x.detach().cpu().clone(), arguments(example))
-    plain = _unwrapped(copied(network)).cpu().eval()
+    plain = _returning(outputs, _unwrapped(copied(network)).cpu().eval(), inputs)
     sizes = tuple(name for name in (HEIGHT, WIDTH) if name in dynamic)
     ways = [(BATCH, *sizes)] if BATCH in dynamic and _share_batch(inputs) else []
     reason, cause = "" if ways else "its inputs share no batch size", None
@@ -215,6 +220,37 @@ def _unwrapped(network: nn.Module) -> nn.Module:
     ):
         network = network.get_submodule("_orig_mod" if "_orig_mod" in network._modules else "module")
     return network
+
+
+def plain_outputs(output: Any) -> Any:
+    """What a network returns, of classes that any program knows: data classes become dicts, named tuples tuples.
+
+    Entries of a data class that are None are left out, as Hugging Face's outputs do.
+    """
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        entries = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+        return {name: plain_outputs(value) for name, value in entries.items() if value is not None}
+    if isinstance(output, Mapping):
+        return {name: plain_outputs(value) for name, value in output.items()}
+    if isinstance(output, tuple | list):
+        return (list if isinstance(output, list) else tuple)(map(plain_outputs, output))
+    return output
+
+
+def _returning(form: Callable[[Any], Any], plain: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
+    """The network, whose outputs are given a form where they do not have it."""
+    with torch.no_grad():
+        output = run_on_example(plain, tree_map_only(Tensor, torch.clone, inputs))
+    if isinstance(output, Tensor) or tree_structure(form(output)) == tree_structure(output):
+        return plain
+    original = plain.forward
+
+    @functools.wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return form(original(*args, **kwargs))
+
+    plain.forward = forward
+    return plain
 
 
 def _share_batch(inputs: tuple[Any, ...]) -> bool:

@@ -16,14 +16,13 @@ from torch import nn
 
 from archgrad.choices.access import choices
 from archgrad.run.run import Run
-from archgrad.tasks.classification import Classification
 from archgrad.tasks.splits import Split
 from archgrad.training.recipe import Recipe
 
 # What is asked for, which no default could know, and where things are put.
 _GOALS = ("space", "task", "run", "limit")
 _BUDGETS = ("epochs", "steps", "trials", "seconds", "precision")
-_OF_DATA = ("batch_size", "smoothing")  # entries of a task's record of itself
+_OF_DATA = {"batch_size": 128, "smoothing": 0.0}  # entries of a task's record of itself, and their defaults
 _OURS = ("archgrad.", "torch.")
 _MOST = 12
 
@@ -62,7 +61,7 @@ def card(
     """
     budgets = {name: getattr(run, "max_steps" if name == "steps" else name) for name in _BUDGETS}
     of_run = _changed(Run, budgets)
-    of_data = _changed(Classification, {name: data[name] for name in _OF_DATA if name in data})
+    of_data = [f"{name}={data[name]}" for name, default in _OF_DATA.items() if data.get(name, default) != default]
     of_data += _changed(Split, {name: data[name] for name in ("valid_fraction",) if name in data})
     task = ["data"] if data else []
     own = sorted({type(m).__name__ for m in space.modules() if not type(m).__module__.startswith(_OURS)})
