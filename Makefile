@@ -81,9 +81,9 @@ clean:  ## remove .venv, caches and built files; runs/ stays
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# timm's models are test subjects only. Without their dependencies, so that torch stays what constraints.txt says.
+# timm's models are test subjects only, and of axe the script is read that looks for barriers in pages. Without their dependencies, so that torch stays what constraints.txt says.
 .venv/timm: .venv/installed
-	@echo "== installing timm, for the tests on its models =="
+	@echo "== installing timm and axe, for the tests on models and pages =="
 	@if $(BIN)/python -m pip install -q --retries 1 huggingface_hub && \
-	    $(BIN)/python -m pip install -q --retries 1 --no-deps timm==1.0.31 torchvision==0.28.0; \
-	then touch $@; else echo "timm could not be installed: the tests on its models will be skipped"; fi
+	    $(BIN)/python -m pip install -q --retries 1 --no-deps timm==1.0.31 torchvision==0.28.0 axe-playwright-python==0.1.8; \
+	then touch $@; else echo "timm and axe could not be installed: the tests that need them will be skipped"; fi

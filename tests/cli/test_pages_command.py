@@ -37,7 +37,7 @@ def test_compare_prints_a_table_and_draws_a_page(slimmed: Path, tmp_path: Path, 
         str(page),
     ):
         assert told in result.stdout, told
-    assert "human intervention" not in result.stdout  # neither method's record has that card
+    assert "decisions left" not in result.stdout  # neither method's record has that card
     assert "2 runs side by side" in page.read_text()
     told = json.loads(cli("compare", slimmed, other, "--json").stdout)
     assert [one["method"] for one in told["runs"]] == ["dnal", "unas"] and told["runs"][0]["seconds"] > 0

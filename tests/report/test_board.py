@@ -16,8 +16,8 @@ from test_page import fetches_nothing, read
 
 from archgrad.errors import ConfigError, RunError
 from archgrad.report.board import Board, Server, draw
-from archgrad.report.data.live_status import duration
 from archgrad.report.data.run_folder import Checkpoint, newest_checkpoint
+from archgrad.report.numbers import seconds as duration
 
 
 @pytest.fixture

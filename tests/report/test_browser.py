@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import shutil
@@ -13,7 +14,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 import pytest
-from made_up_runs import EVIL, ended, finished, held, rows, run_json, write
+from made_up_runs import EVIL, ended, finished, held, rows, run_json, slim, write
 
 from archgrad.report import compare, page as pages
 from archgrad.report.board import Board, Server
@@ -77,6 +78,15 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def strange(tmp_path_factory: pytest.TempPathFactory) -> str:
     return pages.write(finished(tmp_path_factory.mktemp("strange"), evil=EVIL)).as_uri()
+
+
+@pytest.fixture(scope="module")
+def slimmed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("slimmed")
+    write(folder, "record.json", slim())
+    write(folder, "history.jsonl", rows(0, 30))
+    write(folder, "run.json", run_json("finished"))
+    return pages.write(folder).as_uri()
 
 
 def size(driver: Any, width: int, *, dark: bool = False) -> None:
@@ -162,7 +172,46 @@ def test_theme_follows_the_system_and_the_button_is_remembered(browser: Any, rep
     size(browser, 1100)
 
 
-@pytest.mark.parametrize("kind", ["report", "strange"])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("kind", ["report", "strange", "slimmed"])
+def test_axe_finds_nothing_to_complain_of(
+    browser: Any, request: pytest.FixtureRequest, kind: str, dark: bool
+) -> None:
+    found = importlib.util.find_spec("axe_playwright_python")
+    if found is None or found.origin is None:
+        pytest.skip("axe is not installed; make test installs it")
+    script = (Path(found.origin).parent / "axe.min.js").read_text(encoding="utf-8")
+    for width in (390, 768, 1100):
+        size(browser, width, dark=dark)
+        browser.get(request.getfixturevalue(kind))
+        browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+        browser.execute_cdp_cmd("Runtime.evaluate", {"expression": script})
+        run = {"expression": "axe.run().then(r => JSON.stringify(r.violations.map(v => [v.id, v.nodes[0].html])))"}
+        answer = browser.execute_cdp_cmd("Runtime.evaluate", {**run, "awaitPromise": True})
+        assert json.loads(answer["result"]["value"]) == []
+    size(browser, 1100)
+
+
+def test_key_figures_are_seen_on_a_phone_without_scrolling_sideways(browser: Any, slimmed: str) -> None:
+    size(browser, 390)
+    browser.get(slimmed)
+    for row in ("#figures td", "#figures th", "#controls td", "#controls th", "#trade-off svg", "#layers li span"):
+        ends = browser.execute_script(
+            "return [...document.querySelectorAll(arguments[0])].map(e => e.getBoundingClientRect())"
+            ".map(r => [r.left, r.right, r.width])", row,
+        )  # fmt: skip
+        assert ends and all(left >= 0 and right <= 390 for left, right, width in ends if width), row
+    wide = "return [...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth + 1).length"
+    assert browser.execute_script(wide) == 0
+    first = browser.execute_script("return document.querySelector('main section').id")
+    assert first == "trade-off"
+    # A limit that is kept is no alarm.
+    color = "return getComputedStyle(document.querySelector('.limit')).borderLeftColor"
+    assert browser.execute_script(color) == "rgb(47, 132, 84)"
+    size(browser, 1100)
+
+
+@pytest.mark.parametrize("kind", ["report", "strange", "slimmed"])
 def test_nothing_is_wider_than_a_phone(browser: Any, request: pytest.FixtureRequest, kind: str) -> None:
     size(browser, 360)
     browser.get(request.getfixturevalue(kind))

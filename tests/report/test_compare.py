@@ -31,7 +31,7 @@ def test_figures_costs_limits_and_what_the_runs_took(tmp_path: Path) -> None:
     assert found["accuracy"] == ["90.00 %", "80.00 %"] and found["accuracy, before"] == ["-", "95.00 %"]
     assert found["MACs"] == ["20,000", "30,000"] and found["parameters"] == ["1,234", "-"]
     assert found["limit"] == ["MACs 25,000"] * 2 and found["limit kept"] == ["yes", "yes"]
-    assert found["time in loops"] == ["14.5 s", "1.0 s"] and found["human intervention, total"] == ["2", "2"]
+    assert found["time in loops"] == ["14.5 s", "1.0 s"] and found["decisions left to a person"] == ["2", "2"]
     assert found["networks tried"] == ["8", "8"] and found["alarms"] == ["1", "1"]
     assert "size on disk" not in found
 

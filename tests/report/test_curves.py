@@ -44,7 +44,7 @@ def test_figures_of_a_search() -> None:
     found = {chart.heading: chart.svg for chart in charts(history, {"cost": "latency", "bound": 5.0})}
     against = ["Expected cost against the limit", "Cost against the limit"]
     assert list(found) == [*against, "Entropy of the choices", "Temperature"]
-    assert [heading for heading, drawn in found.items() if "var(--limit)" in drawn] == against
+    assert [heading for heading, drawn in found.items() if "var(--bound)" in drawn] == against
     unlimited = [chart.heading for chart in charts(history)]
     assert unlimited == ["Entropy of the choices", "Temperature", "Expected latency", "Cost"]
 
@@ -74,7 +74,7 @@ def test_svg_is_sound_and_colored_by_the_page() -> None:
         ElementTree.fromstring(chart.svg)
         assert "http" not in chart.svg and "#0" not in chart.svg and "font-family" not in chart.svg
         assert "var(--line1)" in chart.svg and ">step</text>" in chart.svg
-        assert ("var(--limit)" in chart.svg) == chart.heading.endswith("limit")
+        assert ("var(--bound)" in chart.svg) == chart.heading.endswith("limit")
     assert dict(mpl.rcParams) == settings
 
 

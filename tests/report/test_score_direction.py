@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def test_curves_of_a_lower_score_say_so() -> None:
 
 def test_page_and_notebook_tell_the_direction() -> None:
     for html in (page.page(record(0.073, 0.086)), notebook.summary(record(0.073, 0.086))):
-        assert "mse (lower is better)" in html and "+18 % (worse)" in html
+        assert "mse (lower is better)" in html and re.search(r"\+18 % (<span class=.range.>)?\(worse\)", html)
 
 
 def test_runs_of_other_directions_are_not_compared(tmp_path: Path) -> None:

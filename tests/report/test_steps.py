@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import Phase, given, settings, strategies as st
 
+from archgrad.report import numbers
 from archgrad.report.charts import comparison
 from archgrad.report.charts.curves import charts
 from archgrad.report.charts.mixing_weights import weights
@@ -77,20 +78,21 @@ def test_records_stand_where_they_were_made(made: Made) -> None:
         assert drawn.left_out == sum(name in row and not _drawable(row[name]) for row in made.history)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(made=histories())
 def test_pictures_show_their_records(made: Made) -> None:
     for chart in charts(made.history):
-        points = [(spot, *spot.text.rpartition(": ")[2].rsplit(" ", 1)) for spot in chart.spots]
+        points = [(spot, chart.lines[spot.line]) for spot in chart.spots]
         expected, drawn = [], []
-        for name in dict.fromkeys(name for _, name, _ in points):
-            spots = [spot for spot, of, _ in points if of == name]
+        for name in dict.fromkeys(name for _, name in points):
+            spots = [spot for spot, of in points if of == name]
             records = [
                 (place, row[name.replace(" ", "_")])
                 for row, place in zip(made.history, made.places, strict=True)
                 if _drawable(row.get(name.replace(" ", "_")))
             ]
-            assert [float(value) for _, of, value in points if of == name] == [float(f"{y:.4g}") for _, y in records]
+            written = [numbers.figure(name.replace(" ", "_"), y + 0.0) for _, y in records]
+            assert [spot.text.rpartition(f": {name} ")[2] for spot in spots] == written
             order = np.argsort([y for _, y in records])
             assert np.all(np.diff([spots[k].y for k in order]) <= 0.2), "what is higher is drawn higher"
             expected += [x for x, _ in records]

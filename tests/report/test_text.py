@@ -71,7 +71,7 @@ def test_figures_of_other_names_and_odd_values() -> None:
     )
     assert [tuple(row) for row in rows] == [
         ("loss", "not finite", "0.5", "-"),
-        ("energy mj", "2.5", "1", "x 0.4"),
+        ("energy", "2.50 mJ", "1.00 mJ", "x 0.4"),
     ]
 
 

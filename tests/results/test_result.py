@@ -15,7 +15,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import archgrad as ag
+from archgrad.choices.access import choices
 from archgrad.errors import ModelError, RunError
+from archgrad.results.result import widths
 
 
 @pytest.fixture
@@ -127,3 +129,25 @@ def test_weights_that_are_no_numbers_are_refused_before_training(name: str, valu
     task = ag.Classification((torch.randn(40, 4), torch.arange(40) % 2))
     with pytest.raises(ModelError, match=name):
         ag.fit(spoil(Fragile(), name, value), task, ag.Run(steps=1, device="cpu", progress=False))
+
+
+class Residual(nn.Module):
+    """x + conv(relu(conv(x)))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(channels, 12, 3, padding=1), nn.Conv2d(12, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.two(torch.relu(self.one(x)))
+
+
+def test_a_removed_block_is_not_listed_with_its_widths() -> None:
+    blocks = nn.Sequential(nn.Conv2d(1, 8, 3), Residual(8), Residual(8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    space = ag.slim(nn.Sequential(*blocks, nn.Linear(8, 3)), example=torch.randn(2, 1, 8, 8))
+    whole = {name: tuple(range(gate[0].size)) for name, gate in choices(space).items()}
+    rows = widths(space, ag.Architecture({**whole, "1.branch": (), "2.one": (0, 5)}))
+    assert {row["name"]: (row["kind"], row["after"]) for row in rows} == {
+        "0": ("stream", 8), "1.branch": ("block", 0), "2.branch": ("block", 1), "2.one": ("channels", 2),
+    }  # fmt: skip
+    assert "1.one" in {row["name"] for row in widths(space, ag.Architecture(whole))}

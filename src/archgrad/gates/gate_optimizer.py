@@ -98,7 +98,9 @@ class GateOptimizer:
         for relaxation in self.relaxations:
             relaxation.scale.fill_(scale)
             optimizer.state.pop(relaxation.logits, None)
-        is_open = self._logits().detach().cpu() > 0
+        logits = self._logits().detach().cpu()
+        # Before the first round nothing is decided: logits of 0 stand for the whole network.
+        is_open = logits > 0 if len(self.was_open) else logits >= 0
         flips = int((is_open != self.was_open).sum()) if len(self.was_open) else 0
         self.was_open = is_open
         figures = {"scale": scale, "flips": float(flips), "open_gates": float(is_open.sum())}

@@ -74,7 +74,7 @@ def rows(sides: Sequence[Side]) -> list[Row]:
         _row("networks tried", sides, lambda side: _count(side.record.get("trials"))),
         _row("time in loops", sides, _time),
         _row("device", sides, lambda side: str(side.record.get("device") or _NONE)),
-        _row("human intervention, total", sides, lambda side: str(_card(side).get("total", _NONE))),
+        _row("decisions left to a person", sides, lambda side: str(_card(side).get("total", _NONE))),
         _row("alarms", sides, lambda side: _count(side.record.get("alarms"))),
     ]
     return [(label, cells) for label, cells in table if set(cells) != {_NONE}]
@@ -219,7 +219,7 @@ def _seconds(side: Side) -> float | None:
 
 def _time(side: Side) -> str:
     seconds = _seconds(side)
-    return _NONE if seconds is None or not math.isfinite(seconds) else live_status.duration(seconds)
+    return _NONE if seconds is None or not math.isfinite(seconds) else numbers.seconds(seconds)
 
 
 def _data(side: Side) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeGuard
 
@@ -93,8 +94,12 @@ def ratio(before: object, after: object) -> str:
 
 
 def label(key: str) -> str:
-    """What a figure is called in a table."""
-    return _FIGURES[key][0] if key in _FIGURES else key.replace("_", " ")
+    """What a figure is called in a table: without its unit, which its value is written in."""
+    if key in _FIGURES:
+        return _FIGURES[key][0]
+    name, unit = _unit(key)
+    words = name.replace("_", " ")
+    return f"{words} memory" if unit == "_bytes" and words.endswith("peak") else words
 
 
 def figure(key: str, value: object) -> str:
@@ -118,6 +123,8 @@ def is_number(value: object) -> TypeGuard[float]:
 
 def number(value: float) -> str:
     """A figure, with a prefix from a hundred thousand on: 0.0123, 12,345, 123 k, 1.23 M."""
+    if abs(value) >= 1e15:
+        return f"{value:.4g}"
     if abs(value) >= 1e5:
         return _scaled(value, ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")))
     return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1e4 else f"{value:.4g}"
@@ -130,12 +137,21 @@ def size(value: float) -> str:
 
 def percent(value: float) -> str:
     """A share as a percentage: 98.25 %."""
-    return f"{100 * value:.2f} %"
+    return f"{100 * value:.2f} %" if abs(value) < 1e5 else f"{value:.4g}"
 
 
 def duration(value: float) -> str:
     """Milliseconds: 1.23 ms."""
     return f"{_three_digits(value)} ms"
+
+
+def seconds(value: float) -> str:
+    """Seconds as 12.3 s, 4:05 min or 1:02:03 h."""
+    if value < 60:
+        return f"{value:.1f} s"
+    whole = round(value)
+    minutes = f"{whole % 3600 // 60:02d}:{whole % 60:02d}"
+    return f"{whole // 3600}:{minutes} h" if whole >= 3600 else f"{minutes.removeprefix('0')} min"
 
 
 def timing_text(low: float, high: float) -> str:
@@ -151,6 +167,8 @@ def value_text(value: object) -> str:
 
 
 def _three_digits(value: float) -> str:
+    if abs(value) >= 1e15:
+        return f"{value:.3g}"
     return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
 
 
@@ -163,7 +181,25 @@ def _scaled(value: float, steps: tuple[tuple[float, str], ...]) -> str:
 
 
 def _writer(key: str) -> Callable[[float], str]:
-    return _FIGURES[key][1] if key in _FIGURES else number
+    """How a figure is written; that of a part of the data, or of a limit, as the figure itself."""
+    bare = _PARTS.sub("", key)
+    if bare in _FIGURES:
+        return _FIGURES[bare][1]
+    return _BY_UNIT.get(_unit(key)[1], number)
+
+
+def tick_writer(key: str) -> Callable[[float], str] | None:
+    """How figures are written at an axis, shortly; None where they have no unit."""
+    writer = _writer(key)
+    if writer is percent:
+        return lambda value: f"{100 * value:.4g} %"
+    return None if writer is number else writer
+
+
+def _unit(key: str) -> tuple[str, str]:
+    """A figure's name and the unit at its end; empty where it has none."""
+    unit = next((one for one in _BY_UNIT if key.endswith(one) and key != one), "")
+    return key.removesuffix(unit), unit
 
 
 # Each figure's label, and how it is written.
@@ -176,3 +212,9 @@ _FIGURES: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "macs": ("MACs", number),
     "size_bytes": ("size on disk", size),
 }
+_PARTS = re.compile(
+    r"^(?:(?:best|derived|discretization|expected|given|source|teacher|test|train|trial|valid)_)+(?=.)"
+)
+_BY_UNIT: Mapping[str, Callable[[float], str]] = {
+    "_bytes": size, "_ms": duration, "_mj": lambda value: f"{_three_digits(value)} mJ", "_seconds": seconds,
+}  # fmt: skip

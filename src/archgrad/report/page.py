@@ -14,7 +14,7 @@ from archgrad.errors import RunError
 from archgrad.report import html, intervention, numbers, score_text, text
 from archgrad.report.charts import baselines, control, curves, mixing_weights, pareto, proxy_scores, radars, rl, svg
 from archgrad.report.charts.curves import Chart
-from archgrad.report.charts.steps import History
+from archgrad.report.charts.steps import LARGEST, History
 from archgrad.report.data import run_folder
 from archgrad.report.graphs import cells
 
@@ -125,9 +125,11 @@ def _figures(record: text.Record) -> dict[str, Any]:
         "alarms": [str(alarm) for alarm in record.get("alarms") or []],
         "columns": shown,
         "headings": ["", *(heading for _, heading in shown)],
-        "rows": [[row.label, *(getattr(row, name) for name, _ in shown)] for row in text.rows(record)],
+        "rows": [[row.label, *(_cell(getattr(row, name)) for name, _ in shown)] for row in text.rows(record)],
+        "trade_off": _trade_off(record),
         "given": text.given_line(record),
         "limit": text.limit_line(record),
+        "kept": text.limit_kept(record),
         "gap": text.gap_line(record),
         "baselines": {
             "headings": rivals.headings,
@@ -192,12 +194,12 @@ def _told_scores(choice: str) -> str:
 def _charts(record: text.Record, history: History) -> dict[str, Any]:
     """Pictures of the run; what was logged once is a row, not a picture."""
     others = (curves.jump(record), curves.scatter(record.get("surrogate") or {}))
-    searched = [*control.charts(record), *pareto.charts(record), *radars.charts(record), *rl.charts(record)]
+    searched = [*control.charts(record), *radars.charts(record), *rl.charts(record)]
     logged = curves.charts(history, record.get("limit"), score=numbers.score(record))
     once = [chart for chart in logged if len(chart.spots) == len({spot.line for spot in chart.spots})]
     shown = [*searched, *(chart for chart in logged if chart not in once), *(chart for chart in others if chart)]
-    rows = [spot.text.rpartition(": ")[::2] for chart in once for spot in chart.spots]
-    values = [(name, f"{value} ({when})") for when, (name, _, value) in ((a, b.rpartition(" ")) for a, b in rows)]
+    rows = [(chart.lines[spot.line], *spot.text.rpartition(": ")[::2]) for chart in once for spot in chart.spots]
+    values = [(name, f"{told.removeprefix(name).strip()} ({when})") for name, when, told in rows]
     return {"charts": html.figures(shown, "run"), "once": values}
 
 
@@ -226,28 +228,62 @@ def _weights(history: History) -> dict[str, Any]:
     }
 
 
+def _trade_off(record: text.Record) -> list[html.Figure]:
+    """Score against cost: the fronts of a search for several networks, else this run beside the controls."""
+    one = None if record.get("fronts") else pareto.trade_off(record)
+    return html.figures([one] if one else pareto.charts(record), "trade-off")
+
+
+def _cell(written: str) -> tuple[str, str]:
+    """A figure, and what stands behind it in brackets: a range, or whether it is better."""
+    figure, bracket, more = written.partition(" (")
+    return figure, f"({more}" if bracket else ""
+
+
+_NAMES_OF_KINDS = {"block": ".branch", "heads": ".heads"}
+_MOST_PARTS = 24  # heads that are drawn one by one
+
+
 def _layers(record: text.Record) -> list[dict[str, Any]]:
-    # Bars share one scale, the widest layer's, so that wide and narrow layers can be told apart.
+    """What is left of each layer, residual stream, attention module and block, in the order of the network."""
     layers = [
         layer
         for layer in record.get("layers") or []
-        if numbers.is_number(layer.get("before")) and layer["before"] > 0
+        if numbers.is_number(layer.get("before")) and 0 < layer["before"] < LARGEST
     ]
-    widest = max((layer["before"] for layer in layers), default=1)
+    # Bars share one scale, the widest layer's, so that wide and narrow layers can be told apart.
+    widest = max((layer["before"] for layer in layers if _kind_of(layer) not in _NAMES_OF_KINDS), default=1)
     result = []
     for layer in layers:
-        after = layer.get("after")
-        kept = after if numbers.is_number(after) else layer["before"]
+        kind, before, after = _kind_of(layer), layer["before"], layer.get("after")
+        kept = min(after, before) if numbers.is_number(after) and after >= 0 else before
+        scale = before if kind in _NAMES_OF_KINDS else widest
+        few = kind in _NAMES_OF_KINDS and before <= _MOST_PARTS
         result.append(
             {
-                "name": str(layer.get("name", "")),
-                "before": layer["before"],
-                "after": kept,
-                "whole": f"{100 * layer['before'] / widest:.2f}",
-                "kept": f"{100 * kept / widest:.2f}",
+                "name": str(layer.get("name", "")).removesuffix(_NAMES_OF_KINDS.get(kind, "\0")),
+                "kind": kind,
+                "count": _count(kind, kept, before),
+                "parts": [k < kept for k in range(int(before))] if few else [],
+                "whole": f"{100 * before / scale:.2f}",
+                "kept": f"{100 * kept / scale:.2f}",
             }
         )
     return result
+
+
+def _kind_of(layer: Mapping[str, Any]) -> str:
+    """What a row counts; records of earlier versions tell it by the name alone."""
+    kind, name = layer.get("kind"), str(layer.get("name", ""))
+    known = next((one for one, end in _NAMES_OF_KINDS.items() if name.endswith(end)), "channels")
+    return kind if kind in ("block", "heads", "stream", "channels") else known
+
+
+def _count(kind: str, kept: float, before: float) -> str:
+    if kind == "block":
+        return "block kept" if kept else "block removed"
+    word = {"heads": " heads", "stream": " in the stream"}.get(kind, "")
+    return f"{numbers.number(kept)} of {numbers.number(before)}{word}"
 
 
 def _groups(parts: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:

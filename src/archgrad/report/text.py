@@ -214,6 +214,14 @@ def given_line(record: Record) -> str:
     return f"given weights, before anything was trained: {figure} on the {part} part{inputs}"
 
 
+def limit_kept(record: Record) -> bool:
+    """Whether no limit is broken."""
+    limit = record.get("limit") or {}
+    listed = (limit, *(limit.get("others") or []))
+    pairs = [(one.get("reached"), one.get("bound")) for one in listed if isinstance(one, Mapping)]
+    return not any(numbers.is_number(a) and numbers.is_number(b) and not a <= b for a, b in pairs)
+
+
 def limit_line(record: Record) -> str:
     """The limits, what was reached, and whether that keeps them; empty without a limit."""
     limit = record.get("limit") or {}

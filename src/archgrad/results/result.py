@@ -325,10 +325,27 @@ def note_remarks(network: nn.Module, task: Task, run: Run, example: Example) -> 
 
 
 def widths(space: nn.Module, architecture: Architecture) -> list[dict[str, Any]]:
-    """For each gate how many entries it had and how many stay."""
-    rows = []
-    for name, (choice, *_) in choices(space).items():
-        pick = architecture[name]
-        if isinstance(choice, Gate) and isinstance(pick, tuple):
-            rows.append({"name": name, "before": choice.size, "after": len(pick)})
-    return rows
+    """For each gate what it cuts, and how many entries it had and keeps; nothing of what a removed block held."""
+    members: dict[str, Gate] = {n: gate for n, (gate, *_) in choices(space).items() if isinstance(gate, Gate)}
+    removed = [gate for name, gate in members.items() if gate.vanishing is not None and not _kept(architecture[name])]
+    gone = {coupling.module for block in removed for coupling in block.couplings}
+    return [
+        {"name": name, "kind": _kind(gate), "before": gate.size, "after": _kept(architecture[name])}
+        for name, gate in members.items()
+        if gate in removed or not all(coupling.module in gone for coupling in gate.couplings)
+    ]
+
+
+def _kept(pick: object) -> int:
+    return len(pick) if isinstance(pick, tuple) else 0
+
+
+def _kind(gate: Gate) -> str:
+    """What a gate's entries are: "block", "heads", "stream" where several layers write into them, or "channels"."""
+    if gate.vanishing is not None:
+        return "block"
+    sides = [(coupling.module, coupling.side.partition(" ")[0]) for coupling in gate.couplings]
+    if any(side == "heads" for _, side in sides):
+        return "heads"
+    writers = {module for module, side in sides if side == "out"}
+    return "stream" if len(writers) > 1 else "channels"

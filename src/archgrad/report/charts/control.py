@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from archgrad.errors import RunError
-from archgrad.report.charts.curves import INK, LIMIT, LINES, Chart, drawn, dress
+from archgrad.report.charts.curves import BOUND, INK, LINES, Chart, drawn, dress
 from archgrad.report.charts.steps import is_finite
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _states(group: list[list[float]], *, first: int) -> Chart:
 def _action(series: list[float], bounds: tuple[float, float], *, number: int) -> Chart:
     def fill(axes: Axes) -> None:
         for bound in bounds:
-            axes.axhline(bound, color=LIMIT, linewidth=1.2, linestyle="--")
+            axes.axhline(bound, color=BOUND, linewidth=1.2, linestyle="--")
         axes.step(range(len(series)), series, where="post", color=LINES[0], linewidth=1.5)
         dress(axes)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # What axes are drawn in, by whoever fills them.
-INK, FAINT, LIMIT = "#010101", "#020202", "#030303"
+INK, FAINT, BOUND = "#010101", "#020202", "#030303"
 LINES = ("#040404", "#050505", "#060606", "#070707")
 # Where runs are held side by side.
 SERIES = (*LINES, "#080808", "#090909", "#0a0a0a", "#0b0b0b")
@@ -25,7 +25,7 @@ SERIES = (*LINES, "#080808", "#090909", "#0a0a0a", "#0b0b0b")
 _VARIABLES = {
     INK: "--ink",
     FAINT: "--faint",
-    LIMIT: "--limit",
+    BOUND: "--bound",
     **{color: f"--line{place}" for place, color in enumerate(SERIES, start=1)},
 }
 _AXES = ("phase", "step", "time", "epoch")
@@ -35,6 +35,7 @@ WEIGHT = "weight/"
 SCORE = "score/"
 # Drawn by `jump`.
 JUMP = "discretization_"
+_BEST = "best_valid"  # the best score so far
 _KNOWN = {
     "flips": "Gates flipping per epoch",
     "open_gates": "Open gates",
@@ -66,13 +67,14 @@ class Spot(NamedTuple):
 
 @dataclass(frozen=True)
 class Chart:
-    """One picture: a heading, a sentence on how to read it, the SVG, its points, and what it shows in words."""
+    """A picture: a heading, how to read it, the SVG, its points, what it shows in words, and its lines."""
 
     heading: str
     caption: str
     svg: str
     spots: Sequence[Spot] = ()
     words: str = ""
+    lines: Sequence[str] = ()
 
 
 def charts(
@@ -86,7 +88,7 @@ def charts(
     line = timeline(history)
     groups: dict[str, list[Curve]] = {}
     for name in figure_names(history):
-        groups.setdefault(_heading(name, limit), []).append(curve(history, line, name))
+        groups.setdefault(_heading(name, limit, score), []).append(curve(history, line, name))
     ordered = sorted(groups, key=lambda heading: _ORDER.index(heading) if heading in _ORDER else len(_ORDER))
     return [
         _chart(heading, groups[heading][: len(LINES)], line=line, bound=_bound(heading, limit), score=score)
@@ -94,7 +96,9 @@ def charts(
     ]
 
 
-def _heading(name: str, limit: Mapping[str, Any] | None) -> str:
+def _heading(name: str, limit: Mapping[str, Any] | None, score: numbers.ScoreOfRecord | None) -> str:
+    if name == _BEST and score:
+        name = score.name
     if name == "loss" or name.endswith("_loss"):
         return "Loss"
     if name == "accuracy" or name.endswith("_accuracy"):
@@ -108,7 +112,8 @@ def _heading(name: str, limit: Mapping[str, Any] | None) -> str:
 
 def named(name: str) -> str:
     """The heading of one figure's picture."""
-    return _KNOWN.get(name, name.replace("_", " ").capitalize())
+    words = numbers.label(name)
+    return _KNOWN.get(name, f"{words[:1].upper()}{words[1:]}")
 
 
 def _bound(heading: str, limit: Mapping[str, Any] | None) -> float | None:
@@ -175,11 +180,11 @@ def _chart(
     def fill(axes: Axes) -> None:
         for color, one in zip(LINES, curves, strict=False):
             marker = "o" if len(one.x) <= 40 else ""
-            name = one.name.replace("_", " ")
+            name = numbers.label(one.name)
             axes.plot(one.x, one.y, color=color, linewidth=1.5, marker=marker, markersize=3, label=name)
         if bound is not None:
-            axes.axhline(bound, color=LIMIT, linewidth=1.2, linestyle="--", label="limit")
-        scaled(axes, [y for one in curves for y in one.y])
+            axes.axhline(bound, color=BOUND, linewidth=1.2, linestyle="--", label="limit")
+        scaled(axes, [y for one in curves for y in one.y], name=_unit_name(curves[0].name, score))
         dress(axes, x=line.unit)
         axes.set_xlim(low - _MARGIN * (high - low), high + _MARGIN * (high - low))
         _mark(axes, line.phases)
@@ -189,8 +194,10 @@ def _chart(
     captions = [means_line(curves)]
     if score and not score.higher_is_better and any(score.measures(one.name) for one in curves):
         captions.append("Lower is better.")
-    picture, spots = plotted(heading, fill, marks(curves))
-    return Chart(heading, " ".join(filter(None, captions)), picture, spots, " ".join(map(in_words, curves)))
+    words = " ".join(in_words(one, score) for one in curves)
+    picture, spots = plotted(heading, fill, marks(curves, score))
+    lines = [numbers.label(one.name) for one in curves]
+    return Chart(heading, " ".join(filter(None, captions)), picture, spots, words, lines)
 
 
 def means_line(curves: Sequence[Curve]) -> str:
@@ -206,20 +213,28 @@ def means_line(curves: Sequence[Curve]) -> str:
     return " ".join(sentences)
 
 
-def marks(curves: Sequence[Curve]) -> list[Spot]:
+def _unit_name(name: str, score: numbers.ScoreOfRecord | None) -> str:
+    """The figure by whose unit another is written: the best score so far is a score."""
+    return score.name if name == _BEST and score else name
+
+
+def marks(curves: Sequence[Curve], score: numbers.ScoreOfRecord | None = None) -> list[Spot]:
     """The points of curves, with the step and the value of each."""
     return [
-        Spot(x, y, place, f"{when}: {line.name.replace('_', ' ')} {y:.4g}")
+        Spot(x, y, place, f"{when}: {numbers.label(line.name)} {numbers.figure(_unit_name(line.name, score), y)}")
         for place, line in enumerate(curves)
         for x, y, when in zip(line.x, line.y, line.at, strict=True)
     ]
 
 
-def in_words(line: Curve) -> str:
+def in_words(line: Curve, score: numbers.ScoreOfRecord | None = None) -> str:
     """What a curve does, in a sentence."""
-    name, count = line.name.replace("_", " "), f"{len(line.y)} {'point' if len(line.y) == 1 else 'points'}"
-    ends = f"{line.y[0]:.4g} at {line.at[0]}, {line.y[-1]:.4g} at {line.at[-1]}"
-    return f"{name}, {count}: {ends}; lowest {min(line.y):.4g}, highest {max(line.y):.4g}."
+    count = f"{len(line.y)} {'point' if len(line.y) == 1 else 'points'}"
+    first, last, low, high = (
+        numbers.figure(_unit_name(line.name, score), y) for y in (line.y[0], line.y[-1], min(line.y), max(line.y))
+    )
+    ends = f"{first} at {line.at[0]}, {last} at {line.at[-1]}"
+    return f"{numbers.label(line.name)}, {count}: {ends}; lowest {low}, highest {high}."
 
 
 def scatter(part: Mapping[str, Any]) -> Chart | None:
@@ -293,8 +308,11 @@ def jump(record: Mapping[str, Any]) -> Chart | None:
     return Chart("From the supernet to the network", caption, drawn("jump", fill))
 
 
-def scaled(axes: Axes, figures: Sequence[float]) -> None:
-    """Give axes a scale for these figures: logarithmic where they are far apart, with prefixes where large."""
+def scaled(axes: Axes, figures: Sequence[float], *, name: str = "") -> None:
+    """Give axes a scale for these figures: logarithmic where they are far apart, with prefixes where large.
+
+    Ticks are written in the unit of the figure of that name.
+    """
     from matplotlib.ticker import EngFormatter
 
     if min(figures) > 0 and max(figures) > 100 * min(figures):
@@ -304,6 +322,8 @@ def scaled(axes: Axes, figures: Sequence[float]) -> None:
         axes.yaxis.set_minor_formatter("")
     elif max(abs(y) for y in figures) >= 1e4:
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    if (write := numbers.tick_writer(name)) is not None:
+        axes.yaxis.set_major_formatter(lambda value, _: write(value))
 
 
 def dress(axes: Axes, *, x: str = "step") -> None:

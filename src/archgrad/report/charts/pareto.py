@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from archgrad.errors import RunError
 from archgrad.report import numbers
-from archgrad.report.charts.curves import INK, LIMIT, LINES, Chart, Spot, dress, plotted
+from archgrad.report.charts.curves import BOUND, INK, LINES, Chart, Spot, dress, plotted, scaled
 from archgrad.report.charts.steps import is_finite
+from archgrad.report.charts.svg import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST = 12  # points of a front in a table
+_NAMED = 6  # points that have their names beside them
 _RANDOM = "random search"
 _MOST_SPOTS, _MOST_SIGNS = 400, 400
 
@@ -47,6 +49,82 @@ def fronts(record: Mapping[str, Any]) -> list[Front]:
 def charts(record: Mapping[str, Any]) -> list[Chart]:
     """A picture for each cost: the cloud, the front as a line of steps, and what was handed back, if one was."""
     return [_chart(front) for front in fronts(record) if front.cloud and front.front]
+
+
+def trade_off(record: Mapping[str, Any]) -> Chart | None:
+    """Score against cost: the network before, the controls and what this run found; None below two points.
+
+    The cost is the limit's where the networks have it, else MACs, parameters, or size on disk.
+    """
+    score, limit = numbers.final_score(record), record.get("limit") or {}
+    bounded = str(limit.get("cost"))
+    rows = [("before", record.get("before")), *((row.get("name"), row) for row in record.get("baselines") or [])]
+    rows.append(("this run", record.get("after")))
+    for cost in dict.fromkeys((bounded, "macs", "params", "size_bytes")):
+        points = [
+            (str(name), float(row[cost]), float(value))
+            for name, row in rows
+            if row and is_finite(value := _mean(row.get(score.name))) and is_finite(row.get(cost))
+        ]
+        if len({(x, y) for _, x, y in points}) > 1:
+            bound = limit.get("bound") if cost == bounded else None
+            return _trade_off(points, cost, score, bound=bound if is_finite(bound) else None)
+    return None
+
+
+def _mean(value: object) -> object:
+    """A figure, or the mean of a mean and a deviation."""
+    return value[0] if isinstance(value, list) and numbers.is_figure(value) else value
+
+
+def _trade_off(
+    points: list[tuple[str, float, float]], cost: str, score: numbers.ScoreOfRecord, *, bound: float | None
+) -> Chart:
+    low, high = min(x for _, x, _ in points), max(x for _, x, _ in points)
+    names: dict[tuple[float, float], list[str]] = {}
+    for name, x, y in points:
+        names.setdefault((x, y), []).append(name)
+
+    def fill(axes: Axes) -> None:
+        for name, x, y in points:
+            color = LINES[0] if name == "this run" else INK if name == "before" else LINES[1]
+            axes.plot(x, y, color=color, linestyle="", marker="D" if name == "this run" else "o", markersize=6)
+        for (x, y), together in names.items() if len(names) <= _NAMED else ():
+            left = x > (low + high) / 2
+            axes.annotate(
+                shortened(" and ".join(together), 36), (x, y), xytext=(6 if left else -6, 8), fontsize=8, color=INK,
+                textcoords="offset points", ha="right" if left else "left",
+            )  # fmt: skip
+        if bound is not None:
+            axes.axvline(bound, color=BOUND, linewidth=1.2, linestyle="--", label="limit")
+            axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+        scaled(axes, [y for _, _, y in points], name=score.name)
+        dress(axes, x=numbers.label(cost))
+        costs(axes, cost, [low, high])
+        axes.margins(0.12, 0.25)
+        axes.set_ylabel(score.label, color=INK)
+
+    told = [
+        Spot(x, y, 0, f"{name}: {numbers.label(score.name)} {numbers.figure(score.name, y)}, "
+             f"{numbers.label(cost)} {numbers.figure(cost, x)}")
+        for name, x, y in points
+    ]  # fmt: skip
+    name = numbers.label(score.name)
+    heading = f"{name[:1].upper()}{name[1:]} against {numbers.label(cost)}"
+    caption = "The diamond is what this run found." + (" The dashed line is the limit." if bound is not None else "")
+    words = "; ".join(spot.text for spot in told)
+    return Chart(heading, caption, *plotted(f"trade-off {cost}", fill, told), f"{words}.")
+
+
+def costs(axes: Axes, cost: str, figures: Sequence[float]) -> None:
+    """Ticks of an axis of costs: few, and in their unit or with prefixes."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    if (write := numbers.tick_writer(cost)) is not None:
+        axes.xaxis.set_major_formatter(lambda value, _: write(value))
+    elif max(figures) >= 1e4:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def rows(front: Front) -> list[tuple[float, float, str]]:
@@ -119,7 +197,7 @@ def _chart(front: Front) -> Chart:
         xs, ys = zip(*front.front, strict=True)
         axes.step(xs, ys, where="post", color=LINES[0], linewidth=1.5, marker="o", markersize=4)
         if front.found:
-            axes.plot(*front.found, color=LIMIT, linestyle="", marker="D", markersize=6)
+            axes.plot(*front.found, color=INK, linestyle="", marker="D", markersize=6)
         dress(axes, x=f"{name}, {front.unit}" if front.unit else name)
         if max(x for x, _ in front.cloud) >= 1e4:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from archgrad.errors import RunError
 from archgrad.report.charts import svg
-from archgrad.report.charts.curves import INK, LIMIT, LINES, Chart, drawn, dress
+from archgrad.report.charts.curves import INK, LINES, Chart, drawn, dress
 from archgrad.report.charts.steps import is_finite
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _cloud(heading: str, part: Record) -> Chart | None:
 
         axes.plot(*zip(*shown, strict=True), color=LINES[0], linestyle="", marker="o", markersize=2.5, alpha=0.5)
         if mark:
-            axes.plot(*mark, color=LIMIT, linestyle="", marker="D", markersize=6)
+            axes.plot(*mark, color=INK, linestyle="", marker="D", markersize=6)
         dress(axes, x="score")
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.set_ylabel("accuracy by the table, %", color=INK)

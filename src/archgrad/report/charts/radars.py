@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from archgrad.errors import RunError
-from archgrad.report.charts.curves import FAINT, INK, LIMIT, LINES, Chart, drawn, dress
+from archgrad.report.charts.curves import BOUND, FAINT, INK, LINES, Chart, drawn, dress
 from archgrad.report.charts.steps import is_finite
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _memory(rounds_run: list[Round]) -> Chart:
         bounds = [each.bound for each in rounds_run if is_finite(each.bound)]
         top = max(v for values in lines.values() for v in values)
         if bounds and max(bounds) <= 4 * top:
-            axes.axhline(max(bounds) / MIB, color=LIMIT, linewidth=1.2, linestyle="--", label="bound")
+            axes.axhline(max(bounds) / MIB, color=BOUND, linewidth=1.2, linestyle="--", label="bound")
         dress(axes, x="round")
         axes.set_ylim(bottom=0)
         axes.set_ylabel("peak of a step, MiB", color=INK)

@@ -9,13 +9,15 @@ from xml.sax.saxutils import escape
 
 LIGHT: Mapping[str, str] = {
     "paper": "#fdfdfc", "ink": "#1d1f21", "soft": "#5c6166", "faint": "#b9bec4", "rule": "#e2e4e6",
-    "panel": "#f3f4f4", "limit": "#b3263a", "bar": "#1f6fb2", "link": "#1a5f9c", "edge": "#868c92",
+    "panel": "#f3f4f4", "alarm": "#b3263a", "bound": "#5c6166", "kept": "#2f8454",
+    "bar": "#1f6fb2", "link": "#1a5f9c", "edge": "#868c92",
     "line1": "#1f6fb2", "line2": "#c4621b", "line3": "#2f8454", "line4": "#8a4fa8",
     "line5": "#b8860b", "line6": "#c2417c", "line7": "#12858d", "line8": "#6b6f74",
 }  # fmt: skip
 DARK: Mapping[str, str] = {
     "paper": "#16181a", "ink": "#e4e6e8", "soft": "#a0a6ac", "faint": "#565c62", "rule": "#2c3034",
-    "panel": "#1f2225", "limit": "#f08492", "bar": "#4b93d1", "link": "#7db8ee", "edge": "#6e757c",
+    "panel": "#1f2225", "alarm": "#f08492", "bound": "#a0a6ac", "kept": "#75c997",
+    "bar": "#4b93d1", "link": "#7db8ee", "edge": "#6e757c",
     "line1": "#6db3ee", "line2": "#eda266", "line3": "#75c997", "line4": "#c79be0",
     "line5": "#e3c05c", "line6": "#f08fb9", "line7": "#5cc8cf", "line8": "#a9aeb4",
 }  # fmt: skip
@@ -34,7 +36,7 @@ _RULES = """
 .g-op { fill: {panel}; stroke: {faint}; stroke-width: 1; }
 .g-bar { fill: {bar}; }
 .g-pale { fill: {faint}; }
-.g-dot { fill: {limit}; }
+.g-dot { fill: {line2}; }
 .g-rule { stroke: {rule}; stroke-width: 1; }
 .g-word { fill: {ink}; font-size: 12px; }
 .g-soft { fill: {soft}; font-size: 12px; }

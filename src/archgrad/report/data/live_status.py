@@ -57,7 +57,7 @@ def status(folder: Folder, *, more: Sequence[str] = ()) -> dict[str, Any]:
     if is_finite(step):
         facts.append(("step", f"{step + 1:,.0f} of {limit:,}" if limit else f"{step:,.0f}"))
     if is_finite(last.get("time")):
-        facts.append(("time in loops", duration(last["time"])))
+        facts.append(("time in loops", numbers.seconds(last["time"])))
     facts += _last(folder.history)
     progress = checkpoint.progress if same else 0.0
     if limit and is_finite(step):
@@ -70,15 +70,6 @@ def status(folder: Folder, *, more: Sequence[str] = ()) -> dict[str, Any]:
         "facts": [] if ended else facts,
         "problems": [*folder.problems, *more],
     }
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 12.3 s, 4:05 min or 1:02:03 h."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    minutes = f"{whole % 3600 // 60:02d}:{whole % 60:02d}"
-    return f"{whole // 3600}:{minutes} h" if whole >= 3600 else f"{minutes.removeprefix('0')} min"
 
 
 def _last(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
