@@ -7,6 +7,7 @@ Every function takes the class of error that its caller raises, so that a messag
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -51,9 +52,7 @@ def read_text(
     readable, not UTF-8.
     """
     try:
-        with path.open("rb") as file:
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise refuse(f"{path} is no ordinary file; give a file")
+        with open_ordinary(path) as file:
             data = file.read(most + 1)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not refuse_absent:
@@ -65,6 +64,15 @@ def read_text(
         return data.decode("utf-8", errors)
     except UnicodeDecodeError as error:
         raise refuse(f"cannot read {path}: no text in UTF-8 ({error})") from None
+
+
+def open_ordinary(path: Path) -> IO[bytes]:
+    """A file, opened for reading. OSError where it is something else: a pipe may never begin, a device never end."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "no ordinary file")
+    return os.fdopen(handle, "rb")
 
 
 def parse_json(content: str, refuse: Refusal, *, source: str, finite: bool = True) -> Any:
@@ -148,7 +156,7 @@ def read_arrays(
 
     place = str(path)
     try:
-        with path.open("rb") as file:
+        with open_ordinary(path) as file:
             if not zipfile.is_zipfile(file):
                 raise zipfile.BadZipFile("not a zip archive")
             with zipfile.ZipFile(file) as archive:

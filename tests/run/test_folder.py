@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import shutil
+import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from archgrad.errors import RunError
+from archgrad.report.data.run_folder import present
+from archgrad.report.data.run_format import is_running
 from archgrad.run.output import Output
 from archgrad.run.run import Run
 
@@ -70,7 +77,7 @@ def test_a_change_of_machine_is_noted_and_allowed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("trace", ["checkpoints", "history.jsonl"])
 def test_remains_without_run_json_are_refused(tmp_path: Path, trace: str) -> None:
-    (tmp_path / trace).mkdir()
+    (tmp_path / trace).mkdir() if trace == "checkpoints" else (tmp_path / trace).touch()
     with pytest.raises(RunError, match=rf"has {trace} but no run\.json"):
         begun(tmp_path)
 
@@ -163,3 +170,72 @@ def test_without_a_folder_no_file_is_written(tmp_path: Path, monkeypatch: pytest
     assert run.folder is None
     assert len(run.history) == 3
     assert list(tmp_path.iterdir()) == []
+
+
+def a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def an_endless_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def a_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(path.parent):
+        made.bind(path.name)
+
+
+def started(folder: Path) -> Run:
+    run = begun(folder, output=Output(checkpoint_seconds=0))
+    run.register_state(layer=nn.Linear(1, 1))
+    return run
+
+
+@pytest.mark.parametrize("put", [a_pipe, a_folder, an_endless_device, a_socket])
+@pytest.mark.parametrize("name", ["run.json", "history.jsonl", "computed.json", "trials.jsonl", "lock"])
+def test_what_is_no_ordinary_file_is_refused_at_once(tmp_path: Path, put: Callable[[Path], None], name: str) -> None:
+    begun(tmp_path).close()
+    (tmp_path / name).unlink(missing_ok=True)
+    put(tmp_path / name)
+    with pytest.raises(RunError, match=f"{name} is no ordinary file"):
+        begun(tmp_path)
+    with contextlib.suppress(RunError):
+        present(tmp_path)
+    is_running(tmp_path)
+
+
+@pytest.mark.parametrize("put", [a_pipe, an_endless_device, a_socket])
+def test_what_is_no_ordinary_file_is_no_checkpoint(tmp_path: Path, put: Callable[[Path], None]) -> None:
+    run = started(tmp_path)
+    for step in run.steps(6):
+        if step == 4:
+            run.close()
+            break
+    newest = max((tmp_path / "checkpoints").iterdir())
+    newest.unlink()
+    put(newest)
+    assert list(started(tmp_path).steps(6)) == [3, 4, 5]
+
+
+@pytest.mark.parametrize("change", ["removed", "renamed", "replaced"])
+def test_a_folder_that_is_gone_is_told(tmp_path: Path, change: str) -> None:
+    folder = tmp_path / "run"
+    run, seen = started(folder), 0
+    with pytest.raises(RunError, match=r"run was removed, renamed or replaced while .* Put the folder back"):
+        for step in run.steps(9):
+            seen = step
+            if step == 3:
+                folder.rename(tmp_path / "elsewhere")
+                if change == "removed":
+                    shutil.rmtree(tmp_path / "elsewhere")
+                if change == "replaced":
+                    shutil.copytree(tmp_path / "elsewhere", folder)
+    assert seen == 3
+    run.close()
+    if change == "renamed":
+        (tmp_path / "elsewhere").rename(folder)
+        assert list(started(folder).steps(9)) == [3, 4, 5, 6, 7, 8]

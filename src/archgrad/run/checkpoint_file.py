@@ -149,7 +149,8 @@ class Series:
 
     def _files(self) -> list[tuple[Path, CheckpointName]]:
         paths = list(self.folder.iterdir()) if self.folder.is_dir() else []
-        named = [(path, parts) for path in paths if (parts := parse_checkpoint_name(path.name))]
+        # A pipe of that name would be read for ever.
+        named = [(p, parts) for p in paths if (parts := parse_checkpoint_name(p.name)) and p.is_file()]
         return sorted(named, key=lambda pair: pair[0].name)
 
     def _of(self, index: int) -> list[Path]:

@@ -26,6 +26,7 @@ from archgrad.report.data.run_format import (
     HISTORY,
     LOCK,
     RUN,
+    TRIALS,
     Owner,
     Record,
     forget,
@@ -99,6 +100,7 @@ class RunFolder:
         """Make the folder and take its lock. Raises RunError when a live process has it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._refuse_what_is_no_file()
             lock = (self.path / LOCK).open("a+", encoding="utf-8")
         except OSError as error:
             raise RunError(
@@ -120,6 +122,12 @@ class RunFolder:
         self._lock = lock
         # An abandoned Run frees its folder without a ResourceWarning.
         weakref.finalize(self, lock.close)
+
+    def _refuse_what_is_no_file(self) -> None:
+        for name in (RUN, HISTORY, COMPUTED, LOCK, TRIALS):
+            path = self.path / name
+            if path.exists() and not path.is_file():
+                raise RunError(f"{path} is no ordinary file. Remove it, or choose another folder.")
 
     def _in_use(self, owner: Owner | None) -> RunError:
         if owner and owner.is_here and owner.pid == os.getpid():

@@ -133,10 +133,23 @@ class History:
             ) from error
 
     def sync(self) -> None:
-        """Bring history.jsonl to the disk, so that no checkpoint is newer than it."""
+        """Bring history.jsonl to the disk, so that no checkpoint is newer than it.
+
+        Raises RunError where it is no longer in the run's folder.
+        """
         # An abandoned run may have let go of the file before its loop is closed.
         if self._file and not self._file.closed:
             os.fsync(self._file.fileno())
+            self._require_in_place(self._file)
+
+    def _require_in_place(self, file: TextIO) -> None:
+        path = Path(file.name)
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise RunError(
+                f"The run folder {path.parent} was removed, renamed or replaced while the run was going on: "
+                f"{path.name} there is not the file that it writes. Nothing is saved any more. Put the folder back, "
+                f"then run the same program again: it goes on from the last checkpoint in it"
+            )
 
     def close(self) -> None:
         """Close the files; further records stay in memory."""

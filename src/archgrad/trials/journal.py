@@ -10,6 +10,7 @@ from typing import Any
 
 from archgrad import files
 from archgrad.errors import RunError
+from archgrad.report.data.run_format import TRIALS
 from archgrad.run import checkpoint_file as checkpoint
 from archgrad.trials.job import Job, Outcome
 
@@ -23,7 +24,7 @@ class Journal:
         self._folder = folder
         self._rows: dict[str, dict[str, Any]] = {}
         self._done: dict[str, Outcome] = {}
-        if folder and (path := folder / "trials.jsonl").exists():
+        if folder and (path := folder / TRIALS).exists():
             self._rows = dict(_rows(path))
             files.write_text(path, "".join(_line(row) for row in self._rows.values()), RunError)
 
@@ -53,7 +54,7 @@ class Journal:
             "trial": job.name, "architecture": picks_of(job), "figures": outcome.figures, "failed": outcome.failed,
             "where": outcome.where, "seconds": outcome.seconds,
         }  # fmt: skip
-        path = self._folder / "trials.jsonl"
+        path = self._folder / TRIALS
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(_line(row))

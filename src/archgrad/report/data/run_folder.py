@@ -217,7 +217,7 @@ def _lines(path: Path, problems: list[str], *, tail: int | None) -> list[dict[st
 def _end(path: Path, size: int) -> str:
     """The whole lines in the last bytes of a file."""
     try:
-        with path.open("rb") as file:
+        with files.open_ordinary(path) as file:
             start = max(0, file.seek(0, os.SEEK_END) - size)
             file.seek(start)
             content = file.read(size).decode("utf-8", "replace")

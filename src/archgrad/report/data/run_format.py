@@ -27,6 +27,7 @@ RECORD = "record.json"  # the result
 COMMAND = "command.json"  # the command line that made it
 COMPUTED = "computed.json"  # figures that are computed once in a run's life
 LOCK = "lock"
+TRIALS = "trials.jsonl"  # the networks that were tried
 CHECKPOINTS = "checkpoints"
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -77,7 +78,7 @@ def is_running(folder: Path) -> bool:
     to it for some seconds.
     """
     try:
-        with (folder / LOCK).open("rb") as lock:
+        with files.open_ordinary(folder / LOCK) as lock:
             owner = parse_lock(lock.read(300).decode("utf-8", "replace"))
             # Tried only where its owner may live, so that a run that begins just now does not find it taken.
             if owner and not owner.is_alive():
@@ -162,7 +163,7 @@ def parse_checkpoint_name(name: str) -> CheckpointName | None:
 def checkpoint_header(path: Path) -> dict[str, Any]:
     """The plain values in the state that a checkpoint's header holds; empty where it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with files.open_ordinary(path) as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > _LARGEST_HEADER:
                 return {}
