@@ -173,3 +173,26 @@ archgrad.cli.main()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 130
     assert done.stderr == "Interrupted. Nothing was begun that could be resumed.\n" and not done.stdout
+
+
+@pytest.mark.parametrize("command", [("--help",), ("--version",), ("methods",), ("slim", "--help")])
+def test_an_output_that_cannot_be_written_is_one_message(command: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "archgrad", *command], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_memory_that_runs_out_while_torch_is_loaded(tmp_path: Path) -> None:
+    network = tmp_path / "net.py"
+    network.write_text("from torch import nn\n\n\ndef net(classes=3):\n    return nn.Linear(2, classes)\n")
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**28, 2**28))"
+    program = f"{limited}; from archgrad.cli import main; main()"
+    command = ["train", f"{network}:net", "digits", "--steps", "1", "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command], capture_output=True, text=True, check=False, timeout=100
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Memory ran out while a library was loaded") and "Traceback" not in done.stderr

@@ -94,3 +94,24 @@ def test_what_is_no_run_folder_is_refused(
     if text is not None:
         (tmp_path / "command.json").write_text(text)
     assert said in refused("resume", tmp_path)
+
+
+@pytest.mark.parametrize("option", ["model", "data", "task"])
+def test_code_inside_the_run_folder_is_not_run_and_other_code_is_named(
+    place: Path, tmp_path: Path, refused: Callable[..., str], option: str
+) -> None:
+    """A stranger's folder brings its own code along."""
+    folder, ran = tmp_path / "run", tmp_path / "ran"
+    folder.mkdir()
+    code = f"import pathlib\npathlib.Path({str(ran)!r}).touch()\n"
+    options = {"model": f"{place / 'net.py'}:Net", "data": str(place / "data.npz"), "steps": 2}
+    for directory, name in ((folder, "run/own.py"), (tmp_path, "own.py")):
+        (directory / "own.py").write_text(code)
+        body = {"command": "train", "directory": str(tmp_path), "options": options | {option: f"{name}:made"}}
+        (folder / "command.json").write_text(json.dumps(body))
+        message = refused("resume", folder)
+        if directory == folder:
+            assert f"names code inside the run's own folder, {folder / 'own.py'}" in message and not ran.exists()
+        else:
+            assert f"resume runs code of {tmp_path / 'own.py'}" in message.replace(f"{place / 'net.py'}, ", "")
+            assert ran.exists(), "the negative control: this code is run"

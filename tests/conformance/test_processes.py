@@ -18,7 +18,7 @@ from test_methods import METHODS, found_by, quiet
 from torch import nn
 
 import archgrad as ag
-from archgrad.errors import ConfigError, RunError
+from archgrad.errors import ConfigError, ResourceError, RunError
 from archgrad.run.run import Run, Stopped
 
 NAMES = [
@@ -85,6 +85,25 @@ def astray(folder: Path) -> dict[str, object]:
     return {}
 
 
+def abandoned(folder: Path) -> dict[str, object]:
+    """A training whose second process dies on the way."""
+
+    class Deadly(ag.Classification):
+        steps_seen = 0
+
+        def loss(self, network: nn.Module, batch: object) -> torch.Tensor:
+            self.steps_seen += 1
+            if self.steps_seen == 4 and os.environ["RANK"] == "1":
+                os._exit(0)
+            return super().loss(network, batch)
+
+    output = ag.Output(checkpoint_seconds=0)
+    run = Run(epochs=4, folder=folder, device="cpu", progress=False, output=output)
+    with pytest.raises(ResourceError) as caught:
+        ag.fit(nn.Linear(4, 2), Deadly((X, (X[:, 0] > 0).long()), batch_size=20), run)
+    return {"error": str(caught.value)}
+
+
 def main(place: Path) -> None:
     torch.set_num_threads(1)
     rank = os.environ["RANK"]
@@ -95,6 +114,8 @@ def main(place: Path) -> None:
         found["normed"] = normed(place / "normed")
     found["whole"] = normed(place / "whole")
     found["astray"] = astray(place / "astray")
+    (place / f"rank{rank}.json").write_text(json.dumps(found))
+    found["abandoned"] = abandoned(place / "abandoned")
     (place / f"rank{rank}.json").write_text(json.dumps(found))
 
 
@@ -135,6 +156,15 @@ def test_statistics_are_shared_and_a_stopped_run_ends_in_the_same_bits(
 def test_processes_that_differ_stop_with_an_error_in_both(both: list[dict[str, dict[str, object]]]) -> None:
     for one in both:
         assert "no longer hold the same 'network'" in str(one["astray"]["error"])
+
+
+def test_a_process_that_dies_ends_the_other_with_the_last_good_state(
+    both: list[dict[str, dict[str, object]]],
+) -> None:
+    told = str(both[0]["abandoned"]["error"])
+    for part in ("Another process of this run died", "start the program again", "0000-fit-0000000003.safetensors"):
+        assert part in told
+    assert "abandoned" not in both[1]
 
 
 def test_every_gradient_method_is_here() -> None:

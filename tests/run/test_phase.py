@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -185,3 +186,31 @@ def test_a_generator_that_is_first_asked_for_inside_compute_once_begins_anew_beh
         run.begin("test", {})
     runs[0].compute_once("figure", lambda: drawn(runs[0]))
     assert drawn(runs[0]) == drawn(runs[1])
+
+
+def test_two_threads_cannot_train_at_once() -> None:
+    inside, ended = threading.Event(), threading.Event()
+
+    def train() -> None:
+        for _ in started().steps(2):
+            inside.set()
+            ended.wait(30)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    inside.wait(30)
+    run = started()
+    with pytest.raises(RunError, match=r"Another thread .* in phase 'search' at step 0\).* one after the other"):
+        list(run.steps(2))
+    ended.set()
+    thread.join()
+    assert list(started().steps(2)) == [0, 1]
+
+
+def test_a_run_within_a_run_and_one_after_another_are_of_one_thread() -> None:
+    for _ in (outer := started()).steps(2):
+        assert list(started().steps(2)) == [0, 1]
+        assert "step" in outer.location
+    thread = threading.Thread(target=lambda: list(started().steps(2)))
+    thread.start()
+    thread.join()

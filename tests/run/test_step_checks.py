@@ -125,6 +125,20 @@ def test_memory_that_runs_out_says_where_and_what_to_lower(
     assert all(map(torch.equal, trained(tmp_path / "run"), whole)), "nothing is lost"
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1800000ms for recv"
+        ),
+        RuntimeError("[../gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:1: Connection reset by peer"),
+        torch.distributed.DistBackendError("NCCL communicator was aborted on rank 1"),
+    ],
+)
+def test_a_process_that_is_gone_or_silent_is_told(error: RuntimeError) -> None:
+    assert re.match(r"Another process of this run died, or did not answer within 30 minutes \(", explain(error))
+
+
 def test_other_errors_are_not_taken_for_it() -> None:
     assert explain(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) == ""
     assert explain(ValueError("DataLoader worker")) == ""

@@ -15,3 +15,6 @@ def main() -> None:
         run()
     except KeyboardInterrupt:  # before the command or after it
         sys.exit(130)
+    except OSError as error:  # of the output itself: a full disk, a closed pipe
+        print(f"archgrad cannot write its output: {error.strerror or error}.", file=sys.stderr)  # noqa: T201
+        sys.exit(2)

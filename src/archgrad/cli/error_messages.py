@@ -28,6 +28,8 @@ _LIBRARIES = tuple(
     {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
 
+_NO_MEMORY_FOR_A_LIBRARY = ("failed to map segment", "annot allocate memory")
+
 
 class ErrorGroup(TyperGroup):
     """The commands; an error that a user can correct becomes one message and an exit status."""
@@ -78,15 +80,16 @@ def explained(error: BaseException) -> Failure | None:
 
 
 def _resources(error: BaseException) -> str:
+    if isinstance(error, ImportError):
+        missing = any(sign in str(error) for sign in _NO_MEMORY_FOR_A_LIBRARY)
+        return f"Memory ran out while a library was loaded ({error}). Close other programs." if missing else ""
     if not isinstance(error, MemoryError | RuntimeError):
         return ""
-    if "torch" not in sys.modules:
-        # Without torch there is no accelerator and no data loader; loading it for the message would take seconds.
+    if (explaining := sys.modules.get("archgrad.run.step_checks")) is None:
+        # Nothing was trained; to load torch for the message would take seconds, and more memory.
         out = isinstance(error, MemoryError)
         return "Memory ran out. Close other programs, or give smaller files." if out else ""
-    from archgrad.run.step_checks import explain
-
-    return explain(error)
+    return str(explaining.explain(error))
 
 
 def user_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 
 from archgrad.errors import ConfigError
-from archgrad.run import validation
+from archgrad.run import step_checks, validation
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -46,10 +46,12 @@ class Machine:
         """Fabric, launched."""
         if self._fabric is None:
             from lightning_fabric import Fabric
+            from lightning_fabric.strategies.ddp import DDPStrategy
 
             devices, nodes = self._layout
             self._fabric = Fabric(
                 accelerator=self._asked.type,
+                strategy="auto" if self.alone else DDPStrategy(timeout=step_checks.PATIENCE),
                 devices=devices if self._asked.index is None else [self._asked.index],
                 num_nodes=nodes,
                 precision=cast(Any, self.precision),

@@ -88,6 +88,7 @@ class RunFolder:
             self.release()
             raise
         made_with = versions() | {"device": device_name(machine.device), "processes": machine.world}
+        made_with |= {"threads": torch.get_num_threads()}  # in which order a sum is taken may depend on it
         notes = [str(note) for note in earlier.get("accepted", [])] if earlier else []
         if earlier and (changed := _differences(made_with, earlier["made_with"])):
             notes.append(f"Resumed under other conditions, so that last bits may differ: {'; '.join(changed)}.")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import threading
 import time
-from collections.abc import Generator
+import weakref
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Protocol
 
+from archgrad.errors import RunError
 from archgrad.run.budget import Budget, Phase
 from archgrad.run.checkpointing import Checkpointing
 from archgrad.run.device import Machine
@@ -17,6 +22,44 @@ from archgrad.run.step_checks import watched
 # What a loop does before its next step, as a number of which the greatest of all processes counts: 0 is to go on, a
 # signal is its number and _SIGNALS.
 _SAVE, _SIGNALS = 1, 1
+
+
+class Stepping(Protocol):
+    """A run in a loop."""
+
+    failed: bool
+
+    @property
+    def location(self) -> str:
+        """Where it is, in words."""
+
+
+_STEPPING: weakref.WeakValueDictionary[int, Stepping] = weakref.WeakValueDictionary()  # by thread
+_LOCK = threading.Lock()
+
+
+@contextlib.contextmanager
+def only_thread(run: Stepping) -> Iterator[None]:
+    """Around a loop. Raises RunError while a run of another thread is in one: both would draw from one generator."""
+    mine = threading.get_ident()
+    with _LOCK:
+        alive = {thread.ident for thread in threading.enumerate()} - {mine}
+        if others := [run for thread, run in _STEPPING.items() if thread in alive and not run.failed]:
+            raise RunError(
+                f"Another thread of this process trains (it is {others[0].location}). Both would draw random numbers "
+                "from torch's one generator, so that neither result could be had again. Train one after the other, "
+                "or each in a process of its own."
+            )
+        before = _STEPPING.get(mine)
+        _STEPPING[mine] = run
+    try:
+        yield
+    finally:
+        with _LOCK:
+            if before is None:
+                _STEPPING.pop(mine, None)
+            else:
+                _STEPPING[mine] = before
 
 
 class Loop:

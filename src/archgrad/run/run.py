@@ -19,7 +19,7 @@ from archgrad.run.budget import Budget, Phase
 from archgrad.run.checkpointing import Checkpointing
 from archgrad.run.device import Machine
 from archgrad.run.folder import RunFolder
-from archgrad.run.loop import Loop
+from archgrad.run.loop import Loop, only_thread
 from archgrad.run.output import History, Log, Output
 from archgrad.run.rng import Randomness
 from archgrad.run.signals import Stopped
@@ -276,7 +276,8 @@ class Run:
 
     def _steps(self, phase: Phase) -> Generator[int, None, None]:
         try:
-            yield from self._loop.steps(phase)
+            with only_thread(self):
+                yield from self._loop.steps(phase)
         except Stopped:
             self.close()
             raise

@@ -1,4 +1,4 @@
-"""What every step is watched for: NaN and infinity, memory that runs out, a data loader's worker that is gone."""
+"""What every step is watched for: NaN and infinity, memory that runs out, a worker or process that is gone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import re
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
 from typing import Protocol
 
 import torch
@@ -15,6 +16,8 @@ from torch.nn.utils import get_total_norm
 from torch.utils.data import dataloader
 
 from archgrad.errors import ArchgradError, ResourceError
+
+PATIENCE = timedelta(minutes=30)  # for what another process of the run sends
 
 LESS = (
     "a smaller batch (--batch-size, batch_size=), fewer cells or channels (--cells, --channels), or a search that is "
@@ -105,7 +108,7 @@ def _explain(error: BaseException) -> str:
 
 
 def explain(error: BaseException) -> str:
-    """What happened where memory ran out or a worker of a data loader died; empty for any other error."""
+    """What happened where memory ran out, or a worker or another process died; empty for any other error."""
     text = str(error)
     if asked := re.search(r"tried to allocate (\d+) bytes", text):
         text = f"torch tried to allocate {int(asked[1]) / 2**30:,.2f} GiB. {text}"
@@ -123,7 +126,18 @@ def explain(error: BaseException) -> str:
             f"A worker process of the data loader died ({what}): its memory may have run out, or code in the dataset "
             f"ended it. Try fewer workers, or num_workers=0 to see the error itself."
         )
+    if _of_processes(error, text):
+        return (
+            f"Another process of this run died, or did not answer within {PATIENCE.total_seconds() / 60:g} minutes "
+            f"({_first(text)}). See what it printed, end what is left of it, and start the program again."
+        )
     return ""
+
+
+def _of_processes(error: BaseException, text: str) -> bool:
+    """Whether an exchange between the processes of one run failed."""
+    told = isinstance(error, torch.distributed.DistBackendError | torch.distributed.DistNetworkError)  # of NCCL
+    return told or (isinstance(error, RuntimeError) and "gloo/transport" in text)
 
 
 def _broken_off(error: BaseException) -> bool:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import typer
 
 from archgrad.cli import command_file
-from archgrad.cli.command_output import Outcome
+from archgrad.cli.command_output import Outcome, printable
 from archgrad.cli.command_table import COMMANDS
 from archgrad.cli.schemas import configuration
 from archgrad.errors import RunError
 from archgrad.report.data.run_format import COMMAND
+
+_CODE = re.compile(r"(.+\.py|[A-Za-z_][\w.]*):[A-Za-z_][\w.]*")
 
 
 def resume_run(run: Path, *, accept: Sequence[str] = ()) -> Outcome:
@@ -27,4 +33,20 @@ def resume_run(run: Path, *, accept: Sequence[str] = ()) -> Outcome:
     # In the directory of the command, so that the user's code finds its files.
     directory = Path(begun["directory"])
     with contextlib.chdir(directory if directory.is_dir() else Path.cwd()):
+        _announce(out, begun["options"])
         return command.execute(options)
+
+
+def _announce(run: Path, options: Mapping[str, Any]) -> None:
+    """Say whose code is about to run. Raises RunError for code inside the run's folder."""
+    listed = [value for option in options.values() for value in (option if isinstance(option, list) else [option])]
+    named = [match[1] for value in listed if (match := _CODE.fullmatch(str(value)))]
+    code = [str(Path(place).absolute()) if place.endswith(".py") else place for place in named]
+    files = [place for place in code if place.endswith(".py")]
+    if inside := [path for path in files if Path(path).resolve().is_relative_to(run.resolve())]:
+        raise RunError(
+            f"{run / COMMAND} names code inside the run's own folder, {inside[0]}, where archgrad writes none. Look "
+            f"at it; if it is yours, move it out of the folder and give the whole command"
+        )
+    if code:
+        typer.echo(printable(f"resume runs code of {', '.join(dict.fromkeys(code))}"), err=True)
