@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -36,6 +37,15 @@ def test_a_dry_run_of_slim_says_what_slim_does_and_writes_nothing(cli: Callable,
     assert "last" in plan["frozen"] and plan["gates"] == 2
     text = cli("slim", *options, "--dry-run").stdout
     assert "nothing was written" in text and "12, at 3 an epoch" in text and "runs/slim (free)" in text
+
+
+def test_a_dry_run_tells_what_the_run_would_note_of_the_data(cli: Callable, wide: Path, tmp_path: Path) -> None:
+    given = dict(np.load(wide / "data.npz"))
+    given["x"][-30:] = given["x"][:30]
+    np.savez(tmp_path / "shared.npz", **given)
+    options = ["--limit", "macs=0.5", "--epochs", "1", "--batch-size", "16", "--dry-run", "--json"]
+    plan = json.loads(cli("slim", f"{wide}/net.py:Net", tmp_path / "shared.npz", *options).stdout)
+    assert any("so that scores are too good" in note for note in plan["notes"])
 
 
 @pytest.mark.parametrize("method", ["darts", "random_search", "radars"])

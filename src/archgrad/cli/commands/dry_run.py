@@ -54,7 +54,7 @@ def plan(command: str, options: Options) -> Outcome:
     run = Run(epochs=options.epochs, steps=options.steps, seconds=options.seconds, seed=options.seed,
               device=options.device, precision=options.precision, progress=False)  # fmt: skip
     total = run.total_steps(task.steps_per_epoch, default_epochs=60)
-    run.begin("dry", {})
+    run.begin("dry", {}, task=task)
     try:
         body = _search(options, task, run) if isinstance(options, SearchOptions) else _slim(options, task, run)
     finally:
