@@ -43,7 +43,11 @@ from .errors import (
     RunError as RunError,
 )
 from .extract.discretize import build as build
-from .extract.export import export_onnx as export_onnx, export_program as export_program
+from .extract.export import (
+    export_executorch as export_executorch,
+    export_onnx as export_onnx,
+    export_program as export_program,
+)
 from .gates.gate_trainer import GateTrainer as GateTrainer
 from .gates.importance import cut as cut, importance as importance
 from .methods.darts import darts as darts

@@ -37,7 +37,7 @@ GIVEN = {"model": "net.py:Net", "data": "digits"}
         ("params=300k", "params", 300e3, None),
         ("params = 1.5K", "params", 1500.0, None),
         ("latency_ms=4.0", "latency_ms", 4.0, None),
-        ("latency_ms=0.5", "latency_ms", 0.5, None),
+        ("onnx_ms=0.5", "onnx_ms", 0.5, None),
     ],
 )
 def test_limits_are_read(text: str, cost: str, bound: float | None, fraction: float | None) -> None:

@@ -11,6 +11,8 @@ import pytest
 import torch
 from typer.testing import Result
 
+from archgrad.cli.commands import setup
+
 
 def _run(path: Path, *inputs: np.ndarray) -> list[np.ndarray]:
     runtime = pytest.importorskip("onnxruntime")
@@ -30,3 +32,34 @@ def test_height_and_width_can_be_had_after_the_run(
         x = torch.randn(shape)
         assert np.allclose(_run(path, x.numpy())[0], network(x).detach(), atol=1e-5)
     assert "'depth' is no size of an image" in refused("export", slimmed, "--dynamic", "height,depth")
+
+
+def test_files_are_timed_as_they_are(
+    slimmed: Path, tmp_path: Path, cli: Callable[..., Result], refused: Callable[..., str]
+) -> None:
+    path = tmp_path / "small.onnx"
+    cli("export", slimmed, "--out", path)
+    (row,) = json.loads(cli("latency", path, "--batch", 3, "--repeats", 4, "--json").stdout)
+    assert row["runtime"] == "onnx" and row["repeats"] == 4 and row["size_bytes"] == path.stat().st_size
+    assert 0 < row["low_ms"] <= row["median_ms"] <= row["high_ms"]
+    text = cli("latency", path, path, "--repeats", 2, "--shape", "2,1,8,8").stdout
+    assert "small.onnx" in text and "ms in onnx" in text and "in turns" in text
+    assert "is no file" in refused("latency", tmp_path / "none.onnx")
+    assert "runtime='tensorrt'" in refused("latency", path, "--runtime", "tensorrt")
+    assert "whole numbers from 1" in refused("latency", path, "--shape", "1,x")
+
+
+@pytest.mark.parametrize(
+    ("limit", "onnx", "name"),
+    [("latency_ms", None, "onnx latency"), ("latency_ms", False, "latency"),
+     ("openvino_ms", None, "openvino latency"),
+     ("onnx_ms", False, "onnx latency"), ("eager_ms", None, "latency"), ("compile_ms", None, "compile latency")],
+)  # fmt: skip
+def test_a_time_is_that_of_the_runtime_that_is_named_or_exported_for(
+    limit: str, onnx: bool | None, name: str
+) -> None:
+    for package in ("onnxruntime", "onnxscript", limit.removesuffix("_ms")):
+        if package in ("onnxruntime", "onnxscript", "openvino"):
+            pytest.importorskip(package)
+    found = setup.limit_of(f"{limit}=4.5", torch.zeros(1, 3), onnx=onnx)
+    assert found is not None and found.cost.name == name and found.bound == 4.5

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,12 @@ from archgrad.choices.access import hold, relax
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import OpChoice
 from archgrad.choices.relaxations import softmax
-from archgrad.costs import latency as rooms
-from archgrad.costs.latency import Timing, latency, measure_onnx
+from archgrad.costs import latency as rooms, measure_files
+from archgrad.costs.latency import Timing, latency
 from archgrad.costs.limits import Cost, Limit
-from archgrad.errors import ConfigError, LimitError, ModelError
+from archgrad.errors import ConfigError, LimitError, MissingExtra, ModelError
 from archgrad.extract.export import export_onnx
+from archgrad.extract.runtimes import Runtime
 
 
 class Small(nn.Module):
@@ -67,9 +70,9 @@ def test_onnx_timing_of_a_network_and_of_its_file(tmp_path: Path, capfd: pytest.
     assert _sound(timing) and timing.runtime == "onnx" and timing.repeats == 5
     path = tmp_path / "a.onnx"
     export_onnx(network, x, path)
-    assert _sound(measure_onnx(path, x, repeats=5, threads=2))
+    assert _sound(measure_files({"a": path}, x, repeats=5, threads=2)["a"])
     with pytest.raises(ModelError, match="does not run on the example"):
-        measure_onnx(path, torch.randn(2, 5, 8, 8), repeats=5)
+        measure_files({"a": path}, torch.randn(2, 5, 8, 8), repeats=5)
     assert capfd.readouterr() == ("", "")
 
 
@@ -148,7 +151,7 @@ def test_spread_and_noise() -> None:
 
 
 def test_percentiles_by_hand() -> None:
-    timing = rooms._timing([float(k) for k in range(11)], runtime="eager", device="cpu", threads=1)
+    timing = rooms.timing([float(k) for k in range(11)], runtime="eager", device="cpu", threads=1)
     assert (timing.low_ms, timing.median_ms, timing.high_ms) == (1.0, 5.0, 9.0)
 
 
@@ -171,9 +174,10 @@ def test_limits() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"runtime": "tensorrt"}, "'eager', 'onnx'"),
+        ({"runtime": "tensorrt"}, "'eager', 'compile', 'onnx'"),
         ({"repeats": 0}, "repeats=0"),
         ({"threads": 0}, "threads=0"),
+        ({"batch": 0}, "batch=0"),
         ({"warmup": -1}, "warmup=-1"),
         ({"device": "nowhere"}, "nowhere"),
         ({"device": "meta", "runtime": "onnx"}, "timed on the CPU"),
@@ -191,8 +195,64 @@ def test_a_network_that_does_not_run_is_named() -> None:
 
 def test_a_file_that_is_not_onnx_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is no file"):
-        measure_onnx(tmp_path / "absent.onnx", torch.ones(1))
+        measure_files({"a": tmp_path / "absent.onnx"})
+    with pytest.raises(ModelError, match="of no known kind"):
+        measure_files({"a": tmp_path / "a.pt"})
     damaged = tmp_path / "damaged.onnx"
     damaged.write_bytes(b"not a network")
-    with pytest.raises(ModelError, match="ONNX network does not run"):
-        measure_onnx(damaged, torch.ones(1))
+    for example in (None, torch.ones(1)):
+        with pytest.raises(ModelError, match="does not run"):
+            measure_files({"a": damaged}, example)
+
+
+RUNTIMES = ["openvino", "executorch", pytest.param("compile", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_each_runtime_runs_the_network_itself(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    if runtime in ("openvino", "executorch"):
+        pytest.importorskip(runtime)
+    network, x = Small().eval(), torch.randn(2, 3, 8, 8)
+    passes: list[Callable[[], object]] = []
+    turns = rooms.in_turns
+
+    def watched(given: list[Callable[[], object]], **protocol: int) -> list[list[float]]:
+        passes.extend(given)
+        return turns(given, **protocol)
+
+    monkeypatch.setattr(rooms, "in_turns", watched)
+    cost = latency(x, runtime=runtime, repeats=3, batch=5)
+    timing = cost.timing(network)
+    assert _sound(timing) and timing.runtime == runtime and cost.name == f"{runtime} latency"
+    (output,) = torch.utils._pytree.tree_leaves(passes[0]())
+    wanted = network(x[torch.arange(5) % 2])
+    assert torch.allclose(torch.as_tensor(output), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "extra"), [("openvino", "openvino"), ("executorch", "executorch"), ("onnx", "export")]
+)
+def test_a_runtime_that_is_not_installed_is_refused_at_once(
+    runtime: Runtime, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = {"onnx": "onnxscript"}.get(runtime, runtime)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find(name))
+    with pytest.raises(MissingExtra, match=rf"{missing} is not installed.*archgrad\[{extra}\]"):
+        latency(torch.randn(1, 3), runtime=runtime)
+
+
+def test_files_say_what_they_take(tmp_path: Path) -> None:
+    whole = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(12, 2))
+    images = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1))
+    paths = {"whole": tmp_path / "a.onnx", "images": tmp_path / "b.onnx"}
+    export_onnx(whole, torch.zeros(1, 3, dtype=torch.long), paths["whole"])
+    assert _sound(measure_files({"a": paths["whole"]}, batch=7, repeats=3)["a"])
+    export_onnx(images, torch.randn(1, 3, 8, 8), paths["images"], dynamic=("batch", "height", "width"))
+    with pytest.raises(ConfigError, match=r"takes inputs of \[any, 3, any, any\]"):
+        measure_files({"b": paths["images"]})
+    assert _sound(measure_files({"b": paths["images"]}, shapes=[(1, 3, 9, 12)], repeats=3)["b"])
+    with pytest.raises(ConfigError, match="does not take"):
+        measure_files({"b": paths["images"]}, runtime="executorch")
+    with pytest.raises(ConfigError, match="1 inputs, and 2 shapes"):
+        measure_files({"b": paths["images"]}, shapes=[(1, 3, 9, 12), (2,)])

@@ -30,6 +30,17 @@ _DYNAMIC = Annotated[
         metavar="height,width", help="Sizes of images that the file takes at any value, as it does batches."
     ),
 ]
+_FILES = Annotated[list[Path], typer.Argument(metavar="FILE...", help=".onnx or .pte files.", show_default=False)]
+_RUNTIME = Annotated[
+    str | None, typer.Option(metavar="onnx|openvino|executorch", help="Default: onnx, executorch for .pte.")
+]
+_SHAPE = Annotated[
+    list[str] | None,
+    typer.Option(metavar="1,3,224,224", help="Of the input, where a file leaves it open; one for each input."),
+]
+_BATCH = Annotated[int, typer.Option(min=1, help="Samples of a pass, where the file leaves that open. Default: 1.")]
+_THREADS = Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of a pass. Default: 1.")]
+_REPEATS = Annotated[int, typer.Option(min=1, help="Passes that are timed. Default: 50.")]
 _ACCEPT = Annotated[
     list[str] | None,
     typer.Option(
@@ -98,6 +109,27 @@ def export(run: _RUN, *, out: _FILE = None, dynamic: _DYNAMIC = None, as_json: J
         from archgrad.cli.commands.export import export_run
 
         outcome = export_run(run, out, dynamic=dynamic)
+    outcome.show(as_json=as_json)
+
+
+@app.command()
+def latency(
+    files: _FILES,
+    *,
+    runtime: _RUNTIME = None,
+    shape: _SHAPE = None,
+    batch: _BATCH = 1,
+    threads: _THREADS = 1,
+    repeats: _REPEATS = 50,
+    as_json: JSON = False,
+) -> None:
+    """Time exported files on this machine, in turns: ONNX in ONNX Runtime or OpenVINO, ExecuTorch programs."""
+    with only_json_on_stdout(as_json):
+        from archgrad.cli.commands.latency import time_files
+
+        outcome = time_files(
+            files, runtime=runtime, shapes=shape or (), batch=batch, threads=threads, repeats=repeats
+        )
     outcome.show(as_json=as_json)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from archgrad.cli.schemas.limits import COSTS
 from archgrad.cli.schemas.methods import SEARCHES
 from archgrad.cli.schemas.options import NEGATIVES, SPACES, Options
 from archgrad.cli.schemas.score import PROXIES
@@ -28,7 +29,7 @@ _COMPLETED = {
     "method": completes(lambda: SEARCHES),
     "space": completes(lambda: SPACES),
     "proxy": completes(lambda: (*PROXIES, "all")),
-    "limit": completes(lambda: ("macs=", "params=", "latency_ms=")),
+    "limit": completes(lambda: [f"{name}=" for name in COSTS]),
     "data": completes(lambda: ("digits",)),
 }
 _SWITCHES = {

@@ -1,4 +1,4 @@
-"""Latency: one forward pass, timed on this machine, in PyTorch or in ONNX Runtime.
+"""Latency: one forward pass, timed on this machine, in PyTorch or in a runtime that ships networks.
 
 A timing is a median with its 10th and 90th percentile, since single timings on a shared machine say little. Networks
 that are to be compared are timed in turns (A B A B ...), so that a busy moment of the machine slows all of them.
@@ -9,10 +9,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,14 +19,15 @@ from torch import Tensor, nn
 
 from archgrad.argument_types import checked
 from archgrad.choices.modules import Choice
-from archgrad.copy_and_run import by_name, call, copied, modes_kept, run_on_example, shapes
+from archgrad.copy_and_run import by_name, copied, modes_kept, run_on_example, shapes
 from archgrad.costs.limits import Limit, WithoutGradient
 from archgrad.errors import ConfigError, ModelError, one_line
-from archgrad.extract.export import encode_onnx
-from archgrad.extract.onnx_file import Session
+from archgrad.extract import runtimes
+from archgrad.extract.export import encode_executorch, encode_onnx
+from archgrad.extract.export_trials import with_batch
+from archgrad.extract.runtimes import Runtime
 from archgrad.tasks.task import Inputs, arguments, mapped
 
-Runtime = Literal["eager", "onnx"]
 _NOISY = 0.5
 
 
@@ -62,20 +62,24 @@ class Latency(WithoutGradient):
     A copy of the network is timed in eval mode. A network with choices (held, or inside `using`) is timed in place
     in eager mode, where its parameters are on the device: a supernet takes longer to copy than to run.
 
-    Few `repeats` and `warmup` passes keep a search cheap. Runtime "onnx" exports each network first, which takes
-    seconds, and times the bytes that `archgrad.export_onnx` writes.
+    Few `repeats` and `warmup` passes keep a search cheap. Where the runtime takes a file, each network is exported
+    first, which takes seconds, and the bytes are timed that `archgrad.export_onnx` writes. Name the runtime that you
+    ship: the order of two networks can differ between runtimes.
 
     Args:
-        x: input of the network, [B, ...], or a tuple or dict of such; this batch size is timed.
+        x: input of the network, [B, ...], or a tuple or dict of such.
         device: where it runs; None: where each network's parameters are.
-        runtime: "eager" (PyTorch) or "onnx" (ONNX Runtime, on the CPU).
+        runtime: "eager" (PyTorch), "compile" (`torch.compile`), or on the CPU "onnx" (ONNX Runtime), "openvino" (the
+            same file in OpenVINO, in float32) or "executorch" (with XNNPACK).
         repeats: passes that are timed.
         warmup: passes before them.
         threads: CPU threads of one pass; torch's own setting is put back.
+        batch: samples of one pass, those of x repeated or left out; None: as many as x has.
 
     Raises:
-        ConfigError: a device that is not here; an unknown runtime; "onnx" on a device other than the CPU; repeats or
-            threads below 1; warmup below 0.
+        ConfigError: a device that is not here; an unknown runtime; a file's runtime on a device other than the CPU;
+            repeats, threads or batch below 1; warmup below 0.
+        MissingExtra: a package of the runtime is not installed.
 
     Example:
         >>> import torch, archgrad as ag
@@ -92,17 +96,23 @@ class Latency(WithoutGradient):
     repeats: int = field(default=50, kw_only=True)
     warmup: int = field(default=10, kw_only=True)
     threads: int = field(default=1, kw_only=True)
-    name: ClassVar[str] = "latency"
+    batch: int | None = field(default=None, kw_only=True)
     unit: ClassVar[str] = "ms"
     measured: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check(repeats=self.repeats, warmup=self.warmup, threads=self.threads)
+        check_protocol(repeats=self.repeats, warmup=self.warmup, threads=self.threads, batch=self.batch)
+        runtimes.require(self.runtime)
         if self.device is not None:
             object.__setattr__(self, "device", _present(self.device, self.runtime))
 
     def __repr__(self) -> str:
         return f"latency({self.device or 'where the network is'}, {self.runtime}, example {shapes(self.x)})"
+
+    @property
+    def name(self) -> str:
+        """What records call it: "latency", with its runtime where that is not eager PyTorch."""
+        return "latency" if self.runtime == "eager" else f"{self.runtime} latency"
 
     def of(self, network: nn.Module) -> float:
         """The median of a fresh measurement, in milliseconds."""
@@ -117,22 +127,25 @@ class Latency(WithoutGradient):
 
         Raises:
             ModelError: a network does not run on the example, or cannot be exported.
-            MissingExtra: "onnx" without onnx, onnxscript or onnxruntime.
         """
         passes, devices = [], []
         with contextlib.ExitStack() as stack:
             for network in networks.values():
-                device = torch.device("cpu" if self.runtime == "onnx" else self.device or _device_of(network))
+                of_file = self.runtime in runtimes.NEEDS
+                device = torch.device("cpu" if of_file else self.device or _device_of(network))
                 inputs = arguments(_moved(self.x, device))
-                if self.runtime == "onnx":
-                    passes.append(_onnx_pass(encode_onnx(network, self.x).data, inputs, self.threads))
+                inputs = with_batch(inputs, self.batch) if self.batch else inputs
+                if of_file:
+                    example = inputs if len(inputs) > 1 else inputs[0]
+                    encode = encode_executorch if self.runtime == "executorch" else encode_onnx
+                    passes.append(file_pass(encode(network, example).data, self.runtime, inputs, self.threads))
                 else:
-                    passes.append(_eager_pass(stack.enter_context(_ready(network, inputs, device)), inputs, device))
+                    ready = stack.enter_context(_ready(network, inputs, device))
+                    passes.append(_torch_pass(ready, inputs, device, compiled=self.runtime == "compile"))
                 devices.append(str(device))
-            stack.enter_context(_threads(self.threads))
-            rows = _in_turns(passes, repeats=self.repeats, warmup=self.warmup)
+            rows = in_turns(passes, repeats=self.repeats, warmup=self.warmup, threads=self.threads)
         return {
-            name: _timing(row, runtime=self.runtime, device=device, threads=self.threads)
+            name: timing(row, runtime=self.runtime, device=device, threads=self.threads)
             for name, row, device in zip(networks, rows, devices, strict=True)
         }
 
@@ -148,30 +161,12 @@ class Latency(WithoutGradient):
 latency = Latency
 
 
-def measure_onnx(
-    path: str | Path, example: Inputs, *, repeats: int = 50, warmup: int = 10, threads: int = 1
-) -> Timing:
-    """Time an ONNX file in ONNX Runtime on the CPU: the file that ships, as it is.
-
-    `example` is the input, or a tuple of inputs in the file's order, each `[B, ...]`.
-
-    Raises:
-        ConfigError: repeats or threads below 1; warmup below 0.
-        ModelError: the file cannot be read as ONNX, or does not run on the example.
-        MissingExtra: onnxruntime is not installed.
-    """
-    _check(repeats=repeats, warmup=warmup, threads=threads)
-    if not Path(path).is_file():
-        raise ModelError(f"{path} is no file. Give an ONNX file, such as export_onnx writes")
-    inputs = arguments(_moved(example, torch.device("cpu")))
-    rows = _in_turns([_onnx_pass(Path(path).read_bytes(), inputs, threads)], repeats=repeats, warmup=warmup)
-    return _timing(rows[0], runtime="onnx", device="cpu", threads=threads)
-
-
-def _check(*, repeats: int, warmup: int, threads: int) -> None:
-    for name, value, least in (("repeats", repeats, 1), ("warmup", warmup, 0), ("threads", threads, 1)):
-        if value < least:
-            raise ConfigError(f"{name}={value}: give a whole number of at least {least}")
+def check_protocol(*, repeats: int, warmup: int, threads: int, batch: int | None) -> None:
+    """Raise ConfigError for numbers that nothing can be timed by."""
+    least = {"repeats": (repeats, 1), "warmup": (warmup, 0), "threads": (threads, 1), "batch": (batch, 1)}
+    for name, (value, bound) in least.items():
+        if value is not None and value < bound:
+            raise ConfigError(f"{name}={value}: give a whole number of at least {bound}")
 
 
 def _present(device: str | torch.device, runtime: Runtime) -> torch.device:
@@ -183,9 +178,9 @@ def _present(device: str | torch.device, runtime: Runtime) -> torch.device:
             f"device={str(device)!r} cannot be used here ({one_line(error)}). Give a device that PyTorch "
             f'sees on this machine, such as "cpu"'
         ) from error
-    if runtime == "onnx" and present.type != "cpu":
+    if runtime in runtimes.NEEDS and present.type != "cpu":
         raise ConfigError(
-            f'runtime="onnx" on device={str(device)!r}: ONNX Runtime is timed on the CPU. Give device="cpu", '
+            f'runtime="{runtime}" on device={str(device)!r}: this runtime is timed on the CPU. Give device="cpu", '
             f'or runtime="eager"'
         )
     return present
@@ -221,56 +216,73 @@ def _without_gradient(network: nn.Module) -> contextlib.AbstractContextManager[N
     return torch.no_grad() if _has_choices(network) else torch.inference_mode()
 
 
-def _eager_pass(ready: nn.Module, inputs: tuple[Tensor, ...], device: torch.device) -> Callable[[], object]:
+def _torch_pass(
+    ready: nn.Module, inputs: tuple[Tensor, ...], device: torch.device, *, compiled: bool
+) -> Callable[[], object]:
     no_gradient, named = _without_gradient(ready), by_name(ready, inputs) is not None
+    network: Callable[..., object] = ready
+    if compiled:
+        with runtimes.silence():
+            network = torch.compile(ready)
 
     def run() -> object:
         with no_gradient:
-            result = call(ready, inputs) if named else ready(*inputs)
+            result = network(**inputs[0]) if named else network(*inputs)  # type: ignore[arg-type]
         if device.type != "cpu":
             # Kernels are only queued by then.
             torch.accelerator.synchronize(device)
         return result
 
+    if compiled:
+        try:
+            with runtimes.silence():
+                run()
+        except Exception as error:  # the compiler's errors share no base
+            raise ModelError(
+                f"{type(ready).__name__} cannot be compiled by torch.compile: {one_line(error)}. It needs a C++ "
+                f'compiler on the CPU; time runtime="eager", or the runtime that you ship'
+            ) from error
     return run
 
 
-def _onnx_pass(data: bytes, inputs: tuple[Tensor, ...], threads: int) -> Callable[[], object]:
+def file_pass(data: bytes, runtime: str, inputs: tuple[Any, ...], threads: int) -> Callable[[], object]:
+    """One pass of a file's bytes in its runtime.
+
+    Raises:
+        ModelError: they do not run there on these inputs.
+    """
     try:
-        session = Session(data, threads=threads)
-        feed = session.prepare(inputs)
-        session.run(feed)
+        network = runtimes.loaded(data, runtime, inputs, threads=threads)
+        feed = network.prepare(inputs)
+        network.run(feed)
     except RuntimeError as error:
         raise ModelError(
-            f"the ONNX network does not run on the example: {one_line(error)}. Give the tensors that it "
-            f"takes, in order, with the batch size that it was exported for"
+            f"the {runtime} network does not run on the example of {shapes(inputs)}: {one_line(error)}. Give the "
+            f"tensors that it takes, in order, with the batch size that it was exported for"
         ) from error
-    return lambda: session.run(feed)
+    return lambda: network.run(feed)
 
 
-def _in_turns(passes: list[Callable[[], object]], *, repeats: int, warmup: int) -> list[list[float]]:
+def in_turns(passes: Sequence[Callable[[], object]], *, repeats: int, warmup: int, threads: int) -> list[list[float]]:
+    """Milliseconds of each of `repeats` passes, run in turns, after `warmup` of each."""
     rows: list[list[float]] = [[] for _ in passes]
-    for turn in range(warmup + repeats):
-        for run, row in zip(passes, rows, strict=True):
-            start = time.perf_counter_ns()
-            run()
-            nanoseconds = time.perf_counter_ns() - start
-            if turn >= warmup:
-                row.append(nanoseconds / 1e6)
+    with _threads(threads):
+        for turn in range(warmup + repeats):
+            for run, row in zip(passes, rows, strict=True):
+                start = time.perf_counter_ns()
+                run()
+                nanoseconds = time.perf_counter_ns() - start
+                if turn >= warmup:
+                    row.append(nanoseconds / 1e6)
     return rows
 
 
-def _timing(row: list[float], *, runtime: Runtime, device: str, threads: int) -> Timing:
+def timing(row: Sequence[float], *, runtime: Runtime, device: str, threads: int) -> Timing:
+    """The summary of passes."""
     low, median, high = (float(value) for value in np.percentile(row, (10, 50, 90)))
     return Timing(
-        median_ms=median,
-        low_ms=low,
-        high_ms=high,
-        repeats=len(row),
-        runtime=runtime,
-        device=device,
-        threads=threads,
-    )
+        median_ms=median, low_ms=low, high_ms=high, repeats=len(row), runtime=runtime, device=device, threads=threads
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -11,9 +11,7 @@ import dataclasses
 import functools
 import inspect
 import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,9 @@ from archgrad import files
 from archgrad.argument_types import checked
 from archgrad.copy_and_run import by_name, call, copied, run_on_example
 from archgrad.errors import ConfigError, ModelError, RunError, one_line
-from archgrad.extract import onnx_file
+from archgrad.extract import onnx_file, runtimes
 from archgrad.extract.export_trials import AXES, BATCH, HEIGHT, WIDTH, largest_difference, make_trials, with_batch
+from archgrad.extract.runtimes import silence
 from archgrad.tasks.task import Inputs, arguments, tensors
 
 TOLERANCE = 1e-4
@@ -143,6 +142,35 @@ def export_open_program(network: nn.Module, example: Inputs, path: Path) -> Expo
     return export_program(network, example, path)
 
 
+@checked
+def export_executorch(network: nn.Module, example: Inputs, path: str | Path) -> Exported:
+    """Write an ExecuTorch program (.pte), in XNNPACK where that knows the operators, for the example's shapes.
+
+    Arguments, checks and errors are those of `export_onnx`. It needs the extra `executorch`.
+
+    Args:
+        network: what `build` or a search returned, or any other plain network.
+        example: the network's input, or a tuple or dict of its inputs, each `[B, ...]`.
+        path: of the file.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> ag.export_executorch(torch.nn.Linear(4, 2), torch.zeros(1, 4), "small.pte")  # doctest: +SKIP
+    """
+    return encode_executorch(network, example).write(Path(path))
+
+
+def encode_executorch(network: nn.Module, example: Inputs) -> Encoded:
+    """The bytes that `export_executorch` writes, checked; errors as there."""
+    runtimes.require("executorch")
+
+    def load(data: bytes) -> Callable[[tuple[Any, ...]], Sequence[Tensor]]:
+        session = runtimes.Executorch(data)
+        return lambda inputs: session.run(session.prepare(inputs))
+
+    return _encode(network, example, [runtimes.executorch_bytes], load=load, form="ExecuTorch", dynamic=())
+
+
 def encode_onnx(network: nn.Module, example: Inputs, *, dynamic: Sequence[str] = (BATCH,)) -> Encoded:
     """The bytes that `export_onnx` writes, checked; errors as there."""
     onnx_file.require_packages(*onnx_file.PACKAGES)
@@ -170,7 +198,7 @@ def _encode(
     for axes in (*ways, sizes):
         try:
             trials = make_trials(plain, inputs, axes)
-            with _silence():
+            with silence():
                 program = _trace(plain, inputs, axes)
         except ModelError:
             raise
@@ -179,7 +207,7 @@ def _encode(
         else:
             for encode in encoders:
                 try:
-                    with _silence():
+                    with silence():
                         data = encode(program)
                         difference = largest_difference(load(data), trials)
                 except Exception as error:  # noqa: BLE001 - likewise, and ONNX Runtime's
@@ -308,18 +336,3 @@ def _program_runner(data: bytes) -> Callable[[tuple[Any, ...]], Sequence[Tensor]
             return tensors(call(module, tree_map_only(Tensor, torch.clone, inputs)))
 
     return run
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    # The exporters report by print, by warnings, and by a log handler that holds the real stderr.
-    logger = logging.getLogger("torch")
-    level = logger.level
-    sink = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-        warnings.simplefilter("ignore")
-        logger.setLevel(logging.CRITICAL + 1)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)

@@ -19,19 +19,20 @@ def without_projections(program: ExportedProgram) -> ExportedProgram:
 
         u_t = o_t tanh(c_t),  h_t = R u_t,   so that   W_hh h_(t-1) = (W_hh R) u_(t-1)
 
-    The LSTM of u has the recurrent weights W_hh R, and R stands behind it. A first state h_0 that is not zero comes in
-    as an input at the first step, weighted by W_hh. Other programs are returned as they are.
+    The LSTM of u has the recurrent weights W_hh R, and R stands behind it. A first state h_0 that is not zero comes
+    in as an input at the first step, weighted by W_hh. Other programs are returned as they are.
     """
     nodes = [node for node in program.graph.nodes if node.target is _LSTM]
     if not any(_projected(node.args) for node in nodes):
         return program
     from_zero = all(_is_zero(node.args[1][0]) for node in nodes)
-    return program.run_decompositions({_LSTM: functools.partial(_plain, from_zero=from_zero)})
+    plain: ExportedProgram = program.run_decompositions({_LSTM: functools.partial(_plain, from_zero=from_zero)})
+    return plain
 
 
 def _projected(arguments: Sequence[Any]) -> bool:
     _, _, parameters, biases, layers, _, _, both, _ = arguments
-    return len(parameters) == layers * (2 if both else 1) * (5 if biases else 3)
+    return bool(len(parameters) == layers * (2 if both else 1) * (5 if biases else 3))
 
 
 def _is_zero(node: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,11 @@ from archgrad.errors import MissingExtra
 from archgrad.extract.lstm_projections import without_projections
 from archgrad.tasks.task import tensors
 
+_DTYPES = {
+    "tensor(uint8)": torch.uint8, "tensor(int8)": torch.int8, "tensor(int32)": torch.int32,
+    "tensor(int64)": torch.int64, "tensor(bool)": torch.bool, "tensor(float16)": torch.float16,
+    "tensor(double)": torch.float64,
+}  # fmt: skip
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -70,16 +76,16 @@ class Session:
         except self._errors as error:
             raise RuntimeError(str(error)) from error
 
+    def slots(self) -> list[tuple[list[int | None], torch.dtype]]:
+        """Shape, None where a size is open, and type of each input."""
+        return [
+            ([n if isinstance(n, int) else None for n in slot.shape], _DTYPES.get(slot.type, torch.float32))
+            for slot in self._session.get_inputs()
+        ]
+
     def prepare(self, inputs: object) -> dict[str, Any]:
         """What `run` takes, from a nest of tensors in the order of the file's inputs, or a dict with their names."""
-        names = [slot.name for slot in self._session.get_inputs()]
-        named = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else None
-        if isinstance(named, dict) and {*names} <= {*named}:
-            inputs = [named[name] for name in names]
-        leaves = tensors(inputs)
-        if len(names) != len(leaves):
-            raise RuntimeError(f"the file has the inputs {names}, the example {len(leaves)} tensors")
-        return {name: tensor.numpy() for name, tensor in zip(names, leaves, strict=True)}
+        return named_inputs([slot.name for slot in self._session.get_inputs()], inputs)
 
     def run(self, feed: dict[str, Any]) -> list[Any]:
         """The outputs as arrays."""
@@ -91,3 +97,14 @@ class Session:
     def outputs(self, inputs: object) -> list[Tensor]:
         """The outputs, as tensors, on a nest of tensors in the order of the file's inputs."""
         return [torch.as_tensor(value) for value in self.run(self.prepare(inputs))]
+
+
+def named_inputs(names: Sequence[str], inputs: object) -> dict[str, Any]:
+    """Arrays by a file's names of inputs, from a nest of tensors in their order, or a dict with their names."""
+    named = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else None
+    if isinstance(named, dict) and {*names} <= {*named}:
+        inputs = [named[name] for name in names]
+    leaves = tensors(inputs)
+    if len(names) != len(leaves):
+        raise RuntimeError(f"the file has the inputs {[*names]}, the example {len(leaves)} tensors")
+    return {name: tensor.numpy() for name, tensor in zip(names, leaves, strict=True)}

@@ -21,10 +21,11 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.decide import decide
 from archgrad.choices.gate import Gate
 from archgrad.costs.count import macs, params, uncounted
-from archgrad.costs.latency import Runtime, latency
+from archgrad.costs.latency import latency
 from archgrad.errors import ArchitectureError, LimitError, MissingExtra, ModelError, RunError, one_line
 from archgrad.extract.discretize import build
 from archgrad.extract.export import export_open_program
+from archgrad.extract.runtimes import Runtime
 from archgrad.report import notebook, page, text
 from archgrad.report.data.run_folder import write_record
 from archgrad.report.data.run_format import HISTORY, record_line

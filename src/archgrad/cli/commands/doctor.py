@@ -21,6 +21,8 @@ Report = dict[str, Any]
 # {extra: (modules that it brings, what for)}
 EXTRAS = {
     "export": (("onnx", "onnxscript", "onnxruntime"), "ONNX files, and latency in ONNX Runtime"),
+    "openvino": (("openvino",), "latency in OpenVINO"),
+    "executorch": (("executorch",), "ExecuTorch programs, and latency in ExecuTorch"),
     "data": (("datasets",), "saved Hugging Face data sets"),
     "energy": (("pynvml",), "the energy counter of an NVIDIA GPU"),
     "rl": (("gymnasium", "stable_baselines3"), "gymnasium environments, and supernets in Stable-Baselines3"),

@@ -100,19 +100,19 @@ def _slim(options: SlimOptions | TransferOptions, task: Task, run: Run) -> Plan:
 def _limits_of(options: SlimOptions | TransferOptions, task: Task) -> list[Limit]:
     """All that hold at once, or those of a front."""
     if isinstance(options, TransferOptions):
-        limit = setup.limit_of(options.limit, task.example)
+        limit = setup.limit_of(options.limit, task.example, onnx=options.onnx)
         return [limit] if limit else []
     if options.front is not None:
         cost = setup.cost_of(options.front[0], task.example)
         return [cost.at_most(fraction=fraction) for fraction in options.front[1]]
-    return setup.limits_of(options.limit, task.example) or []
+    return setup.limits_of(options.limit, task.example, onnx=options.onnx) or []
 
 
 def _search(options: SearchOptions, task: Task, run: Run) -> Plan:
     method, task = METHODS[options.method], setup.with_teacher(task, options)
     space, described = spaces.build_space(described_space(options), task)
     search_steps, train_steps = split_steps(run, task, options.search_fraction)
-    limit = setup.limit_of(options.limit, task.example)
+    limit = setup.limit_of(options.limit, task.example, onnx=False)
     bound = None
     if limit is not None:
         # A measured bound is settled by the search itself, on hundreds of networks.

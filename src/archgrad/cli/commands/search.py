@@ -33,7 +33,7 @@ def execute(options: SearchOptions) -> command_output.Outcome:
     setup.seed(options.seed)
     subject = _shape(options) if task is None else task
     space, described = spaces.build_space(described_space(options), subject)
-    limit = setup.limit_of(options.limit, subject.example)
+    limit = setup.limit_of(options.limit, subject.example, onnx=False)  # each of hundreds would be exported
     arguments = method.arguments(options, subject.example)
     command_file.write(out, "search", options)
     with command_file.resumable(out):

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from archgrad.costs.latency import latency
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError, MissingExtra, ModelError
 from archgrad.extract.export import export_onnx
+from archgrad.extract.onnx_file import PACKAGES
+from archgrad.extract.runtimes import Runtime
 from archgrad.results.result import Found
 from archgrad.run.run import Run
 from archgrad.tasks import Distilled, chance
@@ -35,7 +38,6 @@ from archgrad.training.schedules import Schedule, constant, cosine
 
 _OPTIMIZERS: dict[str, OptimizerFactory] = {"sgd": sgd, "adam": adam, "adamw": adamw}
 _SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "constant": constant}
-_EXPORT = ("onnx", "onnxscript", "onnxruntime")
 
 
 def begin(
@@ -183,19 +185,25 @@ def recipes_of(options: RecipeOptions, method: Callable[..., Found]) -> dict[str
     return recipes
 
 
-def limit_of(text: str | None, example: Inputs) -> Limit | None:
-    """The limit of --limit, on networks of inputs like `example`. Raises LimitError."""
+def limit_of(text: str | None, example: Inputs, *, onnx: bool | None) -> Limit | None:
+    """The limit of --limit, on networks of inputs like `example`; `onnx`: whether --onnx was given.
+
+    A time without a runtime is that of the file which the run leaves: in ONNX Runtime, or where no ONNX file is
+    written in eager PyTorch. Raises LimitError; MissingExtra for a runtime that is not installed.
+    """
     if text is None:
         return None
     limit = limits.parse(text)
-    if limit.cost == "latency_ms":
-        return latency(example).at_most(ms=limit.bound)
-    return cost_of(limit.cost, example).at_most(limit.bound, fraction=limit.fraction)
+    if limit.cost not in limits.TIMES:
+        return cost_of(limit.cost, example).at_most(limit.bound, fraction=limit.fraction)
+    named = limit.cost.removesuffix("_ms")
+    runtime = ("onnx" if writes_onnx(onnx) else "eager") if named == "latency" else named
+    return latency(example, runtime=cast(Runtime, runtime)).at_most(ms=limit.bound)
 
 
-def limits_of(texts: Sequence[str], example: Inputs) -> list[Limit] | None:
-    """The limits of a --limit that may be repeated; None where there are none. Raises LimitError."""
-    return [limit for text in texts if (limit := limit_of(text, example))] or None
+def limits_of(texts: Sequence[str], example: Inputs, *, onnx: bool | None) -> list[Limit] | None:
+    """The limits of a --limit that may be repeated; None where there are none. Raises as `limit_of` does."""
+    return [limit for text in texts if (limit := limit_of(text, example, onnx=onnx))] or None
 
 
 def cost_of(name: str, example: Inputs) -> macs | params:
@@ -205,7 +213,7 @@ def cost_of(name: str, example: Inputs) -> macs | params:
 
 def writes_onnx(asked: bool | None) -> bool:
     """Whether network.onnx is written. Raises MissingExtra where it is asked for and cannot be."""
-    missing = [package for package in _EXPORT if importlib.util.find_spec(package) is None]
+    missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
     if asked and missing:
         raise MissingExtra(missing[0], "export")
     return not missing if asked is None else asked

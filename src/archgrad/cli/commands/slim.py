@@ -22,6 +22,7 @@ def execute(options: SlimOptions) -> command_output.Outcome:
     out = Path(options.out)
     run = setup.begin("slim", options, out)
     task = data.load_task(options)
+    limits = None if options.front else setup.limits_of(options.limit, task.example, onnx=options.onnx)
     setup.seed(options.seed)
     network = setup.load_network(options, task)
     setup.check_normalization(network, task, options)
@@ -36,7 +37,7 @@ def execute(options: SlimOptions) -> command_output.Outcome:
             space,
             task,
             run,
-            limit=setup.limits_of(options.limit, task.example),
+            limit=limits,
             sparsity=options.sparsity,
             pretrained=pretrained,
             gate_epochs=options.gate_epochs,

@@ -33,7 +33,7 @@ def execute(options: TransferOptions) -> command_output.Outcome:
     network = setup.load_network(options, source)
     space = slim(network, source.example, keep=options.keep, inputs=options.inputs)
     check(space, source, target, protocol)
-    limit = setup.limit_of(options.limit, source.example)
+    limit = setup.limit_of(options.limit, source.example, onnx=options.onnx)
     command_file.write(out, "transfer", options)
     with command_file.resumable(out):
         search = Run(

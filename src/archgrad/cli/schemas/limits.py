@@ -1,4 +1,4 @@
-"""A limit as it is written on the command line: macs=0.5, params=300k, latency_ms=4.0."""
+"""A limit as it is written on the command line: macs=0.5, params=300k, onnx_ms=4.0."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from archgrad.errors import LimitError
 
 LIMITS = (
     "macs=0.5 or macs=50% (half of what the network takes), macs=20M, macs=20e6, params=0.5, params=300k, "
-    "latency_ms=4.0"
+    "latency_ms=4.0 (in the runtime that the run exports for), onnx_ms=4.0, openvino_ms, executorch_ms, eager_ms or "
+    "compile_ms"
 )
-COSTS = ("macs", "params", "latency_ms")
+TIMES = ("latency_ms", "onnx_ms", "openvino_ms", "executorch_ms", "eager_ms", "compile_ms")
+COSTS = ("macs", "params", *TIMES)
 _SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?"
 
@@ -82,10 +84,10 @@ def parse(text: str) -> LimitText:
     if not match:
         raise LimitError(f"limit {text!r}: {value!r} is not a number above 0. Allowed are {LIMITS}")
     number, unit = float(match["number"]), match["unit"].lower()
-    if name == "latency_ms":
+    if name in TIMES:
         if unit or not 0 < number < math.inf:
-            raise LimitError(f"limit {text!r}: give milliseconds above 0, such as latency_ms=4.0")
-        return LimitText("latency_ms", number, None)
+            raise LimitError(f"limit {text!r}: give milliseconds above 0, such as {name}=4.0")
+        return LimitText(name, number, None)
     if unit == "%" or (not unit and number <= 1):
         fraction = number / 100 if unit == "%" else number
         if not 0 < fraction <= 1:

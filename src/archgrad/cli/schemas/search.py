@@ -44,7 +44,11 @@ class SearchOptions(
     panel = "Search"
     needs_task: ClassVar[bool] = False
 
-    limit: str | None = Field(None, description=f"{LIMITS}; a fraction is of the most expensive architecture.")
+    limit: str | None = Field(
+        None,
+        description=f"{LIMITS}; a fraction is of the most expensive architecture. Hundreds of networks are "
+        "timed, so that latency_ms is eager PyTorch here; onnx_ms takes seconds for each.",
+    )
     data: str | None = Field(None, description=f"{DATA}. freenas reads its shape and classes alone.")
     method: str = Field("unas", description=f"{', '.join(SEARCHES)}.")
     space: str = Field("darts", description=f"{', '.join(SPACES)}, or a MODEL of your own that contains choices.")
