@@ -168,7 +168,9 @@ def encode_executorch(network: nn.Module, example: Inputs) -> Encoded:
         session = runtimes.Executorch(data)
         return lambda inputs: session.run(session.prepare(inputs))
 
-    return _encode(network, example, [runtimes.executorch_bytes], load=load, form="ExecuTorch", dynamic=())
+    return _encode(
+        network, example, [runtimes.executorch_bytes], load=load, form="ExecuTorch", dynamic=(), outputs=plain_outputs
+    )
 
 
 def encode_onnx(network: nn.Module, example: Inputs, *, dynamic: Sequence[str] = (BATCH,)) -> Encoded:
