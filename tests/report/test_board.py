@@ -141,12 +141,49 @@ def test_a_run_that_goes_on_tells_phase_step_time_figures_and_notes(tmp_path: Pa
     shown = words(html)
     for told in (
         *("Running", "Begun 2026-01-02 03:04:05 UTC", "phase search", "step 20 of 40", "time in loops 9.5 s"),
+        "time left in this phase about 10.0 s",
         *("loss 0.1", "expected macs 38,100", "<b>careful", "Loss", "highest at the end: conv 0.69"),
         *("limit on MACs: at most 25,000", "archgrad.unas with Run(seed=3", "archgrad 0.1.0"),
     ):
         assert told in shown, told
     assert 'value="500"' in html and "Before and after" not in shown
     assert "Expected cost against the limit" in shown
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(one): one.read_bytes() for one in sorted(folder.rglob("*")) if one.is_file()}
+
+
+def test_a_folder_of_runs_shows_all_of_them_and_writes_nothing(tmp_path: Path) -> None:
+    finished(tmp_path / "old" / "b", evil=EVIL)
+    tried = [{"phase": "search", "step": k, "tried/lower": 1 / (k + 1), "tried/macs": 1e4 + k} for k in range(5)]
+    for name, history in (("a", rows(0, 20)), ("c", tried)):
+        write(tmp_path / name, "run.json", run_json())
+        write(tmp_path / name, "history.jsonl", history)
+        checkpoint(tmp_path / name, phase="search", steps=40, notes=[])
+    with held(tmp_path / "a"):
+        before = _contents(tmp_path)
+        html = Board(tmp_path).page().body.decode()
+        assert _contents(tmp_path) == before
+    fetches_nothing(html, read(html))
+    shown = words(html)
+    for told in ("1 running, 3 in all", "a: unas: Running", "old/b", "time left in this phase about 10.0 s"):
+        assert told in shown, told
+    assert shown.index("a: unas: Running") < shown.index("old/b: ")
+    # The front as far as the search has come: a lower score at each higher cost.
+    assert "Score against macs" in shown and "5 networks tried, 5 of them beaten by none in both" in shown
+    board = Board(tmp_path, share=1e9)
+    tag = board.page().tag
+    assert board.page().tag == tag
+    write(tmp_path / "a", "history.jsonl", rows(0, 21))
+    assert board.page().tag != tag, "curves grow"
+
+
+def test_a_front_fills_while_a_run_goes_on(tmp_path: Path) -> None:
+    write(tmp_path, "run.json", run_json())
+    tried = [{"phase": "search", "step": k, "tried/higher": 0.5, "tried/macs": 1e4 - k} for k in range(3)]
+    write(tmp_path, "history.jsonl", tried)
+    assert "3 networks tried, 1 of them beaten by none in both" in words(draw(tmp_path))
 
 
 def test_a_run_that_was_killed_is_told_from_one_that_goes_on(tmp_path: Path) -> None:

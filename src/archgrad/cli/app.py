@@ -19,6 +19,7 @@ from archgrad.cli.schemas import configuration
 from archgrad.cli.typer_options import JSON
 
 _RUN = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that was --out.", show_default=False)]
+_WATCHED = Annotated[Path, typer.Argument(metavar="RUN|FOLDER", help="A run's folder, or one that runs are in.")]
 _RUNS = Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Folders of runs.", show_default=False)]
 _PAGE = Annotated[Path | None, typer.Option("--out", metavar="FILE.html", help="Write a page too.")]
 _PORT = Annotated[int | None, typer.Option(min=0, max=65535, help="Default: the first free one from 6174 on.")]
@@ -142,8 +143,8 @@ def report(run: _RUN, *, as_json: JSON = False) -> None:
 
 
 @app.command()
-def board(run: _RUN, *, port: _PORT = None, no_open: _NO_OPEN = False) -> None:
-    """Show a run in the browser, on this machine alone, while it goes on; Ctrl-C ends it."""
+def board(run: _WATCHED = Path("runs"), *, port: _PORT = None, no_open: _NO_OPEN = False) -> None:
+    """Show a run, or all runs below a folder, in the browser of this machine while they go on; Ctrl-C ends it."""
     from archgrad.cli.commands.report import serve_board
 
     serve_board(run, port=port, in_browser=not no_open)

@@ -1,4 +1,4 @@
-"""A run's page, served to this machine's browser and drawn anew as the run goes on.
+"""A run's page, or one of all runs below a folder, served to this machine's browser and drawn anew as they go on.
 
 Only 127.0.0.1 is listened on, and only the page's own address is answered: nothing of a request names a file. A
 request with another host in its header is refused, so that no page from elsewhere can read this one by a name that
@@ -11,16 +11,17 @@ import hashlib
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from archgrad.errors import ConfigError, RunError
-from archgrad.report import html, page
+from archgrad.report import html, numbers, page
+from archgrad.report.charts import curves, pareto
 from archgrad.report.data.live_status import provisional, status
-from archgrad.report.data.run_folder import Folder, present, stamp
+from archgrad.report.data.run_folder import Folder, is_run, present, runs_below, stamp
 from archgrad.report.data.run_format import is_running
 
 PORT = 6174
@@ -29,6 +30,8 @@ _TRIED = 20
 _POLL_MS = 2000
 # Drawing may take this share of the time, so that the run keeps its processor.
 _SHARE = 0.1
+# Of a folder of runs: how many are drawn, with how many curves, and how much of each history is read.
+_MOST_RUNS, _MOST_CURVES, _TAIL = 12, 2, 4 * 2**20
 _HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
     "Cache-Control": "no-store",
@@ -50,7 +53,7 @@ class Board:
     """The page of a folder, drawn again when a file has changed, and at most as often as drawing is cheap.
 
     Args:
-        path: the run's folder.
+        path: the run's folder, or one that runs are in.
         poll_ms: how often the page asks whether it has changed.
         share: of the time that drawing may take.
 
@@ -76,7 +79,8 @@ class Board:
 
     def _refresh(self) -> None:
         # A run that is killed changes no file.
-        began, now = time.monotonic(), (stamp(self.path), is_running(self.path))
+        began = time.monotonic()
+        now = [(path, stamp(path), is_running(path)) for path in runs_below(self.path)] or [stamp(self.path)]
         if now == self._stamp and self._drawn is not None:
             return
         body = draw(self.path, poll_ms=self._poll_ms).encode("utf-8", errors="replace")
@@ -87,7 +91,9 @@ class Board:
 
 
 def draw(path: Path, *, poll_ms: int = _POLL_MS) -> str:
-    """The page of a run in any state; it says what is damaged."""
+    """The page of a run in any state, or of the runs below a folder; it says what is damaged."""
+    if not is_run(path) and (below := list(runs_below(path))):
+        return _overview(path, below, poll_ms=poll_ms)
     try:
         folder = present(path)
     except RunError as error:
@@ -99,6 +105,43 @@ def draw(path: Path, *, poll_ms: int = _POLL_MS) -> str:
         # The record is of a stranger, or half of it: the curves are still worth showing.
         now = status(folder, more=[str(error)])
         return _page(folder, {"title": path.resolve().name}, now, poll_ms=poll_ms)
+
+
+def _overview(path: Path, below: Sequence[Path], *, poll_ms: int) -> str:
+    """All runs below a folder, those that go on first, each with its state and the curves that tell most."""
+    newest = sorted(below, key=_last_write, reverse=True)
+    folders = [(one, present(one, tail=_TAIL)) for one in newest[:_MOST_RUNS]]
+    folders.sort(key=lambda pair: pair[1].state != "running")
+    runs = [_side(one, folder, path, place) for place, (one, folder) in enumerate(folders)]
+    going = sum(folder.state == "running" for _, folder in folders)
+    context = {
+        "title": f"Runs in {path.resolve().name}",
+        "about": f"{going} running, {len(below)} in all",
+        "state": "running" if going else "stopped",
+        "runs": runs,
+        "left_out": len(below) - len(runs),
+    }
+    return html.render("board.html.jinja", context, live=poll_ms)
+
+
+def _side(path: Path, folder: Folder, root: Path, place: int) -> dict[str, Any]:
+    record = folder.record or provisional(folder)
+    try:
+        shown = curves.charts(folder.history, record.get("limit"), score=numbers.score(record))[:_MOST_CURVES]
+        drawn = [*pareto.charts(record)[:1], *(one for one in shown if len(one.spots) > 1)]
+    except RunError:
+        drawn = []
+    return {
+        "id": f"run-{place}",
+        "name": str(path.relative_to(root)),
+        "method": str(record.get("method") or ""),
+        "now": status(folder),
+        "charts": html.figures(drawn, f"run {place}"),
+    }
+
+
+def _last_write(path: Path) -> int:
+    return max((changed for _, changed, _ in stamp(path)), default=0)
 
 
 def _page(folder: Folder, record: Mapping[str, Any], now: Mapping[str, Any], *, poll_ms: int) -> str:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from archgrad import files
 from archgrad.errors import RunError
-from archgrad.report.data.run_folder import Folder, is_run, newest_checkpoint, present
+from archgrad.report.data.run_folder import Folder, newest_checkpoint, present, runs_below
 from archgrad.report.data.run_format import CHECKPOINTS, HISTORY, RUN
 
 Row = dict[str, Any]
-_LEVELS = 4  # of folders below the one given
 
 
 def listed(folder: Path) -> list[Row]:
@@ -27,17 +26,7 @@ def listed(folder: Path) -> list[Row]:
     """
     if not folder.is_dir():
         raise RunError(f"There is no folder {folder}. Give the folder that your runs are in; the default is runs.")
-    return sorted((_row(path) for path in _runs(folder, _LEVELS)), key=lambda row: float(row["age_seconds"]))
-
-
-def _runs(folder: Path, levels: int) -> Iterator[Path]:
-    with contextlib.suppress(OSError):
-        if is_run(folder):
-            yield folder
-            return
-        below = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.is_symlink()]
-        for path in below if levels else ():
-            yield from _runs(path, levels - 1)
+    return sorted((_row(path) for path in runs_below(folder)), key=lambda row: float(row["age_seconds"]))
 
 
 def _row(path: Path) -> Row:

@@ -66,6 +66,11 @@ class RewardedTrials:
                 return self.reward.lowest
             outcome = self.evaluate(architecture, len(self.archive))
             self.archive.add(Trial(architecture, outcome.score, costs, outcome.failed))
+            if not outcome.failed:
+                # The front is drawn from these while the search goes on.
+                better = "higher" if self.archive.higher else "lower"
+                figures = {f"tried/{better}": outcome.score} | {f"tried/{name}": cost for name, cost in costs.items()}
+                self.run.log(figures)
         return self.value(self.archive[architecture])
 
     def _allowed_costs(self, architecture: Architecture) -> dict[str, float] | None:

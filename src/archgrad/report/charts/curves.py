@@ -33,6 +33,8 @@ _AXES = ("phase", "step", "time", "epoch")
 WEIGHT = "weight/"
 # Drawn elsewhere, over accuracies: see archgrad.report.charts.proxy_scores.
 SCORE = "score/"
+# Drawn as a front while a search goes on: see archgrad.report.data.live_status.
+TRIED = "tried/"
 # Drawn by `jump`.
 JUMP = "discretization_"
 _BEST = "best_valid"  # the best score so far
@@ -128,7 +130,7 @@ def figure_names(history: History) -> list[str]:
         name: None
         for row in history
         for name in row
-        if name not in _AXES and not name.startswith((WEIGHT, SCORE, JUMP))
+        if name not in _AXES and not name.startswith((WEIGHT, SCORE, TRIED, JUMP))
     }
     return [name for name in names if any(is_finite(row.get(name)) for row in history)]
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from archgrad.report import numbers
-from archgrad.report.charts.curves import JUMP, SCORE, WEIGHT
+from archgrad.report.charts.curves import JUMP, SCORE, TRIED, WEIGHT
 from archgrad.report.charts.steps import is_finite
 from archgrad.report.data.run_folder import Checkpoint, Folder, newest_checkpoint
 
@@ -39,7 +40,29 @@ def provisional(folder: Folder) -> dict[str, Any]:
         # A fraction is of a network that is not known here.
         "limit": {"cost": limit["cost"], "bound": limit["bound"]} if numbers.is_number(limit.get("bound")) else {},
         "notes": list(newest_checkpoint(folder.path).notes),
+        **_fronts(folder.history),
     }
+
+
+def _fronts(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The fronts of a search as far as it has come, from what it logged of each trial: its score and its costs.
+
+    The score is "tried/higher" or "tried/lower", by which is better.
+    """
+    kind = next((one for row in history for one in ("higher", "lower") if f"{TRIED}{one}" in row), None)
+    if kind is None:
+        return {}
+    key, sign, fronts = f"{TRIED}{kind}", 1.0 if kind == "higher" else -1.0, []
+    names = dict.fromkeys(name for row in history for name in row if name.startswith(TRIED) and name != key)
+    for name in names:
+        points = [(row[name], row[key]) for row in history if is_finite(row.get(name)) and is_finite(row.get(key))]
+        best, front = -math.inf, []
+        for _, minus, place in sorted((cost, -sign * score, k) for k, (cost, score) in enumerate(points)):
+            if -minus > best:
+                best, front = -minus, [*front, place]
+        costs, scores = ([point[side] for point in points] for side in (0, 1))
+        fronts.append({"cost": name.removeprefix(TRIED), "costs": costs, "scores": scores, "front": front})
+    return {"fronts": fronts, "score": {"name": "score", "higher_is_better": kind == "higher"}}
 
 
 def status(folder: Folder, *, more: Sequence[str] = ()) -> dict[str, Any]:
@@ -58,6 +81,8 @@ def status(folder: Folder, *, more: Sequence[str] = ()) -> dict[str, Any]:
         facts.append(("step", f"{step + 1:,.0f} of {limit:,}" if limit else f"{step:,.0f}"))
     if is_finite(last.get("time")):
         facts.append(("time in loops", numbers.seconds(last["time"])))
+    if (left := _seconds_left(folder, named, limit)) is not None:
+        facts.append(("time left in this phase", f"about {numbers.seconds(left)}"))
     facts += _last(folder.history)
     progress = checkpoint.progress if same else 0.0
     if limit and is_finite(step):
@@ -72,12 +97,28 @@ def status(folder: Folder, *, more: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
+def _seconds_left(folder: Folder, named: Sequence[Mapping[str, Any]], steps: int | None) -> float | None:
+    """By the pace of the phase's last records, or what a budget in seconds has left; None where neither is known."""
+    if folder.state != "running" or not named:
+        return None
+    last = named[-1]
+    same = [row for row in named if row.get("phase") == last.get("phase") and is_finite(row.get("step"))]
+    timed = [(float(row["step"]), float(row["time"])) for row in same if is_finite(row.get("time"))]
+    if not timed:
+        return None
+    budget = _mapping(folder.run.get("identity")).get("seconds")
+    if steps is None:
+        return max(0.0, budget - timed[-1][1]) if is_finite(budget) else None
+    (first, began), (step, now) = timed[0], timed[-1]
+    return max(0.0, (steps - step - 1) * (now - began) / (step - first)) if step > first and now > began else None
+
+
 def _last(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """The newest value of each figure that is no weight or score, of the last records."""
     found: dict[str, Any] = {}
     for record in reversed(history[-200:]):
         for name, value in record.items():
-            if name not in _NO_FIGURES and not name.startswith((WEIGHT, SCORE, JUMP)) and is_finite(value):
+            if name not in _NO_FIGURES and not name.startswith((WEIGHT, SCORE, TRIED, JUMP)) and is_finite(value):
                 found.setdefault(name, value)
     shown = list(found.items())[:_MOST_FIGURES]
     return [(numbers.label(name), numbers.figure(name, value)) for name, value in shown]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -120,6 +120,17 @@ def present(path: Path, *, tail: int | None = None) -> Folder:
 def is_run(path: Path) -> bool:
     """Whether a folder holds anything of a run."""
     return any((path / name).is_file() for name in _FILES)
+
+
+def runs_below(path: Path, *, levels: int = 4) -> Iterator[Path]:
+    """The folders of runs in a folder and in those below it, down to so many levels; links are not followed."""
+    with contextlib.suppress(OSError):
+        if is_run(path):
+            yield path
+            return
+        below = [one for one in sorted(path.iterdir()) if one.is_dir() and not one.is_symlink()]
+        for one in below if levels else ():
+            yield from runs_below(one, levels=levels - 1)
 
 
 def stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
