@@ -258,7 +258,6 @@ def test_a_search_killed_in_mid_run_ends_as_one_that_was_not(tmp_path: Path, mon
             for n in ("whole", "killed")]  # fmt: skip
     timeless = [[{k: v for k, v in row.items() if k != "time"} for row in one] for one in rows]
     assert timeless[0] == timeless[1]
-    assert [r["entropy"] for r in rows[0]] == [r["entropy"] for r in rows[1]]
 
 
 @pytest.mark.parametrize(
