@@ -41,7 +41,7 @@ def test_run_json_says_what_was_run_and_with_what(tmp_path: Path) -> None:
         "trials": None,
         "seconds": None,
     }
-    assert set(record["made_with"]) == {"archgrad", "torch", "numpy", "python", "device", "processes"}
+    assert set(record["made_with"]) == {"archgrad", "torch", "numpy", "python", "device", "processes", "threads"}
     assert (record["status"], record["resumed"], record["finished"]) == ("running", [], None)
     run.finish()
     begun(tmp_path / "a" / "run", settings={"lr": 0.1, "shape": [1, 2]}, seed=4, epochs=2).finish()
@@ -67,12 +67,13 @@ def test_another_run_is_refused_with_what_differs(tmp_path: Path) -> None:
     begun(tmp_path, settings={"lr": 0.1, "space": {"cells": 8}}, seed=1).finish()
 
 
-def test_a_change_of_machine_is_noted_and_allowed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("what", "other"), [("torch", "1.0"), ("threads", 64), ("device", "cpu (other)")])
+def test_a_change_of_machine_is_noted_and_allowed(tmp_path: Path, what: str, other: object) -> None:
     begun(tmp_path).finish()
     record = json.loads((tmp_path / "run.json").read_text())
-    record["made_with"]["torch"] = "1.0"
+    record["made_with"][what] = other
     (tmp_path / "run.json").write_text(json.dumps(record))
-    assert "last bits may differ" in begun(tmp_path).notes[0]
+    assert f"last bits may differ: {what} (" in begun(tmp_path).notes[0]
 
 
 @pytest.mark.parametrize("trace", ["checkpoints", "history.jsonl"])
