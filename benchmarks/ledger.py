@@ -69,13 +69,23 @@ def parts_of(figure: str, key: str, who: Callable[[Any], str], *, scale: float =
     return points
 
 
+def taken(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of slim.py's rows on one case and protocol those at the rate that the first seed's first budget chose."""
+    rates = {}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        first, *more = [row for row in rows if row["method"] == method]
+        tried = [row for row in more if (row["seed"], row["fraction"]) == (first["seed"], first["fraction"])]
+        better = min if first["score"] == "mae" else max
+        rates[method] = better([first, *tried], key=lambda row: row["valid"])["rate"]
+    return [row for row in rows if row["rate"] == rates[row["method"]]]
+
+
 def slimmed(body: Any) -> Iterator[Point]:
-    """Rows of slim.py; of the rates that were tried for a method the one that was taken, which all seeds have."""
+    """Rows of slim.py; of the rates that were tried for a method the one that was taken."""
     for case, protocol in dict.fromkeys((row["case"], row["protocol"]) for row in body["rows"]):
         rows = [row for row in body["rows"] if (row["case"], row["protocol"]) == (case, protocol)]
-        taken = {row["method"]: row["rate"] for row in rows}
-        for row in rows:
-            if row["method"] != "dense" and row["rate"] == taken[row["method"]]:
+        for row in taken(rows):
+            if row["method"] != "dense":
                 error = row["score"] == "mae"
                 figure = "100 (1 - error in radians)" if error else f"{row['score']}, %"
                 value = 100 * (1 - row["test"] if error else row["test"])

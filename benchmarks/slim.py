@@ -27,10 +27,11 @@ from typing import Any
 
 import torch
 import torch_pruning as tp
+from ledger import taken
 from networks import CifarResNet, mobile, tiny_vit, unet, vgg
 from scipy import stats
 from slim_tasks import TASKS
-from torch import nn
+from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.gates import GateConstraint, WidthRounding, gates, uniform
@@ -42,12 +43,18 @@ WIDE_END = (24, "M", 24, "M", 48, 48, "M", 192, 192, 192)
 
 @dataclass(frozen=True)
 class Case:
-    """A task, a network, and for how many epochs the network is trained in (A)."""
+    """A task, a network, for how many epochs it is trained in (A), and how far an output is from its teacher's."""
 
     task: str
     network: Callable[[], nn.Module]
     epochs: int
     once: bool = False
+    distance: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+def soft_masks(output: Tensor, taught: Tensor) -> Tensor:
+    """Binary cross entropy with the teacher's probabilities."""
+    return nn.functional.binary_cross_entropy_with_logits(output, taught.sigmoid())
 
 
 CASES = {
@@ -57,8 +64,10 @@ CASES = {
     "fashion/wide-end": Case("fashion", lambda: vgg(WIDE_END, ins=1), 12),
     "spoken/mobile": Case("spoken", lambda: mobile(ins=1), 18, once=True),
     "spoken/vit": Case("spoken", lambda: tiny_vit(ins=1), 24, once=True),
-    "angle/wide-end": Case("angle", lambda: vgg(WIDE_END, ins=1, classes=1), 12, once=True),
-    "masks/unet": Case("masks", unet, 12, once=True),
+    "angle/wide-end": Case(
+        "angle", lambda: vgg(WIDE_END, ins=1, classes=1), 12, once=True, distance=nn.functional.smooth_l1_loss
+    ),
+    "masks/unet": Case("masks", unet, 12, once=True, distance=soft_masks),
 }
 
 
@@ -78,6 +87,10 @@ class Bench:
             self._dense = copy.deepcopy(self.fresh)
             ag.fit(self._dense, self.task, self.run(self.case.epochs), recipe=self.recipe(RATES[0]))
         return self._dense
+
+    def taught_by(self, teacher: nn.Module) -> ag.Distilled:
+        """The task, with a teacher."""
+        return ag.Distilled(self.task, teacher, loss=self.case.distance)
 
     def run(self, epochs: float) -> ag.Run:
         """A run of its own for each training."""
@@ -116,14 +129,14 @@ class Slimming:
 
     def tuned(self, network: nn.Module, *, teacher: nn.Module | None = None) -> nn.Module:
         """Train what a method has cut for all epochs."""
-        task = ag.Distilled(self.bench.task, teacher) if teacher is not None else self.bench.task
+        task = self.bench.taught_by(teacher) if teacher is not None else self.bench.task
         ag.fit(network, task, self.bench.run(self.epochs), recipe=self.bench.recipe(self.rate))
         return network
 
 
 def dnal(given: Slimming, *, distill: bool = False, **options: Any) -> nn.Module:
     """Our form, or the published one with `sparsity`."""
-    task = ag.Distilled(given.bench.task, given.network) if distill else given.bench.task
+    task = given.bench.taught_by(given.network) if distill else given.bench.task
     found = ag.dnal(
         given.space, task, given.bench.run(given.epochs), limit=given.limit, pretrained=given.trained, round_to=1,
         recipe=given.bench.recipe(given.rate), **options,
@@ -233,7 +246,7 @@ def measured(given: Slimming, method: Method) -> dict[str, Any] | None:
     """What a method reaches; the test part is read here alone."""
     try:
         network = method(given)
-    except (ImportError, ag.errors.ModelError) as error:  # the rival is missing, or what it cuts does not run
+    except (ImportError, ag.errors.ModelError, ag.errors.LimitError) as error:  # the rival is missing, or cannot
         print(f"left out: {method}: {error}", file=sys.stderr)
         return None
     valid, test = (given.bench.task.evaluate(network, part) for part in ("valid", "test"))
@@ -288,7 +301,7 @@ def tables(rows: list[dict[str, Any]]) -> str:
     """For each case and protocol: mean and deviation, the paired difference to uniform width, processor time."""
     lines = []
     for name, protocol in dict.fromkeys((row["case"], row["protocol"]) for row in rows):
-        chosen = _chosen([r for r in rows if (r["case"], r["protocol"]) == (name, protocol)])
+        chosen = taken([r for r in rows if (r["case"], r["protocol"]) == (name, protocol)])
         fractions = sorted({r["fraction"] for r in chosen if r["method"] != "dense"}, reverse=True)
         once = ", looked at once" if CASES[name].once else ""
         lines += [f"### {name}, ({protocol}){once}", ""]
@@ -306,12 +319,6 @@ def tables(rows: list[dict[str, Any]]) -> str:
             lines += ["", _headroom(chosen, fractions)]
         lines.append("")
     return "\n".join(lines)
-
-
-def _chosen(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without the rows of rates that were tried for a method and not taken: those that later seeds lack."""
-    last = {row["method"]: row["rate"] for row in rows}
-    return [row for row in rows if row["rate"] == last[row["method"]]]
 
 
 def _spread(values: list[float], score: str) -> str:
