@@ -31,6 +31,10 @@ _DYNAMIC = Annotated[
         metavar="height,width", help="Sizes of images that the file takes at any value, as it does batches."
     ),
 ]
+_NO_PREPROCESS = Annotated[
+    bool,
+    typer.Option("--no-preprocess", help="Inputs and outputs of the network alone, not pixels in and labels out."),
+]
 _FILES = Annotated[list[Path], typer.Argument(metavar="FILE...", help=".onnx or .pte files.", show_default=False)]
 _RUNTIME = Annotated[
     str | None, typer.Option(metavar="onnx|openvino|executorch", help="Default: onnx, executorch for .pte.")
@@ -104,12 +108,19 @@ for _command in COMMANDS.values():
 
 
 @app.command()
-def export(run: _RUN, *, out: _FILE = None, dynamic: _DYNAMIC = None, as_json: JSON = False) -> None:
+def export(
+    run: _RUN,
+    *,
+    out: _FILE = None,
+    dynamic: _DYNAMIC = None,
+    no_preprocess: _NO_PREPROCESS = False,
+    as_json: JSON = False,
+) -> None:
     """Write the network of a finished run as ONNX, checked against PyTorch."""
     with only_json_on_stdout(as_json):
         from archgrad.cli.commands.export import export_run
 
-        outcome = export_run(run, out, dynamic=dynamic)
+        outcome = export_run(run, out, dynamic=dynamic, preprocess=not no_preprocess)
     outcome.show(as_json=as_json)
 
 

@@ -27,8 +27,9 @@ from archgrad.copy_and_run import by_name, call, copied, run_on_example
 from archgrad.errors import ConfigError, ModelError, RunError, one_line
 from archgrad.extract import onnx_file, runtimes
 from archgrad.extract.export_trials import AXES, BATCH, HEIGHT, WIDTH, largest_difference, make_trials, with_batch
+from archgrad.extract.preprocessing import Preprocessing, check_preprocessing, with_preprocessing
 from archgrad.extract.runtimes import silence
-from archgrad.tasks.task import Inputs, arguments, tensors
+from archgrad.tasks.task import Inputs, Task, arguments, description, tensors
 
 TOLERANCE = 1e-4
 
@@ -73,7 +74,12 @@ class Encoded:
 
 @checked
 def export_onnx(
-    network: nn.Module, example: Inputs, path: str | Path, *, dynamic: Sequence[str] = (BATCH,)
+    network: nn.Module,
+    example: Inputs,
+    path: str | Path,
+    *,
+    dynamic: Sequence[str] = (BATCH,),
+    preprocess: Task | Preprocessing | None = None,
 ) -> Exported:
     """Write one ONNX file, weights inside, and check it in ONNX Runtime against the network.
 
@@ -87,10 +93,13 @@ def export_onnx(
         path: of the file.
         dynamic: sizes to leave open: "batch", and "height" and "width" of images `[B, C, H, W]`. The file is then
             checked on images of other sizes too; nothing is written where these cannot be open.
+        preprocess: a task whose normalization goes into the file, with its class names as metadata, or a
+            `Preprocessing` of your own. Of normalized images the file then takes uint8 pixels [B, C, H, W]; of a
+            classification its last output is `label`, [B], the index of the largest score.
 
     Raises:
         MissingExtra: onnx, onnxscript or onnxruntime is not installed.
-        ConfigError: `dynamic` names another size.
+        ConfigError: `dynamic` names another size; a normalization that does not fit the network's input.
         ModelError: the network does not run on the example, cannot be exported, or every way of exporting it computes
             something else by more than 1e-4 of the largest output (or of 1, where that is more).
         RunError: the file cannot be written.
@@ -101,7 +110,11 @@ def export_onnx(
         >>> written.dynamic_batch, written.largest_difference < 1e-4
         (True, True)
     """
-    return encode_onnx(network, example, dynamic=dynamic).write(Path(path))
+    encoded = encode_onnx(network, example, dynamic=dynamic)
+    if preprocess is not None:
+        given = preprocess if isinstance(preprocess, Preprocessing) else Preprocessing.of(description(preprocess))
+        encoded = preprocessed(encoded, given, example)
+    return encoded.write(Path(path))
 
 
 @checked
@@ -182,6 +195,17 @@ def encode_onnx(network: nn.Module, example: Inputs, *, dynamic: Sequence[str] =
         network, example, encoders, load=lambda data: onnx_file.Session(data).outputs, form="ONNX", dynamic=dynamic,
         outputs=lambda output: tensors(plain_outputs(output)),
     )  # fmt: skip
+
+
+def preprocessed(encoded: Encoded, preprocessing: Preprocessing, example: Inputs) -> Encoded:
+    """A file with its preprocessing, loaded and compared with the file without; errors as of `export_onnx`."""
+    data = with_preprocessing(encoded.data, preprocessing)
+    (first, *more) = tensors(arguments(example))
+    if not more and first.is_floating_point():
+        batches = (len(first), len(first) + 2) if BATCH in encoded.dynamic else (len(first),)
+        difference = check_preprocessing(data, encoded.data, preprocessing, shape=first.shape, batches=batches)
+        encoded = dataclasses.replace(encoded, largest_difference=max(encoded.largest_difference, difference))
+    return dataclasses.replace(encoded, data=data)
 
 
 def _encode(

@@ -9,21 +9,28 @@ from archgrad.cli.inputs import exported_program
 from archgrad.errors import ConfigError, RunError
 from archgrad.extract.export import export_onnx
 from archgrad.extract.export_trials import AXES, BATCH
+from archgrad.extract.preprocessing import Preprocessing
+from archgrad.report.data.run_folder import ended
+from archgrad.report.data.run_format import RECORD
 
 
-def export_run(run: Path, path: Path | None, *, dynamic: str | None = None) -> Outcome:
+def export_run(run: Path, path: Path | None, *, dynamic: str | None = None, preprocess: bool = True) -> Outcome:
     """Write the network of a run as ONNX, checked against PyTorch.
 
     Args:
         run: the folder of the run.
         path: of the file; None: RUN/network.onnx.
         dynamic: sizes of images to leave open beside the batch size: "height", "width", or both joined by a comma.
+        preprocess: whether the file takes pixels and gives labels, where the run's data says how.
     """
     if not run.is_dir():
         raise RunError(f"There is no run folder {run}. Give the folder that was --out.")
     sizes = _sizes(dynamic)
     network, example = exported_program.load(run / "network.pt2")
-    exported = export_onnx(network, example, path or run / "network.onnx", dynamic=(BATCH, *sizes))
+    preprocessing = preprocessing_of(run) if preprocess else None
+    exported = export_onnx(
+        network, example, path or run / "network.onnx", dynamic=(BATCH, *sizes), preprocess=preprocessing
+    )
     batch = "any batch size" if exported.dynamic_batch else "the batch size of its example alone"
     open_sizes = "".join(f", any {size}" for size in sizes)
     difference = exported.largest_difference
@@ -32,8 +39,19 @@ def export_run(run: Path, path: Path | None, *, dynamic: str | None = None) -> O
             "path": str(exported.path), "dynamic_batch": exported.dynamic_batch, "dynamic": list(exported.dynamic),
             "largest_difference": difference,
         },
-        f"{exported.path}: takes {batch}{open_sizes}; largest difference from PyTorch {difference:.2g}",
+        f"{exported.path}: takes {_taken(preprocessing)}{batch}{open_sizes}; "
+        f"largest difference from PyTorch {difference:.2g}",
     )  # fmt: skip
+
+
+def preprocessing_of(run: Path) -> Preprocessing:
+    """What the record of a run says of its data."""
+    record, _ = ended(run) if (run / RECORD).exists() else ({}, [])
+    return Preprocessing.of(record.get("data"))
+
+
+def _taken(preprocessing: Preprocessing | None) -> str:
+    return "" if preprocessing is None or not preprocessing.mean else "pixels from 0 to 255, "
 
 
 def _sizes(text: str | None) -> list[str]:

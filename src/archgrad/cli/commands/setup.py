@@ -28,6 +28,7 @@ from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError, MissingExtra, ModelError
 from archgrad.extract.export import export_onnx
 from archgrad.extract.onnx_file import PACKAGES
+from archgrad.extract.preprocessing import Preprocessing
 from archgrad.extract.runtimes import Runtime
 from archgrad.results.result import Found
 from archgrad.run.run import Run
@@ -220,11 +221,12 @@ def writes_onnx(asked: bool | None) -> bool:
 
 
 def write_onnx(found: Found, out: Path, asked: bool | None) -> None:
-    """Write network.onnx; where that fails the result stands, and its record says why."""
+    """Write network.onnx, pixels in and labels out where the data says how; a failure is noted in the record."""
     if not writes_onnx(asked) or found.example is None:
         return
     try:
-        export_onnx(found.network, found.example, out / "network.onnx")
+        preprocessing = Preprocessing.of(found.record.get("data"))
+        export_onnx(found.network, found.example, out / "network.onnx", preprocess=preprocessing)
     except ModelError as error:
         found.record["notes"] = [*found.record.get("notes", []), str(error)]
         found.save(out)

@@ -1,0 +1,90 @@
+"""Pixels in, labels out: what an ONNX file does beside its network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import archgrad as ag
+from archgrad.errors import ConfigError, ModelError
+from archgrad.extract import preprocessing
+from archgrad.extract.preprocessing import Preprocessing
+
+onnxruntime = pytest.importorskip("onnxruntime")
+NAMES = ("cat", "dog", "owl", "newt")
+CONSTANTS = Preprocessing((0.2, 0.5, 0.4), (0.3, 0.1, 0.25), NAMES, "classification")
+
+
+def _network(channels: int = 3) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(channels, 5, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(5, 4)).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("dynamic", [("batch",), (), ("batch", "height", "width")])
+def test_a_file_takes_pixels_and_gives_labels(dynamic: tuple[str, ...], tmp_path: Path) -> None:
+    network, path = _network(), tmp_path / "a.onnx"
+    written = ag.export_onnx(network, torch.randn(2, 3, 8, 6), path, dynamic=dynamic, preprocess=CONSTANTS)
+    assert written.largest_difference < 1e-4
+    session = onnxruntime.InferenceSession(path)
+    shape = (5, 3, 9, 7) if len(dynamic) == 3 else (5 if dynamic else 2, 3, 8, 6)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    scores, label = session.run(None, {"pixels": pixels})
+    mean, std = (torch.tensor(c)[:, None, None] for c in (CONSTANTS.mean, CONSTANTS.std))
+    wanted = network((torch.from_numpy(pixels) / 255 - mean) / std).detach().numpy()
+    assert np.allclose(scores, wanted, atol=1e-4) and np.array_equal(label, wanted.argmax(1))
+    said = session.get_modelmeta().custom_metadata_map
+    assert json.loads(said["archgrad.class_names"]) == list(NAMES)
+    assert said["archgrad.task"] == "classification" and said["archgrad.input_range"] == "0 to 255"
+    assert json.loads(said["archgrad.normalization"])["std"] == [0.3, 0.1, 0.25] and said["archgrad.version"]
+
+
+def test_a_task_says_how_its_images_are_normalized(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (60, 3, 6, 6), dtype=np.uint8), np.arange(60) % 4
+    task = ag.Classification((x, y), batch_size=10)
+    network, path = _network(), tmp_path / "a.onnx"
+    ag.export_onnx(network, task.example, path, preprocess=task)
+    scores, _ = onnxruntime.InferenceSession(path).run(None, {"pixels": x[:3]})
+    constants = task.splits["normalization"]
+    mean, std = (torch.tensor(constants[name])[:, None, None] for name in ("mean", "std"))
+    assert np.allclose(scores, network((torch.from_numpy(x[:3]) / 255 - mean) / std).detach(), atol=1e-4)
+
+
+def test_without_normalization_the_input_stays_and_metadata_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    ag.export_onnx(nn.Linear(3, 2), torch.randn(1, 3), path, preprocess=Preprocessing(task="mae"))
+    session = onnxruntime.InferenceSession(path)
+    assert len(session.get_outputs()) == 1 and session.get_inputs()[0].type == "tensor(float)"
+    assert session.get_modelmeta().custom_metadata_map["archgrad.task"] == "mae"
+
+
+@pytest.mark.parametrize(
+    ("network", "example"),
+    [(_network(1), torch.randn(1, 1, 8, 8)), (nn.Linear(3, 2), torch.randn(1, 3)),
+     (nn.Bilinear(3, 4, 2), (torch.randn(1, 3), torch.randn(1, 4)))],
+)  # fmt: skip
+def test_a_normalization_that_does_not_fit_is_refused(network: nn.Module, example: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"channels|one input of floats"):
+        ag.export_onnx(network, example, tmp_path / "a.onnx", preprocess=CONSTANTS)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_file_whose_preprocessing_is_wrong_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest: Callable[..., bytes] = preprocessing.with_preprocessing
+    off = Preprocessing((0.21, 0.5, 0.4), CONSTANTS.std, NAMES)
+    monkeypatch.setattr("archgrad.extract.export.with_preprocessing", lambda data, _: honest(data, off))
+    with pytest.raises(ModelError, match="off by"):
+        ag.export_onnx(_network(), torch.randn(1, 3, 8, 8), tmp_path / "a.onnx", preprocess=CONSTANTS)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_damaged_record_gives_no_normalization() -> None:
+    for data in (None, 3, {"normalization": "x", "class_names": 4}, {"normalization": {"mean": [1], "std": [1, 2]}}):
+        assert Preprocessing.of(data) == Preprocessing()
+    assert Preprocessing.of({"normalization": {"mean": ["a"], "std": [1]}}) == Preprocessing()
