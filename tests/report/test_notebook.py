@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from made_up_runs import EVIL, ended
+from made_up_runs import EVIL, ended, front, rows, slim
 from test_page import read
 from torch import nn
 
 import archgrad as ag
 from archgrad.costs.table import CostTable
 from archgrad.costs.table_column import TableColumn
-from archgrad.report import notebook
+from archgrad.errors import ConfigError, MissingExtra
+from archgrad.report import NotebookDisplay, notebook, page
+from archgrad.report.charts import svg
 
 
 def test_the_summary_shows_figures_limit_and_cell_without_script() -> None:
@@ -79,3 +86,67 @@ def test_a_column_does_not_print_its_table() -> None:
 
     assert "Rows" not in repr(TableColumn(Rows(), "lat_ms_x"))
     assert isinstance(ag.derive(ag.relax(ag.nasbench201_cells(channels=4, cells=1), ag.softmax)).network, nn.Module)
+
+
+def test_every_picture_of_the_report_is_a_figure() -> None:
+    history = [*rows(0, 12), {"phase": None, "step": None, "derived_loss": 1.0}]
+    found = ag.Found(ag.Architecture({}), nn.Linear(2, 2), history=history, record={**slim(), "surrogate": SURROGATE})
+    figures = found.plot()
+    assert {"Accuracy against MACs", "What is left of the layers", "Loss", "Surrogate against measurement"} <= set(
+        figures
+    )
+    assert "Weights of edge 0" in figures
+    (axes,) = figures["Loss"].axes
+    line = axes.get_lines()[0]
+    assert list(line.get_ydata()) == [row["loss"] for row in history[:-1]]
+    assert list(line.get_xdata()) == list(range(12)) and line.get_color() == svg.LIGHT["line1"]
+    html = page.page(found.record, history)
+    assert all(name in html for name in figures if not name.startswith("Weights of"))
+    for figure in figures.values():
+        figure.canvas.draw()
+    assert ag.Found(ag.Architecture({}), nn.Linear(2, 2)).plot() == {}
+    several = ag.Found(ag.Architecture({}), nn.Linear(2, 2), record={"fronts": [front(), front()]})
+    assert list(several.plot()) == ["Score against macs", "Score against macs (2)"]
+
+
+SURROGATE = {"predicted": [1.0, 2.0], "measured": [1.0, 2.1], "unit": "ms"}
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A shell of IPython that keeps what is displayed in it."""
+    interactive = pytest.importorskip("IPython.core.interactiveshell", reason="IPython comes with the extra notebook")
+    from IPython.core.displaypub import CapturingDisplayPublisher
+
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    made = interactive.InteractiveShell.instance()
+    made.display_pub = CapturingDisplayPublisher(shell=made)
+    yield made
+    made.history_manager.end_session()
+    interactive.InteractiveShell.clear_instance()
+
+
+def test_a_run_is_followed_in_one_place_of_a_notebook(shell: Any) -> None:
+    task = ag.Classification.load("digits", batch_size=256)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    shown = NotebookDisplay(seconds=0.0)
+    ag.fit(net, task, ag.Run(epochs=3, output=ag.Output(on_log=shown)))
+    first, *later = shell.display_pub.outputs
+    assert later and not first.get("update") and all(output["update"] for output in later)
+    assert {output["transient"]["display_id"] for output in later} == {first["transient"]["display_id"]}
+    words = " ".join(read(later[-1]["data"]["text/html"]).words)
+    assert "fit" in words and "step" in words and "loss" in words
+    assert later[-1]["data"]["text/html"].count("<svg") >= 2
+    assert "script" not in read(later[-1]["data"]["text/html"]).tags
+
+
+def test_a_display_outside_of_a_notebook_says_what_to_do() -> None:
+    pytest.importorskip("IPython", reason="IPython comes with the extra notebook")
+    with pytest.raises(ConfigError, match="archgrad board"):
+        NotebookDisplay()
+
+
+def test_without_ipython_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "IPython", None)
+    with pytest.raises(MissingExtra, match=r"archgrad\[notebook\]"):
+        NotebookDisplay()

@@ -143,6 +143,10 @@ class Residual(nn.Module):
 
 
 def test_a_removed_block_is_not_listed_with_its_widths() -> None:
+    plain = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 6), nn.Flatten())
+    space = ag.slim(nn.Sequential(*plain, nn.Linear(2, 3)), example=torch.randn(2, 1, 8, 8))
+    full = ag.Architecture({name: tuple(range(gate[0].size)) for name, gate in choices(space).items()})
+    assert {row["kind"] for row in widths(space, full)} == {"channels"}
     blocks = nn.Sequential(nn.Conv2d(1, 8, 3), Residual(8), Residual(8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     space = ag.slim(nn.Sequential(*blocks, nn.Linear(8, 3)), example=torch.randn(2, 1, 8, 8))
     whole = {name: tuple(range(gate[0].size)) for name, gate in choices(space).items()}

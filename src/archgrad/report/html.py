@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from archgrad.report.charts import svg
-from archgrad.report.charts.curves import Chart, Spot
+from archgrad.report.charts.axes import Chart, Spot
 
 _HERE = Path(__file__).parent
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -13,10 +14,13 @@ from archgrad import files
 from archgrad.errors import RunError
 from archgrad.report import html, intervention, numbers, score_text, text
 from archgrad.report.charts import baselines, control, curves, mixing_weights, pareto, proxy_scores, radars, rl, svg
-from archgrad.report.charts.curves import Chart
+from archgrad.report.charts.axes import FAINT, LINES, Chart, dress, undrawn
 from archgrad.report.charts.steps import LARGEST, History
 from archgrad.report.data import run_folder
 from archgrad.report.graphs import cells
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _TEMPLATE = "page.html.jinja"
 _MOST_SCORED = 100
@@ -193,14 +197,20 @@ def _told_scores(choice: str) -> str:
 
 def _charts(record: text.Record, history: History) -> dict[str, Any]:
     """Pictures of the run; what was logged once is a row, not a picture."""
+    shown, once = _drawn_charts(record, history)
+    rows = [(chart.lines[spot.line], *spot.text.rpartition(": ")[::2]) for chart in once for spot in chart.spots]
+    values = [(name, f"{told.removeprefix(name).strip()} ({when})") for name, when, told in rows]
+    return {"charts": html.figures(shown, "run"), "once": values}
+
+
+def _drawn_charts(record: text.Record, history: History) -> tuple[list[Chart], list[Chart]]:
+    """The pictures of the run, and those of figures that were logged once."""
     others = (curves.jump(record), curves.scatter(record.get("surrogate") or {}))
     searched = [*control.charts(record), *radars.charts(record), *rl.charts(record)]
     logged = curves.charts(history, record.get("limit"), score=numbers.score(record))
     once = [chart for chart in logged if len(chart.spots) == len({spot.line for spot in chart.spots})]
     shown = [*searched, *(chart for chart in logged if chart not in once), *(chart for chart in others if chart)]
-    rows = [(chart.lines[spot.line], *spot.text.rpartition(": ")[::2]) for chart in once for spot in chart.spots]
-    values = [(name, f"{told.removeprefix(name).strip()} ({when})") for name, when, told in rows]
-    return {"charts": html.figures(shown, "run"), "once": values}
+    return shown, once
 
 
 def _scored(record: text.Record) -> dict[str, Any] | None:
@@ -230,8 +240,27 @@ def _weights(history: History) -> dict[str, Any]:
 
 def _trade_off(record: text.Record) -> list[html.Figure]:
     """Score against cost: the fronts of a search for several networks, else this run beside the controls."""
+    return html.figures(_trade_off_charts(record), "trade-off")
+
+
+def _trade_off_charts(record: text.Record) -> list[Chart]:
     one = None if record.get("fronts") else pareto.trade_off(record)
-    return html.figures([one] if one else pareto.charts(record), "trade-off")
+    return [one] if one else pareto.charts(record)
+
+
+def charts(record: text.Record, history: History = ()) -> list[Chart]:
+    """All pictures of the report that are drawn on axes, in its order; layers and weights of candidates too.
+
+    Raises:
+        RunError: a part of the record is of another kind than it should be.
+    """
+    text.check(record)
+    listed = [*_trade_off_charts(record), *proxy_scores.clouds(record)]
+    if layers := _layers(record):
+        listed.append(
+            Chart("What is left of the layers", "", undrawn(functools.partial(_draw_layers, layers=layers)))
+        )
+    return [*listed, *_drawn_charts(record, history)[0], *mixing_weights.charts(history)]
 
 
 def _cell(written: str) -> tuple[str, str]:
@@ -270,6 +299,17 @@ def _layers(record: text.Record) -> list[dict[str, Any]]:
             }
         )
     return result
+
+
+def _draw_layers(axes: Axes, *, layers: Sequence[Mapping[str, Any]]) -> None:
+    places = range(len(layers), 0, -1)
+    axes.barh(places, [float(layer["whole"]) for layer in layers], color=FAINT)
+    bars = axes.barh(places, [float(layer["kept"]) for layer in layers], color=LINES[0])
+    axes.bar_label(bars, [layer["count"] for layer in layers], padding=3, fontsize=8)
+    dress(axes, x="")
+    axes.set_xticks([])
+    axes.set_xlim(0, 130)
+    axes.set_yticks(list(places), [svg.shortened(layer["name"], 32) for layer in layers])
 
 
 def _kind_of(layer: Mapping[str, Any]) -> str:

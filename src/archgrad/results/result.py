@@ -8,11 +8,11 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
-from torch import nn
+from torch import Tensor, nn
 
 from archgrad import files
 from archgrad.argument_types import checked
@@ -27,6 +27,7 @@ from archgrad.extract.discretize import build
 from archgrad.extract.export import export_open_program
 from archgrad.extract.runtimes import Runtime
 from archgrad.report import notebook, page, text
+from archgrad.report.charts import axes
 from archgrad.report.data.run_folder import write_record
 from archgrad.report.data.run_format import HISTORY, record_line
 from archgrad.results.record import conditions
@@ -36,6 +37,10 @@ from archgrad.tasks.batch_checks import FAILURES, nonfinite_tensors
 from archgrad.tasks.task import Inputs, Task, evaluate, mapped, remarks
 
 Example = Inputs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 LOAD_SLIM = """import torch
 network = torch.export.load("network.pt2").module()   # needs torch alone
 # or, with your own model class and archgrad, to train on:
@@ -88,6 +93,24 @@ class Found:
     def report(self) -> str:
         """Before and after as a table in plain text."""
         return text.plain(self.record)
+
+    def plot(self) -> dict[str, Figure]:
+        """The pictures of the report as figures of matplotlib, by heading: score against cost, layers, curves, ...
+
+        Each can be changed, shown, and saved with `savefig`. Cells and other graphs are in report.html alone.
+
+        Raises:
+            RunError: a part of the record is of another kind than it should be.
+
+        Example:
+            >>> import torch, archgrad as ag
+            >>> network = torch.nn.Linear(4, 2)
+            >>> history = [{"phase": "weights", "step": k, "loss": 1 / (k + 1)} for k in range(5)]
+            >>> figures = ag.Found(ag.Architecture({}), network, history=history).plot()
+            >>> list(figures), figures["Loss"].axes[0].get_xlabel()
+            (['Loss'], 'step')
+        """
+        return axes.figures(page.charts(self.record, self.history))
 
     def save(self, folder: str | Path) -> None:
         """Write the result into a folder.
@@ -331,7 +354,7 @@ def widths(space: nn.Module, architecture: Architecture) -> list[dict[str, Any]]
     removed = [gate for name, gate in members.items() if gate.vanishing is not None and not _kept(architecture[name])]
     gone = {coupling.module for block in removed for coupling in block.couplings}
     return [
-        {"name": name, "kind": _kind(gate), "before": gate.size, "after": _kept(architecture[name])}
+        {"name": name, "kind": _kind(space, gate), "before": gate.size, "after": _kept(architecture[name])}
         for name, gate in members.items()
         if gate in removed or not all(coupling.module in gone for coupling in gate.couplings)
     ]
@@ -341,12 +364,18 @@ def _kept(pick: object) -> int:
     return len(pick) if isinstance(pick, tuple) else 0
 
 
-def _kind(gate: Gate) -> str:
+def _kind(space: nn.Module, gate: Gate) -> str:
     """What a gate's entries are: "block", "heads", "stream" where several layers write into them, or "channels"."""
     if gate.vanishing is not None:
         return "block"
     sides = [(coupling.module, coupling.side.partition(" ")[0]) for coupling in gate.couplings]
     if any(side == "heads" for _, side in sides):
         return "heads"
-    writers = {module for module, side in sides if side == "out"}
+    writers = {module for module, side in sides if side == "out" and _mixes(space.get_submodule(module))}
     return "stream" if len(writers) > 1 else "channels"
+
+
+def _mixes(layer: nn.Module) -> bool:
+    """Whether each output of a layer is made of many inputs: not those of BatchNorm or a depthwise convolution."""
+    weight = getattr(layer, "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() > 1 and getattr(layer, "groups", 1) == 1

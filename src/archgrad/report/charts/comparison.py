@@ -7,19 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from archgrad.report import numbers
 from archgrad.report.charts import pareto
-from archgrad.report.charts.curves import (
-    INK,
-    SERIES,
-    Chart,
-    Spot,
-    dress,
-    figure_names,
-    in_words,
-    marks,
-    named,
-    plotted,
-    scaled,
-)
+from archgrad.report.charts.axes import INK, SERIES, Chart, Spot, dress, plotted, scaled
+from archgrad.report.charts.curves import figure_names, in_words, marks, named
 from archgrad.report.charts.steps import Curve, History, curve, is_finite, timeline
 
 if TYPE_CHECKING:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from archgrad.report.charts import svg
-from archgrad.report.charts.curves import WEIGHT, Spot
+from archgrad.report.charts.axes import INK, SERIES, Chart, Spot, dress, undrawn
+from archgrad.report.charts.curves import WEIGHT
 from archgrad.report.charts.steps import Curve, History, curve, timeline
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _WIDTH, _HEIGHT = 270.0, 130.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 30.0, 8.0, 8.0, 20.0
@@ -43,6 +49,32 @@ def weights(history: History) -> Weights:
 
     A candidate has one line style in all pictures; a name may hold slashes, a candidate's may not.
     """
+    choices = _choices(history)
+    shown = dict(list(choices.items())[:_MOST_CHOICES])
+    labels = list(dict.fromkeys(label for lines in shown.values() for label in lines))
+    lines = [line for of_one in shown.values() for line in of_one.values()]
+    frame = _Frame.around(lines)
+    charts = [_small(choice, of_one, labels, frame) for choice, of_one in shown.items()]
+    legend = [(label, sample(place)) for place, label in enumerate(labels)] if len(labels) <= _MOST_LABELS else []
+    return Weights(charts, legend, len(choices) - len(shown))
+
+
+def charts(history: History) -> list[Chart]:
+    """The same weights on axes of matplotlib, a picture a choice."""
+    line = timeline(history)
+
+    def fill(axes: Axes, curves: Mapping[str, Curve]) -> None:
+        for place, (label, one) in enumerate(curves.items()):
+            axes.plot(one.x, one.y, color=SERIES[place % len(SERIES)], linewidth=1.5, label=label)
+        dress(axes, x=line.unit)
+        axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+
+    shown = list(_choices(history).items())[:_MOST_CHOICES]
+    return [Chart(f"Weights of {name}", "", undrawn(functools.partial(fill, curves=one))) for name, one in shown]
+
+
+def _choices(history: History) -> dict[str, dict[str, Curve]]:
+    """The curves of each choice's candidates."""
     at = timeline(history)
     names = dict.fromkeys(name for one in history for name in one if name.startswith(WEIGHT))
     choices: dict[str, dict[str, Curve]] = {}
@@ -51,13 +83,7 @@ def weights(history: History) -> Weights:
         line = curve(history, at, name)
         if line.x:
             choices.setdefault(choice, {})[candidate] = line
-    shown = dict(list(choices.items())[:_MOST_CHOICES])
-    labels = list(dict.fromkeys(label for lines in shown.values() for label in lines))
-    lines = [line for of_one in shown.values() for line in of_one.values()]
-    frame = _Frame.around(lines)
-    charts = [_small(choice, of_one, labels, frame) for choice, of_one in shown.items()]
-    legend = [(label, sample(place)) for place, label in enumerate(labels)] if len(labels) <= _MOST_LABELS else []
-    return Weights(charts, legend, len(choices) - len(shown))
+    return choices
 
 
 @dataclass(frozen=True)

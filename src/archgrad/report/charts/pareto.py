@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from archgrad.errors import RunError
 from archgrad.report import numbers
-from archgrad.report.charts.curves import BOUND, INK, LINES, Chart, Spot, dress, plotted, scaled
+from archgrad.report.charts.axes import BOUND, INK, LINES, Chart, Spot, dress, plotted, scaled
 from archgrad.report.charts.steps import is_finite
 from archgrad.report.charts.svg import shortened
 
@@ -90,7 +90,7 @@ def _trade_off(
             color = LINES[0] if name == "this run" else INK if name == "before" else LINES[1]
             axes.plot(x, y, color=color, linestyle="", marker="D" if name == "this run" else "o", markersize=6)
         for (x, y), together in names.items() if len(names) <= _NAMED else ():
-            left = x > (low + high) / 2
+            left = x > (low + high) / 2 or (bound is not None and x < bound < x + 0.2 * (high - low))
             axes.annotate(
                 shortened(" and ".join(together), 36), (x, y), xytext=(6 if left else -6, 8), fontsize=8, color=INK,
                 textcoords="offset points", ha="right" if left else "left",

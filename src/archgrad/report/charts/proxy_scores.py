@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from archgrad.errors import RunError
 from archgrad.report.charts import svg
-from archgrad.report.charts.curves import INK, LINES, Chart, drawn, dress
+from archgrad.report.charts.axes import INK, LINES, Chart, drawn, dress
 from archgrad.report.charts.steps import is_finite
 
 if TYPE_CHECKING:

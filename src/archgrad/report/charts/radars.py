@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from archgrad.errors import RunError
-from archgrad.report.charts.curves import BOUND, FAINT, INK, LINES, Chart, drawn, dress
+from archgrad.report.charts.axes import BOUND, FAINT, INK, LINES, Chart, drawn, dress
 from archgrad.report.charts.steps import is_finite
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archgrad.errors import RunError
-from archgrad.report.charts.curves import FAINT, INK, LINES, Chart, drawn, dress
+from archgrad.report.charts.axes import FAINT, INK, LINES, Chart, drawn, dress
 from archgrad.report.charts.steps import is_finite
 
 if TYPE_CHECKING:
