@@ -72,8 +72,9 @@ from .multimodal.encoders import (
 )
 from .multimodal.fusion import fusion as fusion
 from .multimodal.modalities import Modalities as Modalities
+from .results.derive import derive as derive
 from .results.front import Front as Front, FrontPoint as FrontPoint
-from .results.result import Found as Found, derive as derive
+from .results.result import Found as Found
 from .rl.impala_space import impala_cells as impala_cells, impala_network as impala_network
 from .rl.rl_darts import rl_darts as rl_darts
 from .rl.task import Reinforcement as Reinforcement

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,3 +64,21 @@ def test_a_time_is_that_of_the_runtime_that_is_named_or_exported_for(
             pytest.importorskip(package)
     found = setup.limit_of(f"{limit}=4.5", torch.zeros(1, 3), onnx=onnx)
     assert found is not None and found.cost.name == name and found.bound == 4.5
+
+
+def test_a_run_is_quantized_on_its_own_data(
+    place: Path, slimmed: Path, tmp_path: Path, cli: Callable[..., Result], refused: Callable[..., str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    run = Path(shutil.copytree(slimmed, tmp_path / "run"))
+    result = cli("export", run, "--int8", "--max-drop", "90", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["size_bytes"]["int8"] == (run / "network.int8.onnx").stat().st_size
+    assert json.loads((run / "record.json").read_text())["int8"] == told
+    scores, label = _run(run / "network.int8.onnx", np.zeros((2, 1, 8, 8), np.float32))
+    assert scores.shape == (2, 3) and np.array_equal(label, scores.argmax(1))
+    assert "--max-drop 2 goes with --int8" in refused("export", run, "--max-drop", "2")
+    assert "goes without --int8" in refused("export", run, "--int8", "--dynamic", "height")
+    (run / "command.json").unlink()
+    assert "command.json is missing" in refused("export", run, "--int8")

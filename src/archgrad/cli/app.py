@@ -35,6 +35,19 @@ _NO_PREPROCESS = Annotated[
     bool,
     typer.Option("--no-preprocess", help="Inputs and outputs of the network alone, not pixels in and labels out."),
 ]
+_INT8 = Annotated[
+    bool,
+    typer.Option(
+        "--int8", help="Quantized by ONNX Runtime on the run's training data, and scored; network.int8.onnx."
+    ),
+]
+_MAX_DROP = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="With --int8: points of the validation score that it may cost; layers stay in float for it. Default: 1.",
+    ),
+]
 _FILES = Annotated[list[Path], typer.Argument(metavar="FILE...", help=".onnx or .pte files.", show_default=False)]
 _RUNTIME = Annotated[
     str | None, typer.Option(metavar="onnx|openvino|executorch", help="Default: onnx, executorch for .pte.")
@@ -113,14 +126,21 @@ def export(
     *,
     out: _FILE = None,
     dynamic: _DYNAMIC = None,
+    int8: _INT8 = False,
+    max_drop: _MAX_DROP = None,
     no_preprocess: _NO_PREPROCESS = False,
     as_json: JSON = False,
 ) -> None:
     """Write the network of a finished run as ONNX, checked against PyTorch."""
     with only_json_on_stdout(as_json):
-        from archgrad.cli.commands.export import export_run
+        from archgrad.cli.commands.export import check_export, export_int8_run, export_run
 
-        outcome = export_run(run, out, dynamic=dynamic, preprocess=not no_preprocess)
+        check_export(int8=int8, max_drop=max_drop, dynamic=dynamic)
+        if int8:
+            drop = 1.0 if max_drop is None else max_drop
+            outcome = export_int8_run(run, out, max_drop=drop, preprocess=not no_preprocess)
+        else:
+            outcome = export_run(run, out, dynamic=dynamic, preprocess=not no_preprocess)
     outcome.show(as_json=as_json)
 
 

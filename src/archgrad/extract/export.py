@@ -66,10 +66,15 @@ class Encoded:
     dynamic: tuple[str, ...]
     note: str = ""
 
+    @property
+    def dynamic_batch(self) -> bool:
+        """Whether the file takes any batch size."""
+        return BATCH in self.dynamic
+
     def write(self, path: Path) -> Exported:
         """Put the bytes into a file, whole or not at all."""
         files.write_bytes(path, self.data, RunError)
-        return Exported(path, BATCH in self.dynamic, self.largest_difference, self.dynamic, self.note)
+        return Exported(path, self.dynamic_batch, self.largest_difference, self.dynamic, self.note)
 
 
 @checked

@@ -76,6 +76,11 @@ class Session:
         except self._errors as error:
             raise RuntimeError(str(error)) from error
 
+    @property
+    def names(self) -> list[str]:
+        """Of the inputs."""
+        return [slot.name for slot in self._session.get_inputs()]
+
     def slots(self) -> list[tuple[list[int | None], torch.dtype]]:
         """Shape, None where a size is open, and type of each input."""
         return [
@@ -85,7 +90,7 @@ class Session:
 
     def prepare(self, inputs: object) -> dict[str, Any]:
         """What `run` takes, from a nest of tensors in the order of the file's inputs, or a dict with their names."""
-        return named_inputs([slot.name for slot in self._session.get_inputs()], inputs)
+        return named_inputs(self.names, inputs)
 
     def run(self, feed: dict[str, Any]) -> list[Any]:
         """The outputs as arrays."""

@@ -18,18 +18,18 @@ from archgrad import files
 from archgrad.argument_types import checked
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
-from archgrad.choices.decide import decide
 from archgrad.choices.gate import Gate
 from archgrad.costs.count import macs, params, uncounted
 from archgrad.costs.latency import latency
-from archgrad.errors import ArchitectureError, LimitError, MissingExtra, ModelError, RunError, one_line
-from archgrad.extract.discretize import build
-from archgrad.extract.export import export_open_program
+from archgrad.errors import ArchitectureError, ConfigError, LimitError, MissingExtra, ModelError, RunError, one_line
+from archgrad.extract.export import Exported, export_onnx, export_open_program
+from archgrad.extract.preprocessing import Preprocessing
 from archgrad.extract.runtimes import Runtime
 from archgrad.report import notebook, page, text
 from archgrad.report.charts import axes
 from archgrad.report.data.run_folder import write_record
 from archgrad.report.data.run_format import HISTORY, record_line
+from archgrad.results.int8 import Quantized, export_int8
 from archgrad.results.record import conditions
 from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import frozen
@@ -112,6 +112,46 @@ class Found:
         """
         return axes.figures(page.charts(self.record, self.history))
 
+    @checked
+    def export(
+        self,
+        path: str | Path,
+        *,
+        task: Task | None = None,
+        int8: bool = False,
+        max_drop: float = 1.0,
+        preprocess: bool = False,
+        dynamic: Sequence[str] = ("batch",),
+    ) -> Exported | Quantized:
+        """Write the network as ONNX, in float32 or quantized to int8; its `report()` has the price of int8.
+
+        Args:
+            path: of the file.
+            task: calibrates and scores int8: its training batches, its validation part to decide by, its test part.
+            int8: whether to quantize; the batch size is open where it can be.
+            max_drop: of the validation score that int8 may cost, in points (1.0 is 0.01 of an accuracy); where it
+                costs more, the most sensitive layers stay in float.
+            preprocess: whether normalization, labels and metadata go into the file; see `export_onnx`.
+            dynamic: of a float file; see `export_onnx`.
+
+        Raises:
+            ConfigError: no example is known; int8 without a task, or with other sizes open than the batch size.
+            MissingExtra: onnx, onnxscript or onnxruntime is not installed.
+            ModelError: the network cannot be exported, or int8 loses more than `max_drop` with nearly all in float.
+            RunError: the file cannot be written.
+        """
+        preprocessing = Preprocessing.of(self.record.get("data")) if preprocess else None
+        if int8:
+            if task is None or tuple(dynamic) != ("batch",):
+                raise ConfigError(
+                    "int8=True needs task=, whose data it is calibrated and scored on, and leaves the batch size "
+                    "open alone: found.export(path, task=task, int8=True)"
+                )
+            return export_int8(self.network, task, Path(path), max_drop=max_drop, preprocess=preprocessing)
+        if self.example is None:
+            raise ConfigError("this result has no example inputs: call archgrad.export_onnx(network, example, path)")
+        return export_onnx(self.network, self.example, path, dynamic=dynamic, preprocess=preprocessing)
+
     def save(self, folder: str | Path) -> None:
         """Write the result into a folder.
 
@@ -159,31 +199,6 @@ def _save_network(folder: Path, architecture: Architecture, network: nn.Module) 
         folder / "network.safetensors",
         lambda partial: safetensors.torch.save_model(network, str(partial)), RunError, size=size,
     )  # fmt: skip
-
-
-def derive(space: nn.Module, *, threshold: float = 0.5) -> Found:
-    """The architecture with the largest mixing weights of a relaxed space, and its plain network with their weights.
-
-    For a loop of your own. Nothing is scored, and BatchNorm statistics are the space's; see `recalibrate`.
-
-    Args:
-        space: relaxed, for instance by `archgrad.relax(space, archgrad.scaled_sigmoid)`.
-        threshold: a gate keeps the entries whose mixing weight is above it.
-
-    Raises:
-        ChoiceError: a choice has no relaxation yet.
-
-    Example:
-        >>> import torch, archgrad as ag
-        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
-        >>> space = ag.relax(ag.slim(network, torch.zeros(1, 4)), ag.scaled_sigmoid)
-        >>> ag.logits(space)[0].data[2:] = -1.0
-        >>> ag.derive(space, threshold=0.4).network[0].out_features
-        2
-    """
-    architecture = decide(space, threshold=threshold)
-    network = build(space, architecture).eval()
-    return Found(architecture, network, costs={"params": params().of(network)})
 
 
 def figures(network: nn.Module, task: Task, example: Example) -> dict[str, Any]:

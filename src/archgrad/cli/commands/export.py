@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from archgrad.cli.command_output import Outcome
-from archgrad.cli.inputs import exported_program
+from archgrad.cli.commands.resume import reopened
+from archgrad.cli.inputs import data, exported_program
+from archgrad.cli.schemas.task import TaskOptions
 from archgrad.errors import ConfigError, RunError
 from archgrad.extract.export import export_onnx
 from archgrad.extract.export_trials import AXES, BATCH
+from archgrad.extract.onnx_file import PACKAGES, require_packages
 from archgrad.extract.preprocessing import Preprocessing
-from archgrad.report.data.run_folder import ended
+from archgrad.report.data.run_folder import ended, write_record
 from archgrad.report.data.run_format import RECORD
+from archgrad.results.int8 import export_int8
 
 
 def export_run(run: Path, path: Path | None, *, dynamic: str | None = None, preprocess: bool = True) -> Outcome:
@@ -42,6 +46,43 @@ def export_run(run: Path, path: Path | None, *, dynamic: str | None = None, prep
         f"{exported.path}: takes {_taken(preprocessing)}{batch}{open_sizes}; "
         f"largest difference from PyTorch {difference:.2g}",
     )  # fmt: skip
+
+
+def check_export(*, int8: bool, max_drop: float | None, dynamic: str | None) -> None:
+    """Raise ConfigError for options that do not go together."""
+    if max_drop is not None and not int8:
+        raise ConfigError(f"--max-drop {max_drop:g} goes with --int8")
+    if int8 and dynamic:
+        raise ConfigError(f"--dynamic {dynamic} goes without --int8, whose file has the example's height and width")
+
+
+def export_int8_run(run: Path, path: Path | None, *, max_drop: float, preprocess: bool = True) -> Outcome:
+    """Write the network of a run as ONNX in int8, calibrated and scored on the run's data; noted in its record.
+
+    Args:
+        run: the folder of the run.
+        path: of the file; None: RUN/network.int8.onnx.
+        max_drop: of the validation score that int8 may cost, in points.
+        preprocess: as in `export_run`.
+    """
+    if not run.is_dir():
+        raise RunError(f"There is no run folder {run}. Give the folder that was --out.")
+    require_packages(*PACKAGES)
+    network, _ = exported_program.load(run / "network.pt2", flat=False)
+    record = dict(ended(run)[0])
+    path = (path or run / "network.int8.onnx").absolute()
+    folder = run.absolute()
+    with reopened(run, action="export") as (command, options):
+        if not isinstance(options, TaskOptions) or not (options.data or options.task):
+            raise ConfigError(
+                f"{run} was begun by archgrad {command.name}, which keeps no data to calibrate int8 on. In a "
+                f"program: found.export(path, task=task, int8=True)"
+            )
+        task = data.load_task(options)
+        preprocessing = Preprocessing.of(record.get("data")) if preprocess else None
+        done = export_int8(network, task, path, max_drop=max_drop, preprocess=preprocessing)
+    write_record(folder, {**record, "int8": done.record()})
+    return Outcome(done.record(), f"{done.report()}\n{path} is written, and {folder / RECORD} says so")
 
 
 def preprocessing_of(run: Path) -> Preprocessing:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from archgrad import files
 from archgrad.errors import RunError
@@ -23,8 +26,10 @@ _PLAIN = re.compile(
 _SAMPLES = re.compile(r"[^/]+/data/sample_inputs/\w+\.pt")
 
 
-def load(path: Path) -> tuple[nn.Module, tuple[Tensor, ...]]:
+def load(path: Path, *, flat: bool = True) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """The network of a torch.export program, and the inputs [B, ...] that it was exported with.
+
+    `flat`: it takes and returns flat tensors, as ONNX has them; else the nests of the network.
 
     Raises RunError when the file is missing, damaged, or holds pickled objects.
     """
@@ -46,7 +51,25 @@ def load(path: Path) -> tuple[nn.Module, tuple[Tensor, ...]]:
     # A program's own module refuses eval(); its graph in a module of the ordinary kind does not. Plain code
     # takes and returns flat tensors, which is what ONNX has.
     exported.graph.set_codegen(fx.graph.CodeGen())
-    return fx.GraphModule(exported, exported.graph), tuple(tensors(program.example_inputs[0]))
+    network: nn.Module = fx.GraphModule(exported, exported.graph)
+    if not flat:
+        assert program.call_spec.out_spec is not None
+        network = _Nested(network, program.call_spec.out_spec)
+    return network, tuple(tensors(program.example_inputs))
+
+
+class _Nested(nn.Module):
+    """A network of flat tensors that returns the nest of the one that it was exported from."""
+
+    def __init__(self, flat: nn.Module, spec: TreeSpec) -> None:
+        super().__init__()
+        self.flat, self._spec = flat, spec
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Nested:
+        return _Nested(copy.deepcopy(self.flat, memo), self._spec)
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return tree_unflatten(list(self.flat(*tensors((inputs, named)))), self._spec)
 
 
 def _refuse_objects(path: Path) -> None:

@@ -1,0 +1,222 @@
+"""int8 with its price: a network's ONNX file quantized, scored, timed and weighed beside the float one."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from archgrad import files
+from archgrad.copy_and_run import copied, evaluating, run_on_example
+from archgrad.costs.latency import check_protocol, file_pass, in_turns, timing
+from archgrad.errors import ConfigError, ModelError, RunError
+from archgrad.extract import quantization
+from archgrad.extract.export import Encoded, encode_onnx, preprocessed
+from archgrad.extract.export_trials import with_batch
+from archgrad.extract.onnx_file import PACKAGES, Session, named_inputs, require_packages
+from archgrad.extract.preprocessing import Preprocessing
+from archgrad.tasks.task import Task, arguments, evaluate, higher_is_better, tensors
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """An int8 file beside the float one of the same network.
+
+    Attributes:
+        path: of the int8 file.
+        score: the name of the score.
+        valid: {"float", "int8"}: the score on the validation part, by which layers were left in float.
+        test: the same on the test part.
+        latency_ms: the same in ONNX Runtime, medians on one thread and one batch as in the example.
+        size_bytes: the same of the files.
+        float_layers: layers that stay in float, since int8 there costs too much of the score.
+    """
+
+    path: Path
+    score: str
+    valid: dict[str, float]
+    test: dict[str, float]
+    latency_ms: dict[str, float]
+    size_bytes: dict[str, int]
+    float_layers: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return dataclasses.asdict(self) | {"path": str(self.path), "float_layers": list(self.float_layers)}
+
+    def report(self) -> str:
+        """A line for each figure, float beside int8."""
+        rows: list[tuple[str, Mapping[str, float], str]] = [
+            (f"{self.score}, test", self.test, "{:.4g}"), (f"{self.score}, validation", self.valid, "{:.4g}"),
+            ("latency, ONNX", self.latency_ms, "{:.4g} ms"), ("size", self.size_bytes, "{:,} bytes"),
+        ]  # fmt: skip
+        lines = [f"{'':<24}{'float':>16}{'int8':>16}"]
+        for name, figures, form in rows:
+            both = [form.format(figures[kind]) for kind in ("float", "int8")]
+            lines.append(f"{name:<24}{both[0]:>16}{both[1]:>16}")
+        kept = ", ".join(self.float_layers) or "none"
+        return "\n".join([*lines, f"layers left in float: {kept}"])
+
+
+def export_int8(
+    network: nn.Module,
+    task: Task,
+    path: Path,
+    *,
+    max_drop: float = 1.0,
+    samples: int = 256,
+    preprocess: Preprocessing | None = None,
+) -> Quantized:
+    """Write an int8 ONNX file of a network, with its score, latency and size beside the float one.
+
+    Scales come from the inputs of training batches. Where the validation score falls by more than `max_drop`, layers
+    are left in float, the most sensitive first: those that alone in int8 change the outputs most.
+
+    Args:
+        network: a plain network.
+        task: whose training batches calibrate, and which scores the file.
+        path: of the file.
+        max_drop: of the validation score, in points: 1.0 is 0.01 of an accuracy, and one per cent of another score.
+        samples: training samples to calibrate on.
+        preprocess: goes into the file; see `export_onnx`.
+
+    Raises:
+        MissingExtra: onnx, onnxscript or onnxruntime is not installed.
+        ConfigError: a negative `max_drop`; samples below 1.
+        ModelError: the network cannot be exported or quantized, or loses too much even with almost all in float.
+    """
+    require_packages(*PACKAGES)
+    check_protocol(repeats=samples, warmup=0, threads=1, batch=None)
+    if not 0 <= max_drop < float("inf"):
+        raise ConfigError(f"max_drop={max_drop}: give points of the score that may be lost, from 0")
+    plain, example = copied(network).cpu().eval(), _on_cpu(task.example)
+    encoded = encode_onnx(plain, example)
+    batch = None if encoded.dynamic_batch else len(tensors(example)[0])
+    feeds = _calibration(plain, task, encoded.data, samples=samples, batch=batch)
+    base = quantization.prepared(encoded.data)
+    output = run_on_example(plain, arguments(example))
+
+    def valid(data: bytes) -> float:
+        return _score(task, quantization.OnnxNetwork(data, output, batch=batch), "valid")[1]
+
+    wanted, before = _score(task, plain, "valid")[1], quantization.layers(base)
+    nodes, after = _quantized(base, feeds, valid, _drop(task, wanted), max_drop)
+    int8 = quantization.OnnxNetwork(after, output, batch=batch)
+    name, whole = _score(task, plain, "test")
+    final = dataclasses.replace(encoded, data=after)
+    written, original = (preprocessed(e, preprocess, example) if preprocess else e for e in (final, encoded))
+    files.write_bytes(path, written.data, RunError)
+    paths = quantization.layers(encoded.data)
+    return Quantized(
+        path, name,
+        valid={"float": wanted, "int8": valid(after)}, test={"float": whole, "int8": _score(task, int8, "test")[1]},
+        latency_ms=_times(encoded, final, arguments(example)),
+        size_bytes={"float": len(original.data), "int8": len(written.data)},
+        float_layers=tuple(paths.get(node, before[node]) for node in nodes),
+    )  # fmt: skip
+
+
+def _quantized(
+    base: bytes, feeds: Sequence[quantization.Feed], valid: Callable[[bytes], float],
+    drop: Callable[[float], float], max_drop: float,
+) -> tuple[list[str], bytes]:  # fmt: skip
+    """The nodes that stay in float, and the file: as few as the allowed drop needs, in the order of sensitivity."""
+    data = quantization.quantize(base, feeds)
+    if (lost := drop(valid(data))) <= max_drop:
+        return [], data
+    order = _by_sensitivity(base, feeds[:4])
+    fails, count, works = 0, 1, None
+    while works is None and count < len(order):  # doubled, then bisected: a score a trial
+        data = quantization.quantize(base, feeds, without=order[:count])
+        if (lost := drop(valid(data))) <= max_drop:
+            works = count, data
+        else:
+            fails, count = count, min(2 * count, len(order) - 1) if count < len(order) - 1 else len(order)
+    if works is None:
+        raise ModelError(
+            f"int8 loses {lost:.3g} points even where only {order[-1] if order else 'nothing'} is quantized, and "
+            f"max_drop allows {max_drop:g}. Ship the float file, or allow more"
+        )
+    while works[0] - fails > 1:
+        middle = (works[0] + fails) // 2
+        data = quantization.quantize(base, feeds, without=order[:middle])
+        if drop(valid(data)) <= max_drop:
+            works = middle, data
+        else:
+            fails = middle
+    return order[: works[0]], works[1]
+
+
+def _by_sensitivity(base: bytes, feeds: Sequence[quantization.Feed]) -> list[str]:
+    """Nodes of layers, first the one that alone in int8 changes the first output most, in mean squares."""
+    session = Session(base)
+    wanted = [torch.as_tensor(session.run(dict(feed))[0]).double() for feed in feeds]
+    changes = {}
+    for node in quantization.layers(base):
+        alone = Session(quantization.quantize(base, feeds, only=[node]))
+        got = [torch.as_tensor(alone.run(dict(feed))[0]).double() for feed in feeds]
+        changes[node] = sum(float((a - b).square().mean()) for a, b in zip(wanted, got, strict=True))
+    return sorted(changes, key=lambda node: -changes[node])
+
+
+def _calibration(
+    network: nn.Module, task: Task, data: bytes, *, samples: int, batch: int | None
+) -> list[quantization.Feed]:
+    """What the network is given by training batches, in the form that the file takes."""
+    seen: list[tuple[Any, ...]] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        seen.append(tuple(_on_cpu((named,) if named else args)))
+
+    stream, count = task.stream(seed=0), 0
+    handle = network.register_forward_pre_hook(note, with_kwargs=True)
+    names = Session(data).names
+    feeds: list[quantization.Feed] = []
+    try:
+        for step in itertools.count():
+            with evaluating(network):
+                task.loss(network, stream(step))
+            for part in quantization.split(seen[0], batch):
+                feeds.append(named_inputs(names, part))
+                count += len(tensors(part)[0])
+                if count >= samples:
+                    return feeds
+            seen.clear()
+    finally:
+        handle.remove()
+    raise AssertionError("the stream has no end")
+
+
+def _score(task: Task, network: nn.Module, part: str) -> tuple[str, float]:
+    return next(iter(evaluate(task, network, part).items()))
+
+
+def _drop(task: Task, wanted: float) -> Callable[[float], float]:
+    """From a score to the points that it is worse: of a share in [0, 1] its difference, else per cent of `wanted`."""
+    better = 1.0 if higher_is_better(task) else -1.0
+
+    def drop(score: float) -> float:
+        share = better > 0 and 0 <= wanted <= 1 and 0 <= score <= 1
+        lost = better * (wanted - score) * 100 / (1.0 if share else max(abs(wanted), 1e-12))
+        return lost if lost == lost else float("inf")
+
+    return drop
+
+
+def _times(encoded: Encoded, int8: Encoded, inputs: tuple[Any, ...]) -> dict[str, float]:
+    inputs = with_batch(inputs, len(tensors(inputs)[0]))
+    passes = [file_pass(each.data, "onnx", inputs, 1) for each in (encoded, int8)]
+    rows = in_turns(passes, repeats=50, warmup=10, threads=1)
+    both = [timing(row, runtime="onnx", device="cpu", threads=1).median_ms for row in rows]
+    return {"float": both[0], "int8": both[1]}
+
+
+def _on_cpu(inputs: Any) -> Any:
+    return tree_map_only(Tensor, lambda x: x.detach().cpu(), inputs)
