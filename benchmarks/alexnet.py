@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from ledger import machine
+from saving import machine, save_results
 from scipy.stats import spearmanr
 from slim_tasks import cifar10
 from torch import nn
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--images", type=int, default=1500)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("alexnet.json"))
+    parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     asked = {"images": chosen.images, "epochs": chosen.epochs, "torch": torch.__version__}
@@ -154,9 +154,7 @@ def main() -> None:
             parser.error(f"{chosen.out} holds rows of another run: name another file with --out")
 
     def save() -> None:
-        partial = chosen.out.with_suffix(".partial")
-        partial.write_text(json.dumps(result, indent=0) + "\n")
-        partial.replace(chosen.out)
+        save_results(chosen.out, result)
 
     measure(result, save, images=chosen.images, epochs=chosen.epochs)
     table, space = Table(result["networks"]), Choices()

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from saving import save_results
 from torch import Tensor, nn
 
 import archgrad as ag
@@ -168,7 +169,7 @@ def main() -> None:
     if chosen.out:
         settings = {key: value for key, value in vars(chosen).items() if key != "out"}
         body = {"settings": settings, "torch": torch.__version__, "truth": alone, "rows": rows}
-        chosen.out.write_text(json.dumps(body, indent=1) + "\n")
+        save_results(chosen.out, body)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from saving import save_results
 from slim_tasks import cifar10
 
 import archgrad as ag
@@ -73,7 +74,7 @@ def main() -> None:
                     "seconds": round(time.perf_counter() - begun, 1),
                 })  # fmt: skip
                 print(json.dumps(rows[-1]), flush=True)
-                chosen.out.write_text(json.dumps({"images": chosen.images, "rows": rows}, indent=1) + "\n")
+                save_results(chosen.out, {"images": chosen.images, "rows": rows})
     print("| search | epochs | skips of 6 | convolutions | " + " | ".join(DATA) + " |\n|---|---|---|---|---|---|---|")
     for name in METHODS:
         for epochs in sorted(chosen.epochs):

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from discreteness import OPERATIONS, Row, spread, task
+from saving import save_results
 
 import archgrad as ag
 from archgrad.choices import topology
@@ -83,7 +84,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--search-steps", type=int, default=150)
     parser.add_argument("--train-steps", type=int, default=150)
-    parser.add_argument("--out", type=Path, default=Path("combination.json"))
+    parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     steps = (chosen.search_steps, chosen.train_steps)
@@ -99,9 +100,7 @@ def main() -> None:
         if (seed, name) not in done:
             rows.append(searched(data, name, seed=seed, steps=steps))
             print(json.dumps(rows[-1]), flush=True)
-            partial = chosen.out.with_suffix(".partial")
-            partial.write_text(json.dumps(result, indent=1) + "\n")
-            partial.replace(chosen.out)
+            save_results(chosen.out, result)
     for name, found in result["rows"].items():
         print(f"\n{name}\n\n{table(found)}")
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from saving import save_results
 
 import archgrad as ag
 from archgrad.control import (
@@ -102,9 +103,7 @@ def keep(rows: list[dict[str, Any]], row: dict[str, Any], out: Path) -> None:
     rows.append(row)
     print(json.dumps(row), flush=True)
     out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_suffix(".partial")
-    beside.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
-    beside.replace(out)
+    save_results(out, {"rows": rows})
 
 
 def table(rows: list[dict[str, Any]], budget: int) -> None:

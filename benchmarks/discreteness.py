@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from saving import save_results
 
 import archgrad as ag
 from archgrad.methods import DartsPrimeTerms
@@ -150,7 +151,7 @@ def main() -> None:
     parser.add_argument("--search-steps", type=int, default=150)
     parser.add_argument("--train-steps", type=int, default=150)
     parser.add_argument("--tables", action="store_true", help="print the tables of --out, and search nothing")
-    parser.add_argument("--out", type=Path, default=Path("discreteness.json"))
+    parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     steps = (chosen.search_steps, chosen.train_steps)
@@ -167,9 +168,7 @@ def main() -> None:
             if (seed, *variant) not in done:
                 rows.append(searched(data, variant, seed=seed, steps=steps))
                 print(json.dumps({k: v for k, v in rows[-1].items() if k != "distance"}), flush=True)
-                partial = chosen.out.with_suffix(".partial")
-                partial.write_text(json.dumps(result, indent=1) + "\n")
-                partial.replace(chosen.out)
+                save_results(chosen.out, result)
     for name, rows in result["rows"].items():
         print(f"\n{name}\n\n{tables(rows)}")
 

@@ -6,7 +6,6 @@ python benchmarks/estimators.py --seeds 5 --json benchmarks/results/estimators.j
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from saving import save_results
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -257,13 +257,13 @@ def _mean(rows: Sequence[Mapping[str, Value]], key: str, *, spread: bool = False
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--json", type=Path, default=None, help="write the rows to this file")
+    parser.add_argument("--out", type=Path, help="write the rows to this file")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     rows = variance_report(seeds=chosen.seeds)
-    if chosen.json:
+    if chosen.out:
         body = {"seeds": chosen.seeds, "torch": torch.__version__, "rows": rows}
-        chosen.json.write_text(json.dumps(body, indent=1) + "\n")
+        save_results(chosen.out, body)
     print("\n".join(variance_lines(rows)))
 
 

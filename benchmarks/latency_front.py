@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from cells import ALL, Layers, task
+from saving import save_results
 
 import archgrad as ag
 from archgrad.methods import UnasTerms
@@ -100,7 +101,7 @@ def main() -> None:
     if chosen.out:
         settings = {key: value for key, value in vars(chosen).items() if key != "out"}
         body = {"settings": settings, "torch": torch.__version__, "latency_ms": took, "rows": rows}
-        chosen.out.write_text(json.dumps(body, indent=1) + "\n")
+        save_results(chosen.out, body)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ predicts the last 1,000. Beside it the plain least squares of all 22 x 9 costs. 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from saving import save_results
 from torch import nn
 
 import archgrad as ag
@@ -75,7 +75,7 @@ def main() -> None:
         found[f"least_squares_{most}"] = r2(onehot[-TESTED:] @ costs, true)
         rows.append(found)
         print(" | ".join(f"{v:.4f}" if isinstance(v, float) else str(v) for v in found.values()), flush=True)
-    arguments.out.write_text(json.dumps({"tested": TESTED, "rows": rows}, indent=1) + "\n")
+    save_results(arguments.out, {"tested": TESTED, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -2,23 +2,23 @@
 
     python benchmarks/ledger.py
 
-For each file: what was asked, the command, the machine and versions as far as the file has them, seeds, figures with
-their spread, peers of the same run, and what lost to them. Nobody writes the ledger by hand.
-`python benchmarks/ledger.py --stamp FILE` adds this machine to a file of results.
+For each file that says on which machine, with which versions and when it was made: what was asked, the command,
+seeds, figures with their spread, peers of the same run, and what lost to them. Files that do not say so have no row
+and are named at the end. Nobody writes the ledger by hand. `python benchmarks/ledger.py --stamp FILE` adds this
+machine and today to a file of results, for rows that were made here and today by a script that does not.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from saving import save_results
 
 HERE = Path(__file__).parent
 Point = tuple[str, str, str, float]  # group, figure, who, value
@@ -228,7 +228,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "estimators": Entry(
         "How noisy are the gradient estimators where the exact gradient is known?",
-        "python benchmarks/estimators.py --seeds 5 --json benchmarks/results/estimators.json",
+        "python benchmarks/estimators.py --seeds 5 --out benchmarks/results/estimators.json",
         "docs/benchmarks/estimators.md", estimated, higher=False,
         peers=("score function, decaying baseline", "score function, best constant"),
     ),
@@ -350,11 +350,20 @@ def _undescribed(body: Any) -> dict[str, Any]:
 
 
 def _made(body: Any) -> dict[str, Any]:
-    """Machine and versions, as the file has them."""
+    """Machine, versions and date, as the file has them."""
     held = body if isinstance(body, dict) else {}
     machine = held.get("machine", {})
     versions = {name: held[name] for name in ("torch", "torch_pruning") if name in held}
-    return {"machine": machine.get("words"), "versions": {**versions, **machine.get("versions", {})}}
+    return {
+        "machine": machine.get("words"),
+        "versions": {**versions, **machine.get("versions", {})},
+        "date": machine.get("date"),
+    }
+
+
+def is_complete(entry: Mapping[str, Any]) -> bool:
+    """Whether a file says on which machine, with which versions and when it was made."""
+    return bool(entry["machine"] and entry["versions"] and entry["date"])
 
 
 def _summary(values: list[float], median: bool) -> dict[str, Any]:
@@ -400,12 +409,13 @@ def page(found: Mapping[str, Any]) -> str:
         "",
     ]
     for name, entry in found.items():
+        if not is_complete(entry):
+            continue
         versions = ", ".join(f"{package} {version}" for package, version in entry["versions"].items())
         lines += [f"## {name}", "", f"{entry['asked']}", ""]
         lines += [f"    {entry['command']}", ""] if entry["command"] else []
         lines += [
-            f"Machine: {entry['machine'] or 'not recorded in the file'}. "
-            f"Versions: {versions or 'not recorded in the file'}."
+            f"Machine: {entry['machine']}. Versions: {versions}. Date: {entry['date']}."
             + (
                 f" Page: [{entry['page']}](../{entry['page']}). Better is {entry['better']}." if entry["page"] else ""
             ),
@@ -417,7 +427,28 @@ def page(found: Mapping[str, Any]) -> str:
             lines += [""]
             lines += ["Lost: nothing.", ""] if _judged(entry) and not entry["lost"] else []
             lines += ["Lost:", "", *(f"- {text}" for text in entry["lost"]), ""] if entry["lost"] else []
+    lines += _incomplete(found)
     return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip("\n") + "\n"
+
+
+def _incomplete(found: Mapping[str, Any]) -> list[str]:
+    """The files that have no row, and what would give them one."""
+    rows = [
+        f"| {name} | {', '.join(key for key in ('machine', 'versions', 'date') if not entry[key])} | "
+        f"{entry['page']} | `{entry['command']}` |"
+        for name, entry in found.items()
+        if not is_complete(entry)
+    ]
+    if not rows:
+        return []
+    return [
+        "## Without a row",
+        "",
+        "These files of results were written before benchmarks recorded machine, versions and date. Their figures "
+        "are on their pages, of a machine and a day that are not known; the command measures them again.",
+        "",
+        "| file | not recorded | page | command |", "|---|---|---|---|", *rows, "",
+    ]  # fmt: skip
 
 
 def _judged(entry: Mapping[str, Any]) -> bool:
@@ -430,21 +461,6 @@ def _row(one: Mapping[str, Any]) -> str:
     return f"| {one['group']} | {one['figure']} | {who} | {_number(one['value'])}{spread} ({one['runs']}) |"
 
 
-def machine() -> dict[str, Any]:
-    """This machine in words, its threads, and the versions that a result depends on."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        named = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = named[0] if named else model
-    threads = os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())
-    packages = ("archgrad", "torch", "numpy", "torch-pruning", "scikit-learn")
-    return {
-        "words": f"{model}, {os.cpu_count()} cores, {threads} threads, Python {platform.python_version()}",
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=HERE / "results", help="the folder that is read")
@@ -453,9 +469,12 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.stamp:
         body = json.loads(chosen.stamp.read_text(encoding="utf-8"))
-        chosen.stamp.write_text(json.dumps({**body, "machine": machine()}, indent=1) + "\n", encoding="utf-8")
+        save_results(chosen.stamp, {**body, "machine": {}})
     found = ledger(chosen.results)
-    (chosen.into / "RESULTS.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    told = {
+        name: entry if is_complete(entry) else {**entry, "figures": [], "lost": []} for name, entry in found.items()
+    }
+    (chosen.into / "RESULTS.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     (chosen.into / "RESULTS.md").write_text(page(found), encoding="utf-8")
     print(f"{len(found)} benchmarks in {chosen.into / 'RESULTS.md'}")
 

@@ -30,6 +30,7 @@ from pathlib import Path
 import discreteness
 import numpy as np
 import torch
+from saving import save_results
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -178,7 +179,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--peak-steps", type=int, default=12)
-    parser.add_argument("--out", type=Path, default=Path("memory_bound.json"))
+    parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     task = digits()
@@ -200,7 +201,7 @@ def main() -> None:
         row: dict[str, object] = {"kind": kind, "method": method, "size": size, "seed": seed, **work()}
         rows.append({**row, "seconds": round(time.perf_counter() - start, 1)})
         print(json.dumps(rows[-1]), flush=True)
-        chosen.out.write_text(json.dumps({**asked, "rows": rows}, indent=1) + "\n")
+        save_results(chosen.out, {**asked, "rows": rows})
 
     for size, method in itertools.product(chosen.sizes, ("radars", "darts")):
         take("peak", method, size, None, functools.partial(peak, method, size, task, memory, chosen.peak_steps))

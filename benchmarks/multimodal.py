@@ -25,12 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ledger import machine
+from saving import machine, save_results
 from torch import Tensor, nn
 
 import archgrad as ag
-from archgrad import files
-from archgrad.errors import RunError
 from archgrad.methods import UnasTerms, card
 from archgrad.trials import best_so_far
 
@@ -243,7 +241,7 @@ def main() -> None:
                 row = {"row": name, "level": level, "seed": seed, "steps": chosen.steps, **figures}
                 held["rows"].append(row | {"seconds": round(time.perf_counter() - begun, 1)})
                 print(json.dumps(held["rows"][-1]), flush=True)
-                files.write_text(chosen.out, json.dumps(held, indent=1) + "\n", RunError)
+                save_results(chosen.out, held)
     show(held["rows"], chosen.levels)
 
 

@@ -33,6 +33,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from saving import save_results
 from torch import nn
 
 import archgrad as ag
@@ -179,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--trials", type=int, default=300)
-    parser.add_argument("--out", type=Path, default=Path("multiobjective.json"))
+    parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     path = Path(os.environ.get("ARCHGRAD_DATA", "")) / "nasbench201" / "nasbench201.npz"
@@ -208,7 +209,7 @@ def main() -> None:
             rows.append({**row, "curve": bench.curve(tried) if tried else [], "failed": failed,
                          "seconds": round(time.perf_counter() - start, 1)})  # fmt: skip
             print(json.dumps(rows[-1]), flush=True)
-            chosen.out.write_text(json.dumps({**result, "rows": rows}, indent=1) + "\n")
+            save_results(chosen.out, {**result, "rows": rows})
     for goals in COSTS:
         print(table_of(rows, goals, chosen.trials), end="\n\n")
         ends = [float(r["end"]) for r in rows if r["goals"] == goals and "NSGA" in str(r["method"]) and "end" in r]  # type: ignore[arg-type]

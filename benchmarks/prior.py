@@ -10,12 +10,12 @@ draws. Data: found through ARCHGRAD_DATA.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 
 import torch
 from proxies import folder
+from saving import save_results
 
 import archgrad as ag
 from archgrad.choices import Uniform
@@ -47,7 +47,7 @@ def main() -> None:
                 generator = torch.Generator().manual_seed(seed)
                 draws = (n for n in range(1, MOST) if table.score(policy.sample(generator)) >= target)
                 rows.append({"data": data, "strength": strength, "seed": seed, "draws": next(draws, MOST)})
-        arguments.out.write_text(json.dumps({"targets": TARGETS, "rows": rows}, indent=0) + "\n")
+        save_results(arguments.out, {"targets": TARGETS, "rows": rows})
     print("| until the accuracy is | " + " | ".join(map(str, STRENGTHS)) + " |\n|---" + "|---" * len(STRENGTHS) + "|")
     for data, target in TARGETS.items():
         of = {s: [r["draws"] for r in rows if r["data"] == data and r["strength"] == s] for s in STRENGTHS}

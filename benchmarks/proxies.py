@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from saving import save_results
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -140,9 +141,7 @@ def measure(cells: list[str], out: Path) -> None:
                 seconds = done["seconds"].setdefault(f"{name}, {kind}", [0.0, 0])
                 seconds[0], seconds[1] = seconds[0] + time.process_time() - begun, seconds[1] + 1
             if missing and (place % 10 == 9 or place == len(cells[:most]) - 1):
-                written = out.with_suffix(".part")
-                written.write_text(json.dumps(done, indent=0) + "\n")
-                written.replace(out)
+                save_results(out, done)
                 print(f"{wanted[-1]}: {place + 1} of {len(cells[:most])} cells", flush=True)
 
 

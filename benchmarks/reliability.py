@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from saving import save_results
 from torch import Tensor, nn
 
 import archgrad as ag
@@ -350,7 +351,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--networks", nargs="+", choices=("resnet20", "small"), default=["resnet20", "small"])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("reliability.json"))
+    parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
     run: dict[str, Callable[[], list[dict[str, Any]]]] = {
@@ -364,7 +365,7 @@ def main() -> None:
     for part in given.parts:
         kept[part] = run[part]()
         kept |= {"torch": torch.__version__, "python": platform.python_version()}
-        given.out.write_text(json.dumps(kept, indent=1) + "\n")
+        save_results(given.out, kept)
 
 
 if __name__ == "__main__":

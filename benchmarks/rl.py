@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from saving import save_results
 from torch import nn
 
 import archgrad as ag
@@ -45,9 +46,7 @@ class Rows:
         if key not in self.rows:
             self.rows[key] = compute()
             print(key, json.dumps(self.rows[key]), flush=True)
-            partial = self.path.with_suffix(".partial")
-            partial.write_text(json.dumps({"torch": torch.__version__, "rows": self.rows}, indent=1) + "\n")
-            partial.replace(self.path)
+            save_results(self.path, {"torch": torch.__version__, "rows": self.rows})
 
 
 def relaxed(space: nn.Module) -> nn.Module:

@@ -29,6 +29,7 @@ import torch
 import torch_pruning as tp
 from ledger import taken
 from networks import CifarResNet, mobile, tiny_vit, unet, vgg
+from saving import save_results
 from scipy import stats
 from slim_tasks import TASKS
 from torch import Tensor, nn
@@ -237,7 +238,7 @@ class Rows:
             return None
         self.rows.append({**key, **figures, "cpu_seconds": round(time.process_time() - started, 1)})
         versions = {"torch": torch.__version__, "torch_pruning": tp.__version__}
-        self.path.write_text(json.dumps({**versions, "rows": self.rows}, indent=1) + "\n")
+        save_results(self.path, {**versions, "rows": self.rows})
         print(json.dumps(self.rows[-1]), flush=True)
         return self.rows[-1]
 
@@ -374,7 +375,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.25, 0.1])
     parser.add_argument("--methods", nargs="+", default=None)
-    parser.add_argument("--out", type=Path, default=Path("slim.json"))
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tables", action="store_true", help="print the tables of the rows in --out, and stop")
     chosen = parser.parse_args()
     torch.set_num_threads(1)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ledger import machine
 from networks import NETWORKS
+from saving import machine, save_results
 from slim_tasks import cifar10
 
 import archgrad as ag
@@ -108,7 +108,7 @@ def main() -> None:
                 continue
             body["rows"] += one(seed, start, task, options.epochs)
             if options.out:
-                options.out.write_text(json.dumps(body, indent=1) + "\n")
+                save_results(options.out, body)
             print(table(body["rows"]), flush=True)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from networks import NETWORKS
+from saving import save_results
 from slim_tasks import TASKS
 from torch import nn
 
@@ -110,7 +111,7 @@ def profile(name: str, x: torch.Tensor, *, passes: int = 600) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["small-vgg", "resnet20"])
-    parser.add_argument("--out", type=Path, default=Path("slim_speed.json"))
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--profile", action="store_true", help="print what ONNX Runtime spends where, and stop")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -121,7 +122,7 @@ def main() -> None:
             continue
         step, half = step_ratio(name, task), speed_at_half(name, task.example)
         rows.append({"network": name, "gate_step": step, "half": half})
-        chosen.out.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+        save_results(chosen.out, {"torch": torch.__version__, "rows": rows})
         print(json.dumps(rows[-1], indent=1), flush=True)
 
 

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from saving import save_results
 from torch import Tensor, nn
 
 import archgrad as ag
@@ -185,7 +186,7 @@ def main() -> None:
             print(name, json.dumps(rows[name]), flush=True)
     if chosen.out:
         versions = {"torch": torch.__version__, "python": platform.python_version()}
-        chosen.out.write_text(json.dumps({"pixels": chosen.pixels, **versions, "networks": rows}, indent=1) + "\n")
+        save_results(chosen.out, {"pixels": chosen.pixels, **versions, "networks": rows})
 
 
 if __name__ == "__main__":

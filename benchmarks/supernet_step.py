@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from saving import save_results
 from torch import Tensor, nn
 
 import archgrad as ag
@@ -335,7 +336,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile of the textbook form")
     parser.add_argument("--memory", choices=FORMS, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=Path("supernet_step.json"))
+    parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     if chosen.memory:
@@ -349,7 +350,7 @@ def main() -> None:
     if chosen.compile:
         bench.forms["textbook, compiled"] = torch.compile(bench.forms["textbook"])  # type: ignore[assignment]
     result["time"] = times(bench, chosen.repeats)
-    chosen.out.write_text(json.dumps(result, indent=1) + "\n")
+    save_results(chosen.out, result)
     print(report(result))
 
 

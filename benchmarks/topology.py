@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from saving import save_results
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
@@ -237,7 +238,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--seen", choices=("nodes", "readout"), default="readout")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
-    parser.add_argument("--out", type=Path, default=Path("topology.json"))
+    parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     asked = {"steps": chosen.steps, "torch": torch.__version__}
@@ -255,7 +256,7 @@ def main() -> None:
         row |= searched(variant, seed, steps=chosen.steps, seen=chosen.seen)
         result["rows"].append({**row, "seconds": round(time.perf_counter() - start, 1)})
         print(json.dumps(result["rows"][-1]), flush=True)
-        chosen.out.write_text(json.dumps(result, indent=1) + "\n")
+        save_results(chosen.out, result)
     print(table([row for row in result["rows"] if row["seen"] == chosen.seen]))
 
 

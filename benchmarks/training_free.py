@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from proxies import BLOCKS, folder, network, ranked, with_blocks
+from saving import save_results
 from scipy.stats import spearmanr
 
 import archgrad as ag
@@ -128,7 +129,7 @@ def main() -> None:
     done = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
 
     def save() -> None:
-        arguments.out.write_text(json.dumps(done, indent=1) + "\n")
+        save_results(arguments.out, done)
 
     if "flows" not in done:
         done["flows"] = flows(tables)

@@ -28,11 +28,10 @@ import numpy as np
 import torch
 from networks import vgg
 from PIL import Image
+from saving import save_results
 from torch import nn
 
 import archgrad as ag
-from archgrad import files
-from archgrad.errors import RunError
 from archgrad.methods import TransferProtocol
 
 DATA = Path(os.environ.get("ARCHGRAD_DATA", ""))
@@ -115,7 +114,7 @@ def main() -> None:
                 print(f"skipped: {pair} needs {needs} in the folder that ARCHGRAD_DATA names")
             elif (pair, seed, chosen.steps) not in done:
                 rows.append(measured(pair, seed, chosen.steps))
-                files.write_text(chosen.out, json.dumps({"rows": rows}, indent=1) + "\n", RunError)
+                save_results(chosen.out, {"rows": rows})
                 print(f"{pair}, seed {seed}: {rows[-1]['seconds']} s", flush=True)
     for pair in chosen.pairs:
         print("\n".join(table([row for row in rows if row["pair"] == pair and row["steps"] == chosen.steps])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import json
 import re
 import subprocess
@@ -201,7 +202,49 @@ def test_the_ledger_is_what_its_script_makes_of_the_results(tmp_path: Path) -> N
 
 def test_the_ledger_says_what_lost() -> None:
     held = json.loads(text_of(ROOT / "benchmarks" / "RESULTS.json"))
-    for entry in (held["slim"], held["cells"]):
+    for entry in (held["slim"], held["multimodal"]):
         best = {(one["group"], one["figure"]): one["value"] for one in entry["figures"] if one["peer"]}
         assert best and entry["lost"] and all(": behind " in line for line in entry["lost"])
     assert all(entry["command"] and entry["page"] for entry in held.values() if entry["figures"])
+
+
+def test_no_row_of_the_ledger_lacks_machine_versions_or_date() -> None:
+    held = json.loads(text_of(ROOT / "benchmarks" / "RESULTS.json"))
+    assert sum(bool(entry["figures"]) for entry in held.values()) >= 3
+    for name, entry in held.items():
+        if entry["figures"]:
+            assert entry["machine"] and {"archgrad", "torch"} <= set(entry["versions"]), name
+            assert re.fullmatch(r"20\d\d-\d\d-\d\d", entry["date"]), name
+
+
+SCRIPTS = [path for path in (ROOT / "benchmarks").glob("*.py") if "def main(" in text_of(path)]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_benchmarks_write_only_where_out_says_and_say_where_they_ran(path: Path) -> None:
+    """What writes a file is `save_results`, which stamps it, into a path of the command line that has no default."""
+    tree = ast.parse(text_of(path))
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        if name in ("write_text", "write_bytes"):
+            target = ast.unparse(call.func)
+            assert path.stem == "ledger" or target == "Path('/proc/self/clear_refs').write_text", target
+        if name == "save_results":
+            assert ast.unparse(call.args[0]) in {"chosen.out", "arguments.out", "options.out", "given.out", "out",
+                                                 "self.path", "chosen.stamp"}  # fmt: skip
+        if name == "add_argument" and [ast.unparse(arg) for arg in call.args] == ["'--out'"]:
+            assert "default" not in {keyword.arg for keyword in call.keywords}, "without --out nothing is written"
+
+
+def test_results_say_machine_versions_and_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    saving = importlib.import_module("saving")
+    path = tmp_path / "rows.json"
+    saving.save_results(path, {"rows": [1]})
+    saving.save_results(path, {"rows": [1, 2]})
+    held = json.loads(path.read_text(encoding="utf-8"))
+    assert held["rows"] == [1, 2] and {"words", "versions", "date"} == set(held["machine"])
+    elsewhere = {**held["machine"], "words": "another machine"}
+    saving.save_results(path, {**held, "machine": elsewhere})
+    assert json.loads(path.read_text(encoding="utf-8"))["machine"]["earlier"] == [elsewhere]
+    assert [one.name for one in tmp_path.iterdir()] == ["rows.json"]

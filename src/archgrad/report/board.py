@@ -80,7 +80,8 @@ class Board:
     def _refresh(self) -> None:
         # A run that is killed changes no file.
         began = time.monotonic()
-        now = [(path, stamp(path), is_running(path)) for path in runs_below(self.path)] or [stamp(self.path)]
+        runs = list(runs_below(self.path)) or [self.path]
+        now = [(path, stamp(path), is_running(path)) for path in runs]
         if now == self._stamp and self._drawn is not None:
             return
         body = draw(self.path, poll_ms=self._poll_ms).encode("utf-8", errors="replace")

@@ -52,11 +52,12 @@ def _fronts(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     kind = next((one for row in history for one in ("higher", "lower") if f"{TRIED}{one}" in row), None)
     if kind is None:
         return {}
-    key, sign, fronts = f"{TRIED}{kind}", 1.0 if kind == "higher" else -1.0, []
+    key, sign = f"{TRIED}{kind}", 1.0 if kind == "higher" else -1.0
+    fronts = []
     names = dict.fromkeys(name for row in history for name in row if name.startswith(TRIED) and name != key)
     for name in names:
         points = [(row[name], row[key]) for row in history if is_finite(row.get(name)) and is_finite(row.get(key))]
-        best, front = -math.inf, []
+        best, front = -math.inf, list[int]()
         for _, minus, place in sorted((cost, -sign * score, k) for k, (cost, score) in enumerate(points)):
             if -minus > best:
                 best, front = -minus, [*front, place]
