@@ -44,14 +44,19 @@ def _cifar(first: int, count: int) -> Part:
 def cifar10(images: int, tests: int, *, halved: bool = False) -> ag.Classification:
     """So many photographs to train and to test, 32 x 32 or halved to 16 x 16; at most 1,000 others to validate."""
     valid = min(1000, 50000 - images)
-    parts = [_cifar(first, count) for first, count in ((0, images), (50000 - valid, valid), (50000, tests))]
-    if halved:
-        sizes = [(len(pixels), 16, 2, 16, 2, 3) for pixels, _ in parts]
-        parts = [
-            (pixels.reshape(size).mean((2, 4)).round().astype(np.uint8), labels)
-            for (pixels, labels), size in zip(parts, sizes, strict=True)
-        ]
+    parts = [
+        cifar10_part(first, count, halved=halved)
+        for first, count in ((0, images), (50000 - valid, valid), (50000, tests))
+    ]
     return ag.Classification(*parts, batch_size=64, augment=(ag.flip(), ag.crop(2 if halved else 4)))
+
+
+def cifar10_part(first: int, count: int, *, halved: bool = False) -> Part:
+    """Photographs from one on, 32 x 32 or halved to 16 x 16: 0 to 49,999 are for training, the rest for tests."""
+    pixels, labels = _cifar(first, count)
+    if halved:
+        pixels = pixels.reshape(count, 16, 2, 16, 2, 3).mean((2, 4)).round().astype(np.uint8)
+    return pixels, labels
 
 
 def cifar() -> ag.Classification:

@@ -159,8 +159,8 @@ def searched(variant: str, seed: int, *, steps: int, seen: str) -> dict[str, flo
     weights = SGD([{"params": ag.weights(space), "clip": 5.0}], lr=0.05, momentum=0.9, weight_decay=3e-4)
     subset = {p for distribution, _ in topologies(space).values() for p in distribution.parameters()}
     groups = [
-        {"params": [p for p in ag.logits(space) if p not in subset], "weight_decay": 1e-3, "steady": True},
-        {"params": list(subset), "weight_decay": 0.0, "steady": True},
+        {"params": [p for p in ag.logits(space) if p not in subset], "weight_decay": 1e-3},
+        {"params": list(subset), "weight_decay": 0.0},
     ]
     run = ag.Run(steps=steps, seed=seed, device="cpu", progress=False)
     run.begin("topology", {})
@@ -190,7 +190,7 @@ def searched(variant: str, seed: int, *, steps: int, seen: str) -> dict[str, flo
         weight_loss=halves[0].loss,
         architecture_loss=regularized(gradient, term, space),
         update_schedule=update_schedule,
-        schedule=lambda progress: 1.0 - 0.9 * progress,
+        schedules=(lambda progress: 1.0 - 0.9 * progress, lambda progress: 1.0),
     )
     found = ag.decide(space)
     with torch.no_grad():

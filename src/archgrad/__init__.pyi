@@ -97,5 +97,6 @@ from .tasks.tabular_benchmark import Tabular as Tabular
 from .training.fit import fit as fit, recalibrate as recalibrate
 from .training.recipe import Recipe as Recipe, adam as adam, adamw as adamw, sgd as sgd
 from .training.schedules import warm_up_cosine as warm_up_cosine
+from .trials.finalists import Finalists as Finalists
 
 __version__: str

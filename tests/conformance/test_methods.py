@@ -56,8 +56,9 @@ METHODS: dict[str, tuple[Callable[..., ag.Found], Problem]] = {
     "darts, second order": (functools.partial(ag.darts, second_order=True), SUPERNET),
     # From the published threshold, 1, the architecture would move at once, on untrained weights.
     "darts_prime": (functools.partial(ag.darts_prime, terms=DartsPrimeTerms(threshold=1e-3)), SUPERNET),
+    # At f = 10 clipped weights have too few steps here: they keep what they began with.
     "darts_prime, clipped and ADMM": (
-        functools.partial(ag.darts_prime, terms=DartsPrimeTerms(activation="clipped", regularizer="admm")),
+        functools.partial(ag.darts_prime, terms=DartsPrimeTerms(f=2, activation="clipped", regularizer="admm")),
         SUPERNET,
     ),
     # Weights that are drawn afresh have to learn something in the steps of a round.

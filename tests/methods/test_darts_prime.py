@@ -11,7 +11,7 @@ import archgrad as ag
 from archgrad.choices.access import choices
 from archgrad.choices.subsets import Subsets, topology
 from archgrad.errors import ConfigError, LimitError
-from archgrad.methods.darts_prime.darts_prime import DartsPrimeTerms, darts_prime
+from archgrad.methods.darts_prime.darts_prime import DartsPrimeSettings, DartsPrimeTerms, _optimizer, darts_prime
 from archgrad.run.signals import Stopped
 
 OFF = DartsPrimeTerms(schedule="static", f=1, regularizer="proximity", rho=0.0)
@@ -161,6 +161,33 @@ def test_a_stopped_run_goes_on_exactly(
     assert resumed.record["discretization"] == whole.record["discretization"]
 
 
+@pytest.mark.parametrize(("terms", "decay"), [
+    (DartsPrimeTerms(), 1e-3), (DartsPrimeTerms("clipped"), 0.0), (DartsPrimeTerms("clipped", decay=1e-3), 1e-3),
+    (DartsPrimeTerms(decay=0.0), 0.0),
+])  # fmt: skip
+def test_the_logits_have_the_published_rate_in_the_published_epochs_and_the_decay_that_is_asked_for(
+    terms: DartsPrimeTerms, decay: float
+) -> None:
+    """50 epochs on 10 of 11 parts of 50,000 images in batches of 64; a tenth of them needs ten times the rate."""
+    recipe = ag.Recipe()
+    settings = DartsPrimeSettings(
+        None,
+        None,
+        terms,
+        0.5,
+        weights_fraction=10 / 11,
+        rate=None,
+        finalists=None,
+        search_recipe=recipe,
+        recipe=recipe,
+    )
+    relaxed = ag.relax(space(), ag.softmax)
+    published = round(50 * 50_000 * 10 / 11 / 64)
+    for steps, times in ((4 * published, 1), (published, 1), (published // 10, 10)):
+        (group,) = _optimizer(relaxed, settings, steps=steps).param_groups
+        assert group["lr"] == pytest.approx(3e-4 * times, rel=0.03) and group["weight_decay"] == decay
+
+
 def test_a_measured_limit_is_refused_by_name() -> None:
     with pytest.raises(LimitError, match="DARTS-PRIME trains a mixture"):
         darts_prime(space(), task(), run(), limit=ag.latency(torch.zeros(1, 1, 8, 8)).at_most(ms=5.0))
@@ -173,6 +200,8 @@ def test_a_measured_limit_is_refused_by_name() -> None:
         ({"f": 0}, "f=0"),
         ({"threshold": 0.0}, "threshold=0.0"),
         ({"schedule": "static", "f": 2.5}, "a whole number n from 1"),
+        ({"decay": -1e-3}, "decay=-0.001"),
+        ({"through": True}, "without adjusted=True"),
     ],
 )
 def test_constraints_that_make_no_sense_are_refused(wrong: dict[str, float], message: str) -> None:

@@ -124,3 +124,15 @@ def test_what_makes_no_schedule_is_refused(wrong: dict[str, float]) -> None:
 def test_a_static_pace_is_of_whole_numbers(wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="a whole number n from 1 and a fraction warm_up"):
         EverySteps(**wrong)
+
+
+@pytest.mark.parametrize("first", [2.0, 30.0, 400.0])
+def test_the_average_begins_at_the_first_gradient_and_not_below_it(first: float) -> None:
+    """From 0 it would be a fifth of the first gradient, and the architecture would begin 33 steps too early."""
+    update_schedule, due = DynamicSchedule(10), list[int]()
+    for step in range(200):
+        if update_schedule.next_batch(step, 0.0) is not None:
+            due.append(step)
+        update_schedule.observe(gradients_of(first))
+        assert update_schedule.average == pytest.approx(first)
+    assert due[0] == math.ceil(math.log(first) / math.log(1.05))

@@ -211,3 +211,26 @@ def test_a_negative_weight_is_refused(rho: float) -> None:
 def test_what_makes_no_admm_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Admm(labels(), rho=0.1, **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("c", [0.0, 0.4, 1.0])
+def test_the_gradient_of_the_adjusted_form_goes_through_its_scale_only_where_asked(c: float) -> None:
+    found = {}
+    for through in (False, True):
+        space = ag.relax(nn.Sequential(ag.OpChoice([nn.ReLU(), nn.Tanh(), nn.Identity()], name="op")), ag.softmax)
+        (logit,) = ag.logits(space)
+        with torch.no_grad():
+            logit.copy_(torch.tensor([0.3, -0.2, 0.9]))
+        term = Proximity(space, rho=1.0, progress=lambda: c, adjusted=True, through=through)
+        value = term()
+        (found[through],) = torch.autograd.grad(value, [logit])
+        if through:  # the whole derivative
+            for k in range(3):
+                sides = []
+                for sign in (1.0, -1.0):
+                    with torch.no_grad():
+                        logit[k] += sign * 1e-2
+                        sides.append(float(term()))
+                        logit[k] -= sign * 1e-2
+                assert float(found[True][k]) == pytest.approx((sides[0] - sides[1]) / 2e-2, abs=1e-3)
+    assert torch.allclose(found[False], found[True], atol=1e-6) == (c == 1.0), "s is 1 at the end"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import archgrad as ag
 from archgrad.choices.access import logits, using
 from archgrad.choices.relaxations import Softmax
-from archgrad.errors import ChoiceError, LimitError
+from archgrad.errors import ChoiceError, ConfigError, LimitError
 from archgrad.methods.unas.objective import LimitPenalty, Objective, RebarEstimate, Sampler, UnasTerms
 from archgrad.supernets.constraint import ArchitectureConstraint
 
@@ -190,6 +190,31 @@ def test_a_measured_limit_is_kept_and_its_surrogate_is_reported() -> None:
     assert any("expected_latency" in row and "cost" in row for row in found.history)
     with pytest.raises(LimitError, match=r"lowest reachable is 2\.4"):
         ag.unas(small(), task(), ag.Run(steps=40, device="cpu", progress=False), limit=cost.at_most(2.0))
+
+
+@pytest.mark.parametrize("warm_up", [0.0, 0.15, 0.5, 0.9])
+@pytest.mark.parametrize("restart", [False, True])
+def test_the_logits_have_a_schedule_of_their_own_that_begins_when_they_do(warm_up: float, restart: bool) -> None:
+    terms = UnasTerms(warm_up=warm_up, floor=0.3, restart=restart)
+    of_weights, of_logits = terms.schedules(lambda progress: 1.0 - progress)
+    half = warm_up + 0.5 * (1.0 - warm_up)
+    assert [of_logits(p) for p in (warm_up, half, 1.0)] == [pytest.approx(v) for v in (1.0, 0.65, 0.3)]
+    assert UnasTerms(warm_up=warm_up).schedules(of_weights)[1](1.0) == 0.0
+    assert of_weights(half) == pytest.approx(0.5 if restart else 1.0 - half)
+    assert terms.beta(warm_up) == 0.0 and terms.beta(half) == terms.beta(1.0) == 1.0
+
+
+def test_only_the_weights_move_in_the_warm_up() -> None:
+    run = ag.Run(steps=40, seed=0, device="cpu", progress=False, output=ag.Output(log_every=1))
+    ag.unas(small(), task(), run, search_fraction=1.0)
+    moved = [row["step"] for row in run.history if "architecture_loss" in row]
+    assert moved == list(range(20, 40))
+
+
+@pytest.mark.parametrize("wrong", [{"warm_up": 1.0}, {"warm_up": -0.1}, {"ramp": 1.5}, {"floor": 2.0}])
+def test_parts_of_a_search_that_are_none_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="parts from 0 to 1, and a warm_up below 1"):
+        UnasTerms(**wrong)
 
 
 def test_what_it_cannot_search_is_refused() -> None:

@@ -134,10 +134,8 @@ def test_each_logit_gets_its_own_gradient_whatever_the_order_of_the_optimizer() 
     net = ag.relax(space(), ag.softmax)
     first, second = ag.logits(net)
     before = [logit.detach().clone() for logit in (first, second)]
-    architecture = torch.optim.SGD(
-        [{"params": [second], "steady": True}, {"params": [first], "steady": True}], lr=1.0
-    )
-    weights, run = torch.optim.SGD(ag.weights(net), lr=0.0), begun(steps=1)
+    architecture = torch.optim.SGD([{"params": [second]}, {"params": [first]}], lr=1.0)
+    weights, run = torch.optim.SGD(ag.weights(net), lr=8.0), begun(steps=1)
 
     def gradient(train: object, valid: object) -> tuple[Tensor, Sequence[Tensor]]:
         return first.sum() * 0.0, [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])]
@@ -146,6 +144,8 @@ def test_each_logit_gets_its_own_gradient_whatever_the_order_of_the_optimizer() 
     alternate(
         net, TASK.split(0.5), run, weights=weights, architecture=architecture, steps=1, weight_loss=TASK.loss,
         architecture_loss=gradient, update_schedule=EverySteps(),
+        schedules=(lambda progress: 0.0, lambda progress: 1.0),
     )  # fmt: skip
+    assert [group["lr"] for group in (*weights.param_groups, *architecture.param_groups)] == [0.0, 1.0, 1.0]
     moved = [(old - new.detach()).tolist() for old, new in zip(before, (first, second), strict=True)]
     assert moved == [pytest.approx([1.0, 2.0]), pytest.approx([3.0, 4.0])]

@@ -15,6 +15,7 @@ What the paper leaves open, or is done otherwise here:
 - Nodes keep the inputs of their heaviest operations, "none" left out, as in the authors' code.
 - The published rate of the logits, 3e-4, is raised in searches shorter than the published 19,500 steps, so that
   they can move as far. Ours.
+- By default few architectures are trained apart at the end. `finalists=None` is the published form. Ours.
 - `limit` is ours: a penalty on the expected cost while searching, and the heaviest architecture under the limit at
   the end. The cost needs a gradient: a measured one is refused, since nothing here samples networks.
 
@@ -47,10 +48,10 @@ from archgrad.supernets.lifecycle import (
     predict_peak_memory,
     prepare_supernet,
     split_steps,
-    train_and_report,
 )
 from archgrad.tasks.task import Batch, Splittable, Task
 from archgrad.training.recipe import Recipe, darts_sgd
+from archgrad.trials.finalists import Ending, Finalists
 
 RADIUS = 0.01
 RECIPE = Recipe(optimizer_factory=darts_sgd)
@@ -65,8 +66,8 @@ class DartsSettings:
     second_order: bool
     search_fraction: float
     weights_fraction: float
-    pressure: float
     rate: float | None
+    finalists: Finalists | None
     search_recipe: Recipe
     recipe: Recipe
 
@@ -82,8 +83,8 @@ def darts(
     second_order: bool = False,
     search_fraction: float = 0.5,
     weights_fraction: float = 0.5,
-    pressure: float = 1.0,
     rate: float | None = None,
+    finalists: Finalists | None = Finalists(),
     search_recipe: Recipe = RECIPE,
     recipe: Recipe = Recipe(),
 ) -> Found:
@@ -99,8 +100,8 @@ def darts(
         second_order: differentiate through one step of the weights.
         search_fraction: part of the budget that is searched in; the rest trains the result from fresh weights.
         weights_fraction: part of the training data that the weights are trained on while searching.
-        pressure: of the limit's penalty, pressure * max(0, expected cost / bound - 1).
         rate: of Adam on the logits; default: as published, higher for short searches.
+        finalists: how the search ends; None: with the heaviest architecture, as published.
         search_recipe: optimizer, schedule and clip of the supernet's weights.
         recipe: how the result is trained.
 
@@ -119,7 +120,7 @@ def darts(
         True
     """
     settings = DartsSettings(
-        limit, prior, second_order, search_fraction, weights_fraction, pressure=pressure, rate=rate,
+        limit, prior, second_order, search_fraction, weights_fraction, rate=rate, finalists=finalists,
         search_recipe=search_recipe, recipe=recipe,
     )  # fmt: skip
     check_search(
@@ -139,30 +140,26 @@ def darts(
     run.begin("darts", settings_record(settings), task=task, network=space)
 
     steps, rest = split_steps(
-        run,
-        task,
-        search_fraction,
-        search_recipe=search_recipe,
-        recipe=recipe,
-        network=space,
+        run, task, search_fraction, search_recipe=search_recipe, recipe=recipe, network=space,
         passes=5 if second_order else 2,
-    )
-    run.require_steps(steps, phase="search", least=1)
+    )  # fmt: skip
+    ending = Ending(finalists, steps, search_fraction)
+    run.require_steps(ending.search_steps, phase="search", least=1)
     predict_peak_memory(space, task, run, optimizer=search_recipe.optimizer_factory, passes=2 if second_order else 1)
 
     def ahead(train: Batch, valid: Batch, loss_of: Callable[[Batch], Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
         return unrolled(space, lambda: task.loss(space, train), lambda: loss_of(valid), weights, mean=run.mean)
 
     descend_mixture(
-        space, task, run, weights=weights, steps=steps, constraint=constraint, pressure=pressure,
+        space, task, run, weights=weights, steps=ending.search_steps, constraint=constraint,
         weights_fraction=weights_fraction, rate=rate, schedule=search_recipe.schedule,
-        time_fraction=search_fraction, gradient=ahead if second_order else None, prior=prior,
+        time_fraction=ending.search_time, gradient=ahead if second_order else None, prior=prior,
     )  # fmt: skip
-    architecture = constraint.decide(scores(space), run) if constraint else decide(space)
-    record = heading(darts, settings_record(settings), f"{type(space).__name__} searched by DARTS")
-    return train_and_report(
-        space, architecture, task, run, steps=rest, recipe=recipe, constraint=constraint, record=record
-    )
+    heaviest = constraint.decide(scores(space), run) if constraint else decide(space)
+    return ending.report(
+        space, heaviest, task, run, steps=rest, recipe=recipe, constraint=constraint,
+        record=heading(darts, settings_record(settings), f"{type(space).__name__} searched by DARTS"),
+    )  # fmt: skip
 
 
 def unrolled(

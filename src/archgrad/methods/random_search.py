@@ -5,7 +5,8 @@ Implemented, each on the steps that any other method of ours would search in:
 
     one by one   draw n architectures, train each from fresh weights for steps / n, keep the best on validation data
     halving      the same, but all are trained a little, the best of them further, and so on: `successive_halving`
-    shared       train the supernet, a uniformly drawn architecture a step; draw n, recalibrate each, keep the best
+    shared       train the supernet, a uniformly drawn architecture a step; draw n, recalibrate each, keep the best;
+                 by default the few of the lowest validation loss are trained apart (`finalists=None`: published)
 
 Under a limit, architectures over it are drawn again. The best is trained from fresh weights on the rest of the
 budget. On a task that scores architectures itself, such as a table, an architecture is looked up in place of trained.
@@ -41,13 +42,13 @@ from archgrad.supernets.lifecycle import (
     predict_peak_memory,
     prepare_supernet,
     split_steps,
-    train_and_report,
 )
 from archgrad.tasks.task import Batch, Scored, Task, higher_is_better, require
 from archgrad.training.fit import train
 from archgrad.training.recipe import Recipe
 from archgrad.trials.archive import Archive, Trial
 from archgrad.trials.evaluation import evaluator, report_failures, steps_before, trial_numbers
+from archgrad.trials.finalists import Ending, Finalists
 from archgrad.trials.random_sampling import draw_architectures, ranking
 from archgrad.trials.successive_halving import Halving, successive_halving
 
@@ -62,6 +63,7 @@ class RandomSearchSettings:
     halving: Halving | None
     refused_count: bool
     search_fraction: float
+    finalists: Finalists | None
     search_recipe: Recipe
     recipe: Recipe
 
@@ -78,6 +80,7 @@ def random_search(
     halving: Halving | None = None,
     refused_count: bool = False,
     search_fraction: float = 0.5,
+    finalists: Finalists | None = Finalists(),
     search_recipe: Recipe = Recipe(),
     recipe: Recipe = Recipe(),
 ) -> Found:
@@ -94,6 +97,7 @@ def random_search(
         halving: train all a little, the best of them further, and so on, for the same steps together.
         refused_count: whether a draw over the limit counts as one of the trials.
         search_fraction: part of the budget that is searched in; the rest trains the result from fresh weights.
+        finalists: how a search with shared weights ends; None: with the best score, as published.
         search_recipe: how the weights of a shared supernet are trained.
         recipe: how networks are trained, those tried one by one and the one that is handed back.
 
@@ -113,8 +117,9 @@ def random_search(
         2
     """
     settings = RandomSearchSettings(
-        limit, prior, shared, halving, refused_count, search_fraction, search_recipe=search_recipe, recipe=recipe
-    )
+        limit, prior, shared, halving, refused_count, search_fraction, finalists=finalists if shared else None,
+        search_recipe=search_recipe, recipe=recipe,
+    )  # fmt: skip
     if not isinstance(task, Scored):
         require(task, method="random search")
     elif shared:
@@ -127,6 +132,7 @@ def random_search(
     steps, rest = split_steps(
         run, task, search_fraction, search_recipe=search_recipe if shared else recipe, recipe=recipe
     )
+    ending = Ending(settings.finalists, steps, search_fraction)
     constraint = ArchitectureConstraint(space, limit) if limit is not None else None
     trials = run.trials or (1000 if isinstance(task, Scored) else 50 if shared else 10)
     policy = Uniform(space, prior=prior)
@@ -136,7 +142,7 @@ def random_search(
 
     drawn = draw_architectures(policy, run, trials, constraint, refused_count=refused_count)
     if shared and not isinstance(task, Scored):
-        _train_shared(space, task, run, settings, steps=steps)
+        _train_shared(space, task, run, settings, ending)
         rows, used = _one_by_one(space, task, run, drawn, settings, steps=steps), steps
     elif not isinstance(task, Scored):
         predict_peak_memory(space, task, run, optimizer=recipe.optimizer_factory, drawn=5)
@@ -148,12 +154,12 @@ def random_search(
         rows = _one_by_one(space, task, run, drawn, settings, steps=steps)
         used = steps_before(len(drawn), trials=len(drawn), steps=steps)
     report_failures(rows, run)
-    higher = higher_is_better(task)
-    best = run.compute_once("best", lambda: ranking(rows, drawn, constraint, higher=higher)[0])
-    title = f"{type(space).__name__} searched at random"
-    return train_and_report(
-        space, drawn[best], task, run, steps=max(0, rest + steps - used), recipe=recipe, constraint=constraint,
-        record={**heading(random_search, settings_record(settings), title), "trials": rows},
+    best = run.compute_once("best", lambda: ranking(rows, drawn, constraint, higher=higher_is_better(task))[0])
+    heads = heading(random_search, settings_record(settings), f"{type(space).__name__} searched at random")
+    left, record = max(0, rest + steps - used), {**heads, "trials": rows}
+    tried = [architecture for architecture, row in zip(drawn, rows, strict=True) if not row.get("failed")]
+    return ending.report(
+        space, drawn[best], task, run, steps=left, recipe=recipe, constraint=constraint, record=record, draws=tried
     )  # fmt: skip
 
 
@@ -178,7 +184,7 @@ def _one_by_one(
     return [trial.record() for trial in archive.trials.values()]
 
 
-def _train_shared(space: nn.Module, task: Task, run: Run, settings: RandomSearchSettings, *, steps: int) -> None:
+def _train_shared(space: nn.Module, task: Task, run: Run, settings: RandomSearchSettings, ending: Ending) -> None:
     """Train the supernet's weights, at an architecture drawn uniformly for each step."""
     generator, recipe = run.generator("paths"), settings.search_recipe
 
@@ -195,6 +201,6 @@ def _train_shared(space: nn.Module, task: Task, run: Run, settings: RandomSearch
     with using(space, masks(space, sample(space, generator=torch.Generator().manual_seed(run.seed)))):
         predict_peak_memory(space, task, run, optimizer=recipe.optimizer_factory)
     train(
-        space, task, run, recipe, steps=steps, phase="supernet", objective=loss,
-        time_fraction=settings.search_fraction, scored=False,
+        space, task, run, recipe, steps=ending.search_steps, phase="supernet", objective=loss,
+        time_fraction=ending.search_time, scored=False,
     )  # fmt: skip

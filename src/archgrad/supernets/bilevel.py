@@ -115,7 +115,7 @@ def alternate(
     weight_loss: Callable[[nn.Module, Batch], Tensor],
     architecture_loss: ArchitectureLoss,
     update_schedule: UpdateSchedule = ALWAYS,
-    schedule: Schedule = constant,
+    schedules: tuple[Schedule, Schedule] = (constant, constant),
     time_fraction: float = 1.0,
     figures: Callable[[], dict[str, float]] | None = None,
 ) -> None:
@@ -128,13 +128,13 @@ def alternate(
         tasks: they give the batches for the weights and for the architecture.
         run: register what it saves (`run.register_state`) before this.
         weights, architecture: optimizers of the weights and of the logits; a group's `"clip"` is the largest norm
-            of its gradient, and groups marked `"steady"` keep their learning rate.
+            of its gradient.
         steps: length of the phase, counted in steps of the weights, where the budget is not in seconds alone.
         weight_loss: what the weights minimize.
         architecture_loss: from a batch of each task to what the logits minimize, or to that and its gradient with
             respect to `logits(space)`.
         update_schedule: when the architecture takes a step; register one that has a state.
-        schedule: from progress in [0, 1] to a factor on all learning rates.
+        schedules: of the weights and of the logits, from progress in [0, 1] to a factor on their learning rates.
         time_fraction: this phase's part of a budget in seconds.
         figures: called before each epoch for more figures to log.
 
@@ -143,15 +143,16 @@ def alternate(
         ResourceError: memory ran out, or a worker of the data loader died.
     """
     first, second = (task.stream(seed=run.seed, rank=run.rank, world=run.world) for task in tasks)
-    rates = [group["lr"] for group in (*weights.param_groups, *architecture.param_groups)]
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in (weights, architecture)]
     order = {logit: place for place, logit in enumerate(logits(space))}
     places = [order[logit] for group in architecture.param_groups for logit in group["params"]]
     clipped = any(isinstance(choice.relaxation, Clipped) for choice in decisions(space).values())
     for step in run.steps(steps, phase="search", time_fraction=time_fraction):
         epoch_figures = _epoch_figures(space, architecture, figures) if step % tasks[0].steps_per_epoch == 0 else {}
         # The groups are new ones once a resumed run has restored the optimizers.
-        for group, rate in zip((*weights.param_groups, *architecture.param_groups), rates, strict=True):
-            group["lr"] = rate if group.get("steady") else rate * schedule(run.progress)
+        for optimizer, schedule, at_first in zip((weights, architecture), schedules, rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, at_first, strict=True):
+                group["lr"] = rate * schedule(run.progress)
         space.train()
         number = update_schedule.next_batch(step, run.progress)
         step_figures: dict[str, float | Tensor] = dict(update_schedule.figures())

@@ -70,8 +70,7 @@ class ArchitectureConstraint:
     """
 
     def __init__(self, space: nn.Module, limit: Limit) -> None:
-        self.space, self.cost = space, limit.cost
-        self._limit = limit
+        self.space, self.cost, self._limit = space, limit.cost, limit
         self._choices = decisions(space)
         self._counter = self.cost.counter(space) if isinstance(self.cost, (Macs, Params)) else None
         self._linear = self.cost if isinstance(self.cost, (CostTable, Surrogate)) else None
@@ -80,7 +79,7 @@ class ArchitectureConstraint:
         self._bounds: _Bounds | None = None
         self.slower = 1.0
         if not self.measured:
-            self._find_bounds(Architecture({name: _picks(choice)[0] for name, choice in self._choices.items()}))
+            self._find_bounds(Architecture({name: options(choice)[0] for name, choice in self._choices.items()}))
 
     def fit_surrogate(self, run: Run, *, key: str = "prices") -> None:
         """For a measured cost: measure what the surrogate and the bound need, once in the run's life.
@@ -289,7 +288,7 @@ class ArchitectureConstraint:
         return self._known[architecture] if architecture in self._known else self.predicted(architecture)
 
     def _greedy(self, scores: Mapping[str, Scores], bound: float) -> Architecture:
-        value = _Scored(scores)
+        value = TotalScores(scores)
         now = Architecture({name: value.best(choice) for name, choice in self._choices.items()})
         price = self._guess(now)
         while price > bound:
@@ -305,7 +304,7 @@ class ArchitectureConstraint:
             _, now, price = min(steps, key=lambda step: step[0])
         return self._improved(now, value, bound)
 
-    def _improved(self, now: Architecture, value: _Scored, bound: float) -> Architecture:
+    def _improved(self, now: Architecture, value: TotalScores, bound: float) -> Architecture:
         for _ in range(SWEEPS):
             losses = [(value.of(n, now[n]) - value.of(n, pick), n, pick) for n, pick in self._changes(now)]
             gains = sorted((loss for loss in losses if loss[0] < 0), key=lambda loss: loss[0])
@@ -331,7 +330,7 @@ class ArchitectureConstraint:
     def _changes(self, architecture: Architecture) -> Iterator[tuple[str, Pick]]:
         """Every change to another pick of one choice."""
         for name, choice in self._choices.items():
-            for pick in _picks(choice):
+            for pick in options(choice):
                 if pick != architecture[name]:
                     yield name, pick
 
@@ -374,26 +373,28 @@ def scores(space: nn.Module, *, logarithms: bool = False) -> dict[str, Scores]:
     }
 
 
-class _Scored:
-    """Total scores of picks."""
+class TotalScores:
+    """Total scores of picks, of what `scores` returns."""
 
     def __init__(self, scores: Mapping[str, Scores]) -> None:
         self.scores = {n: s.detach().double().cpu() if isinstance(s, Tensor) else s for n, s in scores.items()}
 
     def of(self, name: str, pick: Pick) -> float:
+        """The score of a pick."""
         scores = self.scores[name]
         if not isinstance(scores, Tensor):
             return scores[pick]  # type: ignore[index]
         return float(scores[[pick] if isinstance(pick, int) else list(pick)].sum())
 
     def best(self, choice: Choice) -> Pick:
-        return max(_picks(choice), key=lambda pick: self.of(choice.name, pick))
+        """The pick of the highest score."""
+        return max(options(choice), key=lambda pick: self.of(choice.name, pick))
 
 
-def _picks(choice: Choice) -> list[Pick]:
+def options(choice: Choice) -> list[Pick]:
+    """Every pick that a choice of a supernet allows."""
     alive = choice.pickable.nonzero().flatten().tolist()
     if isinstance(choice, OpChoice):
         return alive
     assert isinstance(choice, InputChoice)
-    sizes = range(choice.fewest, choice.keep + 1)
-    return [pick for size in sizes for pick in itertools.combinations(alive, size)]
+    return [pick for n in range(choice.fewest, choice.keep + 1) for pick in itertools.combinations(alive, n)]

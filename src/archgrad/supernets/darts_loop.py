@@ -17,7 +17,7 @@ from archgrad.supernets.bilevel import alternate, logit_rate, mixed, split_task
 from archgrad.supernets.constraint import ArchitectureConstraint
 from archgrad.supernets.prior import warm_start
 from archgrad.tasks.task import Batch, Task
-from archgrad.training.schedules import Schedule, cosine
+from archgrad.training.schedules import Schedule, constant, cosine
 from archgrad.training.step import Computed
 
 # From a training batch, a validation batch and the loss of the logits, to that loss and its gradient.
@@ -41,7 +41,6 @@ def descend_mixture(
     weights: Optimizer,
     steps: int,
     constraint: ArchitectureConstraint | None = None,
-    pressure: float = 1.0,
     weights_fraction: float = 0.5,
     rate: float | None = None,
     schedule: Schedule = cosine,
@@ -57,8 +56,7 @@ def descend_mixture(
         run: the space and both optimizers are registered in it.
         weights: the optimizer of the weights.
         steps: of the weights.
-        constraint: the limit, whose excess is penalized.
-        pressure: of the penalty, pressure * max(0, expected cost / bound - 1).
+        constraint: the limit; max(0, expected cost / bound - 1) is added to the loss of the logits.
         weights_fraction: part of the training data that the weights are trained on.
         rate: of Adam on the logits; default: as published, higher for short searches.
         schedule: of the weights' learning rate.
@@ -69,12 +67,12 @@ def descend_mixture(
     for logit in logits(space):
         nn.init.normal_(logit, std=1e-3)
     warm_start(space, prior)
-    group = {"params": logits(space), "lr": rate or logit_rate(3e-4, steps), "steady": True}
+    group = {"params": logits(space), "lr": rate or logit_rate(3e-4, steps)}
     architecture = Adam([group], betas=(0.5, 0.999), weight_decay=1e-3)
 
     def loss_of(batch: Batch) -> Tensor:
         loss = task.loss(space, batch)
-        return loss if constraint is None else loss + pressure * constraint.excess(mixed(space)).to(loss)
+        return loss if constraint is None else loss + constraint.excess(mixed(space)).to(loss)
 
     def architecture_loss(train: Batch, valid: Batch) -> Computed:
         return loss_of(valid) if gradient is None else gradient(train, valid, loss_of)
@@ -82,5 +80,6 @@ def descend_mixture(
     run.register_state(space=space, weights=weights, architecture=architecture)
     alternate(
         space, split_task(task, weights_fraction), run, weights=weights, architecture=architecture, steps=steps,
-        weight_loss=task.loss, architecture_loss=architecture_loss, schedule=schedule, time_fraction=time_fraction,
+        weight_loss=task.loss, architecture_loss=architecture_loss,
+        schedules=(schedule, constant), time_fraction=time_fraction,
     )  # fmt: skip

@@ -13,7 +13,14 @@ from archgrad.training.recipe import Recipe
 
 
 def finalists(
-    networks: Mapping[str, nn.Module], task: Task, run: Run, recipe: Recipe, *, steps: int, time_fraction: float = 1.0
+    networks: Mapping[str, nn.Module],
+    task: Task,
+    run: Run,
+    recipe: Recipe,
+    *,
+    steps: int,
+    time_fraction: float = 1.0,
+    fresh: bool = False,
 ) -> dict[str, float]:
     """Train each network in place for the same number of steps, a phase each; resumes exactly.
 
@@ -24,13 +31,15 @@ def finalists(
         recipe: of each training, with its whole schedule.
         steps: of each.
         time_fraction: of each, in a budget of seconds.
+        fresh: whether their weights are untrained, so that statistics of theirs say nothing yet.
 
     Returns:
         The score of each on the validation part.
     """
     scores = {}
     for name, network in networks.items():
-        recalibrate(network, task, run)
+        if not fresh:
+            recalibrate(network, task, run)
         train(network, task, run, recipe, steps=steps, phase=f"finalist_{name}", time_fraction=time_fraction)
         figures = evaluate(task, network)
         run.log({f"valid_{key}": value for key, value in figures.items()})

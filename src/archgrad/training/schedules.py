@@ -63,6 +63,22 @@ def _warm_up(fraction: float, progress: float) -> float:
     return min(1.0, 0.01 + 0.99 * progress / fraction)
 
 
+def after(fraction: float, schedule: Schedule) -> Schedule:
+    """A schedule: 1 over the first `fraction` of the budget, then the whole of another one over the rest.
+
+    Example:
+        >>> from archgrad.training.schedules import after, warm_up_cosine
+        >>> schedule = after(0.5, warm_up_cosine(0, last=0.5))
+        >>> schedule(0.2), schedule(0.75), schedule(1.0)
+        (1.0, 0.75, 0.5)
+    """
+    return functools.partial(_after, fraction, schedule)
+
+
+def _after(fraction: float, schedule: Schedule, progress: float) -> float:
+    return 1.0 if progress < fraction else schedule((progress - fraction) / (1.0 - fraction))
+
+
 def constant(progress: float) -> float:
     """The factor 1 throughout."""
     return 1.0

@@ -15,11 +15,11 @@ class DynamicSchedule:
     """The dynamic schedule: a step of the architecture where the weights' gradient is below a moving threshold.
 
         F_s    = sum over the weights of (d L_train / d w)^2        trace of the empirical Fisher of the batch mean
-        Fbar_s = decay F_s + (1 - decay) Fbar_{s-1}
+        Fbar_s = decay F_s + (1 - decay) Fbar_{s-1},   Fbar_0 = F_0
         before each step:   if 0 < Fbar < theta:  take one,  theta <- theta factor^-f      else  theta <- theta factor
 
     For any stationary F, the architecture takes a step in 1 / (1 + f) of all steps in the long run. From theta = 1
-    its first step comes after about ln F / ln factor steps.
+    its first step comes after about ln F / ln factor steps; an average that began at 0 would let it come too early.
 
     Args:
         f: about how many steps of the weights there are for one of the architecture.
@@ -44,13 +44,14 @@ class DynamicSchedule:
             if not fits:
                 raise ConfigError(f"{name}={value!r} of a dynamic schedule was given; allowed is {rule}")
         self.f, self.decay, self.grows = f, decay, math.log(factor)
-        self.average, self.taken = 0.0, 0
+        self.average: float | None = None
+        self.taken = 0
         # As a logarithm, since nothing bounds it while F is above it.
         self.log_threshold = math.log(threshold)
 
     def next_batch(self, step: int, progress: float) -> int | None:
         """The number of steps that the architecture has taken, if it takes one now; the threshold moves."""
-        if self.average > 0.0 and math.log(self.average) < self.log_threshold:
+        if self.average and math.log(self.average) < self.log_threshold:
             self.log_threshold -= self.f * self.grows
             self.taken += 1
             return self.taken - 1
@@ -59,12 +60,13 @@ class DynamicSchedule:
 
     def observe(self, gradients: Sequence[Tensor | None]) -> None:
         """Take F of a step's gradient into the average."""
-        self.average = self.decay * squared_norm(gradients) + (1.0 - self.decay) * self.average
+        latest = squared_norm(gradients)
+        self.average = latest if self.average is None else self.decay * latest + (1.0 - self.decay) * self.average
 
     def figures(self) -> dict[str, float]:
         """The averaged F and the threshold, as logarithms to base 10."""
         figures = {"log10_threshold": self.log_threshold / math.log(10.0)}
-        return figures | ({"log10_fisher": math.log10(self.average)} if self.average > 0.0 else {})
+        return figures | ({"log10_fisher": math.log10(self.average)} if self.average else {})
 
     def state_dict(self) -> dict[str, Any]:
         """What exact resume needs."""

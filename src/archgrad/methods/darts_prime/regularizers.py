@@ -59,15 +59,18 @@ class Proximity:
         rho: 0 or above.
         progress: c, such as `lambda: run.progress`.
         adjusted: the second form.
+        through: whether its gradient goes through s too.
 
     Raises:
         ConfigError: rho is negative or not finite.
     """
 
     def __init__(
-        self, space: nn.Module, *, rho: float, progress: Callable[[], float], adjusted: bool = False
-    ) -> None:
-        self.space, self.rho, self.progress, self.adjusted = space, _checked(rho), progress, adjusted
+        self, space: nn.Module, *, rho: float, progress: Callable[[], float], adjusted: bool = False,
+        through: bool = False,
+    ) -> None:  # fmt: skip
+        self.space, self.rho, self.progress = space, _checked(rho), progress
+        self.adjusted, self.through = adjusted, through
 
     def __call__(self) -> Tensor:
         """The term, a scalar with gradient to the logits."""
@@ -75,9 +78,8 @@ class Proximity:
         away = differences(weights, discrete(self.space, weights))
         if not self.adjusted:
             return c * self.rho / 2.0 * norms(away)
-        return (
-            self.rho / 2.0 * norms({name: _adjusted(weights[name].detach(), c) * row for name, row in away.items()})
-        )
+        scales = {name: _adjusted(row if self.through else row.detach(), c) for name, row in weights.items()}
+        return self.rho / 2.0 * norms({name: scales[name] * row for name, row in away.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: what it needs is in the space and the run."""
@@ -195,7 +197,8 @@ def norms(rows: Mapping[str, Tensor]) -> Tensor:
 
 def _adjusted(weights: Tensor, c: float) -> Tensor:
     exponent = math.log(2.0) / math.log(len(weights)) if len(weights) > 1 else 1.0
-    return (1.0 - c) * 4.0 * (weights.pow(exponent) - 0.5).square() + c
+    # The root of 0 has no gradient: the authors' code bounds the weights below alike.
+    return (1.0 - c) * 4.0 * (weights.clamp_min(1e-4).pow(exponent) - 0.5).square() + c
 
 
 def _logits(space: nn.Module) -> Rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +27,10 @@ class DartsPrimeTerms:
             gradients, and waits where it is below.
         regularizer: "proximity", "admm" or "none".
         rho: its weight.
-        adjusted: each entry of the proximity has a weight of its own.
+        adjusted: each entry of the proximity has a weight s of its own.
+        through: whether the gradient of the adjusted proximity goes through s too, as in the authors' code.
+        decay: of the logits; default: 1e-3, and 0 for clipped ones, which the 1e-3 of the authors' code drives out.
+        pressure: of the limit's penalty, pressure * max(0, expected cost / bound - 1).
         on: what ADMM's targets follow: "activated" weights, or "logits" as in the authors' code.
     """
 
@@ -37,6 +41,9 @@ class DartsPrimeTerms:
     regularizer: Literal["proximity", "admm", "none"] = "proximity"
     rho: float = 0.1
     adjusted: bool = False
+    through: bool = False
+    decay: float | None = None
+    pressure: float = 1.0
     on: Literal["activated", "logits"] = "activated"
 
     def __post_init__(self) -> None:
@@ -47,6 +54,11 @@ class DartsPrimeTerms:
         for name, names in allowed.items():
             if getattr(self, name) not in names:
                 raise ConfigError(f"{name}={getattr(self, name)!r} was given; allowed are {', '.join(names)}")
+
+        if self.through and not self.adjusted:
+            raise ConfigError("through=True was given without adjusted=True; only the adjusted proximity has weights")
+        if self.decay is not None and not 0.0 <= self.decay < math.inf:
+            raise ConfigError(f"decay={self.decay!r} was given; allowed is a number from 0 up, such as 1e-3, or None")
 
     @property
     def clipped(self) -> bool:
@@ -60,17 +72,20 @@ class DartsPrimeTerms:
         return EverySteps(self.f)  # type: ignore[arg-type]
 
     @property
+    def weight_decay(self) -> float:
+        """The decay of the logits."""
+        if self.decay is not None:
+            return self.decay
+        return 0.0 if self.clipped else 1e-3
+
+    @property
     def least_steps(self) -> int:
         """Steps of the weights that a search needs for one of the architecture."""
         return int(self.f) if self.schedule == "static" else 1
-
-    def architecture_steps(self, steps: int) -> float:
-        """How many steps the architecture is expected to take in so many steps of the weights."""
-        return max(1.0, steps / (self.f + (self.schedule == "dynamic")))
 
     def term(self, space: nn.Module, run: Run) -> Proximity | Admm:
         """A new regularizer of a relaxed space; of weight 0 for "none"."""
         if self.regularizer == "admm":
             return Admm(space, rho=self.rho, on=self.on)
         rho = self.rho if self.regularizer == "proximity" else 0.0
-        return Proximity(space, rho=rho, progress=lambda: run.progress, adjusted=self.adjusted)
+        return Proximity(space, rho=rho, progress=lambda: run.progress, adjusted=self.adjusted, through=self.through)

@@ -7,7 +7,8 @@ C_j the subsets of K inputs of node j, w the weights:
     x_j = sum_i q_ij sum_o softmax(alpha_ij)_o op_o(x_i),   q_ij = sum over c in C_j that hold i of p_j(c; beta)
     alpha, beta: descend L_valid(w, alpha, beta) + lambda_t sum_j PA_j
     w: descend L_train(w, alpha, beta)                      one step of each, in turns, after a warm-up of w alone
-    derive: the likeliest subset of each node, and on its edges the heaviest operations
+    derive: the likeliest subset of each node, and on its edges the heaviest operations (`finalists=None`); by default
+            few architectures are trained apart
 
 Only the paper's abstract was at hand. Reconstructed, and marked so on its page here: both forms of p (a table over
 subsets, or factorized), and both readings of the passive-aggressive regularizer PA ("mass": the probability that a
@@ -26,6 +27,7 @@ Checked against: enumeration of subsets, limits of temperature, a planted topolo
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,11 +54,12 @@ from archgrad.supernets.lifecycle import (
     predict_peak_memory,
     prepare_supernet,
     split_steps,
-    train_and_report,
 )
 from archgrad.supernets.prior import warm_start
 from archgrad.tasks.task import Batch, Splittable, Task
 from archgrad.training.recipe import Recipe, darts_sgd
+from archgrad.training.schedules import constant
+from archgrad.trials.finalists import Ending, Finalists
 
 RECIPE = Recipe(optimizer_factory=darts_sgd)
 
@@ -114,6 +117,7 @@ class ToponasSettings:
     search_fraction: float
     weights_fraction: float
     rate: float | None
+    finalists: Finalists | None
     search_recipe: Recipe
     recipe: Recipe
 
@@ -130,6 +134,7 @@ def toponas(
     search_fraction: float = 0.5,
     weights_fraction: float = 0.5,
     rate: float | None = None,
+    finalists: Finalists | None = Finalists(),
     search_recipe: Recipe = RECIPE,
     recipe: Recipe = Recipe(),
 ) -> Found:
@@ -146,6 +151,7 @@ def toponas(
         search_fraction: part of the budget that is searched in; the rest trains the result from fresh weights.
         weights_fraction: part of the training data that the weights are trained on while searching.
         rate: of Adam on the logits; default: 3e-4, higher for short searches.
+        finalists: how the search ends; None: with the likeliest architecture, as published.
         search_recipe: optimizer, schedule and clip of the supernet's weights.
         recipe: how the result is trained.
 
@@ -169,8 +175,9 @@ def toponas(
         2
     """
     settings = ToponasSettings(
-        limit, prior, terms, search_fraction, weights_fraction, rate=rate, search_recipe=search_recipe, recipe=recipe
-    )
+        limit, prior, terms, search_fraction, weights_fraction, rate=rate, finalists=finalists,
+        search_recipe=search_recipe, recipe=recipe,
+    )  # fmt: skip
     check_search(
         task, Splittable, method="TopoNAS", search_fraction=search_fraction, search_recipe=search_recipe,
         differentiable=limit,
@@ -178,21 +185,43 @@ def toponas(
     space = prepare_supernet(topology(space, form=terms.form, keep=terms.keep), run, needs="TopoNAS")
     relax(space, Softmax, where=without_topology)
     check_candidates(space, task, recipe)
-    regularizer = _regularizer(space, terms, run)
     constraint = ArchitectureConstraint(space, limit) if limit is not None else None
+    architecture_loss = _architecture_loss(space, task, run, terms=terms, constraint=constraint)
     weights = search_recipe.optimizer(space)
     run.begin("toponas", settings_record(settings), task=task, network=space)
 
     steps, rest = split_steps(
         run, task, search_fraction, search_recipe=search_recipe, recipe=recipe, network=space, passes=2
     )
+    ending = Ending(finalists, steps, search_fraction)
+    steps = ending.search_steps
     run.require_steps(steps, phase="search", warm_up=terms.warm_up, least=1)
     architecture = _optimizer(space, rate or logit_rate(3e-4, (1.0 - terms.warm_up) * steps))
     warm_start(space, prior)
     set_temperature(space, *terms.temperature, 0.0)
     predict_peak_memory(space, task, run, optimizer=search_recipe.optimizer_factory)
 
-    def architecture_loss(train: Batch, valid: Batch) -> Tensor:
+    run.register_state(space=space, weights=weights, architecture=architecture)
+    alternate(
+        space, split_task(task, weights_fraction), run, weights=weights, architecture=architecture, steps=steps,
+        weight_loss=task.loss, architecture_loss=architecture_loss,
+        update_schedule=EverySteps(warm_up=terms.warm_up), schedules=(search_recipe.schedule, constant),
+        time_fraction=ending.search_time, figures=lambda: figures(space),
+    )  # fmt: skip
+    set_temperature(space, *terms.temperature, 1.0)
+    derived = constraint.best_feasible(scores(space, logarithms=True)) if constraint else decide(space)
+    return ending.report(
+        space, derived, task, run, steps=rest, recipe=recipe, constraint=constraint,
+        record=heading(toponas, settings_record(settings), f"{type(space).__name__} searched by TopoNAS"),
+    )  # fmt: skip
+
+
+def _architecture_loss(
+    space: nn.Module, task: Task, run: Run, *, terms: ToponasTerms, constraint: ArchitectureConstraint | None
+) -> Callable[[Batch, Batch], Tensor]:
+    regularizer = _regularizer(space, terms, run)
+
+    def loss_of(train: Batch, valid: Batch) -> Tensor:
         set_temperature(space, *terms.temperature, terms.progress(run.progress))
         loss = task.loss(space, valid)
         if regularizer is not None:
@@ -201,19 +230,7 @@ def toponas(
             loss = loss + terms.pressure * constraint.excess(mixed(space)).to(loss)
         return loss
 
-    run.register_state(space=space, weights=weights, architecture=architecture)
-    alternate(
-        space, split_task(task, weights_fraction), run, weights=weights, architecture=architecture, steps=steps,
-        weight_loss=task.loss, architecture_loss=architecture_loss,
-        update_schedule=EverySteps(warm_up=terms.warm_up), schedule=search_recipe.schedule,
-        time_fraction=search_fraction, figures=lambda: figures(space),
-    )  # fmt: skip
-    set_temperature(space, *terms.temperature, 1.0)
-    derived = constraint.best_feasible(scores(space, logarithms=True)) if constraint else decide(space)
-    record = heading(toponas, settings_record(settings), f"{type(space).__name__} searched by TopoNAS")
-    return train_and_report(
-        space, derived, task, run, steps=rest, recipe=recipe, constraint=constraint, record=record
-    )  # fmt: skip
+    return loss_of
 
 
 def _regularizer(space: nn.Module, terms: ToponasTerms, run: Run) -> PassiveAggressive | None:
@@ -233,7 +250,7 @@ def _optimizer(space: nn.Module, rate: float) -> Adam:
     for logit in operations:
         nn.init.normal_(logit, std=1e-3)
     groups = [
-        {"params": operations, "weight_decay": 1e-3, "steady": True},
-        {"params": [p for p in logits(space) if p in topological], "weight_decay": 0.0, "steady": True},
+        {"params": operations, "weight_decay": 1e-3},
+        {"params": [p for p in logits(space) if p in topological], "weight_decay": 0.0},
     ]
     return Adam([group for group in groups if group["params"]], lr=rate, betas=(0.5, 0.999))

@@ -14,10 +14,12 @@ from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.estimators import DecayingBaseline, Sample, control_variate, draw, soften
 from archgrad.choices.modules import Choice, InputChoice
 from archgrad.choices.subsets import Subsets, topologies
+from archgrad.errors import ConfigError
 from archgrad.run.run import Run
 from archgrad.supernets.bilevel import mixed
 from archgrad.supernets.constraint import ArchitectureConstraint
 from archgrad.tasks.task import Batch, PerSample, Task, batch_size, first
+from archgrad.training.schedules import Schedule, after, warm_up_cosine
 
 SKIPPED = 0.05
 BlackBox = Callable[[nn.Module, Batch], Tensor]
@@ -33,10 +35,14 @@ class UnasTerms:
         gap_weight: lambda_g.
         duplicates: lambda_s, weight of nodes whose two branches are the same.
         pressure: beta, weight of the limit.
-        ramp: part of the search over which beta grows from 0.
+        ramp: part of the search of the architecture over which beta grows from 0.
         temperature: of the relaxation.
         softening: added to every probability that is sampled from; 0 to leave it out.
-        warm_up: part of the search, at its beginning, in which only the weights are trained.
+        warm_up: part of the search, at its beginning, in which only the weights are trained; below 1.
+        rate: of Adam on the logits; default: 1e-3, as published (CIFAR: 2e-3), or more in short searches.
+        floor: last rate of the logits, as a part of their first; published 0.3 (ImageNet) and 0.15 (CIFAR).
+        restart: whether the weights keep their first rate in the warm-up, and their schedule begins after it, as
+            published.
         estimator: "rebar" (published) or "score_function".
         per_image: one architecture for each image (published), in place of one for each batch.
     """
@@ -49,9 +55,26 @@ class UnasTerms:
     ramp: float = 0.3
     temperature: float = 0.4
     softening: float = 0.05
-    warm_up: float = 0.1
+    warm_up: float = 0.5
+    rate: float | None = None
+    floor: float = 0.0
+    restart: bool = False
     estimator: Literal["rebar", "score_function"] = "rebar"
     per_image: bool = False
+
+    def __post_init__(self) -> None:
+        if not (0.0 <= self.warm_up < 1.0 and 0.0 <= self.ramp <= 1.0 and 0.0 <= self.floor <= 1.0):
+            raise ConfigError(
+                f"UnasTerms(warm_up={self.warm_up}, ramp={self.ramp}, floor={self.floor}) was given; allowed are "
+                f"parts from 0 to 1, and a warm_up below 1, such as 0.5"
+            )
+
+    def schedules(self, of_weights: Schedule) -> tuple[Schedule, Schedule]:
+        """Of the weights' and the logits' rates: the logits' begins when they do, half a cosine down to `floor`."""
+        return (
+            after(self.warm_up, of_weights) if self.restart else of_weights,
+            after(self.warm_up, warm_up_cosine(0, last=self.floor)),
+        )
 
     @property
     def per_sample(self) -> bool:
@@ -60,7 +83,7 @@ class UnasTerms:
 
     def beta(self, progress: float) -> float:
         """beta at `progress` in [0, 1]: 0 up to the end of the warm-up, then a ramp up to `pressure`."""
-        passed = max(0.0, progress - self.warm_up)
+        passed = max(0.0, progress - self.warm_up) / (1.0 - self.warm_up)
         return self.pressure * (min(passed / self.ramp, 1.0) if self.ramp > 0.0 else 1.0)
 
 

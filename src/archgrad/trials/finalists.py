@@ -1,0 +1,265 @@
+"""How a search of a supernet ends: few architectures are trained apart, and the validation part decides.
+
+    the likeliest, those that differ from it in one pick and lose least, and the best of some random draws,
+    each from fresh weights for an equal part of `fraction` of the search's budget
+
+Shared weights rank the draws by their validation loss with the statistics of each batch, which follows the truth more
+closely than accuracy does. So a search hands back a random draw where its own choice is worse: it can lose to random
+search by its cost alone. The published form of a method ends with its likeliest architecture: `finalists=None`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from archgrad.choices.access import decisions
+from archgrad.choices.architecture import Architecture
+from archgrad.choices.modules import Choice, InputChoice
+from archgrad.choices.policies import Uniform
+from archgrad.errors import ConfigError, LimitError, ModelError
+from archgrad.extract.discretize import build
+from archgrad.results.result import Found
+from archgrad.run.run import Run
+from archgrad.supernets.constraint import ArchitectureConstraint, TotalScores, options, scores
+from archgrad.supernets.lifecycle import train_and_report
+from archgrad.tasks.task import Scored, Task, evaluate, higher_is_better
+from archgrad.training.finalists import best, finalists
+from archgrad.training.fit import recalibrate
+from archgrad.training.recipe import Recipe
+from archgrad.trials.random_sampling import draw_architectures
+
+FEWEST = 30  # steps of a finalist; with fewer the validation part cannot tell them apart, and the search decides
+
+
+@dataclass(frozen=True)
+class Finalists:
+    """The last part of a search; None in its place is the published form, which hands back the likeliest.
+
+    Attributes:
+        likely: how many of the likeliest architectures are trained apart.
+        drawn: random draws, of which the best by the supernet's weights is trained apart too; 0 for none.
+        fraction: part of the search's budget for the finalists, below 1.
+
+    Raises:
+        ConfigError: a number out of its range.
+
+    Example:
+        >>> import archgrad as ag
+        >>> ag.Finalists(likely=3, drawn=50).count
+        4
+    """
+
+    likely: int = 2
+    drawn: int = 20
+    fraction: float = 0.3
+
+    def __post_init__(self) -> None:
+        numbers = [(self.likely, int), (self.drawn, int), (self.fraction, float)]
+        typed = all(type(value) is kind for value, kind in numbers)
+        if not typed or self.likely < 1 or self.drawn < 0 or not 0.0 < self.fraction < 1.0:
+            raise ConfigError(
+                f"{self} was given; allowed are whole numbers, likely from 1 and drawn from 0, and a fraction of the "
+                f"search above 0 and below 1"
+            )
+
+    @property
+    def count(self) -> int:
+        """How many are trained apart."""
+        return self.likely + (self.drawn > 0)
+
+
+class Chosen(NamedTuple):
+    """What a search hands back.
+
+    Attributes:
+        architecture: the best finalist, or the likeliest.
+        network: trained as a finalist; None where there were none.
+        record: what the report shows.
+    """
+
+    architecture: Architecture
+    network: nn.Module | None
+    record: dict[str, Any]
+
+
+class Ending:
+    """The division of a search's budget, and its end.
+
+    Args:
+        finalists: None: the whole budget is searched in, and the likeliest architecture is the result.
+        steps: of the search.
+        time_fraction: of the search, in a budget of seconds.
+
+    Attributes:
+        search_steps: left for the search itself.
+        search_time: likewise.
+    """
+
+    def __init__(self, finalists: Finalists | None, steps: int, time_fraction: float) -> None:
+        each = int(finalists.fraction * steps) // finalists.count if finalists else 0
+        self.finalists = finalists if each >= FEWEST else None
+        self.each, self.each_time = (each, 0.0) if self.finalists else (0, 0.0)
+        self.search_steps, self.search_time = steps, time_fraction
+        if self.finalists:
+            self.search_steps -= each * self.finalists.count
+            self.each_time = time_fraction * self.finalists.fraction / self.finalists.count
+            self.search_time = time_fraction * (1.0 - self.finalists.fraction)
+
+    def choose(
+        self, space: nn.Module, architecture: Architecture, task: Task | Scored, run: Run, *, recipe: Recipe,
+        constraint: ArchitectureConstraint | None = None, fresh: nn.Module | None = None,
+        draws: Sequence[Architecture] | None = None,
+    ) -> Chosen:  # fmt: skip
+        """Train the finalists apart, a phase each; the best by the validation part.
+
+        Args:
+            space: the supernet after its search.
+            architecture: the search's own choice.
+            task: its validation part decides.
+            run: begun.
+            recipe: of each training.
+            constraint: that all of them keep.
+            fresh: the space that they are built from, where the supernet has modules that they must not have.
+            draws: of a search that draws, all of which the supernet's weights rank; there are no others.
+        """
+        if self.finalists is None or isinstance(task, Scored):
+            return Chosen(architecture, None, {})
+        entered = run.compute_once(
+            "finalists", lambda: self._entered(space, architecture, task, run, constraint=constraint, draws=draws)
+        )
+        named = {name: Architecture.from_json(text) for name, text in entered.items()}
+        networks = {}
+        for name, each in named.items():
+            with run.isolated_rng(f"finalist-{name}"):
+                networks[name] = build(fresh or space, each, weights="fresh").to(run.device)
+        found = finalists(
+            networks, task, run, recipe, steps=self.each, time_fraction=self.each_time, fresh=True
+        )  # fmt: skip
+        winner = best(found, task)
+        if winner == "drawn" and "likely1" in found:
+            run.note(
+                f"A random draw scored {found['drawn']:.4g} on the validation part when it was trained apart, and "
+                f"the search's own choice {found['likely1']:.4g}: the draw is handed back."
+            )
+        rows = [{"from": name, "architecture": dict(named[name]), "score": found[name]} for name in named]
+        return Chosen(named[winner], networks[winner], {"finalists": rows})
+
+    def report(
+        self, space: nn.Module, architecture: Architecture, task: Task | Scored, run: Run, *, steps: int,
+        recipe: Recipe,
+        record: Mapping[str, Any], constraint: ArchitectureConstraint | None = None, fresh: nn.Module | None = None,
+        draws: Sequence[Architecture] | None = None,
+    ) -> Found:  # fmt: skip
+        """`choose`, then `train_and_report`; where no steps are left, the finalist itself is handed back."""
+        chosen = self.choose(
+            space, architecture, task, run, recipe=recipe, constraint=constraint, fresh=fresh, draws=draws
+        )  # fmt: skip
+        return train_and_report(
+            space, chosen.architecture, task, run, steps=steps, recipe=recipe, constraint=constraint, fresh=fresh,
+            record={**record, **chosen.record}, trained=None if steps else chosen.network,
+        )  # fmt: skip
+
+    def _entered(
+        self, space: nn.Module, architecture: Architecture, task: Task, run: Run, *,
+        constraint: ArchitectureConstraint | None, draws: Sequence[Architecture] | None,
+    ) -> dict[str, str]:  # fmt: skip
+        """The finalists by name; found once, since a measured limit may decide otherwise later."""
+        assert self.finalists is not None
+        if draws is not None:
+            ranked = by_shared_loss(space, task, run, draws)
+            kept = itertools.islice(_feasible(ranked, constraint), self.finalists.count)
+            return {f"drawn{place}": each.to_json() for place, each in enumerate(kept, 1)}
+        likely = likeliest(space, architecture, self.finalists.likely, constraint)
+        named = {f"likely{place}": each.to_json() for place, each in enumerate(likely, 1)}
+        ranked = by_shared_loss(space, task, run, _draws(space, run, constraint, self.finalists.drawn))
+        drawn = next(_feasible((each for each in ranked if each not in likely), constraint), None)
+        return named if drawn is None else named | {"drawn": drawn.to_json()}
+
+
+def _feasible(
+    architectures: Iterable[Architecture], constraint: ArchitectureConstraint | None
+) -> Iterator[Architecture]:
+    return (each for each in architectures if constraint is None or constraint.is_feasible(each))
+
+
+def likeliest(
+    space: nn.Module, architecture: Architecture, count: int, constraint: ArchitectureConstraint | None = None
+) -> list[Architecture]:
+    """An architecture, and those that differ from it in one pick and lose least; at most `count`.
+
+    Without a limit these are the likeliest of a product distribution, exactly up to three. What differs only in
+    operations on inputs that are not kept is the same network, and is left out.
+    """
+    choice_of, value, seen = decisions(space), TotalScores(scores(space, logarithms=True)), [architecture]
+    losses = list[tuple[float, int, Architecture]]()
+    for name, choice in choice_of.items():
+        for pick in options(choice):
+            if pick != architecture[name]:
+                lost = value.of(name, architecture[name]) - value.of(name, pick)
+                losses.append((lost, len(losses), Architecture({**architecture, name: pick})))
+    shown = {_live(choice_of, architecture)}
+    for _, _, other in sorted(losses, key=lambda row: row[:2]):
+        if len(seen) == count:
+            break
+        live = _live(choice_of, other)
+        if live not in shown and (constraint is None or constraint.is_feasible(other)):
+            seen.append(other)
+            shown.add(live)
+    return seen
+
+
+def shared_loss(space: nn.Module, architecture: Architecture, task: Task, run: Run) -> float:
+    """The validation loss of an architecture with the supernet's weights; else its score, lower being better.
+
+    BatchNorm takes the statistics of each validation batch, since those of the supernet are of no architecture. Where
+    a batch is too small for that, statistics are estimated on training batches.
+    """
+    network = build(space, architecture, weights="inherit").to(run.device)
+    kept = {name: value.clone() for name, value in network.state_dict().items()}
+    for norm in (m for m in network.modules() if isinstance(m, _BatchNorm)):
+        norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+    try:
+        figures = evaluate(task, network, "valid")
+    except (ModelError, ValueError):
+        network = build(space, architecture, weights="inherit").to(run.device)
+        network.load_state_dict(kept)
+        recalibrate(network, task, run, batches=8)
+        figures = evaluate(task, network, "valid")
+    if "loss" in figures:
+        return figures["loss"]
+    score = next(iter(figures.values()))
+    return -score if higher_is_better(task) else score
+
+
+def by_shared_loss(
+    space: nn.Module, task: Task, run: Run, architectures: Iterable[Architecture]
+) -> dict[Architecture, float]:
+    """`shared_loss` of architectures, the best first, of equals the first given."""
+    with run.isolated_rng("shared losses"):
+        losses = {each: shared_loss(space, each, task, run) for each in architectures}
+    return dict(sorted(losses.items(), key=lambda row: row[1]))
+
+
+def _draws(space: nn.Module, run: Run, constraint: ArchitectureConstraint | None, count: int) -> list[Architecture]:
+    try:
+        return draw_architectures(Uniform(space), run, count, constraint) if count else []
+    except LimitError:  # so tight a limit that no draw is under it
+        return []
+
+
+def _live(choice_of: dict[str, Choice], architecture: Architecture) -> frozenset[tuple[str, Any]]:
+    """The picks that the network depends on: not those on inputs that are not kept."""
+    dropped = {
+        edge.name
+        for name, choice in choice_of.items()
+        if isinstance(choice, InputChoice) and choice.edges is not None
+        for i, edge in enumerate(choice.edges)
+        if isinstance(edge, Choice) and i not in architecture[name]  # type: ignore[operator]
+    }
+    return frozenset((name, pick) for name, pick in architecture.items() if name not in dropped)

@@ -1,0 +1,191 @@
+"""How searches end: the likeliest by enumeration, shared weights that rank, finalists trained apart, exact resume."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import archgrad as ag
+from archgrad.errors import ConfigError
+from archgrad.run.signals import Stopped
+from archgrad.supernets.constraint import ArchitectureConstraint
+from archgrad.supernets.darts_loop import relax_as_mixture
+from archgrad.trials.finalists import Ending, Finalists, by_shared_loss, likeliest, shared_loss
+
+
+class Erase(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.0 * x
+
+
+def space() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first = ag.OpChoice({"good": nn.Linear(4, 4), "erase": Erase(), "wide": nn.Linear(4, 4)}, name="first")
+        second = ag.OpChoice({"norm": nn.BatchNorm1d(4), "pass": nn.Identity()}, name="second")
+        return nn.Sequential(first, second, nn.Linear(4, 2))
+
+
+def solve(made: nn.Module) -> None:
+    """Let the weights of "good" give the answer."""
+    with torch.no_grad():
+        made[0].candidates[0].weight.copy_(5.0 * torch.eye(4))
+        made[2].weight.copy_(torch.tensor([[-1.0, 0, 0, 0], [1.0, 0, 0, 0]]))
+
+
+def task(samples: int = 200) -> ag.Classification:
+    x = torch.randn(samples, 4, generator=torch.Generator().manual_seed(0))
+    return ag.Classification((x, (x[:, 0] > 0).long()), batch_size=20)
+
+
+def quiet(**settings: Any) -> ag.Run:
+    return ag.Run(
+        **{"steps": 800, "seed": 1, "device": "cpu", "progress": False, "output": ag.Output(log_every=1), **settings}
+    )
+
+
+METHODS: dict[str, Callable[..., ag.Found]] = {
+    "darts": ag.darts, "unas": ag.unas, "darts_prime": ag.darts_prime,
+    "random_search": lambda *given, **options: ag.random_search(*given, shared=True, **options),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_three_likeliest_are_those_of_the_enumeration(seed: int) -> None:
+    made = ag.relax(
+        nn.ModuleList([ag.OpChoice([nn.Identity() for _ in range(n)], name=f"op{n}") for n in (2, 3, 4)]), ag.softmax
+    )
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [range(n) for n in (2, 3, 4)]
+    for logit in ag.logits(made):
+        logit.data = torch.randn(len(logit), generator=generator)
+    logs = [logit.log_softmax(0).tolist() for logit in ag.logits(made)]
+    every = sorted(itertools.product(*sizes), key=lambda a: -sum(row[i] for row, i in zip(logs, a, strict=True)))
+    found = likeliest(made, ag.decide(made), 3)
+    assert [tuple(a.values()) for a in found] == every[:3]
+
+
+def test_what_differs_on_inputs_that_are_not_kept_alone_is_not_another_architecture() -> None:
+    made = ag.darts_cells(channels=2, cells=1, in_channels=1, nodes=2, operations=3)
+    relax_as_mixture(made)
+    for logit in ag.logits(made):
+        nn.init.normal_(logit, generator=torch.Generator().manual_seed(len(logit)))
+    found = likeliest(made, ag.decide(made), 99)
+    texts = [made.describe(a)["architecture_text"] for a in found]
+    # Four operations that are kept have one alternative each, and a node two other pairs of its three inputs.
+    assert len(set(texts)) == len(found) == 1 + 4 + 2
+
+
+def test_the_likeliest_keep_a_limit() -> None:
+    made = ag.relax(space(), ag.softmax)
+    constraint = ArchitectureConstraint(made, ag.params().at_most(30))  # no linear layer as the first
+    found = likeliest(made, ag.Architecture({"first": 1, "second": 0}), 6, constraint)
+    assert len(found) == 2 and all(a["first"] == 1 for a in found)
+
+
+def test_shared_weights_rank_by_the_loss_on_the_statistics_of_the_batches() -> None:
+    """Running statistics that fit nothing change no loss; they do where they are used."""
+    made, data, run = space(), task(), quiet()
+    solve(made)
+    run.begin("test", {})
+    every = [ag.Architecture({"first": i, "second": j}) for i in range(3) for j in range(2)]
+    losses = by_shared_loss(made, data, run, every)
+    assert list(losses.values()) == sorted(losses.values())
+    assert next(iter(losses))["first"] == 0
+    made[1].candidates[0].running_mean.fill_(100.0)
+    assert by_shared_loss(made, data, run, every) == losses
+    spoiled = data.evaluate(ag.build(made, every[0]), "valid")["loss"]
+    assert spoiled > shared_loss(made, every[0], data, run) + 1.0
+
+
+def test_a_batch_of_one_sample_is_ranked_by_estimated_statistics() -> None:
+    x = torch.randn(41, 4, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long()
+    data, run = ag.Classification((x[1:], y[1:]), (x[:1].clone(), y[:1].clone()), batch_size=20), quiet()
+    run.begin("test", {})
+    assert shared_loss(space(), ag.Architecture({"first": 0, "second": 0}), data, run) > 0.0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_finalists_share_the_budget_of_the_search_and_the_best_of_them_is_handed_back(name: str) -> None:
+    run = quiet()
+    found = METHODS[name](space(), task(), run)
+    rows = found.record["finalists"]
+    assert len(rows) == 3 and len({tuple(row["architecture"].items()) for row in rows}) == 3
+    assert dict(found.architecture) == max(rows, key=lambda row: row["score"])["architecture"]
+    taken = collections.Counter(str(row["phase"]) for row in run.history if "loss" in row)
+    ends = [n for phase, n in taken.items() if phase.startswith("finalist_")]
+    assert ends == [40, 40, 40] and taken["train"] == 400 and taken.total() == 800
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_published_form_and_a_short_search_hand_back_their_own_choice(name: str) -> None:
+    for run, options in ((quiet(), {"finalists": None}), (quiet(steps=60), {})):
+        found = METHODS[name](space(), task(), run, **options)
+        assert "finalists" not in found.record and not any(
+            str(r["phase"]).startswith("finalist") for r in run.history
+        )
+
+
+def test_without_a_training_afterwards_the_finalist_itself_is_handed_back() -> None:
+    found = ag.darts(space(), task(), quiet(steps=400), search_fraction=1.0)
+    score = task().evaluate(found.network, "valid")["accuracy"]
+    assert score == pytest.approx(max(row["score"] for row in found.record["finalists"]))
+
+
+def test_a_draw_that_is_better_is_handed_back_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, data, run = ag.relax(space(), ag.softmax), task(), quiet()
+    solve(made)
+    ag.logits(made)[0].data = torch.tensor([-9.0, 9.0, -8.0])  # the search has come to what erases everything
+    run.begin("test", {})
+    ending = Ending(Finalists(likely=1), 300, 1.0)
+    chosen = ending.choose(made, ag.decide(made), data, run, recipe=ag.Recipe())
+    assert chosen.architecture["first"] != 1 and "A random draw scored" in run.notes[-1]
+    assert (
+        Ending(Finalists(likely=1, drawn=0), 300, 1.0)
+        .choose(made, ag.decide(made), data, quiet_begun(), recipe=ag.Recipe())
+        .architecture["first"]
+        == 1
+    )
+
+
+def quiet_begun() -> ag.Run:
+    run = quiet()
+    run.begin("test", {})
+    return run
+
+
+def test_a_run_that_ends_among_its_finalists_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = ag.darts(space(), task(), quiet())
+    original = ag.Run.log
+
+    def log(self: ag.Run, figures: dict[str, float], *, step: int | None = None) -> None:
+        original(self, figures, step=step)
+        if "valid_loss" in figures and self.history[-1]["phase"] == "finalist_likely2":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ag.Run, "log", log)
+        with pytest.raises(Stopped):
+            ag.darts(space(), task(), quiet(folder=tmp_path / "run"))
+    resumed = ag.darts(space(), task(), quiet(folder=tmp_path / "run"))
+    assert resumed.record["finalists"] == whole.record["finalists"]
+    ours, theirs = resumed.network.state_dict(), whole.network.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"likely": 0}, {"drawn": -1}, {"fraction": 0.0}, {"fraction": 1.0}, {"likely": 1.5}]
+)
+def test_numbers_that_make_no_end_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="likely from 1 and drawn from 0"):
+        Finalists(**wrong)
