@@ -13,7 +13,7 @@ from torch.nn import functional
 
 import archgrad as ag
 from archgrad.errors import ModelError
-from archgrad.tasks.chance import best_constant, doubts, scores_by_normalization
+from archgrad.tasks.chance import best_constant, judged, scores_by_normalization
 
 
 def mlp(classes: int = 10) -> nn.Sequential:
@@ -100,7 +100,7 @@ def test_what_is_no_worse_than_chance_is_let_through(trained: nn.Sequential) -> 
     figures = task.evaluate(finds)
     assert figures["accuracy"] < 0.9
     assert figures["loss"] > 0.33  # that of the frequencies of the classes
-    assert not doubts(task, finds, figures)
+    assert not judged(task, finds, figures).doubts
 
 
 @pytest.mark.parametrize("loss", [functional.mse_loss, functional.l1_loss, nn.SmoothL1Loss()])
@@ -114,8 +114,8 @@ def test_regression_is_held_against_the_best_constant(loss: Callable, scale: flo
         right.bias.fill_(scale)
         wrong.weight.fill_(3 * scale)
         wrong.bias.fill_(9 * scale)
-    assert not doubts(task, right, task.evaluate(right))
-    assert "the scale of the targets" in doubts(task, wrong, task.evaluate(wrong))
+    assert not judged(task, right, task.evaluate(right)).doubts
+    assert "the scale of the targets" in judged(task, wrong, task.evaluate(wrong)).doubts
     constant = best_constant(task, wrong)
     assert constant is not None
     assert float(constant.output) == pytest.approx(scale, rel=0.1)
@@ -141,3 +141,121 @@ def test_other_normalizations_leave_the_task_as_it_was(trained: nn.Module) -> No
         scores_by_normalization(ag.Supervised((torch.rand(9, 2), torch.rand(9, 1)), loss=functional.mse_loss), mlp())
         == {}
     )
+
+
+X = torch.randn(2000, 6, generator=torch.Generator().manual_seed(0))
+RULE = torch.tensor([[1.0, -2, 0, 0, 3, 0]])
+
+
+def linear(weight: torch.Tensor) -> nn.Linear:
+    network = nn.Linear(6, 1)
+    with torch.no_grad():
+        network.weight.copy_(weight)
+        network.bias.zero_()
+    return network
+
+
+class ByHand:
+    """y = RULE x, of the five members of a task and no more."""
+
+    example, steps_per_epoch, higher_is_better = X[:1], 6, False
+
+    def stream(self, *, seed: int, rank: int = 0, world: int = 1) -> Callable:
+        def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+            x = torch.randn(200, 6, generator=torch.Generator().manual_seed(step))
+            return x, x @ RULE.T
+
+        return batch
+
+    def loss(self, network: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return functional.mse_loss(network(batch[0]), batch[1])
+
+    def evaluate(self, network: nn.Module, part: str = "valid") -> dict[str, float]:
+        with torch.no_grad():
+            return {"mse": float(self.loss(network, self.stream(seed=1)(9)))}
+
+
+class InPieces(ByHand):
+    """Its loss calls a layer of the network, and not the network."""
+
+    def loss(self, network: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return functional.mse_loss(network[1](network[0](batch[0])), batch[1])  # type: ignore[index]
+
+
+class WithLabels(nn.Module):
+    """Computes the loss itself, as networks of Hugging Face do."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.linear = linear(weight)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        loss: torch.Tensor = functional.mse_loss(self.linear(x), labels)
+        return loss
+
+
+def likelihood(network: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Of a narrow normal distribution: below 0."""
+    return 50 * (network(batch[0]) - batch[1]).square().mean() - 1e4
+
+
+def reconstruction(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return (network(x) - x @ RULE.T).square().mean(1)
+
+
+def own(batch_loss: Callable, data: object = (X, X @ RULE.T)) -> ag.Supervised:
+    return ag.Supervised(data, batch_loss=batch_loss, batch_size=200)
+
+
+SAMPLES = [{"x": x, "labels": (x @ RULE.T)} for x in X]
+ANY_TASK: dict[str, tuple[Callable[[], object], Callable[[torch.Tensor], nn.Module]]] = {
+    "by hand": (ByHand, linear),
+    "batch_loss": (lambda: own(lambda n, b: functional.l1_loss(n(b[0]), b[1])), linear),
+    "batch_loss, one by one": (
+        lambda: own(lambda n, b: (torch.cat([n(x[None]) for x in b[0]]) - b[1]).abs()),
+        linear,
+    ),
+    "labels among the keywords": (lambda: own(lambda n, b: n(**b), SAMPLES), WithLabels),
+    "a likelihood": (lambda: own(likelihood), linear),
+    "distilled": (lambda: ag.Distilled(ByHand(), linear(RULE), loss=functional.mse_loss), linear),
+    "from the inputs alone": (lambda: own(reconstruction, list(X)), linear),
+}
+
+
+@pytest.mark.parametrize("kind", ANY_TASK)
+def test_any_task_is_asked_what_other_inputs_cost(kind: str) -> None:
+    make, network = ANY_TASK[kind]
+    task = make()
+    trained = judged(task, network(RULE), {})
+    untrained = judged(task, network(torch.tensor([[0.0, 0, 1, 1, 0, 1]])), {})
+    if kind == "batch_loss, one by one":
+        assert trained == untrained
+        assert "does not call the network itself, with tensors of several samples" in untrained.unjudged
+        return
+    assert trained == ("", "")
+    if kind == "from the inputs alone":
+        assert "everything in its batches goes through the network" in untrained.unjudged
+    else:
+        assert "seem to know nothing of this data" in untrained.doubts and not untrained.unjudged
+
+
+def test_a_task_of_ones_own_stops_or_says_in_the_report_that_it_was_not_asked() -> None:
+    def wide(weight: torch.Tensor) -> nn.Sequential:
+        network = nn.Sequential(nn.Linear(6, 12), nn.Linear(12, 1))
+        with torch.no_grad():
+            network[0].weight.copy_(torch.cat([weight, -weight]).repeat(6, 1))
+            network[1].weight.copy_(torch.tensor([[1.0, -1.0] * 6]) / 12)
+            for layer in network:
+                layer.bias.zero_()
+        return network
+
+    def slimmed(weight: torch.Tensor, task: ByHand) -> ag.Found:
+        space, limit = ag.slim(wide(weight), X[:1]), ag.macs(X[:1]).at_most(fraction=0.5)
+        recipe, run = ag.Recipe(optimizer_factory=ag.adam), ag.Run(steps=8, progress=False)
+        return ag.dnal(space, task, run, limit=limit, pretrained=True, recipe=recipe)
+
+    with pytest.raises(ModelError, match="where the network is given the inputs of another sample"):
+        slimmed(torch.tensor([[0.0, 0, 1, 1, 0, 1]]), ByHand())
+    assert "is not checked" not in slimmed(RULE, ByHand()).report()
+    text = " ".join(slimmed(RULE, InPieces()).report().split())
+    assert "is not checked: its loss does not call the network itself" in text

@@ -6,7 +6,8 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -14,18 +15,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from archgrad.copy_and_run import evaluating
-from archgrad.errors import ArchgradError
+from archgrad.errors import ArchgradError, ModelError, one_line
 from archgrad.tasks import batch_checks
 from archgrad.tasks.classification import Classification
 from archgrad.tasks.distilled import Distilled
 from archgrad.tasks.metrics import Score
 from archgrad.tasks.normalization import IMAGENET, channel_statistics
-from archgrad.tasks.sources import MemorySource
+from archgrad.tasks.sources import MemorySource, seeded
 from archgrad.tasks.supervised import Supervised
-from archgrad.tasks.task import batch_size, evaluate, mapped
+from archgrad.tasks.task import Task, batch_size, evaluate, mapped, names_label, tensors
 
 _FEW = 1024  # training samples that the best constant output is fitted to
 _INFORMED = 0.25  # of the way from chance to a perfect score
+_EXCHANGED = 0.1  # of the loss with the inputs of other samples, which weights that know something stay below
 
 
 class Constant(nn.Module):
@@ -46,26 +48,41 @@ class Constant(nn.Module):
         return self.output.expand(batch_size(inputs), *self.output.shape[1:])
 
 
-def doubts(task: object, network: nn.Module, figures: Mapping[str, float]) -> str:
-    """Why these weights cannot be what the user means by a trained network; empty where they may be.
+class Verdict(NamedTuple):
+    """Why weights are doubted, or why they cannot be judged; both are empty where the weights know something."""
 
-    Weights are doubted where their loss on the validation part is no lower than that of the best output that is the
-    same for every sample, and their score closes less than a quarter of the way from that output's to a perfect one
-    (of a classifier: the mean over classes of the accuracy, so that unbalanced classes do not count).
+    doubts: str = ""
+    unjudged: str = ""
+
+
+def judged(task: Task, network: nn.Module, figures: Mapping[str, float]) -> Verdict:
+    """Whether these weights may be what the user means by a trained network.
+
+    Where the task has a loss of (output, target), weights are doubted if their loss on the validation part is no
+    lower than that of the best output that is the same for every sample, and their score closes less than a quarter
+    of the way from that output's to a perfect one (of a classifier: the mean over classes of the accuracy, so that
+    unbalanced classes do not count).
+
+    Any other task is asked what it loses where the network is given the inputs of another sample. Weights are doubted
+    if the loss of training batches is then nearly what it was: at most 10 % more, or within twice its standard error.
 
     Args:
-        task: a task whose loss is no function of two arguments is not asked.
+        task: what the network is judged on.
         network: with the weights, on its device.
         figures: of the network on the validation part.
     """
     while isinstance(task, Distilled):
         task = task.task
-    if not isinstance(task, Supervised) or task._batch_loss is not None:
-        return ""
-    constant = best_constant(task, network)
-    if constant is None:
-        return ""
-    chance = evaluate(task, constant)
+    if isinstance(task, Supervised) and task._batch_loss is None:
+        constant = best_constant(task, network)
+        if constant is not None:
+            return Verdict(_beside_constant(task, network, figures, evaluate(task, constant)))
+    return _beside_exchanged(task, network)
+
+
+def _beside_constant(
+    task: Supervised, network: nn.Module, figures: Mapping[str, float], chance: Mapping[str, float]
+) -> str:
     if not figures["loss"] >= chance["loss"] > -math.inf:
         return ""
     name = task.score.name
@@ -84,6 +101,94 @@ def doubts(task: object, network: nn.Module, figures: Mapping[str, float]) -> st
         f"sample scores {chance[name]:.4g}: these weights seem to know nothing of this data. Likely reasons: "
         f"{'; '.join(reasons)}"
     )
+
+
+def _beside_exchanged(task: Task, network: nn.Module) -> Verdict:
+    try:
+        own, others, outside = losses_when_exchanged(task, network)
+    except batch_checks.FAILURES as error:
+        return Verdict(unjudged=str(error) if isinstance(error, ArchgradError) else one_line(error))
+    gains = torch.tensor(others) - torch.tensor(own)
+    loss, chance, noise = fmean(own), fmean(others), float(gains.std()) / len(own) ** 0.5 if len(own) > 1 else 0.0
+    least = _EXCHANGED * chance if min(loss, chance) >= 0 else 0.0  # what is below 0 has no scale
+    if chance - loss > max(least, 2 * noise) or loss == 0:
+        return Verdict()
+    if not outside:
+        return Verdict(unjudged="everything in its batches goes through the network, targets included")
+    reasons = ["the scale and the form of the inputs", "the order of their channels", "what the outputs mean"]
+    if isinstance(task, Supervised):
+        reasons[0] = _normalization(task, network)
+    return Verdict(
+        f"the loss is {loss:.4g} on training batches, and {chance:.4g} where the network is given the inputs of "
+        f"another sample: these weights seem to know nothing of this data. Likely reasons: {'; '.join(reasons)}"
+    )
+
+
+def losses_when_exchanged(task: Task, network: nn.Module) -> tuple[list[float], list[float], bool]:
+    """The loss of some training batches, that with the inputs of other samples, and whether anything stays in place.
+
+    What stays in place is targets, and labels among the network's keywords. Draws are the same in both.
+
+    Raises:
+        ModelError: the loss does not call the network as a whole, or on one sample at a time.
+    """
+    own, others, outside, seen = list[float](), list[float](), False, 0
+    stream, device = task.stream(seed=0), batch_checks.device_of(network)
+    for step in range(task.steps_per_epoch):
+        batch: Any = mapped(lambda tensor: tensor.to(device), stream(step))
+        with evaluating(network), seeded(step):
+            own.append(float(task.loss(network, batch).mean()))
+        with evaluating(network), seeded(step), _exchanged(network, step) as given:
+            others.append(float(task.loss(network, batch).mean()))
+        if not given:
+            raise ModelError("its loss does not call the network itself, with tensors of several samples")
+        known = {id(tensor) for tensor in given}
+        outside |= any(id(tensor) not in known for tensor in tensors(batch))
+        if (seen := seen + batch_size(batch)) >= _FEW:
+            break
+    return own, others, outside
+
+
+@contextmanager
+def _exchanged(network: nn.Module, seed: int) -> Iterator[list[Tensor]]:
+    """Inside, the network runs on the inputs in another order, none in its place; a list of the tensors reordered."""
+    given, generator = list[Tensor](), torch.Generator().manual_seed(seed)
+
+    def exchange(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        inputs = (tuple(args), {name: value for name, value in kwargs.items() if not names_label(name)})
+        size = _samples(inputs)
+        if size < 2:
+            return None
+        order = torch.randperm(size, generator=generator)
+        source = torch.empty_like(order).scatter(0, order, order.roll(1))  # one cycle through all
+        args, named = others = _reordered(inputs, source)
+        given.extend(own for own, other in zip(tensors(inputs), tensors(others), strict=True) if own is not other)
+        return args, {**kwargs, **named}
+
+    handle = network.register_forward_pre_hook(exchange, with_kwargs=True)
+    try:
+        yield given
+    finally:
+        handle.remove()
+
+
+def _samples(inputs: Any) -> int:
+    """How many samples inputs are of: the length of the first tensor [B, ...], or list of one entry a sample."""
+    if isinstance(inputs, list) or (isinstance(inputs, Tensor) and inputs.ndim):
+        return len(inputs)
+    parts = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, tuple) else ()
+    return next((size for size in map(_samples, parts) if size), 0)
+
+
+def _reordered(inputs: Any, source: Tensor) -> Any:
+    """Inputs whose sample i is what sample source[i] was; labels in dicts stay."""
+    if isinstance(inputs, Tensor):
+        return inputs[source.to(inputs.device)] if inputs.ndim and len(inputs) == len(source) else inputs
+    if isinstance(inputs, list) and len(inputs) == len(source):
+        return [inputs[row] for row in source.tolist()]
+    if isinstance(inputs, dict):
+        return {name: x if names_label(name) else _reordered(x, source) for name, x in inputs.items()}
+    return tuple(_reordered(x, source) for x in inputs) if isinstance(inputs, tuple) else inputs
 
 
 def best_constant(task: Supervised, network: nn.Module) -> Constant | None:

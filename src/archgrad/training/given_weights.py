@@ -20,7 +20,7 @@ def score_given(network: nn.Module, task: Task, run: Run, *, check: bool = True)
         network: with the weights, on the run's device.
         task: what it is judged on.
         run: begun, and nothing was trained in it.
-        check: whether to stop.
+        check: whether to stop; a task that cannot be asked is a note of the run.
 
     Returns:
         `given` of a record: {"part", "figures", "normalization"}.
@@ -33,7 +33,8 @@ def score_given(network: nn.Module, task: Task, run: Run, *, check: bool = True)
     def scored() -> dict[str, Any]:
         figures = evaluate(task, network)
         require_finite(figures, task, "valid")
-        return {"figures": figures, "doubts": chance.doubts(task, network, figures) if check else ""}
+        verdict = chance.judged(task, network, figures) if check else chance.Verdict()
+        return {"figures": figures, **verdict._asdict()}
 
     computed = run.compute_once("given", scored)
     figures: dict[str, float] = computed["figures"]
@@ -41,6 +42,8 @@ def score_given(network: nn.Module, task: Task, run: Run, *, check: bool = True)
     score = {"name": next(iter(figures)), "higher_is_better": higher_is_better(task)}
     run.note(text.given_line({"given": given, "score": score}), kept=False)
     run.log({f"given_{name}": value for name, value in figures.items()})
+    if check and computed["unjudged"]:
+        run.note(f"Whether the given weights know anything of this data is not checked: {computed['unjudged']}.")
     if check and computed["doubts"]:
         run.withdraw()
         raise ModelError(

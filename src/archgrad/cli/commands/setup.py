@@ -122,7 +122,7 @@ def with_teacher(task: Task, options: DistillOptions, network: nn.Module | None 
             f"--distill: the teacher cannot be used: {error}. A function given as --task may return "
             f"archgrad.Distilled(...) itself, with a loss of yours or with features."
         ) from error
-    if options.teacher and (doubts := chance.doubts(task, teacher, evaluate(task, teacher))):
+    if options.teacher and (doubts := chance.judged(task, teacher, evaluate(task, teacher)).doubts):
         raise ModelError(f"--distill: the teacher cannot be trained: {doubts}. Give its --teacher-weights.")
     return distilled
 
