@@ -90,7 +90,7 @@ from .tasks.augmentation import crop as crop, cutout as cutout, flip as flip
 from .tasks.classification import Classification as Classification
 from .tasks.datasets import digits as digits
 from .tasks.distilled import Distilled as Distilled
-from .tasks.metrics import higher as higher, lower as lower
+from .tasks.metrics import higher as higher, lower as lower, over_part as over_part
 from .tasks.splits import Split as Split
 from .tasks.supervised import Supervised as Supervised
 from .tasks.tabular_benchmark import Tabular as Tabular

@@ -48,6 +48,17 @@ def test_it_prints_a_table_and_the_same_as_json_and_report(
     assert "random mask" in (out / "report.html").read_text()
 
 
+def test_normalization_is_the_users_on_both_sides(place: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
+    rng, y = np.random.default_rng(2), np.arange(120) % 3
+    images = (rng.integers(0, 100, (120, 1, 8, 8)) + 50 * y[:, None, None, None]).astype(np.uint8)
+    np.savez(tmp_path / "images.npz", x=images, y=y)
+    told = ["transfer", f"{place / 'net.py'}:Net", tmp_path / "images.npz", tmp_path / "images.npz", *FEW]
+    record = json.loads(cli(*told, "--normalize", "0.5/0.25", "--json", "--out", tmp_path / "run").stdout)
+    assert record["data"]["normalization"] == {"mean": [0.5], "std": [0.25]}
+    search = json.loads((tmp_path / "run" / "search" / "record.json").read_text())
+    assert search["data"]["normalization"] == {"mean": [0.5], "std": [0.25]}
+
+
 def test_it_resumes_in_the_search_and_gives_what_an_unbroken_run_gives(
     place: Path, target: Path, tmp_path: Path, cli: Callable[..., Result], no_onnx: None
 ) -> None:

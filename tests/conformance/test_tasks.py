@@ -18,8 +18,15 @@ import archgrad as ag
 from archgrad.errors import ConfigError, ModelError, NonFiniteError
 from archgrad.methods import UnasTerms
 from archgrad.methods.monas.rewards import accurate, mixed, soft
+from archgrad.methods.pruning_transfer.pruning_transfer import PruningTerms
 from archgrad.tasks.task import PerSample, Splittable
 from archgrad.trials.successive_halving import Halving
+
+
+def _front(space: nn.Module, task: Any, run: ag.Run) -> ag.Found:
+    """The network of a front at half of the parameters."""
+    return ag.slim_front(space, task, run, cost=ag.params(), fractions=(0.5,), round_to=1).points[-1].found
+
 
 # Each method with what it needs beyond the five members of a task.
 METHODS: dict[str, tuple[Callable[..., ag.Found], tuple[type, ...]]] = {
@@ -37,7 +44,10 @@ METHODS: dict[str, tuple[Callable[..., ag.Found], tuple[type, ...]]] = {
     "random_search, halving": (functools.partial(ag.random_search, halving=Halving()), ()),
     "random_search, shared": (functools.partial(ag.random_search, shared=True), ()),
     "dnal": (functools.partial(ag.dnal, round_to=1, gate_epochs=1), ()),
+    "slim_front": (_front, ()),
+    "pruning_transfer": (functools.partial(ag.pruning_transfer, terms=PruningTerms(weight_steps=2)), (Splittable,)),
 }
+SLIMMED = ("dnal", "slim_front", "pruning_transfer")
 TRIALS = ("monas", "multimodal_random", "random_search", "random_search, halving", "random_search, shared")
 every_method = pytest.mark.parametrize("name", METHODS)
 
@@ -107,11 +117,47 @@ class Negative(Each):
 KINDS: dict[str, Callable[[], Any]] = {"classification": task, "regression": Each, "negative scores": Negative}
 
 
+class Slimmed(nn.Sequential):
+    """A network that takes its input by the name that the supernet has for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = super().forward(x)
+        return output
+
+
+def masks_and_inputs_by_name() -> ag.Supervised:
+    """Eight pixels, each on or off; scored by how many are right."""
+    x = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    return ag.Supervised(
+        ({"x": x}, (x > 0).to(torch.uint8)), batch_size=10, score="pixels",
+        loss=lambda output, mask: nn.functional.binary_cross_entropy_with_logits(output, mask.float()),
+        metrics={"pixels": lambda output, mask: ((output > 0) == (mask > 0)).float().mean(1)},
+    )  # fmt: skip
+
+
+def labels_from_a_teacher() -> ag.Distilled:
+    """Several labels for a sample, and a teacher that knows them; a plain list of samples."""
+    x = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    teacher = nn.Linear(8, 8)
+    with torch.no_grad():
+        teacher.weight.copy_(3 * torch.eye(8))
+    loss = nn.BCEWithLogitsLoss(reduction="none")
+    samples = [(row, (row > 0).float()) for row in x]
+    task = ag.Supervised(samples, loss=lambda o, t: loss(o, t).mean(1), batch_size=10)
+    return ag.Distilled(task, teacher, loss=nn.functional.mse_loss)
+
+
+MORE_KINDS: dict[str, Callable[[], Any]] = {
+    "masks, inputs by name": masks_and_inputs_by_name,
+    "several labels, distilled": labels_from_a_teacher,
+}
+
+
 def space(name: str, *, outputs: int = 1) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        if name == "dnal":
-            return ag.slim(nn.Sequential(nn.Linear(8, 8), nn.Softplus(), nn.Linear(8, outputs)), torch.zeros(2, 8))
+        if name in SLIMMED:
+            return ag.slim(Slimmed(nn.Linear(8, 8), nn.Softplus(), nn.Linear(8, outputs)), torch.zeros(2, 8))
         searched = SUPERNET.space()
         searched.head = nn.Linear(8, outputs)
         return searched
@@ -121,7 +167,7 @@ def quiet(**settings: Any) -> ag.Run:
     return ag.Run(**{"steps": 16, "trials": 4, "seed": 3, "device": "cpu", "progress": False, **settings})
 
 
-@every_method
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "slim_front"])  # whose folder holds several
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_runs_to_its_end_saves_and_reports(
     name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -134,6 +180,25 @@ def test_it_runs_to_its_end_saves_and_reports(
     assert found.record["score"] == {"name": score, "higher_is_better": higher}
     assert score.replace("_", " ") in found.report().replace("_", " ")
     assert (tmp_path / "run" / "report.html").exists() and (tmp_path / "run" / "network.pt2").exists()
+
+
+@every_method
+@pytest.mark.parametrize("kind", MORE_KINDS)
+def test_it_takes_masks_labels_names_and_teachers(name: str, kind: str) -> None:
+    data, run = MORE_KINDS[kind](), quiet(steps=10, trials=2)
+    if "masks" in kind and PerSample in METHODS[name][1]:
+        with pytest.raises(
+            ModelError, match=r"the loss of a batch is a tensor \[\] float32, and that of each sample"
+        ):
+            METHODS[name][0](space(name, outputs=8), data, run)
+        assert not run.history, "it had begun"
+        return
+    with torch.random.fork_rng():
+        found = METHODS[name][0](space(name, outputs=8), data, run)
+    figures = data.evaluate(found.network, "test")
+    assert found.score == pytest.approx(next(iter(figures.values())))
+    assert found.record["score"]["higher_is_better"] is data.higher_is_better
+    assert list(figures) == (["pixels", "loss"] if "masks" in kind else ["loss"])
 
 
 @every_method

@@ -217,6 +217,28 @@ def test_objects_accumulate_over_the_whole_part() -> None:
     assert given.value == -math.inf, "the user's own object is not touched"
 
 
+def test_a_function_of_a_whole_part() -> None:
+    largest = ag.over_part(lambda output, target: (output - target).abs().max())
+    counted = ag.over_part(lambda outputs, targets: len(targets["y"]) + 0 * outputs["y"].sum())
+    task = regression(metrics={"worst": largest}, score=ag.lower("worst"), valid=(X.clone(), Y), test=(X.clone(), Y))
+    network = nn.Linear(3, 1)
+    for _ in range(2):
+        assert math.isclose(
+            task.evaluate(network)["worst"], float((network(X) - Y).detach().abs().max()), rel_tol=1e-6
+        )
+
+    class Named(nn.Linear):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+            return {"y": super().forward(x)}
+
+    named = Supervised((X, {"y": Y}), loss=lambda o, t: (o["y"] - t["y"]).square().mean(), metrics={"n": counted})
+    assert named.evaluate(Named(3, 1), "train")["n"] == named.splits["train"]["size"]
+    boxes = TASKS["detection"][0]()
+    listed = ag.over_part(lambda outputs, targets: len(outputs) if len(outputs) == len(targets) else -1)
+    boxes._metrics = {"n": listed}
+    assert boxes.evaluate(Detector(), "train")["n"] == boxes.splits["train"]["size"]
+
+
 def test_a_metric_of_torchmetrics() -> None:
     make_torchvision_importable()
     metrics = pytest.importorskip("torchmetrics")

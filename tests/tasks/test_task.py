@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.errors import ConfigError
-from archgrad.tasks.task import evaluate, require
+from archgrad.tasks.task import batch_size, evaluate, first, names_label, require, rows_of, tensors
 
 
 class Sums:
@@ -109,3 +109,35 @@ def test_members_that_cannot_be_called_are_refused_before_anything_is_trained(
             patch.setattr(Sums, name, wrong)
             with pytest.raises(ConfigError, match=rf"fit cannot call {name} of Sums .*Define {name}\("):
                 require(Sums(), method="fit")
+
+
+X = torch.arange(12.0).view(4, 3)
+BATCHES: dict[str, Any] = {
+    "a tensor": X,
+    "a pair": (X, X[:, 0]),
+    "a list that is a pair": [X, X[:, 0]],
+    "a list of tensors": [X, X, X[:, 0]],
+    "by name": {"x": X, "y": X[:, 0]},
+    "targets in a list of dicts": (X, [{"boxes": X[:k], "at": X[k]} for k in range(4)]),
+    "images in a list": ([X[:, :k] for k in (2, 3, 2, 1)], [{"at": row} for row in X]),
+    "a list of samples": [{"at": row} for row in X],
+}
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_the_samples_of_a_batch(kind: str) -> None:
+    batch = BATCHES[kind]
+    assert batch_size(batch) == 4
+    taken = rows_of(batch, [2, 0, 2])
+    assert type(taken) is type(batch) and batch_size(taken) == 3
+    again = rows_of(rows_of(batch, [3, 1, 2, 0]), [3, 1, 2, 0])
+    assert all(map(torch.equal, tensors(again), tensors(batch)))
+    assert [x.shape for x in tensors(first(batch, 2))] == [x.shape for x in tensors(rows_of(batch, [0, 1]))]
+    assert not all(map(torch.equal, tensors(rows_of(batch, [1, 0, 3, 2])), tensors(batch)))
+
+
+def test_what_is_no_sample_stays() -> None:
+    batch = {"x": X, "scale": torch.ones(()), "weights": torch.ones(7), "labels": X[:, 0], "none": None}
+    taken = rows_of(batch, [3], kept=names_label)
+    assert taken["x"].tolist() == [X[3].tolist()]
+    assert all(taken[name] is batch[name] for name in ("scale", "weights", "labels", "none"))

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from torch.utils._pytree import tree_map_only
 
 from archgrad.argument_types import checked
 from archgrad.copy_and_run import modes_kept, shapes
@@ -27,7 +26,7 @@ from archgrad.costs.allocations import Allocations, Saved
 from archgrad.costs.limits import Limit, WithoutGradient
 from archgrad.errors import LimitError, ModelError
 from archgrad.files import free_memory
-from archgrad.tasks.task import Inputs, call, tensors
+from archgrad.tasks.task import Inputs, batch_size, call, mapped, rows_of, tensors
 
 GIB = 2**30
 FEW = (2, 3)  # examples that are traced: BatchNorm refuses a single one
@@ -193,7 +192,8 @@ def measured_peak(
 
 def with_examples(batch: Batch, examples: int) -> Batch:
     """So many examples of a batch, repeated where it has fewer."""
-    return tree_map_only(Tensor, lambda t: t[torch.arange(examples, device=t.device) % len(t)].contiguous(), batch)
+    size = batch_size(batch)
+    return mapped(Tensor.contiguous, rows_of(batch, [row % size for row in range(examples)]))
 
 
 def available_bytes(device: torch.device) -> int | None:

@@ -27,6 +27,7 @@ from archgrad.results.result import Example, Found, keep, measured, note_remarks
 from archgrad.run.run import Run
 from archgrad.supernets import collapse
 from archgrad.supernets.constraint import ArchitectureConstraint
+from archgrad.tasks.batch_checks import check_losses
 from archgrad.tasks.task import Batch, Checkable, Scored, Task, batch_size, require
 from archgrad.training.fit import check_recipe, recalibrate, seconds_per_step, steps_per_epoch, train
 from archgrad.training.recipe import OptimizerFactory, Recipe
@@ -91,24 +92,28 @@ def refuse_unfit(space: nn.Module, *, needs: str, single: bool = False) -> None:
         )
 
 
-def check_candidates(space: nn.Module, task: Task, recipe: Recipe) -> None:
+def check_candidates(space: nn.Module, task: Task, recipe: Recipe, *, per_sample: bool = False) -> None:
     """Verify before a run begins that candidates run on the data, and that the recipe can train what is found.
 
     Args:
         space: relaxed choices mix their candidates as they are; of others all candidates are summed.
         task: asked where it is `Checkable`.
         recipe: of the network that is handed back.
+        per_sample: whether the method asks for the loss of each sample.
 
     Raises:
         ArchgradError: what the task's `check` raises.
+        ModelError: the task gives no loss for each sample.
         ConfigError: the recipe drops paths, and networks of the space have no place for it.
     """
     if recipe.drop_path:
         check_recipe(recipe, build(space, sample(space, generator=torch.Generator().manual_seed(0))))
-    if isinstance(task, Checkable):
-        ones = {name: torch.ones(choice.size) for name, choice in decisions(space).items() if not choice.relaxation}
-        with using(space, ones):
+    ones = {name: torch.ones(choice.size) for name, choice in decisions(space).items() if not choice.relaxation}
+    with using(space, ones):
+        if isinstance(task, Checkable):
             task.check(space)
+        if per_sample:
+            check_losses(task, space)
 
 
 def predict_peak_memory(

@@ -10,7 +10,7 @@ from .classification import Classification as Classification
 from .data_path import load as load
 from .datasets import digits as digits
 from .distilled import Distilled as Distilled
-from .metrics import higher as higher, lower as lower
+from .metrics import higher as higher, lower as lower, over_part as over_part
 from .samples import Samples as Samples
 from .splits import Split as Split
 from .supervised import Supervised as Supervised

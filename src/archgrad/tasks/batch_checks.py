@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archgrad.copy_and_run import modes_kept
+from archgrad.copy_and_run import evaluating, modes_kept
 from archgrad.errors import ArchgradError, ConfigError, DataError, ModelError
 from archgrad.tasks.sources import seeded
-from archgrad.tasks.task import Batch, tensors
+from archgrad.tasks.task import Batch, PerSample, Task, batch_size, first, mapped, tensors
 
 # What code of a user's raises where it does not fit the data.
 FAILURES = (
@@ -91,6 +91,20 @@ def check_loss(loss: object, network: nn.Module, *, samples: int) -> None:
     if not _reaches(loss, parameters):
         raise ConfigError(
             "the loss depends on none of the network's weights; compute it from the output of the network it is given"
+        )
+
+
+def check_losses(task: Task, network: nn.Module) -> None:
+    """Raises ModelError where `losses` of a `PerSample` task gives no loss for each of two training samples."""
+    assert isinstance(task, PerSample)
+    device = device_of(network)
+    batch = mapped(lambda tensor: tensor.to(device), first(task.stream(seed=0)(0), 2))
+    with seeded(0), evaluating(network):
+        losses = task.losses(network, batch)
+    if not isinstance(losses, Tensor) or tuple(losses.shape) != (batch_size(batch),):
+        raise ModelError(
+            f"losses of {type(task).__name__} gives {described(losses)} on {batch_size(batch)} samples; it must give "
+            f"the loss of each, [{batch_size(batch)}]"
         )
 
 

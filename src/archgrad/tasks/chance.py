@@ -23,7 +23,7 @@ from archgrad.tasks.metrics import Score
 from archgrad.tasks.normalization import IMAGENET, channel_statistics
 from archgrad.tasks.sources import MemorySource, seeded
 from archgrad.tasks.supervised import Supervised
-from archgrad.tasks.task import Task, batch_size, evaluate, mapped, names_label, tensors
+from archgrad.tasks.task import Task, batch_size, evaluate, mapped, names_label, rows_of, tensors
 
 _FEW = 1024  # training samples that the best constant output is fitted to
 _INFORMED = 0.25  # of the way from chance to a perfect score
@@ -156,12 +156,11 @@ def _exchanged(network: nn.Module, seed: int) -> Iterator[list[Tensor]]:
 
     def exchange(_: nn.Module, args: Any, kwargs: Any) -> Any:
         inputs = (tuple(args), {name: value for name, value in kwargs.items() if not names_label(name)})
-        size = _samples(inputs)
-        if size < 2:
+        if not tensors(inputs) or (size := batch_size(inputs)) < 2:
             return None
         order = torch.randperm(size, generator=generator)
         source = torch.empty_like(order).scatter(0, order, order.roll(1))  # one cycle through all
-        args, named = others = _reordered(inputs, source)
+        args, named = others = rows_of(inputs, source.tolist(), kept=names_label)
         given.extend(own for own, other in zip(tensors(inputs), tensors(others), strict=True) if own is not other)
         return args, {**kwargs, **named}
 
@@ -170,25 +169,6 @@ def _exchanged(network: nn.Module, seed: int) -> Iterator[list[Tensor]]:
         yield given
     finally:
         handle.remove()
-
-
-def _samples(inputs: Any) -> int:
-    """How many samples inputs are of: the length of the first tensor [B, ...], or list of one entry a sample."""
-    if isinstance(inputs, list) or (isinstance(inputs, Tensor) and inputs.ndim):
-        return len(inputs)
-    parts = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, tuple) else ()
-    return next((size for size in map(_samples, parts) if size), 0)
-
-
-def _reordered(inputs: Any, source: Tensor) -> Any:
-    """Inputs whose sample i is what sample source[i] was; labels in dicts stay."""
-    if isinstance(inputs, Tensor):
-        return inputs[source.to(inputs.device)] if inputs.ndim and len(inputs) == len(source) else inputs
-    if isinstance(inputs, list) and len(inputs) == len(source):
-        return [inputs[row] for row in source.tolist()]
-    if isinstance(inputs, dict):
-        return {name: x if names_label(name) else _reordered(x, source) for name, x in inputs.items()}
-    return tuple(_reordered(x, source) for x in inputs) if isinstance(inputs, tuple) else inputs
 
 
 def best_constant(task: Supervised, network: nn.Module) -> Constant | None:

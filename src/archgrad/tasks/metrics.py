@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map, tree_map_only
 
 from archgrad.argument_types import checked
 from archgrad.errors import ArchgradError, ConfigError
@@ -50,6 +52,42 @@ def higher(name: str) -> Score:
         Score(name='f1', higher_is_better=True)
     """
     return Score(name, True)
+
+
+class _OverPart:
+    """Keeps all outputs and targets, and gives them to a function at the end."""
+
+    def __init__(self, function: Callable[[Any, Any], Any]) -> None:
+        self._function = function
+        self.reset()
+
+    def reset(self) -> None:
+        self._batches: list[Any] = []
+
+    def update(self, output: Any, target: Any) -> None:
+        self._batches.append(tree_map_only(Tensor, lambda tensor: tensor.detach().cpu(), (output, target)))
+
+    def compute(self) -> Any:
+        if all(isinstance(part, list) for part in self._batches[0]):
+            return self._function(*(list(itertools.chain(*parts)) for parts in zip(*self._batches, strict=True)))
+        return self._function(*tree_map(lambda *tensors: torch.cat(tensors), *self._batches))
+
+
+@checked
+def over_part(function: Callable[..., Any]) -> Metric:
+    """A metric of all outputs and targets of a part at once, where no mean over samples gives it, such as F1.
+
+    Args:
+        function: of (outputs, targets), each [N, ...] on the CPU, or nests of such, or lists of N: a number.
+
+    Example:
+        >>> import archgrad as ag
+        >>> from sklearn.metrics import f1_score
+        >>> f1 = ag.over_part(lambda logits, labels: f1_score(labels, logits.argmax(1), average="macro"))
+        >>> ag.Classification(ag.digits(), metrics={"f1": f1}, score="f1").score
+        Score(name='f1', higher_is_better=True)
+    """
+    return _OverPart(function)
 
 
 def chosen_score(score: str | Score | None, names: Sequence[str], *, default: Score) -> Score:

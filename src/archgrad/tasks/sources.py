@@ -258,11 +258,15 @@ class _Fetched(Dataset[Batch]):
         if self.labelled:
             return _as_batch(batch)
         if isinstance(batch, Mapping):  # a BatchEncoding of Hugging Face too
-            return dict(batch)
-        # What `default_collate` makes of a tuple of inputs is a list.
-        if self.collate is default_collate and isinstance(batch, list) and len(batch) == 2:
-            batch = tuple(tuple(part) if isinstance(part, list) else part for part in batch)
-        return batch
+            batch = dict(batch)
+        return _without_lists(batch) if self.collate is default_collate else batch
+
+
+def _without_lists(batch: Any) -> Any:
+    """A batch in which a list is one of samples alone: what `default_collate` makes of a tuple is a tuple again."""
+    if type(batch) in (list, tuple) and any(not isinstance(part, str) for part in batch):
+        return tuple(map(_without_lists, batch))
+    return {name: _without_lists(part) for name, part in batch.items()} if isinstance(batch, dict) else batch
 
 
 def _items_of(dataset: Any, indices: list[int]) -> list[Any]:

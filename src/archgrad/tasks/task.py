@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from archgrad import copy_and_run
 from archgrad.errors import ConfigError, DataError
@@ -253,21 +253,51 @@ class Scored(Protocol):
 
 
 def batch_size(batch: Batch) -> int:
-    """The number of samples in a batch: the length of its first tensor.
+    """The number of samples in a batch: the length of its first tensor, or of a list in it, of an entry a sample.
 
     Raises:
         DataError: the batch holds no tensor with a first dimension.
     """
-    sizes = [len(x) for x in tree_leaves(batch) if isinstance(x, Tensor) and x.ndim]
-    if not sizes:
+    if not (size := _length(_parts(batch))):
         raise DataError(f"a batch of type {type(batch).__name__} holds no tensor [B, ...], so its size is unknown")
-    return sizes[0]
+    return size
+
+
+def _parts(batch: Batch) -> Batch:
+    """A batch that is a list of its parts, (inputs, target) or tensors of one length, as a tuple of them."""
+    if not isinstance(batch, list):
+        return batch
+    lengths = {len(x) if isinstance(x, Tensor) and x.ndim else 0 for x in batch}
+    return tuple(batch) if len(batch) == 2 or (len(lengths) == 1 and lengths != {0}) else batch
+
+
+def _length(nest: Any) -> int:
+    if isinstance(nest, list) or (isinstance(nest, Tensor) and nest.ndim):
+        return len(nest)
+    parts = nest.values() if isinstance(nest, Mapping) else nest if isinstance(nest, tuple) else ()
+    return next((size for size in map(_length, parts) if size), 0)
+
+
+def rows_of(batch: Batch, rows: Sequence[int], *, kept: Callable[[object], bool] = lambda name: False) -> Batch:
+    """The samples `rows` of a batch; entries of dicts whose name is `kept`, and what is not of B samples, stay."""
+    size, chosen = batch_size(batch), list(rows)
+
+    def taken(nest: Any) -> Any:
+        if isinstance(nest, Tensor):
+            return nest[chosen] if nest.ndim and len(nest) == size else nest
+        if isinstance(nest, list) and len(nest) == size:
+            return [nest[row] for row in chosen]
+        if isinstance(nest, Mapping):
+            return {name: part if kept(name) else taken(part) for name, part in nest.items()}
+        return tuple(map(taken, nest)) if isinstance(nest, tuple) else nest
+
+    parts = taken(_parts(batch))
+    return list(parts) if isinstance(batch, list) else parts
 
 
 def first(batch: Batch, count: int) -> Batch:
-    """The first `count` samples of a batch, all of them where there are no more; tensors [B, ...] are cut."""
-    size = batch_size(batch)
-    return tree_map(lambda x: x[:count] if isinstance(x, Tensor) and x.ndim and len(x) == size else x, batch)
+    """The first `count` samples of a batch, all of them where there are no more."""
+    return rows_of(batch, range(min(count, batch_size(batch))))
 
 
 def arguments(inputs: Inputs | Sequence[Tensor]) -> tuple[Any, ...]:

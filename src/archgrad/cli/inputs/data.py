@@ -12,7 +12,7 @@ from torch.nn import CrossEntropyLoss
 from archgrad.cli.inputs import user_code
 from archgrad.cli.schemas.configuration import is_code
 from archgrad.cli.schemas.options import BatchOptions, ImageOptions, augmentations
-from archgrad.cli.schemas.task import METRICS, TaskOptions, class_weights, normalization
+from archgrad.cli.schemas.task import METRICS, NormalizedOptions, TaskOptions, class_weights, normalization
 from archgrad.errors import ConfigError, DataError
 from archgrad.tasks import (
     Classification,
@@ -65,6 +65,7 @@ def load(name: str, options: BatchOptions) -> Classification:
         parts.get("test"),
         batch_size=options.batch_size,
         augment=_augment(options.augment),
+        normalize=normalization(options.normalize) if isinstance(options, NormalizedOptions) else None,
     )
 
 

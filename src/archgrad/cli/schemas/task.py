@@ -13,7 +13,23 @@ from archgrad.cli.suggestions import meant
 METRICS = ("accuracy", "top5", "loss")
 
 
-class TaskOptions(BatchOptions):
+class NormalizedOptions(BatchOptions):
+    """How training batches are drawn, and how images are normalized."""
+
+    normalize: str | None = Field(
+        None,
+        description="Of images: imagenet, none, data (the training part's own, default), or MEANS/DEVIATIONS, a "
+        "number a channel, such as 0.5/0.25. Give what trained --weights were trained with.",
+    )
+
+    @field_validator("normalize")
+    @classmethod
+    def _check_normalize(cls, text: str | None) -> str | None:
+        normalization(text)
+        return text
+
+
+class TaskOptions(NormalizedOptions):
     """DATA for classification, or code that gives any task."""
 
     panel = "Data"
@@ -25,11 +41,6 @@ class TaskOptions(BatchOptions):
         description="In place of DATA: path/to/file.py:function or package.module:function, which returns a task of "
         "any kind.",
     )
-    normalize: str | None = Field(
-        None,
-        description="Of images: imagenet, none, data (the training part's own, default), or MEANS/DEVIATIONS, a "
-        "number a channel, such as 0.5/0.25. Give what trained --weights were trained with.",
-    )
     smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing.")
     class_weight: str | None = Field(
         None, description="Weights of the classes in the loss: balanced, or a number a class, such as 1,1,5."
@@ -39,12 +50,6 @@ class TaskOptions(BatchOptions):
         description="What networks are ranked by: accuracy (default), top5, loss, or code of yours, "
         "path/to/file.py:function of (logits, labels), of which more is better.",
     )
-
-    @field_validator("normalize")
-    @classmethod
-    def _check_normalize(cls, text: str | None) -> str | None:
-        normalization(text)
-        return text
 
     @field_validator("class_weight")
     @classmethod

@@ -7,10 +7,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from archgrad.cli.schemas.limits import LIMITS, LimitOptions
-from archgrad.cli.schemas.options import DATA, BatchOptions, NetworkOptions, RunOptions
+from archgrad.cli.schemas.options import DATA, NetworkOptions, RunOptions
+from archgrad.cli.schemas.task import NormalizedOptions
 
 
-class FewShotOptions(BatchOptions):
+class FewShotOptions(NormalizedOptions):
     """The target data, and how structures are compared on few samples of it."""
 
     panel = "Few samples"

@@ -141,7 +141,7 @@ def unas(
     space = prepare_supernet(space, run, needs="UNAS", single=True)
     relax(space, Softmax, where=without_topology)
     warm_start(space, prior)
-    check_candidates(space, task, recipe)
+    check_candidates(space, task, recipe, per_sample=terms.per_sample)
     constraint = ArchitectureConstraint(space, limit) if limit is not None else None
     weights = search_recipe.optimizer(space)
     run.begin("unas", settings_record(settings), task=task, network=space)
