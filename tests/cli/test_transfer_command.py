@@ -15,6 +15,9 @@ import pytest
 import torch
 from typer.testing import Result
 
+from archgrad.cli.inputs.data import load
+from archgrad.cli.schemas.transfer import TransferOptions
+
 torch.set_num_threads(1)
 FEW = [
     *("--steps", "60", "--batch-size", "10", "--threads", "1", "--shots", "2", "--shots", "3", "--draws", "2"),
@@ -48,15 +51,15 @@ def test_it_prints_a_table_and_the_same_as_json_and_report(
     assert "random mask" in (out / "report.html").read_text()
 
 
-def test_normalization_is_the_users_on_both_sides(place: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
-    rng, y = np.random.default_rng(2), np.arange(120) % 3
-    images = (rng.integers(0, 100, (120, 1, 8, 8)) + 50 * y[:, None, None, None]).astype(np.uint8)
-    np.savez(tmp_path / "images.npz", x=images, y=y)
-    told = ["transfer", f"{place / 'net.py'}:Net", tmp_path / "images.npz", tmp_path / "images.npz", *FEW]
-    record = json.loads(cli(*told, "--normalize", "0.5/0.25", "--json", "--out", tmp_path / "run").stdout)
-    assert record["data"]["normalization"] == {"mean": [0.5], "std": [0.25]}
-    search = json.loads((tmp_path / "run" / "search" / "record.json").read_text())
-    assert search["data"]["normalization"] == {"mean": [0.5], "std": [0.25]}
+def test_normalization_is_the_users_on_both_sides(tmp_path: Path) -> None:
+    images, y = np.random.default_rng(2).integers(0, 255, (60, 1, 8, 8)).astype(np.uint8), np.arange(60) % 3
+    path = tmp_path / "images.npz"
+    np.savez(path, x=images, y=y)
+    told = {"model": "net.py:Net", "data": str(path), "target": str(path)}
+    options = TransferOptions.model_validate(told | {"normalize": "0.5/0.25"})
+    for part in (options.data, options.target):
+        assert load(part, options).splits["normalization"] == {"mean": [0.5], "std": [0.25]}
+    assert load(str(path), TransferOptions.model_validate(told)).splits["normalization"]["mean"] != [0.5]
 
 
 def test_it_resumes_in_the_search_and_gives_what_an_unbroken_run_gives(

@@ -257,8 +257,7 @@ class _Fetched(Dataset[Batch]):
                 ) from error
         if self.labelled:
             return _as_batch(batch)
-        if isinstance(batch, Mapping):  # a BatchEncoding of Hugging Face too
-            batch = dict(batch)
+        batch = dict(batch) if isinstance(batch, Mapping) else batch  # a BatchEncoding of Hugging Face too
         return _without_lists(batch) if self.collate is default_collate else batch
 
 
