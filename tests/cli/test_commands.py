@@ -100,9 +100,10 @@ def test_export_writes_a_checked_onnx_file(slimmed: Path, tmp_path: Path, cli: C
     assert said["largest_difference"] < 1e-4
     x = torch.randn(5, 1, 8, 8)
     session = onnxruntime.InferenceSession(tmp_path / "small.onnx")
-    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    got, labels = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     wanted = torch.export.load(slimmed / "network.pt2").module()(x)
     torch.testing.assert_close(torch.from_numpy(got), wanted, rtol=1e-4, atol=1e-4)
+    assert labels.tolist() == got.argmax(1).tolist()
 
 
 def test_export_refuses_what_is_missing_damaged_or_pickled(
