@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
 import archgrad as ag
+from archgrad.choices.access import choices
 from archgrad.costs import memory
 from archgrad.costs.allocations import Allocations, Saved
 from archgrad.costs.memory import GIB, measured_peak, peak_memory, predict_memory, saved_bytes
-from archgrad.errors import LimitError, ModelError
+from archgrad.errors import ChoiceError, LimitError, ModelError
 from archgrad.supernets import lifecycle as supernet
 
 
@@ -227,3 +228,81 @@ def test_a_run_that_would_not_fit_is_refused_before_it_trains(monkeypatch: pytes
     assert not any("loss" in row for row in run.history)
     monkeypatch.setattr(supernet, "available_bytes", lambda device: needed)
     ag.darts(mixed(), task(), ag.Run(steps=4, device="cpu", progress=False))
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)
+        self.c, self.head = nn.Conv2d(8, 16, 3, padding=1), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.a(x)))
+        x = x + torch.relu(self.b(x))
+        return self.head(self.c(x).mean((2, 3)))
+
+
+def test_memory_of_inference_by_hand() -> None:
+    x = torch.randn(1, 4, 8, 8)
+    cost = peak_memory(x, mode="inference")
+    held = cost.liveness(Residual())
+    assert held.peak_bytes == 4 * (8 + 16) * 64 and held.peak_layer == "c"  # c reads 8 channels and writes 16
+    assert peak_memory(x, mode="inference", dtype="int8").of(Residual()) == (8 + 16) * 64
+    assert peak_memory(x, mode="inference", batch=5, dtype=torch.float16).of(Residual()) == 5 * 2 * (8 + 16) * 64
+    chain = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Unflatten(1, (2, 5)), nn.Flatten(), nn.Linear(10, 3))
+    assert peak_memory(torch.randn(1, 4), mode="inference").of(chain) == 4 * (4 + 10)  # in place and by views
+    branch = Branches()
+    assert peak_memory(torch.randn(1, 6), mode="inference").of(branch) == 4 * (6 + 8 + 8)  # x waits for the sum
+
+
+class Branches(nn.Module):
+    """The input is read once more behind two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.same, self.down = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.same(self.up(x)))
+
+
+@pytest.mark.parametrize("make", [Residual, Branches])
+def test_expected_memory_is_that_of_the_network_built(make: type[nn.Module]) -> None:
+    x = torch.randn(1, 4, 8, 8) if make is Residual else torch.randn(1, 6)
+    space, cost = ag.slim(make(), x), peak_memory(x, mode="inference")
+    names = {name: same[0].size for name, same in choices(space).items()}
+    for seed in (1, 4):
+        generator = torch.Generator().manual_seed(seed)
+        drawn = {n: torch.randperm(s, generator=generator)[: 1 + seed % s].tolist() for n, s in names.items()}
+        architecture = ag.Architecture({n: tuple(sorted(pick)) for n, pick in drawn.items()})
+        held = ag.hold(space, architecture)
+        assert float(cost.expected(held)) == pytest.approx(cost.of(ag.build(space, architecture)))
+
+
+def test_expected_memory_has_a_gradient_where_the_peak_is() -> None:
+    x = torch.randn(1, 4, 8, 8)
+    space = ag.relax(ag.slim(Residual(), x), ag.scaled_sigmoid)
+    peak_memory(x, mode="inference").expected(space).backward()
+    gradients = {name: same[0].relaxation.logits.grad for name, same in choices(space).items()}
+    assert all(g is not None and bool((g > 0).all()) for g in gradients.values())
+
+
+def test_a_limit_on_the_memory_of_inference_is_kept() -> None:
+    x = torch.randn(2, 4, 8, 8)
+    space = ag.slim(Residual(), x)
+    limit = peak_memory(x[:1], mode="inference", dtype="int8").at_most(peak_bytes=900)
+    task = ag.Supervised((torch.randn(40, 4, 8, 8), torch.randn(40, 3)), loss=nn.MSELoss(), batch_size=10)
+    scores = ag.importance(space, task, criterion="magnitude")
+    small = ag.cut(space, scores, limit=limit)
+    assert limit.cost.of(small) <= 900 < limit.cost.of(Residual())
+
+
+def test_what_memory_of_inference_refuses() -> None:
+    x = torch.randn(1, 4, 8, 8)
+    for wrong in ({"dtype": "int8"}, {"mode": "inference", "dtype": "byte4"}):
+        with pytest.raises(LimitError, match="goes with mode='inference'"):
+            peak_memory(x, **wrong)
+    with pytest.raises(ModelError, match="does not run on the example"):
+        peak_memory(torch.randn(1, 3, 8, 8), mode="inference").of(Residual())
+    with pytest.raises(ChoiceError, match="is no gate"):
+        peak_memory(torch.randn(2, 3, 12, 12), mode="inference").expected(mixed())

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from torch.optim import SGD, Optimizer
 from archgrad.argument_types import checked
 from archgrad.copy_and_run import modes_kept, shapes
 from archgrad.costs.allocations import Allocations, Saved
+from archgrad.costs.inference_memory import Liveness, expected_peak, liveness, whole_network
 from archgrad.costs.limits import Limit, WithoutGradient
 from archgrad.errors import LimitError, ModelError
 from archgrad.files import free_memory
@@ -214,18 +215,25 @@ def _free_of_container(folder: Path) -> int | None:
 
 @checked
 class PeakMemory(WithoutGradient):
-    """The predicted peak of a training step, in bytes, as a cost.
+    """The predicted peak of memory in bytes, of a training step or of inference, as a cost.
 
-    As a method's `limit` it bounds the training of the network found; as `memory` of `archgrad.radars` it bounds the
-    search itself.
+    Of training: as a method's `limit` it bounds the training of the network found; as `memory` of `archgrad.radars`
+    it bounds the search itself. Of inference: activations alone, by the lifetimes of tensors in the exported graph,
+
+        peak = max over operators t of  sum of bytes of the tensors that are alive while t runs
+
+    where reshapes share bytes and elementwise operators write in place. Weights come on top: `archgrad.params`. A
+    runtime that runs operators in another order, copies into another layout or keeps a workspace takes more.
 
     Args:
         example: inputs [B, ...], or a tuple of such; a network of several inputs gets them in order.
-        batch: examples of a training batch; default: B.
-        optimizer: factory of the optimizer whose state is counted; default: SGD with momentum.
+        mode: "training" or "inference".
+        batch: examples of a batch; default: B.
+        optimizer: of training: factory of the optimizer whose state is counted; default: SGD with momentum.
+        dtype: of inference: of activations in the runtime, such as "int8" or torch.float16; default: as in PyTorch.
 
     Raises:
-        LimitError: a batch below 1.
+        LimitError: a batch below 1; a dtype that is none, or of training.
 
     Example:
         >>> import torch, archgrad as ag
@@ -234,30 +242,65 @@ class PeakMemory(WithoutGradient):
         True
         >>> cost.at_most(gib=2.0)
         Limit(peak_memory at most 2.14748e+09 bytes)
+        >>> small = ag.peak_memory(torch.zeros(1, 100), mode="inference", dtype="int8")
+        >>> small.of(torch.nn.Linear(100, 10))  # 100 inputs and 10 outputs
+        110.0
     """
 
-    name: str = "peak_memory"
     unit: str = "bytes"
     measured: bool = True
 
-    def __init__(self, example: Inputs, *, batch: int | None = None, optimizer: OptimizerFactory = momentum) -> None:
+    def __init__(
+        self,
+        example: Inputs,
+        *,
+        mode: Literal["training", "inference"] = "training",
+        batch: int | None = None,
+        optimizer: OptimizerFactory = momentum,
+        dtype: str | torch.dtype | None = None,
+    ) -> None:
         if batch is not None and batch < 1:
+            raise LimitError(f"peak_memory(..., batch={batch}): give the number of examples of a batch, from 1")
+        kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        if dtype is not None and (mode == "training" or not isinstance(kind, torch.dtype)):
             raise LimitError(
-                f"peak_memory(..., batch={batch}): give the number of examples of a training batch, from 1"
+                f"peak_memory(..., mode={mode!r}, dtype={dtype!r}): a dtype is one of torch's, such as 'int8' or "
+                f"'float16', and goes with mode='inference'"
             )
-        self.example, self.optimizer = example, optimizer
+        self.example, self.optimizer, self.mode, self.dtype = example, optimizer, mode, kind
+        self.name = "peak_memory" if mode == "training" else "inference_memory"
         self.batch = batch or len(tensors(example)[0])
 
     def __repr__(self) -> str:
-        return f"peak_memory(batch={self.batch}, example {shapes(self.example)})"
+        mode = "" if self.mode == "training" else "inference, "
+        return f"peak_memory({mode}batch={self.batch}, example {shapes(self.example)})"
 
     def footprint(self, network: nn.Module) -> Footprint:
-        """All parts of a step of the network as it stands."""
+        """All parts of a training step of the network as it stands."""
         return predict_memory(network, self.example, optimizer=self.optimizer).at(self.batch)
+
+    def liveness(self, network: nn.Module) -> Liveness:
+        """What inference holds, operator by operator: its peak, and the layer that runs then."""
+        return liveness(network, with_examples(self.example, self.batch), dtype=self.dtype)
 
     def of(self, network: nn.Module) -> float:
         """The peak in bytes."""
+        if self.mode == "inference":
+            return float(self.liveness(network).peak_bytes)
         return float(self.footprint(network).peak_bytes)
+
+    def expected(self, space: nn.Module) -> Tensor:  # type: ignore[override]
+        """Of inference, in a space of gates: the peak at the present mixing weights, a scalar [] with a gradient.
+
+            max over operators of  sum over live tensors of  bytes * mean mixing weight of the tensor's channels
+
+        Raises:
+            LimitError: of training, which has no such gradient.
+            ChoiceError: the space has other choices than gates.
+        """
+        if self.mode == "training":
+            super().expected(space)
+        return expected_peak(space, self.liveness(whole_network(space)))
 
     def at_most(
         self, *, gib: float | None = None, peak_bytes: float | None = None, fraction: float | None = None

@@ -254,6 +254,24 @@ def _encode(
     ) from cause
 
 
+def traced(network: nn.Module, example: Inputs) -> ExportedProgram:
+    """A network's torch.export program for the example's sizes.
+
+    Raises:
+        ModelError: the network does not run on the example, or cannot be exported.
+    """
+    inputs = tree_map_only(Tensor, lambda x: x.detach().cpu().clone(), arguments(example))
+    plain = _returning(plain_outputs, _unwrapped(copied(network)).cpu().eval(), inputs)
+    run_on_example(plain, inputs)
+    try:
+        with silence():
+            return _trace(plain, inputs, ())
+    except Exception as error:  # the exporters' errors share no base
+        raise ModelError(
+            f"{type(network).__name__} cannot be exported: {one_line(error)}. {_advice(plain, ())}"
+        ) from error
+
+
 def _advice(plain: nn.Module, sizes: Sequence[str]) -> str:
     reduced = {p.dtype for p in plain.parameters() if p.is_floating_point()} & {torch.float16, torch.bfloat16}
     if reduced:
