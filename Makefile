@@ -30,9 +30,10 @@ demo: .venv/installed  ## slim a CNN on real digits, end to end, into runs/demo
 test: .venv/installed .venv/timm  ## all tests but the slow ones
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
 
-check: .venv/installed .venv/timm  ## format, lint, types, import floors, tests
+check: .venv/installed .venv/timm  ## format, lint, spelling, types, import floors, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
@@ -51,9 +52,12 @@ minimum: .venv/bin/python  ## the tests with the oldest versions that pyproject.
 	  'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100' import-linter
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
 
-release: .venv/bin/python  ## the wheel in dist/, installed in a fresh environment that then runs the demo
+release: .venv/bin/python  ## wheel and sdist in dist/, checked; the wheel runs the demo in a fresh environment
 	rm -rf dist build/release && mkdir -p build/release
-	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+	$(BIN)/python -m venv build/release/tools
+	build/release/tools/bin/python -m pip install -q build twine
+	build/release/tools/bin/python -m build -o dist .
+	build/release/tools/bin/python -m twine check --strict dist/*
 	$(BIN)/python -m venv build/release/env
 	build/release/env/bin/python -m pip install -q -c constraints.txt dist/*.whl
 	cd build/release && OMP_NUM_THREADS=1 env/bin/archgrad demo --out demo --seed 0 $(ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from archgrad.cli.schemas.configuration import resolve
@@ -82,16 +84,67 @@ def test_init_writes_what_slim_takes_and_a_script(cli: Callable, wide: Path) -> 
     assert "net = Net(classes=3)" in script and f"sys.path.insert(0, {str(wide)!r})" in script
 
 
-def test_the_script_of_init_slims(cli: Callable, wide: Path) -> None:
-    cli("init", f"{wide}/net.py:Net", wide / "data.npz", "--out", "mine")
-    script = Path("mine/slim.py")
-    brief = (
-        script.read_text()
-        .replace("epochs=60", "epochs=2, progress=False")
-        .replace(", folder='mine/run-of-script'", "")
-    )
-    lines = [line for line in brief.splitlines() if not line.startswith("ag.export_onnx")]
-    exec(compile("\n".join(lines), str(script), "exec"), {"__name__": "script"})
+def test_the_script_of_init_runs_as_it_stands_from_anywhere(
+    cli: Callable, wide: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """On trained weights, with the normalization that was asked for; of the script only the epochs are changed."""
+    (wide / "bright.py").write_text(BRIGHT)
+    torch.save({"model": runpy.run_path(str(wide / "bright.py"))["Net"](2).state_dict()}, wide / "trained.pt")
+    given = ("--weights", wide / "trained.pt", "--normalize", "imagenet", "--out", "mine")
+    cli("init", f"{wide}/bright.py:Net", f"{wide}/bright.py:data", *given)
+    script = Path("mine/slim.py").absolute()
+    assert "normalize='imagenet'" in script.read_text() and "pretrained=True" in script.read_text()
+    brief = script.read_text().replace("pretrained=True", "pretrained=True, check_weights=False")
+    script.write_text(brief.replace("epochs=60", "epochs=2"))
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    done = subprocess.run([sys.executable, str(script)], cwd=elsewhere, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "limit on MACs" in done.stdout and not list(elsewhere.iterdir())
+    assert {"report.html", "record.json"} <= {one.name for one in Path("mine/run-of-script").iterdir()}
+    options = resolve(SlimOptions, {}, Path("mine/slim.yaml"))
+    assert options.weights == str(wide / "trained.pt") and options.normalize == "imagenet"
+
+
+def test_init_asks_for_the_normalization_of_trained_weights(
+    cli: Callable, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights score by the brightness of images as they are stored, which another normalization takes away."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bright.py").write_text(BRIGHT)
+    bright = runpy.run_path(str(tmp_path / "bright.py"))
+    torch.save(bright["Net"](2).state_dict(), tmp_path / "trained.pt")
+    given = ("init", f"{tmp_path}/bright.py:Net", f"{tmp_path}/bright.py:data", "--weights", tmp_path / "trained.pt")
+    said = refused(*given, "--out", "mine")
+    assert "Give --normalize with one of these" in said and "none 1" in said and not Path("mine").exists()
+    cli(*given, "--out", "mine", "--normalize", "none")
+    assert "normalize: none" in Path("mine/slim.yaml").read_text()
+
+
+BRIGHT = """
+import numpy as np
+import torch
+
+
+class Net(torch.nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(48, 8), torch.nn.Linear(8, classes)
+        with torch.no_grad():
+            self.first.weight.copy_(torch.tensor([1.0] * 4 + [-1.0] * 4)[:, None].expand(8, 48) / 48)
+            self.first.bias.zero_()
+            self.last.weight.copy_(torch.tensor([[-1.0] * 4 + [0.01] * 4, [1.0] * 4 + [-0.01] * 4]))
+            self.last.bias.copy_(torch.tensor([4 * 0.8, -4 * 0.8]))
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x.flatten(1))))
+
+
+def data():
+    rng = np.random.default_rng(0)
+    y = (np.arange(300) % 10 > 0).astype(int)
+    x = (0.75 + 0.1 * y)[:, None, None, None] * 255 + rng.normal(0, 1, (300, 3, 4, 4))
+    return x.clip(0, 255).astype(np.uint8), y
+"""
 
 
 def test_init_writes_nothing_over(cli: Callable, refused: Callable[..., str], wide: Path) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import typer
 from torch import nn
 
 from archgrad import files
 from archgrad.choices.access import choices
 from archgrad.cli.command_output import Outcome
+from archgrad.cli.commands import setup
 from archgrad.cli.inputs import data, models
 from archgrad.cli.schemas.configuration import is_code
 from archgrad.cli.schemas.init import InitOptions
-from archgrad.cli.schemas.options import BatchOptions
+from archgrad.cli.schemas.task import TaskOptions, normalization
 from archgrad.costs.count import macs, params
 from archgrad.errors import ConfigError, LimitError, RunError
 from archgrad.gates.selection import GateConstraint, WidthRounding
@@ -23,6 +27,7 @@ from archgrad.tasks import Classification
 from archgrad.tasks.task import tensors
 
 _FRACTIONS = (0.5, 0.7, 0.85, 0.95)
+_WEIGHTS = "# net.load_state_dict(torch.load('trained.pt', weights_only=True)), and pretrained=True below"
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,14 @@ def execute(options: InitOptions) -> Outcome:
     present = [str(path) for path in paths.values() if path.exists()]
     if present:
         raise ConfigError(f"{' and '.join(present)}: there already, and nothing is written over. Give another --out.")
-    batches = BatchOptions.model_validate({"size": options.size, "skip_corrupt": options.skip_corrupt})
-    task = data.load(options.data, batches)
+    task = _task(options)
     network = models.load(options.model, classes=task.classes, example=task.example)
     task.check(network)
+    if options.weights:
+        models.read_weights(network, options.weights)
+        if not options.normalize and (scores := setup.scores_of_other_normalizations(network, task)):
+            options = _asked(options, scores)
+            task = _task(options)
     space = slim(network, task.example)
     gates = {name: same[0].size for name, same in choices(space).items()}
     findings = _Findings(options, task, network, gates, frozen(space), _fraction(space, task))
@@ -73,6 +82,32 @@ def execute(options: InitOptions) -> Outcome:
         "written": [str(path) for path in paths.values()],
     }
     return Outcome(body, _text(body))
+
+
+def _task(options: InitOptions) -> Classification:
+    given = {"data": options.data, "size": options.size, "skip_corrupt": options.skip_corrupt}
+    task = data.load_task(TaskOptions.model_validate({**given, "normalize": options.normalize}))
+    assert isinstance(task, Classification)
+    return task
+
+
+def _asked(options: InitOptions, scores: Mapping[str, float]) -> InitOptions:
+    """The options with the normalization that the user names; an error where nobody can be asked."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise setup.unknown_normalization(str(options.weights), scores)
+    listed = ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
+    typer.echo(f"By each normalization of their images the weights score: {listed}.", err=True)
+    question = "Which one were they trained with? (or MEANS/DEVIATIONS)"
+    chosen = typer.prompt(question, err=True, value_proc=_normalization_name)
+    return InitOptions.model_validate({**options.model_dump(), "normalize": chosen})
+
+
+def _normalization_name(text: str) -> str:
+    try:
+        normalization(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return text
 
 
 def _text(body: dict[str, Any]) -> str:
@@ -122,7 +157,7 @@ data: {options.data}
 # What may stay: a fraction or number of MACs or parameters, or a time on this machine: latency_ms=4.0
 {limit}
 
-# weights: trained.safetensors   # begin with trained weights; without, the run trains them
+{_given(options)}
 epochs: 60   # of all stages together
 batch_size: 128
 # augment: flip,crop=4
@@ -132,16 +167,38 @@ seed: 0
 """
 
 
+def _given(options: InitOptions) -> str:
+    """The lines of the configuration on trained weights."""
+    weights = f"weights: {options.weights}" if options.weights else "# weights: trained.safetensors   # else trained"
+    normalize = (
+        f"normalize: {options.normalize}" if options.normalize else "# normalize: imagenet   # as of the weights"
+    )
+    return f"{weights}\n{normalize}"
+
+
 def _script(findings: _Findings) -> str:
     options = findings.options
-    imports, size = [_import(options.model)], f", size={options.size}" if options.size else ""
-    task = f"task = ag.Classification.load({options.data!r}{size})"
+    imports, how = [_import(options.model)], f", size={options.size}" if options.size else ""
+    constants = normalization(options.normalize)
+    normalize = f", normalize={constants!r}" if constants else ""
+    # From wherever the script is run.
+    place = str(Path(options.data).absolute()) if Path(options.data).exists() else options.data
+    task = f"task = ag.Classification.load({place!r}{how}{normalize})"
     if is_code(options.data):
         imports.append(_import(options.data))
         task = (
             f"parts = {options.data.rpartition(':')[2]}()\n"
-            "task = ag.Classification(**parts) if isinstance(parts, dict) else ag.Classification(parts)"
+            f"task = ag.Classification(**parts{normalize}) if isinstance(parts, dict) else "
+            f"ag.Classification(parts{normalize})"
         )
+    weights, pretrained = _WEIGHTS, ""
+    if options.weights:
+        imports.append("from archgrad.cli.inputs.models import read_weights")
+        weights, pretrained = f"read_weights(net, {str(Path(options.weights).absolute())!r})", ", pretrained=True"
+    out = Path(options.out).absolute()
+    export = f"ag.export_onnx(found.network, x, {str(out / 'small.onnx')!r})"
+    if not setup.writes_onnx(None):
+        export = f"# pip install 'archgrad[export]', then: {export}"
     named = "\n".join(dict.fromkeys("\n".join(imports).split("\n")))  # no line twice
     limit = f"ag.macs(x).at_most(fraction={findings.fraction})" if findings.fraction else "None"
     rows = "".join(f"#   {name}: {size}\n" for name, size in findings.gates.items())
@@ -158,13 +215,13 @@ import archgrad as ag
 {task}
 x = task.example
 net = {models.as_source(options.model, models.known_of(findings.task.classes, findings.task.example))}
-# net.load_state_dict(torch.load("trained.pt", weights_only=True)), and pretrained=True below
+{weights}
 
 space = ag.slim(net, example=x)
-run = ag.Run(epochs=60, seed=0, folder={str(Path(options.out) / "run-of-script")!r})
-found = ag.dnal(space, task, run, limit={limit})
+run = ag.Run(epochs=60, seed=0, folder={str(out / "run-of-script")!r})
+found = ag.dnal(space, task, run, limit={limit}{pretrained})
 print(found.report())
-ag.export_onnx(found.network, x, {str(Path(options.out) / "small.onnx")!r})
+{export}
 '''
 
 

@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import inspect
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import cast
@@ -134,15 +134,25 @@ def check_normalization(network: nn.Module, task: Task, options: SlimOptions) ->
     """
     if not options.weights or options.pretrained is False or options.normalize or not options.check_weights:
         return
+    if scores := scores_of_other_normalizations(network, task):
+        raise unknown_normalization(options.weights, scores)
+
+
+def scores_of_other_normalizations(network: nn.Module, task: Task) -> dict[str, float]:
+    """What trained weights score by each usual normalization; nothing where that of the training part is the best."""
     scores = chance.scores_by_normalization(task, network)
     better = max if higher_is_better(task) else min
-    if scores and scores.get("data") != better(scores.values()):
-        listed = ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
-        raise ConfigError(
-            f"--weights {options.weights} was given, and not how the images that they were trained on were "
-            f"normalized. On the validation part they score, by each: {listed}. Give --normalize with one of these, "
-            f"or MEANS/DEVIATIONS, a number a channel."
-        )
+    return scores if scores and scores.get("data") != better(scores.values()) else {}
+
+
+def unknown_normalization(weights: str, scores: Mapping[str, float]) -> ConfigError:
+    """The error that asks for --normalize."""
+    listed = ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
+    return ConfigError(
+        f"--weights {weights} was given, and not how the images that they were trained on were normalized. On the "
+        f"validation part they score, by each: {listed}. Give --normalize with one of these, or MEANS/DEVIATIONS, a "
+        f"number a channel."
+    )
 
 
 def check_layers(network: nn.Module, paths: Sequence[str]) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from archgrad.cli.schemas.options import DATA, MODEL, ImageOptions
+from archgrad.cli.schemas.task import TaskOptions, normalization
 
 
 class InitOptions(ImageOptions):
@@ -17,3 +18,11 @@ class InitOptions(ImageOptions):
     model: str = Field(description=f"{MODEL}.")
     data: str = Field(description=f"{DATA}.")
     out: str = Field("archgrad-run", description="The folder that the two files are written into.")
+    weights: str | None = Field(None, description="Trained weights that the script begins with.")
+    normalize: str | None = TaskOptions.model_fields["normalize"]
+
+    @field_validator("normalize")
+    @classmethod
+    def _check_normalize(cls, text: str | None) -> str | None:
+        normalization(text)
+        return text
