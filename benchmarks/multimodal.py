@@ -136,7 +136,7 @@ def random(task: ag.Classification, steps: int, seed: int, *, only: str | None =
     torch.manual_seed(seed)
     example = task.example
     space = ag.fusion({n: x for n, x in example.items() if only in (None, n)}, classes=10, widths=WIDTHS)
-    found = ag.multimodal_random(space, task, run_of(steps, seed, trials=TRIALS))
+    found = ag.multimodal_random(space, task, run_of(steps, seed))
     rows, last = found.record["trials"], found.record["finalists"]
     first = [r["score"] for r in rows]
     return {

@@ -48,6 +48,8 @@ def test_rounds_have_a_third_each_and_as_many_steps_in_all_as_eta_says() -> None
     assert Halving(least=3).counts(20) == [20, 7, 3]
     assert Halving(eta=2, least=4).counts(40) == [40, 20, 10, 5]
     assert Halving().counts(1) == [1]
+    assert Halving(floor=10).affordable(9, 210) == 9 and Halving(floor=11).affordable(9, 210) == 7
+    assert Halving(least=3, floor=100).affordable(40, 10**9) == 40 and Halving(floor=100).affordable(40, 50) == 1
     assert Halving().steps(9, 210) == [[10] * 9, [20] * 3, [60]]
 
 
@@ -115,7 +117,7 @@ def test_a_run_that_is_stopped_in_a_trial_goes_on_with_the_same_bits(tmp_path: P
     assert again == whole
 
 
-@pytest.mark.parametrize("settings", [{"eta": 1}, {"eta": 2.5}, {"least": 0}])
+@pytest.mark.parametrize("settings", [{"eta": 1}, {"eta": 2.5}, {"least": 0}, {"floor": -1}])
 def test_settings_that_halve_nothing_are_refused(settings: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="give an eta from 2"):
         Halving(**settings)

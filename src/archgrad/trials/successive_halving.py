@@ -32,14 +32,18 @@ class Halving:
     Attributes:
         eta: one of so many trials goes on.
         least: the fewest trials that a round has.
+        floor: fewest steps of a trial in the first round, where the number of trials is left open: with less, the
+            first round would choose what learns fast. Fewer trials are made then.
     """
 
     eta: int = 3
     least: int = 1
+    floor: int = 0
 
     def __post_init__(self) -> None:
-        if not (type(self.eta) is int and self.eta >= 2 and type(self.least) is int and self.least >= 1):
-            raise ConfigError(f"eta={self.eta!r}, least={self.least!r}: give an eta from 2 and a least from 1")
+        lowest = {"eta": 2, "least": 1, "floor": 0}
+        if any(type(value := getattr(self, name)) is not int or value < low for name, low in lowest.items()):
+            raise ConfigError(f"{self}: give an eta from 2, a least from 1 and a floor from 0, whole numbers all")
 
     def counts(self, trials: int) -> list[int]:
         """How many trials are in each round."""
@@ -47,6 +51,11 @@ class Halving:
         while (n := math.ceil(counts[-1] / self.eta)) >= self.least and n < counts[-1]:
             counts.append(n)
         return counts
+
+    def affordable(self, trials: int, total: int) -> int:
+        """The most trials, up to `trials`, whose first round has `floor` steps each of `total` together; 1 or more."""
+        fits = (n for n in range(trials, 1, -1) if min(self.steps(n, total)[0]) >= self.floor)
+        return next(fits, 1)
 
     def steps(self, trials: int, total: int) -> list[list[int]]:
         """For each round how many more steps each of its trials takes: 1 or more, and `total` all together."""

@@ -11,8 +11,10 @@ encoders and fusion are sampled from one large space, and come close to the stat
 It is `archgrad.random_search(halving=...)` but for the last line; they share `archgrad.trials`. The space is
 `archgrad.fusion`, though any with OpChoice and InputChoice will do.
 
-What the paper leaves open, and what is done here: the space, which is ours; n (default 40); halving, its eta of 3,
-and one cosine of the rate a round; AdamW at 0.002; k = 3; half of the steps for the k. What is handed back is the
+What the paper leaves open, and what is done here: the space, which is ours; n (default 40, fewer where a trial would
+have less than 100 steps in the first round, since sound is learnt later than pictures); halving, its eta of 3, and one
+cosine of the rate a round; AdamW at 0.002; k = 1, for the training of others than the best is thrown away; half of the
+steps for it. What is handed back is the
 best by validation score, whatever the test says. A task that cannot join the two parts trains the k on its training
 part.
 
@@ -54,7 +56,8 @@ from archgrad.trials.evaluation import report_failures
 from archgrad.trials.random_sampling import best_so_far, chance_of_top, draw_architectures, expected_best, ranking
 from archgrad.trials.successive_halving import Halving, successive_halving
 
-ROUNDS = Halving(eta=3, least=3)
+ROUNDS = Halving(eta=3, least=3, floor=100)
+TRIALS = 40
 RECIPE = Recipe(optimizer_factory=functools.partial(adamw, learning_rate=2e-3))
 
 
@@ -89,7 +92,7 @@ def multimodal_random(
     limit: Limit | None = None,
     prior: Prior | None = None,
     halving: Halving = ROUNDS,
-    finalists: int = 3,
+    finalists: int = 1,
     refused_count: bool = False,
     search_fraction: float = 0.5,
     recipe: Recipe = RECIPE,
@@ -99,7 +102,8 @@ def multimodal_random(
     Args:
         space: a network with OpChoice and InputChoice, such as `archgrad.fusion`; it is not changed.
         task: trained and validated on; its test part is read once for each finalist and once for the result.
-        run: epochs of search and final training together (default 60), trials (default 40), seed, folder, device.
+        run: epochs of search and final training together (default 60), trials (default 40, or as many as have
+            `halving.floor` steps each in the first round), seed, folder, device.
         limit: on any cost.
         prior: logits that architectures are drawn from, in place of uniformly.
         halving: how trials are dropped.
@@ -144,7 +148,8 @@ def multimodal_random(
 
     predict_peak_memory(space, task, run, optimizer=recipe.optimizer_factory, drawn=5)
     policy, higher = Uniform(space, prior=prior), higher_is_better(task)
-    drawn = draw_architectures(policy, run, run.trials or 40, constraint, refused_count=refused_count)
+    trials = run.trials or halving.affordable(TRIALS, steps)
+    drawn = draw_architectures(policy, run, trials, constraint, refused_count=refused_count)
     rows, used = successive_halving(
         space, task, run, drawn, halving=halving, steps=steps, time_fraction=search_fraction, recipe=recipe
     )
