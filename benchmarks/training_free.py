@@ -117,6 +117,24 @@ def scored(few: dict[str, float], seed: int, batch: int) -> dict[str, list[float
     return scores
 
 
+def decided(tables: dict[str, ag.Tabular]) -> list[dict[str, object]]:
+    """The cell that FreeNAS decides by default, and six skip connections, where long searches by DARTS end."""
+    space = ag.nasbench201_cells()
+    found = ag.freenas(space, ag.Run(seed=0, device="cpu", progress=False), example=torch.ones(1, 3, 32, 32))
+    skips = dict.fromkeys(found.architecture, 0)
+    labels = found.record["labels"]
+    skips = {name: list(labels[name]).index("skip_connect") for name in skips}
+    rows = []
+    for name, architecture in (("freenas", found.architecture), ("six skip connections", ag.Architecture(skips))):
+        cell = space.to_string(architecture)
+        ranks = {d: 1 + sum(t.score(other) > t.score(cell) for other in t) for d, t in tables.items()}
+        rows.append(
+            {"way": name, "cell": cell, "score": {d: t.score(cell) for d, t in tables.items()}, "rank": ranks}
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
@@ -133,6 +151,9 @@ def main() -> None:
 
     if "flows" not in done:
         done["flows"] = flows(tables)
+        save()
+    if "decided" not in done:
+        done["decided"] = decided(tables)
         save()
     few = finalists(arguments.share)
     picks = done.setdefault("picks", {})

@@ -154,10 +154,54 @@ def test_a_network_is_searched_and_a_killed_run_resumes_exactly(tmp_path: Path) 
         space(), pendulum(), quiet(folder=tmp_path, output=ag.Output(checkpoint_seconds=0.0)), **SEARCHED
     )  # type: ignore[arg-type]
     whole = ag.nnilqr(space(), pendulum(), quiet(), **SEARCHED)  # type: ignore[arg-type]
-    assert resumed.architecture == whole.architecture and len(whole.architecture) == 2
-    assert [pick["choice"] for pick in whole.record["picks"]] == ["block0", "block1"]
+    assert resumed.architecture == whole.architecture and resumed.record["finalists"] == whole.record["finalists"]
+    searched = whole.record["finalists"]["searched"] <= whole.record["finalists"]["default"]
+    assert [pick["choice"] for pick in whole.record["picks"]] == (["block0", "block1"] if searched else [])
     assert resumed.score == whole.score
     assert all(torch.equal(t, whole.network.state_dict()[n]) for n, t in resumed.network.state_dict().items())
+
+
+class Blind(nn.Module):
+    """Predicts that nothing changes, whatever is picked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.choice = ag.OpChoice({"a": nn.Linear(3, 2), "b": nn.Linear(3, 2)}, name="choice")
+
+    def forward(self, points: Tensor) -> Tensor:
+        return 0.0 * self.choice(points)
+
+
+@pytest.mark.parametrize("blind", [True, False])
+def test_the_default_network_is_taken_where_the_searched_one_is_worse_and_that_is_told(blind: bool) -> None:
+    found = ag.nnilqr(
+        Blind() if blind else dynamics_space(2, 1), pendulum(), quiet(trials=7), terms=SHORT,
+        search=functools.partial(ag.darts, search_recipe=DYNAMICS_RECIPE),
+    )  # fmt: skip
+    losses, notes = found.record["finalists"], " ".join(found.record["notes"])
+    worse = losses["searched"] > losses["default"]
+    assert ("the default network is taken" in notes) == worse == (not found.architecture)
+    assert worse or not blind
+
+
+@pytest.mark.parametrize("blind", [True, False])
+def test_a_network_that_explains_little_is_told(blind: bool) -> None:
+    network = ag.build(Blind(), ag.Architecture({"choice": 0})) if blind else None
+    run = quiet(trials=6)
+    found = ag.nnilqr(network, pendulum(), run, terms=SHORT)
+    figure = next(row["fit_explained"] for row in run.history if "fit_explained" in row)
+    assert any("the network explains" in note for note in found.record["notes"]) == (figure < 0.9)
+    assert (figure < 0.5) == blind
+
+
+def test_no_block_of_the_dynamics_space_is_left_out() -> None:
+    """A network without any would be linear."""
+    made = dynamics_space(2, 1)
+    for seed in range(20):
+        picked = ag.sample(made, generator=torch.Generator().manual_seed(seed))
+        network = ag.build(made, picked, weights="fresh")
+        x = torch.randn(4, 3)
+        assert not torch.allclose(network(x) + network(-x), 2 * network(torch.zeros(4, 3)), atol=1e-6)
 
 
 class Clock:

@@ -1,4 +1,7 @@
-"""A search space of networks for the dynamics of a system: depth, width and activation of residual blocks."""
+"""A search space of networks for the dynamics of a system: width and activation of residual blocks.
+
+No block can be left out: where all are, the network is linear, which random rollouts near rest do not show.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +14,13 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "silu": nn.SiLU}
 WIDTHS = (32, 128)
 
 
-class NoBlock(nn.Module):
-    """In place of a block: zeros, whatever the input [B, F] is."""
-
-    always_zero = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Zeros of the input's shape."""
-        return x * 0.0
-
-
 class DynamicsSpace(nn.Module):
-    """h = stem(z), h = h + block_i(h) for each block, head(h); each block is one of several candidates, or none."""
+    """h = stem(z), h = h + block_i(h) for each block, head(h); each block is one of several candidates."""
 
     def __init__(self, states: int, actions: int, *, features: int, blocks: int) -> None:
         super().__init__()
         self.stem = nn.Linear(states + actions, features)
-        self.blocks = nn.ModuleList(
-            OpChoice({"none": NoBlock(), **_candidates(features)}, name=f"block{i}") for i in range(blocks)
-        )
+        self.blocks = nn.ModuleList(OpChoice(_candidates(features), name=f"block{i}") for i in range(blocks))
         self.head = nn.Linear(features, states)
 
     def forward(self, points: Tensor) -> Tensor:
@@ -42,12 +33,12 @@ class DynamicsSpace(nn.Module):
 
 
 def dynamics_space(states: int, actions: int, *, features: int = 32, blocks: int = 3) -> DynamicsSpace:
-    """A space for `archgrad.nnilqr`: each block is none, or has 32 or 128 units of tanh or SiLU.
+    """A space for `archgrad.nnilqr`: each block has 32 or 128 units of tanh or SiLU.
 
     Args:
         states, actions: n and m; a network takes [B, n + m] and gives [B, n].
         features: width between the blocks.
-        blocks: their largest number.
+        blocks: their number.
 
     Example:
         >>> import torch, archgrad as ag

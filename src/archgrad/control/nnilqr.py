@@ -21,7 +21,8 @@ What the paper leaves open, or is done otherwise here:
 - The network predicts the scaled change of the state, by 128 and 64 tanh units unless another is given; the fit ends
   after a number of steps and not at an error.
 - The restart is ours: iLQR ends in a local optimum, and a network that knows little takes the first steps.
-- The network may be a space, which another method searches on the transitions of the random rollouts.
+- The network may be a space, which another method searches on the transitions of the random rollouts. What it finds
+  and the default network are then trained apart, and the one with the lower error on another rollout is taken.
 
 Checked against: the Riccati solution of a linear-quadratic problem, in one step, with the exact network; Jacobians
 against differences; iLQR on exact equations, in the tests.
@@ -44,6 +45,7 @@ from archgrad.control.dynamics_model import DynamicsModel, Experience
 from archgrad.control.ilqr import line_search
 from archgrad.control.system import System, scattered_points
 from archgrad.control.trajectory import TrajectorySearch, gains_around, open_loop, report_control
+from archgrad.control.transitions import Transitions
 from archgrad.copy_and_run import copied
 from archgrad.errors import ConfigError
 from archgrad.results.record import heading, settings_record
@@ -52,6 +54,7 @@ from archgrad.run.run import Run
 from archgrad.supernets.lifecycle import picks
 from archgrad.supernets.nested import Inner, search_inside
 from archgrad.tasks.task import stable_seed
+from archgrad.training.finalists import finalists
 from archgrad.training.fit import optimize
 from archgrad.training.recipe import Recipe, adamw
 
@@ -60,6 +63,7 @@ DYNAMICS_RECIPE = Recipe(optimizer_factory=functools.partial(adamw, learning_rat
 ROLLOUTS = 200
 # The largest parts of a budget in seconds that the phases before the control may use.
 EXPLORE_FRACTION, SEARCH_FRACTION, FIT_FRACTION = 0.3, 0.2, 0.2
+EXPLAINED = 0.9  # of the variance on another rollout; below it the fit is noted
 
 
 @dataclass(frozen=True)
@@ -174,13 +178,10 @@ def nnilqr(
 
     experience, trajectories = _explore(system, run, terms)
     model = DynamicsModel(network, states=len(system.start), actions=len(system.low)).to(run.device)
-    task, architecture = experience.task(model, batch_size=terms.batch_size), Architecture({})
+    architecture = Architecture({})
+    task, compared = experience.task(model, batch_size=terms.batch_size), dict[str, float]()
     if search:
-        inner, _ = search_inside(
-            search, lambda: model.network, task, run, steps=terms.search, name="dynamics",
-            time_fraction=SEARCH_FRACTION,
-        )  # fmt: skip
-        architecture, model.network = inner.architecture, inner.network.to(run.device)
+        model.network, architecture, compared = _searched(search, model, task, run, settings=settings)
     task.check(model.network)
     optimizer = recipe.optimizer(model.network)
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -189,6 +190,7 @@ def nnilqr(
         model.network, task, run, optimizer=optimizer, steps=terms.fit, phase="fit", schedule=recipe.schedule,
         accumulate=recipe.accumulate, time_fraction=FIT_FRACTION,
     )  # fmt: skip
+    _check_fit(model, task, run)
 
     def refit(step: int, steps: int) -> Tensor:
         """Train on within one step of the control; the learning rate falls from its start each time."""
@@ -206,11 +208,49 @@ def nnilqr(
     gains = gains_around(model, best, run, cost=system.cost, sigma=terms.smoothing)
     record = {
         **heading(nnilqr, begun_with, f"{system.name} controlled by neural iLQR"),
-        "picks": picks(network, architecture), "data": task.splits,
+        "picks": picks(network, architecture) if architecture else [], "data": task.splits,
+        **({"finalists": compared} if compared else {}),
     }  # fmt: skip
     return report_control(
         model, trajectories, run, system=system, gains=gains, architecture=architecture, record=record
     )
+
+
+def _searched(
+    search: Inner, model: DynamicsModel, task: Transitions, run: Run, *, settings: NnilqrSettings
+) -> tuple[nn.Module, Architecture, dict[str, float]]:
+    """The network that a method finds or the default one, which is better; the error of each on another rollout."""
+    inner, _ = search_inside(
+        search, lambda: model.network, task, run, steps=settings.terms.search, name="dynamics",
+        time_fraction=SEARCH_FRACTION / 2.0,
+    )  # fmt: skip
+    with run.isolated_rng("default network"):
+        default = _tanh_network(len(model.shift), task.example.shape[1] - len(model.shift))
+    networks = {"searched": inner.network.to(run.device), "default": default.to(run.device)}
+    finalists(
+        networks, task, run, settings.recipe, steps=settings.terms.fit, time_fraction=SEARCH_FRACTION / 4.0,
+        fresh=True,
+    )  # fmt: skip
+    losses = {name: task.evaluate(network)["loss"] for name, network in networks.items()}
+    if losses["searched"] <= losses["default"]:
+        return networks["searched"], inner.architecture, losses
+    run.note(
+        f"The searched network has an error of {losses['searched']:.3g} on a rollout that it was not trained on, and "
+        f"the default network {losses['default']:.3g}: the default network is taken."
+    )
+    return networks["default"], Architecture({}), losses
+
+
+def _check_fit(model: DynamicsModel, task: Transitions, run: Run) -> None:
+    """Log how much of the change of the state the network explains on another rollout; note where that is little."""
+    explained = task.evaluate(model.network)["explained"]
+    run.log({"fit_explained": explained})
+    if explained < EXPLAINED:
+        run.note(
+            f"After its first training the network explains {explained:.0%} of the changes of the state in a rollout "
+            f"that it was not trained on. Give more random rollouts (terms.explore), more training (terms.fit), or "
+            f"another network."
+        )
 
 
 def _control(
@@ -318,4 +358,5 @@ def _noise(system: System, run: Run, *, fraction: float) -> Tensor:
 
 
 def _tanh_network(n: int, m: int) -> nn.Module:
+    """The default network, of n states and m actions."""
     return nn.Sequential(nn.Linear(n + m, 128), nn.Tanh(), nn.Linear(128, 64), nn.Tanh(), nn.Linear(64, n))

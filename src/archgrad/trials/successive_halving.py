@@ -43,7 +43,7 @@ class Halving:
     def __post_init__(self) -> None:
         lowest = {"eta": 2, "least": 1, "floor": 0}
         if any(type(value := getattr(self, name)) is not int or value < low for name, low in lowest.items()):
-            raise ConfigError(f"{self}: give an eta from 2, a least from 1 and a floor from 0, whole numbers all")
+            raise ConfigError(f"{self}: give an eta from 2, a least from 1, a floor from 0, each whole")
 
     def counts(self, trials: int) -> list[int]:
         """How many trials are in each round."""

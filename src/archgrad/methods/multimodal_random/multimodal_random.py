@@ -12,11 +12,10 @@ It is `archgrad.random_search(halving=...)` but for the last line; they share `a
 `archgrad.fusion`, though any with OpChoice and InputChoice will do.
 
 What the paper leaves open, and what is done here: the space, which is ours; n (default 40, fewer where a trial would
-have less than 100 steps in the first round, since sound is learnt later than pictures); halving, its eta of 3, and one
-cosine of the rate a round; AdamW at 0.002; k = 1, for the training of others than the best is thrown away; half of the
-steps for it. What is handed back is the
-best by validation score, whatever the test says. A task that cannot join the two parts trains the k on its training
-part.
+have less than 100 steps in the first round, since sound is learnt later than pictures); halving, its eta of 3, and
+one cosine of the rate a round; AdamW at 0.002; k = 1, for the training of others than the best is thrown away; half
+of the steps for it. What is handed back is the best by validation score, whatever the test says. A task that cannot
+join the two parts trains the k on its training part.
 
 Checked against: closed forms of the best of n draws, hand counts under the limit, a planted answer, in the tests.
 """
