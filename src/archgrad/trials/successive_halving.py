@@ -53,7 +53,7 @@ class Halving:
         return counts
 
     def affordable(self, trials: int, total: int) -> int:
-        """The most trials, up to `trials`, whose first round has `floor` steps each of `total` together; 1 or more."""
+        """The most trials, up to `trials`, that have `floor` steps each in the first round of `total` together."""
         fits = (n for n in range(trials, 1, -1) if min(self.steps(n, total)[0]) >= self.floor)
         return next(fits, 1)
 
