@@ -70,7 +70,7 @@ def _normalized() -> nn.Module:
 
 
 MIXED = {"stem.0": 8, "blocks.2.0": 10}
-VIT_TRUNK = ("patches", "blocks.0.mlp.2", "head")
+STREAM = {"patches": 12}
 
 CONVOLUTIONAL = [
     Family("plain", convolutional.plain, {"stem.0": 8, "blocks.0.0": 12, "blocks.1.0": 6}),
@@ -180,33 +180,45 @@ TRANSFORMERS = [
     Family(
         "vit_fused",
         transformers.vit_fused,
-        {"blocks.0.attn.heads": 3, "blocks.1.attn.heads": 3, "blocks.0.mlp.0": 20, "blocks.1.mlp.0": 16},
-        VIT_TRUNK,
+        {**STREAM, "blocks.0.attn.heads": 3, "blocks.1.attn.heads": 3, "blocks.0.mlp.0": 20, "blocks.1.mlp.0": 16},
+        ("head",),
     ),
-    Family("vit_separate", transformers.vit_separate, {"blocks.0.attn.heads": 4, "blocks.0.mlp.0": 20}, VIT_TRUNK),
     Family(
-        "vit_packed", transformers.vit_packed, {"blocks.0.attn.attention.heads": 4, "blocks.0.mlp.0": 20}, VIT_TRUNK
+        "vit_separate",
+        transformers.vit_separate,
+        {**STREAM, "blocks.0.attn.heads": 4, "blocks.0.mlp.0": 20},
+        ("head",),
+    ),
+    Family(
+        "vit_packed",
+        transformers.vit_packed,
+        {**STREAM, "blocks.0.attn.attention.heads": 4, "blocks.0.mlp.0": 20},
+        ("head",),
     ),
     Family(
         "encoder_layer",
         transformers.encoder_layer,
-        {"blocks.0.self_attn.heads": 4, "blocks.0.linear1": 20},
-        ("patches", "blocks.0.linear2", "head"),
+        {**STREAM, "blocks.0.self_attn.heads": 4, "blocks.0.linear1": 20},
+        ("head",),
     ),
-    Family("mixer", transformers.Mixer, {"block.tokens.0": 8, "block.channels.0": 20}, ("patches", "head")),
+    Family(
+        "mixer",
+        transformers.Mixer,
+        {**STREAM, "block.tokens.0": 8, "block.channels.0": 20},
+        ("block.tokens.2", "head"),
+    ),
     Family(
         "convnext",
         transformers.ConvNext,
-        {"blocks.0.pw1": 24, "blocks.1.pw1": 16, "blocks.0.branch": 1, "blocks.1.branch": 1},
-        ("stem", "head"),
+        {"stem": 8, "blocks.0.pw1": 24, "blocks.1.pw1": 16, "blocks.0.branch": 1, "blocks.1.branch": 1},
+        ("head",),
     ),
-    Family("language", transformers.Language, {"mlp.0": 16}, ("head",), more=True, shapes=(6,)),
+    Family("language", transformers.Language, {"embed": 12, "mlp.0": 16}, ("head",), shapes=(6,)),
     Family(
         "tied_linears",
         transformers.TiedLinears,
-        {"middle": 12},
-        ("one", "two", "head"),
-        more=True,
+        {"inlet": 8, "middle": 12},
+        ("head",),
         shapes=((10,),),
     ),
 ]

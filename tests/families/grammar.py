@@ -51,6 +51,61 @@ class Contracted(nn.Module):
         return torch.einsum("bcl,cd->bdl", x, self.matrix)
 
 
+class RootMeanSquareNorm(nn.Module):
+    """An RMSNorm as language models have it: in single precision, some with 1 + w."""
+
+    def __init__(self, width: int, *, shifted: bool) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon, self.shifted = nn.Parameter(torch.rand(width)), 1e-6, shifted
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return y.to(x.dtype) * (self.weight + self.shifted)
+
+
+class NormAcross(nn.Module):
+    """A LayerNorm over the second axis, written out."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = (
+            nn.Parameter(torch.rand(1, width, 1)),
+            nn.Parameter(torch.rand(width)),
+            1e-3,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(1, keepdim=True)
+        y = (x - mean) / torch.sqrt((x - mean).pow(2).mean(1, keepdim=True) + self.eps)
+        return y * self.weight + self.bias[:, None]
+
+
+class Conv1D(nn.Module):
+    """A linear layer with its weight the other way round."""
+
+    def __init__(self, out: int, width: int) -> None:
+        super().__init__()
+        self.nf, self.nx = out, width
+        self.weight, self.bias = nn.Parameter(torch.randn(width, out)), nn.Parameter(torch.randn(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight)
+        return y.view(*x.shape[:-1], self.nf)
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(width, width), nn.Linear(width, width)
+        self.two.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x.transpose(1, 2)).relu()).transpose(1, 2)
+
+
 class Heads(nn.Module):
     """Attention over L; how the heads are laid out varies."""
 
@@ -167,6 +222,14 @@ def step_of(
         "group_norm": lambda: (nn.GroupNorm(draw.choice([g for g in (1, 2, width) if width % g == 0]), width), width),
         "instance_norm": lambda: (nn.InstanceNorm1d(width, affine=draw.random() < 0.5), width),
         "layer_norm": lambda: (_last(nn.LayerNorm(width)), width),
+        "rms_norm": lambda: (_last(nn.RMSNorm(width, elementwise_affine=draw.random() < 0.7)), width),
+        "llama_norm": lambda: (_last(RootMeanSquareNorm(width, shifted=draw.random() < 0.5)), width),
+        "norm_across": lambda: (NormAcross(width), width),
+        "conv1d": lambda: (_last(Conv1D(out, width)), out),
+        "tied": lambda: (Tied(width), width),
+        "pre_norm": lambda: (Residual(nn.Sequential(
+            draw.choice((lambda: nn.GroupNorm(1, width), lambda: NormAcross(width)))(),
+            _block(draw, width, length)), keyword=False), width),
         "act": lambda: (draw.choice((nn.ReLU, nn.GELU, nn.Sigmoid, nn.Softplus, nn.Hardswish))(), width),
         "prelu": lambda: (nn.PReLU(width), width),
         "scaled": lambda: (Scaled(width), width),
@@ -229,6 +292,8 @@ def step_of(
         }  # fmt: skip
     if width % 4 == 0:
         kinds["rotary"] = lambda: (Heads(width, 2, "rotary"), width)
+        kinds["encoder"] = lambda: (_last(nn.TransformerEncoderLayer(
+            width, 2, 6, dropout=0.1, batch_first=True, norm_first=draw.random() < 0.5)), width)  # fmt: skip
         kinds["mha"] = lambda: (
             Do("mha", lambda s, x: s.a(x.transpose(1, 2), x.transpose(1, 2), x.transpose(1, 2))[0].transpose(1, 2),
                a=nn.MultiheadAttention(width, 2, batch_first=True)), width)  # fmt: skip

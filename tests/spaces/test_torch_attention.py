@@ -127,7 +127,7 @@ FROZEN: dict[str, tuple[nn.Module, Call, str]] = {
         lambda a, x: a(x, x, x, attn_mask=CAUSAL.expand(len(x) * HEADS, -1, -1))[0],
         "a mask for each head",
     ),
-    "shared weights": (twins(), lambda a, x: a[1](*[a[0](x, x, x)[0]] * 3)[0], "keeps the width"),
+    "shared weights": (twins(), lambda a, x: a[1](*[a[0](x, x, x)[0]] * 3)[0], "shared with"),
     "several ways": (attention(), lambda a, x: a(x, x, x)[0] + a(x, x, x, attn_mask=CAUSAL)[0], "several ways"),
     "the mean of the heads' weights": (
         attention(), lambda a, x: a(x, x, x)[0] + a(x, x, x)[1].mean(1)[:, :1, None], "mixes them",

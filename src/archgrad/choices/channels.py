@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
 
+from archgrad.choices.channel_norms import ChannelNorm
 from archgrad.choices.fewer_heads import AttentionCall, with_fewer_heads
 
 # Attribute of a layer with gated weights: the names of its parameters in their own order.
@@ -28,7 +29,8 @@ class Coupling:
             as long has all its channels several times (the blocks of an LSTM's weights).
         counts: integer attributes of the module that shrink in proportion.
         selects: the module's input keeps all channels: once cut, the module selects those that it reads.
-        attention: how the network calls this `nn.MultiheadAttention`, which is replaced once its heads are cut.
+        attention: how the network calls this `nn.MultiheadAttention`, which is replaced once it is cut.
+        norm: what this module computes, if it is a norm over these channels.
     """
 
     module: str
@@ -38,6 +40,7 @@ class Coupling:
     counts: tuple[str, ...] = ()
     selects: bool = False
     attention: AttentionCall | None = None
+    norm: ChannelNorm | None = None
 
     @property
     def kind(self) -> str:
@@ -94,9 +97,10 @@ def remove_channels(
             key = (member.module, member.side)
             mask = open_channels(member, entries)
             sides[key] = (member, sides[key][1] & mask if key in sides else mask)
+    cut = _Cut()
     for (path, _), (member, mask) in sides.items():
         if not bool(mask.all()):
-            _cut(network.get_submodule(path), member, mask)
+            cut(network.get_submodule(path), member, mask)
     for path in dict.fromkeys(path for path, _ in sides):
         if isinstance(layer := network.get_submodule(path), nn.RNNBase):
             layer._init_flat_weights()  # its kernels take all weights as one list
@@ -111,23 +115,35 @@ def remove_channels(
             _select(network, path, mask)
 
 
-def _cut(module: nn.Module, member: Coupling, mask: Tensor) -> None:
-    index = mask.nonzero().flatten()
-    for name, dim in member.tensors:
-        tensor = getattr(module, name, None)
-        if tensor is None:
-            continue
+@dataclass
+class _Cut:
+    """Cuts modules, and a tensor that several of them share once, so that they share what is left."""
+
+    shared: dict[tuple[int, int, bytes], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def __call__(self, module: nn.Module, member: Coupling, mask: Tensor) -> None:
+        for name, dim in member.tensors:
+            tensor = getattr(module, name, None)
+            if tensor is not None:
+                setattr(module, name, self._smaller(tensor, dim, mask))
+        left = int(mask.sum())
+        for name in member.counts:
+            total = getattr(module, name)
+            if isinstance(total, (tuple, list)):  # of LayerNorm
+                setattr(module, name, type(total)((left,)))
+                continue
+            scaled, remainder = divmod(total * left, len(mask))
+            assert remainder == 0, f"{member.module}.{name}: {total} does not shrink from {len(mask)} to {left}"
+            setattr(module, name, scaled)
+
+    def _smaller(self, tensor: Tensor, dim: int, mask: Tensor) -> Tensor:
         every = mask.repeat(tensor.shape[dim] // len(mask)).nonzero().flatten()
         smaller = tensor.detach().index_select(dim, every.to(tensor.device))
-        if isinstance(tensor, nn.Parameter):
-            setattr(module, name, nn.Parameter(smaller, requires_grad=tensor.requires_grad))
-        else:
-            setattr(module, name, smaller)
-    for name in member.counts:
-        total = getattr(module, name)
-        scaled, remainder = divmod(total * len(index), len(mask))
-        assert remainder == 0, f"{member.module}.{name}: {total} does not shrink from {len(mask)} to {len(index)}"
-        setattr(module, name, scaled)
+        if not isinstance(tensor, nn.Parameter):
+            return smaller
+        key = (id(tensor), dim, mask.numpy().tobytes())
+        made = nn.Parameter(smaller, requires_grad=tensor.requires_grad)
+        return self.shared.setdefault(key, (tensor, made))[1]
 
 
 def _select(network: nn.Module, path: str, mask: Tensor) -> None:

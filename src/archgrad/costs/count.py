@@ -32,6 +32,7 @@ from archgrad.choices.gate import Gate
 from archgrad.choices.modules import Choice
 from archgrad.copy_and_run import evaluating, run_on_example, shapes
 from archgrad.costs.limits import Limitable
+from archgrad.costs.work_by_weight import attended, by_weight
 from archgrad.errors import ModelError
 from archgrad.tasks.task import Inputs, arguments, tensors
 
@@ -290,19 +291,8 @@ def _concerns(member: Coupling, tensor: str, *, grouped: bool) -> bool:
         return True
     if tensor:
         return any(attribute == tensor for attribute, _ in member.tensors)
-    return not member.side.startswith("param") and not (grouped and member.side == "in")
-
-
-def _by_weight(space: nn.Module, path: str, value: float) -> Iterator[tuple[str, str, float]]:
-    """The work of one module; that of a recurrent layer in parts, since each of its weights has sides of its own."""
-    module = space.get_submodule(path)
-    if not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-        yield path, "", value
-        return
-    names = module._flat_weights_names if isinstance(module, nn.RNNBase) else ["weight_ih", "weight_hh"]
-    sizes = {name: getattr(module, name).numel() for name in names if name.startswith("weight")}
-    for name, size in sizes.items():  # each is used once a step
-        yield path, name, value * size / sum(sizes.values())
+    named_input = member.side.startswith("in ")  # of one weight, whose work is a term of its own
+    return not (member.side.startswith("param") or named_input or (grouped and member.side == "in"))
 
 
 @checked
@@ -344,9 +334,13 @@ class Macs(Limitable):
     def counter(self, space: nn.Module) -> Counter:
         """`expected` with the counting done once, for a loop."""
         everything = {n: torch.ones(c.size) for n, c in decisions(space).items() if not isinstance(c, Gate)}
-        with using(space, everything):
+        with using(space, everything), attended(space) as places:
             amounts = macs_by_module(space, self.example)
-        terms = [term for path, value in amounts.items() for term in _by_weight(space, path, value)]
+        examples = examples_of(arguments(self.example))
+        terms = [
+            term for path, value in amounts.items()
+            for term in by_weight(space, path, value, [count / examples for count in places.get(path, ())])
+        ]  # fmt: skip
         return Counter(space, terms)
 
 

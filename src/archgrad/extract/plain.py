@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from archgrad.choices.access import choices, decisions, using
 from archgrad.choices.architecture import Architecture, Pick
+from archgrad.choices.channel_norms import remove_gates
 from archgrad.choices.channels import ORDER
 from archgrad.choices.gate import Gate
 from archgrad.choices.lazy import Lazy
@@ -44,8 +45,9 @@ def picked(space: nn.Module, architecture: Architecture) -> nn.Module:
 
 
 def unparametrize(network: nn.Module) -> None:
-    """Remove the gates from all weights, in place."""
+    """Remove the gates from all weights and norms, in place."""
     for module in list(network.modules()):
+        remove_gates(module)
         # A wrapper, such as torch.compile's, answers for the parametrizations of what it wraps.
         if parametrize.is_parametrized(module) and "parametrizations" in module._modules:
             _without_gates(module)

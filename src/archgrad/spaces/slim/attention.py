@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from archgrad.choices.channels import Coupling
-from archgrad.choices.fewer_heads import AttentionCall
 from archgrad.spaces.slim.acceptance import Budget
-from archgrad.spaces.slim.channel_graph import UNREAD, ChannelGraph
-from archgrad.spaces.slim.seeded_run import computed_weights
+from archgrad.spaces.slim.channel_graph import ChannelGraph
+from archgrad.spaces.slim.layer_sides import cuts, is_conv1d, width_of
 from archgrad.spaces.slim.trial import Removal, Trial
 
-_MASKS = ("key_padding_mask", "attn_mask")
-_PROJECTIONS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 HEADS = ("num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_heads")
 
 
@@ -65,78 +59,11 @@ def attention_heads(
     return accepted
 
 
-def torch_heads(trial: Trial, graph: ChannelGraph, is_kept: Callable[[str], bool]) -> list[Removal]:
-    """Removals of the heads of torch's own attention modules, to be tried with all others."""
-    calls: dict[str, set[AttentionCall | str]] = {}
-    handles = []
-    for path, module in trial.network.named_modules():
-        own = type(module).forward is nn.MultiheadAttention.forward
-        if path and own and isinstance(module, nn.MultiheadAttention) and module.num_heads > 1 and not is_kept(path):
-
-            def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = path) -> None:
-                given = inspect.signature(nn.MultiheadAttention.forward).bind(module, *args, **kwargs)
-                given.apply_defaults()
-                calls.setdefault(path, set()).add(_call(given.arguments))
-
-            handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
-    try:
-        trial.reference()
-    finally:
-        for handle in handles:
-            handle.remove()
-    removals = []
-    for path, ways in calls.items():
-        module = trial.network.get_submodule(path)
-        assert isinstance(module, nn.MultiheadAttention)
-        way = next(iter(ways))
-        tied = _is_shared(trial.network, module) or _is_shared(trial.network, module.out_proj)
-        extra = (
-            tied
-            or computed_weights(path, module)
-            or module.bias_k is not None
-            or module.add_zero_attn
-            or parametrize.is_parametrized(module.out_proj)
-        )
-        if isinstance(way, str) or len(ways) > 1 or extra:
-            several = "it is called in several ways" if len(ways) > 1 else way if isinstance(way, str) else ""
-            graph.frozen[path] = (
-                f"its heads cannot be removed: {several}" if several else graph.frozen.get(path, UNREAD)
-            )
-            continue
-        weights = ("in_proj_weight",) if module._qkv_same_embed_dim else _PROJECTIONS
-        places = torch.arange(module.num_heads).repeat_interleave(module.head_dim)
-        makes = tuple((name, 0) for name in (*weights, "in_proj_bias"))
-        removals.append(Removal(f"{path}.heads", [
-            Coupling(path, "heads", places, makes, ("num_heads",), attention=way),
-            Coupling(f"{path}.out_proj", "in", places, (("weight", 1),), ("in_features",)),
-        ]))  # fmt: skip
-        graph.frozen.pop(path, None)
-    return removals
-
-
-def _is_shared(network: nn.Module, module: nn.Module) -> bool:
-    """Whether the network has this module, or one of its own parameters, in another place too."""
-    own = {id(p) for p in module.parameters(recurse=False)}
-    places = [m for _, m in network.named_modules(remove_duplicate=False)]
-    return sum(m is module or any(id(p) in own for p in m.parameters(recurse=False)) for m in places) > 1
-
-
-def _call(given: Mapping[str, Any]) -> AttentionCall | str:
-    """How an attention module is called, or why that cannot be written for fewer heads."""
-    kinds = ["" if given[n] is None else "bool" if given[n].dtype == torch.bool else "float" for n in _MASKS]
-    if given["query"].dim() != 3:
-        return "its inputs have no batch dimension"
-    if given["attn_mask"] is not None and given["attn_mask"].dim() != 2:
-        return "it is given a mask for each head"
-    weights = "none" if not given["need_weights"] else "mean" if given["average_attn_weights"] else "each"
-    return AttentionCall(kinds[0], kinds[1], weights)
-
-
 def _candidates(network: nn.Module) -> Iterator[tuple[str, list[list[Coupling]]]]:
     """For each attention module its path and the ways in which its heads may be laid out, to be tried in order."""
     for path, module in network.named_modules():
         count = next((getattr(module, a) for a in HEADS if isinstance(getattr(module, a, None), int)), 0)
-        linears = {n: m for n, m in module.named_children() if isinstance(m, nn.Linear)}
+        linears = {n: m for n, m in module.named_children() if isinstance(m, nn.Linear) or is_conv1d(m)}
         if count < 2 or len(linears) < 2:
             continue
         ways = list(_ways(path, module, count, linears))
@@ -144,14 +71,14 @@ def _candidates(network: nn.Module) -> Iterator[tuple[str, list[list[Coupling]]]
             yield path, ways
 
 
-def _ways(path: str, module: nn.Module, count: int, linears: dict[str, nn.Linear]) -> Iterator[list[Coupling]]:
+def _ways(path: str, module: nn.Module, count: int, linears: dict[str, nn.Module]) -> Iterator[list[Coupling]]:
     for last_name, last in list(linears.items())[::-1]:
-        if last.in_features % count:
+        inner = width_of(last, "in")
+        if inner % count:
             continue
-        inner = last.in_features
-        produce = {n: m for n, m in linears.items() if n != last_name}
-        fused = [n for n, m in produce.items() if m.out_features == 3 * inner]
-        apart = [n for n, m in produce.items() if m.out_features == inner]
+        produce = {n: width_of(m, "out") for n, m in linears.items() if n != last_name}
+        fused = [n for n, width in produce.items() if width == 3 * inner]
+        apart = [n for n, width in produce.items() if width == inner]
         per_head = torch.arange(count).repeat_interleave(inner // count)
         if len(fused) == 1:
             layouts = [
@@ -165,10 +92,8 @@ def _ways(path: str, module: nn.Module, count: int, linears: dict[str, nn.Linear
         dot = f"{path}." if path else ""
         for names, places in layouts:
             for counts in _attributes(module, count, inner):
-                members = [
-                    Coupling(dot + n, "out", places, (("weight", 0), ("bias", 0)), ("out_features",)) for n in names
-                ]
-                members.append(Coupling(dot + last_name, "in", per_head, (("weight", 1),), ("in_features",)))
+                members = [Coupling(dot + n, "out", places, *cuts(linears[n], "out")) for n in names]
+                members.append(Coupling(dot + last_name, "in", per_head, *cuts(last, "in")))
                 members.append(Coupling(path, "heads", torch.arange(count), _tables(module, count), counts))
                 members += [
                     Coupling(dot + n, "out", torch.arange(count), (("weight", 1),), ("embedding_dim",))

@@ -16,18 +16,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.utils import parametrize
 
 from archgrad.choices.channels import Coupling, kind_of
-from archgrad.spaces.slim.dependency import Components, Labels, Shadow, Unflattening, Walk
-from archgrad.spaces.slim.layer_sides import LAYERS, NORMS, cuts, has_sides, sides_of, width_of
+from archgrad.choices.fewer_heads import AttentionCall
+from archgrad.spaces.slim.dependency import Components, Labels, Unflattening, Walk
+from archgrad.spaces.slim.layer_sides import (
+    NORMS,
+    is_layer,
+    reads_each,
+)
+from archgrad.spaces.slim.numbering import NORM_SIDE, ROWS, Numbering, Side, untouchable
 from archgrad.spaces.slim.operators import rule_of
 from archgrad.spaces.slim.recurrent import Packing, count_states, is_recurrent, recurrent_hooks, tie_units
 from archgrad.spaces.slim.seeded_run import computed_weights, plain_kernels, run, tensors_of
+from archgrad.spaces.slim.torch_attention import Calls
+from archgrad.spaces.slim.whole_modules import note_products, note_rows, whole_hooks
 
-Side = tuple[str, str]  # (module path, side)
-# Modules that hand their parameters to kernels of their own, and remember their sizes.
-CLOSED = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
 BARE = "with a parameter that is not the weight of a layer"
 UNREAD = "no layer whose inputs can be gated reads its channels"
 
@@ -39,6 +43,7 @@ class ChannelGraph:
     Attributes:
         groups: gate name -> couplings, for what may be removed as far as the graph can tell.
         frozen: layer -> reason, for what may not.
+        calls: attention module of torch -> how it is called.
         positions: layer, or weight of an attention module -> at how many places its weights were used, so that
             their number times this are its multiply-adds.
         whole: multiply-adds of the network as it is.
@@ -46,6 +51,7 @@ class ChannelGraph:
 
     groups: dict[str, list[Coupling]] = field(default_factory=dict)
     frozen: dict[str, str] = field(default_factory=dict)
+    calls: Calls = field(default_factory=dict)
     positions: Counter[str] = field(default_factory=Counter)
     whole: float = 0.0
 
@@ -58,49 +64,6 @@ class ChannelGraph:
         ))  # fmt: skip
 
 
-class _Numbering:
-    """Labels for every side of every layer, and for every axis of every other tensor."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-        self.modules = dict(network.named_modules())
-        self.sides: dict[Side, Labels] = {}
-        self.tensors: dict[Tensor, Shadow] = {}
-        self.size = 0
-        for path, module in self.modules.items():
-            if has_sides(module):
-                for side in sides_of(module):
-                    self._number(path, side, width_of(module, side))
-                    for name, dim in cuts(module, side)[0]:
-                        self._label(module, name, dim, self.sides[path, side])
-            for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-                if tensor not in self.tensors:
-                    dot = f"{path}.{name}" if path else name
-                    for dim, width in enumerate(tensor.shape):
-                        if width > 1:
-                            self._number(dot, f"axis {dim}", width)
-                            self._label(module, name, dim, self.sides[dot, f"axis {dim}"])
-
-    def _number(self, path: str, side: str, width: int) -> None:
-        self.sides[path, side] = np.arange(self.size, self.size + width)
-        self.size += width
-
-    def _label(self, module: nn.Module, name: str, dim: int, labels: Labels) -> None:
-        tensor: Tensor | None = module._parameters.get(name)
-        tensor = module._buffers.get(name) if tensor is None else tensor
-        if tensor is not None and tensor.shape[dim] % len(labels) == 0:
-            labels = np.tile(labels, tensor.shape[dim] // len(labels))
-            self.tensors.setdefault(tensor, Shadow(weight=isinstance(tensor, nn.Parameter))).axes[dim] = [labels]
-
-    def sides_of(self, path: str) -> dict[str, Labels]:
-        """By side the labels of one layer."""
-        return {side: labels for (owner, side), labels in self.sides.items() if owner == path}
-
-    def owner(self, side: Side) -> str:
-        """The path of the module that a side belongs to."""
-        return side[0].rpartition(".")[0] if side[1].startswith("axis") else side[0]
-
-
 def trace(
     network: nn.Module, example: tuple[Any, ...], *, keep: Callable[[str], bool] = lambda path: False
 ) -> ChannelGraph:
@@ -111,16 +74,18 @@ def trace(
         example: its inputs.
         keep: whether the outputs of the layer at a path have to stay.
     """
-    numbering = _Numbering(network)
+    numbering = Numbering(network)
     components = Components(numbering.size)
     is_read = np.zeros(numbering.size, dtype=bool)
     for (path, side), labels in numbering.sides.items():
-        if side == "in" and isinstance(module := numbering.modules[path], LAYERS):
-            is_read[labels] = getattr(module, "groups", 1) == 1
+        is_read[labels] = side == "in" and reads_each(numbering.modules[path])
         if kind_of(side) == "out" and keep(path):
             components.freeze(labels, "kept at your wish (keep=)")
-    for untouchable, reason in _untouchable(numbering):
-        components.freeze(numbering.sides[untouchable], reason)
+    for first, second in numbering.ties:
+        components.join(first, second, "")
+        is_read[first] |= is_read[second]
+    for banned, reason in untouchable(numbering):
+        components.freeze(numbering.sides[banned], reason)
     for path, module in numbering.modules.items():
         _tie_blocks(numbering, components, path, module)
         if is_recurrent(module):
@@ -136,9 +101,11 @@ def trace(
     def computed() -> str:
         return computed_weights(stack[-1], numbering.modules[stack[-1]])
 
-    walk = Walk(components, numbering.tensors, is_read=is_read, rule=rule_of, here=here, computed=computed)
+    walk = Walk(components, numbering.tensors, is_read=is_read, rule=rule_of, path=lambda: stack[-1],
+                here=here, computed=computed)  # fmt: skip
     blank: set[str] = set()
     handles = _hooks(numbering, walk, stack, visited, positions, blank)
+    handles += whole_hooks(numbering, walk)
     try:
         with plain_kernels(), walk, Unflattening(walk), Packing(walk):
             outputs = run(network, example)
@@ -147,9 +114,10 @@ def trace(
             handle.remove()
     for x in tensors_of(outputs):
         walk.freeze(x, "its channels reach the network's output")
+    note_products(numbering, walk)
     graph = _collect(numbering, components)
     count_states(graph.groups, numbering.modules, blank)
-    graph.positions = positions
+    graph.positions, graph.calls = positions, numbering.calls
     graph.whole = graph.macs(network)
     for path in graph.frozen.keys() - visited:
         used = any(True for _ in numbering.modules[path].children())
@@ -158,7 +126,7 @@ def trace(
     return graph
 
 
-def _kept_tensors(numbering: _Numbering) -> str:
+def _kept_tensors(numbering: Numbering) -> str:
     """What may keep a layer from running: activations that the network remembers."""
     kept = [
         f"{path}.{name}".strip(".") for path, module in numbering.modules.items()
@@ -170,7 +138,7 @@ def _kept_tensors(numbering: _Numbering) -> str:
 
 
 def _hooks(
-    numbering: _Numbering, walk: Walk, stack: list[str], visited: set[str], positions: Counter[str], blank: set[str]
+    numbering: Numbering, walk: Walk, stack: list[str], visited: set[str], positions: Counter[str], blank: set[str]
 ) -> list[Any]:
     """Keep track of where the run is and was, and tie what layers read to their attributes."""
     handles = []
@@ -181,7 +149,8 @@ def _hooks(
             visited.add(path)
             x = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
             grouped = getattr(module, "groups", 1) > 1
-            if x is None or not (grouped if isinstance(module, _ConvNd) else isinstance(module, NORMS)):
+            tied = grouped if isinstance(module, _ConvNd) else isinstance(module, NORMS)
+            if x is None or not tied or path in numbering.norms:
                 return
             # A depthwise convolution has one side alone, and so has a norm.
             side = (path, "in") if (path, "in") in numbering.sides else (path, "out")
@@ -194,9 +163,11 @@ def _hooks(
             if type(module).forward is nn.MultiheadAttention.forward and isinstance(output, tuple):
                 given = dict(zip(("query", "key", "value"), inputs, strict=False)) | named
                 _count_attention(positions, path, given)
-            if isinstance(module, LAYERS) and isinstance(output, Tensor):
+            if is_layer(module) and isinstance(output, Tensor):
                 x = inputs[0] if isinstance(module, _ConvTransposeNd) else output
-                positions[path] += x.numel() // module.weight.shape[0]
+                made = x.shape[-1] if not isinstance(module, _ConvNd) else module.weight.shape[0]
+                positions[path] += x.numel() // made
+                note_rows(numbering, walk, path, inputs[0] if inputs else None)
 
         handles.append(module.register_forward_pre_hook(enter))
         handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
@@ -224,7 +195,7 @@ def _tie_input(walk: Walk, x: Tensor, labels: Labels, module: nn.Module) -> None
         walk.components.freeze(labels, f"{walk.here()} reads a fixed number of channels")
 
 
-def _tie_blocks(numbering: _Numbering, components: Components, path: str, module: nn.Module) -> None:
+def _tie_blocks(numbering: Numbering, components: Components, path: str, module: nn.Module) -> None:
     """Grouped convolutions lose whole blocks of channels or none."""
     if not isinstance(module, _ConvNd) or module.groups == 1 or (path, "in") not in numbering.sides:
         return
@@ -234,43 +205,14 @@ def _tie_blocks(numbering: _Numbering, components: Components, path: str, module
         components.join(blocks, np.broadcast_to(outs[:, :1], blocks.shape), "")
 
 
-def _untouchable(numbering: _Numbering) -> Iterator[tuple[Side, str]]:
-    """Sides that may not be cut, whatever the run says: shared, computed and closed weights."""
-    by_module: dict[str, list[Side]] = {}
-    for side in numbering.sides:
-        by_module.setdefault(numbering.owner(side), []).append(side)
-    owners: dict[nn.Parameter, str] = {}
-    for path, module in numbering.modules.items():
-        reason = computed_weights(path, module)
-        if path.endswith("_orig_mod"):  # a wrapper that answers for its layer hides the gates on its weights
-            reason = f"{path.removesuffix('._orig_mod')} is a compiled layer; compile the network after slimming"
-        is_closed = isinstance(module, CLOSED) and not is_recurrent(module)
-        if is_closed:
-            what = (
-                "keeps the width of what it reads and puts out" if isinstance(module, nn.MultiheadAttention) else ""
-            )
-            what = what or "is not a layer whose channels can be removed"
-            reason = reason or f"{path} ({type(module).__name__}) {what}"
-        for parameter in module.parameters(recurse=False):
-            other = owners.setdefault(parameter, path)
-            if other != path:
-                for side in by_module.get(other, []):
-                    yield side, f"the weights of {other} are shared with {path}"
-                reason = reason or f"the weights of {path} are shared with {other}"
-        inner = [p for p in by_module if path and p.startswith(f"{path}.")]
-        closed = is_closed or parametrize.is_parametrized(module)
-        for owner in [path, *(inner if closed else [])] if reason else []:
-            for side in by_module.get(owner, []):
-                yield side, reason
-
-
-def _collect(numbering: _Numbering, components: Components) -> ChannelGraph:
+def _collect(numbering: Numbering, components: Components) -> ChannelGraph:
     """Units that reach the same sides become one gate; what is frozen is listed with its reason."""
     roots, reasons = components.roots(), components.reasons()
     sides = list(numbering.sides)
     reached: dict[int, list[int]] = {}
     for number, side in enumerate(sides):
-        for root in np.unique(roots[numbering.sides[side]]).tolist():
+        labels = numbering.sides[side]
+        for root in np.unique(roots[labels[labels >= 0]]).tolist():
             reached.setdefault(root, []).append(number)
     result = ChannelGraph()
     gates: dict[tuple[int, ...], list[int]] = {}
@@ -278,7 +220,9 @@ def _collect(numbering: _Numbering, components: Components) -> ChannelGraph:
         reason = reasons.get(root) or _unreadable(numbering, [sides[n] for n in numbers])
         if not reason:
             gates.setdefault(tuple(numbers), []).append(root)
-        for path in {numbering.owner(sides[n]) for n in numbers if kind_of(sides[n][1]) != "in"} if reason else ():
+        for path in (
+            {numbering.owner(sides[n]) for n in numbers if kind_of(sides[n][1]) not in ("in", ROWS)} if reason else ()
+        ):
             # Of a bare matrix both axes are numbered, and its own reason counts more than its neighbours'.
             if BARE in reason:
                 result.frozen[path] = reason
@@ -287,6 +231,7 @@ def _collect(numbering: _Numbering, components: Components) -> ChannelGraph:
     for sides_of_gate, units in gates.items():
         members = [sides[n] for n in sides_of_gate]
         outs = [side for side in members if kind_of(side[1]) == "out"]
+        outs = [side for side in outs if side[1] != NORM_SIDE] or outs
         if not outs:
             continue
         first_side = min(outs, key=lambda side: order[side[0]])
@@ -305,16 +250,16 @@ def _collect(numbering: _Numbering, components: Components) -> ChannelGraph:
     return result
 
 
-def _unreadable(numbering: _Numbering, sides: Sequence[Side]) -> str:
+def _unreadable(numbering: Numbering, sides: Sequence[Side]) -> str:
     """Why nothing that could carry a gate reads these channels, if so."""
     for path, side in sides:
-        if kind_of(side) == "in" and getattr(numbering.modules[path], "groups", 1) == 1:
+        if kind_of(side) == "in" and getattr(numbering.modules.get(path), "groups", 1) == 1:
             return ""
     return UNREAD
 
 
 def _couplings(
-    numbering: _Numbering, roots: Labels, members: Sequence[Side], units: Sequence[int], first: Side
+    numbering: Numbering, roots: Labels, members: Sequence[Side], units: Sequence[int], first: Side
 ) -> Iterator[Coupling]:
     # Entries are numbered in the order in which their channels come in the layer that names the gate.
     named = roots[numbering.sides[first]]
@@ -323,45 +268,16 @@ def _couplings(
     entry = np.full(int(roots.max()) + 1, -1)
     entry[sorted(units, key=rank.__getitem__)] = np.arange(len(units))
     for path, side in members:
-        places = torch.from_numpy(entry[roots[numbering.sides[path, side]]])
+        labels = numbering.sides[path, side]
+        places = torch.from_numpy(np.where(labels < 0, -1, entry[roots[labels]]))
         if side.startswith("axis"):
             owner, _, attribute = path.rpartition(".")
             dim = int(side.split()[1])
             yield Coupling(owner, f"param {attribute} {dim}", places, ((attribute, dim),))
         else:
-            tensors, counts = cuts(numbering.modules[path], side)
-            yield Coupling(path, side, places, tensors, counts)
-
-
-def input_features(network: nn.Module, example: tuple[Any, ...]) -> dict[str, list[Coupling]]:
-    """Gate name -> coupling, for each layer inside the network that reads what no parameter has had a part in.
-
-    Args:
-        network: a copy in eval mode; its parameters are made to require gradients.
-        example: its inputs.
-    """
-    for parameter in network.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    layers = {
-        name: module for name, module in network.named_modules()
-        if name and isinstance(module, LAYERS) and getattr(module, "groups", 1) == 1
-        and not computed_weights(name, module) and width_of(module, "in") > 1
-    }  # fmt: skip
-    raw: dict[str, bool] = {}
-    handles = []
-    for name, layer in layers.items():
-
-        def note(_m: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-            raw[name] = raw.get(name, True) and not inputs[0].requires_grad
-
-        handles.append(layer.register_forward_pre_hook(note))
-    with torch.enable_grad():
-        run(network, example, grad=True)
-    for handle in handles:
-        handle.remove()
-    found: dict[str, list[Coupling]] = {}
-    for name in (name for name, alone in raw.items() if alone):
-        tensors, counts = cuts(layers[name], "in")
-        places = torch.arange(width_of(layers[name], "in"))
-        found[f"{name}.inputs"] = [Coupling(name, "in", places, tensors, counts, selects=True)]
-    return found
+            _, tensors, counts = numbering.cuts[path, side]
+            way = next(iter(numbering.calls.get(path, ())), None)
+            yield Coupling(
+                path, side, places, tensors, counts, norm=numbering.norms.get(path),
+                attention=way if isinstance(way, AttentionCall) else None,
+            )  # fmt: skip

@@ -105,6 +105,7 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors: the labels of the network's parameters and buffers.
         is_read: [labels] bool, whether a label is a column of a weight that a gate may stand on.
         rule: how an operator treats labels, from its name; None for an operator that is not known.
+        path: of the module that runs.
         here: where the run is, for reasons.
         computed: why the weights of the module that runs are no parameters; "" where they are.
     """
@@ -116,16 +117,20 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         *,
         is_read: NDArray[np.bool_],
         rule: Callable[[torch._ops.OpOverload], Rule | None],
+        path: Callable[[], str],
         here: Callable[[], str],
         computed: Callable[[], str],
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.components = components
         self.is_read = is_read
+        self.path = path
         self.here = here
         self.computed = computed
         self.unflattened = -1  # which of the sizes that `unflatten` was given is -1, while it runs
         self._rule = rule
+        # By path the products of activations that a module computes itself: what lies along their examples and rows.
+        self.products: dict[str, list[list[Labels]]] = {}
         self.paused = 0  # modules that are followed as a whole, inside which operators are not looked at
         # By identity, without keeping the tensors alive.
         self._shadows: MutableMapping[Tensor, Shadow] = WeakIdKeyDictionary()

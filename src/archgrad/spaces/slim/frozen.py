@@ -22,7 +22,7 @@ ADVICE = (
     ("not the weight of a layer", "torch.nn.Linear in the place of the bare parameter can carry a gate"),
     ("fixed", "what computes the others has to be free as well, or a linear layer has to stand between"),
     ("that have none", "compute the other values by a layer, or put a linear layer between"),
-    ("are shared with", "copy.deepcopy one of the layers if their weights may differ"),
+    ("is shared with", "copy.deepcopy one of the layers if their weights may differ"),
     ("picks rows", "only columns of a table can be removed: read it by torch.nn.Embedding"),
     ("keeps the width", "torch.nn.Linear layers for queries, keys, values and outputs would let it change"),
     ("is not a layer whose", "write it with torch.nn.Linear layers, whose channels and heads can be removed"),
@@ -69,7 +69,7 @@ class Frozen(dict[str, str]):
 
 def reach(trial: Trial, removals: Sequence[Removal], graph: ChannelGraph) -> Frozen:
     """Every layer with parameters that has no gate, with its reason, and what the smallest network still takes."""
-    gated = {c.module for r in removals for c in r.couplings if c.kind not in ("in", "branch")}
+    gated = {c.module for r in removals for c in r.couplings if c.kind not in ("in", "rows", "branch")}
     gated |= {r.name.removesuffix(".heads") for r in removals}
     complete, reasons = {}, graph.frozen
     for path, module in trial.network.named_modules():

@@ -16,7 +16,25 @@ CUTTABLE = (_ConvNd, nn.Linear, _NormBase, nn.GroupNorm, nn.PReLU, nn.Embedding)
 
 def has_sides(module: nn.Module) -> bool:
     """Whether the channels of this layer can be cut out with its integer attributes."""
-    return isinstance(module, CUTTABLE) or is_recurrent(module)
+    return isinstance(module, CUTTABLE) or is_recurrent(module) or is_conv1d(module)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """A linear layer with a weight [in, out], as Hugging Face's GPT-2 has."""
+    weight = module._parameters.get("weight")
+    return (
+        type(module).__name__ == "Conv1D" and weight is not None and weight.shape[1:] == (getattr(module, "nf", 0),)
+    )
+
+
+def is_layer(module: nn.Module) -> bool:
+    """A linear layer or convolution."""
+    return isinstance(module, LAYERS) or is_conv1d(module)
+
+
+def reads_each(module: nn.Module) -> bool:
+    """Whether it is a layer whose weight has a column for each channel that it reads."""
+    return is_layer(module) and getattr(module, "groups", 1) == 1
 
 
 def is_depthwise(module: nn.Module) -> bool:
@@ -28,7 +46,7 @@ def sides_of(module: nn.Module) -> tuple[str, ...]:
     """The sides of a layer: "out", and "in" where its weight has a column for each channel that it reads."""
     if is_recurrent(module):
         return tuple(recurrent_sides(module))
-    if isinstance(module, LAYERS):
+    if is_layer(module):
         return ("out",) if is_depthwise(module) else ("out", "in")
     return ("out",) if not isinstance(module, nn.PReLU) or module.num_parameters > 1 else ()
 
@@ -49,6 +67,9 @@ def cuts(module: nn.Module, side: str) -> tuple[tuple[tuple[str, int], ...], tup
         if side == "in":
             return (("weight", 0 if transposed else 1),), ("in_channels",)
         return (("weight", 1 if transposed else 0), ("bias", 0)), ("out_channels",)
+    if is_conv1d(module):
+        columns = (("weight", 0),), tuple(n for n in ("nx",) if hasattr(module, n))
+        return columns if side == "in" else ((("weight", 1), ("bias", 0)), ("nf",))
     if isinstance(module, nn.Linear):
         return (
             ((("weight", 1),), ("in_features",))
@@ -69,6 +90,8 @@ def width_of(module: nn.Module, side: str) -> int:
     """Channels of one side."""
     if is_recurrent(module):
         return recurrent_sides(module)[side][0]
+    if is_conv1d(module):
+        return int(module.weight.shape[side == "out"])  # type: ignore[index]
     names = ("in_channels", "in_features") if side == "in" else (
         "out_channels", "out_features", "num_features", "num_channels", "num_parameters", "embedding_dim",
     )  # fmt: skip

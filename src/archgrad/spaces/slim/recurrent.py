@@ -91,7 +91,7 @@ def recurrent_hooks(
         walk.freeze(x, f"{where} takes these channels for steps or examples", axes=range(x.dim() - 1))
         for side in _INPUTS:
             if side in sides:
-                _tie(walk, x, sides[side], f"{where} reads a fixed number of channels")
+                tie_features(walk, x, sides[side], f"{where} reads a fixed number of channels")
         sequence, states = output if isinstance(module, nn.RNNBase) else (None, output)
         made = [sides["out"], sides.get("out cells", sides["out"])]
         for given in _states(args[1] if len(args) > 1 else kwargs.get("hx")):
@@ -99,7 +99,7 @@ def recurrent_hooks(
                 if walk.shadow(state).constant:
                     blank.add(path)
                 else:
-                    _tie(walk, state, labels, f"{where} starts from states of a fixed number of units")
+                    tie_features(walk, state, labels, f"{where} starts from states of a fixed number of units")
         if sequence is not None:
             _note(walk, _data(sequence), made[0])
         for result in _states(states):
@@ -132,7 +132,8 @@ def _states(given: Any) -> list[tuple[Tensor, ...]]:
     return [] if given is None else [given] if isinstance(given, tuple) else [(given,)]
 
 
-def _tie(walk: Walk, x: Tensor, labels: Labels, reason: str) -> None:
+def tie_features(walk: Walk, x: Tensor, labels: Labels, reason: str) -> None:
+    """Tie what lies along the last axis of a tensor to the labels of what reads it."""
     arrays = walk.shadow(x).axes.get(x.dim() - 1, [])
     for own in arrays:
         walk.components.join(own, labels, reason)

@@ -12,17 +12,20 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from archgrad.argument_types import checked
+from archgrad.choices.channel_norms import add_gate
 from archgrad.choices.channels import ORDER
 from archgrad.choices.gate import Gate
 from archgrad.copy_and_run import copied
 from archgrad.errors import ModelError
 from archgrad.spaces.slim.acceptance import Budget, exercised, settle
-from archgrad.spaces.slim.attention import attention_heads, torch_heads
+from archgrad.spaces.slim.attention import attention_heads
 from archgrad.spaces.slim.branches import branches
-from archgrad.spaces.slim.channel_graph import ChannelGraph, input_features, trace
+from archgrad.spaces.slim.channel_graph import ChannelGraph, trace
 from archgrad.spaces.slim.frozen import Frozen, advised, reach
+from archgrad.spaces.slim.input_features import input_features
 from archgrad.spaces.slim.recurrent import follow_weights
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, run
+from archgrad.spaces.slim.torch_attention import torch_heads
 from archgrad.spaces.slim.trial import Removal, Trial, reads
 from archgrad.tasks.task import Inputs, arguments, tensors
 
@@ -118,7 +121,7 @@ def _accepted(trial: Trial, graph: ChannelGraph, is_kept: Callable[[str], bool])
     """Heads, channels and branches that pass the trial together; the reasons of the others go into `graph.frozen`."""
     budget = Budget()
     removals = attention_heads(trial, graph, budget, is_kept)
-    removals += torch_heads(trial, graph, is_kept)
+    removals += torch_heads(trial, graph.calls, graph.frozen, is_kept)
     removals += [Removal(name, couplings) for name, couplings in graph.groups.items()]
     widths = {c.module for r in removals for c in r.couplings if c.kind == "out"}
     removals += [r for r in branches(trial, widths) if not is_kept(r.name.removesuffix(".branch"))] if widths else []
@@ -196,11 +199,16 @@ def _attach(space: nn.Module, removal: Removal) -> None:
             places = None if torch.equal(member.places, torch.arange(removal.size)) else member.places
             gate = Gate(removal.size, name=removal.name, places=places, dim=dim, couplings=couplings)
             _register(space.get_submodule(member.module), attribute, gate)
-    if any(member.attention for member in couplings):
-        for path, module in space.named_modules():
-            if isinstance(module, nn.TransformerEncoder) and removal.name.startswith(f"{path}."):
-                # Nested tensors are for torch's kernel of whole layers, which knows no other number of heads.
-                module.enable_nested_tensor = module.use_nested_tensor = False
+        if member.norm is not None:
+            gate = Gate(removal.size, name=removal.name, places=member.places, dim=0, couplings=couplings)
+            add_gate(space.get_submodule(member.module), member.norm, gate)
+    attentions = [member.module for member in couplings if member.attention]
+    for path, module in space.named_modules() if attentions else ():
+        if isinstance(module, nn.TransformerEncoder) and any(
+            a.startswith(f"{path}." if path else "") for a in attentions
+        ):
+            # Nested tensors are for torch's kernel of whole layers, which knows no other number of heads.
+            module.enable_nested_tensor = module.use_nested_tensor = False
 
 
 def _register(layer: nn.Module, attribute: str, gate: Gate) -> None:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from archgrad.choices.channel_norms import ChannelNorm, close
 from archgrad.choices.channels import Coupling, Vanishing, open_channels, remove_branch, remove_channels
 from archgrad.copy_and_run import copied
 from archgrad.errors import ModelError, one_line
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, plain_kernels, run, tensors_of
-from archgrad.spaces.slim.trial_inputs import calibrate, trial_inputs
+from archgrad.spaces.slim.trial_inputs import calibrate, rounds_to_single, trial_inputs
 from archgrad.spaces.slim.width_independent_draws import AlignedDraws
 
 # Relative differences that rounding explains in any network; more is weighed against a measured floor.
@@ -76,8 +77,8 @@ class Trial:
     """A scrambled copy of a network on which removals are tried.
 
     The copy's normalization layers get random statistics and its zero parameters random values, so that nothing
-    is hidden by a fresh network's zeros and ones. It computes in double precision, unless it is large or insists on
-    single precision. What fails for its random statistics is tried with its own.
+    is hidden by a fresh network's zeros and ones. It computes in double precision, unless it is large or computes a
+    part in single precision. What fails for its random statistics is tried with its own.
 
     Args:
         network: any network; it is left as it is.
@@ -90,9 +91,9 @@ class Trial:
 
     def __init__(self, network: nn.Module, example: tuple[Any, ...], *, macs: float = 0.0) -> None:
         self.large = macs > LONG or sum(p.numel() for p in network.parameters()) > LARGE
-        ways = [(torch.float32, True), (torch.float32, False)]
+        double, ways = (torch.float64, True), [(torch.float32, True), (torch.float32, False)]
         cause: Exception = RuntimeError()
-        for dtype, scrambled in ways if self.large else [(torch.float64, True), *ways]:
+        for number, (dtype, scrambled) in enumerate(ways if self.large else [double, *ways, double]):
             self.dtype = dtype
             self.network = copied(network).to(self.dtype).eval()
             inputs = tree_map_only(
@@ -102,6 +103,8 @@ class Trial:
                 if scrambled:
                     _scramble(self.network, inputs)
                 self.inputs = trial_inputs(self.network, inputs, large=self.large)
+                if number == 0 and dtype == torch.float64 and rounds_to_single(self.network, inputs):
+                    continue  # what is added up in another order there differs by more than double precision allows
             except NETWORK_ERRORS as error:  # it computes in single precision on its own account, say
                 cause = error
                 continue
@@ -193,18 +196,24 @@ class Trial:
     def closed(self, removals: Sequence[Removal], kept: Mapping[str, list[int]]) -> nn.Module:
         """A copy of the network in which every layer reads zeros from the closed channels."""
         network = copied(self.network, share=True)
+        norms: dict[str, tuple[ChannelNorm, Tensor]] = {}
         with torch.no_grad():
             for removal in removals:
                 if removal.vanishing and not kept[removal.name]:
                     for parameter in ("weight", "bias"):
                         _replace(network.get_submodule(removal.last), parameter, torch.zeros_like)
                 for member in removal.couplings:
+                    if member.norm is not None:
+                        mask = open_channels(member, kept[removal.name])
+                        norms[member.module] = (member.norm, mask & norms.get(member.module, (0, mask))[1])
                     if reads(network, member):
                         ((name, dim),) = member.tensors
                         shut = (~open_channels(member, kept[removal.name])).nonzero().flatten()
                         module = network.get_submodule(member.module)
                         if shut.numel():
                             _replace(module, name, lambda w, d=dim, s=shut: w.index_fill(d, s.to(w.device), 0.0))
+        for path, (norm, mask) in norms.items():
+            close(network.get_submodule(path), norm, mask.to(next(iter(network.parameters())).device))
         return network
 
     def removed(self, removals: Sequence[Removal], kept: Mapping[str, list[int]]) -> nn.Module:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, run, tensors_of
@@ -97,6 +98,33 @@ def calibrate(network: nn.Module, example: Inputs) -> None:
             variance.copy_(variance.nan_to_num(1.0, 1.0, 1.0).clamp_min(0.1 * typical))
         else:
             variance.fill_(1.0)
+
+
+class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes whether anything in double precision is made single."""
+
+    seen: bool = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the compiler is imported, which takes seconds
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operator."""
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64 and result.is_floating_point():
+            self.seen = self.seen or bool(result.dtype != torch.float64)
+        return result
+
+
+def rounds_to_single(network: nn.Module, inputs: Inputs) -> bool:
+    """Whether a network in double precision computes a part in single precision, as the norms of Llama do."""
+    rounding = _Rounding()  # type: ignore[no-untyped-call]
+    with rounding:
+        run(network, inputs)
+    return rounding.seen
 
 
 def _batch(inputs: Inputs) -> int:

@@ -1,0 +1,194 @@
+"""Norms over channels (LayerNorm, RMSNorm, GroupNorm of one group) whose statistics are those of the open channels.
+
+    m = sum_c g_c x_c / sum_c g_c,   v = sum_c g_c (x_c - m)^2 / sum_c g_c,   y = (x - m) / sqrt(v + eps) * w + b
+
+g is 1 for an open channel and 0 for a closed one, or between; an RMSNorm has m = 0. Where all g are 0 or 1 that is
+what the norm computes without the closed channels, so that closing a channel behind it is removing it in front.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+STATISTICS = "_archgrad_statistics"  # the child of a norm that computes its statistics over open channels
+_WEIGHTS = ("weight", "gamma", "scale", "g")
+_BIASES = ("bias", "beta", "b")
+_EXACT = 1e-4  # relative; a norm may compute in single precision whatever it is given
+
+
+@dataclass(frozen=True)
+class ChannelNorm:
+    """What a norm over channels computes.
+
+    Attributes:
+        width: number of channels.
+        axis: of the channels: -1 or 1.
+        centered: whether the mean is subtracted.
+        everywhere: whether it normalizes over all places of an example too, as GroupNorm does.
+        eps: added to the variance; None for the precision of the inputs.
+        weight, bias: names of its parameters, "" for none.
+        offset: added to the weight.
+        tensors: (name, dimension) of what is cut with the channels.
+        counts: attributes that hold their number.
+    """
+
+    width: int
+    axis: int = -1
+    centered: bool = True
+    everywhere: bool = False
+    eps: float | None = 1e-5
+    weight: str = ""
+    bias: str = ""
+    offset: float = 0.0
+    tensors: tuple[tuple[str, int], ...] = ()
+    counts: tuple[str, ...] = ()
+
+    def __call__(self, norm: nn.Module, x: Tensor, is_open: Tensor) -> Tensor:
+        """What `norm` computes of x, [B, ...], with the statistics of the channels that are open, [width]."""
+        shape = [1] * x.dim()
+        shape[self.axis] = -1
+        values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        share = is_open.to(values)
+        share = (share / share.sum().clamp_min(torch.finfo(values.dtype).tiny)).view(shape)
+        others = [d for d in range(1, x.dim()) if d != self.axis] if self.everywhere else []
+
+        def mean(y: Tensor) -> Tensor:
+            y = (share * y).sum(self.axis, keepdim=True)
+            return y.mean(others, keepdim=True) if others else y
+
+        values = values - mean(values) if self.centered else values
+        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        y = (values * torch.rsqrt(mean(values.square()) + eps)).to(x.dtype)
+        if self.weight:
+            y = y * (getattr(norm, self.weight) + self.offset).reshape(shape).to(x.dtype)
+        return y + getattr(norm, self.bias).reshape(shape).to(x.dtype) if self.bias else y
+
+
+class OpenStatistics(nn.Module):
+    """The forward hook of a norm over channels, and its child: the gates that say which of them are open."""
+
+    def __init__(self, kind: ChannelNorm, gates: list[nn.Module]) -> None:
+        super().__init__()
+        self.kind, self.gates = kind, nn.ModuleList(gates)
+
+    def forward(
+        self, norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
+        """The norm's output; None, for what it computed itself, where all channels are open."""
+        dtype = torch.float64 if output.dtype == torch.float64 else torch.float32
+        every = torch.ones(self.kind.width, dtype=dtype, device=output.device)
+        is_open = every
+        for gate in self.gates:
+            is_open = gate(is_open)
+        if is_open is every or not (is_open.requires_grad or bool((is_open != 1).any())):
+            return None
+        return self.kind(norm, given(args, kwargs), is_open).to(output.dtype)
+
+
+def add_gate(norm: nn.Module, kind: ChannelNorm, gate: nn.Module) -> None:
+    """Let a gate over the channels, of dimension 0, count in the statistics of a norm, in place."""
+    statistics = norm._modules.get(STATISTICS)
+    if isinstance(statistics, OpenStatistics):
+        statistics.gates.append(gate)
+        return
+    statistics = OpenStatistics(kind, [gate])
+    norm.add_module(STATISTICS, statistics)
+    norm.register_forward_hook(statistics, with_kwargs=True)
+
+
+def remove_gates(norm: nn.Module) -> None:
+    """Take the gates off a norm, in place."""
+    statistics = norm._modules.pop(STATISTICS, None)
+    for key in [k for k, hook in norm._forward_hooks.items() if hook is statistics]:
+        del norm._forward_hooks[key]
+        norm._forward_hooks_with_kwargs.pop(key, None)
+
+
+def close(norm: nn.Module, kind: ChannelNorm, is_open: Tensor) -> None:
+    """Leave channels out of a norm's statistics for good, in place: [width] bool."""
+
+    def hook(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Tensor) -> Tensor:
+        return kind(norm, given(args, kwargs), is_open)
+
+    norm.register_forward_hook(hook, with_kwargs=True)
+
+
+def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What a module of one input was called with."""
+    x = args[0] if args else next(iter(kwargs.values()))
+    assert isinstance(x, Tensor)
+    return x
+
+
+def channel_norm(module: nn.Module) -> ChannelNorm | None:
+    """What a module computes if it is a norm over channels, measured on noise; None if it is not.
+
+    It is known by what it computes, so that the norms of libraries and those written by hand are found too.
+    """
+    kinds = list(_kinds(module))
+    if not kinds:
+        return None
+    probe = copy.deepcopy(module).eval()
+    generator = torch.Generator().manual_seed(0)
+    tensor = next(iter(module.parameters()), torch.zeros(1))
+    with torch.no_grad():
+        for parameter in probe.parameters():
+            parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
+        for axis, shape in ((-1, (2, 5)), (1, (3, 5)), (1, (4,))):
+            size = (2, *shape, kinds[0].width) if axis == -1 else (2, kinds[0].width, *shape)
+            x = (torch.randn(size, generator=generator) + 0.5).to(tensor)
+            for kind in kinds:
+                if kind.axis == axis and _agrees(kind, probe, x):
+                    return kind
+    return None
+
+
+def _agrees(kind: ChannelNorm, norm: nn.Module, x: Tensor) -> bool:
+    every = torch.ones(kind.width, device=x.device)
+    for y in (x, x * math.sqrt(kind.eps or 1e-6)):  # where eps counts, too
+        try:
+            actual = norm(y)
+        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError):
+            return False
+        if not isinstance(actual, Tensor) or actual.shape != y.shape:
+            return False
+        difference = (kind(norm, y, every) - actual).abs().max()
+        if not bool(difference <= _EXACT * actual.abs().max()):
+            return False
+    return True
+
+
+def _kinds(module: nn.Module) -> Iterator[ChannelNorm]:
+    """What a module might compute, going by its parameters and attributes."""
+    torchs = isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm))
+    named = "norm" in type(module).__name__.lower() and not isinstance(module, _NormBase)
+    own = dict(module.named_parameters())
+    if not (torchs or (named and own)) or any(True for _ in module.children()) or any(True for _ in module.buffers()):
+        return
+    counts = tuple(n for n in ("normalized_shape", "num_channels", "dim", "hidden_size") if hasattr(module, n))
+    sizes = {p.numel() for p in own.values()} or {math.prod(_numbers(getattr(module, n))) for n in counts[:1]}
+    width = sizes.pop() if len(sizes) == 1 else 0
+    if width < 2 or any(max(p.shape) != width for p in own.values()) or not own.keys() <= {*_WEIGHTS, *_BIASES}:
+        return
+    counts = tuple(n for n in counts if _numbers(getattr(module, n)) == [width])
+    weight = next((n for n in own if n in _WEIGHTS), "")
+    bias = next((n for n in own if n in _BIASES), "")
+    tensors = tuple((name, list(p.shape).index(width)) for name, p in own.items())
+    small = [v for v in vars(module).values() if isinstance(v, float) and 0.0 <= v < 0.1]
+    for eps in dict.fromkeys([*small, *([None] if isinstance(module, nn.RMSNorm) else [])]):
+        for offset in (0.0, 1.0) if weight else (0.0,):
+            for centered in (True, False):
+                for axis, everywhere in ((-1, False), (1, False), (1, True)):
+                    yield ChannelNorm(width, axis, centered, everywhere, eps, weight, bias, offset, tensors, counts)
+
+
+def _numbers(value: object) -> list[int]:
+    return [int(v) for v in value] if isinstance(value, (tuple, list)) else [value] if isinstance(value, int) else []

@@ -1,0 +1,132 @@
+"""Labels for the sides of layers and the axes of tensors, and which of them may not be cut whatever a run says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from archgrad.choices.channel_norms import ChannelNorm, channel_norm
+from archgrad.spaces.slim.dependency import Labels, Shadow
+from archgrad.spaces.slim.layer_sides import cuts, has_sides, reads_each, sides_of, width_of
+from archgrad.spaces.slim.recurrent import Cut, is_recurrent
+from archgrad.spaces.slim.seeded_run import computed_weights
+from archgrad.spaces.slim.torch_attention import Calls, attention_sides, is_torch_attention
+
+Side = tuple[str, str]  # (module path, side)
+NORM_SIDE = "out norm"
+ROWS = "rows"
+# Modules that hand their parameters to kernels of their own, and remember their sizes.
+CLOSED = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
+
+
+class Numbering:
+    """Labels for every side of every layer, and for every axis of every other tensor."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.modules = dict(network.named_modules())
+        self.sides: dict[Side, Labels] = {}
+        self.cuts: dict[Side, Cut] = {}
+        self.norms: dict[str, ChannelNorm] = {}
+        self.calls: Calls = {}
+        self.tensors: dict[Tensor, Shadow] = {}
+        self.ties: list[tuple[Labels, Labels]] = []  # of the same places of one tensor
+        self.size = 0
+        for path, module in self.modules.items():
+            for side, cut in self._sides(path, module).items():
+                self._number(path, side, cut[0])
+                self.cuts[path, side] = cut
+                for name, dim in cut[1]:
+                    self._label(module, name, dim, self.sides[path, side])
+            for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+                known = self.tensors.get(tensor)
+                if known is None or (isinstance(module, nn.MultiheadAttention) and 0 not in known.axes):
+                    dot = f"{path}.{name}" if path else name
+                    for dim, width in enumerate(tensor.shape):
+                        if width > 1 and (known is None or dim not in known.axes):
+                            self._number(dot, f"axis {dim}", width)
+                            self._label(module, name, dim, self.sides[dot, f"axis {dim}"])
+
+    def _sides(self, path: str, module: nn.Module) -> dict[str, Cut]:
+        """By side its width, and what is cut along it."""
+        if kind := channel_norm(module):
+            self.norms[path] = kind
+            return {NORM_SIDE: (kind.width, kind.tensors, kind.counts)}
+        if is_torch_attention(module):
+            return attention_sides(module)
+        if not has_sides(module):
+            return {}
+        return {side: (width_of(module, side), *cuts(module, side)) for side in sides_of(module)}
+
+    def _number(self, path: str, side: str, width: int) -> None:
+        self.sides[path, side] = np.arange(self.size, self.size + width)
+        self.size += width
+
+    def _label(self, module: nn.Module, name: str, dim: int, labels: Labels) -> None:
+        tensor: Tensor | None = module._parameters.get(name)
+        tensor = module._buffers.get(name) if tensor is None else tensor
+        if tensor is not None and tensor.shape[dim] % len(labels) == 0:
+            labels = np.tile(labels, tensor.shape[dim] // len(labels))
+            axes = self.tensors.setdefault(tensor, Shadow(weight=isinstance(tensor, nn.Parameter))).axes
+            if dim in axes:
+                self.ties.append((axes[dim][0], labels))
+            else:
+                axes[dim] = [labels]
+
+    def sides_of(self, path: str) -> dict[str, Labels]:
+        """By side the labels of one layer."""
+        return {side: labels for (owner, side), labels in self.sides.items() if owner == path}
+
+    def holds(self, side: Side, tensor: str) -> bool:
+        """Whether a tensor of its module is cut along a side."""
+        if side[1].startswith("axis"):
+            return side[0].rpartition(".")[2] == tensor
+        return any(name == tensor for name, _ in self.cuts[side][1])
+
+    def owner(self, side: Side) -> str:
+        """The path of the module that a side belongs to."""
+        return side[0].rpartition(".")[0] if side[1].startswith("axis") else side[0]
+
+
+def untouchable(numbering: Numbering) -> Iterator[tuple[Side, str]]:
+    """Sides that may not be cut, whatever the run says: shared, computed and closed weights."""
+    by_module: dict[str, list[Side]] = {}
+    for side in numbering.sides:
+        by_module.setdefault(numbering.owner(side), []).append(side)
+    owners: dict[nn.Parameter, tuple[str, str]] = {}
+    for path, module in numbering.modules.items():
+        reason = computed_weights(path, module)
+        if path.endswith("_orig_mod"):  # a wrapper that answers for its layer hides the gates on its weights
+            reason = f"{path.removesuffix('._orig_mod')} is a compiled layer; compile the network after slimming"
+        whole = is_torch_attention(module)
+        is_closed = isinstance(module, CLOSED) and not is_recurrent(module) and not whole
+        if is_closed:
+            what = (
+                "keeps the width of what it reads and puts out" if isinstance(module, nn.MultiheadAttention) else ""
+            )
+            what = what or "is not a layer whose channels can be removed"
+            reason = reason or f"{path} ({type(module).__name__}) {what}"
+        for name, parameter in module.named_parameters(recurse=False):
+            other, first = owners.setdefault(parameter, (path, name))
+            if other != path and not (_is_plain(module) and _is_plain(numbering.modules[other])):
+                for owner, attribute, sharer in ((other, first, path), (path, name, other)):
+                    for side in by_module.get(owner, []):
+                        if numbering.holds(side, attribute):
+                            yield side, f"the {attribute} of {owner} is shared with {sharer}"
+        if whole and not reason:
+            for side in [*by_module.get(path, []), (f"{path}.out_proj".lstrip("."), "in")]:
+                if not side[1].startswith("in "):
+                    yield side, f"{path} (MultiheadAttention) loses whole heads or none"
+        inner = [p for p in by_module if path and p.startswith(f"{path}.")]
+        closed = is_closed or parametrize.is_parametrized(module)
+        for owner in [path, *(inner if closed else [])] if reason else []:
+            for side in by_module.get(owner, []):
+                yield side, reason
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """A layer that may share its weights: what is one tensor is cut alike wherever it stands."""
+    return reads_each(module) or isinstance(module, nn.Embedding)

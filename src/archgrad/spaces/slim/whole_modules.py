@@ -1,0 +1,78 @@
+"""Follow channels through modules as a whole, whatever operators they are made of; note what repeats their work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from archgrad.choices.channel_norms import ChannelNorm, given
+from archgrad.spaces.slim.dependency import Walk
+from archgrad.spaces.slim.numbering import NORM_SIDE, ROWS, Numbering
+from archgrad.spaces.slim.torch_attention import attention_hooks, is_torch_attention
+
+
+def note_rows(numbering: Numbering, walk: Walk, path: str, x: object) -> None:
+    """Channels that a layer treats as it does examples: its work shrinks with them."""
+    if not isinstance(x, Tensor):
+        return
+    module = numbering.modules[path]
+    own = x.dim() - 1 - (len(module.kernel_size) if isinstance(module, _ConvNd) else 0)
+    for axis, arrays in walk.shadow(x).axes.items():
+        if axis != own:
+            numbering.sides[path, f"{ROWS} {axis}"] = arrays[0]
+            numbering.cuts[path, f"{ROWS} {axis}"] = (len(arrays[0]), (), ())
+
+
+def note_products(numbering: Numbering, walk: Walk) -> None:
+    """Channels along which all products of activations in a module are repeated, such as heads."""
+    roots = walk.components.roots()
+    for path, products in walk.products.items():
+        repeated = [{roots[labels].tobytes(): labels for labels in rows} for rows in products]
+        for number, key in enumerate(k for k in repeated[0] if all(k in other for other in repeated)):
+            side = (path, f"{ROWS} of products {number}")
+            numbering.sides[side] = repeated[0][key]
+            numbering.cuts[side] = (len(repeated[0][key]), (), ())
+
+
+def whole_hooks(numbering: Numbering, walk: Walk) -> list[Any]:
+    """Follow channels through norms over channels, and torch's attention modules, each as a whole."""
+    handles = []
+    for path, kind in numbering.norms.items():
+
+        def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            walk.paused += 1
+
+        def leave(
+            _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor,
+            path: str = path, kind: ChannelNorm = kind,
+        ) -> None:  # fmt: skip
+            walk.paused -= 1
+            x, labels = given(args, kwargs), numbering.sides[path, NORM_SIDE]
+            axis, axes = kind.axis % x.dim(), walk.shadow(x).axes
+            where = f"{path or 'forward'} ({type(numbering.modules[path]).__name__})"
+            for own in axes.get(axis, []):
+                walk.components.join(own, labels, f"{where} normalizes over these channels and others that are fixed")
+            if axis not in axes:
+                walk.components.freeze(labels, f"{where} normalizes over a fixed number of channels")
+            others = [d for d in range(1, x.dim()) if d != axis] if kind.everywhere else []
+            walk.freeze(x, f"{where} normalizes over these channels", axes=others)
+            walk.note(output, {**{a: v for a, v in axes.items() if a not in others}, axis: [labels]})
+
+        module = numbering.modules[path]
+        handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        handles.append(module.register_forward_hook(leave, with_kwargs=True))
+    for path, module in numbering.modules.items():
+        sides = numbering.sides_of(path)
+        out = (f"{path}.out_proj".lstrip("."), "out")
+        if is_torch_attention(module) and out in numbering.sides:
+            made = {"out": numbering.sides[out]}
+            handles += attention_hooks(
+                path,
+                module,
+                {s: v for s, v in sides.items() if s.startswith("in ")} | made,
+                walk,
+                numbering.calls,
+            )
+    return handles

@@ -1,0 +1,216 @@
+"""Channels that a norm normalizes over: the open ones make the statistics, and closing is removing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from families.checks import assert_plain, difference, extremes, outputs, stir
+from families.grammar import Conv1D, NormAcross, RootMeanSquareNorm
+from torch import Tensor, nn
+
+import archgrad as ag
+from archgrad.choices.access import choices, hold, logits, relax, sample, using
+from archgrad.choices.channel_norms import channel_norm
+from archgrad.extract.discretize import build
+
+WIDTH = 6
+NORMS: dict[str, tuple[Callable[[], nn.Module], int, bool]] = {  # how it is made, its axis, whether it has a mean
+    "layer": (lambda: nn.LayerNorm(WIDTH), -1, True),
+    "without weights": (lambda: nn.LayerNorm(WIDTH, elementwise_affine=False, eps=1e-3), -1, True),
+    "without bias": (lambda: nn.LayerNorm(WIDTH, bias=False), -1, True),
+    "rms": (lambda: nn.RMSNorm(WIDTH), -1, False),
+    "rms of llama": (lambda: RootMeanSquareNorm(WIDTH, shifted=False), -1, False),
+    "rms of gemma": (lambda: RootMeanSquareNorm(WIDTH, shifted=True), -1, False),
+    "across": (lambda: NormAcross(WIDTH), 1, True),
+    "one group": (lambda: nn.GroupNorm(1, WIDTH), 1, True),
+}
+
+
+def stirred(norm: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    norm = norm.double()
+    for parameter in norm.parameters():
+        parameter.data = 0.5 + torch.rand(parameter.shape).double()
+    return norm
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_norm_is_known_by_what_it_computes_and_open_channels_alone_make_its_statistics(name: str) -> None:
+    make, axis, centered = NORMS[name]
+    norm = stirred(make())
+    kind = channel_norm(norm)
+    assert kind is not None and (kind.axis, kind.centered, kind.width) == (axis, centered, WIDTH)
+    x = torch.randn(3, 5, WIDTH).double() + 1
+    x = x.transpose(1, 2) if axis == 1 else x
+    assert torch.allclose(kind(norm, x, torch.ones(WIDTH)), norm(x), atol=1e-6)
+    kept = torch.tensor([0, 2, 5])
+    smaller = copy.deepcopy(norm)
+    for attribute, dim in kind.tensors:
+        setattr(smaller, attribute, nn.Parameter(getattr(norm, attribute).data.index_select(dim, kept)))
+    for count in kind.counts:
+        setattr(smaller, count, (3,) if isinstance(getattr(norm, count), tuple) else 3)
+    mask = torch.zeros(WIDTH).index_fill(0, kept, 1.0)
+    found = kind(norm, x, mask).index_select(axis, kept)
+    assert torch.allclose(found, smaller(x.index_select(axis, kept)), atol=1e-6)
+    wrong = kind(norm, x, mask.roll(1)).index_select(axis, kept)
+    assert not torch.allclose(wrong, smaller(x.index_select(axis, kept)), atol=1e-2)
+
+
+def test_soft_gates_weigh_the_statistics() -> None:
+    norm, x, g = stirred(nn.LayerNorm(WIDTH)), torch.randn(4, WIDTH).double(), torch.rand(WIDTH).double()
+    kind = channel_norm(norm)
+    assert kind is not None
+    mean = (g * x).sum(-1, keepdim=True) / g.sum()
+    variance = (g * (x - mean) ** 2).sum(-1, keepdim=True) / g.sum()
+    expected = (x - mean) / (variance + norm.eps).sqrt() * norm.weight + norm.bias
+    assert torch.allclose(kind(norm, x, g), expected)
+    assert torch.allclose(kind(norm, x, 3 * g), expected), "a common factor changes nothing"
+    assert bool(kind(norm, x, torch.zeros(WIDTH)).isfinite().all())
+    g.requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: kind(norm, x, s), g)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        nn.BatchNorm1d(WIDTH), nn.GroupNorm(2, WIDTH), nn.LayerNorm((5, WIDTH)), nn.PReLU(WIDTH), nn.Linear(WIDTH, 1),
+        nn.LocalResponseNorm(2), nn.LayerNorm(1),
+    ],
+    ids=lambda m: type(m).__name__,
+)  # fmt: skip
+def test_other_layers_are_no_norms_over_channels(other: nn.Module) -> None:
+    assert channel_norm(other) is None
+
+
+class Trunk(nn.Module):
+    """A residual stream [B, T, C] between layers, normalized before each branch."""
+
+    def __init__(self, norm: Callable[[], nn.Module], axis: int) -> None:
+        super().__init__()
+        self.axis, self.inlet, self.positions = axis, nn.Linear(4, WIDTH), nn.Parameter(torch.randn(5, WIDTH))
+        self.first, self.second, self.last = norm(), norm(), norm()
+        self.up, self.down, self.mix = nn.Linear(WIDTH, 9), nn.Linear(9, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.head = nn.Linear(WIDTH, 3)
+
+    def normalized(self, norm: nn.Module, x: Tensor) -> Tensor:
+        return norm(x.transpose(1, 2)).transpose(1, 2) if self.axis == 1 else norm(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inlet(x) + self.positions
+        x = x + self.mix(self.normalized(self.first, x)).tanh()
+        x = x + self.down(F.gelu(self.up(self.normalized(self.second, x))))
+        return self.head(self.normalized(self.last, x))
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_stream_is_one_gate_whose_removal_is_exact(name: str) -> None:
+    make, axis, _ = NORMS[name]
+    torch.manual_seed(0)
+    net, x = Trunk(make, axis).double(), torch.randn(3, 5, 4).double()
+    space = ag.slim(net, x)
+    assert {n: same[0].size for n, same in choices(space).items()} == {"inlet": WIDTH, "up": 9}
+    assert difference(outputs(net, (x,)), outputs(space, (x,))) == 0.0
+    stir(space)
+    for architecture in [
+        *extremes(space),
+        *(sample(space, generator=torch.Generator().manual_seed(i)) for i in (0, 1)),
+    ]:
+        held, built = hold(space, architecture), build(space, architecture)
+        assert difference(outputs(held, (x,)), outputs(built, (x,))) < (
+            1e-5 if "llama" in name or "gemma" in name else 1e-9
+        )
+        for cost in (ag.macs(x), ag.params()):
+            assert float(cost.expected(held)) == pytest.approx(cost.of(built), rel=1e-9)
+        if len(architecture["inlet"]) == 1 and axis == -1 and isinstance(built.last, nn.LayerNorm):
+            assert built.last.normalized_shape == (1,)
+        assert_plain(built)
+
+
+def test_gates_of_a_stream_have_a_gradient_through_statistics_and_readers() -> None:
+    torch.manual_seed(0)
+    net, x = Trunk(lambda: nn.LayerNorm(WIDTH), -1).double(), torch.randn(3, 5, 4).double()
+    space = ag.slim(net, x)
+    g = torch.full((WIDTH,), 0.7, dtype=torch.float64, requires_grad=True)
+
+    def of(g: Tensor) -> Tensor:
+        with using(space, {"inlet": g}):
+            return space(x)
+
+    assert torch.autograd.gradcheck(of, g)
+    relax(space, ag.scaled_sigmoid)
+    space(x).square().mean().backward()
+    assert all(
+        row.grad is not None and bool(row.grad.isfinite().all()) and bool(row.grad.any()) for row in logits(space)
+    )
+
+
+class Words(nn.Module):
+    """A language model whose output layer has the weight of its embedding."""
+
+    def __init__(self, *, tied: bool, layer: type[nn.Module]) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(11, WIDTH), nn.LayerNorm(WIDTH)
+        self.up, self.down = (
+            (layer(9, WIDTH), layer(WIDTH, 9)) if layer is Conv1D else (nn.Linear(WIDTH, 9), nn.Linear(9, WIDTH))
+        )
+        self.head, self.bias = nn.Linear(WIDTH, 11), nn.Parameter(torch.zeros(11))
+        self.head.bias = self.bias
+        if tied:
+            self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        return self.head(self.norm(x + self.down(torch.relu(self.up(x)))))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("layer", [nn.Linear, Conv1D])
+def test_an_embedding_and_its_output_layer_shrink_together_and_stay_one(layer: type[nn.Module], tied: bool) -> None:
+    torch.manual_seed(0)
+    net, tokens = Words(tied=tied, layer=layer), torch.randint(0, 11, (2, 5))
+    space = ag.slim(net, tokens)
+    assert {n: same[0].size for n, same in choices(space).items()} == {"embed": WIDTH, "up": 9}
+    stir(space)
+    for architecture in extremes(space):
+        built, held = build(space, architecture), hold(space, architecture)
+        assert difference(outputs(held, (tokens,)), outputs(built, (tokens,))) < 1e-5
+        assert (built.head.weight is built.embed.weight) is tied
+        assert built.head.bias is built.bias
+        assert float(ag.params().expected(held)) == pytest.approx(ag.params().of(built), rel=1e-9)
+
+
+class Across(nn.Module):
+    """A decoder that attends to an encoder, in torch's layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 8), nn.Linear(4, 8)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 10, batch_first=True), 1)
+        self.decoder = nn.TransformerDecoderLayer(8, 2, 10, batch_first=True, norm_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.decoder(self.one(x), self.encoder(self.two(x[:, :3]))))
+
+
+def test_streams_that_meet_in_torchs_attention_share_a_gate_and_their_costs_are_right() -> None:
+    torch.manual_seed(0)
+    net, x = Across(), torch.randn(2, 5, 4)
+    space = ag.slim(net, x)
+    gates = {n: same[0].size for n, same in choices(space).items()}
+    assert gates["one"] == 8 and "two" not in gates and sum(size == 2 for size in gates.values()) == 3
+    stir(space)
+    for architecture in [
+        *extremes(space),
+        *(sample(space, generator=torch.Generator().manual_seed(i)) for i in (0, 1)),
+    ]:
+        held, built = hold(space, architecture), build(space, architecture)
+        assert difference(outputs(held, (x,)), outputs(built, (x,))) < 1e-5
+        for cost in (ag.macs(x), ag.params()):
+            assert float(cost.expected(held)) == pytest.approx(cost.of(built), rel=1e-9)
+        with torch.no_grad():
+            assert difference(outputs(built, (x,)), [torch.export.export(built.eval(), (x,)).module()(x)]) < 1e-5
