@@ -48,6 +48,10 @@ _MAX_DROP = Annotated[
         help="With --int8: points of the validation score that it may cost; layers stay in float for it. Default: 1.",
     ),
 ]
+_PACKAGE = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: RUN/package.")]
+_OF_INT8 = Annotated[
+    bool, typer.Option("--int8", help="Of RUN/network.int8.onnx, which archgrad export --int8 wrote.")
+]
 _FILES = Annotated[list[Path], typer.Argument(metavar="FILE...", help=".onnx or .pte files.", show_default=False)]
 _RUNTIME = Annotated[
     str | None, typer.Option(metavar="onnx|openvino|executorch", help="Default: onnx, executorch for .pte.")
@@ -141,6 +145,16 @@ def export(
             outcome = export_int8_run(run, out, max_drop=drop, preprocess=not no_preprocess)
         else:
             outcome = export_run(run, out, dynamic=dynamic, preprocess=not no_preprocess)
+    outcome.show(as_json=as_json)
+
+
+@app.command()
+def package(run: _RUN, *, out: _PACKAGE = None, int8: _OF_INT8 = False, as_json: JSON = False) -> None:
+    """Write a folder that can be served without archgrad and torch: ONNX, labels, code, test vector, model card."""
+    with only_json_on_stdout(as_json):
+        from archgrad.cli.commands.package import package_run
+
+        outcome = package_run(run, out, int8=int8)
     outcome.show(as_json=as_json)
 
 

@@ -1,0 +1,108 @@
+"""archgrad package: what is handed over runs where neither archgrad nor torch can be imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import Result
+
+pytest.importorskip("onnxruntime")
+WITHOUT = (
+    "import runpy, sys\n"
+    "sys.modules.update(torch=None, archgrad=None)\n"
+    "sys.argv = sys.argv[1:]\n"
+    "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+)
+
+
+def serve(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT, str(folder / "predict.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={})
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory, place: Path) -> Path:
+    """A run on uint8 images of three classes, bright, dark and in between."""
+    folder = tmp_path_factory.mktemp("images")
+    y = np.arange(120) % 3
+    x = np.random.default_rng(0).integers(0, 60, (120, 1, 8, 8)) + 90 * y[:, None, None, None]
+    np.savez(folder / "data.npz", x=x.astype(np.uint8), y=y)
+    from conftest import invoke
+
+    arguments = [
+        "--epochs",
+        "12",
+        "--batch-size",
+        "20",
+        "--optimizer",
+        "adam",
+        "--learning-rate",
+        "0.02",
+        "--no-onnx",
+    ]
+    result = invoke("train", f"{place / 'net.py'}:Net", folder / "data.npz", *arguments, "--out", folder / "run")
+    assert result.exit_code == 0, result.output
+    return folder / "run"
+
+
+def test_a_package_is_served_without_archgrad_and_torch(
+    images: Path, tmp_path: Path, cli: Callable[..., Result]
+) -> None:
+    out = tmp_path / "handed over"
+    told = json.loads(cli("package", images, "--out", out, "--json").stdout)
+    assert sorted(told["files"]) == sorted(path.name for path in out.iterdir())
+    done = serve(out, "--test")
+    assert done.returncode == 0 and "reproduced" in done.stdout, done.stderr
+    for kind, level in enumerate((30, 120, 210)):
+        Image.fromarray(np.full((16, 20), level, np.uint8)).save(tmp_path / "a.png")
+        done = serve(out, tmp_path / "a.png")
+        assert done.stdout.strip() == str(kind), done.stderr
+    np.save(tmp_path / "a.npy", np.full((1, 1, 8, 8), 215, np.uint8))
+    assert serve(out, tmp_path / "a.npy").stdout.strip() == "2"
+    card = (out / "README.md").read_text()
+    for said in (
+        "accuracy",
+        "train 72, valid 24, test 24",
+        "0, 1, 2",
+        "| input_0 | uint8 | B x 1 x 8 x 8 |",
+        "Limits",
+    ):
+        assert said in card, said
+    assert len((out / "predict.py").read_text().split("def read")[1].split("def predict")[0].splitlines()) <= 20
+    cli("package", images, "--out", out)  # over a package it may be written again
+    vector = dict(np.load(out / "test_vector.npz"))
+    np.savez(out / "test_vector.npz", **vector | {"output_0": vector["output_0"] + 1})
+    assert serve(out, "--test").returncode == 1  # the control
+
+
+def test_an_int8_package(
+    images: Path, tmp_path: Path, cli: Callable[..., Result], refused: Callable[..., str]
+) -> None:
+    assert "network.int8.onnx is missing" in refused("package", images, "--int8")
+    assert cli("export", images, "--int8", "--max-drop", "50").exit_code == 0
+    out = tmp_path / "small"
+    assert cli("package", images, "--int8", "--out", out).exit_code == 0
+    assert (out / "model.onnx").read_bytes() == (images / "network.int8.onnx").read_bytes()
+    assert serve(out, "--test").returncode == 0 and "int8" in (out / "README.md").read_text()
+
+
+def test_what_cannot_be_packaged_is_refused(slimmed: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    assert "no run folder" in refused("package", tmp_path / "none")
+    (tmp_path / "mine.txt").write_text("mine")
+    assert "holds other files" in refused("package", slimmed, "--out", tmp_path)
+    assert [*tmp_path.iterdir()] == [tmp_path / "mine.txt"]
+
+
+def test_a_network_of_floats_is_packaged_as_it_is(slimmed: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
+    out = tmp_path / "floats"
+    assert cli("package", slimmed, "--out", out).exit_code == 0
+    assert serve(out, "--test").returncode == 0
+    np.save(tmp_path / "a.npy", np.zeros((1, 1, 8, 8), np.float32))
+    assert serve(out, tmp_path / "a.npy").stdout.strip() in ("0", "1", "2")
