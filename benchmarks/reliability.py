@@ -9,9 +9,11 @@ workers   200 trials by worker processes, one of which kills itself in every 20t
           no deaths, for the speed-up
 ray       the same on a Ray cluster of this machine
 soak      a search of 20,000 steps: resident memory, open files and threads after 2,000 and at the end
-overhead  a loop over `Run.steps` with `Run.log_step`, as one phase or a phase (so a checkpoint) an epoch, over the
-          same loop without, in pairs; `archgrad.training.optimize`, which also looks for NaN in loss and
-          gradients, in its place; and a step that only logs, and a checkpoint, by themselves
+overhead  a loop over `Run.steps` with `Run.log_step`, as one phase or a phase (so a checkpoint) an epoch, and with
+          `archgrad.training.take_step`, which also looks for NaN in loss and gradients, over the same loop without,
+          and that loop over itself; and a step that only logs, and a checkpoint, by themselves. The two loops of a
+          pair take turns, epoch by epoch, and the allocator gives no memory back meanwhile: whether it does is
+          chance, and moves the time of so small a network by a fifth
 
 One thread. Rows replace those of the same part in --out.
 """
@@ -31,7 +33,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,12 @@ from archgrad.trials import Job, Outcome, Workers
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path[:0] = [str(TESTS / "conformance"), str(TESTS / "methods"), str(TESTS)]
+
+KINDS = ("by hand", "run", "run, a phase an epoch", "take_step")
+# What glibc's allocator is told, by the environment of a process of its own.
+ALLOCATOR = {
+    "MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TOP_PAD_": "100000000"
+}  # fmt: skip
 
 Weights = dict[str, Tensor]
 Case = Callable[[Path | None], ag.Found]
@@ -233,19 +241,19 @@ def soak(steps: int) -> list[dict[str, Any]]:
 
 
 def overhead(rounds: int, networks: Sequence[str]) -> list[dict[str, Any]]:
-    """CPU time of a loop over that of the same loop by hand, a pair a round, in changing order."""
+    """CPU time of a loop over that of the same loop by hand, the two in turns, epoch by epoch."""
     from networks import resnet20
 
     images = torch.randn(640, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     pictures = ag.Classification((images, torch.arange(640) % 10), batch_size=64)
     digits = ag.Classification.load("digits", batch_size=64)
     rows = []
-    for name, make, task, epochs in (("resnet20", resnet20, pictures, 1), ("small", network, digits, 8)):
+    for name, make, task, epochs in (("resnet20", resnet20, pictures, 2), ("small", network, digits, 30)):
         if name not in networks:
             continue
         loops = Loops(make, task, epochs)
         row = {"network": name, "rounds": rounds, "epochs": epochs, **loops.alone()}
-        row |= {kind: paired(loops, kind, rounds) for kind in ("run", "run, a phase an epoch", "optimize")}
+        row |= {kind: paired(loops, kind, rounds) for kind in KINDS}
         rows.append(row)
         print(row, flush=True)
     return rows
@@ -253,12 +261,18 @@ def overhead(rounds: int, networks: Sequence[str]) -> list[dict[str, Any]]:
 
 def paired(loops: Loops, kind: str, rounds: int) -> dict[str, float]:
     """Median, range, and 95 % interval of the median, of the ratios of pairs."""
-    loops.by_run(kind), loops.by_hand()
     pairs = []
-    for number in range(rounds):
-        first = loops.by_hand() if number % 2 else 0.0
-        by_run = loops.by_run(kind)
-        pairs.append((by_run, first or loops.by_hand()))
+    for number in range(rounds + 1):
+        both, seconds = (loops.epochs_of(kind), loops.epochs_of("by hand")), [0.0, 0.0]
+        for epoch in range(loops.epochs):
+            for side in (0, 1) if (epoch + number) % 2 else (1, 0):
+                began = time.process_time()
+                next(both[side])
+                seconds[side] += time.process_time() - began
+        for side in both:
+            next(side, None)  # its end
+        pairs.append(seconds)
+    del pairs[0]
     ratios = sorted(by_run / by_hand for by_run, by_hand in pairs)
     # The order statistics between which the median of so many lies with a probability of at least 95 %.
     tails = [2 * sum(math.comb(rounds, i) for i in range(k)) <= 0.05 * 2**rounds for k in range(rounds // 2)]
@@ -271,11 +285,10 @@ def paired(loops: Loops, kind: str, rounds: int) -> dict[str, float]:
 
 
 class Loops:
-    """The same training by hand and by a run; each returns its CPU time."""
+    """The same training by hand and by a run, as generators that pause after each epoch."""
 
     def __init__(self, make: Callable[[], nn.Module], task: ag.Classification, epochs: int) -> None:
         self.make, self.task, self.epochs = make, task, epochs
-        self.steps = epochs * task.steps_per_epoch
 
     def begun(self) -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
@@ -289,34 +302,35 @@ class Loops:
         optimizer.step()
         return loss.detach()
 
-    def by_hand(self) -> float:
+    def epochs_of(self, kind: str) -> Iterator[None]:
+        from archgrad.training import load_batch, take_step
+
         (net, optimizer), batches = self.begun(), self.task.stream(seed=0)
-        began = time.process_time()
-        for step in range(self.steps):
-            self.step_on(net, optimizer, batches(step))
-        return time.process_time() - began
-
-    def by_run(self, kind: str) -> float:
-        from archgrad.training import optimize
-
+        each = self.task.steps_per_epoch
+        if kind == "by hand":
+            for epoch in range(self.epochs):
+                for step in range(each):
+                    self.step_on(net, optimizer, batches(epoch * each + step))
+                yield
+            return
         with tempfile.TemporaryDirectory() as place:
-            (net, optimizer), batches = self.begun(), self.task.stream(seed=0)
             run = ag.Run(folder=Path(place) / "run", device="cpu", progress=False)
             run.begin("overhead", {})
             run.register_state(network=net, optimizer=optimizer)
-            began = time.process_time()
             phases = self.epochs if kind == "run, a phase an epoch" else 1
-            each = self.steps // phases
-            if kind == "optimize":
-                optimize(net, self.task, run, optimizer=optimizer, steps=each, phase="fit")
-            else:
-                for phase in range(phases):
-                    for step in run.steps(each, phase=f"fit-{phase}"):
-                        loss = self.step_on(net, optimizer, batches(phase * each + step))
-                        run.log_step({"loss": loss}, step=step)
-            took = time.process_time() - began
+            for phase in range(phases):
+                for step in run.steps(self.epochs * each // phases, phase=f"fit-{phase}"):
+                    number = phase * each + step
+                    if kind == "take_step":
+                        batch = load_batch(batches, number, run)
+                        loss = take_step(optimizer, run, functools.partial(self.task.loss, net, batch))
+                    else:
+                        loss = self.step_on(net, optimizer, batches(number))
+                    run.log_step({"loss": loss}, step=step)
+                    if phases == 1 and (step + 1) % each == 0 and step + 1 < self.epochs * each:
+                        yield
+                yield  # once the end of the phase is saved
             run.close()
-        return took
 
     def alone(self, *, logged: int = 2000, saved: int = 20) -> dict[str, float]:
         """CPU time of a step that does nothing but log, and of a checkpoint."""
@@ -353,6 +367,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
+    if "overhead" in given.parts and not os.environ.keys() >= ALLOCATOR.keys():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
     torch.set_num_threads(1)
     run: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "kill": lambda: kill(given.kills, given.seed),

@@ -5,17 +5,32 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from archgrad.errors import ArchgradError, ModelError, one_line
 
 Network = TypeVar("Network", bound=nn.Module)
 _OWN = set(vars(nn.Module())) - {"_buffers"}  # attributes of every module, where no such tensors are
+
+
+class Intercepted(TorchFunctionMode):
+    """Inside, `handle(function, args, kwargs)` gives the result of every function of torch that a network calls."""
+
+    def __init__(self, handle: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
+        super().__init__()
+        self._handle = handle
+
+    def __torch_function__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """What the handle returns."""
+        return self._handle(func, args, kwargs or {})
 
 
 @contextlib.contextmanager

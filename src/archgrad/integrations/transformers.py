@@ -70,6 +70,7 @@ class TransformersGateCallback(TrainerCallback, ExportableState):
         """The plain network under the limit; as `archgrad.GateTrainer.cut`."""
         return self.gates.cut(inputs=inputs)
 
+    # The Trainer hands its model, optimizer and more to every event by name: hence `kwargs`.
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

@@ -9,7 +9,6 @@ ConfigError for a batch and ModelError for a network that it cannot use.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.overrides import TorchFunctionMode
 
+from archgrad.copy_and_run import Intercepted
 from archgrad.costs import count
 from archgrad.errors import ConfigError, ModelError
 from archgrad.proxies.scoring import Batch, examples, inputs_of, noise, run, theta, watched
@@ -27,35 +26,22 @@ from archgrad.proxies.temporary_state import probe
 _RELUS = {F.relu, F.relu6, F.hardtanh, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 
 
-class _Codes(TorchFunctionMode):
-    """Collects, for each ReLU that runs, as a module or as a function, which of its outputs are above 0."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.codes: list[Tensor] = []
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        output = func(*args, **dict(kwargs or {}))
-        if func in _RELUS:
-            self.codes.append((output.detach() > 0).flatten(1))
-        return output
-
-
 def codes(network: nn.Module, x: Tensor) -> list[Tensor]:
     """[B, units] bool of every ReLU that runs.
 
     Raises:
         ModelError: the network runs no ReLU, or one that mixes the examples.
     """
-    with torch.no_grad(), _Codes() as recorder:
+    collected: list[Tensor] = []
+
+    def recorded(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        output = function(*args, **kwargs)
+        if function in _RELUS:  # as a module or as a function
+            collected.append((output.detach() > 0).flatten(1))
+        return output
+
+    with torch.no_grad(), Intercepted(recorded):
         run(network, x)
-    collected: list[Tensor] = recorder.codes
     if not collected or any(len(code) != len(x) for code in collected):
         raise ModelError(f"{type(network).__name__} runs no ReLU on [B, ...]: this proxy reads the signs of ReLUs")
     return collected

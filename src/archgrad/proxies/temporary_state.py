@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
-from torch.overrides import TorchFunctionMode
 
 from archgrad.choices import access
+from archgrad.copy_and_run import Intercepted
 from archgrad.errors import ConfigError, ModelError
 from archgrad.run.rng import Randomness
 
@@ -76,7 +76,7 @@ def probe(
                 for module in network.modules():
                     module.training = norm == "train" and isinstance(module, _NormBase)
             if norm == "identity":
-                stack.enter_context(_Bypass())
+                stack.enter_context(Intercepted(_bypassed))
             for device in {p.device.type for p in network.parameters()} - {"meta"}:
                 stack.enter_context(torch.autocast(device, enabled=False))
             yield
@@ -131,20 +131,11 @@ def _registered(module: nn.Module) -> list[dict[str, Any]]:
     return [vars(module)[name] for name in ("_parameters", "_buffers", "_modules")]
 
 
-class _Bypass(TorchFunctionMode):
+def _bypassed(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Normalization functions return their input, whoever calls them; nothing is put on a module."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        named = dict(kwargs or {})
-        if func in _NORMS:
-            return args[0] if args else named["input"]
-        return func(*args, **named)
+    if function in _NORMS:
+        return args[0] if args else kwargs["input"]
+    return function(*args, **kwargs)
 
 
 def _fill(network: nn.Module, *, weights: Weights, biases: Biases, seed: int) -> None:

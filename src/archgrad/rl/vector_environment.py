@@ -196,5 +196,5 @@ def _reported(place: Callable[[], str], *, passed: type[Exception] | tuple[()] =
         yield
     except passed:
         raise
-    except Exception as error:
+    except Exception as error:  # a user's environment may raise anything
         raise DataError(f"{place()} raised {one_line(error)}. {_RESUME}.") from error

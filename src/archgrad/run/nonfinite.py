@@ -6,20 +6,18 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from archgrad.choices.access import choices
 from archgrad.choices.modules import OpChoice
 from archgrad.errors import ArchgradError, NonFiniteError
-from archgrad.run.step_checks import finite, measurable, wrong_figures
+from archgrad.run.step_checks import finite, wrong_figures
 
 _TERM = "archgrad.term"
 Named = dict[Tensor, str]
@@ -37,12 +35,6 @@ def joined(scalars: Mapping[str, Tensor]) -> Tensor:
     with torch.enable_grad():
         parts = [term(name, value.detach().requires_grad_() * 1.0) for name, value in scalars.items()]
         return torch.stack(parts).sum()
-
-
-def largest(tensors: Iterable[Tensor]) -> float:
-    """The largest magnitude in these; NaN where one is."""
-    given = [t.detach() for t in tensors if measurable(t)]
-    return float(get_total_norm(given, norm_type=math.inf)) if given else 0.0
 
 
 def parameters(parts: Mapping[str, object]) -> list[Tensor]:

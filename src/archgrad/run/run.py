@@ -80,8 +80,7 @@ class Run:
         output: Output = Output(),
     ) -> None:
         self._budget = Budget(epochs=epochs, steps=steps, trials=trials, seconds=seconds)
-        self.epochs, self.max_steps, self.seconds = self._budget.epochs, self._budget.steps, self._budget.seconds
-        self.trials = self._budget.trials
+        self.epochs, self.max_steps, self.trials, self.seconds = epochs, steps, trials, self._budget.seconds
         self.seed = validation.seed(seed)
         self.folder = validation.folder(folder)
         self.workers = validation.workers(workers)

@@ -27,16 +27,23 @@ LESS = (
 
 def finite(tensors: Iterable[Tensor | None]) -> bool:
     """Whether no element of these is NaN or infinite: one fused norm of all, and one wait for it."""
-    given = [t.detach() if t.requires_grad else t for t in tensors if t is not None and measurable(t)]
-    if not given:
-        return True
-    if len({(t.dtype, t.device) for t in given}) == 1:
+    given = [t for t in tensors if t is not None]
+    if len({(t.dtype, t.device, t.layout) for t in given}) == 1 and measurable(given[0]):
         # What get_total_norm does, without the time that it takes to sort tensors by dtype and device.
-        total = torch.stack(torch._foreach_norm(given)).sum()
-    else:
+        with torch.no_grad():
+            total = torch.stack(torch._foreach_norm(given)).sum()
+    elif given := [t.detach() for t in given if measurable(t)]:
         total = get_total_norm(given)
+    else:
+        return True
     # The sum of squares is quickest; where it overflows, the largest magnitude tells.
-    return math.isfinite(total.item()) or bool(get_total_norm(given, norm_type=math.inf).isfinite())
+    return math.isfinite(total.item()) or largest(given) < math.inf
+
+
+def largest(tensors: Iterable[Tensor]) -> float:
+    """The largest magnitude in these; NaN where one is."""
+    given = [t.detach() for t in tensors if measurable(t)]
+    return float(get_total_norm(given, norm_type=math.inf)) if given else 0.0
 
 
 def measurable(tensor: Tensor) -> bool:
@@ -83,7 +90,7 @@ def watched(run: Located) -> Iterator[None]:
         run.failed = True
         _note_place(error, run)
         raise
-    except Exception as error:
+    except Exception as error:  # a user's loss or metric may raise anything
         run.failed = True
         resources = isinstance(error, MemoryError | RuntimeError | OSError | EOFError)
         if resources and (explanation := _explain(error)):

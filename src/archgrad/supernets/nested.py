@@ -56,7 +56,10 @@ def search_inside(
         ConfigError: the method kept no space with logits (`run.register_state(space=...)`).
     """
     part = _Part(run, name, steps, time_fraction)
-    found = inner(space(), cast(Task, _Withheld(task)), cast(Run, part), limit=limit, search_fraction=1.0)
+    try:
+        found = inner(space(), cast(Task, _Withheld(task)), part, limit=limit, search_fraction=1.0)
+    finally:
+        run.failed |= part.failed
     searched = part.kept.get("space")
     if not isinstance(searched, nn.Module) or not logits(searched):
         raise ConfigError(
@@ -83,14 +86,16 @@ class _Withheld:
         return getattr(self._task, name)
 
 
-class _Part:
-    """A part of a run that a method takes for a run of its own, without folder and budgets; see `search_inside`."""
+class _Part(Run):
+    """A part of a run as a run of its own, without folder and budgets; see `search_inside`.
 
-    folder = epochs = seconds = trials = None
-    __class__ = Run  # type: ignore[assignment]  # for `isinstance`
+    It acts on the machine, the log and the checkpoints of the whole.
+    """
 
     def __init__(self, run: Run, name: str, steps: int, time_fraction: float) -> None:
-        self._run, self._name, self.max_steps, self._time_fraction = run, name, steps, time_fraction
+        vars(self).update(vars(run))
+        self.folder = self.epochs = self.seconds = self.trials = None
+        self._whole, self._name, self.max_steps, self._time_fraction = run, name, steps, time_fraction
         self._left = steps
         self.kept: dict[str, Stateful] = {}
 
@@ -105,6 +110,7 @@ class _Part:
     def total_steps(
         self, steps_per_epoch: int, *, default_epochs: int, measure_step: Callable[[], float] | None = None
     ) -> int:
+        assert self.max_steps is not None
         return self.max_steps
 
     def require_steps(self, steps: int, *, phase: str, warm_up: float = 0.0, least: int = 5) -> None:
@@ -112,14 +118,14 @@ class _Part:
 
     def register_state(self, **parts: Stateful) -> None:
         self.kept |= parts
-        self._run.register_state(**parts)
+        self._whole.register_state(**parts)
 
-    def steps(self, n: int, *, phase: str = "search", time_fraction: float = 1.0) -> Generator[int, None, None]:
+    def steps(
+        self, n: int, *, phase: str = "search", time_fraction: float = 1.0, counted: bool = True
+    ) -> Generator[int, None, None]:
         n, self._left = min(n, self._left), self._left - min(n, self._left)
-        return self._run.steps(n, phase=f"{self._name}-{phase}", time_fraction=time_fraction * self._time_fraction)
+        fraction = time_fraction * self._time_fraction
+        return self._whole.steps(n, phase=f"{self._name}-{phase}", time_fraction=fraction, counted=counted)
 
     def compute_once(self, key: str, compute: Callable[[], Any]) -> Any:
-        return self._run.compute_once(f"{self._name}-{key}", compute)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._run, name)
+        return self._whole.compute_once(f"{self._name}-{key}", compute)

@@ -286,7 +286,7 @@ def _named(what: str) -> Iterator[None]:
         yield
     except StopIteration as error:  # would end the loop over the batches in silence
         raise DataError(f"the dataset raises StopIteration at {what}; return a sample, or correct __len__") from error
-    except Exception as error:
+    except Exception as error:  # a user's dataset may raise anything
         error.add_note(f"It was raised while archgrad fetched {what} of the dataset.")
         raise
 

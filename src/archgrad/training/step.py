@@ -57,9 +57,12 @@ def take_step(
     # Networks are not wrapped (as DistributedDataParallel does), so that any gradient can be taken of them.
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     with watched(run):
-        loss, gradients = _mean(
-            (_gradient(function, optimizer, parameters, run, name) for function in compute), len(compute)
-        )
+        loss, gradients = _gradient(compute[0], optimizer, parameters, run, name)
+        for another in compute[1:]:
+            loss, gradients = _sum(loss, gradients, *_gradient(another, optimizer, parameters, run, name))
+        if len(compute) > 1:
+            loss = loss / len(compute)
+            gradients = [None if gradient is None else gradient / len(compute) for gradient in gradients]
         gradients = run.mean(gradients)
         run.check_gradients(parameters, gradients)
         if observe:
@@ -70,14 +73,15 @@ def take_step(
             if "clip" in group:
                 nn.utils.clip_grad_norm_(group["params"], group["clip"])
         optimizer.step()
-        optimizer.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None
     return loss
 
 
 def _gradient(
     compute: Callable[[], Computed], optimizer: Optimizer, parameters: Sequence[nn.Parameter], run: Run, name: str
 ) -> tuple[Tensor, Gradients]:
-    again = functools.partial(under_precision, run, compute)
+    again = compute if run.precision == "32-true" else functools.partial(_under_precision, run, compute)
     computed = again()
     loss = computed[0] if isinstance(computed, tuple) else computed
     if not isinstance(computed, tuple):
@@ -85,9 +89,11 @@ def _gradient(
     run.check_finite({name: loss}, again=again)
     if isinstance(computed, tuple):
         return loss.detach(), computed[1]
-    if optimizer not in _REENTRANT:
-        _REENTRANT[optimizer] = any(node.name() == "CheckpointFunctionBackward" for node in _graph(loss))
-    if _REENTRANT[optimizer]:
+    reentrant = _REENTRANT.get(optimizer)
+    if reentrant is None:
+        reentrant = any(node.name() == "CheckpointFunctionBackward" for node in _graph(loss))
+        _REENTRANT[optimizer] = reentrant
+    if reentrant:
         return loss.detach(), _backward(loss, parameters)
     try:
         return loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -142,18 +148,13 @@ def _backward(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Gradients:
     return gradients
 
 
-def _mean(parts: Iterator[tuple[Tensor, Gradients]], count: int) -> tuple[Tensor, Gradients]:
-    """The mean of losses and of gradients; None counts as zero where another part has a gradient."""
-    loss, total = next(parts)
-    for another, gradients in parts:
-        loss = loss + another
-        total = [a if b is None else b if a is None else a + b for a, b in zip(total, gradients, strict=True)]
-    if count == 1:
-        return loss, total
-    return loss / count, [None if gradient is None else gradient / count for gradient in total]
+def _sum(loss: Tensor, gradients: Gradients, more: Tensor, others: Gradients) -> tuple[Tensor, Gradients]:
+    """The sum of losses and of gradients; None counts as zero where the other part has a gradient."""
+    pairs = zip(gradients, others, strict=True)
+    return loss + more, [a if b is None else b if a is None else a + b for a, b in pairs]
 
 
-def under_precision(run: Run, compute: Callable[[], Computed]) -> Computed:
+def _under_precision(run: Run, compute: Callable[[], Computed]) -> Computed:
     """What `compute` returns, computed under the run's precision."""
     with autocast(run):
         return compute()

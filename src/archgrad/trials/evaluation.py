@@ -133,7 +133,7 @@ def attempt(run: Run, trial: Callable[[], Mapping[str, float]], *, key: str = ""
     """
     try:
         outcome = checked(Outcome(dict(trial())))
-    except Exception as error:
+    except Exception as error:  # a user's network may raise anything
         if (reason := reason_of_failure(error)) is None:
             raise
         outcome = Outcome(failed=reason)

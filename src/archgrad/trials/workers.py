@@ -243,7 +243,7 @@ def run_packed(packed: bytes, job: Job) -> Outcome | ArchgradError:
     began, where = time.monotonic(), f"process {os.getpid()} of {platform.node()}"
     try:
         outcome = checked(cloudpickle.loads(packed)(job))
-    except Exception as error:
+    except Exception as error:  # a user's network may raise anything
         if (reason := reason_of_failure(error)) is None:
             if isinstance(error, ArchgradError):
                 return error

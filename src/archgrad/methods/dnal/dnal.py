@@ -46,7 +46,6 @@ from archgrad.argument_types import checked
 from archgrad.choices.access import relax
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.relaxations import ScaledSigmoid
-from archgrad.copy_and_run import copied
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
@@ -56,14 +55,15 @@ from archgrad.gates.selection import (
     WidthRounding,
     above_threshold,
     full,
-    gates,
     left_full,
 )
 from archgrad.methods.dnal.under_limit import (
     FEWEST,
     RISING,
     ROUNDS,
+    SlimSettings,
     Stage,
+    begin,
     begin_by_magnitude,
     choose_widths,
     cut,
@@ -73,10 +73,8 @@ from archgrad.methods.dnal.under_limit import (
 from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found, assemble
 from archgrad.run.run import Run
-from archgrad.supernets.lifecycle import predict_peak_memory
-from archgrad.tasks.task import Checkable, Task, require
-from archgrad.training.fit import check_recipe, optimize, seconds_per_step, steps_per_epoch, train
-from archgrad.training.given_weights import score_given
+from archgrad.tasks.task import Task
+from archgrad.training.fit import optimize, seconds_per_step, steps_per_epoch, train
 from archgrad.training.recipe import Recipe
 
 _SPARSITY = 3.0  # of the published form
@@ -87,17 +85,14 @@ _MOST_EPOCHS = 10  # of stage 2 as published
 _FIRST, _SECOND, _SECOND_TRAINED, _FINALIST = 0.1, 0.2, 0.1, 0.04
 
 
-@dataclass(frozen=True)
-class DnalSettings:
+@dataclass(frozen=True, kw_only=True)
+class DnalSettings(SlimSettings):
     """The options of `dnal`: what a run is begun with, and what its record shows."""
 
     limit: Limit | Sequence[Limit] | None
     sparsity: float | None
     reg: Literal["count", "scaled"]
-    pretrained: bool
     gate_epochs: int | None
-    round_to: int | None
-    recipe: Recipe
 
     @property
     def published(self) -> bool:
@@ -166,18 +161,15 @@ def dnal(
         >>> found.costs["macs"] <= 0.5 * ag.macs(task.example).of(net)
         True
     """
-    settings = DnalSettings(limit, sparsity, reg, pretrained, gate_epochs, round_to, recipe)
-    rounding = WidthRounding(round_to)
-    require(task, method="dnal")
-    gates(space)  # a space of anything else is refused
-    if isinstance(task, Checkable):
-        task.check(space)
-    check_recipe(recipe, space)
-    constraint = GateConstraint(space, limit, rounding) if limit is not None else None
-    run.begin("dnal", settings_record(settings), task=task, network=space)
-    space = copied(space).to(run.device)
-    given = score_given(space, task, run, check=check_weights) if pretrained else None
-    predict_peak_memory(space, task, run, optimizer=recipe.optimizer_factory)
+    settings = DnalSettings(
+        limit=limit, sparsity=sparsity, reg=reg, pretrained=pretrained, gate_epochs=gate_epochs, round_to=round_to,
+        recipe=recipe,
+    )  # fmt: skip
+    rounding, limits = WidthRounding(round_to), [] if limit is None else [limit]
+    space, constraints, given = begin(
+        space, task, run, limits, method="dnal", settings=settings, check_weights=check_weights
+    )
+    constraint = constraints[0] if constraints else None
     stages = _stages(space, task, run, settings)
     if stages.first:
         part = recipe if settings.published else replace(recipe, schedule=RISING)

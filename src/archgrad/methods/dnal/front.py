@@ -26,18 +26,19 @@ from typing import Any
 from torch import nn
 
 from archgrad.argument_types import checked
-from archgrad.copy_and_run import copied
 from archgrad.costs.limits import Cost, Limit
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
-from archgrad.gates.selection import GateConstraint, WidthRounding, full, gates
+from archgrad.gates.selection import GateConstraint, full
 from archgrad.methods.dnal.under_limit import (
     FEWEST,
     RISING,
     ROUNDS,
     Candidate,
     Choice,
+    SlimSettings,
     Stage,
+    begin,
     begin_by_magnitude,
     choose_widths,
     cut,
@@ -49,10 +50,8 @@ from archgrad.results.record import conditions, heading, settings_record
 from archgrad.results.result import LOAD_SLIM, Found, keep, measured, widths
 from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import frozen
-from archgrad.supernets.lifecycle import predict_peak_memory
-from archgrad.tasks.task import Checkable, Task, evaluate, higher_is_better, require
-from archgrad.training.fit import check_recipe, seconds_per_step, steps_per_epoch, train
-from archgrad.training.given_weights import score_given
+from archgrad.tasks.task import Task, evaluate, higher_is_better
+from archgrad.training.fit import seconds_per_step, steps_per_epoch, train
 from archgrad.training.recipe import Recipe
 from archgrad.trials.pareto import front as not_dominated
 
@@ -61,14 +60,11 @@ _TRAIN, _FIRST = 0.5, 0.2
 _FINALIST = 0.15  # of a network's training, each
 
 
-@dataclass(frozen=True)
-class FrontSettings:
+@dataclass(frozen=True, kw_only=True)
+class FrontSettings(SlimSettings):
     """The options of `slim_front`: what a run is begun with, and what its record shows."""
 
     limits: tuple[Limit, ...]
-    pretrained: bool
-    round_to: int | None
-    recipe: Recipe
 
 
 @dataclass(frozen=True)
@@ -128,17 +124,10 @@ def slim_front(
         >>> [point.costs["macs"] <= point.fraction * front.whole.costs["macs"] for point in front.points]
         [True, True]
     """
-    settings = FrontSettings(_limits(cost, fractions), pretrained, round_to, recipe)
-    require(task, method="slim_front")
-    gates(space)  # a space of anything else is refused
-    if isinstance(task, Checkable):
-        task.check(space)
-    check_recipe(recipe, space)
-    constraints = [GateConstraint(space, limit, WidthRounding(round_to)) for limit in settings.limits]
-    run.begin("slim_front", settings_record(settings))
-    space = copied(space).to(run.device)
-    given = score_given(space, task, run, check=check_weights) if pretrained else None
-    predict_peak_memory(space, task, run, optimizer=recipe.optimizer_factory)
+    settings = FrontSettings(limits=_limits(cost, fractions), pretrained=pretrained, round_to=round_to, recipe=recipe)
+    space, constraints, given = begin(
+        space, task, run, settings.limits, method="slim_front", settings=settings, check_weights=check_weights
+    )
     plan = _plan(space, task, run, settings)
     whole = _whole(space, task, run, plan, recipe)
     networks, tried = [Candidate(full(space), whole)], list[Choice]()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import nn
@@ -11,15 +12,20 @@ from torch import nn
 from archgrad.choices.access import relax
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.relaxations import ScaledSigmoid
+from archgrad.copy_and_run import copied
 from archgrad.costs.count import macs
+from archgrad.costs.limits import Limit
 from archgrad.extract.discretize import build
 from archgrad.gates.gate_optimizer import SCALE, GateOptimizer, entry_logits, limited_logit_optimizer, stand_in
 from archgrad.gates.importance import importance
-from archgrad.gates.selection import FLOOR, GateConstraint, gates, uniform
+from archgrad.gates.selection import FLOOR, GateConstraint, WidthRounding, gates, uniform
+from archgrad.results.record import settings_record
 from archgrad.run.run import Run
-from archgrad.tasks.task import Task, evaluate
+from archgrad.supernets.lifecycle import predict_peak_memory
+from archgrad.tasks.task import Checkable, Task, evaluate, require
 from archgrad.training.finalists import best, finalists
-from archgrad.training.fit import optimize, recalibrate
+from archgrad.training.fit import check_recipe, optimize, recalibrate
+from archgrad.training.given_weights import score_given
 from archgrad.training.joined_optimizer import JoinedOptimizer
 from archgrad.training.recipe import Recipe
 from archgrad.training.schedules import warm_up
@@ -28,6 +34,37 @@ RISING = warm_up(0.4)  # the learning rates of a first training under a limit
 _SPREAD = 0.2  # of the logits that trained weights begin with
 ROUNDS = 10  # in which the scale of the gates grows
 FEWEST = 8  # steps of a finalist; with fewer the gates alone decide
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlimSettings:
+    """The options that `dnal` and `slim_front` share."""
+
+    pretrained: bool
+    round_to: int | None
+    recipe: Recipe
+
+
+def begin(
+    space: nn.Module, task: Task, run: Run, limits: Sequence[Limit | Sequence[Limit]], *, method: str,
+    settings: SlimSettings, check_weights: bool,
+) -> tuple[nn.Module, list[GateConstraint], dict[str, float] | None]:  # fmt: skip
+    """Refuse what cannot work and begin the run.
+
+    Returns:
+        A copy of the space on the run's device, a constraint for each limit, and what given weights score.
+    """
+    require(task, method=method)
+    gates(space)  # a space of anything else is refused
+    if isinstance(task, Checkable):
+        task.check(space)
+    check_recipe(settings.recipe, space)
+    constraints = [GateConstraint(space, limit, WidthRounding(settings.round_to)) for limit in limits]
+    run.begin(method, settings_record(settings), task=task, network=space)
+    space = copied(space).to(run.device)
+    given = score_given(space, task, run, check=check_weights) if settings.pretrained else None
+    predict_peak_memory(space, task, run, optimizer=settings.recipe.optimizer_factory)
+    return space, constraints, given
 
 
 class Stage(NamedTuple):

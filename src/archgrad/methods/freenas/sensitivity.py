@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from archgrad.choices.access import choices, decisions, restrict, using
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
+from archgrad.copy_and_run import Intercepted
 from archgrad.errors import ArchgradError, ModelError, NonFiniteError
 from archgrad.extract.discretize import draw_anew
 from archgrad.proxies.temporary_state import probe
@@ -73,7 +73,7 @@ def sensitivity(
     with probe(space, weights="absolute", biases="zero", norm=mode, dtype=torch.float64):
         leaves = {n: a.detach().to(ones[0].device, torch.float64).requires_grad_() for n, a in alpha.items()}
         try:
-            with using(space, leaves), _Unclipped() if norm == "off" else contextlib.nullcontext():
+            with using(space, leaves), Intercepted(_unclipped) if norm == "off" else contextlib.nullcontext():
                 value = torch.as_tensor(_total(space(*ones)))
         except ArchgradError:
             raise
@@ -91,20 +91,11 @@ def sensitivity(
     }
 
 
-class _Unclipped(TorchFunctionMode):
+def _unclipped(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """ReLU6 and hardtanh have no upper bound, whoever calls them."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        named = dict(kwargs or {})
-        if func is F.relu6 or func is F.hardtanh:
-            return args[0].clamp(min=0.0 if func is F.relu6 else named["min_val"])
-        return func(*args, **named)
+    if function is F.relu6 or function is F.hardtanh:
+        return args[0].clamp(min=0.0 if function is F.relu6 else kwargs["min_val"])
+    return function(*args, **kwargs)
 
 
 def _total(outputs: object) -> Tensor | float:

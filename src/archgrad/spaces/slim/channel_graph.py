@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from archgrad.choices.channels import Coupling, kind_of
 from archgrad.choices.fewer_heads import AttentionCall
-from archgrad.spaces.slim.dependency import Components, Labels, Unflattening, Walk
+from archgrad.spaces.slim.dependency import Components, Labels, Walk, unflattening
 from archgrad.spaces.slim.layer_sides import (
     NORMS,
     is_layer,
@@ -27,7 +27,7 @@ from archgrad.spaces.slim.layer_sides import (
 )
 from archgrad.spaces.slim.numbering import NORM_SIDE, ROWS, Numbering, Side, untouchable
 from archgrad.spaces.slim.operators import rule_of
-from archgrad.spaces.slim.recurrent import Packing, count_states, is_recurrent, recurrent_hooks, tie_units
+from archgrad.spaces.slim.recurrent import count_states, is_recurrent, packing, recurrent_hooks, tie_units
 from archgrad.spaces.slim.seeded_run import computed_weights, plain_kernels, run, tensors_of
 from archgrad.spaces.slim.torch_attention import Calls
 from archgrad.spaces.slim.whole_modules import note_products, note_rows, whole_hooks
@@ -107,7 +107,7 @@ def trace(
     handles = _hooks(numbering, walk, stack, visited, positions, blank)
     handles += whole_hooks(numbering, walk)
     try:
-        with plain_kernels(), walk, Unflattening(walk), Packing(walk):
+        with plain_kernels(), walk, unflattening(walk), packing(walk):
             outputs = run(network, example)
     finally:
         for handle in handles:

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
+
+from archgrad.copy_and_run import Intercepted
+from archgrad.spaces.slim.seeded_run import OperatorMode
 
 Labels = NDArray[np.int64]
 Axes = dict[int, list[Labels]]  # axis -> arrays of labels along it, -1 for a place without one
@@ -97,7 +98,7 @@ class Components:
         return found
 
 
-class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Walk(OperatorMode):
     """Notes what every operator does with the labels of its inputs, while the network runs under it.
 
     Args:
@@ -136,10 +137,6 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._shadows: MutableMapping[Tensor, Shadow] = WeakIdKeyDictionary()
         for tensor, shadow in tensors.items():
             self._shadows[tensor] = shadow
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else the compiler is imported, which takes seconds
 
     def __torch_dispatch__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -181,27 +178,22 @@ class Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.components.freeze(labels, reason)
 
 
-class Unflattening(TorchFunctionMode):
+def unflattening(walk: Walk) -> Intercepted:
     """Tells a walk which size `unflatten` leaves open: its view has all of them as numbers."""
 
-    def __init__(self, walk: Walk) -> None:
-        super().__init__()
-        self._walk = walk
-
-    def __torch_function__(
-        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run the function."""
+    def noted(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         sizes = None
-        if func in (torch.Tensor.unflatten, torch.unflatten):
-            sizes = (kwargs or {}).get("sizes", args[2] if len(args) > 2 else None)
+        if function in (torch.Tensor.unflatten, torch.unflatten):
+            sizes = kwargs.get("sizes", args[2] if len(args) > 2 else None)
         if not isinstance(sizes, (tuple, list)) or -1 not in sizes:
-            return func(*args, **(kwargs or {}))
-        self._walk.unflattened = list(sizes).index(-1)
+            return function(*args, **kwargs)
+        walk.unflattened = list(sizes).index(-1)
         try:
-            return func(*args, **(kwargs or {}))
+            return function(*args, **kwargs)
         finally:
-            self._walk.unflattened = -1
+            walk.unflattened = -1
+
+    return Intercepted(noted)
 
 
 @dataclass

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.overrides import TorchFunctionMode
 
 from archgrad.choices.channels import Coupling
+from archgrad.copy_and_run import Intercepted
 from archgrad.spaces.slim.dependency import Components, Labels, Walk
 from archgrad.spaces.slim.seeded_run import computed_weights
 
@@ -146,24 +146,16 @@ def _note(walk: Walk, x: Tensor, labels: Labels) -> None:
     walk.note(x, {x.dim() - 1: [np.tile(labels, x.shape[-1] // len(labels))]})
 
 
-class Packing(TorchFunctionMode):
+def packing(walk: Walk) -> Intercepted:
     """Follow channels through the packing of sequences, [T, B, ...] <-> [steps of all, ...]."""
 
-    def __init__(self, walk: Walk) -> None:
-        super().__init__()
-        self._walk = walk
-
-    def __torch_function__(
-        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run the function; after packing, move the labels."""
-        moves = {"_pack_padded_sequence": -1, "_pad_packed_sequence": 1}.get(getattr(func, "__name__", ""))
+    def moved(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        moves = {"_pack_padded_sequence": -1, "_pad_packed_sequence": 1}.get(getattr(function, "__name__", ""))
         if moves is None:
-            return func(*args, **(kwargs or {}))
-        walk = self._walk
+            return function(*args, **kwargs)
         walk.paused += 1
         try:
-            results = func(*args, **(kwargs or {}))
+            results = function(*args, **kwargs)
         finally:
             walk.paused -= 1
         first = 1 - min(moves, 0)  # axis of the channels
@@ -171,6 +163,8 @@ class Packing(TorchFunctionMode):
         axes = walk.shadow(args[0]).axes
         walk.note(results[0], {a + moves: labels for a, labels in axes.items() if a >= first})
         return results
+
+    return Intercepted(moved)
 
 
 def follow_weights(layer: nn.Module) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from archgrad.copy_and_run import call
@@ -23,6 +24,14 @@ NETWORK_ERRORS = (
     RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError,
 )  # fmt: skip
 DEEPEST = 6  # levels of containers in a network's output
+
+
+class OperatorMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """What sees every operator that a network runs, without importing the compiler, which takes seconds."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
 
 @contextlib.contextmanager

@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from archgrad.spaces.slim.seeded_run import reseed
+from archgrad.spaces.slim.seeded_run import OperatorMode, reseed
 
 
-class AlignedDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class AlignedDraws(OperatorMode):
     """Replace what a network draws at random.
 
     Whatever is dropped with a probability stays; other draws are one number for each example of the batch, the same
@@ -21,10 +20,6 @@ class AlignedDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._count = 0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else the compiler is imported, which takes seconds
 
     def __torch_dispatch__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
