@@ -72,6 +72,7 @@ def test_it_learns_digits_under_its_limit(digits: list[np.ndarray]) -> None:
     assert all(type(module).__module__.startswith("torch.") for module in fitted.network_.modules())
     again = pickle.loads(pickle.dumps(fitted))
     assert (again.predict(other) == fitted.predict(other)).all()
+    assert again.found_.report() == fitted.found_.report()
 
 
 @pytest.mark.parametrize("method", ["slim", "search"])

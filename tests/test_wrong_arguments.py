@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import functools
 import inspect
+import pickle
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer.testing
 from torch import nn
 
 import archgrad as ag
+from archgrad.cli.app import app
 from archgrad.control import cart_pole
+from archgrad.errors import ChoiceError, LimitError, RunError
 from archgrad.rl import PixelGame
 
 
@@ -108,3 +113,24 @@ RETURNS_NOTHING: dict[str, Callable[[], object]] = {
 def test_a_function_of_the_users_that_returns_nothing_is_named(what: str) -> None:
     with pytest.raises(ag.ArchgradError, match=r"None|network="):
         RETURNS_NOTHING[what]()
+
+
+def test_the_mistakes_of_a_first_hour_are_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each message names what to write instead."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text("import torch\n\nclass Mine(torch.nn.Linear):\n    pass\n", encoding="utf-8")
+    x = torch.zeros(1, 4)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    space, task = ag.slim(net, x), ag.Classification((torch.randn(60, 4), torch.arange(60) % 2))
+    run = ag.Run(epochs=1, progress=False)
+    command = typer.testing.CliRunner().invoke(app, ["slim", "net.py", "digits", "--limit", "macs=0.5"])
+    assert command.exit_code == 2 and "net.py:Mine" in command.stderr
+    for call, error, told in (
+        (lambda: ag.dnal(space, task, run, limit=ag.macs(x).at_most(0.5)), LimitError, r"at_most\(fraction=0.5\)"),
+        (lambda: ag.dnal(space, task), TypeError, r"dnal\(\): missing .*'run'. It takes space, task, run, limit"),
+        (lambda: ag.dnal(net, task, run), ChoiceError, r"archgrad.slim\(network, example=x\)"),
+        (lambda: ag.Classificaton, AttributeError, "Did you mean Classification"),
+        (lambda: pickle.dumps(ag.Found(ag.Architecture({}), net)), RunError, r"found.save\(folder\)"),
+    ):
+        with pytest.raises(error, match=told):
+            call()

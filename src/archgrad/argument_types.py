@@ -45,8 +45,12 @@ def checked(function: Function) -> Function:
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        # A call that binds no parameters raises its TypeError, as any function's does.
-        for option, value in signature.bind(*args, **kwargs).arguments.items():
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            # As any function's does, but with what it takes.
+            raise TypeError(f"{name}(): {error}. It takes {', '.join(signature.parameters)}") from None
+        for option, value in bound.arguments.items():
             if option in hints() and not _fits(value, hints()[option]):
                 raise _refusal(name, option, value, hints()[option])
         return function(*args, **kwargs)

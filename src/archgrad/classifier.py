@@ -102,6 +102,14 @@ class ArchgradClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.device = device
         self.random_state = random_state
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Estimators are pickled by scikit-learn's convention, results of archgrad are not.
+        state: dict[str, Any] = super().__getstate__()
+        return state | ({"found_": vars(state["found_"])} if "found_" in state else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state | ({"found_": Found(**state["found_"])} if "found_" in state else {}))
+
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Train, and slim or search, on `X` `[N, F]` or `[N, C, H, W]` with labels `y` `[N]`; returns itself."""
         if self.method not in ("slim", "search"):

@@ -273,8 +273,9 @@ class GateConstraint:
         scores = {name: torch.zeros(gate.size) for name, gate in gates(self.space).items()}
         lowest = self.price(above_threshold(self.space, scores, 1.0, self.rounding))
         if lowest > self.bound:
+            meant = f"; for a fraction of the whole, give at_most(fraction={self.bound:g})" if self.bound <= 1 else ""
             raise LimitError(
                 f"no network of this space takes at most {self.bound:,.6g} {self.unit}: the lowest reachable is "
                 f"{lowest:,.6g} ({lowest / self.reference:.1%} of {self.reference:,.6g}); raise the limit, or allow "
-                f"narrower layers with round_to=1"
+                f"narrower layers with round_to=1{meant}"
             )

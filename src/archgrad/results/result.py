@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import safetensors
 import safetensors.torch
@@ -84,6 +84,12 @@ class Found:
         score = "not scored" if self.score is None else f"score={self.score:.6g}"
         costs = "".join(f", {name}={value:,.6g}" for name, value in self.costs.items())
         return f"Found({score}{costs}, {len(self.architecture)} choices, {type(self.network).__name__})"
+
+    def __reduce__(self) -> NoReturn:
+        raise RunError(
+            "A Found is not pickled: reading a pickle can execute code. Write it with found.save(folder); of the "
+            "network alone, torch.save(found.network.state_dict(), file) or archgrad.export_onnx"
+        )
 
     def _repr_html_(self) -> str:
         """Figures and what was found, for a notebook."""

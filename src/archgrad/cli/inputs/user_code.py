@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -42,10 +43,21 @@ def load(name: str, *, kind: str = "MODEL", forms: str = FORMS) -> Any:
     return value
 
 
+def _first_name(file: Path) -> str:
+    """The last class or function of a file, which is most likely meant; its code is not run."""
+    defined = re.findall(
+        r"^(?:class|def) ([A-Za-z]\w*)", file.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
+    )
+    return defined[-1] if defined else "NAME"
+
+
 def split_name(name: str, *, kind: str = "MODEL", forms: str = FORMS) -> tuple[str, str]:
     """Module or file, and attribute. Raises ConfigError where there are not both."""
     place, _, attribute = name.rpartition(":")
     if not place or not attribute:
+        file = Path(name)
+        if file.suffix == ".py" and file.is_file():
+            raise ConfigError(f"{kind} {name!r} is a file: name what is meant in it, {name}:{_first_name(file)}.")
         raise ConfigError(f"{kind} {name!r} is not understood. Give {forms}.")
     return place, attribute
 

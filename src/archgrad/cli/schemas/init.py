@@ -19,7 +19,7 @@ class InitOptions(ImageOptions):
     data: str = Field(description=f"{DATA}.")
     out: str = Field("archgrad-run", description="The folder that the two files are written into.")
     weights: str | None = Field(None, description="Trained weights that the script begins with.")
-    normalize: str | None = TaskOptions.model_fields["normalize"]
+    normalize: str | None = Field(None, description=TaskOptions.model_fields["normalize"].description)
 
     @field_validator("normalize")
     @classmethod
