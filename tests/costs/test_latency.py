@@ -15,7 +15,8 @@ from archgrad.choices.access import hold, relax
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import OpChoice
 from archgrad.choices.relaxations import softmax
-from archgrad.costs import latency as rooms, measure_files
+from archgrad.costs import latency as rooms
+from archgrad.costs.file_latency import measure_files
 from archgrad.costs.latency import Timing, latency
 from archgrad.costs.limits import Cost, Limit
 from archgrad.errors import ConfigError, LimitError, MissingExtra, ModelError

@@ -1,6 +1,5 @@
 from .allocations import Allocations as Allocations
 from .count import Counter as Counter
-from .file_latency import measure_files as measure_files
 from .limits import Cost as Cost, Predicts as Predicts
 from .memory import measured_peak as measured_peak, predict_memory as predict_memory
 from .prediction_error import rank_correlation as rank_correlation

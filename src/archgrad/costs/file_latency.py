@@ -48,9 +48,8 @@ def measure_files(
 
     Example:
         >>> import torch, archgrad as ag
-        >>> from archgrad.costs import measure_files
         >>> path = ag.export_onnx(torch.nn.Linear(4, 2), torch.zeros(1, 4), "small.onnx").path
-        >>> measure_files({"small": path}, repeats=5)["small"].median_ms > 0
+        >>> ag.measure_files({"small": path}, repeats=5)["small"].median_ms > 0
         True
     """
     check_protocol(repeats=repeats, warmup=warmup, threads=threads, batch=batch)
