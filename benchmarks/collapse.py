@@ -29,13 +29,12 @@ from slim_tasks import cifar10_part
 import archgrad as ag
 from archgrad.methods import DartsPrimeTerms, UnasTerms, adam_of_unas
 from archgrad.tasks import DATA
-from archgrad.training.schedules import warm_up_cosine
 
 # As the authors' code has it for CIFAR: rates 2e-3 to 3e-4 and 6e-4 to 1e-4, schedules that begin after the warm-up.
 PUBLISHED_UNAS = functools.partial(
     ag.unas, finalists=None,
     terms=UnasTerms(gap="pairwise", per_image=True, softening=0.0, warm_up=0.15, rate=2e-3, floor=0.15, restart=True),
-    search_recipe=ag.Recipe(optimizer_factory=adam_of_unas, schedule=warm_up_cosine(0, last=1 / 3)),
+    search_recipe=ag.Recipe(optimizer_factory=adam_of_unas, schedule=ag.warm_up_cosine(0, last=1 / 3)),
 )  # fmt: skip
 METHODS: dict[str, Callable[..., ag.Found]] = {
     "single path, published": functools.partial(ag.random_search, shared=True, finalists=None),

@@ -13,7 +13,7 @@ from .choices.access import (
 from .choices.architecture import Architecture as Architecture
 from .choices.decide import decide as decide
 from .choices.gate import Gate as Gate
-from .choices.lazy import Lazy as Lazy
+from .choices.lazy_candidates import Lazy as Lazy
 from .choices.modules import InputChoice as InputChoice, OpChoice as OpChoice
 from .choices.relaxations import (
     gumbel_softmax as gumbel_softmax,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 from torch import nn
 
-from archgrad.cli.commands.setup import recipes_of
+from archgrad.cli.run_setup import recipes_of
 from archgrad.cli.schemas.configuration import anchored, resolve
 from archgrad.cli.schemas.limits import LimitText, parse
 from archgrad.cli.schemas.methods import METHODS, SEARCHES, Method, MethodOptions

@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import Result
 
-from archgrad.cli.commands import setup
+from archgrad.cli import run_setup
 
 
 def _run(path: Path, *inputs: np.ndarray) -> list[np.ndarray]:
@@ -62,7 +62,7 @@ def test_a_time_is_that_of_the_runtime_that_is_named_or_exported_for(
     for package in ("onnxruntime", "onnxscript", limit.removesuffix("_ms")):
         if package in ("onnxruntime", "onnxscript", "openvino"):
             pytest.importorskip(package)
-    found = setup.limit_of(f"{limit}=4.5", torch.zeros(1, 3), onnx=onnx)
+    found = run_setup.limit_of(f"{limit}=4.5", torch.zeros(1, 3), onnx=onnx)
     assert found is not None and found.cost.name == name and found.bound == 4.5
 
 

@@ -14,8 +14,8 @@ from torch.optim import SGD, Adam
 import archgrad as ag
 from archgrad.choices.access import choices
 from archgrad.costs import memory
-from archgrad.costs.allocations import Allocations, Saved
 from archgrad.costs.memory import GIB, measured_peak, peak_memory, predict_memory, saved_bytes
+from archgrad.costs.memory_watch import Allocations, Saved
 from archgrad.errors import ChoiceError, LimitError, ModelError
 from archgrad.supernets import lifecycle as supernet
 

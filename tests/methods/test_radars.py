@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import archgrad as ag
-from archgrad.choices.lazy import Lazy, built, emptied
+from archgrad.choices.lazy_candidates import Lazy, built, emptied
 from archgrad.costs.memory import peak_memory, saved_bytes
 from archgrad.errors import ChoiceError, ConfigError, LimitError
 from archgrad.methods.radars.offload import OffloadedSupernet

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 import archgrad as ag
 from archgrad.errors import ModelError
-from archgrad.tasks.chance import best_constant, judged, scores_by_normalization
+from archgrad.tasks.chance_level import best_constant, judged, scores_by_normalization
 
 
 def mlp(classes: int = 10) -> nn.Sequential:

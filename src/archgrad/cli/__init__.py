@@ -2,7 +2,7 @@
 
 import sys
 
-from archgrad.cli.importing import interruptible
+from archgrad.cli.interruptible_imports import interruptible
 
 __all__ = ["main"]
 

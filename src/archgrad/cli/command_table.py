@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass
 
 from archgrad.cli.command_output import Outcome
-from archgrad.cli.importing import interruptible
+from archgrad.cli.interruptible_imports import interruptible
 from archgrad.cli.schemas.control import ControlOptions
 from archgrad.cli.schemas.demo import DemoOptions
 from archgrad.cli.schemas.init import InitOptions

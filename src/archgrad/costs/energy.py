@@ -25,9 +25,9 @@ from torch import nn
 
 from archgrad.argument_types import checked
 from archgrad.copy_and_run import evaluating, run_on_example, shapes
-from archgrad.costs.allocations import Allocations
 from archgrad.costs.count import examples_of, macs_by_module
 from archgrad.costs.limits import Limit, WithoutGradient
+from archgrad.costs.memory_watch import Allocations
 from archgrad.errors import ConfigError, MissingExtra
 from archgrad.tasks.task import Inputs, arguments, tensors
 

@@ -22,9 +22,9 @@ from torch.optim import SGD, Optimizer
 
 from archgrad.argument_types import checked
 from archgrad.copy_and_run import modes_kept, shapes
-from archgrad.costs.allocations import Allocations, Saved
 from archgrad.costs.inference_memory import Liveness, expected_peak, liveness, whole_network
 from archgrad.costs.limits import Limit, WithoutGradient
+from archgrad.costs.memory_watch import Allocations, Saved
 from archgrad.errors import LimitError, ModelError
 from archgrad.files import free_memory
 from archgrad.tasks.task import Inputs, batch_size, call, mapped, rows_of, tensors

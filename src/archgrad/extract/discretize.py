@@ -17,7 +17,7 @@ from archgrad.choices.gate import Gate
 from archgrad.choices.modules import InputChoice
 from archgrad.copy_and_run import copied
 from archgrad.errors import ConfigError
-from archgrad.extract.plain import picked, plain, unparametrize
+from archgrad.extract.plain_network import picked, plain, unparametrize
 
 
 @runtime_checkable

@@ -1,6 +1,6 @@
 from .darts_prime.dynamic_schedule import DynamicSchedule as DynamicSchedule
+from .darts_prime.options import DartsPrimeTerms as DartsPrimeTerms
 from .darts_prime.regularizers import Admm as Admm, Proximity as Proximity, regularized as regularized
-from .darts_prime.terms import DartsPrimeTerms as DartsPrimeTerms
 from .monas.monas import MonasTerms as MonasTerms
 from .monas.rewards import Reward as Reward, accurate as accurate, mixed as mixed, soft as soft, under as under
 from .multimodal_random.intervention_card import card as card

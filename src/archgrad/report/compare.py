@@ -16,7 +16,7 @@ from rich.constrain import Constrain
 from rich.text import Text
 
 from archgrad.errors import RunError
-from archgrad.report import html, intervention, numbers, text
+from archgrad.report import html, intervention_card, numbers, text
 from archgrad.report.charts import comparison, svg
 from archgrad.report.charts.mixing_weights import sample
 from archgrad.report.data import live_status, run_folder
@@ -206,7 +206,7 @@ def _count(entries: object) -> str:
 
 
 def _card(side: Side) -> Mapping[str, Any]:
-    intervention.rows(side.record)
+    intervention_card.rows(side.record)
     card: Mapping[str, Any] = side.record.get("card") or {}
     return card
 

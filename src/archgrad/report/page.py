@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from archgrad import files
 from archgrad.errors import RunError
-from archgrad.report import html, intervention, numbers, score_text, text
+from archgrad.report import html, intervention_card, numbers, score_text, text
 from archgrad.report.charts import baselines, control, curves, mixing_weights, pareto, proxy_scores, radars, rl, svg
 from archgrad.report.charts.axes import FAINT, LINES, Chart, dress, undrawn
 from archgrad.report.charts.steps import LARGEST, History
@@ -148,7 +148,7 @@ def _figures(record: text.Record) -> dict[str, Any]:
         "frozen": [
             (str(layer.get("name", "")), str(layer.get("reason", ""))) for layer in record.get("frozen") or []
         ],
-        "card": intervention.rows(record),
+        "card": intervention_card.rows(record),
     }
 
 

@@ -13,7 +13,7 @@ from archgrad.choices.access import decisions, sample, using
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.decide import decision_weights
 from archgrad.choices.gate import Gate
-from archgrad.choices.lazy import built
+from archgrad.choices.lazy_candidates import built
 from archgrad.choices.modules import InputChoice, OpChoice
 from archgrad.choices.subsets import without_topology
 from archgrad.copy_and_run import copied

@@ -9,7 +9,7 @@ from torch import nn
 from archgrad.errors import ModelError
 from archgrad.report import text
 from archgrad.run.run import Run
-from archgrad.tasks import chance
+from archgrad.tasks import chance_level
 from archgrad.tasks.task import Task, description, evaluate, higher_is_better, require_finite
 
 
@@ -33,7 +33,7 @@ def score_given(network: nn.Module, task: Task, run: Run, *, check: bool = True)
     def scored() -> dict[str, Any]:
         figures = evaluate(task, network)
         require_finite(figures, task, "valid")
-        verdict = chance.judged(task, network, figures) if check else chance.Verdict()
+        verdict = chance_level.judged(task, network, figures) if check else chance_level.Verdict()
         return {"figures": figures, **verdict._asdict()}
 
     computed = run.compute_once("given", scored)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from archgrad.cli import command_file, command_output
-from archgrad.cli.commands import setup
+from archgrad.cli import command_file, command_output, run_setup
 from archgrad.cli.schemas.control import ControlOptions
 from archgrad.control.benchmark_systems import cart_pole, vehicle
 from archgrad.control.dynamics_networks import dynamics_space
@@ -19,14 +18,14 @@ _SYSTEMS = {"vehicle": vehicle, "cart_pole": cart_pole}
 
 def execute(options: ControlOptions) -> command_output.Outcome:
     """Control the system; the outcome is the run's record."""
-    setup.set_threads(options)
+    run_setup.set_threads(options)
     out = Path(options.out)
     run = Run(
         trials=options.trials, seconds=options.seconds, seed=options.seed, folder=out, device=options.device
     )  # fmt: skip
     command_file.check(out, "control", options)
     system = _SYSTEMS[options.system]()
-    setup.seed(options.seed)
+    run_setup.seed(options.seed)
     space = dynamics_space(len(system.start), len(system.low)) if options.searched else None
     command_file.write(out, "control", options)
     with command_file.resumable(out):

@@ -9,8 +9,7 @@ from typing import Any
 import typer
 
 from archgrad import demo
-from archgrad.cli import command_file, command_output
-from archgrad.cli.commands import setup
+from archgrad.cli import command_file, command_output, run_setup
 from archgrad.cli.schemas.demo import DemoOptions
 
 _NEXT = """Next, with a network and data of your own:
@@ -22,14 +21,14 @@ _NEXT = """Next, with a network and data of your own:
 
 def execute(options: DemoOptions) -> command_output.Outcome:
     """Slim a small CNN on real digits; the outcome is the run's record."""
-    setup.set_threads(options)
+    run_setup.set_threads(options)
     out = Path(options.out)
     command_file.check(out, "demo", options)
     command_file.write(out, "demo", options)
     typer.echo(f"A small CNN learns real digits and is slimmed to half its MACs, into {options.out} ...", err=True)
     with command_file.resumable(out):
         found = demo.demo(out, seed=options.seed, epochs=options.epochs)
-        setup.write_onnx(found, out, None)
+        run_setup.write_onnx(found, out, None)
     return command_output.of_record(found.record, _baseline(found.record), _NEXT, command_output.files_in(out))
 
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from archgrad.choices.access import choices, relax, sample
 from archgrad.choices.relaxations import Softmax
+from archgrad.cli import run_setup
 from archgrad.cli.command_output import Outcome
-from archgrad.cli.commands import setup
 from archgrad.cli.commands.search import described_space
 from archgrad.cli.inputs import data, spaces
 from archgrad.cli.schemas.methods import METHODS
@@ -48,9 +48,9 @@ def plan(command: str, options: Options) -> Outcome:
     if isinstance(options, SearchOptions) and METHODS[options.method].trains == "nothing":
         raise ConfigError(f"{options.method} trains nothing and takes seconds: leave --dry-run out")
     # The checks of the command itself. This run is never begun, so its folder is only looked at.
-    setup.begin(command, options, Path(options.out))
+    run_setup.begin(command, options, Path(options.out))
     task = data.load(options.data, options) if isinstance(options, TransferOptions) else data.load_task(options)
-    setup.seed(options.seed)
+    run_setup.seed(options.seed)
     run = Run(epochs=options.epochs, steps=options.steps, seconds=options.seconds, seed=options.seed,
               device=options.device, precision=options.precision, progress=False)  # fmt: skip
     total = run.total_steps(task.steps_per_epoch, default_epochs=60)
@@ -75,16 +75,16 @@ def plan(command: str, options: Options) -> Outcome:
 
 
 def _slim(options: SlimOptions | TransferOptions, task: Task, run: Run) -> Plan:
-    network = setup.load_network(options, task)
+    network = run_setup.load_network(options, task)
     if isinstance(options, SlimOptions):
-        setup.check_normalization(network, task, options)
-        task = setup.with_teacher(task, options, network)
+        run_setup.check_normalization(network, task, options)
+        task = run_setup.with_teacher(task, options, network)
     space = slim(network, task.example, keep=options.keep).to(run.device)
     round_to = options.round_to if isinstance(options, SlimOptions) else 1
     limits = _limits_of(options, task)
     bounds = [GateConstraint(space, limit, WidthRounding(round_to)).bound for limit in limits]
     told = [_limit(limit, bound) for limit, bound in zip(limits, bounds, strict=True)]
-    factory = setup.recipe_of(options).optimizer_factory if isinstance(options, SlimOptions) else adam
+    factory = run_setup.recipe_of(options).optimizer_factory if isinstance(options, SlimOptions) else adam
     return {
         "predicted_peak_bytes": predict_peak_memory(space, task, run, optimizer=factory),
         "before": _figures(network, task),
@@ -100,26 +100,26 @@ def _slim(options: SlimOptions | TransferOptions, task: Task, run: Run) -> Plan:
 def _limits_of(options: SlimOptions | TransferOptions, task: Task) -> list[Limit]:
     """All that hold at once, or those of a front."""
     if isinstance(options, TransferOptions):
-        limit = setup.limit_of(options.limit, task.example, onnx=options.onnx)
+        limit = run_setup.limit_of(options.limit, task.example, onnx=options.onnx)
         return [limit] if limit else []
     if options.front is not None:
-        cost = setup.cost_of(options.front[0], task.example)
+        cost = run_setup.cost_of(options.front[0], task.example)
         return [cost.at_most(fraction=fraction) for fraction in options.front[1]]
-    return setup.limits_of(options.limit, task.example, onnx=options.onnx) or []
+    return run_setup.limits_of(options.limit, task.example, onnx=options.onnx) or []
 
 
 def _search(options: SearchOptions, task: Task, run: Run) -> Plan:
-    method, task = METHODS[options.method], setup.with_teacher(task, options)
+    method, task = METHODS[options.method], run_setup.with_teacher(task, options)
     space, described = spaces.build_space(described_space(options), task)
     search_steps, train_steps = split_steps(run, task, options.search_fraction)
-    limit = setup.limit_of(options.limit, task.example, onnx=False)
+    limit = run_setup.limit_of(options.limit, task.example, onnx=False)
     bound = None
     if limit is not None:
         # A measured bound is settled by the search itself, on hundreds of networks.
         bound = limit.bound if limit.cost.measured else ArchitectureConstraint(space, limit).bound
     sampled = build(space, sample(space, generator=torch.Generator().manual_seed(options.seed)), weights="fresh")
     trained, peak = sampled.to(run.device), None
-    recipes = setup.recipes_of(options, method.load())
+    recipes = run_setup.recipes_of(options, method.load())
     if method.trains == "networks":
         peak = predict_peak_memory(space, task, run, optimizer=recipes["recipe"].optimizer_factory, drawn=5)
     elif method.trains == "supernet":

@@ -13,8 +13,8 @@ from torch import nn
 
 from archgrad import files
 from archgrad.choices.access import choices
+from archgrad.cli import run_setup
 from archgrad.cli.command_output import Outcome
-from archgrad.cli.commands import setup
 from archgrad.cli.inputs import data, models
 from archgrad.cli.schemas.configuration import is_code
 from archgrad.cli.schemas.init import InitOptions
@@ -59,7 +59,7 @@ def execute(options: InitOptions) -> Outcome:
     task.check(network)
     if options.weights:
         models.read_weights(network, options.weights)
-        if not options.normalize and (scores := setup.scores_of_other_normalizations(network, task)):
+        if not options.normalize and (scores := run_setup.scores_of_other_normalizations(network, task)):
             options = _asked(options, scores)
             task = _task(options)
     space = slim(network, task.example)
@@ -94,7 +94,7 @@ def _task(options: InitOptions) -> Classification:
 def _asked(options: InitOptions, scores: Mapping[str, float]) -> InitOptions:
     """The options with the normalization that the user names; an error where nobody can be asked."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise setup.unknown_normalization(str(options.weights), scores)
+        raise run_setup.unknown_normalization(str(options.weights), scores)
     listed = ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
     typer.echo(f"By each normalization of their images the weights score: {listed}.", err=True)
     question = "Which one were they trained with? (or MEANS/DEVIATIONS)"
@@ -197,7 +197,7 @@ def _script(findings: _Findings) -> str:
         weights, pretrained = f"read_weights(net, {str(Path(options.weights).absolute())!r})", ", pretrained=True"
     out = Path(options.out).absolute()
     export = f"ag.export_onnx(found.network, x, {str(out / 'small.onnx')!r})"
-    if not setup.writes_onnx(None):
+    if not run_setup.writes_onnx(None):
         export = f"# pip install 'archgrad[export]', then: {export}"
     named = "\n".join(dict.fromkeys("\n".join(imports).split("\n")))  # no line twice
     limit = f"ag.macs(x).at_most(fraction={findings.fraction})" if findings.fraction else "None"

@@ -14,8 +14,7 @@ from torch import nn
 from archgrad import proxies
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
-from archgrad.cli import command_file, command_output
-from archgrad.cli.commands import setup
+from archgrad.cli import command_file, command_output, run_setup
 from archgrad.cli.inputs import accuracy_table, architectures, data, models, spaces
 from archgrad.cli.schemas.options import TABLE_DATA, BatchOptions
 from archgrad.cli.schemas.score import PROXIES, RANDOM_INPUTS, ScoreOptions
@@ -57,7 +56,7 @@ class _Subjects(NamedTuple):
 
 def execute(options: ScoreOptions) -> command_output.Outcome:
     """Score the networks; the outcome is the record, the best mean rank first."""
-    setup.set_threads(options)
+    run_setup.set_threads(options)
     out = Path(options.out) if options.out else None
     run = Run(seed=options.seed, folder=out, device=options.device, output=Output(checkpoint_seconds=_KEPT_EVERY))
     if out:
@@ -113,7 +112,7 @@ def _subjects(options: ScoreOptions, fits: spaces.Fits, run: Run, table: Tabular
     description = spaces.describe(
         options.space, cells=options.cells, channels=options.channels, factorized=bool(options.factorized)
     )
-    setup.seed(options.seed)
+    run_setup.seed(options.seed)
     space, described = spaces.build_space(description, fits)
     prepare_supernet(space, run, needs="archgrad score")
     if isinstance(space, Resizable):
@@ -129,7 +128,7 @@ def _subjects(options: ScoreOptions, fits: spaces.Fits, run: Run, table: Tabular
 
 def _model(name: str, fits: spaces.Fits, number: int) -> _Subject:
     def make() -> nn.Module:
-        setup.seed(number)
+        run_setup.seed(number)
         network = models.load(name, classes=data.classes_of(fits), example=fits.example)
         if choices(network):
             raise ModelError(f"MODEL {name!r} has choices: it is a space. Give --space {name}, and --sample N")
@@ -160,7 +159,7 @@ def _scores(
     run.register_state()
     for k in run.steps(len(subjects), phase="score"):
         # Every network has the weights that the seed gives it, whatever was scored before.
-        setup.seed(seed)
+        run_setup.seed(seed)
         try:
             network = subjects[k].make()
             theta(network)

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from archgrad.cli import command_file, command_output
-from archgrad.cli.commands import setup
+from archgrad.cli import command_file, command_output, run_setup
 from archgrad.cli.inputs import accuracy_table, data, spaces
 from archgrad.cli.schemas.methods import METHODS
 from archgrad.cli.schemas.options import TABLE_DATA
@@ -27,13 +26,13 @@ def execute(options: SearchOptions) -> command_output.Outcome:
     """Search a space; the outcome is the run's record."""
     out, method = Path(options.out), METHODS[options.method]
     function = method.load()
-    run = setup.begin("search", options, out, trials=options.trials, workers=options.workers)
-    task = setup.with_teacher(data.load_task(options), options) if options.data or options.task else None
+    run = run_setup.begin("search", options, out, trials=options.trials, workers=options.workers)
+    task = run_setup.with_teacher(data.load_task(options), options) if options.data or options.task else None
     table = accuracy_table.load(options.table, data=options.table_data or TABLE_DATA[0]) if options.table else None
-    setup.seed(options.seed)
+    run_setup.seed(options.seed)
     subject = _shape(options) if task is None else task
     space, described = spaces.build_space(described_space(options), subject)
-    limit = setup.limit_of(options.limit, subject.example, onnx=False)  # each of hundreds would be exported
+    limit = run_setup.limit_of(options.limit, subject.example, onnx=False)  # each of hundreds would be exported
     arguments = method.arguments(options, subject.example)
     command_file.write(out, "search", options)
     with command_file.resumable(out):
@@ -43,12 +42,12 @@ def execute(options: SearchOptions) -> command_output.Outcome:
         else:
             found = function(
                 space, task, run, limit=limit, search_fraction=options.search_fraction,
-                **setup.recipes_of(options, function), **arguments,
+                **run_setup.recipes_of(options, function), **arguments,
             )  # fmt: skip
         if table is not None:
             found.record.update(accuracy_table.compare(found.record, found.architecture, table))
         _record(found, out, described)
-        setup.write_onnx(found, out, options.onnx)
+        run_setup.write_onnx(found, out, options.onnx)
     larger = _LARGER.format(out=options.out) if options.space == "darts" else ""
     return command_output.of_record(found.record, command_output.files_in(out), larger)
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from archgrad.cli import command_file, command_output
-from archgrad.cli.commands import setup
+from archgrad.cli import command_file, command_output, run_setup
 from archgrad.cli.inputs import data
 from archgrad.cli.schemas.slim import SlimOptions
 from archgrad.methods.dnal.dnal import dnal
@@ -20,13 +19,13 @@ from archgrad.tasks.task import Task
 def execute(options: SlimOptions) -> command_output.Outcome:
     """Slim a network; the outcome is the run's record."""
     out = Path(options.out)
-    run = setup.begin("slim", options, out)
+    run = run_setup.begin("slim", options, out)
     task = data.load_task(options)
-    limits = None if options.front else setup.limits_of(options.limit, task.example, onnx=options.onnx)
-    setup.seed(options.seed)
-    network = setup.load_network(options, task)
-    setup.check_normalization(network, task, options)
-    task = setup.with_teacher(task, options, network)
+    limits = None if options.front else run_setup.limits_of(options.limit, task.example, onnx=options.onnx)
+    run_setup.seed(options.seed)
+    network = run_setup.load_network(options, task)
+    run_setup.check_normalization(network, task, options)
+    task = run_setup.with_teacher(task, options, network)
     space = slim(network, task.example, keep=options.keep)
     command_file.write(out, "slim", options)
     pretrained = options.weights is not None if options.pretrained is None else options.pretrained
@@ -42,10 +41,10 @@ def execute(options: SlimOptions) -> command_output.Outcome:
             pretrained=pretrained,
             gate_epochs=options.gate_epochs,
             round_to=options.round_to,
-            recipe=setup.recipe_of(options),
+            recipe=run_setup.recipe_of(options),
             check_weights=options.check_weights,
         )
-        setup.write_onnx(found, out, options.onnx)
+        run_setup.write_onnx(found, out, options.onnx)
     return command_output.of_record(found.record, command_output.files_in(out))
 
 
@@ -57,18 +56,18 @@ def _front(
     out, (cost, fractions) = Path(options.out), options.front
     with command_file.resumable(out):
         front = slim_front(
-            space, task, run, cost=setup.cost_of(cost, task.example), fractions=fractions, pretrained=pretrained,
-            round_to=options.round_to, recipe=setup.recipe_of(options), check_weights=options.check_weights,
+            space, task, run, cost=run_setup.cost_of(cost, task.example), fractions=fractions, pretrained=pretrained,
+            round_to=options.round_to, recipe=run_setup.recipe_of(options), check_weights=options.check_weights,
         )  # fmt: skip
         if options.within is None:
             for point in front.points:
-                setup.write_onnx(point.found, out / front.folder_of(point), options.onnx)
+                run_setup.write_onnx(point.found, out / front.folder_of(point), options.onnx)
             places = ", ".join(front.folder_of(point) for point in front.points)
             return command_output.of_record(front.record, f"{out} holds report.html and a folder for each: {places}")
         chosen = front.smallest(options.within)
         chosen.found.record.update({name: front.record[name] for name in ("fronts", "baselines", "given")})
         chosen.found.save(out)
-        setup.write_onnx(chosen.found, out, options.onnx)
+        run_setup.write_onnx(chosen.found, out, options.onnx)
     said = (
         f"within {options.within:g} points of the whole network: {cost}={chosen.fraction:g}"
         if chosen is not front.whole

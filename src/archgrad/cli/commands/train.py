@@ -11,8 +11,7 @@ from typing import Any
 from torch import nn
 
 from archgrad.choices.architecture import Architecture
-from archgrad.cli import command_file, command_output
-from archgrad.cli.commands import setup
+from archgrad.cli import command_file, command_output, run_setup
 from archgrad.cli.inputs import data, models, spaces
 from archgrad.cli.schemas.train import TrainOptions
 from archgrad.errors import ConfigError, ModelError
@@ -51,17 +50,17 @@ class _Subject:
 def execute(options: TrainOptions) -> command_output.Outcome:
     """Train from fresh weights; the outcome is the run's record."""
     out = Path(options.out)
-    run = setup.begin("train", options, out)
-    task = setup.with_teacher(data.load_task(options), options)
-    setup.seed(options.seed)
+    run = run_setup.begin("train", options, out)
+    task = run_setup.with_teacher(data.load_task(options), options)
+    run_setup.seed(options.seed)
     subject = _subject(options, task)
-    setup.check_network(subject.network, task)
+    run_setup.check_network(subject.network, task)
     command_file.write(out, "train", options)
     with command_file.resumable(out):
-        fit(subject.network, task, run, recipe=setup.recipe_of(options), auxiliary=options.auxiliary)
+        fit(subject.network, task, run, recipe=run_setup.recipe_of(options), auxiliary=options.auxiliary)
         found = _trained(subject, options, task=task, run=run)
         found.save(out)
-        setup.write_onnx(found, out, options.onnx)
+        run_setup.write_onnx(found, out, options.onnx)
     return command_output.of_record(found.record, command_output.files_in(out))
 
 
@@ -72,8 +71,8 @@ def _subject(options: TrainOptions, task: Task) -> _Subject:
     architecture = Architecture.load(options.architecture)
     if options.model:
         network = models.load(options.model, classes=data.classes_of(task), example=task.example)
-        setup.check_network(network, task)
-        setup.check_layers(network, options.keep)
+        run_setup.check_network(network, task)
+        run_setup.check_layers(network, options.keep)
         network = build(slim(network, task.example, keep=options.keep), architecture, weights="fresh")
         return _Subject(network, architecture, f"{type(network).__name__} trained")
     description = spaces.searched_in(
@@ -135,7 +134,7 @@ def _trained(subject: _Subject, options: TrainOptions, *, task: Task, run: Run) 
     keep(subject.architecture, network, run)
     columns, score = measured({"network": network}, task, run, example)
     note_remarks(network, task, run, example)
-    settings = {"recipe": setup.recipe_of(options).record(), "auxiliary": options.auxiliary}
+    settings = {"recipe": run_setup.recipe_of(options).record(), "auxiliary": options.auxiliary}
     after = columns["network"]
     record = {
         "method": "train",

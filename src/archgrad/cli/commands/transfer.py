@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from archgrad.cli import command_file, command_output
-from archgrad.cli.commands import setup
+from archgrad.cli import command_file, command_output, run_setup
 from archgrad.cli.inputs import data
 from archgrad.cli.schemas.transfer import TransferOptions
 from archgrad.errors import ConfigError
@@ -26,14 +25,14 @@ def execute(options: TransferOptions) -> command_output.Outcome:
     protocol = TransferProtocol(
         options.shots, draws=options.draws, restarts=options.restarts, steps=options.shot_steps, norm=options.norm
     )
-    run = setup.begin("transfer", options, out)
+    run = run_setup.begin("transfer", options, out)
     source = data.load(options.data, options)
     target = data.load(options.target, options.model_copy(update={"augment": ""}))
-    setup.seed(options.seed)
-    network = setup.load_network(options, source)
+    run_setup.seed(options.seed)
+    network = run_setup.load_network(options, source)
     space = slim(network, source.example, keep=options.keep, inputs=options.inputs)
     check(space, source, target, protocol)
-    limit = setup.limit_of(options.limit, source.example, onnx=options.onnx)
+    limit = run_setup.limit_of(options.limit, source.example, onnx=options.onnx)
     command_file.write(out, "transfer", options)
     with command_file.resumable(out):
         search = Run(
@@ -48,5 +47,5 @@ def execute(options: TransferOptions) -> command_output.Outcome:
             space, pruned.architecture, run, source=source, target=target, protocol=protocol,
             pretrained=options.weights is not None,
         )  # fmt: skip
-        setup.write_onnx(found, out, options.onnx)
+        run_setup.write_onnx(found, out, options.onnx)
     return command_output.of_record(found.record, command_output.files_in(out))

@@ -48,8 +48,8 @@ from archgrad.choices.policies import Prior
 from archgrad.choices.relaxations import Softmax
 from archgrad.costs.limits import Limit
 from archgrad.methods.darts_prime.dynamic_schedule import weights_fraction_of
+from archgrad.methods.darts_prime.options import DartsPrimeTerms
 from archgrad.methods.darts_prime.regularizers import regularized
-from archgrad.methods.darts_prime.terms import DartsPrimeTerms
 from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found
 from archgrad.run.run import Run

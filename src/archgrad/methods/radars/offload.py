@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from archgrad.choices.access import restrict
-from archgrad.choices.lazy import Lazy, emptied
+from archgrad.choices.lazy_candidates import Lazy, emptied
 from archgrad.choices.modules import OpChoice
 from archgrad.errors import ChoiceError
 from archgrad.run.checkpoint_file import load, save

@@ -14,7 +14,7 @@ from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.channel_norms import remove_gates
 from archgrad.choices.channels import ORDER
 from archgrad.choices.gate import Gate
-from archgrad.choices.lazy import Lazy
+from archgrad.choices.lazy_candidates import Lazy
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.choices.relaxations import Held
 from archgrad.choices.tracing import CONTAINERS, is_ours, traced

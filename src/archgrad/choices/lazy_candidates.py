@@ -61,7 +61,9 @@ class Lazy(nn.Module):
 
     def forward(self, *inputs: object) -> NoReturn:
         """Raises ChoiceError: the candidate is not built yet."""
-        raise ChoiceError("a Lazy candidate was run before it was built; call archgrad.choices.lazy.built(space)")
+        raise ChoiceError(
+            "a Lazy candidate was run before it was built; call archgrad.choices.lazy_candidates.built(space)"
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Lazy:
         # What the factory refers to is shared by the copies.

@@ -32,7 +32,7 @@ from archgrad.extract.preprocessing import Preprocessing
 from archgrad.extract.runtimes import Runtime
 from archgrad.results.result import Found
 from archgrad.run.run import Run
-from archgrad.tasks import Distilled, chance
+from archgrad.tasks import Distilled, chance_level
 from archgrad.tasks.task import Checkable, Inputs, Task, evaluate, higher_is_better
 from archgrad.training.recipe import OptimizerFactory, Recipe, adam, adamw, sgd
 from archgrad.training.schedules import Schedule, constant, cosine
@@ -122,7 +122,7 @@ def with_teacher(task: Task, options: DistillOptions, network: nn.Module | None 
             f"--distill: the teacher cannot be used: {error}. A function given as --task may return "
             f"archgrad.Distilled(...) itself, with a loss of yours or with features."
         ) from error
-    if options.teacher and (doubts := chance.judged(task, teacher, evaluate(task, teacher)).doubts):
+    if options.teacher and (doubts := chance_level.judged(task, teacher, evaluate(task, teacher)).doubts):
         raise ModelError(f"--distill: the teacher cannot be trained: {doubts}. Give its --teacher-weights.")
     return distilled
 
@@ -140,7 +140,7 @@ def check_normalization(network: nn.Module, task: Task, options: SlimOptions) ->
 
 def scores_of_other_normalizations(network: nn.Module, task: Task) -> dict[str, float]:
     """What trained weights score by each usual normalization; nothing where that of the training part is the best."""
-    scores = chance.scores_by_normalization(task, network)
+    scores = chance_level.scores_by_normalization(task, network)
     better = max if higher_is_better(task) else min
     return scores if scores and scores.get("data") != better(scores.values()) else {}
 
