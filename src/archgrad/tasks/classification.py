@@ -183,10 +183,6 @@ class Classification(Supervised):
             loss = functional.cross_entropy(logits, labels, reduction="sum")
             totals.add(logits, labels, samples=len(labels), loss=float(loss))
 
-    def _warn_of_direction(self, network: nn.Module, batch: Batch) -> None:
-        if self._ignore is None or not bool((batch[1] == self._ignore).any()):
-            super()._warn_of_direction(network, batch)
-
     def _evaluation_size(self, part: Part) -> int:
         return min((part.loader and part.loader.batch_size) or EVALUATION_BATCH, EVALUATION_BATCH)
 

@@ -126,27 +126,6 @@ def accumulates(metric: Metric) -> bool:
     return all(callable(getattr(metric, name, None)) for name in ("update", "compute", "reset"))
 
 
-def falls_with_the_loss(metric: Metric, loss: Any, output: Any, target: Any) -> bool:
-    """Whether a metric falls where the outputs themselves descend the loss: a sign that lower is better."""
-    if accumulates(metric) or not isinstance(output, Tensor) or not output.is_floating_point():
-        return False
-    moving = output.detach().clone().requires_grad_()
-    optimizer = torch.optim.Adam([moving], lr=0.05 * float(moving.detach().abs().mean()) + 1e-3)
-    before = (
-        float(loss(moving, target).detach().mean()),
-        _measured("", metric, moving.detach(), target, len(moving))[0],
-    )
-    for _ in range(50):
-        optimizer.zero_grad()
-        loss(moving, target).mean().backward()
-        optimizer.step()
-    after = (
-        float(loss(moving, target).detach().mean()),
-        _measured("", metric, moving.detach(), target, len(moving))[0],
-    )
-    return after[0] < before[0] and after[1] < before[1]
-
-
 class Totals:
     """Metrics and the loss over a part of the data, batch by batch.
 
@@ -162,6 +141,7 @@ class Totals:
             metric.reset()
             if callable(getattr(metric, "to", None)):
                 metric.to(device)
+        self.names = list(metrics)
         self._order = ["loss", *metrics]
         self._sums = dict.fromkeys(("loss", *self._functions), 0.0)
         self._counts = dict.fromkeys(self._sums, 0)

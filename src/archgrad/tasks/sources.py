@@ -250,7 +250,7 @@ class _Fetched(Dataset[Batch]):
             try:
                 with _named(f"the batch of samples {indices[:10]}"):
                     batch = self.collate(items)
-            except (TypeError, RuntimeError, ValueError, LookupError, AttributeError) as error:
+            except (TypeError, RuntimeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
                 raise DataError(
                     f"the dataset's samples do not form a batch ({type(error).__name__}: {error}); return tensors of "
                     f"one shape, or give a collate_fn"

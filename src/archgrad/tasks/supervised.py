@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import copy
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
@@ -15,16 +14,16 @@ from torch import Tensor, nn
 from archgrad.copy_and_run import evaluating
 from archgrad.errors import ConfigError, DataError, ModelError
 from archgrad.fingerprint import described
-from archgrad.tasks import batch_checks
+from archgrad.tasks import batch_checks, first_batch
 from archgrad.tasks.augmentation import augmentation_name
 from archgrad.tasks.batch_order import Stream
 from archgrad.tasks.data_path import load
 from archgrad.tasks.losses import BatchLoss, Loss, checked_loss, per_sample
-from archgrad.tasks.metrics import Metric, Score, Totals, checked_metrics, chosen_score, falls_with_the_loss
+from archgrad.tasks.metrics import Metric, Score, Totals, checked_metrics, chosen_score
 from archgrad.tasks.normalization import Normalization, normalized
 from archgrad.tasks.parts import Data, Part, check_parts, notes_on, open_part, part_record, training_order
 from archgrad.tasks.splits import Split, divide, join, split_off
-from archgrad.tasks.task import Batch, Inputs, call, first, mapped, names_label, stable_seed, tensors
+from archgrad.tasks.task import Batch, Inputs, call, mapped, names_label, stable_seed, tensors
 
 PARTS = ("train", "valid", "test")
 
@@ -214,7 +213,7 @@ class Supervised:
         inputs = _pair(batch := self._fetch("train", 0, 1))[0]
         if inputs is batch and isinstance(batch, dict):
             inputs = {name: value for name, value in batch.items() if not names_label(name)}
-        return cast(Inputs, inputs)
+        return cast(Inputs, (inputs,) if isinstance(inputs, list) else inputs)  # a list is one argument
 
     def stream(self, *, seed: int, rank: int = 0, world: int = 1) -> Stream:
         """Training batch number `step`: a function of (seed, step, rank, world) alone.
@@ -284,50 +283,17 @@ class Supervised:
         return wrong
 
     def check(self, network: nn.Module) -> None:
-        """Run the network and the loss on two training samples, before anything long starts.
+        """Run the network, the loss and the metrics on a few training samples, before anything long starts.
 
         Leaves the network and the random states as they were.
 
         Raises:
             ModelError: the network fails, in eval mode or in training mode, or returns something else than it has to.
-            ConfigError: the loss is no scalar, or its gradient reaches no weight; a metric fails or gives no number.
+            ConfigError: the loss is no scalar, its gradient reaches no weight, or it compares each output with each
+                target; a metric fails or gives no number.
             DataError: the samples hold NaN or infinite numbers, or a batch changes when the next one is fetched.
         """
-        device = batch_checks.device_of(network)
-        samples = min(2, len(self._parts["train"].indices))
-        batch = self._fetch("train", 0, samples)
-        batch_checks.check_weights(network)
-        batch_checks.check_finite(_pair(batch)[0])
-        batch_checks.check_views(batch, lambda: self._fetch("train", -samples, None))
-        batch = mapped(lambda tensor: tensor.to(device), batch)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), evaluating(network):
-            totals = Totals(self._metrics, device)
-            self._judge(network, batch, totals, samples=samples)
-            totals.figures(first=self.score.name)
-            if self._undirected:
-                self._warn_of_direction(network, batch)
-        if samples > 1:
-            if self._batch_size == 1:  # where BatchNorm has nothing to average over
-                samples, batch = 1, mapped(lambda tensor: tensor.to(device), self._fetch("train", 0, 1))
-            with batch_checks.training(network), torch.enable_grad():
-                with batch_checks.explained("the network runs in evaluation mode and fails in training mode", batch):
-                    count = min(samples, self._batch_size or samples)  # BatchNorm takes no batch of one sample
-                    loss, _ = self._computed(network, batch if count == samples else first(batch, count))
-                batch_checks.check_loss(loss, network, samples=count)
-
-    def _warn_of_direction(self, network: nn.Module, batch: Batch) -> None:
-        """A plain name as the score counts as higher; warn where the metric falls as the loss does."""
-        if self._loss is None:
-            return
-        output = self._computed(network, batch)[1]
-        with torch.enable_grad():
-            falls = falls_with_the_loss(self._metrics[self.score.name], self._loss, output, batch[1])
-        if falls:
-            warnings.warn(
-                f"score={self.score.name!r} counts as better where it is higher, but it falls as the loss falls; if "
-                f"less is better, give score=archgrad.lower({self.score.name!r})",
-                stacklevel=3,
-            )
+        first_batch.check(self, network)
 
     def _computed(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
         """The loss, [] or [B], and the output."""
@@ -342,7 +308,8 @@ class Supervised:
                 self._loss.to(next((leaf.device for leaf in tensors(output)), torch.device("cpu")))
             loss = self._loss(output, target)
         if not isinstance(loss, Tensor):
-            raise ConfigError(f"the loss is {batch_checks.described(loss)}; it must be a scalar tensor []")
+            pair = ", or with the output in a pair (loss, output)" if self._batch_loss is not None else ""
+            raise ConfigError(f"the loss is {batch_checks.described(loss)}; it must be a scalar tensor []{pair}")
         return loss, output
 
     def _judge(self, network: nn.Module, batch: Batch, totals: Totals, *, samples: int) -> None:
@@ -352,6 +319,10 @@ class Supervised:
             loss, output = self._computed(network, batch)
         if tuple(loss.shape) not in ((), (samples,)):
             batch_checks.check_loss(loss, network, samples=samples)
+        if output is None and totals.names and self._batch_loss is not None:
+            raise ConfigError(
+                f"batch_loss gives no output for the metrics {', '.join(totals.names)}; return (loss, output)"
+            )
         total = float(loss.double().sum()) * (1 if loss.ndim else samples)
         target = batch[1] if self._batch_loss is None or _is_pair(batch) else batch
         totals.add(output, target, samples=samples, loss=total)

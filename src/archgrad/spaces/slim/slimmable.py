@@ -152,7 +152,7 @@ def _checked(net: nn.Module, example: Example) -> tuple[Tensor, ...]:
             f"{type(net).__name__} has lazy layers without weights; run it once, net(example), and they take shape"
         )
     inputs = arguments(example)
-    strangers = [type(x).__name__ for x in inputs if not isinstance(x, Tensor | dict)]
+    strangers = [type(x).__name__ for x in inputs if not tensors(x)]
     if strangers or not tensors(inputs):
         raise ModelError(
             f"the example holds {strangers or 'no tensor'}: give what the network takes, a tensor, a tuple of "
