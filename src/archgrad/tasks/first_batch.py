@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,7 @@ from archgrad.tasks import batch_checks
 from archgrad.tasks.metrics import Totals
 from archgrad.tasks.task import Batch, batch_size, first, mapped, rows_of
 
-if TYPE_CHECKING:
-    from archgrad.tasks.supervised import Supervised
-
+Supervised = Any  # of supervised.py, which imports this file
 _MORE = 32  # samples on which metrics are tried: two may be of one class
 
 
