@@ -118,7 +118,7 @@ def _falls_with_the_loss(task: Supervised, network: nn.Module, batch: Batch, *, 
         for _ in range(50):
             optimizer.zero_grad()
             with _replayed(network, moving), torch.enable_grad():
-                task._computed(network, batch)[0].mean().backward()  # type: ignore[no-untyped-call]
+                task._computed(network, batch)[0].mean().backward()
             optimizer.step()
         after = judged()
     except batch_checks.FAILURES:
