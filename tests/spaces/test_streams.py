@@ -214,3 +214,26 @@ def test_streams_that_meet_in_torchs_attention_share_a_gate_and_their_costs_are_
             assert float(cost.expected(held)) == pytest.approx(cost.of(built), rel=1e-9)
         with torch.no_grad():
             assert difference(outputs(built, (x,)), [torch.export.export(built.eval(), (x,)).module()(x)]) < 1e-5
+
+
+class Neighbours(nn.Module):
+    """Products of a given matrix with features of several widths, all computed by one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(4, 6), nn.Linear(6, 10), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor, near: Tensor) -> Tensor:
+        return self.head((near @ self.two((near @ self.one(x)).relu())).relu().mean(1))
+
+
+def test_each_product_that_a_module_computes_costs_what_its_own_channels_say() -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(2, 7, 4), torch.rand(2, 7, 7))
+    space = ag.slim(Neighbours(), x)
+    for seed in range(3):
+        architecture = sample(space, generator=torch.Generator().manual_seed(seed))
+        found = float(ag.macs(x).expected(hold(space, architecture)))
+        one, two = (len(architecture[name]) for name in ("one", "two"))
+        assert found == pytest.approx(ag.macs(x).of(build(space, architecture)), rel=1e-9)
+        assert found == pytest.approx(7 * 4 * one + 7 * 7 * one + 7 * one * two + 7 * 7 * two + 3 * two, rel=1e-9)

@@ -31,6 +31,7 @@ class Coupling:
         selects: the module's input keeps all channels: once cut, the module selects those that it reads.
         attention: how the network calls this `nn.MultiheadAttention`, which is replaced once it is cut.
         norm: what this module computes, if it is a norm over these channels.
+        work: the part of the multiply-adds that the module computes itself, and its share, which this side scales.
     """
 
     module: str
@@ -41,6 +42,7 @@ class Coupling:
     selects: bool = False
     attention: AttentionCall | None = None
     norm: ChannelNorm | None = None
+    work: tuple[str, float] = ("", 1.0)
 
     @property
     def kind(self) -> str:

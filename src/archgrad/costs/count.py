@@ -289,6 +289,8 @@ def _concerns(member: Coupling, tensor: str, *, grouped: bool) -> bool:
     """
     if member.side == "branch":
         return True
+    if member.work[0]:
+        return tensor == member.work[0]
     if tensor:
         return any(attribute == tensor for attribute, _ in member.tensors)
     named_input = member.side.startswith("in ")  # of one weight, whose work is a term of its own
@@ -337,9 +339,16 @@ class Macs(Limitable):
         with using(space, everything), attended(space) as places:
             amounts = macs_by_module(space, self.example)
         examples = examples_of(arguments(self.example))
+        parts: dict[str, dict[str, float]] = {}
+        for gate in decisions(space).values():
+            for side in gate.couplings if isinstance(gate, Gate) else ():
+                if side.work[0]:
+                    parts.setdefault(side.module, {})[side.work[0]] = side.work[1]
         terms = [
             term for path, value in amounts.items()
-            for term in by_weight(space, path, value, [count / examples for count in places.get(path, ())])
+            for term in by_weight(
+                space, path, value, places=[n / examples for n in places.get(path, ())], parts=parts.get(path, {})
+            )
         ]  # fmt: skip
         return Counter(space, terms)
 

@@ -279,5 +279,6 @@ def _couplings(
             way = next(iter(numbering.calls.get(path, ())), None)
             yield Coupling(
                 path, side, places, tensors, counts, norm=numbering.norms.get(path),
+                work=numbering.works.get((path, side), ("", 1.0)),
                 attention=way if isinstance(way, AttentionCall) else None,
             )  # fmt: skip

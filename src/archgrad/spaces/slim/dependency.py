@@ -130,8 +130,8 @@ class Walk(OperatorMode):
         self.computed = computed
         self.unflattened = -1  # which of the sizes that `unflatten` was given is -1, while it runs
         self._rule = rule
-        # By path the products of activations that a module computes itself: what lies along their examples and rows.
-        self.products: dict[str, list[list[Labels]]] = {}
+        # By path the products that a module computes itself: their multiply-adds, and what lies along their results.
+        self.products: dict[str, list[tuple[int, list[Labels]]]] = {}
         self.paused = 0  # modules that are followed as a whole, inside which operators are not looked at
         # By identity, without keeping the tensors alive.
         self._shadows: MutableMapping[Tensor, Shadow] = WeakIdKeyDictionary()
@@ -170,6 +170,10 @@ class Walk(OperatorMode):
     def note(self, x: Tensor, axes: Axes, *, weight: bool = False) -> None:
         """Say what lies along the axes of a tensor."""
         self._shadows[x] = Shadow({k: v for k, v in axes.items() if v}, weight=weight)
+
+    def product(self, amount: int, axes: Axes) -> None:
+        """Note a product of so many multiply-adds, with what lies along its result."""
+        self.products.setdefault(self.path(), []).append((amount, [arrays[0] for arrays in axes.values() if arrays]))
 
     def freeze(self, x: Tensor, reason: str, *, axes: Sequence[int] | None = None) -> None:
         """Freeze what lies along some axes of a tensor, by default along all."""

@@ -30,6 +30,7 @@ class Numbering:
         self.modules = dict(network.named_modules())
         self.sides: dict[Side, Labels] = {}
         self.cuts: dict[Side, Cut] = {}
+        self.works: dict[Side, tuple[str, float]] = {}
         self.norms: dict[str, ChannelNorm] = {}
         self.calls: Calls = {}
         self.tensors: dict[Tensor, Shadow] = {}

@@ -171,9 +171,7 @@ def _multiply(call: Call) -> bool:
         )
         if not axes:
             call.walk.freeze(added, f"{call.walk.here()} adds this parameter to values without channels")
-    if not any(call.walk.shadow(x).weight for x in (a, b)):
-        rows = [arrays[0] for axis, arrays in axes.items() if arrays and axis < result.dim() - 1]
-        call.walk.products.setdefault(call.walk.path(), []).append(rows)
+    call.walk.product(result.numel() * a.shape[-1], axes)
     call.walk.note(result, axes)
     return True
 
@@ -203,7 +201,9 @@ def _attention(call: Call) -> bool:
             x = torch.empty([*x.shape[:heads], q.shape[last - 2], *x.shape[heads + 1 :]], device="meta")
         parts.append((x, axes, shift))
     joined = combine(call, parts, result.shape[: last - 1])
-    call.walk.products.setdefault(call.walk.path(), []).append([arrays[0] for arrays in joined.values()])
+    scores = q.numel() * k.shape[-2]
+    call.walk.product(scores, joined)
+    call.walk.product(scores * v.shape[-1] // q.shape[-1], joined | {last: call.axes(v).get(last, [])})
     joined[last - 1], joined[last] = call.axes(q).get(last - 1, []), call.axes(v).get(last, [])
     call.walk.note(result, joined)
     return True

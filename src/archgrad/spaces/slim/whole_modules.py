@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from archgrad.choices.channel_norms import ChannelNorm, given
-from archgrad.spaces.slim.dependency import Walk
+from archgrad.spaces.slim.dependency import Labels, Walk
+from archgrad.spaces.slim.layer_sides import is_layer
 from archgrad.spaces.slim.numbering import NORM_SIDE, ROWS, Numbering
 from archgrad.spaces.slim.torch_attention import attention_hooks, is_torch_attention
 
@@ -26,14 +28,23 @@ def note_rows(numbering: Numbering, walk: Walk, path: str, x: object) -> None:
 
 
 def note_products(numbering: Numbering, walk: Walk) -> None:
-    """Channels along which all products of activations in a module are repeated, such as heads."""
+    """Channels along the products that a module computes itself, such as heads: they scale that part of its work."""
     roots = walk.components.roots()
     for path, products in walk.products.items():
-        repeated = [{roots[labels].tobytes(): labels for labels in rows} for rows in products]
-        for number, key in enumerate(k for k in repeated[0] if all(k in other for other in repeated)):
-            side = (path, f"{ROWS} of products {number}")
-            numbering.sides[side] = repeated[0][key]
-            numbering.cuts[side] = (len(repeated[0][key]), (), ())
+        if is_layer(numbering.modules[path]):
+            continue
+        amounts: Counter[frozenset[bytes]] = Counter()
+        known: dict[bytes, Labels] = {}
+        for amount, arrays in products:
+            along = {roots[labels].tobytes(): labels for labels in arrays}
+            known |= along
+            amounts[frozenset(along)] += amount
+        for part, (keys, amount) in enumerate(amounts.items()):
+            for number, key in enumerate(sorted(keys)):
+                side = (path, f"{ROWS} {number} of product {part}")
+                numbering.sides[side] = known[key]
+                numbering.cuts[side] = (len(known[key]), (), ())
+                numbering.works[side] = (f"product {part}", amount / sum(amounts.values()))
 
 
 def whole_hooks(numbering: Numbering, walk: Walk) -> list[Any]:
