@@ -111,7 +111,9 @@ def _beside_exchanged(task: Task, network: nn.Module) -> Verdict:
     gains = torch.tensor(others) - torch.tensor(own)
     loss, chance, noise = fmean(own), fmean(others), float(gains.std()) / len(own) ** 0.5 if len(own) > 1 else 0.0
     least = _EXCHANGED * chance if min(loss, chance) >= 0 else 0.0  # what is below 0 has no scale
-    if chance - loss > max(least, 2 * noise) or loss == 0:
+    if loss == chance == 0:
+        return Verdict(unjudged="its loss is 0 in evaluation mode, whatever the network is given")
+    if chance - loss > max(least, 2 * noise):
         return Verdict()
     if not outside:
         return Verdict(unjudged="everything in its batches goes through the network, targets included")
