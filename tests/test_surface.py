@@ -60,7 +60,7 @@ def test_what_is_called_takes_few_arguments(name: str) -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="No archgrad attribute mutator"):
+    with pytest.raises(AttributeError, match="archgrad has no 'mutator'"):
         _ = archgrad.mutator
 
 

@@ -104,9 +104,7 @@ class Found:
         """The pictures of the report as figures of matplotlib, by heading: score against cost, layers, curves, ...
 
         Each can be changed, shown, and saved with `savefig`. Cells and other graphs are in report.html alone.
-
-        Raises:
-            RunError: a part of the record is of another kind than it should be.
+        Raises RunError where a part of the record is of another kind than it should be.
 
         Example:
             >>> import torch, archgrad as ag
