@@ -29,6 +29,7 @@ FORMS = [
     {"operations": "classic", "kinds": 2, "norm": "group"},
     {"skeleton": "standard", "kinds": 2, "norm": "batch"},
     {"skeleton": "standard", "operations": "classic", "nodes": 2},
+    {"operations": "residual", "nodes": 2},
 ]
 every_form = pytest.mark.parametrize("form", FORMS, ids=str)
 
@@ -45,6 +46,20 @@ def ops(space: nn.Module) -> dict[str, OpChoice]:
 
 def images(batch: int = 3) -> torch.Tensor:
     return torch.rand(batch, 2, 9, 7)
+
+
+def test_the_residual_block_of_impala_is_in_the_space() -> None:
+    """x + conv(relu(conv(relu(x)))), where the convolution behind the cell passes on its node."""
+    space = ag.impala_cells(**TINY, operations="residual", nodes=1, cells=1)
+    picked = ag.Architecture({"normal.1.0": list(OPERATIONS["residual"]).index("residual_3x3")})
+    cell = ag.hold(space, picked).body[2]
+    with torch.no_grad():
+        cell.join.weight.copy_(torch.eye(4)[:, :, None, None])
+        cell.join.bias.zero_()
+    x = torch.randn(2, 4, 5, 4)
+    (block,) = (m for m in cell.modules() if type(m).__name__ == "_Residual")
+    _, first, _, second = block.branch
+    assert torch.allclose(cell(x), x + second(first(x.relu()).relu()), atol=1e-6)
 
 
 def test_at_zero_logits_every_row_is_uniform() -> None:

@@ -49,6 +49,18 @@ class Endless(PixelGame):
         return self._image(), 1.0, False, False, {}
 
 
+class Late(PixelGame):
+    """Pays 1 in each of its first five steps, and 100 in each of five others."""
+
+    def reset(self, **given: object) -> tuple[object, dict[str, object]]:
+        self.taken = 0
+        return super().reset(**given)
+
+    def step(self, action: int) -> tuple[object, float, bool, bool, dict[str, object]]:
+        self.taken += 1
+        return self._image(), 1.0 if self.taken <= 5 else 100.0, self.taken == 10, False, {}
+
+
 def at_random(actions: int = 4, seed: int = 0) -> object:
     generator = torch.Generator().manual_seed(seed)
     return lambda x: torch.randint(actions, (len(x),), generator=generator)
@@ -95,6 +107,12 @@ def test_returns_count_whole_episodes_as_many_from_each_environment() -> None:
     }
     first, again = (ag.Reinforcement(SMALL, num_envs=4).evaluate(at_random(), episodes=16) for _ in range(2))
     assert first == again
+
+
+@pytest.mark.parametrize(("longest", "mean"), [(5, 5.0), (7, 205.0), (10, 505.0), (99, 505.0)])
+def test_what_is_left_of_an_episode_that_was_cut_short_is_no_episode(longest: int, mean: float) -> None:
+    figures = ag.Reinforcement(Late, num_envs=3, max_episode_steps=longest).evaluate(at_random(), episodes=9)
+    assert figures == {"return": mean, "return_std": 0.0, "episodes": 9.0, "length": float(min(longest, 10))}
 
 
 def test_a_cut_episode_shows_its_last_image_and_an_ended_one_too() -> None:

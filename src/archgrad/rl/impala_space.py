@@ -28,7 +28,7 @@ from archgrad.errors import ConfigError
 from archgrad.spaces.cells import NONE, FromState
 from archgrad.spaces.operations import Operation, Shared, Weightless, Zero
 
-Operations = Literal["micro", "classic"]
+Operations = Literal["micro", "classic", "residual"]
 Skeleton = Literal["impala", "standard"]
 Norm = Literal["none", "group", "batch"]
 SKIP = "skip_connect"
@@ -70,6 +70,12 @@ OPERATIONS: dict[Operations, dict[str, Callable[[int, int], nn.Module]]] = {
         **_SHARED,
     },
 }  # fmt: skip
+
+
+OPERATIONS["residual"] = {
+    "residual_3x3": lambda channels, stride: _residual(channels, stride=stride),
+    **OPERATIONS["micro"],
+}
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,7 @@ def impala_cells(
         cells: number in each stage; default 2 ("impala") or 3 ("standard").
         nodes: number in each cell; 4 as published.
         operations: "micro": convolution 3x3, ReLU, tanh, skip, none; "classic": four convolutions with ReLU, skip,
-            none.
+            none; "residual", ours: those of "micro" and IMPALA's residual block.
         skeleton: "impala": convolution, max-pool, cells, in each stage; "standard": one convolution, then in each
             stage a cell whose input edges have stride 2, and others.
         kinds: 2 for a cell of its own at the beginning of each stage: "first" and "second", or, in the standard
@@ -342,6 +348,12 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.branch(x)  # type: ignore[no-any-return]
+
+
+def _residual(channels: int, *, stride: int) -> nn.Module:
+    """The residual block as a candidate; where the stride is 2, behind a pool."""
+    before = nn.Identity() if stride == 1 else nn.AvgPool2d(3, stride, 1, count_include_pad=False)
+    return Operation(before, _Residual(channels))
 
 
 def _stage(inputs: int, depth: int) -> list[nn.Module]:

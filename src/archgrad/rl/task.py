@@ -58,7 +58,7 @@ class Reinforcement:
             [H, W, C] or [H, W]; the action space is Discrete.
         num_envs: environments that are stepped together.
         train_levels: number of training levels. None: all levels there are; the part "test" is then not unseen.
-        max_episode_steps: evaluation leaves an episode after this many steps.
+        max_episode_steps: evaluation leaves an episode after this many steps, and does not count the rest of it.
         channels: "last", or "first" for images [C, H, W].
 
     Attributes:
@@ -138,17 +138,18 @@ class Reinforcement:
         num_envs = min(self.num_envs, episodes)
         per_env = math.ceil(episodes / num_envs)
         env = self.vector_env(seed=stable_seed("evaluate", part, seed) % SEEDS, part=part, num_envs=num_envs)
-        returns, lengths = torch.zeros(num_envs), torch.zeros(num_envs)
-        finished: list[list[tuple[float, float]]] = [[] for _ in range(num_envs)]
-        while any(len(rows) < per_env for rows in finished):
-            step = env.step(policy(as_input(env.images)))
-            returns, lengths = returns + step.rewards, lengths + 1
-            # An episode that is left here goes on in its environment under a new count.
-            for i in (step.done | (lengths >= self.max_episode_steps)).nonzero().flatten().tolist():
-                finished[i].append((float(returns[i]), float(lengths[i])))
-                returns[i] = lengths[i] = 0.0
+        rows: list[Tensor] = []
+        for number in range(per_env):
+            if number:  # anew, since what is left of an episode that was cut short is no episode
+                env.reset(stable_seed("evaluate", part, seed, number) % SEEDS)
+            returns, lengths, playing = torch.zeros(num_envs), torch.zeros(num_envs), torch.ones(num_envs).bool()
+            while bool(playing.any()):
+                step = env.step(policy(as_input(env.images)))
+                returns, lengths = returns + step.rewards * playing, lengths + playing
+                playing &= ~step.done & (lengths < self.max_episode_steps)
+            rows.append(torch.stack([returns, lengths], dim=1))
         env.close()
-        figures = torch.tensor([row for rows in finished for row in rows[:per_env]], dtype=torch.float64)
+        figures = torch.cat(rows).double()
         mean, length = figures.mean(dim=0).tolist()
         spread = float(figures[:, 0].std(correction=1)) if len(figures) > 1 else 0.0
         return {"return": mean, "return_std": spread, "episodes": float(len(figures)), "length": length}
