@@ -279,7 +279,7 @@ def main() -> None:
             save_results(chosen.out, {**result, "rows": rows})
     for goals in COSTS:
         print(table_of(rows, goals, chosen.trials), end="\n\n")
-        ends = [float(r["end"]) for r in rows if r["goals"] == goals and "NSGA" in str(r["method"]) and "end" in r]  # type: ignore[arg-type]
+        ends = [float(r["end"]) for r in rows if r["goals"] == goals and "Optuna" in str(r["method"]) and "end" in r]  # type: ignore[arg-type]
         if ends:
             print(f"NSGA-II after {PEER} trials: {100 * statistics.mean(ends):.1f} %", end="\n\n")
 

@@ -18,7 +18,7 @@ from archgrad.costs.limits import Limit
 from archgrad.errors import ChoiceError, ConfigError, DataError, LimitError
 from archgrad.gates.gate_optimizer import entry_logits
 from archgrad.gates.selection import GateConstraint, WidthRounding, full, gates
-from archgrad.methods.pruning_transfer.gate_pruning import Signs, adopt, charges, magnitudes, redraw
+from archgrad.methods.pruning_transfer.gate_pruning import Evidence, Signs, adopt, charges, magnitudes, redraw
 from archgrad.methods.pruning_transfer.pruning_transfer import PruningTerms
 
 torch.set_num_threads(1)
@@ -354,3 +354,48 @@ def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(ChoiceError, match="a space of gates alone"):
         ag.pruning_transfer(nn.Sequential(nn.Linear(10, 2)), task(), quiet())
     assert len(choices(made())) == 4
+
+
+def informed() -> ag.Classification:
+    """Of ten inputs three carry the label."""
+    x = torch.randn(400, 10, generator=torch.Generator().manual_seed(0))
+    return ag.Classification((x, (x[:, [1, 4, 8]].sum(1) > 0).long()), batch_size=40)
+
+
+@pytest.mark.parametrize("statistic", ["magnitude", "gradient"])
+def test_statistics_over_draws_of_the_weights_find_the_inputs_that_carry_the_label(statistic: str) -> None:
+    torch.manual_seed(0)
+    space = ag.slim(nn.Sequential(nn.Linear(10, 2)), torch.zeros(1, 10), inputs=True)
+    run = ag.Run(steps=300, seed=0, device="cpu", progress=False)
+    recipe = ag.Recipe(optimizer_factory=functools.partial(ag.adam, learning_rate=0.05))
+    found = ag.pruning_transfer(
+        space, informed(), run, limit=ag.macs(torch.zeros(1, 10)).at_most(fraction=0.3), recipe=recipe,
+        terms=PruningTerms(statistic=statistic),
+    )  # fmt: skip
+    assert found.architecture["0.inputs"] == (1, 4, 8)
+
+
+def test_evidence_is_the_mean_over_the_rounds_and_its_state_goes_on() -> None:
+    space = ag.slim(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.zeros(1, 4))
+    ag.relax(space, TwoTemperature)
+    whole, first, second = (Evidence(space, "gradient") for _ in range(3))
+    rows = [[torch.randn(6)] for _ in range(4)]
+    for row in rows:
+        whole.observe_gradients(row)
+        whole.observe_weights(first=True)
+    for row in rows[:2]:
+        first.observe_gradients(row)
+    second.load_state_dict(first.state_dict())
+    for row in rows[2:]:
+        second.observe_gradients(row)
+    second.decide()
+    expected = torch.stack([row[0].square() for row in rows]).mean(0)
+    assert torch.allclose(ag.logits(space)[0], expected) and whole.count == second.count == 4
+
+
+def test_a_statistic_needs_a_limit_and_a_name() -> None:
+    space = ag.slim(nn.Sequential(nn.Linear(10, 2)), torch.zeros(1, 10), inputs=True)
+    run = ag.Run(steps=60, device="cpu", progress=False)
+    for wrong, said in (("magnitude", "give a limit"), ("other", "allowed are 'theta'")):
+        with pytest.raises(ConfigError, match=said):
+            ag.pruning_transfer(space, informed(), run, terms=PruningTerms(statistic=wrong))

@@ -39,13 +39,15 @@ class Branch(nn.Module):
         return self.body(x * 0.0 if self.erased else x)
 
 
-def layered(size: int, *, lazy: bool = True) -> nn.Sequential:
-    """Layers of `size` candidates: kernels 1, 3, 5 in turn, of which every fourth erases its input."""
+def layered(size: int, *, lazy: bool = True, poor: tuple[int, ...] = (3,)) -> nn.Sequential:
+    """Layers of `size` candidates: kernels 1, 3, 5 in turn; in each four those of `poor` erase their input."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
         layers = []
         for layer in range(LAYERS):
-            recipes = {f"c{i}": functools.partial(Branch, (1, 3, 5)[i % 3], erased=i % 4 == 3) for i in range(size)}
+            recipes = {
+                f"c{i}": functools.partial(Branch, (1, 3, 5)[i % 3], erased=i % 4 in poor) for i in range(size)
+            }
             candidates = {label: Lazy(f) if lazy else f() for label, f in recipes.items()}
             layers.append(ag.OpChoice(candidates, name=f"layer {layer}"))
         return nn.Sequential(
@@ -113,6 +115,26 @@ def test_active_candidates_only_become_fewer_and_hold_the_subspace() -> None:
         assert all(set(later[site]) <= set(earlier[site]) and later[site] for site in later)
     for active, row in zip(seen, found.record["rounds"], strict=True):
         assert all(some and set(some) <= set(active[site]) for site, some in row["support"].items())
+
+
+def test_where_most_candidates_are_poor_some_are_dropped_and_the_best_is_none_of_them() -> None:
+    space = layered(8, poor=(1, 2, 3))
+    found = radars(space, task(), quiet(steps=600, seed=0), memory=bound(3), search_fraction=0.8)
+    first, *_, last = found.record["rounds"]
+    assert last["active"] < 2 * 8 == first["active"]
+    good = sum(i % 4 == 0 for some in last["left"].values() for i in some)
+    assert good / last["active"] > 0.25, "poor ones went first"
+    assert all(i % 4 == 0 for i in found.architecture.values())
+
+
+def test_what_a_search_weighs_low_is_dropped_but_for_the_heaviest_and_the_spare() -> None:
+    policy = ShrinkingPolicy(supernet(layered(5)), rate=0.1, bonus=0.0)
+    site = next(iter(policy.active))
+    weights = {site: {0: 0.9, 1: 0.02, 2: 0.05, 4: 0.03}}
+    policy.prune_searched(weights, 0.2, 2, spare={site: 4})
+    assert policy.active[site] == [0, 1, 2, 3, 4], "once is not twice in a row"
+    policy.prune_searched(weights, 0.2, 2, spare={site: 4})
+    assert policy.active[site] == [0, 2, 3, 4], "2 is not below 0.2 / 4, 3 was in no search, 4 is spared"
 
 
 @pytest.mark.parametrize("support", [([0], [2]), ([0, 1], [3]), ([1, 2, 4], [0, 4]), ([0, 1, 2, 3, 4], [0, 2, 3, 4])])
@@ -236,7 +258,7 @@ def test_bad_input() -> None:
         radars(nn.Linear(2, 2), task(), quiet())
     with pytest.raises(ConfigError, match="slack"):
         RadarsTerms(slack=1.5)
-    with pytest.raises(ConfigError, match="rounds, patience or passes"):
+    with pytest.raises(ConfigError, match="rounds, patience, passes or episode_steps"):
         RadarsTerms(rounds=0)
     with pytest.raises(ChoiceError, match="has only labels"):
         radars(ag.darts_cells(channels=4, cells=3, classes=2, factorized=True), task(), quiet())

@@ -49,7 +49,7 @@ class ScaledSigmoid(nn.Module):
 
 @checked
 class TwoTemperature(nn.Module):
-    """Gates that are nearly binary forward and soft backward: a relaxation, from logits to weights [size].
+    """Gates that are binary forward far from 0, and soft backward: a relaxation, from logits to weights [size].
 
         a = sigmoid(hard * s),   da/ds := soft * sigmoid(soft * s) * (1 - sigmoid(soft * s))
 

@@ -4,6 +4,7 @@ from .darts_prime.regularizers import Admm as Admm, Proximity as Proximity, regu
 from .monas.monas import MonasTerms as MonasTerms
 from .monas.rewards import Reward as Reward, accurate as accurate, mixed as mixed, soft as soft, under as under
 from .multimodal_random.intervention_card import card as card
+from .pruning_transfer.pruning_transfer import PruningTerms as PruningTerms
 from .pruning_transfer.transfer import TransferProtocol as TransferProtocol
 from .radars.offload import OffloadedSupernet as OffloadedSupernet
 from .radars.rounds import RadarsTerms as RadarsTerms

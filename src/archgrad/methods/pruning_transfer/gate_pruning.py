@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from archgrad.choices.access import logits
 from archgrad.choices.gate import Gate
 from archgrad.costs.count import Macs, Params
 from archgrad.extract.discretize import draw_anew
@@ -80,6 +82,47 @@ class Signs:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self.on, self.moved, self.unchanged = state["on"], state["moved"], state["unchanged"]
+
+
+class Evidence:
+    """What several draws of the weights say of each part: a mean over them, in place of gates that are trained.
+
+    Args:
+        space: relaxed, all gates open.
+        statistic: "magnitude": `magnitudes` of the weights; "gradient": squared gradients of the loss in the logits,
+            which are in proportion to those in the gates where all are open alike; "theta": nothing is gathered.
+    """
+
+    def __init__(self, space: nn.Module, statistic: str) -> None:
+        self.space, self.statistic, self.count = space, statistic, 0
+        self.sums = [torch.zeros_like(row) for row in magnitudes(space).values()] if statistic != "theta" else []
+
+    def observe_weights(self, *, first: bool) -> None:
+        """Take the present weights in, at the first step behind the weights' steps of a round."""
+        if self.statistic == "magnitude" and first:
+            self._add(list(magnitudes(self.space).values()))
+
+    def observe_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        """Take the gradients of a step of the gates in, in the order of the logits."""
+        if self.statistic == "gradient":
+            self._add([torch.zeros(()) if g is None else g.detach().cpu().square() for g in gradients])
+
+    def _add(self, rows: Sequence[Tensor]) -> None:
+        self.sums = [total + row for total, row in zip(self.sums, rows, strict=True)]
+        self.count += 1
+
+    def decide(self) -> None:
+        """Write the means into the logits, which then order the parts."""
+        for theta, total in zip(logits(self.space), self.sums, strict=True):
+            theta.data.copy_(total / max(self.count, 1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` takes."""
+        return {"sums": self.sums, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.sums, self.count = list(state["sums"]), state["count"]
 
 
 def magnitudes(space: nn.Module) -> dict[str, Tensor]:

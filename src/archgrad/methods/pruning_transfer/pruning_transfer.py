@@ -17,9 +17,10 @@ The paper's constants, models, data and theorem are not known to us. What is cla
 descent; for F linear in a it is the gradient of F(sigmoid_m), and ends in the global optimum; for F multilinear in
 a, a binary point with dF/da_i (1 - 2 a_i) >= 0 for all i is one that no single flip improves.
 
-Ours: no layer dies unless a skip replaces it, as in DNAL; under a limit none keeps less than half of its uniform
-width; the penalty is linear in a, each part's cost with everything open, a limit exact; early stop. The transfer
-itself, with its rivals, is `archgrad.transfer`. Checked against: exact relations, enumeration, planted inputs.
+Ours: parts by magnitudes of weights, or by squared gradients in the gates, averaged over the rounds (`statistic`); no
+layer dies unless a skip replaces it, as in DNAL; under a limit none keeps less than half of its uniform width; the
+penalty is linear in a, each part's cost with everything open, a limit exact; early stop. The transfer itself, with
+its rivals, is `archgrad.transfer`. Checked against: exact relations, enumeration, planted inputs.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
 from archgrad.gates.gate_optimizer import entry_logits
 from archgrad.gates.selection import FLOOR, GateConstraint, WidthRounding, above_threshold, full, gates
-from archgrad.methods.pruning_transfer.gate_pruning import Signs, charges, mixing_weights, redraw
+from archgrad.methods.pruning_transfer.gate_pruning import Evidence, Signs, charges, mixing_weights, redraw
 from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found, assemble
 from archgrad.run.run import Run
@@ -61,7 +62,11 @@ class PruningTerms:
 
     Attributes:
         hard, soft: M and m. At M = 50 what is off learns too little to come back; 10 did better in a trial.
-        start, noise: theta begins at start + noise * normal: all parts on.
+        start, noise: theta begins at start + noise * normal. At the defaults every part is decided for, and is
+            passed on at sigmoid(M start) = 0.62 of its strength: gates come to be binary as theta moves away from 0.
+        statistic: what the parts are chosen by: "theta" (the rule above); or ours, with all gates open at 1 and
+            averaged over the rounds: "magnitude" of the weights that each round ends with, divided by each gate's
+            mean, or the squared "gradient" of the loss in the gates. Both need a limit.
         rate: of theta, times N.
         weight_steps, gate_steps: of a round; `frozen` has no weight steps.
         held_out: share of the training part that the gates are decided on.
@@ -73,6 +78,7 @@ class PruningTerms:
     soft: float = 1.0
     start: float = 0.05
     noise: float = 0.01
+    statistic: Literal["theta", "magnitude", "gradient"] = "theta"
     rate: float = 0.01
     weight_steps: int = 20
     gate_steps: int = 5
@@ -99,6 +105,10 @@ class PruningSettings:
             raise ConfigError(f"gamma={self.gamma}: the penalty's weight is a finite number of at least 0, such as 1")
         if not 0.0 < self.search_fraction <= 1.0:
             raise ConfigError(f"search_fraction={self.search_fraction}: give a share of the steps above 0, at most 1")
+        if (statistic := self.terms.statistic) not in ("theta", "magnitude", "gradient"):
+            raise ConfigError(f"statistic={statistic!r}: allowed are 'theta', 'magnitude' and 'gradient'")
+        if statistic != "theta" and self.limit is None:
+            raise ConfigError(f"statistic={statistic!r} orders the parts and has no threshold: give a limit")
         least = {"weight_steps": 0, "gate_steps": 1, "patience": 1, "noise": 0, "rate": 0}
         for name, low in least.items():
             if (value := getattr(self.terms, name)) is not None and not value >= low:
@@ -191,16 +201,21 @@ def _search(
     terms = settings.terms
     relax(space, functools.partial(TwoTemperature, hard=terms.hard, soft=terms.soft))
     thetas, draws = logits(space), run.generator("gates")
+    counted = terms.statistic != "theta"
     for theta in thetas:
-        theta.data.copy_(terms.start + terms.noise * torch.randn(theta.shape, generator=draws))
+        drawn = terms.start + terms.noise * torch.randn(theta.shape, generator=draws)
+        theta.data.copy_(torch.ones_like(drawn) if counted else drawn)
     for_weights, for_gates = (half.stream(seed=run.seed, rank=run.rank, world=run.world) for half in halves)
-    twin, signs = build(space, full(space)), Signs()
+    twin, signs, evidence = build(space, full(space)), Signs(), Evidence(space, terms.statistic)
     weight_optimizer = settings.recipe.optimizer(space)
-    gate_optimizer = torch.optim.SGD(thetas, lr=terms.rate * len(charge))
-    run.register_state(space=space, weights=weight_optimizer, gates=gate_optimizer, signs=signs)
+    gate_optimizer = torch.optim.SGD(thetas, lr=0.0 if counted else terms.rate * len(charge))
+    run.register_state(
+        space=space, weights=weight_optimizer, gates=gate_optimizer, signs=signs, evidence=evidence
+    )  # fmt: skip
 
     def gate_loss(batch: Batch) -> Tensor:
-        return halves[1].loss(space, batch) + charge @ mixing_weights(space)
+        loss = halves[1].loss(space, batch)
+        return loss if counted else loss + charge @ mixing_weights(space)
 
     for step in run.steps(steps, phase="gates", time_fraction=settings.search_fraction):
         number, place = divmod(step, terms.weight_steps + terms.gate_steps)
@@ -218,10 +233,15 @@ def _search(
             loss = take_step(weight_optimizer, run, functools.partial(halves[0].loss, space, batch))
         else:
             batch = load_batch(for_gates, number * terms.gate_steps + place - terms.weight_steps, run)
-            loss = take_step(gate_optimizer, run, functools.partial(gate_loss, batch))
+            evidence.observe_weights(first=place == terms.weight_steps)
+            loss = take_step(
+                gate_optimizer, run, functools.partial(gate_loss, batch), observe=evidence.observe_gradients
+            )  # fmt: skip
             for theta in thetas if terms.clip else ():
                 theta.data.clamp_(-1.0, 1.0)
         run.log_step({"loss": loss}, figures, step=step)
+    if counted:
+        evidence.decide()
 
 
 def _derived(

@@ -38,8 +38,10 @@ class RadarsTerms:
         warm_up: part of the first round's exploration in which paths are drawn uniformly.
         rate: of Adam on the policy's logits.
         bonus: lambda_H, in reward.
-        least: p_min * n_l, below which a candidate is pruned, in `patience` rounds in a row.
-        patience: r.
+        episode_steps: fewest steps of the weights in an episode, before the path is rewarded.
+        least: p_min * n_l: a candidate is pruned whose probability is below least / n_l after `patience`
+            explorations in a row, or whose mixing weight is below least / k_l after so many searches of a subspace.
+        patience: r; 1 prunes from the first round on.
         feedback: lambda_f.
         slack: part of the bound that is planned for; the rest is for what allocators round up.
         passes: forward passes whose activations the inner method holds at once: 2 for UNAS, or DARTS's second order.
@@ -50,8 +52,9 @@ class RadarsTerms:
     warm_up: float = 0.3
     rate: float = 0.05
     bonus: float = 1e-3
+    episode_steps: int = 4
     least: float = 0.2
-    patience: int = 2
+    patience: int = 1
     feedback: float = 0.5
     slack: float = 0.9
     passes: int = 1
@@ -59,8 +62,10 @@ class RadarsTerms:
     def __post_init__(self) -> None:
         if wrong := [x for x in (self.exploring, self.warm_up, self.slack) if not 0.0 < x <= 1.0]:
             raise ConfigError(f"exploring, warm_up or slack of RadarsTerms is {wrong[0]}: give numbers in (0, 1]")
-        if (fewest := min(self.rounds, self.patience, self.passes)) < 1:
-            raise ConfigError(f"rounds, patience or passes of RadarsTerms is {fewest}: give 1 or more")
+        if (fewest := min(self.rounds, self.patience, self.passes, self.episode_steps)) < 1:
+            raise ConfigError(
+                f"rounds, patience, passes or episode_steps of RadarsTerms is {fewest}: give 1 or more"
+            )
 
 
 @dataclass(frozen=True)
@@ -149,13 +154,17 @@ class Rounds:
         return best[1]
 
     def _explore(self, t: int, steps: int, time_fraction: float) -> None:
-        episodes = max(1, min(steps, 200, round(10 * math.sqrt(sum(self.supernet.sites.values())))))
+        most = round(10 * math.sqrt(sum(self.supernet.sites.values())))
+        episodes = max(1, min(steps // self.terms.episode_steps, 200, most))
         self.paths.explore(
             steps=steps, episodes=episodes, warm_up=0.0 if t else self.terms.warm_up, phase=f"explore-{t}",
             time_fraction=time_fraction,
         )  # fmt: skip
-        spare = self.path(self.constraint.cheapest) if self.constraint else {}
-        self.policy.prune(self.terms.least, self.terms.patience, spare=spare)
+        self.policy.prune(self.terms.least, self.terms.patience, spare=self._spare())
+
+    def _spare(self) -> dict[str, int]:
+        """What stays whatever its worth: the cheapest architecture under the limit."""
+        return self.path(self.constraint.cheapest) if self.constraint else {}
 
     def _first(self) -> dict[str, int]:
         """The likeliest candidate of each site; under a limit those of the likeliest architecture that keeps it."""
@@ -188,4 +197,6 @@ class Rounds:
         mixing = decision_weights(searched)
         for site, some in support.items():
             self.policy.feed_back(site, some, mixing[site], self.terms.feedback)
+        weights = {site: {i: float(mixing[site][i]) for i in some} for site, some in support.items()}
+        self.policy.prune_searched(weights, self.terms.least, self.terms.patience, spare=self._spare())
         self.policy.learn(found.architecture, self.paths.reward(found.network))

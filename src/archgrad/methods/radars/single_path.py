@@ -39,6 +39,7 @@ class ShrinkingPolicy:
         barred = {site: supernet.barred(site) for site in supernet.sites}
         self.active = {site: [i for i in range(n) if i not in barred[site]] for site, n in supernet.sites.items()}
         self._below = {site: [0] * size for site, size in supernet.sites.items()}
+        self._light = {site: [0] * size for site, size in supernet.sites.items()}
         self._policy = Categorical(supernet.space, condition=self._allowed)
         self._even = Uniform(supernet.space, condition=self._allowed)
         self._places = {decision.name: place for place, decision in enumerate(self._policy.decisions)}
@@ -74,17 +75,38 @@ class ShrinkingPolicy:
         """Drop what was below least / n_l, n_l the site's size, in so many rounds in a row; the likeliest stays."""
         for site, row in self.probabilities().items():
             best = max(self.active[site], key=row.__getitem__)
-            for i in list(self.active[site]):
-                low = row[i] < least / len(row)
-                self._below[site][i] = self._below[site][i] + 1 if low else 0
-                if self._below[site][i] >= patience and i not in (best, spare.get(site)):
-                    self.active[site].remove(i)
+            low = {i: row[i] < least / len(row) for i in self.active[site]}
+            self._drop(site, low, self._below[site], patience, kept=(best, spare.get(site)))
+
+    def prune_searched(
+        self, searched: Mapping[str, Mapping[int, float]], least: float, patience: int, *, spare: Mapping[str, int]
+    ) -> None:
+        """Drop what weighed less than least / k in so many searches in a row, k candidates being in the subspace.
+
+        Args:
+            searched: for each site the mixing weight of each candidate that was in it; the heaviest stays.
+            least: lambda, as in `prune`.
+            patience: r.
+            spare: a candidate of each site that stays whatever it weighs.
+        """
+        for site, row in searched.items():
+            best, total = max(row, key=row.__getitem__), sum(row.values())
+            low = {i: weight < least / len(row) * total for i, weight in row.items() if i in self.active[site]}
+            self._drop(site, low, self._light[site], patience, kept=(best, spare.get(site)))
+
+    def _drop(
+        self, site: str, low: Mapping[int, bool], counts: list[int], patience: int, *, kept: tuple[int | None, ...]
+    ) -> None:  # fmt: skip
+        for i, is_low in low.items():
+            counts[i] = counts[i] + 1 if is_low else 0
+            if counts[i] >= patience and i not in kept and len(self.active[site]) > 1:
+                self.active[site].remove(i)
 
     def state_dict(self) -> dict[str, Any]:
         """What exact resume needs."""
         return {
             "policy": self._policy.state_dict(), "learner": self.learner.state_dict(),
-            "active": self.active, "below": self._below,
+            "active": self.active, "below": self._below, "light": self._light,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -93,6 +115,7 @@ class ShrinkingPolicy:
         self.learner.load_state_dict(state["learner"])
         self.active = {site: list(some) for site, some in state["active"].items()}
         self._below = {site: list(counts) for site, counts in state["below"].items()}
+        self._light = {site: list(counts) for site, counts in state["light"].items()}
 
 
 class SinglePathTrainer:
