@@ -63,9 +63,7 @@ class RadarsTerms:
         if wrong := [x for x in (self.exploring, self.warm_up, self.slack) if not 0.0 < x <= 1.0]:
             raise ConfigError(f"exploring, warm_up or slack of RadarsTerms is {wrong[0]}: give numbers in (0, 1]")
         if (fewest := min(self.rounds, self.patience, self.passes, self.episode_steps)) < 1:
-            raise ConfigError(
-                f"rounds, patience, passes or episode_steps of RadarsTerms is {fewest}: give 1 or more"
-            )
+            raise ConfigError(f"rounds, patience, passes or episode_steps of RadarsTerms is {fewest}: give 1 or more")
 
 
 @dataclass(frozen=True)
