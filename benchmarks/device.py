@@ -1,10 +1,11 @@
-"""From network to device: half the MACs and int8, in the runtimes that ship, beside Torch-Pruning and the same int8.
+"""From network to device: fewer MACs and int8, in the runtimes that ship, beside Torch-Pruning and the same int8.
 
     python benchmarks/device.py --out benchmarks/results/device.json
 
-A network is trained, then halved by `dnal` and by Torch-Pruning (group magnitude, global) with the same epochs of
-training behind it, and each of the three is quantized by `found.export(int8=True)`, calibrated on the training part.
-Accuracy is of the files, on the test part. Times are medians on one thread, batch 1, all files of a network in turns.
+A network is trained, then cut by `dnal` and by Torch-Pruning (group magnitude, global) to fractions of its MACs, with
+the same epochs of training behind the cut, and each is quantized by `found.export(int8=True)`, calibrated on the
+training part. Accuracy is of the files, on the test part. Times are medians on one thread, batch 1, all files of a
+network in turns.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def by_torch_pruning(network: nn.Module, x: torch.Tensor, fraction: float) -> nn
 
 
 def rows_of(name: str, task: ag.Classification, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Three networks, each as a float and an int8 file."""
+    """The original and two cut networks for each fraction, each as a float and an int8 file."""
     torch.manual_seed(given.seed)
     network, x = NETWORKS[name](), task.example
     recipe = ag.Recipe()
@@ -52,11 +53,13 @@ def rows_of(name: str, task: ag.Classification, given: argparse.Namespace) -> li
         return ag.Run(epochs=given.tuning, seed=given.seed, progress=False)
 
     ag.fit(network, task, ag.Run(epochs=given.epochs, seed=given.seed, progress=False), recipe=recipe)
-    limit = ag.macs(x).at_most(fraction=given.fraction)
-    found = ag.dnal(ag.slim(network, x), task, run(), limit=limit, pretrained=True, recipe=recipe)
-    pruned = by_torch_pruning(network, x, given.fraction)
-    ag.fit(pruned, task, run(), recipe=recipe)
-    networks = {"original": network, "dnal": found.network, "torch-pruning": pruned}
+    networks: dict[str, nn.Module] = {"original": network}
+    for fraction in given.fractions:
+        limit = ag.macs(x).at_most(fraction=fraction)
+        found = ag.dnal(ag.slim(network, x), task, run(), limit=limit, pretrained=True, recipe=recipe)
+        pruned = by_torch_pruning(network, x, fraction)
+        ag.fit(pruned, task, run(), recipe=recipe)
+        networks |= {f"dnal {fraction:.0%}": found.network, f"torch-pruning {fraction:.0%}": pruned}
     rows, files = [], {}
     with tempfile.TemporaryDirectory() as folder:
         for method, net in networks.items():
@@ -87,8 +90,8 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["small-vgg", "resnet20"])
     parser.add_argument("--runtimes", nargs="+", choices=["onnx", "openvino"], default=["onnx", "openvino"])
     parser.add_argument("--epochs", type=int, default=30, help="of the original")
-    parser.add_argument("--tuning", type=int, default=15, help="of each halved network")
-    parser.add_argument("--fraction", type=float, default=0.5, help="of the MACs that stay")
+    parser.add_argument("--tuning", type=int, default=15, help="of each cut network")
+    parser.add_argument("--fractions", nargs="+", type=float, default=[0.5, 0.25], help="of the MACs that stay")
     parser.add_argument(
         "--max-drop", type=float, default=1.0, help="points that int8 may cost on the validation part"
     )

@@ -101,6 +101,15 @@ def hastened(body: Any) -> Iterator[Point]:
                 yield row["network"], f"time over the whole network's, {kind}", "eager", figures["eager_ratio"]
 
 
+def shipped(body: Any) -> Iterator[Point]:
+    """Rows of device.py: wrong answers, bytes, and time over that of the original float file."""
+    for row in body["rows"]:
+        yield row["network"], "wrong answers, %", row["method"], 100 * (1 - row["accuracy"])
+        yield row["network"], "size, kB", row["method"], row["size_bytes"] / 1000
+        for runtime in body["settings"]["runtimes"]:
+            yield row["network"], f"time over the original's, {runtime}", row["method"], row[f"{runtime}_ratio"]
+
+
 def fronts(body: Any) -> Iterator[Point]:
     for row in body["rows"]:
         group = f"{row['start']} weights, {row['fraction']:.0%} of the MACs"
@@ -214,6 +223,11 @@ ENTRIES: dict[str, Entry] = {
     "slim_speed": Entry(
         "What is half of the MACs worth in time?", _run("slim_speed", ""), "docs/benchmarks/slim.md", hastened,
         higher=False,
+    ),
+    "device": Entry(
+        "Fewer MACs and int8 together: what do they give in the runtimes that ship?",
+        _run("device", "--networks small-vgg --epochs 8 --tuning 4"), "docs/benchmarks/device.md", shipped,
+        higher=False, peers=tuple(f"torch-pruning {f}%, {kind}" for f in (50, 25) for kind in ("float", "int8")),
     ),
     "slim_front": Entry(
         "Three budgets from one run: what does it lose beside three runs of twice its steps?",

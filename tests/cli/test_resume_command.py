@@ -105,9 +105,10 @@ def test_code_inside_the_run_folder_is_not_run_and_other_code_is_named(
     folder.mkdir()
     code = f"import pathlib\npathlib.Path({str(ran)!r}).touch()\n"
     options = {"model": f"{place / 'net.py'}:Net", "data": str(place / "data.npz"), "steps": 2}
+    options |= {"data": None} if option == "task" else {}
     for directory, name in ((folder, "run/own.py"), (tmp_path, "own.py")):
         (directory / "own.py").write_text(code)
-        body = {"command": "train", "directory": str(tmp_path), "options": options | {option: f"{name}:made"}}
+        body = {"command": "slim", "directory": str(tmp_path), "options": options | {option: f"{name}:made"}}
         (folder / "command.json").write_text(json.dumps(body))
         message = refused("resume", folder)
         if directory == folder:

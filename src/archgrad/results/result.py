@@ -133,23 +133,21 @@ class Found:
             path: of the file.
             task: calibrates and scores int8: its training batches, its validation part to decide by, its test part.
             int8: whether to quantize; the batch size is open where it can be.
-            max_drop: of the validation score that int8 may cost, in points (1.0 is 0.01 of an accuracy); where it
-                costs more, the most sensitive layers stay in float.
+            max_drop: of the validation score that int8 may cost, in points (1.0 is 0.01 of an accuracy); else layers
+                stay in float, the most sensitive first.
             preprocess: whether normalization, labels and metadata go into the file; see `export_onnx`.
             dynamic: of a float file; see `export_onnx`.
 
         Raises:
             ConfigError: no example is known; int8 without a task, or with other sizes open than the batch size.
-            MissingExtra: onnx, onnxscript or onnxruntime is not installed.
-            ModelError: the network cannot be exported, or int8 loses more than `max_drop` with nearly all in float.
-            RunError: the file cannot be written.
+            MissingExtra, ModelError, RunError: as `export_onnx`; int8 loses too much with nearly all in float.
         """
         preprocessing = Preprocessing.of(self.record.get("data")) if preprocess else None
         if int8:
             if task is None or tuple(dynamic) != ("batch",):
                 raise ConfigError(
-                    "int8=True needs task=, whose data it is calibrated and scored on, and leaves the batch size "
-                    "open alone: found.export(path, task=task, int8=True)"
+                    "int8=True needs task=, to calibrate and score on, and opens the batch size alone: "
+                    "found.export(path, task=task, int8=True)"
                 )
             return export_int8(self.network, task, Path(path), max_drop=max_drop, preprocess=preprocessing)
         if self.example is None:
