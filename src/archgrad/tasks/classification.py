@@ -128,7 +128,8 @@ class Classification(Supervised):
     ) -> Classification:
         """A task from "digits", a `.npz` file, a folder of images or a saved Hugging Face data set.
 
-        size, skip_corrupt: as in `archgrad.tasks.data_path.load`. Raises DataError and MissingExtra.
+        size, skip_corrupt: as in `archgrad.tasks.data_path.load`; the rest as in the class. Raises DataError and
+        MissingExtra.
         """
         parts = load(path, size=size, skip_corrupt=skip_corrupt, classes=classes)
         return cls(
