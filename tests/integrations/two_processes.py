@@ -71,3 +71,5 @@ values = [p.detach() for p in space.parameters()]
 torch.save(
     {"steps": gates.gates.steps_taken, "of": gates.gates.steps, "values": values}, f"{folder}/{os.environ['RANK']}.pt"
 )
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()  # threads of gloo that outlive it abort the process

@@ -61,6 +61,12 @@ class TransformersGateCallback(TrainerCallback, ExportableState):
             space, limit=limit, steps=1 if steps is None else steps, example=example, round_to=round_to,
             learning_rate=learning_rate,
         )  # fmt: skip
+        if hasattr(space, "_keys_to_ignore_on_save"):  # a model of transformers saves no tensor under two names
+            tensors = space.state_dict(keep_vars=True)
+            first = {id(tensor): key for key, tensor in reversed(tensors.items())}
+            again = {key for key, tensor in tensors.items() if first[id(tensor)] != key}
+            # Were these all of the missing keys, a resumed Trainer would tie weights anew, over the gates on them.
+            space._keys_to_ignore_on_save = {*(space._keys_to_ignore_on_save or ()), *again, "of no tensor"}
         self._steps = steps
         self._gradients: dict[nn.Parameter, Tensor] = {}
         self._hooks: list[Any] = []
