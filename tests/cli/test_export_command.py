@@ -76,6 +76,7 @@ def test_a_run_is_quantized_on_its_own_data(
     told = json.loads(result.stdout)
     assert told["size_bytes"]["int8"] == (run / "network.int8.onnx").stat().st_size
     assert json.loads((run / "record.json").read_text())["int8"] == told
+    assert cli("report", run).exit_code == 0
     scores, label = _run(run / "network.int8.onnx", np.zeros((2, 1, 8, 8), np.float32))
     assert scores.shape == (2, 3) and np.array_equal(label, scores.argmax(1))
     assert "--max-drop 2 goes with --int8" in refused("export", run, "--max-drop", "2")
