@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import archgrad as ag
+from archgrad.choices.access import logits
 from archgrad.errors import ConfigError
 
 pytest.importorskip("transformers", reason="comes with the extra transformers")
@@ -120,6 +122,12 @@ def test_the_network_cut_is_under_the_limit_and_figures_are_logged(tmp_path: Pat
     logged = [row for row in training.state.log_history if "gates/scale" in row]
     assert logged[-1]["gates/scale"] == 1e4 and {"gates/open_gates", "gates/expected_macs"} <= set(logged[-1])
     assert small(**{k: v[None] for k, v in Sentences()[0].items()}).loss.isfinite()
+    training.save_model(str(tmp_path / "space"))  # whose gates share their logits
+    saved = load_file(tmp_path / "space" / "model.safetensors")
+    assert len([name for name in saved if name.endswith(".logits")]) == len(logits(training.model))
+    small.save_pretrained(tmp_path / "small")
+    kept = load_file(tmp_path / "small" / "model.safetensors")
+    assert kept.keys() == small.state_dict().keys()
 
 
 class StopAfter(TrainerCallback):

@@ -66,7 +66,8 @@ class TransformersGateCallback(TrainerCallback, ExportableState):
             first = {id(tensor): key for key, tensor in reversed(tensors.items())}
             again = {key for key, tensor in tensors.items() if first[id(tensor)] != key}
             # Were these all of the missing keys, a resumed Trainer would tie weights anew, over the gates on them.
-            space._keys_to_ignore_on_save = {*(space._keys_to_ignore_on_save or ()), *again, "of no tensor"}
+            ignored: set[str] = set(getattr(space, "_keys_to_ignore_on_save", None) or ())
+            vars(space)["_keys_to_ignore_on_save"] = {*ignored, *again, "of no tensor"}
         self._steps = steps
         self._gradients: dict[nn.Parameter, Tensor] = {}
         self._hooks: list[Any] = []
