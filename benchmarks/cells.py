@@ -63,13 +63,21 @@ ALL = [
     for picks in itertools.product(range(len(LABELS)), repeat=LAYERS)
 ]
 
-METHODS: dict[str, Callable[..., ag.Found]] = {
+# Rows without a choice by validation data train on it too, so that all rows have the same labelled images.
+WITHOUT: dict[str, Callable[..., ag.Found]] = {
     "unas": functools.partial(ag.unas, terms=UnasTerms(gap="batch")),
+    "unas, weights alone for a tenth": functools.partial(ag.unas, terms=UnasTerms(warm_up=0.1)),
     "unas, gap of pairs": functools.partial(ag.unas, terms=UnasTerms(gap="pairwise")),
     "unas, no gap": functools.partial(ag.unas, terms=UnasTerms(gap="none")),
     "unas, score function": functools.partial(ag.unas, terms=UnasTerms(estimator="score_function")),
     "darts": functools.partial(ag.darts, search_recipe=ag.Recipe()),
-    "single path": functools.partial(ag.random_search, shared=True),
+}
+METHODS: dict[str, Callable[..., ag.Found]] = {
+    **{name: functools.partial(method, finalists=None) for name, method in WITHOUT.items()},
+    "unas, finalists": ag.unas,
+    "darts, finalists": functools.partial(ag.darts, search_recipe=ag.Recipe()),
+    "single path": functools.partial(ag.random_search, shared=True, finalists=None),
+    "single path, finalists": functools.partial(ag.random_search, shared=True),
     "random": ag.random_search,
 }
 
@@ -107,7 +115,8 @@ def truth(space: nn.Module, data: ag.Classification, *, epochs: int, trainings: 
 def searched(name: str, data: ag.Classification, *, seed: int, steps: int) -> tuple[ag.Found, float]:
     """A search without training afterwards, and its seconds of CPU."""
     torch.manual_seed(seed)
-    trials = len(ALL) if name == "single path" else 8
+    trials = len(ALL) if name.startswith("single path") else 8
+    data = data.with_validation() if name in WITHOUT else data
     run = ag.Run(steps=steps, seed=seed, trials=trials, device="cpu", progress=False)
     began = time.process_time()
     found = METHODS[name](Layers(), data, run, search_fraction=1.0)
@@ -118,7 +127,7 @@ def scores_of(found: ag.Found, name: str) -> list[float] | None:
     """What the search says of every network: log-probability, or validation accuracy with shared weights."""
     if name == "random":
         return None
-    if name == "single path":
+    if name.startswith("single path"):
         tried = {ag.Architecture(row["architecture"]): row["score"] for row in found.record["trials"]}
         return [tried.get(architecture, float("nan")) for architecture in ALL]
     last = next(row for row in reversed(found.history) if "weight/layer0/" + LABELS[0] in row)
@@ -131,7 +140,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--tests", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=12, help="of each training alone")
-    parser.add_argument("--trainings", type=int, default=3)
+    parser.add_argument("--trainings", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=20.0, help="of CPU for each search")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path)
@@ -140,8 +149,9 @@ def main() -> None:
     data = task(chosen.images, chosen.tests)
     alone = truth(Layers(), data, epochs=chosen.epochs, trainings=chosen.trainings)
     true = [statistics.fmean(scores) for scores in alone]
-    noise = statistics.fmean(statistics.stdev(scores) for scores in alone) if chosen.trainings > 1 else float("nan")
-    print(f"best {max(true):.4f}, mean {statistics.fmean(true):.4f}, deviation of one training {noise:.4f}")
+    variances = [statistics.variance(scores) for scores in alone] if chosen.trainings > 1 else [float("nan")]
+    noise = statistics.fmean(variances) ** 0.5
+    print(f"best {max(true):.4f}, mean {statistics.fmean(true):.4f}, root mean square deviation of one {noise:.4f}")
     rows = []
     for name in METHODS:
         # The first call pays for what is loaded once; half of the second is what does not grow with the steps.

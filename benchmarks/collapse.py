@@ -75,7 +75,7 @@ def main() -> None:
     )
     task = ag.Classification(train, valid, tests, batch_size=64, augment=(ag.flip(), ag.crop(2)))
     rows = json.loads(chosen.out.read_text())["rows"] if chosen.out.is_file() else []
-    done = {(r["method"], r["steps"], r["seed"]) for r in rows}
+    done = {(r["method"], r.get("steps"), r["seed"]) for r in rows}  # older rows are counted in epochs
     for steps in sorted(chosen.steps):
         for seed in range(chosen.seeds):
             for name in chosen.methods:
@@ -114,7 +114,7 @@ def main() -> None:
     )
     for name in METHODS:
         for steps in sorted(chosen.steps):
-            same = [r for r in rows if r["method"] == name and r["steps"] == steps]
+            same = [r for r in rows if r["method"] == name and r.get("steps") == steps]
             if same:
                 figures = [f"{statistics.mean(r[k] for r in same):.1f}" for k in ("skips", "convolutions")]
                 for data in DATA:
