@@ -93,6 +93,13 @@ def slimmed(body: Any) -> Iterator[Point]:
                 yield f"{case} ({protocol}), {row['fraction']:.0%} of the MACs", figure, who, value
 
 
+def demonstrated(body: Any) -> Iterator[Point]:
+    for row in body["rows"]:
+        yield "", "accuracy on the test part, %", row["network"], 100 * row["accuracy"]
+        for figure in ("params", "macs", "onnx_ms"):
+            yield "", {"onnx_ms": "time in ONNX Runtime, ms"}.get(figure, figure), row["network"], row[figure]
+
+
 def hastened(body: Any) -> Iterator[Point]:
     for row in body["rows"]:
         for kind, figures in row["half"].items():
@@ -220,6 +227,10 @@ def _run(script: str, options: str, name: str = "") -> str:
 
 
 ENTRIES: dict[str, Entry] = {
+    "demo": Entry(
+        "What does the demo give: a small CNN as it is, and at half its MACs?",
+        _run("demo", "--seeds 1"), "docs/index.md", demonstrated,
+    ),
     "slim": Entry(
         "Which channels to keep at equal MACs and equal training, from trained weights (A) and from scratch (B)?",
         _run("slim", "--seeds 3"), "docs/benchmarks/slim.md", slimmed, peers=_RIVALS,

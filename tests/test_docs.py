@@ -248,3 +248,15 @@ def test_results_say_machine_versions_and_date(tmp_path: Path, monkeypatch: pyte
     saving.save_results(path, {**held, "machine": elsewhere})
     assert json.loads(path.read_text(encoding="utf-8"))["machine"]["earlier"] == [elsewhere]
     assert [one.name for one in tmp_path.iterdir()] == ["rows.json"]
+
+
+def test_every_page_ends_with_what_to_read_next() -> None:
+    """Guides and the page on tasks lead on from their tables."""
+    for path in sorted((ROOT / "docs").rglob("*.md")):
+        if path.parent.name != "guides" and path.name != "tasks.md":
+            last = text_of(path).rstrip().splitlines()[-1]
+            assert last.startswith("**Read next:** ") and "](" in last, path
+
+
+def test_the_readme_is_short() -> None:
+    assert len(text_of(ROOT / "README.md").splitlines()) <= 120
