@@ -226,10 +226,22 @@ def _run(script: str, options: str, name: str = "") -> str:
     )
 
 
+def covered(body: Any) -> Iterator[Point]:
+    """Of each network what is left at the least."""
+    for row in body["networks"]:
+        for who, held in (("slim", row), ("Torch-Pruning", row["torch_pruning"])):
+            if "parameters_left" in held:
+                yield row["name"], "parameters left at the least, %", who, 100 * held["parameters_left"]
+
+
 ENTRIES: dict[str, Entry] = {
     "demo": Entry(
         "What does the demo give: a small CNN as it is, and at half its MACs?",
         _run("demo", "--seeds 1"), "docs/index.md", demonstrated,
+    ),
+    "coverage": Entry(
+        "How much of a network can be removed?", _run("coverage", ""), "docs/benchmarks/coverage.md", covered,
+        higher=False, peers=("Torch-Pruning",),
     ),
     "slim": Entry(
         "Which channels to keep at equal MACs and equal training, from trained weights (A) and from scratch (B)?",
