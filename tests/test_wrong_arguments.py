@@ -46,7 +46,7 @@ def valid() -> dict[str, Any]:
         "weights": {}, "relaxation": ag.softmax, "function": len, "score": len, "train": None, "labels": [0],
         "parameters": list(nn.Linear(2, 2).parameters()), "mnist": "none", "fsdd": "none", "factory": nn.ReLU,
         "candidates": [nn.ReLU(), nn.Identity()], "string": "none", "cell": "none", "env": PixelGame, "arrays": {},
-        "scores": {},
+        "scores": {}, "files": {"a": "file"},
     }  # fmt: skip
 
 

@@ -115,6 +115,8 @@ def export_onnx(
         >>> written.dynamic_batch, written.largest_difference < 1e-4
         (True, True)
     """
+    if preprocess is not None and not isinstance(preprocess, Preprocessing | Task):
+        raise ConfigError(f"preprocess={preprocess!r}: give a task, or archgrad.extract.preprocessing.Preprocessing")
     encoded = encode_onnx(network, example, dynamic=dynamic)
     if preprocess is not None:
         given = preprocess if isinstance(preprocess, Preprocessing) else Preprocessing.of(description(preprocess))
