@@ -20,7 +20,7 @@ from torch import nn
 import archgrad as ag
 from archgrad.choices.subsets import topology
 from archgrad.errors import LimitError
-from archgrad.methods import DartsPrimeTerms, ToponasTerms, UnasTerms
+from archgrad.methods import DartsPrimeTerms, RadarsTerms, ToponasTerms, UnasTerms
 from archgrad.trials.successive_halving import Halving
 
 SLIM = functools.partial(ag.dnal, pretrained=True, round_to=1, gate_epochs=3)
@@ -83,7 +83,10 @@ METHODS: dict[str, tuple[Callable[..., ag.Found], Problem]] = {
     "unas, topology": (_on(ag.unas, "factorized"), SUPERNET),
     "radars": (ag.radars, SUPERNET),
     "radars, bound": (
-        functools.partial(ag.radars, memory=ag.peak_memory(EXAMPLE).at_most(peak_bytes=44_000)),
+        # In so short a search episodes of four steps leave the policy too few draws.
+        functools.partial(
+            ag.radars, memory=ag.peak_memory(EXAMPLE).at_most(peak_bytes=44_000), terms=RadarsTerms(episode_steps=2)
+        ),
         SUPERNET,
     ),
     "monas": (ag.monas, SUPERNET),
