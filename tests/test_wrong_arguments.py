@@ -62,9 +62,7 @@ def parameters() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("name", "option"), parameters(), ids=str)
-def test_a_wrong_argument_is_refused(
-    name: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_argument_is_refused(name: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # some of these functions write files
     function: Callable[..., Any] = getattr(ag, name)
     required = [n for n, p in inspect.signature(function).parameters.items() if p.default is p.empty]

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+import archgrad as ag
 from archgrad.choices.architecture import Architecture
 from archgrad.cli.inputs.models import load
 from archgrad.costs.count import macs
@@ -220,6 +221,13 @@ def test_folders_of_images_that_are_refused_or_read(
     result = cli(*arguments, "--skip-corrupt", "--steps", "6", "--no-onnx", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["data"]["skipped"] == [str(bad)]
+    cli("init", model, tmp_path / "images", "--skip-corrupt", "--out", tmp_path / "mine")
+    plan = cli("slim", "--config", tmp_path / "mine" / "slim.yaml", "--batch-size", "6", "--dry-run", "--json")
+    assert plan.exit_code == 0, plan.output
+    (made,) = (line for line in (tmp_path / "mine" / "slim.py").read_text().split("\n") if line.startswith("task ="))
+    scope = {"ag": ag}
+    exec(made, scope)
+    assert scope["task"].splits["skipped"] == [str(bad)]
 
 
 def test_a_folder_with_another_run_is_refused(slimmed: Path, place: Path, refused: Refused) -> None:

@@ -56,6 +56,42 @@ def test_a_task_says_how_its_images_are_normalized(tmp_path: Path) -> None:
     assert np.allclose(scores, network((torch.from_numpy(x[:3]) / 255 - mean) / std).detach(), atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["pixels", "pixels_float", "pixels_scaled", "pixel_scale", "pixel_shift", "label"])
+def test_a_network_may_have_the_names_that_preprocessing_gives(name: str, tmp_path: Path) -> None:
+    source = f"def forward(self, {name}):\n    return self.net({name} * self.pixel_scale + self.label)\n"
+    scope: dict[str, Callable[..., Tensor]] = {}
+    exec(source, scope)
+
+    class Net(nn.Module):
+        forward = scope["forward"]
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = _network()
+            self.pixel_scale, self.label = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.randn(3, 1, 1))
+
+    network, path = Net(), tmp_path / "a.onnx"
+    written = ag.export_onnx(network, torch.randn(2, 3, 8, 6), path, preprocess=CONSTANTS)
+    assert written.largest_difference < 1e-4
+    session = onnxruntime.InferenceSession(path)
+    assert [slot.name for slot in session.get_inputs()] == ["pixels"] and session.get_outputs()[-1].name == "label"
+
+
+def test_a_branch_reads_the_renamed_input() -> None:
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    body = helper.make_graph(
+        [helper.make_node("Neg", ["pixels"], ["out"])], "b", [], [helper.make_tensor_value_info("out", kind, None)]
+    )
+    choice = helper.make_tensor("choice", onnx.TensorProto.BOOL, [], [True])
+    node = helper.make_node("If", ["choice"], ["y"], then_branch=body, else_branch=body)
+    slots = [helper.make_tensor_value_info(name, kind, ["n", 3, 2, 2]) for name in ("pixels", "y")]
+    graph = helper.make_graph([node], "g", slots[:1], slots[1:], [choice])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    data, plain = preprocessing.with_preprocessing(model.SerializeToString(), CONSTANTS), model.SerializeToString()
+    assert preprocessing.check_preprocessing(data, plain, CONSTANTS, shape=(1, 3, 2, 2), batches=[3]) < 1e-4
+
+
 def test_without_normalization_the_input_stays_and_metadata_is_there(tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
     ag.export_onnx(nn.Linear(3, 2), torch.randn(1, 3), path, preprocess=Preprocessing(task="mae"))

@@ -179,6 +179,16 @@ def test_a_folder_of_runs_shows_all_of_them_and_writes_nothing(tmp_path: Path) -
     assert board.page().tag != tag, "curves grow"
 
 
+@pytest.mark.parametrize("part", ["score", "limit", "fronts", "before", "notes", "method"])
+@pytest.mark.parametrize("value", ["acc", 3, [3], {"name": 3, "cost": [1]}, True])
+def test_a_strange_record_leaves_the_other_runs_their_page(tmp_path: Path, part: str, value: object) -> None:
+    finished(tmp_path / "strange")
+    record = json.loads((tmp_path / "strange" / "record.json").read_text())
+    (tmp_path / "strange" / "record.json").write_text(json.dumps({**record, part: value}))
+    write(tmp_path / "other", "run.json", run_json())
+    assert "2 in all" in words(draw(tmp_path))
+
+
 def test_a_front_fills_while_a_run_goes_on(tmp_path: Path) -> None:
     write(tmp_path, "run.json", run_json())
     tried = [{"phase": "search", "step": k, "tried/higher": 0.5, "tried/macs": 1e4 - k} for k in range(3)]

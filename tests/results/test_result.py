@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 import resource
 import signal
 from pathlib import Path
@@ -35,6 +37,15 @@ def test_derive_gives_a_plain_network_of_what_weighs_most(found: ag.Found) -> No
     assert found.network.get_submodule("0").out_features == 3
     assert found.costs["params"] == 3 * 5 + 2 * 4
     assert not found.network.training
+
+
+def test_a_copy_shares_what_it_holds_and_a_deep_copy_nothing(found: ag.Found) -> None:
+    assert vars(copy.copy(found)) == vars(found) and copy.copy(found) is not found
+    deep = copy.deepcopy(found)
+    assert deep.architecture == found.architecture and deep.record == found.record
+    assert deep.record is not found.record and deep.network is not found.network
+    with pytest.raises(RunError, match="not pickled"):
+        pickle.dumps(found)
 
 
 def test_saves_into_a_new_folder(found: ag.Found, tmp_path: Path) -> None:

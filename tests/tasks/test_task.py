@@ -121,7 +121,15 @@ BATCHES: dict[str, Any] = {
     "targets in a list of dicts": (X, [{"boxes": X[:k], "at": X[k]} for k in range(4)]),
     "images in a list": ([X[:, :k] for k in (2, 3, 2, 1)], [{"at": row} for row in X]),
     "a list of samples": [{"at": row} for row in X],
+    "a list that is a pair of dicts": [{"x": X}, {"y": X[:, 0]}],
 }
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("sample", [{"image": torch.zeros(3, 8, 8), "at": X[0]}, (torch.zeros(3, 8, 8), X[0])])
+def test_a_list_of_samples_is_as_long_as_it_is(sample: Any, count: int) -> None:
+    batch = [sample] * count
+    assert batch_size(batch) == count and len(first(batch, 2)) == min(count, 2)
 
 
 @pytest.mark.parametrize("kind", BATCHES)

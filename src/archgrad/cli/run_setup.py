@@ -237,6 +237,6 @@ def write_onnx(found: Found, out: Path, asked: bool | None) -> None:
     try:
         preprocessing = Preprocessing.of(found.record.get("data"))
         export_onnx(found.network, found.example, out / "network.onnx", preprocess=preprocessing)
-    except ModelError as error:
+    except (ConfigError, ModelError) as error:
         found.record["notes"] = [*found.record.get("notes", []), str(error)]
         found.save(out)

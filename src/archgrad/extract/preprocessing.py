@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from archgrad.errors import ConfigError, ModelError, one_line
 from archgrad.extract.onnx_file import Session, require_packages
 
 PIXELS, LABEL = "pixels", "label"
+_FRONT = (PIXELS, "pixels_float", "pixels_scaled", "pixel_scale", "pixel_shift")
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def with_preprocessing(data: bytes, preprocessing: Preprocessing) -> bytes:
             raise ConfigError("pixels are for networks with one input of floats, images [B, C, H, W]")
         if sizes[1].dim_value not in (0, channels):
             raise ConfigError(f"the network takes {sizes[1].dim_value} channels, the normalization has {channels}")
+        _free(graph, _FRONT)
         constants = (preprocessing.mean, preprocessing.std)
         mean, std = (torch.tensor(c, dtype=torch.float64).view(-1, 1, 1) for c in constants)
         for name, constant in (("pixel_scale", 1 / (255 * std)), ("pixel_shift", -mean / std)):
@@ -116,6 +119,7 @@ def with_preprocessing(data: bytes, preprocessing: Preprocessing) -> bytes:
         for node in reversed(front):
             graph.node.insert(0, node)
     if _gives_classes(graph.output, len(preprocessing.class_names)):
+        _free(graph, [LABEL])
         first = graph.output[0]
         graph.node.append(helper.make_node("ArgMax", [first.name], [LABEL], "label_of_outputs", axis=1, keepdims=0))
         label = helper.make_tensor_value_info(LABEL, TensorProto.INT64, [None])
@@ -124,6 +128,28 @@ def with_preprocessing(data: bytes, preprocessing: Preprocessing) -> bytes:
     helper.set_model_props(model, preprocessing.metadata())
     written: bytes = model.SerializeToString()
     return written
+
+
+def _free(graph: Any, names: Sequence[str]) -> None:
+    """Give what a graph has by these names others, so that they can be given anew."""
+    taken = {value.name for value in (*graph.input, *graph.initializer)}
+    taken |= {name for node in graph.node for name in node.output}
+    changed = {}
+    for name in taken.intersection(names):
+        fresh = (f"{name}_{number}" for number in itertools.count(1))
+        changed[name] = next(new for new in fresh if new not in taken and new not in names)
+    _rename(graph, changed)
+
+
+def _rename(graph: Any, changed: Mapping[str, str]) -> None:
+    for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        value.name = changed.get(value.name, value.name)
+    for node in graph.node:
+        for slots in (node.input, node.output):
+            slots[:] = [changed.get(name, name) for name in slots]
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):  # of If and Loop, which read names from around them
+                _rename(body, changed)
 
 
 def _gives_classes(outputs: Sequence[Any], classes: int) -> bool:
@@ -150,11 +176,11 @@ def check_preprocessing(
         ModelError: the file does not run, or differs by more than 1e-4, or its labels are wrong.
     """
     largest, generator = 0.0, torch.Generator().manual_seed(0)
-    network, file = Session(plain), Session(data)
     for batch in batches:
         pixels = torch.randint(0, 256, (batch, *shape[1:]), dtype=torch.uint8, generator=generator)
         given = pixels if preprocessing.mean else torch.randn((batch, *shape[1:]), generator=generator)
         try:
+            network, file = Session(plain), Session(data)
             wanted = network.outputs(preprocessing.normalized(given))
             got = file.outputs(given)
         except RuntimeError as error:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from archgrad.errors import ConfigError, RunError
-from archgrad.report import html, numbers, page
+from archgrad.report import html, numbers, page, text
 from archgrad.report.charts import curves, pareto
 from archgrad.report.data.live_status import provisional, status
 from archgrad.report.data.run_folder import Folder, is_run, present, runs_below, stamp
@@ -126,17 +126,18 @@ def _overview(path: Path, below: Sequence[Path], *, poll_ms: int) -> str:
 
 
 def _side(path: Path, folder: Folder, root: Path, place: int) -> dict[str, Any]:
-    record = folder.record or provisional(folder)
+    record, more = folder.record or provisional(folder), []
     try:
+        text.check(record)
         shown = curves.charts(folder.history, record.get("limit"), score=numbers.score(record))[:_MOST_CURVES]
         drawn = [*pareto.charts(record)[:1], *(one for one in shown if len(one.spots) > 1)]
-    except RunError:
-        drawn = []
+    except RunError as error:
+        drawn, more = [], [str(error)]
     return {
         "id": f"run-{place}",
         "name": str(path.relative_to(root)),
         "method": str(record.get("method") or ""),
-        "now": status(folder),
+        "now": status(folder, more=more),
         "charts": html.figures(drawn, f"run {place}"),
     }
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -90,6 +91,11 @@ class Found:
             "A Found is not pickled: reading a pickle can execute code. Write it with found.save(folder); of the "
             "network alone, torch.save(found.network.state_dict(), file) or archgrad.export_onnx"
         )
+
+    __copy__ = replace
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Found:
+        return Found(**{name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
 
     def _repr_html_(self) -> str:
         """Figures and what was found, for a notebook."""
@@ -186,9 +192,9 @@ class Found:
             files.write_text(folder / HISTORY, "".join(map(record_line, self.history)), RunError)
         try:
             page.write(folder)
+        except RunError:
+            raise
         except FAILURES as error:
-            if isinstance(error, RunError):
-                raise
             self.record.setdefault("notes", []).append(f"report.html could not be drawn: {one_line(error)}")
             write_record(folder, self.record)
 
@@ -205,8 +211,7 @@ def _save_network(folder: Path, architecture: Architecture, network: nn.Module) 
 
 def figures(network: nn.Module, task: Task, example: Example) -> dict[str, Any]:
     """What a plain network scores on the test part and takes: the columns of a report, without times."""
-    scored = evaluate(task, network, "test")
-    return {**scored, **takes(network, example)}
+    return {**evaluate(task, network, "test"), **takes(network, example)}
 
 
 def takes(network: nn.Module, example: Example) -> dict[str, Any]:
@@ -281,8 +286,7 @@ def _nonfinite(network: nn.Module, task: Task) -> str:
     if wrong := nonfinite_tensors(network):
         return f"The network holds NaN, infinite numbers or a negative variance in {', '.join(wrong[:5])}."
     find = getattr(task, "nonfinite_samples", None)
-    samples = find(network, "test") if find else []
-    if not samples:
+    if not (samples := find(network, "test") if find else []):
         return ""
     more = ", ..." if len(samples) > 10 else ""
     return (
@@ -306,9 +310,7 @@ def latencies(
         except (MissingExtra, ModelError):
             continue
         for name, timing in timed.items():
-            rows[name][runtime] = {
-                "median_ms": timing.median_ms, "low_ms": timing.low_ms, "high_ms": timing.high_ms,
-            }  # fmt: skip
+            rows[name][runtime] = {key: getattr(timing, key) for key in ("median_ms", "low_ms", "high_ms")}
     return rows
 
 

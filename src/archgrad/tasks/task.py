@@ -268,7 +268,11 @@ def _parts(batch: Batch) -> Batch:
     if not isinstance(batch, list):
         return batch
     lengths = {len(x) if isinstance(x, Tensor) and x.ndim else 0 for x in batch}
-    return tuple(batch) if len(batch) == 2 or (len(lengths) == 1 and lengths != {0}) else batch
+    alike = all(isinstance(x, tuple) for x in batch) or (
+        all(isinstance(x, Mapping) for x in batch) and len({frozenset(x) for x in batch}) == 1
+    )
+    pair = len(batch) == 2 and not alike  # two of a kind are two samples
+    return tuple(batch) if pair or (len(lengths) == 1 and lengths != {0}) else batch
 
 
 def _length(nest: Any) -> int:

@@ -144,6 +144,7 @@ def _yaml(findings: _Findings) -> str:
     )
     size = "" if is_code(options.data) else "# size: 64   # resize images to this side\n"
     size = f"size: {options.size}\n" if options.size else size
+    size += "skip_corrupt: true\n" if options.skip_corrupt else ""
     return f"""\
 # archgrad slim --config {Path(options.out) / "slim.yaml"}
 # {type(findings.network).__name__}: {params().of(findings.network):,.0f} parameters, \
@@ -179,6 +180,7 @@ def _given(options: InitOptions) -> str:
 def _script(findings: _Findings) -> str:
     options = findings.options
     imports, how = [_import(options.model)], f", size={options.size}" if options.size else ""
+    how += ", skip_corrupt=True" if options.skip_corrupt else ""
     constants = normalization(options.normalize)
     normalize = f", normalize={constants!r}" if constants else ""
     # From wherever the script is run.
