@@ -28,13 +28,14 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import archgrad as ag
 
@@ -54,10 +55,12 @@ def networks() -> dict[str, Callable[[], Made]]:
 
 
 def outputs(net: nn.Module, example: Any) -> list[Tensor]:
-    from archgrad.spaces.slim.seeded_run import run, tensors_of
-    from archgrad.tasks.task import arguments
-
-    return [x for x in tensors_of(run(net.eval(), arguments(example))) if x.is_floating_point()]
+    given = example if isinstance(example, tuple) else (example,)
+    named = dict(given[0]) if isinstance(given[0], Mapping) else {}
+    with torch.no_grad():
+        out = net.eval()(**named) if named else net(*given)
+    leaves = tree_leaves(dict(out) if isinstance(out, Mapping) else out)
+    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
 
 
 def slimmed(net: nn.Module, example: Any) -> dict[str, Any]:
@@ -263,6 +266,8 @@ def page(record: dict[str, Any]) -> str:
         f"{record['transformers']}, at random weights. Rows: `benchmarks/results/coverage.json`. Reproduce: "
         "`python benchmarks/coverage.py --out benchmarks/results/coverage.json`, then "
         "`python benchmarks/coverage.py --page benchmarks/results/coverage.json > docs/benchmarks/coverage.md`.",
+        "",
+        "**Read next:** [what can be removed, and what is left as it is](../slim.md#what-can-be-removed)",
     ]
     return "\n".join(lines)
 

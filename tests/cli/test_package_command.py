@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import invoke
 from PIL import Image
 from typer.testing import Result
 
@@ -34,8 +35,6 @@ def images(tmp_path_factory: pytest.TempPathFactory, place: Path) -> Path:
     y = np.arange(120) % 3
     x = np.random.default_rng(0).integers(0, 60, (120, 1, 8, 8)) + 90 * y[:, None, None, None]
     np.savez(folder / "data.npz", x=x.astype(np.uint8), y=y)
-    from conftest import invoke
-
     arguments = [
         "--epochs",
         "12",

@@ -214,3 +214,20 @@ def test_a_run_within_a_run_and_one_after_another_are_of_one_thread() -> None:
     thread = threading.Thread(target=lambda: list(started().steps(2)))
     thread.start()
     thread.join()
+
+
+def test_runs_in_turns_leave_no_trace_in_their_thread() -> None:
+    first, second = started(), started()
+    assert len(list(zip(first.steps(2), second.steps(2), strict=True))) == 2
+    raised: list[Exception] = []
+
+    def train() -> None:
+        try:
+            list(started().steps(1))
+        except RunError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert not raised

@@ -237,3 +237,96 @@ def test_each_product_that_a_module_computes_costs_what_its_own_channels_say() -
         one, two = (len(architecture[name]) for name in ("one", "two"))
         assert found == pytest.approx(ag.macs(x).of(build(space, architecture)), rel=1e-9)
         assert found == pytest.approx(7 * 4 * one + 7 * 7 * one + 7 * one * two + 7 * 7 * two + 3 * two, rel=1e-9)
+
+
+class AddNorm(nn.LayerNorm):
+    """Adds and normalizes in one call, and gives the sum too."""
+
+    def forward(self, x: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().forward(x + more), x + more
+
+
+class ScaledNorm(nn.LayerNorm):
+    """Takes a scale before its input."""
+
+    def forward(self, scale: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+        return scale * super().forward(x)
+
+
+class PickyNorm(nn.Module):
+    """Raises an error of its own for inputs of other shapes."""
+
+    class Refused(Exception):
+        pass
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 3:
+            raise self.Refused
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
+
+class Reader(nn.Module):
+    """A stream of three tokens, read through a norm that is called in some way."""
+
+    def __init__(self, norm: nn.Module, call: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inp, self.norm, self.hidden = nn.Linear(4, WIDTH), norm, nn.Linear(WIDTH, 5)
+        self.out, self.call = nn.Linear(5, 2), call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.hidden(self.call(self.norm, self.inp(x))).relu())
+
+
+READERS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Tensor], bool]] = {
+    "adds in one call": (lambda: AddNorm(WIDTH), lambda norm, x: norm(x, x)[0], False),
+    "takes a scale first": (lambda: ScaledNorm(WIDTH), lambda n, x: n(scale=x.new_tensor(2.0), x=x), False),
+    "raises its own errors": (lambda: PickyNorm(WIDTH), lambda norm, x: norm(x), True),
+    "layer": (lambda: nn.LayerNorm(WIDTH), lambda norm, x: norm(x), True),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_norm_that_is_called_otherwise_freezes_itself_and_no_more(name: str) -> None:
+    make, call, followed = READERS[name]
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4)
+    space = ag.slim(Reader(make(), call), x)
+    stir(space)
+    assert ("inp" in choices(space)) == followed and "hidden" in choices(space)
+    for architecture in extremes(space):
+        assert difference(outputs(hold(space, architecture), (x,)), outputs(build(space, architecture), (x,))) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["layer", "rms", "rms of llama", "one group"])
+def test_norms_are_known_and_exact_in_half_precision(name: str, dtype: torch.dtype) -> None:
+    make, axis, _ = NORMS[name]
+    norm = stirred(make()).to(dtype)
+    kind = channel_norm(norm)
+    assert kind is not None
+    x = 1e-3 * torch.randn(3, 5, WIDTH, generator=torch.Generator().manual_seed(2))  # where eps counts
+    x = (x.transpose(1, 2) if axis == 1 else x).to(dtype)
+    wanted = norm(x).float()
+    assert (kind(norm, x, torch.ones(WIDTH)).float() - wanted).abs().max() < 0.02 * wanted.abs().max()
+
+
+def test_hooks_of_the_user_see_what_the_gated_norm_puts_out() -> None:
+    torch.manual_seed(0)
+    seen: list[Tensor] = []
+    net = Reader(nn.LayerNorm(WIDTH), lambda norm, x: norm(x))
+    net.norm.register_forward_hook(lambda module, given, out: seen.append(out) or 3 * out)  # type: ignore[func-returns-value]
+    x = torch.randn(2, 3, 4)
+    space = ag.slim(net, x)
+    stir(space)
+    assert "inp" in choices(space)
+    architecture = sample(space, generator=torch.Generator().manual_seed(1))
+    held, built = hold(space, architecture), build(space, architecture)
+    assert difference(outputs(held, (x,)), outputs(built, (x,))) < 1e-5
+    kept = list(architecture["inp"])
+    seen.clear()
+    held(x), built(x)
+    assert torch.allclose(seen[0][..., kept], seen[1], atol=1e-5)

@@ -149,3 +149,9 @@ def test_what_is_no_sample_stays() -> None:
     taken = rows_of(batch, [3], kept=names_label)
     assert taken["x"].tolist() == [X[3].tolist()]
     assert all(taken[name] is batch[name] for name in ("scale", "weights", "labels", "none"))
+
+
+def test_lists_that_are_no_samples_are_nests() -> None:
+    batch = {"x": torch.arange(6.0).reshape(3, 2), "more": {"shift": [torch.arange(3.0)]}}
+    taken = rows_of(batch, [2, 0])
+    assert taken["x"].tolist() == [[4, 5], [0, 1]] and taken["more"]["shift"][0].tolist() == [2, 0]

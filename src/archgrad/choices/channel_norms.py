@@ -33,7 +33,7 @@ class ChannelNorm:
         axis: of the channels: -1 or 1.
         centered: whether the mean is subtracted.
         everywhere: whether it normalizes over all places of an example too, as GroupNorm does.
-        eps: added to the variance; None for the precision of the inputs.
+        eps: added to the variance; None for the precision that it is computed in.
         weight, bias: names of its parameters, "" for none.
         offset: added to the weight.
         tensors: (name, dimension) of what is cut with the channels.
@@ -65,7 +65,7 @@ class ChannelNorm:
             return y.mean(others, keepdim=True) if others else y
 
         values = values - mean(values) if self.centered else values
-        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        eps = torch.finfo(values.dtype).eps if self.eps is None else self.eps
         y = (values * torch.rsqrt(mean(values.square()) + eps)).to(x.dtype)
         if self.weight:
             y = y * (getattr(norm, self.weight) + self.offset).reshape(shape).to(x.dtype)
@@ -88,9 +88,10 @@ class OpenStatistics(nn.Module):
         is_open = every
         for gate in self.gates:
             is_open = gate(is_open)
-        if is_open is every or not (is_open.requires_grad or bool((is_open != 1).any())):
+        x = lone_input(args, kwargs)
+        if x is None or is_open is every or not (is_open.requires_grad or bool((is_open != 1).any())):
             return None
-        return self.kind(norm, given(args, kwargs), is_open).to(output.dtype)
+        return self.kind(norm, x, is_open).to(output.dtype)
 
 
 def add_gate(norm: nn.Module, kind: ChannelNorm, gate: nn.Module) -> None:
@@ -101,7 +102,7 @@ def add_gate(norm: nn.Module, kind: ChannelNorm, gate: nn.Module) -> None:
         return
     statistics = OpenStatistics(kind, [gate])
     norm.add_module(STATISTICS, statistics)
-    norm.register_forward_hook(statistics, with_kwargs=True)
+    norm.register_forward_hook(statistics, with_kwargs=True, prepend=True)  # hooks of the user see its output
 
 
 def remove_gates(norm: nn.Module) -> None:
@@ -115,36 +116,40 @@ def remove_gates(norm: nn.Module) -> None:
 def close(norm: nn.Module, kind: ChannelNorm, is_open: Tensor) -> None:
     """Leave channels out of a norm's statistics for good, in place: [width] bool."""
 
-    def hook(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Tensor) -> Tensor:
-        return kind(norm, given(args, kwargs), is_open)
+    def hook(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Tensor) -> Tensor | None:
+        x = lone_input(args, kwargs)
+        return None if x is None else kind(norm, x, is_open)
 
-    norm.register_forward_hook(hook, with_kwargs=True)
+    norm.register_forward_hook(hook, with_kwargs=True, prepend=True)
 
 
-def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """What a module of one input was called with."""
-    x = args[0] if args else next(iter(kwargs.values()))
-    assert isinstance(x, Tensor)
-    return x
+def lone_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The tensor that a module was called with; None where there are several."""
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    return tensors[0] if len(tensors) == 1 else None
 
 
 def channel_norm(module: nn.Module) -> ChannelNorm | None:
     """What a module computes if it is a norm over channels, measured on noise; None if it is not.
 
-    It is known by what it computes, so that the norms of libraries and those written by hand are found too.
+    Tried are torch's norms and modules with "norm" in the name of their class. What they are is known by what they
+    compute, so that the norms of libraries and those written by hand are found too.
     """
     kinds = list(_kinds(module))
     if not kinds:
         return None
-    probe = copy.deepcopy(module).eval()
+    # In double precision: in a half one, what it computes is known too roughly to tell kinds apart.
+    probe = copy.deepcopy(module).eval().double()
+    for hooks in (probe._forward_hooks, probe._forward_pre_hooks):
+        hooks.clear()  # what the user's do is followed by itself
     generator = torch.Generator().manual_seed(0)
-    tensor = next(iter(module.parameters()), torch.zeros(1))
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     with torch.no_grad():
         for parameter in probe.parameters():
             parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
-        for axis, shape in ((-1, (2, 5)), (1, (3, 5)), (1, (4,))):
+        for axis, shape in ((-1, (5,)), (-1, (2, 5)), (1, (3, 5)), (1, (4,))):
             size = (2, *shape, kinds[0].width) if axis == -1 else (2, kinds[0].width, *shape)
-            x = (torch.randn(size, generator=generator) + 0.5).to(tensor)
+            x = (torch.randn(size, generator=generator) + 0.5).to(device, torch.float64)
             for kind in kinds:
                 if kind.axis == axis and _agrees(kind, probe, x):
                     return kind
@@ -156,7 +161,7 @@ def _agrees(kind: ChannelNorm, norm: nn.Module, x: Tensor) -> bool:
     for y in (x, x * math.sqrt(kind.eps or 1e-6)):  # where eps counts, too
         try:
             actual = norm(y)
-        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError):
+        except Exception:  # noqa: BLE001 - a user's norm may raise anything, of inputs that it is not for
             return False
         if not isinstance(actual, Tensor) or actual.shape != y.shape:
             return False

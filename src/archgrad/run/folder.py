@@ -76,11 +76,11 @@ class RunFolder:
         holds another run or one that is running.
         """
         if machine.rank == 0:
-            if (before := _HOLDERS.get(self.path)) is not None and before.failed:
+            if (before := _HOLDERS.get(self.path.resolve())) is not None and before.failed:
                 before.close()
             self.acquire()
             if holder is not None:
-                _HOLDERS[self.path] = holder
+                _HOLDERS[self.path.resolve()] = holder
         try:
             earlier = self.read(identity, accept=accept)
             computed = self.computed()

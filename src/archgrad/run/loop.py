@@ -34,7 +34,7 @@ class Stepping(Protocol):
         """Where it is, in words."""
 
 
-_STEPPING: weakref.WeakValueDictionary[int, Stepping] = weakref.WeakValueDictionary()  # by thread
+_STEPPING: weakref.WeakKeyDictionary[Stepping, int] = weakref.WeakKeyDictionary()  # the thread of each
 _LOCK = threading.Lock()
 
 
@@ -44,22 +44,18 @@ def only_thread(run: Stepping) -> Iterator[None]:
     mine = threading.get_ident()
     with _LOCK:
         alive = {thread.ident for thread in threading.enumerate()} - {mine}
-        if others := [run for thread, run in _STEPPING.items() if thread in alive and not run.failed]:
+        if others := [run for run, thread in _STEPPING.items() if thread in alive and not run.failed]:
             raise RunError(
                 f"Another thread of this process trains (it is {others[0].location}). Both would draw random numbers "
                 "from torch's one generator, so that neither result could be had again. Train one after the other, "
                 "or each in a process of its own."
             )
-        before = _STEPPING.get(mine)
-        _STEPPING[mine] = run
+        _STEPPING[run] = mine
     try:
         yield
     finally:
         with _LOCK:
-            if before is None:
-                _STEPPING.pop(mine, None)
-            else:
-                _STEPPING[mine] = before
+            _STEPPING.pop(run, None)
 
 
 class Loop:

@@ -232,10 +232,7 @@ class Run:
             raise error
 
     def register_state(self, **parts: Stateful) -> None:
-        """Name what is saved and restored from now on. Gradients are not: zero them inside each step.
-
-        Raises ChoiceError for a part without `state_dict` and `load_state_dict`.
-        """
+        """Name what is saved and restored from now on, gradients left out; ChoiceError for a part without state."""
         if self._loop.phase:
             raise ChoiceError("run.register_state was called inside a loop of run.steps. Call it before the loop.")
         stateful.check(parts)
@@ -280,6 +277,8 @@ class Run:
         except Stopped:
             self.close()
             raise
+        finally:
+            self.failed |= self._loop.failed
 
     @property
     def stop_requested(self) -> bool:

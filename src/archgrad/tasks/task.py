@@ -289,8 +289,8 @@ def rows_of(batch: Batch, rows: Sequence[int], *, kept: Callable[[object], bool]
     def taken(nest: Any) -> Any:
         if isinstance(nest, Tensor):
             return nest[chosen] if nest.ndim and len(nest) == size else nest
-        if isinstance(nest, list) and len(nest) == size:
-            return [nest[row] for row in chosen]
+        if isinstance(nest, list):
+            return [nest[row] for row in chosen] if len(nest) == size else [taken(part) for part in nest]
         if isinstance(nest, Mapping):
             return {name: part if kept(name) else taken(part) for name, part in nest.items()}
         return tuple(map(taken, nest)) if isinstance(nest, tuple) else nest

@@ -22,6 +22,7 @@ Report = dict[str, Any]
 EXTRAS = {
     "export": (("onnx", "onnxscript", "onnxruntime"), "ONNX files, and latency in ONNX Runtime"),
     "openvino": (("openvino",), "latency in OpenVINO"),
+    "notebook": (("IPython",), "a run's progress in a notebook, updated in place"),
     "executorch": (("executorch",), "ExecuTorch programs, and latency in ExecuTorch"),
     "data": (("datasets",), "saved Hugging Face data sets"),
     "energy": (("pynvml",), "the energy counter of an NVIDIA GPU"),

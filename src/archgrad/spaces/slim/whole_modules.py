@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from archgrad.choices.channel_norms import ChannelNorm, given
+from archgrad.choices.channel_norms import ChannelNorm, lone_input
 from archgrad.spaces.slim.dependency import Labels, Walk
 from archgrad.spaces.slim.layer_sides import is_layer
 from archgrad.spaces.slim.numbering import NORM_SIDE, ROWS, Numbering
+from archgrad.spaces.slim.seeded_run import tensors_of
 from archgrad.spaces.slim.torch_attention import attention_hooks, is_torch_attention
 
 
@@ -60,9 +61,15 @@ def whole_hooks(numbering: Numbering, walk: Walk) -> list[Any]:
             path: str = path, kind: ChannelNorm = kind,
         ) -> None:  # fmt: skip
             walk.paused -= 1
-            x, labels = given(args, kwargs), numbering.sides[path, NORM_SIDE]
-            axis, axes = kind.axis % x.dim(), walk.shadow(x).axes
+            x, labels = lone_input(args, kwargs), numbering.sides[path, NORM_SIDE]
             where = f"{path or 'forward'} ({type(numbering.modules[path]).__name__})"
+            if x is None or not isinstance(output, Tensor) or output.shape != x.shape:
+                reason = f"{where} takes or gives more than one tensor"
+                walk.components.freeze(labels, reason)
+                for tensor in tensors_of((args, kwargs)):
+                    walk.freeze(tensor, reason)
+                return
+            axis, axes = kind.axis % x.dim(), walk.shadow(x).axes
             for own in axes.get(axis, []):
                 walk.components.join(own, labels, f"{where} normalizes over these channels and others that are fixed")
             if axis not in axes:
@@ -73,7 +80,7 @@ def whole_hooks(numbering: Numbering, walk: Walk) -> list[Any]:
 
         module = numbering.modules[path]
         handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-        handles.append(module.register_forward_hook(leave, with_kwargs=True))
+        handles.append(module.register_forward_hook(leave, with_kwargs=True, prepend=True))
     for path, module in numbering.modules.items():
         sides = numbering.sides_of(path)
         out = (f"{path}.out_proj".lstrip("."), "out")
