@@ -130,3 +130,15 @@ def test_random_search_halves_apart_alone() -> None:
     found = ag.random_search(space(), TASK, made, halving=Halving())
     assert [row["round"] for row in found.record["trials"]].count(2) == 1
     assert sum("loss" in r for r in made.history) == 300
+
+
+@pytest.mark.parametrize(("given", "tried"), [({}, 3), ({"trials": 6}, 6)])
+def test_random_search_makes_as_many_trials_as_have_their_floor_unless_told(
+    given: dict[str, int], tried: int
+) -> None:
+    halving = Halving(floor=10)
+    made = Run(steps=120, device="cpu", progress=False, **given)
+    found = ag.random_search(space(), TASK, made, halving=halving)
+    steps = 60  # half of the budget
+    assert halving.affordable(10, steps) == 3
+    assert len(found.record["trials"]) == tried

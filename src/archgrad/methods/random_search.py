@@ -134,7 +134,8 @@ def random_search(
     )
     ending = Ending(settings.finalists, steps, search_fraction)
     constraint = ArchitectureConstraint(space, limit) if limit is not None else None
-    trials = run.trials or (1000 if isinstance(task, Scored) else 50 if shared else 10)
+    apart = halving.affordable(10, steps) if halving else 10
+    trials = run.trials or (1000 if isinstance(task, Scored) else 50 if shared else apart)
     policy = Uniform(space, prior=prior)
     run.begin("random_search", settings_record(settings), task=task, network=space)
     if constraint:

@@ -147,7 +147,12 @@ def multimodal_random(
 
     predict_peak_memory(space, task, run, optimizer=recipe.optimizer_factory, drawn=5)
     policy, higher = Uniform(space, prior=prior), higher_is_better(task)
-    trials = run.trials or halving.affordable(TRIALS, steps)
+    trials = run.trials or max(halving.least, halving.affordable(TRIALS, steps))
+    if not run.trials and trials < TRIALS:
+        run.note(
+            f"{steps} steps of search try {trials} networks, not {TRIALS}, so that each has {halving.floor} steps "
+            "before any is left out; give more steps, or Run(trials=)."
+        )
     drawn = draw_architectures(policy, run, trials, constraint, refused_count=refused_count)
     rows, used = successive_halving(
         space, task, run, drawn, halving=halving, steps=steps, time_fraction=search_fraction, recipe=recipe

@@ -93,8 +93,11 @@ def torch_heads(trial: Trial, calls: Calls, frozen: dict[str, str], is_kept: Cal
     for path, ways in calls.items():
         module = trial.network.get_submodule(path)
         assert isinstance(module, nn.MultiheadAttention)
-        if is_kept(path) or module.num_heads < 2 or not path:
+        if is_kept(path) or module.num_heads < 2:
             frozen[path] = "kept at your wish (keep=)" if is_kept(path) else "it has one head, which has to stay"
+            continue
+        if not path:
+            frozen[path] = "it is the whole network; as a part of one its heads can be removed"
             continue
         way = next(iter(ways))
         if isinstance(way, str) or len(ways) > 1:
