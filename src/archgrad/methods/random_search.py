@@ -134,14 +134,13 @@ def random_search(
     )
     ending = Ending(settings.finalists, steps, search_fraction)
     constraint = ArchitectureConstraint(space, limit) if limit is not None else None
-    apart = halving.affordable(10, steps) if halving else 10
-    trials = run.trials or (1000 if isinstance(task, Scored) else 50 if shared else apart)
-    policy = Uniform(space, prior=prior)
+    apart = halving or Halving()  # its floor of no steps affords all
+    trials = run.trials or (1000 if isinstance(task, Scored) else 50 if shared else apart.affordable(10, steps))
     run.begin("random_search", settings_record(settings), task=task, network=space)
     if constraint:
         constraint.fit_surrogate(run)
 
-    drawn = draw_architectures(policy, run, trials, constraint, refused_count=refused_count)
+    drawn = draw_architectures(Uniform(space, prior=prior), run, trials, constraint, refused_count=refused_count)
     if shared and not isinstance(task, Scored):
         _train_shared(space, task, run, settings, ending)
         rows, used = _one_by_one(space, task, run, drawn, settings, steps=steps), steps
