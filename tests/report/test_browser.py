@@ -58,7 +58,7 @@ def quiet(request: pytest.FixtureRequest) -> Iterator[None]:
     assert driver.execute_script("return window.evil") is None
     events = [json.loads(one["message"])["message"] for one in driver.get_log("performance")]
     asked = [one["params"]["request"]["url"] for one in events if one["method"] == "Network.requestWillBeSent"]
-    asked = [url for url in asked if not url.startswith(("chrome:", "chrome-untrusted:"))]  # of the browser's own first page
+    asked = [url for url in asked if not url.startswith(("chrome:", "chrome-untrusted:"))]  # its own page
     assert asked
     assert {urlparse(url).hostname or FROM_A_FILE for url in asked if not url.startswith("data:")} <= {
         "127.0.0.1",
