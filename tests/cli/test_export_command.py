@@ -45,6 +45,7 @@ def test_files_are_timed_as_they_are(
     assert 0 < row["low_ms"] <= row["median_ms"] <= row["high_ms"]
     text = cli("latency", path, path, "--repeats", 2, "--shape", "2,1,8,8").stdout
     assert "small.onnx" in text and "ms in onnx" in text and "in turns" in text
+    assert "shapes 2,1,8,8" in text and "batch" not in text
     assert "is no file" in refused("latency", tmp_path / "none.onnx")
     assert "runtime='tensorrt'" in refused("latency", path, "--runtime", "tensorrt")
     assert "whole numbers from 1" in refused("latency", path, "--shape", "1,x")

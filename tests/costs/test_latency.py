@@ -189,6 +189,25 @@ def test_wrong_options_are_refused(wrong: dict[str, object], message: str) -> No
         latency(torch.randn(1, 3), **wrong)
 
 
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_weights_beside_a_file_are_found(runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("openvino" if runtime == "openvino" else "onnxruntime")
+    path = export_onnx(nn.Linear(64, 64), torch.zeros(1, 64), tmp_path / "small.onnx").path
+    model, apart = onnx.load(path), tmp_path / "apart" / "net.onnx"
+    apart.parent.mkdir()
+    onnx.save(model, apart, save_as_external_data=True, location="net.data", size_threshold=0)
+    assert (apart.parent / "net.data").stat().st_size >= 64 * 64 * 4
+    assert _sound(measure_files({"a": apart}, runtime=runtime, repeats=3)["a"])
+
+
+def test_examples_that_no_array_holds_are_moved_or_refused(tmp_path: Path) -> None:
+    path = export_onnx(nn.Linear(4, 2), torch.zeros(1, 4), tmp_path / "small.onnx").path
+    assert _sound(measure_files({"a": path}, torch.randn(1, 4, requires_grad=True), repeats=3)["a"])
+    with pytest.raises(ModelError, match=r"inputs of torch\.bfloat16 cannot be handed over"):
+        measure_files({"a": path}, torch.zeros(1, 4, dtype=torch.bfloat16))
+
+
 def test_a_network_that_does_not_run_is_named() -> None:
     with pytest.raises(ModelError, match=r"Small does not run on the example of \[1, 5, 8, 8\]"):
         latency(torch.randn(1, 5, 8, 8)).timing(Small())

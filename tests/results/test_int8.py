@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +14,13 @@ import torch
 from torch import Tensor, nn
 
 import archgrad as ag
+from archgrad.cli.inputs import exported_program
+from archgrad.copy_and_run import call
 from archgrad.errors import ConfigError, ModelError
+from archgrad.extract.export import encode_onnx, plain_outputs
+from archgrad.extract.quantization import OnnxNetwork, refilled
 from archgrad.results.int8 import Quantized, _drop, export_int8
-from archgrad.tasks.task import evaluate
+from archgrad.tasks.task import evaluate, tensors
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -82,26 +88,120 @@ def test_layers_that_int8_spoils_stay_in_float(task: ag.Classification, network:
     assert ", ".join(done.float_layers) in done.report() and done.record()["float_layers"] == [*done.float_layers]
 
 
-def test_a_network_with_other_inputs_and_outputs_is_scored(tmp_path: Path) -> None:
-    @dataclasses.dataclass
-    class Outputs:
-        scores: Tensor
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """What a network of the user's returns."""
 
-    class Named(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.left, self.right = nn.Linear(4, 8), nn.Linear(8, 1)
+    y: Tensor
+    rest: Any = None
+    count: int = 3
 
-        def forward(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-            return {"y": self.right(torch.relu(self.left(a) + b))}
 
+class Derived(Outputs):
+    """It holds more than its fields."""
+
+    def __init__(self, y: Tensor) -> None:
+        super().__init__(y)
+        self.__dict__["squares"] = y.square()
+
+
+FORMS: dict[str, Callable[[Tensor], Any]] = {
+    "a dict": lambda y: {"y": y},
+    "a data class": Outputs,
+    "nested": lambda y: {"all": [Outputs(y * 0, {"more": (Outputs(y + 1),)})], "y": y},
+}
+
+
+class Named(nn.Module):
+    """Two inputs that cannot be swapped."""
+
+    def __init__(self, form: Callable[[Tensor], Any] = Outputs) -> None:
+        super().__init__()
+        self.left, self.right, self.form = nn.Linear(4, 8), nn.Linear(8, 1), form
+
+    def forward(self, a: Tensor, b: Tensor, labels: Tensor | None = None) -> Any:
+        return self.form(self.right(torch.relu(self.left(a) + 3 * b)))
+
+
+def read(output: Any) -> Tensor:
+    return output["y"] if isinstance(output, dict) else output.y
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_network_with_other_inputs_and_outputs_is_scored(form: str, tmp_path: Path) -> None:
     x = {"a": torch.randn(90, 4), "b": torch.randn(90, 8)}
     data = [({name: v[i] for name, v in x.items()}, x["a"][i].sum()[None]) for i in range(90)]
-    loss = lambda output, target: nn.functional.mse_loss(output["y"], target)  # noqa: E731
+    loss = lambda output, target: nn.functional.mse_loss(read(output), target)  # noqa: E731
     task = ag.Supervised(data, loss=loss, batch_size=16)
     torch.manual_seed(0)
-    done = export_int8(Named(), task, tmp_path / "a.onnx", max_drop=50.0)
+    done = export_int8(Named(FORMS[form]), task, tmp_path / "a.onnx", max_drop=50.0)
     assert done.score == "loss" and done.valid["int8"] == pytest.approx(done.valid["float"], rel=0.5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("batch", [None, 4])
+def test_a_file_gives_the_outputs_of_its_network(form: str, batch: int | None) -> None:
+    network = Named(FORMS[form]).eval()
+    example = torch.randn(4, 4), torch.randn(4, 8)
+    encoded = encode_onnx(network, example, dynamic=("batch",) if batch is None else ())
+    file = OnnxNetwork(encoded.data, network(*example), batch=batch)
+    for size in (1, 4, 7, 8):
+        x = torch.randn(size, 4), torch.randn(size, 8)
+        wanted = network(*x)
+        for got in (file(*x), file(b=x[1], a=x[0], labels=x[0])):
+            assert type(got) is type(wanted)
+            same = zip(tensors(plain_outputs(got)), tensors(plain_outputs(wanted)), strict=True)
+            assert all(torch.allclose(a, b, atol=1e-4) and len(a) == size for a, b in same)
+
+
+def test_outputs_that_a_file_cannot_give_are_refused() -> None:
+    with pytest.raises(ModelError, match="Derived, which holds tensors in squares beside its fields"):
+        refilled(Derived(torch.zeros(2)), iter([torch.zeros(2)]))
+
+
+@pytest.mark.parametrize("form", [Outputs, FORMS["a dict"]])
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_network_of_a_run_is_called_as_it_was(form: Callable[[Tensor], Any], order: str, tmp_path: Path) -> None:
+    network = Named(form).eval()
+    x = {"a": torch.randn(3, 4), "b": torch.randn(3, 8)}
+    ag.export_program(network, {name: x[name] for name in order}, tmp_path / "a.pt2")
+    again, _ = exported_program.load(tmp_path / "a.pt2", flat=False)
+    wanted = read(network(**x)).detach()
+    for got in (again(**x), again(b=x["b"], a=x["a"], labels=torch.zeros(3)), call(copy.deepcopy(again), (x,))):
+        assert torch.allclose(got.y, wanted) and torch.allclose(got["y"], wanted) and torch.allclose(got[0], wanted)
+    with pytest.raises(AttributeError, match="and no loss"):
+        again(**x).loss  # noqa: B018
+    with pytest.raises(ModelError, match="all but b"):
+        again(a=x["a"])
+
+    class Own:
+        """A task whose batches have labels, and another order than the example, and whose loss only networks have."""
+
+        example, steps_per_epoch, higher_is_better = {name: v[:1] for name, v in x.items()}, 1, False
+
+        def stream(self, **_: int) -> Callable[[int], dict[str, Tensor]]:
+            return lambda step: {"labels": torch.zeros(3), "b": x["b"], "a": x["a"]}
+
+        def loss(self, network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+            return network(**batch).loss
+
+        def evaluate(self, network: nn.Module, part: str = "valid") -> dict[str, float]:
+            return {"off": 1 + float((network(**self.stream()(0)).y - wanted).abs().mean().detach())}
+
+    done = export_int8(again, Own(), tmp_path / "a.onnx", max_drop=30.0, samples=6)
+    assert done.valid["float"] == pytest.approx(1.0, abs=1e-4) and done.valid["int8"] < 1.3
+
+
+def test_a_loss_of_a_part_of_the_network_is_refused(task: ag.Classification, tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+
+    class Parts(ag.Classification):
+        def loss(self, network: nn.Module, batch: Any) -> Tensor:
+            return network[1](network[0](batch[0])).sum()
+
+    parts = Parts((torch.randn(40, 1, 8, 8), torch.arange(40) % 4), batch_size=8)
+    with pytest.raises(ModelError, match="calls a part of Sequential"):
+        export_int8(network, parts, tmp_path / "a.onnx")
 
 
 def test_what_cannot_be_quantized_is_refused(task: ag.Classification, network: nn.Module, tmp_path: Path) -> None:

@@ -58,9 +58,8 @@ def measure_files(
     runs: dict[str, Runtime] = {name: _runtime(Path(path), runtime) for name, path in files.items()}
     passes: list[Callable[[], object]] = []
     for name, path in files.items():
-        data = Path(path).read_bytes()
-        given = _random(data, Path(path), shapes=shapes, batch=batch) if example is None else arguments(example)
-        passes.append(file_pass(data, runs[name], given, threads))
+        given = _random(Path(path), shapes=shapes, batch=batch) if example is None else arguments(example)
+        passes.append(file_pass(Path(path), runs[name], given, threads))
     rows = in_turns(passes, repeats=repeats, warmup=warmup, threads=threads)
     return {
         name: timing(row, runtime=runs[name], device="cpu", threads=threads)
@@ -80,10 +79,10 @@ def _runtime(path: Path, asked: Runtime | None) -> Runtime:
     return asked or cast(Runtime, of_file)
 
 
-def _random(data: bytes, path: Path, *, shapes: Sequence[Sequence[int]], batch: int) -> tuple[Any, ...]:
+def _random(path: Path, *, shapes: Sequence[Sequence[int]], batch: int) -> tuple[Any, ...]:
     """Inputs of the shapes and types that a file says: whole numbers are zero, bytes and floats random."""
     try:
-        slots = onnx_file.Session(data).slots() if path.suffix == ".onnx" else runtimes.Executorch(data).slots()
+        slots = (onnx_file.Session if path.suffix == ".onnx" else runtimes.Executorch)(path).slots()
     except RuntimeError as error:
         raise ModelError(f"{path} does not run: {one_line(error)}. Give a file that was exported") from error
     if shapes and len(shapes) != len(slots):

@@ -11,6 +11,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -245,8 +246,8 @@ def _torch_pass(
     return run
 
 
-def file_pass(data: bytes, runtime: str, inputs: tuple[Any, ...], threads: int) -> Callable[[], object]:
-    """One pass of a file's bytes in its runtime.
+def file_pass(data: bytes | Path, runtime: str, inputs: tuple[Any, ...], threads: int) -> Callable[[], object]:
+    """One pass of a file, its bytes or its path, in its runtime.
 
     Raises:
         ModelError: they do not run there on these inputs.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class Session:
     """An ONNX file in ONNX Runtime on the CPU.
 
     Args:
-        data: the bytes of the file.
+        data: the bytes of the file, or its path, beside which ONNX Runtime looks for weights that are not in it.
         threads: CPU threads of one pass; None: as ONNX Runtime has it.
 
     Raises:
@@ -57,15 +58,15 @@ class Session:
         RuntimeError: the bytes are no network that ONNX Runtime runs; `prepare` and `run` raise it too.
     """
 
-    def __init__(self, data: bytes, *, threads: int | None = None) -> None:
+    def __init__(self, data: bytes | Path, *, threads: int | None = None) -> None:
         require_packages("onnxruntime")
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
         # ONNX Runtime's errors share no base but Exception.
         self._errors = (
-            ort.Fail, ort.InvalidArgument, ort.InvalidGraph, ort.InvalidProtobuf, ort.NotImplemented,
-            ort.RuntimeException, ValueError, TypeError,
+            ort.Fail, ort.InvalidArgument, ort.InvalidGraph, ort.InvalidProtobuf, ort.NoSuchFile,
+            ort.NotImplemented, ort.RuntimeException, ValueError, TypeError,
         )  # fmt: skip
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -112,4 +113,6 @@ def named_inputs(names: Sequence[str], inputs: object) -> dict[str, Any]:
     leaves = tensors(inputs)
     if len(names) != len(leaves):
         raise RuntimeError(f"the file has the inputs {[*names]}, the example {len(leaves)} tensors")
-    return {name: tensor.numpy() for name, tensor in zip(names, leaves, strict=True)}
+    if unknown := {str(tensor.dtype) for tensor in leaves if tensor.dtype == torch.bfloat16}:
+        raise RuntimeError(f"inputs of {', '.join(unknown)} cannot be handed over: give the example as float32")
+    return {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, leaves, strict=True)}

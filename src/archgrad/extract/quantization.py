@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import logging
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from archgrad.errors import ModelError, one_line
+from archgrad.extract.export import plain_outputs
 from archgrad.extract.onnx_file import Session, require_packages
 from archgrad.extract.runtimes import silence
+from archgrad.tasks.task import tensors
 
 Feed = Mapping[str, Any]  # arrays by the names of a file's inputs
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -126,20 +130,74 @@ class OnnxNetwork(nn.Module):
 
     def __init__(self, data: bytes, output: Any, *, batch: int | None = None) -> None:
         super().__init__()
-        self._session, self._batch = Session(data), batch
-        self._leaves, self._spec = tree_flatten(output)
+        self._session, self._batch, self._output = Session(data), batch, output
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """The outputs, in the nest of the network's."""
         given: tuple[Any, ...] = (named,) if named else inputs
-        values = iter(joined([self._session.outputs(part) for part in split(given, self._batch)]))
-        return tree_unflatten([next(values) if isinstance(x, Tensor) else x for x in self._leaves], self._spec)
+        parts = [self._session.outputs(part) for part in split(given, self._batch)]
+        share = 1.0 if self._batch is None else size_of(given) / (self._batch * len(parts))
+        return refilled(self._output, iter(joined(parts, share)))
+
+
+def refilled(output: Any, values: Iterator[Tensor]) -> Any:
+    """A network's output with other tensors, in the order of a file's outputs; data classes field by field.
+
+    Raises:
+        ModelError: a data class that cannot be copied, or that holds tensors beside its fields.
+    """
+    if isinstance(output, Tensor):
+        return next(values)
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        return _refilled_fields(output, values)
+    if isinstance(output, MutableMapping):
+        made = copy.copy(output)
+        made.update({name: refilled(value, values) for name, value in output.items()})
+        return made
+    leaves, spec = tree_flatten(output)
+    if not spec.is_leaf():
+        return tree_unflatten([refilled(leaf, values) for leaf in leaves], spec)
+    plain = plain_outputs(output)
+    return output if plain is output else refilled(plain, values)
+
+
+def _refilled_fields(output: Any, values: Iterator[Tensor]) -> Any:
+    kind, names = type(output).__name__, [field.name for field in dataclasses.fields(output)]
+    if more := [
+        name for name, value in getattr(output, "__dict__", {}).items() if name not in names and _held(value)
+    ]:
+        raise ModelError(
+            f"the network returns {kind}, which holds tensors in {', '.join(more)} beside its fields, and an ONNX "
+            "file gives the fields alone. Make them fields, or return a dict"
+        )
+    try:
+        made = copy.copy(output)
+        for name in names:
+            value = refilled(getattr(output, name), values)
+            try:
+                setattr(made, name, value)
+            except dataclasses.FrozenInstanceError:
+                object.__setattr__(made, name, value)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"the network returns {kind}, of which no copy is made: {one_line(error)}. Return a dict"
+        ) from error
+    return made
+
+
+def _held(value: Any) -> list[Tensor]:
+    return tensors(plain_outputs(value))
+
+
+def size_of(inputs: tuple[Any, ...]) -> int:
+    """The number of samples in a network's inputs."""
+    return next((len(x) for x in tensors(inputs) if x.dim()), 1)
 
 
 def split(inputs: tuple[Any, ...], batch: int | None) -> list[tuple[Any, ...]]:
     """Inputs in parts of one batch size; the last is filled up with its own samples."""
     leaves, spec = tree_flatten(inputs)
-    size = next((len(x) for x in leaves if isinstance(x, Tensor) and x.dim()), 1)
+    size = size_of(inputs)
     if batch is None or batch == size:
         return [inputs]
     parts = []
@@ -150,6 +208,7 @@ def split(inputs: tuple[Any, ...], batch: int | None) -> list[tuple[Any, ...]]:
     return parts
 
 
-def joined(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """The outputs of parts, one behind the other."""
-    return [torch.cat(list(same)) if len(parts) > 1 else same[0] for same in zip(*parts, strict=True)]
+def joined(parts: Sequence[Sequence[Tensor]], share: float = 1.0) -> list[Tensor]:
+    """The outputs of parts, one behind the other; of their rows the first `share`, without what filled them up."""
+    whole = [torch.cat(list(same)) if len(parts) > 1 else same[0] for same in zip(*parts, strict=True)]
+    return [x[: round(len(x) * share)] if x.dim() else x for x in whole]

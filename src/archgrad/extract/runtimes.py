@@ -8,6 +8,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -52,8 +53,8 @@ def require(runtime: str, *, to_export: bool = True) -> None:
             raise MissingExtra(package, extra)
 
 
-def loaded(data: bytes, runtime: str, inputs: tuple[Any, ...], *, threads: int) -> Loaded:
-    """A file's bytes in its runtime, ready to run on these inputs.
+def loaded(data: bytes | Path, runtime: str, inputs: tuple[Any, ...], *, threads: int) -> Loaded:
+    """A file, its bytes or its path, in its runtime, ready to run on these inputs.
 
     Raises:
         RuntimeError: the bytes are no network that the runtime runs.
@@ -66,7 +67,7 @@ def loaded(data: bytes, runtime: str, inputs: tuple[Any, ...], *, threads: int) 
 class OpenVino:
     """An ONNX file in OpenVINO on the CPU, in float32, for inputs of given shapes."""
 
-    def __init__(self, data: bytes, inputs: tuple[Any, ...], *, threads: int) -> None:
+    def __init__(self, data: bytes | Path, inputs: tuple[Any, ...], *, threads: int) -> None:
         import openvino
 
         core = openvino.Core()
@@ -91,7 +92,7 @@ class OpenVino:
 class Executorch:
     """An ExecuTorch program on the CPU."""
 
-    def __init__(self, data: bytes, *, threads: int | None = None) -> None:
+    def __init__(self, data: bytes | Path, *, threads: int | None = None) -> None:
         require("executorch")
         with silence():
             from executorch.extension.pybindings import portable_lib
@@ -99,7 +100,8 @@ class Executorch:
 
             if threads is not None:  # one pool of threads for the process
                 portable_lib._unsafe_reset_threadpool(threads)
-            self._program = Executor.get().load_program(data)  # the method needs it alive
+            content = data.read_bytes() if isinstance(data, Path) else data
+            self._program = Executor.get().load_program(content)  # the method needs it alive
             self._method = self._program.load_method("forward")
 
     def slots(self) -> list[tuple[list[int | None], torch.dtype]]:
@@ -109,7 +111,7 @@ class Executorch:
 
     def prepare(self, inputs: object) -> list[Tensor]:
         """The tensors in order."""
-        return [leaf.contiguous() for leaf in tensors(inputs)]
+        return [leaf.detach().cpu().contiguous() for leaf in tensors(inputs)]
 
     def run(self, feed: list[Tensor]) -> list[Any]:
         """The outputs as tensors."""

@@ -181,8 +181,18 @@ def _calibration(
     feeds: list[quantization.Feed] = []
     try:
         for step in itertools.count():
-            with evaluating(network):
-                task.loss(network, stream(step))
+            try:
+                with evaluating(network):
+                    task.loss(network, stream(step))
+            except Exception:  # the inputs are all that is needed: a file has no loss of its own, as some networks do
+                if not seen:
+                    raise
+            if not seen:
+                raise ModelError(
+                    f"the loss of {type(task).__name__} calls a part of {type(network).__name__} and not the network "
+                    "itself, whose inputs int8 is calibrated by, and an ONNX file has no parts. Let forward do all "
+                    "that the loss calls, or ship the float file"
+                )
             for part in quantization.split(seen[0], batch):
                 feeds.append(named_inputs(names, part))
                 count += len(tensors(part)[0])

@@ -21,6 +21,7 @@ def time_files(
         {str(path): path for path in files}, runtime=cast("Runtime | None", runtime),
         shapes=[_shape(text) for text in shapes], batch=batch, threads=threads, repeats=repeats,
     )  # fmt: skip
+    given = f"shapes {' and '.join(shapes)}" if shapes else f"batch {batch} where that is open"
     sizes = {str(path): path.stat().st_size for path in files}
     body = [{"file": name, "size_bytes": sizes[name], **dataclasses.asdict(t)} for name, t in timings.items()]
     lines = [
@@ -28,7 +29,7 @@ def time_files(
         + ("; the machine was busy, measure again" if t.noisy else "")
         for name, t in timings.items()
     ]
-    said = f"medians of {repeats} passes (10th to 90th percentile), in turns, {threads} CPU threads, batch {batch}"
+    said = f"medians of {repeats} passes (10th to 90th percentile), in turns, {threads} CPU threads, {given}"
     return Outcome(body, "\n".join([*lines, said]))
 
 
