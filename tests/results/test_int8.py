@@ -154,6 +154,17 @@ def test_a_file_gives_the_outputs_of_its_network(form: str, batch: int | None) -
             assert all(torch.allclose(a, b, atol=1e-4) and len(a) == size for a, b in same)
 
 
+def test_a_dict_is_read_by_its_names_in_any_order() -> None:
+    class Whole(Named):
+        def forward(self, batch: dict[str, Tensor]) -> Any:  # type: ignore[override]
+            return super().forward(batch["a"], batch["b"])
+
+    network, x = Whole().eval(), {"b": torch.randn(3, 8), "a": torch.randn(3, 4)}
+    file = OnnxNetwork(encode_onnx(network, x).data, network(x))
+    other = {"a": x["a"], "labels": torch.zeros(3), "b": x["b"]}
+    assert torch.allclose(file(x).y, network(x).y, atol=1e-4) and torch.allclose(file(other).y, file(x).y)
+
+
 def test_outputs_that_a_file_cannot_give_are_refused() -> None:
     with pytest.raises(ModelError, match="Derived, which holds tensors in squares beside its fields"):
         refilled(Derived(torch.zeros(2)), iter([torch.zeros(2)]))

@@ -108,8 +108,10 @@ class Session:
 def named_inputs(names: Sequence[str], inputs: object) -> dict[str, Any]:
     """Arrays by a file's names of inputs, from a nest of tensors in their order, or a dict with their names."""
     named = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else None
-    if isinstance(named, dict) and {*names} <= {*named}:
-        inputs = [named[name] for name in names]
+    if isinstance(named, dict) and names:  # a dict that is one argument leads its names: batch_a, batch_b
+        for lead in {names[0].removesuffix(str(key)) for key in named}:
+            if all(name.startswith(lead) and name[len(lead) :] in named for name in names):
+                inputs = [named[name[len(lead) :]] for name in names]
     leaves = tensors(inputs)
     if len(names) != len(leaves):
         raise RuntimeError(f"the file has the inputs {[*names]}, the example {len(leaves)} tensors")
