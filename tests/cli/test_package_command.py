@@ -105,3 +105,22 @@ def test_a_network_of_floats_is_packaged_as_it_is(slimmed: Path, tmp_path: Path,
     assert serve(out, "--test").returncode == 0
     np.save(tmp_path / "a.npy", np.zeros((1, 1, 8, 8), np.float32))
     assert serve(out, tmp_path / "a.npy").stdout.strip() in ("0", "1", "2")
+
+
+def test_a_fixed_batch_is_told_and_wrong_calls_of_predict_say_how(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "fixed.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self, classes=3):\n"
+        "        super().__init__()\n        self.first, self.last = nn.Linear(64, 16), nn.Linear(16, classes)\n\n"
+        "    def forward(self, x):\n        return self.last(self.first(x.reshape(len(x), -1)).relu())\n"
+    )
+    data, out = place / "data.npz", tmp_path / "run"
+    done = invoke("train", f"{tmp_path / 'fixed.py'}:Net", data, "--steps", "2", "--batch-size", "18", "--out", out)
+    assert done.exit_code == 0, done.output
+    record = json.loads((out / "record.json").read_text())
+    fixed = any(note.startswith("network.onnx: the batch size is fixed") for note in record["notes"])
+    assert invoke("package", out, "--out", tmp_path / "handed").exit_code == 0
+    card = (tmp_path / "handed" / "README.md").read_text()
+    assert (" x 1 x 8 x 8" in card) and ("| 1 x 1 x 8 x 8" in card) == fixed
+    assert (
+        "usage" in serve(tmp_path / "handed").stderr.lower() or "predict.py FILE" in serve(tmp_path / "handed").stderr
+    )

@@ -384,8 +384,9 @@ def test_normalization_is_the_users_and_is_recorded() -> None:
     assert record["mean"] == [0.485, 0.456, 0.406]
     torch.testing.assert_close(inputs, (scaled - mean) / std, rtol=0, atol=1e-5)
     assert seen(((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)))[1]["std"] == [0.25] * 3
+    assert seen(((0.5,), (0.25,)))[1] == {"mean": [0.5] * 3, "std": [0.25] * 3}, "one number for all channels"
     assert 0.4 < seen(None)[1]["mean"][0] < 0.6
-    for wrong in ("cifar", ((0.5,), (0.5,)), ((0, 0, 0), (1, 1, 0)), 3):
+    for wrong in ("cifar", ((0.5, 0.5), (0.5, 0.5)), ((0, 0, 0), (1, 1, 0)), 3):
         with pytest.raises(DataError, match='give "imagenet"'):
             seen(wrong)
     with pytest.raises(DataError, match="normalize= is for images in memory"):

@@ -236,7 +236,9 @@ def write_onnx(found: Found, out: Path, asked: bool | None) -> None:
         return
     try:
         preprocessing = Preprocessing.of(found.record.get("data"))
-        export_onnx(found.network, found.example, out / "network.onnx", preprocess=preprocessing)
+        note = export_onnx(found.network, found.example, out / "network.onnx", preprocess=preprocessing).note
     except (ConfigError, ModelError) as error:
-        found.record["notes"] = [*found.record.get("notes", []), str(error)]
+        note = str(error)
+    if note:
+        found.record["notes"] = [*found.record.get("notes", []), f"network.onnx: {note}"]
         found.save(out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ def read(path):
     """Inputs [1, ...] from a file: .npy as it is, .npz in order, an image in the model's size (needs pillow)."""
     if path.endswith((".npy", ".npz")):
         loaded = np.load(path)
-        return [loaded] if path.endswith(".npy") else [loaded[name] for name in loaded.files]
+        arrays = [loaded] if path.endswith(".npy") else [loaded[name] for name in loaded.files]
+        return [a.astype(np.float32) if a.dtype == np.float64 else a for a in arrays]
     from PIL import Image, ImageOps
 
     _, channels, height, width = VECTOR["input_0"].shape
@@ -57,6 +58,8 @@ def predict(*inputs):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     test = sys.argv[1:] == ["--test"]
     outputs = predict(*([VECTOR[f"input_{i}"] for i in range(len(NAMES))] if test else read(sys.argv[1])))
     if test:
@@ -108,6 +111,7 @@ def write_package(
         outputs = Session(data).outputs(tuple(inputs))
     except RuntimeError as error:
         raise ModelError(f"the file does not take the example of the run: {one_line(error)}") from error
+    batch = "B" if _takes_any_batch(data, inputs) else str(len(inputs[0]))
     arrays = {f"input_{i}": x.numpy() for i, x in enumerate(inputs)}
     arrays |= {f"output_{i}": x.numpy() for i, x in enumerate(outputs)}
     vector = io.BytesIO()
@@ -116,7 +120,7 @@ def write_package(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out} cannot be made: {error}. Give another folder with --out") from error
-    card = _card(record, preprocessing, arrays, size_bytes=len(data), int8=int8 is not None)
+    card = _card(record, preprocessing, arrays, batch=batch, size_bytes=len(data), int8=int8 is not None)
     contents = {
         "model.onnx": data, "labels.json": json.dumps(preprocessing.class_names).encode(),
         "predict.py": _PREDICT.encode(), "test_vector.npz": vector.getvalue(),
@@ -137,17 +141,31 @@ def _pixels(x: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
     return ((x * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
+def _takes_any_batch(data: bytes, inputs: Sequence[torch.Tensor]) -> bool:
+    try:
+        Session(data).outputs(tuple(torch.cat([x, x]) for x in inputs))
+    except RuntimeError:
+        return False
+    return True
+
+
 def _card(
-    record: Mapping[str, Any], preprocessing: Preprocessing, arrays: Mapping[str, Any], *, size_bytes: int, int8: bool
+    record: Mapping[str, Any],
+    preprocessing: Preprocessing,
+    arrays: Mapping[str, Any],
+    *,
+    batch: str,
+    size_bytes: int,
+    int8: bool,
 ) -> str:
-    """The model card, in Markdown."""
+    """The model card, in Markdown; `batch` is B, or the only number of examples that the file takes."""
     data = record.get("data") if isinstance(record.get("data"), dict) else {}
     parts = [
         f"{name} {part['size']:,}" for name in ("train", "valid", "test")
         if isinstance(part := (data or {}).get(name), dict) and isinstance(part.get("size"), int)
     ]  # fmt: skip
     taken = "\n".join(
-        f"| {name} | {array.dtype} | {' x '.join(['B', *map(str, array.shape[1:])])} |"
+        f"| {name} | {array.dtype} | {' x '.join([batch, *map(str, array.shape[1:])])} |"
         for name, array in arrays.items()
     )
     classes = ", ".join(preprocessing.class_names)

@@ -42,10 +42,11 @@ def _constants(constants: Any, channels: int) -> tuple[list[float], list[float]]
         mean, std = ([float(number) for number in numbers] for numbers in constants)
     except (TypeError, ValueError):
         mean, std = [], []
+    mean, std = (numbers * channels if len(numbers) == 1 else numbers for numbers in (mean, std))
     if not len(mean) == len(std) == channels or min(std) <= 0:
         raise DataError(
             f'normalize={constants!r}: give "imagenet" (of 3 channels), "none", "data" (the default), or '
-            f"(means, deviations), a number for each of the {channels} channels, deviations above 0"
+            f"(means, deviations), a number for all channels or one for each of the {channels}, deviations above 0"
         )
     return mean, std
 
