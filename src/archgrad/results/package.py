@@ -120,7 +120,9 @@ def write_package(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out} cannot be made: {error}. Give another folder with --out") from error
-    card = _card(record, preprocessing, arrays, batch=batch, size_bytes=len(data), int8=int8 is not None)
+    # B, or the only number of examples that the file takes
+    shapes = {n: f"{a.dtype} | {' x '.join([batch, *map(str, a.shape[1:])])}" for n, a in arrays.items()}
+    card = _card(record, preprocessing, shapes, size_bytes=len(data), int8=int8 is not None)
     contents = {
         "model.onnx": data, "labels.json": json.dumps(preprocessing.class_names).encode(),
         "predict.py": _PREDICT.encode(), "test_vector.npz": vector.getvalue(),
@@ -150,24 +152,15 @@ def _takes_any_batch(data: bytes, inputs: Sequence[torch.Tensor]) -> bool:
 
 
 def _card(
-    record: Mapping[str, Any],
-    preprocessing: Preprocessing,
-    arrays: Mapping[str, Any],
-    *,
-    batch: str,
-    size_bytes: int,
-    int8: bool,
+    record: Mapping[str, Any], preprocessing: Preprocessing, shapes: Mapping[str, str], *, size_bytes: int, int8: bool
 ) -> str:
-    """The model card, in Markdown; `batch` is B, or the only number of examples that the file takes."""
+    """The model card, in Markdown; `shapes` has type and shape of each array."""
     data = record.get("data") if isinstance(record.get("data"), dict) else {}
     parts = [
         f"{name} {part['size']:,}" for name in ("train", "valid", "test")
         if isinstance(part := (data or {}).get(name), dict) and isinstance(part.get("size"), int)
     ]  # fmt: skip
-    taken = "\n".join(
-        f"| {name} | {array.dtype} | {' x '.join([batch, *map(str, array.shape[1:])])} |"
-        for name, array in arrays.items()
-    )
+    taken = "\n".join(f"| {name} | {shape} |" for name, shape in shapes.items())
     classes = ", ".join(preprocessing.class_names)
     limits = [
         "Images are resized to the size above, without regard to their proportions." if preprocessing.mean else "",
