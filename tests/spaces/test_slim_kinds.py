@@ -691,3 +691,17 @@ def test_measuring_the_rounding_floor_does_not_change_what_is_drawn() -> None:
     trial = Trial(Net(torch.relu), (x,))
     for check in trial.checks("random"):
         assert all(floor < 1e-12 for floor in trial.floor(trial.network, check))
+
+
+def test_a_square_that_is_turned_by_its_strides_is_not_taken_for_the_same() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(self.inner(x).relu())  # [1, 5, 5]
+            return self.last(torch.as_strided(y, (1, 5, 5), (25, 1, 5)))
+
+    space = slim(Turned(), torch.randn(1, 5, 4))
+    assert list(choices(space)) == ["inner"] and "first" in frozen(space)
