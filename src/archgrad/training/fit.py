@@ -80,13 +80,13 @@ def optimize(
     rates, loss = [group["lr"] for group in optimizer.param_groups], torch.tensor(math.nan)
     for step in run.steps(steps, phase=phase, time_fraction=time_fraction) if phase else range(steps):
         progress = run.progress if phase else step / steps
+        network.train()
         with watched(run):  # of schedules and metrics of the user's
             factor = schedule(progress)
             figures = (before_step(step, progress) if before_step else None) or {}
         # The groups are new ones once a resumed run has restored the optimizer.
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate if group.get("steady") else rate * factor
-        network.train()
         numbers = range(step * accumulate, (step + 1) * accumulate)
         batches = [load_batch(stream, number, run) for number in numbers]
         loss = take_step(optimizer, run, *(functools.partial(loss_of, network, batch) for batch in batches))
