@@ -1,7 +1,4 @@
-"""Where batches come from: tensors in memory or a user's Dataset, and in which order.
-
-A batch is asked for by a key: the indices of its samples, and the seed of whatever the dataset draws.
-"""
+"""Where batches come from: tensors in memory or a user's Dataset, by a key (indices of samples, and a seed)."""
 
 from __future__ import annotations
 

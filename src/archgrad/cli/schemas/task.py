@@ -19,7 +19,7 @@ class NormalizedOptions(BatchOptions):
     normalize: str | None = Field(
         None,
         description="Of images: imagenet, none, data (the training part's own, default), or MEANS/DEVIATIONS, a "
-        "number a channel, such as 0.5/0.25. Give what trained --weights were trained with.",
+        "number a channel or one for all, such as 0.5/0.25. Give what trained --weights were trained with.",
     )
 
     @field_validator("normalize")
