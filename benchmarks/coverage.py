@@ -35,9 +35,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 import archgrad as ag
+from archgrad.spaces.slim.seeded_run import tensors_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from coverage_networks import Made, of_timm, of_transformers, own
@@ -59,8 +59,7 @@ def outputs(net: nn.Module, example: Any) -> list[Tensor]:
     named = dict(given[0]) if isinstance(given[0], Mapping) else {}
     with torch.no_grad():
         out = net.eval()(**named) if named else net(*given)
-    leaves = tree_leaves(dict(out) if isinstance(out, Mapping) else out)
-    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+    return [x for x in tensors_of(out) if x.is_floating_point()]
 
 
 def slimmed(net: nn.Module, example: Any) -> dict[str, Any]:

@@ -10,10 +10,8 @@ from torch import nn
 from archgrad.choices.channels import Coupling
 from archgrad.spaces.slim.acceptance import Budget
 from archgrad.spaces.slim.channel_graph import ChannelGraph
-from archgrad.spaces.slim.layer_sides import cuts, is_conv1d, width_of
+from archgrad.spaces.slim.layer_sides import HEADS, cuts, is_conv1d, width_of
 from archgrad.spaces.slim.trial import Removal, Trial
-
-HEADS = ("num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_heads")
 
 
 def attention_heads(

@@ -28,9 +28,9 @@ from archgrad.spaces.slim.layer_sides import (
 from archgrad.spaces.slim.numbering import NORM_SIDE, ROWS, Numbering, Side, untouchable
 from archgrad.spaces.slim.operators import rule_of
 from archgrad.spaces.slim.recurrent import count_states, is_recurrent, packing, recurrent_hooks, tie_units
-from archgrad.spaces.slim.seeded_run import computed_weights, plain_kernels, run, tensors_of
+from archgrad.spaces.slim.seeded_run import computed_weights, named_tensors_of, plain_kernels, run
 from archgrad.spaces.slim.torch_attention import Calls
-from archgrad.spaces.slim.whole_modules import note_products, note_rows, whole_hooks
+from archgrad.spaces.slim.whole_modules import note_numbers, note_products, note_rows, whole_hooks
 
 BARE = "with a parameter that is not the weight of a layer"
 UNREAD = "no layer whose inputs can be gated reads its channels"
@@ -112,9 +112,10 @@ def trace(
     finally:
         for handle in handles:
             handle.remove()
-    for x in tensors_of(outputs):
-        walk.freeze(x, "its channels reach the network's output")
+    for name, x in named_tensors_of(outputs):
+        walk.freeze(x, f"its channels reach the network's output {name}".rstrip())
     note_products(numbering, walk)
+    note_numbers(numbering, walk)
     graph = _collect(numbering, components)
     count_states(graph.groups, numbering.modules, blank)
     graph.positions, graph.calls = positions, numbering.calls
@@ -221,7 +222,9 @@ def _collect(numbering: Numbering, components: Components) -> ChannelGraph:
         if not reason:
             gates.setdefault(tuple(numbers), []).append(root)
         for path in (
-            {numbering.owner(sides[n]) for n in numbers if kind_of(sides[n][1]) not in ("in", ROWS)} if reason else ()
+            {numbering.owner(sides[n]) for n in numbers if kind_of(sides[n][1]) not in ("in", ROWS, "param")}
+            if reason
+            else ()
         ):
             # Of a bare matrix both axes are numbered, and its own reason counts more than its neighbours'.
             if BARE in reason:

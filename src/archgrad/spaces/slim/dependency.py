@@ -38,11 +38,16 @@ class Shadow:
         axes: the labels along its axes.
         constant: whether it was made out of nothing (`zeros`, `arange`), so that its size may follow the channels'.
         weight: whether it is a parameter, or a view of one.
+        sized: axis -> path of the module in which a number says how long it is, in what holds no channels.
+        picked: labels of which it holds some by their place, with a reason to freeze them as soon as it is read. What
+            only stands for a shape never is.
     """
 
     axes: Axes = field(default_factory=dict)
     constant: bool = False
     weight: bool = False
+    sized: dict[int, str] = field(default_factory=dict)
+    picked: list[tuple[Labels, str]] = field(default_factory=list)
 
 
 class Components:
@@ -132,6 +137,7 @@ class Walk(OperatorMode):
         self._rule = rule
         # By path the products that a module computes itself: their multiply-adds, and what lies along their results.
         self.products: dict[str, list[tuple[int, list[Labels]]]] = {}
+        self.numbers: list[tuple[str, Labels]] = []  # module -> channels whose number it gave as a number
         self.paused = 0  # modules that are followed as a whole, inside which operators are not looked at
         # By identity, without keeping the tensors alive.
         self._shadows: MutableMapping[Tensor, Shadow] = WeakIdKeyDictionary()
@@ -144,9 +150,11 @@ class Walk(OperatorMode):
         """Run the operator, then note what it did."""
         kwargs = kwargs or {}
         outputs = func(*args, **kwargs)
+        inputs = tensors_in((args, kwargs))
+        for labels, reason in (pair for x in inputs for pair in self.shadow(x).picked):
+            self.components.freeze(labels, reason)
         if self.paused:
             return outputs
-        inputs = tensors_in((args, kwargs))
         is_new = func._schema.name.startswith("aten::new_")
         known = [] if is_new else [self._shadows.get(x) for x in inputs]
         results = tensors_in(outputs)
@@ -158,10 +166,21 @@ class Walk(OperatorMode):
                     call.freeze_all(f"{call.name} in {self.here()} cannot be followed")
             except (IndexError, KeyError, TypeError, ValueError, AttributeError):
                 call.freeze_all(f"{call.name} in {self.here()} cannot be followed as it is called there")
-        elif is_new or all(shadow is not None and shadow.constant for shadow in known):
-            for result in results:
-                self._shadows.setdefault(result, Shadow(constant=True))
+            return outputs
+        constant = is_new or all(shadow is not None and shadow.constant for shadow in known)
+        for result in results if constant or torch.Tag.pointwise in func.tags else ():
+            self._shadows.setdefault(result, Shadow(constant=constant, sized=self._sized(inputs, result, constant)))
         return outputs
+
+    def _sized(self, inputs: Sequence[Tensor], result: Tensor, constant: bool) -> dict[int, str]:
+        """Which axes of a result without channels are as long as numbers say, and which modules these stand in."""
+        sized: dict[int, str] = {}
+        for axis, extent in enumerate(result.shape):
+            along = [(x, axis - result.dim() + x.dim()) for x in inputs]
+            paths = [self.shadow(x).sized.get(own, "") for x, own in along if own >= 0 and x.shape[own] == extent > 1]
+            if constant or (paths and all(paths)):
+                sized[axis] = next(filter(None, paths), self.path())
+        return sized
 
     def shadow(self, x: Tensor) -> Shadow:
         """What is known of a tensor."""
@@ -180,6 +199,8 @@ class Walk(OperatorMode):
         for axis, arrays in self.shadow(x).axes.items():
             for labels in arrays if axes is None or axis in axes else ():
                 self.components.freeze(labels, reason)
+        for labels, _ in self.shadow(x).picked if axes is None else ():
+            self.components.freeze(labels, reason)
 
 
 def unflattening(walk: Walk) -> Intercepted:
@@ -267,6 +288,7 @@ def combine(call: Call, parts: Sequence[tuple[Tensor, Axes, int]], size: Sequenc
     mismatch = f"{call.walk.here()} combines these channels with values that have none ({call.name})"
     for axis, extent in enumerate(size):
         labelled: list[list[Labels]] = []
+        numbered: list[str] = []
         fixed = False
         for x, axes, shift in parts:
             own = axis - shift
@@ -278,11 +300,14 @@ def combine(call: Call, parts: Sequence[tuple[Tensor, Axes, int]], size: Sequenc
                     components.freeze(labels, f"{call.walk.here()} spreads this channel over others ({call.name})")
             elif arrays:
                 labelled.append(arrays)
+            elif own in call.walk.shadow(x).sized:
+                numbered.append(call.walk.shadow(x).sized[own])
             elif not call.walk.shadow(x).constant:
                 fixed = True
         if not labelled:
             continue
         first = labelled[0]
+        call.walk.numbers += [(path, first[0]) for path in numbered]
         for other in labelled[1:]:
             for i in range(max(len(first), len(other))):
                 components.join(first[min(i, len(first) - 1)], other[min(i, len(other) - 1)], mismatch)

@@ -9,6 +9,10 @@ from archgrad.spaces.slim.trial import Removal, Trial
 
 # What would help against a reason that holds these words; a reason with a ";" says it itself.
 ADVICE = (
+    (
+        "output last_hidden_state",
+        "slimmed as one network with the head that reads it, which puts out no hidden states, it would shrink",
+    ),
     ("network's output", ""),
     ("at your wish", ""),
     ("normalizes over", "BatchNorm, or GroupNorm of several groups, in its place would leave them apart"),

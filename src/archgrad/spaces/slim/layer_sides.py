@@ -8,6 +8,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from archgrad.spaces.slim.recurrent import is_recurrent, recurrent_sides
 
+# Attributes that count heads of attention.
+HEADS = ("num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_heads")
 LAYERS = (_ConvNd, nn.Linear)
 NORMS = (_NormBase, nn.GroupNorm)
 # Layers whose channels can be cut out with their integer attributes.

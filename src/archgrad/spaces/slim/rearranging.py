@@ -54,9 +54,13 @@ def _squeeze(call: Call) -> bool:
 
 
 def _select(call: Call) -> bool:
-    x = call.inputs[0]
+    x, result = call.inputs[0], call.results[0]
     dim = call.argument("dim") % x.dim()
-    return _moved(call, [a for a in range(x.dim()) if a != dim])
+    axes = {a - (a > dim): labels for a, labels in call.axes(x).items() if a != dim}
+    call.walk.note(result, axes, weight=call.walk.shadow(x).weight)
+    reason = f"{call.walk.here()} mixes these channels (select)"
+    call.walk.shadow(result).picked += [(labels, reason) for labels in call.axes(x).get(dim, [])]
+    return True
 
 
 def _expand(call: Call) -> bool:

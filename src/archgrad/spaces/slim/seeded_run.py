@@ -24,6 +24,9 @@ NETWORK_ERRORS = (
     RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError,
 )  # fmt: skip
 DEEPEST = 6  # levels of containers in a network's output
+# Entries of Hugging Face's output objects that nobody reads who has the others.
+_CACHES = ("past_key_values", "cache_params", "mems")
+_BEFORE_A_HEAD = ("last_hidden_state", "_model_output")
 
 
 class OperatorMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -70,21 +73,37 @@ def reseed(seed: int) -> None:
         torch.cuda.manual_seed_all(seed)
 
 
-def tensors_of(outputs: object, depth: int = 0) -> list[Tensor]:
-    """All tensors in a network's output, in order: inside lists, mappings, data classes and other objects."""
+def tensors_of(outputs: object) -> list[Tensor]:
+    """All tensors in a network's output, in order: inside lists, mappings, data classes and other objects.
+
+    Of an output object of Hugging Face's, caches are left out, and so are the states in front of a head where it
+    has what the head puts out: `encoder_last_hidden_state` beside `logits`.
+    """
+    return [x for _, x in named_tensors_of(outputs)]
+
+
+def named_tensors_of(outputs: object, name: str = "", depth: int = 0) -> list[tuple[str, Tensor]]:
+    """The same with the name of the part of the output that each is in; "" where parts have no names."""
     if isinstance(outputs, Tensor):
-        return [outputs]
+        return [(name, outputs)]
     if depth > DEEPEST or isinstance(outputs, (str, bytes, nn.Module, type)):
         return []
     if isinstance(outputs, Mapping):
-        parts: list[object] = list(outputs.values())
+        parts: list[tuple[object, object]] = list(outputs.items())
+        if any(kind.__name__ == "ModelOutput" for kind in type(outputs).__mro__):
+            parts = [(key, part) for key, part in parts if key not in _CACHES]
+            if any(str(key).startswith("logits") or str(key).endswith("embeds") for key, _ in parts):
+                parts = [(key, part) for key, part in parts if not str(key).endswith(_BEFORE_A_HEAD)]
     elif isinstance(outputs, (list, tuple, set, frozenset)):
-        parts = list(outputs)
+        parts = [("", part) for part in outputs]
     elif dataclasses.is_dataclass(outputs):
-        parts = [getattr(outputs, f.name, None) for f in dataclasses.fields(outputs)]
+        parts = [(f.name, getattr(outputs, f.name, None)) for f in dataclasses.fields(outputs)]
     else:
-        parts = list(getattr(outputs, "__dict__", {}).values())
-    return [x for part in parts for x in tensors_of(part, depth + 1)]
+        parts = list(getattr(outputs, "__dict__", {}).items())
+    return [
+        found for key, part in parts
+        for found in named_tensors_of(part, name or (key if isinstance(key, str) else ""), depth + 1)
+    ]  # fmt: skip
 
 
 def computed_weights(path: str, module: nn.Module) -> str:

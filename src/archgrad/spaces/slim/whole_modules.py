@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from archgrad.choices.channel_norms import ChannelNorm, lone_input
 from archgrad.spaces.slim.dependency import Labels, Walk
-from archgrad.spaces.slim.layer_sides import is_layer
+from archgrad.spaces.slim.layer_sides import HEADS, is_layer
 from archgrad.spaces.slim.numbering import NORM_SIDE, ROWS, Numbering
 from archgrad.spaces.slim.seeded_run import tensors_of
 from archgrad.spaces.slim.torch_attention import attention_hooks, is_torch_attention
@@ -46,6 +46,18 @@ def note_products(numbering: Numbering, walk: Walk) -> None:
                 numbering.sides[side] = known[key]
                 numbering.cuts[side] = (len(known[key]), (), ())
                 numbering.works[side] = (f"product {part}", amount / sum(amounts.values()))
+
+
+def note_numbers(numbering: Numbering, walk: Walk) -> None:
+    """Numbers of heads by which modules size tensors of their own, such as a bias of zeros: they shrink along."""
+    for path, labels in walk.numbers:
+        own = vars(numbering.modules[path])
+        counts = tuple(n for n in HEADS if isinstance(own.get(n), int) and own[n] == len(labels))
+        side = (path, f"param {' '.join(counts)}")
+        if counts and side in numbering.sides:
+            walk.components.join(numbering.sides[side], labels, "")
+        elif counts:
+            numbering.sides[side], numbering.cuts[side] = labels, (len(labels), (), counts)
 
 
 def whole_hooks(numbering: Numbering, walk: Walk) -> list[Any]:
