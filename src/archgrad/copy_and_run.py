@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import copyreg
 import inspect
+import types
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -16,6 +19,10 @@ from torch.utils._pytree import tree_leaves
 from archgrad.errors import ArchgradError, ModelError, one_line
 
 Network = TypeVar("Network", bound=nn.Module)
+_ATOMS = frozenset({
+    int, float, str, bool, bytes, complex, type(None), type, types.FunctionType, types.BuiltinFunctionType,
+    torch.dtype, torch.device,
+})  # fmt: skip
 _OWN = set(vars(nn.Module())) - {"_buffers"}  # attributes of every module, where no such tensors are
 
 
@@ -108,7 +115,7 @@ def copied(network: Network, *, share: bool = False) -> Network:
     """
     attributes = [
         value for module in network.modules() for name, value in vars(module).items()
-        if name not in _OWN and not isinstance(value, (int, float, str, type(None)))
+        if name not in _OWN and type(value) not in _ATOMS
     ]  # fmt: skip
     memo: dict[int, Any] = {
         id(leaf): leaf.detach().clone()
@@ -118,7 +125,7 @@ def copied(network: Network, *, share: bool = False) -> Network:
     if share:
         memo |= {id(parameter): parameter for parameter in network.parameters()}
     try:
-        return copy.deepcopy(network, memo)
+        return _deep_copy(network, memo)
     except ArchgradError:
         raise
     except Exception as error:  # a user's __deepcopy__ may raise anything
@@ -126,3 +133,54 @@ def copied(network: Network, *, share: bool = False) -> Network:
             f"{type(network).__name__} cannot be copied: {one_line(error)}. Take it (an open file, a lock, a "
             f"generator, a cached tensor) off the modules' attributes, or give their class a __deepcopy__"
         ) from error
+
+
+def _deep_copy(network: Network, memo: dict[int, Any]) -> Network:
+    """What `copy.deepcopy` makes, in a tenth of its time: most of what modules hold needs no copying."""
+    modules = list(network.modules())
+    kinds = {kind for kind in set(map(type, modules)) if _copies_plainly(kind)}
+    plain = [m for m in modules if type(m) in kinds]
+    for module in plain:  # all of them first, since they may refer to each other
+        memo[id(module)] = type(module).__new__(type(module))
+    for module in reversed(plain):  # those inside come first
+        memo[id(module)].__setstate__({
+            name: type(value)() if name in _OWN and not value and type(value) in (dict, OrderedDict)
+            else value if type(value) in _ATOMS else _copy_value(value, memo)
+            for name, value in vars(module).items()
+        })  # fmt: skip
+    result: Network = copy.deepcopy(network, memo)
+    return result
+
+
+def _copies_plainly(kind: type) -> bool:
+    """Whether copying a module is copying its attributes: its class has no other way, and no slots."""
+    others = [vars(base) for base in kind.__mro__ if base not in (nn.Module, object)]
+    ways = {name for own in others for name, value in own.items() if name != "__slots__" or value}
+    return kind not in copyreg.dispatch_table and not ways & {
+        "__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__",
+        "__new__", "__slots__",
+    }  # fmt: skip
+
+
+def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
+    kind = type(value)
+    if kind in _ATOMS or (kind is tuple and _ATOMS.issuperset(map(type, value))):
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if kind in (dict, OrderedDict):
+        pairs = memo[id(value)] = kind()
+        pairs.update((_copy_value(k, memo), _copy_value(v, memo)) for k, v in value.items())
+        return pairs
+    if kind is list:
+        parts: list[Any] = []
+        memo[id(value)] = parts
+        parts.extend(_copy_value(v, memo) for v in value)
+        return parts
+    if kind is Tensor and value.is_leaf and value.layout is torch.strided and not vars(value):
+        storage = copy.deepcopy(value.untyped_storage(), memo)  # tensors that share memory share that of the copy
+        tensor = torch.empty(0, dtype=value.dtype, device=value.device)
+        tensor.set_(storage, value.storage_offset(), value.shape, value.stride())
+        memo[id(value)] = tensor.requires_grad_(value.requires_grad)
+        return tensor
+    return copy.deepcopy(value, memo)

@@ -163,7 +163,7 @@ def _checked(net: nn.Module, example: Example) -> tuple[Tensor, ...]:
 
 def _traced(net: nn.Module, inputs: tuple[Tensor, ...], is_kept: Callable[[str], bool]) -> ChannelGraph:
     try:
-        return trace(copied(net).eval(), inputs, keep=is_kept)
+        return trace(copied(net, share=True).eval(), inputs, keep=is_kept)
     except NETWORK_ERRORS as error:
         cause = error
     try:
