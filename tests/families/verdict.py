@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from families.checks import extremes, stir
 from families.grammar import network
@@ -13,6 +15,7 @@ from archgrad.errors import ArchgradError
 from archgrad.extract.discretize import build
 from archgrad.spaces.slim.seeded_run import run, tensors_of
 from archgrad.spaces.slim.slimmable import slim
+from archgrad.spaces.slim.trial_inputs import KeptDouble
 from archgrad.spaces.slim.width_independent_draws import AlignedDraws
 
 RELATIVE = 1e-6
@@ -20,10 +23,8 @@ RELATIVE = 1e-6
 
 def results(net: nn.Module, x: Tensor, *, training: bool) -> list[Tensor]:
     net.train(training)
-    if training:
-        with AlignedDraws():
-            return tensors_of(run(net, (x,)))
-    return tensors_of(run(net, (x,)))
+    with KeptDouble(), AlignedDraws() if training else contextlib.nullcontext():
+        return tensors_of(run(net, (x,)))
 
 
 def gap(a: list[Tensor], b: list[Tensor]) -> float:

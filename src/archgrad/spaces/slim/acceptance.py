@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, plain_kernels, run, tensors_of
+from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, run, tensors_of
 from archgrad.spaces.slim.trial import MASKS, TOLERANCE, Check, Removal, Trial, as_real, largest, readers
 
 UNSHOWN = (
@@ -173,7 +173,7 @@ def _slopes(trial: Trial, removals: Sequence[Removal], number: int) -> dict[str,
     try:
         for parameter in network.parameters():
             parameter.requires_grad_(False)
-        with plain_kernels():
+        with trial.precisely():
             outputs = tensors_of(run(network, trial.inputs[number], grad=True))
         total = _random_sum(outputs)
         leaves = [f for own in factors.values() for f in own]

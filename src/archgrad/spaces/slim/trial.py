@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from archgrad.choices.channels import Coupling, Vanishing, open_channels, remove
 from archgrad.copy_and_run import copied
 from archgrad.errors import ModelError, one_line
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, plain_kernels, run, tensors_of
-from archgrad.spaces.slim.trial_inputs import calibrate, rounds_to_single, trial_inputs
+from archgrad.spaces.slim.trial_inputs import KeptDouble, calibrate, trial_inputs
 from archgrad.spaces.slim.width_independent_draws import AlignedDraws
 
 # Relative differences that rounding explains in any network; more is weighed against a measured floor.
@@ -78,8 +79,8 @@ class Trial:
     """A scrambled copy of a network on which removals are tried.
 
     The copy's normalization layers get random statistics and its zero parameters random values, so that nothing
-    is hidden by a fresh network's zeros and ones. It computes in double precision, unless it is large or computes a
-    part in single precision. What fails for its random statistics is tried with its own.
+    is hidden by a fresh network's zeros and ones. It computes in double precision, unless it is large or does not run
+    so. What fails for its random statistics is tried with its own.
 
     Args:
         network: any network; it is left as it is.
@@ -104,8 +105,11 @@ class Trial:
                 if scrambled:
                     _scramble(self.network, inputs)
                 self.inputs = trial_inputs(self.network, inputs, large=self.large)
-                if number == 0 and dtype == torch.float64 and rounds_to_single(self.network, inputs):
-                    continue  # what is added up in another order there differs by more than double precision allows
+                self._rounds = False
+                if number == 0 and not self.large:
+                    with KeptDouble() as kept:  # type: ignore[no-untyped-call]
+                        run(self.network, inputs)
+                    self._rounds = kept.seen
             except NETWORK_ERRORS as error:  # it computes in single precision on its own account, say
                 cause = error
                 continue
@@ -260,11 +264,14 @@ class Trial:
     def outputs(self, network: nn.Module, check: Check, *, aligned: bool = False) -> list[Tensor]:
         """What a network computes on one of the inputs; random draws are `aligned` in training."""
         network.train(check.training)
-        with plain_kernels():
-            if check.training or aligned:
-                with AlignedDraws():
-                    return tensors_of(run(network, self.inputs[check.inputs]))
+        with self.precisely(), AlignedDraws() if check.training or aligned else contextlib.nullcontext():
             return tensors_of(run(network, self.inputs[check.inputs]))
+
+    @contextlib.contextmanager
+    def precisely(self) -> Iterator[None]:
+        """Inside, a network runs layer by layer, and in double precision throughout where the trial is in double."""
+        with plain_kernels(), KeptDouble() if self._rounds else contextlib.nullcontext():  # type: ignore[no-untyped-call]
+            yield
 
     @functools.cached_property
     def trains(self) -> bool:

@@ -100,8 +100,12 @@ def calibrate(network: nn.Module, example: Inputs) -> None:
             variance.fill_(1.0)
 
 
-class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes whether anything in double precision is made single."""
+class KeptDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps in double precision what a network makes single or half of it, as the norms of Llama do.
+
+    Attributes:
+        seen: whether there was anything.
+    """
 
     seen: bool = False
 
@@ -113,18 +117,12 @@ class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operator."""
-        result = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64 and result.is_floating_point():
-            self.seen = self.seen or bool(result.dtype != torch.float64)
-        return result
-
-
-def rounds_to_single(network: nn.Module, inputs: Inputs) -> bool:
-    """Whether a network in double precision computes a part in single precision, as the norms of Llama do."""
-    rounding = _Rounding()  # type: ignore[no-untyped-call]
-    with rounding:
-        run(network, inputs)
-    return rounding.seen
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64:
+            wanted = kwargs.get("dtype") or torch.float64
+            if wanted.is_floating_point and wanted != torch.float64:
+                self.seen, kwargs = True, {**kwargs, "dtype": torch.float64}
+        return func(*args, **kwargs)
 
 
 def _batch(inputs: Inputs) -> int:
