@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import argparse
 import copy
-import tempfile
+import functools
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch_pruning as tp
-from networks import NETWORKS
+from networks import NETWORKS, Attention
 from saving import save_results
 from slim_tasks import TASKS
 from torch import nn
@@ -26,13 +28,17 @@ from torch import nn
 import archgrad as ag
 
 
-def by_torch_pruning(network: nn.Module, x: torch.Tensor, fraction: float) -> nn.Module:
+FIVE = ["wide-vgg", "wide-resnet14", "bottleneck", "wide-mobile", "wide-vit"]  # a float pass takes a millisecond
+
+
+def by_torch_pruning(network: nn.Module, x: torch.Tensor, fraction: float, *, round_to: int) -> nn.Module:
     """Global pruning by group magnitude, in small steps until the MACs are at the budget."""
     network = copy.deepcopy(network).eval()
     last = [m for m in network.modules() if isinstance(m, nn.Linear)][-1]
+    attention = [m.qkv for m in network.modules() if isinstance(m, Attention)]  # it is reshaped to heads of one size
     pruner = tp.pruner.MetaPruner(
         network, x, importance=tp.importance.GroupMagnitudeImportance(p=2), global_pruning=True, pruning_ratio=0.999,
-        iterative_steps=400, ignored_layers=[last], max_pruning_ratio=0.97, round_to=8,
+        iterative_steps=400, ignored_layers=[last, *attention], max_pruning_ratio=0.97, round_to=round_to,
     )  # fmt: skip
     whole = ag.macs(x).of(network)
     for _ in range(400):
@@ -43,67 +49,98 @@ def by_torch_pruning(network: nn.Module, x: torch.Tensor, fraction: float) -> nn
     return network
 
 
-def rows_of(name: str, task: ag.Classification, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """The original and two cut networks for each fraction, each as a float and an int8 file."""
-    torch.manual_seed(given.seed)
-    network, x = NETWORKS[name](), task.example
-    recipe = ag.Recipe()
+def networks_of(
+    name: str, task: ag.Classification, given: argparse.Namespace, folder: Path
+) -> Iterator[tuple[str, nn.Module]]:
+    """The original and two cut networks for each fraction, trained; what the folder has is not trained again."""
+    x, recipe, seed = task.example, ag.Recipe(), given.seed
 
-    def run() -> ag.Run:
-        return ag.Run(epochs=given.tuning, seed=given.seed, progress=False)
+    def once(method: str, make: Callable[[], nn.Module]) -> tuple[str, nn.Module]:
+        path = folder / f"{method}.pt"
+        if not path.exists():
+            torch.save(make().eval(), path)
+        return method, torch.load(path, weights_only=False)
 
-    ag.fit(network, task, ag.Run(epochs=given.epochs, seed=given.seed, progress=False), recipe=recipe)
-    networks: dict[str, nn.Module] = {"original": network}
+    def run(epochs: int) -> ag.Run:
+        return ag.Run(epochs=epochs, seed=seed, precision="bf16-mixed", progress=False)
+
+    def original() -> nn.Module:
+        torch.manual_seed(seed)
+        network = NETWORKS[name]().to(memory_format=torch.channels_last)
+        ag.fit(network, task, run(given.epochs), recipe=recipe)
+        return network
+
+    def by_dnal(fraction: float) -> nn.Module:
+        space, limit = ag.slim(network, x), ag.macs(x).at_most(fraction=fraction)
+        tuning = run(given.tuning)
+        return ag.dnal(
+            space, task, tuning, limit=limit, pretrained=True, recipe=recipe, round_to=given.round_to
+        ).network
+
+    def pruned(fraction: float) -> nn.Module:
+        small = by_torch_pruning(network, x, fraction, round_to=given.round_to)
+        ag.fit(small, task, run(given.tuning), recipe=recipe)
+        return small
+
+    _, network = once("original", original)
+    yield "original", network
     for fraction in given.fractions:
-        limit = ag.macs(x).at_most(fraction=fraction)
-        found = ag.dnal(ag.slim(network, x), task, run(), limit=limit, pretrained=True, recipe=recipe)
-        pruned = by_torch_pruning(network, x, fraction)
-        ag.fit(pruned, task, run(), recipe=recipe)
-        networks |= {f"dnal {fraction:.0%}": found.network, f"torch-pruning {fraction:.0%}": pruned}
-    rows, files = [], {}
-    with tempfile.TemporaryDirectory() as folder:
-        for method, net in networks.items():
-            result = ag.Found(ag.Architecture({}), net.eval(), example=x)
-            for kind in ("float", "int8"):
-                files[f"{method}, {kind}"] = Path(folder) / f"{method}-{kind}.onnx"
+        yield once(f"dnal {fraction:.0%}", functools.partial(by_dnal, fraction))
+        yield once(f"torch-pruning {fraction:.0%}", functools.partial(pruned, fraction))
+
+
+def rows_of(name: str, task: ag.Classification, given: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """A float and an int8 file of each network: accuracy, size, and time in each runtime."""
+    x, rows, files = task.example, list[dict[str, Any]](), dict[str, Path]()
+    for method, network in networks_of(name, task, given, folder):
+        files |= {f"{method}, {kind}": folder / f"{method}-{kind}.onnx" for kind in ("float", "int8")}
+        done = folder / f"{method}.json"
+        if not done.exists():
+            result = ag.Found(ag.Architecture({}), network.eval(), example=x)
             result.export(files[f"{method}, float"])
-            done = result.export(files[f"{method}, int8"], task=task, int8=True, max_drop=given.max_drop)
-            for kind in ("float", "int8"):
-                rows.append({
-                    "network": name, "method": f"{method}, {kind}", "macs": ag.macs(x).of(net),
-                    "accuracy": done.test[kind], "size_bytes": files[f"{method}, {kind}"].stat().st_size,
-                    "float_layers": list(done.float_layers) if kind == "int8" else [],
-                })  # fmt: skip
-        for runtime in given.runtimes:
-            timings = ag.measure_files(files, x, runtime=runtime, repeats=given.repeats)
-            first = timings["original, float"].median_ms
-            for row in rows:
-                timing = timings[row["method"]]
-                row[f"{runtime}_ms"] = timing.median_ms
-                row[f"{runtime}_low_ms"], row[f"{runtime}_high_ms"] = timing.low_ms, timing.high_ms
-                row[f"{runtime}_ratio"] = timing.median_ms / first
-    return rows
+            int8 = result.export(files[f"{method}, int8"], task=task, int8=True, max_drop=given.max_drop)
+            done.write_text(json.dumps(int8.record()))
+        record = json.loads(done.read_text())
+        for kind in ("float", "int8"):
+            rows.append({
+                "network": name, "method": f"{method}, {kind}", "macs": ag.macs(x).of(network),
+                "accuracy": record["test"][kind], "size_bytes": files[f"{method}, {kind}"].stat().st_size,
+                "float_layers": record["float_layers"] if kind == "int8" else [],
+            })  # fmt: skip
+    for runtime in given.runtimes:
+        timings = ag.measure_files(files, x, runtime=runtime, repeats=given.repeats)
+        first = timings["original, float"].median_ms
+        for row in rows:
+            timing = timings[row["method"]]
+            row[f"{runtime}_ms"] = timing.median_ms
+            row[f"{runtime}_low_ms"], row[f"{runtime}_high_ms"] = timing.low_ms, timing.high_ms
+            row[f"{runtime}_ratio"] = timing.median_ms / first
+    return iter(rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["small-vgg", "resnet20"])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=FIVE)
     parser.add_argument("--runtimes", nargs="+", choices=["onnx", "openvino"], default=["onnx", "openvino"])
-    parser.add_argument("--epochs", type=int, default=30, help="of the original")
-    parser.add_argument("--tuning", type=int, default=15, help="of each cut network")
+    parser.add_argument("--epochs", type=int, default=10, help="of the original")
+    parser.add_argument("--tuning", type=int, default=4, help="of each cut network")
     parser.add_argument("--fractions", nargs="+", type=float, default=[0.5, 0.25], help="of the MACs that stay")
     parser.add_argument(
         "--max-drop", type=float, default=1.0, help="points that int8 may cost on the validation part"
     )
+    parser.add_argument("--round-to", type=int, default=16, help="widths are multiples of this, in both methods")
     parser.add_argument("--repeats", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, required=True, help="of networks and files, which later runs take")
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     task, rows = TASKS["cifar"](), list[dict[str, Any]]()
-    settings = {k: v for k, v in vars(chosen).items() if k != "out"}
+    settings = {k: v for k, v in vars(chosen).items() if k not in ("out", "folder")}
     for name in chosen.networks:
-        rows += rows_of(name, task, chosen)
+        folder = chosen.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        rows += rows_of(name, task, chosen, folder)
         save_results(chosen.out, {"settings": settings, "rows": rows})
         for row in rows:
             print(row, flush=True)

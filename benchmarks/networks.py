@@ -166,4 +166,57 @@ def unet() -> nn.Module:
     return UNet()
 
 
-NETWORKS = {"small-vgg": small_vgg, "resnet20": resnet20, "vgg16": vgg16, "resnet56": resnet56}
+class Bottleneck(nn.Module):
+    """1 x 1, 3 x 3, 1 x 1, the middle half as wide (He et al., 2016)."""
+
+    def __init__(self, ins: int, outs: int, stride: int) -> None:
+        super().__init__()
+        middle = outs // 2
+        self.branch = nn.Sequential(
+            nn.Conv2d(ins, middle, 1, bias=False), nn.BatchNorm2d(middle), nn.ReLU(),
+            nn.Conv2d(middle, middle, 3, stride, 1, bias=False), nn.BatchNorm2d(middle), nn.ReLU(),
+            nn.Conv2d(middle, outs, 1, bias=False), nn.BatchNorm2d(outs),
+        )  # fmt: skip
+        self.shortcut: nn.Module = nn.Identity()
+        if ins != outs or stride > 1:
+            self.shortcut = nn.Sequential(nn.Conv2d(ins, outs, 1, stride, bias=False), nn.BatchNorm2d(outs))
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.branch(x) + self.shortcut(x))
+
+
+def bottleneck() -> nn.Module:
+    """Six bottlenecks in three stages."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 48, 3, 1, 1, bias=False), nn.BatchNorm2d(48), nn.ReLU()]
+    ins = 48
+    for outs, stride in ((96, 1), (96, 1), (144, 2), (144, 1), (192, 2), (192, 1)):
+        layers.append(Bottleneck(ins, outs, stride))
+        ins = outs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(ins, 10))
+
+
+def wide_vgg() -> nn.Module:
+    return vgg((48, 48, "M", 96, 96, "M", 192, 192, 192, "M", 384, 384, "M"))
+
+
+def wide_resnet14() -> nn.Module:
+    return CifarResNet(2, width=40)
+
+
+def wide_mobile() -> nn.Module:
+    stem = nn.Sequential(nn.Conv2d(3, 24, 3, 1, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU6())
+    blocks = [Inverted(24, 32, 1), Inverted(32, 32, 1), Inverted(32, 64, 2), Inverted(64, 64, 1)]
+    blocks += [Inverted(64, 96, 2), Inverted(96, 96, 1)]
+    head = [nn.Conv2d(96, 256, 1, bias=False), nn.BatchNorm2d(256), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(stem, *blocks, *head, nn.Linear(256, 10))
+
+
+def wide_vit() -> nn.Module:
+    return TinyViT(ins=3, classes=10, dim=192)
+
+
+NETWORKS = {
+    "small-vgg": small_vgg, "resnet20": resnet20, "vgg16": vgg16, "resnet56": resnet56, "wide-vgg": wide_vgg,
+    "wide-resnet14": wide_resnet14, "bottleneck": bottleneck, "wide-mobile": wide_mobile, "wide-vit": wide_vit,
+}  # fmt: skip

@@ -86,6 +86,45 @@ def test_the_limit_is_kept_on_a_recount_and_used_up(make, rounding: int | None) 
         assert all(other > constraint.bound for other in others if other > value * (1 + 1e-12))
 
 
+def rounded(space: nn.Module, rounding: WidthRounding, least: dict[str, int]) -> list[dict[str, int]]:
+    """All numbers of entries that rounding allows."""
+    options = []
+    for name, one in gates(space).items():
+        steps = range(0 if one.vanishing else rounding.step(one), one.size, rounding.step(one))
+        options.append([n for n in (*steps, one.size) if one.vanishing or n >= least[name]])
+    return [dict(zip(gates(space), counts, strict=True)) for counts in itertools.product(*options)]
+
+
+@pytest.mark.parametrize(("make", "seed"), [*(("mlp", seed) for seed in range(12)), ("resnet", 458)])
+def test_rounded_widths_use_what_a_limit_allows(make: str, seed: int) -> None:
+    """Never over the limit, and at least 0.85 of the most that any rounded widths use; twice the same."""
+    g = torch.Generator().manual_seed(seed)
+    fraction, to = 0.3 + 0.6 * float(torch.rand((), generator=g)), (None, 4, 8)[seed % 3]
+    sizes = [3, *(8 * int(torch.randint(1, 5, (), generator=g)) for _ in range(3)), 5]
+    layers = [layer for ins, outs in itertools.pairwise(sizes) for layer in (nn.Linear(ins, outs), nn.ReLU())]
+    net, x = (resnet(), X) if make == "resnet" else (nn.Sequential(*layers[:-1]), torch.randn(2, 3))
+    space, rounding = slim(net, x), WidthRounding(to)
+    scores = random_scores(space, seed=seed)
+    try:
+        constraint = GateConstraint(space, macs(x).at_most(fraction=fraction), rounding)
+    except LimitError:  # the narrowest rounded widths are above it
+        return
+    floor = 0.5 * constraint.uniform_width()
+    found = constraint.best_feasible(scores, floor=floor)
+    assert found == constraint.best_feasible(scores, floor=floor)
+    used = macs(x).of(build(space, found))
+    assert used <= constraint.bound
+    least = {name: rounding.count(one, int(floor * one.size)) for name, one in gates(space).items()}
+    prices = [
+        constraint.price(Architecture({n: tuple(range(count)) for n, count in counts.items()}))
+        for counts in rounded(space, rounding, least)
+    ]
+    most = max((price for price in prices if price <= constraint.bound), default=0.0)
+    assert used >= 0.85 * most
+    for name, one in gates(space).items():
+        assert len(found[name]) % rounding.step(one) == 0 or len(found[name]) == one.size
+
+
 def test_everything_stays_where_there_is_room() -> None:
     space = slim(resnet(), X)
     full = {name: tuple(range(gate.size)) for name, gate in gates(space).items()}

@@ -20,6 +20,7 @@ from archgrad.extract.discretize import build
 
 # Shares of a measured bound to aim at in turn, since the clock is read again on what is handed back.
 _MEASURED_ROOM = (0.95, 0.85, 0.7, 0.5)
+_USED = 0.95  # of a counted bound: with less, blocks of rounded widths are exchanged
 _NARROW = 4  # a gate keeps at least this many steps of rounding to choose from
 
 
@@ -228,7 +229,7 @@ class GateConstraint:
         for room in (1.0,) if self.counted else _MEASURED_ROOM:
             architecture = self._lowest_threshold(scores, floor, room * self.bound)
             if self.is_feasible(architecture):
-                return self._filled(architecture, scores) if self.counted else architecture
+                return self._used_up(architecture, scores, floor) if self.counted else architecture
         if floor > 0.0:
             return self.best_feasible(scores)
         raise LimitError(
@@ -236,22 +237,74 @@ class GateConstraint:
             f"for a limit this tight; raise it, or measure on a quieter machine"
         )
 
-    def _filled(self, architecture: Architecture, scores: Mapping[str, Tensor]) -> Architecture:
-        """Entries added, a step of rounding at a time and the best scores first, while the limit holds."""
+    def _used_up(self, architecture: Architecture, scores: Mapping[str, Tensor], floor: float) -> Architecture:
+        """The limit used up: what fits is added; where rounded widths leave much of it, blocks are exchanged.
+
+        An exchange takes a step of rounding from one gate and fills up with others, or with a removed branch at its
+        narrowest. The one that uses most of the limit is made, until `_USED` of it is used or none uses more.
+        """
+        by_name = gates(self.space)
+        architecture, steps = (
+            self._filled(architecture, scores),
+            {n: self.rounding.step(g) for n, g in by_name.items()},
+        )
+        if max(steps.values()) == 1:
+            return architecture
+        least = {
+            n: 0 if g.vanishing is not None else max(steps[n], self.rounding.count(g, math.floor(floor * g.size)))
+            for n, g in by_name.items()
+        }  # fmt: skip
+
+        def with_count(count: int, name: str) -> Architecture:
+            return Architecture({**architecture, name: tuple(scores[name].topk(count).indices.tolist())})
+
+        while (price := self.price(architecture)) < _USED * self.bound:
+            for name, inner in _inner(by_name).items():
+                for inside in inner if not architecture[name] else ():
+                    architecture = with_count(least[inside], inside)
+            counts = {n: len(architecture[n]) for n in by_name}  # type: ignore[arg-type]
+            fewer = {n: steps[n] * (math.ceil(count / steps[n]) - 1) for n, count in counts.items()}
+            others = [
+                self._filled(with_count(count, name), scores, without=name)
+                for name, count in fewer.items() if count >= least[name]
+            ]  # fmt: skip
+            best = max([self._filled(architecture, scores, without=""), *others], key=self.price)
+            if self.price(best) <= price:
+                break
+            architecture = best
+        return architecture
+
+    def _filled(
+        self, architecture: Architecture, scores: Mapping[str, Tensor], *, without: str | None = None
+    ) -> Architecture:
+        """Entries added, a step of rounding at a time and the best scores first, while the limit holds.
+
+        A removed branch stays removed, unless `without` names a gate that others are to grow instead of.
+        """
         by_name = gates(self.space)
         ranks = {n: scores[n].argsort(descending=True, stable=True).tolist() for n in by_name}
         counts = {name: len(architecture[name]) for name in by_name}  # type: ignore[arg-type]
-        gone = {n for name, inner in _inner(by_name).items() if not counts[name] for n in (name, *inner)}
-        open_to_more = [n for n, gate in by_name.items() if counts[n] < gate.size and n not in gone]
-        while open_to_more:
-            name = max(open_to_more, key=lambda n: float(scores[n][ranks[n][counts[n]]]))
+        inner = _inner(by_name)
+        full = {n for n, gate in by_name.items() if counts[n] == gate.size} | {without}
+
+        def score(name: str) -> float:
+            """Of the next entry; of a branch no more than of the best entry in it."""
+            inside = [float(scores[n].max()) for n in inner.get(name, ()) if without is not None]
+            return min([float(scores[name][ranks[name][counts[name]]]), max(inside, default=math.inf)])
+
+        while True:
+            removed = {n for n in inner if not counts[n]}
+            gone = {n for name in removed for n in inner[name]} | (removed if without is None else set())
+            open_to_more = [n for n in by_name if n not in full | gone]
+            if not open_to_more:
+                return architecture
+            name = max(open_to_more, key=score)
             more = min(counts[name] + self.rounding.step(by_name[name]), by_name[name].size)
             larger = Architecture({**architecture, name: tuple(ranks[name][:more])})
             if self.is_feasible(larger):
                 architecture, counts[name] = larger, more
             if architecture is not larger or more == by_name[name].size:
-                open_to_more.remove(name)
-        return architecture
+                full.add(name)
 
     def _lowest_threshold(self, scores: Mapping[str, Tensor], floor: float, bound: float) -> Architecture:
         values = torch.unique(torch.cat([s.flatten() for s in scores.values()]).double())
