@@ -27,7 +27,6 @@ from torch import nn
 
 import archgrad as ag
 
-
 FIVE = ["wide-vgg", "wide-resnet14", "bottleneck", "wide-mobile", "wide-vit"]  # a float pass takes a millisecond
 
 

@@ -135,6 +135,8 @@ def test_weights_skip_the_first_stage_unless_retrained(
         ),
         (["--within", "-1"], "--within: -1.0 was given"),
         (["--within", "0.5", "--sparsity", "2"], "sparsity=2.0 goes with one network; a front has several"),
+        (["--round-to", "0"], "'0' is no multiple. Give a whole number from 1 up, or auto"),
+        (["--limit", "macs=0.5", "--round-to", "auto"], 'round_to="auto" measures in the runtime of a limit'),
         (["--keep", "third"], "--keep third: the network has no such layer"),
         (["--device", "tpu"], "device='tpu' was given. Available are auto, cpu"),
         (["--precision", "8"], "Allowed are 32-true"),

@@ -14,8 +14,11 @@ import archgrad as ag
 from archgrad.costs.count import Macs
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError, NonFiniteError
+from archgrad.gates import width_rounding
 from archgrad.gates.gate_optimizer import GateOptimizer, entry_logits
-from archgrad.gates.selection import GateConstraint, WidthRounding, above_threshold, gates
+from archgrad.gates.selection import GateConstraint, above_threshold, gates
+from archgrad.gates.width_rounding import WidthRounding
+from archgrad.report.text import limit_line
 from archgrad.training.finalists import best
 from archgrad.training.schedules import geometric
 
@@ -263,3 +266,23 @@ def test_the_better_finalist_is_handed_back_and_the_first_of_equals(digits: ag.C
     lower = ag.Supervised(ag.digits(), loss=nn.functional.cross_entropy, score=ag.lower("loss"))
     assert best({"gates": 0.5, "uniform": 0.6}, lower) == "gates"
     assert best({"gates": 0.7, "uniform": 0.6}, lower) == "uniform"
+
+
+def test_the_multiple_of_a_latency_limit_is_measured_once_in_a_run(
+    digits: ag.Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = ag.slim(conv_net(), digits.example)
+    limit = ag.latency(digits.example, repeats=2, warmup=0).at_most(ms=1e3)
+
+    def fail(row: dict[str, object]) -> None:
+        raise Broken
+
+    def run(**output: object) -> ag.Run:
+        return quiet(epochs=None, steps=12, folder=tmp_path, output=ag.Output(log_every=1, **output))
+
+    with pytest.raises(Broken):
+        ag.dnal(space, digits, run(on_log=fail, checkpoint_seconds=0), limit=limit)
+    monkeypatch.setattr(width_rounding, "_measured_multiple", lambda *given: pytest.fail("measured again"))
+    record = ag.dnal(space, digits, run(), limit=limit).record
+    assert record["rounding"]["round_to"] in (4, 8, 16)
+    assert f"widths in multiples of {record['rounding']['round_to']}, measured in eager" in limit_line(record)

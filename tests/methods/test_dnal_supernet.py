@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.choices.access import choices
-from archgrad.gates.selection import WidthRounding, above_threshold, gates
+from archgrad.gates.selection import above_threshold, gates
+from archgrad.gates.width_rounding import WidthRounding
 from archgrad.spaces.mobile import BLOCKS, Widths, mobile_backbone
 
 torch.set_num_threads(1)

@@ -17,7 +17,8 @@ from archgrad.choices.relaxations import TwoTemperature
 from archgrad.costs.limits import Limit
 from archgrad.errors import ChoiceError, ConfigError, DataError, LimitError
 from archgrad.gates.gate_optimizer import entry_logits
-from archgrad.gates.selection import GateConstraint, WidthRounding, full, gates
+from archgrad.gates.selection import GateConstraint, full, gates
+from archgrad.gates.width_rounding import WidthRounding
 from archgrad.methods.pruning_transfer.gate_pruning import Evidence, Signs, adopt, charges, magnitudes, redraw
 from archgrad.methods.pruning_transfer.pruning_transfer import PruningTerms
 

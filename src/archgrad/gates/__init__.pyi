@@ -1,7 +1,7 @@
 from .gate_optimizer import GateOptimizer as GateOptimizer
 from .selection import (
     GateConstraint as GateConstraint,
-    WidthRounding as WidthRounding,
     gates as gates,
     uniform as uniform,
 )
+from .width_rounding import WidthRounding as WidthRounding

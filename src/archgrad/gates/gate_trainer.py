@@ -25,7 +25,8 @@ from archgrad.gates.gate_optimizer import (
     limited_logit_optimizer,
     stand_in,
 )
-from archgrad.gates.selection import FLOOR, GateConstraint, WidthRounding, gates
+from archgrad.gates.selection import FLOOR, GateConstraint, gates
+from archgrad.gates.width_rounding import WidthRounding
 from archgrad.run.step_checks import finite
 from archgrad.tasks.task import call
 from archgrad.training.fit import estimate_statistics

@@ -20,7 +20,8 @@ from archgrad.copy_and_run import evaluating, modes_kept
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
-from archgrad.gates.selection import FLOOR, GateConstraint, WidthRounding, full, gates
+from archgrad.gates.selection import FLOOR, GateConstraint, full, gates
+from archgrad.gates.width_rounding import RoundTo, WidthRounding
 from archgrad.run.run import Run
 from archgrad.tasks.task import Batch, Task, require
 from archgrad.training.fit import recalibrate
@@ -96,7 +97,7 @@ def cut(
     *,
     limit: Limit | Sequence[Limit],
     task: Task | None = None,
-    round_to: int | None = None,
+    round_to: RoundTo = None,
     repair: bool = False,
     batches: int = 16,
     seed: int = 0,
@@ -108,7 +109,8 @@ def cut(
         scores: for each gate a score for each entry, for instance of `archgrad.importance`.
         limit: for instance `archgrad.macs(x).at_most(fraction=0.5)`, or a list of several that all hold.
         task: gives the batches on which BatchNorm's statistics are estimated anew, and those of `repair`.
-        round_to: widths are multiples of this; default 8, less for narrow layers; 1 for any width.
+        round_to: widths are multiples of this; 1 for any width. Default 8, less for narrow layers; under a limit on
+            latency "auto", what is measured to suit its runtime here.
         repair: each Linear or convolution that reads channels which are gone makes up for them by those that stay.
             With X the channels that it reads in the whole network, one row for each example and position:
             A = argmin |X_gone - X_kept A|^2, and its weight W_kept <- W_kept + A W_gone.
@@ -141,7 +143,7 @@ def cut(
         )
     if repair and task is None:
         raise ConfigError("repair=True looks at data, and no task was given: cut(..., task=task, repair=True).")
-    constraint = GateConstraint(space, limit, WidthRounding(round_to))
+    constraint = GateConstraint(space, limit, WidthRounding.asked(round_to, space, limit))
     architecture = constraint.best_feasible(scores, floor=FLOOR * constraint.uniform_width())
     network = build(space, architecture)
     if task is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,47 +14,13 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.gate import Gate
 from archgrad.costs.count import Macs, Params
 from archgrad.costs.limits import Limit
-from archgrad.errors import ChoiceError, ConfigError, LimitError
+from archgrad.errors import ChoiceError, LimitError
 from archgrad.extract.discretize import build
+from archgrad.gates.width_rounding import WidthRounding
 
 # Shares of a measured bound to aim at in turn, since the clock is read again on what is handed back.
 _MEASURED_ROOM = (0.95, 0.85, 0.7, 0.5)
 _USED = 0.95  # of a counted bound: with less, blocks of rounded widths are exchanged
-_NARROW = 4  # a gate keeps at least this many steps of rounding to choose from
-
-
-@dataclass(frozen=True)
-class WidthRounding:
-    """Widths as multiples that hardware likes.
-
-    Attributes:
-        to: the multiple asked for; None for 8, or less where a gate has fewer than four times as many channels.
-    """
-
-    to: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.to is not None and self.to < 1:
-            raise ConfigError(
-                f"round_to={self.to}: widths are multiples of 1, 8, 16, ...; leave it out for the default"
-            )
-
-    def step(self, gate: Gate) -> int:
-        """The multiple for one gate, in entries; heads and branches are not rounded."""
-        if gate.vanishing is not None or any(c.side == "heads" for c in gate.couplings):
-            return 1
-        # An entry of a grouped convolution or a GroupNorm is a block of channels.
-        channels = max((int((c.places == 0).sum()) for c in gate.couplings if c.side == "out"), default=1)
-        width = gate.size * channels
-        fit = self.to or next((s for s in (8, 4, 2) if width >= _NARROW * s and width % s == 0), 1)
-        return min(math.ceil(fit / channels), gate.size)
-
-    def count(self, gate: Gate, wanted: int) -> int:
-        """The nearest multiple to `wanted`, at least one step (none at all only for a branch)."""
-        if gate.vanishing is not None or wanted == gate.size:
-            return wanted
-        step = self.step(gate)
-        return min(gate.size, max(step, step * math.floor(wanted / step + 0.5)))
 
 
 def gates(space: nn.Module) -> dict[str, Gate]:

@@ -227,7 +227,15 @@ def limit_line(record: Record) -> str:
     limit = record.get("limit") or {}
     others = limit.get("others") or []
     lines = [_limit(one) for one in (limit, *others) if isinstance(one, Mapping)]
-    return "; ".join(filter(None, lines))
+    return "; ".join(filter(None, [*lines, _rounding(record)]))
+
+
+def _rounding(record: Record) -> str:
+    """What widths are multiples of, where that was measured."""
+    measured = record.get("rounding")
+    if not isinstance(measured, Mapping) or not numbers.is_number(measured.get("round_to")):
+        return ""
+    return f"widths in multiples of {measured['round_to']}, measured in {measured.get('runtime')}"
 
 
 def _limit(limit: Mapping[str, Any]) -> str:

@@ -26,7 +26,8 @@ from archgrad.costs.limits import Limit
 from archgrad.costs.memory import GIB
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
-from archgrad.gates.selection import GateConstraint, WidthRounding
+from archgrad.gates.selection import GateConstraint
+from archgrad.gates.width_rounding import WidthRounding
 from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import frozen, slim
 from archgrad.supernets.constraint import ArchitectureConstraint
@@ -80,9 +81,12 @@ def _slim(options: SlimOptions | TransferOptions, task: Task, run: Run) -> Plan:
         run_setup.check_normalization(network, task, options)
         task = run_setup.with_teacher(task, options, network)
     space = slim(network, task.example, keep=options.keep).to(run.device)
-    round_to = options.round_to if isinstance(options, SlimOptions) else 1
+    round_to = options.rounding if isinstance(options, SlimOptions) else 1
     limits = _limits_of(options, task)
-    bounds = [GateConstraint(space, limit, WidthRounding(round_to)).bound for limit in limits]
+    bounds = [
+        GateConstraint(space, limit, WidthRounding(None if round_to == "auto" else round_to)).bound
+        for limit in limits
+    ]
     told = [_limit(limit, bound) for limit, bound in zip(limits, bounds, strict=True)]
     factory = run_setup.recipe_of(options).optimizer_factory if isinstance(options, SlimOptions) else adam
     return {

@@ -21,7 +21,8 @@ from archgrad.cli.schemas.init import InitOptions
 from archgrad.cli.schemas.task import TaskOptions, normalization
 from archgrad.costs.count import macs, params
 from archgrad.errors import ConfigError, LimitError, RunError
-from archgrad.gates.selection import GateConstraint, WidthRounding
+from archgrad.gates.selection import GateConstraint
+from archgrad.gates.width_rounding import WidthRounding
 from archgrad.spaces.slim.slimmable import frozen, slim
 from archgrad.tasks import Classification
 from archgrad.tasks.task import tensors
@@ -162,7 +163,7 @@ data: {options.data}
 epochs: 60   # of all stages together
 batch_size: 128
 # augment: flip,crop=4
-# round_to: 16   # widths that processors with AVX-512 like; default: 8, less for narrow layers
+# round_to: 16   # widths that processors with AVX-512 like; default: 8, less for narrow layers; auto: measured
 # keep: [{next(iter(findings.gates), "")}]   # leave these layers as wide as they are
 seed: 0
 """

@@ -40,7 +40,7 @@ def execute(options: SlimOptions) -> command_output.Outcome:
             sparsity=options.sparsity,
             pretrained=pretrained,
             gate_epochs=options.gate_epochs,
-            round_to=options.round_to,
+            round_to=options.rounding,
             recipe=run_setup.recipe_of(options),
             check_weights=options.check_weights,
         )
@@ -57,7 +57,7 @@ def _front(
     with command_file.resumable(out):
         front = slim_front(
             space, task, run, cost=run_setup.cost_of(cost, task.example), fractions=fractions, pretrained=pretrained,
-            round_to=options.round_to, recipe=run_setup.recipe_of(options), check_weights=options.check_weights,
+            round_to=options.rounding, recipe=run_setup.recipe_of(options), check_weights=options.check_weights,
         )  # fmt: skip
         if options.within is None:
             for point in front.points:

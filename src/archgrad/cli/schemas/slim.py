@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -57,8 +58,10 @@ class SlimOptions(RecipeOptions, DistillOptions, NetworkOptions, FrontOptions, T
     check_weights: bool = Field(
         True, description="Stop where trained weights score near chance, before anything is trained."
     )
-    round_to: int | None = Field(
-        None, ge=1, description="Widths are multiples of this; default 8, less for narrow layers."
+    round_to: str | None = Field(
+        None,
+        description="Widths are multiples of this; default 8, less for narrow layers; under a limit on latency auto: "
+        "what is measured to suit its runtime here.",
     )
     sparsity: float | None = Field(
         None,
@@ -70,6 +73,20 @@ class SlimOptions(RecipeOptions, DistillOptions, NetworkOptions, FrontOptions, T
         ge=1,
         description="Epochs of the gates; default: a fifth of all, of trained weights a tenth.",
     )
+
+    @field_validator("round_to", mode="before")
+    @classmethod
+    def _check_round_to(cls, given: object) -> object:
+        if given is None or given == "auto" or (re.fullmatch(r"[1-9]\d*", str(given)) and given is not True):
+            return given if given is None else str(given)
+        raise ValueError(f"{given!r} is no multiple. Give a whole number from 1 up, or auto")
+
+    @property
+    def rounding(self) -> int | Literal["auto"] | None:
+        """What widths are to be multiples of."""
+        if self.round_to is None or self.round_to == "auto":
+            return "auto" if self.round_to else None
+        return int(self.round_to)
 
     @property
     def front(self) -> tuple[str, tuple[float, ...]] | None:

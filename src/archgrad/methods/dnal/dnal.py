@@ -50,13 +50,8 @@ from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
 from archgrad.gates.gate_optimizer import SCALE, GateOptimizer, entry_logits, published_logit_optimizer
-from archgrad.gates.selection import (
-    GateConstraint,
-    WidthRounding,
-    above_threshold,
-    full,
-    left_full,
-)
+from archgrad.gates.selection import GateConstraint, above_threshold, full, left_full
+from archgrad.gates.width_rounding import RoundTo, WidthRounding
 from archgrad.methods.dnal.under_limit import (
     FEWEST,
     RISING,
@@ -126,7 +121,7 @@ def dnal(
     reg: Literal["count", "scaled"] = "count",
     pretrained: bool = False,
     gate_epochs: int | None = None,
-    round_to: int | None = None,
+    round_to: RoundTo = None,
     recipe: Recipe = Recipe(),
     check_weights: bool = True,
 ) -> Found:
@@ -141,7 +136,8 @@ def dnal(
         reg: "count", the published sum of sigmoid(s), or "scaled", the sum of sigmoid(scale * s).
         pretrained: the space holds trained weights: they are scored as they stand, and stage 1 is skipped.
         gate_epochs: of stage 2; default a fifth of all, of trained weights a tenth; as published a sixth, at most 10.
-        round_to: widths are multiples of this; default 8, less for narrow layers; 1 for any width.
+        round_to: widths are multiples of this; 1 for any width. Default 8, less for narrow layers; under a limit on
+            latency "auto", what is measured to suit its runtime here.
         recipe: trains the weights; in stage 2, under a limit, without its `average`, `drop_path` and `best_epoch`.
         check_weights: stop where trained weights score near chance, before anything is trained.
 
@@ -165,11 +161,12 @@ def dnal(
         limit=limit, sparsity=sparsity, reg=reg, pretrained=pretrained, gate_epochs=gate_epochs, round_to=round_to,
         recipe=recipe,
     )  # fmt: skip
-    rounding, limits = WidthRounding(round_to), [] if limit is None else [limit]
+    limits = [] if limit is None else [limit]
     space, constraints, given = begin(
         space, task, run, limits, method="dnal", settings=settings, check_weights=check_weights
     )
     constraint = constraints[0] if constraints else None
+    rounding = constraint.rounding if constraint else WidthRounding.asked(round_to, space, [])
     stages = _stages(space, task, run, settings)
     if stages.first:
         part = recipe if settings.published else replace(recipe, schedule=RISING)
@@ -195,7 +192,7 @@ def dnal(
     architecture, network = candidate
     train(network, task, run, recipe, steps=stages.third, phase="finetune")
 
-    record |= {"limit": constraint and constraint.record(network), "given": given}
+    record |= {"limit": constraint and constraint.record(network), "rounding": rounding.measured, "given": given}
     networks = {"before": before, "after": network}
     found = assemble(space, architecture, networks, task=task, run=run, example=task.example, record=record)
     run.finish()

@@ -30,6 +30,7 @@ from archgrad.costs.limits import Cost, Limit
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
 from archgrad.gates.selection import GateConstraint, full
+from archgrad.gates.width_rounding import RoundTo
 from archgrad.methods.dnal.under_limit import (
     FEWEST,
     RISING,
@@ -91,7 +92,7 @@ def slim_front(
     cost: Cost,
     fractions: Sequence[float] = (0.75, 0.5, 0.25),
     pretrained: bool = False,
-    round_to: int | None = None,
+    round_to: RoundTo = None,
     recipe: Recipe = Recipe(),
     check_weights: bool = True,
 ) -> Front:
@@ -104,7 +105,8 @@ def slim_front(
         cost: what is bounded, for instance `archgrad.macs(x)`.
         fractions: the budgets, as fractions of what the whole network takes.
         pretrained: the space holds trained weights. Otherwise the whole network is trained first, for an equal part.
-        round_to: widths are multiples of this; default 8, less for narrow layers; 1 for any width.
+        round_to: widths are multiples of this; 1 for any width. Default 8, less for narrow layers; under a limit on
+            latency "auto", what is measured to suit its runtime here.
         recipe: trains the weights; beside the gates without its `average`, `drop_path` and `best_epoch`.
         check_weights: stop where trained weights score near chance, before anything is trained.
 
@@ -136,7 +138,7 @@ def slim_front(
         networks.append(choice.best)
         tried.append(choice)
     front = _front(space, networks, tried, task=task, run=run, cost=cost, settings=settings)
-    front.record["given"] = given
+    front.record.update(given=given, rounding=constraints[0].rounding.measured)
     if run.folder and run.rank == 0:
         front.save(run.folder)
     run.finish()

@@ -14,11 +14,14 @@ from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.relaxations import ScaledSigmoid
 from archgrad.copy_and_run import copied
 from archgrad.costs.count import macs
+from archgrad.costs.latency import Latency
 from archgrad.costs.limits import Limit
+from archgrad.errors import ArchgradError
 from archgrad.extract.discretize import build
 from archgrad.gates.gate_optimizer import SCALE, GateOptimizer, entry_logits, limited_logit_optimizer, stand_in
 from archgrad.gates.importance import importance
-from archgrad.gates.selection import FLOOR, GateConstraint, WidthRounding, gates, uniform
+from archgrad.gates.selection import FLOOR, GateConstraint, gates, uniform
+from archgrad.gates.width_rounding import RoundTo, WidthRounding
 from archgrad.results.record import settings_record
 from archgrad.run.run import Run
 from archgrad.supernets.lifecycle import predict_peak_memory
@@ -41,7 +44,7 @@ class SlimSettings:
     """The options that `dnal` and `slim_front` share."""
 
     pretrained: bool
-    round_to: int | None
+    round_to: RoundTo
     recipe: Recipe
 
 
@@ -59,12 +62,30 @@ def begin(
     if isinstance(task, Checkable):
         task.check(space)
     check_recipe(settings.recipe, space)
-    constraints = [GateConstraint(space, limit, WidthRounding(settings.round_to)) for limit in limits]
+    listed: list[Limit] = []
+    for limit in limits:
+        listed += [limit] if isinstance(limit, Limit) else limit
+    asks = settings.round_to in ("auto", None) and any(isinstance(one.cost, Latency) for one in listed)
+    if not asks:  # refusals come before the run begins, but what is measured is measured once in its life
+        constraints = _constraints(space, limits, WidthRounding.asked(settings.round_to, space, listed))
     run.begin(method, settings_record(settings), task=task, network=space)
+    if asks:
+        try:
+            rounding = WidthRounding.asked(settings.round_to, space, listed, once=run.compute_once)
+            constraints = _constraints(space, limits, rounding)
+        except ArchgradError:
+            run.withdraw()
+            raise
     space = copied(space).to(run.device)
     given = score_given(space, task, run, check=check_weights) if settings.pretrained else None
     predict_peak_memory(space, task, run, optimizer=settings.recipe.optimizer_factory)
     return space, constraints, given
+
+
+def _constraints(
+    space: nn.Module, limits: Sequence[Limit | Sequence[Limit]], rounding: WidthRounding
+) -> list[GateConstraint]:
+    return [GateConstraint(space, limit, rounding) for limit in limits]
 
 
 class Stage(NamedTuple):

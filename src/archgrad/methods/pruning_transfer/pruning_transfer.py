@@ -42,7 +42,8 @@ from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
 from archgrad.gates.gate_optimizer import entry_logits
-from archgrad.gates.selection import FLOOR, GateConstraint, WidthRounding, above_threshold, full, gates
+from archgrad.gates.selection import FLOOR, GateConstraint, above_threshold, full, gates
+from archgrad.gates.width_rounding import WidthRounding
 from archgrad.methods.pruning_transfer.gate_pruning import Evidence, Signs, charges, mixing_weights, redraw
 from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found, assemble

@@ -23,7 +23,8 @@ from archgrad.copy_and_run import copied
 from archgrad.costs.count import Macs, Params, macs, params
 from archgrad.errors import ConfigError, DataError, ModelError
 from archgrad.extract.discretize import build
-from archgrad.gates.selection import FLOOR, GateConstraint, WidthRounding, full, gates
+from archgrad.gates.selection import FLOOR, GateConstraint, full, gates
+from archgrad.gates.width_rounding import WidthRounding
 from archgrad.methods.pruning_transfer.gate_pruning import adopt, magnitudes
 from archgrad.results.record import conditions, heading, settings_record
 from archgrad.results.result import Found, widths
