@@ -77,6 +77,11 @@ def test_a_run_is_quantized_on_its_own_data(
     told = json.loads(result.stdout)
     assert told["size_bytes"]["int8"] == (run / "network.int8.onnx").stat().st_size
     assert json.loads((run / "record.json").read_text())["int8"] == told
+    page = (run / "report.html").read_text()
+    assert "The int8 file" in page and f"{told['size_bytes']['int8'] / 1024:,.1f} kB" in page
+    small = "--max-kb", "0.1", "--max-drop", "90"
+    assert "kB, and at most 0.1 kB are allowed" in refused("export", run, "--int8", *small)
+    assert "--max-ms 2 goes with --int8" in refused("export", run, "--max-ms", "2")
     assert cli("report", run).exit_code == 0
     scores, label = _run(run / "network.int8.onnx", np.zeros((2, 1, 8, 8), np.float32))
     assert scores.shape == (2, 3) and np.array_equal(label, scores.argmax(1))

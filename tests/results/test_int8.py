@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import archgrad as ag
 from archgrad.cli.inputs import exported_program
 from archgrad.copy_and_run import call
-from archgrad.errors import ConfigError, ModelError
+from archgrad.errors import ConfigError, LimitError, ModelError
 from archgrad.extract.export import encode_onnx, plain_outputs
 from archgrad.extract.quantization import OnnxNetwork, refilled
 from archgrad.results.int8 import Quantized, _drop, export_int8
@@ -74,6 +74,31 @@ def test_an_int8_file_is_smaller_and_scored_as_it_is(
     _, label = session.run(None, {"pixels": pixels})
     accuracy = float((label == source.samples.y[rows].numpy()).mean())
     assert accuracy == pytest.approx(done.test["int8"])
+
+
+def test_an_int8_file_over_its_bounds_is_not_written(
+    task: ag.Classification, network: nn.Module, tmp_path: Path
+) -> None:
+    path, found = tmp_path / "a.onnx", ag.Found(ag.Architecture({}), network, example=task.example)
+    fine = found.export(path, task=task, int8=True, max_kb=100, max_ms=1e4)
+    assert isinstance(fine, Quantized)
+    path.unlink()
+    kilobytes = fine.size_bytes["int8"] / 1024
+    said = rf"has {kilobytes:,.4g} kB, and at most 1 kB .*to {1 / kilobytes:.2f} of .* params"
+    with pytest.raises(LimitError, match=said):
+        found.export(path, task=task, int8=True, max_kb=1)
+    with pytest.raises(LimitError, match=r"takes .* ms, and at most 1e-06 ms .* in macs$"):
+        found.export(path, task=task, int8=True, max_ms=1e-6)
+    with pytest.raises(LimitError, match=r"larger max_drop: \d stay in float"):
+        ag.Found(ag.Architecture({}), _spoilt(network), example=task.example).export(
+            path, task=task, int8=True, max_kb=1
+        )
+    for bounds in ({"max_ms": 0.0}, {"max_kb": float("nan")}):
+        with pytest.raises(ConfigError, match="give a number above 0"):
+            found.export(path, task=task, int8=True, **bounds)
+    with pytest.raises(ConfigError, match="are of the int8 file"):
+        found.export(path, max_kb=5)
+    assert not path.exists()
 
 
 def test_layers_that_int8_spoils_stay_in_float(task: ag.Classification, network: nn.Module, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 import archgrad as ag
 from archgrad.choices.access import choices
 from archgrad.errors import ModelError, RunError
-from archgrad.results.result import widths
+from archgrad.results.record import widths
 
 
 @pytest.fixture

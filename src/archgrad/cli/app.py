@@ -48,6 +48,13 @@ _MAX_DROP = Annotated[
         help="With --int8: points of the validation score that it may cost; layers stay in float for it. Default: 1.",
     ),
 ]
+_MAX_MS = Annotated[
+    float | None,
+    typer.Option(help="With --int8: milliseconds that the file may take in ONNX Runtime, or it is not written."),
+]
+_MAX_KB = Annotated[
+    float | None, typer.Option(help="With --int8: kB of 1,024 bytes that the file may have, or it is not written.")
+]
 _PACKAGE = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: RUN/package.")]
 _OF_INT8 = Annotated[
     bool, typer.Option("--int8", help="Of RUN/network.int8.onnx, which archgrad export --int8 wrote.")
@@ -132,6 +139,8 @@ def export(
     dynamic: _DYNAMIC = None,
     int8: _INT8 = False,
     max_drop: _MAX_DROP = None,
+    max_ms: _MAX_MS = None,
+    max_kb: _MAX_KB = None,
     no_preprocess: _NO_PREPROCESS = False,
     as_json: JSON = False,
 ) -> None:
@@ -139,10 +148,13 @@ def export(
     with only_json_on_stdout(as_json):
         from archgrad.cli.commands.export import check_export, export_int8_run, export_run
 
-        check_export(int8=int8, max_drop=max_drop, dynamic=dynamic)
+        bounds = {"--max-drop": max_drop, "--max-ms": max_ms, "--max-kb": max_kb}
+        check_export(int8=int8, dynamic=dynamic, bounds=bounds)
         if int8:
             drop = 1.0 if max_drop is None else max_drop
-            outcome = export_int8_run(run, out, max_drop=drop, preprocess=not no_preprocess)
+            outcome = export_int8_run(
+                run, out, max_drop=drop, max_ms=max_ms, max_kb=max_kb, preprocess=not no_preprocess
+            )
         else:
             outcome = export_run(run, out, dynamic=dynamic, preprocess=not no_preprocess)
     outcome.show(as_json=as_json)

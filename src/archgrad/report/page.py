@@ -133,6 +133,7 @@ def _figures(record: text.Record) -> dict[str, Any]:
         "trade_off": _trade_off(record),
         "given": text.given_line(record),
         "limit": text.limit_line(record),
+        "int8": text.int8_rows(record),
         "kept": text.limit_kept(record),
         "gap": text.gap_line(record),
         "baselines": {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console, Group, RenderableType
@@ -193,6 +193,28 @@ def rows(record: Record) -> list[Row]:
         change = numbers.ratio(old.get("median_ms"), new.get("median_ms"))
         name = "ONNX" if runtime == "onnx" else runtime
         result.append(Row(f"latency, {name}", _timing(old), _timing(new), change))
+    return result
+
+
+def int8_rows(record: Record) -> list[list[str]]:
+    """Of the int8 file, where one was written, a row for each figure: name, float, int8; the layers left in float."""
+    about = record.get("int8")
+    if not isinstance(about, Mapping):
+        return []
+    score, result = str(about.get("score", "score")), list[list[str]]()
+    forms: dict[str, tuple[str, Callable[[float], str]]] = {
+        "test": (f"{numbers.label(score)}, test", lambda x: numbers.figure(score, x)),
+        "valid": (f"{numbers.label(score)}, validation", lambda x: numbers.figure(score, x)),
+        "latency_ms": ("latency, ONNX", lambda x: f"{numbers.number(x)} ms"),
+        "size_bytes": ("size of the file", lambda x: f"{x / 1024:,.1f} kB"),
+    }
+    for key, (name, form) in forms.items():
+        both = about.get(key)
+        if isinstance(both, Mapping) and all(numbers.is_number(both.get(kind)) for kind in ("float", "int8")):
+            result.append([name, form(both["float"]), form(both["int8"])])
+    layers = about.get("float_layers")
+    if result and isinstance(layers, list):
+        result.append(["layers left in float", "", ", ".join(map(str, layers)) or "none"])
     return result
 
 

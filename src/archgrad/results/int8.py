@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 from archgrad import files
 from archgrad.copy_and_run import copied, evaluating, run_on_example
 from archgrad.costs.latency import check_protocol, file_pass, in_turns, timing
-from archgrad.errors import ConfigError, ModelError, RunError
+from archgrad.errors import ConfigError, LimitError, ModelError, RunError
 from archgrad.extract import quantization
 from archgrad.extract.export import Encoded, encode_onnx, preprocessed
 from archgrad.extract.export_trials import with_batch
@@ -71,6 +71,8 @@ def export_int8(
     path: Path,
     *,
     max_drop: float = 1.0,
+    max_ms: float | None = None,
+    max_kb: float | None = None,
     samples: int = 256,
     preprocess: Preprocessing | None = None,
 ) -> Quantized:
@@ -84,18 +86,24 @@ def export_int8(
         task: whose training batches calibrate, and which scores the file.
         path: of the file.
         max_drop: of the validation score, in points: 1.0 is 0.01 of an accuracy, and one per cent of another score.
+        max_ms: that the int8 file may take in ONNX Runtime, measured on it; nothing is written where it takes more.
+        max_kb: that the int8 file may have, in kB of 1,024 bytes; nothing is written where it has more.
         samples: training samples to calibrate on.
         preprocess: goes into the file; see `export_onnx`.
 
     Raises:
         MissingExtra: onnx, onnxscript or onnxruntime is not installed.
-        ConfigError: a negative `max_drop`; samples below 1.
+        ConfigError: a negative `max_drop`; samples below 1; `max_ms` or `max_kb` not above 0.
+        LimitError: the int8 file takes or has more than it may; the message says by which fraction to slim further.
         ModelError: the network cannot be exported or quantized, or loses too much even with almost all in float.
     """
     require_packages(*PACKAGES)
     check_protocol(repeats=samples, warmup=0, threads=1, batch=None)
     if not 0 <= max_drop < float("inf"):
         raise ConfigError(f"max_drop={max_drop}: give points of the score that may be lost, from 0")
+    for option, bound in (("max_ms", max_ms), ("max_kb", max_kb)):
+        if bound is not None and not 0 < bound < float("inf"):
+            raise ConfigError(f"{option}={bound}: give a number above 0, or leave it out")
     plain, example = copied(network).cpu().eval(), _on_cpu(task.example)
     encoded = encode_onnx(plain, example)
     batch = None if encoded.dynamic_batch else len(tensors(example)[0])
@@ -112,15 +120,34 @@ def export_int8(
     name, whole = _score(task, plain, "test")
     final = dataclasses.replace(encoded, data=after)
     written, original = (preprocessed(e, preprocess, example) if preprocess else e for e in (final, encoded))
-    files.write_bytes(path, written.data, RunError)
     paths = quantization.layers(encoded.data)
+    kept = tuple(paths.get(node, before[node]) for node in nodes)
+    if max_kb is not None:
+        _keep("kB", len(written.data) / 1024, max_kb, "params", kept)
+    latency = _times(encoded, final, arguments(example))
+    if max_ms is not None:
+        if latency["int8"] > max_ms:  # once more, for a moment in which the machine was busy
+            latency = _times(encoded, final, arguments(example))
+        _keep("ms", latency["int8"], max_ms, "macs", kept)
+    files.write_bytes(path, written.data, RunError)
     return Quantized(
         path, name,
         valid={"float": wanted, "int8": valid(after)}, test={"float": whole, "int8": _score(task, int8, "test")[1]},
-        latency_ms=_times(encoded, final, arguments(example)),
+        latency_ms=latency,
         size_bytes={"float": len(original.data), "int8": len(written.data)},
-        float_layers=tuple(paths.get(node, before[node]) for node in nodes),
+        float_layers=kept,
     )  # fmt: skip
+
+
+def _keep(unit: str, reached: float, bound: float, cost: str, float_layers: Sequence[str]) -> None:
+    """Raise LimitError where the int8 file is over a bound, with what would help."""
+    if reached > bound:
+        drop = f", or let more layers into int8 by a larger max_drop: {len(float_layers)} stay in float"
+        raise LimitError(
+            f"the int8 file {'has' if unit == 'kB' else 'takes'} {reached:,.4g} {unit}, and at most {bound:,.4g} "
+            f"{unit} are allowed; it is not written. Slim the network further, for instance to "
+            f"{bound / reached:.2f} of what it has now in {cost}{drop if float_layers else ''}"
+        )
 
 
 def _quantized(

@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import safetensors
 import safetensors.torch
-from torch import Tensor, nn
+from torch import nn
 
 from archgrad import files
 from archgrad.argument_types import checked
-from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
-from archgrad.choices.gate import Gate
 from archgrad.costs.count import macs, params, uncounted
 from archgrad.costs.latency import latency
 from archgrad.errors import ArchitectureError, ConfigError, LimitError, MissingExtra, ModelError, RunError, one_line
@@ -31,7 +29,7 @@ from archgrad.report.charts import axes
 from archgrad.report.data.run_folder import write_record
 from archgrad.report.data.run_format import HISTORY, record_line
 from archgrad.results.int8 import Quantized, export_int8
-from archgrad.results.record import conditions
+from archgrad.results.record import conditions, widths
 from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import frozen
 from archgrad.tasks.batch_checks import FAILURES, nonfinite_tensors
@@ -130,6 +128,8 @@ class Found:
         task: Task | None = None,
         int8: bool = False,
         max_drop: float = 1.0,
+        max_ms: float | None = None,
+        max_kb: float | None = None,
         preprocess: bool = False,
         dynamic: Sequence[str] = ("batch",),
     ) -> Exported | Quantized:
@@ -141,11 +141,15 @@ class Found:
             int8: whether to quantize; the batch size is open where it can be.
             max_drop: of the validation score that int8 may cost, in points (1.0 is 0.01 of an accuracy); else layers
                 stay in float, the most sensitive first.
+            max_ms: that the int8 file may take in ONNX Runtime, measured on it.
+            max_kb: that the int8 file may have, in kB of 1,024 bytes.
             preprocess: whether normalization, labels and metadata go into the file; see `export_onnx`.
             dynamic: of a float file; see `export_onnx`.
 
         Raises:
-            ConfigError: no example is known; int8 without a task, or with other sizes open than the batch size.
+            ConfigError: no example is known; int8 without a task, or with other sizes open than the batch size;
+                a bound without int8.
+            LimitError: the int8 file takes or has more than it may, and is not written.
             MissingExtra, ModelError, RunError: as `export_onnx`; int8 loses too much with nearly all in float.
         """
         preprocessing = Preprocessing.of(self.record.get("data")) if preprocess else None
@@ -155,7 +159,12 @@ class Found:
                     "int8=True needs task=, to calibrate and score on, and opens the batch size alone: "
                     "found.export(path, task=task, int8=True)"
                 )
-            return export_int8(self.network, task, Path(path), max_drop=max_drop, preprocess=preprocessing)
+            return export_int8(
+                self.network, task, Path(path), max_drop=max_drop, max_ms=max_ms, max_kb=max_kb,
+                preprocess=preprocessing,
+            )  # fmt: skip
+        if max_ms is not None or max_kb is not None:
+            raise ConfigError("max_ms and max_kb are of the int8 file: found.export(path, task=task, int8=True, ...)")
         if self.example is None:
             raise ConfigError("this result has no example inputs: call archgrad.export_onnx(network, example, path)")
         return export_onnx(self.network, self.example, path, dynamic=dynamic, preprocess=preprocessing)
@@ -365,36 +374,3 @@ def note_remarks(network: nn.Module, task: Task, run: Run, example: Example) -> 
 
     for remark in attempt(run, "a remark of the task", lambda: run.compute_once("remarks", compute)) or []:
         run.note(remark)
-
-
-def widths(space: nn.Module, architecture: Architecture) -> list[dict[str, Any]]:
-    """For each gate what it cuts, and how many entries it had and keeps; nothing of what a removed block held."""
-    members: dict[str, Gate] = {n: gate for n, (gate, *_) in choices(space).items() if isinstance(gate, Gate)}
-    removed = [gate for name, gate in members.items() if gate.vanishing is not None and not _kept(architecture[name])]
-    gone = {coupling.module for block in removed for coupling in block.couplings}
-    return [
-        {"name": name, "kind": _kind(space, gate), "before": gate.size, "after": _kept(architecture[name])}
-        for name, gate in members.items()
-        if gate in removed or not all(coupling.module in gone for coupling in gate.couplings)
-    ]
-
-
-def _kept(pick: object) -> int:
-    return len(pick) if isinstance(pick, tuple) else 0
-
-
-def _kind(space: nn.Module, gate: Gate) -> str:
-    """What a gate's entries are: "block", "heads", "stream" where several layers write into them, or "channels"."""
-    if gate.vanishing is not None:
-        return "block"
-    sides = [(coupling.module, coupling.side.partition(" ")[0]) for coupling in gate.couplings]
-    if any(side == "heads" for _, side in sides):
-        return "heads"
-    writers = {module for module, side in sides if side == "out" and _mixes(space.get_submodule(module))}
-    return "stream" if len(writers) > 1 else "channels"
-
-
-def _mixes(layer: nn.Module) -> bool:
-    """Whether each output of a layer is made of many inputs: not those of BatchNorm or a depthwise convolution."""
-    weight = getattr(layer, "weight", None)
-    return isinstance(weight, Tensor) and weight.dim() > 1 and getattr(layer, "groups", 1) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from archgrad.cli.command_output import Outcome
@@ -13,6 +14,7 @@ from archgrad.extract.export import export_onnx
 from archgrad.extract.export_trials import AXES, BATCH
 from archgrad.extract.onnx_file import PACKAGES, require_packages
 from archgrad.extract.preprocessing import Preprocessing
+from archgrad.report import page
 from archgrad.report.data.run_folder import ended, write_record
 from archgrad.report.data.run_format import RECORD
 from archgrad.results.int8 import export_int8
@@ -48,21 +50,27 @@ def export_run(run: Path, path: Path | None, *, dynamic: str | None = None, prep
     )  # fmt: skip
 
 
-def check_export(*, int8: bool, max_drop: float | None, dynamic: str | None) -> None:
-    """Raise ConfigError for options that do not go together."""
-    if max_drop is not None and not int8:
-        raise ConfigError(f"--max-drop {max_drop:g} goes with --int8")
+def check_export(*, int8: bool, dynamic: str | None, bounds: Mapping[str, float | None]) -> None:
+    """Raise ConfigError for options that do not go together; `bounds` are those of --int8."""
+    for option, bound in bounds.items():
+        if bound is not None and not int8:
+            raise ConfigError(f"{option} {bound:g} goes with --int8")
     if int8 and dynamic:
         raise ConfigError(f"--dynamic {dynamic} goes without --int8, whose file has the example's height and width")
 
 
-def export_int8_run(run: Path, path: Path | None, *, max_drop: float, preprocess: bool = True) -> Outcome:
+def export_int8_run(
+    run: Path, path: Path | None, *, max_drop: float, max_ms: float | None = None, max_kb: float | None = None,
+    preprocess: bool = True,
+) -> Outcome:  # fmt: skip
     """Write the network of a run as ONNX in int8, calibrated and scored on the run's data; noted in its record.
 
     Args:
         run: the folder of the run.
         path: of the file; None: RUN/network.int8.onnx.
         max_drop: of the validation score that int8 may cost, in points.
+        max_ms: that the int8 file may take.
+        max_kb: that it may have.
         preprocess: as in `export_run`.
     """
     if not run.is_dir():
@@ -80,9 +88,11 @@ def export_int8_run(run: Path, path: Path | None, *, max_drop: float, preprocess
             )
         task = data.load_task(options)
         preprocessing = Preprocessing.of(record.get("data")) if preprocess else None
-        done = export_int8(network, task, path, max_drop=max_drop, preprocess=preprocessing)
+        done = export_int8(
+            network, task, path, max_drop=max_drop, max_ms=max_ms, max_kb=max_kb, preprocess=preprocessing
+        )
     write_record(folder, {**record, "int8": done.record()})
-    return Outcome(done.record(), f"{done.report()}\n{path} is written, and {folder / RECORD} says so")
+    return Outcome(done.record(), f"{done.report()}\n{path} is written, and {page.write(folder)} says so")
 
 
 def preprocessing_of(run: Path) -> Preprocessing:

@@ -47,8 +47,8 @@ from archgrad.methods.dnal.under_limit import (
     train_gates,
 )
 from archgrad.results.front import Front, FrontPoint
-from archgrad.results.record import conditions, heading, settings_record
-from archgrad.results.result import LOAD_SLIM, Found, keep, measured, widths
+from archgrad.results.record import conditions, heading, settings_record, widths
+from archgrad.results.result import LOAD_SLIM, Found, keep, measured
 from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import frozen
 from archgrad.tasks.task import Task, evaluate, higher_is_better

@@ -26,8 +26,8 @@ from archgrad.extract.discretize import build
 from archgrad.gates.selection import FLOOR, GateConstraint, full, gates
 from archgrad.gates.width_rounding import WidthRounding
 from archgrad.methods.pruning_transfer.gate_pruning import adopt, magnitudes
-from archgrad.results.record import conditions, heading, settings_record
-from archgrad.results.result import Found, widths
+from archgrad.results.record import conditions, heading, settings_record, widths
+from archgrad.results.result import Found
 from archgrad.run.run import Run
 from archgrad.tasks.task import Checkable, Task, evaluate, identity, require, stable_seed
 from archgrad.training.fit import check_recipe, optimize, recalibrate, seconds_per_step, steps_per_epoch, train
