@@ -183,15 +183,16 @@ def split() -> nn.Module:
 
 
 class Scaled(nn.Module):
-    """A factor and a shift for each channel: one a parameter, one a buffer."""
+    """A factor and a shift for each channel: a parameter, a buffer, and one viewed by a shape that it keeps."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.randn(width, 1, 1))
         self.register_buffer("shift", torch.randn(1, width, 1, 1))
+        self.slope, self.shape = nn.Parameter(torch.randn(width)), (width, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.factor + self.shift
+        return x * self.factor + self.shift + x.tanh() * self.slope.view(self.shape)
 
 
 def scaled() -> nn.Module:

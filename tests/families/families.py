@@ -69,6 +69,11 @@ def _normalized() -> nn.Module:
     return awkward.mixing_channels(awkward.Normalized())
 
 
+def _parts(*paths: str) -> dict[str, int]:
+    """Gates on whole modules that are added to a stream."""
+    return {f"{path}.branch": 1 for path in paths}
+
+
 MIXED = {"stem.0": 8, "blocks.2.0": 10}
 STREAM = {"patches": 12}
 
@@ -180,31 +185,43 @@ TRANSFORMERS = [
     Family(
         "vit_fused",
         transformers.vit_fused,
-        {**STREAM, "blocks.0.attn.heads": 3, "blocks.1.attn.heads": 3, "blocks.0.mlp.0": 20, "blocks.1.mlp.0": 16},
+        {
+            **STREAM,
+            "blocks.0.attn.heads": 3,
+            "blocks.1.attn.heads": 3,
+            "blocks.0.mlp.0": 20,
+            "blocks.1.mlp.0": 16,
+            **_parts("blocks.0.attn", "blocks.0.mlp", "blocks.1.attn", "blocks.1.mlp"),
+        },
         ("head",),
     ),
     Family(
         "vit_separate",
         transformers.vit_separate,
-        {**STREAM, "blocks.0.attn.heads": 4, "blocks.0.mlp.0": 20},
+        {**STREAM, "blocks.0.attn.heads": 4, "blocks.0.mlp.0": 20, **_parts("blocks.0.attn", "blocks.0.mlp")},
         ("head",),
     ),
     Family(
         "vit_packed",
         transformers.vit_packed,
-        {**STREAM, "blocks.0.attn.attention.heads": 4, "blocks.0.mlp.0": 20},
+        {
+            **STREAM,
+            "blocks.0.attn.attention.heads": 4,
+            "blocks.0.mlp.0": 20,
+            **_parts("blocks.0.attn", "blocks.0.mlp"),
+        },
         ("head",),
     ),
     Family(
         "encoder_layer",
         transformers.encoder_layer,
-        {**STREAM, "blocks.0.self_attn.heads": 4, "blocks.0.linear1": 20},
+        {**STREAM, "blocks.0.self_attn.heads": 4, "blocks.0.linear1": 20, **_parts("blocks.0.self_attn")},
         ("head",),
     ),
     Family(
         "mixer",
         transformers.Mixer,
-        {**STREAM, "block.tokens.0": 8, "block.channels.0": 20},
+        {**STREAM, "block.tokens.0": 8, "block.channels.0": 20, **_parts("block.tokens", "block.channels")},
         ("block.tokens.2", "head"),
     ),
     Family(
@@ -213,7 +230,7 @@ TRANSFORMERS = [
         {"stem": 8, "blocks.0.pw1": 24, "blocks.1.pw1": 16, "blocks.0.branch": 1, "blocks.1.branch": 1},
         ("head",),
     ),
-    Family("language", transformers.Language, {"embed": 12, "mlp.0": 16}, ("head",), shapes=(6,)),
+    Family("language", transformers.Language, {"embed": 12, "mlp.0": 16, **_parts("mlp")}, ("head",), shapes=(6,)),
     Family(
         "tied_linears",
         transformers.TiedLinears,
@@ -245,7 +262,7 @@ AWKWARD = [
     Family("hooked_norm", awkward.HookedNorm, {"third.0": 12}, more=True),
     Family("gated_linear", awkward.gated_linear, MIXED, more=True),
     Family("split", awkward.split, {"blocks.1.0": 10}, more=True),
-    Family("scaled", awkward.scaled, {"blocks.1.0": 10}, more=True),
+    Family("scaled", awkward.scaled, {"stem.0": 8, "blocks.1.0": 10}),
     Family("noisy", awkward.Noisy, {"first.0": 8, "second.0": 10}, steady=False),
     Family("recurrent", awkward.Recurrent, {"inlet": 8, "gru": 7, "middle": 12}, ("head",), shapes=((7, 6),)),
 ]

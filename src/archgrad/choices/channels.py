@@ -27,7 +27,7 @@ class Coupling:
         places: [channels of that side], the gate entry that each channel belongs to, or -1 for none.
         tensors: (name, dimension) of the module's tensors that are cut along this side; one that is several times
             as long has all its channels several times (the blocks of an LSTM's weights).
-        counts: integer attributes of the module that shrink in proportion.
+        counts: integer attributes of the module that shrink in proportion, and shapes in which the width stands.
         selects: the module's input keeps all channels: once cut, the module selects those that it reads.
         attention: how the network calls this `nn.MultiheadAttention`, which is replaced once it is cut.
         norm: what this module computes, if it is a norm over these channels.
@@ -131,8 +131,8 @@ class _Cut:
         left = int(mask.sum())
         for name in member.counts:
             total = getattr(module, name)
-            if isinstance(total, (tuple, list)):  # of LayerNorm
-                setattr(module, name, type(total)((left,)))
+            if isinstance(total, (tuple, list)):  # a shape, as LayerNorm has
+                setattr(module, name, type(total)(left if size == len(mask) else size for size in total))
                 continue
             scaled, remainder = divmod(total * left, len(mask))
             assert remainder == 0, f"{member.module}.{name}: {total} does not shrink from {len(mask)} to {left}"

@@ -74,14 +74,21 @@ def with_fewer_heads(attention: nn.MultiheadAttention, call: AttentionCall) -> f
     y = y if attention.batch_first else graph.call_method("transpose", (y, 0, 1))
     graph.output((y, given))
     module = fx.GraphModule(root, graph)
-    # torch's transformer layers ask for these; the last keeps them from kernels for the width of their inputs.
-    kept = {"batch_first": attention.batch_first, "num_heads": attention.num_heads, "_qkv_same_embed_dim": False}
-    module.meta["_user_preserved_attributes"] = kept  # by copies
-    for name, flag in kept.items():
-        setattr(module, name, flag)
-    if not hasattr(module, "in_proj_bias"):
-        module.register_parameter("in_proj_bias", None)
+    stand_in(module, attention)
     return module.train(attention.training)
+
+
+def stand_in(module: fx.GraphModule, original: nn.Module) -> None:
+    """Give a replacement the numbers, flags and words of a module that others may ask it for."""
+    own = vars(original).items()
+    kept = {n: v for n, v in own if type(v) in (bool, int, float, str) and n != "training" and not n.startswith("_")}
+    if isinstance(original, nn.MultiheadAttention):
+        # torch's transformer layers ask for these; the first keeps them from kernels for the width of their inputs.
+        kept["_qkv_same_embed_dim"] = False
+        kept |= {} if hasattr(module, "in_proj_bias") else {"in_proj_bias": None}
+    module.meta["_user_preserved_attributes"] = kept  # by copies
+    for name, value in kept.items():
+        setattr(module, name, value)
 
 
 def draw_anew(attention: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from archgrad.choices.channels import Coupling
 from archgrad.spaces.slim.acceptance import Budget
 from archgrad.spaces.slim.channel_graph import ChannelGraph
-from archgrad.spaces.slim.layer_sides import HEADS, cuts, is_conv1d, width_of
+from archgrad.spaces.slim.layer_sides import HEADS, cuts, is_depthwise, reads_each, width_of
 from archgrad.spaces.slim.trial import Removal, Trial
 
 
@@ -19,9 +20,10 @@ def attention_heads(
 ) -> list[Removal]:
     """Removals of attention heads; they take the place of what the graph made of the same projections.
 
-    An attention module has an integer attribute that counts heads, linear children that produce
+    An attention module has an integer attribute that counts heads, linear layers or convolutions that produce
     `3 * heads * head_dim` features (or three that produce `heads * head_dim`), and one that reads
-    `heads * head_dim`. What else counts features (`all_head_size`) or heads (a position bias table) shrinks along.
+    `heads * head_dim`. What else counts features (`all_head_size`) or heads (a position bias table, a module inside)
+    shrinks along.
     Modules that are built alike are tried together, in each way in which their heads may be laid out.
     """
     ways = {p: w for p, w in _candidates(trial.network) if not is_kept(p)}
@@ -61,12 +63,21 @@ def _candidates(network: nn.Module) -> Iterator[tuple[str, list[list[Coupling]]]
     """For each attention module its path and the ways in which its heads may be laid out, to be tried in order."""
     for path, module in network.named_modules():
         count = next((getattr(module, a) for a in HEADS if isinstance(getattr(module, a, None), int)), 0)
-        linears = {n: m for n, m in module.named_children() if isinstance(m, nn.Linear) or is_conv1d(m)}
+        linears = dict(_linears(module)) if count > 1 else {}
         if count < 2 or len(linears) < 2:
             continue
         ways = list(_ways(path, module, count, linears))
         if ways:
             yield path, ways
+
+
+def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Layers of a module, those in its lists and sequences included."""
+    for name, child in module.named_children():
+        if isinstance(child, (nn.Sequential, nn.ModuleList)):
+            yield from ((f"{name}.{n}", m) for n, m in _linears(child))
+        elif reads_each(child):
+            yield name, child
 
 
 def _ways(path: str, module: nn.Module, count: int, linears: dict[str, nn.Module]) -> Iterator[list[Coupling]]:
@@ -89,10 +100,18 @@ def _ways(path: str, module: nn.Module, count: int, linears: dict[str, nn.Module
             continue
         dot = f"{path}." if path else ""
         for names, places in layouts:
-            for counts in _attributes(module, count, inner):
-                members = [Coupling(dot + n, "out", places, *cuts(linears[n], "out")) for n in names]
+            filters = [n for n, m in module.named_modules() if is_depthwise(m) and width_of(m, "out") == len(places)]
+            for counts, between in product(_attributes(module, count, inner), [filters, []] if filters else [[]]):
+                members = [
+                    Coupling(dot + n, "out", places, *cuts(module.get_submodule(n), "out"))
+                    for n in (*names, *between)
+                ]
                 members.append(Coupling(dot + last_name, "in", per_head, *cuts(last, "in")))
                 members.append(Coupling(path, "heads", torch.arange(count), _tables(module, count), counts))
+                members += [
+                    Coupling(dot + n, "param heads", torch.arange(count), counts=own)
+                    for n, m in module.named_modules() if n and (own := _of_heads(m, count))
+                ]  # fmt: skip
                 members += [
                     Coupling(dot + n, "out", torch.arange(count), (("weight", 1),), ("embedding_dim",))
                     for n, m in module.named_children() if isinstance(m, nn.Embedding) and m.embedding_dim == count
@@ -104,13 +123,18 @@ def _ways(path: str, module: nn.Module, count: int, linears: dict[str, nn.Module
 def _attributes(module: nn.Module, count: int, inner: int) -> Iterator[tuple[str, ...]]:
     """Integer attributes that may count heads or their features: the narrow reading first, then the wide one."""
     own = {n: v for n, v in vars(module).items() if isinstance(v, int) and not isinstance(v, bool)}
-    of_heads = tuple(n for n, v in own.items() if n in HEADS and v == count)
+    of_heads = _of_heads(module, count)
     of_features = tuple(n for n, v in own.items() if v in (inner, 3 * inner))
     yield of_heads
     if of_features:
         yield of_heads + of_features
         for name in of_features:
             yield (*of_heads, name)
+
+
+def _of_heads(module: nn.Module, count: int) -> tuple[str, ...]:
+    """Attributes of a module that count heads."""
+    return tuple(n for n in HEADS if type(vars(module).get(n)) is int and vars(module)[n] == count)
 
 
 def _tables(module: nn.Module, count: int) -> tuple[tuple[str, int], ...]:

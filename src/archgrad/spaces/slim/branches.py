@@ -1,18 +1,22 @@
-"""Branches that can be removed: those of residual blocks, and the terms of blocks that sum a list of modules."""
+"""Branches that can be removed: those of residual blocks, terms of a list of modules, and modules that are added."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from archgrad.choices.channels import Coupling, Vanishing
+from archgrad.choices.fewer_heads import stand_in
 from archgrad.copy_and_run import copied
-from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, plain_kernels, run
+from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, OperatorMode, plain_kernels, run
 from archgrad.spaces.slim.trial import Removal, Trial
 
 # What a block may apply to the sum of its branch and its skip, besides its own activation modules.
@@ -30,11 +34,13 @@ def branches(trial: Trial, gated: set[str]) -> Iterator[Removal]:
     A residual block qualifies if, with one layer's weight and bias at zero, it equals the identity, a shortcut
     inside it, an activation, or a shortcut and an activation, on random inputs. A module in a `ModuleList` or
     `ModuleDict` qualifies if the block around it computes the same without it as with its last layer at zero. In a
-    sum that nothing else is added to, the smallest term stays. Blocks that are built alike are looked at once.
+    sum that nothing else is added to, the smallest term stays. Any other module inside a block whose output is added
+    to something else, such as the attention and the MLP of a transformer block, may become zeros. Blocks that are
+    built alike are looked at once.
 
     Args:
         trial: a scrambled copy of the network.
-        gated: paths of the layers that have gates; a block without any is left alone.
+        gated: paths of the layers that have gates; a residual block without any is left alone.
     """
     taken: list[str] = []
     known: dict[object, tuple[tuple[str, tuple[str | nn.Module, ...]] | None, dict[str, str]]] = {}
@@ -59,6 +65,7 @@ def branches(trial: Trial, gated: set[str]) -> Iterator[Removal]:
             yield _removal(
                 trial.network, f"{path}.{term}", f"{path}.{last}", Vanishing(f"{path}.{term}", (), term=True)
             )
+    yield from _addends(trial, taken)
 
 
 def _noise_for(block: nn.Module, x: Tensor) -> Tensor:
@@ -206,3 +213,137 @@ def _output(block: nn.Module, x: Tensor) -> Tensor | None:
     except NETWORK_ERRORS:
         return None
     return y if isinstance(y, Tensor) else None
+
+
+@dataclass(frozen=True)
+class _Use:
+    """A module's only call: what it was given and put out, and whether that was added to something else."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Tensor | tuple[Any, ...]
+
+    @property
+    def made(self) -> Tensor:
+        """The tensor that it puts out, alone or in front of others."""
+        return self.output if isinstance(self.output, Tensor) else self.output[0]
+
+
+# What may lie between a module and the sum that it is added to: everything here makes zeros of zeros.
+_SCALING = (
+    "mul", "div", "view", "unsafe_view", "reshape", "permute", "transpose", "contiguous", "clone", "to_copy",
+    "detach", "alias", "squeeze", "unsqueeze", "expand", "dropout", "native_dropout", "roll", "slice",
+)  # fmt: skip
+
+
+class _Sums(OperatorMode):
+    """Notes which tensors of some modules are added, as they are or scaled, to no parameter, and which are read."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.origins: dict[int, tuple[Tensor, str]] = {}  # by identity: the tensor, which lives on, and its module
+        self.added: set[str] = set()
+        self.read: set[str] = set()  # by anything else
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operator."""
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.partition("::")[2].strip("_")
+        given = [x for x in args if isinstance(x, Tensor)]
+        known = [self.origins[id(x)][1] for x in given if id(x) in self.origins]
+        if name == "add" and len(given) == 2 and given[0].shape == given[1].shape and len(set(known)) == len(known):
+            plain = not any(isinstance(x, nn.Parameter) for x in given)
+            self.added.update(known if plain else ())
+        elif name in _SCALING and len(known) == 1 and isinstance(result, Tensor):
+            self.origins[id(result)] = (result, known[0])
+        else:
+            self.read.update(known)
+        return result
+
+
+def _addends(trial: Trial, taken: list[str]) -> Iterator[Removal]:
+    """Modules that are added to what passes them by, the outermost first."""
+    known: dict[object, str] = {}
+    for path, use in _added_modules(trial).items():
+        if any(t == path or t.startswith(f"{path}.") or path.startswith(f"{t}.") for t in taken):
+            continue
+        module, rest = trial.network.get_submodule(path), _zeros(trial.network.get_submodule(path), use)
+        key = (repr(module), use.made.shape)
+        if key not in known:
+            known[key] = _silencer(copied(module), use)
+        if rest is not None and known[key]:
+            taken.append(path)
+            yield _removal(trial.network, path, f"{path}.{known[key]}", Vanishing(path, (rest,)))
+
+
+def _added_modules(trial: Trial) -> dict[str, _Use]:
+    """Modules of several layers that are called once and whose output is added to something else."""
+    sums = _Sums()
+    calls: dict[str, list[_Use]] = {}
+    handles = []
+    for path, module in trial.network.named_modules():
+        # With one layer alone, as the ways of RepVGG have, it is no depth of its own.
+        if path and sum(p.dim() > 1 for p in module.parameters()) > 1:
+
+            def note(
+                _m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, path: str = path
+            ) -> None:
+                calls.setdefault(path, []).append(_Use(args, kwargs, out))
+                made = out[0] if isinstance(out, tuple) and out else out
+                if isinstance(made, Tensor):
+                    sums.origins[id(made)] = (made, path)
+
+            handles.append(module.register_forward_hook(note, with_kwargs=True))
+    try:
+        with plain_kernels(), sums:
+            run(trial.network.eval(), trial.inputs[-1 if trial.large else 0])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {path: uses[0] for path, uses in calls.items() if len(uses) == 1 and path in sums.added - sums.read}
+
+
+def _silencer(module: nn.Module, use: _Use) -> str:
+    """The last of a module's layers that makes its output zeros when its own weight and bias are; "" for none."""
+    layers: list[str] = [n for n, m in module.named_modules() if isinstance(m, SCALABLE) and m.weight is not None]
+    for name in layers[::-1] if len(layers) <= MOST_LAYERS else ():
+        layer = module.get_submodule(name)
+        kept = {k: v.clone() for k, v in layer.state_dict().items()}
+        try:
+            with torch.no_grad(), plain_kernels():
+                for parameter in layer.parameters():
+                    parameter.zero_()
+                made = module(*use.args, **use.kwargs)
+        except NETWORK_ERRORS:
+            return ""
+        layer.load_state_dict(kept)
+        made = made[0] if isinstance(made, tuple) else made
+        if isinstance(made, Tensor) and not bool(made.any()):
+            return name
+    return ""
+
+
+def _zeros(module: nn.Module, use: _Use) -> nn.Module | None:
+    """A plain module that is called as `module` and puts out zeros; None where no input tells their shape."""
+    rest = use.output[1:] if isinstance(use.output, tuple) else ()
+    try:
+        signature = inspect.signature(module.forward)
+        bound = signature.bind(*use.args, **use.kwargs).arguments
+    except (TypeError, ValueError):
+        return None
+    first = next((n for n, x in bound.items() if isinstance(x, Tensor) and x.shape == use.made.shape), "")
+    if not first or any(x is not None for x in rest):
+        return None
+    graph, given = fx.Graph(), {}
+    for name, parameter in signature.parameters.items():
+        stars = "*" if parameter.kind == parameter.VAR_POSITIONAL else ""
+        stars = "**" if parameter.kind == parameter.VAR_KEYWORD else stars
+        default = () if stars or parameter.default is parameter.empty else (None,)
+        given[name] = graph.placeholder(stars + name, None, *default)
+    zeros = graph.call_function(torch.zeros_like, (given[first],))
+    graph.output((zeros, *rest) if isinstance(use.output, tuple) else zeros)
+    made = fx.GraphModule(nn.Module(), graph)
+    stand_in(made, module)
+    return made

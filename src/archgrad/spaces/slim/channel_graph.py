@@ -253,6 +253,15 @@ def _collect(numbering: Numbering, components: Components) -> ChannelGraph:
     return result
 
 
+def _shapes(module: nn.Module, width: int) -> tuple[str, ...]:
+    """Attributes of a module that are shapes for its own parameter of so many channels, as (64, 1, 1)."""
+    return tuple(
+        n for n, value in vars(module).items()
+        if type(value) is tuple and all(type(size) is int for size in value)
+        and sorted(value) == [1] * (len(value) - 1) + [width]
+    )  # fmt: skip
+
+
 def _unreadable(numbering: Numbering, sides: Sequence[Side]) -> str:
     """Why nothing that could carry a gate reads these channels, if so."""
     for path, side in sides:
@@ -276,7 +285,8 @@ def _couplings(
         if side.startswith("axis"):
             owner, _, attribute = path.rpartition(".")
             dim = int(side.split()[1])
-            yield Coupling(owner, f"param {attribute} {dim}", places, ((attribute, dim),))
+            shapes = _shapes(numbering.modules[owner], len(labels))
+            yield Coupling(owner, f"param {attribute} {dim}", places, ((attribute, dim),), shapes)
         else:
             _, tensors, counts = numbering.cuts[path, side]
             way = next(iter(numbering.calls.get(path, ())), None)

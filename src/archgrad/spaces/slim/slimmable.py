@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from archgrad.argument_types import checked
 from archgrad.choices.channel_norms import add_gate
-from archgrad.choices.channels import ORDER
+from archgrad.choices.channels import ORDER, Vanishing
 from archgrad.choices.gate import Gate
 from archgrad.copy_and_run import copied
 from archgrad.errors import ModelError
@@ -124,7 +124,8 @@ def _accepted(trial: Trial, graph: ChannelGraph, is_kept: Callable[[str], bool])
     removals += torch_heads(trial, graph.calls, graph.frozen, is_kept)
     removals += [Removal(name, couplings) for name, couplings in graph.groups.items()]
     widths = {c.module for r in removals for c in r.couplings if c.kind == "out"}
-    removals += [r for r in branches(trial, widths) if not is_kept(r.name.removesuffix(".branch"))] if widths else []
+    if widths:
+        removals += [r for r in branches(trial, widths) if not any(is_kept(c.module) for c in r.couplings)]
     refused: dict[str, str] = {}
     removals = exercised(trial, removals, refused, budget)
     removals = settle(trial, removals, refused, budget)
@@ -133,7 +134,13 @@ def _accepted(trial: Trial, graph: ChannelGraph, is_kept: Callable[[str], bool])
         if name.endswith(".heads"):
             graph.frozen[name.removesuffix(".heads")] = f"its heads cannot be removed: {reason}"
     gated = [c.module for r in removals for c in r.couplings if c.kind == "out"]
-    return [r for r in removals if not r.vanishing or any(g.startswith(f"{r.vanishing.module}.") for g in gated)]
+    return [r for r in removals if not r.vanishing or _stands_alone(r.vanishing, gated)]
+
+
+def _stands_alone(vanishing: Vanishing, gated: Sequence[str]) -> bool:
+    """Whether a branch has gates inside, or becomes zeros whatever is inside."""
+    inside = any(g.startswith(f"{vanishing.module}.") for g in gated)
+    return inside or any(isinstance(part, fx.GraphModule) for part in vanishing.parts)
 
 
 def _checked(net: nn.Module, example: Example) -> tuple[Tensor, ...]:
