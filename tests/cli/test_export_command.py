@@ -32,6 +32,8 @@ def test_height_and_width_can_be_had_after_the_run(
     for shape in ((1, 1, 8, 8), (3, 1, 11, 20)):
         x = torch.randn(shape)
         assert np.allclose(_run(path, x.numpy())[0], network(x).detach(), atol=1e-5)
+    assert "--resize does not" in refused("export", slimmed, "--dynamic", "height", "--resize")
+    assert "--resize is for runs on images" in refused("export", slimmed, "--resize")
     assert "'depth' is no size of an image" in refused("export", slimmed, "--dynamic", "height,depth")
 
 

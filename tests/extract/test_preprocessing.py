@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import archgrad as ag
@@ -42,6 +44,28 @@ def test_a_file_takes_pixels_and_gives_labels(dynamic: tuple[str, ...], tmp_path
     assert json.loads(said["archgrad.class_names"]) == list(NAMES)
     assert said["archgrad.task"] == "classification" and said["archgrad.input_range"] == "0 to 255"
     assert json.loads(said["archgrad.normalization"])["std"] == [0.3, 0.1, 0.25] and said["archgrad.version"]
+
+
+@pytest.mark.parametrize("sizes", [(8, 6), (5, 4), (31, 17)])
+def test_a_file_resizes_pixels_as_pillow_does(sizes: tuple[int, int], tmp_path: Path) -> None:
+    network, path = _network(), tmp_path / "a.onnx"
+    resizing = dataclasses.replace(CONSTANTS, size=(8, 6))
+    assert ag.export_onnx(network, torch.randn(2, 3, 8, 6), path, preprocess=resizing).largest_difference < 1e-4
+    session = onnxruntime.InferenceSession(path)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, *sizes, 3), dtype=np.uint8)
+    scores, label = session.run(None, {"pixels": pixels.transpose(0, 3, 1, 2)})
+    images = [Image.fromarray(image).resize((6, 8), Image.Resampling.BILINEAR) for image in pixels]
+    resized = torch.from_numpy(np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2))
+    wanted = network(CONSTANTS.normalized(resized)).detach().numpy()
+    assert np.allclose(scores, wanted, atol=0.05) and np.array_equal(label, scores.argmax(1))  # Pillow rounds
+    assert json.loads(session.get_modelmeta().custom_metadata_map["archgrad.resized_to"]) == [8, 6]
+
+
+def test_resizing_needs_pixels(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="resizing is of pixels"):
+        ag.export_onnx(
+            _network(), torch.randn(2, 3, 8, 6), tmp_path / "a.onnx", preprocess=Preprocessing(size=(8, 6))
+        )
 
 
 def test_a_task_says_how_its_images_are_normalized(tmp_path: Path) -> None:

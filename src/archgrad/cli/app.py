@@ -35,6 +35,9 @@ _NO_PREPROCESS = Annotated[
     bool,
     typer.Option("--no-preprocess", help="Inputs and outputs of the network alone, not pixels in and labels out."),
 ]
+_RESIZE = Annotated[
+    bool, typer.Option("--resize", help="The file takes pixels of any height and width, and resizes them itself.")
+]
 _INT8 = Annotated[
     bool,
     typer.Option(
@@ -142,6 +145,7 @@ def export(
     max_ms: _MAX_MS = None,
     max_kb: _MAX_KB = None,
     no_preprocess: _NO_PREPROCESS = False,
+    resize: _RESIZE = False,
     as_json: JSON = False,
 ) -> None:
     """Write the network of a finished run as ONNX, checked against PyTorch."""
@@ -149,14 +153,14 @@ def export(
         from archgrad.cli.commands.export import check_export, export_int8_run, export_run
 
         bounds = {"--max-drop": max_drop, "--max-ms": max_ms, "--max-kb": max_kb}
-        check_export(int8=int8, dynamic=dynamic, bounds=bounds)
+        check_export(int8=int8, dynamic=dynamic, resize=resize, bounds=bounds)
         if int8:
             drop = 1.0 if max_drop is None else max_drop
             outcome = export_int8_run(
-                run, out, max_drop=drop, max_ms=max_ms, max_kb=max_kb, preprocess=not no_preprocess
+                run, out, max_drop=drop, max_ms=max_ms, max_kb=max_kb, preprocess=not no_preprocess, resize=resize
             )
         else:
-            outcome = export_run(run, out, dynamic=dynamic, preprocess=not no_preprocess)
+            outcome = export_run(run, out, dynamic=dynamic, preprocess=not no_preprocess, resize=resize)
     outcome.show(as_json=as_json)
 
 

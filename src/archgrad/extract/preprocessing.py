@@ -16,7 +16,7 @@ from archgrad.errors import ConfigError, ModelError, one_line
 from archgrad.extract.onnx_file import Session, require_packages
 
 PIXELS, LABEL = "pixels", "label"
-_FRONT = (PIXELS, "pixels_float", "pixels_scaled", "pixel_scale", "pixel_shift")
+_FRONT = (PIXELS, "pixels_float", "pixels_resized", "pixels_scaled", "pixel_size", "pixel_scale", "pixel_shift")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Preprocessing:
         std: of each channel.
         class_names: of a classification, in the order of the outputs; empty for other tasks.
         task: "classification", or the name of the score.
+        size: height and width that pixels of any size are resized to, bilinear with antialiasing, as images of
+            folders are, but not rounded; None where they have the network's size.
 
     Example:
         >>> Preprocessing(mean=(0.5,), std=(0.25,), class_names=("cat", "dog")).input_range
@@ -40,6 +42,7 @@ class Preprocessing:
     std: tuple[float, ...] = ()
     class_names: tuple[str, ...] = ()
     task: str = ""
+    size: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, data: object) -> Preprocessing:
@@ -64,6 +67,7 @@ class Preprocessing:
             "archgrad.class_names": json.dumps(self.class_names) if self.class_names else "",
             "archgrad.input": "uint8 [B, C, H, W]" if self.mean else "as the network's",
             "archgrad.input_range": self.input_range,
+            "archgrad.resized_to": json.dumps(self.size) if self.size else "",
             "archgrad.normalization": json.dumps({"mean": self.mean, "std": self.std}) if self.mean else "",
         }
         return {key: value for key, value in entries.items() if value}
@@ -73,7 +77,10 @@ class Preprocessing:
         if not self.mean:
             return pixels
         mean, std = (torch.tensor(constants).view(-1, 1, 1) for constants in (self.mean, self.std))
-        return (pixels.float() / 255 - mean) / std
+        floats = pixels.float()
+        if self.size is not None:
+            floats = torch.nn.functional.interpolate(floats, self.size, mode="bilinear", antialias=True)
+        return (floats / 255 - mean) / std
 
 
 def _entry(value: object, name: str) -> Any:
@@ -89,7 +96,8 @@ def with_preprocessing(data: bytes, preprocessing: Preprocessing) -> bytes:
     """An ONNX file's bytes with normalization in front, a label behind, and metadata.
 
     Raises:
-        ConfigError: normalization is asked for, and the file has not one input of floats with that many channels.
+        ConfigError: normalization is asked for, and the file has not one input of floats with that many channels; a
+            size without normalization.
     """
     require_packages("onnx")
     import onnx
@@ -97,6 +105,8 @@ def with_preprocessing(data: bytes, preprocessing: Preprocessing) -> bytes:
 
     model = onnx.load_from_string(data)
     graph = model.graph
+    if preprocessing.size is not None and not preprocessing.mean:
+        raise ConfigError("resizing is of pixels, and there is no normalization that tells how they are scaled")
     if preprocessing.mean:
         (slot, *more), channels = graph.input, len(preprocessing.mean)
         sizes = slot.type.tensor_type.shape.dim
@@ -111,9 +121,18 @@ def with_preprocessing(data: bytes, preprocessing: Preprocessing) -> bytes:
             graph.initializer.append(numpy_helper.from_array(constant.float().numpy(), name))
         old = slot.name
         slot.name, slot.type.tensor_type.elem_type = PIXELS, TensorProto.UINT8
-        front = [
-            helper.make_node("Cast", [PIXELS], ["pixels_float"], "pixels_to_float", to=TensorProto.FLOAT),
-            helper.make_node("Mul", ["pixels_float", "pixel_scale"], ["pixels_scaled"], "pixels_scale"),
+        front = [helper.make_node("Cast", [PIXELS], ["pixels_float"], "pixels_to_float", to=TensorProto.FLOAT)]
+        if preprocessing.size is not None:
+            sizes[2].dim_param, sizes[3].dim_param = "pixel_height", "pixel_width"
+            size = torch.tensor(preprocessing.size, dtype=torch.int64).numpy()
+            graph.initializer.append(numpy_helper.from_array(size, "pixel_size"))
+            resize = helper.make_node(
+                "Resize", ["pixels_float", "", "", "pixel_size"], ["pixels_resized"], "pixels_resize", mode="linear",
+                antialias=1, exclude_outside=1, axes=[2, 3], coordinate_transformation_mode="half_pixel",
+            )  # fmt: skip
+            front.append(resize)
+        front += [
+            helper.make_node("Mul", [front[-1].output[0], "pixel_scale"], ["pixels_scaled"], "pixels_scale"),
             helper.make_node("Add", ["pixels_scaled", "pixel_shift"], [old], "pixels_shift"),
         ]
         for node in reversed(front):
@@ -176,8 +195,11 @@ def check_preprocessing(
         ModelError: the file does not run, or differs by more than 1e-4, or its labels are wrong.
     """
     largest, generator = 0.0, torch.Generator().manual_seed(0)
-    for batch in batches:
-        pixels = torch.randint(0, 256, (batch, *shape[1:]), dtype=torch.uint8, generator=generator)
+    factors = (1.0, 0.6, 1.7, 4.0) if preprocessing.size else (1.0,)
+    for batch, factor in itertools.product(batches, factors):
+        sizes = [*shape[1:2], *(max(1, round(factor * n) + (factor > 1)) for n in shape[2:])]
+        sizes = sizes if preprocessing.size else [*shape[1:]]
+        pixels = torch.randint(0, 256, (batch, *sizes), dtype=torch.uint8, generator=generator)
         given = pixels if preprocessing.mean else torch.randn((batch, *shape[1:]), generator=generator)
         try:
             network, file = Session(plain), Session(data)

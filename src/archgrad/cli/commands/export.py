@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from archgrad.cli.command_output import Outcome
 from archgrad.cli.commands.resume import reopened
@@ -20,7 +23,9 @@ from archgrad.report.data.run_format import RECORD
 from archgrad.results.int8 import export_int8
 
 
-def export_run(run: Path, path: Path | None, *, dynamic: str | None = None, preprocess: bool = True) -> Outcome:
+def export_run(
+    run: Path, path: Path | None, *, dynamic: str | None = None, preprocess: bool = True, resize: bool = False
+) -> Outcome:
     """Write the network of a run as ONNX, checked against PyTorch.
 
     Args:
@@ -28,12 +33,13 @@ def export_run(run: Path, path: Path | None, *, dynamic: str | None = None, prep
         path: of the file; None: RUN/network.onnx.
         dynamic: sizes of images to leave open beside the batch size: "height", "width", or both joined by a comma.
         preprocess: whether the file takes pixels and gives labels, where the run's data says how.
+        resize: whether it takes pixels of any size.
     """
     if not run.is_dir():
         raise RunError(f"There is no run folder {run}. Give the folder that was --out.")
     sizes = _sizes(dynamic)
     network, example = exported_program.load(run / "network.pt2")
-    preprocessing = preprocessing_of(run) if preprocess else None
+    preprocessing = _resizing(preprocessing_of(run) if preprocess else None, example, asked=resize)
     exported = export_onnx(
         network, example, path or run / "network.onnx", dynamic=(BATCH, *sizes), preprocess=preprocessing
     )
@@ -50,8 +56,10 @@ def export_run(run: Path, path: Path | None, *, dynamic: str | None = None, prep
     )  # fmt: skip
 
 
-def check_export(*, int8: bool, dynamic: str | None, bounds: Mapping[str, float | None]) -> None:
+def check_export(*, int8: bool, dynamic: str | None, resize: bool, bounds: Mapping[str, float | None]) -> None:
     """Raise ConfigError for options that do not go together; `bounds` are those of --int8."""
+    if resize and dynamic:
+        raise ConfigError(f"--dynamic {dynamic} lets the network see images of other sizes, --resize does not")
     for option, bound in bounds.items():
         if bound is not None and not int8:
             raise ConfigError(f"{option} {bound:g} goes with --int8")
@@ -61,7 +69,7 @@ def check_export(*, int8: bool, dynamic: str | None, bounds: Mapping[str, float 
 
 def export_int8_run(
     run: Path, path: Path | None, *, max_drop: float, max_ms: float | None = None, max_kb: float | None = None,
-    preprocess: bool = True,
+    preprocess: bool = True, resize: bool = False,
 ) -> Outcome:  # fmt: skip
     """Write the network of a run as ONNX in int8, calibrated and scored on the run's data; noted in its record.
 
@@ -72,11 +80,12 @@ def export_int8_run(
         max_ms: that the int8 file may take.
         max_kb: that it may have.
         preprocess: as in `export_run`.
+        resize: likewise.
     """
     if not run.is_dir():
         raise RunError(f"There is no run folder {run}. Give the folder that was --out.")
     require_packages(*PACKAGES)
-    network, _ = exported_program.load(run / "network.pt2", flat=False)
+    network, example = exported_program.load(run / "network.pt2", flat=False)
     record = dict(ended(run)[0])
     path = (path or run / "network.int8.onnx").absolute()
     folder = run.absolute()
@@ -88,6 +97,7 @@ def export_int8_run(
             )
         task = data.load_task(options)
         preprocessing = Preprocessing.of(record.get("data")) if preprocess else None
+        preprocessing = _resizing(preprocessing, example, asked=resize)
         done = export_int8(
             network, task, path, max_drop=max_drop, max_ms=max_ms, max_kb=max_kb, preprocess=preprocessing
         )
@@ -101,8 +111,20 @@ def preprocessing_of(run: Path) -> Preprocessing:
     return Preprocessing.of(record.get("data"))
 
 
+def _resizing(preprocessing: Preprocessing | None, example: Sequence[Tensor], *, asked: bool) -> Preprocessing | None:
+    """With the size of the example, where resizing is asked for."""
+    if not asked:
+        return preprocessing
+    if preprocessing is None or not preprocessing.mean or len(example) != 1 or example[0].dim() != 4:
+        raise ConfigError("--resize is for runs on images, whose file takes pixels; leave it out")
+    height, width = example[0].shape[2:]
+    return dataclasses.replace(preprocessing, size=(height, width))
+
+
 def _taken(preprocessing: Preprocessing | None) -> str:
-    return "" if preprocessing is None or not preprocessing.mean else "pixels from 0 to 255, "
+    if preprocessing is None or not preprocessing.mean:
+        return ""
+    return f"pixels from 0 to 255{', any height and width' if preprocessing.size else ''}, "
 
 
 def _sizes(text: str | None) -> list[str]:
