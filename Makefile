@@ -1,10 +1,13 @@
 # Everything here makes the virtual environment .venv first, from pyproject.toml and constraints.txt.
-# Variables: PYTHON=python3.12 (3.11 or newer), ARGS="more arguments for pytest or the demo", ARCHGRAD_DATA=folder.
+# Variables: PYTHON=python3.12 (3.11 or newer), ARGS="more arguments for pytest or the demo", ARCHGRAD_DATA=folder,
+# GPU_OUT=file and GPU_ARGS="--device cpu --toy" of make gpu.
 
 PYTHON ?= $(shell for p in python3.11 python3 python; do \
             $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 ARGS ?=
+GPU_OUT ?= benchmarks/results/gpu.json
+GPU_ARGS ?=
 
 # The larger data sets of the slow tests and benchmarks, where they lie beside the checkout.
 ifeq ($(origin ARCHGRAD_DATA),undefined)
@@ -18,7 +21,7 @@ demo test check bench fuzz: export OMP_NUM_THREADS := 1
 demo test check bench fuzz: export MKL_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench ledger fuzz docs minimum release clean
+.PHONY: help demo test check bench gpu ledger fuzz docs minimum release clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ :/' | while IFS=: read -r name text; do \
@@ -42,6 +45,9 @@ bench: .venv/installed .venv/timm  ## the slow tests and the benchmark, on real 
 	@echo "data: $${ARCHGRAD_DATA:-ARCHGRAD_DATA is not set, so only data that comes with the packages}"
 	$(BIN)/python -m pytest -m slow $(ARGS)
 	$(BIN)/python benchmarks/slim.py
+
+gpu: .venv/installed  ## ten minutes on a GPU: every method, training steps, slimming; rows into GPU_OUT
+	$(BIN)/python benchmarks/gpu.py --out $(GPU_OUT) $(GPU_ARGS)
 
 ledger: .venv/installed  ## benchmarks/RESULTS.md and RESULTS.json, of benchmarks/results alone
 	$(BIN)/python benchmarks/ledger.py

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from archgrad.errors import ArchgradError, ModelError, one_line
 
@@ -81,18 +81,27 @@ def call(network: nn.Module, inputs: Sequence[Any]) -> Any:
 
 
 def run_on_example(network: nn.Module, inputs: Sequence[Any]) -> Any:
-    """The network's output, where a failure becomes an error that names the shapes.
+    """The network's output on inputs that are moved to where it lies; a failure becomes an error with the shapes.
 
     Raises:
         ModelError: the network fails on these inputs.
     """
     try:
-        return call(network, inputs)
+        return call(network, beside(network, inputs))
     except Exception as error:  # a user's forward may raise anything
         raise ModelError(
             f"{type(network).__name__} does not run on the example of {shapes(inputs)}: {one_line(error)}. Give the "
             f"tensors that its forward takes, as one tensor, a tuple in order, or a dict by name"
         ) from error
+
+
+def beside(network: nn.Module, inputs: Sequence[Any]) -> Sequence[Any]:
+    """The inputs, their tensors on the network's device; as they are where it has none, or several."""
+    devices = {tensor.device for tensor in (*network.parameters(), *network.buffers())}
+    if len(devices) != 1 or (device := devices.pop()).type == "meta":
+        return inputs
+    moved: Sequence[Any] = tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs)
+    return moved
 
 
 def shapes(nest: object) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from archgrad.choices.access import decisions, restrict
+from archgrad.choices.host_values import read_together, values
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.copy_and_run import evaluating
 
@@ -46,20 +47,27 @@ def prune(space: nn.Module) -> None:
     A choice keeps its heaviest pickable candidate, an `InputChoice` as many as it keeps, at a weight of at least
     0.01. Choices with other relaxations stay as they are.
     """
-    for name, choice in decisions(space).items():
-        relaxation = choice.relaxation
-        if not isinstance(relaxation, Clipped):
-            continue
-        logits = relaxation.logits
-        with torch.no_grad():
-            order = logits.masked_fill(~choice.pickable, float("-inf")).argsort(descending=True, stable=True)
-            last = order[: choice.keep if isinstance(choice, InputChoice) else 1]
-            last = last[choice.live[last]]
-            logits[last] = logits[last].clamp_min(FLOOR)
-            dead = choice.live & (logits <= 0.0)
-            if bool(dead.any()):
-                restrict(space, {name: choice.live & ~dead})
+    clipped = {
+        name: (choice, choice.relaxation.logits)
+        for name, choice in decisions(space).items()
+        if isinstance(choice.relaxation, Clipped)
+    }
+    with torch.no_grad():
+        dead = {name: _dead(choice, logits) for name, (choice, logits) in clipped.items()}
+        read_together(list(dead.values()))
+        for name, (choice, logits) in clipped.items():
+            if any(values(dead[name])):
+                restrict(space, {name: choice.live & ~dead[name]})
             logits.masked_fill_(~choice.live, 0.0)
+
+
+def _dead(choice: Choice, logits: Tensor) -> Tensor:
+    """[size] bool: the live candidates whose logit is 0 or below, once those that are kept have been raised."""
+    order = logits.masked_fill(~choice.pickable, float("-inf")).argsort(descending=True, stable=True)
+    kept = min(choice.keep if isinstance(choice, InputChoice) else 1, len(choice.pickable_places()))
+    last = order[:kept]
+    logits[last] = logits[last].clamp_min(FLOOR)
+    return choice.live & (logits <= 0.0)
 
 
 def normalize_nodes(space: nn.Module, *example: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from archgrad.argument_types import checked
+from archgrad.choices import host_values
 from archgrad.choices.architecture import Pick
 from archgrad.errors import ArchitectureError, ChoiceError
 
@@ -57,6 +58,10 @@ class Choice(nn.Module):
     def pickable(self) -> Tensor:
         """[size] bool: what an architecture may pick: the live candidates that are not barred."""
         return self.live
+
+    def pickable_places(self) -> list[int]:
+        """The indices of what is `pickable`."""
+        return host_values.true_places(self.live)
 
     @abstractmethod
     def picked(self, pick: Pick) -> Tensor:
@@ -174,9 +179,16 @@ class OpChoice(Choice):
     @property
     def pickable(self) -> Tensor:
         """[size] bool: live and not barred; all live ones where only barred ones live."""
-        allowed = self.live.clone()
-        allowed[[self.labels.index(label) for label in self.barred]] = False
-        return allowed if bool(allowed.any()) else self.live
+        if not self.barred:
+            return self.live
+        allowed = torch.zeros(self.size, dtype=torch.bool)
+        allowed[self.pickable_places()] = True
+        return allowed.to(self.live.device)
+
+    def pickable_places(self) -> list[int]:
+        """The indices of what is `pickable`."""
+        alive = super().pickable_places()
+        return [place for place in alive if self.labels[place] not in self.barred] or alive
 
     def mixing_terms(self, path: str) -> list[list[tuple[Choice, int]]]:
         """What the work of the module at `path` is multiplied by: a sum of products of weights (choice, entry)."""
@@ -195,8 +207,8 @@ class OpChoice(Choice):
 
     def sampled(self, generator: torch.Generator | None) -> int:
         """One live candidate that is not barred, uniformly."""
-        alive = self.pickable.nonzero().flatten().cpu()
-        return int(alive[torch.randint(len(alive), (), generator=generator)])
+        alive = self.pickable_places()
+        return alive[int(torch.randint(len(alive), (), generator=generator))]
 
 
 @checked
@@ -257,13 +269,13 @@ class InputChoice(Choice):
 
     def sampled(self, generator: torch.Generator | None) -> tuple[int, ...]:
         """`keep` live inputs, uniformly; where their number is free, a uniform number first."""
-        alive = self.live.nonzero().flatten().cpu()
+        alive = host_values.true_places(self.live)
         count = self.keep
         if self.fewest < self.keep:
             most = min(self.keep, len(alive))
             count = int(torch.randint(self.fewest, most + 1, (), generator=generator))
-        order = torch.randperm(len(alive), generator=generator)[:count]
-        return tuple(sorted(alive[order].tolist()))
+        order = torch.randperm(len(alive), generator=generator)[:count].tolist()
+        return tuple(sorted(alive[place] for place in order))
 
 
 def _own_weight(choice: Choice, path: str, container: str) -> list[list[tuple[Choice, int]]]:
@@ -294,7 +306,7 @@ def mixture(
     Raises:
         ChoiceError: nothing is alive, or outputs differ in shape.
     """
-    alive = live.nonzero().flatten().tolist()
+    alive = host_values.true_places(live)
     if not alive:
         raise ChoiceError(f"no candidate of {name} is alive: restrict it to at least one")
     factors = _factors(weights, alive)
@@ -317,7 +329,7 @@ def _factors(weights: Tensor, alive: list[int]) -> dict[int, float | None]:
     """For each entry that is to run its constant weight, or None if it has a gradient or varies over the batch."""
     if weights.requires_grad:
         return dict.fromkeys(alive)
-    top = (weights if weights.dim() == 1 else weights.abs().amax(dim=0)).tolist()
+    top = host_values.values(weights if weights.dim() == 1 else weights.abs().amax(dim=0))
     return {i: top[i] if weights.dim() == 1 else None for i in alive if top[i] != 0.0} or {alive[0]: 0.0}
 
 

@@ -57,7 +57,8 @@ class _Decision:
 
     def log_p(self, logits: Tensor, allowed: Sequence[int] | None) -> Tensor:
         """[options] log-probabilities, -inf for options that are not allowed."""
-        mask = self._choice.pickable.cpu()
+        mask = torch.zeros(self.size, dtype=torch.bool)
+        mask[self._choice.pickable_places()] = True
         if allowed is not None:
             permitted = torch.zeros_like(mask)
             permitted[list(allowed)] = True

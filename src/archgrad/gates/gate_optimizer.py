@@ -112,7 +112,9 @@ class GateOptimizer:
         """After each step: move all logits alike until the expected cost is at the bound."""
         if self.constraint is None:
             return
-        s, scale = self._logits().detach().cpu().double(), float(self.relaxations[0].scale)
+        # One transfer for both, since an accelerator is waited for.
+        *entries, scale = torch.cat([self._logits(), self.relaxations[0].scale.view(1)]).tolist()
+        s = torch.tensor(entries, dtype=torch.float64)
 
         def is_over(nu: float) -> bool:
             return float(self._cost(torch.sigmoid(scale * (s + nu)))) > self.bound

@@ -84,6 +84,16 @@ def gradients_error(
     return _error(run, f"A gradient became NaN or infinite {run.location}, from a finite loss.", reason)
 
 
+def late_error(run: Diagnosed) -> NonFiniteError:
+    """The error for what steps on an accelerator computed since they were looked at last."""
+    return _error(
+        run,
+        f"A loss or a gradient became NaN or infinite {run.location}, or in one of the steps since the last that was "
+        f"logged. Steps on an accelerator are looked at where they are logged: the same program with "
+        f"output=archgrad.Output(log_every=1) looks at each, and says where it begins.",
+    )
+
+
 def _error(run: Diagnosed, *sentences: str) -> NonFiniteError:
     advice = (
         f'Try a lower learning rate, gradient clipping, or precision="32-true" (now {run.precision!r}), in a new '

@@ -166,6 +166,7 @@ class Log:
         notes: warnings that the user should read.
         history: the records.
         view: what is shown on the terminal.
+        interval: steps from one that is logged to the next.
     """
 
     def __init__(self, output: Output) -> None:
@@ -174,7 +175,7 @@ class Log:
         self.view = ProgressView(enabled=False)
         self._output = output
         self._on_log: Callable[[Record], object] | None = None
-        self._interval = 1
+        self.interval = 1
         self._unseen: list[Record] = []  # figures that are not shown yet
         # The training step that was not logged, but may be the last one of its phase.
         self._unlogged: tuple[Mapping[str, float | Tensor], int] | None = None
@@ -186,7 +187,7 @@ class Log:
 
     def open_phase(self, phase: Phase) -> None:
         """Begin a phase at its present step."""
-        self._interval, self._unlogged = self._output.interval(phase.planned), None
+        self.interval, self._unlogged = self._output.interval(phase.planned), None
         self._unseen.clear()
         self.history.open_phase(f"{phase.index:04d}-{phase.name}", step=phase.step)
         self.view.start(phase.name, total=phase.limit, done=phase.step, progress=phase.progress)
@@ -217,7 +218,7 @@ class Log:
 
     def is_due(self, figures: Mapping[str, float | Tensor], step: int, *, always: bool) -> bool:
         """Whether a training step is to be logged; its figures are kept otherwise, as it may be the last one."""
-        due = always or step % self._interval == 0
+        due = always or step % self.interval == 0
         self._unlogged = None if due else (figures, step)
         return due
 

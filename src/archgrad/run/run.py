@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from archgrad.argument_types import checked
 from archgrad.errors import ChoiceError, RunError
 from archgrad.report.data.run_format import Record
-from archgrad.run import distributed, nonfinite, stateful, step_checks, validation
+from archgrad.run import distributed, stateful, validation
 from archgrad.run.budget import Budget, Phase
 from archgrad.run.checkpointing import Checkpointing
 from archgrad.run.device import Machine
+from archgrad.run.finite_checks import FiniteChecks
 from archgrad.run.folder import RunFolder
 from archgrad.run.loop import Loop, only_thread
 from archgrad.run.output import History, Log, Output
@@ -97,6 +98,7 @@ class Run:
             log=self._log,
         )  # fmt: skip
         self._loop = Loop(self.folder, self._budget, self._checkpoints, machine=self._machine, log=self._log)
+        self._checks = FiniteChecks(self._machine, self._log, self._checkpoints)
         self._computed: Record = {}
         self._accepted: frozenset[str] = frozenset()
         self._status = "not begun"
@@ -274,6 +276,7 @@ class Run:
         try:
             with only_thread(self):
                 yield from self._loop.steps(phase)
+                self._checks.read({}, self)
         except Stopped:
             self.close()
             raise
@@ -313,10 +316,11 @@ class Run:
     ) -> None:
         """Log a training step, every `Output.log_every` steps and at the end of its phase.
 
-        Tensors hold one number, [1] or []. `more` is what is there now and then: a step that has it is always logged.
+        `more` is what is there now and then: a step that has it is always logged. Raises NonFiniteError for what an
+        accelerator computed since the last that was.
         """
         if self._log.is_due(figures, step, always=bool(more)):
-            self.log({**figures, **(more or {})}, step=step)
+            self.log(self._checks.read({**figures, **(more or {})}, self), step=step)
 
     def check_finite(
         self, figures: Mapping[str, float | Tensor], *, again: Callable[[], object] | None = None
@@ -324,16 +328,13 @@ class Run:
         """Raise NonFiniteError when a number, or any element of a tensor `[...]`, is NaN or infinite.
 
         The message says which term of a loss (`nonfinite.term`), which parameter, and, where `again` computes the
-        figures once more, which module's output was the first.
+        figures once more, which module's output was the first. On a GPU tensors are looked at where a step is logged.
         """
-        wrong = len(step_checks.wrong_figures(figures))
-        if wrong if self.world == 1 else self._machine.greatest(wrong):
-            raise nonfinite.figures_error(figures, self, parts=self._checkpoints.parts or {}, again=again)
+        self._checks.figures(figures, self, again=again)
 
     def check_gradients(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         """Raise NonFiniteError, which names a parameter, when one of their gradients [...] is NaN or infinite."""
-        if not step_checks.finite(gradients):
-            raise nonfinite.gradients_error(parameters, gradients, self, parts=self._checkpoints.parts or {})
+        self._checks.gradients(parameters, gradients, self)
 
     def compute_once(self, key: str, compute: Callable[[], Any]) -> Any:
         """The JSON value of `compute()`, computed once in a run's life: for figures measured by a clock.

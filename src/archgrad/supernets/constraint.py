@@ -187,7 +187,7 @@ class ArchitectureConstraint:
         Measured costs are the surrogate's; in a space too small for one, the mean of what was measured.
         """
         if self._counter is not None:
-            return self._counter.at(torch.cat([weights[name].cpu().double() for name in self._choices]))
+            return self._counter.at(torch.cat([weights[name] for name in self._choices]).cpu().double())
         if self._linear is not None:
             return self._linear.at({name: row.cpu() for name, row in weights.items()})
         return torch.tensor(statistics.fmean(self._known.values()), dtype=torch.float64)
@@ -393,8 +393,8 @@ class TotalScores:
 
 def options(choice: Choice) -> list[Pick]:
     """Every pick that a choice of a supernet allows."""
-    alive = choice.pickable.nonzero().flatten().tolist()
+    alive = choice.pickable_places()
     if isinstance(choice, OpChoice):
-        return alive
+        return list(alive)
     assert isinstance(choice, InputChoice)
     return [pick for n in range(choice.fewest, choice.keep + 1) for pick in itertools.combinations(alive, n)]

@@ -130,8 +130,8 @@ class Sampler:
     def architecture(self, sample: Sample) -> Architecture:
         """The architecture of the first one-hots of a sample."""
         picks: dict[str, Pick] = {}
-        for (name, choice), row in zip(decisions(self.space).items(), sample.hard, strict=True):
-            index = int(row[0].argmax())
+        indices = torch.stack([row[0].argmax() for row in sample.hard]).tolist()
+        for (name, choice), index in zip(decisions(self.space).items(), indices, strict=True):
             if isinstance(choice.relaxation, Subsets):
                 picks[name] = tuple(choice.relaxation.subsets[index].nonzero().flatten().tolist())
             else:
