@@ -3,8 +3,12 @@
     python benchmarks/reliability.py --out benchmarks/results/reliability.json
     python benchmarks/reliability.py --parts kill --kills 100 --out benchmarks/results/reliability.json
 
-kill      every method on a tiny task of the tests, in a process that is killed (SIGKILL) at random moments and begun
-          again until it ends; its weights are compared, bit by bit, with those of a run that was left alone
+kill      every method on a tiny task of the tests, tasks of other kinds, a loop of one's own and exports, in a
+          process that is killed (SIGKILL) at random moments and begun again until it ends; its networks are compared,
+          bit by bit, with those of a run that was left alone
+operations  each command, killed before each of its file operations and given again
+inputs    hostile inputs of the command line: they end in status 0 or 2
+resumes   runs that are resumed with one thing changed: it is noticed
 workers   200 trials by worker processes, one of which kills itself in every 20th trial; the same with one worker and
           no deaths, for the speed-up
 ray       the same on a Ray cluster of this machine
@@ -15,28 +19,31 @@ overhead  a loop over `Run.steps` with `Run.log_step`, as one phase or a phase (
           pair take turns, epoch by epoch, and the allocator gives no memory back meanwhile: whether it does is
           chance, and moves the time of so small a network by a fifth
 
-One thread. Rows replace those of the same part in --out.
+One thread. Rows replace those of the same part in --out. Those of operations, inputs and resumes are appended to
+files beside it as they are made, so that a stop loses none and the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import functools
 import json
 import math
-import multiprocessing
 import os
 import platform
-import random
 import signal
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import reliability_inputs
+import reliability_kills
+import reliability_resumes
 import torch
 from saving import save_results
 from torch import Tensor, nn
@@ -44,96 +51,11 @@ from torch import Tensor, nn
 import archgrad as ag
 from archgrad.trials import Job, Outcome, Workers
 
-TESTS = Path(__file__).parents[1] / "tests"
-sys.path[:0] = [str(TESTS / "conformance"), str(TESTS / "methods"), str(TESTS)]
-
 KINDS = ("by hand", "run", "run, a phase an epoch", "take_step")
 # What glibc's allocator is told, by the environment of a process of its own.
 ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TOP_PAD_": "100000000"
 }  # fmt: skip
-
-Weights = dict[str, Tensor]
-Case = Callable[[Path | None], ag.Found]
-METHODS = (
-    "dnal", "pruning_transfer", "unas", "darts", "darts_prime", "toponas", "radars, bound", "monas", "random_search",
-    "multimodal_random",
-)  # fmt: skip
-
-
-def cases() -> dict[str, Case]:
-    """Every method on what the tests try it on."""
-    import test_freenas
-    import test_methods
-    import test_nnilqr
-    import test_rl_darts
-    from planted import limit
-
-    def planted(name: str, folder: Path | None) -> ag.Found:
-        run = test_methods.quiet(name, epochs=6, folder=folder, output=ag.Output(checkpoint_seconds=0.0))
-        return test_methods.found_by(name, run, limit=limit())
-
-    found: dict[str, Case] = {name: functools.partial(planted, name) for name in METHODS}
-    found["freenas"] = lambda folder: ag.freenas(
-        test_freenas.nasbench(), ag.Run(seed=3, folder=folder, device="cpu", progress=False), example=test_freenas.X,
-        seeds=2,
-    )  # fmt: skip
-    found["nnilqr"] = lambda folder: ag.nnilqr(
-        None, test_nnilqr.pendulum(), test_nnilqr.quiet(folder=folder, output=ag.Output(checkpoint_seconds=0.0)),
-        terms=test_nnilqr.SHORT,
-    )  # fmt: skip
-    found["rl_darts"] = lambda folder: test_rl_darts.found_by(
-        test_rl_darts.quiet(folder=folder, output=ag.Output(checkpoint_seconds=0.0))
-    )
-    return found
-
-
-def weights(folder: Path) -> Weights:
-    from safetensors.torch import load_file
-
-    return dict(load_file(folder / "network.safetensors"))
-
-
-def killed(case: Case, folder: Path, *, moments: random.Random, seconds: float) -> int:
-    """Begin a case in a process of its own again and again, killed at random, until it ends; how often it was."""
-    kills = 0
-    while True:
-        process = multiprocessing.get_context("fork").Process(target=case, args=(folder,))
-        process.start()
-        process.join(moments.uniform(0.0, seconds))
-        if process.exitcode is None:
-            os.kill(process.pid or 0, signal.SIGKILL)
-            process.join()
-            kills += 1
-            seconds *= 1.15  # so that it ends
-        elif process.exitcode == 0:
-            return kills
-        else:
-            raise RuntimeError(f"{folder} ended with status {process.exitcode}")
-
-
-def kill(count: int, seed: int) -> list[dict[str, Any]]:
-    rows, moments = [], random.Random(seed)
-    every = cases()
-    with tempfile.TemporaryDirectory() as place:
-        for name, case in every.items():
-            began = time.monotonic()
-            whole = Path(place) / name / "whole"
-            alone = multiprocessing.get_context("fork").Process(target=case, args=(whole,))
-            alone.start()
-            alone.join()
-            took, row = time.monotonic() - began, {"method": name, "kills": 0, "runs": 0, "equal": 0}
-            while row["kills"] < count / len(every):
-                folder = Path(place) / name / str(row["runs"])
-                row["kills"] += killed(case, folder, moments=moments, seconds=took)
-                found, wanted = weights(folder), weights(whole)
-                row["runs"] += 1
-                row["equal"] += found.keys() == wanted.keys() and all(
-                    torch.equal(value, found[key]) for key, value in wanted.items()
-                )
-            rows.append(row | {"seconds_alone": round(took, 2)})
-            print(rows[-1], flush=True)
-    return rows
 
 
 class Costly:
@@ -355,11 +277,58 @@ class Loops:
         }
 
 
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def counted(rows: list[dict[str, Any]], kind: str, *, fine: Collection[str]) -> list[dict[str, Any]]:
+    """How often each outcome came of each kind, and every row whose outcome is not fine."""
+    counts = collections.Counter((row[kind], row["found"] if row["found"] in fine else "wrong") for row in rows)
+    by_kind: dict[str, dict[str, Any]] = {}
+    for (name, found), number in sorted(counts.items()):
+        by_kind.setdefault(name, {kind: name})[found] = number
+    return [*by_kind.values(), *(row for row in rows if row["found"] not in fine)]
+
+
+def operations(names: list[str], path: Path) -> list[dict[str, Any]]:
+    """A row for each command: its file operations, and after how many of the kills the result was the same."""
+    done = {(row["command"], row["operation"]) for row in read(path)}
+    reliability_kills.at_operations(names, functools.partial(append, path), done=done)
+    rows = read(path)
+    return [
+        {
+            "command": name, "operations": here[-1]["operations"], "kills": sum(row["killed"] for row in here),
+            "ended": sum(row["status"] == 0 for row in here), "equal": sum(row["equal"] for row in here),
+            "wrong": [row for row in here if row["status"] or not row["equal"]],
+        }
+        for name in dict.fromkeys(row["command"] for row in rows)
+        if (here := [row for row in rows if row["command"] == name])
+    ]  # fmt: skip
+
+
+def inputs(count: int, seed: int, path: Path) -> list[dict[str, Any]]:
+    return counted(reliability_inputs.inputs(count, seed, path), "kind", fine=("status 0", "status 2"))
+
+
+def resumes(count: int, seed: int, path: Path) -> list[dict[str, Any]]:
+    start = max((row["number"] for row in read(path)), default=-1) + 1
+    reliability_resumes.resumes(count, seed, functools.partial(append, path), start)
+    return counted(read(path), "setting", fine=("refused", "noted", "went on"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("kill", "workers", "ray", "soak", "overhead")
+    parts = ("kill", "operations", "inputs", "resumes", "workers", "ray", "soak", "overhead")
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--inputs", type=int, default=10_000)
+    parser.add_argument("--resumes", type=int, default=500)
+    parser.add_argument("--commands", nargs="+", default=[*reliability_kills.commands()])
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--soak-steps", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=11)
@@ -371,7 +340,10 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
     torch.set_num_threads(1)
     run: dict[str, Callable[[], list[dict[str, Any]]]] = {
-        "kill": lambda: kill(given.kills, given.seed),
+        "kill": lambda: reliability_kills.kill(given.kills, given.seed),
+        "operations": lambda: operations(given.commands, given.out.with_suffix(".operations.jsonl")),
+        "inputs": lambda: inputs(given.inputs, given.seed, given.out.with_suffix(".inputs.jsonl")),
+        "resumes": lambda: resumes(given.resumes, given.seed, given.out.with_suffix(".resumes.jsonl")),
         "workers": lambda: side_by_side("workers", given.trials),
         "ray": lambda: side_by_side("ray", given.trials),
         "soak": lambda: soak(given.soak_steps),

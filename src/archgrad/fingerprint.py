@@ -1,20 +1,24 @@
 """What a run was begun with, in a form that can be compared: functions with what they bind, networks, arrays.
 
 A function of the user's is its name, the values that it has bound, and a digest of its code with that of the
-functions it calls; one of a library is its name, since versions are compared elsewhere. Nothing here depends on
-addresses, on hash seeds or on the process.
+functions it calls and what it reads of their module; one of a library is its name, since versions are compared
+elsewhere. What code changes while it runs is state and no setting: attributes that it assigns, and containers and
+tensors where it changes any in place. Nothing here depends on addresses, on hash seeds or on the process.
 """
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import dis
 import enum
 import functools
 import hashlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from types import CodeType, FunctionType, MethodType
-from typing import Any
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +35,18 @@ _LIBRARIES = sys.stdlib_module_names | {
 }  # fmt: skip
 _DEPTH = 6
 _SHORT = 60  # characters of a value in a description
+_OF_MODULES = frozenset(vars(nn.Module()))
+_PLAIN: tuple[type, ...] = (
+    float, int, bool, str, type(None), torch.dtype, enum.Enum, type, Tensor, np.ndarray, FunctionType,
+    BuiltinFunctionType, functools.partial,
+)  # fmt: skip
+_CALLED = ("__call__", "__iter__", "update", "compute", "reset")
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+# What changes a container or a tensor in place.
+_IN_PLACE = {
+    "append", "extend", "insert", "update", "setdefault", "add", "pop", "popitem", "clear", "remove",
+    "copy_", "fill_", "zero_", "add_", "mul_", "set_", "register_buffer", "setattr",
+}  # fmt: skip
 
 
 def digest(*contents: Any) -> str:
@@ -68,18 +84,42 @@ def of_item(item: Any) -> str:
     return digest(*leaves)
 
 
-def described(value: Any, *, depth: int = 0) -> str:
+@dataclasses.dataclass(frozen=True)
+class _Level:
+    """How deep in a value we are, and what of objects, functions and modules there is told beside their names."""
+
+    depth: int = 0
+    attributes: bool = False  # of objects inside others, which may change while the run goes on
+    code: bool = True
+    modules: bool = True
+
+    @property
+    def below(self) -> _Level:
+        return dataclasses.replace(self, depth=self.depth + 1)
+
+
+_INSIDE_MODULE = _Level(depth=1, attributes=True, modules=False)  # a function of its own may lead back to it
+_READ_BY_CODE = _Level(depth=1, code=False, modules=False)  # and one that it reads to its code
+
+
+def described(value: Any) -> str:
     """A value, function or object in words that are the same in every process; see the head of this file."""
+    return _described(value, _Level())
+
+
+def _described(value: Any, at: _Level) -> str:
     if isinstance(value, float | int | bool | None | torch.dtype | torch.device | enum.Enum):
         return str(value) if isinstance(value, enum.Enum) else repr(value)
     if isinstance(value, str):
-        text = repr(value) if depth else value
+        text = repr(value) if at.depth else value
         return text if len(text) <= _SHORT else f"{text[:_SHORT]}... #{digest(value)}"
+    if isinstance(value, Tensor) and (value.requires_grad or isinstance(value, nn.Parameter)):
+        return f"{type(value).__name__}{_shape(value)}"  # trained, so that checkpoints hold it
     if isinstance(value, Tensor | np.ndarray):
         return f"{type(value).__name__}{list(value.shape)} #{of_array(value) if value.dtype != object else ''}"
-    if depth > _DEPTH:
+    if at.depth > _DEPTH:
         return type(value).__qualname__
-    inside = functools.partial(described, depth=depth + 1)
+    inside = functools.partial(_described, at=at.below)
     if isinstance(value, tuple | list):
         return f"({', '.join(map(inside, value))})"
     if isinstance(value, set | frozenset):
@@ -93,38 +133,56 @@ def described(value: Any, *, depth: int = 0) -> str:
         return f"{inside(value.__self__)}.{inside(value.__func__)}"
     if isinstance(value, FunctionType):
         inner = inspect.unwrap(value)  # what a decorator binds is no setting
-        return _function(inner if isinstance(inner, FunctionType) else value, depth)
+        return _function(inner if isinstance(inner, FunctionType) else value, at)
     if isinstance(value, nn.Module):
-        return f"{type(value).__qualname__} #{of_network(value)}"
-    return _object(value, depth)
+        return f"{type(value).__qualname__}{f' #{of_network(value)}' if at.modules else ''}"
+    return _object(value, at)
 
 
-def _object(value: Any, depth: int) -> str:
+def _object(value: Any, at: _Level) -> str:
     """A class, a built-in function, or an object by its class and its plain attributes."""
     if inspect.isclass(value):
-        code = [_code(f, set()) for f in vars(value).values() if isinstance(f, FunctionType)] if _own(value) else []
+        own = at.code and _own(value)
+        code = [_code(f, set()) for f in vars(value).values() if isinstance(f, FunctionType)] if own else []
         return f"{value.__qualname__}{f' #{digest(*code)}' if code else ''}"
     if not hasattr(value, "__dict__") or inspect.isbuiltin(value):
         return str(getattr(value, "__qualname__", type(value).__qualname__))
-    frozen = getattr(getattr(value, "__dataclass_params__", None), "frozen", False)
-    if depth and not frozen:
-        return type(value).__qualname__  # what a function works on may change while the run goes on
-    plain = {name: described(entry, depth=depth + 1) for name, entry in vars(value).items() if _is_plain(entry)}
+    if at.depth and not at.attributes and not _is_record(value):
+        return type(value).__qualname__
+    kind: Any = type(value)
+    state = _state(kind)
+    plain = {
+        name: _described(entry, at.below)
+        for name, entry in vars(value).items()
+        if _is_plain(entry) and name not in state.assigned and not (state.in_place and _is_mutable(entry))
+    }
     listed = ", ".join(f"{name}={entry}" for name, entry in plain.items())
-    call = next((vars(kind)["__call__"] for kind in type(value).__mro__ if "__call__" in vars(kind)), None)
-    mark = f" #{digest(_code(call, set()))}" if isinstance(call, FunctionType) and _own(type(value)) else ""
+    code = _codes(kind, *_CALLED) if at.code else []
+    mark = f" #{digest(*code)}" if code else ""
     return f"{type(value).__qualname__}{f'({listed})' if listed else ''}{mark}"
 
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return len(value) <= ROWS and all(map(_is_plain, value))
-    return isinstance(value, float | int | bool | str | None | torch.dtype | enum.Enum | FunctionType | type)
+def _is_plain(value: Any, *, depth: int = 0) -> bool:
+    if isinstance(value, tuple | list | set | frozenset | Mapping):
+        entries = [*value, *value.values()] if isinstance(value, Mapping) else value
+        return len(value) <= ROWS and depth < _DEPTH and all(_is_plain(entry, depth=depth + 1) for entry in entries)
+    return isinstance(value, _PLAIN) or _is_record(value)
 
 
-def _function(function: FunctionType, depth: int) -> str:
+def _is_record(value: Any) -> bool:
+    """Whether an object does no more than hold options."""
+    return isinstance(value, argparse.Namespace | SimpleNamespace) or (
+        dataclasses.is_dataclass(value) and not isinstance(value, type | nn.Module)
+    )
+
+
+def _function(function: FunctionType, at: _Level) -> str:
+    if not at.code:
+        return function.__qualname__
     bound = {name: entry for name, entry in _bound(function).items() if not name.startswith("__")}
-    listed = ", ".join(f"{name}={described(entry, depth=depth + 1)}" for name, entry in bound.items())
+    if _changes(function.__code__).in_place:
+        bound = {name: type(entry) if _is_mutable(entry) else entry for name, entry in bound.items()}
+    listed = ", ".join(f"{name}={_described(entry, at.below)}" for name, entry in bound.items())
     mark = f" #{digest(_code(function, set()))}" if _own(function) else ""
     return f"{function.__qualname__}{f'({listed})' if listed else ''}{mark}"
 
@@ -147,7 +205,11 @@ def _bound(function: FunctionType) -> dict[str, Any]:
 
 def _own(thing: Any) -> bool:
     """Whether a function or class is code of the user's."""
-    return str(getattr(thing, "__module__", None) or "").partition(".")[0] not in _LIBRARIES
+    return _own_name(str(getattr(thing, "__module__", None) or ""))
+
+
+def _own_name(module: str) -> bool:
+    return module.partition(".")[0] not in _LIBRARIES
 
 
 def _code(function: FunctionType, seen: set[CodeType]) -> str:
@@ -156,16 +218,63 @@ def _code(function: FunctionType, seen: set[CodeType]) -> str:
     if code in seen:
         return ""
     seen.add(code)
-    named: list[Any] = []
-    for name in _names(code):
-        entry = function.__globals__.get(name)
-        if isinstance(entry, bool | int | float):
-            named.append((name, entry))
-        elif isinstance(entry, FunctionType) and _own(entry):
-            named.append((name, _code(entry, seen)))
-        elif entry is not None:
-            named.append((name, str(getattr(entry, "__qualname__", ""))))
+    changes = _changes(code)
+    named = [(name, _read(function.__globals__.get(name), changes, seen)) for name in sorted(changes.read)]
     return digest(_parts(code, function.__doc__), named)
+
+
+def _read(entry: Any, changes: _Changes, seen: set[CodeType]) -> Any:
+    """What code reads of its module: of functions and classes of the user's their code, of options their values."""
+    if isinstance(entry, ModuleType) and _own_name(entry.__name__):
+        return [_read(value, changes, seen) for name in sorted(changes.names) if (value := vars(entry).get(name))]
+    if isinstance(entry, FunctionType) and _own(entry):
+        return _code(entry, seen)
+    if isinstance(entry, type) and _own(entry):
+        return [_code(method, seen) for method in vars(entry).values() if isinstance(method, FunctionType)]
+    if isinstance(entry, FunctionType | type) or not _is_plain(entry) or _state_in(entry, changes):
+        return str(getattr(entry, "__qualname__", ""))
+    return _described(entry, _READ_BY_CODE)
+
+
+class _Changes(NamedTuple):
+    """What code reads of its module, names of any kind in it, attributes that it assigns, changes in place."""
+
+    read: frozenset[str]
+    names: frozenset[str]
+    assigned: frozenset[str]
+    in_place: bool
+
+
+@functools.cache
+def _changes(code: CodeType) -> _Changes:
+    read, assigned, in_place = set[str](), set[str](), not _IN_PLACE.isdisjoint(code.co_names)
+    for step in dis.get_instructions(code):
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            read.add(step.argval)
+        elif step.opname == "STORE_ATTR":
+            assigned.add(step.argval)
+        in_place |= step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE")
+    for nested in (_changes(each) for each in code.co_consts if isinstance(each, CodeType)):
+        read, assigned, in_place = read | nested.read, assigned | nested.assigned, in_place or nested.in_place
+    return _Changes(frozenset(read), frozenset(_names(code)), frozenset(assigned), in_place)
+
+
+def _is_mutable(value: Any) -> bool:
+    return isinstance(value, list | set | Mapping | Tensor | np.ndarray)
+
+
+def _state_in(value: Any, changes: _Changes) -> bool:
+    """Whether what code reads may be what it changes."""
+    return (changes.in_place and _is_mutable(value)) or (bool(changes.assigned) and _is_record(value))
+
+
+@functools.cache
+def _state(kind: type) -> _Changes:
+    """What of an object the methods of its class change that are called as a run goes on."""
+    called = ("forward",) if issubclass(kind, nn.Module) else _CALLED
+    changes = [_changes(function.__code__) for _, function in _reached(kind, *called)]
+    assigned = frozenset[str]().union(*(each.assigned for each in changes))
+    return _Changes(frozenset(), frozenset(), assigned, any(each.in_place for each in changes))
 
 
 def _names(code: CodeType) -> list[str]:
@@ -192,28 +301,58 @@ def of_network(network: nn.Module) -> str:
     rows, forwards = list[Any](), dict[type, list[str]]()
     for path, module in network.named_modules():
         kind = type(module)
-        forwards[kind] = forwards.get(kind) or _forward(kind)
-        settings = [
-            (name, described(value, depth=_DEPTH))
-            for name, value in sorted(vars(module).items())
-            if not name.startswith("_") and name != "training" and _is_plain(value)
-        ]
+        forwards[kind] = forwards.get(kind) or _codes(kind, "forward")
         tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         forms = [(name, str(tensor.dtype), _shape(tensor), tensor.requires_grad) for name, tensor in tensors]
-        rows.append((path, kind.__qualname__, settings, forms, forwards[kind]))
+        rows.append((path, kind.__qualname__, _settings(module), forms, forwards[kind]))
     return digest(rows)
 
 
-def _forward(kind: type[nn.Module]) -> list[str]:
-    """Digests of `forward` and of the methods of the user's that it reaches."""
-    pending, reached = ["forward"], dict[str, str]()
+def of_weights(network: nn.Module) -> str:
+    """A digest of what a network's parameters and saved buffers hold."""
+    return digest(*(part for name, tensor in network.state_dict().items() for part in (name, tensor)))
+
+
+def _settings(module: nn.Module) -> list[tuple[str, str]]:
+    """What a module has beside its trained and saved tensors, in words."""
+    kind: Any = type(module)
+    ours, state = kind.__module__.partition(".")[0] == "archgrad", _state(kind)
+    # Of a library's class what it keeps to itself follows from the rest.
+    values = {
+        name: value
+        for name, value in sorted(vars(module).items())
+        if name not in _OF_MODULES and name not in state.assigned and (_own(kind) or not name.startswith("_"))
+    }
+    if not ours:  # what checkpoints do not hold, and what is called beside forward
+        values |= {name: module._buffers[name] for name in sorted(module._non_persistent_buffers_set)}
+        values |= {name: list(getattr(module, name).values()) for name in _HOOKS if getattr(module, name)}
+    if state.in_place:
+        values = {name: type(value) if _is_mutable(value) else value for name, value in values.items()}
+    known = (float, int, bool, str, type(None), torch.dtype, enum.Enum, FunctionType, type, tuple, list)
+    return [
+        (name, _described(value, _INSIDE_MODULE))
+        for name, value in values.items()
+        if (isinstance(value, known) and _is_plain(value)) or not ours
+    ]
+
+
+def _codes(kind: type, *start: str) -> list[str]:
+    """Digests of methods of a class and of those that they reach, where they are the user's."""
+    return [f"{name} {_code(method, set())}" for name, method in _reached(kind, *start) if _own(method)]
+
+
+def _reached(kind: type, *start: str) -> list[tuple[str, FunctionType]]:
+    """Methods of a class and those that they name, and so on, by name."""
+    pending, reached = [*start], dict[str, FunctionType]()
     while pending:
         name = pending.pop()
         method = getattr(kind, name, None)
-        if name not in reached and isinstance(method, FunctionType) and _own(method):
-            reached[name] = _code(method, set())
+        method = inspect.unwrap(method) if isinstance(method, FunctionType) else method
+        # Such as `x.float()`, which names a method of every module.
+        if name not in reached and isinstance(method, FunctionType) and vars(nn.Module).get(name) is not method:
+            reached[name] = method
             pending += _names(method.__code__)
-    return [f"{name} {reached[name]}" for name in sorted(reached)]
+    return sorted(reached.items())
 
 
 def _shape(tensor: Tensor) -> list[int]:

@@ -283,7 +283,10 @@ def test_the_normalization_of_trained_weights_is_asked_for(
     assert "seem to know nothing" in said
     assert "--no-check-weights" in said
     assert not (tmp_path / "run" / "run.json").exists()
+    plan = [*command, "--dry-run", "--normalize"]
+    assert "and 1 by none. Is it what their images were normalized by?" in cli(*plan, "0.25/1.0").stderr
     result = cli(*command, "--normalize", "none")
     assert result.exit_code == 0, result.output
+    assert "Is it what" not in result.stderr
     assert "given weights, before anything was trained: accuracy" in result.stdout.splitlines()[1]
     assert "given weights" in result.stderr

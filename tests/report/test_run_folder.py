@@ -113,7 +113,7 @@ def test_a_reader_that_looks_at_the_lock_does_not_keep_a_run_out(tmp_path: Path)
     assert not is_running(tmp_path)
 
 
-@pytest.mark.parametrize("content", [None, "{", "[1]", "{}", '{"status": "asleep"}'])
+@pytest.mark.parametrize("content", [None, "{", "[1]", "{}", '{"status": "asleep"}', '{"status": "running"}'])
 def test_a_run_json_that_says_nothing_is_damaged_for_all(tmp_path: Path, content: str | None) -> None:
     folder = tmp_path / "run"
     folder.mkdir()

@@ -101,8 +101,20 @@ def test_a_damaged_run_json_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_damaged_remembered_figures_are_refused(tmp_path: Path) -> None:
     begun(tmp_path).finish()
-    (tmp_path / "computed.json").write_text("{")
-    with pytest.raises(RunError, match="Remove it"):
+    path = tmp_path / "computed.json"
+    for text in ("{", "[]", "{}", '{"figures": {}}', '{"figures": {"given": 3}, "checksum": "00000000"}'):
+        path.write_text(text)
+        with pytest.raises(RunError, match="Remove it"):
+            begun(tmp_path)
+    path.unlink()
+    run = begun(tmp_path)
+    assert run.compute_once("figure", lambda: {"a": [1, 0.1, float("nan")]})["a"][1] == 0.1
+    run.close()
+    again = begun(tmp_path)
+    assert again.compute_once("figure", lambda: {})["a"][:2] == [1, 0.1]
+    again.close()
+    path.write_text(path.read_text().replace("0.1", "0.2"))
+    with pytest.raises(RunError, match="checksum"):
         begun(tmp_path)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import subprocess
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD, Adam
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler, default_collate
 
 import archgrad as ag
 from archgrad.errors import ConfigError, RunError
@@ -45,6 +46,33 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.head(self.activation(self.conv(x)).mean((2, 3)))
+
+
+class Kept:
+    """What a module may hold beside tensors that are trained and saved."""
+
+    def __init__(self, by: float) -> None:
+        self.by = by
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.by * x
+
+
+class Holder(Net):
+    def __init__(self, kind: str, value: float) -> None:
+        super().__init__()
+        self.calls, self.seen = 0, list[Tensor]()
+        shown = {"tensor": torch.tensor([value]), "dict": {"a": {"b": value}}, "list": [lambda x: value * x]}
+        shown |= {"object": Kept(value), "built-in": torch.tanh if value > 1 else torch.relu, "_private": value}
+        self.options = shown.get(kind)
+        self._options = shown["_private"] if kind == "_private" else None
+        self.register_buffer("mask", torch.full((1,), value if kind == "buffer" else 0.0), persistent=False)
+        if kind == "hook":
+            self.conv.register_forward_hook(lambda module, given, made: value * made)
+
+    def forward(self, x: Tensor) -> Any:
+        self.calls += 1  # state, and no setting
+        return super().forward(x)
 
 
 class Doubled(Net):
@@ -79,6 +107,7 @@ def trained(
     ag.fit(network(), task, run, recipe=ag.Recipe(optimizer_factory=recipe or rate(0.1)))
 
 
+HELD = ("tensor", "dict", "list", "object", "built-in", "_private", "buffer", "hook")
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "labels permuted by one": ("data.train samples", {"data": (X, Y.roll(1))}),
     "one pixel": ("data.train samples", {"data": (torch.cat([X[:-1], X[-1:] + 1e-3]), Y)}),
@@ -113,6 +142,77 @@ def test_a_resumed_run_names_what_has_changed(begun: Path, change: str) -> None:
     with pytest.raises(RunError, match=r"--accept") as caught:
         trained(begun, **options)
     assert f"{name} (given" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_what_a_module_holds_beside_its_weights_is_part_of_it(kind: str) -> None:
+    assert of_network(Holder(kind, 1.0)) == of_network(Holder(kind, 1.0))
+    assert of_network(Holder(kind, 1.0)) != of_network(Holder(kind, 2.0))
+    called = Holder(kind, 1.0)
+    called.calls, called.seen = 7, []
+    assert of_network(called) == of_network(Holder(kind, 1.0))
+
+
+def reading(source: str, **values: Any) -> Any:
+    """A function of a program of the user's that reads values of its module."""
+    program: dict[str, Any] = {"__name__": "theirs", **values}
+    exec(source, program)
+    return program["f"]
+
+
+@pytest.mark.parametrize("make", [
+    lambda v: {"A": v}, lambda v: argparse.Namespace(A=v), lambda v: [v], str,
+    lambda v: torch.tensor([v]), lambda v: functools.partial(round, v),
+])  # fmt: skip
+def test_options_that_code_reads_are_part_of_it_and_what_it_changes_is_not(make: Callable[[float], Any]) -> None:
+    reads, changes = "def f(x):\n    return OPTIONS, x.OTHER", "def f(x):\n    OPTIONS['n'] = OPTIONS.n = x"
+    one, same, other = (described(reading(reads, OPTIONS=make(v), OTHER=v)) for v in (1.5, 1.5, 2.5))
+    assert one == same != other
+    held = isinstance(make(1.5), dict | list | torch.Tensor | argparse.Namespace)
+    first, second = (described(reading(changes, OPTIONS=make(v))) for v in (1.5, 2.5))
+    assert (first == second) == held
+    assert described(reading(reads, OPTIONS=1, OTHER=1)) == described(reading(reads, OPTIONS=1, OTHER=2)), "a name"
+
+
+def test_code_that_leads_back_to_itself_ends() -> None:
+    source = (
+        "class C:\n    def go(self):\n        return TABLE, f\nTABLE = {'c': C, 'f': None}\n"
+        "def f(x):\n    return C, TABLE, 1\nTABLE['f'] = f"
+    )
+    assert described(reading(source)) == described(reading(source))
+    assert described(reading(source)) != described(reading(source.replace("TABLE, 1", "TABLE, 2")))
+    other = reading("class C:\n    def go(self):\n        return 1\ndef f(x):\n    return C().go()")
+    assert described(other) != described(
+        reading("class C:\n    def go(self):\n        return 2\ndef f(x):\n    return C().go()")
+    )
+
+
+def test_how_samples_come_and_given_weights_are_compared(tmp_path: Path) -> None:
+    def loader(weight: float, draws: int = 60, by: float = 1.0) -> DataLoader[Any]:
+        def collate(samples: list[Any]) -> Any:
+            x, y = default_collate(samples)
+            return by * x, y
+
+        weights = torch.ones(60).index_fill(0, torch.arange(9), weight)
+        return DataLoader(Images(X, Y), 10, sampler=WeightedRandomSampler(weights, draws), collate_fn=collate)
+
+    parts = [
+        str(ag.Classification(given, Images(X, Y), Images(X, Y), classes=3).fingerprint())
+        for given in (loader(1.0), loader(1.0), loader(2.0), loader(1.0, 40), loader(1.0, by=2.0))
+    ]
+    assert parts[0] == parts[1] and len(set(parts)) == 4
+
+    def slim(seed: int) -> None:
+        torch.manual_seed(seed)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 3))
+        run = ag.Run(steps=4, folder=tmp_path / "run", device="cpu", progress=False)
+        task, limit = ag.Classification((X, Y)), ag.params().at_most(fraction=0.8)
+        ag.dnal(ag.slim(network, task.example), task, run, limit=limit, pretrained=True, check_weights=False)
+
+    slim(0)
+    slim(0)
+    with pytest.raises(RunError, match=r"settings\.given_weights"):
+        slim(1)
 
 
 def test_the_same_run_goes_on_and_another_default_dtype_is_refused(begun: Path, tmp_path: Path) -> None:

@@ -186,6 +186,12 @@ def test_keeping_everything_leaves_nothing_to_remove() -> None:
         slim(convolutional.plain(), torch.randn(2, 3, 8, 8), keep=["stem", "blocks"])
 
 
+def test_a_space_is_not_slimmed_again() -> None:
+    gated = slim(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4))
+    with pytest.raises(ModelError, match=r"slimmable network already: .* is a gate"):
+        slim(nn.Sequential(gated), torch.randn(2, 4))
+
+
 def test_a_single_layer_has_nothing_to_remove() -> None:
     with pytest.raises(ModelError, match=r"Linear has no channels that can be removed.*output"):
         slim(nn.Linear(4, 3), torch.randn(2, 4))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -248,6 +249,24 @@ def test_check_names_what_does_not_fit(network: nn.Module, message: str) -> None
     with pytest.raises(ModelError, match=message):
         task.check(network)
     assert network.training and torch.equal(torch.get_rng_state(), state)
+
+
+class Last(nn.Module):
+    def __init__(self, last: Any) -> None:
+        super().__init__()
+        self.linear, self.last = nn.Linear(4, 3), last
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.last(self.linear(x))
+
+
+def test_probabilities_where_logits_are_meant_are_noted() -> None:
+    task = Classification((torch.randn(30, 4), torch.arange(30) % 3))
+    for last in (nn.Softmax(1), lambda x: x.exp() / x.exp().sum(1, keepdim=True), lambda x: {"logits": x.softmax(1)}):
+        with pytest.warns(UserWarning, match="outputs of this network are probabilities"):
+            task.check(Last(last))
+    for last in (nn.LogSoftmax(1), nn.Sigmoid(), nn.Identity(), nn.ReLU(), lambda x: x.softmax(0)):
+        task.check(Last(last))
 
 
 def test_evaluate_and_loss_name_the_wrong_width() -> None:

@@ -511,6 +511,38 @@ def test_what_check_refuses_before_training(options: dict[str, Any], network: nn
     assert network.training
 
 
+FLAT = [
+    lambda o, t: (torch.round(o) - t).square().mean(), lambda o, t: (o.sign() - t).abs().mean(),
+    lambda o, t: 0 * (o - t).square().mean(), lambda o, t: (o - t).clamp(min=1e9).mean(1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", FLAT)
+def test_a_loss_without_a_slope_is_noted(loss: Any) -> None:
+    with pytest.warns(UserWarning, match="gradient of the loss is exactly zero at every weight on 32"):
+        regression(loss=loss, metrics={}, score=None).check(nn.Linear(3, 1))
+    # Two samples that are learned, and others that are not, are no reason.
+    regression(loss=lambda o, t: ((len(o) > 2) * (o - t)).abs().mean(), metrics={}, score=None).check(nn.Linear(3, 1))
+
+
+def test_a_metric_that_is_always_nan_is_noted_and_one_of_few_samples_is_not() -> None:
+    always = {"always": lambda o, t: (o - o).sum() / 0}
+    with pytest.warns(UserWarning, match="always is NaN on the whole validation part"):
+        regression(metrics=always, score=ag.higher("always")).check(nn.Linear(3, 1))
+
+    class Few:
+        def reset(self) -> None:
+            self.count = 0
+
+        def update(self, output: Tensor, target: Tensor) -> None:
+            self.count += len(output)
+
+        def compute(self) -> float:
+            return float(self.count) if self.count != 32 else math.nan
+
+    regression(metrics={"few": Few()}, score=ag.higher("few")).check(nn.Linear(3, 1))
+
+
 def test_a_score_that_falls_with_the_loss_is_noted() -> None:
     with pytest.warns(UserWarning, match=r"it falls as the loss falls; if less is better, give score=archgrad.lower"):
         regression(score="mae").check(nn.Linear(3, 1))

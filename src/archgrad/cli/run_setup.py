@@ -14,6 +14,7 @@ from typing import cast
 
 import numpy as np
 import torch
+import typer
 from torch import nn
 
 from archgrad.cli import command_file
@@ -38,6 +39,7 @@ from archgrad.training.recipe import OptimizerFactory, Recipe, adam, adamw, sgd
 from archgrad.training.schedules import Schedule, constant, cosine
 
 _OPTIMIZERS: dict[str, OptimizerFactory] = {"sgd": sgd, "adam": adam, "adamw": adamw}
+_MUCH = 0.05  # of the better of two scores
 _SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "constant": constant}
 
 
@@ -130,19 +132,30 @@ def with_teacher(task: Task, options: DistillOptions, network: nn.Module | None 
 def check_normalization(network: nn.Module, task: Task, options: SlimOptions) -> None:
     """Ask for --normalize where trained weights do better by another one than by that of the training part.
 
-    Raises ConfigError, which says what the weights score by each of the usual ones.
+    Where it was given, and by another one the weights do much better, that is said. Raises ConfigError, which says
+    what the weights score by each of the usual ones.
     """
-    if not options.weights or options.pretrained is False or options.normalize or not options.check_weights:
+    if not options.weights or options.pretrained is False or not options.check_weights:
         return
-    if scores := scores_of_other_normalizations(network, task):
+    scores = scores_of_other_normalizations(network, task, data=options.normalize is None)
+    if not options.normalize and scores:
         raise unknown_normalization(options.weights, scores)
+    if not scores:
+        return
+    better, own = max if higher_is_better(task) else min, next(iter(evaluate(task, network).values()))
+    best = better(scores, key=scores.__getitem__)
+    if abs(scores[best] - own) > _MUCH * max(abs(own), abs(scores[best])) and better(own, scores[best]) != own:
+        typer.echo(
+            f"Warning: by --normalize {options.normalize} the given weights score {own:.4g} on the validation part, "
+            f"and {scores[best]:.4g} by {best}. Is it what their images were normalized by?", err=True,
+        )  # fmt: skip
 
 
-def scores_of_other_normalizations(network: nn.Module, task: Task) -> dict[str, float]:
-    """What trained weights score by each usual normalization; nothing where that of the training part is the best."""
+def scores_of_other_normalizations(network: nn.Module, task: Task, *, data: bool = True) -> dict[str, float]:
+    """What trained weights score by each usual normalization; where `data`, only if that of the data is not best."""
     scores = chance_level.scores_by_normalization(task, network)
     better = max if higher_is_better(task) else min
-    return scores if scores and scores.get("data") != better(scores.values()) else {}
+    return scores if scores and not (data and scores.get("data") == better(scores.values())) else {}
 
 
 def unknown_normalization(weights: str, scores: Mapping[str, float]) -> ConfigError:

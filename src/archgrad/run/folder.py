@@ -10,6 +10,7 @@ import platform
 import re
 import time
 import weakref
+import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +30,7 @@ from archgrad.report.data.run_format import (
     TRIALS,
     Owner,
     Record,
+    foreign_parts,
     forget,
     lock_text,
     parse_lock,
@@ -162,12 +164,11 @@ class RunFolder:
             return None
         try:
             record = _object(path)
-            theirs, _, resumed = record["identity"], record["made_with"], record["resumed"]
-            lists = (resumed, record.get("accepted", []))
-            if not all(isinstance(each, list) for each in lists) or not isinstance(theirs, dict):
-                raise TypeError("it has other parts than a run writes")
-        except (RunError, OSError, KeyError, TypeError) as error:
+        except (RunError, OSError) as error:
             raise RunError(f"{path} is damaged ({error}). Choose another folder.") from error
+        if wrong_parts := foreign_parts(record):
+            raise RunError(f"{path} is damaged ({wrong_parts}). Choose another folder.")
+        theirs = record["identity"]
         parts = {name for name in identity.keys() | theirs.keys() if identity.get(name) != theirs.get(name)}
         if wrong := parts - accept:
             differences = _differences({n: identity.get(n) for n in wrong}, {n: theirs.get(n) for n in wrong})
@@ -203,16 +204,26 @@ class RunFolder:
         """The figures in computed.json. Raises RunError when it is damaged."""
         path = self.path / COMPUTED
         try:
-            return _object(path) if path.exists() else {}
-        except (RunError, OSError) as error:
+            if not path.exists():
+                return {}
+            content = _object(path)
+            figures: Record = content["figures"]
+            if content["checksum"] != _checksum(figures):
+                raise RunError("its checksum does not match its figures")
+        except (RunError, OSError, LookupError, TypeError, ValueError) as error:
             raise RunError(f"{path} is damaged ({error}). Remove it: its figures are measured again.") from error
+        return figures
 
     def write_computed(self, figures: Record) -> None:
         """Replace computed.json."""
-        self._write(COMPUTED, figures)
+        self._write(COMPUTED, {"checksum": _checksum(figures), "figures": figures})
 
     def _write(self, name: str, content: Record) -> None:
         files.write_text(self.path / name, json.dumps(content, indent=2) + "\n", RunError)
+
+
+def _checksum(figures: Record) -> str:
+    return f"{zlib.crc32(json.dumps(figures).encode()):08x}"
 
 
 def _object(path: Path) -> Record:

@@ -94,6 +94,18 @@ def check_loss(loss: object, network: nn.Module, *, samples: int) -> None:
         )
 
 
+def has_zero_gradient(loss: Tensor, network: nn.Module) -> bool:
+    """Whether a loss, [] or [B], has a gradient of exactly zero at every weight; False where it cannot be taken."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not parameters or not loss.requires_grad:
+        return False
+    try:
+        gradients = torch.autograd.grad(loss.sum(), parameters, allow_unused=True)
+    except RuntimeError:  # such as that of reentrant checkpointing
+        return False
+    return not any(gradient is not None and bool(gradient.count_nonzero()) for gradient in gradients)
+
+
 def check_losses(task: Task, network: nn.Module) -> None:
     """Raises ModelError where `losses` of a `PerSample` task gives no loss for each of two training samples."""
     assert isinstance(task, PerSample)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from archgrad.copy_and_run import evaluating
 from archgrad.errors import ConfigError, DataError, ModelError
 from archgrad.tasks import batch_checks
 from archgrad.tasks.data_path import load
@@ -20,7 +22,7 @@ from archgrad.tasks.parts import Data, Labels, Part, count_classes, open_part, t
 from archgrad.tasks.sources import DatasetSource, MemorySource
 from archgrad.tasks.splits import Split, few
 from archgrad.tasks.supervised import PARTS, Augment, Supervised
-from archgrad.tasks.task import Batch, call
+from archgrad.tasks.task import Batch, call, mapped
 
 EVALUATION_BATCH = 512
 
@@ -145,6 +147,22 @@ class Classification(Supervised):
         """
         drawn = few(self._parts["train"], count, classes=self.splits["class_names"], seed=seed)
         return self._on(drawn, {"half": f"{count} shots, draw {seed}"}, one_batch=True)
+
+    def check(self, network: nn.Module) -> None:
+        """As of `Supervised`; warns of a network that gives probabilities, where cross entropy takes logits."""
+        super().check(network)
+        device = batch_checks.device_of(network)
+        batch: Any = mapped(lambda tensor: tensor.to(device), self._fetch("train", 0, 2))
+        with evaluating(network):
+            output = self._logits(call(network, batch[0])).float()
+        sums = output.sum(1)
+        if self.classes > 1 and float(output.min()) >= 0 and bool(torch.isclose(sums, torch.ones_like(sums)).all()):
+            warnings.warn(
+                "the outputs of this network are probabilities: none is below 0, and those of a sample sum to one. "
+                "Cross entropy takes logits and applies the softmax itself; twice, it hardly learns. Remove the "
+                "softmax at the end of the network",
+                stacklevel=3,
+            )
 
     def losses(self, network: nn.Module, batch: Batch) -> Tensor:
         """The cross entropy of each sample, [B]; their mean is `loss`, to the last bits, smoothed labels included."""

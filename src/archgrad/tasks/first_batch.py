@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -43,6 +44,20 @@ def check(task: Supervised, network: nn.Module) -> None:
                 count = min(samples, task._batch_size or samples)  # BatchNorm takes no batch of one sample
                 loss, _ = task._computed(network, batch if count == samples else first(batch, count))
             batch_checks.check_loss(loss, network, samples=count)
+            if batch_checks.has_zero_gradient(loss, network):
+                _warn_of_zero_gradient(task, network, samples=min(_MORE, available))
+
+
+def _warn_of_zero_gradient(task: Supervised, network: nn.Module, *, samples: int) -> None:
+    """Two samples that are learned may have no gradient; more of them, at every weight, hardly."""
+    device = batch_checks.device_of(network)
+    batch: Any = mapped(lambda tensor: tensor.to(device), task._fetch("train", 0, samples))
+    if batch_checks.has_zero_gradient(task._computed(network, batch)[0], network):
+        warnings.warn(
+            f"the gradient of the loss is exactly zero at every weight on {samples} training samples, so that "
+            f"nothing would be learned; rounding, sign and comparisons, or a factor of 0, have no gradient",
+            stacklevel=4,
+        )
 
 
 def _check_metrics(task: Supervised, network: nn.Module, *, samples: int) -> None:
@@ -53,9 +68,16 @@ def _check_metrics(task: Supervised, network: nn.Module, *, samples: int) -> Non
     totals = Totals(task._metrics, device)
     task._judge(network, batch, totals, samples=samples)
     try:
-        totals.figures(first=task.score.name)
+        undefined = [name for name, figure in totals.figures(first=task.score.name).items() if math.isnan(figure)]
     except ConfigError:  # a few samples may be too few for it, such as those of one class
         task.evaluate(network)
+        undefined = []
+    if undefined and (undefined := [name for name, figure in task.evaluate(network).items() if math.isnan(figure)]):
+        warnings.warn(
+            f"of this network {', '.join(undefined)} is NaN on the whole validation part. If it always is, nothing "
+            f"can be chosen by it: return a number where nothing is predicted, or there is nothing to compare",
+            stacklevel=4,
+        )
     if task._undirected and _falls_with_the_loss(task, network, batch, samples=samples):
         name = task.score.name
         warnings.warn(

@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 
 from archgrad.errors import DataError
-from archgrad.fingerprint import ITEMS, digest, of_array, of_items
+from archgrad.fingerprint import ITEMS, described, digest, of_array, of_items
 from archgrad.tasks.samples import Samples
 from archgrad.tasks.task import Batch, Inputs
 
@@ -147,9 +147,9 @@ class DatasetSource:
         self.groups: Tensor | None = None
         self._targets: Tensor | None = None
         self._fingerprint: str | None = None
-        self._labelled, self._loader, self._collate = labelled, loader, collate
-        chosen = collate or (loader.collate_fn if loader is not None else default_collate)
-        self._fetched = _Fetched(dataset, chosen, labelled=labelled)
+        self._labelled, self._loader = labelled, loader
+        self._collate = collate or (loader.collate_fn if loader is not None else default_collate)
+        self._fetched = _Fetched(dataset, self._collate, labelled=labelled)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -169,10 +169,11 @@ class DatasetSource:
         return self._targets is not None
 
     def fingerprint(self) -> str:
-        """A digest of the dataset's tensors, of its targets where it names them, and of some samples."""
+        """A digest of the dataset: tensors, targets where they were read, some samples, and how they come."""
         if self._fingerprint is None:
+            how = [described(self._collate), described(self._loader.sampler) if self._loader is not None else ""]
             with seeded(0):
-                self._fingerprint = _fingerprint_of(self.dataset)
+                self._fingerprint = digest(_fingerprint_of(self.dataset), self._targets, *how)
         return self._fingerprint
 
     def sample(self, index: int) -> Any:

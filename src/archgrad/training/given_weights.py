@@ -7,10 +7,16 @@ from typing import Any
 from torch import nn
 
 from archgrad.errors import ModelError
+from archgrad.fingerprint import of_weights
 from archgrad.report import text
 from archgrad.run.run import Run
 from archgrad.tasks import chance_level
 from archgrad.tasks.task import Task, description, evaluate, higher_is_better, require_finite
+
+
+def weights_record(network: nn.Module, *, given: bool) -> dict[str, str]:
+    """What a run that begins with given weights is compared by beside its settings."""
+    return {"given_weights": of_weights(network)} if given else {}
 
 
 def score_given(network: nn.Module, task: Task, run: Run, *, check: bool = True) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from archgrad.supernets.lifecycle import predict_peak_memory
 from archgrad.tasks.task import Checkable, Task, evaluate, require
 from archgrad.training.finalists import best, finalists
 from archgrad.training.fit import check_recipe, optimize, recalibrate
-from archgrad.training.given_weights import score_given
+from archgrad.training.given_weights import score_given, weights_record
 from archgrad.training.joined_optimizer import JoinedOptimizer
 from archgrad.training.recipe import Recipe
 from archgrad.training.schedules import warm_up
@@ -68,7 +68,8 @@ def begin(
     asks = settings.round_to in ("auto", None) and any(isinstance(one.cost, Latency) for one in listed)
     if not asks:  # refusals come before the run begins, but what is measured is measured once in its life
         constraints = _constraints(space, limits, WidthRounding.asked(settings.round_to, space, listed))
-    run.begin(method, settings_record(settings), task=task, network=space)
+    begun_with = settings_record(settings) | weights_record(space, given=settings.pretrained)
+    run.begin(method, begun_with, task=task, network=space)
     if asks:
         try:
             rounding = WidthRounding.asked(settings.round_to, space, listed, once=run.compute_once)

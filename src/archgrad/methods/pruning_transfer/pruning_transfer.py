@@ -50,7 +50,7 @@ from archgrad.results.result import Found, assemble
 from archgrad.run.run import Run
 from archgrad.tasks.task import Batch, Checkable, Splittable, Task, require
 from archgrad.training.fit import check_recipe, recalibrate, seconds_per_step, steps_per_epoch, train
-from archgrad.training.given_weights import score_given
+from archgrad.training.given_weights import score_given, weights_record
 from archgrad.training.recipe import Recipe, adam
 from archgrad.training.step import load_batch, take_step
 
@@ -174,7 +174,8 @@ def pruning_transfer(
     halves = task.split(1.0 - terms.held_out)
     if cost is None and constraint:
         cost = constraint.cost if isinstance(constraint.cost, Macs | Params) else macs(task.example)
-    run.begin("pruning_transfer", settings_record(settings), task=task, network=space)
+    begun_with = settings_record(settings) | weights_record(space, given=process == "frozen")
+    run.begin("pruning_transfer", begun_with, task=task, network=space)
     space = copied(space).to(run.device)
     given = score_given(space, task, run, check=False) if process == "frozen" else None
     first, second = _split_steps(space, task, run, settings)

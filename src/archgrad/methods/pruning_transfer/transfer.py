@@ -31,6 +31,7 @@ from archgrad.results.result import Found
 from archgrad.run.run import Run
 from archgrad.tasks.task import Checkable, Task, evaluate, identity, require, stable_seed
 from archgrad.training.fit import check_recipe, optimize, recalibrate, seconds_per_step, steps_per_epoch, train
+from archgrad.training.given_weights import weights_record
 from archgrad.training.recipe import Recipe, adam
 from archgrad.training.schedules import constant
 
@@ -176,6 +177,7 @@ def transfer(
     cost = cost or macs(source.example)
     structures = {name: one.to_json() for name, one in {"this run": structure, **others}.items()}
     begun_with = settings_record(settings) | {"structures": structures, "target": identity(target, seed=run.seed)}
+    begun_with |= weights_record(space, given=pretrained)
     run.begin("transfer", begun_with, task=source, network=space)
     space = copied(space).to(run.device)
     if not pretrained:

@@ -21,6 +21,7 @@ from archgrad.report.data.run_format import (
     RECORD,
     RUN,
     checkpoint_header,
+    foreign_parts,
     is_running,
     parse_checkpoint_name,
     parse_record,
@@ -111,7 +112,8 @@ def present(path: Path, *, tail: int | None = None) -> Folder:
     run, command = (_object(path / name, problems) for name in (RUN, COMMAND))
     state = _state(path, run, recorded=bool(record))
     if state == "damaged" and not any(RUN in problem for problem in problems):
-        what = "does not say how the run stands" if (path / RUN).exists() else "is missing"
+        what = f"is not what a run writes: {foreign_parts(run) or 'it does not say how the run stands'}"
+        what = what if (path / RUN).exists() else "is missing"
         problems.append(f"{path / RUN} {what}")
     history = _lines(path / HISTORY, problems, tail=tail)
     return Folder(path, record or None, history, run, command, state, tuple(problems))
@@ -181,7 +183,7 @@ def _state(path: Path, run: Mapping[str, Any], *, recorded: bool) -> State:
         match run.get("status"):
             case "finished":
                 return "finished"
-            case "running":
+            case "running" if not foreign_parts(run):
                 return "stopped"
         return "damaged"
     if recorded:

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,6 +90,15 @@ def is_running(folder: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def foreign_parts(run: Mapping[str, Any]) -> str:
+    """Why an object of run.json is not what a run writes, so that no run goes on from it; empty where it is."""
+    kinds = {"identity": dict, "made_with": dict, "resumed": list, "accepted": list}
+    absent = [name for name in kinds if name not in run and name != "accepted"]
+    wrong = [name for name, kind in kinds.items() if name in run and not isinstance(run[name], kind)]
+    texts = [f"it lacks {name!r}" for name in absent] + [f"its {name!r} is of another kind" for name in wrong]
+    return ", ".join(texts)
 
 
 def forget(folder: Path) -> None:

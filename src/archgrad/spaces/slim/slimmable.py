@@ -74,6 +74,11 @@ def slim(net: Network, example: Example, *, keep: Sequence[str] = (), inputs: bo
     inputs_given = _checked(net, example)
     if isinstance(keep, str) or not isinstance(keep, Sequence):
         raise ModelError(f"keep={keep!r} was given. Allowed is a list of paths of layers, such as ['head'].")
+    if gated := [path for path, module in net.named_modules() if isinstance(module, Gate)]:
+        raise ModelError(
+            f"{type(net).__name__} is a slimmable network already: {gated[0]} is a gate of archgrad. Slim the "
+            f"network that it was made of, or the plain one that archgrad.build makes of it"
+        )
     absent = [path for path in keep if path not in dict(net.named_modules())]
     if absent:
         names = [name for name, _ in net.named_modules() if name]
