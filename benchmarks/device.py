@@ -27,6 +27,7 @@ from torch import nn
 
 import archgrad as ag
 
+RUNTIMES = ["onnx", "openvino", "executorch"]
 FIVE = ["wide-vgg", "wide-resnet14", "bottleneck", "wide-mobile", "wide-vit"]  # a float pass takes a millisecond
 
 
@@ -88,39 +89,46 @@ def networks_of(
         yield once(f"torch-pruning {fraction:.0%}", functools.partial(pruned, fraction))
 
 
-def rows_of(name: str, task: ag.Classification, given: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+def rows_of(name: str, task: ag.Classification, given: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """A float and an int8 file of each network: accuracy, size, and time in each runtime."""
-    x, rows, files = task.example, list[dict[str, Any]](), dict[str, Path]()
+    x, rows, files = task.example, list[dict[str, Any]](), dict[str, dict[str, Path]]()
     for method, network in networks_of(name, task, given, folder):
-        files |= {f"{method}, {kind}": folder / f"{method}-{kind}.onnx" for kind in ("float", "int8")}
-        done = folder / f"{method}.json"
-        if not done.exists():
-            result = ag.Found(ag.Architecture({}), network.eval(), example=x)
-            result.export(files[f"{method}, float"])
-            int8 = result.export(files[f"{method}, int8"], task=task, int8=True, max_drop=given.max_drop)
-            done.write_text(json.dumps(int8.record()))
-        record = json.loads(done.read_text())
         for kind in ("float", "int8"):
             rows.append({
                 "network": name, "method": f"{method}, {kind}", "macs": ag.macs(x).of(network),
-                "accuracy": record["test"][kind], "size_bytes": files[f"{method}, {kind}"].stat().st_size,
-                "float_layers": record["float_layers"] if kind == "int8" else [],
+                "epochs": given.epochs, "tuning": given.tuning,
             })  # fmt: skip
+        for ending in ("onnx", "pte") if "executorch" in given.runtimes else ("onnx",):
+            paths = {kind: folder / f"{method}-{kind}.{ending}" for kind in ("float", "int8")}
+            done = folder / f"{method}-{ending}.json"
+            if not done.exists():
+                result = ag.Found(ag.Architecture({}), network.eval(), example=x)
+                result.export(paths["float"])
+                int8 = result.export(paths["int8"], task=task, int8=True, max_drop=given.max_drop)
+                done.write_text(json.dumps(int8.record()))
+            record = json.loads(done.read_text())
+            for kind, row in zip(paths, rows[-2:], strict=True):
+                prefix = "" if ending == "onnx" else "executorch_"
+                row[f"{prefix}accuracy"] = record["test"][kind]
+                row[f"{prefix}size_bytes"] = paths[kind].stat().st_size
+                row["float_layers"] = record["float_layers"] if kind == "int8" else []
+                files.setdefault(ending, {})[row["method"]] = paths[kind]
     for runtime in given.runtimes:
-        timings = ag.measure_files(files, x, runtime=runtime, repeats=given.repeats)
+        of_runtime = files["pte" if runtime == "executorch" else "onnx"]
+        timings = ag.measure_files(of_runtime, x, runtime=runtime, repeats=given.repeats)
         first = timings["original, float"].median_ms
         for row in rows:
             timing = timings[row["method"]]
             row[f"{runtime}_ms"] = timing.median_ms
             row[f"{runtime}_low_ms"], row[f"{runtime}_high_ms"] = timing.low_ms, timing.high_ms
             row[f"{runtime}_ratio"] = timing.median_ms / first
-    return iter(rows)
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=FIVE)
-    parser.add_argument("--runtimes", nargs="+", choices=["onnx", "openvino"], default=["onnx", "openvino"])
+    parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES)
     parser.add_argument("--epochs", type=int, default=10, help="of the original")
     parser.add_argument("--tuning", type=int, default=4, help="of each cut network")
     parser.add_argument("--fractions", nargs="+", type=float, default=[0.5, 0.25], help="of the MACs that stay")
@@ -134,8 +142,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    task, rows = TASKS["cifar"](), list[dict[str, Any]]()
+    task = TASKS["cifar"]()
+    before = json.loads(chosen.out.read_text())["rows"] if chosen.out.exists() else []
+    rows = [row for row in before if row["network"] not in chosen.networks]
     settings = {k: v for k, v in vars(chosen).items() if k not in ("out", "folder")}
+    settings["networks"] = sorted({row["network"] for row in rows} | {*chosen.networks})
     for name in chosen.networks:
         folder = chosen.folder / name
         folder.mkdir(parents=True, exist_ok=True)

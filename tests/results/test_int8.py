@@ -18,7 +18,7 @@ from archgrad.cli.inputs import exported_program
 from archgrad.copy_and_run import call
 from archgrad.errors import ConfigError, LimitError, ModelError
 from archgrad.extract.export import encode_onnx, plain_outputs
-from archgrad.extract.quantization import OnnxNetwork, refilled
+from archgrad.extract.quantization import FileNetwork, refilled
 from archgrad.results.int8 import Quantized, _drop, export_int8
 from archgrad.tasks.task import evaluate, tensors
 
@@ -74,6 +74,24 @@ def test_an_int8_file_is_smaller_and_scored_as_it_is(
     _, label = session.run(None, {"pixels": pixels})
     accuracy = float((label == source.samples.y[rows].numpy()).mean())
     assert accuracy == pytest.approx(done.test["int8"])
+
+
+def test_an_executorch_program_is_quantized_and_scored_as_it_is(
+    task: ag.Classification, network: nn.Module, tmp_path: Path
+) -> None:
+    pytest.importorskip("executorch")
+    path, found = tmp_path / "a.pte", ag.Found(ag.Architecture({}), network, example=task.example)
+    done = found.export(path, task=task, int8=True)
+    assert isinstance(done, Quantized) and done.runtime == "executorch" and not done.float_layers
+    assert done.size_bytes["int8"] == path.stat().st_size < done.size_bytes["float"]
+    assert done.valid["float"] > 0.9 and abs(done.valid["float"] - done.valid["int8"]) <= 0.01
+    assert "latency, executorch" in done.report()
+    assert ag.measure_files({"a": path}, repeats=3)["a"].median_ms > 0
+    with pytest.raises(ModelError, match="in ExecuTorch, where no layer is left in float"):
+        ag.Found(ag.Architecture({}), _spoilt(network), example=task.example).export(path, task=task, int8=True)
+    with pytest.raises(ConfigError, match="takes what the network takes"):
+        found.export(path, task=task, int8=True, preprocess=True)
+    assert found.export(tmp_path / "b.pte").largest_difference < 1e-4
 
 
 def test_an_int8_file_over_its_bounds_is_not_written(
@@ -169,7 +187,7 @@ def test_a_file_gives_the_outputs_of_its_network(form: str, batch: int | None) -
     network = Named(FORMS[form]).eval()
     example = torch.randn(4, 4), torch.randn(4, 8)
     encoded = encode_onnx(network, example, dynamic=("batch",) if batch is None else ())
-    file = OnnxNetwork(encoded.data, network(*example), batch=batch)
+    file = FileNetwork(encoded.data, network(*example), batch=batch)
     for size in (1, 4, 7, 8):
         x = torch.randn(size, 4), torch.randn(size, 8)
         wanted = network(*x)
@@ -185,7 +203,7 @@ def test_a_dict_is_read_by_its_names_in_any_order() -> None:
             return super().forward(batch["a"], batch["b"])
 
     network, x = Whole().eval(), {"b": torch.randn(3, 8), "a": torch.randn(3, 4)}
-    file = OnnxNetwork(encode_onnx(network, x).data, network(x))
+    file = FileNetwork(encode_onnx(network, x).data, network(x))
     other = {"a": x["a"], "labels": torch.zeros(3), "b": x["b"]}
     assert torch.allclose(file(x).y, network(x).y, atol=1e-4) and torch.allclose(file(other).y, file(x).y)
 

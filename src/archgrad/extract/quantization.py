@@ -1,4 +1,4 @@
-"""int8: an ONNX file quantized by ONNX Runtime, with scales from calibration inputs."""
+"""int8: an ONNX file quantized by ONNX Runtime, an ExecuTorch program by PT2E; scales from calibration inputs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from archgrad.copy_and_run import by_name
 from archgrad.errors import ModelError, one_line
-from archgrad.extract.export import plain_outputs
+from archgrad.extract.export import plain_outputs, traced
 from archgrad.extract.onnx_file import Session, require_packages
-from archgrad.extract.runtimes import silence
+from archgrad.extract.runtimes import Executorch, require, silence
 from archgrad.tasks.task import tensors
 
 Feed = Mapping[str, Any]  # arrays by the names of a file's inputs
@@ -107,6 +109,37 @@ def quantize(
         return after.read_bytes()
 
 
+def quantized_program(network: nn.Module, feeds: Sequence[tuple[Any, ...]]) -> ExportedProgram:
+    """A network quantized for XNNPACK by torchao's PT2E: weights a scale for each channel, activations one each.
+
+    Args:
+        network: a plain network in eval mode.
+        feeds: calibration inputs, all of one shape, for which the program is.
+
+    Raises:
+        MissingExtra: executorch is not installed.
+        ModelError: the network cannot be traced or quantized.
+    """
+    require("executorch")
+    with silence():
+        from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
+        from torchao.quantization.pt2e import quantize_pt2e
+
+    named = by_name(network, feeds[0]) is not None
+    program = traced(network, feeds[0] if len(feeds[0]) > 1 else feeds[0][0]).module()
+    config = xnnpack_quantizer.get_symmetric_quantization_config(is_per_channel=True)
+    try:
+        with silence(), torch.no_grad():
+            observed = quantize_pt2e.prepare_pt2e(program, xnnpack_quantizer.XNNPACKQuantizer().set_global(config))
+            for feed in feeds:
+                observed(**feed[0]) if named else observed(*feed)
+            quantized = quantize_pt2e.convert_pt2e(observed)
+            given, by_names = ((), dict(feeds[0][0])) if named else (feeds[0], None)
+            return torch.export.export(quantized, given, by_names)
+    except Exception as error:
+        raise ModelError(f"PT2E cannot quantize the network for XNNPACK: {one_line(error)}") from error
+
+
 @contextlib.contextmanager
 def _places() -> Iterator[tuple[Path, Path]]:
     """Two files in a folder of their own, and silence."""
@@ -119,18 +152,20 @@ def _places() -> Iterator[tuple[Path, Path]]:
             logging.disable(before)
 
 
-class OnnxNetwork(nn.Module):
-    """An ONNX file in the place of the network that it was made from, for whatever scores networks.
+class FileNetwork(nn.Module):
+    """An ONNX file or ExecuTorch program in the place of the network that it was made from, to be scored.
 
     Args:
         data: of the file.
         output: of the network, whose nest the file's outputs are put into.
         batch: the batch size that the file takes, or None for any.
+        runtime: "onnx" or "executorch".
     """
 
-    def __init__(self, data: bytes, output: Any, *, batch: int | None = None) -> None:
+    def __init__(self, data: bytes, output: Any, *, batch: int | None = None, runtime: str = "onnx") -> None:
         super().__init__()
-        self._session, self._batch, self._output = Session(data), batch, output
+        self._session = Session(data) if runtime == "onnx" else Executorch(data)
+        self._batch, self._output = batch, output
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """The outputs, in the nest of the network's."""

@@ -114,8 +114,12 @@ class Executorch:
         return [leaf.detach().cpu().contiguous() for leaf in tensors(inputs)]
 
     def run(self, feed: list[Tensor]) -> list[Any]:
-        """The outputs as tensors."""
+        """The outputs as tensors, whose memory the next run writes anew."""
         return list(self._method.execute(feed))
+
+    def outputs(self, inputs: object) -> list[Tensor]:
+        """What it computes from the network's inputs."""
+        return [output.clone() for output in self.run(self.prepare(inputs))]
 
 
 def executorch_bytes(program: ExportedProgram) -> bytes:
@@ -124,8 +128,9 @@ def executorch_bytes(program: ExportedProgram) -> bytes:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
-    return bytes(lowered.to_executorch().buffer)
+    with silence():
+        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        return bytes(lowered.to_executorch().buffer)
 
 
 @contextlib.contextmanager

@@ -205,7 +205,7 @@ def int8_rows(record: Record) -> list[list[str]]:
     forms: dict[str, tuple[str, Callable[[float], str]]] = {
         "test": (f"{numbers.label(score)}, test", lambda x: numbers.figure(score, x)),
         "valid": (f"{numbers.label(score)}, validation", lambda x: numbers.figure(score, x)),
-        "latency_ms": ("latency, ONNX", lambda x: f"{numbers.number(x)} ms"),
+        "latency_ms": (f"latency, {about.get('runtime', 'onnx')}", lambda x: f"{numbers.number(x)} ms"),
         "size_bytes": ("size of the file", lambda x: f"{x / 1024:,.1f} kB"),
     }
     for key, (name, form) in forms.items():

@@ -17,11 +17,12 @@ from archgrad import files
 from archgrad.copy_and_run import copied, evaluating, run_on_example
 from archgrad.costs.latency import check_protocol, file_pass, in_turns, timing
 from archgrad.errors import ConfigError, LimitError, ModelError, RunError
-from archgrad.extract import quantization
-from archgrad.extract.export import Encoded, encode_onnx, preprocessed
+from archgrad.extract import quantization, runtimes
+from archgrad.extract.export import Encoded, encode_executorch, encode_onnx, preprocessed
 from archgrad.extract.export_trials import with_batch
-from archgrad.extract.onnx_file import PACKAGES, Session, named_inputs, require_packages
+from archgrad.extract.onnx_file import Session, named_inputs
 from archgrad.extract.preprocessing import Preprocessing
+from archgrad.extract.runtimes import Runtime
 from archgrad.tasks.task import Task, arguments, evaluate, higher_is_better, tensors
 
 
@@ -34,9 +35,10 @@ class Quantized:
         score: the name of the score.
         valid: {"float", "int8"}: the score on the validation part, by which layers were left in float.
         test: the same on the test part.
-        latency_ms: the same in ONNX Runtime, medians on one thread and one batch as in the example.
+        latency_ms: the same in the file's runtime, medians on one thread and one batch as in the example.
         size_bytes: the same of the files.
         float_layers: layers that stay in float, since int8 there costs too much of the score.
+        runtime: "onnx", or "executorch" for a .pte file.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class Quantized:
     latency_ms: dict[str, float]
     size_bytes: dict[str, int]
     float_layers: tuple[str, ...] = ()
+    runtime: str = "onnx"
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -55,7 +58,7 @@ class Quantized:
         """A line for each figure, float beside int8."""
         rows: list[tuple[str, Mapping[str, float], str]] = [
             (f"{self.score}, test", self.test, "{:.4g}"), (f"{self.score}, validation", self.valid, "{:.4g}"),
-            ("latency, ONNX", self.latency_ms, "{:.4g} ms"), ("size", self.size_bytes, "{:,} bytes"),
+            (f"latency, {self.runtime}", self.latency_ms, "{:.4g} ms"), ("size", self.size_bytes, "{:,} bytes"),
         ]  # fmt: skip
         lines = [f"{'':<24}{'float':>16}{'int8':>16}"]
         for name, figures, form in rows:
@@ -76,15 +79,17 @@ def export_int8(
     samples: int = 256,
     preprocess: Preprocessing | None = None,
 ) -> Quantized:
-    """Write an int8 ONNX file of a network, with its score, latency and size beside the float one.
+    """Write an int8 file of a network, with its score, latency and size beside the float one.
 
-    Scales come from the inputs of training batches. Where the validation score falls by more than `max_drop`, layers
-    are left in float, the most sensitive first: those that alone in int8 change the outputs most.
+    Scales come from the inputs of training batches. An ONNX file is quantized by ONNX Runtime; where the validation
+    score falls by more than `max_drop`, layers are left in float, the most sensitive first: those that alone in int8
+    change the outputs most. A .pte file is an ExecuTorch program for XNNPACK, quantized by PT2E, for the example's
+    batch size; there no layer is left in float.
 
     Args:
         network: a plain network.
         task: whose training batches calibrate, and which scores the file.
-        path: of the file.
+        path: of the file, .onnx or .pte.
         max_drop: of the validation score, in points: 1.0 is 0.01 of an accuracy, and one per cent of another score.
         max_ms: that the int8 file may take in ONNX Runtime, measured on it; nothing is written where it takes more.
         max_kb: that the int8 file may have, in kB of 1,024 bytes; nothing is written where it has more.
@@ -92,51 +97,76 @@ def export_int8(
         preprocess: goes into the file; see `export_onnx`.
 
     Raises:
-        MissingExtra: onnx, onnxscript or onnxruntime is not installed.
-        ConfigError: a negative `max_drop`; samples below 1; `max_ms` or `max_kb` not above 0.
+        MissingExtra: onnx, onnxscript or onnxruntime is not installed, or for a .pte file executorch.
+        ConfigError: preprocessing of a .pte file; a negative `max_drop`; samples below 1; `max_ms` or `max_kb` not
+            above 0.
         LimitError: the int8 file takes or has more than it may; the message says by which fraction to slim further.
         ModelError: the network cannot be exported or quantized, or loses too much even with almost all in float.
     """
-    require_packages(*PACKAGES)
+    runtime: Runtime = "executorch" if path.suffix == ".pte" else "onnx"
+    runtimes.require(runtime)
     check_protocol(repeats=samples, warmup=0, threads=1, batch=None)
     if not 0 <= max_drop < float("inf"):
         raise ConfigError(f"max_drop={max_drop}: give points of the score that may be lost, from 0")
     for option, bound in (("max_ms", max_ms), ("max_kb", max_kb)):
         if bound is not None and not 0 < bound < float("inf"):
             raise ConfigError(f"{option}={bound}: give a number above 0, or leave it out")
+    if preprocess and runtime == "executorch":
+        raise ConfigError(f"{path}: an ExecuTorch program takes what the network takes; leave preprocess out")
     plain, example = copied(network).cpu().eval(), _on_cpu(task.example)
-    encoded = encode_onnx(plain, example)
+    encoded = encode_onnx(plain, example) if runtime == "onnx" else encode_executorch(plain, example)
     batch = None if encoded.dynamic_batch else len(tensors(example)[0])
-    feeds = _calibration(plain, task, encoded.data, samples=samples, batch=batch)
-    base = quantization.prepared(encoded.data)
+    inputs = _calibration(plain, task, samples=samples, batch=batch)
     output = run_on_example(plain, arguments(example))
 
-    def valid(data: bytes) -> float:
-        return _score(task, quantization.OnnxNetwork(data, output, batch=batch), "valid")[1]
+    def held(data: bytes) -> nn.Module:
+        return quantization.FileNetwork(data, output, batch=batch, runtime=runtime)
 
-    wanted, before = _score(task, plain, "valid")[1], quantization.layers(base)
-    nodes, after = _quantized(base, feeds, valid, _drop(task, wanted), max_drop)
-    int8 = quantization.OnnxNetwork(after, output, batch=batch)
+    def valid(data: bytes) -> float:
+        return _score(task, held(data), "valid")[1]
+
+    wanted = _score(task, plain, "valid")[1]
+    drop = _drop(task, wanted)
+    if runtime == "onnx":
+        after, kept = _in_onnx(encoded.data, inputs, valid, drop, max_drop)
+    else:
+        after, kept = runtimes.executorch_bytes(quantization.quantized_program(plain, inputs)), ()
+        if (lost := drop(valid(after))) > max_drop:
+            raise ModelError(
+                f"int8 loses {lost:.3g} points in ExecuTorch, where no layer is left in float, and max_drop allows "
+                f"{max_drop:g}. Ship the float program or an int8 ONNX file, or allow more"
+            )
     name, whole = _score(task, plain, "test")
     final = dataclasses.replace(encoded, data=after)
     written, original = (preprocessed(e, preprocess, example) if preprocess else e for e in (final, encoded))
-    paths = quantization.layers(encoded.data)
-    kept = tuple(paths.get(node, before[node]) for node in nodes)
     if max_kb is not None:
         _keep("kB", len(written.data) / 1024, max_kb, "params", kept)
-    latency = _times(encoded, final, arguments(example))
+    latency = _times(encoded, final, arguments(example), runtime=runtime)
     if max_ms is not None:
         if latency["int8"] > max_ms:  # once more, for a moment in which the machine was busy
-            latency = _times(encoded, final, arguments(example))
+            latency = _times(encoded, final, arguments(example), runtime=runtime)
         _keep("ms", latency["int8"], max_ms, "macs", kept)
     files.write_bytes(path, written.data, RunError)
     return Quantized(
         path, name,
-        valid={"float": wanted, "int8": valid(after)}, test={"float": whole, "int8": _score(task, int8, "test")[1]},
+        valid={"float": wanted, "int8": valid(after)},
+        test={"float": whole, "int8": _score(task, held(after), "test")[1]},
         latency_ms=latency,
         size_bytes={"float": len(original.data), "int8": len(written.data)},
-        float_layers=kept,
+        float_layers=kept, runtime=runtime,
     )  # fmt: skip
+
+
+def _in_onnx(
+    data: bytes, inputs: Sequence[tuple[Any, ...]], valid: Callable[[bytes], float], drop: Callable[[float], float],
+    max_drop: float,
+) -> tuple[bytes, tuple[str, ...]]:  # fmt: skip
+    """An ONNX file in int8, and the layers that stay in float."""
+    base, names = quantization.prepared(data), Session(data).names
+    feeds = [named_inputs(names, part) for part in inputs]
+    paths, before = quantization.layers(data), quantization.layers(base)
+    nodes, after = _quantized(base, feeds, valid, drop, max_drop)
+    return after, tuple(paths.get(node, before[node]) for node in nodes)
 
 
 def _keep(unit: str, reached: float, bound: float, cost: str, float_layers: Sequence[str]) -> None:
@@ -193,10 +223,8 @@ def _by_sensitivity(base: bytes, feeds: Sequence[quantization.Feed]) -> list[str
     return sorted(changes, key=lambda node: -changes[node])
 
 
-def _calibration(
-    network: nn.Module, task: Task, data: bytes, *, samples: int, batch: int | None
-) -> list[quantization.Feed]:
-    """What the network is given by training batches, in the form that the file takes."""
+def _calibration(network: nn.Module, task: Task, *, samples: int, batch: int | None) -> list[tuple[Any, ...]]:
+    """What the network is given by training batches, in parts of one batch size where that is fixed."""
     seen: list[tuple[Any, ...]] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -204,8 +232,7 @@ def _calibration(
 
     stream, count = task.stream(seed=0), 0
     handle = network.register_forward_pre_hook(note, with_kwargs=True)
-    names = Session(data).names
-    feeds: list[quantization.Feed] = []
+    parts: list[tuple[Any, ...]] = []
     try:
         for step in itertools.count():
             try:
@@ -221,10 +248,10 @@ def _calibration(
                     "that the loss calls, or ship the float file"
                 )
             for part in quantization.split(seen[0], batch):
-                feeds.append(named_inputs(names, part))
+                parts.append(part)
                 count += len(tensors(part)[0])
                 if count >= samples:
-                    return feeds
+                    return parts
             seen.clear()
     finally:
         handle.remove()
@@ -247,11 +274,11 @@ def _drop(task: Task, wanted: float) -> Callable[[float], float]:
     return drop
 
 
-def _times(encoded: Encoded, int8: Encoded, inputs: tuple[Any, ...]) -> dict[str, float]:
+def _times(encoded: Encoded, int8: Encoded, inputs: tuple[Any, ...], *, runtime: Runtime) -> dict[str, float]:
     inputs = with_batch(inputs, len(tensors(inputs)[0]))
-    passes = [file_pass(each.data, "onnx", inputs, 1) for each in (encoded, int8)]
+    passes = [file_pass(each.data, runtime, inputs, 1) for each in (encoded, int8)]
     rows = in_turns(passes, repeats=50, warmup=10, threads=1)
-    both = [timing(row, runtime="onnx", device="cpu", threads=1).median_ms for row in rows]
+    both = [timing(row, runtime=runtime, device="cpu", threads=1).median_ms for row in rows]
     return {"float": both[0], "int8": both[1]}
 
 

@@ -21,7 +21,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.costs.count import macs, params, uncounted
 from archgrad.costs.latency import latency
 from archgrad.errors import ArchitectureError, ConfigError, LimitError, MissingExtra, ModelError, RunError, one_line
-from archgrad.extract.export import Exported, export_onnx, export_open_program
+from archgrad.extract.export import Exported, export_executorch, export_onnx, export_open_program
 from archgrad.extract.preprocessing import Preprocessing
 from archgrad.extract.runtimes import Runtime
 from archgrad.report import notebook, page, text
@@ -133,7 +133,9 @@ class Found:
         preprocess: bool = False,
         dynamic: Sequence[str] = ("batch",),
     ) -> Exported | Quantized:
-        """Write the network as ONNX, in float32 or quantized to int8; its `report()` has the price of int8.
+        """Write the network as ONNX, in float32 or quantized to int8; int8's `report()` has its price.
+
+        A path that ends in .pte is an ExecuTorch program, for the example's batch size.
 
         Args:
             path: of the file.
@@ -141,14 +143,14 @@ class Found:
             int8: whether to quantize; the batch size is open where it can be.
             max_drop: of the validation score that int8 may cost, in points (1.0 is 0.01 of an accuracy); else layers
                 stay in float, the most sensitive first.
-            max_ms: that the int8 file may take in ONNX Runtime, measured on it.
+            max_ms: that the int8 file may take in its runtime, measured on it.
             max_kb: that the int8 file may have, in kB of 1,024 bytes.
             preprocess: whether normalization, labels and metadata go into the file; see `export_onnx`.
             dynamic: of a float file; see `export_onnx`.
 
         Raises:
             ConfigError: no example is known; int8 without a task, or with other sizes open than the batch size;
-                a bound without int8.
+                a bound without int8; preprocessing in a .pte file.
             LimitError: the int8 file takes or has more than it may, and is not written.
             MissingExtra, ModelError, RunError: as `export_onnx`; int8 loses too much with nearly all in float.
         """
@@ -167,6 +169,8 @@ class Found:
             raise ConfigError("max_ms and max_kb are of the int8 file: found.export(path, task=task, int8=True, ...)")
         if self.example is None:
             raise ConfigError("this result has no example inputs: call archgrad.export_onnx(network, example, path)")
+        if Path(path).suffix == ".pte":
+            return export_executorch(self.network, self.example, path)
         return export_onnx(self.network, self.example, path, dynamic=dynamic, preprocess=preprocessing)
 
     def save(self, folder: str | Path) -> None:

@@ -13,9 +13,9 @@ from archgrad.cli.commands.resume import reopened
 from archgrad.cli.inputs import data, exported_program
 from archgrad.cli.schemas.task import TaskOptions
 from archgrad.errors import ConfigError, RunError
-from archgrad.extract.export import export_onnx
+from archgrad.extract import runtimes
+from archgrad.extract.export import export_executorch, export_onnx
 from archgrad.extract.export_trials import AXES, BATCH
-from archgrad.extract.onnx_file import PACKAGES, require_packages
 from archgrad.extract.preprocessing import Preprocessing
 from archgrad.report import page
 from archgrad.report.data.run_folder import ended, write_record
@@ -26,11 +26,11 @@ from archgrad.results.int8 import export_int8
 def export_run(
     run: Path, path: Path | None, *, dynamic: str | None = None, preprocess: bool = True, resize: bool = False
 ) -> Outcome:
-    """Write the network of a run as ONNX, checked against PyTorch.
+    """Write the network of a run as ONNX or as an ExecuTorch program, checked against PyTorch.
 
     Args:
         run: the folder of the run.
-        path: of the file; None: RUN/network.onnx.
+        path: of the file, .onnx, or .pte for ExecuTorch; None: RUN/network.onnx.
         dynamic: sizes of images to leave open beside the batch size: "height", "width", or both joined by a comma.
         preprocess: whether the file takes pixels and gives labels, where the run's data says how.
         resize: whether it takes pixels of any size.
@@ -40,9 +40,14 @@ def export_run(
     sizes = _sizes(dynamic)
     network, example = exported_program.load(run / "network.pt2")
     preprocessing = _resizing(preprocessing_of(run) if preprocess else None, example, asked=resize)
-    exported = export_onnx(
-        network, example, path or run / "network.onnx", dynamic=(BATCH, *sizes), preprocess=preprocessing
-    )
+    if path is not None and path.suffix == ".pte":
+        if sizes or resize:
+            raise ConfigError(f"--out {path}: an ExecuTorch program is for the example's sizes; leave out --dynamic")
+        exported, preprocessing = export_executorch(network, example, path), None
+    else:
+        exported = export_onnx(
+            network, example, path or run / "network.onnx", dynamic=(BATCH, *sizes), preprocess=preprocessing
+        )
     batch = "any batch size" if exported.dynamic_batch else "the batch size of its example alone"
     open_sizes = "".join(f", any {size}" for size in sizes)
     difference = exported.largest_difference
@@ -84,10 +89,11 @@ def export_int8_run(
     """
     if not run.is_dir():
         raise RunError(f"There is no run folder {run}. Give the folder that was --out.")
-    require_packages(*PACKAGES)
+    path = (path or run / "network.int8.onnx").absolute()
+    program = path.suffix == ".pte"
+    runtimes.require("executorch" if program else "onnx")
     network, example = exported_program.load(run / "network.pt2", flat=False)
     record = dict(ended(run)[0])
-    path = (path or run / "network.int8.onnx").absolute()
     folder = run.absolute()
     with reopened(run, action="export") as (command, options):
         if not isinstance(options, TaskOptions) or not (options.data or options.task):
@@ -96,7 +102,7 @@ def export_int8_run(
                 f"program: found.export(path, task=task, int8=True)"
             )
         task = data.load_task(options)
-        preprocessing = Preprocessing.of(record.get("data")) if preprocess else None
+        preprocessing = Preprocessing.of(record.get("data")) if preprocess and not program else None
         preprocessing = _resizing(preprocessing, example, asked=resize)
         done = export_int8(
             network, task, path, max_drop=max_drop, max_ms=max_ms, max_kb=max_kb, preprocess=preprocessing
