@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 Made = tuple[nn.Module, Any]  # a network, and an example for it
 
@@ -116,13 +117,30 @@ class DeepLab(nn.Module):
         return F.interpolate(self.head(torch.cat([y, self.skip(low)], 1)), size=x.shape[-2:], mode="bilinear")
 
 
-class DiffusionBlock(nn.Module):
-    """GroupNorm, convolution, an embedding of time added, and attention over places."""
+class ConvolvedAttention(nn.Module):
+    """Heads of 1x1 convolutions, by views."""
 
-    def __init__(self, i: int, o: int, *, attends: bool) -> None:
+    def __init__(self, width: int, heads: int = 4) -> None:
         super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(4, i), nn.Conv2d(i, o, 3, padding=1)
-        self.time, self.norm2, self.conv2 = nn.Linear(32, o), nn.GroupNorm(4, o), nn.Conv2d(o, o, 3, padding=1)
+        self.heads, self.scale, self.norm = heads, (width // heads) ** -0.5, nn.GroupNorm(8, width)
+        self.to_qkv, self.to_out = nn.Conv2d(width, 3 * width, 1, bias=False), nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.to_qkv(self.norm(x)).chunk(3, dim=1)
+        q, k, v = (p.reshape(len(x), self.heads, -1, p.shape[2] * p.shape[3]) for p in parts)
+        scores = torch.einsum("bhdi,bhdj->bhij", q * self.scale, k).softmax(-1)
+        return x + self.to_out(torch.einsum("bhij,bhdj->bhdi", scores, v).reshape(len(x), -1, *x.shape[2:]))
+
+
+class DiffusionBlock(nn.Module):
+    """GroupNorm, convolution, an embedding of time added, and attention over places: of one head, or of several."""
+
+    def __init__(self, i: int, o: int, *, attends: bool, groups: int = 4) -> None:
+        super().__init__()
+        self.several = ConvolvedAttention(o) if attends and groups > 4 else None
+        attends = attends and groups <= 4
+        self.norm1, self.conv1 = nn.GroupNorm(groups, i), nn.Conv2d(i, o, 3, padding=1)
+        self.time, self.norm2, self.conv2 = nn.Linear(32, o), nn.GroupNorm(groups, o), nn.Conv2d(o, o, 3, padding=1)
         self.short = nn.Conv2d(i, o, 1) if i != o else nn.Identity()
         self.attends = attends
         if attends:
@@ -132,6 +150,7 @@ class DiffusionBlock(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         y = self.conv1(F.silu(self.norm1(x))) + self.time(F.silu(t))[:, :, None, None]
         x = self.short(x) + self.conv2(F.silu(self.norm2(y)))
+        x = x if self.several is None else self.several(x)
         if self.attends:
             y = self.norm3(x)
             q, k, v = (f(y).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))
@@ -141,13 +160,16 @@ class DiffusionBlock(nn.Module):
 
 
 class DiffusionUNet(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, groups: int = 4) -> None:
         super().__init__()
         self.time = nn.Sequential(nn.Linear(16, 32), nn.SiLU(), nn.Linear(32, 32))
         self.inlet = nn.Conv2d(3, 32, 3, padding=1)
-        self.a, self.b = DiffusionBlock(32, 32, attends=False), DiffusionBlock(32, 64, attends=True)
-        self.c = DiffusionBlock(96, 32, attends=False)
-        self.norm, self.out = nn.GroupNorm(4, 32), nn.Conv2d(32, 3, 3, padding=1)
+        self.a, self.b = (
+            DiffusionBlock(32, 32, attends=False, groups=groups),
+            DiffusionBlock(32, 64, attends=True, groups=groups),
+        )
+        self.c = DiffusionBlock(96, 32, attends=False, groups=groups)
+        self.norm, self.out = nn.GroupNorm(groups, 32), nn.Conv2d(32, 3, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         angle = t[:, None] * 0.5 ** torch.arange(8)
@@ -266,6 +288,7 @@ def own() -> Iterator[tuple[str, Callable[[], Made]]]:
     yield "segmentation: attention U-Net", lambda: (UNet(attended=True), image)
     yield "segmentation: DeepLab", lambda: (DeepLab(), image)
     yield "diffusion: U-Net", lambda: (DiffusionUNet(), (image[..., :32, :32], torch.rand(2)))
+    yield "diffusion: U-Net, several heads", lambda: (DiffusionUNet(16), (image[..., :32, :32], torch.rand(2)))
     yield "speech: LSTM", lambda: (Recurrent(nn.LSTM), sound.transpose(1, 2))
     yield "speech: GRU", lambda: (Recurrent(nn.GRU), sound.transpose(1, 2))
     yield "speech: Conformer block", lambda: (Conformer(), sound)
@@ -317,6 +340,14 @@ def of_timm() -> Iterator[tuple[str, Callable[[], Made]]]:
         )
 
 
+def plain(network: nn.Module) -> nn.Module:
+    """The network with plain weights where weight_norm computes them, as the reason of a frozen layer advises."""
+    for module in network.modules():
+        for name in list(module.parametrizations) if parametrize.is_parametrized(module) else ():
+            parametrize.remove_parametrizations(module, name)
+    return network
+
+
 def of_transformers() -> Iterator[tuple[str, Callable[[], Made]]]:
     """Hugging Face's, in tiny configurations."""
     import transformers as hf
@@ -359,6 +390,17 @@ def of_transformers() -> Iterator[tuple[str, Callable[[], Made]]]:
         "T5": ("T5ForConditionalGeneration", "T5Config", t5, {"input_ids": ids, "decoder_input_ids": ids}),
         "Whisper": ("WhisperForConditionalGeneration", "WhisperConfig", speech,
                     {"input_features": sound, "decoder_input_ids": ids}),
+        "BART": ("BartForConditionalGeneration", "BartConfig",
+                 {k: v for k, v in speech.items() if k not in ("num_mel_bins", "max_source_positions")},
+                 {"input_ids": ids, "decoder_input_ids": ids}),
+        "Mistral": ("MistralForCausalLM", "MistralConfig", {**llama, "head_dim": 8}, {"input_ids": ids}),
+        "CLIP": ("CLIPModel", "CLIPConfig",
+                 {"text_config": {**usual, "max_position_embeddings": 20, "eos_token_id": 2}, "vision_config": seen,
+                  "projection_dim": 16}, {**words, "pixel_values": image}),
+        "wav2vec 2.0": ("Wav2Vec2ForCTC", "Wav2Vec2Config",
+                        {**usual, "conv_dim": (16, 16), "conv_stride": (5, 2), "conv_kernel": (10, 3),
+                         "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 8,
+                         "num_conv_pos_embedding_groups": 4}, torch.randn(2, 400)),
         "ViT": ("ViTForImageClassification", "ViTConfig", seen, image),
         "Swin": ("SwinForImageClassification", "SwinConfig",
                  {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4),
@@ -369,5 +411,5 @@ def of_transformers() -> Iterator[tuple[str, Callable[[], Made]]]:
     for name, (network, config, options, example) in kinds.items():
         yield (
             f"Hugging Face: {name}",
-            lambda n=network, c=config, o=options, e=example: (getattr(hf, n)(getattr(hf, c)(**o)), e),  # type: ignore[misc]
+            lambda n=network, c=config, o=options, e=example: (plain(getattr(hf, n)(getattr(hf, c)(**o))), e),  # type: ignore[misc]
         )

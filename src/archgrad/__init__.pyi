@@ -86,6 +86,7 @@ from .spaces.darts import darts_cells as darts_cells, darts_network as darts_net
 from .spaces.mobile import mobile_backbone as mobile_backbone, mobile_network as mobile_network
 from .spaces.nasbench201 import nasbench201_cells as nasbench201_cells, nasbench201_network as nasbench201_network
 from .spaces.slim.slimmable import frozen as frozen, slim as slim
+from .spaces.slim.vocabulary import trim_vocabulary as trim_vocabulary
 from .supernets.prior import prior as prior, warm_start as warm_start
 from .tasks.augmentation import crop as crop, cutout as cutout, flip as flip
 from .tasks.classification import Classification as Classification

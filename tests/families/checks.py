@@ -23,7 +23,7 @@ def stir(network: nn.Module, *, seed: int = 3) -> None:
 
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter += 0.3 * noise(parameter) / math.sqrt(max(1, parameter[0].numel()))
+            parameter += 0.3 * noise(parameter) / math.sqrt(max(1, parameter[:1].numel() if parameter.dim() else 1))
         for name, buffer in network.named_buffers():
             if name.endswith("running_mean"):
                 buffer += 0.3 * noise(buffer)

@@ -27,7 +27,7 @@ ADVICE = (
     ("fixed", "what computes the others has to be free as well, or a linear layer has to stand between"),
     ("that have none", "compute the other values by a layer, or put a linear layer between"),
     ("is shared with", "copy.deepcopy one of the layers if their weights may differ"),
-    ("picks rows", "only columns of a table can be removed: read it by torch.nn.Embedding"),
+    ("picks rows", "rows that your data never reads go by ag.trim_vocabulary, unless an output layer shares them"),
     ("keeps the width", "torch.nn.Linear layers for queries, keys, values and outputs would let it change"),
     ("is not a layer whose", "write it with torch.nn.Linear layers, whose channels and heads can be removed"),
     ("spectral_norm", "torch.nn.utils.remove_spectral_norm makes a plain parameter of it"),

@@ -1,0 +1,147 @@
+"""Rows of embeddings that the user's data never reads, removed."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from archgrad.argument_types import checked
+from archgrad.copy_and_run import copied, evaluating
+from archgrad.errors import DataError, ModelError
+from archgrad.tasks.task import Inputs, call, tensors
+
+Network = TypeVar("Network", bound=nn.Module)
+log = logging.getLogger(__name__)
+
+
+@checked
+def trim_vocabulary(
+    network: Network, batches: Iterable[Inputs], *, tables: Sequence[str] = (), unseen: int | None = None
+) -> Network:
+    """A copy of a network whose embeddings have only the rows that some batch reads.
+
+    It takes the same ids as before: in the place of an embedding stands a plain module with the buffer `rows` [V],
+    the row of each id, and the smaller embedding `table`. For ids that some batch holds it computes exactly what
+    `network` computes.
+
+    Args:
+        network: any network with `torch.nn.Embedding` layers; it is not changed.
+        batches: all inputs that it is to be used on, each what the network takes: a tensor, a tuple, or a dict by
+            name. The network runs on every one of them.
+        tables: paths of the embeddings to trim. Default: those that are called with an input of the network as it
+            stands, and whose weight no other layer shares. Tables of positions are not among them.
+        unseen: the id whose row ids read that no batch holds, such as that of the unknown word. Without it they raise
+            an `IndexError` on a CPU.
+
+    Raises:
+        ModelError: there is no such table, or another layer shares its weight, as an output layer does, which needs
+            all rows.
+        DataError: there is no batch.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> net = torch.nn.Sequential(torch.nn.Embedding(100, 4), torch.nn.Flatten(), torch.nn.Linear(12, 2))
+        >>> small = ag.trim_vocabulary(net, [torch.tensor([[3, 98, 5]]), torch.tensor([[5, 7, 3]])])
+        >>> ids = torch.tensor([[7, 7, 98]])
+        >>> small[0].table.weight.shape, torch.equal(small(ids), net(ids))
+        (torch.Size([4, 4]), True)
+    """
+    read = _read(network, batches)
+    modules, shared = dict(network.named_modules()), _shared(network)
+    absent = [path for path in tables if not _is_plain(modules.get(path))]
+    if absent:
+        known = [path for path, module in modules.items() if _is_plain(module)]
+        raise ModelError(
+            f"tables names {absent}; the torch.nn.Embedding layers of {type(network).__name__} are {known}"
+        )
+    tied = [path for path in tables if path in shared]
+    if tied:
+        raise ModelError(
+            f"another layer shares the weight of {tied} and needs all its rows; leave it out of tables=, or give the "
+            f"embedding a weight of its own"
+        )
+    chosen = tables or [path for path, (_, given) in read.items() if given and path not in shared]
+    if not chosen:
+        raise ModelError(
+            f"{type(network).__name__} has no torch.nn.Embedding that reads an input as it stands and shares its "
+            f"weight with no other layer; name those to trim in tables="
+        )
+    smaller = copied(network)
+    for path in chosen:
+        ids, _ = read.get(path, (set(), False))
+        table = smaller.get_submodule(path)
+        assert isinstance(table, nn.Embedding)
+        parent, _, child = path.rpartition(".")
+        setattr(smaller.get_submodule(parent), child, _trimmed(table, ids, unseen))
+        log.info("%s: %d of %d rows are read", path, len(ids), table.num_embeddings)
+    return smaller
+
+
+def _is_plain(module: nn.Module | None) -> bool:
+    return isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward
+
+
+def _read(network: nn.Module, batches: Iterable[Inputs]) -> dict[str, tuple[set[int], bool]]:
+    """By path of an embedding the rows that batches read, and whether the ids are always an input as it stands."""
+    read: dict[str, tuple[set[int], bool]] = {}
+    inputs: list[Tensor] = []
+    handles = []
+    for path, module in network.named_modules():
+        if _is_plain(module):
+
+            def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = path) -> None:
+                ids = args[0] if args else kwargs["input"]
+                known, given = read.get(path, (set(), True))
+                known.update(ids.unique().tolist())
+                read[path] = known, given and any(x.shape == ids.shape and torch.equal(x, ids) for x in inputs)
+
+            handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
+    ran = False
+    try:
+        with evaluating(network):
+            for batch in batches:
+                ran = True
+                inputs[:] = tensors(batch)
+                call(network, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not ran:
+        raise DataError("batches is empty: give all inputs on which the network is to be used")
+    return read
+
+
+def _shared(network: nn.Module) -> set[str]:
+    """Paths of embeddings whose weight stands elsewhere too."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name.removesuffix(".weight") for same in names.values() if len(same) > 1 for name in same}
+
+
+def _trimmed(table: nn.Embedding, ids: set[int], unseen: int | None) -> fx.GraphModule:
+    """A plain module that reads what is left of the table."""
+    if unseen is not None and not 0 <= unseen < table.num_embeddings:
+        raise ModelError(f"unseen={unseen} was given. Allowed is an id from 0 to {table.num_embeddings - 1}.")
+    fixed = {i for i in (table.padding_idx, unseen) if i is not None}
+    kept = torch.tensor(sorted(ids | fixed), dtype=torch.long, device=table.weight.device)
+    rows = kept.new_full((table.num_embeddings,), len(kept))  # past the end, so that reading it fails
+    rows[kept] = torch.arange(len(kept), device=kept.device)
+    if unseen is not None:
+        rows[rows == len(kept)] = int(rows[unseen])
+    root, left = nn.Module(), copy.copy(table)
+    left._parameters = {"weight": nn.Parameter(table.weight.detach()[kept], requires_grad=table.weight.requires_grad)}
+    left.num_embeddings = len(kept)
+    left.padding_idx = None if table.padding_idx is None else int(rows[table.padding_idx])
+    root.table = left
+    root.register_buffer("rows", rows)
+    graph = fx.Graph()
+    places = graph.call_function(operator.getitem, (graph.get_attr("rows"), graph.placeholder("input")))
+    graph.output(graph.call_module("table", (places,)))
+    return fx.GraphModule(root, graph).train(table.training)
