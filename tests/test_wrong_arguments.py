@@ -18,7 +18,7 @@ from torch import nn
 import archgrad as ag
 from archgrad.cli.app import app
 from archgrad.control import cart_pole
-from archgrad.errors import ChoiceError, LimitError, RunError
+from archgrad.errors import ChoiceError, LimitError, ModelError, RunError
 from archgrad.rl import PixelGame
 
 
@@ -123,15 +123,33 @@ def test_the_mistakes_of_a_first_hour_are_answered(tmp_path: Path, monkeypatch: 
     x = torch.zeros(1, 4)
     net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     space, task = ag.slim(net, x), ag.Classification((torch.randn(60, 4), torch.arange(60) % 2))
-    run = ag.Run(epochs=1, progress=False)
+    run, found = ag.Run(epochs=1, progress=False), ag.Found(ag.Architecture({}), net)
     command = typer.testing.CliRunner().invoke(app, ["slim", "net.py", "digits", "--limit", "macs=0.5"])
     assert command.exit_code == 2 and "net.py:Mine" in command.stderr
+    for given, told in (
+        (("net.py", "Mine", "digits"), "MODEL DATA in this order, a MODEL in a file as FILE.py:NAME"),
+        (("net.py:Mine", "--data", "digits"), "MODEL DATA in this order"),
+        (("net.py:Mine", "digist"), "Did you mean digits?"),
+        (("net.py:Mine", "pictuers", "--size", "32"), "no such file or folder. Did you mean pictures?"),
+    ):
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        command = typer.testing.CliRunner().invoke(app, ["slim", *given], env={"COLUMNS": "200"})
+        assert command.exit_code == 2 and told in " ".join(command.stderr.split()), command.stderr
     for call, error, told in (
         (lambda: ag.dnal(space, task, run, limit=ag.macs(x).at_most(0.5)), LimitError, r"at_most\(fraction=0.5\)"),
-        (lambda: ag.dnal(space, task), TypeError, r"dnal\(\): missing .*'run'. It takes space, task, run, limit"),
+        (
+            lambda: ag.dnal(space, task),
+            TypeError,
+            r"dnal\(\): missing .*'run'. It takes space, task, run; by name alone limit",
+        ),
+        (lambda: ag.dnal(space, task, run, limit=ag.macs(x).at_most(10)), LimitError, r"for 10% .* macs=0.1"),
+        (lambda: ag.slim(space, x), ModelError, "has gates already: give it to archgrad.dnal as it is"),
+        (lambda: ag.darts(net, task, run), ChoiceError, "A network of your own is slimmed: archgrad.slim and"),
+        (lambda: ag.export_onnx(found, x, "a.onnx"), ModelError, r"Allowed is a torch.nn.Module. Give its .network"),
+        (lambda: ag.Run(10), TypeError, "too many .* It takes by name alone epochs, steps"),
         (lambda: ag.dnal(net, task, run), ChoiceError, r"archgrad.slim\(network, example=x\)"),
         (lambda: ag.Classificaton, AttributeError, "Did you mean Classification"),
-        (lambda: pickle.dumps(ag.Found(ag.Architecture({}), net)), RunError, r"found.save\(folder\)"),
+        (lambda: pickle.dumps(found), RunError, r"found.save\(folder\)"),
     ):
         with pytest.raises(error, match=told):
             call()

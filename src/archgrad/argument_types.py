@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from archgrad.errors import ArchitectureError, ConfigError, InputError, LimitError, ModelError
 
+_BY_PLACE = inspect.Parameter.POSITIONAL_OR_KEYWORD
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # What to give, and the error, by the name of the class that is asked for; the classes themselves lie above this file.
@@ -49,7 +50,10 @@ def checked(function: Function) -> Function:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
             # As any function's does, but with what it takes.
-            raise TypeError(f"{name}(): {error}. It takes {', '.join(signature.parameters)}") from None
+            taken = [p for p in signature.parameters.values() if p.name != "self"]
+            named = "; by name alone " if (first := [p.kind for p in taken].count(_BY_PLACE)) < len(taken) else ""
+            listed = ", ".join(p.name for p in taken[:first]) + named + ", ".join(p.name for p in taken[first:])
+            raise TypeError(f"{name}(): {error}. It takes {listed.removeprefix('; ')}") from None
         for option, value in bound.arguments.items():
             if option in hints() and not _fits(value, hints()[option]):
                 raise _refusal(name, option, value, hints()[option])
@@ -106,7 +110,14 @@ def _refusal(name: str, option: str, value: object, hint: Any) -> InputError:
     allowed = " or ".join([advice or _named(wanted[0]), *map(_named, wanted[1:])])
     given = repr(value)
     given = given if len(given) <= 80 and "\n" not in given else f"a {type(value).__name__}"
-    return error(f"{name}({option}={given}) was given. Allowed is {allowed}.")
+    inside = "" if isinstance(value, type) else next((n for n in ("network", "space") if _suits(value, n, hint)), "")
+    meant = f" Give its .{inside}." if inside else ""
+    return error(f"{name}({option}={given}) was given. Allowed is {allowed}.{meant}")
+
+
+def _suits(value: object, name: str, hint: Any) -> bool:
+    """Whether an attribute of this name is what is asked for: a result holds its network."""
+    return hasattr(value, name) and hint is not Any and _fits(getattr(value, name), hint)
 
 
 def _named(hint: Any) -> str:

@@ -47,9 +47,22 @@ class ErrorGroup(TyperGroup):
             # A fault of archgrad itself is not explained, and keeps its traceback.
             failure = explained(error)
             if failure is None:
+                _add_usage(error)
                 raise
             typer.echo(printable(failure.message), err=True)
             raise typer.Exit(failure.status) from None
+
+
+def _add_usage(error: Any) -> None:
+    """Say the order of a command's arguments where one stands too many, or is given as an option."""
+    context = getattr(error, "ctx", None)
+    if context is None or not hasattr(error, "format_message"):  # typer keeps the class to itself
+        return
+    order = [p.name.upper() for p in context.command.params if p.param_type_name == "argument" and p.name]
+    as_option = str(getattr(error, "option_name", "")).lstrip("-").upper() in order
+    if order and (as_option or "extra argument" in error.message):
+        code = ", a MODEL in a file as FILE.py:NAME" if "MODEL" in order else ""
+        error.message = f"{error.message.rstrip('.')}. It takes {' '.join(order)} in this order{code}."
 
 
 class Failure(NamedTuple):

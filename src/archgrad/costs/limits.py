@@ -103,6 +103,15 @@ class Limit:
         assert self.bound is not None
         return self.bound
 
+    def meant(self) -> str:
+        """What an absolute bound may have meant that nothing can keep: a fraction or a percentage; else empty."""
+        if self.bound is None or self.bound > 100:
+            return ""
+        share = self.bound if self.bound <= 1 else self.bound / 100
+        return (
+            f"; for {share:.0%} of the whole network give at_most(fraction={share:g}), or {self.cost.name}={share:g}"
+        )
+
     def record(self) -> dict[str, str | float | None]:
         """The limit as JSON."""
         return {"cost": self.cost.name, "bound": self.bound, "fraction": self.fraction}

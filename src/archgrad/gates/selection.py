@@ -131,7 +131,7 @@ class GateConstraint:
         self.counted = self.counter is not None
         self.reference = self.price(full(space))
         self.bound = one.resolve(self.reference)
-        self._refuse_the_impossible()
+        self._refuse_the_impossible(one.meant())
 
     def price(self, architecture: Architecture) -> float:
         """What an architecture takes: counted exactly, or measured on its network."""
@@ -287,11 +287,10 @@ class GateConstraint:
                 low = middle + 1
         return at(high)
 
-    def _refuse_the_impossible(self) -> None:
+    def _refuse_the_impossible(self, meant: str) -> None:
         scores = {name: torch.zeros(gate.size) for name, gate in gates(self.space).items()}
         lowest = self.price(above_threshold(self.space, scores, 1.0, self.rounding))
         if lowest > self.bound:
-            meant = f"; for a fraction of the whole, give at_most(fraction={self.bound:g})" if self.bound <= 1 else ""
             raise LimitError(
                 f"no network of this space takes at most {self.bound:,.6g} {self.unit}: the lowest reachable is "
                 f"{lowest:,.6g} ({lowest / self.reference:.1%} of {self.reference:,.6g}); raise the limit, or allow "

@@ -126,7 +126,7 @@ class ArchitectureConstraint:
             raise LimitError(
                 f"no network of this space takes at most {bounds.bound:,.6g} {self.cost.unit}: the lowest reachable "
                 f"is {bounds.lowest:,.6g}; raise the limit, or search a space with smaller networks (fewer cells or "
-                f"channels)"
+                f"channels){self._limit.meant()}"
             )
         return bounds
 

@@ -75,7 +75,8 @@ def refuse_unfit(space: nn.Module, *, needs: str, single: bool = False) -> None:
     if not choice_of:
         raise ChoiceError(
             f"{type(space).__name__} has no choice to search; put OpChoice or InputChoice modules in it, or take a "
-            f"ready space such as archgrad.darts_cells"
+            f"ready space such as archgrad.darts_cells. A network of your own is slimmed: archgrad.slim and "
+            f"archgrad.dnal"
         )
     gates = [name for name, choice in choice_of.items() if not isinstance(choice, (OpChoice, InputChoice))]
     if gates:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from archgrad.errors import DataError
@@ -24,15 +25,18 @@ def load(
     MissingExtra for a Hugging Face data set without `datasets`.
     """
     place = Path(path)
-    is_images = str(path) != "digits" and place.is_dir()
+    if str(path) != "digits" and not place.exists():
+        beside = [one.name for one in place.parent.iterdir()] if place.parent.is_dir() else []
+        near = get_close_matches(place.name, ["digits", *beside], n=1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        raise DataError(f"{path}: no such file or folder.{meant} Data may be {datasets.KINDS}")
+    is_images = place.is_dir() and str(path) != "digits"
     if (size is not None or skip_corrupt) and not is_images:
         raise DataError(
             f"size and skip_corrupt are for folders of images and Hugging Face data sets; {path} is neither"
         )
     if str(path) == "digits":
         return datasets.Parts(datasets.digits())
-    if not place.exists():
-        raise DataError(f"{path}: no such file or folder. Data may be {datasets.KINDS}")
     if place.is_dir():
         if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
             return images.read_saved(place, size=size, skip_corrupt=skip_corrupt, classes=classes)

@@ -185,7 +185,8 @@ def _from_timm(name: str, *, classes: int | None, example: Inputs) -> nn.Module:
             f"MODEL 'timm:{name}' needs the number of classes, which the task does not say. Give the task an "
             "attribute classes, or name a function of your own that calls timm.create_model."
         )
-    timm: Any = importlib.import_module("timm")
+    with user_code.errors_in("import timm"):
+        timm: Any = importlib.import_module("timm")
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name}*")[:5]) or "none; timm.list_models() shows all"
         raise ConfigError(f"MODEL 'timm:{name}': timm has no model of this name. Near it are {near}.")

@@ -154,6 +154,11 @@ def _checked(net: nn.Module, example: Example) -> tuple[Tensor, ...]:
             f"the class {net.__name__}: make a network of it" if isinstance(net, type) else f"a {type(net).__name__}"
         )
         raise ModelError(f"slim takes a network, a torch.nn.Module, and got {kind}")
+    if any(isinstance(module, Gate) for module in net.modules()):
+        raise ModelError(
+            f"{type(net).__name__} has gates already: give it to archgrad.dnal as it is, or give slim "
+            f"the network that it was made from"
+        )
     if any(isinstance(module, torch.jit.ScriptModule) for module in net.modules()):
         raise ModelError(
             f"{type(net).__name__} is TorchScript, whose layers cannot be changed; give the Python module that it "
