@@ -1,5 +1,6 @@
 """One torch thread for every test, since more are slower on loaded cores and change no result; Ctrl-C is heard."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the networks in tests/families
 sys.path.insert(1, str(Path(__file__).parent.parent / "benchmarks"))  # for tests/benchmarks
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for tests that import it themselves
 
 # A program that is started in the background ignores Ctrl-C, and so would all that it starts; tests interrupt some.
 signal.signal(signal.SIGINT, signal.default_int_handler)

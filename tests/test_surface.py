@@ -59,6 +59,31 @@ def test_what_is_called_takes_few_arguments(name: str) -> None:
     assert dataclasses.is_dataclass(called) or len(positional) <= 3
 
 
+@pytest.mark.parametrize("name", [name for name in archgrad.__all__ if isinstance(getattr(archgrad, name), type)])
+def test_no_public_class_is_printed_with_an_address(name: str) -> None:
+    kind = getattr(archgrad, name)
+    if not issubclass(kind, Exception) and not getattr(kind, "_is_protocol", False):
+        assert kind.__repr__ is not object.__repr__
+
+
+def test_what_a_user_holds_is_printed_in_words() -> None:
+    x, y = torch.zeros(60, 8), torch.arange(60) % 2
+    net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    space, task = archgrad.slim(net, x[:1]), archgrad.Classification((x, y), batch_size=8)
+    limit = archgrad.macs(x[:1]).at_most(fraction=0.5)
+    for held in (
+        archgrad.Recipe(), archgrad.Output(), archgrad.Run(), task, archgrad.Distilled(task, net), limit, space,
+        archgrad.latency(x[:1]), archgrad.peak_memory(x[:1]), archgrad.params(), archgrad.flip(),
+        archgrad.lower("mae"),
+        archgrad.black_box(len, name="layers", unit="layers"), archgrad.over_part(max), archgrad.frozen(space),
+        archgrad.GateTrainer(space, limit=limit, steps=9), archgrad.Architecture({"a": 1}),
+        archgrad.Found(archgrad.Architecture({}), net), archgrad.importance(space, criterion="magnitude"),
+        archgrad.Supervised((x, x), loss=torch.nn.functional.l1_loss), archgrad.ArchgradClassifier(),
+        archgrad.control.Transitions((x, x), (x, x)),
+    ):  # fmt: skip
+        assert " at 0x" not in repr(held), type(held).__name__
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="archgrad has no 'mutator'"):
         _ = archgrad.mutator

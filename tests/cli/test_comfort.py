@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
+import pty
+import re
 import runpy
 import subprocess
 import sys
@@ -14,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 import yaml
 
 from archgrad.cli.schemas.configuration import resolve
@@ -123,6 +127,7 @@ def test_init_asks_for_the_normalization_of_trained_weights(
 BRIGHT = """
 import numpy as np
 import torch
+import typer
 
 
 class Net(torch.nn.Module):
@@ -203,3 +208,34 @@ def test_help_never_loads_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def commands() -> dict[str, set[str]]:
+    """Every command with its options."""
+    from archgrad.cli.app import app
+
+    group = typer.main.get_command(app)
+    return {
+        name: {option for parameter in command.params for option in parameter.opts}
+        for name, command in group.commands.items()  # type: ignore[attr-defined]
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in commands() if name != "board"])  # which serves pages
+def test_every_command_prints_one_object_on_request(name: str) -> None:
+    assert "--json" in commands()[name]
+
+
+@pytest.mark.parametrize("quiet", [False, True], ids=["colors", "NO_COLOR"])
+def test_no_color_is_respected_on_a_terminal(quiet: bool) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update({"TERM": "xterm-256color", **({"NO_COLOR": "1"} if quiet else {})})
+        os.execv(sys.executable, [sys.executable, "-m", "archgrad", "slim", "--nope"])
+    written = b""
+    with contextlib.suppress(OSError):  # how a terminal says that the program has ended
+        while part := os.read(terminal, 4096):
+            written += part
+    os.waitpid(pid, 0)
+    colored = re.search(rb"\x1b\[(?:[0-9;]*;)?(?:3[0-7]|9[0-7])m", written)
+    assert b"nope" in written and bool(colored) is not quiet

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -389,3 +390,23 @@ def test_projections_of_an_lstm_are_exported(
     for given in ((x, *states), (x.flip(0), *(-s for s in states))):
         for got, wanted in zip(_onnx_outputs(written.path, *given), network(*given), strict=True):
             assert torch.allclose(got, wanted, atol=1e-5)
+
+
+def test_a_finished_run_leaves_nothing_beside_its_folder_but_the_caches_of_libraries(tmp_path: Path) -> None:
+    """ONNX Runtime, left alone, writes an identity into the home folder and reports what it does."""
+    code = (
+        "import torch, archgrad as ag; x = torch.randn(40, 4); task = ag.Classification((x, torch.arange(40) % 2));"
+        "net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2));"
+        "run = ag.Run(steps=12, folder='run', progress=False);"
+        "ag.dnal(ag.slim(net, x[:1]), task, run, limit=ag.params().at_most(fraction=0.9), round_to=1, gate_epochs=1);"
+        "ag.export_onnx(net, x[:1], 'net.onnx')"
+    )
+    for name in ("home", "tmp", "here"):
+        (tmp_path / name).mkdir()
+    # Of conftest.py's environment nothing, which keeps ONNX Runtime quiet too.
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "OMP_NUM_THREADS") if name in os.environ}
+    places = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path / "here", env=kept | places)
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    beside = {name for name in written if not name.startswith(("here/run/", "home/.cache/matplotlib/"))}
+    assert beside == {"here/net.onnx"} and "here/run/network.safetensors" in written

@@ -68,6 +68,9 @@ class GymnasiumSystem:
         self.start = _state(self.env.reset(seed=seed)[0])
         check_system(self)
 
+    def __repr__(self) -> str:
+        return f"GymnasiumSystem({self.name}, horizon={self.horizon})"
+
     def rollout(self, policy: Policy) -> Trajectory:
         """Try a policy from the same first state; counts the rollout.
 

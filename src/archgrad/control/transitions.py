@@ -52,6 +52,10 @@ class Transitions:
             "batch_size": self.batch_size,
         }  # fmt: skip
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {split['size']}" for name, split in self.splits.items() if isinstance(split, dict))
+        return f"Transitions({sizes}, batch_size={self.batch_size})"
+
     @property
     def example(self) -> Tensor:
         """The first training input, [1, n + m]."""

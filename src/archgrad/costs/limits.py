@@ -180,6 +180,9 @@ class BlackBox(Limitable, WithoutGradient):
                 f'{self.name!r}; write for instance black_box(joules, name="energy", unit="J")'
             )
 
+    def __repr__(self) -> str:
+        return f"black_box({getattr(self.function, '__name__', type(self.function).__name__)}, name={self.name!r})"
+
     def of(self, network: nn.Module) -> float:
         """The function's value for this network.
 

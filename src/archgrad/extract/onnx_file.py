@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def require_packages(*packages: str) -> None:
-    """Raise MissingExtra where one of these packages is not installed."""
+    """Raise MissingExtra where one of these packages is not installed; ONNX Runtime is to report nothing."""
+    # Since 1.31 it writes an identity and events into the home folder when it is imported, and sends them.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(package, "export")

@@ -25,10 +25,13 @@ NAMES = ("model.onnx", "labels.json", "predict.py", "test_vector.npz", "requirem
 _PREDICT = '''"""Run model.onnx: python predict.py FILE, or python predict.py --test. Needs numpy and onnxruntime."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reports its use otherwise
 import onnxruntime
 
 HERE = Path(__file__).resolve().parent

@@ -61,6 +61,9 @@ class _OverPart:
         self._function = function
         self.reset()
 
+    def __repr__(self) -> str:
+        return f"over_part({getattr(self._function, '__name__', type(self._function).__name__)})"
+
     def reset(self) -> None:
         self._batches: list[Any] = []
 

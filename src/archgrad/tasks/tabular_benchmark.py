@@ -120,6 +120,9 @@ class Tabular:
         self.best: str = self._cells[self._scores.index(self.optimum)]
         self.notes: tuple[str, ...] = tuple(self._differences())
 
+    def __repr__(self) -> str:
+        return f"Tabular({self.column}, {len(self._cells):,} cells)"
+
     @classmethod
     def load(
         cls,
