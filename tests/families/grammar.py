@@ -183,6 +183,28 @@ class Net(nn.Module):
         return {"y": [y, None, 3], "name": "net"} if self.end == "nested" else y
 
 
+PARTIAL = ("split", "listed", "slice", "ellipsis", "narrow")
+
+
+class Partial(nn.Module):
+    """Works on the first of its channels alone; how many these are is kept as an attribute."""
+
+    def __init__(self, width: int, first: int, way: str) -> None:
+        super().__init__()
+        self.first, self.rest, self.way, self.both = first, width - first, way, [first, width - first]
+        self.layer = nn.Conv1d(first, first, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = {
+            "split": lambda: torch.split(x, [self.first, self.rest], 1),
+            "listed": lambda: x.split(self.both, dim=1),
+            "slice": lambda: (x[:, : self.first], x[:, self.first :]),
+            "ellipsis": lambda: (x[..., : self.first, :], x[:, self.first :, ...]),
+            "narrow": lambda: (x.narrow(1, 0, self.first), torch.narrow(x, 1, self.first, self.rest)),
+        }[self.way]()
+        return torch.cat([self.layer(a), b], 1)
+
+
 def _last(layer: nn.Module) -> nn.Module:
     return Do("last", lambda self, x: self.layer(x.transpose(1, 2)).transpose(1, 2), layer=layer)
 
@@ -214,6 +236,7 @@ def step_of(
         "pointwise": lambda: (nn.Conv1d(width, out, 1), out),
         "grouped": lambda: (nn.Conv1d(width, 2 * width, 3, padding=1, groups=2), 2 * width)
         if width % 2 == 0 and width < 12 else (nn.Conv1d(width, width, 1), width),
+        "partial": lambda: (Partial(width, width // 2, draw.choice(PARTIAL)) if width > 3 else nn.Tanh(), width),
         "depthwise": lambda: (nn.Conv1d(width, width, 3, padding=1, groups=width), width),
         "transposed": lambda: (nn.ConvTranspose1d(width, out, 3, padding=1), out),
         "linear": lambda: (_last(nn.Linear(width, out)), out),

@@ -159,11 +159,10 @@ def test_a_block_without_its_branch_is_its_skip(family: str, block: str, left: s
 def test_keep_leaves_layers_as_they_are() -> None:
     net, x = BY_NAME["resnet"].network(), BY_NAME["resnet"].example()
     space = slim(net, x, keep=["blocks.0.conv2", "blocks.1"])
-    # Kept too is what shares a sum with the kept layer.
+    # Kept too are what shares a sum with the kept layer, and the branch that it stands in.
     assert sizes(space) == {
         "blocks.0.conv1": 8,
         "blocks.2.conv1": 12,
-        "blocks.0.branch": 1,
         "blocks.2.branch": 1,
     }
     assert "wish" in frozen(space)["stem.0"]
@@ -176,7 +175,8 @@ def test_keep_leaves_layers_as_they_are() -> None:
 
 def test_keep_covers_attention_and_what_a_module_contains() -> None:
     space = slim(transformers.vit_fused(), torch.randn(2, 3, 8, 8), keep=["blocks.0.attn"])
-    assert sizes(space) == {"blocks.1.attn.heads": 3, "blocks.0.mlp.0": 20, "blocks.1.mlp.0": 16}
+    modules = {"blocks.0.mlp.branch": 1, "blocks.1.attn.branch": 1, "blocks.1.mlp.branch": 1}
+    assert sizes(space) == {"blocks.1.attn.heads": 3, "blocks.0.mlp.0": 20, "blocks.1.mlp.0": 16, **modules}
     space = slim(convolutional.plain(), torch.randn(2, 3, 8, 8), keep=["blocks.1"])
     assert set(sizes(space)) == {"stem.0", "blocks.0.0"}
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families.checks import difference, extremes, outputs
+from families.grammar import PARTIAL, Partial
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
@@ -705,3 +706,31 @@ def test_a_square_that_is_turned_by_its_strides_is_not_taken_for_the_same() -> N
 
     space = slim(Turned(), torch.randn(1, 5, 4))
     assert list(choices(space)) == ["inner"] and "first" in frozen(space)
+
+
+@pytest.mark.parametrize("way", PARTIAL)
+def test_numbers_that_a_module_keeps_shrink_with_the_channels_that_they_count(way: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(3, 8, 1), Partial(8, 2, way), nn.ReLU(), Partial(8, 2, way), nn.Conv1d(8, 4, 1))
+    x = torch.randn(2, 3, 6)
+    space = slim(net, x)
+    assert set(frozen(space)) == {"4"} and (sizes(space)["0"], sizes(space)["0#2"]) == (2, 6)
+    assert_exact(space, (x,))
+    built = build(space, Architecture({**{n: tuple(range(s)) for n, s in sizes(space).items()}, "0": (1,)}))
+    assert built[1](torch.ones(1, 7, 4)).shape[1] == 8 and net[1].first == 2  # two of 1.layer and the six others
+    assert type(built[1].first) is type(net[1].first) is int  # and nothing that remembers where it was
+
+
+class Standardized(nn.Conv2d):
+    """A convolution whose weight has mean 0 and variance 1 over what each output reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, w / (w.var((1, 2, 3), keepdim=True) + 1e-5).sqrt(), self.bias)
+
+
+def test_a_weight_that_is_computed_in_each_call_is_named() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), Standardized(6, 6, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 2, 1))
+    reasons = frozen(slim(net, torch.randn(2, 3, 4, 4)))
+    assert set(reasons) == {"0", "3"}
+    assert reasons["0"].startswith("1 (Standardized) computes its weight from its parameters in each call")

@@ -27,7 +27,8 @@ class Coupling:
         places: [channels of that side], the gate entry that each channel belongs to, or -1 for none.
         tensors: (name, dimension) of the module's tensors that are cut along this side; one that is several times
             as long has all its channels several times (the blocks of an LSTM's weights).
-        counts: integer attributes of the module that shrink in proportion, and shapes in which the width stands.
+        counts: integer attributes of the module that shrink in proportion, one of several ("splits[1]"), and shapes
+            in which the width stands.
         selects: the module's input keeps all channels: once cut, the module selects those that it reads.
         attention: how the network calls this `nn.MultiheadAttention`, which is replaced once it is cut.
         norm: what this module computes, if it is a norm over these channels.
@@ -130,13 +131,16 @@ class _Cut:
                 setattr(module, name, self._smaller(tensor, dim, mask))
         left = int(mask.sum())
         for name in member.counts:
-            total = getattr(module, name)
-            if isinstance(total, (tuple, list)):  # a shape, as LayerNorm has
-                setattr(module, name, type(total)(left if size == len(mask) else size for size in total))
+            attribute, _, index = name.rstrip("]").partition("[")
+            value = getattr(module, attribute)
+            if isinstance(value, (tuple, list)):  # one of several numbers, or a shape, as LayerNorm has
+                places = [int(index)] if index else [i for i, size in enumerate(value) if size == len(mask)]
+                sizes = (left if i in places else size for i, size in enumerate(value))
+                setattr(module, attribute, type(value)(sizes))
                 continue
-            scaled, remainder = divmod(total * left, len(mask))
-            assert remainder == 0, f"{member.module}.{name}: {total} does not shrink from {len(mask)} to {left}"
-            setattr(module, name, scaled)
+            scaled, remainder = divmod(value * left, len(mask))
+            assert remainder == 0, f"{member.module}.{name}: {value} does not shrink from {len(mask)} to {left}"
+            setattr(module, attribute, scaled)
 
     def _smaller(self, tensor: Tensor, dim: int, mask: Tensor) -> Tensor:
         every = mask.repeat(tensor.shape[dim] // len(mask)).nonzero().flatten()

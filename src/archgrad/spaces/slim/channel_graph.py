@@ -20,6 +20,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from archgrad.choices.channels import Coupling, kind_of
 from archgrad.choices.fewer_heads import AttentionCall
 from archgrad.spaces.slim.dependency import Components, Labels, Walk, unflattening
+from archgrad.spaces.slim.kept_sizes import Sizes, know_sources
 from archgrad.spaces.slim.layer_sides import (
     NORMS,
     is_layer,
@@ -33,6 +34,10 @@ from archgrad.spaces.slim.torch_attention import Calls
 from archgrad.spaces.slim.whole_modules import note_numbers, note_products, note_rows, whole_hooks
 
 BARE = "with a parameter that is not the weight of a layer"
+STANDARDIZED = (
+    "computes its weight from its parameters in each call, as weight standardization does; a plain layer with the "
+    "computed weight in its place could be cut"
+)
 UNREAD = "no layer whose inputs can be gated reads its channels"
 
 
@@ -70,10 +75,11 @@ def trace(
     """The removable channel groups of a network, not yet tried out.
 
     Args:
-        network: in eval mode; it is left as it is.
+        network: a copy, in eval mode; its own numbers learn where they are from.
         example: its inputs.
         keep: whether the outputs of the layer at a path have to stay.
     """
+    know_sources(network)
     numbering = Numbering(network)
     components = Components(numbering.size)
     is_read = np.zeros(numbering.size, dtype=bool)
@@ -99,15 +105,17 @@ def trace(
         return f"{path or 'forward'} ({type(numbering.modules[path]).__name__})"
 
     def computed() -> str:
-        return computed_weights(stack[-1], numbering.modules[stack[-1]])
+        module = numbering.modules[stack[-1]]
+        return computed_weights(stack[-1], module) or (f"{here()} {STANDARDIZED}" if is_layer(module) else "")
 
     walk = Walk(components, numbering.tensors, is_read=is_read, rule=rule_of, path=lambda: stack[-1],
                 here=here, computed=computed)  # fmt: skip
     blank: set[str] = set()
     handles = _hooks(numbering, walk, stack, visited, positions, blank)
     handles += whole_hooks(numbering, walk)
+    sizes = Sizes(walk)
     try:
-        with plain_kernels(), walk, unflattening(walk), packing(walk):
+        with plain_kernels(), walk, unflattening(walk), packing(walk), sizes.noting():
             outputs = run(network, example)
     finally:
         for handle in handles:
@@ -115,6 +123,7 @@ def trace(
     for name, x in named_tensors_of(outputs):
         walk.freeze(x, f"its channels reach the network's output {name}".rstrip())
     note_products(numbering, walk)
+    sizes.tie(numbering)
     note_numbers(numbering, walk)
     graph = _collect(numbering, components)
     count_states(graph.groups, numbering.modules, blank)
@@ -257,7 +266,7 @@ def _shapes(module: nn.Module, width: int) -> tuple[str, ...]:
     """Attributes of a module that are shapes for its own parameter of so many channels, as (64, 1, 1)."""
     return tuple(
         n for n, value in vars(module).items()
-        if type(value) is tuple and all(type(size) is int for size in value)
+        if type(value) is tuple and all(isinstance(size, int) for size in value)
         and sorted(value) == [1] * (len(value) - 1) + [width]
     )  # fmt: skip
 

@@ -116,9 +116,13 @@ def count_states(groups: Mapping[str, list[Coupling]], modules: Mapping[str, nn.
     """Let the numbers of units that modules around a layer keep for its first states shrink with its units."""
     for couplings in groups.values():
         for member in [c for c in couplings if c.kind == "out" and c.module in blank]:
+            counted = {(c.module, name) for c in couplings for name in c.counts}
             for path in (p for p in modules if not p or member.module.startswith(f"{p}.")):
-                own = {n: v for n, v in vars(modules[path]).items() if "hid" in n and type(v) is int}
-                counts = tuple(n for n, size in own.items() if size == len(member.places) and path != member.module)
+                own = {n: v for n, v in vars(modules[path]).items() if "hid" in n and isinstance(v, int)}
+                counts = tuple(
+                    n for n, size in own.items()
+                    if size == len(member.places) and path != member.module and (path, n) not in counted
+                )  # fmt: skip
                 if counts:
                     couplings.append(Coupling(path, f"param {' '.join(counts)}", member.places, counts=counts))
 

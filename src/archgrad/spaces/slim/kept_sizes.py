@@ -1,0 +1,117 @@
+"""Numbers of channels that modules keep as attributes: they shrink with the channels that they count.
+
+`torch.split(x, [self.conv, self.rest], 1)` and `x[:, : self.conv]` take their sizes from the module. While
+a network is followed, each such attribute is a number that knows where it is from; where a split or a slice is given
+one, it counts the channels there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from archgrad.copy_and_run import Intercepted
+from archgrad.spaces.slim.dependency import Labels, Walk
+from archgrad.spaces.slim.numbering import Numbering
+
+Source = tuple[str, str]  # path of the module, and the attribute: "dim_conv", or "splits[1]"
+
+
+class KeptSize(int):
+    """A number that knows of which attribute it is the value; what is computed of it does not."""
+
+    source: Source
+
+
+def know_sources(network: nn.Module) -> None:
+    """Let the integer attributes of the user's own modules know where they are from, in place."""
+
+    def known(value: int, source: Source) -> KeptSize:
+        size = KeptSize(value)
+        size.source = source
+        return size
+
+    for path, module in network.named_modules():
+        if type(module).__module__.startswith("torch."):
+            continue
+        for name, value in list(vars(module).items()):
+            if type(value) is int and value > 0:
+                vars(module)[name] = known(value, (path, name))
+            elif type(value) in (tuple, list) and value and all(type(v) is int and v > 0 for v in value):
+                vars(module)[name] = type(value)(known(v, (path, f"{name}[{i}]")) for i, v in enumerate(value))
+
+
+class Sizes:
+    """What each attribute counts, as a walk finds it."""
+
+    def __init__(self, walk: Walk) -> None:
+        self._walk = walk
+        self._counted: dict[Source, list[Labels]] = {}
+
+    def noting(self) -> Intercepted:
+        """Inside, splits and slices of what the walk follows are noted."""
+
+        def noted(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            result = function(*args, **kwargs)
+            x = args[0] if args and isinstance(args[0], Tensor) else None
+            if x is not None:
+                name = getattr(function, "__name__", "")
+                if name in ("split", "split_with_sizes"):
+                    self._split(x, args, kwargs, result)
+                elif name == "narrow":
+                    self._narrow(x, *args[1:], **kwargs)
+                elif name == "__getitem__":
+                    self._slices(x, args[1])
+            return result
+
+        return Intercepted(noted)
+
+    def tie(self, numbering: Numbering) -> None:
+        """Number each attribute as a side of its module; the channels that one attribute counts go together."""
+        for (path, name), arrays in self._counted.items():
+            side = (path, f"param {name}")
+            known = numbering.sides.setdefault(side, arrays[0])
+            numbering.cuts.setdefault(side, (len(known), (), (name,)))
+            for labels in arrays:
+                self._walk.components.join(known, labels, f"{path}.{name} counts these channels and fixed ones")
+
+    def _split(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], parts: Sequence[Tensor]) -> None:
+        given = [*args[1:2], *(v for k, v in kwargs.items() if k.startswith("split"))]
+        axis = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % x.dim()
+        if not given:
+            return
+        sizes = given[0] if isinstance(given[0], (tuple, list)) else [given[0]] * len(parts)
+        start = 0
+        for size, part in zip(sizes, parts, strict=False):
+            end = start + part.shape[axis]
+            self._count(size, x, axis, slice(start, end))
+            start = end
+
+    def _narrow(self, x: Tensor, dim: int, start: int | Tensor, length: int) -> None:
+        if not isinstance(start, Tensor):
+            self._count(start, x, dim % x.dim(), slice(0, start))
+            self._count(length, x, dim % x.dim(), slice(start, start + length))
+
+    def _slices(self, x: Tensor, index: Any) -> None:
+        given = list(index) if isinstance(index, tuple) else [index]
+        if any(not (i is None or i is Ellipsis or isinstance(i, (int, slice))) for i in given):
+            return
+        taken = sum(i is not None and i is not Ellipsis for i in given)
+        axis = 0
+        for i in given:
+            if i is Ellipsis:
+                axis += x.dim() - taken
+            elif i is not None:
+                if isinstance(i, slice) and i.step in (None, 1):
+                    self._count(i.start, x, axis, slice(0, i.start))
+                    self._count(i.stop, x, axis, slice(0, i.stop))
+                axis += 1
+
+    def _count(self, size: Any, x: Tensor, axis: int, where: slice) -> None:
+        if not isinstance(size, KeptSize):
+            return
+        for labels in self._walk.shadow(x).axes.get(axis, [])[:1]:
+            if len(labels[where]) == size:
+                self._counted.setdefault(size.source, []).append(labels[where])
