@@ -227,6 +227,55 @@ def test_nothing_is_wider_than_a_phone(browser: Any, request: pytest.FixtureRequ
     size(browser, 1100)
 
 
+# What a reader would see as a fault of the layout. Pixels are not compared: fonts and their rendering differ between
+# machines, by more than what such a fault changes; where boxes lie to each other does not.
+FAULTS = """
+const shown = e => e.checkVisibility({checkOpacity: true, checkVisibilityCSS: true}) && e.getClientRects().length;
+const box = e => e.getBoundingClientRect();
+const meet = (a, b, by) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > by
+    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > by;
+const name = e => (e.id || e.tagName) + ' "' + e.textContent.trim().slice(0, 30) + '"';
+const found = [];
+if (document.documentElement.scrollWidth > innerWidth) found.push('the page is wider than the window');
+const parts = [...document.querySelectorAll('header, nav, main > *, footer')].filter(shown);
+parts.forEach((a, i) => parts.slice(i + 1).forEach(b => {
+    if (!a.contains(b) && !b.contains(a) && meet(box(a), box(b), 1)) found.push(name(a) + ' lies on ' + name(b));
+}));
+for (const picture of [...document.querySelectorAll('main svg')].filter(shown)) {
+    const texts = [...picture.querySelectorAll('text')].filter(t => shown(t) && t.textContent.trim());
+    texts.forEach((a, i) => {
+        const r = box(a), whole = box(picture);
+        if (Math.min(r.left - whole.left, whole.right - r.right, r.top - whole.top, whole.bottom - r.bottom) < -2)
+            found.push(name(a) + ' leaves its picture');
+        texts.slice(i + 1).forEach(b => { if (meet(r, box(b), 2)) found.push(name(a) + ' lies on ' + name(b)); });
+    });
+}
+for (const cell of [...document.querySelectorAll('main td, main th, main li, main p')].filter(shown))
+    if (cell.scrollWidth > cell.clientWidth + 1 && getComputedStyle(cell).overflowX === 'hidden')
+        found.push(name(cell) + ' is cut off');
+return found;
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("kind", ["report", "slimmed"])
+def test_nothing_lies_on_anything_else_at_three_widths(
+    browser: Any, request: pytest.FixtureRequest, kind: str, dark: bool
+) -> None:
+    for width in (390, 768, 1100):
+        size(browser, width, dark=dark)
+        browser.get(request.getfixturevalue(kind))
+        browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+        assert browser.execute_script(FAULTS) == [], width
+    # The measure itself measures.
+    browser.execute_script(
+        "const t = document.querySelector('main svg text'); t.parentNode.append(t.cloneNode(true));"
+        "document.querySelector('footer').style.marginTop = '-300px';"
+    )
+    assert len(browser.execute_script(FAULTS)) >= 2
+    size(browser, 1100)
+
+
 def test_points_tell_of_themselves_under_the_pointer_and_the_keys(browser: Any, report: str) -> None:
     browser.get(report)
     loss = css(browser, ".plot[data-name=Loss] .cursor")
