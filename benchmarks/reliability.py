@@ -19,8 +19,8 @@ overhead  a loop over `Run.steps` with `Run.log_step`, as one phase or a phase (
           pair take turns, epoch by epoch, and the allocator gives no memory back meanwhile: whether it does is
           chance, and moves the time of so small a network by a fifth
 
-One thread. Rows replace those of the same part in --out. Those of operations, inputs and resumes are appended to
-files beside it as they are made, so that a stop loses none and the same command goes on.
+One thread. Rows replace those of the same part in --out. Those of kill, operations, inputs and resumes are
+appended to files beside it as they are made, so that a stop loses none and the same command goes on.
 """
 
 from __future__ import annotations
@@ -295,6 +295,12 @@ def counted(rows: list[dict[str, Any]], kind: str, *, fine: Collection[str]) -> 
     return [*by_kind.values(), *(row for row in rows if row["found"] not in fine)]
 
 
+def kill(count: int, seed: int, path: Path) -> list[dict[str, Any]]:
+    done = {row["method"] for row in read(path)}
+    reliability_kills.kill(count, seed, functools.partial(append, path), done=done)
+    return read(path)
+
+
 def operations(names: list[str], path: Path) -> list[dict[str, Any]]:
     """A row for each command: its file operations, and after how many of the kills the result was the same."""
     done = {(row["command"], row["operation"]) for row in read(path)}
@@ -340,7 +346,7 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
     torch.set_num_threads(1)
     run: dict[str, Callable[[], list[dict[str, Any]]]] = {
-        "kill": lambda: reliability_kills.kill(given.kills, given.seed),
+        "kill": lambda: kill(given.kills, given.seed, given.out.with_suffix(".kill.jsonl")),
         "operations": lambda: operations(given.commands, given.out.with_suffix(".operations.jsonl")),
         "inputs": lambda: inputs(given.inputs, given.seed, given.out.with_suffix(".inputs.jsonl")),
         "resumes": lambda: resumes(given.resumes, given.seed, given.out.with_suffix(".resumes.jsonl")),

@@ -112,7 +112,7 @@ def material(place: Path) -> None:
     ]  # fmt: skip
     for given in runs:
         status, output, raised = command(*given)
-        if status or raised:
+        if status or raised is not None:
             raise RuntimeError(f"{' '.join(given)} ended with {status}: {output}") from raised
     # One that was stopped: its newest checkpoint is that of its first step.
     shutil.copytree("run", "stopped")
