@@ -67,7 +67,12 @@ def digest(*contents: Any) -> str:
 
 def of_array(array: Tensor | np.ndarray[Any, Any]) -> str:
     """A digest of an array [N, ...]: of all of it up to `WHOLE` bytes, of `ROWS` rows spread over it beyond."""
-    tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
+    if isinstance(array, np.ndarray) and array.dtype.kind not in "biufc":
+        return digest(array[:: len(array) // ROWS + 1] if array.ndim and array.nbytes > WHOLE else array)
+    tensor = torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
+    if tensor.layout != torch.strided:
+        entries = tensor.detach().to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
+        return digest(tuple(tensor.shape), of_array(entries.indices()), of_array(entries.values()))
     if tensor.nbytes <= WHOLE or not tensor.ndim:
         return digest(tensor)
     return digest(tuple(tensor.shape), tensor[torch.linspace(0, len(tensor) - 1, ROWS).long()])
@@ -108,6 +113,13 @@ def described(value: Any) -> str:
 
 
 def _described(value: Any, at: _Level) -> str:
+    try:
+        return _told(value, at)
+    except Exception:  # noqa: BLE001 - an object of the user's, or a tensor without data, may refuse in any way
+        return type(value).__qualname__
+
+
+def _told(value: Any, at: _Level) -> str:
     if isinstance(value, float | int | bool | None | torch.dtype | torch.device | enum.Enum):
         return str(value) if isinstance(value, enum.Enum) else repr(value)
     if isinstance(value, str):

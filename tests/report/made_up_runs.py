@@ -90,6 +90,39 @@ def slim() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def of_a_front() -> dict[str, Any]:
+    """A record of a front of slimmed networks, one of which has an int8 file."""
+    record, names = slim(), ("whole", "macs-0.75", "macs-0.5")
+    rows = [
+        {
+            "name": name,
+            "accuracy": 0.99 - k / 100,
+            "valid_accuracy": 0.99,
+            "params": 10_000 - k,
+            "macs": 3e6 - 1e6 * k,
+        }
+        for k, name in enumerate(names)
+    ]
+    int8 = {
+        "score": "accuracy", "valid": {"float": 0.9, "int8": 0.89}, "float_layers": ["conv1"],
+        "latency_ms": {"float": 1.0, "int8": 0.5}, "size_bytes": {"float": 4000, "int8": 1000},
+    }  # fmt: skip
+    about = {"given": {"part": "valid", "figures": {"accuracy": 0.9}, "normalization": {"mean": [0.5], "std": [1.0]}}}
+    return {**record, **about, "baselines": rows, "fronts": [front()], "int8": int8, "finalists": {"gates": 0.9}}
+
+
+def poisoned(value: Any, evil: str = EVIL, *, key: str = "") -> Any:
+    """The same with `evil` in every text, and in the names of figures."""
+    if isinstance(value, dict):
+        return {
+            name if name.isidentifier() else f"{name}{evil}": poisoned(entry, evil, key=name)
+            for name, entry in value.items()
+        }
+    if isinstance(value, list):
+        return [poisoned(entry, evil, key=key) for entry in value]
+    return f"{value}{evil}" if isinstance(value, str) and key not in ("phase", "status", "kind") else value
+
+
 def run_json(status: str = "running", *, evil: str = "") -> dict[str, Any]:
     """What a run writes when it begins."""
     settings = {"limit": {"cost": "macs", "bound": 25_000, "fraction": None}, f"key{evil}": evil}

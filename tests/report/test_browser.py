@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 import pytest
-from made_up_runs import EVIL, ended, finished, held, rows, run_json, slim, write
+from made_up_runs import EVIL, ended, finished, held, of_a_front, poisoned, rows, run_json, slim, write
 
 from archgrad.report import compare, page as pages
 from archgrad.report.board import Board, Server
@@ -322,6 +322,48 @@ def test_a_strangers_names_stay_text(browser: Any, strange: str) -> None:
     cursor = css(browser, ".plot[data-name='Score against macs'] .cursor")
     browser.execute_script("arguments[0].focus()", cursor)
     assert "</script>" in tip(browser)
+
+
+RECORDS = {"a search": ended, "a slimmed network": slim, "a front with int8": of_a_front}
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_every_text_of_a_record_stays_text_on_every_page(browser: Any, tmp_path: Path, kind: str) -> None:
+    folders = [tmp_path / "runs" / name for name in ("a", "b")]
+    for folder, status in zip(folders, ("finished", "running"), strict=True):
+        write(folder, "record.json", poisoned(RECORDS[kind]()))
+        write(folder, "history.jsonl", [poisoned(row) | {f"loss{EVIL}": 1.0} for row in rows(0, 9)])
+        write(folder, "run.json", run_json(status, evil=EVIL))
+        command = {"command": "slim", "directory": EVIL, "options": {"data": EVIL}, "arguments": ["slim", EVIL]}
+        write(folder, "command.json", command)
+    browser.get(pages.write(folders[0]).as_uri())
+    assert EVIL[:20] in css(browser, "body").text
+    _is_harmless(browser)
+    pages.replace(tmp_path / "compare.html", compare.page(compare.read(folders)))
+    browser.get((tmp_path / "compare.html").as_uri())
+    assert EVIL[:20] in css(browser, "body").text
+    _is_harmless(browser)
+    for place in (folders[1], tmp_path / "runs"):
+        with Server(Board(place, poll_ms=100, share=1.0), port=0) as server:
+            thread = threading.Thread(target=server.serve_forever, daemon=True)
+            thread.start()
+            browser.get(server.url)
+            write(folders[1], "history.jsonl", [poisoned(row) for row in rows(0, 15)])
+            time.sleep(0.3)  # drawn anew by the page's own script
+            _is_harmless(browser)
+            server.shutdown()
+            thread.join()
+
+
+def _is_harmless(browser: Any) -> None:
+    """One script, the page's own; no picture or handler that came with a text; and tips show texts as they are."""
+    assert browser.execute_script("return window.evil") is None
+    assert browser.execute_script("return document.scripts.length") <= 1
+    assert browser.execute_script("return document.querySelectorAll('main img:not([src^=data])').length") == 0
+    assert browser.execute_script("return document.querySelectorAll('[onerror],[onload],[onclick]').length") == 0
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    browser.execute_script("document.querySelectorAll('.cursor').forEach(c => c.focus())")
+    assert browser.execute_script("return window.evil") is None
 
 
 def test_a_comparison(browser: Any, tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ import functools
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -151,6 +153,41 @@ def test_what_a_module_holds_beside_its_weights_is_part_of_it(kind: str) -> None
     called = Holder(kind, 1.0)
     called.calls, called.seen = 7, []
     assert of_network(called) == of_network(Holder(kind, 1.0))
+
+
+class Refuses(dict[str, float]):
+    def items(self) -> Any:
+        raise RuntimeError("no items")
+
+
+STRANGE: list[Callable[[], Any]] = [
+    Refuses, lambda: torch.empty(3, device="meta"), lambda: torch.nested.nested_tensor([X[0], X[1, :, :2]]),
+    lambda: np.array([object()]), lambda: (i for i in range(3)), threading.Lock, lambda: np.datetime64("2020", "D"),
+    lambda: torch.ones(4).to(torch.float8_e4m3fn), lambda: {1, None, "a"}, lambda: sys, lambda: Path("a"),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("make", STRANGE)
+def test_what_cannot_be_described_is_no_obstacle(make: Callable[[], Any]) -> None:
+    network, loop = Net(), list[Any]()
+    loop.append(loop)
+    network.option, network.loop = make(), loop
+    assert of_network(network) == of_network(network)
+    assert described(functools.partial(print, make())) == described(functools.partial(print, make()))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_sparse_tensors_and_arrays_of_text_are_told_apart() -> None:
+    def of(value: Any) -> str:
+        network = Net()
+        network.option = value
+        return of_network(network)
+
+    for layout in ("to_sparse", "to_sparse_csr"):
+        one, same, other = (getattr(torch.diag(torch.tensor([1.0, v])), layout)() for v in (2.0, 2.0, 3.0))
+        assert of(one) == of(same) != of(other)
+    assert of(np.array(["a", "b"])) == of(np.array(["a", "b"])) != of(np.array(["a", "c"]))
 
 
 def reading(source: str, **values: Any) -> Any:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_workers import TASK, same, search, space
+from torch import nn
 
 import archgrad as ag
 from archgrad.choices.architecture import Architecture
@@ -78,6 +81,34 @@ def test_a_node_that_is_killed_in_mid_trial_costs_no_trial_and_doubles_none(clus
 
 def test_a_search_on_the_cluster_is_the_search_without(cluster: Any) -> None:
     assert same(search(None, None), search(None, "ray"))
+
+
+class Mortal(nn.Module):
+    """A layer that kills its worker in the middle of a training, once and not in the program itself."""
+
+    def __init__(self, notes: str, program: int) -> None:
+        super().__init__()
+        self.notes, self.program, self.steps = notes, program, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.steps += self.training
+        died = any(Path(self.notes).iterdir())
+        if os.getpid() != self.program and self.steps == 2 and not died:
+            (Path(self.notes) / str(os.getpid())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+
+def test_workers_that_are_killed_while_they_train_change_nothing(cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "deaths").mkdir()
+
+    def searched(workers: str | None) -> ag.Found:
+        run = ag.Run(epochs=12, trials=4, seed=5, workers=workers, device="cpu", progress=False)
+        return ag.random_search(nn.Sequential(Mortal(str(tmp_path / "deaths"), os.getpid()), space()), TASK, run)
+
+    alone, killed = searched(None), searched("ray")
+    assert len(list((tmp_path / "deaths").iterdir())) == 1
+    assert same(alone, killed)
 
 
 @pytest.mark.slow  # Ray's client tries for half a minute
