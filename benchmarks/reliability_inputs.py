@@ -197,8 +197,9 @@ def change(path: Path, draw: random.Random, canary: Path) -> str:
     raw = path.read_bytes()
     path.unlink()  # a link to the material
     if path.suffix in (".json", ".jsonl") and draw.random() < 0.8:
-        lines = raw.decode().splitlines() if path.suffix == ".jsonl" else [raw.decode()]
-        with contextlib.suppress(ValueError, IndexError):  # of a file that was changed before
+        text = raw.decode(errors="replace")  # of a file that was changed before
+        lines = text.splitlines() if path.suffix == ".jsonl" else [text]
+        with contextlib.suppress(ValueError, IndexError):
             at = draw.randrange(len(lines))
             lines[at] = json.dumps(spoilt(json.loads(lines[at]), draw))
             path.write_text("\n".join(lines) + "\n")
@@ -343,14 +344,15 @@ def batch(numbers: range, seed: int, good: Path, out: Path) -> None:
         torch.set_num_threads(1)
         signal.signal(signal.SIGPROF, late)
         signal.signal(signal.SIGALRM, late)
-        silent = io.StringIO()
-        with contextlib.redirect_stderr(silent), out.open("a") as lines:
-            for number in numbers:
-                lines.write(json.dumps({"number": number, "found": "died"}) + "\n")
-                lines.flush()
-                lines.write(json.dumps(attempt(number, seed, good)) + "\n")
-                lines.flush()
-        os._exit(0)
+        try:  # never back into the parent's code, which would remove the material
+            with contextlib.redirect_stderr(io.StringIO()), out.open("a") as lines:
+                for number in numbers:
+                    lines.write(json.dumps({"number": number, "kind": "unknown", "found": "died"}) + "\n")
+                    lines.flush()
+                    lines.write(json.dumps(attempt(number, seed, good)) + "\n")
+                    lines.flush()
+        finally:
+            os._exit(0)
     os.waitpid(pid, 0)
 
 

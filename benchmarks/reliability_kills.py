@@ -121,12 +121,8 @@ def exported(folder: Path) -> None:
 
 def result(folder: Path) -> dict[str, str]:
     """Digests of the networks that a folder holds."""
-    paths = [path for kind in ("*.safetensors", "*.onnx") for path in folder.rglob(kind)]
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(paths)
-        if "checkpoints" not in path.parts and "trials" not in path.parts
-    }
+    paths = [path for kind in ("network*.safetensors", "*.onnx") for path in folder.rglob(kind)]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
 
 
 def forked(work: Callable[[], object]) -> Any:

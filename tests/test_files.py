@@ -268,5 +268,11 @@ def test_a_file_has_an_ordinary_mode_and_what_killed_processes_left_goes(tmp_pat
     dead = subprocess.check_output([sys.executable, "-c", "import os; print(os.getpid())"], text=True).strip()
     for pid in (dead, str(os.getpid())):
         (tmp_path / f".b.{pid}.partial").write_text("half")
+    files.write_text(tmp_path / "a", "", RunError)
+    assert (tmp_path / f".b.{dead}.partial").exists(), "what is of another file stays"
     files.remove_partial(tmp_path)
     assert [p.name for p in tmp_path.glob(".*.partial")] == [f".b.{os.getpid()}.partial"]
+    for name in ("b", "b*", "[b]"):  # whoever writes a file anew, a report for instance, finds its remains
+        (tmp_path / f".{name}.{dead}.partial").write_text("half")
+        files.write_text(tmp_path / name, "", RunError)
+    assert not list(tmp_path.glob(".*.partial"))

@@ -8,6 +8,7 @@ Every function takes the class of error that its caller raises, so that a messag
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import math
 import os
@@ -254,6 +255,7 @@ def replace(path: Path, write: Callable[[Path], None], refuse: Refusal, *, size:
     if not path.parent.is_dir():
         raise refuse(f"cannot write {path}: there is no folder {path.parent}. Make it, or choose another place")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    remove_partial(path.parent, of=path.name)
     try:
         write(partial)
         partial.chmod(0o666 & ~_umask())  # as an ordinary file has it, whatever wrote it
@@ -271,9 +273,9 @@ def replace(path: Path, write: Callable[[Path], None], refuse: Refusal, *, size:
         partial.unlink(missing_ok=True)
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what killed processes of this machine left of files that they were writing in a folder."""
-    for partial in folder.glob(".*.partial"):
+def remove_partial(folder: Path, *, of: str = "") -> None:
+    """Remove what killed processes of this machine left of files that they were writing in a folder, or `of` one."""
+    for partial in folder.glob(f".{glob.escape(of) or '*'}.*.partial"):
         pid = partial.name.split(".")[-2]
         if pid.isdecimal() and Path("/proc/self").exists() and not Path(f"/proc/{pid}").exists():
             partial.unlink(missing_ok=True)
