@@ -17,7 +17,9 @@ import archgrad as ag
 from archgrad.cli.inputs import exported_program
 from archgrad.copy_and_run import call
 from archgrad.errors import ConfigError, LimitError, ModelError
+from archgrad.extract import quantization
 from archgrad.extract.export import encode_onnx, plain_outputs
+from archgrad.extract.onnx_file import Session
 from archgrad.extract.quantization import FileNetwork, refilled
 from archgrad.results.int8 import Quantized, _drop, export_int8
 from archgrad.tasks.task import evaluate, tensors
@@ -74,6 +76,20 @@ def test_an_int8_file_is_smaller_and_scored_as_it_is(
     _, label = session.run(None, {"pixels": pixels})
     accuracy = float((label == source.samples.y[rows].numpy()).mean())
     assert accuracy == pytest.approx(done.test["int8"])
+
+
+@pytest.mark.parametrize(("sums", "largest"), [(True, 64), (False, 127)])
+def test_weights_have_seven_bits_where_pairs_of_products_would_saturate(
+    sums: bool, largest: int, network: nn.Module, task: ag.Classification, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    monkeypatch.setattr(quantization, "_adds_in_16_bits", lambda: sums)
+    base = quantization.prepared(encode_onnx(network, task.example).data)
+    data = quantization.quantize(base, [{Session(base).names[0]: task.stream(seed=0)(0)[0].numpy()}])
+    model = onnx.load_from_string(data)
+    weights = [onnx.numpy_helper.to_array(one) for one in model.graph.initializer if one.data_type == 3]
+    peaks = [int(np.abs(weight.astype(int)).max()) for weight in weights if weight.ndim > 1]
+    assert peaks and max(peaks) == largest
 
 
 def test_an_executorch_program_is_quantized_and_scored_as_it_is(

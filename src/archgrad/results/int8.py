@@ -106,11 +106,7 @@ def export_int8(
     runtime: Runtime = "executorch" if path.suffix == ".pte" else "onnx"
     runtimes.require(runtime)
     check_protocol(repeats=samples, warmup=0, threads=1, batch=None)
-    if not 0 <= max_drop < float("inf"):
-        raise ConfigError(f"max_drop={max_drop}: give points of the score that may be lost, from 0")
-    for option, bound in (("max_ms", max_ms), ("max_kb", max_kb)):
-        if bound is not None and not 0 < bound < float("inf"):
-            raise ConfigError(f"{option}={bound}: give a number above 0, or leave it out")
+    _check_bounds(max_drop, {"max_ms": max_ms, "max_kb": max_kb})
     if preprocess and runtime == "executorch":
         raise ConfigError(f"{path}: an ExecuTorch program takes what the network takes; leave preprocess out")
     plain, example = copied(network).cpu().eval(), _on_cpu(task.example)
@@ -130,12 +126,7 @@ def export_int8(
     if runtime == "onnx":
         after, kept = _in_onnx(encoded.data, inputs, valid, drop, max_drop)
     else:
-        after, kept = runtimes.executorch_bytes(quantization.quantized_program(plain, inputs)), ()
-        if (lost := drop(valid(after))) > max_drop:
-            raise ModelError(
-                f"int8 loses {lost:.3g} points in ExecuTorch, where no layer is left in float, and max_drop allows "
-                f"{max_drop:g}. Ship the float program or an int8 ONNX file, or allow more"
-            )
+        after, kept = _in_executorch(plain, inputs, valid, drop, max_drop), ()
     name, whole = _score(task, plain, "test")
     final = dataclasses.replace(encoded, data=after)
     written, original = (preprocessed(e, preprocess, example) if preprocess else e for e in (final, encoded))
@@ -155,6 +146,28 @@ def export_int8(
         size_bytes={"float": len(original.data), "int8": len(written.data)},
         float_layers=kept, runtime=runtime,
     )  # fmt: skip
+
+
+def _check_bounds(max_drop: float, bounds: Mapping[str, float | None]) -> None:
+    if not 0 <= max_drop < float("inf"):
+        raise ConfigError(f"max_drop={max_drop}: give points of the score that may be lost, from 0")
+    for option, bound in bounds.items():
+        if bound is not None and not 0 < bound < float("inf"):
+            raise ConfigError(f"{option}={bound}: give a number above 0, or leave it out")
+
+
+def _in_executorch(
+    plain: nn.Module, inputs: Sequence[tuple[Any, ...]], valid: Callable[[bytes], float],
+    drop: Callable[[float], float], max_drop: float,
+) -> bytes:  # fmt: skip
+    """An ExecuTorch program in int8."""
+    data = runtimes.executorch_bytes(quantization.quantized_program(plain, inputs))
+    if (lost := drop(valid(data))) > max_drop:
+        raise ModelError(
+            f"int8 loses {lost:.3g} points in ExecuTorch, where no layer is left in float, and max_drop allows "
+            f"{max_drop:g}. Ship the float program or an int8 ONNX file, or allow more"
+        )
+    return data
 
 
 def _in_onnx(
