@@ -33,12 +33,13 @@ demo: .venv/installed  ## slim a CNN on real digits, end to end, into runs/demo
 test: .venv/installed .venv/timm  ## all tests but the slow ones
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
 
-check: .venv/installed .venv/timm  ## format, lint, spelling, types, import floors, tests
+check: .venv/installed .venv/timm  ## format, lint, spelling, types, import floors, documentation, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
 
 bench: .venv/installed .venv/timm  ## the slow tests and the benchmark, on real data (ARCHGRAD_DATA)
