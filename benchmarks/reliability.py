@@ -301,10 +301,10 @@ def kill(count: int, seed: int, path: Path) -> list[dict[str, Any]]:
     return read(path)
 
 
-def operations(names: list[str], path: Path) -> list[dict[str, Any]]:
+def operations(names: list[str], path: Path, *, every: int) -> list[dict[str, Any]]:
     """A row for each command: its file operations, and after how many of the kills the result was the same."""
     done = {(row["command"], row["operation"]) for row in read(path)}
-    reliability_kills.at_operations(names, functools.partial(append, path), done=done)
+    reliability_kills.at_operations(names, functools.partial(append, path), done=done, every=every)
     rows = read(path)
     return [
         {
@@ -332,6 +332,7 @@ def main() -> None:
     parts = ("kill", "operations", "inputs", "resumes", "workers", "ray", "soak", "overhead")
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--every", type=int, default=1, help="of a command's file operations, so many-th are tried")
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--resumes", type=int, default=500)
     parser.add_argument("--commands", nargs="+", default=[*reliability_kills.commands()])
@@ -347,7 +348,9 @@ def main() -> None:
     torch.set_num_threads(1)
     run: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "kill": lambda: kill(given.kills, given.seed, given.out.with_suffix(".kill.jsonl")),
-        "operations": lambda: operations(given.commands, given.out.with_suffix(".operations.jsonl")),
+        "operations": lambda: operations(
+            given.commands, given.out.with_suffix(".operations.jsonl"), every=given.every
+        ),
         "inputs": lambda: inputs(given.inputs, given.seed, given.out.with_suffix(".inputs.jsonl")),
         "resumes": lambda: resumes(given.resumes, given.seed, given.out.with_suffix(".resumes.jsonl")),
         "workers": lambda: side_by_side("workers", given.trials),

@@ -240,8 +240,10 @@ def commands() -> dict[str, tuple[list[str], str]]:
     }  # fmt: skip
 
 
-def at_operations(names: list[str], record: Callable[[dict[str, Any]], None], *, done: set[tuple[str, int]]) -> None:
-    """Kill each command before each of its file operations, and give it again; a row each, but for those `done`."""
+def at_operations(
+    names: list[str], record: Callable[[dict[str, Any]], None], *, done: set[tuple[str, int]], every: int = 1
+) -> None:
+    """Kill each command before every so many-th file operation, and give it again; a row each, but those `done`."""
     from reliability_inputs import material
 
     with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
@@ -261,7 +263,7 @@ def at_operations(names: list[str], record: Callable[[dict[str, Any]], None], *,
             wanted = result(folder)
             if status:
                 raise RuntimeError(f"{name} ended with {status}: {Path(f'{folder}.error').read_text()}")
-            for at in range(operations):
+            for at in range(0, operations, every):
                 if (name, at) in done:
                     continue
                 prepare()

@@ -158,6 +158,12 @@ def test_init_writes_nothing_over(cli: Callable, refused: Callable[..., str], wi
     said = refused("init", f"{wide}/net.py:Net", wide / "data.npz", "--out", "mine")
     assert "mine/slim.py" in said and "nothing is written over" in said
     assert Path("mine/slim.py").read_text() == "mine" and not Path("mine/slim.yaml").exists()
+    Path("mine/slim.py").unlink()
+    given = ("init", f"{wide}/net.py:Net", wide / "data.npz", "--out", "mine")
+    assert cli(*given).exit_code == 0
+    Path("mine/slim.py").unlink()  # as where it was killed between the two
+    assert cli(*given).exit_code == 0 and Path("mine/slim.py").exists()
+    assert "nothing is written over" in refused(*given)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,8 @@ def execute(options: InitOptions) -> Outcome:
     """
     out = Path(options.out)
     paths = {name: out / name for name in ("slim.yaml", "slim.py")}
-    present = [str(path) for path in paths.values() if path.exists()]
-    if present:
-        raise ConfigError(f"{' and '.join(present)}: there already, and nothing is written over. Give another --out.")
+    if all(path.exists() for path in paths.values()):
+        raise _written_over(paths.values())
     task = _task(options)
     network = models.load(options.model, classes=task.classes, example=task.example)
     task.check(network)
@@ -70,8 +69,12 @@ def execute(options: InitOptions) -> Outcome:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out} cannot be written to: {error}. Give another --out.") from error
-    files.write_text(paths["slim.yaml"], _yaml(findings), RunError)
-    files.write_text(paths["slim.py"], _script(findings), RunError)
+    texts = {paths["slim.yaml"]: _yaml(findings), paths["slim.py"]: _script(findings)}
+    # One of the two stays where this command was killed.
+    if other := [path for path, text in texts.items() if path.exists() and files.read_text(path, RunError) != text]:
+        raise _written_over(other)
+    for path, text in texts.items():
+        files.write_text(path, text, RunError)
     body = {
         "input": [list(x.shape) for x in tensors(task.example)],
         "classes": task.classes,
@@ -83,6 +86,11 @@ def execute(options: InitOptions) -> Outcome:
         "written": [str(path) for path in paths.values()],
     }
     return Outcome(body, _text(body))
+
+
+def _written_over(paths: Iterable[Path]) -> ConfigError:
+    listed = " and ".join(map(str, paths))
+    return ConfigError(f"{listed}: there already, and nothing is written over. Give another --out.")
 
 
 def _task(options: InitOptions) -> Classification:
