@@ -97,7 +97,9 @@ def test_an_executorch_program_is_quantized_and_scored_as_it_is(
 ) -> None:
     pytest.importorskip("executorch")
     path, found = tmp_path / "a.pte", ag.Found(ag.Architecture({}), network, example=task.example)
+    network.to(memory_format=torch.channels_last)
     done = found.export(path, task=task, int8=True)
+    network.to(memory_format=torch.contiguous_format)
     assert isinstance(done, Quantized) and done.runtime == "executorch" and not done.float_layers
     assert done.size_bytes["int8"] == path.stat().st_size < done.size_bytes["float"]
     assert done.valid["float"] > 0.9 and abs(done.valid["float"] - done.valid["int8"]) <= 0.01
