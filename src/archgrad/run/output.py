@@ -36,7 +36,7 @@ class Output:
     Attributes:
         log_every: training steps are logged every so many steps, and the last one of each phase. None: every 10th,
             and in phases of more than 10,000 steps every (steps / 1000)th, so that records of a long run stay few.
-            What comes once an epoch is always logged.
+            What comes once an epoch is always logged. On a GPU losses and gradients are looked at for NaN there.
         checkpoint_seconds: time between two checkpoints; 0 saves at every step.
         tensorboard: also write for TensorBoard, into the run's folder.
         on_log: called with a copy of each record, in the first process: for experiment trackers.
