@@ -202,7 +202,9 @@ def task_of(settings: Settings, program: dict[str, Any]) -> Any:
     x, y = samples(settings)
     data: Any = Items(x, y) if settings["data"] == "Dataset" else (x, y)
     test: Any = (
-        None if settings["test"] == "split off" else (x[:20] if settings["test"] == "given" else x[20:40], y[:20])
+        None
+        if settings["test"] == "split off"
+        else (255 - x[:20] if settings["test"] == "given" else 254 - x[:20], y[:20])
     )
     augment = {"none": [], "noise": [program["noise"]], "flip": [ag.flip()], "crop": [ag.crop(settings["crop"])]}
     split = ag.Split(seed=settings["split_seed"], valid_fraction=settings["valid_fraction"])

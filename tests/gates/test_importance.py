@@ -145,3 +145,14 @@ def test_cut_refuses_scores_of_another_space_and_repair_without_data(task: ag.Cl
         ag.cut(space, scores | {"0": torch.ones(3)}, limit=limit)
     with pytest.raises(ConfigError, match="no task was given"):
         ag.cut(space, scores, limit=limit, repair=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_default_dtype_is_no_obstacle(dtype: torch.dtype) -> None:
+    torch.set_default_dtype(dtype)
+    try:
+        space = ag.slim(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4))
+        scores = ag.importance(space, criterion="magnitude")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert len(scores["0"]) == 8 and bool((scores["0"] > 0).all())

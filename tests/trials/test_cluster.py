@@ -99,6 +99,7 @@ class Mortal(nn.Module):
         return x
 
 
+@pytest.mark.slow  # a worker that is begun again loads torch
 def test_workers_that_are_killed_while_they_train_change_nothing(cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "deaths").mkdir()
 

@@ -206,7 +206,8 @@ def _relative(
             if each is None:
                 continue
             inside = side.places >= 0
-            sums = torch.zeros(gate.size).index_add(0, side.places[inside], each.detach().float().cpu()[inside])
+            values = each.detach().float().cpu()[inside]
+            sums = torch.zeros(gate.size, dtype=torch.float32).index_add(0, side.places[inside], values)
             if float(sums.mean()) > 0:
                 total += sums / sums.mean()
         scores[name] = total / total.mean() if bool(total.any()) else torch.ones(gate.size)
