@@ -254,7 +254,8 @@ ENTRIES: dict[str, Entry] = {
     ),
     "device": Entry(
         "Fewer MACs and int8 together: what do they give in the runtimes that ship?",
-        _run("device", "--networks wide-vgg --epochs 10 --tuning 4 --folder runs/device"), "docs/benchmarks/device.md", shipped,
+        _run("device", "--networks wide-vgg --epochs 10 --tuning 4 --folder runs/device"),
+        "docs/benchmarks/device.md", shipped,
         higher=False, peers=("torch-pruning",),
     ),
     "slim_front": Entry(

@@ -188,8 +188,7 @@ def encode_executorch(network: nn.Module, example: Inputs) -> Encoded:
         session = runtimes.Executorch(data)
         return lambda inputs: session.run(session.prepare(inputs))
 
-    # XNNPACK's passes fail on weights in channels_last.
-    network = copied(network).to(memory_format=torch.contiguous_format)
+    network = runtimes.contiguous(copied(network))
     return _encode(
         network, example, [runtimes.executorch_bytes], load=load, form="ExecuTorch", dynamic=(), outputs=plain_outputs
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from archgrad.errors import MissingExtra
@@ -120,6 +120,11 @@ class Executorch:
     def outputs(self, inputs: object) -> list[Tensor]:
         """What it computes from the network's inputs."""
         return [output.clone() for output in self.run(self.prepare(inputs))]
+
+
+def contiguous(network: nn.Module) -> nn.Module:
+    """The network itself, its weights in the usual layout: XNNPACK's passes fail on weights in channels_last."""
+    return network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
 
 
 def executorch_bytes(program: ExportedProgram) -> bytes:

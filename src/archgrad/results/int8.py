@@ -161,7 +161,7 @@ def _in_executorch(
     drop: Callable[[float], float], max_drop: float,
 ) -> bytes:  # fmt: skip
     """An ExecuTorch program in int8."""
-    plain = copied(plain).to(memory_format=torch.contiguous_format)
+    plain = runtimes.contiguous(copied(plain))
     data = runtimes.executorch_bytes(quantization.quantized_program(plain, inputs))
     if (lost := drop(valid(data))) > max_drop:
         raise ModelError(
