@@ -134,3 +134,11 @@ def test_a_part_that_holds_a_kept_layer_stays() -> None:
     torch.manual_seed(0)
     _, gates, _ = slimmed(Stack([Block("plain", "plain", gamma=False)]), keep=["blocks.0.first.up"])
     assert "blocks.0.first.branch" not in gates and "blocks.0.second.branch" in gates
+
+
+def test_attention_that_keeps_states_by_its_number_stays() -> None:
+    torch.manual_seed(0)
+    block = Block("plain", "plain", gamma=False)
+    block.first.layer_idx = 0
+    _, gates, _ = slimmed(Stack([block]))
+    assert "blocks.0.first.branch" not in gates and "blocks.0.second.branch" in gates

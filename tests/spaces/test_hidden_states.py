@@ -89,7 +89,7 @@ class Translator(nn.Module):
         x = self.decoder(tokens, mask, y)
         more = {
             "logits": self.head(x) if not self.reads_last else self.head(x) * x[:, :, 2].unsqueeze(-1),
-            "encoder_last_hidden_state": y, "last_hidden_state": x, "past_key_values": (x, y),
+            "encoder_last_hidden_state": y, "last_hidden_state": x, "past_key_values": (x, y), "cache": {"a": [y]},
             "text_model_output": ModelOutput(last_hidden_state=y), "text_embeds": self.head(y),
         }  # fmt: skip
         return ModelOutput((name, more[name]) for name in self.parts)
@@ -104,7 +104,7 @@ def gates(space: nn.Module) -> dict[str, int]:
     return {name: same[0].size for name, same in choices(space).items()}
 
 
-INNER = ("encoder_last_hidden_state", "past_key_values", "text_model_output")
+INNER = ("encoder_last_hidden_state", "past_key_values", "cache", "text_model_output")
 
 
 @pytest.mark.parametrize("parts", [("logits",), ("logits", *INNER), (*INNER, "text_embeds", "last_hidden_state")])

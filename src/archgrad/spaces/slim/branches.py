@@ -284,8 +284,9 @@ def _added_modules(trial: Trial) -> dict[str, _Use]:
     calls: dict[str, list[_Use]] = {}
     handles = []
     for path, module in trial.network.named_modules():
-        # With one layer alone, as the ways of RepVGG have, it is no depth of its own.
-        if path and sum(p.dim() > 1 for p in module.parameters()) > 1:
+        # With one layer alone, as the ways of RepVGG have, it is no depth of its own. One that knows its number keeps
+        # states of earlier tokens by it, from the first of which generation reads how many there were.
+        if path and sum(p.dim() > 1 for p in module.parameters()) > 1 and not hasattr(module, "layer_idx"):
 
             def note(
                 _m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, path: str = path

@@ -25,7 +25,7 @@ NETWORK_ERRORS = (
 )  # fmt: skip
 DEEPEST = 6  # levels of containers in a network's output
 # Entries of Hugging Face's output objects that nobody reads who has the others.
-_CACHES = ("past_key_values", "cache_params", "mems")
+_CACHES = ("past_key_values", "cache", "cache_params", "mems")
 _BEFORE_A_HEAD = ("last_hidden_state", "_model_output")
 
 
