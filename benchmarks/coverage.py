@@ -3,12 +3,13 @@
     python benchmarks/coverage.py --out benchmarks/results/coverage.json      some ten minutes of one core
     python benchmarks/coverage.py "timm: resnet18" "detection: YOLO-like"
     python benchmarks/coverage.py --page benchmarks/results/coverage.json     prints the page of the rows
+    python benchmarks/coverage.py --summary benchmarks/results/coverage.json  prints the table of the README
 
 A row has the share of parameters and of MACs that some network of the space is without ("reach"), what is left of
-both in the smallest network, the seconds of the processor that slim took (imports left out), and the largest relative difference between
-a held space and the network built from it ("difference": the smallest architecture and two random ones, after noise
-on the weights, on the example; single precision). "macs_gap" is the largest relative gap between the cost that the
-space expects and the count of the built network.
+both in the smallest network, the seconds of the processor that slim took (imports left out), and the largest relative
+difference between a held space and the network built from it ("difference": the smallest architecture and two random
+ones, after noise on the weights, on the example; single precision). "macs_gap" is the largest relative gap between
+the cost that the space expects and the count of the built network.
 
 Torch-Pruning cuts what it can: all but one channel or group of every layer but those that make the outputs, as its
 documentation says, with the heads of timm's attention named as in its example for ViT. It is asked for all but one
@@ -24,6 +25,7 @@ import json
 import math
 import multiprocessing
 import resource
+import statistics
 import sys
 import time
 import warnings
@@ -213,7 +215,7 @@ def page(record: dict[str, Any]) -> str:
     larger = [r for r in both if r["parameters_left"] > r["torch_pruning"]["parameters_left"]]
     inexact = [r["name"] for r in ours if not r["exact"]]
     within = sum(r["reach_parameters"] >= 0.9 for r in ours)
-    seconds = sum(r["seconds"] for r in both) / max(sum(r["torch_pruning"]["seconds"] for r in both), 1e-9)
+    seconds = statistics.median(r["seconds"] / max(r["torch_pruning"]["seconds"], 1e-3) for r in both)
     off = ", ".join(f"{r['name']} ({r['macs_gap']:.1%})" for r in ours if r["macs_gap"] > 1e-6)
     lines = [
         "# What can be removed, network by network",
@@ -226,7 +228,7 @@ def page(record: dict[str, Any]) -> str:
         + (f"Held and built networks differ in {', '.join(inexact)}." if inexact else
            "In all of ours the held space and the built network compute the same."),
         f"At least 90 % of the parameters are within reach in {within} of {len(ours)}. Where both run, the smallest "
-        f"network of `ag.slim` has fewer parameters than that of Torch-Pruning in {len(both) - len(larger)} of "
+        f"network of `ag.slim` has no more parameters than that of Torch-Pruning in {len(both) - len(larger)} of "
         f"{len(both)}" + (f"; not in {', '.join(r['name'] for r in larger)}." if larger else "."),
         "",
         "**Where it loses.** Below 90 %: "
@@ -236,8 +238,8 @@ def page(record: dict[str, Any]) -> str:
         + ("; ".join(f"{r['name']} ({r['failed'][:80]})" for r in rows if "failed" in r) or "none") + ".",
         "Costs that the space expects and that differ from the count of the built network by more than one in a "
         "million: " + (off or "none") + ".",
-        f"Slimming takes {seconds:.1f} times the processor time of Torch-Pruning over the networks that both handle: "
-        "each removal is tried.",
+        f"Slimming takes {seconds:.0f} times the processor time of Torch-Pruning in the median of the networks that "
+        "both handle: each removal is tried.",
         "",
         "The smallest network is a bound and nothing to use: it keeps one channel everywhere. Its size says how much "
         "is frozen. Torch-Pruning is asked for all but one channel, then for less until the network runs, so its "
@@ -272,12 +274,45 @@ def page(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def summary(record: dict[str, Any]) -> str:
+    """The README's table."""
+    kinds = {
+        "timm: ": "of timm: ResNet, EfficientNet, ViT, Swin, ...",
+        "Hugging Face: ": "of Hugging Face: BERT, T5, Llama, ...",
+    }
+    own = "of other kinds: detection, segmentation, diffusion, speech, agents"
+    named = {**kinds, "": own}
+    lines = [
+        "| networks | handled, exactly | parameters within reach | smallest network no larger than Torch-Pruning's |",
+        "|---|---|---|---|",
+    ]
+    for prefix, words in named.items():
+        rows = [
+            r
+            for r in record["networks"]
+            if (r["name"].startswith(prefix) if prefix else not r["name"].startswith(tuple(kinds)))
+        ]
+        good = [r for r in rows if r.get("exact")]
+        both = [r for r in good if "failed" not in r["torch_pruning"]]
+        smaller = sum(r["parameters_left"] <= r["torch_pruning"]["parameters_left"] for r in both)
+        reach = sorted(r["reach_parameters"] for r in good)
+        lines.append(
+            f"| {len(rows)} {words} | {len(good)} | {_percent(reach[0])} to {_percent(reach[-1])}, median "
+            f"{_percent(statistics.median(reach))} | {smaller} of the {len(both)} that it cuts |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", help="names; default: all")
     parser.add_argument("--out", type=Path, help="a JSON file of all rows; rows of the same name are replaced")
     parser.add_argument("--page", type=Path, help="print the page of such a file, and measure nothing")
+    parser.add_argument("--summary", type=Path, help="print the README's table of such a file, and measure nothing")
     chosen = parser.parse_args()
+    if chosen.summary:
+        print(summary(json.loads(chosen.summary.read_text())))
+        return
     if chosen.page:
         print(page(json.loads(chosen.page.read_text())))
         return

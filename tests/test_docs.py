@@ -7,6 +7,7 @@ import functools
 import importlib
 import json
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -191,6 +192,16 @@ def test_the_results_file_of_every_benchmark_page_is_there() -> None:
     for page in (ROOT / "docs" / "benchmarks").glob("*.md"):
         for name in re.findall(r"`benchmarks/results/([\w-]+\.json)`", text_of(page)):
             json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
+
+
+def test_the_page_and_the_table_of_what_can_be_removed_are_what_the_script_makes_of_its_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    script = runpy.run_path(str(ROOT / "benchmarks" / "coverage.py"))
+    record = json.loads(text_of(ROOT / "benchmarks" / "results" / "coverage.json"))
+    assert script["page"](record).strip() == text_of(ROOT / "docs" / "benchmarks" / "coverage.md").strip()
+    assert script["summary"](record) in text_of(ROOT / "README.md")
 
 
 def test_the_ledger_is_what_its_script_makes_of_the_results(tmp_path: Path) -> None:
