@@ -21,7 +21,8 @@ from archgrad.choices.relaxations import ScaledSigmoid
 from archgrad.costs.count import macs, params
 from archgrad.extract.discretize import build
 from archgrad.spaces.slim.slimmable import slim
-from archgrad.spaces.slim.trial import MASKS, Removal, Trial
+from archgrad.spaces.slim.trial import Removal, Trial
+from archgrad.spaces.slim.trial_masks import MASKS
 
 BY_NAME = {f.name: f for f in FAMILIES}
 UNPICKLED = {"parametrized", "hooked_norm"}  # torch itself refuses to pickle these

@@ -734,3 +734,53 @@ def test_a_weight_that_is_computed_in_each_call_is_named() -> None:
     reasons = frozen(slim(net, torch.randn(2, 3, 4, 4)))
     assert set(reasons) == {"0", "3"}
     assert reasons["0"].startswith("1 (Standardized) computes its weight from its parameters in each call")
+
+
+class Crossing(nn.Module):
+    """A module of several layers is added to what is not as wide as what it reads, once both are cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(8, 8, 1)
+        self.added = nn.Sequential(nn.Conv1d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv1d(8, 8, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return torch.cat([y, self.added(y) + x], 1)
+
+
+def test_what_stands_in_for_a_branch_has_the_width_of_what_it_is_added_to() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(3, 8, 1), Crossing(), nn.ReLU(), nn.Conv1d(16, 3, 1))
+    space = slim(net, x := torch.randn(2, 3, 6))
+    assert {"0", "1.first"} <= set(sizes(space))
+    for seed in range(10):
+        architecture = sample(space, generator=torch.Generator().manual_seed(seed))
+        expected = outputs(hold(space, architecture), (x,))
+        assert difference(expected, outputs(build(space, architecture), (x,))) < 1e-5
+
+
+class Reshaping(nn.Module):
+    """Attention as many write it: one width in a reshape is the input's, or -1."""
+
+    def __init__(self, *, written: bool) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.written = nn.Linear(8, 24), nn.Linear(8, 8), written
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        head, whole = (-1, -1) if self.written else (width // 2, width)
+        q, k, v = self.qkv(x).reshape(batch, length, 3, 2, head).permute(2, 0, 3, 1, 4).unbind(0)
+        y = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return x + self.proj(y.transpose(1, 2).reshape(batch, length, whole))
+
+
+def test_a_reshape_to_the_width_of_the_input_is_named_with_what_opens_the_stream() -> None:
+    for written in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Linear(5, 8), Reshaping(written=written), nn.LayerNorm(8), nn.Linear(8, 6), nn.Linear(6, 3)
+        )
+        space = slim(net, torch.randn(2, 6, 5))
+        assert ("0" in frozen(space)) is not written
+        assert written or frozen(space)["0"].endswith("as (B, N, C) behind attention, write -1")

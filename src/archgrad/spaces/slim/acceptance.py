@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, run, tensors_of
-from archgrad.spaces.slim.trial import MASKS, TOLERANCE, Check, Removal, Trial, as_real, largest, readers
+from archgrad.spaces.slim.trial import TOLERANCE, Check, Removal, Trial, as_real, largest, readers
+from archgrad.spaces.slim.trial_masks import MASKS, kept_entries
 
 UNSHOWN = (
     "the example does not exercise it: closing its channels changes no output; give an example on which it counts"
@@ -222,7 +223,7 @@ def _unchanging(trial: Trial, removals: Sequence[Removal], budget: Budget, numbe
             yield from some
             return
         try:
-            closed = trial.outputs(trial.closed(some, trial.kept(some, "smallest")), Check(number, training=False))
+            closed = trial.outputs(trial.closed(some, kept_entries(some, "smallest")), Check(number, training=False))
         except NETWORK_ERRORS:
             closed = []
         if not _changed(trial, reference, closed):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from archgrad.spaces.slim.channel_graph import UNREAD, ChannelGraph
 from archgrad.spaces.slim.trial import Removal, Trial
+from archgrad.spaces.slim.trial_masks import kept_entries
 
 # What would help against a reason that holds these words; a reason with a ";" says it itself.
 ADVICE = (
@@ -83,7 +84,7 @@ def reach(trial: Trial, removals: Sequence[Removal], graph: ChannelGraph) -> Fro
         outer = next((r for p, r in reasons.items() if p and path.startswith(f"{p}.")), "")
         complete[path] = advised(reasons.get(path) or outer or inner or UNREAD)
     cut = [r for r in removals if not r.vanishing]
-    smallest = trial.removed(cut, trial.kept(cut, "smallest"))
+    smallest = trial.removed(cut, kept_entries(cut, "smallest"))
     gone = {c.module for r in removals if r.vanishing for c in r.couplings}
     left = {p for n, m in smallest.named_modules() if n not in gone for p in m.parameters(recurse=False)}
     return Frozen(

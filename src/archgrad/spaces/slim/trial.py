@@ -19,18 +19,19 @@ from archgrad.copy_and_run import copied
 from archgrad.errors import ModelError, one_line
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, plain_kernels, run, tensors_of
 from archgrad.spaces.slim.trial_inputs import KeptDouble, calibrate, trial_inputs
+from archgrad.spaces.slim.trial_masks import MASKS, kept_entries
 from archgrad.spaces.slim.width_independent_draws import AlignedDraws
 
 # Relative differences that rounding explains in any network; more is weighed against a measured floor.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5}
 MARGIN = 100.0  # times the measured floor
 VAGUE = 1e-2  # where the floor is a larger part of the output than this, a comparison says nothing
-MASKS = ("random", "one", "every second", "all but one", "smallest")
 LARGE = 5_000_000  # parameters, and
 LONG = (
     50_000_000.0  # multiply-adds on the example, above which a network is tried in single precision, and less often
 )
 MIXED = "removing its channels is not the same as closing them: something mixes them"
+RESHAPED = "where a reshape takes a width from another tensor or a number, as (B, N, C) behind attention, write -1"
 DRAWN = (
     "the network draws random numbers for each of these channels outside training; with fewer channels it would draw "
     "others"
@@ -147,7 +148,7 @@ class Trial:
                 "smallest" network.
             checks: the comparisons to make; default: those that belong to the mask.
         """
-        kept = self.kept(removals, mask)
+        kept = kept_entries(removals, mask)
         checks = self.checks(mask) if checks is None else checks
         try:
             smaller = self.removed(removals, kept)
@@ -161,9 +162,12 @@ class Trial:
                 if check.training and not self.trains:
                     continue
                 few = " with one channel left" if mask in ("one", "smallest") else ""
+                advice = "where sizes are written as numbers in forward, take them from the tensors"
+                if "is invalid for input of size" in str(error):
+                    advice = RESHAPED
                 return Failure(
                     f"the network does not run{few} without its channels ({type(error).__name__}: {_line(error)}); "
-                    f"where sizes are written as numbers in forward, take them from the tensors",
+                    f"{advice}",
                     check,
                 )
         del smaller
@@ -181,25 +185,6 @@ class Trial:
             if reason:
                 return Failure(reason, check)
         return None
-
-    def kept(self, removals: Sequence[Removal], mask: str) -> dict[str, list[int]]:
-        """The entries that stay. Branches all stay at first, then go by halves, and at last all at once."""
-        generator = torch.Generator().manual_seed(MASKS.index(mask))
-        kept: dict[str, list[int]] = {}
-        branches = 0
-        for removal in removals:
-            size, name = removal.size, removal.name
-            if removal.vanishing:
-                branches += 1
-                goes = {"every second": branches % 2 == 0, "all but one": branches % 2 == 1, "smallest": True}
-                kept[name] = [] if goes.get(mask, False) else [0]
-                continue
-            order = torch.randperm(size, generator=generator)
-            fewest = min(2, max(size - 1, 1))
-            some = int(torch.randint(fewest, max(size, fewest + 1), (), generator=generator))
-            count = {"random": some, "all but one": max(size - 1, 1)}.get(mask, 1)
-            kept[name] = list(range(0, size, 2)) if mask == "every second" else sorted(order[:count].tolist())
-        return kept
 
     def closed(self, removals: Sequence[Removal], kept: Mapping[str, list[int]]) -> nn.Module:
         """A copy of the network in which every layer reads zeros from the closed channels."""
