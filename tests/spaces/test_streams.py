@@ -18,6 +18,21 @@ from archgrad.choices.channel_norms import channel_norm
 from archgrad.extract.discretize import build
 
 WIDTH = 6
+
+
+class RmsNormAct(nn.Module):
+    """A norm with what follows it inside, as in timm's MobileNetV5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(WIDTH)), 1e-6
+        self.drop, self.act = nn.Identity(), nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * torch.rsqrt(x.square().mean(1, keepdim=True) + self.eps) * self.weight.view(1, -1, 1)
+        return self.act(self.drop(y))
+
+
 NORMS: dict[str, tuple[Callable[[], nn.Module], int, bool]] = {  # how it is made, its axis, whether it has a mean
     "layer": (lambda: nn.LayerNorm(WIDTH), -1, True),
     "without weights": (lambda: nn.LayerNorm(WIDTH, elementwise_affine=False, eps=1e-3), -1, True),
@@ -26,6 +41,7 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], int, bool]] = {  # how it is mad
     "rms of llama": (lambda: RootMeanSquareNorm(WIDTH, shifted=False), -1, False),
     "rms of gemma": (lambda: RootMeanSquareNorm(WIDTH, shifted=True), -1, False),
     "across": (lambda: NormAcross(WIDTH), 1, True),
+    "with an activation": (RmsNormAct, 1, False),
     "one group": (lambda: nn.GroupNorm(1, WIDTH), 1, True),
 }
 

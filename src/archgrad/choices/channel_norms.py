@@ -38,6 +38,7 @@ class ChannelNorm:
         offset: added to the weight.
         tensors: (name, dimension) of what is cut with the channels.
         counts: attributes that hold their number.
+        then: names of its modules that follow, such as an activation, which treat each element alone.
     """
 
     width: int
@@ -50,6 +51,7 @@ class ChannelNorm:
     offset: float = 0.0
     tensors: tuple[tuple[str, int], ...] = ()
     counts: tuple[str, ...] = ()
+    then: tuple[str, ...] = ()
 
     def __call__(self, norm: nn.Module, x: Tensor, is_open: Tensor) -> Tensor:
         """What `norm` computes of x, [B, ...], with the statistics of the channels that are open, [width]."""
@@ -69,7 +71,10 @@ class ChannelNorm:
         y = (values * torch.rsqrt(mean(values.square()) + eps)).to(x.dtype)
         if self.weight:
             y = y * (getattr(norm, self.weight) + self.offset).reshape(shape).to(x.dtype)
-        return y + getattr(norm, self.bias).reshape(shape).to(x.dtype) if self.bias else y
+        y = y + getattr(norm, self.bias).reshape(shape).to(x.dtype) if self.bias else y
+        for name in self.then:
+            y = getattr(norm, name)(y)
+        return y
 
 
 class OpenStatistics(nn.Module):
@@ -176,7 +181,8 @@ def _kinds(module: nn.Module) -> Iterator[ChannelNorm]:
     torchs = isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm))
     named = "norm" in type(module).__name__.lower() and not isinstance(module, _NormBase)
     own = dict(module.named_parameters())
-    if not (torchs or (named and own)) or any(True for _ in module.children()) or any(True for _ in module.buffers()):
+    then = tuple(name for name, _ in module.named_children())
+    if not (torchs or (named and own)) or any(True for _ in module.buffers()) or any("." in name for name in own):
         return
     counts = tuple(n for n in ("normalized_shape", "num_channels", "dim", "hidden_size") if hasattr(module, n))
     sizes = {p.numel() for p in own.values()} or {math.prod(_numbers(getattr(module, n))) for n in counts[:1]}
@@ -192,7 +198,9 @@ def _kinds(module: nn.Module) -> Iterator[ChannelNorm]:
         for offset in (0.0, 1.0) if weight else (0.0,):
             for centered in (True, False):
                 for axis, everywhere in ((-1, False), (1, False), (1, True)):
-                    yield ChannelNorm(width, axis, centered, everywhere, eps, weight, bias, offset, tensors, counts)
+                    yield ChannelNorm(
+                        width, axis, centered, everywhere, eps, weight, bias, offset, tensors, counts, then
+                    )
 
 
 def _numbers(value: object) -> list[int]:
