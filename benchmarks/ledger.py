@@ -100,6 +100,16 @@ def demonstrated(body: Any) -> Iterator[Point]:
             yield "", {"onnx_ms": "time in ONNX Runtime, ms"}.get(figure, figure), row["network"], row[figure]
 
 
+def survived(body: Any) -> Iterator[Point]:
+    for part, key, fine in (("kill", "runs", "equal"), ("operations", "kills", "equal")):
+        rows = body[part]
+        yield part, f"{key}, of these the networks are the same in", key, sum(row[key] for row in rows)
+        yield part, f"{key}, of these the networks are the same in", fine, sum(row[fine] for row in rows)
+    for part, good in (("inputs", ("status 0", "status 2")), ("resumes", ("refused", "noted"))):
+        for name in good:
+            yield part, "how they ended", name, sum(row.get(name, 0) for row in body[part])
+
+
 def hastened(body: Any) -> Iterator[Point]:
     for row in body["rows"]:
         for kind, figures in row["half"].items():
@@ -239,6 +249,10 @@ ENTRIES: dict[str, Entry] = {
     "demo": Entry(
         "What does the demo give: a small CNN as it is, and at half its MACs?",
         _run("demo", "--seeds 1"), "docs/index.md", demonstrated,
+    ),
+    "reliability": Entry(
+        "What is lost by kills, hostile inputs and changed programs?", _run("reliability", ""),
+        "docs/benchmarks/reliability.md", survived,
     ),
     "coverage": Entry(
         "How much of a network can be removed?", _run("coverage", ""), "docs/benchmarks/coverage.md", covered,
