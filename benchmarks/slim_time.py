@@ -5,11 +5,11 @@
 
 Names are timm's, at random weights, or `decoder:N`, a language model of N blocks written here with torch alone
 (grouped queries, rotary positions, a gated MLP; 12 blocks have 100 million parameters). Seconds are of the processor,
-one thread, the first run of each network and all imports left out for both. Memory is the peak of the process while slim runs, less
-what it held before, plus the weights that it was given: "4 times the weights" counts them too (Linux alone). "exact"
-is the largest relative difference between a held space and the network built from it, over the smallest architecture
-and two random ones, on inputs other than the example. Torch-Pruning cuts half of every layer of the same network in
-the same process; a network that does not run afterwards counts as failed.
+one thread, the first run of each network and all imports left out for both. Memory is the peak of the process while
+slim runs, less what it held before, plus the weights that it was given: "4 times the weights" counts them too (Linux
+alone). "exact" is the largest relative difference between a held space and the network built from it, over the
+smallest architecture and two random ones, on inputs other than the example. Torch-Pruning cuts half of every layer of
+the same network in the same process; a network that does not run afterwards counts as failed.
 """
 
 from __future__ import annotations
