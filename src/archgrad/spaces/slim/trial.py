@@ -249,7 +249,8 @@ class Trial:
     def outputs(self, network: nn.Module, check: Check, *, aligned: bool = False) -> list[Tensor]:
         """What a network computes on one of the inputs; random draws are `aligned` in training."""
         network.train(check.training)
-        with self.precisely(), AlignedDraws() if check.training or aligned else contextlib.nullcontext():
+        even = AlignedDraws() if check.training or aligned else None  # type: ignore[no-untyped-call]
+        with self.precisely(), even or contextlib.nullcontext():
             return tensors_of(run(network, self.inputs[check.inputs]))
 
     @contextlib.contextmanager

@@ -10,16 +10,13 @@ from torch import Tensor
 from archgrad.spaces.slim.seeded_run import OperatorMode, reseed
 
 
-class AlignedDraws(OperatorMode):
+class AlignedDraws(OperatorMode):  # type: ignore[no-untyped-call]
     """Replace what a network draws at random.
 
     Whatever is dropped with a probability stays; other draws are one number for each example of the batch, the same
-    in every run. So a random layer computes the same on the channels that two networks have in common.
+    in every run and for every draw, however many others were made before it. So a random layer computes the same on
+    the channels that two networks have in common, and behind a module that one of them does without.
     """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._count = 0
 
     def __torch_dispatch__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -28,8 +25,7 @@ class AlignedDraws(OperatorMode):
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
-        self._count += 1
-        reseed(self._count)
+        reseed(1)
         name = func._schema.name.partition("::")[2]
         outputs = func(*args, **kwargs)
         if name == "native_dropout":
