@@ -245,6 +245,14 @@ def covered(body: Any) -> Iterator[Point]:
                 yield row["name"], "parameters left at the least, %", who, 100 * held["parameters_left"]
 
 
+def timed(body: Any) -> Iterator[Point]:
+    """Of each network the seconds to find what can be removed."""
+    for name, row in body["networks"].items():
+        for who, held in (("slim", row), ("Torch-Pruning", row["torch_pruning"])):
+            if "seconds" in held:
+                yield name, "processor time, s", who, held["seconds"]
+
+
 ENTRIES: dict[str, Entry] = {
     "demo": Entry(
         "What does the demo give: a small CNN as it is, and at half its MACs?",
@@ -257,6 +265,10 @@ ENTRIES: dict[str, Entry] = {
     "coverage": Entry(
         "How much of a network can be removed?", _run("coverage", ""), "docs/benchmarks/coverage.md", covered,
         higher=False, peers=("Torch-Pruning",),
+    ),
+    "slim_time": Entry(
+        "How long does it take to find what can be removed?", _run("slim_time", ""),
+        "docs/benchmarks/reliability.md", timed, higher=False, peers=("Torch-Pruning",),
     ),
     "slim": Entry(
         "Which channels to keep at equal MACs and equal training, from trained weights (A) and from scratch (B)?",
