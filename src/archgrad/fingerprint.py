@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import dis
 import enum
 import functools
 import hashlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +24,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from archgrad import files
+from archgrad.code_changes import LIBRARIES, Changes, changes as changes_of, names
 
 WHOLE = 64 * files.MIB  # of an array: beyond it rows are sampled
 ROWS = 1024
 ITEMS = 32  # of a dataset
-_LIBRARIES = sys.stdlib_module_names | {
-    "archgrad", "numpy", "scipy", "timm", "torch", "torchaudio", "torchvision", "transformers",
-}  # fmt: skip
 _DEPTH = 6
 _SHORT = 60  # characters of a value in a description
 _OF_MODULES = frozenset(vars(nn.Module()))
@@ -42,11 +38,6 @@ _PLAIN: tuple[type, ...] = (
 )  # fmt: skip
 _CALLED = ("__call__", "__iter__", "update", "compute", "reset")
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-# What changes a container or a tensor in place.
-_IN_PLACE = {
-    "append", "extend", "insert", "update", "setdefault", "add", "pop", "popitem", "clear", "remove",
-    "copy_", "fill_", "zero_", "add_", "mul_", "set_", "register_buffer", "setattr",
-}  # fmt: skip
 
 
 def digest(*contents: Any) -> str:
@@ -112,39 +103,53 @@ def described(value: Any) -> str:
     return _described(value, _Level())
 
 
+class _Refused(Exception):
+    """An object of the user's, or a tensor without data, does not say what it holds."""
+
+
+def _ask(call: Callable[..., Any], *given: Any) -> Any:
+    """What a call into an object of the user's gives, which may fail in any way."""
+    try:
+        return call(*given)
+    except Exception as error:
+        raise _Refused from error
+
+
 def _described(value: Any, at: _Level) -> str:
     try:
         return _told(value, at)
-    except Exception:  # noqa: BLE001 - an object of the user's, or a tensor without data, may refuse in any way
+    except _Refused:
         return type(value).__qualname__
 
 
 def _told(value: Any, at: _Level) -> str:
     if isinstance(value, float | int | bool | None | torch.dtype | torch.device | enum.Enum):
-        return str(value) if isinstance(value, enum.Enum) else repr(value)
+        return str(_ask(str if isinstance(value, enum.Enum) else repr, value))
     if isinstance(value, str):
         text = repr(value) if at.depth else value
         return text if len(text) <= _SHORT else f"{text[:_SHORT]}... #{digest(value)}"
     if isinstance(value, Tensor) and (value.requires_grad or isinstance(value, nn.Parameter)):
         return f"{type(value).__name__}{_shape(value)}"  # trained, so that checkpoints hold it
     if isinstance(value, Tensor | np.ndarray):
-        return f"{type(value).__name__}{list(value.shape)} #{of_array(value) if value.dtype != object else ''}"
+        shape = _ask(lambda: list(value.shape))
+        return f"{type(value).__name__}{shape} #{_ask(of_array, value) if value.dtype != object else ''}"
     if at.depth > _DEPTH:
         return type(value).__qualname__
     inside = functools.partial(_described, at=at.below)
     if isinstance(value, tuple | list):
-        return f"({', '.join(map(inside, value))})"
+        return f"({', '.join(map(inside, _ask(list, value)))})"
     if isinstance(value, set | frozenset):
-        return f"{{{', '.join(sorted(map(inside, value)))}}}"
+        return f"{{{', '.join(sorted(map(inside, _ask(list, value))))}}}"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{inside(key)}: {inside(entry)}' for key, entry in value.items())}}}"
+        pairs = _ask(lambda: list(value.items()))
+        return f"{{{', '.join(f'{inside(key)}: {inside(entry)}' for key, entry in pairs)}}}"
     if isinstance(value, functools.partial):
         keywords = [f"{name}={inside(entry)}" for name, entry in value.keywords.items()]
         return f"{inside(value.func)}({', '.join([*map(inside, value.args), *keywords])})"
     if isinstance(value, MethodType):
         return f"{inside(value.__self__)}.{inside(value.__func__)}"
     if isinstance(value, FunctionType):
-        inner = inspect.unwrap(value)  # what a decorator binds is no setting
+        inner = _ask(inspect.unwrap, value)  # what a decorator binds is no setting
         return _function(inner if isinstance(inner, FunctionType) else value, at)
     if isinstance(value, nn.Module):
         return f"{type(value).__qualname__}{f' #{of_network(value)}' if at.modules else ''}"
@@ -157,16 +162,16 @@ def _object(value: Any, at: _Level) -> str:
         own = at.code and _own(value)
         code = [_code(f, set()) for f in vars(value).values() if isinstance(f, FunctionType)] if own else []
         return f"{value.__qualname__}{f' #{digest(*code)}' if code else ''}"
-    if not hasattr(value, "__dict__") or inspect.isbuiltin(value):
-        return str(getattr(value, "__qualname__", type(value).__qualname__))
+    if not _ask(hasattr, value, "__dict__") or inspect.isbuiltin(value):
+        return str(_ask(getattr, value, "__qualname__", type(value).__qualname__))
     if at.depth and not at.attributes and not _is_record(value):
         return type(value).__qualname__
     kind: Any = type(value)
     state = _state(kind)
     plain = {
         name: _described(entry, at.below)
-        for name, entry in vars(value).items()
-        if _is_plain(entry) and name not in state.assigned and not (state.in_place and _is_mutable(entry))
+        for name, entry in _ask(lambda: list(vars(value).items()))
+        if _ask(_is_plain, entry) and name not in state.assigned and not (state.in_place and _is_mutable(entry))
     }
     listed = ", ".join(f"{name}={entry}" for name, entry in plain.items())
     code = _codes(kind, *_CALLED) if at.code else []
@@ -192,7 +197,7 @@ def _function(function: FunctionType, at: _Level) -> str:
     if not at.code:
         return function.__qualname__
     bound = {name: entry for name, entry in _bound(function).items() if not name.startswith("__")}
-    if _changes(function.__code__).in_place:
+    if changes_of(function.__code__).in_place:
         bound = {name: type(entry) if _is_mutable(entry) else entry for name, entry in bound.items()}
     listed = ", ".join(f"{name}={_described(entry, at.below)}" for name, entry in bound.items())
     mark = f" #{digest(_code(function, set()))}" if _own(function) else ""
@@ -221,7 +226,7 @@ def _own(thing: Any) -> bool:
 
 
 def _own_name(module: str) -> bool:
-    return module.partition(".")[0] not in _LIBRARIES
+    return module.partition(".")[0] not in LIBRARIES
 
 
 def _code(function: FunctionType, seen: set[CodeType]) -> str:
@@ -230,68 +235,44 @@ def _code(function: FunctionType, seen: set[CodeType]) -> str:
     if code in seen:
         return ""
     seen.add(code)
-    changes = _changes(code)
+    changes = changes_of(code)
     named = [(name, _read(function.__globals__.get(name), changes, seen)) for name in sorted(changes.read)]
     return digest(_parts(code, function.__doc__), named)
 
 
-def _read(entry: Any, changes: _Changes, seen: set[CodeType]) -> Any:
+def _read(entry: Any, changes: Changes, seen: set[CodeType]) -> Any:
     """What code reads of its module: of functions and classes of the user's their code, of options their values."""
     if isinstance(entry, ModuleType) and _own_name(entry.__name__):
-        return [_read(value, changes, seen) for name in sorted(changes.names) if (value := vars(entry).get(name))]
+        return [
+            _read(value, changes, seen)
+            for name in sorted(changes.names)
+            if (value := vars(entry).get(name)) is not None
+        ]
     if isinstance(entry, FunctionType) and _own(entry):
         return _code(entry, seen)
     if isinstance(entry, type) and _own(entry):
         return [_code(method, seen) for method in vars(entry).values() if isinstance(method, FunctionType)]
-    if isinstance(entry, FunctionType | type) or not _is_plain(entry) or _state_in(entry, changes):
-        return str(getattr(entry, "__qualname__", ""))
+    if isinstance(entry, FunctionType | type) or not _ask(_is_plain, entry) or _state_in(entry, changes):
+        return str(_ask(getattr, entry, "__qualname__", ""))
     return _described(entry, _READ_BY_CODE)
-
-
-class _Changes(NamedTuple):
-    """What code reads of its module, names of any kind in it, attributes that it assigns, changes in place."""
-
-    read: frozenset[str]
-    names: frozenset[str]
-    assigned: frozenset[str]
-    in_place: bool
-
-
-@functools.cache
-def _changes(code: CodeType) -> _Changes:
-    read, assigned, in_place = set[str](), set[str](), not _IN_PLACE.isdisjoint(code.co_names)
-    for step in dis.get_instructions(code):
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            read.add(step.argval)
-        elif step.opname == "STORE_ATTR":
-            assigned.add(step.argval)
-        in_place |= step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE")
-    for nested in (_changes(each) for each in code.co_consts if isinstance(each, CodeType)):
-        read, assigned, in_place = read | nested.read, assigned | nested.assigned, in_place or nested.in_place
-    return _Changes(frozenset(read), frozenset(_names(code)), frozenset(assigned), in_place)
 
 
 def _is_mutable(value: Any) -> bool:
     return isinstance(value, list | set | Mapping | Tensor | np.ndarray)
 
 
-def _state_in(value: Any, changes: _Changes) -> bool:
+def _state_in(value: Any, changes: Changes) -> bool:
     """Whether what code reads may be what it changes."""
     return (changes.in_place and _is_mutable(value)) or (bool(changes.assigned) and _is_record(value))
 
 
 @functools.cache
-def _state(kind: type) -> _Changes:
+def _state(kind: type) -> Changes:
     """What of an object the methods of its class change that are called as a run goes on."""
     called = ("forward",) if issubclass(kind, nn.Module) else _CALLED
-    changes = [_changes(function.__code__) for _, function in _reached(kind, *called)]
+    changes = [changes_of(function.__code__) for _, function in _reached(kind, *called)]
     assigned = frozenset[str]().union(*(each.assigned for each in changes))
-    return _Changes(frozenset(), frozenset(), assigned, any(each.in_place for each in changes))
-
-
-def _names(code: CodeType) -> list[str]:
-    nested = [name for each in code.co_consts if isinstance(each, CodeType) for name in _names(each)]
-    return [*code.co_names, *nested]
+    return Changes(frozenset(), frozenset(), assigned, any(each.in_place for each in changes))
 
 
 def _parts(code: CodeType, doc: str | None = None) -> list[Any]:
@@ -322,7 +303,14 @@ def of_network(network: nn.Module) -> str:
 
 def of_weights(network: nn.Module) -> str:
     """A digest of what a network's parameters and saved buffers hold."""
-    return digest(*(part for name, tensor in network.state_dict().items() for part in (name, tensor)))
+    return digest(*(part for name, entry in network.state_dict().items() for part in (name, _saved(entry))))
+
+
+def _saved(entry: Any) -> Any:
+    """What `digest` takes for an entry of a state dict: tensors that are not dense, and other objects, in words."""
+    if not isinstance(entry, Tensor) or entry.is_meta or entry.is_nested or nn.parameter.is_lazy(entry):
+        return described(entry)
+    return entry if entry.layout == torch.strided else of_array(entry)
 
 
 def _settings(module: nn.Module) -> list[tuple[str, str]]:
@@ -363,12 +351,12 @@ def _reached(kind: type, *start: str) -> list[tuple[str, FunctionType]]:
         # Such as `x.float()`, which names a method of every module.
         if name not in reached and isinstance(method, FunctionType) and vars(nn.Module).get(name) is not method:
             reached[name] = method
-            pending += _names(method.__code__)
+            pending += names(method.__code__)
     return sorted(reached.items())
 
 
 def _shape(tensor: Tensor) -> list[int]:
-    return [] if nn.parameter.is_lazy(tensor) else list(tensor.shape)
+    return [] if nn.parameter.is_lazy(tensor) or tensor.is_nested else list(tensor.shape)
 
 
 def of_items(fetch: Callable[[int], Any], indices: Sequence[int]) -> str:

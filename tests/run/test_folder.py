@@ -106,6 +106,9 @@ def test_damaged_remembered_figures_are_refused(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(RunError, match="Remove it"):
             begun(tmp_path)
+    path.write_text('{"given": 0.5}')
+    with pytest.raises(RunError, match="it has no checksum, as in earlier versions"):
+        begun(tmp_path)
     path.unlink()
     run = begun(tmp_path)
     assert run.compute_once("figure", lambda: {"a": [1, 0.1, float("nan")]})["a"][1] == 0.1

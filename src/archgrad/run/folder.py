@@ -207,6 +207,8 @@ class RunFolder:
             if not path.exists():
                 return {}
             content = _object(path)
+            if "checksum" not in content or "figures" not in content:
+                raise RunError("it has no checksum, as in earlier versions, whose run folders are to be begun anew")
             figures: Record = content["figures"]
             if content["checksum"] != _checksum(figures):
                 raise RunError("its checksum does not match its figures")
