@@ -34,6 +34,10 @@ def test_height_and_width_can_be_had_after_the_run(
         assert np.allclose(_run(path, x.numpy())[0], network(x).detach(), atol=1e-5)
     assert "--resize does not" in refused("export", slimmed, "--dynamic", "height", "--resize")
     assert "--resize is for runs on images" in refused("export", slimmed, "--resize")
+    pte = ("export", slimmed, "--out", tmp_path / "a.pte")
+    for more in ([], ["--int8"]):
+        assert "could resize; leave out --resize, or write an .onnx" in refused(*pte, "--resize", *more)
+    assert "is for the example's sizes; leave out --dynamic" in refused(*pte, "--dynamic", "height")
     assert "'depth' is no size of an image" in refused("export", slimmed, "--dynamic", "height,depth")
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import archgrad as ag
 from archgrad.cli.inputs import exported_program
 from archgrad.copy_and_run import call
+from archgrad.costs.latency import file_pass
 from archgrad.errors import ConfigError, LimitError, ModelError
 from archgrad.extract import quantization
 from archgrad.extract.export import encode_onnx, plain_outputs
@@ -60,13 +61,22 @@ def _spoilt(network: nn.Module) -> nn.Module:
 
 
 def test_an_int8_file_is_smaller_and_scored_as_it_is(
-    task: ag.Classification, network: nn.Module, tmp_path: Path
+    task: ag.Classification, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    timed: list[Any] = []
+
+    def note(data: bytes, runtime: str, inputs: tuple[Any, ...], threads: int) -> Callable[[], object]:
+        timed.append((data, inputs[0].dtype))
+        return file_pass(data, runtime, inputs, threads)
+
+    monkeypatch.setattr("archgrad.results.int8.file_pass", note)
     path = tmp_path / "a.onnx"
     found = ag.Found(ag.Architecture({}), network, example=task.example, record={"data": task.splits})
     done = found.export(path, task=task, int8=True, preprocess=True)
     assert isinstance(done, Quantized) and done.score == "accuracy" and not done.float_layers
     assert done.size_bytes["int8"] == path.stat().st_size < done.size_bytes["float"]
+    assert timed[1] == (path.read_bytes(), torch.uint8), "what is written is what is timed"
+    assert len(timed[0][0]) == done.size_bytes["float"] and timed[0][1] == torch.uint8
     assert done.valid["float"] > 0.9 and done.valid["float"] - done.valid["int8"] <= 0.01
     assert done.latency_ms["int8"] > 0 and "left in float: none" in done.report()
     session = onnxruntime.InferenceSession(path)

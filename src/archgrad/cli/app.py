@@ -53,7 +53,7 @@ _MAX_DROP = Annotated[
 ]
 _MAX_MS = Annotated[
     float | None,
-    typer.Option(help="With --int8: milliseconds that the file may take in ONNX Runtime, or it is not written."),
+    typer.Option(help="With --int8: milliseconds that the file may take in its runtime, or it is not written."),
 ]
 _MAX_KB = Annotated[
     float | None, typer.Option(help="With --int8: kB of 1,024 bytes that the file may have, or it is not written.")

@@ -35,7 +35,8 @@ class Quantized:
         score: the name of the score.
         valid: {"float", "int8"}: the score on the validation part, by which layers were left in float.
         test: the same on the test part.
-        latency_ms: the same in the file's runtime, medians on one thread and one batch as in the example.
+        latency_ms: the same in the file's runtime, as it is written and so with its preprocessing; medians on one
+            thread and one batch as in the example.
         size_bytes: the same of the files.
         float_layers: layers that stay in float, since int8 there costs too much of the score.
         runtime: "onnx", or "executorch" for a .pte file.
@@ -91,7 +92,8 @@ def export_int8(
         task: whose training batches calibrate, and which scores the file.
         path: of the file, .onnx or .pte.
         max_drop: of the validation score, in points: 1.0 is 0.01 of an accuracy, and one per cent of another score.
-        max_ms: that the int8 file may take in ONNX Runtime, measured on it; nothing is written where it takes more.
+        max_ms: that the int8 file may take in its runtime, with what `preprocess` puts into it; nothing is written
+            where it takes more.
         max_kb: that the int8 file may have, in kB of 1,024 bytes; nothing is written where it has more.
         samples: training samples to calibrate on.
         preprocess: goes into the file; see `export_onnx`.
@@ -132,10 +134,13 @@ def export_int8(
     written, original = (preprocessed(e, preprocess, example) if preprocess else e for e in (final, encoded))
     if max_kb is not None:
         _keep("kB", len(written.data) / 1024, max_kb, "params", kept)
-    latency = _times(encoded, final, arguments(example), runtime=runtime)
+    inputs_of_file = arguments(example)
+    if preprocess and preprocess.mean:
+        inputs_of_file = tree_map_only(Tensor, lambda x: torch.zeros(x.shape, dtype=torch.uint8), inputs_of_file)
+    latency = _times(original, written, inputs_of_file, runtime=runtime)
     if max_ms is not None:
         if latency["int8"] > max_ms:  # once more, for a moment in which the machine was busy
-            latency = _times(encoded, final, arguments(example), runtime=runtime)
+            latency = _times(original, written, inputs_of_file, runtime=runtime)
         _keep("ms", latency["int8"], max_ms, "macs", kept)
     files.write_bytes(path, written.data, RunError)
     return Quantized(

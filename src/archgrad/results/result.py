@@ -143,7 +143,7 @@ class Found:
             int8: whether to quantize; the batch size is open where it can be.
             max_drop: of the validation score that int8 may cost, in points (1.0 is 0.01 of an accuracy); else layers
                 stay in float, the most sensitive first.
-            max_ms: that the int8 file may take in its runtime, measured on it.
+            max_ms: that the int8 file may take in its runtime, measured on it as it is written.
             max_kb: that the int8 file may have, in kB of 1,024 bytes.
             preprocess: whether normalization, labels and metadata go into the file; see `export_onnx`.
             dynamic: of a float file; see `export_onnx`.

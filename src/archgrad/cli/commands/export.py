@@ -39,10 +39,9 @@ def export_run(
         raise RunError(f"There is no run folder {run}. Give the folder that was --out.")
     sizes = _sizes(dynamic)
     network, example = exported_program.load(run / "network.pt2")
+    _check_program(path, sizes=bool(sizes), resize=resize)
     preprocessing = _resizing(preprocessing_of(run) if preprocess else None, example, asked=resize)
     if path is not None and path.suffix == ".pte":
-        if sizes or resize:
-            raise ConfigError(f"--out {path}: an ExecuTorch program is for the example's sizes; leave out --dynamic")
         exported, preprocessing = export_executorch(network, example, path), None
     else:
         exported = export_onnx(
@@ -91,6 +90,7 @@ def export_int8_run(
         raise RunError(f"There is no run folder {run}. Give the folder that was --out.")
     path = (path or run / "network.int8.onnx").absolute()
     program = path.suffix == ".pte"
+    _check_program(path, sizes=False, resize=resize)
     runtimes.require("executorch" if program else "onnx")
     network, example = exported_program.load(run / "network.pt2", flat=False)
     record = dict(ended(run)[0])
@@ -109,6 +109,15 @@ def export_int8_run(
         )
     write_record(folder, {**record, "int8": done.record()})
     return Outcome(done.record(), f"{done.report()}\n{path} is written, and {page.write(folder)} says so")
+
+
+def _check_program(path: Path | None, *, sizes: bool, resize: bool) -> None:
+    if path is not None and path.suffix == ".pte" and (sizes or resize):
+        reason = "has no preprocessing that could resize" if resize else "is for the example's sizes"
+        raise ConfigError(
+            f"--out {path}: an ExecuTorch program {reason}; leave out {'--resize' if resize else '--dynamic'}, or "
+            f"write an .onnx file"
+        )
 
 
 def preprocessing_of(run: Path) -> Preprocessing:
