@@ -16,6 +16,7 @@ from test_numbers import poisoned
 from torch import Tensor, nn
 
 import archgrad as ag
+from archgrad.choices import host_values
 from archgrad.errors import NonFiniteError
 from archgrad.rl.ppo import PpoTerms
 
@@ -155,3 +156,33 @@ def test_nan_is_noticed_where_a_step_is_logged(kind: str, cuda: pretended.Waits)
         ag.fit(nn.Linear(8, 2), poisoned(kind, after=5), on_gpu(steps=40, output=ag.Output(log_every=1)))
     with pytest.raises(NonFiniteError, match="became NaN or infinite"):
         ag.fit(nn.Linear(8, 2), poisoned(kind, after=5), on_gpu(steps=6))
+
+
+def test_a_mixture_runs_in_inference_mode(cuda: pretended.Waits) -> None:
+    space = ag.relax(ag.OpChoice([nn.Linear(4, 4), nn.Identity()], name="layer"), ag.softmax).to("cuda")
+    x = torch.ones(2, 4, device="cuda")
+    whole = space(x).detach()
+    with torch.inference_mode():
+        assert torch.equal(space(x).cpu(), whole.cpu())
+        weights = torch.tensor([0.25, 0.75], device="cuda")
+        with ag.using(space, {"layer": weights}):
+            assert torch.isfinite(space(x).cpu()).all()
+
+
+def test_values_are_read_as_they_are(cuda: pretended.Waits) -> None:
+    rows = [[0.1, 1e300], [True, False], [2**24 + 1, 3], [0.5]]
+    kinds = [torch.float64, torch.bool, torch.int64, torch.bfloat16]
+    tensors = [torch.tensor(row, dtype=kind, device="cuda") for row, kind in zip(rows, kinds, strict=True)]
+    host_values.read_together(tensors)
+    cuda.clear()
+    assert [host_values.values(t) for t in tensors] == rows
+    assert type(host_values.values(tensors[2])[0]) is int
+    assert not cuda
+    run = on_gpu()
+    run.begin("test", {})
+    run.register_state(network=nn.Linear(1, 1))
+    for step in run.steps(1):
+        run.log_step(
+            {"loss": torch.tensor(1e300, dtype=torch.float64, device="cuda"), "count": tensors[2][0]}, step=step
+        )
+    assert (run.history[-1]["loss"], run.history[-1]["count"]) == (1e300, 2**24 + 1)

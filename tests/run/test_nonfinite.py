@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +19,7 @@ from archgrad.choices.access import logits, relax, weights
 from archgrad.choices.relaxations import Softmax
 from archgrad.errors import NonFiniteError
 from archgrad.run import nonfinite as diagnosis
+from archgrad.run.finite_checks import FiniteChecks
 from archgrad.run.run import Run
 from archgrad.supernets.bilevel import alternate
 from archgrad.training.fit import optimize
@@ -152,3 +157,111 @@ def test_weights_that_are_nan_from_the_first_are_told(tmp_path: Path) -> None:
     network.bias.data.fill_(math.inf)
     with pytest.raises(NonFiniteError, match=r"network\.bias holds NaN or infinity in 2 of 2 values"):
         next(run_of(tmp_path / "run", network=network).steps(3))
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors are looked at as on an accelerator: where a step is logged, or before something is kept."""
+    monkeypatch.setattr(FiniteChecks, "_later", property(lambda self: self._log.interval > 1))
+
+
+def infinite_from(calls: int, *, only: bool = False) -> Callable[[nn.Module, Any], Tensor]:
+    """A loss that is infinite, with finite gradients, from its so-many-th computation on, or in that one alone."""
+    computed = [0]
+
+    def loss(network: nn.Module, batch: Any) -> Tensor:
+        computed[0] += 1
+        wrong = computed[0] == calls if only else computed[0] >= calls
+        return nn.functional.cross_entropy(network(batch[0]), batch[1]) + (math.inf if wrong else 0.0)
+
+    return loss
+
+
+def trained(
+    run: Run, net: nn.Module, loss: Callable[[nn.Module, Any], Tensor], *, phase: str | None, steps: int
+) -> None:
+    optimize(net, data(), run, optimizer=SGD(net.parameters(), lr=0.1), steps=steps, phase=phase, objective=loss)
+
+
+def test_training_without_a_phase_is_looked_at_before_its_figures_are_kept(late: None, tmp_path: Path) -> None:
+    net = nn.Linear(4, 2)
+    run = run_of(tmp_path, net=net)
+    trained(run, net, infinite_from(99), phase="first", steps=3)
+    with pytest.raises(NonFiniteError, match="between phases, or in one of the steps"):
+        trained(run, net, infinite_from(2, only=True), phase=None, steps=4)
+
+    def figures() -> float:
+        take_step(SGD(net.parameters(), lr=0.1), run, lambda: net(torch.ones(1, 4)).sum() + math.inf)
+        return 0.5
+
+    with pytest.raises(NonFiniteError, match="between phases"):
+        run.compute_once("figures", figures)
+    assert run.compute_once("figures", lambda: 0.25) == 0.25, "what the fault gave is not kept"
+    take_step(SGD(net.parameters(), lr=0.1), run, lambda: net(torch.ones(1, 4)).sum() + math.inf)
+    with pytest.raises(NonFiniteError, match="between phases"):
+        run.finish()
+
+
+@pytest.mark.parametrize("way", ["end", "periodic", "signal"])
+def test_nothing_is_saved_after_a_loss_that_was_not_looked_at(late: None, tmp_path: Path, way: str) -> None:
+    """Each program meets the fault again; with each step looked at, its place is named."""
+
+    def program(**output: Any) -> Run:
+        torch.manual_seed(0)
+        net = nn.Linear(4, 2)
+        run = Run(folder=tmp_path / "run", device="cpu", progress=False, output=ag.Output(**output))
+        run.begin("test", {})
+        run.register_state(net=net)
+        made = SGD(net.parameters(), lr=0.1)
+        for step in run.steps(8 if way == "end" else 60, phase="fit"):
+            wrong = math.inf if step == 7 else 0.0
+            loss = take_step(made, run, lambda: net(torch.ones(1, 4)).square().sum() + wrong)  # noqa: B023
+            run.log_step({"loss": loss}, step=step)
+            if step == 7 and way == "signal":
+                os.kill(os.getpid(), signal.SIGTERM)
+            if step == 7 and way == "periodic":
+                run._checkpoints.due_at = -math.inf
+        return run
+
+    for _ in range(2):
+        with pytest.raises(NonFiniteError, match="in phase 'fit' at step 8, or in one of the steps") as caught:
+            program()
+        assert "The last good state is" in str(caught.value)
+        assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*-fit-0000000008*")] == []
+        assert not list((tmp_path / "run" / "checkpoints").glob("*-end*"))
+    history = (tmp_path / "run" / "history.jsonl").read_text()
+    assert "inf" not in history.lower()
+    with pytest.raises(NonFiniteError, match="loss became NaN or infinite in phase 'fit' at step 7"):
+        program(log_every=1)
+
+
+def test_a_loop_that_is_left_after_such_a_loss_has_no_end(late: None, tmp_path: Path) -> None:
+    net = nn.Linear(4, 2)
+    run = run_of(tmp_path, net=net)
+    run._checkpoints._every_seconds = 99.0
+    for step in run.steps(60, phase="left"):
+        wrong = math.inf if step == 3 else 0.0
+        take_step(SGD(net.parameters(), lr=0.1), run, lambda: net(torch.ones(1, 4)).sum() + wrong)  # noqa: B023
+        if step == 3:
+            break
+    assert any("'left' was not saved" in note for note in run.notes)
+    with pytest.raises(NonFiniteError, match="between phases"):
+        run.steps(5, phase="next")
+    assert [path.name[:12] for path in (tmp_path / "checkpoints").iterdir()] == ["0000-left-00"]
+
+
+def test_a_wrong_number_of_one_process_is_told_in_all() -> None:
+    class Two:
+        """The other process of two, on accelerators, has a number that is wrong."""
+
+        world, device = 2, torch.device("cuda", 0)
+
+        def greatest(self, number: int) -> int:
+            return max(number, 1)
+
+    run = run_of(net=nn.Linear(1, 1))
+    run._log.interval = 10
+    run._checks._machine = Two()  # type: ignore[assignment]
+    run.check_finite({"loss": torch.tensor(1.0)})
+    with pytest.raises(NonFiniteError, match=r"norm became NaN or infinite .*, in another process"):
+        run.check_finite({"loss": torch.tensor(1.0), "norm": 1.0})

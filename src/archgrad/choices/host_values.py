@@ -17,8 +17,11 @@ _READ: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # from a tensor to i
 
 
 def values(tensor: Tensor) -> list[Any]:
-    """`tensor.tolist()` of a tensor [size]; from an accelerator, read once between two changes in place."""
-    if tensor.is_cpu:
+    """`tensor.tolist()` of a tensor [size]; from an accelerator, read once between two changes in place.
+
+    A tensor made in `torch.inference_mode` does not count its changes, and is read each time.
+    """
+    if tensor.is_cpu or tensor.is_inference():
         return tensor.tolist()
     if _kept(tensor) is None:
         read_together([tensor])
@@ -32,10 +35,16 @@ def true_places(mask: Tensor) -> list[int]:
 
 
 def read_together(tensors: Sequence[Tensor]) -> None:
-    """Read tensors [size] from an accelerator in one wait, for `values` to give; others are left alone."""
-    there = [t for t in tensors if not t.is_cpu and t.dim() == 1 and _kept(t) is None]
-    if there:
-        row = iter(torch.cat([t.detach().float() for t in there]).tolist())
+    """Read tensors [size] from an accelerator, those of a dtype in one wait, for `values` to give.
+
+    Tensors of the CPU, of other dimensions and of inference mode are left alone.
+    """
+    read: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for t in tensors:
+        if not t.is_cpu and t.dim() == 1 and not t.is_inference() and _kept(t) is None:
+            read.setdefault((t.device, t.dtype), []).append(t)
+    for there in read.values():
+        row = iter(torch.cat([t.detach() for t in there]).tolist())
         for tensor in there:
             _READ[tensor] = tensor._version, [next(row) for _ in range(len(tensor))]
 

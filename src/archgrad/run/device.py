@@ -97,6 +97,15 @@ class Machine:
             self.fabric.barrier()
 
 
+def moved(batch: Any, device: torch.device) -> Any:
+    """See `Run.to_device`."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, tuple | list):
+        return getattr(batch, "_make", type(batch))(moved(item, device) for item in batch)
+    return {key: moved(item, device) for key, item in batch.items()} if isinstance(batch, dict) else batch
+
+
 def seconds_per_call(call: Callable[[], object], *, device: torch.device, repeats: int = 3) -> float:
     """The median time of a call in seconds, after one that is not counted: to measure a training step on a copy."""
     times = []

@@ -40,8 +40,10 @@ class FiniteChecks:
         if self._later:
             self._add(value for value in figures.values() if isinstance(value, Tensor))
             figures = {name: value for name, value in figures.items() if not isinstance(value, Tensor)}
+            if not figures:
+                return
         wrong = len(step_checks.wrong_figures(figures))
-        if wrong if self._machine.world == 1 or self._later else self._machine.greatest(wrong):
+        if wrong if self._machine.world == 1 else self._machine.greatest(wrong):
             raise nonfinite.figures_error(figures, run, parts=self._parts, again=again)
 
     def gradients(
@@ -59,15 +61,20 @@ class FiniteChecks:
         Raises NonFiniteError for what it computed since the wait before.
         """
         there = {n: v for n, v in figures.items() if isinstance(v, Tensor) and v.numel() == 1 and not v.is_cpu}
-        rows = [value.detach().reshape(()).float() for value in there.values()]
         waiting, self._largest = self._largest, None
-        values = torch.stack([*rows, *([] if waiting is None else [waiting.float()])]).tolist() if there else []
-        last = 0.0 if waiting is None else values[-1] if there else waiting.item()
-        wrong = not math.isfinite(last)
+        rows = [*there.values(), *([] if waiting is None else [waiting])]
+        exact = torch.float32 if self._machine.device.type == "mps" else torch.float64
+        values = torch.stack([row.detach().reshape(()).to(exact) for row in rows]).tolist() if rows else []
+        wrong = waiting is not None and not math.isfinite(values[-1])
         if wrong if self._machine.world == 1 else self._later and self._machine.greatest(int(wrong)):
             with step_checks.watched(run):
                 raise nonfinite.late_error(run)
-        return {**figures, **dict(zip(there, values, strict=False))}
+        pairs = zip(there.items(), values, strict=False)
+        return {**figures, **{n: v if t.is_floating_point() else int(v) for (n, t), v in pairs}}
+
+    def is_wrong(self) -> bool:
+        """Whether `read` would raise for what this process's accelerator computed; nothing is asked of others."""
+        return self._largest is not None and not math.isfinite(self._largest.item())
 
     @property
     def _later(self) -> bool:

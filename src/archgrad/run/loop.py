@@ -13,8 +13,10 @@ from typing import Protocol
 
 from archgrad.errors import RunError
 from archgrad.run.budget import Budget, Phase
+from archgrad.run.checkpoint_file import Mark
 from archgrad.run.checkpointing import Checkpointing
 from archgrad.run.device import Machine
+from archgrad.run.finite_checks import FiniteChecks
 from archgrad.run.output import Log
 from archgrad.run.signals import SignalListener, Stopped
 from archgrad.run.step_checks import watched
@@ -68,10 +70,11 @@ class Loop:
     """
 
     def __init__(
-        self, folder: Path | None, budget: Budget, checkpoints: Checkpointing, *, machine: Machine, log: Log
-    ) -> None:
+        self, folder: Path | None, budget: Budget, checkpoints: Checkpointing, *, checks: FiniteChecks,
+        machine: Machine, log: Log,
+    ) -> None:  # fmt: skip
         self._folder, self._budget, self._checkpoints = folder, budget, checkpoints
-        self._machine, self._log = machine, log
+        self._checks, self._machine, self._log = checks, machine, log
         self.phase: Phase | None = None
         self.signals = SignalListener()
         self.failed = False
@@ -85,6 +88,11 @@ class Loop:
     def good_state(self) -> str:
         """A sentence on the last good state; empty where none is saved."""
         return self._checkpoints.good_state().strip()
+
+    @property
+    def precision(self) -> str:
+        """By Fabric's name."""
+        return self._machine.precision
 
     @property
     def seconds(self) -> float:
@@ -106,8 +114,7 @@ class Loop:
         except GeneratorExit:
             phase.step += 1
             if not self.signals.requested:
-                self._log.add_deferred(phase, seconds=self.seconds)
-                self._checkpoints.leave(phase)
+                self._leave(phase)
             raise
         finally:
             self.signals.stop()
@@ -121,7 +128,7 @@ class Loop:
         over = self._is_over(phase)
         while not over:
             if what := self._what_now(phase):
-                self._checkpoints.save(phase, phase.step)
+                self._save(phase, phase.step)
                 self._stop_if(what)
             yield phase.step
             phase.step += 1
@@ -130,9 +137,23 @@ class Loop:
                 self._log.show(phase)
             if not self._machine.alone:
                 self._checkpoints.synchronize(check=phase.step % (self._budget.steps_per_epoch or 100) == 0)
+        self._checks.read({}, self)
         self._log.add_deferred(phase, seconds=self.seconds)
-        self._checkpoints.save(phase, "end")
+        self._save(phase, "end")
         self._stop_if(self._what_now(phase))
+
+    def _save(self, phase: Phase, mark: Mark) -> None:
+        """Save the state. Raises NonFiniteError for a step before, which a resumed run would never look at."""
+        self._checks.read({}, self)
+        self._checkpoints.save(phase, mark)
+
+    def _leave(self, phase: Phase) -> None:
+        """Log and save where a loop was left, but for what is wrong there: Python drops errors of a closing loop."""
+        if self._checks.is_wrong():
+            self._log.note(f"The end of phase {phase.name!r} was not saved: a loss or a gradient is NaN or infinite.")
+            return
+        self._log.add_deferred(phase, seconds=self.seconds)
+        self._checkpoints.leave(phase)
 
     def _enter(self, phase: Phase) -> bool:
         """Load what was saved of the phase, or save its start; True when it was finished before."""

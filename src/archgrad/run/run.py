@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from archgrad.report.data.run_format import Record
 from archgrad.run import distributed, stateful, validation
 from archgrad.run.budget import Budget, Phase
 from archgrad.run.checkpointing import Checkpointing
-from archgrad.run.device import Machine
+from archgrad.run.device import Machine, Value, moved
 from archgrad.run.finite_checks import FiniteChecks
 from archgrad.run.folder import RunFolder
 from archgrad.run.loop import Loop, only_thread
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = ["Output", "Run", "Stopped"]
-
-Moved = TypeVar("Moved")
 
 
 @checked
@@ -97,8 +95,10 @@ class Run:
             self.folder, every_seconds=output.checkpoint_seconds, machine=self._machine, random=self._random,
             log=self._log,
         )  # fmt: skip
-        self._loop = Loop(self.folder, self._budget, self._checkpoints, machine=self._machine, log=self._log)
         self._checks = FiniteChecks(self._machine, self._log, self._checkpoints)
+        self._loop = Loop(
+            self.folder, self._budget, self._checkpoints, checks=self._checks, machine=self._machine, log=self._log
+        )  # fmt: skip
         self._computed: Record = {}
         self._accepted: frozenset[str] = frozenset()
         self._status = "not begun"
@@ -172,10 +172,10 @@ class Run:
         (mean,) = self.mean([value.detach()])
         return value if mean is None or self.world == 1 else value + (mean - value.detach())
 
-    def to_device(self, batch: Moved) -> Moved:
+    def to_device(self, batch: Value) -> Value:
         """The batch on this run's device: a tensor, or any nest of tuples, lists and dicts of them."""
-        moved: Moved = _moved(batch, self.device)
-        return moved
+        there: Value = moved(batch, self.device)
+        return there
 
     def accept(self, *parts: str) -> Self:
         """Resume although "data", "network" or "settings" (else ConfigError) differ; the report says so."""
@@ -269,6 +269,7 @@ class Run:
             raise ChoiceError("run.steps was called before run.register_state. Name what is to be saved first.")
         if self._loop.phase:
             raise ChoiceError(f"The loop of phase {self._loop.phase.name!r} is still open. Leave it first.")
+        self.check_unread()
         self._checkpoints.confirm_end(self._budget.last_phase)
         return self._steps(self._budget.begin_phase(phase, total, time_fraction=time_fraction, counted=counted))
 
@@ -276,7 +277,6 @@ class Run:
         try:
             with only_thread(self):
                 yield from self._loop.steps(phase)
-                self._checks.read({}, self)
         except Stopped:
             self.close()
             raise
@@ -336,6 +336,10 @@ class Run:
         """Raise NonFiniteError, which names a parameter, when one of their gradients [...] is NaN or infinite."""
         self._checks.gradients(parameters, gradients, self)
 
+    def check_unread(self) -> None:
+        """Raise NonFiniteError for what an accelerator computed since it was looked at: after training unlogged."""
+        self._checks.read({}, self)
+
     def compute_once(self, key: str, compute: Callable[[], Any]) -> Any:
         """The JSON value of `compute()`, computed once in a run's life: for figures measured by a clock.
 
@@ -346,6 +350,7 @@ class Run:
             before = self._random.state()
             value = self._machine.from_first(compute() if self.rank == 0 else None)
             self._random.set_state(before)
+            self.check_unread()
             self._computed[key] = validation.plain(key, value)
             if self._files and self.rank == 0:
                 self._files.write_computed(self._computed)
@@ -359,6 +364,7 @@ class Run:
         """Mark the run finished and let go of its folder."""
         if self._status != "running":
             raise RunError(f"run.finish was called on a run that is {self._status}.")
+        self.check_unread()
         self._checkpoints.confirm_end(self._budget.last_phase)
         if self._checkpoints.replaying:
             self._log.history.write()
@@ -390,11 +396,3 @@ class Run:
         self._log.close()
         if self._files:
             self._files.release()
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, tuple | list):
-        return getattr(batch, "_make", type(batch))(_moved(item, device) for item in batch)
-    return {key: _moved(item, device) for key, item in batch.items()} if isinstance(batch, dict) else batch

@@ -95,6 +95,8 @@ def optimize(
             on_step(step)
         if phase:
             run.log_step({"loss": loss, "lr": optimizer.param_groups[0]["lr"]}, figures, step=step)
+    if not phase:
+        run.check_unread()
     return loss
 
 
