@@ -343,14 +343,15 @@ def test_every_text_of_a_record_stays_text_on_every_page(browser: Any, tmp_path:
     browser.get((tmp_path / "compare.html").as_uri())
     assert EVIL[:20] in css(browser, "body").text
     _is_harmless(browser)
-    for place in (folders[1], tmp_path / "runs"):
+    for place, end in ((folders[1], 15), (tmp_path / "runs", 20)):
         with Server(Board(place, poll_ms=100, share=1.0), port=0) as server:
             thread = threading.Thread(target=server.serve_forever, daemon=True)
             thread.start()
             browser.get(server.url)
-            write(folders[1], "history.jsonl", [poisoned(row) for row in rows(0, 15)])
-            time.sleep(0.3)  # drawn anew by the page's own script
+            write(folders[1], "history.jsonl", [poisoned(row) for row in rows(0, end)])
+            wait(lambda seen=f"step\n{end - 1}": seen in text(browser, "main"))  # drawn by the page's own script
             _is_harmless(browser)
+            browser.get("about:blank")  # which asks the server for nothing more
             server.shutdown()
             thread.join()
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from archgrad.choices.gate import Gate
+from archgrad.costs.count import macs_by_module
 from archgrad.costs.latency import Latency
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
@@ -20,6 +21,7 @@ Once = Callable[[str, Callable[[], Any]], Any]
 RoundTo = int | Literal["auto"] | None
 _MULTIPLES = (16, 8, 4, 2)
 _PROBED = (36, 40, 44, 48)  # widths that "auto" times
+_CONVOLUTIONS: dict[type[nn.Module], tuple[int, ...]] = {nn.Conv1d: (256,), nn.Conv2d: (16, 16), nn.Conv3d: (6, 6, 6)}
 _NARROW = 4  # a gate keeps at least this many steps of rounding to choose from
 
 
@@ -98,19 +100,19 @@ class WidthRounding:
 def _measured_multiple(space: nn.Module, cost: Latency) -> dict[str, Any]:
     """The coarsest multiple whose widths between save less than half of the time that they leave out of channels.
 
-    Three layers 36 to 48 wide are timed in turns, convolutions where the space has any; low percentiles count.
+    Three layers 36 to 48 wide are timed in turns, of the kind of convolution that most MACs of the space are in, or
+    linear ones where it has none; low percentiles count.
     """
-    if any(isinstance(module, nn.Conv2d) for module in space.modules()):
-        layer: Callable[[int, int], nn.Module] = functools.partial(nn.Conv2d, kernel_size=3, padding=1)
-        x = torch.zeros(1, 16, 16, 16)
-    else:
-        layer, x = nn.Linear, torch.zeros(256, 16)
+    layer, x = _probe(space, cost)
     state = torch.get_rng_state()
     networks = {
         str(width): nn.Sequential(layer(16, width), nn.ReLU(), layer(width, width), nn.ReLU(), layer(width, width))
         for width in _PROBED
     }  # fmt: skip
     torch.set_rng_state(state)
+    if cost.device is None:
+        device = next((parameter.device for parameter in space.parameters()), torch.device("cpu"))
+        networks = {width: network.to(device) for width, network in networks.items()}
     timings = replace(cost, x=x, batch=None, repeats=50, warmup=10).timings(networks)
     times = {width: timings[str(width)].low_ms for width in _PROBED}
 
@@ -125,3 +127,18 @@ def _measured_multiple(space: nn.Module, cost: Latency) -> dict[str, Any]:
         "runtime": cost.runtime,
         "low_ms": {str(w): round(ms, 6) for w, ms in times.items()},
     }
+
+
+def _probe(space: nn.Module, cost: Latency) -> tuple[Callable[[int, int], nn.Module], torch.Tensor]:
+    """The layer that is timed, made from two widths, and its input of 16 channels."""
+    work: dict[type[nn.Module], float] = {}
+    if any(isinstance(module, tuple(_CONVOLUTIONS)) for module in space.modules()):
+        modules = dict(space.named_modules())
+        for path, macs in macs_by_module(space, cost.x).items():
+            for kind in _CONVOLUTIONS:
+                if isinstance(modules.get(path), kind):
+                    work[kind] = work.get(kind, 0.0) + macs
+    if not work:
+        return nn.Linear, torch.zeros(256, 16)
+    most = max(work, key=lambda kind: work[kind])
+    return functools.partial(most, kernel_size=3, padding=1), torch.zeros(1, 16, *_CONVOLUTIONS[most])
