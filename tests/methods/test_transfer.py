@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import archgrad as ag
-from archgrad.errors import ConfigError, DataError, ModelError
+from archgrad.errors import ConfigError, DataError, ModelError, NonFiniteError
 from archgrad.gates.selection import full
 from archgrad.methods.pruning_transfer.gate_pruning import magnitudes
 from archgrad.methods.pruning_transfer.transfer import Rival, TransferProtocol, _Lab
+from archgrad.run.finite_checks import FiniteChecks
 from archgrad.tasks.task import stable_seed
+from archgrad.training.recipe import Recipe, sgd
 
 torch.set_num_threads(1)
 QUICK = TransferProtocol(shots=(2, 4), draws=2, restarts=1, steps=20)
@@ -249,3 +251,18 @@ def test_on_digits_beside_noise_a_structure_helps_where_a_random_one_harms() -> 
 def test_others_keep_off_the_names_of_the_rivals() -> None:
     with pytest.raises(ConfigError, match=r"'random mask'.*give yours other names"):
         transferred(quiet(), others={"random mask": GOOD})
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["each step", "as on an accelerator"])
+def test_no_score_is_kept_of_a_training_that_diverges(
+    later: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FiniteChecks, "_later", later)
+    recipe = Recipe(optimizer_factory=functools.partial(sgd, learning_rate=1e30))
+    protocol = TransferProtocol(shots=(2,), draws=1, restarts=1, steps=12, recipe=recipe)
+    for _ in range(2):
+        run = quiet(folder=tmp_path)
+        with pytest.raises(NonFiniteError, match="became NaN or infinite"):
+            transferred(run, protocol, pretrained=True)
+        run.close()
+    assert "shots" not in "".join(path.read_text() for path in tmp_path.glob("computed.json"))

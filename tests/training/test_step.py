@@ -294,6 +294,7 @@ def test_reentrant_checkpointing_that_begins_later_is_named() -> None:
         take_step(optimizer, begun(), lambda: net(x).square().mean())
 
 
+@pytest.mark.filterwarnings("ignore:of this network loss is NaN")
 def test_a_nan_behind_reentrant_checkpointing_is_found() -> None:
     net = checkpointed(reentrant=True)
     with torch.no_grad():

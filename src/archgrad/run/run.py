@@ -316,8 +316,8 @@ class Run:
     ) -> None:
         """Log a training step, every `Output.log_every` steps and at the end of its phase.
 
-        `more` is what is there now and then: a step that has it is always logged. Raises NonFiniteError for what an
-        accelerator computed since the last that was.
+        Tensors hold one number, [1] or []. `more` is what is there now and then: a step that has it is always logged.
+        Raises NonFiniteError for what an accelerator computed since the last that was.
         """
         if self._log.is_due(figures, step, always=bool(more)):
             self.log(self._checks.read({**figures, **(more or {})}, self), step=step)
