@@ -152,3 +152,24 @@ def test_a_copy_is_what_deepcopy_makes(network: nn.Module) -> None:
     ):  # fmt: skip
         assert name == other_name and torch.equal(mine, tensor) and mine.requires_grad == tensor.requires_grad
         assert mine.data_ptr() not in {p.data_ptr() for p in network.parameters()}
+
+
+def test_conjugates_and_meta_tensors_are_copied_as_what_they_are() -> None:
+    network = nn.Linear(2, 2)
+    numbers = torch.tensor([1.0 + 2.0j, 3.0 - 1.0j])
+    network.register_buffer("conjugate", numbers.conj())
+    network.register_buffer("negative", numbers.conj().imag)
+    network.register_buffer("nowhere", torch.empty(2, device="meta"))
+    copy = copied(network)
+    assert torch.equal(copy.conjugate, network.conjugate) and torch.equal(copy.negative, network.negative)
+    assert copy.nowhere.is_meta
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_a_copy_of_a_module_that_was_compiled_in_place_runs_itself(share: bool) -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    network.compile(backend="eager")
+    network[0].compile(backend="eager")
+    copy = copied(network, share=share)
+    copy[0].weight, copy[0].bias = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.ones(2))
+    assert torch.equal(copy(torch.ones(1, 2)), torch.ones(1, 2))

@@ -46,7 +46,7 @@ def valid() -> dict[str, Any]:
         "weights": {}, "relaxation": ag.softmax, "function": len, "score": len, "train": None, "labels": [0],
         "parameters": list(nn.Linear(2, 2).parameters()), "mnist": "none", "fsdd": "none", "factory": nn.ReLU,
         "candidates": [nn.ReLU(), nn.Identity()], "string": "none", "cell": "none", "env": PixelGame, "arrays": {},
-        "scores": {}, "files": {"a": "file"},
+        "scores": {}, "files": {"a": "file"}, "batches": [torch.zeros(1, 2, dtype=torch.long)],
     }  # fmt: skip
 
 
@@ -143,7 +143,7 @@ def test_the_mistakes_of_a_first_hour_are_answered(tmp_path: Path, monkeypatch: 
             r"dnal\(\): missing .*'run'. It takes space, task, run; by name alone limit",
         ),
         (lambda: ag.dnal(space, task, run, limit=ag.macs(x).at_most(10)), LimitError, r"for 10% .* macs=0.1"),
-        (lambda: ag.slim(space, x), ModelError, "has gates already: give it to archgrad.dnal as it is"),
+        (lambda: ag.slim(space, x), ModelError, "is a gate of archgrad; give it to archgrad.dnal as it is"),
         (lambda: ag.darts(net, task, run), ChoiceError, "A network of your own is slimmed: archgrad.slim and"),
         (lambda: ag.export_onnx(found, x, "a.onnx"), ModelError, r"Allowed is a torch.nn.Module. Give its .network"),
         (lambda: ag.Run(10), TypeError, "too many .* It takes by name alone epochs, steps"),

@@ -142,3 +142,44 @@ def test_attention_that_keeps_states_by_its_number_stays() -> None:
     block.first.layer_idx = 0
     _, gates, _ = slimmed(Stack([block]))
     assert "blocks.0.first.branch" not in gates and "blocks.0.second.branch" in gates
+
+
+class Cast(Part):
+    """Puts out another dtype than it reads."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden.to(self.up.weight.dtype))
+
+
+class Halved(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inlet, self.part, self.head = nn.Linear(5, WIDTH), Cast("plain", 6), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inlet(x).bfloat16()
+        return self.head(y + self.part(y))
+
+
+class Memory(Part):
+    """Reads another sequence than the one it is added to; both are as long in the example."""
+
+    def forward(self, memory: Tensor, x: Tensor) -> Tensor:
+        return super().forward(memory).mean(1, keepdim=True).expand(-1, x.shape[1], -1)
+
+
+class Crossed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inlet, self.part, self.head = nn.Linear(5, WIDTH), Memory("plain", 6), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        y = self.inlet(x)
+        return self.head(y + self.part(self.inlet(memory), y))
+
+
+@pytest.mark.parametrize(("net", "lengths"), [(Halved, (6,)), (Crossed, (6, 6))])
+def test_a_module_whose_zeros_no_one_input_tells_is_no_gate(net: type[nn.Module], lengths: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    space = ag.slim(net(), tuple(torch.randn(2, n, 5) for n in lengths))
+    assert "part.branch" not in choices(space) and "part.up" in choices(space)

@@ -784,3 +784,56 @@ def test_a_reshape_to_the_width_of_the_input_is_named_with_what_opens_the_stream
         space = slim(net, torch.randn(2, 6, 5))
         assert ("0" in frozen(space)) is not written
         assert written or frozen(space)["0"].endswith("as (B, N, C) behind attention, write -1")
+
+
+class EqualCounts(nn.Module):
+    """Runs only where two gates of one size keep as many channels."""
+
+    def __init__(self, size: int, way: str) -> None:
+        super().__init__()
+        self.a, self.b, self.k, self.way = nn.Conv1d(3, 3 * size, 1), nn.Conv1d(3, size, 1), size, way
+        self.head = nn.Conv1d(4 * size, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, b = self.a(x), self.b(x)
+        count = {"number": self.k, "shape": y[:, : self.k].shape[1]}[self.way]
+        b = b.reshape(len(x), count, x.shape[-1])
+        return self.head(torch.cat([y[:, : self.k].relu(), y[:, self.k :], b.tanh()], 1))
+
+
+@pytest.mark.parametrize("way", ["number", "shape"])
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_gates_whose_counts_have_to_be_equal_are_frozen(size: int, way: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 6)
+    try:
+        space = slim(nn.Sequential(nn.Conv1d(3, 3, 1), EqualCounts(size, way)), x)
+    except ModelError as error:
+        assert "no channels that can be removed" in str(error)
+        return
+    assert_exact(space, (x,))
+
+
+class Asking(nn.Module):
+    """Code that asks whether a number is an int and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.layer = 4, nn.Conv1d(4, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        widths = (self.width, self.width) if type(self.width) is int else self.width
+        return self.layer(x[:, : widths[0]])
+
+
+class Trimmed(nn.Conv1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, : self.out_channels]
+
+
+@pytest.mark.parametrize("layer", [Asking, lambda: Trimmed(4, 6, 1)])
+def test_numbers_of_layers_and_code_that_asks_for_ints_are_no_obstacle(layer: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    space = slim(nn.Sequential(nn.Conv1d(3, 4, 1), layer(), nn.ReLU(), nn.Conv1d(6, 3, 1)), x := torch.randn(2, 3, 5))
+    assert any(size == 6 for size in sizes(space).values())
+    assert_exact(space, (x,))

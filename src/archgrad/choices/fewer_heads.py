@@ -81,7 +81,8 @@ def with_fewer_heads(attention: nn.MultiheadAttention, call: AttentionCall) -> f
 def stand_in(module: fx.GraphModule, original: nn.Module) -> None:
     """Give a replacement the numbers, flags and words of a module that others may ask it for."""
     own = vars(original).items()
-    kept = {n: v for n, v in own if type(v) in (bool, int, float, str) and n != "training" and not n.startswith("_")}
+    plain = {n: v for n, v in own if type(v) in (bool, int, float, str) and n != "training" and not n.startswith("_")}
+    kept = {n: v for n, v in plain.items() if n not in ("code", "graph", "meta")}  # which a GraphModule has itself
     if isinstance(original, nn.MultiheadAttention):
         # torch's transformer layers ask for these; the first keeps them from kernels for the width of their inputs.
         kept["_qkv_same_embed_dim"] = False

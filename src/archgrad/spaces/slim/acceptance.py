@@ -55,7 +55,7 @@ def settle(
     frozen: MutableMapping[str, str],
     budget: Budget,
     *,
-    masks: Sequence[str] = MASKS,
+    masks: Sequence[str] | None = None,
     checks: Sequence[Check] | None = None,
 ) -> list[Removal]:
     """The removals that are exact together under every mask; the reasons of the others are put in `frozen`.
@@ -65,11 +65,11 @@ def settle(
         removals: all candidates.
         frozen: takes the reasons.
         budget: the runs that are left.
-        masks: what is kept.
+        masks: what is kept; default: all of the trial's.
         checks: the comparisons to make; default: those that belong to each mask.
     """
     accepted = list(removals)
-    for mask in masks:
+    for mask in trial.masks if masks is None else masks:
         while accepted and budget.spend(f"trying {len(accepted)} gates together"):
             failure = trial.failure(accepted, mask, checks)
             if failure is None:

@@ -310,16 +310,11 @@ def _silencer(module: nn.Module, use: _Use) -> str:
     """The last of a module's layers that makes its output zeros when its own weight and bias are; "" for none."""
     layers: list[str] = [n for n, m in module.named_modules() if isinstance(m, SCALABLE) and m.weight is not None]
     for name in layers[::-1] if len(layers) <= MOST_LAYERS else ():
-        layer = module.get_submodule(name)
-        kept = {k: v.clone() for k, v in layer.state_dict().items()}
         try:
-            with torch.no_grad(), plain_kernels():
-                for parameter in layer.parameters():
-                    parameter.zero_()
+            with _at_zero(module.get_submodule(name)), torch.no_grad(), plain_kernels():
                 made = module(*use.args, **use.kwargs)
         except NETWORK_ERRORS:
             return ""
-        layer.load_state_dict(kept)
         made = made[0] if isinstance(made, tuple) else made
         if isinstance(made, Tensor) and not bool(made.any()):
             return name
@@ -327,15 +322,18 @@ def _silencer(module: nn.Module, use: _Use) -> str:
 
 
 def _zeros(module: nn.Module, use: _Use) -> nn.Module | None:
-    """A plain module that is called as `module` and puts out zeros; None where no input tells their shape."""
+    """A plain module that is called as `module` and puts out zeros; None where no one input tells shape and dtype."""
     rest = use.output[1:] if isinstance(use.output, tuple) else ()
     try:
         signature = inspect.signature(module.forward)
         bound = signature.bind(*use.args, **use.kwargs).arguments
     except (TypeError, ValueError):
         return None
-    first = next((n for n, x in bound.items() if isinstance(x, Tensor) and x.shape == use.made.shape), "")
-    if not first or any(x is not None for x in rest):
+    like = {n: x for n, x in bound.items() if isinstance(x, Tensor) and x.shape == use.made.shape}
+    if any(x.dtype != use.made.dtype for x in like.values()) or len({id(x) for x in like.values()}) != 1:
+        return None
+    first = next(iter(like))
+    if any(x is not None for x in rest):
         return None
     graph, given = fx.Graph(), {}
     for name, parameter in signature.parameters.items():

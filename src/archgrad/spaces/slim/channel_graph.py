@@ -70,7 +70,11 @@ class ChannelGraph:
 
 
 def trace(
-    network: nn.Module, example: tuple[Any, ...], *, keep: Callable[[str], bool] = lambda path: False
+    network: nn.Module,
+    example: tuple[Any, ...],
+    *,
+    keep: Callable[[str], bool] = lambda path: False,
+    sources: bool = True,
 ) -> ChannelGraph:
     """The removable channel groups of a network, not yet tried out.
 
@@ -78,8 +82,10 @@ def trace(
         network: a copy, in eval mode; its own numbers learn where they are from.
         example: its inputs.
         keep: whether the outputs of the layer at a path have to stay.
+        sources: whether numbers that modules keep are to shrink with the channels that they count.
     """
-    know_sources(network)
+    if sources:
+        know_sources(network)
     numbering = Numbering(network)
     components = Components(numbering.size)
     is_read = np.zeros(numbering.size, dtype=bool)

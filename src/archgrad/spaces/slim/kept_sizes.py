@@ -70,7 +70,10 @@ class Sizes:
 
     def tie(self, numbering: Numbering) -> None:
         """Number each attribute as a side of its module; the channels that one attribute counts go together."""
+        known_counts = {(path, name) for (path, _), cut in numbering.cuts.items() for name in cut[2]}
         for (path, name), arrays in self._counted.items():
+            if (path, name.partition("[")[0]) in known_counts:
+                continue  # a layer's own number, which shrinks already
             side = (path, f"param {name}")
             known = numbering.sides.setdefault(side, arrays[0])
             numbering.cuts.setdefault(side, (len(known), (), (name,)))

@@ -74,11 +74,6 @@ def slim(net: Network, example: Example, *, keep: Sequence[str] = (), inputs: bo
     inputs_given = _checked(net, example)
     if isinstance(keep, str) or not isinstance(keep, Sequence):
         raise ModelError(f"keep={keep!r} was given. Allowed is a list of paths of layers, such as ['head'].")
-    if gated := [path for path, module in net.named_modules() if isinstance(module, Gate)]:
-        raise ModelError(
-            f"{type(net).__name__} is a slimmable network already: {gated[0]} is a gate of archgrad. Slim the "
-            f"network that it was made of, or the plain one that archgrad.build makes of it"
-        )
     absent = [path for path in keep if path not in dict(net.named_modules())]
     if absent:
         names = [name for name, _ in net.named_modules() if name]
@@ -154,10 +149,10 @@ def _checked(net: nn.Module, example: Example) -> tuple[Tensor, ...]:
             f"the class {net.__name__}: make a network of it" if isinstance(net, type) else f"a {type(net).__name__}"
         )
         raise ModelError(f"slim takes a network, a torch.nn.Module, and got {kind}")
-    if any(isinstance(module, Gate) for module in net.modules()):
+    if gated := [path for path, module in net.named_modules() if isinstance(module, Gate)]:
         raise ModelError(
-            f"{type(net).__name__} has gates already: give it to archgrad.dnal as it is, or give slim "
-            f"the network that it was made from"
+            f"{type(net).__name__} is a slimmable network already: {gated[0]} is a gate of archgrad; give it to "
+            f"archgrad.dnal as it is, or slim the network that it was made of"
         )
     if any(isinstance(module, torch.jit.ScriptModule) for module in net.modules()):
         raise ModelError(
@@ -179,10 +174,12 @@ def _checked(net: nn.Module, example: Example) -> tuple[Tensor, ...]:
 
 
 def _traced(net: nn.Module, inputs: tuple[Tensor, ...], is_kept: Callable[[str], bool]) -> ChannelGraph:
-    try:
-        return trace(copied(net, share=True).eval(), inputs, keep=is_kept)
-    except NETWORK_ERRORS as error:
-        cause = error
+    cause: Exception | None = None
+    for sources in (True, False):  # code may ask whether a number is an int and nothing else
+        try:
+            return trace(copied(net, share=True).eval(), inputs, keep=is_kept, sources=sources)
+        except NETWORK_ERRORS as error:
+            cause = error
     try:
         run(copied(net).eval(), inputs)
     except NETWORK_ERRORS as error:

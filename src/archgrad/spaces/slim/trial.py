@@ -19,7 +19,7 @@ from archgrad.copy_and_run import copied
 from archgrad.errors import ModelError, one_line
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, plain_kernels, run, tensors_of
 from archgrad.spaces.slim.trial_inputs import KeptDouble, calibrate, trial_inputs
-from archgrad.spaces.slim.trial_masks import MASKS, kept_entries
+from archgrad.spaces.slim.trial_masks import HALVES, MASKS, kept_entries
 from archgrad.spaces.slim.width_independent_draws import AlignedDraws
 
 # Relative differences that rounding explains in any network; more is weighed against a measured floor.
@@ -121,6 +121,11 @@ class Trial:
             f"({one_line(cause)}); give a network of float32 and inputs that it takes so"
         ) from cause
 
+    @property
+    def masks(self) -> Sequence[str]:
+        """What is kept, one after another; of a large network, no halves of the gates."""
+        return MASKS if self.large else (*MASKS, *HALVES)
+
     def checks(self, mask: str) -> list[Check]:
         """The comparisons made of one kind of mask: each of the inputs, and training, is met by one of the first.
 
@@ -128,14 +133,14 @@ class Trial:
         ones on the last of the inputs, which are the cheapest.
         """
         count = len(self.inputs)
-        order = MASKS.index(mask)
+        order = self.masks.index(mask)
         if self.large:
             return [Check((count - 1 - order) % count, mask == "one")]
         if mask == "random":
             return [*(Check(i, False) for i in range(count)), Check(0, True)]
         if mask == "one":
             return [Check(0, False), Check(count - 1, True)]
-        return [Check(order % count, False)]
+        return [Check(order % count, mask in HALVES)]
 
     def failure(
         self, removals: Sequence[Removal], mask: str = "random", checks: Sequence[Check] | None = None
@@ -144,8 +149,7 @@ class Trial:
 
         Args:
             removals: tried all together.
-            mask: what is kept: "random" entries, "one", "every second", "all but one", or of everything the
-                "smallest" network.
+            mask: what is kept, see `kept_entries`.
             checks: the comparisons to make; default: those that belong to the mask.
         """
         kept = kept_entries(removals, mask)

@@ -11,6 +11,8 @@ import torch
 from archgrad.choices.channels import Vanishing
 
 MASKS = ("random", "one", "every second", "all but one", "smallest")
+# Random entries of the gates whose number among those of their size has this bit, 1 or 0, and all of the rest.
+HALVES = {"odd gates": (0, 1), "even gates": (0, 0), "every other two": (1, 1), "every other four": (2, 1)}
 
 
 class Removable(Protocol):
@@ -33,13 +35,17 @@ def kept_entries(removals: Sequence[Removable], mask: str) -> dict[str, list[int
     """The entries of each gate that stay.
 
     Branches all stay at first, then go by halves, and at last all at once. Where they go, no two gates of one size
-    keep as many channels as far as that is possible, so that what stands in for a branch shows its width.
+    keep as many channels as far as that is possible, so that what stands in for a branch shows its width. Where half
+    of the gates are open, what one gate removes is seen past others that would hide it: a norm of the one channel
+    that is left puts out the same whatever it reads. Of two gates of one size, some half closes one alone, so that
+    numbers that have to be equal are found.
 
     Args:
         removals: one gate each.
-        mask: "random" entries, "one", "every second", "all but one", or of everything the "smallest" network.
+        mask: "random" entries, "one", "every second", "all but one", of everything the "smallest" network, or one of
+            the halves.
     """
-    generator = torch.Generator().manual_seed(MASKS.index(mask))
+    generator = torch.Generator().manual_seed((*MASKS, *HALVES).index(mask))
     fewer = any(r.vanishing for r in removals) and mask in ("every second", "all but one")
     alike: Counter[int] = Counter()  # gates so far, by size
     kept: dict[str, list[int]] = {}
@@ -55,6 +61,9 @@ def kept_entries(removals: Sequence[Removable], mask: str) -> dict[str, list[int
         fewest = min(2, max(size - 1, 1))
         some = int(torch.randint(fewest, max(size, fewest + 1), (), generator=generator))
         count = {"random": some, "all but one": max(size - 1, 1)}.get(mask, 1)
+        if mask in HALVES:
+            bit, value = HALVES[mask]
+            count = some if alike[size] >> bit & 1 == value else size
         entries = list(range(0, size, 2)) if mask == "every second" else sorted(order[:count].tolist())
         less = alike[size] % -(-len(entries) // 2) if fewer else 0
         alike[size] += 1

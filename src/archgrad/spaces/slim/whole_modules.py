@@ -55,7 +55,7 @@ def note_numbers(numbering: Numbering, walk: Walk) -> None:
         counts = tuple(n for n in HEADS if isinstance(own.get(n), int) and own[n] == len(labels))
         side = (path, f"param {' '.join(counts)}")
         if counts and side in numbering.sides:
-            walk.components.join(numbering.sides[side], labels, "")
+            walk.components.join(numbering.sides[side], labels, f"{path} sizes tensors by a number that is fixed")
         elif counts:
             numbering.sides[side], numbering.cuts[side] = labels, (len(labels), (), counts)
 
