@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -286,3 +287,19 @@ def test_the_multiple_of_a_latency_limit_is_measured_once_in_a_run(
     record = ag.dnal(space, digits, run(), limit=limit).record
     assert record["rounding"]["round_to"] in (4, 8, 16)
     assert f"widths in multiples of {record['rounding']['round_to']}, measured in eager" in limit_line(record)
+
+
+@pytest.mark.parametrize("limit", [
+    lambda x: ag.black_box(lambda network: 1.0, name="board", unit="ms").at_most(100.0),
+    lambda x: ag.black_box(lambda network: 1.0, name="board", unit="ms").at_most(1.0),
+    lambda x: ag.macs(x).at_most(fraction=1.0),
+], ids=["far", "at the bound", "counted"])  # fmt: skip
+def test_a_limit_that_the_whole_network_keeps_takes_nothing_away(
+    digits: ag.Classification, limit: Callable[[torch.Tensor], Limit]
+) -> None:
+    torch.manual_seed(0)
+    net, run = conv_net(), quiet(epochs=None, steps=12)
+    space = ag.slim(net, digits.example)
+    found = ag.dnal(space, digits, run, limit=limit(digits.example), pretrained=True, check_weights=False)
+    assert ag.params().of(found.network) == ag.params().of(net)
+    assert any("asks for nothing" in note for note in found.record["notes"])

@@ -109,7 +109,10 @@ class GateOptimizer:
         return figures
 
     def project(self, step: int) -> None:
-        """After each step: move all logits alike until the expected cost is at the bound."""
+        """After each step: move all logits alike until the expected cost is at the bound.
+
+        Where even open gates stay under it, the limit asks for nothing, and nothing is moved.
+        """
         if self.constraint is None:
             return
         # One transfer for both, since an accelerator is waited for.
@@ -125,6 +128,8 @@ class GateOptimizer:
             far = -far if over else far
             while is_over(far) == over and abs(far) < _FARTHEST:
                 near, far = far, 4.0 * far
+            if not over and not is_over(far):
+                return
             low, high = min(near, far), max(near, far)
             for _ in range(_BISECTIONS):
                 middle = (low + high) / 2

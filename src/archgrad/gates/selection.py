@@ -168,7 +168,9 @@ class GateConstraint:
         return {"cost": self.name, "unit": self.unit, "bound": self.bound, "reached": self.cost.of(network)}
 
     def uniform_width(self) -> float:
-        """The largest share of every gate's entries that keeps the limit, by bisection."""
+        """The largest share of every gate's entries that keeps the limit, by bisection; 1 where all of them do."""
+        if self.is_feasible(full(self.space)):
+            return 1.0
         low, high = 0.0, 1.0
         for _ in range(12 if self.counted else 5):
             middle = (low + high) / 2
@@ -191,6 +193,8 @@ class GateConstraint:
         Raises:
             LimitError: a measured limit is kept by nothing, not even with room to spare.
         """
+        if not self.counted and self.is_feasible(full(self.space)):
+            return full(self.space)
         for room in (1.0,) if self.counted else _MEASURED_ROOM:
             architecture = self._lowest_threshold(scores, floor, room * self.bound)
             if self.is_feasible(architecture):
@@ -273,7 +277,7 @@ class GateConstraint:
 
     def _lowest_threshold(self, scores: Mapping[str, Tensor], floor: float, bound: float) -> Architecture:
         values = torch.unique(torch.cat([s.flatten() for s in scores.values()]).double())
-        thresholds = [float(values[0]) - 1.0, *values.tolist()]
+        thresholds = [-math.inf, *values.tolist()]
 
         def at(index: int) -> Architecture:
             return above_threshold(self.space, scores, thresholds[index], self.rounding, floor=floor)

@@ -20,7 +20,7 @@ from archgrad.errors import ArchgradError
 from archgrad.extract.discretize import build
 from archgrad.gates.gate_optimizer import SCALE, GateOptimizer, entry_logits, limited_logit_optimizer, stand_in
 from archgrad.gates.importance import importance
-from archgrad.gates.selection import FLOOR, GateConstraint, gates, uniform
+from archgrad.gates.selection import FLOOR, GateConstraint, full, gates, uniform
 from archgrad.gates.width_rounding import RoundTo, WidthRounding
 from archgrad.results.record import settings_record
 from archgrad.run.run import Run
@@ -155,7 +155,10 @@ def train_gates(
     gate_optimizer = GateOptimizer(
         space, task, strength=0.0, scaled=False, scale=SCALE, rounds=min(ROUNDS, stage.steps)
     )
-    gate_optimizer.set_target(*_differentiable(constraint, task, run, suffix))
+    aim, bound = _differentiable(constraint, task, run, suffix)
+    if bound >= aim.price(full(space)):
+        run.note("the whole network keeps the limit, which asks for nothing")
+    gate_optimizer.set_target(aim, bound)
     of_logits = limited_logit_optimizer(space)
     optimizer = JoinedOptimizer(recipe.optimizer(space), of_logits)
     run.register_state(space=space, optimizer=optimizer, gate_optimizer=gate_optimizer)

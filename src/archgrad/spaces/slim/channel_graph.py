@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -86,22 +87,7 @@ def trace(
     """
     if sources:
         know_sources(network)
-    numbering = Numbering(network)
-    components = Components(numbering.size)
-    is_read = np.zeros(numbering.size, dtype=bool)
-    for (path, side), labels in numbering.sides.items():
-        is_read[labels] = side == "in" and reads_each(numbering.modules[path])
-        if kind_of(side) == "out" and keep(path):
-            components.freeze(labels, "kept at your wish (keep=)")
-    for first, second in numbering.ties:
-        components.join(first, second, "")
-        is_read[first] |= is_read[second]
-    for banned, reason in untouchable(numbering):
-        components.freeze(numbering.sides[banned], reason)
-    for path, module in numbering.modules.items():
-        _tie_blocks(numbering, components, path, module)
-        if is_recurrent(module):
-            tie_units(components, numbering.sides_of(path))
+    numbering, components, is_read = _numbered(network, keep)
     stack = [""]
     visited: set[str] = set()
     positions: Counter[str] = Counter()
@@ -140,6 +126,27 @@ def trace(
         if not used and graph.frozen[path] == UNREAD:
             graph.frozen[path] = f"it does not run on the example; {_kept_tensors(numbering)}"
     return graph
+
+
+def _numbered(network: nn.Module, keep: Callable[[str], bool]) -> tuple[Numbering, Components, NDArray[np.bool_]]:
+    """Labels, with what is tied and frozen whatever a run says, and which are columns that a gate may take."""
+    numbering = Numbering(network)
+    components = Components(numbering.size)
+    is_read = np.zeros(numbering.size, dtype=bool)
+    for (path, side), labels in numbering.sides.items():
+        is_read[labels] = side == "in" and reads_each(numbering.modules[path])
+        if kind_of(side) == "out" and keep(path):
+            components.freeze(labels, "kept at your wish (keep=)")
+    for first, second in numbering.ties:
+        components.join(first, second, "")
+        is_read[first] |= is_read[second]
+    for banned, reason in untouchable(numbering):
+        components.freeze(numbering.sides[banned], reason)
+    for path, module in numbering.modules.items():
+        _tie_blocks(numbering, components, path, module)
+        if is_recurrent(module):
+            tie_units(components, numbering.sides_of(path))
+    return numbering, components, is_read
 
 
 def _kept_tensors(numbering: Numbering) -> str:
