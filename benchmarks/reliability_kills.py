@@ -107,8 +107,6 @@ def own_loop(folder: Path) -> None:
 
 def exported(folder: Path) -> None:
     """A network written again and again under one name: what stands there is always whole."""
-    from archgrad.extract.export import export_onnx
-
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2)).eval()
@@ -116,7 +114,7 @@ def exported(folder: Path) -> None:
         import onnx
 
         onnx.checker.check_model(onnx.load(str(path)))
-    export_onnx(network, torch.zeros(1, 8), path)
+    ag.export_onnx(network, torch.zeros(1, 8), path)
 
 
 def result(folder: Path) -> dict[str, str]:

@@ -122,3 +122,40 @@ def test_rows_that_an_output_layer_shares_stay() -> None:
 def test_wrong_calls_say_what_is_allowed(batches: Any, options: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         ag.trim_vocabulary(Reader(), batches, **options)
+
+
+@pytest.mark.parametrize("wrong", [-1, -100, 100])
+def test_ids_that_the_network_refuses_are_refused_as_before(wrong: int) -> None:
+    net = nn.Sequential(nn.Embedding(100, 4), nn.Flatten(), nn.Linear(12, 2))
+    small = ag.trim_vocabulary(net, [torch.tensor([[3, 98, 5]])], unseen=3)
+    ids = torch.tensor([[3, wrong, 5]])
+    for network in (net, small):
+        with pytest.raises(IndexError, match="out of range"):
+            network(ids)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_computed_weights_are_refused(norm: Any) -> None:
+    net = nn.Sequential(norm(nn.Embedding(10, 4)), nn.Flatten(), nn.Linear(12, 2))
+    with pytest.raises(ModelError, match=r"weight of \['0'\] is computed .*remove_parametrizations"):
+        ag.trim_vocabulary(net, [torch.tensor([[3, 8, 5]])])
+
+
+class ReadsTable(nn.Module):
+    """Divides by the number of rows, or reads the weight itself."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.table, self.how = nn.Embedding(10, 4), how
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        if self.how == "weight":
+            return self.table(ids) + self.table.weight.mean()
+        return self.table(ids) / sum(p.shape[0] for p in self.table.parameters())
+
+
+@pytest.mark.parametrize("how", ["weight", "rows"])
+def test_a_network_that_would_compute_something_else_is_refused(how: str) -> None:
+    with pytest.raises(ModelError, match="does not compute the same"):
+        ag.trim_vocabulary(ReadsTable(how), iter([torch.tensor([[3, 8, 5]])]))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import logging
-import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 
 from archgrad.argument_types import checked
 from archgrad.copy_and_run import copied, evaluating
-from archgrad.errors import DataError, ModelError
+from archgrad.errors import DataError, ModelError, one_line
 from archgrad.tasks.task import Inputs, call, tensors
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -41,7 +42,8 @@ def trim_vocabulary(
 
     Raises:
         ModelError: there is no such table, or another layer shares its weight, as an output layer does, which needs
-            all rows.
+            all rows; its weight is computed from others; or the smaller network does not compute the same on the
+            batches.
         DataError: there is no batch.
 
     Example:
@@ -52,6 +54,7 @@ def trim_vocabulary(
         >>> small[0].table.weight.shape, torch.equal(small(ids), net(ids))
         (torch.Size([4, 4]), True)
     """
+    batches = list(batches)
     read = _read(network, batches)
     modules, shared = dict(network.named_modules()), _shared(network)
     absent = [path for path in tables if not _is_plain(modules.get(path))]
@@ -72,6 +75,15 @@ def trim_vocabulary(
             f"{type(network).__name__} has no torch.nn.Embedding that reads an input as it stands and shares its "
             f"weight with no other layer; name those to trim in tables="
         )
+    computed = [
+        p for p in chosen if parametrize.is_parametrized(modules[p]) or "weight" not in modules[p]._parameters
+    ]
+    if computed:
+        raise ModelError(
+            f"the weight of {computed} is computed from other parameters, by weight_norm or a parametrization; make "
+            f"it plain first with torch.nn.utils.remove_weight_norm(module) or "
+            f'torch.nn.utils.parametrize.remove_parametrizations(module, "weight"), or leave it out of tables='
+        )
     smaller = copied(network)
     for path in chosen:
         ids, _ = read.get(path, (set(), False))
@@ -80,7 +92,32 @@ def trim_vocabulary(
         parent, _, child = path.rpartition(".")
         setattr(smaller.get_submodule(parent), child, _trimmed(table, ids, unseen))
         log.info("%s: %d of %d rows are read", path, len(ids), table.num_embeddings)
+    _compare(network, smaller, batches)
     return smaller
+
+
+def _compare(network: nn.Module, smaller: nn.Module, batches: Sequence[Inputs]) -> None:
+    """Raise ModelError where the smaller network does not compute the same, bit for bit."""
+    reason = "it gives other outputs"
+    with evaluating(network), evaluating(smaller):
+        for batch in batches:
+            try:
+                with torch.random.fork_rng():
+                    wanted = tree_leaves(call(network, batch))
+                with torch.random.fork_rng():
+                    got = tree_leaves(call(smaller, batch))
+                same = len(wanted) == len(got) and all(
+                    a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+                    for a, b in zip(wanted, got, strict=True)
+                    if isinstance(a, Tensor) and isinstance(b, Tensor)
+                )
+            except Exception as error:  # noqa: BLE001 - a user's forward may raise anything
+                same, reason = False, one_line(error)
+            if not same:
+                raise ModelError(
+                    f"with fewer rows {type(network).__name__} does not compute the same on the batches ({reason}). "
+                    f"Its forward may read an embedding's weight or size itself; leave that embedding out of tables="
+                )
 
 
 def _is_plain(module: nn.Module | None) -> bool:
@@ -142,6 +179,9 @@ def _trimmed(table: nn.Embedding, ids: set[int], unseen: int | None) -> fx.Graph
     root.table = left
     root.register_buffer("rows", rows)
     graph = fx.Graph()
-    places = graph.call_function(operator.getitem, (graph.get_attr("rows"), graph.placeholder("input")))
+    # As an embedding reads its rows, so that negative ids are refused as before.
+    rows_of = graph.call_method("unsqueeze", (graph.get_attr("rows"), 1))
+    read = graph.call_function(torch.embedding, (rows_of, graph.placeholder("input")))
+    places = graph.call_method("squeeze", (read, -1))
     graph.output(graph.call_module("table", (places,)))
     return fx.GraphModule(root, graph).train(table.training)
