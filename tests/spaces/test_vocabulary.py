@@ -159,3 +159,21 @@ class ReadsTable(nn.Module):
 def test_a_network_that_would_compute_something_else_is_refused(how: str) -> None:
     with pytest.raises(ModelError, match="does not compute the same"):
         ag.trim_vocabulary(ReadsTable(how), iter([torch.tensor([[3, 8, 5]])]))
+
+
+def test_what_cannot_be_trimmed_is_told_and_the_network_stays_as_it_was() -> None:
+    ids, net = torch.randint(0, 50, (4, 3)), nn.Sequential(nn.Embedding(60, 4), nn.Flatten(), nn.Linear(12, 2))
+    loader = [(ids, torch.zeros(4))]
+    for wrong, message in (
+        (loader, r"inputs alone: batches=\[x for x, _ in loader\]"), ([ids.float()], "ids as integers"),
+        ([ids.numpy()], "does not run on a batch"), ([ids + 60], "does not run on a batch"), (ids, "such as"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=message):
+            ag.trim_vocabulary(net, wrong)
+    with pytest.raises(ModelError, match="has gates"):
+        ag.trim_vocabulary(ag.slim(net, ids), [ids])
+    with pytest.raises(ModelError, match="an embedding itself"):
+        ag.trim_vocabulary(nn.Embedding(60, 4), [ids])
+    net[0].max_norm, before = 0.1, net[0].weight.clone()
+    ag.trim_vocabulary(net, [ids])
+    assert torch.equal(net[0].weight, before)

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
 from archgrad.argument_types import checked
+from archgrad.choices.gate import Gate
 from archgrad.copy_and_run import copied, evaluating
 from archgrad.errors import DataError, ModelError, one_line
 from archgrad.tasks.task import Inputs, call, tensors
@@ -41,10 +42,10 @@ def trim_vocabulary(
             an `IndexError` on a CPU.
 
     Raises:
-        ModelError: there is no such table, or another layer shares its weight, as an output layer does, which needs
-            all rows; its weight is computed from others; or the smaller network does not compute the same on the
-            batches.
-        DataError: there is no batch.
+        ModelError: the network has gates or is an embedding; there is no such table, or another layer shares its
+            weight, as an output layer does, which needs all rows; its weight is computed from others; or the smaller
+            network does not compute the same on the batches.
+        DataError: there is no batch, or the network does not run on one.
 
     Example:
         >>> import torch, archgrad as ag
@@ -54,7 +55,14 @@ def trim_vocabulary(
         >>> small[0].table.weight.shape, torch.equal(small(ids), net(ids))
         (torch.Size([4, 4]), True)
     """
+    if isinstance(batches, Tensor):
+        raise DataError("batches is one tensor; give a list of inputs, such as [ids]")
+    if any(isinstance(module, Gate) for module in network.modules()):
+        raise ModelError(f"{type(network).__name__} has gates: trim the vocabulary first, then slim")
+    if isinstance(network, nn.Embedding):
+        raise ModelError("the network is an embedding itself; trim it inside the network that reads it")
     batches = list(batches)
+    network = copied(network)  # an embedding with max_norm changes its weight when it is read
     read = _read(network, batches)
     modules, shared = dict(network.named_modules()), _shared(network)
     absent = [path for path in tables if not _is_plain(modules.get(path))]
@@ -144,8 +152,14 @@ def _read(network: nn.Module, batches: Iterable[Inputs]) -> dict[str, tuple[set[
         with evaluating(network):
             for batch in batches:
                 ran = True
-                inputs[:] = tensors(batch)
-                call(network, batch)
+                try:
+                    inputs[:] = tensors(batch)
+                    call(network, batch)
+                except Exception as error:  # a user's forward may raise anything
+                    raise DataError(
+                        f"{type(network).__name__} does not run on a batch ({one_line(error)}). A batch is what the "
+                        f"network takes, inputs alone: batches=[x for x, _ in loader], say, with ids as integers"
+                    ) from error
     finally:
         for handle in handles:
             handle.remove()
