@@ -124,3 +124,14 @@ def test_a_fixed_batch_is_told_and_wrong_calls_of_predict_say_how(place: Path, t
     assert (
         "usage" in serve(tmp_path / "handed").stderr.lower() or "predict.py FILE" in serve(tmp_path / "handed").stderr
     )
+
+
+def test_a_model_card_that_was_filled_in_is_kept(images: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
+    out = tmp_path / "out"
+    for _ in range(2):  # the same once more is no harm
+        cli("package", images, "--out", out)
+    card = out / "README.md"
+    card.write_text(card.read_text() + "Trained on pictures of our own.\n")
+    result = invoke("package", images, "--out", out)
+    assert result.exit_code == 2 and "what you filled in" in " ".join(result.output.split())
+    assert card.read_text().endswith("of our own.\n")

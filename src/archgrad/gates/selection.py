@@ -82,7 +82,15 @@ def uniform(space: nn.Module, width: float, rounding: WidthRounding) -> Architec
 
 
 def full(space: nn.Module) -> Architecture:
-    """The architecture that closes nothing."""
+    """The architecture that closes nothing.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> from archgrad.gates import full
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+        >>> dict(full(ag.slim(net, torch.randn(2, 4))))
+        {'0': (0, 1, 2)}
+    """
     return Architecture({name: tuple(range(gate.size)) for name, gate in gates(space).items()})
 
 

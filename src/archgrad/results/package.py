@@ -131,6 +131,12 @@ def write_package(
         "predict.py": _PREDICT.encode(), "test_vector.npz": vector.getvalue(),
         "requirements.txt": b"numpy\nonnxruntime\npillow  # for images as files\n", "README.md": card.encode(),
     }  # fmt: skip
+    written = out / "README.md"
+    if written.is_file() and written.read_bytes() != contents["README.md"]:
+        raise RunError(
+            f"{written} is there already and may hold what you filled in: move it away, or give another folder with "
+            f"--out"
+        )
     for name in NAMES:
         files.write_bytes(out / name, contents[name], RunError)
     return {"folder": str(out), "files": [*NAMES], "size_bytes": len(data)}
@@ -171,8 +177,8 @@ def _card(
         "The scores are of the data above; nothing is said of other data.",
         "Latency is of the machine that measured it.",
     ]
-    about = record.get("int8") if int8 else None
-    price = f"\nQuantized to int8. Beside the float network: `{json.dumps(about)}`\n" if about else ""
+    rows = "\n".join(f"| {' | '.join(row)} |" for row in text.int8_rows(record)) if int8 else ""
+    price = f"\nQuantized to int8:\n\n| | float | int8 |\n|---|---|---|\n{rows}\n" if rows else ""
     listed = "\n".join(f"- {limit}" for limit in limits if limit)
     return f"""# {record.get("title") or "A network"}
 

@@ -53,9 +53,10 @@ def explained(what: str, batch: Any) -> Iterator[None]:
         raise
     except FAILURES as error:
         shapes = ", ".join(f"{list(tensor.shape)} {tensor.dtype}" for tensor in tensors(batch))
-        raise ModelError(
-            f"{what} on a batch of shape {shapes}: {type(error).__name__}: {error}. Change the network or the data"
-        ) from error
+        advice = "Change the network or the data"
+        if "'indices'" in str(error):
+            advice = "Arrays become float32: give ids by name, {'ids': ids}, or in a torch.utils.data.TensorDataset"
+        raise ModelError(f"{what} on a batch of shape {shapes}: {type(error).__name__}: {error}. {advice}") from error
 
 
 def described(value: Any) -> str:
