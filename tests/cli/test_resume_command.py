@@ -32,7 +32,7 @@ def test_stopped_twice_damaged_and_resumed_is_the_run_never_stopped(
         *SLIM,
         "--out",
         out,
-        stop_at=14,
+        stop_at=18,
         by=signal.SIGTERM,
     )
     assert first.returncode == 143, first.stderr
@@ -43,7 +43,7 @@ def test_stopped_twice_damaged_and_resumed_is_the_run_never_stopped(
 
     moved = tmp_path / "moved"
     out.rename(moved)
-    second = _process("resume", moved, stop_at=16, by=signal.SIGINT)
+    second = _process("resume", moved, stop_at=22, by=signal.SIGINT)
     assert second.returncode == 130, second.stderr
     assert "Stopped by SIGINT" in second.stderr
     assert f"archgrad resume {moved}" in second.stderr

@@ -220,7 +220,7 @@ def test_a_run_that_was_killed_is_told_from_one_that_goes_on(tmp_path: Path) -> 
         ("record.json", '{"fronts": [{}], "title": "T"}', "damaged at fronts"),
         ("record.json", "[]", "no JSON object"),
         ("run.json", "{", "run.json is damaged"),
-        ("run.json", '{"identity": 3, "made_with": [], "status": "running"}', "Stopped"),
+        ("run.json", '{"identity": 3, "made_with": [], "status": "running"}', "Start it again in another folder"),
         ("command.json", "\x00", "command.json is damaged"),
         ("history.jsonl", '{"step": 1, "loss": 2}\n{"ste\n3\n{"step": 2, "loss": 1}\n{"step": 3, "lo', "2 lines are"),
         ("history.jsonl", '{"step": "x", "phase": 3, "time": "y", "loss": 2}\n' * 3, "Stopped"),
