@@ -66,6 +66,10 @@ def quiet(request: pytest.FixtureRequest) -> Iterator[None]:
     }
 
 
+# One browser at a time: of two on one machine, one has not got the focus.
+pytestmark = pytest.mark.xdist_group("browser")
+
+
 def _gone(line: dict[str, Any]) -> bool:
     # A board that was closed on purpose.
     return any(reason in line["message"] for reason in ("net::ERR_CONNECTION_", "net::ERR_EMPTY_RESPONSE"))
@@ -97,7 +101,7 @@ def size(driver: Any, width: int, *, dark: bool = False) -> None:
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
 
 
-def wait(until: Callable[[], Any], seconds: float = 15.0) -> Any:
+def wait(until: Callable[[], Any], seconds: float = 30.0) -> Any:
     """What `until` gives once that is true."""
     deadline = time.monotonic() + seconds
     while not (found := until()):
@@ -123,7 +127,11 @@ def tip(driver: Any) -> str:
 
 def focused(driver: Any, selector: str) -> str:
     """The tip of an element once it has the focus, which a busy machine may give late."""
-    driver.execute_script("document.activeElement.blur(); document.querySelector(arguments[0]).focus()", selector)
+    driver.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})  # whatever window has it
+    driver.execute_script("document.querySelector(arguments[0]).focus()", selector)
+    deadline = time.monotonic() + 1.0
+    while not tip(driver) and time.monotonic() < deadline:
+        time.sleep(0.05)
     return tip(driver)
 
 
