@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 import warnings
 import wave
 import zipfile
@@ -266,13 +267,23 @@ def test_a_file_has_an_ordinary_mode_and_what_killed_processes_left_goes(tmp_pat
         os.umask(mask)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
     dead = subprocess.check_output([sys.executable, "-c", "import os; print(os.getpid())"], text=True).strip()
+    here = files.pid_namespace()
     for pid in (dead, str(os.getpid())):
-        (tmp_path / f".b.{pid}.partial").write_text("half")
+        (tmp_path / f".b.{here}.{pid}.partial").write_text("half")
     files.write_text(tmp_path / "a", "", RunError)
-    assert (tmp_path / f".b.{dead}.partial").exists(), "what is of another file stays"
+    assert (tmp_path / f".b.{here}.{dead}.partial").exists(), "what is of another file stays"
     files.remove_partial(tmp_path)
-    assert [p.name for p in tmp_path.glob(".*.partial")] == [f".b.{os.getpid()}.partial"]
+    assert [p.name for p in tmp_path.glob(".*.partial")] == [f".b.{here}.{os.getpid()}.partial"]
     for name in ("b", "b*", "[b]"):  # whoever writes a file anew, a report for instance, finds its remains
-        (tmp_path / f".{name}.{dead}.partial").write_text("half")
+        (tmp_path / f".{name}.{here}.{dead}.partial").write_text("half")
         files.write_text(tmp_path / name, "", RunError)
     assert not list(tmp_path.glob(".*.partial"))
+
+
+@pytest.mark.parametrize("name", [".b.00000000.1.partial", ".b.00000000.999999999.partial", ".b.999999999.partial"])
+def test_what_is_written_in_another_container_stays_for_a_day(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("half")
+    for remains, age in ((True, 0.0), (True, 80_000.0), (False, 90_000.0)):
+        os.utime(tmp_path / name, (time.time() - age, time.time() - age))
+        files.remove_partial(tmp_path)
+        assert (tmp_path / name).exists() == remains

@@ -8,14 +8,18 @@ Every function takes the class of error that its caller raises, so that a messag
 from __future__ import annotations
 
 import errno
+import functools
 import glob
+import hashlib
 import json
 import math
 import os
+import platform
 import re
 import shutil
 import stat
 import struct
+import time
 import tokenize
 import zipfile
 import zlib
@@ -33,6 +37,7 @@ Refusal = Callable[[str], ArchgradError]
 MIB = 2**20
 RECORD = 256 * MIB  # record.json, which holds pictures, and history.jsonl
 DEPTH = 64  # nested lists and objects; our own files need less than ten
+_ABANDONED_SECONDS = 24 * 3600.0
 DIGITS = 300  # of a whole number: what a float can hold
 # Possessive, so that a string without an end takes no more than one look at each character.
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
@@ -254,7 +259,7 @@ def replace(path: Path, write: Callable[[Path], None], refuse: Refusal, *, size:
     """
     if not path.parent.is_dir():
         raise refuse(f"cannot write {path}: there is no folder {path.parent}. Make it, or choose another place")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{pid_namespace()}.{os.getpid()}.partial")
     remove_partial(path.parent, of=path.name)
     try:
         write(partial)
@@ -274,11 +279,37 @@ def replace(path: Path, write: Callable[[Path], None], refuse: Refusal, *, size:
 
 
 def remove_partial(folder: Path, *, of: str = "") -> None:
-    """Remove what killed processes of this machine left of files that they were writing in a folder, or `of` one."""
+    """Remove what killed processes left of files that they were writing in a folder, or `of` one.
+
+    Of a process elsewhere, on another machine or in another container that has this folder too, nobody here can say
+    whether it lives: what it left goes a day after it was last written to.
+    """
     for partial in folder.glob(f".{glob.escape(of) or '*'}.*.partial"):
-        pid = partial.name.split(".")[-2]
-        if pid.isdecimal() and Path("/proc/self").exists() and not Path(f"/proc/{pid}").exists():
+        *_, where, pid, _ = partial.name.split(".")
+        if where == pid_namespace() and pid.isdecimal() and Path("/proc/self").exists():
+            left = not Path(f"/proc/{pid}").exists()
+        else:
+            left = _age(partial) > _ABANDONED_SECONDS
+        if left:
             partial.unlink(missing_ok=True)
+
+
+def _age(path: Path) -> float:
+    try:
+        return time.time() - path.lstat().st_mtime
+    except OSError:
+        return 0.0
+
+
+@functools.cache
+def pid_namespace() -> str:
+    """Where a process number means one process, as eight digits: this boot of this machine, and this container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        container = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        boot = container = ""
+    return hashlib.sha256(f"{platform.node()} {boot} {container}".encode()).hexdigest()[:8]
 
 
 def _umask() -> int:

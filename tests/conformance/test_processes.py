@@ -5,6 +5,7 @@ Run under torchrun, this file is a program of two processes.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from torch import nn
 import archgrad as ag
 from archgrad.errors import ConfigError, ResourceError, RunError
 from archgrad.run.run import Run, Stopped
+from archgrad.training import optimize
 
 NAMES = [
     "dnal",
@@ -69,6 +71,37 @@ def normed(folder: Path, *, stop: bool = False) -> dict[str, object]:
     return {"network": [value.tolist() for value in network.state_dict().values()]}
 
 
+def timed(folder: Path) -> dict[str, object]:
+    """A budget of time alone, for which a step is measured once, by a training step of the first process."""
+    torch.manual_seed(0)
+    network = nn.Linear(4, 2)
+    run = Run(seconds=0.2, folder=folder, device="cpu", progress=False)
+    ag.fit(network, BATCHED, run)
+    return {"weights": network.weight.tolist(), "steps": run.history[-2]["step"]}
+
+
+def computed_once(folder: Path) -> dict[str, object]:
+    """A training that one process does for all, between steps that all take."""
+    torch.manual_seed(0)
+    network = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    run = Run(folder=folder, device="cpu", progress=False)
+    run.begin("computed once", {})
+    run.register_state(network=network, optimizer=optimizer)
+
+    def trained() -> list[list[float]]:
+        trial = copy.deepcopy(network)
+        optimize(trial, BATCHED, run, optimizer=torch.optim.SGD(trial.parameters(), lr=0.1), steps=3, phase=None)
+        return trial.weight.tolist()  # type: ignore[no-any-return]
+
+    computed = []
+    for phase in ("first", "second"):
+        optimize(network, BATCHED, run, optimizer=optimizer, steps=2, phase=phase)
+        computed.append(run.compute_once(phase, trained))
+    run.finish()
+    return {"computed": computed, "world": run.world, "weights": network.weight.tolist()}
+
+
 def astray(folder: Path) -> dict[str, object]:
     """A program whose weights depend on the process."""
     network = nn.Linear(4, 2)
@@ -113,6 +146,7 @@ def main(place: Path) -> None:
     except Stopped:
         found["normed"] = normed(place / "normed")
     found["whole"] = normed(place / "whole")
+    found |= {"timed": timed(place / "timed"), "computed once": computed_once(place / "once")}
     found["astray"] = astray(place / "astray")
     (place / f"rank{rank}.json").write_text(json.dumps(found))
     found["abandoned"] = abandoned(place / "abandoned")
@@ -151,6 +185,17 @@ def test_statistics_are_shared_and_a_stopped_run_ends_in_the_same_bits(
     both: list[dict[str, dict[str, object]]],
 ) -> None:
     assert both[0]["normed"] == both[1]["normed"] == both[0]["whole"] == both[1]["whole"]
+
+
+def test_a_process_trains_for_all_without_waiting_for_the_others(
+    both: list[dict[str, dict[str, object]]], tmp_path: Path
+) -> None:
+    for name in ("timed", "computed once"):
+        assert both[0][name] == both[1][name]
+    alone, there = computed_once(tmp_path / "alone"), both[0]["computed once"]
+    assert (there["world"], alone["world"]) == (2, 1)
+    for name in ("computed", "weights"):
+        torch.testing.assert_close(torch.tensor(there[name]), torch.tensor(alone[name]))
 
 
 def test_processes_that_differ_stop_with_an_error_in_both(both: list[dict[str, dict[str, object]]]) -> None:

@@ -59,11 +59,13 @@ def locked(folder: Path, content: str) -> Iterator[None]:
         (f"{2**40} {HERE}\n", True, "stopped"),
         (f"{GONE} {HERE}.elsewhere\n", True, "running"),
         (f"{GONE} {HERE}.elsewhere\n", False, "stopped"),
+        (f"{GONE} {HERE} 0123abcd\n", True, "running"),  # in another container of this name
+        (f"{os.getpid()} {HERE} 0123abcd\n", False, "stopped"),
         ("", True, "running"),
         ("no number", False, "stopped"),
         (None, False, "stopped"),
     ],
-    ids=range(9),  # the content holds this process's number, and test workers must name their tests alike
+    ids=range(11),  # the content holds this process's number, and test workers must name their tests alike
 )
 def test_all_readers_agree(
     tmp_path: Path, content: str | None, taken: bool, state: str, monkeypatch: pytest.MonkeyPatch

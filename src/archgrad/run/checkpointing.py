@@ -130,7 +130,7 @@ class Checkpointing:
         self._log.history.sync()
         state = phase.state() | {
             "finished": isinstance(mark, str),
-            "records": len(self._log.history.records),
+            "records": len(self._log.history),
             "notes": self._log.notes,
             "parts": stateful.states(parts),
             "random": self._random.state(),

@@ -33,6 +33,7 @@ class Machine:
         self.precision = validation.precision(precision, self._asked)
         self._processes = validation.devices(devices, self._asked)
         self._fabric: Fabric | None = None
+        self._first_works = False
         self._layout = validation.layout(self._processes)
         self.alone = self._layout == (1, 1)
         if workers and not self.alone:
@@ -75,8 +76,8 @@ class Machine:
 
     @property
     def world(self) -> int:
-        """The number of processes."""
-        return 1 if self.alone else self.fabric.world_size
+        """The number of processes; 1 while the first one computes for all."""
+        return 1 if self.alone or self._first_works else self.fabric.world_size
 
     def greatest(self, number: Number) -> Number:
         """The greatest `number` of all processes."""
@@ -87,9 +88,18 @@ class Machine:
         torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX)
         return type(number)(numbers)
 
-    def from_first(self, value: Value) -> Value:
-        """The first process's `value`."""
-        return value if self.world == 1 else self.fabric.broadcast(value)
+    def by_first(self, compute: Callable[[], Value]) -> Value:
+        """What the first process computes, alone: the others wait, and exchange nothing with it."""
+        if self.world == 1:
+            return compute()
+        value = None
+        if self.rank == 0:
+            self._first_works = True
+            try:
+                value = compute()
+            finally:
+                self._first_works = False
+        return cast(Value, self.fabric.broadcast(value))
 
     def wait(self) -> None:
         """Wait until every process is here."""

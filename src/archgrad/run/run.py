@@ -129,9 +129,9 @@ class Run:
         """The number of this process, from 0."""
         return self._machine.rank
 
-    @functools.cached_property
+    @property
     def world(self) -> int:
-        """The number of processes."""
+        """The number of processes; 1 inside `compute_once`."""
         return self._machine.world
 
     @property
@@ -155,7 +155,7 @@ class Run:
 
     @property
     def history(self) -> list[Record]:
-        """What was logged: {"phase", "step", "time", figures} each."""
+        """What was logged: {"phase", "step", "time", figures} each. Each call makes a new list."""
         return self._log.history.records
 
     @property
@@ -343,12 +343,13 @@ class Run:
     def compute_once(self, key: str, compute: Callable[[], Any]) -> Any:
         """The JSON value of `compute()`, computed once in a run's life: for figures measured by a clock.
 
-        A resumed program skips `compute`, so it must change nothing; what it draws does not count.
+        A resumed program skips `compute`, so it must change nothing; what it draws does not count. Of several
+        processes the first computes it as if it were the only one.
         """
         self._require_begun("compute_once")
         if key not in self._computed:
             before = self._random.state()
-            value = self._machine.from_first(compute() if self.rank == 0 else None)
+            value = self._machine.by_first(compute)
             self._random.set_state(before)
             self.check_unread()
             self._computed[key] = validation.plain(key, value)

@@ -42,14 +42,15 @@ class Owner(NamedTuple):
 
     pid: int
     host: str
+    namespace: str = ""  # of process numbers; empty where it does not say
 
     @property
     def is_here(self) -> bool:
-        """Whether it ran on this machine."""
-        return self.host == platform.node()
+        """Whether it ran on this machine, and in this container."""
+        return self.host == platform.node() and self.namespace in ("", files.pid_namespace())
 
     def is_alive(self) -> bool:
-        """Whether there is a process of that number on this machine; True on another one, where nobody can look."""
+        """Whether there is a process of that number here; True elsewhere, where nobody can look."""
         if not self.is_here:
             return True
         try:
@@ -63,13 +64,13 @@ class Owner(NamedTuple):
 
 def lock_text() -> str:
     """What this process writes into a lock."""
-    return f"{os.getpid()} {platform.node()}\n"
+    return f"{os.getpid()} {platform.node()} {files.pid_namespace()}\n"
 
 
 def parse_lock(content: str) -> Owner | None:
     """Who wrote a lock; None where it does not say."""
-    pid, _, host = content.strip().partition(" ")
-    return Owner(int(pid), host) if pid.isdecimal() and len(pid) < 20 and host else None
+    pid, host, namespace, *_ = [*content.split(), "", "", ""]
+    return Owner(int(pid), host, namespace) if pid.isdecimal() and len(pid) < 20 and host else None
 
 
 def is_running(folder: Path) -> bool:
@@ -128,6 +129,15 @@ def parse_record(line: str, *, source: str = "a line") -> Record:
     record = readable(files.parse_json(line, RunError, source=source), line)
     if not isinstance(record, dict):
         raise RunError(f"{source} is no JSON object")
+    return _with_numbers(record)
+
+
+def own_record(line: str) -> Record:
+    """The record in a line that `record_line` made, in this process: nothing about it is in doubt."""
+    return _with_numbers(json.loads(line))
+
+
+def _with_numbers(record: Record) -> Record:
     return {key: _number(value) if key != "phase" else value for key, value in record.items()}
 
 
