@@ -16,7 +16,7 @@ from test_numbers import poisoned
 from torch import Tensor, nn
 
 import archgrad as ag
-from archgrad.choices import host_values
+from archgrad.choices.relaxations import read_together, read_values
 from archgrad.errors import NonFiniteError
 from archgrad.rl.ppo import PpoTerms
 
@@ -173,10 +173,10 @@ def test_values_are_read_as_they_are(cuda: pretended.Waits) -> None:
     rows = [[0.1, 1e300], [True, False], [2**24 + 1, 3], [0.5]]
     kinds = [torch.float64, torch.bool, torch.int64, torch.bfloat16]
     tensors = [torch.tensor(row, dtype=kind, device="cuda") for row, kind in zip(rows, kinds, strict=True)]
-    host_values.read_together(tensors)
+    read_together(tensors)
     cuda.clear()
-    assert [host_values.values(t) for t in tensors] == rows
-    assert type(host_values.values(tensors[2])[0]) is int
+    assert [read_values(t) for t in tensors] == rows
+    assert type(read_values(tensors[2])[0]) is int
     assert not cuda
     run = on_gpu()
     run.begin("test", {})

@@ -16,7 +16,7 @@ from archgrad.errors import ConfigError, DataError, ModelError, NonFiniteError
 from archgrad.gates.selection import full
 from archgrad.methods.pruning_transfer.gate_pruning import magnitudes
 from archgrad.methods.pruning_transfer.transfer import Rival, TransferProtocol, _Lab
-from archgrad.run.finite_checks import FiniteChecks
+from archgrad.run.nonfinite import FiniteChecks
 from archgrad.tasks.task import stable_seed
 from archgrad.training.recipe import Recipe, sgd
 

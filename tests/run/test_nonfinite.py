@@ -19,7 +19,7 @@ from archgrad.choices.access import logits, relax, weights
 from archgrad.choices.relaxations import Softmax
 from archgrad.errors import NonFiniteError
 from archgrad.run import nonfinite as diagnosis
-from archgrad.run.finite_checks import FiniteChecks
+from archgrad.run.nonfinite import FiniteChecks
 from archgrad.run.run import Run
 from archgrad.supernets.bilevel import alternate
 from archgrad.training.fit import optimize

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from archgrad.argument_types import checked
-from archgrad.choices import host_values
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Choice
-from archgrad.choices.relaxations import GumbelSoftmax, Held
+from archgrad.choices.relaxations import GumbelSoftmax, Held, read_together
 from archgrad.copy_and_run import copied
 from archgrad.errors import ArchitectureError, ChoiceError, ModelError
 
@@ -134,7 +133,7 @@ def using(space: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
                 f"choice {name!r} has {size} entries, the weights given have shape {tuple(row.shape)}; allowed are "
                 f"[size] and [B, size]"
             )
-    host_values.read_together([row for row in weights.values() if not row.requires_grad])
+    read_together([row for row in weights.values() if not row.requires_grad])
     overridden = [(choice, choice.override, row) for name, row in weights.items() for choice in by_name[name]]
     try:
         for choice, _, row in overridden:

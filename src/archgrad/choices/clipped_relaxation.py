@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from archgrad.choices.access import decisions, restrict
-from archgrad.choices.host_values import read_together, values
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
+from archgrad.choices.relaxations import read_together, read_values
 from archgrad.copy_and_run import evaluating
 
 FLOOR = 0.01  # least weight of a choice's last survivors; behind a norm a small weight acts like a large one
@@ -56,7 +56,7 @@ def prune(space: nn.Module) -> None:
         dead = {name: _dead(choice, logits) for name, (choice, logits) in clipped.items()}
         read_together(list(dead.values()))
         for name, (choice, logits) in clipped.items():
-            if any(values(dead[name])):
+            if any(read_values(dead[name])):
                 restrict(space, {name: choice.live & ~dead[name]})
             logits.masked_fill_(~choice.live, 0.0)
 

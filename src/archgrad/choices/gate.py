@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from archgrad.argument_types import checked
-from archgrad.choices import host_values
 from archgrad.choices.architecture import Pick
 from archgrad.choices.channels import Coupling, Vanishing
 from archgrad.choices.modules import Choice
+from archgrad.choices.relaxations import read_values, true_places
 
 
 @checked
@@ -65,7 +65,7 @@ class Gate(Choice):
         """x with its channels scaled."""
         weights = self.mixing()
         if weights is None:
-            if all(host_values.values(self.live)):
+            if all(read_values(self.live)):
                 return x
             weights = self.live.to(x.dtype)
         if self.places is not None:
@@ -82,7 +82,7 @@ class Gate(Choice):
 
     def sampled(self, generator: torch.Generator | None) -> tuple[int, ...]:
         """A uniform number of live entries, then a uniform set; at least one unless the branch may vanish."""
-        alive = host_values.true_places(self.live)
+        alive = true_places(self.live)
         least = 0 if self.vanishing is not None else 1
         count = int(torch.randint(least, len(alive) + 1, (), generator=generator))
         order = torch.randperm(len(alive), generator=generator)[:count].tolist()

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from archgrad.argument_types import checked
-from archgrad.choices import host_values
 from archgrad.choices.architecture import Pick
+from archgrad.choices.relaxations import read_values, true_places
 from archgrad.errors import ArchitectureError, ChoiceError
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -61,7 +61,7 @@ class Choice(nn.Module):
 
     def pickable_places(self) -> list[int]:
         """The indices of what is `pickable`."""
-        return host_values.true_places(self.live)
+        return true_places(self.live)
 
     @abstractmethod
     def picked(self, pick: Pick) -> Tensor:
@@ -269,7 +269,7 @@ class InputChoice(Choice):
 
     def sampled(self, generator: torch.Generator | None) -> tuple[int, ...]:
         """`keep` live inputs, uniformly; where their number is free, a uniform number first."""
-        alive = host_values.true_places(self.live)
+        alive = true_places(self.live)
         count = self.keep
         if self.fewest < self.keep:
             most = min(self.keep, len(alive))
@@ -306,7 +306,7 @@ def mixture(
     Raises:
         ChoiceError: nothing is alive, or outputs differ in shape.
     """
-    alive = host_values.true_places(live)
+    alive = true_places(live)
     if not alive:
         raise ChoiceError(f"no candidate of {name} is alive: restrict it to at least one")
     factors = _factors(weights, alive)
@@ -329,7 +329,7 @@ def _factors(weights: Tensor, alive: list[int]) -> dict[int, float | None]:
     """For each entry that is to run its constant weight, or None if it has a gradient or varies over the batch."""
     if weights.requires_grad:
         return dict.fromkeys(alive)
-    top = host_values.values(weights if weights.dim() == 1 else weights.abs().amax(dim=0))
+    top = read_values(weights if weights.dim() == 1 else weights.abs().amax(dim=0))
     return {i: top[i] if weights.dim() == 1 else None for i in alive if top[i] != 0.0} or {alive[0]: 0.0}
 
 

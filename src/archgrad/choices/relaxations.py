@@ -6,8 +6,12 @@ weights, [size], with exact zeros where `live` is false. Its parameters are arch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from archgrad.argument_types import checked
 from archgrad.errors import ChoiceError
@@ -204,3 +208,46 @@ gumbel_softmax = GumbelSoftmax
 scaled_sigmoid = ScaledSigmoid
 softmax = Softmax
 two_temperature = TwoTemperature
+
+
+# Values of small tensors that decide what a program does next. Reading one from an accelerator waits for all the work
+# that it has, and a support or the weights of a block rarely change: values are kept until something writes there.
+_READ: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # from a tensor to its version and values
+
+
+def read_values(tensor: Tensor) -> list[Any]:
+    """`tensor.tolist()` of a tensor [size]; from an accelerator, read once between two changes in place.
+
+    A tensor made in `torch.inference_mode` does not count its changes, and is read each time.
+    """
+    if tensor.is_cpu or tensor.is_inference():
+        return tensor.tolist()
+    if _kept(tensor) is None:
+        read_together([tensor])
+    kept: list[Any] = _kept(tensor) or []
+    return kept
+
+
+def true_places(mask: Tensor) -> list[int]:
+    """The indices at which a mask [size] bool is true; read as `read_values` does."""
+    return [place for place, true in enumerate(read_values(mask)) if true]
+
+
+def read_together(tensors: Sequence[Tensor]) -> None:
+    """Read tensors [size] from an accelerator, those of a dtype in one wait, for `read_values` to give.
+
+    Tensors of the CPU, of other dimensions and of inference mode are left alone.
+    """
+    read: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for t in tensors:
+        if not t.is_cpu and t.dim() == 1 and not t.is_inference() and _kept(t) is None:
+            read.setdefault((t.device, t.dtype), []).append(t)
+    for there in read.values():
+        row = iter(torch.cat([t.detach() for t in there]).tolist())
+        for tensor in there:
+            _READ[tensor] = tensor._version, [next(row) for _ in range(len(tensor))]
+
+
+def _kept(tensor: Tensor) -> list[Any] | None:
+    version, kept = _READ.get(tensor, (None, None))  # type: ignore[no-untyped-call]
+    return kept if version == tensor._version else None

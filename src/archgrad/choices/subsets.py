@@ -28,9 +28,9 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices import host_values
 from archgrad.choices.access import choices, decisions, restrict
 from archgrad.choices.modules import Choice, InputChoice, OpChoice
+from archgrad.choices.relaxations import true_places
 from archgrad.copy_and_run import copied
 from archgrad.errors import ChoiceError
 
@@ -117,7 +117,7 @@ class Subsets(nn.Module):
 
     def _alive(self, live: Tensor) -> Tensor:
         """Indices of the live inputs; refused where there are too few."""
-        alive = torch.tensor(host_values.true_places(live), dtype=torch.long, device=live.device)
+        alive = torch.tensor(true_places(live), dtype=torch.long, device=live.device)
         if len(alive) < self.fewest:
             raise ChoiceError(
                 f"{_range(self.fewest, self.most)} of {self.size} inputs are to be kept, but {len(alive)} are alive; "

@@ -98,7 +98,7 @@ def _resources(error: BaseException) -> str:
         return f"Memory ran out while a library was loaded ({error}). Close other programs." if missing else ""
     if not isinstance(error, MemoryError | RuntimeError):
         return ""
-    if (explaining := sys.modules.get("archgrad.run.step_checks")) is None:
+    if (explaining := sys.modules.get("archgrad.run.failures")) is None:
         # Nothing was trained; to load torch for the message would take seconds, and more memory.
         out = isinstance(error, MemoryError)
         return "Memory ran out. Close other programs, or give smaller files." if out else ""

@@ -27,7 +27,7 @@ from archgrad.gates.gate_optimizer import (
 )
 from archgrad.gates.selection import FLOOR, GateConstraint, gates
 from archgrad.gates.width_rounding import WidthRounding
-from archgrad.run.step_checks import finite
+from archgrad.run.nonfinite import finite
 from archgrad.tasks.task import call
 from archgrad.training.fit import estimate_statistics
 

@@ -32,9 +32,9 @@ from archgrad.errors import ConfigError, ModelError
 from archgrad.rl.rollouts import ActorCritic, Rollout, RolloutCollector, full_precision
 from archgrad.rl.task import SEEDS, Reinforcement, as_input
 from archgrad.run.device import seconds_per_call
+from archgrad.run.loop import watched
 from archgrad.run.run import Run
 from archgrad.run.stateful import Stateful
-from archgrad.run.step_checks import watched
 from archgrad.tasks.task import stable_seed
 from archgrad.training.step import autocast, take_step
 

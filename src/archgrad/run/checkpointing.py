@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from archgrad.errors import NonFiniteError, RunError
 from archgrad.report.data.run_format import CHECKPOINTS
-from archgrad.run import distributed, nonfinite, stateful, step_checks
+from archgrad.run import distributed, nonfinite, stateful
 from archgrad.run.budget import Phase
 from archgrad.run.checkpoint_file import Mark, Series, State
 from archgrad.run.device import Machine
@@ -124,7 +124,7 @@ class Checkpointing:
         if not self._series or self._machine.rank > 0:
             return
         parts = self.parts or {}
-        if not step_checks.finite(nonfinite.parameters(parts)):
+        if not nonfinite.finite(nonfinite.parameters(parts)):
             wrong = nonfinite.explain_parameters(parts)
             raise NonFiniteError(f"{wrong} {self.good_state()}The state of phase {phase.name!r} is not saved.")
         self._log.history.sync()

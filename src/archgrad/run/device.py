@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 
 from archgrad.errors import ConfigError
-from archgrad.run import step_checks, validation
+from archgrad.run import failures, validation
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -52,7 +53,7 @@ class Machine:
             devices, nodes = self._layout
             self._fabric = Fabric(
                 accelerator=self._asked.type,
-                strategy="auto" if self.alone else DDPStrategy(timeout=step_checks.PATIENCE),
+                strategy="auto" if self.alone else DDPStrategy(timeout=failures.PATIENCE),
                 devices=devices if self._asked.index is None else [self._asked.index],
                 num_nodes=nodes,
                 precision=cast(Any, self.precision),
@@ -62,7 +63,7 @@ class Machine:
                 atexit.register(_leave)
         return self._fabric
 
-    @property
+    @functools.cached_property
     def device(self) -> torch.device:
         """The device of this process."""
         if not self.alone:
@@ -74,7 +75,7 @@ class Machine:
         """The number of this process, from 0."""
         return 0 if self.alone else self.fabric.global_rank
 
-    @property
+    @functools.cached_property
     def world(self) -> int:
         """The number of processes; 1 while the first one computes for all."""
         return 1 if self.alone or self._first_works else self.fabric.world_size
@@ -105,15 +106,6 @@ class Machine:
         """Wait until every process is here."""
         if self.world > 1:
             self.fabric.barrier()
-
-
-def moved(batch: Any, device: torch.device) -> Any:
-    """See `Run.to_device`."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, tuple | list):
-        return getattr(batch, "_make", type(batch))(moved(item, device) for item in batch)
-    return {key: moved(item, device) for key, item in batch.items()} if isinstance(batch, dict) else batch
 
 
 def seconds_per_call(call: Callable[[], object], *, device: torch.device, repeats: int = 3) -> float:

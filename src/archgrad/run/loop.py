@@ -9,17 +9,19 @@ import time
 import weakref
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from archgrad.errors import RunError
+import torch
+
+from archgrad.errors import ArchgradError, ResourceError, RunError
+from archgrad.run import failures
 from archgrad.run.budget import Budget, Phase
 from archgrad.run.checkpoint_file import Mark
 from archgrad.run.checkpointing import Checkpointing
 from archgrad.run.device import Machine
-from archgrad.run.finite_checks import FiniteChecks
+from archgrad.run.nonfinite import FiniteChecks
 from archgrad.run.output import Log
 from archgrad.run.signals import SignalListener, Stopped
-from archgrad.run.step_checks import watched
 
 # What a loop does before its next step, as a number of which the greatest of all processes counts: 0 is to go on, a
 # signal is its number and _SIGNALS.
@@ -58,6 +60,65 @@ def only_thread(run: Stepping) -> Iterator[None]:
     finally:
         with _LOCK:
             _STEPPING.pop(run, None)
+
+
+class Located(Protocol):
+    """A run, or its loop; `failed` becomes True where a step fails."""
+
+    failed: bool
+
+    @property
+    def location(self) -> str:
+        """Where it is, in words."""
+
+    @property
+    def good_state(self) -> str:
+        """A sentence on the last good state; empty where none is saved."""
+
+
+@contextlib.contextmanager
+def watched(run: Located) -> Iterator[None]:
+    """Around a step: say where memory ran out or a worker died, what to reduce, and which state is the last good one.
+
+    Any other error passes, with a note that says where the run was. Raises ResourceError.
+    """
+    try:
+        yield
+    except ArchgradError as error:
+        run.failed = True
+        _note_place(error, run)
+        raise
+    except Exception as error:  # a user's loss or metric may raise anything
+        run.failed = True
+        resources = isinstance(error, MemoryError | RuntimeError | OSError | EOFError)
+        if resources and (explanation := _explain(error)):
+            raise ResourceError(f"{explanation} It happened {run.location}. {run.good_state}".rstrip()) from error
+        # The error stays as it was raised, with its own traceback.
+        _note_place(error, run)
+        raise
+
+
+def _note_place(error: Exception, run: Located) -> None:
+    """Note where the run was, where neither the error nor another note says so."""
+    told = [str(error), *getattr(error, "__notes__", ())]
+    if not any(run.location in text for text in told):
+        error.add_note(f"archgrad was {run.location}. {run.good_state}".rstrip())
+
+
+def _explain(error: BaseException) -> str:
+    try:
+        return failures.explain(error)
+    except RuntimeError as death:  # torch reports a worker that died wherever the program is, so here too
+        return failures.explain(death)
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """See `Run.to_device`."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, tuple | list):
+        return getattr(batch, "_make", type(batch))(moved(item, device) for item in batch)
+    return {key: moved(item, device) for key, item in batch.items()} if isinstance(batch, dict) else batch
 
 
 class Loop:

@@ -1,23 +1,26 @@
-"""Where NaN and infinity come from: the term of a loss, the module, the parameter, and the choice that it belongs to.
+"""NaN and infinity: each step is looked at for them, and an error says where they come from.
 
-`step_checks.py` finds in every step that they are there; everything here happens on a failure.
+That is the term of a loss, the module, the parameter, and the choice that it belongs to.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from archgrad.choices.access import choices
 from archgrad.choices.modules import OpChoice
 from archgrad.errors import ArchgradError, NonFiniteError
-from archgrad.run.step_checks import finite, wrong_figures
+from archgrad.run.device import Machine
+from archgrad.run.output import Log
 
 _TERM = "archgrad.term"
 Named = dict[Tensor, str]
@@ -62,6 +65,116 @@ class Diagnosed(Protocol):
     @property
     def precision(self) -> str:
         """By Fabric's name."""
+
+
+class Failing(Diagnosed, Protocol):
+    """A run, or its loop; `failed` becomes True where a step fails."""
+
+    failed: bool
+
+
+class FiniteChecks:
+    """The checks of one run. Asking an accelerator for a value waits for all its work, so that is done seldom.
+
+    Args:
+        machine: of the device.
+        log: how often steps are logged; where each is, each is looked at.
+        parts: gives the parts that messages name, by name.
+    """
+
+    def __init__(self, machine: Machine, log: Log, *, parts: Callable[[], Mapping[str, Any]]) -> None:
+        self._machine, self._log, self._parts = machine, log, parts
+        self._largest: Tensor | None = None  # magnitude that the device computed since it was looked at
+
+    def figures(
+        self, figures: Mapping[str, float | Tensor], run: Diagnosed, *, again: Callable[[], object] | None
+    ) -> None:
+        """See `Run.check_finite`."""
+        if self._later:
+            self._add(value for value in figures.values() if isinstance(value, Tensor))
+            figures = {name: value for name, value in figures.items() if not isinstance(value, Tensor)}
+            if not figures:
+                return
+        wrong = len(wrong_figures(figures))
+        if wrong if self._machine.world == 1 else self._machine.greatest(wrong):
+            raise figures_error(figures, run, parts=self._parts(), again=again)
+
+    def gradients(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], run: Diagnosed) -> None:
+        """See `Run.check_gradients`."""
+        if self._later:
+            self._add(gradients)
+        elif not finite(gradients):
+            raise gradients_error(parameters, gradients, run, parts=self._parts())
+
+    def read(self, figures: Mapping[str, float | Tensor], run: Failing) -> Mapping[str, float | Tensor]:
+        """The figures, those on an accelerator as numbers, after one wait for it.
+
+        Raises NonFiniteError for what it computed since the wait before.
+        """
+        there = {n: v for n, v in figures.items() if isinstance(v, Tensor) and v.numel() == 1 and not v.is_cpu}
+        waiting, self._largest = self._largest, None
+        rows = [*there.values(), *([] if waiting is None else [waiting])]
+        exact = torch.float32 if self._machine.device.type == "mps" else torch.float64
+        values = torch.stack([row.detach().reshape(()).to(exact) for row in rows]).tolist() if rows else []
+        wrong = waiting is not None and not math.isfinite(values[-1])
+        if wrong if self._machine.world == 1 else self._later and self._machine.greatest(int(wrong)):
+            run.failed = True
+            raise late_error(run)
+        pairs = zip(there.items(), values, strict=False)
+        return {**figures, **{n: v if t.is_floating_point() else int(v) for (n, t), v in pairs}}
+
+    def is_wrong(self) -> bool:
+        """Whether `read` would raise for what this process's accelerator computed; nothing is asked of others."""
+        return self._largest is not None and not math.isfinite(self._largest.item())
+
+    @property
+    def _later(self) -> bool:
+        return self._log.interval > 1 and self._machine.device.type != "cpu"
+
+    def _add(self, tensors: Iterable[Tensor | None]) -> None:
+        given = [t.detach() for t in tensors if t is not None and measurable(t)]
+        if given:
+            now = get_total_norm(given, norm_type=math.inf)
+            self._largest = now if self._largest is None else torch.maximum(self._largest, now)
+
+
+def finite(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether no element of these is NaN or infinite: one fused norm of all, and one wait for it."""
+    given = [t for t in tensors if t is not None]
+    if len({(t.dtype, t.device, t.layout) for t in given}) == 1 and measurable(given[0]):
+        # What get_total_norm does, without the time that it takes to sort tensors by dtype and device.
+        with torch.no_grad():
+            total = torch.stack(torch._foreach_norm(given)).sum()
+    elif given := [t.detach() for t in given if measurable(t)]:
+        total = get_total_norm(given)
+    else:
+        return True
+    # The sum of squares is quickest; where it overflows, the largest magnitude tells.
+    return math.isfinite(total.item()) or largest(given) < math.inf
+
+
+def largest(tensors: Iterable[Tensor]) -> float:
+    """The largest magnitude in these; NaN where one is."""
+    given = [t.detach() for t in tensors if measurable(t)]
+    return float(get_total_norm(given, norm_type=math.inf)) if given else 0.0
+
+
+def measurable(tensor: Tensor) -> bool:
+    """Whether a tensor holds numbers of which one could be NaN or infinite."""
+    return (
+        tensor.is_floating_point() and tensor.layout == torch.strided and bool(tensor.numel()) and not tensor.is_meta
+    )
+
+
+def wrong_figures(figures: Mapping[str, float | Tensor]) -> dict[str, float | Tensor]:
+    """Those of the numbers and tensors [...] that hold NaN or infinity."""
+    return {name: value for name, value in figures.items() if not _is_finite(value)}
+
+
+def _is_finite(value: float | Tensor) -> bool:
+    if isinstance(value, Tensor) and value.numel() != 1:
+        return bool(value.isfinite().all())
+    return math.isfinite(value.item() if isinstance(value, Tensor) else value)
 
 
 def figures_error(

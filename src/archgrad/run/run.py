@@ -17,15 +17,14 @@ from archgrad.report.data.run_format import Record
 from archgrad.run import distributed, stateful, validation
 from archgrad.run.budget import Budget, Phase
 from archgrad.run.checkpointing import Checkpointing
-from archgrad.run.device import Machine, Value, moved
-from archgrad.run.finite_checks import FiniteChecks
+from archgrad.run.device import Machine, Value
 from archgrad.run.folder import RunFolder
-from archgrad.run.loop import Loop, only_thread
+from archgrad.run.loop import Loop, moved, only_thread, watched
+from archgrad.run.nonfinite import FiniteChecks
 from archgrad.run.output import History, Log, Output
 from archgrad.run.rng import Randomness
 from archgrad.run.signals import Stopped
 from archgrad.run.stateful import Stateful
-from archgrad.run.step_checks import watched
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -91,11 +90,11 @@ class Run:
         self._random = Randomness(self.seed)
         self._files = RunFolder(self.folder) if self.folder else None
         self._log = Log(output)
-        self._checkpoints = Checkpointing(
+        self._checkpoints = checkpoints = Checkpointing(
             self.folder, every_seconds=output.checkpoint_seconds, machine=self._machine, random=self._random,
             log=self._log,
         )  # fmt: skip
-        self._checks = FiniteChecks(self._machine, self._log, self._checkpoints)
+        self._checks = FiniteChecks(self._machine, self._log, parts=lambda: checkpoints.parts or {})
         self._loop = Loop(
             self.folder, self._budget, self._checkpoints, checks=self._checks, machine=self._machine, log=self._log
         )  # fmt: skip

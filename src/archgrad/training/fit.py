@@ -17,8 +17,8 @@ from archgrad.argument_types import checked
 from archgrad.copy_and_run import copied, evaluating
 from archgrad.errors import ConfigError
 from archgrad.run.device import seconds_per_call
+from archgrad.run.loop import watched
 from archgrad.run.run import Run
-from archgrad.run.step_checks import watched
 from archgrad.tasks.task import Batch, Checkable, Task, evaluate, remarks, require
 from archgrad.training.averaging import moving_average, take_average
 from archgrad.training.drop_path import DropPathRamp

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from archgrad.errors import ConfigError, DataError, ModelError
+from archgrad.run.loop import watched
 from archgrad.run.run import Run
-from archgrad.run.step_checks import watched
 from archgrad.tasks.batch_checks import described
 from archgrad.tasks.task import Batch
 

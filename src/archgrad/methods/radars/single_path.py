@@ -15,8 +15,9 @@ from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.policies import Categorical, Reinforce, Uniform
 from archgrad.errors import ConfigError
 from archgrad.methods.radars.offload import OffloadedSupernet, moved
+from archgrad.run.loop import watched
+from archgrad.run.nonfinite import largest
 from archgrad.run.run import Run
-from archgrad.run.step_checks import largest, watched
 from archgrad.tasks.task import Batch, Task
 from archgrad.training.recipe import Recipe
 from archgrad.training.step import autocast, load_batch, take_step

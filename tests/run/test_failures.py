@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 import archgrad as ag
 from archgrad.errors import DataError, ModelError, ResourceError, RunError
 from archgrad.run.checkpointing import check_disk_space
+from archgrad.run.failures import explain
+from archgrad.run.loop import watched
 from archgrad.run.run import Run
-from archgrad.run.step_checks import explain, watched
 from archgrad.training.fit import optimize
 from archgrad.training.recipe import sgd
 
