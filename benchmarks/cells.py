@@ -1,47 +1,78 @@
-"""UNAS, DARTS and random search on a supernet small enough to enumerate, at equal cost.
+"""Searches of a supernet small enough to enumerate, at equal cost, beside random search.
 
     python benchmarks/cells.py --seeds 5 --out benchmarks/results/cells.json
+    python benchmarks/cells.py --spaces even --methods darts --seeds 1 --seconds 10 --out one.json
 
-Three layers of four operations, 64 networks, on Fashion-MNIST. The truth about each network is its mean test
-accuracy over several trainings on its own (`--trainings`), from fresh weights. Every search gets the same CPU time
-(`--seconds`, as a number of steps that is worked out from the time of a step measured beforehand), and its result is
-judged by the truth: regret is the best network's accuracy minus that of the network found; rank correlation is
-Spearman's, of what the search says of all 64 networks with the truth. Searches never see the test images.
+Three layers on Fashion-MNIST. In the space "even" each chooses among four operations, 64 networks; in "planted" among
+these and four that lose information, 512 networks, of which one in eight has none of those. The truth about a network
+is its mean test accuracy over several trainings on its own (`--trainings`), from fresh weights: of all 64, and of
+what else a search hands back. Every search gets the same CPU time (`--seconds`, as a number of steps that is worked
+out from the time that its first runs took), and its result is judged by the truth: regret is the best network's
+accuracy minus that of the network found; rank correlation is Spearman's, of what the search says of the 64 networks
+with the truth. Searches never see the test images. Searches and their forms: searches.py. Rows that --out holds are
+not made again, so that budgets, seeds, methods and trainings can be added.
 Data: found through ARCHGRAD_DATA.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import json
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from saving import save_results
+from searches import BARE, ROWS, SEARCHES, by_row, search
 from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.costs import rank_correlation
-from archgrad.methods import UnasTerms
 from archgrad.spaces import operation
 
-LABELS = ("skip_connect", "max_pool_3x3", "sep_conv_3x3", "dil_conv_5x5")
+GOOD = ("skip_connect", "max_pool_3x3", "sep_conv_3x3", "dil_conv_5x5")
+BAD = ("mean", "shuffle", "one_channel", "sign")
+SPACES = {"even": GOOD, "planted": GOOD + BAD}
 CHANNELS = (8, 16, 16)
 LAYERS = len(CHANNELS)
+USUAL = [
+    name for name in ROWS if not any(part in name for part in ("published", "static", "tenth", "no gap"))
+]  # fmt: skip
+Picks = tuple[str, ...]
+Row = dict[str, Any]
+
+
+class Lossy(nn.Module):
+    """What no network should choose: [B, C, H, W] to its mean, places in another order, one channel, or signs."""
+
+    def __init__(self, kind: str, channels: int) -> None:
+        super().__init__()
+        self.kind, self.norm = kind, nn.BatchNorm2d(channels, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "mean":
+            y = x.mean((2, 3), keepdim=True).expand_as(x)
+        elif self.kind == "shuffle":
+            places = torch.arange(x.shape[2] * x.shape[3]) * 37 % (x.shape[2] * x.shape[3])
+            y = x.flatten(2)[:, :, places].view_as(x)
+        elif self.kind == "one_channel":
+            y = x[:, :1].expand_as(x)
+        else:
+            y = x.sign()
+        return self.norm(y)
 
 
 class Layers(nn.Module):
     """Stem, three layers that are chosen, head: [B, 1, 28, 28] to [B, 10]."""
 
-    def __init__(self) -> None:
+    def __init__(self, labels: Picks = GOOD) -> None:
         super().__init__()
         first = CHANNELS[0]
         self.stem = nn.Sequential(nn.Conv2d(1, first, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(first))
@@ -49,7 +80,10 @@ class Layers(nn.Module):
         for i, (before, width) in enumerate(zip((first, *CHANNELS), CHANNELS, strict=False)):
             if width != before:
                 layers.append(nn.Sequential(nn.ReLU(), nn.Conv2d(before, width, 1, stride=2), nn.BatchNorm2d(width)))
-            candidates = {label: operation(label, width, affine=False, pool_norm=True) for label in LABELS}
+            candidates = {
+                label: Lossy(label, width) if label in BAD else operation(label, width, affine=False, pool_norm=True)
+                for label in labels
+            }
             layers.append(ag.OpChoice(candidates, name=f"layer{i}"))
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(CHANNELS[-1], 10)
@@ -58,28 +92,11 @@ class Layers(nn.Module):
         return self.head(self.layers(self.stem(x)).relu().mean((2, 3)))
 
 
-ALL = [
-    ag.Architecture({f"layer{i}": pick for i, pick in enumerate(picks)})
-    for picks in itertools.product(range(len(LABELS)), repeat=LAYERS)
-]
+ALL: list[Picks] = list(itertools.product(GOOD, repeat=LAYERS))
 
-# Rows without a choice by validation data train on it too, so that all rows have the same labelled images.
-WITHOUT: dict[str, Callable[..., ag.Found]] = {
-    "unas": functools.partial(ag.unas, terms=UnasTerms(gap="batch")),
-    "unas, weights alone for a tenth": functools.partial(ag.unas, terms=UnasTerms(warm_up=0.1)),
-    "unas, gap of pairs": functools.partial(ag.unas, terms=UnasTerms(gap="pairwise")),
-    "unas, no gap": functools.partial(ag.unas, terms=UnasTerms(gap="none")),
-    "unas, score function": functools.partial(ag.unas, terms=UnasTerms(estimator="score_function")),
-    "darts": functools.partial(ag.darts, search_recipe=ag.Recipe()),
-}
-METHODS: dict[str, Callable[..., ag.Found]] = {
-    **{name: functools.partial(method, finalists=None) for name, method in WITHOUT.items()},
-    "unas, finalists": ag.unas,
-    "darts, finalists": functools.partial(ag.darts, search_recipe=ag.Recipe()),
-    "single path": functools.partial(ag.random_search, shared=True, finalists=None),
-    "single path, finalists": functools.partial(ag.random_search, shared=True),
-    "random": ag.random_search,
-}
+
+def picks(architecture: ag.Architecture, labels: Picks) -> Picks:
+    return tuple(labels[architecture[f"layer{i}"]] for i in range(LAYERS))  # type: ignore[index]
 
 
 def task(images: int, tests: int) -> ag.Classification:
@@ -96,90 +113,194 @@ def task(images: int, tests: int) -> ag.Classification:
     )  # fmt: skip
 
 
-def truth(space: nn.Module, data: ag.Classification, *, epochs: int, trainings: int) -> list[list[float]]:
-    """Test accuracies of every network, trained on its own: [64][trainings]."""
-    rows = []
-    for number, architecture in enumerate(ALL):
-        scores = []
-        for seed in range(trainings):
-            torch.manual_seed(1000 * seed + number)
-            network = ag.build(space, architecture, weights="fresh")
-            run = ag.Run(epochs=epochs, seed=seed, device="cpu", progress=False)
-            ag.fit(network, data, run)
-            scores.append(data.evaluate(network, "test")["accuracy"])
-        rows.append(scores)
-        print(f"{number:2d} {dict(architecture)} {statistics.fmean(scores):.4f}", flush=True)
-    return rows
+class Truth:
+    """Test accuracies of networks trained on their own, [trainings] each; made when they are asked for."""
+
+    def __init__(self, held: dict[str, list[float]], data: ag.Classification, *, epochs: int, trainings: int) -> None:
+        self.held, self.data, self.epochs, self.trainings = held, data, epochs, trainings
+        self.space = Layers(SPACES["planted"])
+
+    def of(self, some: Picks) -> list[float]:
+        name = ", ".join(some)
+        scores = self.held.setdefault(name, [])
+        labels = SPACES["planted"]
+        architecture = ag.Architecture({f"layer{i}": labels.index(label) for i, label in enumerate(some)})
+        for seed in range(len(scores), self.trainings):
+            torch.manual_seed(1000 * seed + sum(len(labels) ** i * p for i, p in enumerate(architecture.values())))
+            network = ag.build(self.space, architecture, weights="fresh")
+            ag.fit(network, self.data, ag.Run(epochs=self.epochs, seed=seed, device="cpu", progress=False))
+            scores.append(self.data.evaluate(network, "test")["accuracy"])
+        return scores
+
+    def mean(self, some: Picks) -> float:
+        return statistics.fmean(self.of(some))
 
 
-def searched(name: str, data: ag.Classification, *, seed: int, steps: int) -> tuple[ag.Found, float]:
+def said_by(found: ag.Found, row: str, labels: Picks) -> dict[Picks, float]:
+    """What the search says of the 64 networks: log-probability, or validation accuracy with shared weights."""
+    if row.startswith("single path"):
+        tried = {picks(ag.Architecture(r["architecture"]), labels): r["score"] for r in found.record["trials"]}
+        return {some: score for some, score in tried.items() if some in ALL and score is not None}
+    last = next((r for r in reversed(found.history) if "weight/layer0/" + GOOD[0] in r), None)
+    if last is None:
+        return {}
+    logs = [{label: np.log(max(last[f"weight/layer{i}/{label}"], 1e-9)) for label in GOOD} for i in range(LAYERS)]
+    return {some: float(sum(log[label] for log, label in zip(logs, some, strict=True))) for some in ALL}
+
+
+def searched(row: str, space: str, data: ag.Classification, *, seed: int, steps: int) -> tuple[ag.Found, float]:
     """A search without training afterwards, and its seconds of CPU."""
     torch.manual_seed(seed)
-    trials = len(ALL) if name.startswith("single path") else 8
-    data = data.with_validation() if name in WITHOUT else data
-    run = ag.Run(steps=steps, seed=seed, trials=trials, device="cpu", progress=False)
     began = time.process_time()
-    found = METHODS[name](Layers(), data, run, search_fraction=1.0)
+    network = Layers(SPACES[space])
+    found = search(row, network, data, steps=steps, seed=seed, trials=len(ALL), recipe=ag.Recipe())
     return found, time.process_time() - began
 
 
-def scores_of(found: ag.Found, name: str) -> list[float] | None:
-    """What the search says of every network: log-probability, or validation accuracy with shared weights."""
-    if name == "random":
-        return None
-    if name.startswith("single path"):
-        tried = {ag.Architecture(row["architecture"]): row["score"] for row in found.record["trials"]}
-        return [tried.get(architecture, float("nan")) for architecture in ALL]
-    last = next(row for row in reversed(found.history) if "weight/layer0/" + LABELS[0] in row)
-    logs = [[np.log(last[f"weight/layer{i}/{label}"]) for label in LABELS] for i in range(LAYERS)]
-    return [float(sum(logs[i][a[f"layer{i}"]] for i in range(LAYERS))) for a in ALL]
+def steps_within(seconds: float, row: str, space: str, data: ag.Classification) -> int:
+    """As many steps as take these seconds of CPU; twice corrected by a search of the length that was worked out."""
+    searched(row, space, data, seed=99, steps=16)  # the first call pays for what is loaded once
+    short, long = (searched(row, space, data, seed=99, steps=n)[1] for n in (16, 64))
+    fixed, each = short, max((long - short) / 48, 1e-4)
+    steps = max(32, round((seconds - fixed) / each))
+    for _ in range(2):
+        taken = searched(row, space, data, seed=99, steps=steps)[1]
+        if abs(taken - seconds) <= 0.1 * seconds:
+            break
+        steps = max(32, round(steps * (seconds - fixed) / max(taken - fixed, 0.05 * seconds)))
+    return steps
+
+
+def row_of(found: ag.Found, row: str, labels: Picks) -> Row:
+    """What is kept of a search, by which `judge` needs no network."""
+    chosen, said = picks(found.architecture, labels), said_by(found, row, labels)
+    finalists = [
+        [r["from"], picks(ag.Architecture(r["architecture"]), labels), r["score"]]
+        for r in found.record.get("finalists", ())
+    ]
+    return {
+        "picks": chosen, "lossy": sum(label in BAD for label in chosen), "finalists": finalists,
+        "said": [round(said[some], 4) if some in said else None for some in ALL],
+    }  # fmt: skip
+
+
+def judge(rows: Sequence[Row], truth: Truth) -> None:
+    """Accuracy, regret and rank correlation of each row, by the truth as it is now."""
+    means = [truth.mean(some) for some in ALL]
+    for row in rows:
+        accuracy = truth.mean(tuple(row["picks"]))
+        known = [i for i, said in enumerate(row["said"]) if said is not None]
+        rank = (
+            rank_correlation([row["said"][i] for i in known], [means[i] for i in known]) if len(known) > 2 else None
+        )
+        row.update(accuracy=accuracy, regret=max(means) - accuracy, rank=rank)
+
+
+def yardstick(truth: Truth) -> str:
+    """The space, the deviation of one training, and how well means would be ranked by as many trainings more."""
+    scores = np.array([truth.of(some) for some in ALL])  # [64, trainings]
+    means, count = scores.mean(1), scores.shape[1]
+    noise = float(scores.var(1, ddof=1).mean() ** 0.5)
+    pairs = [rank_correlation(list(a), list(b)) for a, b in itertools.combinations(scores.T, 2)]
+    one = statistics.fmean(pairs)
+    return (
+        f"best {means.max():.4f}, mean {means.mean():.4f}, worst {means.min():.4f}; root mean square deviation of "
+        f"one training {noise:.4f}, of a mean {noise / count**0.5:.4f}; ranks of two trainings correlate with "
+        f"{one:.2f}, of two means of {count} with about {count * one / (1 + (count - 1) * one):.2f}"
+    )
+
+
+def paired(rows: Sequence[Row], base: Iterable[Row]) -> str:
+    """Regret less that of random search, seed by seed, in points: mean and 95 % interval by Student's t."""
+    other = {row["seed"]: row["regret"] for row in base}
+    less = [100 * (row["regret"] - other[row["seed"]]) for row in rows if row["seed"] in other]
+    if len(less) < 2:
+        return "–"
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(less) - 1)) * statistics.stdev(less) / len(less) ** 0.5
+    return f"{statistics.fmean(less):+.1f} ± {half:.1f}"
+
+
+def table(rows: Sequence[Row], space: str) -> str:
+    lines = [
+        f"| {space}: search | CPU s | seeds | steps | regret, points | less random search's | rank correlation "
+        "| found a lossy operation |",
+        "|---" * 8 + "|",
+    ]
+    same = [row for row in rows if row["space"] == space]
+    base = {seconds: group for (name, seconds), group in by_row(same, "asked").items() if name == "random"}
+    for (name, seconds), group in by_row(same, "asked").items():
+        regret = [100 * row["regret"] for row in group]
+        ranks = [row["rank"] for row in group if row["rank"] is not None]
+        spread = f" ± {statistics.stdev(regret):.1f}" if len(regret) > 1 else ""
+        rank = f"{statistics.fmean(ranks):.2f}" if ranks else "–"
+        rank += f" ± {statistics.stdev(ranks):.2f}" if len(ranks) > 1 else ""
+        above = "–" if name == "random" else paired(group, base.get(seconds, ()))
+        lossy = f"{sum(row['lossy'] > 0 for row in group)} of {len(group)}" if space == "planted" else "–"
+        lines.append(
+            f"| {name} | {seconds:g} | {len(group)} | {group[0]['steps']:,} | {statistics.fmean(regret):.1f}{spread} "
+            f"| {above} | {rank} | {lossy} |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--tests", type=int, default=10_000)
-    parser.add_argument("--epochs", type=int, default=12, help="of each training alone")
+    parser.add_argument("--epochs", type=int, default=8, help="of each training alone")
     parser.add_argument("--trainings", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of CPU for each search")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[10.0], help="of CPU for each search")
+    parser.add_argument("--spaces", nargs="+", choices=SPACES, default=list(SPACES))
+    parser.add_argument("--methods", nargs="+", choices=[*ROWS, *SEARCHES], default=USUAL, metavar="ROW",
+                        help=f"of {', '.join(SEARCHES)}; with '{BARE}' the form without")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    data = task(chosen.images, chosen.tests)
-    alone = truth(Layers(), data, epochs=chosen.epochs, trainings=chosen.trainings)
-    true = [statistics.fmean(scores) for scores in alone]
-    variances = [statistics.variance(scores) for scores in alone] if chosen.trainings > 1 else [float("nan")]
-    noise = statistics.fmean(variances) ** 0.5
-    print(f"best {max(true):.4f}, mean {statistics.fmean(true):.4f}, root mean square deviation of one {noise:.4f}")
-    rows = []
-    for name in METHODS:
-        # The first call pays for what is loaded once; half of the second is what does not grow with the steps.
-        searched(name, data, seed=99, steps=16)
-        short, long = (searched(name, data, seed=99, steps=n)[1] for n in (16, 64))
-        steps = max(32, round((chosen.seconds - short) / max((long - short) / 48, 1e-4)))
-        for seed in range(chosen.seeds):
-            found, seconds = searched(name, data, seed=seed, steps=steps)
-            said = scores_of(found, name)
-            known = [] if said is None else [i for i, s in enumerate(said) if s == s]
-            rank = rank_correlation([said[i] for i in known], [true[i] for i in known]) if known else None
-            accuracy = true[ALL.index(found.architecture)]
-            row = {
-                "method": name, "seed": seed, "steps": steps, "seconds": round(seconds, 1), "accuracy": accuracy,
-                "regret": max(true) - accuracy, "rank": rank, "picks": list(found.architecture.values()),
-            }  # fmt: skip
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-    for name in METHODS:
-        same = [row for row in rows if row["method"] == name]
-        regrets, ranks = [r["regret"] for r in same], [r["rank"] for r in same if r["rank"] is not None]
-        spread = f"{100 * statistics.fmean(regrets):.2f} ± {100 * statistics.stdev(regrets):.2f}"
-        rank = f"{statistics.fmean(ranks):.2f} ± {statistics.stdev(ranks):.2f}" if ranks else "-"
-        print(f"{name:24s} regret {spread:14s} rank {rank}")
-    if chosen.out:
-        settings = {key: value for key, value in vars(chosen).items() if key != "out"}
-        body = {"settings": settings, "torch": torch.__version__, "truth": alone, "rows": rows}
+    settings = {name: getattr(chosen, name) for name in ("images", "tests", "epochs")}
+    body: dict[str, Any] = {"settings": settings, "truth": {}, "steps": {}, "rows": []}
+    if chosen.out.is_file():
+        body = json.loads(chosen.out.read_text())
+        if body["settings"] != settings:
+            sys.exit(
+                f"{chosen.out} holds rows of {body['settings']}, not of {settings}: name another file with --out"
+            )
+    data, rows = task(chosen.images, chosen.tests), body["rows"]
+    truth = Truth(body["truth"], data, epochs=chosen.epochs, trainings=chosen.trainings)
+    for some in [*ALL, *(tuple(row["picks"]) for row in rows)]:
+        truth.of(some)
         save_results(chosen.out, body)
+    judge(rows, truth)
+    save_results(chosen.out, body)
+    print(yardstick(truth), flush=True)
+    done = {(row["space"], row["asked"], row["seed"], row["method"]) for row in rows}
+    for space, seconds, seed, name in itertools.product(
+        chosen.spaces, chosen.seconds, range(chosen.seeds), chosen.methods
+    ):
+        if (space, seconds, seed, name) in done:
+            continue
+        key = f"{space}, {name}, {seconds:g} s"
+        if key not in body["steps"]:
+            body["steps"][key] = steps_within(seconds, name, space, data)
+        steps = body["steps"][key]
+        found, taken = searched(name, space, data, seed=seed, steps=steps)
+        row = {
+            "space": space,
+            "method": name,
+            "asked": seconds,
+            "seed": seed,
+            "steps": steps,
+            "seconds": round(taken, 1),
+        }
+        rows.append({**row, **row_of(found, name, SPACES[space])})
+        judge(rows[-1:], truth)
+        print(json.dumps({k: v for k, v in rows[-1].items() if k != "said"}), flush=True)
+        save_results(chosen.out, body)
+    print(yardstick(truth))
+    for space in SPACES:
+        print(f"\n{table(rows, space)}")
 
 
 if __name__ == "__main__":

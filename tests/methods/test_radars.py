@@ -428,3 +428,16 @@ def test_it_finds_what_can_be_learnt() -> None:
     found = radars(layered(8), task(400), quiet(steps=200), memory=bound(3))
     assert found.score > 0.6
     assert all(pick % 4 != 3 for pick in found.architecture.values()), "candidates that erase their input"
+
+
+def test_under_a_bound_the_best_rounds_and_draws_are_trained_apart() -> None:
+    run = quiet(steps=320)
+    found = radars(layered(8), task(), run, memory=bound(3), search_fraction=1.0)
+    rows = found.record["finalists"]
+    assert len(rows) == 3 and rows[0]["from"] == "likely1" and rows[-1]["from"].startswith("drawn")
+    assert dict(found.architecture) == max(rows, key=lambda row: row["score"])["architecture"]
+    assert {str(r["phase"]) for r in run.history if str(r["phase"]).startswith("finalist")} == {
+        f"finalist_{row['from']}" for row in rows
+    }
+    bare = radars(layered(8), task(), quiet(steps=320), memory=bound(3), search_fraction=1.0, finalists=None)
+    assert "finalists" not in bare.record

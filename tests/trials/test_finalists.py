@@ -54,7 +54,7 @@ def quiet(**settings: Any) -> ag.Run:
 
 
 METHODS: dict[str, Callable[..., ag.Found]] = {
-    "darts": ag.darts, "unas": ag.unas, "darts_prime": ag.darts_prime,
+    "darts": ag.darts, "unas": ag.unas, "darts_prime": ag.darts_prime, "radars": ag.radars,
     "random_search": lambda *given, **options: ag.random_search(*given, shared=True, **options),
 }  # fmt: skip
 

@@ -10,8 +10,9 @@ search by its cost alone. The published form of a method ends with its likeliest
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -134,17 +135,33 @@ class Ending:
             "finalists", lambda: self._entered(space, architecture, task, run, constraint=constraint, draws=draws)
         )
         named = {name: Architecture.from_json(text) for name, text in entered.items()}
+        make = functools.partial(build, fresh or space, weights="fresh")
+        return self.train_apart(named, make, task, run, recipe=recipe)
+
+    def train_apart(
+        self, named: Mapping[str, Architecture], make: Callable[[Architecture], nn.Module], task: Task, run: Run, *,
+        recipe: Recipe,
+    ) -> Chosen:  # fmt: skip
+        """Train architectures from fresh weights, a phase each; the best by the validation part.
+
+        Args:
+            named: the finalists, the search's own choice first.
+            make: from an architecture to its network with fresh weights.
+            task: its validation part decides.
+            run: begun.
+            recipe: of each training.
+        """
         networks = {}
         for name, each in named.items():
             with run.isolated_rng(f"finalist-{name}"):
-                networks[name] = build(fresh or space, each, weights="fresh").to(run.device)
+                networks[name] = make(each).to(run.device)
         found = finalists(
             networks, task, run, recipe, steps=self.each, time_fraction=self.each_time, fresh=True
         )  # fmt: skip
         winner = best(found, task)
-        if winner == "drawn" and "likely1" in found:
+        if winner.startswith("drawn") and "likely1" in found:
             run.note(
-                f"A random draw scored {found['drawn']:.4g} on the validation part when it was trained apart, and "
+                f"A random draw scored {found[winner]:.4g} on the validation part when it was trained apart, and "
                 f"the search's own choice {found['likely1']:.4g}: the draw is handed back."
             )
         rows = [{"from": name, "architecture": dict(named[name]), "score": found[name]} for name in named]
@@ -177,7 +194,7 @@ class Ending:
             return {f"drawn{place}": each.to_json() for place, each in enumerate(kept, 1)}
         likely = likeliest(space, architecture, self.finalists.likely, constraint)
         named = {f"likely{place}": each.to_json() for place, each in enumerate(likely, 1)}
-        ranked = by_shared_loss(space, task, run, _draws(space, run, constraint, self.finalists.drawn))
+        ranked = by_shared_loss(space, task, run, random_draws(space, run, constraint, self.finalists.drawn))
         drawn = next(_feasible((each for each in ranked if each not in likely), constraint), None)
         return named if drawn is None else named | {"drawn": drawn.to_json()}
 
@@ -246,7 +263,10 @@ def by_shared_loss(
     return dict(sorted(losses.items(), key=lambda row: row[1]))
 
 
-def _draws(space: nn.Module, run: Run, constraint: ArchitectureConstraint | None, count: int) -> list[Architecture]:
+def random_draws(
+    space: nn.Module, run: Run, constraint: ArchitectureConstraint | None, count: int
+) -> list[Architecture]:
+    """At most so many architectures, drawn uniformly, that keep the limit."""
     try:
         return draw_architectures(Uniform(space), run, count, constraint) if count else []
     except LimitError:  # so tight a limit that no draw is under it

@@ -14,7 +14,8 @@ sites l, policy pi_l, active candidates A_l, subspace S_l, price table m[l, o] a
         choose:   S = argmax_l of pi_l, then pairs (l, o) by pi_l(o) / m[l, o], while M(S) <= 0.9 B
         exploit:  a differentiable method searches S; its weights go back to file
         feed back: theta_l[S_l] += 0.5 (log w_l - mean log w_l), w its mixing weights;  a step on what it found
-    derive: the architecture of the round that scored best on validation data; trained from fresh weights
+    derive: the architecture of the round that scored best on validation data (`finalists=None`); by default the best
+            of few, of the rounds and of random draws, trained apart; trained from fresh weights
 
 What is open, and what is done here, all of it ours:
 - M(S) goes by a prediction of the peak; pairs are taken out again where it is too high, as when measured.
@@ -32,9 +33,11 @@ import sys
 from torch import nn
 
 from archgrad.argument_types import checked
+from archgrad.choices.architecture import Architecture
 from archgrad.costs.limits import Limit
 from archgrad.costs.memory import PeakMemory, available_bytes
 from archgrad.errors import LimitError
+from archgrad.extract.discretize import build
 from archgrad.methods.radars.offload import OffloadedSupernet
 from archgrad.methods.radars.rounds import RadarsSettings, RadarsTerms, Rounds
 from archgrad.results.record import heading, settings_record
@@ -52,6 +55,7 @@ from archgrad.supernets.lifecycle import (
 from archgrad.supernets.nested import Inner
 from archgrad.tasks.task import Splittable, Task
 from archgrad.training.recipe import Recipe, darts_sgd
+from archgrad.trials.finalists import Chosen, Ending, Finalists, random_draws, shared_loss
 
 RECIPE = Recipe(optimizer_factory=darts_sgd)
 
@@ -68,6 +72,7 @@ def radars(
     terms: RadarsTerms = RadarsTerms(),
     search_fraction: float = 0.5,
     weights_fraction: float = 0.5,
+    finalists: Finalists | None = Finalists(),
     search_recipe: Recipe = RECIPE,
     recipe: Recipe = Recipe(),
 ) -> Found:
@@ -83,6 +88,8 @@ def radars(
         terms: numbers of the exploration.
         search_fraction: part of the budget that is searched in; the rest trains the result from fresh weights.
         weights_fraction: part of the training data that weights are trained on while searching.
+        finalists: how the search ends: what the likeliest are elsewhere, here the best rounds found; None: with what
+            the best round found.
         search_recipe: optimizer and clip of the weights; its schedule is that of the default inner method, since
             exploration keeps its learning rate.
         recipe: how the result is trained.
@@ -102,8 +109,8 @@ def radars(
         True
     """
     settings = RadarsSettings(
-        limit, memory, inner, terms, search_fraction, weights_fraction=weights_fraction, search_recipe=search_recipe,
-        recipe=recipe,
+        limit, memory, inner, terms, search_fraction, weights_fraction=weights_fraction, finalists=finalists,
+        search_recipe=search_recipe, recipe=recipe,
     )  # fmt: skip
     check_search(task, Splittable, method="RADARS", search_fraction=search_fraction, search_recipe=search_recipe)
     if memory and not isinstance(memory.cost, PeakMemory):
@@ -129,10 +136,39 @@ def radars(
         steps, rest = split_steps(
             run, task, search_fraction, search_recipe=search_recipe, recipe=recipe, network=path
         )
-        architecture = rounds.run_all(steps)
-        space = supernet.taken({site: [i] for site, i in rounds.path(architecture).items()})
+        ending = Ending(finalists, steps, search_fraction)
+        ranked = rounds.run_all(ending.search_steps, ending.search_time)
+        chosen = _finish(ending, ranked, rounds, recipe=recipe)
+        space = _path(supernet, rounds, chosen.architecture)
         title = f"{type(space).__name__} searched by RADARS"
+        record = {**heading(radars, settings_record(settings), title), "rounds": rounds.rows, **chosen.record}
         return train_and_report(
-            space, architecture, task, run, steps=rest, recipe=recipe, constraint=constraint,
-            record=heading(radars, settings_record(settings), title) | {"rounds": rounds.rows},
+            space, chosen.architecture, task, run, steps=rest, recipe=recipe, constraint=constraint, record=record,
+            trained=None if rest else chosen.network,
         )  # fmt: skip
+
+
+def _path(supernet: OffloadedSupernet, rounds: Rounds, architecture: Architecture) -> nn.Module:
+    return supernet.taken({site: [i] for site, i in rounds.path(architecture).items()})
+
+
+def _finish(ending: Ending, ranked: list[Architecture], rounds: Rounds, *, recipe: Recipe) -> Chosen:
+    """The best of the rounds' architectures and of the random draws that shared weights rank first, trained apart."""
+    if ending.finalists is None:
+        return Chosen(ranked[0], None, {})
+    run, task, supernet, finalists = rounds.run, rounds.task, rounds.supernet, ending.finalists
+
+    def enter() -> dict[str, str]:
+        entered = {f"likely{place}": each for place, each in enumerate(ranked[: finalists.likely], 1)}
+        with run.isolated_rng("shared losses"):
+            others = random_draws(supernet.space, run, rounds.constraint, finalists.drawn)
+            losses = {each: shared_loss(_path(supernet, rounds, each), each, task, run) for each in others}
+        left = [each for each in sorted(losses, key=losses.__getitem__) if each not in entered.values()]
+        places = finalists.count - len(entered)  # rounds that found the same leave places to further draws
+        entered |= {f"drawn{place}": each for place, each in enumerate(left[:places], 1)}
+        return {name: each.to_json() for name, each in entered.items()}
+
+    named = {name: Architecture.from_json(text) for name, text in run.compute_once("finalists", enter).items()}
+    return ending.train_apart(
+        named, lambda each: build(_path(supernet, rounds, each), each, weights="fresh"), task, run, recipe=recipe
+    )

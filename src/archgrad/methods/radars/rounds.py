@@ -26,6 +26,7 @@ from archgrad.supernets.constraint import ArchitectureConstraint
 from archgrad.supernets.nested import Inner, search_inside
 from archgrad.tasks.task import Task, higher_is_better
 from archgrad.training.recipe import Recipe
+from archgrad.trials.finalists import Finalists
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class RadarsSettings:
     terms: RadarsTerms
     search_fraction: float
     weights_fraction: float
+    finalists: Finalists | None
     search_recipe: Recipe
     recipe: Recipe
 
@@ -120,11 +122,11 @@ class Rounds:
         """The candidate of each site."""
         return {site: pick for site in self.supernet.sites if isinstance(pick := architecture[site], int)}
 
-    def run_all(self, steps: int) -> Architecture:
-        """All rounds; returns the architecture that scored best, of equal ones the first."""
-        terms, fraction, everything = self.terms, self.settings.search_fraction, self.everything
+    def run_all(self, steps: int, fraction: float) -> list[Architecture]:
+        """All rounds in a share of the budget; what they found, the best score first, of equal ones the first."""
+        terms, everything = self.terms, self.everything
         sign = 1.0 if higher_is_better(self.task) else -1.0
-        best, left = (-math.inf, Architecture({})), steps
+        scores, left = dict[Architecture, float](), steps
         limit = Limit(self.constraint.cost, self.constraint.bound) if self.constraint else None
         fits = self.prices.of(everything) <= self.room and self.priced.peak_bytes(everything) <= self.room
         for t in range(terms.rounds):
@@ -146,10 +148,11 @@ class Rounds:
                 time_fraction=fraction if fits else fraction * (1 - terms.exploring) / terms.rounds,
             )  # fmt: skip
             self._feed_back(searched, support, found)
-            best = max(best, (sign * (found.score or 0.0), found.architecture), key=lambda pair: pair[0])
+            score = sign * (found.score or 0.0)
+            scores[found.architecture] = max(score, scores.get(found.architecture, -math.inf))
             if last:
                 break
-        return best[1]
+        return sorted(scores, key=scores.__getitem__, reverse=True)
 
     def _explore(self, t: int, steps: int, time_fraction: float) -> None:
         most = round(10 * math.sqrt(sum(self.supernet.sites.values())))
