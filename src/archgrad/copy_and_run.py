@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -151,13 +151,22 @@ def _deep_copy(network: Network, memo: dict[int, Any]) -> Network:
     plain = [m for m in modules if type(m) in kinds]
     for module in plain:  # all of them first, since they may refer to each other
         memo[id(module)] = type(module).__new__(type(module))
-    for module in reversed(plain):  # those inside come first
+    order = {id(m): number for number, m in enumerate(plain)}
+    mixed = {id(m) for m in plain if any(type(inner) not in kinds for inner in m.modules())}
+    # Those inside come first, and before all others those that hold no module with a way of its own: such a way may
+    # look into modules that stand elsewhere too.
+    for module in sorted(plain, key=lambda m: (id(m) in mixed, -order[id(m)])):
         memo[id(module)].__setstate__({
             name: type(value)() if name in _OWN and not value and type(value) in (dict, OrderedDict)
             else value if type(value) in _ATOMS else _copy_value(value, memo)
             for name, value in vars(module).items() if name != "_compiled_call_impl"  # which calls the original
         })  # fmt: skip
     result: Network = copy.deepcopy(network, memo)
+    for module in modules:
+        if isinstance(module, fx.GraphModule) and isinstance(made := memo.get(id(module)), fx.GraphModule):
+            # Its own way leaves out what its graph does not use, and keeps neither order nor which buffers are saved.
+            for own in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+                vars(made)[own] = copy.deepcopy(vars(module)[own], memo)
     return result
 
 

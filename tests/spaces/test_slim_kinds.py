@@ -761,7 +761,7 @@ def test_what_stands_in_for_a_branch_has_the_width_of_what_it_is_added_to() -> N
 
 
 class Reshaping(nn.Module):
-    """Attention as many write it: one width in a reshape is the input's, or -1."""
+    """Attention as many write it: one width in a reshape is the input's, or -1. What it does depends on a value."""
 
     def __init__(self, *, written: bool) -> None:
         super().__init__()
@@ -771,7 +771,7 @@ class Reshaping(nn.Module):
         batch, length, width = x.shape
         head, whole = (-1, -1) if self.written else (width // 2, width)
         q, k, v = self.qkv(x).reshape(batch, length, 3, 2, head).permute(2, 0, 3, 1, 4).unbind(0)
-        y = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        y = (q @ k.transpose(-2, -1)).softmax(-1) @ v if bool(q.abs().sum() > 0) else v
         return x + self.proj(y.transpose(1, 2).reshape(batch, length, whole))
 
 

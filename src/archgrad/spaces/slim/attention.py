@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import product
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from archgrad.choices.channels import Coupling
 from archgrad.spaces.slim.acceptance import Budget
@@ -30,9 +30,9 @@ def attention_heads(
     classes: dict[object, list[str]] = {}
     for path in ways:
         module = trial.network.get_submodule(path)
-        classes.setdefault((type(module), tuple(n for n, _ in module.named_modules()), len(ways[path])), []).append(
-            path
-        )
+        kind = getattr(module, "code", None) if isinstance(module, fx.GraphModule) else type(module)
+        inside = tuple(n for n, _ in module.named_modules())
+        classes.setdefault((kind, inside, len(ways[path])), []).append(path)
     accepted: list[Removal] = []
     for paths in classes.values():
         reason = ""

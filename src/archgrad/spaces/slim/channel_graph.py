@@ -29,6 +29,7 @@ from archgrad.spaces.slim.layer_sides import (
 )
 from archgrad.spaces.slim.numbering import NORM_SIDE, ROWS, Numbering, Side, untouchable
 from archgrad.spaces.slim.operators import rule_of
+from archgrad.spaces.slim.own_widths import GivenAxes, Wides, note_widths, wides_of
 from archgrad.spaces.slim.recurrent import count_states, is_recurrent, packing, recurrent_hooks, tie_units
 from archgrad.spaces.slim.seeded_run import computed_weights, named_tensors_of, plain_kernels, run
 from archgrad.spaces.slim.torch_attention import Calls
@@ -53,6 +54,7 @@ class ChannelGraph:
         positions: layer, or weight of an attention module -> at how many places its weights were used, so that
             their number times this are its multiply-adds.
         whole: multiply-adds of the network as it is.
+        wides: by module that reshapes what has channels, along which axes of its arguments these lie.
     """
 
     groups: dict[str, list[Coupling]] = field(default_factory=dict)
@@ -60,6 +62,7 @@ class ChannelGraph:
     calls: Calls = field(default_factory=dict)
     positions: Counter[str] = field(default_factory=Counter)
     whole: float = 0.0
+    wides: Wides = field(default_factory=dict)
 
     def macs(self, network: nn.Module, *, without: Collection[str] = ()) -> float:
         """Multiply-adds on the example of the layers of a network with these paths, whatever their widths."""
@@ -105,6 +108,8 @@ def trace(
     blank: set[str] = set()
     handles = _hooks(numbering, walk, stack, visited, positions, blank)
     handles += whole_hooks(numbering, walk)
+    given_axes: GivenAxes = {}
+    handles += note_widths(numbering, walk, given_axes)
     sizes = Sizes(walk)
     try:
         with plain_kernels(), walk, unflattening(walk), packing(walk), sizes.noting():
@@ -121,6 +126,7 @@ def trace(
     count_states(graph.groups, numbering.modules, blank)
     graph.positions, graph.calls = positions, numbering.calls
     graph.whole = graph.macs(network)
+    graph.wides = wides_of(numbering, walk, given_axes)
     for path in graph.frozen.keys() - visited:
         used = any(True for _ in numbering.modules[path].children())
         if not used and graph.frozen[path] == UNREAD:

@@ -134,10 +134,12 @@ class Walk(OperatorMode):
         self.here = here
         self.computed = computed
         self.unflattened = -1  # which of the sizes that `unflatten` was given is -1, while it runs
+        self.heads = -1  # the axis whose size a reshape that runs was given as a number of heads
         self._rule = rule
         # By path the products that a module computes itself: their multiply-adds, and what lies along their results.
         self.products: dict[str, list[tuple[int, list[Labels]]]] = {}
         self.numbers: list[tuple[str, Labels]] = []  # module -> channels whose number it gave as a number
+        self.divided: set[str] = set()  # modules that reshape what has channels
         self.paused = 0  # modules that are followed as a whole, inside which operators are not looked at
         # By identity, without keeping the tensors alive.
         self._shadows: MutableMapping[Tensor, Shadow] = WeakIdKeyDictionary()
@@ -276,6 +278,28 @@ def tensors_in(nest: object) -> list[Tensor]:
     return []
 
 
+def paired(first: Sequence[Labels], other: Sequence[Labels]) -> list[tuple[Labels, Labels]]:
+    """What lies along one axis of two tensors, part by part: windows with windows, heads with heads.
+
+    Where one has more parts than the other, those belong together whose places are divided alike.
+    """
+    found = [] if len(first) == len(other) else [(a, b) for a in first for b in other if _divided_alike(a, b)]
+    return found or [
+        (first[min(i, len(first) - 1)], other[min(i, len(other) - 1)]) for i in range(max(len(first), len(other)))
+    ]
+
+
+def unpaired(first: Sequence[Labels], other: Sequence[Labels]) -> list[Labels]:
+    """The parts of either that have no counterpart, where some have."""
+    pairs = paired(first, other)
+    return [x for side, of in ((0, first), (1, other)) for x in of if not any(p[side] is x for p in pairs)]
+
+
+def _divided_alike(a: Labels, b: Labels) -> bool:
+    count = len(np.unique(a))
+    return count == len(np.unique(b)) == len(np.unique(np.stack([a, b]), axis=1).T)
+
+
 def combine(call: Call, parts: Sequence[tuple[Tensor, Axes, int]], size: Sequence[int]) -> Axes:
     """Labels of an elementwise result of several tensors, broadcast to `size`.
 
@@ -309,8 +333,10 @@ def combine(call: Call, parts: Sequence[tuple[Tensor, Axes, int]], size: Sequenc
         first = labelled[0]
         call.walk.numbers += [(path, first[0]) for path in numbered]
         for other in labelled[1:]:
-            for i in range(max(len(first), len(other))):
-                components.join(first[min(i, len(first) - 1)], other[min(i, len(other) - 1)], mismatch)
+            for a, b in paired(first, other):
+                components.join(a, b, mismatch)
+            for alone in unpaired(first, other):
+                components.freeze(alone, mismatch)
         if fixed:
             for labels in first:
                 components.freeze(labels, mismatch)

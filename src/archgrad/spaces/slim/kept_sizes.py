@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from archgrad.copy_and_run import Intercepted
 from archgrad.spaces.slim.dependency import Labels, Walk
+from archgrad.spaces.slim.layer_sides import HEADS
 from archgrad.spaces.slim.numbering import Numbering
 
 Source = tuple[str, str]  # path of the module, and the attribute: "dim_conv", or "splits[1]"
@@ -43,6 +44,11 @@ def know_sources(network: nn.Module) -> None:
                 vars(module)[name] = type(value)(known(v, (path, f"{name}[{i}]")) for i, v in enumerate(value))
 
 
+def is_kept(size: object, names: tuple[str, ...]) -> bool:
+    """Whether a number is the value of an attribute of such a name."""
+    return isinstance(size, KeptSize) and size.source[1] in names
+
+
 class Sizes:
     """What each attribute counts, as a walk finds it."""
 
@@ -51,15 +57,19 @@ class Sizes:
         self._counted: dict[Source, list[Labels]] = {}
 
     def noting(self) -> Intercepted:
-        """Inside, splits and slices of what the walk follows are noted."""
+        """Inside, splits and slices of what the walk follows are noted, and parts that stay equal are tied."""
 
         def noted(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if getattr(function, "__name__", "") in ("reshape", "view"):
+                return self._reshaped(function, args, kwargs)
             result = function(*args, **kwargs)
             x = args[0] if args and isinstance(args[0], Tensor) else None
             if x is not None:
                 name = getattr(function, "__name__", "")
                 if name in ("split", "split_with_sizes"):
                     self._split(x, args, kwargs, result)
+                elif name == "chunk":
+                    self._chunk(*args, **kwargs, parts=result)
                 elif name == "narrow":
                     self._narrow(x, *args[1:], **kwargs)
                 elif name == "__getitem__":
@@ -91,6 +101,27 @@ class Sizes:
             end = start + part.shape[axis]
             self._count(size, x, axis, slice(start, end))
             start = end
+
+    def _chunk(self, x: Tensor, chunks: int, dim: int = 0, *, parts: Sequence[Tensor]) -> None:
+        """Equal parts stay equal: a channel goes in all of them."""
+        axis = dim % x.dim()
+        for labels in self._walk.shadow(x).axes.get(axis, []) if x.shape[axis] % len(parts) == 0 else ():
+            blocks = labels.reshape(len(parts), -1)
+            for other in blocks[1:]:
+                self._walk.components.join(blocks[0], other, f"{self._walk.here()} divides these channels (chunk)")
+
+    def _reshaped(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Sizes that count channels; where one is a number of heads, channels that are divided go by whole heads."""
+        sizes = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
+        heads = [i for i, size in enumerate(sizes) if is_kept(size, HEADS)]
+        self._walk.heads = heads[0] if len(heads) == 1 else -1
+        try:
+            result = function(*args, **kwargs)
+        finally:
+            self._walk.heads = -1
+        for axis, size in enumerate(sizes):
+            self._count(size, result, axis, slice(None))
+        return result
 
     def _narrow(self, x: Tensor, dim: int, start: int | Tensor, length: int) -> None:
         if not isinstance(start, Tensor):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from archgrad.spaces.slim.dependency import Axes, Call, Labels, Rule, combine
+from archgrad.spaces.slim.dependency import Axes, Call, Labels, Rule, combine, paired
 from archgrad.spaces.slim.rearranging import REARRANGING
 
 # Operators that keep the shape, and compute every element from the one at its place; most others are tagged so.
@@ -134,8 +134,7 @@ def contract(call: Call, left: list[Labels], right: list[Labels], operands: tupl
         for labels in (*left, *right):
             components.freeze(labels, f"{here} reads a fixed number of channels")
         return True
-    for i in range(max(len(left), len(right))):
-        a, b = left[min(i, len(left) - 1)], right[min(i, len(right) - 1)]
+    for a, b in paired(left, right):
         components.join(a, b, f"{here} reads these channels beside others that are fixed")
         weight = b if call.walk.shadow(operands[1]).weight else a
         if not call.walk.is_read[weight[weight >= 0]].all():

@@ -201,6 +201,25 @@ def _shuffle(call: Call) -> bool:
     return True
 
 
+def _patches(call: Call) -> bool:
+    """Patches of an image, [B, C * k * k, L], and an image of patches."""
+    x, result = call.inputs[0], call.results[0]
+    size = int(np.prod(call.argument("kernel_size")))
+    if x.dim() != (4 if call.name == "im2col" else 3):
+        return False
+    axes = {0: call.axes(x).get(0, []), 1: []}
+    call.mixes(x, range(2, x.dim()))
+    for labels in call.axes(x).get(1, []):
+        if call.name == "im2col":
+            axes[1].append(np.repeat(labels, size))
+            continue
+        blocks = labels.reshape(-1, size)
+        call.walk.components.join(blocks, np.broadcast_to(blocks[:, :1], blocks.shape), "fold")
+        axes[1].append(blocks[:, 0])
+    call.walk.note(result, axes)
+    return True
+
+
 def tie_to_one_axis(call: Call, grid: Labels, preferred: int) -> tuple[int, Labels]:
     """(axis, labels along it) of a block: the axis on which its labels depend, else the preferred, the rest tied."""
     axes = [a for a in range(grid.ndim) if grid.shape[a] > 1] or [grid.ndim - 1]
@@ -208,6 +227,10 @@ def tie_to_one_axis(call: Call, grid: Labels, preferred: int) -> tuple[int, Labe
         line = _line(grid, axis)
         if np.array_equal(grid, np.broadcast_to(line, grid.shape)):
             return axis, line.reshape(-1)
+    roots = np.append(call.walk.components.roots(), -1)[grid]
+    for axis in axes if (grid >= 0).all() else ():
+        if np.array_equal(roots, np.broadcast_to(_line(roots, axis), grid.shape)):
+            return axis, _line(grid, axis).reshape(-1)
     preferred = preferred if preferred in axes else axes[-1]
     line = _line(grid, preferred)
     call.walk.components.join(
@@ -253,7 +276,9 @@ def _view(call: Call) -> bool:
     # The axis that was given as -1 is the one that changes with the number of channels.
     size = call.argument("size", call.argument("shape", ()))
     free = list(size).index(-1) if -1 in size else -1
+    free = call.walk.heads if 0 <= call.walk.heads < result.dim() else free
     axes: Axes = {}
+    call.walk.divided.add(call.walk.path())
     for before, after in segments(x.shape, result.shape):
         sizes = [x.shape[a] for a in before]
         for position, axis in enumerate(before):
@@ -351,6 +376,7 @@ REARRANGING: dict[Rule, tuple[str, ...]] = {
         "pixel_unshuffle",
         "channel_shuffle",
     ),
+    _patches: ("im2col", "col2im"),
     _view: (
         "view",
         "unsafe_view",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import random
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
@@ -48,6 +49,22 @@ def plain_kernels() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextlib.contextmanager
+def quiet_graphs() -> Iterator[None]:
+    """Inside, modules of `torch.fx` raise what fails in them, and do not print it as well."""
+    kind = fx.graph_module._WrappedCall
+    printing = kind.__call__
+
+    def way(self: Any, obj: nn.Module) -> Any:
+        return super(self.cls, obj).__call__ if self.cls_call is None else functools.partial(self.cls_call, obj)
+
+    kind.__call__ = lambda self, obj, *args, **kwargs: way(self, obj)(*args, **kwargs)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        kind.__call__ = printing  # type: ignore[method-assign]
 
 
 def run(network: nn.Module, inputs: tuple[Any, ...], *, seed: int = 0, grad: bool = False) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,8 +23,9 @@ from archgrad.spaces.slim.branches import branches
 from archgrad.spaces.slim.channel_graph import ChannelGraph, trace
 from archgrad.spaces.slim.frozen import Frozen, advised, reach
 from archgrad.spaces.slim.input_features import input_features
+from archgrad.spaces.slim.own_widths import with_own_widths
 from archgrad.spaces.slim.recurrent import follow_weights
-from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, run
+from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, quiet_graphs, run
 from archgrad.spaces.slim.torch_attention import torch_heads
 from archgrad.spaces.slim.trial import Removal, Trial, reads
 from archgrad.tasks.task import Inputs, arguments, tensors
@@ -82,10 +83,19 @@ def slim(net: Network, example: Example, *, keep: Sequence[str] = (), inputs: bo
     def is_kept(path: str) -> bool:
         return any(path == k or path.startswith(f"{k}.") for k in keep)
 
-    graph = _traced(net, inputs_given, is_kept)
+    with quiet_graphs():
+        return _slimmed(net, inputs_given, is_kept, inputs)
+
+
+def _slimmed(net: Network, given: tuple[Tensor, ...], is_kept: Callable[[str], bool], inputs: bool) -> Network:
+    graph = _traced(net, given, is_kept)
+    rewritten = with_own_widths(net, given, graph.wides)
+    if rewritten is not None:
+        net = cast(Network, rewritten)
+        graph = _traced(net, given, is_kept)
     if inputs:
-        graph.groups |= input_features(copied(net).eval(), inputs_given)
-    trial = Trial(net, inputs_given, macs=graph.whole)
+        graph.groups |= input_features(copied(net).eval(), given)
+    trial = Trial(net, given, macs=graph.whole)
     removals = _accepted(trial, graph, is_kept)
     if not removals:
         reasons = "; ".join(f"{n}: {advised(r)}" for n, r in list(graph.frozen.items())[:5])
