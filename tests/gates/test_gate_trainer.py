@@ -151,12 +151,12 @@ def test_accumulation_and_a_scaled_loss_change_nothing() -> None:
             if scaler:
                 scaler.update()
         results.append(torch.cat([p.detach() for p in ag.logits(space)]))
-    assert torch.allclose(results[0], results[1], atol=1e-5) and torch.allclose(results[0], results[2], atol=1e-5)
+    assert torch.allclose(results[0], results[1], atol=1e-4) and torch.allclose(results[0], results[2], atol=1e-4)
 
 
 def test_a_gradient_that_overflowed_moves_nothing() -> None:
     space, limit = planted()
-    trainer = ag.GateTrainer(space, limit=limit, steps=10)
+    trainer = ag.GateTrainer(space, limit=limit, steps=30)
     before = torch.cat([p.detach().clone() for p in ag.logits(space)])
     for logit in ag.logits(space):
         logit.grad = torch.full_like(logit, float("inf"))

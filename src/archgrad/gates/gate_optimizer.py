@@ -26,8 +26,8 @@ class GateOptimizer:
     """What happens to a space's gates around each step of their torch optimizer.
 
     Without a limit the objective is the task's loss + strength * sum of sigmoid(s), s the logits of all gates
-    (sigmoid(scale * s) if `scaled`). Under a limit it is the loss alone, and after each step all logits move
-    alike until the expected cost is at the bound:
+    (sigmoid(scale * s) if `scaled`). Under a limit it is the loss alone, and after each step, and where the scale
+    has grown, all logits move alike until the expected cost is at the bound:
 
         s <- s + nu,   nu such that cost(sigmoid(scale * s)) = bound
 
@@ -77,7 +77,7 @@ class GateOptimizer:
         return loss + self.strength * s.sigmoid().sum()
 
     def grow_scale(self, step: int, progress: float, *, optimizer: Optimizer) -> dict[str, float]:
-        """Before each step: where a round begins, set its scale and clear the momentum of the logits.
+        """Before each step: where a round begins, set its scale, clear the logits' momentum and keep the limit.
 
         Round k of K begins at progress k / K, with the scale first * (last / first)^((k + 1) / K).
 
@@ -106,10 +106,12 @@ class GateOptimizer:
         figures = {"scale": scale, "flips": float(flips), "open_gates": float(is_open.sum())}
         if self.constraint is not None:
             figures[f"expected_{self.constraint.name}"] = float(self._cost(is_open.double()))
+            # At another scale the same logits cost something else: at a larger one next to nothing.
+            self.project(step)
         return figures
 
     def project(self, step: int) -> None:
-        """After each step: move all logits alike until the expected cost is at the bound.
+        """Move all logits alike until the expected cost is at the bound.
 
         Where even open gates stay under it, the limit asks for nothing, and nothing is moved.
         """
