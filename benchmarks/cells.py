@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from saving import save_results
+from scipy.stats import t as student
 from searches import BARE, ROWS, SEARCHES, by_row, search
 from torch import Tensor, nn
 
@@ -38,7 +39,7 @@ from archgrad.costs import rank_correlation
 from archgrad.spaces import operation
 
 GOOD = ("skip_connect", "max_pool_3x3", "sep_conv_3x3", "dil_conv_5x5")
-BAD = ("mean", "shuffle", "one_channel", "sign")
+BAD = ("average", "corner", "one_channel", "sign")
 SPACES = {"even": GOOD, "planted": GOOD + BAD}
 CHANNELS = (8, 16, 16)
 LAYERS = len(CHANNELS)
@@ -50,18 +51,17 @@ Row = dict[str, Any]
 
 
 class Lossy(nn.Module):
-    """What no network should choose: [B, C, H, W] to its mean, places in another order, one channel, or signs."""
+    """What no network should choose: of [B, C, H, W] the mean of all, one place, one channel, or the signs."""
 
     def __init__(self, kind: str, channels: int) -> None:
         super().__init__()
         self.kind, self.norm = kind, nn.BatchNorm2d(channels, affine=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kind == "mean":
-            y = x.mean((2, 3), keepdim=True).expand_as(x)
-        elif self.kind == "shuffle":
-            places = torch.arange(x.shape[2] * x.shape[3]) * 37 % (x.shape[2] * x.shape[3])
-            y = x.flatten(2)[:, :, places].view_as(x)
+        if self.kind == "average":
+            y = x.mean((1, 2, 3), keepdim=True).expand_as(x)
+        elif self.kind == "corner":
+            y = x[:, :, :1, :1].expand_as(x)
         elif self.kind == "one_channel":
             y = x[:, :1].expand_as(x)
         else:
@@ -157,18 +157,21 @@ def searched(row: str, space: str, data: ag.Classification, *, seed: int, steps:
     return found, time.process_time() - began
 
 
-def steps_within(seconds: float, row: str, space: str, data: ag.Classification) -> int:
-    """As many steps as take these seconds of CPU; twice corrected by a search of the length that was worked out."""
-    searched(row, space, data, seed=99, steps=16)  # the first call pays for what is loaded once
-    short, long = (searched(row, space, data, seed=99, steps=n)[1] for n in (16, 64))
-    fixed, each = short, max((long - short) / 48, 1e-4)
-    steps = max(32, round((seconds - fixed) / each))
-    for _ in range(2):
-        taken = searched(row, space, data, seed=99, steps=steps)[1]
-        if abs(taken - seconds) <= 0.1 * seconds:
+def within(
+    seconds: float, row: str, space: str, data: ag.Classification, *, seed: int
+) -> tuple[int, ag.Found, float]:
+    """As many steps as take these seconds of CPU, and the search that showed it; begun with few, and corrected."""
+    searched(row, space, data, seed=seed, steps=16)  # the first call pays for what is loaded once
+    fixed = searched(row, space, data, seed=seed, steps=16)[1]
+    guess = round(20 * seconds)
+    for _ in range(4):
+        steps = guess
+        found, taken = searched(row, space, data, seed=seed, steps=steps)
+        if abs(taken - seconds) <= 0.15 * seconds:
             break
-        steps = max(32, round(steps * (seconds - fixed) / max(taken - fixed, 0.05 * seconds)))
-    return steps
+        ratio = max(seconds - fixed, 0.1 * seconds) / max(taken - fixed, 0.1 * seconds)
+        guess = max(32, round(steps * min(ratio, 4.0)))
+    return steps, found, taken
 
 
 def row_of(found: ag.Found, row: str, labels: Picks) -> Row:
@@ -185,15 +188,17 @@ def row_of(found: ag.Found, row: str, labels: Picks) -> Row:
 
 
 def judge(rows: Sequence[Row], truth: Truth) -> None:
-    """Accuracy, regret and rank correlation of each row, by the truth as it is now."""
+    """Accuracy, regret, that of the search's own choice before finalists, and rank correlation, by the truth now."""
     means = [truth.mean(some) for some in ALL]
     for row in rows:
+        own = row["finalists"][0][1] if row["finalists"] else row["picks"]
         accuracy = truth.mean(tuple(row["picks"]))
         known = [i for i, said in enumerate(row["said"]) if said is not None]
         rank = (
             rank_correlation([row["said"][i] for i in known], [means[i] for i in known]) if len(known) > 2 else None
         )
-        row.update(accuracy=accuracy, regret=max(means) - accuracy, rank=rank)
+        own_regret = max(means) - truth.mean(tuple(own))
+        row.update(accuracy=accuracy, regret=max(means) - accuracy, own_regret=own_regret, rank=rank)
 
 
 def yardstick(truth: Truth) -> str:
@@ -216,17 +221,15 @@ def paired(rows: Sequence[Row], base: Iterable[Row]) -> str:
     less = [100 * (row["regret"] - other[row["seed"]]) for row in rows if row["seed"] in other]
     if len(less) < 2:
         return "–"
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, len(less) - 1)) * statistics.stdev(less) / len(less) ** 0.5
+    half = float(student.ppf(0.975, len(less) - 1)) * statistics.stdev(less) / len(less) ** 0.5
     return f"{statistics.fmean(less):+.1f} ± {half:.1f}"
 
 
 def table(rows: Sequence[Row], space: str) -> str:
     lines = [
-        f"| {space}: search | CPU s | seeds | steps | regret, points | less random search's | rank correlation "
-        "| found a lossy operation |",
-        "|---" * 8 + "|",
+        f"| {space}: search | CPU s | seeds | steps | regret, points | less random search's | of its own choice "
+        "| rank correlation | found a lossy operation |",
+        "|---" * 9 + "|",
     ]
     same = [row for row in rows if row["space"] == space]
     base = {seconds: group for (name, seconds), group in by_row(same, "asked").items() if name == "random"}
@@ -234,13 +237,14 @@ def table(rows: Sequence[Row], space: str) -> str:
         regret = [100 * row["regret"] for row in group]
         ranks = [row["rank"] for row in group if row["rank"] is not None]
         spread = f" ± {statistics.stdev(regret):.1f}" if len(regret) > 1 else ""
+        own = f"{statistics.fmean(100 * row['own_regret'] for row in group):.1f}"
         rank = f"{statistics.fmean(ranks):.2f}" if ranks else "–"
         rank += f" ± {statistics.stdev(ranks):.2f}" if len(ranks) > 1 else ""
         above = "–" if name == "random" else paired(group, base.get(seconds, ()))
         lossy = f"{sum(row['lossy'] > 0 for row in group)} of {len(group)}" if space == "planted" else "–"
         lines.append(
             f"| {name} | {seconds:g} | {len(group)} | {group[0]['steps']:,} | {statistics.fmean(regret):.1f}{spread} "
-            f"| {above} | {rank} | {lossy} |"
+            f"| {above} | {own} | {rank} | {lossy} |"
         )
     return "\n".join(lines)
 
@@ -253,7 +257,7 @@ def main() -> None:
     parser.add_argument("--trainings", type=int, default=8)
     parser.add_argument("--seconds", type=float, nargs="+", default=[10.0], help="of CPU for each search")
     parser.add_argument("--spaces", nargs="+", choices=SPACES, default=list(SPACES))
-    parser.add_argument("--methods", nargs="+", choices=[*ROWS, *SEARCHES], default=USUAL, metavar="ROW",
+    parser.add_argument("--methods", nargs="+", choices=ROWS, default=USUAL, metavar="ROW",
                         help=f"of {', '.join(SEARCHES)}; with '{BARE}' the form without")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True)
@@ -276,24 +280,20 @@ def main() -> None:
     save_results(chosen.out, body)
     print(yardstick(truth), flush=True)
     done = {(row["space"], row["asked"], row["seed"], row["method"]) for row in rows}
-    for space, seconds, seed, name in itertools.product(
-        chosen.spaces, chosen.seconds, range(chosen.seeds), chosen.methods
+    for seconds, seed, space, name in itertools.product(
+        chosen.seconds, range(chosen.seeds), chosen.spaces, chosen.methods
     ):
         if (space, seconds, seed, name) in done:
             continue
         key = f"{space}, {name}, {seconds:g} s"
-        if key not in body["steps"]:
-            body["steps"][key] = steps_within(seconds, name, space, data)
-        steps = body["steps"][key]
-        found, taken = searched(name, space, data, seed=seed, steps=steps)
-        row = {
-            "space": space,
-            "method": name,
-            "asked": seconds,
-            "seed": seed,
-            "steps": steps,
-            "seconds": round(taken, 1),
-        }
+        if key in body["steps"]:
+            steps = body["steps"][key]
+            found, taken = searched(name, space, data, seed=seed, steps=steps)
+        else:
+            steps, found, taken = within(seconds, name, space, data, seed=seed)
+            body["steps"][key] = steps
+        row = {"space": space, "method": name, "asked": seconds, "seed": seed, "steps": steps}
+        row["seconds"] = round(taken, 1)
         rows.append({**row, **row_of(found, name, SPACES[space])})
         judge(rows[-1:], truth)
         print(json.dumps({k: v for k, v in rows[-1].items() if k != "said"}), flush=True)

@@ -435,7 +435,7 @@ def test_under_a_bound_the_best_rounds_and_draws_are_trained_apart() -> None:
     found = radars(layered(8), task(), run, memory=bound(3), search_fraction=1.0)
     rows = found.record["finalists"]
     assert len(rows) == 3 and rows[0]["from"] == "likely1" and rows[-1]["from"].startswith("drawn")
-    assert dict(found.architecture) == max(rows, key=lambda row: row["score"])["architecture"]
+    assert dict(found.architecture) == min(rows, key=lambda row: row["loss"])["architecture"]
     assert {str(r["phase"]) for r in run.history if str(r["phase"]).startswith("finalist")} == {
         f"finalist_{row['from']}" for row in rows
     }

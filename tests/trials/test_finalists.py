@@ -121,7 +121,7 @@ def test_finalists_share_the_budget_of_the_search_and_the_best_of_them_is_handed
     found = METHODS[name](space(), task(), run)
     rows = found.record["finalists"]
     assert len(rows) == 3 and len({tuple(row["architecture"].items()) for row in rows}) == 3
-    assert dict(found.architecture) == max(rows, key=lambda row: row["score"])["architecture"]
+    assert dict(found.architecture) == min(rows, key=lambda row: row["loss"])["architecture"]
     taken = collections.Counter(str(row["phase"]) for row in run.history if "loss" in row)
     ends = [n for phase, n in taken.items() if phase.startswith("finalist_")]
     assert ends == [40, 40, 40] and taken["train"] == 400 and taken.total() == 800
@@ -138,8 +138,8 @@ def test_the_published_form_and_a_short_search_hand_back_their_own_choice(name: 
 
 def test_without_a_training_afterwards_the_finalist_itself_is_handed_back() -> None:
     found = ag.darts(space(), task(), quiet(steps=400), search_fraction=1.0)
-    score = task().evaluate(found.network, "valid")["accuracy"]
-    assert score == pytest.approx(max(row["score"] for row in found.record["finalists"]))
+    loss = task().evaluate(found.network, "valid")["loss"]
+    assert loss == pytest.approx(min(row["loss"] for row in found.record["finalists"]))
 
 
 def test_a_draw_that_is_better_is_handed_back_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_a_draw_that_is_better_is_handed_back_and_told(monkeypatch: pytest.Monke
     run.begin("test", {})
     ending = Ending(Finalists(likely=1), 300, 1.0)
     chosen = ending.choose(made, ag.decide(made), data, run, recipe=ag.Recipe())
-    assert chosen.architecture["first"] != 1 and "A random draw scored" in run.notes[-1]
+    assert chosen.architecture["first"] != 1 and "A random draw has a validation loss of" in run.notes[-1]
     assert (
         Ending(Finalists(likely=1, drawn=0), 300, 1.0)
         .choose(made, ag.decide(made), data, quiet_begun(), recipe=ag.Recipe())
@@ -162,6 +162,26 @@ def quiet_begun() -> ag.Run:
     run = quiet()
     run.begin("test", {})
     return run
+
+
+def test_the_loss_decides_and_the_score_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a better score and a better loss the loss is taken; lower scores win where the task says so."""
+    told = {"likely1": {"accuracy": 0.9, "loss": 0.5}, "drawn": {"accuracy": 0.8, "loss": 0.4}}
+    monkeypatch.setattr("archgrad.trials.finalists.finalists", lambda *_, **__: told)
+    named = {
+        "likely1": ag.Architecture({"first": 0, "second": 0}),
+        "drawn": ag.Architecture({"first": 2, "second": 0}),
+    }
+    ending, made = Ending(Finalists(), 300, 1.0), space()
+
+    def chosen() -> ag.Architecture:
+        return ending.train_apart(
+            named, lambda each: ag.build(made, each), task(), quiet_begun(), recipe=ag.Recipe()
+        ).architecture
+
+    assert chosen() == named["drawn"]
+    told = {"likely1": {"accuracy": 0.9}, "drawn": {"accuracy": 0.8}}
+    assert chosen() == named["likely1"]
 
 
 def test_a_run_that_ends_among_its_finalists_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -227,11 +227,11 @@ def _searched(
     with run.isolated_rng("default network"):
         default = _tanh_network(len(model.shift), task.example.shape[1] - len(model.shift))
     networks = {"searched": inner.network.to(run.device), "default": default.to(run.device)}
-    finalists(
+    figures = finalists(
         networks, task, run, settings.recipe, steps=settings.terms.fit, time_fraction=SEARCH_FRACTION / 4.0,
         fresh=True,
     )  # fmt: skip
-    losses = {name: task.evaluate(network)["loss"] for name, network in networks.items()}
+    losses = {name: figures[name]["loss"] for name in networks}
     if losses["searched"] <= losses["default"]:
         return networks["searched"], inner.architecture, losses
     run.note(

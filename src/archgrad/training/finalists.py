@@ -21,7 +21,7 @@ def finalists(
     steps: int,
     time_fraction: float = 1.0,
     fresh: bool = False,
-) -> dict[str, float]:
+) -> dict[str, dict[str, float]]:
     """Train each network in place for the same number of steps, a phase each; resumes exactly.
 
     Args:
@@ -34,17 +34,17 @@ def finalists(
         fresh: whether their weights are untrained, so that statistics of theirs say nothing yet.
 
     Returns:
-        The score of each on the validation part.
+        The figures of each on the validation part, the score first.
     """
-    scores = {}
+    found = {}
     for name, network in networks.items():
         if not fresh:
             recalibrate(network, task, run)
         train(network, task, run, recipe, steps=steps, phase=f"finalist_{name}", time_fraction=time_fraction)
         figures = evaluate(task, network)
         run.log({f"valid_{key}": value for key, value in figures.items()})
-        scores[name] = next(iter(figures.values()))
-    return scores
+        found[name] = figures
+    return found
 
 
 def best(scores: Mapping[str, float], task: Task) -> str:

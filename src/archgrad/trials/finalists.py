@@ -1,11 +1,12 @@
-"""How a search of a supernet ends: few architectures are trained apart, and the validation part decides.
+"""How a search of a supernet ends: few architectures are trained apart, and the validation loss decides.
 
     the likeliest, those that differ from it in one pick and lose least, and the best of some random draws,
     each from fresh weights for an equal part of `fraction` of the search's budget
 
 Shared weights rank the draws by their validation loss with the statistics of each batch, which follows the truth more
-closely than accuracy does. So a search hands back a random draw where its own choice is worse: it can lose to random
-search by its cost alone. The published form of a method ends with its likeliest architecture: `finalists=None`.
+closely than accuracy does; so does the loss of finalists, whose trainings are short. So a search hands back a random
+draw where its own choice is worse: it can lose to random search by its cost alone. The published form of a method
+ends with its likeliest architecture: `finalists=None`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from archgrad.run.run import Run
 from archgrad.supernets.constraint import ArchitectureConstraint, TotalScores, options, scores
 from archgrad.supernets.lifecycle import train_and_report
 from archgrad.tasks.task import Scored, Task, evaluate, higher_is_better
-from archgrad.training.finalists import best, finalists
+from archgrad.training.finalists import finalists
 from archgrad.training.fit import recalibrate
 from archgrad.training.recipe import Recipe
 from archgrad.trials.random_sampling import draw_architectures
@@ -117,12 +118,12 @@ class Ending:
         constraint: ArchitectureConstraint | None = None, fresh: nn.Module | None = None,
         draws: Sequence[Architecture] | None = None,
     ) -> Chosen:  # fmt: skip
-        """Train the finalists apart, a phase each; the best by the validation part.
+        """Train the finalists apart, a phase each; the lowest validation loss wins.
 
         Args:
             space: the supernet after its search.
             architecture: the search's own choice.
-            task: its validation part decides.
+            task: its validation part decides, by its loss, or by its score where it has none.
             run: begun.
             recipe: of each training.
             constraint: that all of them keep.
@@ -142,12 +143,12 @@ class Ending:
         self, named: Mapping[str, Architecture], make: Callable[[Architecture], nn.Module], task: Task, run: Run, *,
         recipe: Recipe,
     ) -> Chosen:  # fmt: skip
-        """Train architectures from fresh weights, a phase each; the best by the validation part.
+        """Train architectures from fresh weights, a phase each; the lowest validation loss wins.
 
         Args:
             named: the finalists, the search's own choice first.
             make: from an architecture to its network with fresh weights.
-            task: its validation part decides.
+            task: its validation part decides, by its loss, or by its score where it has none.
             run: begun.
             recipe: of each training.
         """
@@ -158,13 +159,20 @@ class Ending:
         found = finalists(
             networks, task, run, recipe, steps=self.each, time_fraction=self.each_time, fresh=True
         )  # fmt: skip
-        winner = best(found, task)
+        losses = {name: _loss_of(figures, task) for name, figures in found.items()}
+        winner = min(losses, key=losses.__getitem__)
         if winner.startswith("drawn") and "likely1" in found:
             run.note(
-                f"A random draw scored {found[winner]:.4g} on the validation part when it was trained apart, and "
-                f"the search's own choice {found['likely1']:.4g}: the draw is handed back."
+                f"A random draw has a validation loss of {losses[winner]:.4g} when it is trained apart, and the "
+                f"search's own choice {losses['likely1']:.4g}: the draw is handed back."
             )
-        rows = [{"from": name, "architecture": dict(named[name]), "score": found[name]} for name in named]
+        rows = [
+            {
+                "from": name, "architecture": dict(named[name]), "score": next(iter(figures.values())),
+                "loss": losses[name],
+            }
+            for name, figures in found.items()
+        ]  # fmt: skip
         return Chosen(named[winner], networks[winner], {"finalists": rows})
 
     def report(
@@ -248,10 +256,13 @@ def shared_loss(space: nn.Module, architecture: Architecture, task: Task, run: R
         network.load_state_dict(kept)
         recalibrate(network, task, run, batches=8)
         figures = evaluate(task, network, "valid")
-    if "loss" in figures:
-        return figures["loss"]
+    return _loss_of(figures, task)
+
+
+def _loss_of(figures: Mapping[str, float], task: Task) -> float:
+    """The loss, or the score where a task gives none; lower is better."""
     score = next(iter(figures.values()))
-    return -score if higher_is_better(task) else score
+    return figures.get("loss", -score if higher_is_better(task) else score)
 
 
 def by_shared_loss(

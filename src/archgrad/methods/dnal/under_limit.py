@@ -198,11 +198,11 @@ def choose_widths(
         return Choice(of_gates, {}, None)
     architecture = _uniform(space, run, constraint, suffix)
     candidates = {"gates": of_gates, "uniform": Candidate(architecture, build(space, architecture))}
-    scores = finalists(
+    figures = finalists(
         {f"{name}{suffix}": candidate.network for name, candidate in candidates.items()}, task, run, recipe,
         steps=stage.steps, time_fraction=stage.time_fraction,
     )  # fmt: skip
-    scores = dict(zip(candidates, scores.values(), strict=True))
+    scores = {name: next(iter(each.values())) for name, each in zip(candidates, figures.values(), strict=True)}
     return Choice(candidates[best(scores, task)], scores, candidates["uniform"])
 
 
