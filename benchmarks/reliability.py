@@ -8,6 +8,7 @@ kill      every method on a tiny task of the tests, tasks of other kinds, a loop
           bit by bit, with those of a run that was left alone
 operations  each command, killed before each of its file operations and given again
 inputs    hostile inputs of the command line: they end in status 0 or 2
+python    hostile inputs of the library: they return, or raise an error of archgrad's own
 resumes   runs that are resumed with one thing changed: it is noticed
 workers   200 trials by worker processes, one of which kills itself in every 20th trial; the same with one worker and
           no deaths, for the speed-up
@@ -19,7 +20,7 @@ overhead  a loop over `Run.steps` with `Run.log_step`, as one phase or a phase (
           pair take turns, epoch by epoch, and the allocator gives no memory back meanwhile: whether it does is
           chance, and moves the time of so small a network by a fifth
 
-One thread. Rows replace those of the same part in --out. Those of kill, operations, inputs and resumes are
+One thread. Rows replace those of the same part in --out. Those of kill, operations, inputs, python and resumes are
 appended to files beside it as they are made, so that a stop loses none and the same command goes on.
 """
 
@@ -321,6 +322,13 @@ def inputs(count: int, seed: int, path: Path) -> list[dict[str, Any]]:
     return counted(reliability_inputs.inputs(count, seed, path), "kind", fine=("status 0", "status 2"))
 
 
+def python(count: int, seed: int, path: Path) -> list[dict[str, Any]]:
+    import reliability_python
+
+    rows = reliability_python.inputs(count, seed, path)
+    return counted(rows, "kind", fine=("returned", "refused", reliability_python.OF_THE_USER))
+
+
 def resumes(count: int, seed: int, path: Path) -> list[dict[str, Any]]:
     start = max((row["number"] for row in read(path)), default=-1) + 1
     reliability_resumes.resumes(count, seed, functools.partial(append, path), start)
@@ -329,11 +337,12 @@ def resumes(count: int, seed: int, path: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("kill", "operations", "inputs", "resumes", "workers", "ray", "soak", "overhead")
+    parts = ("kill", "operations", "inputs", "python", "resumes", "workers", "ray", "soak", "overhead")
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--every", type=int, default=1, help="of a command's file operations, so many-th are tried")
-    parser.add_argument("--inputs", type=int, default=10_000)
+    parser.add_argument("--inputs", type=int, default=2_000)
+    parser.add_argument("--python-inputs", type=int, default=8_000)
     parser.add_argument("--resumes", type=int, default=500)
     parser.add_argument("--commands", nargs="+", default=[*reliability_kills.commands()])
     parser.add_argument("--trials", type=int, default=200)
@@ -352,6 +361,7 @@ def main() -> None:
             given.commands, given.out.with_suffix(".operations.jsonl"), every=given.every
         ),
         "inputs": lambda: inputs(given.inputs, given.seed, given.out.with_suffix(".inputs.jsonl")),
+        "python": lambda: python(given.python_inputs, given.seed, given.out.with_suffix(".python.jsonl")),
         "resumes": lambda: resumes(given.resumes, given.seed, given.out.with_suffix(".resumes.jsonl")),
         "workers": lambda: side_by_side("workers", given.trials),
         "ray": lambda: side_by_side("ray", given.trials),

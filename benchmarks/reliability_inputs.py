@@ -7,6 +7,7 @@ processor, without a traceback, and without having executed what a pickle or a p
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -157,10 +158,10 @@ def spoilt(body: Any, draw: random.Random) -> Any:
             if isinstance(here, dict) and draw.random() < 0.2:
                 here[str(draw.choice(VALUES))] = here.pop(key)
             else:
-                here[key] = draw.choice(VALUES)
+                here[key] = copy.deepcopy(draw.choice(VALUES))
             break
         else:
-            body = draw.choice(VALUES)
+            body = copy.deepcopy(draw.choice(VALUES))
     return body
 
 
@@ -337,7 +338,7 @@ def attempt(number: int, seed: int, good: Path) -> dict[str, Any]:
     return row | {"found": "executed" if executed else found, "seconds": round(time.process_time() - began, 2)}
 
 
-def batch(numbers: range, seed: int, good: Path, out: Path) -> None:
+def batch(numbers: range, out: Path, attempt: Callable[[int], dict[str, Any]]) -> None:
     """Try some inputs in a child; one that takes the child with it is a row too."""
     pid = os.fork()
     if pid == 0:
@@ -349,11 +350,17 @@ def batch(numbers: range, seed: int, good: Path, out: Path) -> None:
                 for number in numbers:
                     lines.write(json.dumps({"number": number, "kind": "unknown", "found": "died"}) + "\n")
                     lines.flush()
-                    lines.write(json.dumps(attempt(number, seed, good)) + "\n")
+                    lines.write(json.dumps(attempt(number)) + "\n")
                     lines.flush()
         finally:
             os._exit(0)
     os.waitpid(pid, 0)
+
+
+def batches(count: int, out: Path, attempt: Callable[[int], dict[str, Any]]) -> None:
+    """Try so many inputs, those after the ones that `out` has; rows are appended to it."""
+    while (start := max(rows_of(out), default=-1) + 1) < count:
+        batch(range(start, min(count, start + A_CHILD)), out, attempt)
 
 
 def rows_of(out: Path) -> dict[int, dict[str, Any]]:
@@ -371,8 +378,7 @@ def inputs(count: int, seed: int, out: Path) -> list[dict[str, Any]]:
         good.mkdir()
         with contextlib.chdir(good):
             material(good)
-        while (start := max(rows_of(out), default=-1) + 1) < count:
-            batch(range(start, min(count, start + A_CHILD)), seed, good, out)
+        batches(count, out, lambda number: attempt(number, seed, good))
     return [row for _, row in sorted(rows_of(out).items())]
 
 

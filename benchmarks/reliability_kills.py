@@ -228,7 +228,7 @@ def commands() -> dict[str, tuple[list[str], str]]:
                              "--limit", "macs=0.5", *short], ""),
         "search": (["search", "--data", "data.npz", "--cells", "3", "--channels", "2", *short], ""),
         "train": (["train", *net, *short], ""),
-        "control": (["control", "pendulum", "--trials", "4", "--out", "work/out"], ""),
+        "control": (["control", "cart_pole", "--trials", "4", "--out", "work/out"], ""),
         "init": (["init", *net, "--out", "work/out"], ""),
         "report": (["report", "work/run"], "run"),
         "compare": (["compare", "run", "search", "--out", "work/compare.html"], ""),

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import numbers
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from archgrad.errors import ArchitectureError, ConfigError, InputError, LimitError, ModelError
+from archgrad.errors import (
+    ArchgradError,
+    ArchitectureError,
+    ConfigError,
+    InputError,
+    LimitError,
+    ModelError,
+    ResourceError,
+    one_line,
+)
 
 _BY_PLACE = inspect.Parameter.POSITIONAL_OR_KEYWORD
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -33,6 +43,7 @@ def checked(function: Function) -> Function:
 
     Raises:
         InputError: (in the call) an argument of another type; the message says which, and what is allowed.
+        ResourceError: (in the call) a size that no memory holds.
     """
     if inspect.isclass(function):
         function.__init__ = checked(function.__init__)  # type: ignore[method-assign]
@@ -57,9 +68,36 @@ def checked(function: Function) -> Function:
         for option, value in bound.arguments.items():
             if option in hints() and not _fits(value, hints()[option]):
                 raise _refusal(name, option, value, hints()[option])
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
+            if not isinstance(error, ArchgradError) and (reason := _too_large(error)):
+                raise ResourceError(f"{name}: {reason}. Give smaller sizes, or numbers") from error
+            raise
 
     return wrapped  # type: ignore[return-value]
+
+
+def _too_large(error: BaseException) -> str:
+    """Why what was asked for is larger than memory or a number can be; empty for other errors, and a user's own."""
+    if getattr(error, "__notes__", None):
+        return ""
+    text = one_line(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in text or "Storage size calculation over" in text:
+        return f"memory ran out ({text})"
+    return f"a number is too large ({text})" if isinstance(error, OverflowError) or "verflow when" in text else ""
+
+
+@contextlib.contextmanager
+def noted(what: str) -> Iterator[None]:
+    """Around a call of the user's function: an error of it passes, with a note that says `what` archgrad called."""
+    try:
+        yield
+    except ArchgradError:
+        raise
+    except Exception as error:  # a user's function may raise anything
+        error.add_note(f"It was raised while archgrad called {what}.")
+        raise
 
 
 def _fits(value: object, hint: Any, *, deep: bool = True) -> bool:
@@ -76,8 +114,10 @@ def _fits(value: object, hint: Any, *, deep: bool = True) -> bool:
         return isinstance(value, numbers.Integral if hint is int else numbers.Real) and not isinstance(value, bool)
     if origin is not None and inspect.isclass(origin):
         return _is_container(value, origin) and not (deep and _holds_strangers(value, origin, inner))
-    if hint is Any or not inspect.isclass(hint) or getattr(hint, "_is_protocol", False):
+    if hint is Any or not inspect.isclass(hint):
         return True
+    if getattr(hint, "_is_protocol", False):
+        return callable(value) or "__call__" not in vars(hint)
     return isinstance(value, hint)
 
 
@@ -87,6 +127,8 @@ def _is_container(value: object, origin: Any) -> bool:
         return callable(value)
     if issubclass(origin, Mapping):
         return isinstance(value, Mapping)
+    if origin is list:
+        return isinstance(value, list | tuple)
     if issubclass(origin, Sequence):
         listed = hasattr(value, "__len__") and isinstance(value, Iterable)
         return listed and not isinstance(value, str | bytes | Mapping)

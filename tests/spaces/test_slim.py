@@ -11,6 +11,7 @@ from families.checks import difference, outputs, stir
 from families.families import FAMILIES, Family
 from torch import Tensor, nn
 
+import archgrad as ag
 from archgrad.choices.access import choices, hold, sample
 from archgrad.choices.architecture import Architecture
 from archgrad.costs.count import macs
@@ -306,3 +307,22 @@ def test_a_constant_example_stands_for_its_shape(value: float) -> None:
 def test_an_example_without_tensors_is_refused(example: object, named: str) -> None:
     with pytest.raises(ModelError, match=rf"the example holds .*{named}.*: give what the network takes"):
         slim(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2)), example=example)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_slimmed_network_inside_of_another_is_refused_before_another_layer_is_cut(place: int) -> None:
+    x = torch.zeros(1, 1, 8, 8)
+    space = ag.slim(
+        nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 3)), x
+    )
+    layers: list[nn.Module] = [nn.Conv2d(1, 1, 1), nn.ReLU()]
+    whole = nn.Sequential(*layers[:place], space, *layers[place:])
+    for use in (
+        lambda: ag.build(whole, ag.sample(whole)),
+        lambda: ag.GateTrainer(whole, limit=ag.params().at_most(fraction=0.5), steps=2),
+    ):
+        with pytest.raises(
+            ag.ChoiceError, match=r"which is a part of this one. Give that part alone, or slim the whole"
+        ):
+            use()
+    assert ag.build(space, ag.sample(space))(x).shape == (1, 3)

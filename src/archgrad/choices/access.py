@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from archgrad.argument_types import checked
+from archgrad.argument_types import checked, noted
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Choice
 from archgrad.choices.relaxations import GumbelSoftmax, Held, read_together
@@ -76,7 +76,14 @@ def relax(
         )
     for first, *others in by_name.values():
         if where is None or where(first):
-            shared = relaxation(first.size).to(first.live.device)
+            with noted(f"relaxation({first.size}), from a choice's size to its relaxation"):
+                shared = relaxation(first.size)
+            if not isinstance(shared, nn.Module):
+                raise ChoiceError(
+                    f"relaxation({first.size}) gave a {type(shared).__name__}. Allowed is a function from a choice's "
+                    f"size to a module, such as archgrad.softmax"
+                )
+            shared = shared.to(first.live.device)
             for choice in (first, *others):
                 choice.relaxation = shared
     return space

@@ -112,7 +112,10 @@ def add_gate(norm: nn.Module, kind: ChannelNorm, gate: nn.Module) -> None:
 
 def remove_gates(norm: nn.Module) -> None:
     """Take the gates off a norm, in place."""
-    statistics = norm._modules.pop(STATISTICS, None)
+    statistics = getattr(norm, STATISTICS, None)
+    if statistics is None:
+        return
+    delattr(norm, STATISTICS)
     for key in [k for k, hook in norm._forward_hooks.items() if hook is statistics]:
         del norm._forward_hooks[key]
         norm._forward_hooks_with_kwargs.pop(key, None)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
 
-from archgrad.choices.channel_norms import ChannelNorm
+from archgrad.choices.channel_norms import STATISTICS, ChannelNorm
 from archgrad.choices.fewer_heads import AttentionCall, with_fewer_heads
+from archgrad.errors import ChoiceError
 
 # Attribute of a layer with gated weights: the names of its parameters in their own order.
 ORDER = "_archgrad_parameter_order"
@@ -49,6 +51,24 @@ class Coupling:
     def kind(self) -> str:
         """The side without a name behind it."""
         return kind_of(self.side)
+
+
+def require_whole(network: nn.Module) -> None:
+    """Refuse a slimmed network inside of another, where its gates' paths lead to other layers or to none.
+
+    Raises:
+        ChoiceError: a gate stands in a layer that it does not know.
+    """
+    for path, module in network.named_modules():
+        couplings, vanishing = getattr(module, "couplings", ()), getattr(module, "vanishing", None)
+        layer, *inside = re.split(rf"(?:^|\.)(?:parametrizations|{STATISTICS})\.", path)
+        if couplings and inside and vanishing is None and all(c.module != layer for c in couplings):
+            known = ", ".join(repr(coupling.module) for coupling in couplings[:3])
+            raise ChoiceError(
+                f"the gate in {layer!r} of this {type(network).__name__} cuts the layers {known}, counted from the "
+                f"network that archgrad.slim was given, which is a part of this one. Give that part alone, or slim "
+                f"the whole: archgrad.slim(network, example=x)."
+            )
 
 
 def kind_of(side: str) -> str:

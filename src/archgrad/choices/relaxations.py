@@ -43,7 +43,7 @@ class ScaledSigmoid(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.logits = nn.Parameter(torch.zeros(size))
+        self.logits = _logits(size)
         self.register_buffer("scale", torch.ones(()))
 
     def forward(self, live: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class TwoTemperature(nn.Module):
             raise ChoiceError(
                 f"temperatures hard={hard}, soft={soft}: allowed is 0 < soft <= hard, such as hard=50, soft=1"
             )
-        self.logits = nn.Parameter(torch.zeros(size))
+        self.logits = _logits(size)
         self.hard, self.soft = hard, soft
 
     def forward(self, live: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class Softmax(nn.Module):
         super().__init__()
         if not scale > 0.0:
             raise ChoiceError(f"a softmax of scale {scale}: give a number above 0")
-        self.logits = nn.Parameter(torch.zeros(size))
+        self.logits = _logits(size)
         self.scale = scale
 
     def forward(self, live: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ class GumbelSoftmax(nn.Module):
         super().__init__()
         if not temperature > 0.0:
             raise ChoiceError(f"a temperature of {temperature}: give a number above 0, for instance 0.4")
-        self.logits = nn.Parameter(torch.zeros(size))
+        self.logits = _logits(size)
         self.straight_through = straight_through
         self.register_buffer("noise", torch.zeros(size))
         self.register_buffer("temperature", torch.tensor(float(temperature)))
@@ -206,6 +206,15 @@ class Held(nn.Module):
 
 gumbel_softmax = GumbelSoftmax
 scaled_sigmoid = ScaledSigmoid
+
+
+def _logits(size: int) -> nn.Parameter:
+    """Logits [size] of 0. Raises ChoiceError where there is nothing to choose from."""
+    if size < 1:
+        raise ChoiceError(f"a relaxation of size={size} was asked for. Allowed is a whole number of at least 1.")
+    return nn.Parameter(torch.zeros(size))
+
+
 softmax = Softmax
 two_temperature = TwoTemperature
 

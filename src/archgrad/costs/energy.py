@@ -29,7 +29,7 @@ from archgrad.costs.count import examples_of, macs_by_module
 from archgrad.costs.limits import Limit, WithoutGradient
 from archgrad.costs.memory_watch import Allocations
 from archgrad.errors import ConfigError, MissingExtra
-from archgrad.tasks.task import Inputs, arguments, tensors
+from archgrad.tasks.task import Inputs, arguments, first_tensor
 
 POWERCAP = Path("/sys/class/powercap")
 PJ_PER_MAC, PJ_PER_BYTE = 4.6, 160.0
@@ -260,7 +260,7 @@ class Energy(WithoutGradient):
         if not seconds > 0.0:
             raise ConfigError(f"seconds={seconds}: give a time above 0 to measure for, such as 1.0")
         self.example, self.seconds = example, seconds
-        device = tensors(example)[0].device
+        device = first_tensor(example).device
         self._meter = None if source == "estimated" else _meter(device, Path(root), needed=source == "measured")
         self.name = "energy" if self._meter else "estimated_energy"
 
@@ -297,7 +297,7 @@ def _meter(device: torch.device, root: Path, *, needed: bool) -> Meter | None:
 
 def _forward(network: nn.Module, example: Inputs) -> Callable[[], None]:
     """One pass in eval mode, without gradients, finished when it returns; modes are put back."""
-    inputs, device = arguments(example), tensors(example)[0].device
+    inputs, device = arguments(example), first_tensor(example).device
 
     def run() -> None:
         with evaluating(network):

@@ -27,7 +27,7 @@ from archgrad.costs.limits import Limit, WithoutGradient
 from archgrad.costs.memory_watch import Allocations, Saved
 from archgrad.errors import LimitError, ModelError
 from archgrad.files import free_memory
-from archgrad.tasks.task import Inputs, batch_size, call, mapped, rows_of, tensors
+from archgrad.tasks.task import Inputs, batch_size, call, first_tensor, mapped, rows_of, tensors
 
 GIB = 2**30
 FEW = (2, 3)  # examples that are traced: BatchNorm refuses a single one
@@ -269,7 +269,7 @@ class PeakMemory(WithoutGradient):
             )
         self.example, self.optimizer, self.mode, self.dtype = example, optimizer, mode, kind
         self.name = "peak_memory" if mode == "training" else "inference_memory"
-        self.batch = batch or len(tensors(example)[0])
+        self.batch = batch or len(first_tensor(example))
 
     def __repr__(self) -> str:
         mode = "" if self.mode == "training" else "inference, "

@@ -12,7 +12,7 @@ from archgrad.argument_types import checked
 from archgrad.choices import fewer_heads
 from archgrad.choices.access import choices, decisions, matched
 from archgrad.choices.architecture import Architecture
-from archgrad.choices.channels import remove_branch, remove_channels
+from archgrad.choices.channels import remove_branch, remove_channels, require_whole
 from archgrad.choices.gate import Gate
 from archgrad.choices.modules import InputChoice
 from archgrad.copy_and_run import copied
@@ -96,6 +96,7 @@ def build(
     gated = any(isinstance(namesakes[0], Gate) for namesakes in matched(space, architecture).values())
     # Channels are cut where they stand in the space; without gates most of a supernet need not be copied.
     network = copied(space) if gated else picked(space, architecture)
+    require_whole(network)
     gates = {name: choice for name, choice in decisions(network).items() if isinstance(choice, Gate)}
     kept = {n: gate.picked(architecture[n]).nonzero().flatten().tolist() for n, gate in gates.items()}
     unparametrize(network)

@@ -29,7 +29,7 @@ from archgrad.extract import onnx_file, runtimes
 from archgrad.extract.export_trials import AXES, BATCH, HEIGHT, WIDTH, largest_difference, make_trials, with_batch
 from archgrad.extract.preprocessing import Preprocessing, check_preprocessing, with_preprocessing
 from archgrad.extract.runtimes import silence
-from archgrad.tasks.task import Inputs, Task, arguments, description, tensors
+from archgrad.tasks.task import Inputs, Task, arguments, description, first_tensor, tensors
 
 TOLERANCE = 1e-4
 
@@ -351,7 +351,7 @@ def _trace(plain: nn.Module, inputs: tuple[Any, ...], axes: Sequence[str]) -> Ex
 
         shapes = _by_parameter(plain, tree_map(open_axes, inputs))
         if BATCH in axes:  # torch.export takes a size of 1 for a constant
-            inputs = with_batch(inputs, max(2, len(tensors(inputs)[0])))
+            inputs = with_batch(inputs, max(2, len(first_tensor(inputs))))
     named = by_name(plain, inputs)
     program = torch.export.export(plain, inputs if named is None else (), named, dynamic_shapes=shapes, strict=False)
     # Stack traces would carry the user's source and folders into the file.

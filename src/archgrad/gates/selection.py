@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
+from archgrad.choices.channels import require_whole
 from archgrad.choices.gate import Gate
 from archgrad.costs.count import Macs, Params
 from archgrad.costs.limits import Limit
@@ -27,7 +28,7 @@ def gates(space: nn.Module) -> dict[str, Gate]:
     """The space's gates, one for each name.
 
     Raises:
-        ChoiceError: the space has a choice that is not a gate, or no gate.
+        ChoiceError: the space has a choice that is not a gate, or no gate, or is a part of a slimmed network.
     """
     by_name = {name: same[0] for name, same in choices(space).items()}
     gates_alone = {name: choice for name, choice in by_name.items() if isinstance(choice, Gate)}
@@ -37,6 +38,7 @@ def gates(space: nn.Module) -> dict[str, Gate]:
             f"{type(space).__name__} has {f'choices that are no gates: {others[:3]}' if others else 'no choice'}. "
             f"Give a space of gates alone, as archgrad.slim(network, example=x) makes it."
         )
+    require_whole(space)
     return gates_alone
 
 

@@ -14,10 +14,20 @@ from torch.utils.data import Dataset
 
 from archgrad import files
 from archgrad.errors import DataError
+from archgrad.files import shown
 from archgrad.tasks.samples import samples
 
 _SOUND = 2**30  # bytes of one recording
 Sample = tuple[dict[str, Tensor], Tensor]
+
+
+def _length(value: Any, name: str) -> int:
+    try:
+        return len(value)
+    except TypeError:
+        raise DataError(
+            f"{name} is {shown(value)}; give an array or a tensor with an entry for each sample"
+        ) from None
 
 
 class Modalities(Dataset[Sample]):
@@ -49,7 +59,7 @@ class Modalities(Dataset[Sample]):
         if not isinstance(inputs, Mapping) or not inputs or not all(isinstance(n, str) and n for n in inputs):
             given = list(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
             raise DataError(f'inputs={given}: give a dict of one or more named arrays, such as {{"image": x}}')
-        lengths = {name: len(x) for name, x in inputs.items()} | {"labels": len(labels)}
+        lengths = {name: _length(x, name) for name, x in (*inputs.items(), ("labels", labels))}
         if len(set(lengths.values())) > 1:
             shown = ", ".join(f"{name}: {length}" for name, length in lengths.items())
             raise DataError(f"the lengths differ ({shown}); give one of each for every sample, in one order")

@@ -137,7 +137,8 @@ class Series:
         Returns the number of files of later phases.
         """
         for path in [*self.folder.glob("*-left.safetensors"), *self.folder.glob(".*.partial")]:
-            path.unlink()
+            if path.is_file():
+                path.unlink()
         for path in self._of(index):
             if path == newest:
                 break

@@ -16,7 +16,7 @@ from archgrad.copy_and_run import evaluating
 from archgrad.errors import ConfigError, DataError, ModelError
 from archgrad.tasks import batch_checks
 from archgrad.tasks.data_path import load
-from archgrad.tasks.metrics import Metric, Score, Totals
+from archgrad.tasks.metrics import Metric, Score, Totals, checked_metrics
 from archgrad.tasks.normalization import Normalization
 from archgrad.tasks.parts import Data, Labels, Part, count_classes, open_part, targets
 from archgrad.tasks.sources import DatasetSource, MemorySource
@@ -93,7 +93,7 @@ class Classification(Supervised):
             own["top5"] = _top5
         super().__init__(
             *(parts.get(name) for name in PARTS),
-            loss=functional.cross_entropy, metrics={**own, **(metrics or {})},
+            loss=functional.cross_entropy, metrics={**own, **checked_metrics(metrics)},
             score=Score("accuracy") if score is None else score, batch_size=batch_size, augment=augment,
             normalize=normalize, split=split,
         )  # fmt: skip
@@ -215,7 +215,12 @@ class Classification(Supervised):
             labels = labels[labels != self._ignore] if self._ignore is not None else labels
             counts = torch.bincount(labels, minlength=self.classes)
             return len(labels) / (self.classes * counts.clamp_min(1).float())
-        weight = torch.as_tensor(class_weight, dtype=torch.float32)
+        try:
+            weight = torch.as_tensor(class_weight, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise DataError(
+                f'class_weight is a {type(class_weight).__name__}; give "balanced", or a number for each class'
+            ) from None
         if (
             tuple(weight.shape) != (self.classes,)
             or not bool(torch.isfinite(weight).all())

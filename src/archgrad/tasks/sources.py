@@ -179,7 +179,7 @@ class DatasetSource:
     def sample(self, index: int) -> Any:
         """One sample as the dataset gives it."""
         with seeded(0):
-            return self.dataset[index]
+            return _item(self.dataset, index)
 
     def extended(self, other: DatasetSource) -> DatasetSource:
         """These samples and behind them another's, fetched as these are."""
@@ -271,11 +271,12 @@ def _items_of(dataset: Any, indices: list[int]) -> list[Any]:
     if hasattr(dataset, "__getitems__"):
         with _named(f"samples {indices[:10]}"):
             return list(dataset.__getitems__(indices))
-    items = []
-    for index in indices:
-        with _named(f"sample {index}"):
-            items.append(dataset[index])
-    return items
+    return [_item(dataset, index) for index in indices]
+
+
+def _item(dataset: Any, index: int) -> Any:
+    with _named(f"sample {index}"):
+        return dataset[index]
 
 
 @contextlib.contextmanager
@@ -360,7 +361,7 @@ def numbers_of(dataset: Any) -> Tensor | None:
 
 def _has_number(dataset: Any) -> bool:
     """Whether the first sample is (x, y) with y one number."""
-    sample = dataset[0]
+    sample = _item(dataset, 0)
     if not isinstance(sample, tuple | list) or len(sample) != 2:
         return False
     target = sample[1]
@@ -394,5 +395,5 @@ def _targets_of(dataset: Any) -> Any:
     elif getattr(dataset, "target_transform", None) is None:
         targets = getattr(dataset, "targets", None)
     if not isinstance(targets, Tensor | np.ndarray | list) or len(targets) != len(dataset):
-        targets = [_checked(dataset[index])[1] for index in range(len(dataset))]
+        targets = [_checked(_item(dataset, index))[1] for index in range(len(dataset))]
     return targets

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from archgrad.argument_types import noted
 from archgrad.errors import DataError
 from archgrad.tasks.parts import Part, strata, targets
 from archgrad.tasks.samples import Samples
@@ -68,8 +69,12 @@ class Split:
 
 def _values(option: Any, source: MemorySource | DatasetSource, name: str) -> np.ndarray[Any, Any]:
     if callable(option):
-        option = [option(source.sample(index)) for index in range(len(source))]
-    values = np.asarray(option)
+        with noted(f"Split({name}=) with a sample"):
+            option = [option(source.sample(index)) for index in range(len(source))]
+    try:
+        values = np.asarray(option)
+    except (ValueError, TypeError, RuntimeError):  # ragged, or tensors that are no numbers
+        values = np.empty((), dtype=object)
     if values.shape != (len(source),) or values.dtype.kind not in "biufSU":
         raise DataError(
             f"Split({name}=) is {values.dtype} of shape {list(values.shape)}; give one number or string for each of "

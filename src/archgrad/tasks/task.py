@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from archgrad import copy_and_run
 from archgrad.errors import ConfigError, DataError
+from archgrad.files import shown
 from archgrad.fingerprint import described, of_item
 
 # Of a network: one, several in order, or several by name: as keywords where its `forward` takes them, else one dict.
@@ -319,6 +320,21 @@ def call(network: nn.Module, inputs: Any) -> Any:
 def tensors(inputs: Any) -> list[Tensor]:
     """All tensors of a network's inputs, in order."""
     return [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+
+
+def first_tensor(inputs: Any) -> Tensor:
+    """The first tensor of an example, whose dimension 0 is the batch.
+
+    Raises:
+        DataError: it holds none, or one without a batch.
+    """
+    first = next(iter(tensors(inputs)), None)
+    if first is None or not first.ndim:
+        raise DataError(
+            f"the example is {type(inputs).__name__} {shown(inputs)}; give the tensors that the network takes, with "
+            f"a batch dimension in front, such as torch.zeros(1, 3, 32, 32)"
+        )
+    return first
 
 
 def names_label(name: object) -> bool:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from archgrad.argument_types import checked
+from archgrad.argument_types import checked, noted
 from archgrad.choices.access import trainable
-from archgrad.errors import ConfigError, ModelError
+from archgrad.errors import ConfigError, ModelError, one_line
 from archgrad.fingerprint import described
 from archgrad.training.schedules import Schedule, cosine
 
@@ -28,7 +29,8 @@ def sgd(parameters: Iterable[nn.Parameter], *, learning_rate: float = 0.05, weig
         >>> import functools, archgrad as ag
         >>> recipe = ag.Recipe(optimizer_factory=functools.partial(ag.sgd, learning_rate=0.01))
     """
-    return SGD(parameters, lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+    with _as_config_error():
+        return SGD(parameters, lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
 
 
 def darts_sgd(
@@ -49,10 +51,11 @@ def adamw(
         >>> [group["weight_decay"] for group in ag.adamw(torch.nn.Linear(2, 2).parameters()).param_groups]
         [0.05, 0.0]
     """
-    weights = list(parameters)
-    decayed, other = [p for p in weights if p.ndim > 1], [p for p in weights if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}]
-    return AdamW([group for group in groups if group["params"]], lr=learning_rate)
+    with _as_config_error():
+        weights = list(parameters)
+        decayed, other = [p for p in weights if p.ndim > 1], [p for p in weights if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}]
+        return AdamW([group for group in groups if group["params"]], lr=learning_rate)
 
 
 @checked
@@ -64,7 +67,19 @@ def adam(parameters: Iterable[nn.Parameter], *, learning_rate: float = 0.01) -> 
         >>> ag.adam(torch.nn.Linear(2, 2).parameters()).param_groups[0]["lr"]
         0.01
     """
-    return Adam(parameters, lr=learning_rate)
+    with _as_config_error():
+        return Adam(parameters, lr=learning_rate)
+
+
+@contextlib.contextmanager
+def _as_config_error() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"no optimizer can be made of this: {one_line(error)}. Allowed are network.parameters(), a learning rate "
+            f"above 0 and a weight decay of at least 0."
+        ) from error
 
 
 @dataclass(frozen=True, repr=False)
@@ -136,7 +151,7 @@ class Recipe:
         """An optimizer of all weights of a network that require a gradient; `clip` bounds all of them together.
 
         Raises:
-            ModelError: there are none.
+            ModelError: there are none, or they hold no values.
         """
         weights = trainable(network)
         if not weights:
@@ -144,7 +159,18 @@ class Recipe:
                 f"{type(network).__name__} has no parameter that requires a gradient, so there is nothing to train; "
                 f"leave some of them trainable (requires_grad_(True))"
             )
-        optimizer = self.optimizer_factory(weights)
+        if any(weight.is_meta for weight in weights):
+            raise ModelError(
+                f"{type(network).__name__} has parameters on the device meta, which hold no values; make it on a "
+                f"device, or load its weights (load_state_dict(..., assign=True))"
+            )
+        with noted("Recipe(optimizer_factory=) with the list of parameters"):
+            optimizer = self.optimizer_factory(weights)
+        if not isinstance(optimizer, Optimizer):
+            raise ConfigError(
+                f"Recipe(optimizer_factory=) gave a {type(optimizer).__name__}. Allowed is a function from "
+                f"parameters to their torch.optim.Optimizer, such as archgrad.adamw."
+            )
         if self.clip:
             # A group's "clip" would bound each group alone.
             optimizer.register_step_pre_hook(functools.partial(_clip, self.clip, weights))

@@ -193,7 +193,7 @@ def _traced(net: nn.Module, inputs: tuple[Tensor, ...], is_kept: Callable[[str],
     try:
         run(copied(net).eval(), inputs)
     except NETWORK_ERRORS as error:
-        shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in inputs)
+        shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in tensors(inputs))
         raise ModelError(
             f"{type(net).__name__} fails on the example {shapes}: {type(error).__name__}: {error}; give an example "
             f"of the shape and dtype that the network takes, with a batch dimension in front"
