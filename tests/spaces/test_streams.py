@@ -146,6 +146,37 @@ def test_a_stream_is_one_gate_whose_removal_is_exact(name: str) -> None:
         assert_plain(built)
 
 
+class PostNorm(nn.Module):
+    """Blocks that normalize the sum of stream and branch, as BERT does."""
+
+    def __init__(self, norm: Callable[[], nn.Module], blocks: int) -> None:
+        super().__init__()
+        self.inlet, self.head = nn.Linear(4, WIDTH), nn.Linear(WIDTH, 3)
+        self.branches = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(blocks))
+        self.norms = nn.ModuleList(norm() for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inlet(x)
+        for branch, norm in zip(self.branches, self.norms, strict=True):
+            x = norm(x + branch(x).tanh())
+        return self.head(x)
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-12])
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
+def test_norms_of_one_open_channel_multiply_the_closed_ones_by_nothing(kind: type[nn.Module], eps: float) -> None:
+    torch.manual_seed(0)
+    net, x = PostNorm(lambda: kind(WIDTH, eps=eps), blocks=12), torch.randn(2, 5, 4)  # type: ignore[call-arg]
+    space = ag.slim(net, x)
+    assert choices(space), "the stream has a gate"
+    stir(space)
+    for architecture in extremes(space):
+        held, built = hold(space, architecture), build(space, architecture)
+        for y in (held(x), built(x)):
+            assert bool(y.isfinite().all())
+        assert torch.allclose(held(x), built(x), rtol=1e-4, atol=1e-5)
+
+
 def test_gates_of_a_stream_have_a_gradient_through_statistics_and_readers() -> None:
     torch.manual_seed(0)
     net, x = Trunk(lambda: nn.LayerNorm(WIDTH), -1).double(), torch.randn(3, 5, 4).double()

@@ -67,6 +67,9 @@ class ChannelNorm:
             return y.mean(others, keepdim=True) if others else y
 
         values = values - mean(values) if self.centered else values
+        if not is_open.requires_grad:
+            # Nothing limits what a closed channel holds: where few are open, each norm would multiply it.
+            values = values.masked_fill(share == 0.0, 0.0)
         eps = torch.finfo(values.dtype).eps if self.eps is None else self.eps
         y = (values * torch.rsqrt(mean(values.square()) + eps)).to(x.dtype)
         if self.weight:
