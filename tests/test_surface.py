@@ -30,7 +30,8 @@ READ_BY_USERS = [
     for place in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs", "examples", "benchmarks")
     for path in ([ROOT / place] if (ROOT / place).is_file() else sorted((ROOT / place).rglob("*")))
     if path.suffix in (".md", ".py", ".ipynb")
-    and path.name != "reliability_inputs.py"  # which runs commands and the board in its own process
+    # which run commands and the board in their own process
+    and path.name not in ("reliability_inputs.py", "reliability_python.py")
 ]
 NAMED = re.compile(r"\barchgrad\.([a-z]\w*)\.([A-Za-z]\w*)")
 IMPORTED = re.compile(r"\bfrom archgrad\.([\w.]+) import (\([^)]*\)|.*)")
@@ -190,3 +191,18 @@ def test_what_a_user_prints_says_what_it_is() -> None:
         assert not re.search(r" at 0x|object>|<function", repr(thing)), repr(thing)
     assert repr(reasons).endswith("its channels reach the network's output")
     assert repr(recipe) == "Recipe(optimizer_factory=adamw)"
+
+
+@pytest.mark.parametrize(("room", "name"), [*EXPORTS, *(("", name) for name in archgrad.__all__)])
+def test_every_public_class_says_what_it_is(room: str, name: str) -> None:
+    """Its own form, not the address of an object; protocols have no objects, and errors say what they were given."""
+    try:
+        named = getattr(importlib.import_module(f"archgrad.{room}".rstrip(".")), name)
+    except MissingExtra:
+        pytest.skip("an extra is not installed")
+    if (
+        isinstance(named, type)
+        and not getattr(named, "_is_protocol", False)
+        and named.__module__.startswith("archgrad")
+    ):
+        assert named.__repr__ is not object.__repr__

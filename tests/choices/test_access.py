@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+import archgrad as ag
 from archgrad.choices.access import choices, hold, logits, relax, restrict, sample, weights
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.gate import Gate
@@ -244,3 +245,33 @@ def test_a_relaxed_gate_in_a_loop_of_ones_own() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+def test_a_wrong_pick_is_answered_by_what_is_allowed_and_a_misspelt_name_by_the_nearest() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.body(x)
+
+    space = ag.slim(nn.Sequential(nn.Linear(8, 8), Residual(), Residual(), nn.Linear(8, 2)), torch.zeros(1, 8))
+    good = dict(ag.sample(space))
+    (branch, *_), (width, *_) = (
+        [n for n, same in choices(space).items() if (same[0].vanishing is not None) == vanishing]
+        for vanishing in (True, False)
+    )
+    for name, pick, told in (
+        (branch, 0, r"the pick is 0; allowed is \(0,\), which keeps the branch, or \(\), which removes it, such as"),
+        (width, 3, r"the pick is 3; allowed is a tuple of one or more different indices .* such as \(3,\)"),
+        (width, (), r"the pick is \(\); allowed is a tuple of one or more"),
+    ):
+        with pytest.raises(ag.ArchitectureError, match=told):
+            ag.build(space, ag.Architecture(good | {name: pick}))
+    misspelt = branch[:-1] + "x"
+    given = {n: pick for n, pick in good.items() if n != branch} | {misspelt: (0,)}
+    with pytest.raises(ag.ArchitectureError, match=f"did you mean {branch!r} by {misspelt!r}"):
+        ag.build(space, ag.Architecture(given))
+    with pytest.raises(ag.ChoiceError, match=f"no choice is named {misspelt!r}.*Did you mean {branch!r}"):
+        ag.restrict(space, {misspelt: [0]})

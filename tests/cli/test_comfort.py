@@ -45,6 +45,17 @@ def test_a_dry_run_of_slim_says_what_slim_does_and_writes_nothing(cli: Callable,
     assert "nothing was written" in text and "12, at 3 an epoch" in text and "runs/slim (free)" in text
 
 
+def test_a_dry_run_foretells_the_time_that_a_measured_limit_takes(cli: Callable, wide: Path) -> None:
+    slim = ["slim", f"{wide}/net.py:Net", wide / "data.npz", "--steps", "4", "--batch-size", "16"]
+    search = ["search", "--data", wide / "data.npz", "--cells", "3", "--channels", "2", "--steps", "20"]
+    for options, least in ((slim, 10), (search, 100)):
+        plan = json.loads(cli(*options, "--limit", "latency_ms=1000", "--dry-run", "--json").stdout)
+        assert plan["seconds"] > plan["limit_seconds"] > least * 1e-3, "timed for more than a millisecond"
+        assert "to measure networks for the limit" in cli(*options, "--limit", "latency_ms=1000", "--dry-run").stdout
+    plan = json.loads(cli(*slim, "--limit", "macs=0.5", "--dry-run", "--json").stdout)
+    assert plan["limit_seconds"] == 0.0
+
+
 def test_a_dry_run_tells_what_the_run_would_note_of_the_data(cli: Callable, wide: Path, tmp_path: Path) -> None:
     given = dict(np.load(wide / "data.npz"))
     given["x"][-30:] = given["x"][:30]

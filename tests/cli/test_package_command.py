@@ -135,3 +135,22 @@ def test_a_model_card_that_was_filled_in_is_kept(images: Path, tmp_path: Path, c
     result = invoke("package", images, "--out", out)
     assert result.exit_code == 2 and "what you filled in" in " ".join(result.output.split())
     assert card.read_text().endswith("of our own.\n")
+
+
+def test_what_cannot_be_predicted_is_told_in_one_line(
+    images: Path, tmp_path: Path, cli: Callable[..., Result]
+) -> None:
+    cli("package", images, "--out", tmp_path / "package")
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty.npy").write_bytes(b"")
+    np.save(tmp_path / "long.npy", np.zeros((1, 3, 5), np.float32))
+    np.save(tmp_path / "objects.npy", np.array([None]), allow_pickle=True)
+    for arguments, told in (
+        (("absent.png",), "there is no file absent.png"), ((), "usage: python predict.py FILE"),
+        ((tmp_path / "text.png",), "as an image or an array"), ((tmp_path / "empty.npy",), "as an image or an array"),
+        ((tmp_path / "long.npy",), "the model takes"), ((tmp_path / "objects.npy",), "as an image or an array"),
+        ((tmp_path,), "as an image or an array"),
+    ):  # fmt: skip
+        done = serve(tmp_path / "package", *arguments)
+        assert done.returncode == 2 and done.stdout == ""
+        assert len(done.stderr.splitlines()) == 1 and told in done.stderr, done.stderr

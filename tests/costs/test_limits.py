@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import archgrad as ag
 from archgrad.costs.count import macs, params
 from archgrad.costs.energy import energy
 from archgrad.costs.latency import latency
@@ -116,3 +117,21 @@ def test_what_is_no_number_is_no_bound(given: object) -> None:
         params().at_most(given)
     with pytest.raises(LimitError, match="a fraction is above 0 and at most 1"):
         params().at_most(fraction=given)
+
+
+def test_every_cost_takes_its_bound_by_place_and_by_its_unit() -> None:
+    x = torch.zeros(1, 4)
+    for cost, unit in (
+        (ag.latency(x), "ms"),
+        (ag.energy(x, source="estimated"), "mj"),
+        (ag.peak_memory(x), "peak_bytes"),
+    ):
+        assert cost.at_most(4096.0) == cost.at_most(**{unit: 4096.0})
+        for wrong in ({"bound": 4096.0, unit: 4096.0}, {"bound": 4096.0, "fraction": 0.5}, {}):
+            with pytest.raises(ag.LimitError, match="takes"):
+                cost.at_most(**wrong)
+    for cost in (ag.macs(x), ag.params(), ag.black_box(lambda net: 1.0, name="a", unit="b")):
+        assert cost.at_most(4096.0).bound == 4096.0
+    for bound in (0.5, 2.0, 1023):
+        with pytest.raises(ag.LimitError, match=r"may mean GiB or a fraction. Write at_most\(gib="):
+            ag.peak_memory(x).at_most(bound)

@@ -313,3 +313,10 @@ def test_int8_that_always_loses_is_refused(
     with pytest.raises(ModelError, match="loses 3 points even where only"):
         export_int8(network, task, tmp_path / "a.onnx")
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("ms", [0.05, 0.1, 0.2])
+def test_an_int8_file_that_is_slower_is_told(ms: float) -> None:
+    figures = {"float": 0.5, "int8": 0.5}
+    done = Quantized(Path("a"), "accuracy", figures, figures, {"float": 0.1, "int8": ms}, {"float": 1, "int8": 1})
+    assert ("ship the float file" in done.report()) == (ms > 0.1)

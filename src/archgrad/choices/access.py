@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -187,9 +188,12 @@ def matched(space: nn.Module, architecture: Architecture) -> dict[str, list[Choi
     missing = [name for name in by_name if name not in architecture]
     foreign = [name for name in architecture if name not in by_name]
     if missing or foreign:
+        near = {name: _near(name, missing) for name in foreign[:5]}
+        meant = "".join(f"; did you mean {right!r} by {name!r}?" for name, right in near.items() if right)
         raise ArchitectureError(
             f"the architecture is for another space: it lacks {missing[:5]} ({len(missing)} in all) and has "
-            f"{foreign[:5]} ({len(foreign)}) that the space does not know; use the space that it was found in"
+            f"{foreign[:5]} ({len(foreign)}) that the space does not know"
+            + (meant or "; use the space that it was found in")
         )
     for name, (choice, *_) in by_name.items():
         dead = choice.picked(architecture[name]).to(choice.live.device) & ~choice.live
@@ -230,12 +234,19 @@ def restrict(space: nn.Module, support: Mapping[str, Sequence[int] | Tensor]) ->
             choice.live.copy_(mask)
 
 
+def _near(name: str, names: Iterable[str]) -> str:
+    """The name that is most like one that is not there; empty where none is."""
+    return next(iter(difflib.get_close_matches(name, [*names], n=1)), "")
+
+
 def _refuse_absent(by_name: Mapping[str, object], named: Mapping[str, object]) -> None:
     if not isinstance(named, Mapping):
         raise ChoiceError(f"a dict by the names of choices is needed; given was a {type(named).__name__}")
     absent = [name for name in named if name not in by_name]
     if absent:
-        raise ChoiceError(f"no choice is named {absent[0]!r}; there are {sorted(by_name)[:10]}")
+        near = _near(str(absent[0]), by_name)
+        meant = f". Did you mean {near!r}?" if near else ""
+        raise ChoiceError(f"no choice is named {absent[0]!r}; there are {sorted(by_name)[:10]}{meant}")
 
 
 def _mask(choice: Choice, allowed: Sequence[int] | Tensor) -> Tensor:

@@ -315,9 +315,10 @@ class DecayingBaseline:
     def __init__(self, decay: float = 0.9) -> None:
         if not 0 <= decay < 1:
             raise ConfigError(f"decay={decay}: allowed is 0 to below 1; 0.9 remembers about ten steps")
-        self.decay = decay
-        self.value = 0.0
-        self._started = False
+        self.decay, self.value, self._started = decay, 0.0, False
+
+    def __repr__(self) -> str:
+        return f"<DecayingBaseline, decay {self.decay:g}: {self.value:g}>"
 
     def update(self, losses: float | Tensor) -> None:
         """Take in one number, or the mean of a tensor of any shape; NonFiniteError if it is not finite."""

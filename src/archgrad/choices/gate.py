@@ -80,6 +80,12 @@ class Gate(Choice):
             return torch.zeros(self.size, dtype=torch.bool)
         return self._entries(pick)
 
+    def _allowed(self) -> str:
+        if self.vanishing is None:
+            return super()._allowed()
+        kept = "(0,), which keeps the branch" if self.size == 1 else super()._allowed()
+        return f"{kept}, or (), which removes it"
+
     def sampled(self, generator: torch.Generator | None) -> tuple[int, ...]:
         """A uniform number of live entries, then a uniform set; at least one unless the branch may vanish."""
         alive = true_places(self.live)

@@ -14,6 +14,7 @@ from archgrad.argument_types import checked
 from archgrad.choices.architecture import Pick
 from archgrad.choices.relaxations import read_values, true_places
 from archgrad.errors import ArchitectureError, ChoiceError
+from archgrad.files import shown
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -79,12 +80,17 @@ class Choice(nn.Module):
         """[size] bool from a tuple of indices."""
         if isinstance(pick, int) or not pick or max(pick) >= self.size:
             raise ArchitectureError(
-                f"choice {self.name!r}: the pick is {pick!r}; allowed is a tuple of one or more different "
-                f"indices from 0 to {self.size - 1}; was the architecture made for another space?"
+                f"choice {self.name!r}: the pick is {shown(pick)}; allowed is {self._allowed()}"
+                + (f", such as ({pick},)" if isinstance(pick, int) and pick < self.size else "")
+                + "; was the architecture made for another space?"
             )
         kept = torch.zeros(self.size, dtype=torch.bool)
         kept[list(pick)] = True
         return kept
+
+    def _allowed(self) -> str:
+        """Which picks there are, in words."""
+        return f"a tuple of one or more different indices from 0 to {self.size - 1}"
 
     def ready(self) -> Tensor:
         """`mixing()`, where there is one.

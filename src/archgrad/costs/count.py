@@ -215,6 +215,9 @@ class Counter:
         ).coalesce()
         self.constant = 1.0 - torch.sparse.sum(self.matrix, dim=1).to_dense() if self._entries else torch.zeros(0)
 
+    def __repr__(self) -> str:
+        return f"<Counter, {len(self.amounts):,} terms over {len(self.offsets):,} choices>"
+
     def __call__(self, space: nn.Module) -> Tensor:
         """The cost at the space's present mixing weights, a float64 scalar on the CPU."""
         weights = []

@@ -26,7 +26,7 @@ from torch import nn
 from archgrad.argument_types import checked
 from archgrad.copy_and_run import evaluating, run_on_example, shapes
 from archgrad.costs.count import examples_of, macs_by_module
-from archgrad.costs.limits import Limit, WithoutGradient
+from archgrad.costs.limits import Limit, WithoutGradient, one_bound
 from archgrad.costs.memory_watch import Allocations
 from archgrad.errors import ConfigError, MissingExtra
 from archgrad.tasks.task import Inputs, arguments, first_tensor
@@ -277,13 +277,13 @@ class Energy(WithoutGradient):
         """Millijoules of one forward pass of the example's batch."""
         return self.reading(network).energy_mj
 
-    def at_most(self, *, mj: float | None = None, fraction: float | None = None) -> Limit:
+    def at_most(self, bound: float | None = None, *, mj: float | None = None, fraction: float | None = None) -> Limit:
         """A limit in millijoules a pass, or as a fraction of what the unchanged network takes.
 
         Raises:
-            LimitError: both or neither is given; a number not above 0; a fraction outside (0, 1].
+            LimitError: not exactly one is given; a number not above 0; a fraction outside (0, 1].
         """
-        return Limit(self, bound=mj, fraction=fraction)
+        return Limit(self, bound=one_bound(self.name, bound=bound, mj=mj), fraction=fraction)
 
 
 energy = Energy

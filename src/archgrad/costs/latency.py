@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from archgrad.argument_types import checked
 from archgrad.choices.modules import Choice
 from archgrad.copy_and_run import by_name, copied, modes_kept, run_on_example, shapes
-from archgrad.costs.limits import Limit, WithoutGradient
+from archgrad.costs.limits import Limit, WithoutGradient, one_bound
 from archgrad.errors import ConfigError, ModelError, one_line
 from archgrad.extract import runtimes
 from archgrad.extract.export import encode_executorch, encode_onnx
@@ -150,13 +150,13 @@ class Latency(WithoutGradient):
             for name, row, device in zip(networks, rows, devices, strict=True)
         }
 
-    def at_most(self, *, ms: float | None = None, fraction: float | None = None) -> Limit:
-        """A limit of `ms` milliseconds, or of a fraction of what the unchanged network takes.
+    def at_most(self, bound: float | None = None, *, ms: float | None = None, fraction: float | None = None) -> Limit:
+        """A limit of `ms` milliseconds, which may stand alone, or of a fraction of what the unchanged network takes.
 
         Raises:
-            LimitError: both or neither is given; `ms` not above 0; a fraction outside (0, 1].
+            LimitError: not exactly one is given; a bound not above 0; a fraction outside (0, 1].
         """
-        return Limit(self, bound=ms, fraction=fraction)
+        return Limit(self, bound=one_bound(self.name, bound=bound, ms=ms), fraction=fraction)
 
 
 latency = Latency

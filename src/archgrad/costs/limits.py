@@ -117,6 +117,19 @@ class Limit:
         return {"cost": self.cost.name, "bound": self.bound, "fraction": self.fraction}
 
 
+def one_bound(name: str, **bounds: float | None) -> float | None:
+    """The one of these that is given, by place or by the name of its unit; None where none is.
+
+    Raises:
+        LimitError: several are given.
+    """
+    given = {unit: bound for unit, bound in bounds.items() if bound is not None}
+    if len(given) > 1:
+        listed = " and ".join(f"{unit}={bound!r}" for unit, bound in given.items())
+        raise LimitError(f"a limit on {name} takes one bound: given were {listed}")
+    return next(iter(given.values()), None)
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, SupportsFloat) and not isinstance(value, bool | str)
 

@@ -23,7 +23,7 @@ from torch.optim import SGD, Optimizer
 from archgrad.argument_types import checked
 from archgrad.copy_and_run import modes_kept, shapes
 from archgrad.costs.inference_memory import Liveness, expected_peak, liveness, whole_network
-from archgrad.costs.limits import Limit, WithoutGradient
+from archgrad.costs.limits import Limit, WithoutGradient, one_bound
 from archgrad.costs.memory_watch import Allocations, Saved
 from archgrad.errors import LimitError, ModelError
 from archgrad.files import free_memory
@@ -303,16 +303,22 @@ class PeakMemory(WithoutGradient):
         return expected_peak(space, self.liveness(whole_network(space)))
 
     def at_most(
-        self, *, gib: float | None = None, peak_bytes: float | None = None, fraction: float | None = None
-    ) -> Limit:
-        """A limit in GiB (2^30 bytes), in bytes, or as a fraction of what the unchanged network takes.
+        self, bound: float | None = None, *, gib: float | None = None, peak_bytes: float | None = None,
+        fraction: float | None = None,
+    ) -> Limit:  # fmt: skip
+        """A limit in bytes, in GiB (2^30 bytes), or as a fraction of what the unchanged network takes.
 
         Raises:
-            LimitError: not exactly one is given; a number not above 0; a fraction outside (0, 1].
+            LimitError: not exactly one is given; a number not above 0; a fraction outside (0, 1]; a bound without
+                a unit below 1024, which may be meant as GiB.
         """
-        if gib is not None and peak_bytes is not None:
-            raise LimitError(f"peak_memory takes one bound: given were gib={gib} and peak_bytes={peak_bytes}")
-        return Limit(self, bound=peak_bytes if gib is None else gib * GIB, fraction=fraction)
+        if isinstance(bound, int | float) and bound < 1024:
+            raise LimitError(
+                f"peak_memory is counted in bytes, and at_most({bound!r}) may mean GiB or a fraction. Write "
+                f"at_most(gib=...), at_most(peak_bytes=...) or at_most(fraction=...)"
+            )
+        in_bytes = one_bound(self.name, bound=bound, peak_bytes=peak_bytes, gib=gib)
+        return Limit(self, bound=in_bytes if gib is None else gib * GIB, fraction=fraction)
 
 
 peak_memory = PeakMemory

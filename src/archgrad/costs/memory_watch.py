@@ -63,6 +63,9 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.held_bytes = self.peak_bytes = 0
         self._alive: dict[int, weakref.ref[Any]] = {}
 
+    def __repr__(self) -> str:
+        return f"<Allocations, {self.held_bytes:,} bytes held, {self.peak_bytes:,} at the peak>"
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inputs = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if _is_dense(t)}
         result = func(*args, **(kwargs or {}))

@@ -68,6 +68,9 @@ class GateOptimizer:
         self.was_open = torch.zeros(0, dtype=torch.bool)
         self.rounds_begun = 0
 
+    def __repr__(self) -> str:
+        return f"<GateOptimizer, {len(self.relaxations)} gates, strength {self.strength:g}>"
+
     def set_target(self, constraint: GateConstraint, bound: float) -> None:
         """From now on, keep the expected cost at `bound`; the constraint's cost has to be counted, not measured."""
         self.constraint, self.bound = constraint, bound

@@ -143,6 +143,9 @@ class GateConstraint:
         self.bound = one.resolve(self.reference)
         self._refuse_the_impossible(one.meant())
 
+    def __repr__(self) -> str:
+        return f"<GateConstraint, {self.name} at most {self.bound:,.6g} {self.unit}>"
+
     def price(self, architecture: Architecture) -> float:
         """What an architecture takes: counted exactly, or measured on its network."""
         if self.parts:

@@ -60,6 +60,9 @@ class LightningGateCallback(Callback):
         self._steps = steps
         self._restored: Mapping[str, Any] | None = None
 
+    def __repr__(self) -> str:
+        return f"<LightningGateCallback: {self.gates!r}>"
+
     def cut(self, *, inputs: Iterable[Any] = ()) -> nn.Module:
         """The plain network under the limit; as `archgrad.GateTrainer.cut`."""
         return self.gates.cut(inputs=inputs)

@@ -73,6 +73,9 @@ class TransformersGateCallback(TrainerCallback, ExportableState):
         self._hooks: list[Any] = []
         self._release()
 
+    def __repr__(self) -> str:
+        return f"<TransformersGateCallback: {self.gates!r}>"
+
     def cut(self, *, inputs: Iterable[Any] = ()) -> nn.Module:
         """The plain network under the limit; as `archgrad.GateTrainer.cut`."""
         return self.gates.cut(inputs=inputs)

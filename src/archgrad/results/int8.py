@@ -66,7 +66,18 @@ class Quantized:
             both = [form.format(figures[kind]) for kind in ("float", "int8")]
             lines.append(f"{name:<24}{both[0]:>16}{both[1]:>16}")
         kept = ", ".join(self.float_layers) or "none"
-        return "\n".join([*lines, f"layers left in float: {kept}"])
+        return "\n".join([*lines, f"layers left in float: {kept}", *self.notes()])
+
+    def notes(self) -> list[str]:
+        """What speaks against the int8 file."""
+        slower = self.latency_ms["int8"] / self.latency_ms["float"]
+        if slower <= 1.0:
+            return []
+        return [
+            f"The int8 file takes {slower:.2f} of the time of the float one here: a network this small or of such "
+            f"layers spends more on turning numbers into int8 and back than it saves. Where time counts more than "
+            f"size, ship the float file, or measure both on the device."
+        ]
 
 
 def export_int8(

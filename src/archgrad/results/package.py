@@ -60,11 +60,30 @@ def predict(*inputs):
     return SESSION.run(None, dict(zip(NAMES, inputs)))
 
 
+def refuse(reason):
+    """One line, and exit status 2."""
+    sys.stderr.write(f"predict.py: {reason}\\n")
+    sys.exit(2)
+
+
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit(__doc__)
+        refuse("usage: python predict.py FILE, an image or an array .npy, or python predict.py --test")
     test = sys.argv[1:] == ["--test"]
-    outputs = predict(*([VECTOR[f"input_{i}"] for i in range(len(NAMES))] if test else read(sys.argv[1])))
+    try:
+        inputs = [VECTOR[f"input_{i}"] for i in range(len(NAMES))] if test else read(sys.argv[1])
+    except FileNotFoundError:
+        refuse(f"there is no file {sys.argv[1]}")
+    except ImportError as error:
+        refuse(f"images need pillow: pip install pillow ({error})")
+    except Exception as error:
+        refuse(f"cannot read {sys.argv[1]} as an image or an array: {str(error).splitlines()[0] or error!r}")
+    try:
+        outputs = predict(*inputs)
+    except Exception as error:
+        wanted = ", ".join(f"{slot.type} {slot.shape}" for slot in SESSION.get_inputs())
+        given = ", ".join(f"{x.dtype} {list(x.shape)}" for x in inputs)
+        refuse(f"the model takes {wanted}, and {sys.argv[1]} holds {given}")
     if test:
         for i, output in enumerate(outputs):
             np.testing.assert_allclose(output, VECTOR[f"output_{i}"], rtol=1e-3, atol=1e-3)

@@ -58,6 +58,9 @@ class PixelGame(gymnasium.Env[Image, np.int64]):
         self.observation_space = Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = Discrete(len(MOVES))
 
+    def __repr__(self) -> str:
+        return f"<PixelGame, {self.size} x {self.size}, at most {self.max_steps} steps>"
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Image, dict[str, Any]]:

@@ -128,6 +128,9 @@ class SearchLogger(BaseCallback):
     On-policy algorithms clip the gradient of all parameters together; the norms are those after clipping.
     """
 
+    def __repr__(self) -> str:
+        return f"<SearchLogger, {self.num_timesteps:,} steps>"
+
     def _on_training_start(self) -> None:
         self._norms: list[list[float]] = []
         self._hook = _optimizer(self.model).register_step_pre_hook(functools.partial(_append_norms, self._norms))

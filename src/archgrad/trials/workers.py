@@ -57,6 +57,9 @@ class Workers:
         self._deaths: dict[str, int] = {}
         self._pool: _Pool | None = None
 
+    def __repr__(self) -> str:
+        return f"<Workers, {len(self._flying)} trials under way, {len(self._waiting)} waiting>"
+
     def ahead(self, jobs: Sequence[Job]) -> None:
         """Begin with trials that will be asked for."""
         known = {job.name for job in (*self._waiting, *self._flying.values())}

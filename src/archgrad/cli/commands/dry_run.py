@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from archgrad.choices.access import choices, relax, sample
+from archgrad.choices.access import choices, decisions, relax, sample
 from archgrad.choices.relaxations import Softmax
 from archgrad.cli import run_setup
 from archgrad.cli.command_output import Outcome
@@ -30,12 +30,13 @@ from archgrad.gates.selection import GateConstraint
 from archgrad.gates.width_rounding import WidthRounding
 from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import frozen, slim
-from archgrad.supernets.constraint import ArchitectureConstraint
+from archgrad.supernets.constraint import SAMPLES, ArchitectureConstraint
 from archgrad.supernets.lifecycle import predict_peak_memory, prepare_supernet, split_steps
 from archgrad.tasks.task import Task, description
 from archgrad.training.recipe import adam
 
 Plan = dict[str, Any]
+_ASKED_BY_GATES = 20  # networks that are exported and timed for a measured limit
 
 
 def plan(command: str, options: Options) -> Outcome:
@@ -71,7 +72,8 @@ def plan(command: str, options: Options) -> Outcome:
         "data": {name: parts.get(name, {}).get("size") for name in ("train", "valid", "test")},
         "notes": list(run.notes),
     }
-    body["seconds"] = min(body["step_seconds"] * total, options.seconds or float("inf"))
+    # A budget of seconds is for training steps alone.
+    body["seconds"] = min(body["step_seconds"] * total, options.seconds or float("inf")) + body["limit_seconds"]
     return Outcome(body, "\n".join(_lines(body)))
 
 
@@ -83,10 +85,13 @@ def _slim(options: SlimOptions | TransferOptions, task: Task, run: Run) -> Plan:
     space = slim(network, task.example, keep=options.keep).to(run.device)
     round_to = options.rounding if isinstance(options, SlimOptions) else 1
     limits = _limits_of(options, task)
+    began = time.perf_counter()
     bounds = [
         GateConstraint(space, limit, WidthRounding(None if round_to == "auto" else round_to)).bound
         for limit in limits
     ]
+    asked = (time.perf_counter() - began) / 2  # a bound asks for the whole and the smallest network
+    measured = any(limit.cost.measured for limit in limits)
     told = [_limit(limit, bound) for limit, bound in zip(limits, bounds, strict=True)]
     factory = run_setup.recipe_of(options).optimizer_factory if isinstance(options, SlimOptions) else adam
     return {
@@ -96,6 +101,7 @@ def _slim(options: SlimOptions | TransferOptions, task: Task, run: Run) -> Plan:
         "other_limits": told[1:],
         "step_seconds": _step_seconds(network.to(run.device), task, run),
         "timed": "a training step of the unslimmed network; steps after the cut are shorter",
+        "limit_seconds": _ASKED_BY_GATES * asked if measured else 0.0,
         "gates": len(choices(space)),
         "frozen": frozen(space),
     }
@@ -123,7 +129,13 @@ def _search(options: SearchOptions, task: Task, run: Run) -> Plan:
         bound = limit.bound if limit.cost.measured else ArchitectureConstraint(space, limit).bound
     sampled = build(space, sample(space, generator=torch.Generator().manual_seed(options.seed)), weights="fresh")
     trained, peak = sampled.to(run.device), None
-    recipes = run_setup.recipes_of(options, method.load())
+    recipes, asked = run_setup.recipes_of(options, method.load()), 0.0
+    if limit is not None and limit.cost.measured:
+        began = time.perf_counter()
+        limit.cost.of(sampled)
+        # So many networks are measured first, for the surrogate of the limit.
+        wanted = min(max(2 * sum(c.size for c in decisions(space).values()), SAMPLES[0]), SAMPLES[1])
+        asked = wanted * (time.perf_counter() - began)
     if method.trains == "networks":
         peak = predict_peak_memory(space, task, run, optimizer=recipes["recipe"].optimizer_factory, drawn=5)
     elif method.trains == "supernet":
@@ -138,6 +150,7 @@ def _search(options: SearchOptions, task: Task, run: Run) -> Plan:
         "predicted_peak_bytes": peak,
         "one_of_the_space": _figures(sampled, task),
         "limit": _limit(limit, bound),
+        "limit_seconds": asked,
         "step_seconds": _step_seconds(trained, task, run),
         "timed": "a training step of " + ("one sampled network" if trained is sampled else
                  "the supernet; a step of the search takes two or more of them"),
@@ -178,13 +191,17 @@ def _lines(plan: Mapping[str, Any]) -> list[str]:
         (whose, f"{figures['params']:,.0f} parameters, {figures['macs']:,.0f} MACs"),
         ("limit", "; ".join(map(_bounded, limits)) or "none"),
         ("time", f"about {plan['seconds']:,.3g} s on {plan['device']}, at {plan['step_seconds']:.3g} s for "
-                 f"{plan['timed']}"),
+                 f"{plan['timed']}" + _measuring(plan["limit_seconds"])),
         ("folder", f"{plan['folder']} ({plan['folder_state']})"),
     ]  # fmt: skip
     if "gates" in plan:
         rows.insert(4, ("can be slimmed", f"{plan['gates']} groups; {len(plan['frozen'])} layers are frozen"))
     aligned = [f"{name + ':':<26}{text}" for name, text in rows]
     return [f"archgrad {plan['command']} would do this; nothing was written.", *aligned, *plan["notes"]]
+
+
+def _measuring(seconds: float) -> str:
+    return f", {seconds:,.3g} s of it to measure networks for the limit" if seconds else ""
 
 
 def _bounded(limit: Mapping[str, Any]) -> str:

@@ -49,6 +49,9 @@ class DynamicSchedule:
         # As a logarithm, since nothing bounds it while F is above it.
         self.log_threshold = math.log(threshold)
 
+    def __repr__(self) -> str:
+        return f"<DynamicSchedule, f {self.f:g}, {self.taken} steps>"
+
     def next_batch(self, step: int, progress: float) -> int | None:
         """The number of steps that the architecture has taken, if it takes one now; the threshold moves."""
         if self.average and math.log(self.average) < self.log_threshold:

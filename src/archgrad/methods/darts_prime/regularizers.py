@@ -72,6 +72,9 @@ class Proximity:
         self.space, self.rho, self.progress = space, _checked(rho), progress
         self.adjusted, self.through = adjusted, through
 
+    def __repr__(self) -> str:
+        return f"<Proximity, rho {self.rho:g}>"
+
     def __call__(self) -> Tensor:
         """The term, a scalar with gradient to the logits."""
         weights, c = weighed(self.space), self.progress()
@@ -120,6 +123,9 @@ class Admm:
         self.calls = 0
         self.target: Rows = {}
         self.dual: Rows = {}
+
+    def __repr__(self) -> str:
+        return f"<Admm on {self.on}, rho {self.rho:g}, {self.calls} calls>"
 
     def __call__(self) -> Tensor:
         """The term, a scalar with gradient to the logits; counts the step."""

@@ -60,6 +60,9 @@ class OffloadedSupernet:
         # Replaced since the last `state_dict`, and before it: a run may fall back to the last but one.
         self._old: list[set[int]] = [set(), set(), set()]
 
+    def __repr__(self) -> str:
+        return f"<OffloadedSupernet, {len(self.sites)} choices on {self.device}>"
+
     def _choice(self, path: str, space: nn.Module | None = None) -> OpChoice:
         choice = (space or self.space).get_submodule(path)
         assert isinstance(choice, OpChoice)

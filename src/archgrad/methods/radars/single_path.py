@@ -46,6 +46,9 @@ class ShrinkingPolicy:
         self._places = {decision.name: place for place, decision in enumerate(self._policy.decisions)}
         self.learner = Reinforce(self._policy, rate=rate, bonus=bonus, decay=0.95)
 
+    def __repr__(self) -> str:
+        return f"<ShrinkingPolicy, {sum(map(len, self.active.values()))} candidates of {len(self.active)} choices>"
+
     def _allowed(self, name: str, earlier: Mapping[str, Pick]) -> list[int] | None:
         return self.active.get(name)
 
@@ -154,6 +157,9 @@ class SinglePathTrainer:
         self._momentum: dict[Tensor, Any] = {}  # the optimizer's state of the parameters that all paths share
         self._path, self._uniform = Architecture({}), False
         self._generator = run.generator("paths")
+
+    def __repr__(self) -> str:
+        return f"<SinglePathTrainer: {self.policy!r}>"
 
     def explore(self, *, steps: int, episodes: int, warm_up: float, phase: str, time_fraction: float) -> None:
         """Explore in one phase of the run; each episode draws a path, trains it, rewards it, and offloads it.

@@ -62,6 +62,9 @@ class Priced:
         self._supernet, self._loss, self._optimizer = supernet, loss, optimizer
         self._batch = run.to_device(task.stream(seed=run.seed, rank=run.rank, world=run.world)(0))
 
+    def __repr__(self) -> str:
+        return f"<Priced: {self._supernet!r}>"
+
     def footprint(self, support: Support, *, traced: bool = True) -> Footprint:
         """The memory of a step of the mixture of these candidates, predicted without running it at full size."""
         space = self._supernet.taken(support)

@@ -71,6 +71,9 @@ class PassiveAggressive:
         self.space, self.reading, self.tolerance, self.margin = space, reading, tolerance, margin
         self.weight, self.progress, self.ramp = weight, progress, ramp
 
+    def __repr__(self) -> str:
+        return f"<PassiveAggressive by {self.reading}, weight {self.weight:g}>"
+
     def __call__(self) -> Tensor:
         """R at this step: [], with gradient to the logits of the topology."""
         factor = min(self.progress() / self.ramp, 1.0) if self.ramp > 0.0 else 1.0

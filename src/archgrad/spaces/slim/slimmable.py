@@ -36,7 +36,7 @@ FROZEN = "_archgrad_frozen"
 log = logging.getLogger(__name__)
 
 
-def slim(net: Network, example: Example, *, keep: Sequence[str] = (), inputs: bool = False) -> Network:
+def slim(net: Network, example: Example | None = None, *, keep: Sequence[str] = (), inputs: bool = False) -> Network:
     """A copy of a network with a gate on every channel group that can be removed.
 
     Gates stand on the weights that read a channel, so that `g = 0` is exactly the removal of the channel,
@@ -153,12 +153,18 @@ def _stands_alone(vanishing: Vanishing, gated: Sequence[str]) -> bool:
     return inside or any(isinstance(part, fx.GraphModule) for part in vanishing.parts)
 
 
-def _checked(net: nn.Module, example: Example) -> tuple[Tensor, ...]:
+def _checked(net: nn.Module, example: Example | None) -> tuple[Tensor, ...]:
     if not isinstance(net, nn.Module):
         kind = (
             f"the class {net.__name__}: make a network of it" if isinstance(net, type) else f"a {type(net).__name__}"
         )
         raise ModelError(f"slim takes a network, a torch.nn.Module, and got {kind}")
+    if example is None:
+        raise ModelError(
+            f"slim runs {type(net).__name__} on an example of its inputs, and none was given: "
+            f"archgrad.slim(net, example=x) with a tensor that forward takes, a batch dimension in front, such as "
+            f"torch.zeros(1, 3, 32, 32), several of them as a tuple, or the example of a task (task.example)"
+        )
     if gated := [path for path, module in net.named_modules() if isinstance(module, Gate)]:
         raise ModelError(
             f"{type(net).__name__} is a slimmable network already: {gated[0]} is a gate of archgrad; give it to "
