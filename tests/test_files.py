@@ -287,3 +287,12 @@ def test_what_is_written_in_another_container_stays_for_a_day(tmp_path: Path, na
         os.utime(tmp_path / name, (time.time() - age, time.time() - age))
         files.remove_partial(tmp_path)
         assert (tmp_path / name).exists() == remains
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "\u00e9" * 127, "a" * 200])
+def test_a_long_name_is_written_and_one_that_is_too_long_refused(tmp_path: Path, name: str) -> None:
+    files.write_text(tmp_path / name, "text", RunError)
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "text"
+    with pytest.raises(RunError, match="cannot write"):
+        files.write_text(tmp_path / (name * 2), "text", RunError)
+    assert [path.name for path in tmp_path.iterdir()] == [name]

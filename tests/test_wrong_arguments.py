@@ -153,3 +153,54 @@ def test_the_mistakes_of_a_first_hour_are_answered(tmp_path: Path, monkeypatch: 
     ):
         with pytest.raises(error, match=told):
             call()
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: fitted_by(schedule=lambda progress: {"a": 1}), "the schedule gave {'a': 1} at progress 0"),
+        (lambda: fitted_by(optimizer_factory=lambda parameters: 3), "optimizer_factory=.* gave a int"),
+        (lambda: ag.slim(nn.Linear(2, 2), torch.zeros(1, 2), keep=[[]]), "Allowed is a list of paths"),  # type: ignore[list-item]
+        (lambda: ag.slim(nn.Linear(2, 2)), r"none was given: archgrad.slim\(net, example=x\)"),
+        (lambda: ag.fit(nn.Linear(2, 2, device="meta"), valid()["task"], ag.Run(steps=1)), "on the device meta"),
+        (lambda: ag.export_onnx(nn.Linear(2, 2, device="meta"), torch.zeros(1, 2), "a.onnx"), "on the device meta"),
+        (lambda: ag.scaled_sigmoid(2**40), "memory ran out"),
+        (lambda: ag.adam([], learning_rate=0.1), "no optimizer can be made of this"),
+        (
+            lambda: ag.Split(groups=[[1], [1, 2]]).resolve(valid()["task"]._parts["train"].source),
+            "one number or string",
+        ),
+    ],
+    ids=range(9),
+)
+def test_what_is_wrong_inside_an_argument_is_told(
+    call: Callable[[], object], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ag.ArchgradError, match=told):
+        call()
+
+
+def fitted_by(**options: Any) -> object:
+    return ag.fit(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
+        valid()["task"],
+        ag.Run(steps=1, device="cpu", progress=False),
+        recipe=ag.Recipe(**options),
+    )
+
+
+@pytest.mark.parametrize("raised", [KeyError, StopIteration, ZeroDivisionError, OSError])
+def test_an_error_of_a_data_set_names_its_sample_wherever_it_is_read(raised: type[Exception]) -> None:
+    class Raising(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return 9
+
+        def __getitem__(self, index: int) -> Any:
+            if index == 4:
+                raise raised("mine")
+            return torch.zeros(2), index % 3
+
+    with pytest.raises(ag.DataError if raised is StopIteration else raised) as caught:
+        ag.Classification(Raising(), batch_size=2)
+    assert "sample 4" in " ".join([str(caught.value), *getattr(caught.value, "__notes__", ())])

@@ -104,6 +104,15 @@ def beside(network: nn.Module, inputs: Sequence[Any]) -> Sequence[Any]:
     return moved
 
 
+def require_values(network: nn.Module) -> None:
+    """Raise ModelError where a parameter or buffer is on the device meta, and so holds no values."""
+    if absent := [name for name, tensor in (*network.named_parameters(), *network.named_buffers()) if tensor.is_meta]:
+        raise ModelError(
+            f"{type(network).__name__} has tensors on the device meta, which hold no values: {', '.join(absent[:3])}"
+            f". Make it on a device, or load its weights (load_state_dict(..., assign=True))"
+        )
+
+
 def shapes(nest: object) -> str:
     """The shapes of all tensors in a nest: "[2, 3, 8, 8], [2, 5]"."""
     return ", ".join(str(list(leaf.shape)) for leaf in tree_leaves(nest) if isinstance(leaf, Tensor))

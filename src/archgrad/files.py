@@ -259,8 +259,10 @@ def replace(path: Path, write: Callable[[Path], None], refuse: Refusal, *, size:
     """
     if not path.parent.is_dir():
         raise refuse(f"cannot write {path}: there is no folder {path.parent}. Make it, or choose another place")
-    partial = path.with_name(f".{path.name}.{pid_namespace()}.{os.getpid()}.partial")
-    remove_partial(path.parent, of=path.name)
+    # With what is added to it, a long name would be longer than a file system takes.
+    name = path.name if len(os.fsencode(path.name)) < 200 else hashlib.sha256(os.fsencode(path.name)).hexdigest()
+    partial = path.with_name(f".{name}.{pid_namespace()}.{os.getpid()}.partial")
+    remove_partial(path.parent, of=name)
     try:
         write(partial)
         partial.chmod(0o666 & ~_umask())  # as an ordinary file has it, whatever wrote it

@@ -283,7 +283,7 @@ class Energy(WithoutGradient):
         Raises:
             LimitError: not exactly one is given; a number not above 0; a fraction outside (0, 1].
         """
-        return Limit(self, bound=one_bound(self.name, bound=bound, mj=mj), fraction=fraction)
+        return Limit(self, bound=one_bound(self.name, {"bound": bound, "mj": mj}), fraction=fraction)
 
 
 energy = Energy

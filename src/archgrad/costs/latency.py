@@ -156,7 +156,7 @@ class Latency(WithoutGradient):
         Raises:
             LimitError: not exactly one is given; a bound not above 0; a fraction outside (0, 1].
         """
-        return Limit(self, bound=one_bound(self.name, bound=bound, ms=ms), fraction=fraction)
+        return Limit(self, bound=one_bound(self.name, {"bound": bound, "ms": ms}), fraction=fraction)
 
 
 latency = Latency

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, NoReturn, Protocol, SupportsFloat, runtime_checkable
 
@@ -117,8 +117,8 @@ class Limit:
         return {"cost": self.cost.name, "bound": self.bound, "fraction": self.fraction}
 
 
-def one_bound(name: str, **bounds: float | None) -> float | None:
-    """The one of these that is given, by place or by the name of its unit; None where none is.
+def one_bound(name: str, bounds: Mapping[str, float | None]) -> float | None:
+    """The bound that is given, by place or by the name of its unit; None where none is.
 
     Raises:
         LimitError: several are given.

@@ -317,7 +317,7 @@ class PeakMemory(WithoutGradient):
                 f"peak_memory is counted in bytes, and at_most({bound!r}) may mean GiB or a fraction. Write "
                 f"at_most(gib=...), at_most(peak_bytes=...) or at_most(fraction=...)"
             )
-        in_bytes = one_bound(self.name, bound=bound, peak_bytes=peak_bytes, gib=gib)
+        in_bytes = one_bound(self.name, {"bound": bound, "peak_bytes": peak_bytes, "gib": gib})
         return Limit(self, bound=in_bytes if gib is None else gib * GIB, fraction=fraction)
 
 

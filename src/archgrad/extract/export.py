@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map, tree_map_only, tree_structure
 
 from archgrad import files
 from archgrad.argument_types import checked
-from archgrad.copy_and_run import by_name, call, copied, run_on_example
+from archgrad.copy_and_run import by_name, call, copied, require_values, run_on_example
 from archgrad.errors import ConfigError, ModelError, RunError, one_line
 from archgrad.extract import onnx_file, runtimes
 from archgrad.extract.export_trials import AXES, BATCH, HEIGHT, WIDTH, largest_difference, make_trials, with_batch
@@ -224,6 +224,7 @@ def _encode(
     if unknown := [name for name in dynamic if name not in (BATCH, *AXES)]:
         raise ConfigError(f"dynamic names {unknown}; it takes any of {BATCH!r}, {HEIGHT!r} and {WIDTH!r}")
     inputs = tree_map_only(Tensor, lambda x: x.detach().cpu().clone(), arguments(example))
+    require_values(network)
     plain = _returning(outputs, _unwrapped(copied(network)).cpu().eval(), inputs)
     sizes = tuple(name for name in (HEIGHT, WIDTH) if name in dynamic)
     ways = [(BATCH, *sizes)] if BATCH in dynamic and _share_batch(inputs) else []
@@ -264,6 +265,7 @@ def traced(network: nn.Module, example: Inputs) -> ExportedProgram:
         ModelError: the network does not run on the example, or cannot be exported.
     """
     inputs = tree_map_only(Tensor, lambda x: x.detach().cpu().clone(), arguments(example))
+    require_values(network)
     plain = _returning(plain_outputs, _unwrapped(copied(network)).cpu().eval(), inputs)
     run_on_example(plain, inputs)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from archgrad.argument_types import checked
 from archgrad.copy_and_run import copied, evaluating
 from archgrad.errors import ConfigError
+from archgrad.files import shown
 from archgrad.run.device import seconds_per_call
 from archgrad.run.loop import watched
 from archgrad.run.run import Run
@@ -83,6 +84,11 @@ def optimize(
         network.train()
         with watched(run):  # of schedules and metrics of the user's
             factor = schedule(progress)
+            if not isinstance(factor, SupportsFloat):
+                raise ConfigError(
+                    f"the schedule gave {shown(factor)} at progress {progress:g}; give a function from progress in "
+                    f"[0, 1] to a number, such as archgrad.warm_up_cosine()"
+                )
             figures = (before_step(step, progress) if before_step else None) or {}
         # The groups are new ones once a resumed run has restored the optimizer.
         for group, rate in zip(optimizer.param_groups, rates, strict=True):

@@ -14,6 +14,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from archgrad.argument_types import checked, noted
 from archgrad.choices.access import trainable
+from archgrad.copy_and_run import require_values
 from archgrad.errors import ConfigError, ModelError, one_line
 from archgrad.fingerprint import described
 from archgrad.training.schedules import Schedule, cosine
@@ -159,11 +160,7 @@ class Recipe:
                 f"{type(network).__name__} has no parameter that requires a gradient, so there is nothing to train; "
                 f"leave some of them trainable (requires_grad_(True))"
             )
-        if any(weight.is_meta for weight in weights):
-            raise ModelError(
-                f"{type(network).__name__} has parameters on the device meta, which hold no values; make it on a "
-                f"device, or load its weights (load_state_dict(..., assign=True))"
-            )
+        require_values(network)
         with noted("Recipe(optimizer_factory=) with the list of parameters"):
             optimizer = self.optimizer_factory(weights)
         if not isinstance(optimizer, Optimizer):

@@ -73,7 +73,7 @@ def slim(net: Network, example: Example | None = None, *, keep: Sequence[str] = 
         with torch.inference_mode(False):
             return slim(net, example, keep=keep, inputs=inputs)
     inputs_given = _checked(net, example)
-    if isinstance(keep, str) or not isinstance(keep, Sequence):
+    if isinstance(keep, str) or not isinstance(keep, Sequence) or not all(isinstance(path, str) for path in keep):
         raise ModelError(f"keep={keep!r} was given. Allowed is a list of paths of layers, such as ['head'].")
     absent = [path for path in keep if path not in dict(net.named_modules())]
     if absent:
