@@ -1,4 +1,4 @@
-"""What of some sixty networks can be removed, and whether the removal is exact; beside Torch-Pruning 1.6.1.
+"""What of some eighty networks can be removed, and whether the removal is exact; beside Torch-Pruning 1.6.1.
 
     python benchmarks/coverage.py --out benchmarks/results/coverage.json      some ten minutes of one core
     python benchmarks/coverage.py "timm: resnet18" "detection: YOLO-like"

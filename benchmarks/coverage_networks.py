@@ -320,7 +320,10 @@ TIMM = {
     "mobilevitv2_050": 64, "edgenext_xx_small": 64, "efficientformer_l1": 224, "levit_128s": 224,
     "poolformer_s12": 64,
     "vit_tiny_patch16_224": 224, "deit_tiny_patch16_224": 224, "swin_tiny_patch4_window7_224": 224,
-    "mixer_s32_224": 224, "xcit_nano_12_p16_224": 224,
+    "mixer_s32_224": 224, "xcit_nano_12_p16_224": 224, "pvt_v2_b0": 64, "cait_xxs24_224": 224,
+    "twins_pcpvt_small": 224, "twins_svt_small": 224, "volo_d1_224": 224, "swinv2_tiny_window8_256": 256,
+    "coat_tiny": 224, "convit_tiny": 224, "nest_tiny_jx": 224, "gcvit_xxtiny": 224,
+    "eca_nfnet_l0": 96, "dm_nfnet_f0": 96, "nf_resnet50": 64, "resnetv2_50x1_bit": 64,
 }  # fmt: skip
 
 

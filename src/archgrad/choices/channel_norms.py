@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from archgrad.choices.standardized_weights import Mask, OpenWeight, StandardizedWeight, add_open_weight
+
 STATISTICS = "_archgrad_statistics"  # the child of a norm that computes its statistics over open channels
 _WEIGHTS = ("weight", "gamma", "scale", "g")
 _BIASES = ("bias", "beta", "b")
@@ -102,11 +104,14 @@ class OpenStatistics(nn.Module):
         return self.kind(norm, x, is_open).to(output.dtype)
 
 
-def add_gate(norm: nn.Module, kind: ChannelNorm, gate: nn.Module) -> None:
-    """Let a gate over the channels, of dimension 0, count in the statistics of a norm, in place."""
+def add_gate(norm: nn.Module, kind: ChannelNorm | StandardizedWeight, gate: nn.Module) -> None:
+    """Let a gate over the channels, of dimension 0, count in the statistics of a norm or a weight, in place."""
     statistics = norm._modules.get(STATISTICS)
-    if isinstance(statistics, OpenStatistics):
+    if isinstance(statistics, (OpenStatistics, OpenWeight)):
         statistics.gates.append(gate)
+        return
+    if isinstance(kind, StandardizedWeight):
+        norm.add_module(STATISTICS, add_open_weight(norm, kind, gate))
         return
     statistics = OpenStatistics(kind, [gate])
     norm.add_module(STATISTICS, statistics)
@@ -122,14 +127,21 @@ def remove_gates(norm: nn.Module) -> None:
     for key in [k for k, hook in norm._forward_hooks.items() if hook is statistics]:
         del norm._forward_hooks[key]
         norm._forward_hooks_with_kwargs.pop(key, None)
+        norm._forward_hooks_always_called.pop(key, None)
+    for key in [k for k, hook in norm._forward_pre_hooks.items() if getattr(hook, "__self__", norm) is statistics]:
+        del norm._forward_pre_hooks[key]
 
 
-def close(norm: nn.Module, kind: ChannelNorm, is_open: Tensor) -> None:
-    """Leave channels out of a norm's statistics for good, in place: [width] bool."""
+def close(norm: nn.Module, kind: ChannelNorm | StandardizedWeight, is_open: Tensor) -> None:
+    """Leave channels out of a norm's or a weight's statistics for good, in place: [width] bool."""
+    if isinstance(kind, StandardizedWeight):
+        add_open_weight(norm, kind, Mask(is_open))
+        return
+    how = kind
 
     def hook(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Tensor) -> Tensor | None:
         x = lone_input(args, kwargs)
-        return None if x is None else kind(norm, x, is_open)
+        return None if x is None else how(norm, x, is_open)
 
     norm.register_forward_hook(hook, with_kwargs=True, prepend=True)
 

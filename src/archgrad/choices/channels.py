@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from archgrad.choices.channel_norms import STATISTICS, ChannelNorm
 from archgrad.choices.fewer_heads import AttentionCall, with_fewer_heads
+from archgrad.choices.standardized_weights import StandardizedWeight
 from archgrad.errors import ChoiceError
 
 # Attribute of a layer with gated weights: the names of its parameters in their own order.
@@ -33,7 +34,7 @@ class Coupling:
             in which the width stands.
         selects: the module's input keeps all channels: once cut, the module selects those that it reads.
         attention: how the network calls this `nn.MultiheadAttention`, which is replaced once it is cut.
-        norm: what this module computes, if it is a norm over these channels.
+        norm: what this module computes, if it is a norm over these channels, or standardizes its weight over them.
         work: the part of the multiply-adds that the module computes itself, and its share, which this side scales.
     """
 
@@ -44,7 +45,7 @@ class Coupling:
     counts: tuple[str, ...] = ()
     selects: bool = False
     attention: AttentionCall | None = None
-    norm: ChannelNorm | None = None
+    norm: ChannelNorm | StandardizedWeight | None = None
     work: tuple[str, float] = ("", 1.0)
 
     @property

@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from archgrad.choices.channels import Coupling, Vanishing
 from archgrad.choices.fewer_heads import stand_in
+from archgrad.choices.standardized_weights import standardized_weight
 from archgrad.copy_and_run import copied
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, OperatorMode, plain_kernels, run
 from archgrad.spaces.slim.trial import Removal, Trial
@@ -117,9 +118,17 @@ def _block_inputs(trial: Trial) -> dict[str, Tensor]:
     return {path: seen[0] for path, seen in calls.items() if len(seen) == 1 and seen[0] is not None}
 
 
+def _is_scalable(module: nn.Module) -> bool:
+    """Whether a layer's output is proportional to its parameters; a standardized weight alone is not."""
+    if not isinstance(module, SCALABLE) or module.weight is None:
+        return False
+    how = standardized_weight(module)
+    return how is None or bool(how.gain)
+
+
 def _branch(block: nn.Module, x: Tensor) -> tuple[str, tuple[str | nn.Module, ...]] | None:
     """(last layer of the branch, what stays), if the block is one branch beside a skip."""
-    leaves = [n for n, m in block.named_modules() if n and isinstance(m, SCALABLE) and m.weight is not None]
+    leaves = [n for n, m in block.named_modules() if n and _is_scalable(m)]
     if len(leaves) > MOST_LAYERS:
         return None
     rests = list(_rests(block, x))
@@ -169,7 +178,7 @@ def _terms(block: nn.Module, x: Tensor, gated: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     left, whole = copied(block), _output(block, x)
     for term in sorted(sizes, key=lambda t: -sizes[t]):
-        layers = [n for n, m in block.named_modules() if n.startswith(f"{term}.") and isinstance(m, SCALABLE)]
+        layers = [n for n, m in block.named_modules() if n.startswith(f"{term}.") and _is_scalable(m)]
         if len(layers) > MOST_LAYERS or not any(g.startswith(f"{term}.") for g in gated):
             continue
         without = copied(left)
@@ -308,7 +317,7 @@ def _added_modules(trial: Trial) -> dict[str, _Use]:
 
 def _silencer(module: nn.Module, use: _Use) -> str:
     """The last of a module's layers that makes its output zeros when its own weight and bias are; "" for none."""
-    layers: list[str] = [n for n, m in module.named_modules() if isinstance(m, SCALABLE) and m.weight is not None]
+    layers: list[str] = [n for n, m in module.named_modules() if _is_scalable(m)]
     for name in layers[::-1] if len(layers) <= MOST_LAYERS else ():
         try:
             with _at_zero(module.get_submodule(name)), torch.no_grad(), plain_kernels():

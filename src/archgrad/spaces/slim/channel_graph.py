@@ -37,8 +37,8 @@ from archgrad.spaces.slim.whole_modules import note_numbers, note_products, note
 
 BARE = "with a parameter that is not the weight of a layer"
 STANDARDIZED = (
-    "computes its weight from its parameters in each call, as weight standardization does; a plain layer with the "
-    "computed weight in its place could be cut"
+    "computes its weight from its parameters in each call; a plain layer with the computed weight in its place could "
+    "be cut"
 )
 UNREAD = "no layer whose inputs can be gated reads its channels"
 
@@ -319,7 +319,7 @@ def _couplings(
             _, tensors, counts = numbering.cuts[path, side]
             way = next(iter(numbering.calls.get(path, ())), None)
             yield Coupling(
-                path, side, places, tensors, counts, norm=numbering.norms.get(path),
+                path, side, places, tensors, counts, norm=numbering.norm_of(path, side),
                 work=numbering.works.get((path, side), ("", 1.0)),
                 attention=way if isinstance(way, AttentionCall) else None,
             )  # fmt: skip

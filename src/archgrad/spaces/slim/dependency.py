@@ -194,7 +194,8 @@ class Walk(OperatorMode):
 
     def product(self, amount: int, axes: Axes) -> None:
         """Note a product of so many multiply-adds, with what lies along its result."""
-        self.products.setdefault(self.path(), []).append((amount, [arrays[0] for arrays in axes.values() if arrays]))
+        along = [labels for arrays in axes.values() for labels in arrays]
+        self.products.setdefault(self.path(), []).append((amount, along))
 
     def freeze(self, x: Tensor, reason: str, *, axes: Sequence[int] | None = None) -> None:
         """Freeze what lies along some axes of a tensor, by default along all."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from archgrad.choices.channel_norms import ChannelNorm, channel_norm
+from archgrad.choices.standardized_weights import StandardizedWeight, standardized_weight
 from archgrad.spaces.slim.dependency import Labels, Shadow
 from archgrad.spaces.slim.layer_sides import cuts, has_sides, reads_each, sides_of, width_of
 from archgrad.spaces.slim.recurrent import Cut, is_recurrent
@@ -32,6 +33,7 @@ class Numbering:
         self.cuts: dict[Side, Cut] = {}
         self.works: dict[Side, tuple[str, float]] = {}
         self.norms: dict[str, ChannelNorm] = {}
+        self.standardized: dict[str, StandardizedWeight] = {}
         self.calls: Calls = {}
         self.tensors: dict[Tensor, Shadow] = {}
         self.ties: list[tuple[Labels, Labels]] = []  # of the same places of one tensor
@@ -60,7 +62,12 @@ class Numbering:
             return attention_sides(module)
         if not has_sides(module):
             return {}
-        return {side: (width_of(module, side), *cuts(module, side)) for side in sides_of(module)}
+        sides = {side: (width_of(module, side), *cuts(module, side)) for side in sides_of(module)}
+        if how := standardized_weight(module):
+            self.standardized[path] = how
+            width, tensors, counts = sides["out"]
+            sides["out"] = (width, (*tensors, *([(how.gain, 0)] if how.gain else [])), counts)
+        return sides
 
     def _number(self, path: str, side: str, width: int) -> None:
         self.sides[path, side] = np.arange(self.size, self.size + width)
@@ -76,6 +83,11 @@ class Numbering:
                 self.ties.append((axes[dim][0], labels))
             else:
                 axes[dim] = [labels]
+
+    def norm_of(self, path: str, side: str) -> ChannelNorm | StandardizedWeight | None:
+        """What a module computes whose statistics are over the channels of this side."""
+        grouped = getattr(self.modules[path], "groups", 1) > 1
+        return self.norms.get(path) or (self.standardized.get(path) if side == "in" and not grouped else None)
 
     def sides_of(self, path: str) -> dict[str, Labels]:
         """By side the labels of one layer."""

@@ -170,7 +170,8 @@ def _multiply(call: Call) -> bool:
         )
         if not axes:
             call.walk.freeze(added, f"{call.walk.here()} adds this parameter to values without channels")
-    call.walk.product(result.numel() * a.shape[-1], axes)
+    summed = {-1: axes_b.get(inner, []) if call.walk.shadow(b).weight else []}
+    call.walk.product(result.numel() * a.shape[-1], axes | summed)
     call.walk.note(result, axes)
     return True
 

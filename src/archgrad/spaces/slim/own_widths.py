@@ -55,14 +55,12 @@ def note_widths(numbering: Numbering, walk: Walk, given_axes: GivenAxes) -> list
 
 
 def wides_of(numbering: Numbering, walk: Walk, given_axes: GivenAxes) -> Wides:
-    """By module the axes of its arguments along which outputs of layers lie that may be removed."""
+    """By module the axes of its arguments along which outputs of layers lie."""
     roots = walk.components.roots()
     made = np.zeros(len(roots), dtype=bool)
-    frozen = list(walk.components.reasons())
     for (path, side), labels in numbering.sides.items():
         if kind_of(side) == "out" and side != NORM_SIDE and path in numbering.modules:
             made[roots[labels]] = True
-    made[frozen] = False
 
     def lies(labels: Labels) -> bool:
         return bool(made[roots[labels[labels >= 0]]].any())

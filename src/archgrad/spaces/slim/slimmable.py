@@ -15,6 +15,7 @@ from archgrad.argument_types import checked
 from archgrad.choices.channel_norms import add_gate
 from archgrad.choices.channels import ORDER, Vanishing
 from archgrad.choices.gate import Gate
+from archgrad.choices.standardized_weights import standardized_weight
 from archgrad.copy_and_run import copied
 from archgrad.errors import ModelError
 from archgrad.spaces.slim.acceptance import Budget, exercised, settle
@@ -215,7 +216,8 @@ def _attach(space: nn.Module, removal: Removal) -> None:
     couplings = list(removal.couplings)
     if removal.vanishing:
         layer = space.get_submodule(removal.last)
-        for attribute in ("weight", "bias"):
+        how = standardized_weight(layer)
+        for attribute in (how.gain if how else "weight", "bias"):
             tensor = getattr(layer, attribute, None)
             if isinstance(tensor, Tensor):
                 every = torch.zeros(tensor.shape[0], dtype=torch.long)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from archgrad.choices.channel_norms import ChannelNorm, close
 from archgrad.choices.channels import Coupling, Vanishing, open_channels, remove_branch, remove_channels
+from archgrad.choices.standardized_weights import StandardizedWeight
 from archgrad.copy_and_run import copied
 from archgrad.errors import ModelError, one_line
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, plain_kernels, run, tensors_of
@@ -193,7 +194,7 @@ class Trial:
     def closed(self, removals: Sequence[Removal], kept: Mapping[str, list[int]]) -> nn.Module:
         """A copy of the network in which every layer reads zeros from the closed channels."""
         network = copied(self.network, share=True)
-        norms: dict[str, tuple[ChannelNorm, Tensor]] = {}
+        norms: dict[str, tuple[ChannelNorm | StandardizedWeight, Tensor]] = {}
         with torch.no_grad():
             for removal in removals:
                 if removal.vanishing and not kept[removal.name]:
@@ -315,6 +316,7 @@ def reads(network: nn.Module, member: Coupling) -> bool:
     """Whether this side is the input of a layer whose weight has a column for each channel."""
     return (
         member.kind == "in"
+        and member.norm is None
         and len(member.tensors) == 1
         and getattr(network.get_submodule(member.module), "groups", 1) == 1
     )
@@ -324,7 +326,7 @@ def readers(network: nn.Module, removals: Sequence[Removal]) -> Iterator[tuple[R
     """The sides on which gates stand."""
     for removal in removals:
         for member in removal.couplings:
-            if reads(network, member):
+            if reads(network, member) or isinstance(member.norm, StandardizedWeight):
                 yield removal, member
 
 

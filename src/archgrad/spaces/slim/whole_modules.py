@@ -93,6 +93,8 @@ def whole_hooks(numbering: Numbering, walk: Walk) -> list[Any]:
         module = numbering.modules[path]
         handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         handles.append(module.register_forward_hook(leave, with_kwargs=True, prepend=True))
+    for path in numbering.standardized:
+        handles += _weight_hooks(path, numbering, walk)
     for path, module in numbering.modules.items():
         sides = numbering.sides_of(path)
         out = (f"{path}.out_proj".lstrip("."), "out")
@@ -106,3 +108,35 @@ def whole_hooks(numbering: Numbering, walk: Walk) -> list[Any]:
                 numbering.calls,
             )
     return handles
+
+
+def _weight_hooks(path: str, numbering: Numbering, walk: Walk) -> list[Any]:
+    """Follow channels through a convolution that standardizes its weight; a grouped one's input is tied already."""
+    conv, sides = numbering.modules[path], numbering.sides_of(path)
+    assert isinstance(conv, _ConvNd)
+
+    def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        walk.paused += 1
+
+    def leave(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        walk.paused -= 1
+        x = lone_input(args, kwargs)
+        if x is None:
+            for labels in sides.values():
+                walk.components.freeze(labels, f"{path} takes more than one tensor")
+            return
+        axis = x.dim() - len(conv.kernel_size) - 1
+        walk.freeze(x, f"{path} mixes along these channels (convolution)", axes=range(axis + 1, x.dim()))
+        if numbering.standardized[path].least == 2 and len(sides["in"]) % 2 == 0:  # channels go in pairs
+            walk.components.join(sides["in"][::2], sides["in"][1::2], "")
+        own = walk.shadow(x).axes.get(axis, []) if conv.groups == 1 else []
+        for labels in own:
+            walk.components.join(labels, sides["in"], f"{path} reads these channels beside others that are fixed")
+        if conv.groups == 1 and not own:
+            walk.components.freeze(sides["in"], f"{path} reads a fixed number of channels")
+        walk.note(output, {**{a: v for a, v in walk.shadow(x).axes.items() if a < axis}, axis: [sides["out"]]})
+
+    return [
+        conv.register_forward_pre_hook(enter, with_kwargs=True),
+        conv.register_forward_hook(leave, with_kwargs=True, prepend=True),
+    ]
