@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dis
 import functools
+import re
 import sys
+from collections.abc import Iterator
 from types import CodeType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 LIBRARIES = sys.stdlib_module_names | {
     "archgrad", "numpy", "scipy", "timm", "torch", "torchaudio", "torchvision", "transformers",
@@ -16,6 +18,7 @@ _IN_PLACE = {
     "append", "extend", "insert", "update", "setdefault", "add", "pop", "popitem", "clear", "remove",
     "copy_", "fill_", "zero_", "add_", "mul_", "set_", "register_buffer",
 }  # fmt: skip
+_OF_VARIABLES = re.compile(r"(LOAD|STORE)_FAST(?:_BORROW|_CHECK|_AND_CLEAR)?(?=_LOAD|_STORE|\Z)")
 _STORED = {"STORE_SUBSCR": 2, "DELETE_SUBSCR": 2, "STORE_SLICE": 3}
 
 
@@ -48,8 +51,7 @@ def _changes_kept(code: CodeType) -> bool:
     An activation, which it has made or was given, is not that. The stack is followed as if nothing branched.
     """
     kept, stack = {"self": True} | dict.fromkeys(code.co_freevars, True), [False] * 8
-    for step in dis.get_instructions(code):
-        op, name, moved = step.opname, step.argval, dis.stack_effect(step.opcode, step.arg)
+    for op, name, moved in _steps(code):
         method = op in ("LOAD_ATTR", "LOAD_METHOD")
         if (
             name == "setattr"
@@ -73,10 +75,26 @@ def _changes_kept(code: CodeType) -> bool:
             stack[-1], stack[-name] = stack[-name], stack[-1]
         else:
             stack = [*stack[: len(stack) + min(moved, 0)], *[False] * max(moved, 0)]
-            if step.opname.startswith(("CALL", "BINARY", "BUILD", "GET_ITER", "UNARY", "COMPARE")):
+            if op.startswith(("CALL", "BINARY", "BUILD", "GET_ITER", "UNARY", "COMPARE")):
                 stack[-1] = False
         stack = [False] * (8 - len(stack)) + stack  # of what jumps leave out
     return False
+
+
+def _steps(code: CodeType) -> Iterator[tuple[str, Any, int]]:
+    """Name, argument and effect on the stack of each instruction, in the words of Python 3.11.
+
+    Later ones read or store two variables at once, check or borrow what they read, and subscript by `BINARY_OP`.
+    """
+    for step in dis.get_instructions(code):
+        variables = step.argval if isinstance(step.argval, tuple) else (step.argval,)
+        if parts := _OF_VARIABLES.findall(step.opname):
+            for way, name in zip(parts, variables, strict=True):
+                yield f"{way}_FAST", name, 1 if way == "LOAD" else -1
+        else:
+            subscript = step.opname == "BINARY_OP" and step.argrepr == "[]"
+            op = "BINARY_SUBSCR" if subscript else step.opname
+            yield op, step.argval, dis.stack_effect(step.opcode, step.arg)
 
 
 def names(code: CodeType) -> list[str]:
