@@ -48,6 +48,7 @@ _PUBLISHED_PRIME = functools.partial(ag.darts_prime, finalists=None, terms=Darts
 
 SEARCHES: dict[str, Search] = {
     "random": Search(ag.random_search, validates=True, trials=8, finalists=False, recipe=False),
+    "random, 32 draws": Search(ag.random_search, validates=True, trials=32, finalists=False, recipe=False),
     "single path": Search(functools.partial(ag.random_search, shared=True), validates=True),
     "darts": Search(ag.darts),
     "darts_prime": Search(ag.darts_prime),
