@@ -55,12 +55,15 @@ def test_several_limits_hold_on_what_it_cuts() -> None:
     trainer = ag.GateTrainer(space, limit=limits, steps=20, round_to=1)
     optimizer = torch.optim.Adam(ag.weights(space), lr=0.01)
     figures: dict[str, float] = {}
+    first: dict[str, float] = {}
     for _ in range(20):
         space(x).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         figures = trainer.step() or figures
-    assert 0 < figures["open_gates"] < sum(gate.size for gate, *_ in choices(space).values())
+        first = first or figures
+    # The whole network is open before anything is decided.
+    assert first["open_gates"] == sum(gate.size for gate, *_ in choices(space).values())
     assert 0.5 < figures["expected_limits"] < 1.2
     network = trainer.cut()
     assert ag.macs(x).of(network) <= 0.4 * ag.macs(x).of(net)

@@ -17,11 +17,6 @@ from archgrad.training.schedules import geometric
 
 SCALE = (1.0, 1e4)  # first and last, of the gates
 RATE = 0.01  # of the logits, as published
-ROUNDS = 10  # in which the scale grows
-_STEPS_OF_A_ROUND, _FEWEST_ROUNDS = (
-    7,
-    3,
-)  # with fewer steps a round, the loss cannot turn over what a round began with
 RATE_UNDER_LIMIT = 0.1  # at the published rate the pressure drowns the task's gradient
 _FARTHEST = 1e6  # no limit needs a larger move, in logits
 _BISECTIONS = 8  # the expected cost ends within a fraction of a percent of the bound
@@ -56,7 +51,7 @@ class GateOptimizer:
         strength: float,
         scaled: bool,
         scale: tuple[float, float],
-        rounds: int = ROUNDS,
+        rounds: int = 10,
     ) -> None:
         self.relaxations: list[ScaledSigmoid] = []
         for gate in gates(space).values():
@@ -189,11 +184,6 @@ def _center_and_clip(rows: list[nn.Parameter], *hooked: object) -> None:
         if row.grad is not None and row.numel() > 1:
             row.grad = row.grad - row.grad.mean()
     nn.utils.clip_grad_norm_(rows, 1.0)
-
-
-def rounds_under_limit(steps: int) -> int:
-    """In how many rounds the scale grows where so many steps train the gates: ten, or fewer of seven steps each."""
-    return min(ROUNDS, max(steps // _STEPS_OF_A_ROUND, _FEWEST_ROUNDS), steps)
 
 
 def stand_in(constraint: GateConstraint, counted: GateConstraint) -> float:

@@ -23,7 +23,6 @@ from archgrad.gates.gate_optimizer import (
     GateOptimizer,
     entry_logits,
     limited_logit_optimizer,
-    rounds_under_limit,
     stand_in,
 )
 from archgrad.gates.selection import FLOOR, GateConstraint, gates
@@ -95,9 +94,7 @@ class GateTrainer:
                 f"network, so that MACs can stand in for it while the gates are trained"
             )
         relax(space, ScaledSigmoid)
-        self._gates = GateOptimizer(
-            space, None, strength=0.0, scaled=False, scale=SCALE, rounds=rounds_under_limit(steps)
-        )
+        self._gates = GateOptimizer(space, None, strength=0.0, scaled=False, scale=SCALE)
         if self.constraint.counted:
             self._gates.set_target(self.constraint, self.constraint.bound)
         else:

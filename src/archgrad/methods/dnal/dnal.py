@@ -49,12 +49,13 @@ from archgrad.choices.relaxations import ScaledSigmoid
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
-from archgrad.gates.gate_optimizer import ROUNDS, SCALE, GateOptimizer, entry_logits, published_logit_optimizer
+from archgrad.gates.gate_optimizer import SCALE, GateOptimizer, entry_logits, published_logit_optimizer
 from archgrad.gates.selection import GateConstraint, above_threshold, full, left_full
 from archgrad.gates.width_rounding import RoundTo, WidthRounding
 from archgrad.methods.dnal.under_limit import (
     FEWEST,
     RISING,
+    ROUNDS,
     SlimSettings,
     Stage,
     begin,

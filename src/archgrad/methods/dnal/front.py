@@ -29,12 +29,12 @@ from archgrad.argument_types import checked
 from archgrad.costs.limits import Cost, Limit
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
-from archgrad.gates.gate_optimizer import ROUNDS
 from archgrad.gates.selection import GateConstraint, full
 from archgrad.gates.width_rounding import RoundTo
 from archgrad.methods.dnal.under_limit import (
     FEWEST,
     RISING,
+    ROUNDS,
     Candidate,
     Choice,
     SlimSettings,

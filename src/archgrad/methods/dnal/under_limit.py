@@ -18,14 +18,7 @@ from archgrad.costs.latency import Latency
 from archgrad.costs.limits import Limit
 from archgrad.errors import ArchgradError
 from archgrad.extract.discretize import build
-from archgrad.gates.gate_optimizer import (
-    SCALE,
-    GateOptimizer,
-    entry_logits,
-    limited_logit_optimizer,
-    rounds_under_limit,
-    stand_in,
-)
+from archgrad.gates.gate_optimizer import SCALE, GateOptimizer, entry_logits, limited_logit_optimizer, stand_in
 from archgrad.gates.importance import importance
 from archgrad.gates.selection import FLOOR, GateConstraint, full, gates, uniform
 from archgrad.gates.width_rounding import RoundTo, WidthRounding
@@ -42,6 +35,7 @@ from archgrad.training.schedules import warm_up
 
 RISING = warm_up(0.4)  # the learning rates of a first training under a limit
 _SPREAD = 0.2  # of the logits that trained weights begin with
+ROUNDS = 10  # in which the scale of the gates grows
 FEWEST = 8  # steps of a finalist; with fewer the gates alone decide
 
 
@@ -159,7 +153,7 @@ def train_gates(
     if not all(isinstance(gate.relaxation, ScaledSigmoid) for gate in gates(space).values()):
         relax(space, ScaledSigmoid)
     gate_optimizer = GateOptimizer(
-        space, task, strength=0.0, scaled=False, scale=SCALE, rounds=rounds_under_limit(stage.steps)
+        space, task, strength=0.0, scaled=False, scale=SCALE, rounds=min(ROUNDS, stage.steps)
     )
     aim, bound = _differentiable(constraint, task, run, suffix)
     if bound >= aim.price(full(space)):
