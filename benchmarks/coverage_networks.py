@@ -323,7 +323,7 @@ TIMM = {
     "mixer_s32_224": 224, "xcit_nano_12_p16_224": 224, "pvt_v2_b0": 64, "cait_xxs24_224": 224,
     "twins_pcpvt_small": 224, "twins_svt_small": 224, "volo_d1_224": 224, "swinv2_tiny_window8_256": 256,
     "coat_tiny": 224, "convit_tiny": 224, "nest_tiny_jx": 224, "gcvit_xxtiny": 224,
-    "eca_nfnet_l0": 96, "dm_nfnet_f0": 96, "nf_resnet50": 64, "resnetv2_50x1_bit": 64,
+    "eca_nfnet_l0": 96, "dm_nfnet_f0": 96, "nf_resnet50": 64, "resnetv2_50x1_bit": 64, "shvit_s1": 224,
 }  # fmt: skip
 
 

@@ -183,7 +183,7 @@ class Net(nn.Module):
         return {"y": [y, None, 3], "name": "net"} if self.end == "nested" else y
 
 
-PARTIAL = ("split", "listed", "slice", "ellipsis", "narrow")
+PARTIAL = ("split", "listed", "slice", "ellipsis", "narrow", "rest")
 
 
 class Partial(nn.Module):
@@ -192,12 +192,14 @@ class Partial(nn.Module):
     def __init__(self, width: int, first: int, way: str) -> None:
         super().__init__()
         self.first, self.rest, self.way, self.both = first, width - first, way, [first, width - first]
+        self.whole = width
         self.layer = nn.Conv1d(first, first, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = {
             "split": lambda: torch.split(x, [self.first, self.rest], 1),
             "listed": lambda: x.split(self.both, dim=1),
+            "rest": lambda: torch.split(x, [self.first, self.whole - self.first], 1),
             "slice": lambda: (x[:, : self.first], x[:, self.first :]),
             "ellipsis": lambda: (x[..., : self.first, :], x[:, self.first :, ...]),
             "narrow": lambda: (x.narrow(1, 0, self.first), torch.narrow(x, 1, self.first, self.rest)),

@@ -33,6 +33,28 @@ class RmsNormAct(nn.Module):
         return self.act(self.drop(y))
 
 
+class Evened(nn.Module):
+    """A norm whose class has another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.epsilon = nn.Parameter(torch.ones(WIDTH)), 1e-5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + self.epsilon).sqrt() * self.scale
+
+
+class LayerScale(nn.Module):
+    """A factor for each channel, beside a small number, is no norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma, self.initial = nn.Parameter(torch.ones(WIDTH)), 1e-5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
 NORMS: dict[str, tuple[Callable[[], nn.Module], int, bool]] = {  # how it is made, its axis, whether it has a mean
     "layer": (lambda: nn.LayerNorm(WIDTH), -1, True),
     "without weights": (lambda: nn.LayerNorm(WIDTH, elementwise_affine=False, eps=1e-3), -1, True),
@@ -42,6 +64,7 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], int, bool]] = {  # how it is mad
     "rms of gemma": (lambda: RootMeanSquareNorm(WIDTH, shifted=True), -1, False),
     "across": (lambda: NormAcross(WIDTH), 1, True),
     "with an activation": (RmsNormAct, 1, False),
+    "of another name": (Evened, -1, False),
     "one group": (lambda: nn.GroupNorm(1, WIDTH), 1, True),
 }
 
@@ -94,7 +117,7 @@ def test_soft_gates_weigh_the_statistics() -> None:
     "other",
     [
         nn.BatchNorm1d(WIDTH), nn.GroupNorm(2, WIDTH), nn.LayerNorm((5, WIDTH)), nn.PReLU(WIDTH), nn.Linear(WIDTH, 1),
-        nn.LocalResponseNorm(2), nn.LayerNorm(1),
+        nn.LocalResponseNorm(2), nn.LayerNorm(1), LayerScale(),
     ],
     ids=lambda m: type(m).__name__,
 )  # fmt: skip

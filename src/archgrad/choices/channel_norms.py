@@ -155,8 +155,8 @@ def lone_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
 def channel_norm(module: nn.Module) -> ChannelNorm | None:
     """What a module computes if it is a norm over channels, measured on noise; None if it is not.
 
-    Tried are torch's norms and modules with "norm" in the name of their class. What they are is known by what they
-    compute, so that the norms of libraries and those written by hand are found too.
+    Tried are torch's norms, and modules of other classes that hold nothing but a weight or a bias for each channel
+    and a small number. What they are is known by what they compute, whatever their class is called.
     """
     kinds = list(_kinds(module))
     if not kinds:
@@ -197,10 +197,10 @@ def _agrees(kind: ChannelNorm, norm: nn.Module, x: Tensor) -> bool:
 def _kinds(module: nn.Module) -> Iterator[ChannelNorm]:
     """What a module might compute, going by its parameters and attributes."""
     torchs = isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm))
-    named = "norm" in type(module).__name__.lower() and not isinstance(module, _NormBase)
+    others = not type(module).__module__.startswith("torch.") and not isinstance(module, _NormBase)
     own = dict(module.named_parameters())
     then = tuple(name for name, _ in module.named_children())
-    if not (torchs or (named and own)) or any(True for _ in module.buffers()) or any("." in name for name in own):
+    if not (torchs or (others and own)) or any(True for _ in module.buffers()) or any("." in name for name in own):
         return
     counts = tuple(n for n in ("normalized_shape", "num_channels", "dim", "hidden_size") if hasattr(module, n))
     sizes = {p.numel() for p in own.values()} or {math.prod(_numbers(getattr(module, n))) for n in counts[:1]}

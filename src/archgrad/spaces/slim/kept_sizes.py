@@ -21,9 +21,21 @@ Source = tuple[str, str]  # path of the module, and the attribute: "dim_conv", o
 
 
 class KeptSize(int):
-    """A number that knows of which attribute it is the value; what is computed of it does not."""
+    """A number that knows of which attribute it is the value; what is computed of it does not, but a difference."""
 
     source: Source
+
+    def __sub__(self, other: int) -> int:
+        rest = _Rest(int(self) - int(other)) if isinstance(other, KeptSize) else int(self) - int(other)
+        if isinstance(rest, _Rest):
+            rest.whole = self
+        return rest
+
+
+class _Rest(int):
+    """What is left of a kept number without another one."""
+
+    whole: KeptSize
 
 
 def know_sources(network: nn.Module) -> None:
@@ -144,6 +156,10 @@ class Sizes:
                 axis += 1
 
     def _count(self, size: Any, x: Tensor, axis: int, where: slice) -> None:
+        if (
+            isinstance(size, _Rest) and where.stop is not None
+        ):  # channels behind others, with which they are the whole
+            size, where = size.whole, slice(max(0, where.stop - size.whole), where.stop)
         if not isinstance(size, KeptSize):
             return
         for labels in self._walk.shadow(x).axes.get(axis, [])[:1]:
