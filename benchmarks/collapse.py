@@ -88,7 +88,7 @@ def main() -> None:
                     "cpu_seconds": round(time.process_time() - begun, 1),
                 })  # fmt: skip
                 print(json.dumps(rows[-1]), flush=True)
-                save_results(chosen.out, {**asked, "rows": rows})
+                save_results(chosen.out, body)
     print(
         "| search | steps | seeds | skips of 6 | convolutions | "
         + " | ".join(DATA)
