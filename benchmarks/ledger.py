@@ -105,7 +105,10 @@ def survived(body: Any) -> Iterator[Point]:
         rows = body[part]
         yield part, f"{key}, of these the networks are the same in", key, sum(row[key] for row in rows)
         yield part, f"{key}, of these the networks are the same in", fine, sum(row[fine] for row in rows)
-    for part, good in (("inputs", ("status 0", "status 2")), ("resumes", ("refused", "noted"))):
+    of_python = ("returned", "refused", "the user's error, with its place")
+    for part, good in (
+        ("inputs", ("status 0", "status 2")), ("python", of_python), ("resumes", ("refused", "noted"))
+    ):  # fmt: skip
         for name in good:
             yield part, "how they ended", name, sum(row.get(name, 0) for row in body[part])
 

@@ -259,8 +259,12 @@ def replace(path: Path, write: Callable[[Path], None], refuse: Refusal, *, size:
     """
     if not path.parent.is_dir():
         raise refuse(f"cannot write {path}: there is no folder {path.parent}. Make it, or choose another place")
+    try:
+        encoded = os.fsencode(path.name)
+    except UnicodeEncodeError:
+        raise refuse(f"cannot write {shown(str(path))}: no file can be named so. Choose another name") from None
     # With what is added to it, a long name would be longer than a file system takes.
-    name = path.name if len(os.fsencode(path.name)) < 200 else hashlib.sha256(os.fsencode(path.name)).hexdigest()
+    name = path.name if len(encoded) < 200 else hashlib.sha256(encoded).hexdigest()
     partial = path.with_name(f".{name}.{pid_namespace()}.{os.getpid()}.partial")
     remove_partial(path.parent, of=name)
     try:

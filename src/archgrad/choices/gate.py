@@ -12,6 +12,7 @@ from archgrad.choices.architecture import Pick
 from archgrad.choices.channels import Coupling, Vanishing
 from archgrad.choices.modules import Choice
 from archgrad.choices.relaxations import read_values, true_places
+from archgrad.errors import ChoiceError
 
 
 @checked
@@ -57,6 +58,10 @@ class Gate(Choice):
         self.dim = dim
         self.couplings = tuple(couplings)
         self.vanishing = vanishing
+        if places is not None and (places.is_floating_point() or places.is_complex()):
+            raise ChoiceError(
+                f"gate {name!r}: places is a tensor of {places.dtype}; give the entry of each channel, whole numbers"
+            )
         # Entry `size` stands for "not of this gate": the vector of factors is extended by a 1.
         index = None if places is None else torch.where(places < 0, size, places)
         self.register_buffer("places", index, persistent=False)

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from archgrad.copy_and_run import evaluating
 from archgrad.errors import ConfigError, DataError, ModelError
+from archgrad.files import shown
 from archgrad.tasks import batch_checks
 from archgrad.tasks.data_path import load
 from archgrad.tasks.metrics import Metric, Score, Totals, checked_metrics
@@ -25,6 +26,7 @@ from archgrad.tasks.supervised import PARTS, Augment, Supervised
 from archgrad.tasks.task import Batch, call, mapped
 
 EVALUATION_BATCH = 512
+_MOST_CLASSES = 10**8  # of which each has a name in memory
 
 
 class Classification(Supervised):
@@ -81,8 +83,10 @@ class Classification(Supervised):
         normalize: Normalization = None,
         split: Split = Split(),
     ) -> None:
-        if classes is not None and (not isinstance(classes, int) or classes < 2):
-            raise DataError(f"classes={classes!r}: classification needs at least two")
+        if classes is not None and (not isinstance(classes, int) or not 2 <= classes <= _MOST_CLASSES):
+            raise DataError(
+                f"classes={shown(classes)}: classification needs at least two, and at most {_MOST_CLASSES:,}"
+            )
         _check_loss(loss, class_weight)
         self._ignore = None if loss is None else loss.ignore_index
         parts, names = _open({"train": train, "valid": valid, "test": test}, Labels(classes, None, self._ignore))
