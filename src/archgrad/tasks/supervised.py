@@ -362,7 +362,7 @@ def _shape(inputs: Any) -> Any:
 
 
 def _check_options(batch_size: object, augment: object, split: object) -> None:
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size < 2**62:
         raise DataError(f"batch_size={batch_size!r}: give a whole number, at least 1")
     if not isinstance(augment, Sequence) or not all(map(callable, augment)):
         raise DataError(f"augment={augment!r}: give functions of (inputs, generator), e.g. archgrad.crop(4)")
