@@ -28,7 +28,7 @@ from saving import save_results
 from torch import nn
 
 import archgrad as ag
-from archgrad.spaces.mobile import Widths
+from archgrad.spaces import Widths
 
 Searched = Callable[[ag.Classification, ag.Run, ag.Limit], ag.Found]
 

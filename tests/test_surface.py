@@ -196,6 +196,7 @@ def test_what_a_user_prints_says_what_it_is() -> None:
 @pytest.mark.parametrize(("room", "name"), [*EXPORTS, *(("", name) for name in archgrad.__all__)])
 def test_every_public_class_says_what_it_is(room: str, name: str) -> None:
     """Its own form, not the address of an object; protocols have no objects, and errors say what they were given."""
+    make_torchvision_importable()
     try:
         named = getattr(importlib.import_module(f"archgrad.{room}".rstrip(".")), name)
     except MissingExtra:
