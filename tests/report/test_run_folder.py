@@ -31,10 +31,10 @@ from archgrad.report.data.run_format import (
     parse_checkpoint_name,
     parse_lock,
     parse_record,
-    record_line,
 )
 from archgrad.run import folder as folders
 from archgrad.run.folder import RunFolder
+from archgrad.run.output import record_line
 
 HERE = platform.node()
 GONE = 999_999_999

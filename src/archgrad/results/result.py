@@ -27,9 +27,10 @@ from archgrad.extract.runtimes import Runtime
 from archgrad.report import notebook, page, text
 from archgrad.report.charts import axes
 from archgrad.report.data.run_folder import write_record
-from archgrad.report.data.run_format import HISTORY, record_line
+from archgrad.report.data.run_format import HISTORY
 from archgrad.results.int8 import Quantized, export_int8
 from archgrad.results.record import conditions, widths
+from archgrad.run.output import record_line
 from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import frozen
 from archgrad.tasks.batch_checks import FAILURES, nonfinite_tensors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import weakref
@@ -15,7 +16,7 @@ from torch import Tensor
 from archgrad import files
 from archgrad.argument_types import checked
 from archgrad.errors import RunError
-from archgrad.report.data.run_format import HISTORY, Record, own_record, parse_record, record_line
+from archgrad.report.data.run_format import HISTORY, Record, own_record, parse_record
 from archgrad.run import validation
 from archgrad.run.budget import Phase
 from archgrad.run.progress import ProgressView
@@ -62,6 +63,15 @@ class Output:
     def interval(self, steps: int) -> int:
         """Steps from one that is logged to the next, in a phase of so many."""
         return self.log_every or max(_LEAST, steps // _RECORDS)
+
+
+def record_line(record: Record) -> str:
+    """A line of history.jsonl; NaN and infinity, which JSON lacks, become strings."""
+    safe = {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+    return json.dumps(safe, allow_nan=False) + "\n"
 
 
 class History:

@@ -115,15 +115,6 @@ def forget(folder: Path) -> None:
         (folder / CHECKPOINTS).rmdir()
 
 
-def record_line(record: Record) -> str:
-    """A line of history.jsonl; NaN and infinity, which JSON lacks, become strings."""
-    safe = {
-        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in record.items()
-    }
-    return json.dumps(safe, allow_nan=False) + "\n"
-
-
 def parse_record(line: str, *, source: str = "a line") -> Record:
     """The record in a line of history.jsonl, which errors call `source`. Raises RunError where it holds none."""
     record = readable(files.parse_json(line, RunError, source=source), line)
