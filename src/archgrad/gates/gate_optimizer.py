@@ -110,7 +110,7 @@ class GateOptimizer:
         if self.constraint is not None:
             figures[f"expected_{self.constraint.name}"] = float(self._cost(is_open.double()))
             # At another scale the same logits cost something else: at a larger one next to nothing.
-            self.project(step)
+            self._move_onto_the_bound(logits.double(), float(torch.tensor(scale)))  # as the gates hold it
         return figures
 
     def project(self, step: int) -> None:
@@ -122,7 +122,10 @@ class GateOptimizer:
             return
         # One transfer for both, since an accelerator is waited for.
         *entries, scale = torch.cat([self._logits(), self.relaxations[0].scale.view(1)]).tolist()
-        s = torch.tensor(entries, dtype=torch.float64)
+        self._move_onto_the_bound(torch.tensor(entries, dtype=torch.float64), scale)
+
+    def _move_onto_the_bound(self, s: Tensor, scale: float) -> None:
+        """Move the logits, of which `s` is a copy on the CPU."""
 
         def is_over(nu: float) -> bool:
             return float(self._cost(torch.sigmoid(scale * (s + nu)))) > self.bound
