@@ -75,7 +75,7 @@ class Machine:
         """The number of this process, from 0."""
         return 0 if self.alone else self.fabric.global_rank
 
-    @functools.cached_property
+    @property
     def world(self) -> int:
         """The number of processes; 1 while the first one computes for all."""
         return 1 if self.alone or self._first_works else self.fabric.world_size

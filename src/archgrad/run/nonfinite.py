@@ -96,7 +96,7 @@ class FiniteChecks:
             if not figures:
                 return
         wrong = len(wrong_figures(figures))
-        if wrong if self._machine.world == 1 else self._machine.greatest(wrong):
+        if wrong if self._machine.alone else self._machine.greatest(wrong):
             raise figures_error(figures, run, parts=self._parts(), again=again)
 
     def gradients(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], run: Diagnosed) -> None:
@@ -117,7 +117,7 @@ class FiniteChecks:
         exact = torch.float32 if self._machine.device.type == "mps" else torch.float64
         values = torch.stack([row.detach().reshape(()).to(exact) for row in rows]).tolist() if rows else []
         wrong = waiting is not None and not math.isfinite(values[-1])
-        if wrong if self._machine.world == 1 else self._later and self._machine.greatest(int(wrong)):
+        if wrong if self._machine.alone else self._later and self._machine.greatest(int(wrong)):
             run.failed = True
             raise late_error(run)
         pairs = zip(there.items(), values, strict=False)

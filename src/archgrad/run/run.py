@@ -164,12 +164,12 @@ class Run:
 
     def mean(self, values: Sequence[Tensor | None]) -> list[Tensor | None]:
         """The mean over all processes of each tensor, [...] as given; what is None stays so. For gradients."""
-        return list(values) if self.world == 1 else distributed.mean(values, self._machine)
+        return list(values) if self._machine.alone or self.world == 1 else distributed.mean(values, self._machine)
 
     def mean_loss(self, value: Tensor) -> Tensor:
         """The mean over all processes of a loss, [] or [B], with this process's gradient."""
         (mean,) = self.mean([value.detach()])
-        return value if mean is None or self.world == 1 else value + (mean - value.detach())
+        return value if mean is None or self._machine.alone or self.world == 1 else value + (mean - value.detach())
 
     def to_device(self, batch: Value) -> Value:
         """The batch on this run's device: a tensor, or any nest of tuples, lists and dicts of them."""
