@@ -254,7 +254,7 @@ def test_a_wrong_number_of_one_process_is_told_in_all() -> None:
     class Two:
         """The other process of two, on accelerators, has a number that is wrong."""
 
-        world, device = 2, torch.device("cuda", 0)
+        alone, device = False, torch.device("cuda", 0)
 
         def greatest(self, number: int) -> int:
             return max(number, 1)
