@@ -125,7 +125,7 @@ class GateOptimizer:
         self._move_onto_the_bound(torch.tensor(entries, dtype=torch.float64), scale)
 
     def _move_onto_the_bound(self, s: Tensor, scale: float) -> None:
-        """Move the logits, of which `s` is a copy on the CPU."""
+        """Move the logits, of which `s` is a copy on the CPU, at the scale that the gates have."""
 
         def is_over(nu: float) -> bool:
             return float(self._cost(torch.sigmoid(scale * (s + nu)))) > self.bound
