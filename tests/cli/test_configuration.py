@@ -38,6 +38,7 @@ GIVEN = {"model": "net.py:Net", "data": "digits"}
         ("params = 1.5K", "params", 1500.0, None),
         ("latency_ms=4.0", "latency_ms", 4.0, None),
         ("onnx_ms=0.5", "onnx_ms", 0.5, None),
+        ("executorch_int8_ms=0.5", "executorch_int8_ms", 0.5, None),
     ],
 )
 def test_limits_are_read(text: str, cost: str, bound: float | None, fraction: float | None) -> None:

@@ -60,7 +60,7 @@ def test_files_are_timed_as_they_are(
 @pytest.mark.parametrize(
     ("limit", "onnx", "name"),
     [("latency_ms", None, "onnx latency"), ("latency_ms", False, "latency"),
-     ("openvino_ms", None, "openvino latency"),
+     ("openvino_ms", None, "openvino latency"), ("onnx_int8_ms", None, "int8 onnx latency"),
      ("onnx_ms", False, "onnx latency"), ("eager_ms", None, "latency"), ("compile_ms", None, "compile latency")],
 )  # fmt: skip
 def test_a_time_is_that_of_the_runtime_that_is_named_or_exported_for(

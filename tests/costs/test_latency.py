@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -182,6 +183,8 @@ def test_limits() -> None:
         ({"warmup": -1}, "warmup=-1"),
         ({"device": "nowhere"}, "nowhere"),
         ({"device": "meta", "runtime": "onnx"}, "timed on the CPU"),
+        ({"dtype": "int8"}, "onnx, openvino, executorch"),
+        ({"dtype": "int8", "runtime": "compile"}, "networks are quantized as files"),
     ],
 )
 def test_wrong_options_are_refused(wrong: dict[str, object], message: str) -> None:
@@ -225,13 +228,18 @@ def test_a_file_that_is_not_onnx_is_named(tmp_path: Path) -> None:
             measure_files({"a": damaged}, example)
 
 
-RUNTIMES = ["openvino", "executorch", pytest.param("compile", marks=pytest.mark.slow)]
+RUNTIMES = [
+    ("openvino", "float32"), ("executorch", "float32"), ("onnx", "int8"), ("openvino", "int8"),
+    ("executorch", "int8"), pytest.param("compile", "float32", marks=pytest.mark.slow),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_each_runtime_runs_the_network_itself(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    if runtime in ("openvino", "executorch"):
-        pytest.importorskip(runtime)
+@pytest.mark.parametrize(("runtime", "dtype"), RUNTIMES)
+def test_each_runtime_runs_the_network_itself(
+    runtime: Runtime, dtype: Literal["float32", "int8"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if runtime != "compile":
+        pytest.importorskip("onnxruntime" if runtime == "onnx" else runtime)
     network, x = Small().eval(), torch.randn(2, 3, 8, 8)
     passes: list[Callable[[], object]] = []
     turns = rooms.in_turns
@@ -241,12 +249,16 @@ def test_each_runtime_runs_the_network_itself(runtime: Runtime, monkeypatch: pyt
         return turns(given, **protocol)
 
     monkeypatch.setattr(rooms, "in_turns", watched)
-    cost = latency(x, runtime=runtime, repeats=3, batch=5)
+    cost = latency(x, runtime=runtime, dtype=dtype, repeats=3, batch=5)
     timing = cost.timing(network)
-    assert _sound(timing) and timing.runtime == runtime and cost.name == f"{runtime} latency"
+    name = f"int8 {runtime} latency" if dtype == "int8" else f"{runtime} latency"
+    assert _sound(timing) and timing.runtime == runtime and cost.name == name
     (output,) = torch.utils._pytree.tree_leaves(passes[0]())
-    wanted = network(x[torch.arange(5) % 2])
-    assert torch.allclose(torch.as_tensor(output), wanted, atol=1e-4)
+    difference = (torch.as_tensor(output) - network(x[torch.arange(5) % 2])).abs().max()
+    if dtype == "int8":  # close, and not the float network
+        assert 1e-5 < difference < 0.05
+    else:
+        assert difference < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -221,8 +221,9 @@ def limit_of(text: str | None, example: Inputs, *, onnx: bool | None) -> Limit |
     if limit.cost not in limits.TIMES:
         return cost_of(limit.cost, example).at_most(limit.bound, fraction=limit.fraction)
     named = limit.cost.removesuffix("_ms")
-    runtime = ("onnx" if writes_onnx(onnx) else "eager") if named == "latency" else named
-    return latency(example, runtime=cast(Runtime, runtime)).at_most(ms=limit.bound)
+    runtime = ("onnx" if writes_onnx(onnx) else "eager") if named == "latency" else named.removesuffix("_int8")
+    dtype: Literal["float32", "int8"] = "int8" if named.endswith("_int8") else "float32"
+    return latency(example, runtime=cast(Runtime, runtime), dtype=dtype).at_most(ms=limit.bound)
 
 
 def limits_of(texts: Sequence[str], example: Inputs, *, onnx: bool | None) -> list[Limit] | None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from archgrad.errors import ConfigError, ModelError, one_line
 from archgrad.extract import runtimes
 from archgrad.extract.export import encode_executorch, encode_onnx
 from archgrad.extract.export_trials import with_batch
+from archgrad.extract.quantization import int8_onnx, int8_program
 from archgrad.extract.runtimes import Runtime
 from archgrad.tasks.task import Inputs, arguments, mapped
 
@@ -65,7 +66,8 @@ class Latency(WithoutGradient):
 
     Few `repeats` and `warmup` passes keep a search cheap. Where the runtime takes a file, each network is exported
     first, which takes seconds, and the bytes are timed that `archgrad.export_onnx` writes. Name the runtime that you
-    ship: the order of two networks can differ between runtimes.
+    ship: the order of two networks can differ between runtimes. With `dtype="int8"` they are quantized first, with
+    scales from x alone, on which time does not depend; accuracy in int8 is what `Found.export(int8=True)` measures.
 
     Args:
         x: input of the network, [B, ...], or a tuple or dict of such.
@@ -76,10 +78,11 @@ class Latency(WithoutGradient):
         warmup: passes before them.
         threads: CPU threads of one pass; torch's own setting is put back.
         batch: samples of one pass, those of x repeated or left out; None: as many as x has.
+        dtype: "float32", as the network is, or "int8", as its quantized file is; the latter takes a runtime of files.
 
     Raises:
         ConfigError: a device that is not here; an unknown runtime; a file's runtime on a device other than the CPU;
-            repeats, threads or batch below 1; warmup below 0.
+            int8 in a runtime that takes no file; repeats, threads or batch below 1; warmup below 0.
         MissingExtra: a package of the runtime is not installed.
 
     Example:
@@ -98,22 +101,30 @@ class Latency(WithoutGradient):
     warmup: int = field(default=10, kw_only=True)
     threads: int = field(default=1, kw_only=True)
     batch: int | None = field(default=None, kw_only=True)
+    dtype: Literal["float32", "int8"] = field(default="float32", kw_only=True)
     unit: ClassVar[str] = "ms"
     measured: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_protocol(repeats=self.repeats, warmup=self.warmup, threads=self.threads, batch=self.batch)
         runtimes.require(self.runtime)
+        if self.dtype == "int8" and self.runtime not in runtimes.NEEDS:
+            raise ConfigError(
+                f'dtype="int8" with runtime="{self.runtime}": networks are quantized as files. Give runtime= one of '
+                f"{', '.join(runtimes.NEEDS)}"
+            )
         if self.device is not None:
             object.__setattr__(self, "device", _present(self.device, self.runtime))
 
     def __repr__(self) -> str:
-        return f"latency({self.device or 'where the network is'}, {self.runtime}, example {shapes(self.x)})"
+        runtime = f"{self.runtime} in int8" if self.dtype == "int8" else self.runtime
+        return f"latency({self.device or 'where the network is'}, {runtime}, example {shapes(self.x)})"
 
     @property
     def name(self) -> str:
-        """What records call it: "latency", with its runtime where that is not eager PyTorch."""
-        return "latency" if self.runtime == "eager" else f"{self.runtime} latency"
+        """What records call it: "latency", with its runtime where that is not eager PyTorch, and with int8."""
+        name = "latency" if self.runtime == "eager" else f"{self.runtime} latency"
+        return f"int8 {name}" if self.dtype == "int8" else name
 
     def of(self, network: nn.Module) -> float:
         """The median of a fresh measurement, in milliseconds."""
@@ -137,9 +148,7 @@ class Latency(WithoutGradient):
                 inputs = arguments(_moved(self.x, device))
                 inputs = with_batch(inputs, self.batch) if self.batch else inputs
                 if of_file:
-                    example = inputs if len(inputs) > 1 else inputs[0]
-                    encode = encode_executorch if self.runtime == "executorch" else encode_onnx
-                    passes.append(file_pass(encode(network, example).data, self.runtime, inputs, self.threads))
+                    passes.append(file_pass(self._file(network, inputs), self.runtime, inputs, self.threads))
                 else:
                     ready = stack.enter_context(_ready(network, inputs, device))
                     passes.append(_torch_pass(ready, inputs, device, compiled=self.runtime == "compile"))
@@ -149,6 +158,16 @@ class Latency(WithoutGradient):
             name: timing(row, runtime=self.runtime, device=device, threads=self.threads)
             for name, row, device in zip(networks, rows, devices, strict=True)
         }
+
+    def _file(self, network: nn.Module, inputs: tuple[Any, ...]) -> bytes:
+        """The bytes that the runtime takes."""
+        example = inputs if len(inputs) > 1 else inputs[0]
+        if self.runtime == "executorch":
+            return (
+                int8_program(network, [inputs]) if self.dtype == "int8" else encode_executorch(network, example).data
+            )
+        data = encode_onnx(network, example).data
+        return int8_onnx(data, [inputs]) if self.dtype == "int8" else data
 
     def at_most(self, bound: float | None = None, *, ms: float | None = None, fraction: float | None = None) -> Limit:
         """A limit of `ms` milliseconds, which may stand alone, or of a fraction of what the unchanged network takes.

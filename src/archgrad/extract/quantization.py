@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from archgrad.copy_and_run import by_name
+from archgrad.copy_and_run import by_name, copied
 from archgrad.errors import ModelError, one_line
 from archgrad.extract.export import plain_outputs, traced
-from archgrad.extract.onnx_file import Session, require_packages
-from archgrad.extract.runtimes import Executorch, require, silence
+from archgrad.extract.onnx_file import Session, named_inputs, require_packages
+from archgrad.extract.runtimes import Executorch, contiguous, executorch_bytes, require, silence
 from archgrad.tasks.task import tensors
 
 Feed = Mapping[str, Any]  # arrays by the names of a file's inputs
@@ -74,6 +74,12 @@ def layers(data: bytes) -> dict[str, str]:
     return found
 
 
+def int8_onnx(data: bytes, inputs: Sequence[tuple[Any, ...]]) -> bytes:
+    """An ONNX file in int8, every layer, calibrated by a network's inputs; errors as of `quantize`."""
+    names = Session(data).names
+    return quantize(prepared(data), [named_inputs(names, part) for part in inputs])
+
+
 def quantize(
     data: bytes, feeds: Sequence[Feed], *, only: Collection[str] = (), without: Collection[str] = ()
 ) -> bytes:
@@ -119,6 +125,12 @@ def _adds_in_16_bits() -> bool:
         return False
     cpuinfo = Path("/proc/cpuinfo")
     return not cpuinfo.is_file() or "vnni" not in cpuinfo.read_text(encoding="utf-8")
+
+
+def int8_program(network: nn.Module, inputs: Sequence[tuple[Any, ...]]) -> bytes:
+    """An ExecuTorch program in int8, calibrated by inputs of one shape; errors as of `quantized_program`."""
+    plain = contiguous(copied(network).cpu().eval())
+    return executorch_bytes(quantized_program(plain, inputs))
 
 
 def quantized_program(network: nn.Module, feeds: Sequence[tuple[Any, ...]]) -> ExportedProgram:

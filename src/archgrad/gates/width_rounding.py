@@ -124,7 +124,7 @@ def _measured_multiple(space: nn.Module, cost: Latency) -> dict[str, Any]:
     multiple = next((m for m in (16, 8) if not saves(m)), 4)
     return {
         "round_to": multiple,
-        "runtime": cost.runtime,
+        "runtime": cost.runtime if cost.dtype == "float32" else f"{cost.runtime} in {cost.dtype}",
         "low_ms": {str(w): round(ms, 6) for w, ms in times.items()},
     }
 

@@ -177,8 +177,7 @@ def _in_executorch(
     drop: Callable[[float], float], max_drop: float,
 ) -> bytes:  # fmt: skip
     """An ExecuTorch program in int8."""
-    plain = runtimes.contiguous(copied(plain))
-    data = runtimes.executorch_bytes(quantization.quantized_program(plain, inputs))
+    data = quantization.int8_program(plain, inputs)
     if (lost := drop(valid(data))) > max_drop:
         raise ModelError(
             f"int8 loses {lost:.3g} points in ExecuTorch, where no layer is left in float, and max_drop allows "

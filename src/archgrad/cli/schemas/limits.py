@@ -15,10 +15,14 @@ from archgrad.errors import LimitError
 
 LIMITS = (
     "macs=0.5 or macs=50% (half of what the network takes), macs=20M, macs=20e6, params=0.5, params=300k, "
-    "latency_ms=4.0 (in the runtime that the run exports for), onnx_ms=4.0, openvino_ms, executorch_ms, eager_ms or "
-    "compile_ms"
+    "latency_ms=4.0 (in the runtime that the run exports for), onnx_ms=4.0, openvino_ms, executorch_ms, eager_ms, "
+    "compile_ms, or of the file in int8 onnx_int8_ms, openvino_int8_ms, executorch_int8_ms"
 )
-TIMES = ("latency_ms", "onnx_ms", "openvino_ms", "executorch_ms", "eager_ms", "compile_ms")
+_FILES = ("onnx", "openvino", "executorch")
+TIMES = (
+    "latency_ms", *(f"{runtime}_ms" for runtime in (*_FILES, "eager", "compile")),
+    *(f"{runtime}_int8_ms" for runtime in _FILES),
+)  # fmt: skip
 COSTS = ("macs", "params", *TIMES)
 _SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?"
