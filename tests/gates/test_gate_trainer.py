@@ -130,6 +130,20 @@ def test_it_resumes_exactly() -> None:
         ag.GateTrainer(planted()[0], limit=limit, steps=7).load_state_dict(held[1])
 
 
+def test_widths_are_measured_under_a_limit_on_latency_and_stay_when_it_resumes() -> None:
+    _, space, x = convolutional()
+    limit = ag.latency(x, repeats=2, warmup=0).at_most(ms=1e3)
+    trainer = ag.GateTrainer(space, limit=limit, steps=5, example=x)
+    assert trainer.constraint.rounding.measured is not None
+    assert ag.GateTrainer(space, limit=limit, steps=5, example=x, round_to=2).constraint.rounding.measured is None
+    state = copy.deepcopy(trainer.state_dict())
+    state["rounding"]["most"] = 2  # what another day found
+    trainer.load_state_dict(state)
+    assert trainer.constraint.rounding.most == 2
+    with pytest.raises(ConfigError, match="limit on latency, and there is none"):
+        ag.GateTrainer(space, limit=ag.macs(x).at_most(fraction=0.5), steps=5, round_to="auto")
+
+
 def test_accumulation_and_a_scaled_loss_change_nothing() -> None:
     results = []
     for scale, parts in ((1.0, 1), (2.0**12, 1), (1.0, 2)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -26,7 +27,7 @@ from archgrad.gates.gate_optimizer import (
     stand_in,
 )
 from archgrad.gates.selection import FLOOR, GateConstraint, gates
-from archgrad.gates.width_rounding import WidthRounding
+from archgrad.gates.width_rounding import RoundTo, WidthRounding
 from archgrad.run.nonfinite import finite
 from archgrad.tasks.task import call
 from archgrad.training.fit import estimate_statistics
@@ -50,12 +51,14 @@ class GateTrainer:
         steps: how often `step` will be called.
         example: inputs of the network, [1, ...], or a nest of such; needed for a limit on a measured cost, whose
             gradient is that of MACs.
-        round_to: widths are multiples of this; default 8, less for narrow layers; 1 for any width.
+        round_to: widths are multiples of this; 1 for any width. Default 8, less for narrow layers; under a limit on
+            latency "auto", what is measured to suit its runtime here.
         learning_rate: of the logits.
 
     Raises:
         ChoiceError: the space has choices that are no gates, or none.
-        ConfigError: `steps` is no whole number from 1 up, or a measured limit comes without `example`.
+        ConfigError: `steps` is no whole number from 1 up, a measured limit comes without `example`, or
+            `round_to="auto"` without a limit on latency.
         LimitError: no network of the space meets the limit; the message says the lowest reachable.
 
     Example:
@@ -79,14 +82,15 @@ class GateTrainer:
         limit: Limit | Sequence[Limit],
         steps: int,
         example: Any = None,
-        round_to: int | None = None,
+        round_to: RoundTo = None,
         learning_rate: float = RATE_UNDER_LIMIT,
     ) -> None:
         if type(steps) is not int or steps < 1:
             raise ConfigError(f"steps={steps!r} was given. Allowed is how often step() will be called: 1 or more.")
         gates(space)  # a space of anything else is refused
         self.space, self.steps, self.steps_taken = space, steps, 0
-        self.constraint = GateConstraint(space, limit, WidthRounding(round_to))
+        self._limit = limit
+        self.constraint = GateConstraint(space, limit, WidthRounding.asked(round_to, space, limit))
         if not self.constraint.counted and example is None:
             measured = [part.name for part in self.constraint.parts or (self.constraint,) if not part.counted]
             raise ConfigError(
@@ -170,7 +174,7 @@ class GateTrainer:
         """What resuming needs beyond `space.state_dict()`, which holds the logits."""
         return {
             "steps": self.steps, "steps_taken": self.steps_taken, "optimizer": self._optimizer.state_dict(),
-            "gates": self._gates.state_dict(),
+            "gates": self._gates.state_dict(), "rounding": dataclasses.asdict(self.constraint.rounding),
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -179,12 +183,15 @@ class GateTrainer:
         Raises:
             ConfigError: the state is of something else, or of a training of another length.
         """
-        if not isinstance(state, Mapping) or set(state) != {"steps", "steps_taken", "optimizer", "gates"}:
+        if not isinstance(state, Mapping) or set(state) != set(self.state_dict()):
             raise ConfigError("the state is of something else: give what state_dict() of a GateTrainer returned")
         if state["steps"] != self.steps:
             raise ConfigError(
                 f"the state is of steps={state['steps']}, and this GateTrainer has steps={self.steps}: give the same"
             )
+        rounding = WidthRounding(**state["rounding"])
+        if rounding != self.constraint.rounding:  # measured, on another day
+            self.constraint = GateConstraint(self.space, self._limit, rounding)
         self.steps_taken = state["steps_taken"]
         self._optimizer.load_state_dict(state["optimizer"])
         self._gates.load_state_dict(state["gates"])

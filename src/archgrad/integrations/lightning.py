@@ -13,6 +13,7 @@ from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError, MissingExtra
 from archgrad.gates.gate_optimizer import RATE_UNDER_LIMIT
 from archgrad.gates.gate_trainer import GateTrainer
+from archgrad.gates.width_rounding import RoundTo
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -50,7 +51,7 @@ class LightningGateCallback(Callback):
         limit: Limit | Sequence[Limit],
         steps: int | None = None,
         example: Any = None,
-        round_to: int | None = None,
+        round_to: RoundTo = None,
         learning_rate: float = RATE_UNDER_LIMIT,
     ) -> None:
         self.gates = GateTrainer(

@@ -15,6 +15,7 @@ from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError, MissingExtra
 from archgrad.gates.gate_optimizer import RATE_UNDER_LIMIT
 from archgrad.gates.gate_trainer import GateTrainer
+from archgrad.gates.width_rounding import RoundTo
 
 try:
     import accelerate  # noqa: F401  # transformers imports its Trainer without, and fails when one is made
@@ -54,7 +55,7 @@ class TransformersGateCallback(TrainerCallback, ExportableState):
         limit: Limit | Sequence[Limit],
         steps: int | None = None,
         example: Any = None,
-        round_to: int | None = None,
+        round_to: RoundTo = None,
         learning_rate: float = RATE_UNDER_LIMIT,
     ) -> None:
         self.gates = GateTrainer(
