@@ -189,6 +189,8 @@ TRANSFORMERS = [
             **STREAM,
             "blocks.0.attn.heads": 3,
             "blocks.1.attn.heads": 3,
+            "blocks.0.attn.qkv.channels": 4,
+            "blocks.1.attn.qkv.channels": 4,
             "blocks.0.mlp.0": 20,
             "blocks.1.mlp.0": 16,
             **_parts("blocks.0.attn", "blocks.0.mlp", "blocks.1.attn", "blocks.1.mlp"),
@@ -198,7 +200,14 @@ TRANSFORMERS = [
     Family(
         "vit_separate",
         transformers.vit_separate,
-        {**STREAM, "blocks.0.attn.heads": 4, "blocks.0.mlp.0": 20, **_parts("blocks.0.attn", "blocks.0.mlp")},
+        {
+            **STREAM,
+            "blocks.0.attn.heads": 4,
+            "blocks.0.attn.query.channels": 3,
+            "blocks.0.attn.value.channels": 3,
+            "blocks.0.mlp.0": 20,
+            **_parts("blocks.0.attn", "blocks.0.mlp"),
+        },
         ("head",),
     ),
     Family(
@@ -207,6 +216,8 @@ TRANSFORMERS = [
         {
             **STREAM,
             "blocks.0.attn.attention.heads": 4,
+            "blocks.0.attn.attention.queries.channels": 3,
+            "blocks.0.attn.attention.values.channels": 3,
             "blocks.0.mlp.0": 20,
             **_parts("blocks.0.attn", "blocks.0.mlp"),
         },
@@ -215,7 +226,14 @@ TRANSFORMERS = [
     Family(
         "encoder_layer",
         transformers.encoder_layer,
-        {**STREAM, "blocks.0.self_attn.heads": 4, "blocks.0.linear1": 20, **_parts("blocks.0.self_attn")},
+        {
+            **STREAM,
+            "blocks.0.self_attn.heads": 4,
+            "blocks.0.self_attn.queries.channels": 3,
+            "blocks.0.self_attn.values.channels": 3,
+            "blocks.0.linear1": 20,
+            **_parts("blocks.0.self_attn"),
+        },
         ("head",),
     ),
     Family(

@@ -177,7 +177,8 @@ def test_keep_leaves_layers_as_they_are() -> None:
 def test_keep_covers_attention_and_what_a_module_contains() -> None:
     space = slim(transformers.vit_fused(), torch.randn(2, 3, 8, 8), keep=["blocks.0.attn"])
     modules = {"blocks.0.mlp.branch": 1, "blocks.1.attn.branch": 1, "blocks.1.mlp.branch": 1}
-    assert sizes(space) == {"blocks.1.attn.heads": 3, "blocks.0.mlp.0": 20, "blocks.1.mlp.0": 16, **modules}
+    attention = {"blocks.1.attn.heads": 3, "blocks.1.attn.qkv.channels": 4}
+    assert sizes(space) == {**attention, "blocks.0.mlp.0": 20, "blocks.1.mlp.0": 16, **modules}
     space = slim(convolutional.plain(), torch.randn(2, 3, 8, 8), keep=["blocks.1"])
     assert set(sizes(space)) == {"stem.0", "blocks.0.0"}
 

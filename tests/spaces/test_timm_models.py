@@ -21,14 +21,14 @@ MODELS = {
     "convnext_atto": (64, 12 * 2 + 4, False),  # inner width and branch, a stream for each stage
     "vit_tiny_patch16_224": (
         224,
-        12 * 4 + 1,
+        12 * 5 + 1,
         True,
-    ),  # heads and inner width, attention and MLP as a whole, the stream
+    ),  # heads, channels within them and inner width, attention and MLP as a whole, the stream
     "densenet121": (64, 58 * 2 + 3 + 1, True),  # two convolutions a layer, transitions, stem
     "regnetx_002": (64, 13 * 2 + 5, False),
     "mixer_s32_224": (224, 8 * 4 + 1, True),
     "resnext50_32x4d": (64, 16 * 2 + 5, True),
-    "swin_tiny_patch4_window7_224": (224, 12 * 4 + 4, True),
+    "swin_tiny_patch4_window7_224": (224, 12 * 5 + 4, True),
     "repvgg_a0": (64, 5 + 5, False),  # a trunk for each stage; the 3x3 where only the 1x1 stands beside it
     "vgg11_bn": (64, 8 + 2, True),
 }

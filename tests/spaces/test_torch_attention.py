@@ -79,7 +79,10 @@ def test_closed_heads_are_removed_heads(name: str) -> None:
     stir(net)
     space = ag.slim(net, X)
     gates = {n: same[0].size for n, same in choices(space).items()}
-    assert sum(n.endswith(".heads") and size == HEADS for n, size in gates.items()) == (1 + (len(gates) > 2)), gates
+    heads = [n.removesuffix(".heads") for n, size in gates.items() if n.endswith(".heads") and size == HEADS]
+    assert len(heads) == 1 + name.startswith(("decoder", "encoder")), gates
+    inner = {f"{n}.{kind}.channels" for n in heads for kind in ("queries", "values") if name != "other widths"}
+    assert inner <= gates.keys() and all(gates[n] == WIDTH // HEADS for n in inner), gates
     found = [*extremes(space), *(sample(space, generator=torch.Generator().manual_seed(i)) for i in range(2))]
     for architecture in found:
         held, built = hold(space, architecture), build(space, architecture)
@@ -140,8 +143,9 @@ def test_heads_that_cannot_be_removed_are_frozen_for_their_reason(name: str) -> 
     inner, call, reason = FROZEN[name]
     net = nn.Sequential(Attends(inner, call), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     space = ag.slim(net, X)
-    assert not any("inner" in gate for gate in choices(space))
-    assert reason in " ".join(why for path, why in ag.frozen(space).items() if "inner" in path)
+    left = [gate for gate in choices(space) if "inner" in gate]
+    assert all(gate.endswith(".channels") for gate in left)
+    assert left or reason in " ".join(why for path, why in ag.frozen(space).items() if "inner" in path)
 
 
 class Rows(nn.Module):
@@ -184,7 +188,8 @@ def test_what_is_out_of_reach_counts_the_projections_of_attention(name: str, key
     k, v = (6, 5) if name == "other widths" else (8, 8)
     each = 15 * WIDTH + keys * (k + v) + 15 * WIDTH  # a unit of a head: rows of q, k and v, a column of the output
     head = 15 * WIDTH * 3
-    assert reasons.macs_fraction == pytest.approx((2 * each + head) / (8 * each + head))
+    least = 2 if name == "other widths" else 1  # of the two units of the last head
+    assert reasons.macs_fraction == pytest.approx((least * each + head) / (8 * each + head))
 
 
 @pytest.mark.parametrize("name", ["itself", "other widths"])
@@ -193,7 +198,10 @@ def test_fresh_weights_of_attention_are_drawn_anew(name: str) -> None:
     network = Attends(made(), call)
     space = ag.slim(network, X)
     for pick in (None, (0, 2)):
-        architecture = ag.Architecture({n: pick or tuple(range(c[0].size)) for n, c in choices(space).items()})
+        sizes = {n: range(c[0].size) for n, c in choices(space).items()}
+        architecture = ag.Architecture(
+            {n: tuple(i for i in size if not pick or i in pick) for n, size in sizes.items()}
+        )
         inherited, fresh = build(space, architecture), build(space, architecture, weights="fresh")
         same = [n for n, p in fresh.named_parameters() if torch.equal(p, inherited.state_dict()[n])]
         assert all("bias" in n for n in same), same

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -36,6 +38,10 @@ class Coupling:
         attention: how the network calls this `nn.MultiheadAttention`, which is replaced once it is cut.
         norm: what this module computes, if it is a norm over these channels, or standardizes its weight over them.
         work: the part of the multiply-adds that the module computes itself, and its share, which this side scales.
+        gated: (name, dimension) of the weight and bias that make these channels, on which the gate stands because a
+            product of activations reads them.
+        rescaled: what reads them divides by the root of their number: what makes them is multiplied by that of the
+            part of them that is left.
     """
 
     module: str
@@ -47,6 +53,8 @@ class Coupling:
     attention: AttentionCall | None = None
     norm: ChannelNorm | StandardizedWeight | None = None
     work: tuple[str, float] = ("", 1.0)
+    gated: tuple[tuple[str, int], ...] = ()
+    rescaled: bool = False
 
     @property
     def kind(self) -> str:
@@ -118,7 +126,10 @@ def remove_channels(
         for member in members:
             if member.side == "branch":
                 continue
-            key = (member.module, member.side)
+            if member.rescaled:
+                _rescale(network.get_submodule(member.module), member, len(entries))
+            # What several gates cut of the same tensors is cut once.
+            key = (member.module, f"{member.tensors} {member.counts}" if member.tensors else member.side)
             mask = open_channels(member, entries)
             sides[key] = (member, sides[key][1] & mask if key in sides else mask)
     cut = _Cut()
@@ -139,6 +150,26 @@ def remove_channels(
             _select(network, path, mask)
 
 
+def _set(module: nn.Module, attribute: str, value: Any) -> None:
+    """Set an attribute, also for copies of a graph, which take those that its `meta` has."""
+    setattr(module, attribute, value)
+    if isinstance(module, fx.GraphModule):
+        preserved: dict[str, Any] = module.meta.get("_user_preserved_attributes", {})
+        if attribute in preserved:
+            module.meta = {**module.meta, "_user_preserved_attributes": {**preserved, attribute: value}}
+
+
+def _rescale(module: nn.Module, member: Coupling, left: int) -> None:
+    """Multiply what makes a gate's channels by sqrt(left / all), in place."""
+    factor = torch.ones(len(member.places), dtype=torch.float64)
+    factor[member.places >= 0] = math.sqrt(left / (int(member.places.max()) + 1))
+    for name, dim in member.gated:
+        parameter = getattr(module, name)
+        shape = [-1 if d == dim else 1 for d in range(parameter.dim())]
+        scaled = parameter.detach() * factor.to(parameter).view(shape)
+        setattr(module, name, nn.Parameter(scaled, requires_grad=parameter.requires_grad))
+
+
 @dataclass
 class _Cut:
     """Cuts modules, and a tensor that several of them share once, so that they share what is left."""
@@ -157,11 +188,11 @@ class _Cut:
             if isinstance(value, (tuple, list)):  # one of several numbers, or a shape, as LayerNorm has
                 places = [int(index)] if index else [i for i, size in enumerate(value) if size == len(mask)]
                 sizes = (left if i in places else size for i, size in enumerate(value))
-                setattr(module, attribute, type(value)(sizes))
+                _set(module, attribute, type(value)(sizes))
                 continue
             scaled, remainder = divmod(value * left, len(mask))
             assert remainder == 0, f"{member.module}.{name}: {value} does not shrink from {len(mask)} to {left}"
-            setattr(module, attribute, scaled)
+            _set(module, attribute, scaled)
 
     def _smaller(self, tensor: Tensor, dim: int, mask: Tensor) -> Tensor:
         every = mask.repeat(tensor.shape[dim] // len(mask)).nonzero().flatten()

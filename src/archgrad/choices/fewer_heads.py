@@ -1,4 +1,4 @@
-"""torch's attention module with fewer heads than its width allows, written in torch's operators."""
+"""torch's attention module with fewer heads, or channels in them, than its width allows, in torch's operators."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ class AttentionCall:
 
 
 def with_fewer_heads(attention: nn.MultiheadAttention, call: AttentionCall) -> fx.GraphModule:
-    """A plain module that computes what `attention` does with the heads that its cut weights have.
+    """A plain module that computes what `attention` does with the heads, and channels in them, of its cut weights.
 
         head_h = softmax(q_h k_h' / sqrt(d) + masks) v_h,   y = W_out [head_1 ... head_H] + b_out
 
-    torch's own takes H * d for the width of its inputs. The replacement has the same parameters by the same names and
+    torch's own takes H * d for the width of its inputs, and the scale from it; here d in the scale stays what it was.
+    The replacement has the same parameters by the same names and
     takes the same arguments, masks only where `call` has them.
 
     Args:
@@ -58,7 +59,8 @@ def with_fewer_heads(attention: nn.MultiheadAttention, call: AttentionCall) -> f
     q, k, v = _projections(graph, attention, (query, key, value))
     added = _added(graph, call, (padding, mask), q)
     if call.weights == "none" and not attention.dropout:
-        heads = graph.call_function(F.scaled_dot_product_attention, (q, k, v, added))
+        scale = {} if _widths(attention)[0] == attention.head_dim else {"scale": attention.head_dim**-0.5}
+        heads = graph.call_function(F.scaled_dot_product_attention, (q, k, v, added), scale)
         given = None
     else:
         scores = graph.call_function(torch.matmul, (q, graph.call_method("transpose", (k, -2, -1))))
@@ -106,22 +108,34 @@ def _projections(
     graph: fx.Graph, attention: nn.MultiheadAttention, inputs: tuple[fx.Node, fx.Node, fx.Node]
 ) -> list[fx.Node]:
     """Queries, keys and values, [B, H, T, d]."""
+    widths = _widths(attention)
+    rows = [attention.num_heads * width for width in widths]
+    divide = (torch.chunk, 3) if len(set(rows)) == 1 else (torch.split, rows)
     if attention._qkv_same_embed_dim:
-        weight = graph.call_function(torch.chunk, (graph.get_attr("in_proj_weight"), 3))
+        weight = graph.call_function(divide[0], (graph.get_attr("in_proj_weight"), divide[1]))
         weights = [graph.call_function(operator.getitem, (weight, i)) for i in range(3)]
     else:
         weights = [graph.get_attr(name) for name in _APART]
     biases: list[fx.Node | None] = [None] * 3
     if attention.in_proj_bias is not None:
-        bias = graph.call_function(torch.chunk, (graph.get_attr("in_proj_bias"), 3))
+        bias = graph.call_function(divide[0], (graph.get_attr("in_proj_bias"), divide[1]))
         biases = [graph.call_function(operator.getitem, (bias, i)) for i in range(3)]
     made = []
-    for x, w, b in zip(inputs, weights, biases, strict=True):
+    for x, w, b, width in zip(inputs, weights, biases, widths, strict=True):
         x = x if attention.batch_first else graph.call_method("transpose", (x, 0, 1))
         y = graph.call_function(F.linear, (x, w, b))
-        apart = graph.call_method("unflatten", (y, -1, (attention.num_heads, attention.head_dim)))
+        apart = graph.call_method("unflatten", (y, -1, (attention.num_heads, width)))
         made.append(graph.call_method("transpose", (apart, 1, 2)))
     return made
+
+
+def _widths(attention: nn.MultiheadAttention) -> tuple[int, int, int]:
+    """Channels of a head of queries, keys and values."""
+    values = attention.out_proj.weight.shape[1] // attention.num_heads
+    if not attention._qkv_same_embed_dim:
+        return values, values, values
+    keys = (attention.in_proj_weight.shape[0] // attention.num_heads - values) // 2
+    return keys, keys, values
 
 
 def _added(graph: fx.Graph, call: AttentionCall, given: tuple[fx.Node, fx.Node], like: fx.Node) -> fx.Node | None:

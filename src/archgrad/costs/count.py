@@ -32,7 +32,7 @@ from archgrad.choices.gate import Gate
 from archgrad.choices.modules import Choice
 from archgrad.copy_and_run import evaluating, run_on_example, shapes
 from archgrad.costs.limits import Limitable
-from archgrad.costs.work_by_weight import attended, by_weight
+from archgrad.costs.work_by_weight import attended, by_weight, concerns
 from archgrad.errors import ModelError
 from archgrad.tasks.task import Inputs, arguments, tensors
 
@@ -198,6 +198,7 @@ class Counter:
         self.rows: dict[tuple[str, ...], int] = {}
         self._entries: list[tuple[int, int, float]] = []
         self._known: set[tuple[str, ...]] = set()
+        self._places: dict[tuple[str, ...], list[Tensor]] = {}
         sides = self._sides(space)
         terms = [
             (value, [*self._rows_of(space, path, tensor, sides), *self._rows_inside(product)])
@@ -248,15 +249,22 @@ class Counter:
         rows: dict[int, None] = {}
         grouped = getattr(space.get_submodule(path), "groups", 1) > 1
         for name, member in sides.get(path, []):
-            if not _concerns(member, tensor, grouped=grouped):
+            if not concerns(member, tensor, grouped=grouped):
                 continue
             key: tuple[str, ...] = ("branch", name) if member.side == "branch" else (path, member.side)
+            while (*key, name) not in self._known and self._reached(key, member.places):
+                key = (*key, "again")  # a head and a place within heads share them
             row = self.rows.setdefault(key, len(self.rows))
             if (*key, name) not in self._known:
                 self._known.add((*key, name))
                 self._enter(row, name, member.places)
+                self._places.setdefault(key, []).append(member.places)
             rows[row] = None
         return list(rows)
+
+    def _reached(self, key: tuple[str, ...], places: Tensor) -> bool:
+        others = self._places.get(key, [])
+        return key[0] != "branch" and any(bool(((other >= 0) & (places >= 0)).any()) for other in others)
 
     def _rows_inside(self, product: Sequence[tuple[Choice, int]]) -> list[int]:
         rows = []
@@ -283,21 +291,6 @@ def _mixing_terms(space: nn.Module, path: str) -> list[list[tuple[Choice, int]]]
         if callable(terms):
             products = [a + b for a, b in itertools.product(products, terms(".".join(parts[i:])))]
     return products
-
-
-def _concerns(member: Coupling, tensor: str, *, grouped: bool) -> bool:
-    """Whether a side scales this tensor of its module, or (tensor "") the module's work.
-
-    The work of a grouped convolution goes with its outputs alone: each reads the inputs of its own block.
-    """
-    if member.side == "branch":
-        return True
-    if member.work[0]:
-        return tensor == member.work[0]
-    if tensor:
-        return any(attribute == tensor for attribute, _ in member.tensors)
-    named_input = member.side.startswith("in ")  # of one weight, whose work is a term of its own
-    return not (member.side.startswith("param") or named_input or (grouped and member.side == "in"))
 
 
 @checked

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from archgrad.choices.channels import Coupling
+
 
 @contextlib.contextmanager
 def attended(network: nn.Module) -> Iterator[dict[str, list[int]]]:
@@ -46,12 +48,19 @@ def by_weight(
     module = space.get_submodule(path)
     if isinstance(module, nn.MultiheadAttention) and places:
         fused = module._qkv_same_embed_dim
-        names = ("in_proj_weight",) * 3 if fused else ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+        names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+        names = names if not fused else ("in_proj_weight queries", "in_proj_weight keys", "in_proj_weight values")
         inner = module.num_heads * module.head_dim
-        weighted = [(path, n, k * inner * getattr(module, n).shape[1]) for n, k in zip(names, places, strict=True)]
+        weighted = [
+            (path, n, k * inner * getattr(module, n.partition(" ")[0]).shape[1])
+            for n, k in zip(names, places, strict=True)
+        ]  # fmt: skip
         weighted.append((f"{path}.out_proj".lstrip("."), "weight", places[0] * module.out_proj.weight.numel()))
         yield from weighted
-        yield path, "", value - sum(part for _, _, part in weighted)
+        products = {part: share for part, share in parts.items() if part.startswith("product ")}
+        left = value - sum(part for _, _, part in weighted)
+        yield from ((path, part, left * share) for part, share in products.items())
+        yield path, "", left * (1.0 - sum(products.values()))
         return
     if not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         yield from ((path, part, value * share) for part, share in parts.items())
@@ -61,3 +70,20 @@ def by_weight(
     sizes = {name: getattr(module, name).numel() for name in weights if name.startswith("weight")}
     for name, size in sizes.items():  # each is used once a step
         yield path, name, value * size / sum(sizes.values())
+
+
+def concerns(member: Coupling, tensor: str, *, grouped: bool) -> bool:
+    """Whether a side scales this tensor of its module, or (tensor "") the module's work.
+
+    The work of a grouped convolution goes with its outputs alone: each reads the inputs of its own block.
+    """
+    if member.side == "branch":
+        return True
+    if member.work[0]:
+        return tensor == member.work[0]
+    if tensor and not tensor.startswith("product "):  # a product is in the module's work, which heads scale whole
+        weight, _, part = tensor.partition(" ")  # of torch's attention: queries, keys or values of one weight
+        own = not part or member.side != "param channels"
+        return own and any(attribute == weight for attribute, _ in member.tensors)
+    named_input = member.side.startswith("in ")  # of one weight, whose work is a term of its own
+    return not (member.side.startswith("param") or named_input or (grouped and member.side == "in"))

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from archgrad.choices.channels import Coupling, kind_of
 from archgrad.choices.fewer_heads import AttentionCall
-from archgrad.spaces.slim.dependency import Components, Labels, Walk, unflattening
-from archgrad.spaces.slim.kept_sizes import Sizes, know_sources
+from archgrad.spaces.slim.dependency import Components, Labels, Walk
+from archgrad.spaces.slim.kept_sizes import Sizes, know_sources, unflattening
 from archgrad.spaces.slim.layer_sides import (
     NORMS,
     is_layer,
@@ -33,7 +34,7 @@ from archgrad.spaces.slim.own_widths import GivenAxes, Wides, note_widths, wides
 from archgrad.spaces.slim.recurrent import count_states, is_recurrent, packing, recurrent_hooks, tie_units
 from archgrad.spaces.slim.seeded_run import computed_weights, named_tensors_of, plain_kernels, run
 from archgrad.spaces.slim.torch_attention import Calls
-from archgrad.spaces.slim.whole_modules import note_numbers, note_products, note_rows, whole_hooks
+from archgrad.spaces.slim.whole_modules import Parts, note_numbers, note_products, note_rows, whole_hooks
 
 BARE = "with a parameter that is not the weight of a layer"
 STANDARDIZED = (
@@ -55,6 +56,8 @@ class ChannelGraph:
             their number times this are its multiply-adds.
         whole: multiply-adds of the network as it is.
         wides: by module that reshapes what has channels, along which axes of its arguments these lie.
+        divides: whether channels are divided, by heads, which could go by their places within heads too.
+        parts: how the products that modules compute themselves are divided.
     """
 
     groups: dict[str, list[Coupling]] = field(default_factory=dict)
@@ -63,6 +66,8 @@ class ChannelGraph:
     positions: Counter[str] = field(default_factory=Counter)
     whole: float = 0.0
     wides: Wides = field(default_factory=dict)
+    divides: bool = False
+    parts: Parts = field(default_factory=dict)
 
     def macs(self, network: nn.Module, *, without: Collection[str] = ()) -> float:
         """Multiply-adds on the example of the layers of a network with these paths, whatever their widths."""
@@ -79,6 +84,7 @@ def trace(
     *,
     keep: Callable[[str], bool] = lambda path: False,
     sources: bool = True,
+    outer: ChannelGraph | None = None,
 ) -> ChannelGraph:
     """The removable channel groups of a network, not yet tried out.
 
@@ -87,6 +93,8 @@ def trace(
         example: its inputs.
         keep: whether the outputs of the layer at a path have to stay.
         sources: whether numbers that modules keep are to shrink with the channels that they count.
+        outer: of an earlier run, in which channels that are divided went by heads; now they go by their places within
+            heads, and only those are returned.
     """
     if sources:
         know_sources(network)
@@ -104,7 +112,7 @@ def trace(
         return computed_weights(stack[-1], module) or (f"{here()} {STANDARDIZED}" if is_layer(module) else "")
 
     walk = Walk(components, numbering.tensors, is_read=is_read, rule=rule_of, path=lambda: stack[-1],
-                here=here, computed=computed)  # fmt: skip
+                here=here, computed=computed, within=outer is not None)  # fmt: skip
     blank: set[str] = set()
     handles = _hooks(numbering, walk, stack, visited, positions, blank)
     handles += whole_hooks(numbering, walk)
@@ -119,10 +127,12 @@ def trace(
             handle.remove()
     for name, x in named_tensors_of(outputs):
         walk.freeze(x, f"its channels reach the network's output {name}".rstrip())
-    note_products(numbering, walk)
+    makers = _makers(numbering, walk)
+    parts = note_products(numbering, walk, outer.parts if outer else {})
     sizes.tie(numbering)
     note_numbers(numbering, walk)
-    graph = _collect(numbering, components)
+    graph = _collect(numbering, components, makers, within=walk.inner if outer else None)
+    graph.divides, graph.parts = walk.divides, parts
     count_states(graph.groups, numbering.modules, blank)
     graph.positions, graph.calls = positions, numbering.calls
     graph.whole = graph.macs(network)
@@ -234,9 +244,44 @@ def _tie_blocks(numbering: Numbering, components: Components, path: str, module:
         components.join(blocks, np.broadcast_to(outs[:, :1], blocks.shape), "")
 
 
-def _collect(numbering: Numbering, components: Components) -> ChannelGraph:
-    """Units that reach the same sides become one gate; what is frozen is listed with its reason."""
+Makers = dict[Side, tuple[Labels, bool]]  # the channels of that side, and whether they are rescaled
+
+
+def _makers(numbering: Numbering, walk: Walk) -> Makers:
+    """Sides of layers whose weights can zero what a product of two activations sums over; others are frozen."""
+    makers: Makers = {}
+    sides, owner = list(numbering.sides), np.full(numbering.size, -1)
+    for number, side in enumerate(sides):
+        module = numbering.modules.get(side[0])
+        norm = side[1] == NORM_SIDE or (isinstance(module, _NormBase) and module.affine)
+        if kind_of(side[1]) == "out" and (norm or isinstance(module, nn.Embedding) or (module and is_layer(module))):
+            owner[numbering.sides[side]] = number
+    for left, right, reason, rescaled in walk.multiplied:
+        pairs = [(np.unique(owner[labels[labels >= 0]]), labels) for labels in (left, right)]
+        able = [(numbers, labels) for numbers, labels in pairs if numbers.size and (numbers >= 0).all()]
+        if not able or (rescaled and any(len(numbers) > 1 for numbers, _ in able[:1])):
+            walk.components.freeze(left, reason)
+            continue
+        for number in able[0][0]:
+            known, scaled = makers.get(sides[number], (able[0][1][:0], rescaled))
+            read = walk.behind(able[0][1][able[0][1] >= 0])
+            makers[sides[number]] = np.union1d(known, read), rescaled or scaled
+    return makers
+
+
+def _collect(
+    numbering: Numbering, components: Components, makers: Makers, *, within: Sequence[Labels] | None
+) -> ChannelGraph:
+    """Units that reach the same sides become one gate; what is frozen is listed with its reason.
+
+    Args:
+        numbering: the sides.
+        components: what is tied and frozen.
+        makers: sides whose weights carry a gate, where a product of activations reads their channels.
+        within: channels of which one at least has to be in a unit; default: any unit.
+    """
     roots, reasons = components.roots(), components.reasons()
+    inner = None if within is None else {int(r) for labels in within for r in np.unique(roots[labels[labels >= 0]])}
     sides = list(numbering.sides)
     reached: dict[int, list[int]] = {}
     for number, side in enumerate(sides):
@@ -244,9 +289,15 @@ def _collect(numbering: Numbering, components: Components) -> ChannelGraph:
         for root in np.unique(roots[labels[labels >= 0]]).tolist():
             reached.setdefault(root, []).append(number)
     result = ChannelGraph()
+    for labels in (labels for labels, rescaled in makers.values() if rescaled):
+        own = np.unique(roots[labels]).tolist()
+        if len({tuple(reached[root]) for root in own}) > 1:  # the number that is left is that of several gates
+            reasons |= dict.fromkeys(own, "the scale of attention depends on how many of these and others there are")
     gates: dict[tuple[int, ...], list[int]] = {}
     for root, numbers in reached.items():
-        reason = reasons.get(root) or _unreadable(numbering, [sides[n] for n in numbers])
+        if inner is not None and root not in inner:
+            continue
+        reason = reasons.get(root) or _unreadable(numbering, [sides[n] for n in numbers], makers)
         if not reason:
             gates.setdefault(tuple(numbers), []).append(root)
         for path in (
@@ -273,7 +324,7 @@ def _collect(numbering: Numbering, components: Components) -> ChannelGraph:
         name, again = first, 2
         while name in result.groups:
             name, again = f"{first}#{again}", again + 1
-        result.groups[name] = list(_couplings(numbering, roots, sorted(members), units, first_side))
+        result.groups[name] = list(_couplings(numbering, roots, sorted(members), units, (first_side, makers)))
     for couplings in result.groups.values():
         for coupling in couplings:
             if coupling.kind == "out":
@@ -290,17 +341,21 @@ def _shapes(module: nn.Module, width: int) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _unreadable(numbering: Numbering, sides: Sequence[Side]) -> str:
-    """Why nothing that could carry a gate reads these channels, if so."""
+def _unreadable(numbering: Numbering, sides: Sequence[Side], makers: Makers) -> str:
+    """Why nothing that could carry a gate reads or makes these channels, if so."""
     for path, side in sides:
+        if (path, side) in makers:
+            return ""
         if kind_of(side) == "in" and getattr(numbering.modules.get(path), "groups", 1) == 1:
             return ""
     return UNREAD
 
 
 def _couplings(
-    numbering: Numbering, roots: Labels, members: Sequence[Side], units: Sequence[int], first: Side
-) -> Iterator[Coupling]:
+    numbering: Numbering, roots: Labels, members: Sequence[Side], units: Sequence[int],
+    named_by: tuple[Side, Makers],
+) -> Iterator[Coupling]:  # fmt: skip
+    first, makers = named_by
     # Entries are numbered in the order in which their channels come in the layer that names the gate.
     named = roots[numbering.sides[first]]
     _, position = np.unique(named, return_index=True)
@@ -323,3 +378,11 @@ def _couplings(
                 work=numbering.works.get((path, side), ("", 1.0)),
                 attention=way if isinstance(way, AttentionCall) else None,
             )  # fmt: skip
+            if (path, side) in makers:
+                read, rescaled = makers[path, side]
+                places = torch.where(torch.from_numpy(np.isin(labels, read)), places, -1)
+                if not bool((places >= 0).any()):
+                    continue
+                made = numbering.modules[path]
+                gated = tuple((n, d) for n, d in tensors if isinstance(getattr(made, n, None), nn.Parameter))
+                yield Coupling(path, "param product", places, gated=gated, rescaled=rescaled)

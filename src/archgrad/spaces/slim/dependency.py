@@ -21,13 +21,40 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from archgrad.copy_and_run import Intercepted
 from archgrad.spaces.slim.seeded_run import OperatorMode
 
 Labels = NDArray[np.int64]
 Axes = dict[int, list[Labels]]  # axis -> arrays of labels along it, -1 for a place without one
 LONGEST = 1 << 22  # places along one axis; a longer one is not followed
 PENDING = 1 << 21  # pairs that are kept before they are merged
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Labels along an axis that are others for each place along a second one, that of queries, keys and values.
+
+    They are tied, since a tensor has as many places for each; which ones make queries is known all the same.
+
+    Attributes:
+        kinds: the second axis.
+        axis: the axis of the channels.
+        labels: [kinds, channels].
+    """
+
+    kinds: int
+    axis: int
+    labels: Labels
+
+    def is_kept_by(self, call: Call) -> bool:
+        """Whether an operator moves both axes, or takes each kind by itself."""
+        if call.name in ("permute", "transpose"):
+            return True
+        x, dim = call.inputs[0], call.argument("dim", 0)
+        takes = call.name in ("select", "unbind") or (
+            call.name in ("split", "split_with_sizes", "chunk")
+            and all(r.shape[self.kinds] == 1 for r in call.results)
+        )
+        return takes and isinstance(dim, int) and dim % x.dim() == self.kinds
 
 
 @dataclass
@@ -41,6 +68,7 @@ class Shadow:
         sized: axis -> path of the module in which a number says how long it is, in what holds no channels.
         picked: labels of which it holds some by their place, with a reason to freeze them as soon as it is read. What
             only stands for a shape never is.
+        apart: labels of channels of several kinds.
     """
 
     axes: Axes = field(default_factory=dict)
@@ -48,6 +76,7 @@ class Shadow:
     weight: bool = False
     sized: dict[int, str] = field(default_factory=dict)
     picked: list[tuple[Labels, str]] = field(default_factory=list)
+    apart: Apart | None = None
 
 
 class Components:
@@ -114,6 +143,7 @@ class Walk(OperatorMode):
         path: of the module that runs.
         here: where the run is, for reasons.
         computed: why the weights of the module that runs are no parameters; "" where they are.
+        within: whether a channel of a head goes from all heads, where else a head goes with all of its channels.
     """
 
     def __init__(
@@ -126,6 +156,7 @@ class Walk(OperatorMode):
         path: Callable[[], str],
         here: Callable[[], str],
         computed: Callable[[], str],
+        within: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.components = components
@@ -135,9 +166,14 @@ class Walk(OperatorMode):
         self.computed = computed
         self.unflattened = -1  # which of the sizes that `unflatten` was given is -1, while it runs
         self.heads = -1  # the axis whose size a reshape that runs was given as a number of heads
+        self.within = within  # whether channels that are divided go by their places within heads, and not by heads
+        self.divides = False  # whether it has divided channels that could go the other way too
+        self.inner: list[Labels] = []  # channels that go by their places within heads
+        self._lines = np.arange(len(is_read))  # by label the one that stands for it
+        self.multiplied: list[tuple[Labels, Labels, str, bool]] = []  # see `operators.pair_of_activations`
         self._rule = rule
         # By path the products that a module computes itself: their multiply-adds, and what lies along their results.
-        self.products: dict[str, list[tuple[int, list[Labels]]]] = {}
+        self.products: dict[str, list[tuple[int, list[Labels], object]]] = {}
         self.numbers: list[tuple[str, Labels]] = []  # module -> channels whose number it gave as a number
         self.divided: set[str] = set()  # modules that reshape what has channels
         self.paused = 0  # modules that are followed as a whole, inside which operators are not looked at
@@ -160,8 +196,10 @@ class Walk(OperatorMode):
         is_new = func._schema.name.startswith("aten::new_")
         known = [] if is_new else [self._shadows.get(x) for x in inputs]
         results = tensors_in(outputs)
-        if any(shadow is not None and shadow.axes for shadow in known):
+        if any(shadow is not None and (shadow.axes or shadow.apart) for shadow in known):
             call = Call(self, func, args, kwargs, inputs, results)
+            for shadow in known:
+                _take_first_kind(call, shadow)
             rule = self._rule(func)
             try:
                 if rule is None or not rule(call):
@@ -173,6 +211,22 @@ class Walk(OperatorMode):
         for result in results if constant or torch.Tag.pointwise in func.tags else ():
             self._shadows.setdefault(result, Shadow(constant=constant, sized=self._sized(inputs, result, constant)))
         return outputs
+
+    def stands_for(self, line: Labels, grid: Labels) -> Labels:
+        """A flat line of labels, which from now on stands for all of those that are tied to it in a block."""
+        self._lines[grid] = np.broadcast_to(line, grid.shape)
+        return line.reshape(-1)
+
+    def is_inner(self, labels: Labels) -> bool:
+        """Whether these are channels within heads already."""
+        return any(bool(np.isin(labels, inner).all()) for inner in self.inner)
+
+    def behind(self, labels: Labels) -> Labels:
+        """All labels that these stand for."""
+        lines = self._lines
+        while not np.array_equal(lines, further := lines[lines]):
+            lines = further
+        return np.flatnonzero(np.isin(lines, lines[labels]))
 
     def _sized(self, inputs: Sequence[Tensor], result: Tensor, constant: bool) -> dict[int, str]:
         """Which axes of a result without channels are as long as numbers say, and which modules these stand in."""
@@ -188,40 +242,32 @@ class Walk(OperatorMode):
         """What is known of a tensor."""
         return self._shadows.get(x) or Shadow()
 
-    def note(self, x: Tensor, axes: Axes, *, weight: bool = False) -> None:
+    def note(self, x: Tensor, axes: Axes, *, weight: bool = False, apart: Apart | None = None) -> None:
         """Say what lies along the axes of a tensor."""
-        self._shadows[x] = Shadow({k: v for k, v in axes.items() if v}, weight=weight)
+        self._shadows[x] = Shadow({k: v for k, v in axes.items() if v}, weight=weight, apart=apart)
 
-    def product(self, amount: int, axes: Axes) -> None:
-        """Note a product of so many multiply-adds, with what lies along its result."""
+    def product(self, amount: int, axes: Axes, shape: object) -> None:
+        """Note a product of so many multiply-adds, with what lies along its result and what it sums over."""
         along = [labels for arrays in axes.values() for labels in arrays]
-        self.products.setdefault(self.path(), []).append((amount, along))
+        self.products.setdefault(self.path(), []).append((amount, along, shape))
 
     def freeze(self, x: Tensor, reason: str, *, axes: Sequence[int] | None = None) -> None:
         """Freeze what lies along some axes of a tensor, by default along all."""
         for axis, arrays in self.shadow(x).axes.items():
             for labels in arrays if axes is None or axis in axes else ():
                 self.components.freeze(labels, reason)
+        apart = self.shadow(x).apart
+        if apart is not None and (axes is None or apart.axis in axes):
+            self.components.freeze(apart.labels, reason)
         for labels, _ in self.shadow(x).picked if axes is None else ():
             self.components.freeze(labels, reason)
 
 
-def unflattening(walk: Walk) -> Intercepted:
-    """Tells a walk which size `unflatten` leaves open: its view has all of them as numbers."""
-
-    def noted(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        sizes = None
-        if function in (torch.Tensor.unflatten, torch.unflatten):
-            sizes = kwargs.get("sizes", args[2] if len(args) > 2 else None)
-        if not isinstance(sizes, (tuple, list)) or -1 not in sizes:
-            return function(*args, **kwargs)
-        walk.unflattened = list(sizes).index(-1)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            walk.unflattened = -1
-
-    return Intercepted(noted)
+def _take_first_kind(call: Call, shadow: Shadow | None) -> None:
+    """Let the channels of the first kind stand for those of all, where an operator treats them as one."""
+    if shadow is not None and shadow.apart is not None and not shadow.apart.is_kept_by(call):
+        shadow.axes.setdefault(shadow.apart.axis, []).append(shadow.apart.labels[0])
+        shadow.apart = None
 
 
 @dataclass
@@ -341,5 +387,7 @@ def combine(call: Call, parts: Sequence[tuple[Tensor, Axes, int]], size: Sequenc
         if fixed:
             for labels in first:
                 components.freeze(labels, mismatch)
+            if call.walk.within:  # heads, which go by channels within them
+                continue
         result[axis] = first
     return result

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 
 from archgrad.copy_and_run import Intercepted
 from archgrad.spaces.slim.dependency import Labels, Walk
@@ -47,7 +48,7 @@ def know_sources(network: nn.Module) -> None:
         return size
 
     for path, module in network.named_modules():
-        if type(module).__module__.startswith("torch."):
+        if type(module).__module__.startswith("torch.") and not isinstance(module, fx.GraphModule):
             continue
         for name, value in list(vars(module).items()):
             if type(value) is int and value > 0:
@@ -162,6 +163,26 @@ class Sizes:
             size, where = size.whole, slice(max(0, where.stop - size.whole), where.stop)
         if not isinstance(size, KeptSize):
             return
-        for labels in self._walk.shadow(x).axes.get(axis, [])[:1]:
+        apart = self._walk.shadow(x).apart
+        arrays = self._walk.shadow(x).axes.get(axis, [])[:1] if apart is None or apart.axis != axis else apart.labels
+        for labels in arrays:
             if len(labels[where]) == size:
                 self._counted.setdefault(size.source, []).append(labels[where])
+
+
+def unflattening(walk: Walk) -> Intercepted:
+    """Tells a walk which size `unflatten` leaves open: its view has all of them as numbers."""
+
+    def noted(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        sizes = None
+        if function in (Tensor.unflatten, torch.unflatten):
+            sizes = kwargs.get("sizes", args[2] if len(args) > 2 else None)
+        if not isinstance(sizes, (tuple, list)) or -1 not in sizes:
+            return function(*args, **kwargs)
+        walk.unflattened = list(sizes).index(-1)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            walk.unflattened = -1
+
+    return Intercepted(noted)

@@ -126,9 +126,12 @@ def contract(call: Call, left: list[Labels], right: list[Labels], operands: tupl
     if not left and not right:
         return True
     if not any(call.walk.shadow(x).weight for x in operands):
-        reason = call.walk.computed() or f"{here} multiplies these channels with other activations and adds up"
-        for labels in (*left, *right):
-            components.freeze(labels, reason)
+        reason = f"{here} multiplies these channels with other activations and adds up"
+        if computed := call.walk.computed():
+            for labels in (*left, *right):
+                components.freeze(labels, computed)
+            return True
+        pair_of_activations(call, left, right, reason)
         return True
     if not left or not right:
         for labels in (*left, *right):
@@ -142,6 +145,21 @@ def contract(call: Call, left: list[Labels], right: list[Labels], operands: tupl
                 weight, f"{here} reads these channels with a parameter that is not the weight of a layer"
             )
     return True
+
+
+def pair_of_activations(
+    call: Call, left: list[Labels], right: list[Labels], reason: str, *, rescaled: bool = False
+) -> None:
+    """Tie what a product of two activations sums over: where one of both is zero, nothing is added.
+
+    With `rescaled` the product is divided by the root of their number.
+    """
+    if len(left) == len(right) == 1:
+        call.walk.components.join(left[0], right[0], reason)
+        call.walk.multiplied.append((left[0], right[0], reason, rescaled))
+        return
+    for labels in (*left, *right):
+        call.walk.components.freeze(labels, reason)
 
 
 def _multiply(call: Call) -> bool:
@@ -170,8 +188,7 @@ def _multiply(call: Call) -> bool:
         )
         if not axes:
             call.walk.freeze(added, f"{call.walk.here()} adds this parameter to values without channels")
-    summed = {-1: axes_b.get(inner, []) if call.walk.shadow(b).weight else []}
-    call.walk.product(result.numel() * a.shape[-1], axes | summed)
+    call.walk.product(result.numel() * a.shape[-1], axes | {-1: axes_b.get(inner, [])}, (a.shape, b.shape))
     call.walk.note(result, axes)
     return True
 
@@ -180,8 +197,9 @@ def _attention(call: Call) -> bool:
     q, k, v, *rest = call.inputs
     last, here = q.dim() - 1, call.walk.here()
     result = call.results[0]
-    for x in (q, k):
-        call.walk.freeze(x, f"{here} multiplies queries and keys and adds up over these channels", axes=[last])
+    reason = f"{here} multiplies queries and keys and adds up over these channels"
+    rescaled = call.argument("scale") is None
+    pair_of_activations(call, call.axes(q).get(last, []), call.axes(k).get(last, []), reason, rescaled=rescaled)
     for x in (k, v):
         call.mixes(x, [last - 1])
     for x in rest:  # a mask, with an axis of heads perhaps
@@ -202,8 +220,8 @@ def _attention(call: Call) -> bool:
         parts.append((x, axes, shift))
     joined = combine(call, parts, result.shape[: last - 1])
     scores = q.numel() * k.shape[-2]
-    call.walk.product(scores, joined)
-    call.walk.product(scores * v.shape[-1] // q.shape[-1], joined | {last: call.axes(v).get(last, [])})
+    call.walk.product(scores, joined | {last: call.axes(q).get(last, [])}, "scores")
+    call.walk.product(scores * v.shape[-1] // q.shape[-1], joined | {last: call.axes(v).get(last, [])}, "values")
     joined[last - 1], joined[last] = call.axes(q).get(last - 1, []), call.axes(v).get(last, [])
     call.walk.note(result, joined)
     return True
@@ -213,6 +231,9 @@ def _batch_norm(call: Call) -> bool:
     x = call.inputs[0]
     vectors = [(v, {0: call.axes(v).get(0, [])}, 1) for v in call.inputs[1:]]
     axes = combine(call, [(x, call.axes(x), 0), *vectors], x.shape[:2])
+    # What zeroes a channel behind the norm is its weight and bias, so that the labels are the norm's.
+    own = [call.axes(v)[0] for v in call.inputs[1:2] if call.walk.shadow(v).weight and 0 in call.axes(v)]
+    axes |= {1: own[0]} if own and len(axes.get(1, [])) == 1 else {}
     call.walk.note(call.results[0], {**call.axes(x), **axes})
     return True
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -217,9 +218,9 @@ def _reshape(traced: TracedModule, node: fx.Node) -> bool | None:
         return None
     wide = [m for s, m in zip(sizes, made, strict=True) if _is_wide(traced, s)]
     with traced.graph.inserting_before(node):
-        written = [traced.graph.call_method("size", (x, m.axis)) if isinstance(m, _Axis) else m for m in made]
+        written = [_written(traced, x, m) for m in made]
     node.args = (x, tuple(written)) if listed else (x, *written)
-    return any(not isinstance(m, _Axis) for m in wide) or (bool(wide) and _behind_layer(traced, node))
+    return any(not isinstance(m, (_Axis, _Attribute)) for m in wide) or (bool(wide) and _behind_layer(traced, node))
 
 
 def _behind_layer(traced: TracedModule, node: fx.Node) -> bool:
@@ -239,6 +240,25 @@ class _Axis:
 
     def __init__(self, axis: int) -> None:
         self.axis = axis
+
+
+class _Attribute(str):
+    """The name of a number that the module keeps."""
+
+
+def _own_attribute(traced: TracedModule, size: Any) -> str:
+    """The name of the module's own number that a size is; "" for any other."""
+    path, name = size.source if isinstance(size, KeptSize) else ("other", "")
+    return name if not path and type(vars(traced.module).get(name)) is KeptSize else ""
+
+
+def _written(traced: TracedModule, x: Any, size: Any) -> Any:
+    """A size in the graph."""
+    if isinstance(size, _Axis):
+        return traced.graph.call_method("size", (x, size.axis))
+    if isinstance(size, _Attribute):
+        return traced.graph.create_node("get_attr", str(size))
+    return size
 
 
 def _is_wide(traced: TracedModule, size: Any) -> bool:
@@ -264,9 +284,13 @@ def _own_sizes(traced: TracedModule, node: fx.Node, sizes: Sequence[Any]) -> lis
             first = heads[0] if heads else own[0]
             if any(traced.origins[sizes[a]].other for a in own if wide[a]):
                 return None  # of a number of steps, too
-            for a in after:
-                if a != first and (a in own or sizes[a] == -1):
-                    made[a] = int(y.shape[a])
+            rest = [a for a in after if a != first and (a in own or sizes[a] == -1)]
+            counted_by = _own_attribute(traced, sizes[first])
+            if counted_by and len(rest) == 1:  # as many heads as that says, and what is there in each
+                made[first], made[rest[0]] = _Attribute(counted_by), -1
+                continue
+            for a in rest:
+                made[a] = int(y.shape[a])
             made[first] = -1
     free = sum(isinstance(m, int) and m == -1 for m in made)
     if free == 0 and len(merged) == 1:  # a number that stands for the product of what is merged there
@@ -298,6 +322,9 @@ def _finish(traced: TracedModule) -> None:
 
     for node in traced.graph.nodes:
         node.args, node.kwargs = fx.node.map_arg(node.args, constant), fx.node.map_arg(node.kwargs, constant)
+        if node.target is F.scaled_dot_product_attention and node.kwargs.get("scale") is None and len(node.args) < 7:
+            query = traced.values[node.args[0]] if node.args else traced.values[node.kwargs["query"]]
+            node.kwargs = {**node.kwargs, "scale": query.shape[-1] ** -0.5}  # that of the heads as they are
     for node in list(traced.graph.nodes)[::-1]:
         if node in traced.origins and not node.users and node.op != "placeholder":
             traced.graph.erase_node(node)

@@ -7,17 +7,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from archgrad.spaces.slim.dependency import LONGEST, Axes, Call, Labels, Rule, combine
+from archgrad.spaces.slim.dependency import LONGEST, Apart, Axes, Call, Labels, Rule, combine
+
+FEW = 4  # kinds of projections that one layer makes
 
 
 def _moved(call: Call, order: Sequence[int]) -> bool:
     """Axis k of the result is axis order[k] of the input, -1 for a new one."""
     x = call.inputs[0]
     axes = {k: call.axes(x)[a] for k, a in enumerate(order) if a in call.axes(x)}
+    apart = call.walk.shadow(x).apart
+    if apart is not None:
+        apart = Apart(order.index(apart.kinds), order.index(apart.axis), apart.labels)
     for axis in call.axes(x):
         if axis not in order:
             call.mixes(x, [axis])
-    call.walk.note(call.results[0], axes, weight=call.walk.shadow(x).weight)
+    call.walk.note(call.results[0], axes, weight=call.walk.shadow(x).weight, apart=apart)
     return True
 
 
@@ -57,6 +62,9 @@ def _select(call: Call) -> bool:
     x, result = call.inputs[0], call.results[0]
     dim = call.argument("dim") % x.dim()
     axes = {a - (a > dim): labels for a, labels in call.axes(x).items() if a != dim}
+    apart = call.walk.shadow(x).apart
+    if apart is not None:
+        axes[apart.axis - (apart.axis > dim)] = [apart.labels[call.argument("index")]]
     call.walk.note(result, axes, weight=call.walk.shadow(x).weight)
     reason = f"{call.walk.here()} mixes these channels (select)"
     call.walk.shadow(result).picked += [(labels, reason) for labels in call.axes(x).get(dim, [])]
@@ -93,13 +101,18 @@ def _split(call: Call) -> bool:
     if call.name.startswith("unbind"):
         call.mixes(x, [dim])
         axes = {a - (a > dim): v for a, v in call.axes(x).items() if a != dim}
-        for result in call.results:
-            call.walk.note(result, axes)
+        apart = call.walk.shadow(x).apart
+        for number, result in enumerate(call.results):
+            own = {} if apart is None else {apart.axis - (apart.axis > dim): [apart.labels[number]]}
+            call.walk.note(result, axes | own)
         return True
     start = 0
+    apart = call.walk.shadow(x).apart
     for result in call.results:
         end = start + result.shape[dim]
         axes = dict(call.axes(x))
+        if apart is not None:
+            axes[apart.axis] = [apart.labels[start]]
         if dim in axes:
             axes[dim] = [labels[start:end] for labels in axes[dim]]
         call.walk.note(result, axes)
@@ -230,13 +243,18 @@ def tie_to_one_axis(call: Call, grid: Labels, preferred: int) -> tuple[int, Labe
     roots = np.append(call.walk.components.roots(), -1)[grid]
     for axis in axes if (grid >= 0).all() else ():
         if np.array_equal(roots, np.broadcast_to(_line(roots, axis), grid.shape)):
-            return axis, _line(grid, axis).reshape(-1)
+            return axis, call.walk.stands_for(_line(grid, axis), grid)
     preferred = preferred if preferred in axes else axes[-1]
+    if preferred != axes[-1]:
+        call.walk.divides = True
+        preferred = axes[-1] if call.walk.within and not call.walk.is_inner(grid) else preferred
     line = _line(grid, preferred)
+    if call.walk.within:
+        call.walk.inner.append(line.reshape(-1))
     call.walk.components.join(
         grid, np.broadcast_to(line, grid.shape), f"{call.walk.here()} divides these channels ({call.name})"
     )
-    return preferred, line.reshape(-1)
+    return preferred, call.walk.stands_for(line, grid)
 
 
 def _line(grid: Labels, axis: int) -> Labels:
@@ -278,6 +296,7 @@ def _view(call: Call) -> bool:
     free = list(size).index(-1) if -1 in size else -1
     free = call.walk.heads if 0 <= call.walk.heads < result.dim() else free
     axes: Axes = {}
+    apart: Apart | None = None
     call.walk.divided.add(call.walk.path())
     for before, after in segments(x.shape, result.shape):
         sizes = [x.shape[a] for a in before]
@@ -293,12 +312,26 @@ def _view(call: Call) -> bool:
                 shape[position] = -1
                 grid = np.broadcast_to(labels.reshape(shape), sizes).reshape([result.shape[a] for a in after])
                 unflattened = call.walk.unflattened if len(after) > 1 else -1
-                own, line = tie_to_one_axis(
-                    call, grid, next((i for i, a in enumerate(after) if a == free), unflattened)
-                )
+                first = next((i for i, a in enumerate(after) if a == free), unflattened)
+                if (kind := _kinds(call, grid, first)) >= 0:
+                    lines = [
+                        tie_to_one_axis(call, part, first - (first > kind)) for part in np.moveaxis(grid, kind, 0)
+                    ]
+                    apart = Apart(after[kind], after[-1], np.stack([line for _, line in lines]))
+                    call.walk.components.join(apart.labels, np.broadcast_to(apart.labels[:1], apart.labels.shape), "")
+                    continue
+                own, line = tie_to_one_axis(call, grid, first)
                 axes.setdefault(after[own], []).append(line)
-    call.walk.note(result, axes, weight=call.walk.shadow(x).weight)
+    call.walk.note(result, axes, weight=call.walk.shadow(x).weight, apart=apart)
     return True
+
+
+def _kinds(call: Call, grid: Labels, heads: int) -> int:
+    """The axis of queries, keys and values of a block of channels of all of them; -1 for none."""
+    others = [a for a in range(grid.ndim - 1) if a != heads and grid.shape[a] > 1]
+    distinct = len(np.unique(grid)) == grid.size
+    fits = 0 <= heads < grid.ndim - 1 and len(others) == 1 and grid.shape[others[0]] <= FEW
+    return others[0] if fits and distinct and call.walk.within and not call.walk.is_inner(grid) else -1
 
 
 def _as_strided(call: Call) -> bool:
@@ -312,38 +345,14 @@ def _as_strided(call: Call) -> bool:
 
 
 REARRANGING: dict[Rule, tuple[str, ...]] = {
-    _permute: (
-        "permute",
-        "permute_copy",
-    ),
-    _t: (
-        "t",
-        "t_copy",
-    ),
-    _transpose: (
-        "transpose",
-        "transpose_copy",
-    ),
-    _unsqueeze: (
-        "unsqueeze",
-        "unsqueeze_copy",
-    ),
-    _squeeze: (
-        "squeeze",
-        "squeeze_copy",
-    ),
-    _select: (
-        "select",
-        "select_copy",
-    ),
-    _expand: (
-        "expand",
-        "expand_copy",
-    ),
-    _slice: (
-        "slice",
-        "slice_copy",
-    ),
+    _permute: ("permute", "permute_copy"),
+    _t: ("t", "t_copy"),
+    _transpose: ("transpose", "transpose_copy"),
+    _unsqueeze: ("unsqueeze", "unsqueeze_copy"),
+    _squeeze: ("squeeze", "squeeze_copy"),
+    _select: ("select", "select_copy"),
+    _expand: ("expand", "expand_copy"),
+    _slice: ("slice", "slice_copy"),
     _split: (
         "split",
         "split_with_sizes",
@@ -356,33 +365,12 @@ REARRANGING: dict[Rule, tuple[str, ...]] = {
         "split_copy",
         "unbind_copy",
     ),
-    _join: (
-        "cat",
-        "stack",
-    ),
+    _join: ("cat", "stack"),
     _as_strided: ("as_strided",),
     _pad: ("constant_pad_nd",),
-    _repeat: (
-        "repeat",
-        "tile",
-    ),
-    _where: (
-        "masked_fill",
-        "where",
-        "masked_scatter",
-    ),
-    _shuffle: (
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "channel_shuffle",
-    ),
+    _repeat: ("repeat", "tile"),
+    _where: ("masked_fill", "where", "masked_scatter"),
+    _shuffle: ("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
     _patches: ("im2col", "col2im"),
-    _view: (
-        "view",
-        "unsafe_view",
-        "reshape",
-        "reshape_alias",
-        "view_copy",
-        "reshape_copy",
-    ),
+    _view: ("view", "unsafe_view", "reshape", "reshape_alias", "view_copy", "reshape_copy"),
 }

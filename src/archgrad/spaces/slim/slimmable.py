@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar, cast
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from archgrad.argument_types import checked
 from archgrad.choices.channel_norms import add_gate
-from archgrad.choices.channels import ORDER, Vanishing
+from archgrad.choices.channels import ORDER, Coupling, Vanishing
 from archgrad.choices.gate import Gate
 from archgrad.choices.standardized_weights import standardized_weight
 from archgrad.copy_and_run import copied
@@ -28,7 +29,8 @@ from archgrad.spaces.slim.own_widths import with_own_widths
 from archgrad.spaces.slim.recurrent import follow_weights
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, quiet_graphs, run
 from archgrad.spaces.slim.torch_attention import torch_heads
-from archgrad.spaces.slim.trial import Removal, Trial, reads
+from archgrad.spaces.slim.trial import Removal, Trial, gated_tensors
+from archgrad.spaces.slim.trial_masks import MASKS
 from archgrad.tasks.task import Inputs, arguments, tensors
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -94,10 +96,11 @@ def _slimmed(net: Network, given: tuple[Tensor, ...], is_kept: Callable[[str], b
     if rewritten is not None:
         net = cast(Network, rewritten)
         graph = _traced(net, given, is_kept)
+    within = _traced(net, given, is_kept, outer=graph).groups if graph.divides else {}
     if inputs:
         graph.groups |= input_features(copied(net).eval(), given)
     trial = Trial(net, given, macs=graph.whole)
-    removals = _accepted(trial, graph, is_kept)
+    removals = _accepted(trial, graph, within, is_kept)
     if not removals:
         reasons = "; ".join(f"{n}: {advised(r)}" for n, r in list(graph.frozen.items())[:5])
         raise ModelError(f"{type(net).__name__} has no channels that can be removed ({reasons or 'no layer found'})")
@@ -128,24 +131,41 @@ def frozen(space: nn.Module) -> Frozen:
     return found if isinstance(found, Frozen) else Frozen({})
 
 
-def _accepted(trial: Trial, graph: ChannelGraph, is_kept: Callable[[str], bool]) -> list[Removal]:
-    """Heads, channels and branches that pass the trial together; the reasons of the others go into `graph.frozen`."""
+def _accepted(
+    trial: Trial, graph: ChannelGraph, within: Mapping[str, list[Coupling]], is_kept: Callable[[str], bool]
+) -> list[Removal]:
+    """Heads, channels and branches that pass the trial together; the reasons of the others go into `graph.frozen`.
+
+    `within` are channels within heads: they are tried by themselves first, so that they cost the others nothing.
+    """
     budget = Budget()
     removals = attention_heads(trial, graph, budget, is_kept)
     removals += torch_heads(trial, graph.calls, graph.frozen, is_kept)
     removals += [Removal(name, couplings) for name, couplings in graph.groups.items()]
+    inner = [Removal(f"{name}.channels", couplings) for name, couplings in within.items()]
+    for other in (False, True):  # what is known of the scale of attention, and the opposite: it may be computed
+        tried = [Removal(r.name, _rescaled(r.couplings, other=other)) for r in inner]
+        passed = settle(trial, tried, {}, Budget(len(MASKS) * 5), masks=MASKS[:2])
+        removals += passed
+        inner = [r for r in inner if r.name not in {p.name for p in passed}]
     widths = {c.module for r in removals for c in r.couplings if c.kind == "out"}
     if widths:
         removals += [r for r in branches(trial, widths) if not any(is_kept(c.module) for c in r.couplings)]
     refused: dict[str, str] = {}
     removals = exercised(trial, removals, refused, budget)
     removals = settle(trial, removals, refused, budget)
-    graph.frozen.update({name: reason for name, reason in refused.items() if not name.endswith(".branch")})
+    graph.frozen.update(
+        {name: reason for name, reason in refused.items() if not name.endswith((".branch", ".channels"))}
+    )
     for name, reason in refused.items():
         if name.endswith(".heads"):
             graph.frozen[name.removesuffix(".heads")] = f"its heads cannot be removed: {reason}"
     gated = [c.module for r in removals for c in r.couplings if c.kind == "out"]
     return [r for r in removals if not r.vanishing or _stands_alone(r.vanishing, gated)]
+
+
+def _rescaled(couplings: Sequence[Coupling], *, other: bool) -> list[Coupling]:
+    return [replace(c, rescaled=c.rescaled != (other and bool(c.gated))) for c in couplings]
 
 
 def _stands_alone(vanishing: Vanishing, gated: Sequence[str]) -> bool:
@@ -190,11 +210,13 @@ def _checked(net: nn.Module, example: Example | None) -> tuple[Tensor, ...]:
     return inputs
 
 
-def _traced(net: nn.Module, inputs: tuple[Tensor, ...], is_kept: Callable[[str], bool]) -> ChannelGraph:
+def _traced(
+    net: nn.Module, inputs: tuple[Tensor, ...], is_kept: Callable[[str], bool], *, outer: ChannelGraph | None = None
+) -> ChannelGraph:
     cause: Exception | None = None
     for sources in (True, False):  # code may ask whether a number is an int and nothing else
         try:
-            return trace(copied(net, share=True).eval(), inputs, keep=is_kept, sources=sources)
+            return trace(copied(net, share=True).eval(), inputs, keep=is_kept, sources=sources, outer=outer)
         except NETWORK_ERRORS as error:
             cause = error
     try:
@@ -226,8 +248,7 @@ def _attach(space: nn.Module, removal: Removal) -> None:
                 _register(layer, attribute, gate)
         return
     for member in couplings:
-        if reads(space, member):
-            ((attribute, dim),) = member.tensors
+        for attribute, dim in gated_tensors(space, member):
             places = None if torch.equal(member.places, torch.arange(removal.size)) else member.places
             gate = Gate(removal.size, name=removal.name, places=places, dim=dim, couplings=couplings)
             _register(space.get_submodule(member.module), attribute, gate)

@@ -106,15 +106,40 @@ def torch_heads(trial: Trial, calls: Calls, frozen: dict[str, str], is_kept: Cal
             continue
         if _is_shared(trial.network, module) or _is_shared(trial.network, module.out_proj):
             continue
-        weights = ("in_proj_weight",) if module._qkv_same_embed_dim else _PROJECTIONS
+        fused = module._qkv_same_embed_dim
+        weights = ("in_proj_weight",) if fused else _PROJECTIONS
         places = torch.arange(module.num_heads).repeat_interleave(module.head_dim)
-        makes = tuple((name, 0) for name in (*weights, "in_proj_bias"))
+        makes = tuple((name, 0) for name in (*weights, "in_proj_bias") if getattr(module, name) is not None)
         removals.append(Removal(f"{path}.heads", [
-            Coupling(path, "heads", places, makes, ("num_heads",), attention=way),
+            Coupling(path, "heads", places.repeat(3) if fused else places, makes, attention=way),
+            Coupling(path, "param num_heads", torch.arange(module.num_heads), (), ("num_heads",)),
             Coupling(f"{path}.out_proj", "in", places, (("weight", 1),), ("in_features",)),
         ]))  # fmt: skip
+        if fused and module.head_dim > 1:
+            removals += _within_heads(path, module, makes, way)
         frozen.pop(path, None)
     return removals
+
+
+def _within_heads(
+    path: str, module: nn.MultiheadAttention, makes: tuple[tuple[str, int], ...], way: AttentionCall
+) -> list[Removal]:
+    """Removals of places within heads: of queries and keys together, and of values."""
+    every, inner = torch.arange(module.head_dim), torch.arange(module.head_dim).repeat(module.num_heads)
+    none = torch.full_like(inner, -1)
+    paired = [
+        Coupling(path, "param channels", torch.cat([inner, inner, none]), makes, attention=way),
+        Coupling(path, "param product", torch.cat([inner, none, none]), gated=makes),
+        *(Coupling(path, f"rows {w}", every, work=(f"in_proj_weight {w}", 1.0)) for w in ("queries", "keys")),
+        Coupling(path, "rows scores", every, work=("product scores", 0.5)),
+    ]
+    values = [
+        Coupling(path, "param channels", torch.cat([none, none, inner]), makes, attention=way),
+        Coupling(f"{path}.out_proj", "in", inner, (("weight", 1),), ("in_features",)),
+        Coupling(path, "rows values", every, work=("in_proj_weight values", 1.0)),
+        Coupling(path, "rows sums", every, work=("product sums", 0.5)),
+    ]
+    return [Removal(f"{path}.queries.channels", paired), Removal(f"{path}.values.channels", values)]
 
 
 def _is_shared(network: nn.Module, module: nn.Module) -> bool:

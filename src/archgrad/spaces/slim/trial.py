@@ -204,12 +204,10 @@ class Trial:
                     if member.norm is not None:
                         mask = open_channels(member, kept[removal.name])
                         norms[member.module] = (member.norm, mask & norms.get(member.module, (0, mask))[1])
-                    if reads(network, member):
-                        ((name, dim),) = member.tensors
-                        shut = (~open_channels(member, kept[removal.name])).nonzero().flatten()
+                    shut = (~open_channels(member, kept[removal.name])).nonzero().flatten()
+                    for name, dim in gated_tensors(network, member) if shut.numel() else ():
                         module = network.get_submodule(member.module)
-                        if shut.numel():
-                            _replace(module, name, lambda w, d=dim, s=shut: w.index_fill(d, s.to(w.device), 0.0))
+                        _replace(module, name, lambda w, d=dim, s=shut: w.index_fill(d, s.to(w.device), 0.0))
         for path, (norm, mask) in norms.items():
             close(network.get_submodule(path), norm, mask.to(next(iter(network.parameters())).device))
         return network
@@ -320,6 +318,13 @@ def reads(network: nn.Module, member: Coupling) -> bool:
         and len(member.tensors) == 1
         and getattr(network.get_submodule(member.module), "groups", 1) == 1
     )
+
+
+def gated_tensors(network: nn.Module, member: Coupling) -> tuple[tuple[str, int], ...]:
+    """(name, dimension) of the parameters of a side on which a gate stands."""
+    if reads(network, member):
+        return member.tensors
+    return member.gated
 
 
 def readers(network: nn.Module, removals: Sequence[Removal]) -> Iterator[tuple[Removal, Coupling]]:

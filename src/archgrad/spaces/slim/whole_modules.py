@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from archgrad.choices.channel_norms import ChannelNorm, lone_input
-from archgrad.spaces.slim.dependency import Labels, Walk
+from archgrad.spaces.slim.dependency import Walk
 from archgrad.spaces.slim.layer_sides import HEADS, is_layer
 from archgrad.spaces.slim.numbering import NORM_SIDE, ROWS, Numbering
 from archgrad.spaces.slim.seeded_run import tensors_of
@@ -28,24 +27,35 @@ def note_rows(numbering: Numbering, walk: Walk, path: str, x: object) -> None:
             numbering.cuts[path, f"{ROWS} {axis}"] = (len(arrays[0]), (), ())
 
 
-def note_products(numbering: Numbering, walk: Walk) -> None:
-    """Channels along the products that a module computes itself, such as heads: they scale that part of its work."""
-    roots = walk.components.roots()
+Parts = dict[str, list[int]]  # by module the part of its work that each of its products belongs to
+
+
+def note_products(numbering: Numbering, walk: Walk, parts: Parts) -> Parts:
+    """Channels along the products that a module computes itself, such as heads: they scale that part of its work.
+
+    Args:
+        numbering: takes the channels, as sides of the module.
+        walk: the run.
+        parts: as an earlier run has divided the work; empty for a first run.
+    """
+    roots, made = walk.components.roots(), {}
     for path, products in walk.products.items():
         if is_layer(numbering.modules[path]):
             continue
-        amounts: Counter[frozenset[bytes]] = Counter()
-        known: dict[bytes, Labels] = {}
-        for amount, arrays in products:
-            along = {roots[labels].tobytes(): labels for labels in arrays}
-            known |= along
-            amounts[frozenset(along)] += amount
-        for part, (keys, amount) in enumerate(amounts.items()):
-            for number, key in enumerate(sorted(keys)):
-                side = (path, f"{ROWS} {number} of product {part}")
+        alongs = [{roots[labels].tobytes(): labels for labels in arrays} for _, arrays, _ in products]
+        kinds = [(frozenset(along), shape) for along, (_, _, shape) in zip(alongs, products, strict=True)]
+        own = parts.get(path) or [list(dict.fromkeys(kinds)).index(kind) for kind in kinds]
+        made[path] = own
+        total = sum(amount for amount, _, _ in products)
+        for part in dict.fromkeys(own):
+            inside = [k for k, p in enumerate(own) if p == part]
+            known = {key: labels for k in inside for key, labels in alongs[k].items()}
+            for number, key in enumerate(sorted(known)):
+                side = (path, f"{ROWS} {number} {'within' if parts else 'of'} product {part}")
                 numbering.sides[side] = known[key]
                 numbering.cuts[side] = (len(known[key]), (), ())
-                numbering.works[side] = (f"product {part}", amount / sum(amounts.values()))
+                numbering.works[side] = (f"product {part}", sum(products[k][0] for k in inside) / total)
+    return made
 
 
 def note_numbers(numbering: Numbering, walk: Walk) -> None:

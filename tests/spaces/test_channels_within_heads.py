@@ -1,0 +1,132 @@
+"""Channels within attention heads: queries and keys lose them in pairs, values by themselves, besides whole heads."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from families.checks import difference, extremes, outputs, stir, swapped
+from torch import Tensor, nn
+
+import archgrad as ag
+from archgrad.choices.access import choices, hold, sample
+from archgrad.extract.discretize import build
+
+WIDTH, HEADS, HEAD, STEPS = 16, 2, 8, 6
+SCALES = ("kept", "of the size", "torch's own", "given")
+ROTATIONS = ("none", "halves", "part", "normalized")
+
+
+class Rotations(nn.Module):
+    """Angles of every step: cosine and sine, each for both halves of what is rotated."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", 1.0 / 10.0 ** (torch.arange(0, width, 2) / width))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        angles = torch.arange(x.shape[1], device=x.device)[:, None] * self.frequencies[None].to(x)
+        angles = torch.cat([angles, angles], -1)
+        return angles.cos(), angles.sin()
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    own, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    half = own.shape[-1] // 2
+    turned = torch.cat([-own[..., half:], own[..., :half]], -1)
+    return torch.cat([own * cos + turned * sin, rest], -1)
+
+
+class RootMeanSquare(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps))
+
+
+class Attention(nn.Module):
+    """Two heads; keys and values of one where they are shared."""
+
+    def __init__(self, scale: str, rotation: str, *, shared: bool, fused: bool) -> None:
+        super().__init__()
+        self.num_heads, self.kind, self.fused, self.shared = HEADS, scale, fused, shared
+        self.scale = HEAD**-0.5
+        if fused:
+            self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        else:
+            keys = HEAD if shared else WIDTH
+            self.q, self.k, self.v = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, keys), nn.Linear(WIDTH, keys)
+        self.out = nn.Linear(WIDTH, WIDTH)
+        self.norms = nn.ModuleList(RootMeanSquare(HEAD) for _ in range(2 * (rotation == "normalized")))
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+        batch, steps = x.shape[:2]
+        if self.fused:
+            q, k, v = self.qkv(x).view(batch, steps, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            q = self.q(x).view(batch, steps, self.num_heads, -1).transpose(1, 2)
+            k, v = (p(x).view(batch, steps, 1 if self.shared else self.num_heads, -1).transpose(1, 2)
+                    for p in (self.k, self.v))  # fmt: skip
+        if len(self.norms):
+            q, k = self.norms[0](q), self.norms[1](k)
+        if angles is not None:
+            q, k = rotated(q, *angles), rotated(k, *angles)
+        if self.shared:
+            k, v = (y.expand(-1, q.shape[1], -1, -1) for y in (k, v))
+        if self.kind in ("torch's own", "given"):
+            y = F.scaled_dot_product_attention(q, k, v, scale=self.scale if self.kind == "given" else None)
+        else:
+            scale = self.scale if self.kind == "kept" else q.shape[-1] ** -0.5
+            y = (q @ k.transpose(-2, -1) * scale).softmax(-1) @ v
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class Net(nn.Module):
+    def __init__(self, scale: str, rotation: str, *, shared: bool, fused: bool) -> None:
+        super().__init__()
+        self.inlet, self.norm, self.head = nn.Linear(5, WIDTH), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3)
+        self.attention = Attention(scale, rotation, shared=shared, fused=fused)
+        rotates = {"halves": HEAD, "part": HEAD // 2}.get(rotation)
+        self.rotations = Rotations(rotates) if rotates else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inlet(x)
+        return self.head(x + self.attention(self.norm(x), self.rotations(x) if self.rotations is not None else None))
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_channels_within_heads_go_in_pairs_and_exactly(seed: int) -> None:
+    scale, rotation = SCALES[seed % 4], ROTATIONS[seed // 4]
+    draw = random.Random(seed)
+    fused = draw.random() < 0.4
+    torch.manual_seed(seed)
+    net, x = Net(scale, rotation, fused=fused, shared=not fused and draw.random() < 0.4), torch.randn(2, STEPS, 5)
+    net = net.double()
+    x = x.double()
+    stir(net)
+    space = ag.slim(net, x)
+    sizes = {name: same[0].size for name, same in choices(space).items()}
+    inside = {name: size for name, size in sizes.items() if name.endswith(".channels")}
+    # What is rotated goes with its pair; a scale that depends on the size asks for one gate over all of a head.
+    several = rotation == "part" and scale in ("of the size", "torch's own")
+    rescaled_behind_norm = rotation == "normalized" and scale in ("of the size", "torch's own") and fused
+    expected = {"halves": HEAD // 2, "part": HEAD // 4}.get(rotation, HEAD)
+    if not several and not rescaled_behind_norm:
+        assert expected in inside.values(), sizes
+    for architecture in [
+        *extremes(space),
+        *(sample(space, generator=torch.Generator().manual_seed(i)) for i in (0, 1)),
+    ]:
+        held, built = hold(space, architecture), build(space, architecture)
+        for training in (False, True):
+            assert difference(outputs(held, (x,), training=training), outputs(built, (x,), training=training)) < 1e-9
+        for cost in (ag.params(), ag.macs(x)):
+            assert float(cost.expected(held)) == pytest.approx(cost.of(built), rel=1e-9)
+    if inside:
+        fewer = ag.Architecture({n: tuple(range(max(1, s - (n in inside)))) for n, s in sizes.items()})
+        wrong = build(space, swapped(ag.Architecture({n: fewer[n] for n in sizes}), sizes))
+        assert difference(outputs(hold(space, fewer), (x,)), outputs(wrong, (x,))) > 1e-7
