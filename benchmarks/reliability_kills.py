@@ -24,19 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from reliability_cases import Case, cases
 
-import archgrad as ag
-
-TESTS = Path(__file__).parents[1] / "tests"
-sys.path[:0] = [str(TESTS / folder) for folder in ("conformance", "methods", "gates", "control", "rl", ".")]
-
-Case = Callable[[Path], object]
-METHODS = (
-    "dnal", "slim_front", "pruning_transfer", "unas", "darts", "darts_prime", "toponas", "radars, bound", "monas",
-    "random_search", "random_search, shared", "multimodal_random",
-)  # fmt: skip
-OUTPUT = ag.Output(checkpoint_seconds=0.0)
 # Of Python's audited events those that change files; the first argument names the file.
 OPERATIONS = {
     "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "os.link", "os.symlink",
@@ -44,82 +33,9 @@ OPERATIONS = {
 }  # fmt: skip
 
 
-def cases() -> dict[str, Case]:
-    """Every method on what the tests try it on, tasks of several kinds, a loop of one's own, and exports."""
-    import test_freenas
-    import test_methods
-    import test_nnilqr
-    import test_rl_darts
-    import test_tasks
-    from planted import limit
-
-    def planted(name: str, folder: Path) -> None:
-        run = test_methods.quiet(name, epochs=6, folder=folder, output=OUTPUT)
-        test_methods.found_by(name, run, limit=limit())
-
-    def on_task(kind: str, name: str, folder: Path) -> None:
-        task = {**test_tasks.KINDS, **test_tasks.MORE_KINDS}[kind]()
-        outputs = {"classification": 2, **dict.fromkeys(test_tasks.MORE_KINDS, 8)}.get(kind, 1)
-        with torch.random.fork_rng():
-            torch.manual_seed(5)
-            found = test_tasks.METHODS[name][0](
-                test_tasks.space(name, outputs=outputs), task, test_tasks.quiet(folder=folder, output=OUTPUT)
-            )
-        if name == "slim_front":
-            found.save(folder)
-
-    found: dict[str, Case] = {name: functools.partial(planted, name) for name in METHODS}
-    quiet = {"device": "cpu", "progress": False}
-    found["freenas"] = lambda folder: ag.freenas(
-        test_freenas.nasbench(), ag.Run(seed=3, folder=folder, **quiet), example=test_freenas.X, seeds=2
-    )
-    found["nnilqr"] = lambda folder: ag.nnilqr(
-        None, test_nnilqr.pendulum(), test_nnilqr.quiet(folder=folder, output=OUTPUT), terms=test_nnilqr.SHORT
-    )
-    found["rl_darts"] = lambda folder: test_rl_darts.found_by(test_rl_darts.quiet(folder=folder, output=OUTPUT))
-    for kind, name in (
-        ("regression", "dnal"), ("negative scores", "slim_front"), ("masks, inputs by name", "dnal"),
-        ("several labels, distilled", "dnal"), ("masks, inputs by name", "darts"), ("regression", "monas"),
-        ("several labels, distilled", "unas"), ("negative scores", "random_search"),
-    ):  # fmt: skip
-        found[f"{name}: {kind}"] = functools.partial(on_task, kind, name)
-    return found | {"a loop of one's own": own_loop, "an export": exported}
-
-
-def own_loop(folder: Path) -> None:
-    """Gates trained in a loop of one's own, its state kept by a `Run`."""
-    import test_gate_trainer
-    from safetensors.torch import save_file
-
-    space, limit = test_gate_trainer.planted()
-    optimizer = torch.optim.SGD(ag.weights(space), lr=0.05)
-    trainer = ag.GateTrainer(space, limit=limit, steps=60)
-    run = ag.Run(folder=folder, device="cpu", progress=False, output=OUTPUT)
-    run.begin("own loop", {}, network=space)
-    run.register_state(space=space, optimizer=optimizer, gates=trainer)
-    for step in run.steps(60):
-        test_gate_trainer.train(trainer, space, optimizer, range(step, step + 1))
-    network = trainer.cut()
-    run.finish()
-    save_file(network.state_dict(), folder / "partial")
-    (folder / "partial").replace(folder / "network.safetensors")
-
-
-def exported(folder: Path) -> None:
-    """A network written again and again under one name: what stands there is always whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2)).eval()
-    if (path := folder / "network.onnx").exists():
-        import onnx
-
-        onnx.checker.check_model(onnx.load(str(path)))
-    ag.export_onnx(network, torch.zeros(1, 8), path)
-
-
 def result(folder: Path) -> dict[str, str]:
     """Digests of the networks that a folder holds."""
-    paths = [path for kind in ("network*.safetensors", "*.onnx") for path in folder.rglob(kind)]
+    paths = [path for kind in ("network*.safetensors", "*.onnx", "*.pt2") for path in folder.rglob(kind)]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
 
 

@@ -6,9 +6,11 @@ Run by another Python, this file verifies that one; archgrad and torch need not 
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import CodeType
 
@@ -85,14 +87,69 @@ def test_what_code_changes_in_place_is_seen() -> None:
     assert wrong() == []
 
 
+# What a function may be made of; each is named f, and what else is there is not of it.
+SAID = [
+    "f = lambda x: 2 * x",
+    "f, g = lambda x: 2 * x, lambda x: 3 * x",
+    "h = [lambda x: x, lambda x: -x]; f = h[1]",
+    "f = (lambda a, *, b=1, **c: (a, b, c))",
+    "def f(x):\n return [y * 2 for y in x if y]",
+    "def f(x: int) -> 'str':\n 'Says.'\n y: int = x\n return f'{x!r:>{y}} {y=}'",
+    "def f(x, /, y=1, *z):\n def g(): return x\n return {g(): y, **{}}",
+    "def f(x):\n match x:\n  case [1, *_] | {'a': 1}: return x\n  case _ if x: return -1.0",
+    "async def f(x):\n async with x as y: return await y",
+    "def f(x):\n global Z\n Z = (y := x)[1:, ..., None]",
+    "def f(x):\n try: return x\n except* ValueError as e: raise e from None\n finally: del x",
+    "def d(g): return g\n@d\n@d\ndef f(x):\n class C(int):\n  def m(self): return super().m()\n return C",
+    "def f(x):\n with open(x) as a, open(x) as b: yield from (c for c in a)\n return 1 if x else b'' or 1j",
+]
+
+
+def said(source: str, place: Path) -> str:
+    """What the function f of a source text says, which stands in a file of its own."""
+    path = place / f"theirs{abs(hash(source))}.py"
+    path.write_text(source)
+    program: dict[str, object] = {"__name__": "theirs"}
+    exec(compile(source, str(path), "exec"), program)
+    return json.dumps(code_changes.said(program["f"]))
+
+
+def all_said() -> list[str]:
+    with tempfile.TemporaryDirectory() as place:
+        return [said(source, Path(place)) for source in SAID]
+
+
+def test_source_is_compared_without_comments_layout_annotations_and_docstrings(tmp_path: Path) -> None:
+    one = "def f(x, by=2):\n    'Says.'\n    return (x * by)\n"
+    same = "# A remark.\n\n\ndef f(x: int, by=2) -> int:\n    # Another.\n    return x*by  # third"
+    assert said(one, tmp_path) == said(same, tmp_path) != said(one.replace("by=2", "by=3"), tmp_path)
+    lambdas = [said(f"f, g = lambda x: {a} * x, lambda x: {b} * x", tmp_path) for a, b in ((2, 3), (2, 4), (5, 3))]
+    assert lambdas[0] == lambdas[1] != lambdas[2]
+    assert all("bytecode" not in each for each in all_said())
+
+
+def test_code_without_its_source_is_compared_by_its_bytecode(tmp_path: Path) -> None:
+    program: dict[str, object] = {}
+    exec("def f(x):\n return 2 * x", program)
+    assert code_changes.said(program["f"])[0] == "bytecode"
+    path = tmp_path / "edited.py"
+    path.write_text("def f(x):\n return 3 * x")  # since it was imported
+    exec(compile("def f(x):\n return 2 * x", str(path), "exec"), program)
+    assert code_changes.said(program["f"])[0] == "bytecode"
+
+
 def test_it_is_seen_by_the_other_pythons_of_this_machine() -> None:
     for minor in (11, 12, 13, 14):
         if python := shutil.which(f"python3.{minor}"):
             done = subprocess.run([python, __file__], capture_output=True, text=True, check=False, timeout=60)
             # A shim without its Python answers so.
             assert done.returncode in (0, 127) or "command not found" in done.stderr, done.stdout + done.stderr
+            assert done.returncode or json.loads(done.stdout.splitlines()[-1]) == all_said(), python
+    done = subprocess.run([sys.executable, "-O", __file__], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == all_said()
 
 
 if __name__ == "__main__":
     print(sys.version_info[:2], len(CASES), "functions")
+    print(json.dumps(all_said()))
     sys.exit("\n".join(wrong()) or 0)

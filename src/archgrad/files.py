@@ -7,6 +7,7 @@ Every function takes the class of error that its caller raises, so that a messag
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import glob
@@ -274,6 +275,11 @@ def replace(path: Path, write: Callable[[Path], None], refuse: Refusal, *, size:
         partial.replace(path)
         _synchronize(path.parent)
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise refuse(
+                f"cannot write {path}: {error.strerror}. What was saved before is intact. Give write access, or "
+                f"choose another place"
+            ) from error
         free = shutil.disk_usage(path.parent).free
         raise refuse(
             f"cannot write {path}: {error.strerror or error}; it needs {size / 1e6:,.1f} MB, and "
@@ -297,7 +303,8 @@ def remove_partial(folder: Path, *, of: str = "") -> None:
         else:
             left = _age(partial) > _ABANDONED_SECONDS
         if left:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another user's
+                partial.unlink(missing_ok=True)
 
 
 def _age(path: Path) -> float:

@@ -12,23 +12,29 @@ import argparse
 import dataclasses
 import enum
 import functools
-import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from archgrad import files
-from archgrad.code_changes import LIBRARIES, Changes, changes as changes_of, names
+from archgrad.code_changes import Changes, changes as changes_of, said
+from archgrad.digests import ROWS, digest, of_array
+from archgrad.reached_code import (
+    bound_by,
+    functions_in,
+    is_own,
+    is_own_name,
+    layers_of,
+    own_bases,
+    reached_by,
+    written_here,
+)
 
-WHOLE = 64 * files.MIB  # of an array: beyond it rows are sampled
-ROWS = 1024
-ITEMS = 32  # of a dataset
 _DEPTH = 6
 _SHORT = 60  # characters of a value in a description
 _OF_MODULES = frozenset(vars(nn.Module()))
@@ -37,47 +43,10 @@ _PLAIN: tuple[type, ...] = (
     BuiltinFunctionType, functools.partial,
 )  # fmt: skip
 _CALLED = ("__call__", "__iter__", "update", "compute", "reset")
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-
-
-def digest(*contents: Any) -> str:
-    """Sixteen hexadecimal digits of texts, bytes, tensors and arrays."""
-    total = hashlib.blake2b(digest_size=8)
-    for content in contents:
-        if isinstance(content, np.ndarray):
-            content = (str(content.dtype), content.shape, np.ascontiguousarray(content).tobytes())
-        if isinstance(content, Tensor):
-            flat = content.detach().cpu().contiguous().reshape(-1)
-            total.update(f"{content.dtype} {tuple(content.shape)}".encode())
-            total.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
-        else:
-            data = content if isinstance(content, bytes) else repr(content).encode()
-            total.update(f"{len(data)}:".encode() + data)
-    return total.hexdigest()
-
-
-def of_array(array: Tensor | np.ndarray[Any, Any]) -> str:
-    """A digest of an array [N, ...]: of all of it up to `WHOLE` bytes, of `ROWS` rows spread over it beyond."""
-    if isinstance(array, np.ndarray) and array.dtype.kind not in "biufc":
-        return digest(array[:: len(array) // ROWS + 1] if array.ndim and array.nbytes > WHOLE else array)
-    tensor = torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
-    if tensor.layout != torch.strided:
-        entries = tensor.detach().to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
-        return digest(tuple(tensor.shape), of_array(entries.indices()), of_array(entries.values()))
-    if tensor.nbytes <= WHOLE or not tensor.ndim:
-        return digest(tensor)
-    return digest(tuple(tensor.shape), tensor[torch.linspace(0, len(tensor) - 1, ROWS).long()])
-
-
-def of_item(item: Any) -> str:
-    """A digest of one sample, or one batch: any nest of tensors, arrays, numbers, texts and images."""
-    leaves = []
-    for leaf in tree_leaves(item):
-        if callable(getattr(leaf, "tobytes", None)) and not isinstance(leaf, np.ndarray | np.generic):
-            leaf = np.asarray(leaf)  # an image of Pillow
-        known = isinstance(leaf, Tensor | np.ndarray | np.generic | str | bytes | int | float | bool | None)
-        leaves.append(leaf if known else type(leaf).__qualname__)
-    return digest(*leaves)
+_MAKING = {"__init__", "__new__", "__init_subclass__", "__post_init__", "__repr__", "__str__", "__hash__", "__del__"}
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_COMPREHENSION = re.compile(r"<(?:list|set|dict)comp>\.<locals>\.")  # a function in Python 3.11 alone
+_STATISTICS = re.compile(r"running_(?:mean|var)$|num_batches_tracked$")  # which training moves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,18 +118,17 @@ def _told(value: Any, at: _Level) -> str:
     if isinstance(value, MethodType):
         return f"{inside(value.__self__)}.{inside(value.__func__)}"
     if isinstance(value, FunctionType):
-        inner = _ask(inspect.unwrap, value)  # what a decorator binds is no setting
-        return _function(inner if isinstance(inner, FunctionType) else value, at)
+        outer = [digest(_code(layer, set())) for layer in layers_of(value)[:-1] if at.code]
+        return _function(layers_of(value)[-1], at) + "".join(f" in #{each}" for each in outer)
     if isinstance(value, nn.Module):
-        return f"{type(value).__qualname__}{f' #{of_network(value)}' if at.modules else ''}"
+        return f"{type(value).__qualname__}{f' #{of_network(value)}{_constants(value)}' if at.modules else ''}"
     return _object(value, at)
 
 
 def _object(value: Any, at: _Level) -> str:
     """A class, a built-in function, or an object by its class and its plain attributes."""
     if inspect.isclass(value):
-        own = at.code and _own(value)
-        code = [_code(f, set()) for f in vars(value).values() if isinstance(f, FunctionType)] if own else []
+        code = [_code(f, set()) for _, f in functions_in(value)] if at.code and is_own(value) else []
         return f"{value.__qualname__}{f' #{digest(*code)}' if code else ''}"
     if not _ask(hasattr, value, "__dict__") or inspect.isbuiltin(value):
         return str(_ask(getattr, value, "__qualname__", type(value).__qualname__))
@@ -174,7 +142,7 @@ def _object(value: Any, at: _Level) -> str:
         if _ask(_is_plain, entry) and name not in state.assigned and not (state.in_place and _is_mutable(entry))
     }
     listed = ", ".join(f"{name}={entry}" for name, entry in plain.items())
-    code = _codes(kind, *_CALLED) if at.code else []
+    code = _computing(kind, *_CALLED) if at.code else []
     mark = f" #{digest(*code)}" if code else ""
     return f"{type(value).__qualname__}{f'({listed})' if listed else ''}{mark}"
 
@@ -194,67 +162,91 @@ def _is_record(value: Any) -> bool:
 
 
 def _function(function: FunctionType, at: _Level) -> str:
+    name = _COMPREHENSION.sub("", function.__qualname__)
     if not at.code:
-        return function.__qualname__
-    bound = {name: entry for name, entry in _bound(function).items() if not name.startswith("__")}
+        return name
+    bound = {name: entry for name, entry in bound_by(function).items() if not name.startswith("__")}
     if changes_of(function.__code__).in_place:
         bound = {name: type(entry) if _is_mutable(entry) else entry for name, entry in bound.items()}
     listed = ", ".join(f"{name}={_described(entry, at.below)}" for name, entry in bound.items())
-    mark = f" #{digest(_code(function, set()))}" if _own(function) else ""
-    return f"{function.__qualname__}{f'({listed})' if listed else ''}{mark}"
-
-
-def _bound(function: FunctionType) -> dict[str, Any]:
-    """What a function has bound: the variables of the functions around it, and of a user's its defaults."""
-    values: dict[str, Any] = {}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            values[name] = cell.cell_contents
-        except ValueError:  # not assigned yet
-            continue
-    if _own(function):
-        given = function.__defaults__ or ()
-        first = function.__code__.co_argcount - len(given)
-        values |= dict(zip(function.__code__.co_varnames[first:], given, strict=False))
-        values |= function.__kwdefaults__ or {}
-    return values
-
-
-def _own(thing: Any) -> bool:
-    """Whether a function or class is code of the user's."""
-    return _own_name(str(getattr(thing, "__module__", None) or ""))
-
-
-def _own_name(module: str) -> bool:
-    return module.partition(".")[0] not in LIBRARIES
+    mark = f" #{digest(_code(function, set()))}" if is_own(function) else ""
+    return f"{name}{f'({listed})' if listed else ''}{mark}"
 
 
 def _code(function: FunctionType, seen: set[CodeType]) -> str:
-    """A digest of a function's code, of the user's functions that it names, and of the numbers that it reads."""
+    """A digest of a function's code, of the user's functions that it names, and of what it binds and reads."""
     code = function.__code__
     if code in seen:
         return ""
     seen.add(code)
-    changes = changes_of(code)
-    named = [(name, _read(function.__globals__.get(name), changes, seen)) for name in sorted(changes.read)]
-    return digest(_parts(code, function.__doc__), named)
+    changes, values = changes_of(code), function.__globals__
+    read = sorted(name for name in changes.read - changes.stored if name in values)
+    bound = {name: entry for name, entry in bound_by(function).items() if not name.startswith("__")}
+    named = [(name, _read(entry, changes, seen)) for name, entry in [*((n, values[n]) for n in read), *bound.items()]]
+    return digest(said(function), named)
 
 
 def _read(entry: Any, changes: Changes, seen: set[CodeType]) -> Any:
     """What code reads of its module: of functions and classes of the user's their code, of options their values."""
-    if isinstance(entry, ModuleType) and _own_name(entry.__name__):
+    if isinstance(entry, ModuleType) and is_own_name(entry.__name__):
         return [
             _read(value, changes, seen)
             for name in sorted(changes.names)
             if (value := vars(entry).get(name)) is not None
         ]
-    if isinstance(entry, FunctionType) and _own(entry):
-        return _code(entry, seen)
-    if isinstance(entry, type) and _own(entry):
-        return [_code(method, seen) for method in vars(entry).values() if isinstance(method, FunctionType)]
-    if isinstance(entry, FunctionType | type) or not _ask(_is_plain, entry) or _state_in(entry, changes):
+    if layers := [layer for layer in layers_of(entry) if is_own_name(str(layer.__globals__.get("__name__", "")))]:
+        return [_code(layer, seen) for layer in layers]
+    if isinstance(entry, type) and is_own(entry):
+        members = [(one.name, _described(one.value, _READ_BY_CODE)) for one in _members(entry)]
+        return [members, _class_values(entry), *(_code(method, seen) for _, method in functions_in(entry))]
+    if isinstance(entry, FunctionType | type) or _state_in(entry, changes):
         return str(_ask(getattr, entry, "__qualname__", ""))
-    return _described(entry, _READ_BY_CODE)
+    if _ask(_is_plain, entry):
+        return _described(entry, _READ_BY_CODE)
+    if isinstance(entry, nn.Module) or not written_here(type(entry)):
+        return str(_ask(getattr, entry, "__qualname__", type(entry).__qualname__))
+    return _held(entry, changes, seen)
+
+
+def _held(value: Any, changes: Changes, seen: set[CodeType]) -> Any:
+    """Of an object of the user's own what code that reads it may compute with, and does not change."""
+    kind = type(value)
+    operators = [
+        name for name, _ in reached_by(kind, *(n for n in dir(kind) if n.startswith("__") and n not in _MAKING))
+    ]
+    reached = reached_by(kind, *_CALLED, *operators, *changes.names)
+    inside = [changes, *(changes_of(method.__code__) for _, method in reached)]
+    wanted = frozenset[str]().union(*(each.names for each in inside))
+    assigned = frozenset[str]().union(*(each.assigned for each in inside))
+    in_place = any(each.in_place for each in inside)
+    values = [
+        (name, entry)
+        for name, entry in sorted({**_class_values(kind), **_ask(lambda: dict(vars(value)))}.items())
+        if name in wanted - assigned and not (in_place and _is_mutable(entry)) and not _is_path(entry)
+    ]
+    told = [(name, _read(entry, changes, seen)) for name, entry in values]
+    return [kind.__qualname__, told, [_code(method, seen) for _, method in reached]]
+
+
+def _is_path(value: Any) -> bool:
+    """Whether it may name a place, which moves."""
+    return isinstance(value, str) and ("/" in value or "\\" in value)
+
+
+def _members(kind: type) -> list[enum.Enum]:
+    return list(kind) if issubclass(kind, enum.Enum) else []
+
+
+def _class_values(kind: type) -> dict[str, str]:
+    """The plain attributes of a class of the user's and of those that it inherits from, in words."""
+    values = dict[str, str]()
+    for base in own_bases(kind):
+        for name, entry in sorted(vars(base).items()):
+            if isinstance(entry, functools.partialmethod):
+                entry = functools.partial(entry.func, *entry.args, **entry.keywords)
+            if not name.startswith("__") and not isinstance(entry, FunctionType) and _ask(_is_plain, entry):
+                values[name] = _described(entry, _READ_BY_CODE)
+    return values
 
 
 def _is_mutable(value: Any) -> bool:
@@ -270,18 +262,9 @@ def _state_in(value: Any, changes: Changes) -> bool:
 def _state(kind: type) -> Changes:
     """What of an object the methods of its class change that are called as a run goes on."""
     called = ("forward",) if issubclass(kind, nn.Module) else _CALLED
-    changes = [changes_of(function.__code__) for _, function in _reached(kind, *called)]
+    changes = [changes_of(function.__code__) for _, function in reached_by(kind, *called)]
     assigned = frozenset[str]().union(*(each.assigned for each in changes))
     return Changes(frozenset(), frozenset(), assigned, any(each.in_place for each in changes))
-
-
-def _parts(code: CodeType, doc: str | None = None) -> list[Any]:
-    constants = [
-        _parts(c) if isinstance(c, CodeType) else sorted(map(repr, c)) if isinstance(c, frozenset) else c
-        for c in code.co_consts
-        if not (doc is not None and c == doc)
-    ]
-    return [code.co_code.hex(), code.co_names, code.co_varnames, constants]
 
 
 def of_network(network: nn.Module) -> str:
@@ -294,11 +277,23 @@ def of_network(network: nn.Module) -> str:
     rows, forwards = list[Any](), dict[type, list[str]]()
     for path, module in network.named_modules():
         kind = type(module)
-        forwards[kind] = forwards.get(kind) or _codes(kind, "forward")
+        if kind not in forwards:
+            forwards[kind] = _computing(kind, "forward", "__call__")
         tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        forms = [(name, str(tensor.dtype), _shape(tensor), tensor.requires_grad) for name, tensor in tensors]
+        forms = [
+            (name, str(tensor.dtype), _shape(tensor), tensor.requires_grad, *_hooks(tensor))
+            for name, tensor in tensors
+        ]
         rows.append((path, kind.__qualname__, _settings(module), forms, forwards[kind]))
     return digest(rows)
+
+
+def _constants(module: nn.Module) -> str:
+    """A digest of what a loss, a metric or an augmentation keeps, such as weights of classes; empty for nothing."""
+    kinds: set[Any] = {type(inner) for inner in module.modules()}
+    moved = any(_state(kind).in_place for kind in kinds)
+    kept = {} if moved else {n: b for n, b in module.named_buffers() if not _STATISTICS.search(n)}
+    return f" #{digest(*(part for n, b in kept.items() for part in (n, _saved(b))))}" if kept else ""
 
 
 def of_weights(network: nn.Module) -> str:
@@ -321,11 +316,11 @@ def _settings(module: nn.Module) -> list[tuple[str, str]]:
     values = {
         name: value
         for name, value in sorted(vars(module).items())
-        if name not in _OF_MODULES and name not in state.assigned and (_own(kind) or not name.startswith("_"))
+        if name not in _OF_MODULES and name not in state.assigned and (is_own(kind) or not name.startswith("_"))
     }
     if not ours:  # what checkpoints do not hold, and what is called beside forward
         values |= {name: module._buffers[name] for name in sorted(module._non_persistent_buffers_set)}
-        values |= {name: list(getattr(module, name).values()) for name in _HOOKS if getattr(module, name)}
+        values |= {name: tuple(getattr(module, name).values()) for name in _HOOKS if getattr(module, name)}
     if state.in_place:
         values = {name: type(value) if _is_mutable(value) else value for name, value in values.items()}
     known = (float, int, bool, str, type(None), torch.dtype, enum.Enum, FunctionType, type, tuple, list)
@@ -336,31 +331,29 @@ def _settings(module: nn.Module) -> list[tuple[str, str]]:
     ]
 
 
+def _computing(kind: type, *start: str) -> list[str]:
+    """Digests of the code that methods of a class reach, and of what that reads of the class."""
+    wanted = frozenset[str]().union(*(changes_of(method.__code__).names for _, method in reached_by(kind, *start)))
+    values = {name: text for name, text in _class_values(kind).items() if name in wanted}
+    return [*_codes(kind, *start), *([digest(values)] if values else [])]
+
+
+def _hooks(tensor: Tensor) -> list[str]:
+    """What its gradient goes through, in words."""
+    kept = [getattr(tensor, name, None) or {} for name in ("_backward_hooks", "_post_accumulate_grad_hooks")]
+    return [_described(hook, _INSIDE_MODULE) for hooks in kept for hook in hooks.values()]
+
+
+def code_of(value: object, *methods: str) -> str:
+    """A digest of methods of an object and of what they reach, where they are code of the user's; else empty."""
+    codes = _computing(type(value), *methods)
+    return digest(codes) if codes else ""
+
+
 def _codes(kind: type, *start: str) -> list[str]:
     """Digests of methods of a class and of those that they reach, where they are the user's."""
-    return [f"{name} {_code(method, set())}" for name, method in _reached(kind, *start) if _own(method)]
-
-
-def _reached(kind: type, *start: str) -> list[tuple[str, FunctionType]]:
-    """Methods of a class and those that they name, and so on, by name."""
-    pending, reached = [*start], dict[str, FunctionType]()
-    while pending:
-        name = pending.pop()
-        method = getattr(kind, name, None)
-        method = inspect.unwrap(method) if isinstance(method, FunctionType) else method
-        # Such as `x.float()`, which names a method of every module.
-        if name not in reached and isinstance(method, FunctionType) and vars(nn.Module).get(name) is not method:
-            reached[name] = method
-            pending += names(method.__code__)
-    return sorted(reached.items())
+    return [f"{name} {_code(method, set())}" for name, method in reached_by(kind, *start) if is_own(method)]
 
 
 def _shape(tensor: Tensor) -> list[int]:
     return [] if nn.parameter.is_lazy(tensor) or tensor.is_nested else list(tensor.shape)
-
-
-def of_items(fetch: Callable[[int], Any], indices: Sequence[int]) -> str:
-    """A digest of some samples, got by `fetch`; "drawn anew each time" where the first is not the same twice."""
-    if len({of_item(fetch(index)) for index in [*indices[:1], *indices[:1]]}) > 1:
-        return "drawn anew each time"
-    return digest([of_item(fetch(index)) for index in indices])

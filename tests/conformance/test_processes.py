@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from test_methods import METHODS, found_by, quiet
 from torch import nn
 
 import archgrad as ag
-from archgrad.errors import ConfigError, ResourceError, RunError
+from archgrad.errors import ArchgradError, ConfigError, LimitError, ResourceError, RunError
+from archgrad.run.folder import RunFolder
 from archgrad.run.run import Run, Stopped
 from archgrad.training import optimize
 
@@ -118,6 +120,37 @@ def astray(folder: Path) -> dict[str, object]:
     return {}
 
 
+def failed(folder: Path) -> dict[str, object]:
+    """What the first process computes for all fails: with an error of its own, one of archgrad's, and no JSON."""
+    run = Run(folder=folder, device="cpu", progress=False)
+    run.begin("failed", {})
+
+    def fails(error: Exception) -> None:
+        raise error
+
+    kinds = {"own": lambda: fails(KeyError("boom")), "archgrad": lambda: fails(LimitError("too much")), "value": set}
+    told, began = dict[str, object](), time.monotonic()
+    for name, compute in kinds.items():
+        try:
+            run.compute_once(name, compute)
+        except (KeyError, ArchgradError) as error:
+            told[name] = [type(error).__name__, str(error)]
+    return told | {"after": run.compute_once("after", lambda: 1), "seconds": time.monotonic() - began}
+
+
+def in_use(folder: Path) -> dict[str, object]:
+    """The first process alone sees that the folder is in use."""
+    folder.mkdir(exist_ok=True)
+    if os.environ["RANK"] == "0":
+        other = RunFolder(folder)
+        other.acquire()
+    try:
+        Run(folder=folder, device="cpu", progress=False).begin("in use", {})
+    except RunError as error:
+        return {"error": str(error)}
+    return {}
+
+
 def abandoned(folder: Path) -> dict[str, object]:
     """A training whose second process dies on the way."""
 
@@ -147,6 +180,7 @@ def main(place: Path) -> None:
         found["normed"] = normed(place / "normed")
     found["whole"] = normed(place / "whole")
     found |= {"timed": timed(place / "timed"), "computed once": computed_once(place / "once")}
+    found |= {"failed": failed(place / "failed"), "in use": in_use(place / "in use")}
     found["astray"] = astray(place / "astray")
     (place / f"rank{rank}.json").write_text(json.dumps(found))
     found["abandoned"] = abandoned(place / "abandoned")
@@ -201,6 +235,19 @@ def test_a_process_trains_for_all_without_waiting_for_the_others(
 def test_processes_that_differ_stop_with_an_error_in_both(both: list[dict[str, dict[str, object]]]) -> None:
     for one in both:
         assert "no longer hold the same 'network'" in str(one["astray"]["error"])
+
+
+def test_what_fails_in_the_first_process_ends_the_others_at_once(both: list[dict[str, dict[str, object]]]) -> None:
+    first, second = (one["failed"] for one in both)
+    assert first["own"] == ["KeyError", "'boom'"]
+    kind, text = second["own"]  # type: ignore[misc]
+    assert kind == "ResourceError" and "KeyError: 'boom'" in text and "The first process" in text
+    for name in ("archgrad", "value"):
+        assert first[name] == second[name]
+    assert [first["archgrad"], first["value"][0]] == [["LimitError", "too much"], "RunError"]  # type: ignore[index]
+    assert first["after"] == second["after"] == 1
+    assert float(str(second["seconds"])) < 10
+    assert all("is using" in str(one["in use"]["error"]) for one in both)
 
 
 def test_a_process_that_dies_ends_the_other_with_the_last_good_state(

@@ -27,7 +27,7 @@ from archgrad.control.dynamics_networks import dynamics_space
 from archgrad.control.ilqr import classical_ilqr
 from archgrad.control.nnilqr import DYNAMICS_RECIPE, NnilqrTerms
 from archgrad.control.system import Cost, Equations, Policy, Trajectory, quadratic_cost
-from archgrad.errors import ConfigError, DataError, NonFiniteError
+from archgrad.errors import ConfigError, DataError, NonFiniteError, RunError
 from archgrad.run import loop
 
 SHORT = NnilqrTerms(explore=4, fit=150, refit=15, search=40)
@@ -115,6 +115,28 @@ def test_an_error_of_the_system_leaves_a_run_that_resumes_exactly(at: int, tmp_p
     assert resumed.score == whole.score and repaired.rollouts == whole.costs["rollouts"]
     assert all(torch.equal(t, whole.network.state_dict()[n]) for n, t in resumed.network.state_dict().items())
     assert resumed.record["control"] == whole.record["control"]
+
+
+@pytest.mark.parametrize("part", ["step", "cost", "start", "low"])
+def test_another_system_of_the_same_name_does_not_go_on_with_its_run(part: str, tmp_path: Path) -> None:
+    def run(system: Equations) -> None:
+        begun = quiet(trials=6, folder=tmp_path)
+        try:
+            ag.nnilqr(None, system, begun, terms=BRIEF)
+        finally:
+            begun.close()
+
+    system, other = pendulum(kind=Failing), pendulum()
+    system.at = 2  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match="cable"):
+        run(system)
+    changed = {
+        "step": lambda x, u: swing(x, 0.5 * u), "cost": quadratic_cost((1.0, 0.1, 0.2), (0.0,) * 3),
+        "start": 2.0 * other.start, "low": -2.0 * ONE,
+    }  # fmt: skip
+    setattr(other, part, changed[part])
+    with pytest.raises(RunError, match=rf"settings\.{part} \(given"):
+        run(other)
 
 
 PROGRAM = """

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.choices.access import choices
-from archgrad.errors import ConfigError, LimitError, NonFiniteError
+from archgrad.errors import ConfigError, LimitError, ModelError, NonFiniteError
 
 INFORMATIVE = [1, 4, 6, 11]
 
@@ -235,3 +235,13 @@ def test_a_number_is_no_limit(limit: object) -> None:
     space, _ = planted()
     with pytest.raises(LimitError, match=rf"limit={limit!r}\) was given. Allowed is a bound on a cost"):
         ag.GateTrainer(space, limit=limit, steps=10)
+
+
+@pytest.mark.parametrize("inputs", [[torch.zeros(2, 5)], [None], "ab", [{"x": 1}], 3])
+def test_inputs_that_the_network_does_not_take_are_refused(inputs: object) -> None:
+    _, space, x = convolutional()
+    trainer = ag.GateTrainer(space, limit=ag.params().at_most(fraction=0.8), steps=1)
+    space(x).square().mean().backward()
+    trainer.step()
+    with pytest.raises((ModelError, ConfigError), match=r"was cut fails on a batch|batches of inputs"):
+        trainer.cut(inputs=inputs)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import archgrad as ag
-from archgrad.errors import ConfigError
+from archgrad.errors import ConfigError, ModelError
 from archgrad.gates.importance import Criterion
 from archgrad.gates.selection import gates
 
@@ -156,3 +156,11 @@ def test_another_default_dtype_is_no_obstacle(dtype: torch.dtype) -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert len(scores["0"]) == 8 and bool((scores["0"] > 0).all())
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "variance"])
+def test_a_task_of_other_data_is_refused(task: ag.Classification, criterion: str) -> None:
+    space = ag.slim(conv_net(), task.example)
+    other = ag.Classification((torch.randn(30, 3, 8, 8), torch.arange(30) % 10), batch_size=5)
+    with pytest.raises(ModelError, match="fails with Sequential on a batch of shape"):
+        ag.importance(space, other, criterion=criterion)  # type: ignore[arg-type]

@@ -245,3 +245,22 @@ def test_there_are_sixteen_games_and_no_other() -> None:
     assert len(NAMES) == 16
     with pytest.raises(ConfigError, match="no game 'pong'"):
         Procgen("pong")
+
+
+def test_what_makes_the_environments_is_compared_when_a_run_is_resumed() -> None:
+    class Maker:
+        def __init__(self, gems: int) -> None:
+            self.gems = gems
+
+        def __call__(self) -> PixelGame:
+            return PixelGame(size=6, gems=self.gems, traps=1, blocks=1, max_steps=10)
+
+    makes = [
+        Maker,
+        lambda gems: lambda: SMALL(gems=gems),
+        lambda gems: functools.partial(SMALL, gems=gems),
+    ]
+    for make in makes:
+        two, same, three = (ag.Reinforcement(make(gems), num_envs=2) for gems in (2, 2, 3))
+        assert (two.splits, two.fingerprint()) == (same.splits, same.fingerprint())
+        assert two.fingerprint() != three.fingerprint()

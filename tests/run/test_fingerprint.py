@@ -53,6 +53,73 @@ def test_a_change_of_an_activation_hides_no_option(line: str) -> None:
     assert (of(1.5) == of(2.5)) == (line in CHANGES_KEPT)
 
 
+NET = "class C(nn.Module):\n def forward(self, x): return "
+OBJECT = "class O:\n def __init__(self): self.by = {v}\n def "
+FUNCTOOLS = "import functools\n"
+# What a network C computes with, {v}, in ways that each hide it elsewhere.
+HIDDEN = {
+    "a property": NET + "self.by * x\n @property\n def by(self): return {v}",
+    "a cached property": FUNCTOOLS + NET + "self.by * x\n @functools.cached_property\n def by(self): return {v}",
+    "a class method of a base": "class B(nn.Module):\n BY = {v}\n @classmethod\n def by(cls): return cls.BY\n"
+    "class C(B):\n def forward(self, x): return self.by() * x",
+    "a static method": "class H:\n @staticmethod\n def g(x): return {v} * x\n" + NET + "H.g(x)",
+    "a partial method": FUNCTOOLS + NET + "self.h(x)\n def g(self, x, by): return by * x\n"
+    " h = functools.partialmethod(g, by={v})",
+    "an operator of an object": OBJECT + "__rmul__(self, x): return x * self.by\nO = O()\n" + NET + "x * O",
+    "an object in an object": OBJECT
+    + "of(self, x): return x * self.by\nclass P:\n def __init__(self): self.o = O()\n"
+    "P = P()\n" + NET + "P.o.of(x)",
+    "an enumeration": "import enum\nclass E(enum.Enum):\n A = {v}\n" + NET + "E.A.value",
+    "a backward of its own": "class G(torch.autograd.Function):\n @staticmethod\n def forward(ctx, x): return x\n"
+    " @staticmethod\n def backward(ctx, g): return {v} * g\n" + NET + "G.apply(x)",
+    "a decorator": FUNCTOOLS + "def d(by):\n def e(g):\n  @functools.wraps(g)\n  def h(*a): return by * g(*a)\n"
+    "  return h\n return e\n@d({v})\ndef g(x): return x\n" + NET + "g(x)",
+    "what is cached": FUNCTOOLS + "@functools.lru_cache\ndef g(): return {v}\n" + NET + "g() * x",
+    "a closure in a module": "def d(by):\n def e(x): return by * x\n return e\ng = d({v})\n" + NET + "g(x)",
+    "a default": "BY = {v}\nclass C(nn.Module):\n def forward(self, x, by=BY + 1): return by * x",
+    "a hook on a norm": OBJECT + "__call__(self, x): return self.by * x\no = O()\ndef C():\n n = nn.BatchNorm1d(2)\n"
+    " n.register_forward_pre_hook(lambda m, a: (o(a[0]),))\n return n",
+    "a hook on a gradient": "def C():\n n = nn.Linear(2, 2)\n n.weight.register_hook(lambda g: {v} * g)\n return n",
+    "a hook on what goes back": "def C():\n n = nn.ReLU()\n"
+    " n.register_full_backward_hook(lambda m, a, b: ({v} * a[0],))\n return n",
+}
+# What a function changes itself, or what makes no difference to what it computes.
+UNIMPORTANT = {
+    "a counter of the module": "N = {v}\ndef f(x):\n global N\n N += 1\n return x",
+    "a counter of a function": "def d():\n n = [{v}][0]\n def f(x):\n  nonlocal n\n  n += 1\n  return x\n return f\n"
+    "f = d()",
+    "an attribute that it does not read": "class O:\n def __init__(self): self.by, self.at = 1, {v}\n"
+    " def __call__(self, x): return self.by * x\no = O()\ndef f(x): return o(x)",
+    "where an object writes to": "class O:\n def __init__(self): self.at = '/runs/{v}'\n"
+    " def __call__(self, x): return self.at and x\no = O()\ndef f(x): return o(x)",
+}
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_what_a_network_computes_with_is_seen_wherever_it_stands(kind: str) -> None:
+    def of(value: float) -> str:
+        return of_network(reading(f"{HIDDEN[kind].format(v=value)}\ndef f(): return C()", nn=nn, torch=torch)())
+
+    assert of(1.5) == of(1.5) != of(2.5)
+
+
+@pytest.mark.parametrize("kind", UNIMPORTANT)
+def test_what_is_state_or_not_read_is_no_setting(kind: str) -> None:
+    first, second = (described(reading(UNIMPORTANT[kind].format(v=value))) for value in (1.5, 2.5))
+    assert first == second
+
+
+def test_constants_of_a_loss_are_part_of_it() -> None:
+    def of(value: float) -> str:
+        return described(nn.CrossEntropyLoss(weight=torch.tensor([1.0, value])))
+
+    assert of(1.5) == of(1.5) != of(2.5)
+    moved = nn.Sequential(nn.BatchNorm1d(2), nn.ReLU())  # as in a loss by a network's features
+    before = described(moved)
+    moved(torch.randn(4, 2))
+    assert described(moved) == before
+
+
 def test_options_of_a_module_that_code_reads_may_be_tensors() -> None:
     def of(value: float) -> str:
         module = types.ModuleType("options")

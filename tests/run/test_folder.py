@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from torch import nn
 
+from archgrad import files
 from archgrad.errors import RunError
 from archgrad.report.data.run_folder import present
 from archgrad.report.data.run_format import is_running
@@ -235,6 +236,81 @@ def test_what_is_no_ordinary_file_is_no_checkpoint(tmp_path: Path, put: Callable
     newest.unlink()
     put(newest)
     assert list(started(tmp_path).steps(6)) == [3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "name", ["run.json", "history.jsonl", "computed.json", "trials.jsonl", "lock", "checkpoints"]
+)
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_link_leads_to_is_left_alone(tmp_path: Path, name: str, there: bool) -> None:
+    folder, victim = tmp_path / "run", tmp_path / "victim"
+    started(folder).close()
+    if name == "checkpoints" and there:
+        victim.mkdir()
+    elif there:
+        victim.write_text("precious")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(victim)
+    with pytest.raises(RunError, match=f"{name} is a link to {victim}"):
+        begun(folder)
+    assert victim.exists() == there
+    assert not victim.is_file() or victim.read_text() == "precious"
+
+
+def test_a_file_is_no_folder_of_checkpoints(tmp_path: Path) -> None:
+    begun(tmp_path).close()
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(RunError, match="checkpoints is no folder"):
+        begun(tmp_path)
+
+
+def stopped(folder: Path, *, at: int = 4) -> Path:
+    """A run that was stopped at a step; its newest checkpoint."""
+    run = started(folder)
+    for step in run.steps(6):
+        run.log({"loss": step}, step=step)
+        if step == at:
+            run.close()
+            break
+    return max((folder / "checkpoints").glob("*[0-9].safetensors"))
+
+
+def test_checkpoints_and_history_of_another_run_are_not_taken_for_its_own(tmp_path: Path) -> None:
+    newest, other = stopped(tmp_path / "one"), stopped(tmp_path / "other")
+    shutil.copy(other, newest)
+    run = started(tmp_path / "one")
+    assert list(run.steps(6)) == [3, 4, 5]
+    assert any("a checkpoint of another run" in note for note in run.notes)
+    run.close()
+    stopped(tmp_path / "two")
+    lines = (tmp_path / "two" / "history.jsonl").read_text()
+    (tmp_path / "two" / "history.jsonl").write_text(lines.replace("0.0", "7.0").replace('"loss": 0', '"loss": 9'))
+    run = started(tmp_path / "two")
+    assert list(run.steps(6)) == [4, 5]
+    assert any("history.jsonl does not hold what this run wrote" in note for note in run.notes)
+    run.close()
+    (tmp_path / "two" / "computed.json").write_text('{"run": "0", "checksum": "0", "figures": {}}')
+    with pytest.raises(RunError, match="of another run"):
+        begun(tmp_path / "two")
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
+def test_checkpoints_that_cannot_be_read_now_are_not_lost(
+    tmp_path: Path, error: OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = stopped(tmp_path)
+
+    def fails(path: Path) -> None:
+        raise error
+
+    run = started(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "open_ordinary", fails)
+        with pytest.raises(RunError, match=rf"cannot be used: {error.strerror}. Give access"):
+            next(run.steps(6))
+    run.close()
+    assert newest.exists()
+    assert list(started(tmp_path).steps(6)) == [4, 5]
 
 
 @pytest.mark.parametrize("change", ["removed", "renamed", "replaced"])

@@ -277,6 +277,41 @@ def test_a_dataset_is_known_by_its_samples(tmp_path: Path) -> None:
         trained(tmp_path, data=Images(X, Y.roll(1)))
 
 
+class Augmented(Images):
+    """Draws as it is read, from the global generators or from one of its own."""
+
+    def __init__(self, x: Tensor, y: Tensor, by: float, own: torch.Generator | None = None) -> None:
+        super().__init__(x, y)
+        self.by, self.own = by, own
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        x, y = super().__getitem__(index)
+        return x + self.by * torch.randn(x.shape, generator=self.own), y
+
+
+def test_samples_that_are_drawn_as_they_are_read_are_compared_too() -> None:
+    def of(x: Tensor, by: float) -> str:
+        data = Augmented(x, Y, by)
+        torch.manual_seed(int(1000 * by))  # what was drawn before is no matter
+        return str(ag.Classification(data, classes=3).fingerprint())
+
+    assert of(X, 0.1) == of(X.clone(), 0.1)
+    assert len({of(X, 0.1), of(X, 0.2), of(X + 1, 0.1)}) == 3
+    own = [str(ag.Classification(Augmented(X, Y, 0.1, torch.Generator()), classes=3).fingerprint()) for _ in "ab"]
+    assert own[0] == own[1]
+
+
+def test_another_version_of_python_is_named_as_a_reason(tmp_path: Path) -> None:
+    trained(tmp_path, recipe=reading("def f(p):\n    return SGD(p, lr=0.1)", SGD=SGD))
+    path = tmp_path / "run.json"
+    body = json.loads(path.read_text())
+    for version, told in (("3.2.9", True), (body["made_with"]["python"], False)):
+        path.write_text(json.dumps({**body, "made_with": {**body["made_with"], "python": version}}))
+        with pytest.raises(RunError, match="optimizer_factory") as caught:
+            trained(tmp_path, recipe=reading("def f(p):\n    return SGD(p, lr=0.2)", SGD=SGD))
+        assert ("begun by Python 3.2.9" in str(caught.value)) == told
+
+
 def test_a_task_of_the_users_is_known_by_its_first_batch(tmp_path: Path) -> None:
     class Line:
         example, steps_per_epoch, higher_is_better = torch.ones(1, 1), 4, False

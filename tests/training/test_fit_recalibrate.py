@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import archgrad as ag
 from archgrad.choices.access import using
 from archgrad.choices.modules import OpChoice
+from archgrad.errors import ModelError
 from archgrad.run.run import Run
 from archgrad.tasks.classification import Classification
 from archgrad.training.fit import recalibrate
@@ -102,7 +103,7 @@ def test_modes_momenta_and_weights_are_left_alone(run: Run) -> None:
 
 def test_a_network_that_fails_gets_its_modes_back(run: Run) -> None:
     space = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(4, 2)).eval()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ModelError):
         recalibrate(space, task(), run)
     assert not any(m.training for m in space.modules())
     assert norms(space)[0].momentum == 0.1
@@ -116,3 +117,17 @@ def test_a_held_supernet_is_as_if_used(run: Run) -> None:
         recalibrate(space, data, run)
     for one, other in zip(norms(held), norms(space), strict=True):
         assert torch.equal(one.running_mean, other.running_mean)  # type: ignore[arg-type]
+
+
+MISFITS = [
+    nn.BatchNorm2d(7),
+    nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)),
+    nn.Sequential(nn.BatchNorm1d(3), nn.Linear(4, 2)),
+    nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, device="meta")),
+]
+
+
+@pytest.mark.parametrize("network", MISFITS)
+def test_a_network_that_does_not_fit_its_task_is_refused(network: nn.Module, run: Run) -> None:
+    with pytest.raises(ModelError, match=r"on a batch of shape \[10, 3\] .* Change the network|no values"):
+        recalibrate(network, task(), run)

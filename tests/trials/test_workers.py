@@ -22,6 +22,7 @@ import archgrad as ag
 from archgrad.errors import ConfigError, MissingExtra, NonFiniteError, RunError
 from archgrad.run.run import Run
 from archgrad.trials.job import Job, Outcome
+from archgrad.trials.journal import Journal
 from archgrad.trials.workers import RETRIES, Workers
 
 G = torch.Generator().manual_seed(0)
@@ -141,6 +142,27 @@ def search(folder: Path | None, workers: int | str | None, *, trials: int = 6) -
         output=ag.Output(checkpoint_seconds=0.0),
     )  # fmt: skip
     return ag.random_search(space(), TASK, run)
+
+
+def test_trials_of_another_run_are_not_taken_for_its_own(tmp_path: Path) -> None:
+    first, second = jobs("first", "second", keep=True)
+    for value, name in enumerate(("one", "other")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps({"id": name}))
+        journal = Journal(folder)
+        for job in (first, second):
+            weights = {"w": torch.full((2,), float(value))}
+            journal.write(job, Outcome({"score": float(value)}, weights, "here", seconds=1.0, failed=""))
+    kept = tmp_path / "one" / "trials"
+    assert Journal(tmp_path / "one").outcome(first).figures == {"score": 0.0}  # type: ignore[union-attr]
+    shutil.copy(kept / "second.safetensors", kept / "first.safetensors")
+    assert Journal(tmp_path / "one").outcome(first) is None, "weights of another trial"
+    shutil.copy(tmp_path / "other" / "trials" / "second.safetensors", kept)
+    assert Journal(tmp_path / "one").outcome(second) is None, "weights of another run"
+    shutil.copy(tmp_path / "other" / "trials.jsonl", tmp_path / "one")
+    shutil.copytree(tmp_path / "other" / "trials", kept, dirs_exist_ok=True)
+    assert Journal(tmp_path / "one").outcome(first) is None, "figures of another run"
 
 
 def same(one: ag.Found, other: ag.Found) -> bool:

@@ -48,6 +48,7 @@ from archgrad.control.trajectory import TrajectorySearch, gains_around, open_loo
 from archgrad.control.transitions import Transitions
 from archgrad.copy_and_run import copied
 from archgrad.errors import ConfigError
+from archgrad.fingerprint import described
 from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found
 from archgrad.run.run import Run
@@ -58,6 +59,7 @@ from archgrad.training.finalists import finalists
 from archgrad.training.fit import optimize
 from archgrad.training.recipe import Recipe, adamw
 
+_WORLD = ("start", "low", "high", "cost", "step", "seed")  # of a system, beside its name and horizon
 # How a dynamics model is trained.
 DYNAMICS_RECIPE = Recipe(optimizer_factory=functools.partial(adamw, learning_rate=1e-3, weight_decay=1e-5))
 ROLLOUTS = 200
@@ -126,6 +128,7 @@ class NnilqrSettings:
             "network": type(network).__name__,
             "parameters": sum(p.numel() for p in network.parameters()),
             **settings_record(self),
+            **{name: described(getattr(system, name, None)) for name in _WORLD},
             "search": self.search and str(getattr(function, "__name__", type(self.search).__name__)),
         }
 

@@ -18,6 +18,7 @@ from archgrad.costs.count import macs
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError, LimitError, NonFiniteError
 from archgrad.extract.discretize import build
+from archgrad.files import shown
 from archgrad.gates.gate_optimizer import (
     RATE_UNDER_LIMIT,
     SCALE,
@@ -29,6 +30,7 @@ from archgrad.gates.gate_optimizer import (
 from archgrad.gates.selection import FLOOR, GateConstraint, gates
 from archgrad.gates.width_rounding import RoundTo, WidthRounding
 from archgrad.run.nonfinite import finite
+from archgrad.tasks.batch_checks import explained
 from archgrad.tasks.task import call
 from archgrad.training.fit import estimate_statistics
 
@@ -147,7 +149,9 @@ class GateTrainer:
                 estimated anew; those that the space gathered are of another network.
 
         Raises:
+            ConfigError: `inputs` are no batches.
             LimitError: a measured limit is not met when it is measured again.
+            ModelError: the network does not run on the inputs.
             NonFiniteError: a weight of the space is NaN or infinite.
         """
         if wrong := [name for name, p in self.space.named_parameters() if not finite([p])]:
@@ -156,7 +160,16 @@ class GateTrainer:
                 f"in all. Go back to a state before that, and lower the learning rate or clip gradients"
             )
         network = build(self.space, self.architecture())
-        estimate_statistics(network, (functools.partial(call, network, batch) for batch in inputs))
+        if not isinstance(inputs, Iterable):
+            raise ConfigError(
+                f"inputs={shown(inputs)} was given. Allowed are batches of inputs, such as a list of them."
+            )
+
+        def forward(batch: Any) -> None:
+            with explained("the network that was cut fails", batch):
+                call(network, batch)
+
+        estimate_statistics(network, (functools.partial(forward, batch) for batch in inputs))
         record = self.constraint.record(network)
         for limited in (record, *record.get("others", [])):
             if limited["reached"] > limited["bound"]:

@@ -23,6 +23,7 @@ from archgrad.extract.discretize import build
 from archgrad.gates.selection import FLOOR, GateConstraint, full, gates
 from archgrad.gates.width_rounding import RoundTo, WidthRounding
 from archgrad.run.run import Run
+from archgrad.tasks.batch_checks import explained
 from archgrad.tasks.task import Batch, Task, require
 from archgrad.training.fit import recalibrate
 
@@ -80,11 +81,11 @@ def importance(
     if criterion in ("taylor", "variance") and task is None:
         raise ConfigError(f"criterion={criterion!r} looks at data, and no task was given: importance(space, task).")
     if criterion == "taylor" and task is not None:
-        require(task, method="importance")
+        _require_fitting(space, task, method="importance")
         return _taylor(space, _batches(space, task, batches, seed), task)
     whole = build(space, full(space))
     if criterion == "variance" and task is not None:
-        require(task, method="importance")
+        _require_fitting(space, task, method="importance")
         moments = _read_moments(space, whole, task, _batches(space, task, batches, seed))
         return _relative(space, whole, functools.partial(_variance, moments))
     return _relative(space, whole, weight_magnitude if criterion == "magnitude" else _norm_scale)
@@ -119,6 +120,7 @@ def cut(
 
     Raises:
         ChoiceError: the space has choices that are no gates, or none.
+        ModelError: the task's loss fails with the space.
         ConfigError: scores of another space, or `repair` without a task.
         LimitError: no network of the space meets the limit; the message says the lowest reachable.
 
@@ -148,7 +150,7 @@ def cut(
     network = build(space, architecture)
     if task is None:
         return network
-    require(task, method="cut")
+    _require_fitting(space, task, method="cut")
     if repair:
         whole = build(space, full(space))
         moments = _read_moments(space, whole, task, _batches(space, task, batches, seed), products=True)
@@ -160,6 +162,14 @@ def cut(
 def _check_batches(batches: int) -> None:
     if type(batches) is not int or batches < 1:
         raise ConfigError(f"batches={batches!r} was given. Allowed is a whole number from 1 up.")
+
+
+def _require_fitting(space: nn.Module, task: Task, *, method: str) -> None:
+    """Raise ConfigError for a task that lacks what is needed, ModelError where its loss fails with this space."""
+    require(task, method=method)
+    (batch,) = _batches(space, task, 1, 0)
+    with evaluating(space), explained(f"the loss of {type(task).__name__} fails with {type(space).__name__}", batch):
+        task.loss(space, batch)
 
 
 def _run(space: nn.Module, seed: int) -> Run:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from archgrad.errors import ConfigError, DataError, MissingExtra
+from archgrad.fingerprint import described
 from archgrad.tasks.task import stable_seed
 
 if TYPE_CHECKING:
@@ -104,7 +105,9 @@ class Reinforcement:
         self.num_envs, self.train_levels = num_envs, train_levels
         self.max_episode_steps, self.channels = max_episode_steps, channels
         self._env = env
-        self.name = env if isinstance(env, str) else str(getattr(env, "name", getattr(env, "__name__", env)))
+        self.name = (
+            env if isinstance(env, str) else str(getattr(env, "name", getattr(env, "__name__", described(env))))
+        )
         self.actions, shape = self._check_spaces()
         self.example = torch.zeros(1, *shape)
         self.splits: dict[str, Any] = {
@@ -112,6 +115,10 @@ class Reinforcement:
             "input_shape": list(shape), "actions": self.actions, "num_envs": num_envs,
             "max_episode_steps": max_episode_steps,
         }  # fmt: skip
+
+    def fingerprint(self) -> dict[str, str]:
+        """What makes the environments, in words: what a resumed run is compared by."""
+        return {"made by": described(self._env)}
 
     def __repr__(self) -> str:
         shape = list(self.example.shape[1:])

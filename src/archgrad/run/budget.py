@@ -50,8 +50,8 @@ class Phase:
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
         return {
-            "phase": self.name, "steps": self.planned, "step": self.step, "seconds": self.seconds,
-            "limit": self.limit, "progress": self.progress,
+            "index": self.index, "phase": self.name, "steps": self.planned, "step": self.step,
+            "seconds": self.seconds, "limit": self.limit, "progress": self.progress,
         }  # fmt: skip
 
     def resume(self, state: dict[str, Any], path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,6 +93,18 @@ def load(path: Path) -> Any:
         raise RunError(f"The checkpoint {path} is not one that archgrad wrote ({error}).") from error
 
 
+@contextlib.contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    """Around what needs a file or folder. Raises RunError where the system does not allow it."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{error.filename or path} cannot be used: {error.strerror or error}. Give access to the whole run "
+            f"folder, then run the same program again: it goes on from the last checkpoint."
+        ) from error
+
+
 class Series:
     """The checkpoints of one run: the last two of the running phase, and the end of every finished phase.
 
@@ -105,21 +118,29 @@ class Series:
 
     def save(self, state: State, *, index: int, phase: str, mark: Mark) -> Path:
         """Save the state of phase number `index` and drop what is no longer needed; returns the path."""
-        self.folder.mkdir(exist_ok=True)
         path = self.folder / str(CheckpointName(index, phase, str(mark)))
-        save(path, state)
-        if mark == "left":
-            self._left = index, path
-        else:
-            self._prune(index, keep=1 if mark == "end" else 2)
+        with _usable(self.folder):
+            self.folder.mkdir(exist_ok=True)
+            save(path, state)
+            if mark == "left":
+                self._left = index, path
+            else:
+                self._prune(index, keep=1 if mark == "end" else 2)
         return path
 
-    def newest(self, index: int) -> tuple[State | None, Path | None, list[str]]:
-        """The newest valid state of phase `index`, its path, and a warning for each damaged newer one."""
+    def newest(self, index: int, *, run: str = "") -> tuple[State | None, Path | None, list[str]]:
+        """The newest valid state of phase `index`, its path, and a warning for each newer one that is damaged.
+
+        So is one that does not name this `run` and phase.
+        """
         warnings: list[str] = []
-        for path in self._of(index):
+        with _usable(self.folder):
+            paths = self._of(index)
+        for path in paths:
+            with _usable(path), files.open_ordinary(path):
+                pass  # what cannot be read now is not damaged, and is not to be lost
             try:
-                return load(path), path, warnings
+                return _of_run(load(path), path, run=run, index=index), path, warnings
             except RunError as error:
                 warnings.append(f"Fell back to what was saved before it. {error}")
         return None, None, warnings
@@ -128,7 +149,8 @@ class Series:
         """Make the end of a phase that this process left early its real end."""
         if self._left and self._left[0] == index:
             path = self._left[1]
-            path.replace(path.with_name(path.name.replace("-left.", "-end.")))
+            with _usable(path):
+                path.replace(path.with_name(path.name.replace("-left.", "-end.")))
         self._left = None
 
     def discard(self, index: int, newest: Path | None) -> int:
@@ -136,16 +158,17 @@ class Series:
 
         Returns the number of files of later phases.
         """
-        for path in [*self.folder.glob("*-left.safetensors"), *self.folder.glob(".*.partial")]:
-            if path.is_file():
+        with _usable(self.folder):
+            for path in [*self.folder.glob("*-left.safetensors"), *self.folder.glob(".*.partial")]:
+                if path.is_file():
+                    path.unlink()
+            for path in self._of(index):
+                if path == newest:
+                    break
                 path.unlink()
-        for path in self._of(index):
-            if path == newest:
-                break
-            path.unlink()
-        later = [path for path, name in self._files() if name.index > index]
-        for path in later:
-            path.unlink()
+            later = [path for path, name in self._files() if name.index > index]
+            for path in later:
+                path.unlink()
         return len(later)
 
     def _files(self) -> list[tuple[Path, CheckpointName]]:
@@ -169,6 +192,15 @@ class Series:
             rest = keep if number == index or not ended else 0
             for path, _ in files_of[ended + rest :]:
                 path.unlink()
+
+
+def _of_run(state: Any, path: Path, *, run: str, index: int) -> State:
+    """The state, which says of which run and phase it is. Raises RunError where that is another one."""
+    if not isinstance(state, dict):
+        raise RunError(f"{path} holds no state of a run.")
+    if state.get("run", run) != run or state.get("index", index) != index:
+        raise RunError(f"{path} is a checkpoint of another run, or of another phase of this one: it was moved there.")
+    return state
 
 
 def _encode(value: Any, name: str, bodies: dict[str, Tensor]) -> Any:

@@ -36,6 +36,7 @@ class Checkpointing:
 
     Attributes:
         parts: what is saved; None before `Run.register_state`.
+        run_id: of the run, which checkpoints name.
         replaying: while the program passes through what an earlier process did, until the phase in progress.
         newest: the last good checkpoint.
         due_at: when the next one is due, by the monotonic clock.
@@ -47,6 +48,7 @@ class Checkpointing:
         self._series = Series(folder / CHECKPOINTS) if folder else None
         self._every_seconds, self._machine, self._random, self._log = every_seconds, machine, random, log
         self.parts: Mapping[str, Stateful] | None = None
+        self.run_id = ""
         self.replaying = False
         self.newest: Path | None = None
         self.due_at = -math.inf
@@ -56,7 +58,7 @@ class Checkpointing:
 
         Raises RunError when it does not fit this program.
         """
-        state, path, notes = self._series.newest(phase.index) if self._series else (None, None, [])
+        state, path, notes = self._series.newest(phase.index, run=self.run_id) if self._series else (None, None, [])
         if state and path:
             try:
                 notes = [*self._restore(phase, state, path), *notes]
@@ -75,8 +77,12 @@ class Checkpointing:
     def _restore(self, phase: Phase, state: State, path: Path) -> list[str]:
         phase.resume(state, path)
         stateful.restore(self.parts or {}, state["parts"], path)
-        lost = self._log.history.rewind(state["records"])
+        lost, history = self._log.history.rewind(state["records"]), self._log.history
         notes = [f"history.jsonl has lost {lost} records."] if lost and self._machine.rank == 0 else []
+        if not lost and self._machine.rank == 0 and history.checksum != state.get("history"):
+            notes.append(
+                "history.jsonl does not hold what this run wrote there: it was changed, or is of another run."
+            )
         if self._machine.world > 1:
             # The first process saved for all; its own device is the first.
             state["random"]["cuda"] = state["random"]["cuda"][:1] * torch.cuda.device_count()
@@ -129,8 +135,10 @@ class Checkpointing:
             raise NonFiniteError(f"{wrong} {self.good_state()}The state of phase {phase.name!r} is not saved.")
         self._log.history.sync()
         state = phase.state() | {
+            "run": self.run_id,
             "finished": isinstance(mark, str),
             "records": len(self._log.history),
+            "history": self._log.history.checksum,
             "notes": self._log.notes,
             "parts": stateful.states(parts),
             "random": self._random.state(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import statistics
 import time
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
-from archgrad.errors import ConfigError
+from archgrad.errors import ArchgradError, ConfigError, ResourceError
 from archgrad.run import failures, validation
 
 if TYPE_CHECKING:
@@ -90,17 +91,36 @@ class Machine:
         return type(number)(numbers)
 
     def by_first(self, compute: Callable[[], Value]) -> Value:
-        """What the first process computes, alone: the others wait, and exchange nothing with it."""
+        """What the first process computes, alone: the others wait, and exchange nothing with it.
+
+        What it raises there ends the others at once: with the same error where it is one of archgrad's, so that all
+        go the same way, else with a ResourceError that names it.
+        """
         if self.world == 1:
             return compute()
-        value = None
+        told: tuple[ArchgradError | str, Any] = ("", None)
         if self.rank == 0:
             self._first_works = True
             try:
-                value = compute()
+                told = ("", compute())
+            except BaseException as error:
+                self._first_works = False
+                failure = error if isinstance(error, ArchgradError) else f"{type(error).__name__}: {error}"
+                with contextlib.suppress(RuntimeError):  # of a process that is gone: the error itself says more
+                    self.fabric.broadcast((failure, None))
+                raise
             finally:
                 self._first_works = False
-        return cast(Value, self.fabric.broadcast(value))
+        failure, value = self.fabric.broadcast(told)
+        if isinstance(failure, ArchgradError):
+            failure.add_note("It was raised in the first process of this run, which computes this for all.")
+            raise failure
+        if failure:
+            raise ResourceError(
+                f"The first process of this run failed at what it does for all: {failure}. See what it printed, and "
+                f"start the program again."
+            )
+        return cast(Value, value)
 
     def wait(self) -> None:
         """Wait until every process is here."""

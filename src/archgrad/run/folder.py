@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import time
 import weakref
 import zlib
@@ -28,6 +29,7 @@ from archgrad.report.data.run_format import (
     LOCK,
     RUN,
     TRIALS,
+    WEIGHTS,
     Owner,
     Record,
     foreign_parts,
@@ -57,10 +59,15 @@ _HOLDERS: weakref.WeakValueDictionary[Path, Holder] = weakref.WeakValueDictionar
 
 
 class RunFolder:
-    """run.json (identity, versions, times), the lock, and computed.json."""
+    """run.json (identity, versions, times), the lock, and computed.json.
+
+    Attributes:
+        id: of the run, which its other files name, so that those of another one are not taken for its own.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.id = secrets.token_hex(8)
         self._lock: TextIO | None = None
 
     def open(
@@ -77,14 +84,10 @@ class RunFolder:
         failed, is closed: a traceback that is kept, as in a notebook, keeps it alive. Raises RunError when the folder
         holds another run or one that is running.
         """
-        if machine.rank == 0:
-            if (before := _HOLDERS.get(self.path.resolve())) is not None and before.failed:
-                before.close()
-            self.acquire()
-            if holder is not None:
-                _HOLDERS[self.path.resolve()] = holder
+        machine.by_first(lambda: self._take(holder))
         try:
             earlier = self.read(identity, accept=accept)
+            self.id = str(earlier.get("id", "")) if earlier else self.id
             computed = self.computed()
         except RunError:
             self.release()
@@ -98,6 +101,13 @@ class RunFolder:
         if machine.rank == 0:
             self.begin(identity, earlier, made_with)
         return earlier is not None, computed, notes
+
+    def _take(self, holder: Holder | None) -> None:
+        if (before := _HOLDERS.get(self.path.resolve())) is not None and before.failed:
+            before.close()
+        self.acquire()
+        if holder is not None:
+            _HOLDERS[self.path.resolve()] = holder
 
     def acquire(self) -> None:
         """Make the folder and take its lock. Raises RunError when a live process has it."""
@@ -127,10 +137,16 @@ class RunFolder:
         weakref.finalize(self, lock.close)
 
     def _refuse_what_is_no_file(self) -> None:
-        for name in (RUN, HISTORY, COMPUTED, LOCK, TRIALS):
-            path = self.path / name
-            if path.exists() and not path.is_file():
-                raise RunError(f"{path} is no ordinary file. Remove it, or choose another folder.")
+        for name in (RUN, HISTORY, COMPUTED, LOCK, TRIALS, CHECKPOINTS, WEIGHTS):
+            path, folder = self.path / name, name in (CHECKPOINTS, WEIGHTS)
+            if path.exists() and not (path.is_dir() if folder else path.is_file()):
+                kind = "folder" if folder else "ordinary file"
+                raise RunError(f"{path} is no {kind}. Remove it, or choose another folder.")
+            if path.is_symlink():
+                raise RunError(
+                    f"{path} is a link to {path.readlink()}: a run writes there, and removes files. Put what it "
+                    f"stands for in its place, or choose another folder."
+                )
 
     def _in_use(self, owner: Owner | None) -> RunError:
         if owner and owner.is_here and owner.pid == os.getpid():
@@ -175,6 +191,7 @@ class RunFolder:
             raise RunError(
                 f"{self.path} holds another run. It differs in {'; '.join(differences)}. "
                 f"Choose another folder, or resume with the same settings.{_how_to_accept(wrong)}"
+                f"{_about_python(record, wrong)}"
             )
         if parts:
             changed = _differences({n: identity.get(n) for n in parts}, {n: theirs.get(n) for n in parts})
@@ -186,7 +203,7 @@ class RunFolder:
 
     def begin(self, identity: Record, earlier: Record | None, made_with: Record) -> None:
         """Write run.json for a new run, or for one that is resumed now."""
-        record = earlier or {"started": now(), "resumed": []}
+        record = earlier or {"id": self.id, "started": now(), "resumed": []}
         record["identity"] = identity
         if earlier:
             record["resumed"].append(now())
@@ -210,6 +227,8 @@ class RunFolder:
             if "checksum" not in content or "figures" not in content:
                 raise RunError("it has no checksum, as in earlier versions, whose run folders are to be begun anew")
             figures: Record = content["figures"]
+            if content.get("run", self.id) != self.id:
+                raise RunError("it is of another run")
             if content["checksum"] != _checksum(figures):
                 raise RunError("its checksum does not match its figures")
         except (RunError, OSError, LookupError, TypeError, ValueError) as error:
@@ -218,7 +237,7 @@ class RunFolder:
 
     def write_computed(self, figures: Record) -> None:
         """Replace computed.json."""
-        self._write(COMPUTED, {"checksum": _checksum(figures), "figures": figures})
+        self._write(COMPUTED, {"run": self.id, "checksum": _checksum(figures), "figures": figures})
 
     def _write(self, name: str, content: Record) -> None:
         files.write_text(self.path / name, json.dumps(content, indent=2) + "\n", RunError)
@@ -290,6 +309,18 @@ def _how_to_accept(parts: set[str]) -> str:
     return (
         f" Where the difference is meant: archgrad resume {options}, or run.accept({', '.join(map(repr, names))}) in "
         f"Python; the report then says so."
+    )
+
+
+def _about_python(record: Record, parts: set[str]) -> str:
+    """That code may differ because another version of Python reads it, where that may be so."""
+    there, here = str(record["made_with"].get("python")), platform.python_version()
+    if not parts <= set(ACCEPTABLE) or there.split(".")[:2] == here.split(".")[:2]:
+        return ""
+    return (
+        f" The run was begun by Python {there}, and this is Python {here}. Code whose source cannot be had, such as "
+        f"that of exec or python -c, is compared by its bytecode, which is another in each: that may be all that "
+        f"differs. Resume by Python {'.'.join(there.split('.')[:2])}, or accept it."
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import weakref
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +76,17 @@ def record_line(record: Record) -> str:
     return json.dumps(safe, allow_nan=False) + "\n"
 
 
+def _add(checksum: int, line: str) -> int:
+    return zlib.crc32(line.encode(), checksum)
+
+
 class History:
     """The records {"phase", "step", "time", figures} of a run; non-finite figures are strings in the file.
 
     They are kept as lines of the file, which take a fifth of the memory.
+
+    Attributes:
+        checksum: of the lines.
     """
 
     def __init__(self, folder: Path | None, *, tensorboard: bool) -> None:
@@ -87,6 +96,7 @@ class History:
         self._tensorboard = tensorboard
         self._file: TextIO | None = None
         self._writer: SummaryWriter | None = None
+        self.checksum = 0  # of the lines
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -101,16 +111,19 @@ class History:
         path = self._folder / HISTORY if self._folder else None
         if path is None or not path.exists():
             return
-        with path.open(encoding="utf-8", errors="replace") as file:
-            while line := file.readline(_LINE):
-                try:
+        try:
+            with path.open(encoding="utf-8", errors="replace") as file:
+                while line := file.readline(_LINE):
                     self._old.append(record_line(parse_record(line)))
-                except RunError:
-                    break
+        except RunError:
+            return
+        except OSError as error:
+            raise RunError(f"Cannot read {path}: {error.strerror or error}. Give access to it.") from error
 
     def rewind(self, count: int) -> int:
         """Go to the first `count` recalled records; returns how many of them are lost."""
         self._lines = self._old[:count]
+        self.checksum = functools.reduce(_add, self._lines, 0)
         return max(0, count - len(self._old))
 
     def write(self) -> None:
@@ -139,6 +152,7 @@ class History:
         """Add a record that holds `figures`, and give `on_log` a copy. Raises RunError when the disk is full."""
         line = record_line(record)
         self._lines.append(line)
+        self.checksum = _add(self.checksum, line)
         if on_log:
             on_log(dict(record))
         if self._writer:

@@ -202,6 +202,7 @@ class Run:
         if self._files:
             opened = self._files.open(identity, self._machine, accept=self._accepted, holder=self)
             self._checkpoints.replaying, self._computed, notes = opened
+            self._checkpoints.run_id = self._files.id
             about_data = [*notes, *about_data]
         for note in about_data:
             self.note(note)
@@ -343,15 +344,15 @@ class Run:
         """The JSON value of `compute()`, computed once in a run's life: for figures measured by a clock.
 
         A resumed program skips `compute`, so it must change nothing; what it draws does not count. Of several
-        processes the first computes it as if it were the only one.
+        processes the first computes it as if it were the only one; the others raise ResourceError where it fails.
         """
         self._require_begun("compute_once")
         if key not in self._computed:
             before = self._random.state()
-            value = self._machine.by_first(compute)
+            value = self._machine.by_first(lambda: validation.plain(key, compute()))
             self._random.set_state(before)
             self.check_unread()
-            self._computed[key] = validation.plain(key, value)
+            self._computed[key] = value
             if self._files and self.rank == 0:
                 self._files.write_computed(self._computed)
         return self._computed[key]

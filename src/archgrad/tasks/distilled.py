@@ -88,14 +88,15 @@ class Distilled:
         weight: float = 0.5,
         temperature: float = 4.0,
         loss: Loss | None = None,
-        features: Mapping[str, str] | list[str] | None = None,
+        features: Mapping[str, str] | list[str] | tuple[str, ...] | None = None,
     ) -> None:
         require(task, method="Distilled")
         for name, value, bound in (("weight", weight, 1.0), ("temperature", temperature, math.inf)):
             if not 0 < value <= bound:
                 raise ConfigError(f"{name}={value!r}: give a number above 0{', at most 1' if bound == 1 else ''}")
         self.task, self.weight, self.temperature = task, float(weight), float(temperature)
-        self._features = dict(zip(features, features, strict=True)) if isinstance(features, list) else features
+        names = dict(zip(features, features, strict=True)) if isinstance(features, list | tuple) else features
+        self._features = names
         self._loss = loss
         if loss is None and not self._features and not _has_logits(task):
             raise ConfigError(

@@ -11,17 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import (
-    ConcatDataset,
-    DataLoader,
-    Dataset,
-    Subset,
-    TensorDataset,
-    default_collate,
-)
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, default_collate
 
+from archgrad.digests import ITEMS, digest, of_array, of_items
 from archgrad.errors import DataError
-from archgrad.fingerprint import ITEMS, described, digest, of_array, of_items
+from archgrad.fingerprint import code_of, described
 from archgrad.tasks.samples import Samples
 from archgrad.tasks.task import Batch, Inputs
 
@@ -380,7 +374,12 @@ def _fingerprint_of(dataset: Any) -> str:
     targets = getattr(dataset, "targets", None)
     targets = targets if isinstance(targets, Tensor | np.ndarray | list) else ()
     spread = np.unique(np.linspace(0, len(dataset) - 1, min(ITEMS, len(dataset))).astype(int)).tolist()
-    return digest(len(dataset), targets, of_items(lambda index: _items_of(dataset, [index])[0], spread))
+
+    def fetch(index: int) -> Any:
+        with seeded(index):  # so that a dataset that draws from the global generators gives the same twice
+            return _items_of(dataset, [index])[0]
+
+    return digest(len(dataset), targets, of_items(fetch, spread), code_of(dataset, "__getitem__", "__getitems__"))
 
 
 def _targets_of(dataset: Any) -> Any:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from archgrad import copy_and_run
+from archgrad.digests import of_item
 from archgrad.errors import ConfigError, DataError
 from archgrad.files import shown
-from archgrad.fingerprint import described, of_item
+from archgrad.fingerprint import described
 
 # Of a network: one, several in order, or several by name: as keywords where its `forward` takes them, else one dict.
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -14,12 +15,13 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from archgrad.argument_types import checked
-from archgrad.copy_and_run import copied, evaluating
+from archgrad.copy_and_run import copied, evaluating, require_values
 from archgrad.errors import ConfigError
 from archgrad.files import shown
 from archgrad.run.device import seconds_per_call
 from archgrad.run.loop import watched
 from archgrad.run.run import Run
+from archgrad.tasks.batch_checks import explained
 from archgrad.tasks.task import Batch, Checkable, Task, evaluate, remarks, require
 from archgrad.training.averaging import moving_average, take_average
 from archgrad.training.drop_path import DropPathRamp
@@ -332,6 +334,10 @@ def recalibrate(network: nn.Module, task: Task, run: Run, *, batches: int = 50) 
         run: gives their order and the device.
         batches: how many; fewer where an epoch is shorter, but at least 8 of them if so many are asked for.
 
+    Raises:
+        ModelError: the network does not fit the task.
+        ResourceError: memory ran out, or a worker of the data loader died.
+
     Example:
         >>> import torch, archgrad as ag
         >>> task = ag.Classification.load("digits")
@@ -341,9 +347,18 @@ def recalibrate(network: nn.Module, task: Task, run: Run, *, batches: int = 50) 
         2
     """
     require(task, method="recalibrate")
+    require_values(network)
     stream = task.stream(seed=run.seed)
+
+    def forward(number: int) -> None:
+        batch = load_batch(stream, number, run)
+        # What runs on the first batch fits the task; what happens after that is told as in training.
+        fits = explained(f"the loss of {type(task).__name__} fails with {type(network).__name__}", batch)
+        with fits if not number else contextlib.nullcontext(), watched(run):
+            task.loss(network, batch)
+
     steps = range(min(batches, max(task.steps_per_epoch, 8)))
-    estimate_statistics(network, (functools.partial(task.loss, network, run.to_device(stream(k))) for k in steps))
+    estimate_statistics(network, (functools.partial(forward, number) for number in steps))
 
 
 def estimate_statistics(network: nn.Module, forwards: Iterable[Callable[[], object]]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from archgrad import files
 from archgrad.errors import RunError
-from archgrad.report.data.run_format import TRIALS
+from archgrad.report.data.run_format import TRIALS, WEIGHTS, run_id
 from archgrad.run import checkpoint_file as checkpoint
 from archgrad.trials.job import Job, Outcome
 
@@ -22,10 +22,11 @@ class Journal:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
+        self._run = run_id(folder) if folder else ""
         self._rows: dict[str, dict[str, Any]] = {}
         self._done: dict[str, Outcome] = {}
         if folder and (path := folder / TRIALS).exists():
-            self._rows = dict(_rows(path))
+            self._rows = {name: row for name, row in _rows(path) if row["run"] == self._run}
             files.write_text(path, "".join(_line(row) for row in self._rows.values()), RunError)
 
     def outcome(self, job: Job) -> Outcome | None:
@@ -34,8 +35,11 @@ class Journal:
             if row["architecture"] != picks_of(job):
                 return None
             try:
-                weights = checkpoint.load(self._weights(job)) if job.keep and not row["failed"] else {}
-            except RunError:
+                kept = checkpoint.load(self._weights(job)) if job.keep and not row["failed"] else {}
+                weights = kept["weights"] if kept else {}
+                if kept and (kept["run"], kept["trial"]) != (self._run, job.name):
+                    return None
+            except (RunError, LookupError, TypeError):
                 return None
             self._done[job.name] = Outcome(
                 row["figures"], weights, row["where"], seconds=row["seconds"], failed=row["failed"]
@@ -49,10 +53,11 @@ class Journal:
             return
         if job.keep and not outcome.failed:
             self._weights(job).parent.mkdir(exist_ok=True)
-            checkpoint.save(self._weights(job), outcome.weights)
+            kept = {"run": self._run, "trial": job.name, "weights": outcome.weights}
+            checkpoint.save(self._weights(job), kept)
         row = {
             "trial": job.name, "architecture": picks_of(job), "figures": outcome.figures, "failed": outcome.failed,
-            "where": outcome.where, "seconds": outcome.seconds,
+            "where": outcome.where, "seconds": outcome.seconds, "run": self._run,
         }  # fmt: skip
         path = self._folder / TRIALS
         try:
@@ -65,7 +70,7 @@ class Journal:
 
     def _weights(self, job: Job) -> Path:
         assert self._folder
-        return self._folder / "trials" / f"{job.name}.safetensors"
+        return self._folder / WEIGHTS / f"{job.name}.safetensors"
 
 
 def picks_of(job: Job) -> dict[str, Any]:
@@ -85,7 +90,7 @@ def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
             try:
                 row = files.parse_json(line, RunError, source="a line", finite=False)
                 name, figures = str(row["trial"]), {str(key): float(value) for key, value in row["figures"].items()}
-                text = {key: str(row[key]) for key in ("where", "failed")}
+                text = {key: str(row[key]) for key in ("where", "failed", "run")}
                 rest = {"architecture": dict(row["architecture"]), "seconds": float(row["seconds"])}
                 rows.append((name, {"trial": name, "figures": figures, **rest, **text}))
             except (RunError, ValueError, LookupError, TypeError, AttributeError):

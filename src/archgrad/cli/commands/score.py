@@ -18,6 +18,7 @@ from archgrad.cli import command_file, command_output, run_setup
 from archgrad.cli.inputs import accuracy_table, architectures, data, models, spaces
 from archgrad.cli.schemas.options import TABLE_DATA, BatchOptions
 from archgrad.cli.schemas.score import PROXIES, RANDOM_INPUTS, ScoreOptions
+from archgrad.digests import of_item
 from archgrad.errors import ConfigError, ModelError
 from archgrad.extract.discretize import Resizable, build
 from archgrad.proxies.scoring import Batch, theta
@@ -152,7 +153,8 @@ def _scores(
     """For each proxy the networks' scores, with sizes and the parts of joined proxies; logged network by network."""
     parts = [part for name in names for part in (PROXIES[name].joins or (name,))]
     single = list(dict.fromkeys([*_SIZES, *parts]))
-    settings = {"networks": [subject.name for subject in subjects], "proxies": single}
+    settings = {"networks": [subject.name for subject in subjects], "proxies": single, "weights drawn by": seed}
+    settings |= {"batch": of_item(batch)}
     random = _random(batch, seed)
     device = torch.device("cpu") if run.device.type == "mps" else run.device  # MPS has no float64
     run.begin("score", settings)

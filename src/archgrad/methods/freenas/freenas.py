@@ -38,6 +38,7 @@ from archgrad.choices.access import decisions
 from archgrad.choices.architecture import Architecture
 from archgrad.costs.count import macs, params
 from archgrad.costs.limits import Limit
+from archgrad.digests import of_item
 from archgrad.errors import ConfigError, LimitError, ModelError, NonFiniteError
 from archgrad.extract.discretize import build
 from archgrad.methods.freenas import sensitivity as scoring
@@ -108,7 +109,8 @@ def freenas(
     scoring.shares(space, inputs, norm=norm, draw=None)  # before anything long starts
     constraint = ArchitectureConstraint(space, limit) if limit is not None else None
     settings = FreenasSettings(rounds, norm, seeds, limit)
-    run.begin("freenas", settings_record(settings), network=space)
+    begun_with = settings_record(settings) | {"example": of_item(example)}
+    run.begin("freenas", begun_with, network=space)
     if constraint:
         constraint.fit_surrogate(run)
 

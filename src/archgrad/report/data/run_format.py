@@ -29,6 +29,7 @@ COMMAND = "command.json"  # the command line that made it
 COMPUTED = "computed.json"  # figures that are computed once in a run's life
 LOCK = "lock"
 TRIALS = "trials.jsonl"  # the networks that were tried
+WEIGHTS = "trials"  # of theirs
 CHECKPOINTS = "checkpoints"
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -95,11 +96,20 @@ def is_running(folder: Path) -> bool:
 
 def foreign_parts(run: Mapping[str, Any]) -> str:
     """Why an object of run.json is not what a run writes, so that no run goes on from it; empty where it is."""
-    kinds = {"identity": dict, "made_with": dict, "resumed": list, "accepted": list}
-    absent = [name for name in kinds if name not in run and name != "accepted"]
+    kinds = {"id": str, "identity": dict, "made_with": dict, "resumed": list, "accepted": list}
+    absent = [name for name in kinds if name not in run and name not in ("id", "accepted")]
     wrong = [name for name, kind in kinds.items() if name in run and not isinstance(run[name], kind)]
     texts = [f"it lacks {name!r}" for name in absent] + [f"its {name!r} is of another kind" for name in wrong]
     return ", ".join(texts)
+
+
+def run_id(folder: Path) -> str:
+    """The id in run.json; empty where it has none."""
+    try:
+        body = files.parse_json(files.read_text(folder / RUN, RunError), RunError, source=RUN, finite=False)
+    except (RunError, OSError):
+        return ""
+    return str(body.get("id", "")) if isinstance(body, dict) else ""
 
 
 def forget(folder: Path) -> None:

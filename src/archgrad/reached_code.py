@@ -1,0 +1,100 @@
+"""Which functions compute what a function or a class of the user's computes: what they wrap, bind and lead to."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from types import FunctionType
+from typing import Any
+
+from torch import nn
+
+from archgrad.code_changes import LIBRARIES, changes, names
+
+_INSTALLED = re.compile(r"[\\/](?:site|dist)-packages[\\/]")
+_MOST = 100  # decorators of one function
+
+
+def is_own(thing: Any) -> bool:
+    """Whether a function or class is code of the user's."""
+    return is_own_name(str(getattr(thing, "__module__", None) or ""))
+
+
+def is_own_name(module: str) -> bool:
+    """Whether a module of that name is the user's, or of a package that is not looked into as a library."""
+    return module.partition(".")[0] not in LIBRARIES
+
+
+def written_here(kind: type) -> bool:
+    """Whether a class is of the user's own project, and of no package that is installed."""
+    place = str(getattr(sys.modules.get(kind.__module__), "__file__", None) or "")
+    return is_own(kind) and not _INSTALLED.search(place)
+
+
+def layers_of(function: Any) -> list[FunctionType]:
+    """A function and what it wraps, the user's of its decorators first, the function itself last."""
+    layers, inner = list[FunctionType](), function
+    while isinstance(further := _wrapped(inner), FunctionType) and len(layers) < _MOST:
+        if isinstance(inner, FunctionType) and is_own_name(str(inner.__globals__.get("__name__", ""))):
+            layers.append(inner)
+        inner = further
+    return [*layers, inner] if isinstance(inner, FunctionType) else layers
+
+
+def bound_by(function: FunctionType) -> dict[str, Any]:
+    """What a function has bound: the variables of the functions around it, and of a user's its defaults."""
+    values: dict[str, Any] = {}
+    stored = changes(function.__code__).stored
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            values[name] = cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    if is_own(function):
+        given = function.__defaults__ or ()
+        first = function.__code__.co_argcount - len(given)
+        values |= dict(zip(function.__code__.co_varnames[first:], given, strict=False))
+        values |= function.__kwdefaults__ or {}
+    return {name: value for name, value in values.items() if name not in stored}
+
+
+def functions_in(kind: type) -> list[tuple[str, FunctionType]]:
+    """The functions in a class of the user's and in those of their project that it inherits from, by name."""
+    found = dict[str, FunctionType]()
+    for base in own_bases(kind):
+        for name, entry in vars(base).items():
+            inside = [getattr(entry, part, None) for part in ("__func__", "fget", "fset", "func", "__wrapped__")]
+            parts = [f for f in (entry, *inside) if isinstance(f, FunctionType)]
+            found |= {f"{name} {number}": part for number, part in enumerate(parts)}
+    return sorted(found.items())
+
+
+def own_bases(kind: type) -> list[type]:
+    """A class of the user's and those of their project that it inherits from, the class last."""
+    return [base for base in reversed(kind.__mro__) if is_own(base) and (base is kind or written_here(base))]
+
+
+def reached_by(kind: type, *start: str) -> list[tuple[str, FunctionType]]:
+    """Methods and properties of a class and those that they name, and so on, by name."""
+    pending, reached = [*start], dict[str, FunctionType]()
+    while pending:
+        name = pending.pop()
+        if name in reached:
+            continue
+        entry = inspect.getattr_static(kind, name, None)
+        # Such as `x.float()`, which names a method of every module.
+        if entry is None or vars(nn.Module).get(name) is entry or vars(object).get(name) is entry:
+            continue
+        parts = [entry, *(getattr(entry, part, None) for part in ("__func__", "fget", "func"))]
+        for number, method in enumerate(layer for part in parts for layer in layers_of(part)):
+            reached[f"{name} {number}" if number else name] = method
+            pending += names(method.__code__)
+    return sorted(reached.items())
+
+
+def _wrapped(thing: Any) -> Any:
+    try:
+        return getattr(thing, "__wrapped__", None)
+    except Exception:  # noqa: BLE001 - an object of the user's may raise anything
+        return None
