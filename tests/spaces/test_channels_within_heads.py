@@ -130,3 +130,52 @@ def test_channels_within_heads_go_in_pairs_and_exactly(seed: int) -> None:
         fewer = ag.Architecture({n: tuple(range(max(1, s - (n in inside)))) for n, s in sizes.items()})
         wrong = build(space, swapped(ag.Architecture({n: fewer[n] for n in sizes}), sizes))
         assert difference(outputs(hold(space, fewer), (x,)), outputs(wrong, (x,))) > 1e-7
+
+
+class Towers(nn.Module):
+    """Two towers compared by a product, a sum or an attention of one head."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.table = way, nn.EmbeddingBag(9, WIDTH)
+        self.left = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, WIDTH))
+        self.right = nn.Sequential(nn.Linear(5, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.left(x), self.right(x)
+        if self.way == "sum":
+            return (a * b).sum(-1)
+        if self.way == "table":
+            return (self.table((x[:, :3] * 3).long().clamp(0, 8)) * a).sum(-1) + (a @ b.T).sum(1)
+        if self.way == "attention":
+            return F.scaled_dot_product_attention(a[None], b[None], x[None])[0]
+        return a @ b.T
+
+
+class Words(nn.Module):
+    """The table of an embedding puts the words out as well, past any layer; some weights are complex."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.mlp = (
+            nn.Embedding(9, WIDTH),
+            nn.Sequential(nn.Linear(WIDTH, 12), nn.ReLU(), nn.Linear(12, WIDTH)),
+        )
+        self.phase = nn.Parameter(torch.randn(4, dtype=torch.cfloat))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.table((x.abs() * 3).long().clamp(0, 8))
+        return F.linear(h + self.mlp(h), self.table.weight) * self.phase.abs().sum()
+
+
+@pytest.mark.parametrize("way", ["product", "sum", "table", "attention", "words"])
+def test_what_activations_are_multiplied_over_goes_from_both(way: str) -> None:
+    torch.manual_seed(0)
+    net, x = (Words() if way == "words" else Towers(way)), torch.randn(4, 5)
+    stir(net)
+    space = ag.slim(net, x)
+    assert WIDTH in [same[0].size for same in choices(space).values()], ag.frozen(space)
+    for architecture in [*extremes(space), sample(space, generator=torch.Generator().manual_seed(0))]:
+        held, built = hold(space, architecture), build(space, architecture)
+        assert difference(outputs(held, (x,)), outputs(built, (x,))) < 1e-5
+        assert float(ag.params().expected(held)) == pytest.approx(ag.params().of(built), rel=1e-9)

@@ -25,6 +25,7 @@ from archgrad.spaces.slim.dependency import Components, Labels, Walk
 from archgrad.spaces.slim.kept_sizes import Sizes, know_sources, unflattening
 from archgrad.spaces.slim.layer_sides import (
     NORMS,
+    TABLES,
     is_layer,
     reads_each,
 )
@@ -113,6 +114,8 @@ def trace(
 
     walk = Walk(components, numbering.tensors, is_read=is_read, rule=rule_of, path=lambda: stack[-1],
                 here=here, computed=computed, within=outer is not None)  # fmt: skip
+    for (path, side), labels in numbering.sides.items():
+        walk.is_table[labels] = side == "out" and isinstance(numbering.modules.get(path), TABLES)
     blank: set[str] = set()
     handles = _hooks(numbering, walk, stack, visited, positions, blank)
     handles += whole_hooks(numbering, walk)
@@ -254,7 +257,7 @@ def _makers(numbering: Numbering, walk: Walk) -> Makers:
     for number, side in enumerate(sides):
         module = numbering.modules.get(side[0])
         norm = side[1] == NORM_SIDE or (isinstance(module, _NormBase) and module.affine)
-        if kind_of(side[1]) == "out" and (norm or isinstance(module, nn.Embedding) or (module and is_layer(module))):
+        if kind_of(side[1]) == "out" and (norm or isinstance(module, TABLES) or (module and is_layer(module))):
             owner[numbering.sides[side]] = number
     for left, right, reason, rescaled in walk.multiplied:
         pairs = [(np.unique(owner[labels[labels >= 0]]), labels) for labels in (left, right)]

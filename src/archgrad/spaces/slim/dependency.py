@@ -169,6 +169,7 @@ class Walk(OperatorMode):
         self.within = within  # whether channels that are divided go by their places within heads, and not by heads
         self.divides = False  # whether it has divided channels that could go the other way too
         self.inner: list[Labels] = []  # channels that go by their places within heads
+        self.is_table = np.zeros(len(is_read), dtype=bool)  # whether a label is a channel of an embedding
         self._lines = np.arange(len(is_read))  # by label the one that stands for it
         self.multiplied: list[tuple[Labels, Labels, str, bool]] = []  # see `operators.pair_of_activations`
         self._rule = rule

@@ -9,11 +9,14 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from archgrad.spaces.slim.recurrent import is_recurrent, recurrent_sides
 
 # Attributes that count heads of attention.
-HEADS = ("num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_heads")
+HEADS = (
+    "num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_heads", "num_key_value_heads", "num_kv_heads",
+)  # fmt: skip
 LAYERS = (_ConvNd, nn.Linear)
 NORMS = (_NormBase, nn.GroupNorm)
 # Layers whose channels can be cut out with their integer attributes.
-CUTTABLE = (_ConvNd, nn.Linear, _NormBase, nn.GroupNorm, nn.PReLU, nn.Embedding)
+TABLES = (nn.Embedding, nn.EmbeddingBag)
+CUTTABLE = (_ConvNd, nn.Linear, _NormBase, nn.GroupNorm, nn.PReLU, *TABLES)
 
 
 def has_sides(module: nn.Module) -> bool:
@@ -84,7 +87,7 @@ def cuts(module: nn.Module, side: str) -> tuple[tuple[tuple[str, int], ...], tup
         return (("weight", 0), ("bias", 0)), ("num_channels", "num_groups")
     if isinstance(module, nn.PReLU):
         return (("weight", 0),), ("num_parameters",)
-    assert isinstance(module, nn.Embedding)
+    assert isinstance(module, TABLES)
     return (("weight", 1),), ("embedding_dim",)
 
 

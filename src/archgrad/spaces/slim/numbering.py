@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from archgrad.choices.channel_norms import ChannelNorm, channel_norm
 from archgrad.choices.standardized_weights import StandardizedWeight, standardized_weight
 from archgrad.spaces.slim.dependency import Labels, Shadow
-from archgrad.spaces.slim.layer_sides import cuts, has_sides, reads_each, sides_of, width_of
+from archgrad.spaces.slim.layer_sides import TABLES, cuts, has_sides, reads_each, sides_of, width_of
 from archgrad.spaces.slim.recurrent import Cut, is_recurrent
 from archgrad.spaces.slim.seeded_run import computed_weights
 from archgrad.spaces.slim.torch_attention import Calls, attention_sides, is_torch_attention
@@ -142,4 +142,4 @@ def untouchable(numbering: Numbering) -> Iterator[tuple[Side, str]]:
 
 def _is_plain(module: nn.Module) -> bool:
     """A layer that may share its weights: what is one tensor is cut alike wherever it stands."""
-    return reads_each(module) or isinstance(module, nn.Embedding)
+    return reads_each(module) or isinstance(module, TABLES)

@@ -27,6 +27,9 @@ MIXING = ("softmax", "log_softmax", "cumsum", "cumprod", "sort", "topk", "logcum
           "unfold", "scatter_add", "index_add", "index_copy", "index_fill", "kthvalue", "safe_softmax")  # fmt: skip
 
 
+ADDING = ("sum", "linalg_vector_norm")  # reductions in which zeros do not count
+
+
 def _elementwise(call: Call) -> bool:
     if not call.results:
         return True
@@ -45,7 +48,12 @@ def _reduce(call: Call) -> bool:
     dims = call.argument("dim")
     dims = list(range(x.dim())) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
     dims = [d % max(x.dim(), 1) for d in dims]
-    call.mixes(x, dims)
+    if call.name in ADDING and not call.walk.shadow(x).weight:  # zeros add nothing
+        for labels in (labels for d in dims for labels in call.axes(x).get(d, [])):
+            reason = f"{call.walk.here()} mixes these channels ({call.name})"
+            pair_of_activations(call, [labels], [labels], reason)
+    else:
+        call.mixes(x, dims)
     keep = bool(call.argument("keepdim", False))
     axes: Axes = {}
     for axis, arrays in call.axes(x).items():
@@ -140,7 +148,9 @@ def contract(call: Call, left: list[Labels], right: list[Labels], operands: tupl
     for a, b in paired(left, right):
         components.join(a, b, f"{here} reads these channels beside others that are fixed")
         weight = b if call.walk.shadow(operands[1]).weight else a
-        if not call.walk.is_read[weight[weight >= 0]].all():
+        if call.walk.is_table[weight[weight >= 0]].all():  # an embedding's, which carries a gate as well
+            call.walk.multiplied.append((weight, weight, f"{here} reads these channels with a table", False))
+        elif not call.walk.is_read[weight[weight >= 0]].all():
             components.freeze(
                 weight, f"{here} reads these channels with a parameter that is not the weight of a layer"
             )
@@ -271,6 +281,15 @@ def _embed(call: Call) -> bool:
     return True
 
 
+def _embed_bag(call: Call) -> bool:
+    weight, indices = call.inputs[:2]
+    call.walk.freeze(weight, f"{call.walk.here()} picks rows of this table", axes=[0])
+    for x in (indices, *call.inputs[2:]):
+        call.walk.freeze(x, f"{call.walk.here()} picks rows by these channels")
+    call.walk.note(call.results[0], {1: call.axes(weight).get(1, [])})
+    return True
+
+
 def _index(call: Call) -> bool:
     x, indices = call.inputs[0], call.argument("indices")
     positions = [i for i, index in enumerate(indices) if index is not None]
@@ -336,6 +355,7 @@ _OPERATORS: dict[Rule, tuple[str, ...]] = {
         "rms_norm",
     ),
     _embed: ("embedding",),
+    _embed_bag: ("embedding_bag", "embedding_bag_forward_only"),
     _index: ("index",),
     _glu: ("glu",),
 }

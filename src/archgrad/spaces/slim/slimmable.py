@@ -136,18 +136,23 @@ def _accepted(
 ) -> list[Removal]:
     """Heads, channels and branches that pass the trial together; the reasons of the others go into `graph.frozen`.
 
-    `within` are channels within heads: they are tried by themselves first, so that they cost the others nothing.
+    `within` are channels within heads: they are tried by themselves first, as is what activations are multiplied
+    over, so that they cost the others nothing.
     """
     budget = Budget()
     removals = attention_heads(trial, graph, budget, is_kept)
     removals += torch_heads(trial, graph.calls, graph.frozen, is_kept)
-    removals += [Removal(name, couplings) for name, couplings in graph.groups.items()]
+    multiplied = [name for name, couplings in graph.groups.items() if any(c.gated for c in couplings)]
+    removals += [Removal(name, couplings) for name, couplings in graph.groups.items() if name not in multiplied]
     inner = [Removal(f"{name}.channels", couplings) for name, couplings in within.items()]
+    inner += [Removal(name, graph.groups[name]) for name in multiplied]
     for other in (False, True):  # what is known of the scale of attention, and the opposite: it may be computed
         tried = [Removal(r.name, _rescaled(r.couplings, other=other)) for r in inner]
-        passed = settle(trial, tried, {}, Budget(len(MASKS) * 5), masks=MASKS[:2])
+        passed = settle(trial, tried, graph.frozen, Budget(len(MASKS) * 5), masks=MASKS[:2])
         removals += passed
         inner = [r for r in inner if r.name not in {p.name for p in passed}]
+    for name in [n for n in graph.frozen if n.endswith(".channels") or any(n == r.name for r in removals)]:
+        del graph.frozen[name]
     widths = {c.module for r in removals for c in r.couplings if c.kind == "out"}
     if widths:
         removals += [r for r in branches(trial, widths) if not any(is_kept(c.module) for c in r.couplings)]

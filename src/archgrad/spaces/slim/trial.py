@@ -99,10 +99,10 @@ class Trial:
         cause: Exception = RuntimeError()
         for number, (dtype, scrambled) in enumerate(ways if self.large else [double, *ways, double]):
             self.dtype = dtype
-            self.network = copied(network).to(self.dtype).eval()
-            inputs = tree_map_only(
-                Tensor, lambda x: x.detach().to(self.dtype) if x.is_floating_point() else x, example
-            )
+            self.network = copied(network)
+            self.network._apply(lambda x: _in_precision(x, self.dtype))  # type: ignore[no-untyped-call]
+            self.network.eval()
+            inputs = tree_map_only(Tensor, lambda x: _in_precision(x.detach(), self.dtype), example)
             try:
                 if scrambled:
                     _scramble(self.network, inputs)
@@ -339,6 +339,11 @@ def _replace(module: nn.Module, name: str, change: Any) -> None:
     parameter = getattr(module, name, None)
     if isinstance(parameter, nn.Parameter):
         setattr(module, name, nn.Parameter(change(parameter.detach()), requires_grad=parameter.requires_grad))
+
+
+def _in_precision(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in another precision, complex numbers as such."""
+    return x.to(dtype) if x.is_floating_point() else x.to(dtype.to_complex()) if x.is_complex() else x
 
 
 def as_real(x: Tensor) -> Tensor:
