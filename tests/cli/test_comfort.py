@@ -42,6 +42,8 @@ def test_a_dry_run_of_slim_says_what_slim_does_and_writes_nothing(cli: Callable,
     assert 0 < plan["step_seconds"] <= plan["seconds"]
     assert "last" in plan["frozen"] and plan["gates"] == 2
     text = cli("slim", *options, "--dry-run").stdout
+    assert f"at most {plan['before']['macs'] / 2:,.0f} MACs\n" in text and "e+" not in text
+    assert "2 groups; frozen: 1 layer\n" in text
     assert "nothing was written" in text and "12, at 3 an epoch" in text and "runs/slim (free)" in text
 
 
@@ -96,6 +98,9 @@ def test_init_writes_what_slim_takes_and_a_script(cli: Callable, wide: Path) -> 
     assert options.limit == ["macs=0.5"] and options.model.endswith("net.py:Net") and set(held) >= {"model", "data"}
     script = Path("mine/slim.py").read_text()
     ast.parse(script)
+    plain = [line for line in script.splitlines() if not line.startswith("# What")]
+    shown = "\n".join(line.removeprefix("# ") for line in plain if "torch" in line)
+    assert shown.index("import torch") < shown.index("torch.load("), "what is uncommented together runs"
     assert "net = Net(classes=3)" in script and f"sys.path.insert(0, {str(wide)!r})" in script
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 import zipfile
@@ -170,6 +171,22 @@ def test_version_and_help(cli: Callable, refused: Callable[..., str]) -> None:
         assert command in cli("--help").stdout
         assert cli(command, "--help").exit_code == 0
     assert "dance" in refused("dance")
+
+
+def test_help_shows_no_types_of_switches_and_short_ones_of_numbers(cli: Callable) -> None:
+    for command in ((), ("slim",), ("export",), ("board",), ("latency",)):
+        told = cli(*command, "--help").stdout
+        assert not re.search(r"<(bool|int|float|str \| None)", told), told
+    assert re.search(r"--epochs +N ", cli("slim", "--help").stdout)
+
+
+@pytest.mark.parametrize("width", [60, 100, 160])
+def test_methods_are_listed_in_the_width_of_the_terminal(
+    cli: Callable, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = cli("methods").stdout.splitlines()
+    assert 0.85 * width < max(map(len, lines)) <= width
 
 
 def test_the_demo_slims_beside_a_baseline(tmp_path: Path, cli: Callable, no_onnx: None) -> None:

@@ -38,6 +38,12 @@ def test_height_and_width_can_be_had_after_the_run(
     for more in ([], ["--int8"]):
         assert "could resize; leave out --resize, or write an .onnx" in refused(*pte, "--resize", *more)
     assert "is for the example's sizes; leave out --dynamic" in refused(*pte, "--dynamic", "height")
+    for name in ("k.foo", "k", "k.onnx.txt", "k.pt"):
+        for more in ([], ["--int8"]):
+            assert "give .onnx for an ONNX file, or .pte" in refused(
+                "export", slimmed, "--out", tmp_path / name, *more
+            )
+        assert not (tmp_path / name).exists()
     assert "'depth' is no size of an image" in refused("export", slimmed, "--dynamic", "height,depth")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -126,15 +127,32 @@ def test_a_fixed_batch_is_told_and_wrong_calls_of_predict_say_how(place: Path, t
     )
 
 
-def test_a_model_card_that_was_filled_in_is_kept(images: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
+@pytest.mark.parametrize("name", ["README.md", "predict.py", "labels.json", "requirements.txt"])
+def test_what_was_edited_is_kept(
+    images: Path, tmp_path: Path, cli: Callable[..., Result], refused: Callable[..., str], name: str
+) -> None:
     out = tmp_path / "out"
     for _ in range(2):  # the same once more is no harm
         cli("package", images, "--out", out)
-    card = out / "README.md"
-    card.write_text(card.read_text() + "Trained on pictures of our own.\n")
-    result = invoke("package", images, "--out", out)
-    assert result.exit_code == 2 and "what you filled in" in " ".join(result.output.split())
-    assert card.read_text().endswith("of our own.\n")
+    written = (out / name).read_text()
+    (out / name).write_text(f"{written}of our own\n")
+    assert f"other contents in {name}, and may hold what you filled in" in refused("package", images, "--out", out)
+    assert (out / name).read_text().endswith("of our own\n")
+    assert cli("package", images, "--out", out, "--force").exit_code == 0 and (out / name).read_text() == written
+
+
+def test_a_model_card_has_no_notes_for_whoever_ran_it(
+    images: Path, tmp_path: Path, cli: Callable[..., Result]
+) -> None:
+    run = Path(shutil.copytree(images, tmp_path / "run"))
+    record = json.loads((run / "record.json").read_text())
+    noisy = {"eager": {"low_ms": 1.0, "median_ms": 2.0, "high_ms": 9.0}}
+    record |= {"notes": ["a note of the run"], "after": {**record["after"], "latency_ms": noisy}}
+    (run / "record.json").write_text(json.dumps(record))
+    assert "note: a note" in (told := cli("report", run).stdout) and "is noisy" in told
+    cli("package", run, "--out", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "latency, eager" in card and "note" not in card and "noisy" not in card
 
 
 def test_what_cannot_be_predicted_is_told_in_one_line(

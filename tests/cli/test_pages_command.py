@@ -53,6 +53,19 @@ def test_what_cannot_be_compared_ends_with_status_2(
     assert "give a file" in refused("compare", slimmed, slimmed, "--out", tmp_path)
 
 
+def test_a_report_is_written_where_asked(
+    slimmed: Path, tmp_path: Path, cli: Callable[..., Result], refused: Callable[..., str]
+) -> None:
+    out = tmp_path / "mine.html"
+    before = {path.name: path.stat().st_mtime_ns for path in slimmed.iterdir()}
+    assert f"The report is {out}" in cli("report", slimmed, "--out", out).stdout
+    assert {path.name: path.stat().st_mtime_ns for path in slimmed.iterdir()} == before
+    assert out.read_text() == (slimmed / "report.html").read_text()
+    for wrong in (tmp_path, tmp_path / "none" / "a.html", tmp_path / "a.pdf", tmp_path / "a"):
+        for command in (("report", slimmed), ("compare", slimmed, slimmed)):
+            assert "give a file .html" in refused(*command, "--out", wrong)
+
+
 def test_what_cannot_be_served_ends_with_status_2(tmp_path: Path, refused: Callable[..., str]) -> None:
     assert "There is no run folder" in refused("board", tmp_path / "none", "--no-open")
     assert "65535" in refused("board", tmp_path, "--port", "70000")

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
 import archgrad as ag
+from archgrad.cli.schemas.limits import parse
 from archgrad.costs.count import macs, params
 from archgrad.costs.energy import energy
 from archgrad.costs.latency import latency
 from archgrad.costs.limits import Cost, Limit, Predicts, black_box
 from archgrad.costs.memory import peak_memory
-from archgrad.errors import LimitError, ModelError
+from archgrad.errors import LimitError, MissingExtra, ModelError
+from archgrad.gates.selection import GateConstraint
+from archgrad.gates.width_rounding import WidthRounding
+from archgrad.report.numbers import amount
 
 
 def test_a_bound_is_absolute_and_a_fraction_is_of_the_reference() -> None:
@@ -135,3 +141,57 @@ def test_every_cost_takes_its_bound_by_place_and_by_its_unit() -> None:
     for bound in (0.5, 2.0, 1023):
         with pytest.raises(ag.LimitError, match=r"may mean GiB or a fraction. Write at_most\(gib="):
             ag.peak_memory(x).at_most(bound)
+
+
+TINY = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+X = torch.ones(1, 3)
+COSTS: list[tuple[str, Callable[[float], Limit]]] = [
+    ("macs", lambda bound: macs(X).at_most(bound)),
+    ("params", lambda bound: params().at_most(bound)),
+    *(
+        (f"{runtime} latency", lambda bound, runtime=runtime: latency(X, runtime=runtime).at_most(ms=bound))
+        for runtime in ("eager", "onnx", "openvino", "executorch", "compile")
+    ),
+    ("int8 latency", lambda bound: latency(X, runtime="onnx", dtype="int8").at_most(ms=bound)),
+    ("memory", lambda bound: peak_memory(X).at_most(gib=bound)),
+    ("energy", lambda bound: energy(X).at_most(mj=bound)),
+    ("own", lambda bound: black_box(lambda net: 1.0, name="macs", unit="MACs").at_most(bound)),
+]
+
+
+@pytest.mark.parametrize(("name", "make"), COSTS, ids=[name for name, _ in COSTS])
+def test_a_bound_that_may_be_a_fraction_is_asked_about_where_it_is_counted_alone(
+    name: str, make: Callable[[float], Limit]
+) -> None:
+    for bound, share in ((0.004, "0.4 %"), (0.5, "50 %"), (1.0, "100 %"), (35, "35 %")):
+        try:
+            asked = make(bound).meant()
+        except MissingExtra as error:
+            pytest.skip(str(error))
+        if name not in ("macs", "params"):
+            assert asked == "", "0.5 ms and 0.5 GiB are what they say"
+            continue
+        assert f"for {share} of the whole network" in asked
+        (option,) = re.findall(r"--limit (\S+)", asked)
+        given = parse(option)
+        assert (given.cost, given.fraction) == (name, pytest.approx(float(share.removesuffix(" %")) / 100))
+    assert make(1e6).meant() == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [(7679696.5, "7,679,696"), (1.53594e7, "15,359,400"), (1000, "1,000"), (0.004, "0.004"), (12.3456789, "12.3457"),
+     (999, "999"), (4.0, "4"), (1e-7, "1e-07"), (math.inf, "inf")],
+)  # fmt: skip
+def test_amounts_are_written_in_full_with_the_unit_once(value: float, written: str) -> None:
+    assert amount(value, "MACs") == f"{written} MACs" and amount(value) == written
+
+
+@pytest.mark.parametrize("rounding", [1, 8])
+def test_an_impossible_limit_says_what_would_help(rounding: int) -> None:
+    space = ag.slim(nn.Sequential(nn.Linear(3, 4000), nn.ReLU(), nn.Linear(4000, 2)), X)
+    with pytest.raises(LimitError) as raised:
+        GateConstraint(space, macs(X).at_most(4), WidthRounding(rounding))
+    told = str(raised.value)
+    assert f"is {5 * rounding} " in told and "of 20,000)" in told and "e+" not in told
+    assert ("round_to=1" in told) == (rounding > 1)

@@ -19,7 +19,7 @@ from archgrad.costs.count import macs, params
 from archgrad.costs.limits import Limit
 from archgrad.errors import ChoiceError, ConfigError, LimitError
 from archgrad.extract.discretize import build
-from archgrad.gates.selection import GateConstraint, above_threshold, gates, uniform
+from archgrad.gates.selection import GateConstraint, above_threshold, gates, left_full, uniform
 from archgrad.gates.width_rounding import WidthRounding
 from archgrad.spaces.slim.slimmable import slim
 
@@ -140,8 +140,10 @@ def test_the_impossible_names_the_lowest_that_can_be_reached() -> None:
     lowest = Architecture(dict.fromkeys(gates(space), (0,)))
     least = macs(X).of(build(space, lowest))
     assert GateConstraint(space, macs(X).at_most(least), WidthRounding(1)).best_feasible(random_scores(space, seed=0))
-    with pytest.raises(LimitError, match=rf"lowest reachable is {least:,.6g} .*round_to=1"):
+    with pytest.raises(LimitError, match=rf"lowest reachable is {least:,.0f} .*raise the limit$"):
         GateConstraint(space, macs(X).at_most(least - 1), WidthRounding(1))
+    with pytest.raises(LimitError, match=r"lowest reachable is .*round_to=1"):
+        GateConstraint(space, macs(X).at_most(least - 1), WidthRounding(4))
     with pytest.raises(LimitError, match="no network of this space takes at most 10 MACs"):
         GateConstraint(space, macs(X).at_most(10), WidthRounding())
 
@@ -340,3 +342,20 @@ def test_what_is_no_space_of_gates_is_refused() -> None:
         gates(nn.Sequential(OpChoice([nn.ReLU()], name="op"), Gate(3, name="gate")))
     space = slim(plain(), X)
     assert list(gates(space)) == list(choices(space))
+
+
+@pytest.mark.parametrize("fraction", [0.4, 0.6, 0.8])
+@pytest.mark.parametrize("to", [1, 4, 16, None])
+def test_layers_that_rounding_left_whole_are_those_that_any_width_would_cut(to: int | None, fraction: float) -> None:
+    layers = nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 2)
+    space, rounding = slim(nn.Sequential(*layers), X[:, :, 0, 0]), WidthRounding(to)
+    limits = [macs(X[:1, :, 0, 0]).at_most(fraction=fraction), params().at_most(fraction=0.9)]
+    constraint = GateConstraint(space, limits, rounding)
+    scores = random_scores(space, seed=5)
+    rounded, exact = (c.best_feasible(scores) for c in (constraint, constraint.unrounded()))
+    assert exact == GateConstraint(space, limits, WidthRounding(1)).best_feasible(scores)
+    left = left_full(space, rounded, exact, rounding)
+    assert not (to == 1 and left) and (to != 16 or fraction > 0.6 or left == ["0"])
+    for name, gate in gates(space).items():
+        narrower = len(rounded[name]) == gate.size and len(exact[name]) <= 0.75 * gate.size
+        assert (name in left) == (narrower and rounding.step(gate) > 1)

@@ -308,3 +308,20 @@ def test_a_limit_that_the_whole_network_keeps_takes_nothing_away(
     found = ag.dnal(space, digits, run, limit=limit(digits.example), pretrained=True, check_weights=False)
     assert ag.params().of(found.network) == ag.params().of(net)
     assert any("asks for nothing" in note for note in found.record["notes"])
+
+
+@pytest.mark.parametrize(("round_to", "left"), [(1, 0), (32, 1), (16, 2)])
+def test_what_rounding_left_whole_is_noted_where_rounding_is_the_reason(
+    digits: ag.Classification, round_to: int, left: int
+) -> None:
+    width = 32 if left == 1 else 16
+    net = nn.Sequential(
+        nn.Conv2d(1, 16 if left == 2 else 1, 3), nn.ReLU(), nn.Conv2d(16 if left == 2 else 1, width, 3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(16 * width, 200), nn.ReLU(), nn.Linear(200, 10),
+    )  # fmt: skip
+    limit = ag.macs(digits.example).at_most(fraction=0.5 if left == 2 else 0.3)
+    found = ag.dnal(ag.slim(net, digits.example), digits, quiet(), limit=limit, round_to=round_to)
+    notes = [note for note in found.record["notes"] if "rounding" in note]
+    assert len(notes) == bool(left)
+    if left:
+        assert f"left {left} layer{'s' if left > 1 else ''} whole that round_to=1 would have cut (" in notes[0]

@@ -836,3 +836,33 @@ def test_numbers_of_layers_and_code_that_asks_for_ints_are_no_obstacle(layer: Ca
     space = slim(nn.Sequential(nn.Conv1d(3, 4, 1), layer(), nn.ReLU(), nn.Conv1d(6, 3, 1)), x := torch.randn(2, 3, 5))
     assert any(size == 6 for size in sizes(space).values())
     assert_exact(space, (x,))
+
+
+class Times(nn.Module):
+    """A learned temperature, logit scale or gain of a whole tensor: one number."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.full(shape, 0.7))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.logit_scale
+
+
+SINGLE = {"PReLU": nn.PReLU, "[]": Times, "[1]": lambda: Times(1), "[1, 1]": lambda: Times(1, 1)}
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_what_holds_one_number_has_no_channels_and_is_not_called_frozen(name: str) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f, self.g, self.single, self.last = nn.Linear(6, 8), nn.Linear(8, 10), SINGLE[name](), SINGLE[name]()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.g(self.single(self.f(x))))
+
+    space = slim(Scaled(), torch.rand(3, 6))
+    assert sizes(space) == {"f": 8} and list(frozen(space)) == ["g"]
+    own = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 8), nn.Softmax(-1), nn.PReLU(8), nn.Linear(8, 1))
+    assert list(frozen(slim(own, torch.rand(3, 6)))) == ["1", "3", "4"], "one number a channel, and one output, do"

@@ -42,44 +42,60 @@ SOUND = history([1.1, 1.0, 0.9, 0.7, 0.5, 0.3])
 
 
 def test_a_sound_search_raises_no_alarm() -> None:
-    assert alarms(decisions(), picks(0, 1, 2, 0), SOUND) == []
-    assert alarms(decisions(2), picks(0, 0), SOUND) == [], "two operations are too few to tell"
+    assert alarms(decisions(), picks(0, 1, 2, 0), SOUND, method="darts") == []
+    assert alarms(decisions(2), picks(0, 0), SOUND, method="darts") == [], "two operations are too few to tell"
 
 
 def test_skip_connections_that_dominate() -> None:
-    (found,) = alarms(decisions(), picks(0, 0, 0, 1), SOUND)
+    (found,) = alarms(decisions(), picks(0, 0, 0, 1), SOUND, method="darts")
     assert "collapsed to skip connections: 3 of the 4" in found
 
 
 def test_an_identity_is_a_skip_connection_by_whatever_name() -> None:
     space = nn.Sequential(*(ag.OpChoice({"pass": nn.Identity(), "f": nn.Tanh()}, name=f"c{i}") for i in range(3)))
-    found = alarms(ag.relax(space, Softmax), picks(0, 0, 1), SOUND)
-    assert len(found) == 1 and "skip" in found[0]
+    found = alarms(ag.relax(space, Softmax), picks(0, 0, 1), SOUND, method="darts")
+    assert len(found) == 1 and "collapsed to skip connections: 2 of the 3 operations found are pass." in found[0]
+
+
+def test_a_convolution_that_is_called_skip_is_none() -> None:
+    for made, many in ((lambda: nn.Conv2d(2, 2, 1), 0), (nn.Identity, 1)):
+        space = nn.Sequential(*(ag.OpChoice({"skip": made(), "f": nn.Tanh()}, name=f"c{i}") for i in range(3)))
+        assert len(alarms(ag.relax(space, Softmax), picks(0, 0, 1), SOUND, method="darts")) == many
+
+
+@pytest.mark.parametrize("method", ["darts", "darts_prime", "unas", "toponas", "radars", "rl_darts"])
+def test_what_is_advised_is_no_method_that_ran(method: str) -> None:
+    (found,) = alarms(decisions(), picks(0, 0, 0, 1), SOUND, method=method)
+    advice = found.partition("are skip_connect. ")[2]
+    assert advice.endswith("compare with random_search") and f"with {method}," not in advice
+    assert ("Search for longer" in advice) == (method == "unas"), "what samples already is not to search for less"
+    (found,) = alarms(decisions(), picks(0, 1, 2, 0), history([1.1] * 6, moved=0.0, decided=False), method=method)
+    assert ("schedule" in found) == (method == "darts_prime"), "the one whose schedule may be dynamic"
 
 
 def test_one_operation_everywhere() -> None:
-    (found,) = alarms(decisions(), picks(1, 1, 1, 1), SOUND)
+    (found,) = alarms(decisions(), picks(1, 1, 1, 1), SOUND, method="darts")
     assert found == "one operation everywhere: all 4 operations found are conv"
 
 
 def test_an_entropy_that_is_gone_at_once_and_one_that_goes_slowly() -> None:
-    (found,) = alarms(decisions(), picks(0, 1, 2, 0), history([1.1, 0.05, 0.04, 0.03, 0.02, 0.01]))
+    (found,) = alarms(decisions(), picks(0, 1, 2, 0), history([1.1, 0.05, 0.04, 0.03, 0.02, 0.01]), method="darts")
     assert "entropy of the choices was gone at once" in found
-    assert alarms(decisions(), picks(0, 1, 2, 0), history([1.1, 0.9, 0.04, 0.03, 0.02, 0.01])) == []
+    assert alarms(decisions(), picks(0, 1, 2, 0), history([1.1, 0.9, 0.04, 0.03, 0.02, 0.01]), method="darts") == []
 
 
 def test_weights_that_do_not_move() -> None:
-    (found,) = alarms(decisions(), picks(0, 1, 2, 0), history([1.1] * 6, moved=0.002))
+    (found,) = alarms(decisions(), picks(0, 1, 2, 0), history([1.1] * 6, moved=0.002), method="darts")
     assert "have not moved" in found and "5 steps of the architecture" in found
 
 
 def test_an_architecture_that_never_takes_a_step() -> None:
-    (found,) = alarms(decisions(), picks(0, 1, 2, 0), history([1.1] * 6, moved=0.0, decided=False))
+    (found,) = alarms(decisions(), picks(0, 1, 2, 0), history([1.1] * 6, moved=0.0, decided=False), method="darts")
     assert "never took a step in 100 steps" in found
 
 
 def test_searches_that_relax_nothing_raise_none() -> None:
-    assert alarms(decisions(), picks(0, 0, 0, 0), [{"phase": "trial", "step": 1, "loss": 1.0}]) == []
+    assert alarms(decisions(), picks(0, 0, 0, 0), [{"phase": "trial", "step": 1, "loss": 1.0}], method="darts") == []
 
 
 def test_operations_that_no_node_uses_do_not_count() -> None:
@@ -93,7 +109,7 @@ def test_operations_that_no_node_uses_do_not_count() -> None:
 
     ag.relax(space, Softmax)
     ag.relax(space, Open, where=lambda choice: isinstance(choice, ag.InputChoice))
-    assert alarms(space, ag.Architecture({**architecture, **unused}), SOUND) == []
+    assert alarms(space, ag.Architecture({**architecture, **unused}), SOUND, method="darts") == []
 
 
 def task() -> ag.Classification:

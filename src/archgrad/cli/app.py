@@ -22,7 +22,9 @@ _RUN = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that was -
 _WATCHED = Annotated[Path, typer.Argument(metavar="RUN|FOLDER", help="A run's folder, or one that runs are in.")]
 _RUNS = Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Folders of runs.", show_default=False)]
 _PAGE = Annotated[Path | None, typer.Option("--out", metavar="FILE.html", help="Write a page too.")]
-_PORT = Annotated[int | None, typer.Option(min=0, max=65535, help="Default: the first free one from 6174 on.")]
+_PORT = Annotated[
+    int | None, typer.Option(metavar="N", min=0, max=65535, help="Default: the first free one from 6174 on.")
+]
 _NO_OPEN = Annotated[bool, typer.Option("--no-open", help="Do not open a browser.")]
 _FILE = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Default: RUN/network.onnx.")]
 _DYNAMIC = Annotated[
@@ -47,17 +49,25 @@ _INT8 = Annotated[
 _MAX_DROP = Annotated[
     float | None,
     typer.Option(
+        metavar="X",
         min=0,
         help="With --int8: points of the validation score that it may cost; layers stay in float for it. Default: 1.",
     ),
 ]
 _MAX_MS = Annotated[
     float | None,
-    typer.Option(help="With --int8: milliseconds that the file may take in its runtime, or it is not written."),
+    typer.Option(
+        metavar="X", help="With --int8: milliseconds that the file may take in its runtime, or it is not written."
+    ),
 ]
 _MAX_KB = Annotated[
-    float | None, typer.Option(help="With --int8: kB of 1,024 bytes that the file may have, or it is not written.")
+    float | None,
+    typer.Option(metavar="X", help="With --int8: kB of 1,024 bytes that the file may have, or it is not written."),
 ]
+_REPORT = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE.html", help="Write the page there. Default: RUN/report.html.")
+]
+_FORCE = Annotated[bool, typer.Option("--force", help="Write over files of a package that you may have edited.")]
 _PACKAGE = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: RUN/package.")]
 _OF_INT8 = Annotated[
     bool, typer.Option("--int8", help="Of RUN/network.int8.onnx, which archgrad export --int8 wrote.")
@@ -70,9 +80,11 @@ _SHAPE = Annotated[
     list[str] | None,
     typer.Option(metavar="1,3,224,224", help="Of the input, where a file leaves it open; one for each input."),
 ]
-_BATCH = Annotated[int, typer.Option(min=1, help="Samples of a pass, where the file leaves that open. Default: 1.")]
-_THREADS = Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of a pass. Default: 1.")]
-_REPEATS = Annotated[int, typer.Option(min=1, help="Passes that are timed. Default: 50.")]
+_BATCH = Annotated[
+    int, typer.Option(metavar="N", min=1, help="Samples of a pass, where the file leaves that open. Default: 1.")
+]
+_THREADS = Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="CPU threads of a pass. Default: 1.")]
+_REPEATS = Annotated[int, typer.Option(metavar="N", min=1, help="Passes that are timed. Default: 50.")]
 _ACCEPT = Annotated[
     list[str] | None,
     typer.Option(
@@ -165,12 +177,14 @@ def export(
 
 
 @app.command()
-def package(run: _RUN, *, out: _PACKAGE = None, int8: _OF_INT8 = False, as_json: JSON = False) -> None:
+def package(
+    run: _RUN, *, out: _PACKAGE = None, int8: _OF_INT8 = False, force: _FORCE = False, as_json: JSON = False
+) -> None:
     """Write a folder that can be served without archgrad and torch: ONNX, labels, code, test vector, model card."""
     with only_json_on_stdout(as_json):
         from archgrad.cli.commands.package import package_run
 
-        outcome = package_run(run, out, int8=int8)
+        outcome = package_run(run, out, int8=int8, force=force)
     outcome.show(as_json=as_json)
 
 
@@ -196,11 +210,11 @@ def latency(
 
 
 @app.command()
-def report(run: _RUN, *, as_json: JSON = False) -> None:
-    """Print the table of a finished run, and draw its report.html again."""
+def report(run: _RUN, *, out: _REPORT = None, as_json: JSON = False) -> None:
+    """Print the table of a finished run, and draw its page again."""
     from archgrad.cli.commands.report import draw_report
 
-    draw_report(run).show(as_json=as_json)
+    draw_report(run, out).show(as_json=as_json)
 
 
 @app.command()

@@ -34,6 +34,17 @@ _NO_MEMORY_FOR_A_LIBRARY = ("failed to map segment", "annot allocate memory")
 class ErrorGroup(TyperGroup):
     """The commands; an error that a user can correct becomes one message and an exit status."""
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Its options."""
+        return _without_types(super().get_params(ctx))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a name."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            _without_types(command.get_params(ctx))
+        return command
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command; with --traceback errors are left as they are."""
         if ctx.params["traceback"]:
@@ -51,6 +62,14 @@ class ErrorGroup(TyperGroup):
                 raise
             typer.echo(printable(failure.message), err=True)
             raise typer.Exit(failure.status) from None
+
+
+def _without_types(params: list[Any]) -> list[Any]:
+    """Leave "<bool>" out of the help: a switch takes no value."""
+    for param in params:
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = ""
+    return params
 
 
 def _add_usage(error: Any) -> None:

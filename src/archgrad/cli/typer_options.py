@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,13 +76,19 @@ def _parameter(name: str, schema: type[Options], argument: str | None) -> inspec
         has_default = isinstance(default, int | float | str) and default is not False and default != ""
         info = typer.Option(
             *filter(None, [_SWITCHES.get(name)]),
-            metavar=_METAVARS.get(name),
+            metavar=_METAVARS.get(name, _metavar(field.annotation)),
             help=f"{text} Default: {default}." if has_default else text,
             show_default=False,
             rich_help_panel=_panel(name, schema),
             autocompletion=_COMPLETED.get(name),
         )
     return _keyword(name, Annotated[field.annotation | None, info], None)  # type: ignore[operator]
+
+
+def _metavar(annotation: Any) -> str | None:
+    """What stands for a value of this type; None for a switch."""
+    kinds = {*typing.get_args(annotation), annotation}
+    return next((word for kind, word in ((int, "N"), (float, "X"), (str, "TEXT")) if kind in kinds), None)
 
 
 def _keyword(name: str, annotation: Any, default: object) -> inspect.Parameter:

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from archgrad.choices.architecture import Architecture
 from archgrad.errors import LimitError, ModelError
 from archgrad.files import shown
+from archgrad.report.numbers import amount
+
+_COUNTED = ("macs", "params")  # what whole numbers of are counted, as the command line names it
 
 
 class Cost(Protocol):
@@ -93,7 +96,10 @@ class Limit:
             raise LimitError(f"a limit of {self.bound!r} {self.cost.unit}: give a finite number above 0")
 
     def __repr__(self) -> str:
-        bound = f"{self.bound:,.6g} {self.cost.unit}" if self.fraction is None else f"{100 * self.fraction:g} %"
+        if self.fraction is not None:
+            return f"Limit({self.cost.name} at most {100 * self.fraction:g} %)"
+        assert self.bound is not None
+        bound = amount(self.bound, self.cost.unit)
         return f"Limit({self.cost.name} at most {bound})"
 
     def resolve(self, reference: float) -> float:
@@ -104,12 +110,16 @@ class Limit:
         return self.bound
 
     def meant(self) -> str:
-        """What an absolute bound may have meant that nothing can keep: a fraction or a percentage; else empty."""
-        if self.bound is None or self.bound > 100:
+        """What an absolute bound may have meant that nothing can keep: a fraction or a percentage; else empty.
+
+        Only of what is counted in whole numbers: 0.5 ms, or 0.5 GiB, is what it says.
+        """
+        if self.bound is None or self.bound > 100 or self.cost.name not in _COUNTED or self.cost.measured:
             return ""
         share = self.bound if self.bound <= 1 else self.bound / 100
         return (
-            f"; for {share:.0%} of the whole network give at_most(fraction={share:g}), or {self.cost.name}={share:g}"
+            f"; for {100 * share:g} % of the whole network give at_most(fraction={share:g}), or on the command line "
+            f"--limit {self.cost.name}={share:g}"
         )
 
     def record(self) -> dict[str, str | float | None]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from archgrad.errors import MissingExtra
+from archgrad.errors import ConfigError, MissingExtra
 from archgrad.extract.onnx_file import PACKAGES, Session, named_inputs
 from archgrad.tasks.task import tensors
 
@@ -30,6 +30,19 @@ _SCALARS = {
     0: torch.uint8, 1: torch.int8, 3: torch.int32, 4: torch.int64, 5: torch.float16, 7: torch.float64, 11: torch.bool,
 }  # fmt: skip
 FILES: dict[str, str] = {".onnx": "onnx", ".pte": "executorch"}  # a file's ending, and its runtime
+
+
+def kind_of_file(path: Path, given: str) -> str:
+    """The runtime of a file that is to be written, by its ending.
+
+    Raises:
+        ConfigError: the ending is none that is known; the message begins with what was given.
+    """
+    kind = FILES.get(path.suffix)
+    if kind is None:
+        ending = f"ends in {path.suffix!r}" if path.suffix else "has no ending"
+        raise ConfigError(f"{given} {ending}: give .onnx for an ONNX file, or .pte for an ExecuTorch program")
+    return kind
 
 
 class Loaded(Protocol):

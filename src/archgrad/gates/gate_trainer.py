@@ -29,6 +29,7 @@ from archgrad.gates.gate_optimizer import (
 )
 from archgrad.gates.selection import FLOOR, GateConstraint, gates
 from archgrad.gates.width_rounding import RoundTo, WidthRounding
+from archgrad.report.numbers import amount
 from archgrad.run.nonfinite import finite
 from archgrad.tasks.batch_checks import explained
 from archgrad.tasks.task import call
@@ -174,8 +175,8 @@ class GateTrainer:
         for limited in (record, *record.get("others", [])):
             if limited["reached"] > limited["bound"]:
                 raise LimitError(
-                    f"the network takes {limited['reached']:,.6g} {limited['unit']} when measured again, over its "
-                    f"limit of {limited['bound']:,.6g}; call cut() on a quieter machine, or raise the limit"
+                    f"the network takes {amount(limited['reached'], limited['unit'])} when measured again, over its "
+                    f"limit of {amount(limited['bound'])}; call cut() on a quieter machine, or raise the limit"
                 )
         return network
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,9 +19,11 @@ from archgrad.costs.limits import Limit
 from archgrad.errors import ChoiceError, LimitError
 from archgrad.extract.discretize import build
 from archgrad.gates.width_rounding import WidthRounding
+from archgrad.report.numbers import amount
 
 # Shares of a measured bound to aim at in turn, since the clock is read again on what is handed back.
 _MEASURED_ROOM = (0.95, 0.85, 0.7, 0.5)
+_NARROWER = 0.75  # of its width a layer would keep at most without rounding; a step more or less is no news
 _USED = 0.95  # of a counted bound: with less, blocks of rounded widths are exchanged
 
 
@@ -96,9 +99,13 @@ def full(space: nn.Module) -> Architecture:
     return Architecture({name: tuple(range(gate.size)) for name, gate in gates(space).items()})
 
 
-def left_full(space: nn.Module, rounded: Architecture, exact: Architecture) -> list[str]:
-    """The gates that rounding left full although their scores asked for a cut."""
-    return [n for n, g in gates(space).items() if len(rounded[n]) == g.size > len(exact[n])]  # type: ignore[arg-type]
+def left_full(space: nn.Module, rounded: Architecture, exact: Architecture, rounding: WidthRounding) -> list[str]:
+    """The gates that rounding left full, and that would lose a good part of their entries without it."""
+    return [
+        name for name, gate in gates(space).items()
+        if rounding.step(gate) > 1 and len(rounded[name]) == gate.size  # type: ignore[arg-type]
+        and len(exact[name]) <= _NARROWER * gate.size  # type: ignore[arg-type]
+    ]  # fmt: skip
 
 
 # Under a limit no layer keeps less than this part of the width that uniform scaling would leave it.
@@ -144,7 +151,7 @@ class GateConstraint:
         self._refuse_the_impossible(one.meant())
 
     def __repr__(self) -> str:
-        return f"<GateConstraint, {self.name} at most {self.bound:,.6g} {self.unit}>"
+        return f"<GateConstraint, {self.name} at most {amount(self.bound, self.unit)}>"
 
     def price(self, architecture: Architecture) -> float:
         """What an architecture takes: counted exactly, or measured on its network."""
@@ -179,6 +186,12 @@ class GateConstraint:
             tightest = max(records, key=lambda one: one["reached"] / one["bound"])
             return {**tightest, "others": [one for one in records if one is not tightest]}
         return {"cost": self.name, "unit": self.unit, "bound": self.bound, "reached": self.cost.of(network)}
+
+    def unrounded(self) -> GateConstraint:
+        """The same constraint for widths of any number."""
+        other = copy.copy(self)
+        other.rounding, other.parts = WidthRounding(1), tuple(part.unrounded() for part in self.parts)
+        return other
 
     def uniform_width(self) -> float:
         """The largest share of every gate's entries that keeps the limit, by bisection; 1 where all of them do."""
@@ -215,7 +228,7 @@ class GateConstraint:
         if floor > 0.0:
             return self.best_feasible(scores)
         raise LimitError(
-            f"no network stayed under {self.bound:,.6g} {self.unit} when measured again: the clock is too noisy "
+            f"no network stayed under {amount(self.bound, self.unit)} when measured again: the clock is too noisy "
             f"for a limit this tight; raise it, or measure on a quieter machine"
         )
 
@@ -308,8 +321,9 @@ class GateConstraint:
         scores = {name: torch.zeros(gate.size) for name, gate in gates(self.space).items()}
         lowest = self.price(above_threshold(self.space, scores, 1.0, self.rounding))
         if lowest > self.bound:
+            rounded = any(self.rounding.step(gate) > 1 for gate in gates(self.space).values())
             raise LimitError(
-                f"no network of this space takes at most {self.bound:,.6g} {self.unit}: the lowest reachable is "
-                f"{lowest:,.6g} ({lowest / self.reference:.1%} of {self.reference:,.6g}); raise the limit, or allow "
-                f"narrower layers with round_to=1{meant}"
+                f"no network of this space takes at most {amount(self.bound, self.unit)}: the lowest reachable is "
+                f"{amount(lowest)} ({lowest / self.reference:.1%} of {amount(self.reference)}); raise the limit"
+                f"{', or allow narrower layers with round_to=1' if rounded else ''}{meant}"
             )

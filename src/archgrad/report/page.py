@@ -73,11 +73,11 @@ def page(
     return html.render(_TEMPLATE, context, live=live)
 
 
-def write(folder: str | Path) -> Path:
-    """Reads a run folder's record.json and history.jsonl, writes its report.html, and returns that path.
+def write(folder: str | Path, out: Path | None = None) -> Path:
+    """Reads a run folder's record.json and history.jsonl, writes its report.html or `out`, and returns that path.
 
-    Each graph of the record is written beside it as an SVG file. Where run.json and command.json are there, the page
-    says how to run it again.
+    Beside report.html each graph of the record is written as an SVG file. Where run.json and command.json are there,
+    the page says how to run it again.
 
     Raises:
         RunError: a file is missing, damaged, or cannot be written.
@@ -86,7 +86,11 @@ def write(folder: str | Path) -> Path:
     record, history = run_folder.ended(folder)
     text.check(record)
     run, command = run_folder.about(folder)
-    contents = {"report.html": page(record, history, run=run, command=command)}
+    drawn = page(record, history, run=run, command=command)
+    if out is not None:
+        replace(out, drawn)
+        return out
+    contents = {"report.html": drawn}
     names = cells.file_names(record.get("graphs") or [])
     contents |= {name: svg.standalone_svg(drawn) for name, drawn in zip(names, pictures(record), strict=True)}
     for name, content in contents.items():

@@ -58,8 +58,8 @@ class Rivals(NamedTuple):
     rows: list[tuple[str, list[str]]]
 
 
-def table(record: Record) -> RenderableType:
-    """The record as a rich renderable.
+def table(record: Record, *, notes_too: bool = True) -> RenderableType:
+    """The record as a rich renderable; with its notes, which are for whoever ran it.
 
     Raises:
         RunError: a part of the record is of another kind than it should be.
@@ -85,13 +85,13 @@ def table(record: Record) -> RenderableType:
     sentences = (limit_line(record), gap_line(record), frozen_line(record))
     lines = [line for line in sentences if line]
     lines += [f"ALARM: {alarm}" for alarm in record.get("alarms") or []]
-    lines += [f"note: {note}" for note in notes(record)]
+    lines += [f"note: {note}" for note in notes(record) if notes_too]
     if lines:
         parts += [Text(), *(Text(line) for line in lines)]
     return Group(*parts)
 
 
-def plain(record: Record) -> str:
+def plain(record: Record, *, notes_too: bool = True) -> str:
     """The record as plain text, for logs and files.
 
     Raises:
@@ -100,7 +100,7 @@ def plain(record: Record) -> str:
     out = io.StringIO()
     console = Console(file=out, width=_WIDTH, color_system=None, force_terminal=False, highlight=False)
     # A string that is to be copied is not to be broken.
-    console.print(table(record), crop=False)
+    console.print(table(record, notes_too=notes_too), crop=False)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
@@ -332,7 +332,7 @@ def frozen_line(record: Record) -> str:
         return ""
     reasons = {str(layer.get("reason", "")) for layer in frozen} - {""}
     why = f" ({next(iter(reasons))})" if len(reasons) == 1 else f" ({len(reasons)} reasons)" if reasons else ""
-    return f"frozen: {len(frozen)} {'layer' if len(frozen) == 1 else 'layers'}{why}"
+    return f"frozen: {numbers.counted(len(frozen), 'layer')}{why}"
 
 
 def notes(record: Record) -> list[str]:

@@ -102,7 +102,13 @@ def check_folder(out: Path) -> None:
 
 
 def write_package(
-    network: nn.Module, example: Inputs, out: Path, *, record: Mapping[str, Any], int8: Path | None = None
+    network: nn.Module,
+    example: Inputs,
+    out: Path,
+    *,
+    record: Mapping[str, Any],
+    int8: Path | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Write model.onnx, labels.json, predict.py, test_vector.npz, requirements.txt and README.md, a model card.
 
@@ -114,12 +120,13 @@ def write_package(
         out: the folder, which is made.
         record: of the run: what the card says, and the normalization that goes into the file.
         int8: a quantized file of the network with the same preprocessing, in place of the float one.
+        force: write over files of a package that differ from what would be written.
 
     Returns:
         `folder`, `files` and `size_bytes` of the model.
 
     Raises:
-        RunError: the folder holds other files, or cannot be written.
+        RunError: the folder holds other files, or a package that differs, or cannot be written.
         ModelError: the network cannot be exported, or the file does not take the example.
     """
     check_folder(out)
@@ -150,11 +157,11 @@ def write_package(
         "predict.py": _PREDICT.encode(), "test_vector.npz": vector.getvalue(),
         "requirements.txt": b"numpy\nonnxruntime\npillow  # for images as files\n", "README.md": card.encode(),
     }  # fmt: skip
-    written = out / "README.md"
-    if written.is_file() and written.read_bytes() != contents["README.md"]:
+    edited = [n for n in NAMES if (out / n).exists() and (out / n).read_bytes() != contents[n]]
+    if edited and not force:
         raise RunError(
-            f"{written} is there already and may hold what you filled in: move it away, or give another folder with "
-            f"--out"
+            f"{out} holds a package with other contents in {', '.join(edited)}, and may hold what you filled in: "
+            f"give another folder with --out, or --force to write over it"
         )
     for name in NAMES:
         files.write_bytes(out / name, contents[name], RunError)
@@ -225,7 +232,7 @@ Input range: {preprocessing.input_range}.{" Normalization is in the file." if pr
 ## Figures
 {price}
 ```
-{text.plain(record)}
+{text.plain(record, notes_too=False)}
 ```
 
 ## Limits

@@ -23,11 +23,12 @@ from archgrad.costs.latency import latency
 from archgrad.errors import ArchitectureError, ConfigError, LimitError, MissingExtra, ModelError, RunError, one_line
 from archgrad.extract.export import Exported, export_executorch, export_onnx, export_open_program
 from archgrad.extract.preprocessing import Preprocessing
-from archgrad.extract.runtimes import Runtime
+from archgrad.extract.runtimes import Runtime, kind_of_file
 from archgrad.report import notebook, page, text
 from archgrad.report.charts import axes
 from archgrad.report.data.run_folder import write_record
 from archgrad.report.data.run_format import HISTORY
+from archgrad.report.numbers import amount
 from archgrad.results.int8 import Quantized, export_int8
 from archgrad.results.record import conditions, widths
 from archgrad.run.output import record_line
@@ -82,7 +83,7 @@ class Found:
 
     def __repr__(self) -> str:
         score = "not scored" if self.score is None else f"score={self.score:.6g}"
-        costs = "".join(f", {name}={value:,.6g}" for name, value in self.costs.items())
+        costs = "".join(f", {name}={amount(value)}" for name, value in self.costs.items())
         return f"Found({score}{costs}, {len(self.architecture)} choices, {type(self.network).__name__})"
 
     def __reduce__(self) -> NoReturn:
@@ -139,7 +140,7 @@ class Found:
         A path that ends in .pte is an ExecuTorch program, for the example's batch size.
 
         Args:
-            path: of the file.
+            path: of the file, .onnx or .pte.
             task: calibrates and scores int8: its training batches, its validation part to decide by, its test part.
             int8: whether to quantize; the batch size is open where it can be.
             max_drop: of the validation score that int8 may cost, in points (1.0 is 0.01 of an accuracy); else layers
@@ -150,11 +151,12 @@ class Found:
             dynamic: of a float file; see `export_onnx`.
 
         Raises:
-            ConfigError: no example is known; int8 without a task, or with other sizes open than the batch size;
-                a bound without int8; preprocessing in a .pte file.
+            ConfigError: another ending; no example is known; int8 without a task, or with other sizes open than the
+                batch size; a bound without int8; preprocessing in a .pte file.
             LimitError: the int8 file takes or has more than it may, and is not written.
             MissingExtra, ModelError, RunError: as `export_onnx`; int8 loses too much with nearly all in float.
         """
+        kind = kind_of_file(Path(path), f"path={str(path)!r}")
         preprocessing = Preprocessing.of(self.record.get("data")) if preprocess else None
         if int8:
             if task is None or tuple(dynamic) != ("batch",):
@@ -170,7 +172,7 @@ class Found:
             raise ConfigError("max_ms and max_kb are of the int8 file: found.export(path, task=task, int8=True, ...)")
         if self.example is None:
             raise ConfigError("this result has no example inputs: call archgrad.export_onnx(network, example, path)")
-        if Path(path).suffix == ".pte":
+        if kind == "executorch":
             return export_executorch(self.network, self.example, path)
         return export_onnx(self.network, self.example, path, dynamic=dynamic, preprocess=preprocessing)
 

@@ -272,7 +272,7 @@ def _report(
         "picks": picks(space, architecture),
         **(dict(space.describe(architecture)) if isinstance(space, Described) else {}),
         "film": film,
-        "alarms": collapse.alarms(space, architecture, history),
+        "alarms": collapse.alarms(space, architecture, history, method="rl_darts"),
         **conditions(run, task, score="return_unseen"),
         "load": LOAD_SEARCHED,
         **record,

@@ -18,7 +18,13 @@ from archgrad.run.run import Run
 from archgrad.tasks.task import Task, evaluate, higher_is_better
 from archgrad.training.fit import recalibrate
 
-SKIPS = ("skip_connect", "skip", "identity")
+SKIP = "skip_connect"  # what the field calls them; where channels or sizes change it has weights
+SKIPS = (SKIP, "skip", "identity")
+_AGAINST_SKIPS = {
+    "darts": "Search for fewer steps, or with darts_prime, whose regularizers work against it",
+    "darts_prime": "Search for fewer steps, or give its regularizer more weight (DartsPrimeTerms(rho=))",
+    "unas": "Search for longer, or with a lower rate of the logits (UnasTerms(rate=))",
+}  # what helps in methods that have more than fewer steps to offer
 FEWEST = 3  # operations that can be called a collapse
 EARLY = 0.2  # of the search
 GONE = 0.1  # of the entropy at the beginning
@@ -46,7 +52,9 @@ def discretization(space: nn.Module, architecture: Architecture, task: Task, run
     return {"score": name, "supernet": relaxed, "derived": derived, "gap": gap}
 
 
-def alarms(space: nn.Module, architecture: Architecture, history: Sequence[Mapping[str, Any]]) -> list[str]:
+def alarms(
+    space: nn.Module, architecture: Architecture, history: Sequence[Mapping[str, Any]], *, method: str
+) -> list[str]:
     """A sentence for each sign that a relaxed search has collapsed or has not begun; none for other searches.
 
     Signs are: most operations are skip connections; all operations are the same; the entropy is gone at once; the
@@ -56,37 +64,43 @@ def alarms(space: nn.Module, architecture: Architecture, history: Sequence[Mappi
         space: the supernet.
         architecture: what was found in it.
         history: the records of the run.
+        method: the name of the method that ran; what is advised is within its means.
     """
     # The last record of a search is logged when its phase has ended, so it names none.
     shown = [r for r in history if "entropy" in r and (r.get("phase") == "search" or "architecture_steps" in r)]
     if not shown:
         return []
-    return _of_operations(space, architecture) + _of_entropy(shown) + _of_movement(shown, history)
+    operations = _of_operations(space, architecture, method)
+    return operations + _of_entropy(shown) + _of_movement(shown, history, method)
 
 
-def _of_operations(space: nn.Module, architecture: Architecture) -> list[str]:
+def _of_operations(space: nn.Module, architecture: Architecture, method: str) -> list[str]:
     rows = discretized(space, architecture)
     used = {name: choice for name, choice in decisions(space).items() if bool(rows[name].any())}
-    labels = [_label(c, int(rows[n].argmax())) for n, c in used.items() if isinstance(c, OpChoice) and c.size > 1]
-    if len(labels) < FEWEST:
+    found = [(c, int(rows[n].argmax())) for n, c in used.items() if isinstance(c, OpChoice) and c.size > 1]
+    if len(found) < FEWEST:
         return []
+    labels = [choice.labels[pick] for choice, pick in found]
     (most, count), *_ = Counter(labels).most_common(1)
     warnings = []
-    if (skips := labels.count(SKIPS[0])) > len(labels) / 2:
+    skips = [choice.labels[pick] for choice, pick in found if _skips(choice, pick)]
+    if len(skips) > len(found) / 2:
+        names = ", ".join(dict.fromkeys(skips))
+        advice = _AGAINST_SKIPS.get(method, "Search for fewer steps")
         warnings.append(
-            f"the search has collapsed to skip connections: {skips} of the {len(labels)} operations found are some. "
-            f"Search for fewer steps, with darts_prime's regularizers, or by a method that samples, and compare with "
-            f"random_search"
+            f"the search has collapsed to skip connections: {len(skips)} of the {len(found)} operations found are "
+            f"{names}. {advice}, and compare with random_search"
         )
     if count == len(labels):
         warnings.append(f"one operation everywhere: all {count} operations found are {most}")
     return warnings
 
 
-def _label(choice: OpChoice, pick: int) -> str:
-    own = choice.candidates[pick] if len(choice.candidates) else None
-    skips = choice.labels[pick].lower() in SKIPS or isinstance(own, nn.Identity)
-    return SKIPS[0] if skips else choice.labels[pick]
+def _skips(choice: OpChoice, pick: int) -> bool:
+    """Whether a candidate hands on its input; one that is only called so, and has weights, does not."""
+    label, own = choice.labels[pick].lower(), choice.candidates[pick] if len(choice.candidates) else None
+    weights = own is not None and any(True for _ in own.parameters())
+    return isinstance(own, nn.Identity) or label == SKIP or (label in SKIPS and not weights)
 
 
 def _of_entropy(shown: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -100,13 +114,14 @@ def _of_entropy(shown: Sequence[Mapping[str, Any]]) -> list[str]:
     return []
 
 
-def _of_movement(shown: Sequence[Mapping[str, Any]], history: Sequence[Mapping[str, Any]]) -> list[str]:
+def _of_movement(shown: Sequence[Mapping[str, Any]], history: Sequence[Mapping[str, Any]], method: str) -> list[str]:
     counted = sum(row.get("phase") == "search" and "architecture_loss" in row for row in history)
     steps = int(shown[-1].get("architecture_steps", counted))
     if not steps:
+        of_schedule = ", raise the threshold of the dynamic schedule, or take the static one"
         return [
             f"the architecture never took a step in {shown[-1]['step']} steps of the weights: what was found is what "
-            f"the logits began with. Search longer, raise a dynamic schedule's threshold, or take a static one"
+            f"the logits began with. Search longer{of_schedule if method == 'darts_prime' else ''}"
         ]
     names = [name for name in shown[0] if name.startswith(WEIGHT)]
     moved = max((abs(shown[-1].get(name, 0.0) - shown[0][name]) for name in names), default=1.0)

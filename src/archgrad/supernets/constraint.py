@@ -26,6 +26,7 @@ from archgrad.costs.table import CostTable
 from archgrad.costs.table_column import TableColumn
 from archgrad.errors import LimitError
 from archgrad.extract.discretize import build
+from archgrad.report.numbers import amount
 from archgrad.run.nonfinite import term
 from archgrad.run.run import Run
 
@@ -124,9 +125,9 @@ class ArchitectureConstraint:
         bounds = self._bounds = _Bounds(self._limit.resolve(dearest), cheapest, self.price(cheapest))
         if bounds.lowest > bounds.bound:
             raise LimitError(
-                f"no network of this space takes at most {bounds.bound:,.6g} {self.cost.unit}: the lowest reachable "
-                f"is {bounds.lowest:,.6g}; raise the limit, or search a space with smaller networks (fewer cells or "
-                f"channels){self._limit.meant()}"
+                f"no network of this space takes at most {amount(bounds.bound, self.cost.unit)}: the lowest "
+                f"reachable is {amount(bounds.lowest)}; raise the limit, or search a space with smaller networks "
+                f"(fewer cells or channels){self._limit.meant()}"
             )
         return bounds
 
@@ -212,9 +213,8 @@ class ArchitectureConstraint:
                 return value
             time.sleep(1.0)  # what keeps the machine busy may be over by then
         raise LimitError(
-            f"the network found takes {value:,.6g} {self.cost.unit} when measured again, over its limit of "
-            f"{self.bound:,.6g}: run again on a machine without other work (a run with a folder goes on from its "
-            f"end), or raise the limit"
+            f"the network found takes {amount(value, self.cost.unit)} when measured again, over its limit of "
+            f"{amount(self.bound)}: run again on an idle machine (a run with a folder goes on), or raise the limit"
         )
 
     def _read(self, network: nn.Module) -> float:
@@ -271,7 +271,7 @@ class ArchitectureConstraint:
         if self.is_feasible(self.cheapest):
             return self.cheapest
         raise LimitError(
-            f"no network stayed under {self.bound:,.6g} {self.cost.unit} when measured again: timings on this "
+            f"no network stayed under {amount(self.bound, self.cost.unit)} when measured again: timings on this "
             f"machine vary too much for a limit this tight; raise it, or measure on a machine without other work"
         )
 

@@ -287,7 +287,7 @@ def train_and_report(
         network = build(fresh or space, architecture, weights="fresh")
         after: dict[str, Any] = {"score": task.score(architecture), "params": params().of(network)}
     else:
-        signs = _signs(space, architecture, task, run)
+        signs = _signs(space, architecture, task, run, method=str(record.get("method", "")))
         source, example = (fresh or space) if steps else space, run.to_device(task.example)
         if trained is None:
             trained = _trained(source, architecture, task, run, steps=steps, recipe=recipe)
@@ -336,9 +336,9 @@ def _reached(
     return {"cost": constraint.cost.name, "unit": constraint.cost.unit, "bound": constraint.bound, "reached": reached}
 
 
-def _signs(space: nn.Module, architecture: Architecture, task: Task, run: Run) -> dict[str, Any]:
+def _signs(space: nn.Module, architecture: Architecture, task: Task, run: Run, *, method: str) -> dict[str, Any]:
     """The alarms of a relaxed search, and its discretization gap; in the notes and the history too."""
-    alarms = collapse.alarms(space, architecture, run.history)
+    alarms = collapse.alarms(space, architecture, run.history, method=method)
     for alarm in alarms:
         run.note(alarm)
     jump = run.compute_once("discretization", lambda: collapse.discretization(space, architecture, task, run))

@@ -9,6 +9,7 @@ from typing import Any
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.policies import Uniform
 from archgrad.errors import ConfigError, LimitError
+from archgrad.report.numbers import amount
 from archgrad.run.run import Run
 from archgrad.supernets.constraint import ArchitectureConstraint
 
@@ -47,9 +48,9 @@ def _draw(
             drawn[architecture], missed = None, 0
     if constraint and not drawn:
         raise LimitError(
-            f"none of {missed} architectures drawn at random takes at most {constraint.bound:,.6g} "
-            f"{constraint.cost.unit}, though some of the space do; raise the limit, or use a method that searches "
-            f"towards it, such as archgrad.unas"
+            f"none of {missed} architectures drawn at random takes at most "
+            f"{amount(constraint.bound, constraint.cost.unit)}, though some of the space do; raise the limit, or "
+            f"use a method that searches towards it, such as archgrad.unas"
         )
     return [architecture.to_json() for architecture in drawn]
 

@@ -28,6 +28,7 @@ from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
 from archgrad.gates.selection import GateConstraint
 from archgrad.gates.width_rounding import WidthRounding
+from archgrad.report import numbers
 from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import frozen, slim
 from archgrad.supernets.constraint import SAMPLES, ArchitectureConstraint
@@ -195,7 +196,13 @@ def _lines(plan: Mapping[str, Any]) -> list[str]:
         ("folder", f"{plan['folder']} ({plan['folder_state']})"),
     ]  # fmt: skip
     if "gates" in plan:
-        rows.insert(4, ("can be slimmed", f"{plan['gates']} groups; {len(plan['frozen'])} layers are frozen"))
+        rows.insert(
+            4,
+            (
+                "can be slimmed",
+                f"{numbers.counted(plan['gates'], 'group')}; frozen: {numbers.counted(len(plan['frozen']), 'layer')}",
+            ),
+        )
     aligned = [f"{name + ':':<26}{text}" for name, text in rows]
     return [f"archgrad {plan['command']} would do this; nothing was written.", *aligned, *plan["notes"]]
 
@@ -205,8 +212,9 @@ def _measuring(seconds: float) -> str:
 
 
 def _bounded(limit: Mapping[str, Any]) -> str:
-    bound = "settled by measuring" if limit["bound"] is None else f"{limit['bound']:,.6g} {limit['unit']}"
-    return f"{limit['cost']} at most {bound}"
+    name, unit = numbers.label(str(limit["cost"])), str(limit["unit"])
+    bound = "settled by measuring" if limit["bound"] is None else numbers.amount(limit["bound"], unit)
+    return f"at most {bound}" if name == unit and limit["bound"] is not None else f"{name} at most {bound}"
 
 
 def _data(sizes: Mapping[str, int | None]) -> str:

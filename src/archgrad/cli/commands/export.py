@@ -38,8 +38,8 @@ def export_run(
     if not run.is_dir():
         raise RunError(f"There is no run folder {run}. Give the folder that was --out.")
     sizes = _sizes(dynamic)
-    network, example = exported_program.load(run / "network.pt2")
     _check_program(path, sizes=bool(sizes), resize=resize)
+    network, example = exported_program.load(run / "network.pt2")
     preprocessing = _resizing(preprocessing_of(run) if preprocess else None, example, asked=resize)
     if path is not None and path.suffix == ".pte":
         exported, preprocessing = export_executorch(network, example, path), None
@@ -112,7 +112,8 @@ def export_int8_run(
 
 
 def _check_program(path: Path | None, *, sizes: bool, resize: bool) -> None:
-    if path is not None and path.suffix == ".pte" and (sizes or resize):
+    kind = runtimes.kind_of_file(path, f"--out {path}") if path is not None else "onnx"
+    if kind == "executorch" and (sizes or resize):
         reason = "has no preprocessing that could resize" if resize else "is for the example's sizes"
         raise ConfigError(
             f"--out {path}: an ExecuTorch program {reason}; leave out {'--resize' if resize else '--dynamic'}, or "

@@ -28,7 +28,10 @@ from archgrad.tasks import Classification
 from archgrad.tasks.task import tensors
 
 _FRACTIONS = (0.5, 0.7, 0.85, 0.95)
-_WEIGHTS = "# net.load_state_dict(torch.load('trained.pt', weights_only=True)), and pretrained=True below"
+_WEIGHTS = """\
+# With trained weights, and pretrained=True in ag.dnal below:
+# import torch
+# net.load_state_dict(torch.load("trained.pt", weights_only=True))"""
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ def _yaml(findings: _Findings) -> str:
 # archgrad slim --config {Path(options.out) / "slim.yaml"}
 # {type(findings.network).__name__}: {params().of(findings.network):,.0f} parameters, \
 {macs(task.example).of(findings.network):,.0f} MACs for an input of {shape}; {task.classes} classes.
-# {len(findings.gates)} groups of channels can be slimmed, {len(findings.frozen)} layers are frozen.
+# Groups of channels that can be slimmed: {len(findings.gates)}. Frozen layers: {len(findings.frozen)}.
 
 model: {options.model}
 data: {options.data}

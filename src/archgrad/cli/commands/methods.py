@@ -27,15 +27,16 @@ def described() -> list[dict[str, str]]:
 
 
 def list_methods() -> Outcome:
-    """The methods, as rows and as a table."""
+    """The methods, as rows and as text in the width of the terminal: of each what it is for, and its paper below."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     rows = described()
-    table = Table("name", "what for", "paper", box=None, padding=(0, 3, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 3, 0, 0), show_header=False)
     for row in rows:
-        table.add_row(row["name"], row["purpose"], row["paper"])
+        table.add_row(Text(row["name"], style="bold"), Text("\n".join(filter(None, (row["purpose"], row["paper"])))))
     console = Console(highlight=False, file=io.StringIO())
     with console.capture() as capture:
         console.print(table)
-    return Outcome(rows, capture.get().rstrip("\n"))
+    return Outcome(rows, "\n".join(line.rstrip() for line in capture.get().splitlines()))

@@ -12,8 +12,8 @@ from archgrad.report.data.run_folder import ended
 from archgrad.results.package import check_folder, write_package
 
 
-def package_run(run: Path, out: Path | None, *, int8: bool) -> Outcome:
-    """Write the package of a finished run; `int8`: of RUN/network.int8.onnx."""
+def package_run(run: Path, out: Path | None, *, int8: bool, force: bool = False) -> Outcome:
+    """Write the package of a finished run; `int8`: of RUN/network.int8.onnx; `force`: over edited files too."""
     if not run.is_dir():
         raise RunError(f"There is no run folder {run}. Give the folder that was --out.")
     require_packages(*PACKAGES)
@@ -23,6 +23,6 @@ def package_run(run: Path, out: Path | None, *, int8: bool) -> Outcome:
     if quantized is not None and not quantized.is_file():
         raise RunError(f"{quantized} is missing: archgrad export {run} --int8 writes it.")
     network, example = exported_program.load(run / "network.pt2")
-    body = write_package(network, example, out, record=ended(run)[0], int8=quantized)
+    body = write_package(network, example, out, record=ended(run)[0], int8=quantized, force=force)
     served = f"python {out / 'predict.py'} --test needs numpy and onnxruntime alone"
     return Outcome(body, f"{out} holds {', '.join(body['files'])}; {served}")

@@ -50,7 +50,7 @@ from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
 from archgrad.gates.gate_optimizer import SCALE, GateOptimizer, entry_logits, published_logit_optimizer
-from archgrad.gates.selection import GateConstraint, above_threshold, full, left_full
+from archgrad.gates.selection import FLOOR, GateConstraint, above_threshold, full, left_full
 from archgrad.gates.width_rounding import RoundTo, WidthRounding
 from archgrad.methods.dnal.under_limit import (
     FEWEST,
@@ -65,6 +65,7 @@ from archgrad.methods.dnal.under_limit import (
     derived,
     train_gates,
 )
+from archgrad.report.numbers import counted
 from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found, assemble
 from archgrad.run.run import Run
@@ -221,15 +222,19 @@ def _derived(
     space: nn.Module, run: Run, *, constraint: GateConstraint | None, rounding: WidthRounding
 ) -> Architecture:
     """What stays: all gates above the threshold, or the largest set under the limit in the order of s."""
-    exact = above_threshold(space, entry_logits(space), _OPEN, WidthRounding(1))
+    scores = entry_logits(space)
     if constraint is None:
-        architecture = above_threshold(space, entry_logits(space), _OPEN, rounding)
+        architecture, exact = (above_threshold(space, scores, _OPEN, r) for r in (rounding, WidthRounding(1)))
     else:
-        architecture = derived(space, run, constraint=constraint)
-    if uncut := left_full(space, architecture, exact):
+        architecture = exact = derived(space, run, constraint=constraint)
+        free = constraint.unrounded()
+        if free.counted:  # what a measured limit would leave is not asked for: that takes minutes
+            exact = free.best_feasible(scores, floor=FLOOR * free.uniform_width())
+    if uncut := left_full(space, architecture, exact, rounding):
+        more = f" and {len(uncut) - 5} more" if len(uncut) > 5 else ""
         run.note(
-            f"rounding widths left {len(uncut)} layers whole that were to be cut ({', '.join(uncut[:5])}); "
-            f"round_to=1 cuts them, at the price of widths that hardware likes less"
+            f"rounding of widths left {counted(len(uncut), 'layer')} whole that "
+            f"round_to=1 would have cut ({', '.join(uncut[:5])}{more}), to widths that hardware likes less"
         )
     return architecture
 

@@ -42,6 +42,7 @@ from archgrad.digests import of_item
 from archgrad.errors import ConfigError, LimitError, ModelError, NonFiniteError
 from archgrad.extract.discretize import build
 from archgrad.methods.freenas import sensitivity as scoring
+from archgrad.report.numbers import amount
 from archgrad.results.record import conditions, heading, settings_record
 from archgrad.results.result import Example, Found
 from archgrad.run.run import Run
@@ -234,7 +235,7 @@ def _refuse_cut(
     masks = {name: choice.picked(architecture[name]).double() for name, choice in decisions(space).items()}
     if not float(scoring.sensitivity(space, masks, example)[0]):
         raise LimitError(
-            f"under {constraint.bound:,.6g} {constraint.cost.unit} the candidates of the best scores leave no path "
+            f"under {amount(constraint.bound, constraint.cost.unit)} the candidates of the best scores leave no path "
             f"from the network's input to its output; raise the limit"
         )
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from archgrad.costs.limits import Cost, Limit
 from archgrad.errors import ConfigError, LimitError
+from archgrad.report.numbers import amount
 
 Costs = Mapping[str, float]
 
@@ -228,14 +229,13 @@ def refuse_conflict(reward: Reward, limit: Limit | None, lowest: Mapping[str, fl
     for name, bound in reward.bounds.items():
         if limit is not None and limit.cost.name == name and limit.bound != bound:
             raise ConfigError(
-                f"the reward bounds {name} by {bound:,.6g} and the limit by {limit.bound or limit.fraction:,.6g}: "
-                f"they conflict. Leave {name} out of the reward (what is over a limit earns nothing in any case), or "
-                f"give the same bound"
+                f"the reward bounds {name} by {amount(bound)}, and there is {limit!r}: they conflict. Leave {name} "
+                f"out of the reward (what is over a limit earns nothing in any case), or give the same bound"
             )
         if isinstance(reward, Under) and reward.exponent is None and not lowest[name] < bound:
             raise LimitError(
-                f"no network of this space has {name} below {bound:,.6g}: the lowest reachable is "
-                f"{lowest[name]:,.6g}; raise the bound, or use archgrad.methods.monas.rewards.soft"
+                f"no network of this space has {name} below {amount(bound)}: the lowest reachable is "
+                f"{amount(lowest[name])}; raise the bound, or use archgrad.methods.monas.rewards.soft"
             )
 
 

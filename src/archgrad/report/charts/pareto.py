@@ -227,7 +227,7 @@ def marks(front: Front, *, line: int = 0) -> list[Spot]:
 
 
 def _told(front: Front, point: tuple[float, float]) -> str:
-    cost = f"{front.cost.replace('_', ' ')} {point[0]:,.6g}"
+    cost = f"{front.cost.replace('_', ' ')} {numbers.amount(point[0])}"
     unit = front.unit if front.unit.lower() != front.cost.lower() else ""
     words = f"{numbers.label(front.score.name)} {point[1]:.5g}, {cost} {unit}".strip()
     kind = "handed back: " if point == front.found else "on the front: " if point in front.front else ""
@@ -238,5 +238,5 @@ def in_words(front: Front) -> str:
     """The ends of a front, in a sentence."""
     (low, first), (high, last) = front.front[0], front.front[-1]
     name = front.cost.replace("_", " ")
-    ends = f"from {front.score.label} {first:.4g} at {name} {low:,.6g} to {last:.4g} at {name} {high:,.6g}"
-    return f"A front of {len(front.front)}: {ends}."
+    ends = f"{first:.4g} at {name} {numbers.amount(low)} to {last:.4g} at {name} {numbers.amount(high)}"
+    return f"A front of {len(front.front)}: from {front.score.label} {ends}."

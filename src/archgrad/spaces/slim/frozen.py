@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from torch import nn
+
+from archgrad.report.numbers import counted
 from archgrad.spaces.slim.channel_graph import UNREAD, ChannelGraph
+from archgrad.spaces.slim.layer_sides import has_sides, sides_of
 from archgrad.spaces.slim.trial import Removal, Trial
 from archgrad.spaces.slim.trial_masks import kept_entries
 
@@ -67,9 +71,17 @@ class Frozen(dict[str, str]):
     def summary(self) -> str:
         """One line: how many layers, and how much is out of reach."""
         return (
-            f"{len(self)} layers frozen; {self.parameters_fraction:.0%} of the parameters and "
+            f"{counted(len(self), 'layer')} frozen; {self.parameters_fraction:.0%} of the parameters and "
             f"{self.macs_fraction:.0%} of the MACs are out of reach"
         )
+
+
+def has_channels(module: nn.Module) -> bool:
+    """Whether parameters of its own lie along channels; single numbers, such as a temperature, a scale or the one
+    slope of a PReLU, do not."""
+    return bool(has_sides(module) and sides_of(module)) or any(
+        p.numel() > 1 for p in module.parameters(recurse=False)
+    )
 
 
 def reach(trial: Trial, removals: Sequence[Removal], graph: ChannelGraph) -> Frozen:
@@ -78,7 +90,7 @@ def reach(trial: Trial, removals: Sequence[Removal], graph: ChannelGraph) -> Fro
     gated |= {r.name.removesuffix(".heads") for r in removals}
     complete, reasons = {}, graph.frozen
     for path, module in trial.network.named_modules():
-        if path in gated or not any(True for _ in module.parameters(recurse=False)):
+        if path in gated or not has_channels(module):
             continue
         inner = next((r for p, r in reasons.items() if path and p.startswith(f"{path}.")), "")
         outer = next((r for p, r in reasons.items() if p and path.startswith(f"{p}.")), "")
