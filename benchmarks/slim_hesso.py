@@ -119,6 +119,8 @@ def train(
         network.train()
         optimizer.zero_grad()
         task.loss(network, stream(step)).backward()
+        if not bench.adam:
+            nn.utils.clip_grad_norm_(network.parameters(), 5.0)  # as `ag.sgd` does
         optimizer.step()
     small, weights = copy.deepcopy(space), network.state_dict()
     small.load_state_dict({

@@ -47,7 +47,7 @@ def test_it_passes_the_checks_of_scikit_learn(estimator: Any, check: Any) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "check"),
-    [pytest.param(*pair, id=f"{name_of(pair[1])}{k}") for k, pair in enumerate(checks(LONGER | LEFT_OUT, epochs=25))],
+    [pytest.param(*pair, id=f"{name_of(pair[1])}{k}") for k, pair in enumerate(checks(LONGER | LEFT_OUT, epochs=40))],
 )
 def test_it_passes_the_longer_checks_of_scikit_learn(estimator: Any, check: Any) -> None:
     check(estimator)

@@ -234,14 +234,28 @@ def test_a_loss_that_is_not_finite_stops_the_run(digits: ag.Classification, tmp_
     assert list((tmp_path / "run" / "checkpoints").iterdir()), "the last good state is kept"
 
 
+def test_a_run_that_throws_trained_weights_away_says_so(digits: ag.Classification) -> None:
+    network = conv_net()
+    ag.fit(network, digits, quiet(epochs=8))
+    limit, notes = ag.macs(digits.example).at_most(fraction=0.5), []
+    for clip, rate in ((5.0, 0.05), (None, 50.0)):
+        optimizer = functools.partial(ag.sgd, learning_rate=rate, clip=clip)
+        space, run = ag.slim(network, digits.example), quiet(epochs=2)
+        ag.dnal(space, digits, run, limit=limit, pretrained=True, recipe=ag.Recipe(optimizer_factory=optimizer))
+        notes.append([note for note in run.notes if "What the given weights knew is lost" in note])
+    assert not notes[0] and len(notes[1]) == 1 and "--learning-rate 0.01" in notes[1][0]
+
+
 class Broken(RuntimeError):
     """What ends a run in the middle."""
 
 
 @pytest.mark.parametrize("phase", ["finalist_uniform"])
 def test_a_run_that_ends_among_its_finalists_resumes_exactly(
-    digits: ag.Classification, tmp_path: Path, phase: str
+    digits: ag.Classification, tmp_path: Path, phase: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for module in ("dnal", "under_limit"):  # so that a short run has finalists
+        monkeypatch.setattr(f"archgrad.methods.dnal.{module}.FEWEST", 8)
     limit = ag.macs(digits.example).at_most(fraction=0.3)
     torch.manual_seed(0)
     space = ag.slim(conv_net(), digits.example)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,15 @@ def front_of(task: ag.Classification, folder: Path | None = None, **output: obje
     )  # fmt: skip
     space = ag.slim(conv_net(), task.example)
     return ag.slim_front(space, task, run, cost=ag.macs(task.example), fractions=FRACTIONS, round_to=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_finalists() -> Iterator[None]:
+    """So that short runs have finalists."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("front", "under_limit"):
+            patch.setattr(f"archgrad.methods.dnal.{module}.FEWEST", 8)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -57,3 +57,24 @@ def score_given(network: nn.Module, task: Task, run: Run, *, check: bool = True)
             f"trained with, or train on all the same: check_weights=False (--no-check-weights)."
         )
     return given
+
+
+def note_loss(network: nn.Module, task: Task, run: Run, given: dict[str, Any] | None) -> None:
+    """Note where what given weights knew is lost after a run: then the training failed, whatever was cut.
+
+    Args:
+        network: as it is handed back.
+        task: what it is judged on.
+        run: that trained it.
+        given: of `score_given`; None where no weights were given.
+    """
+    if given is None:
+        return
+    figures = evaluate(task, network)
+    name, reached = next(iter(figures.items()))
+    if chance_level.judged(task, network, figures).doubts:
+        run.note(
+            f"What the given weights knew is lost: {name} on the validation part was {given['figures'][name]:.4g}, "
+            f"and is {reached:.4g} after the run, near chance. The learning rate is too high for them, or the steps "
+            f"are too few: give a lower rate (--learning-rate 0.01, archgrad.Recipe), or more epochs"
+        )

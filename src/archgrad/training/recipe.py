@@ -23,15 +23,21 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 @checked
-def sgd(parameters: Iterable[nn.Parameter], *, learning_rate: float = 0.05, weight_decay: float = 5e-4) -> Optimizer:
-    """SGD with Nesterov momentum 0.9.
+def sgd(
+    parameters: Iterable[nn.Parameter], *, learning_rate: float = 0.05, weight_decay: float = 5e-4,
+    clip: float | None = 5.0,
+) -> Optimizer:  # fmt: skip
+    """SGD with Nesterov momentum 0.9, the gradient's norm clipped at `clip`, or not where it is None.
+
+    Without it a few steps at this rate can throw trained weights away.
 
     Example:
         >>> import functools, archgrad as ag
         >>> recipe = ag.Recipe(optimizer_factory=functools.partial(ag.sgd, learning_rate=0.01))
     """
     with _as_config_error():
-        return SGD(parameters, lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+        group = {"params": list(parameters)} | ({} if clip is None else {"clip": clip})
+        return SGD([group], lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
 
 
 def darts_sgd(
@@ -92,7 +98,7 @@ class Recipe:
             `functools.partial(ag.sgd, learning_rate=0.01)`.
         schedule: from progress in [0, 1] through the budget to a factor on the learning rates; default: half a cosine
             with a short warm-up.
-        clip: largest norm of the gradient of all weights together.
+        clip: largest norm of the gradient of all weights together; None: the optimizer's own, which `ag.sgd` has.
         average: decay of an exponential moving average of the weights. The network ends up with the averaged weights
             and with BatchNorm statistics estimated for them.
         accumulate: batches whose gradients are averaged before each step of the optimizer.
@@ -169,7 +175,9 @@ class Recipe:
                 f"parameters to their torch.optim.Optimizer, such as archgrad.adamw."
             )
         if self.clip:
-            # A group's "clip" would bound each group alone.
+            # A group's "clip" would bound each group alone, and that of a default is not what was asked for.
+            for group in optimizer.param_groups:
+                group.pop("clip", None)
             optimizer.register_step_pre_hook(functools.partial(_clip, self.clip, weights))
         return optimizer
 

@@ -25,7 +25,7 @@ class RecipeOptions(Options):
     schedule: Literal["cosine", "constant"] | None = Field(
         None, description="Learning rate: cosine (default), half a cosine after a short warm-up, or constant."
     )
-    clip: float | None = Field(None, gt=0, description="Largest norm of the gradient, such as 5.")
+    clip: float | None = Field(None, gt=0, description="Largest norm of the gradient; default: sgd 5, others none.")
     average: float | None = Field(
         None, gt=0, lt=1, description="Keep a moving average of the weights with this decay, such as 0.999."
     )

@@ -19,11 +19,12 @@ What the paper leaves open, or its code does otherwise, and what is done here:
 
 Ours, wherever a `limit` is given without `sparsity`:
 
-    stage 1     a short training of all weights; where they are trained, s begins in the order of their magnitude
-    stage 2     w and s together on L, in the same backward pass; the mean over a gate is taken off its gradient
-                (`limited_logit_optimizer`), and all s move alike to keep the expected cost at the limit
-    finalists   the widths of the gates and uniform widths, each the largest under the limit, are cut and trained for
-                a short while; the better on the validation part stays
+    stage 1     a short training of all weights, unless they are trained
+    stage 2     s begins in the order of the weights' magnitude, evenly spread in each gate. w and s together on L, in
+                the same backward pass; the mean over a gate is taken off its gradient (`limited_logit_optimizer`),
+                and all s move alike to keep the expected cost at the limit. scale_k: 10 -> 400 in four rounds
+    finalists   where there are 30 steps for each, the widths of the gates and uniform widths, each the largest under
+                the limit, are cut and trained for a short while; the better on the validation part stays
     stage 3     w = argmin_w L(w), at full learning rates again
 
 For a measured cost, MACs are the surrogate in stage 2, and a measurement decides. With `limit` and `sparsity`, the
@@ -71,14 +72,14 @@ from archgrad.results.result import Found, assemble
 from archgrad.run.run import Run
 from archgrad.tasks.task import Task
 from archgrad.training.fit import optimize, seconds_per_step, steps_per_epoch, train
+from archgrad.training.given_weights import note_loss
 from archgrad.training.recipe import Recipe
 
 _SPARSITY = 3.0  # of the published form
 # A gate is open where sigmoid(1e4 * s) > 0.9, that is s > ln(9) / 1e4.
 _OPEN = math.log(0.9 / (1.0 - 0.9)) / SCALE[1]
 _MOST_EPOCHS = 10  # of stage 2 as published
-# Shares of the budget under a limit: stage 1, stage 2 of fresh and of trained weights, each finalist.
-_FIRST, _SECOND, _SECOND_TRAINED, _FINALIST = 0.1, 0.2, 0.1, 0.04
+_FIRST, _SECOND, _FINALIST = 0.1, 0.1, 0.04  # shares of the budget under a limit: stages 1 and 2, each finalist
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +137,7 @@ def dnal(
         sparsity: lambda x number of gate steps, of the published form; default 3 without a limit.
         reg: "count", the published sum of sigmoid(s), or "scaled", the sum of sigmoid(scale * s).
         pretrained: the space holds trained weights: they are scored as they stand, and stage 1 is skipped.
-        gate_epochs: of stage 2; default a fifth of all, of trained weights a tenth; as published a sixth, at most 10.
+        gate_epochs: of stage 2; default a tenth of all; as published a sixth, at most 10.
         round_to: widths are multiples of this; 1 for any width. Default 8, less for narrow layers; under a limit on
             latency "auto", what is measured to suit its runtime here.
         recipe: trains the weights; in stage 2, under a limit, without its `average`, `drop_path` and `best_epoch`.
@@ -178,8 +179,7 @@ def dnal(
     if settings.published or constraint is None:
         _train_gates_as_published(space, task, run, second, settings=settings, rounds=stages.rounds)
     else:
-        if pretrained:
-            begin_by_magnitude(space)
+        begin_by_magnitude(space)
         train_gates(space, task, run, constraint=constraint, recipe=recipe, stage=second)
     candidate = cut(space, _derived(space, run, constraint=constraint, rounding=rounding), task, run)
     record = heading(dnal, settings_record(settings), f"{type(space).__name__} slimmed by DNAL")
@@ -192,6 +192,7 @@ def dnal(
             run.note("uniform widths scored better than those of the gates on the validation part, and were taken")
     architecture, network = candidate
     train(network, task, run, recipe, steps=stages.third, phase="finetune")
+    note_loss(network, task, run, given)
 
     record |= {"limit": constraint and constraint.record(network), "rounding": rounding.measured, "given": given}
     networks = {"before": before, "after": network}
@@ -245,8 +246,8 @@ def _stages(space: nn.Module, task: Task, run: Run, settings: DnalSettings) -> _
     total = run.total_steps(
         per_epoch, default_epochs=60, measure_step=lambda: seconds_per_step(space, task, run, settings.recipe)
     )
-    share = _SECOND_TRAINED if settings.pretrained else _SECOND
-    default = min(_MOST_EPOCHS * per_epoch, max(total // 6, 1)) if settings.published else max(int(share * total), 1)
+    default = min(_MOST_EPOCHS * per_epoch, total // 6) if settings.published else int(_SECOND * total)
+    default = max(default, 1)
     second = default if epochs is None else epochs * per_epoch
     if not 0 < second < total:
         run.withdraw()
@@ -255,7 +256,8 @@ def _stages(space: nn.Module, task: Task, run: Run, settings: DnalSettings) -> _
             f"{max(second, 1)} of {total} steps would train the gates: give {fewer}a larger budget of the Run"
         )
     timed = run.seconds is not None and run.epochs is None and run.max_steps is None
-    rounds = ROUNDS if timed or not settings.published else epochs or math.ceil(second / per_epoch)
+    published = _MOST_EPOCHS if timed else epochs or math.ceil(second / per_epoch)
+    rounds = published if settings.published else ROUNDS
     if timed:
         run.require_steps(second, phase="gates", least=rounds)
     first = int((0.3 * (total - second)) if settings.published else _FIRST * total)

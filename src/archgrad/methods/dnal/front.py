@@ -2,7 +2,8 @@
 
 Ours, made of DNAL's parts under a limit; see `dnal.py`:
 
-    stage 1     a training of all weights at full learning rates; where they are trained, s begins in their order
+    stage 1     a training of all weights at full learning rates, unless they are trained; s begins in the order of
+                their magnitude
     whole       a copy is trained to its end, the learning rate falling: what the others are held against; where the
                 weights are trained, it is the network as given
     for each budget, the largest first:
@@ -53,6 +54,7 @@ from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import frozen
 from archgrad.tasks.task import Task, evaluate, higher_is_better
 from archgrad.training.fit import seconds_per_step, steps_per_epoch, train
+from archgrad.training.given_weights import note_loss
 from archgrad.training.recipe import Recipe
 from archgrad.trials.pareto import front as not_dominated
 
@@ -135,6 +137,7 @@ def slim_front(
     networks, tried = [Candidate(full(space), whole)], list[Choice]()
     for constraint, limit in zip(constraints, settings.limits, strict=True):
         choice = _descend(space, task, run, constraint, plan=plan, settings=settings, limit=limit)
+        note_loss(choice.best.network, task, run, given)
         networks.append(choice.best)
         tried.append(choice)
     front = _front(space, networks, tried, task=task, run=run, cost=cost, settings=settings)
@@ -193,6 +196,7 @@ def _whole(space: nn.Module, task: Task, run: Run, plan: _Plan, recipe: Recipe) 
     network = build(space, full(space))
     time = plan.stage(plan.train).time_fraction
     train(network, task, run, recipe, steps=plan.train, phase="train-whole", time_fraction=time)
+    begin_by_magnitude(space)
     return network
 
 

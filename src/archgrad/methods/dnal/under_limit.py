@@ -18,7 +18,7 @@ from archgrad.costs.latency import Latency
 from archgrad.costs.limits import Limit
 from archgrad.errors import ArchgradError
 from archgrad.extract.discretize import build
-from archgrad.gates.gate_optimizer import SCALE, GateOptimizer, entry_logits, limited_logit_optimizer, stand_in
+from archgrad.gates.gate_optimizer import GateOptimizer, entry_logits, limited_logit_optimizer, stand_in
 from archgrad.gates.importance import importance
 from archgrad.gates.selection import FLOOR, GateConstraint, full, gates, uniform
 from archgrad.gates.width_rounding import RoundTo, WidthRounding
@@ -34,9 +34,10 @@ from archgrad.training.recipe import Recipe
 from archgrad.training.schedules import warm_up
 
 RISING = warm_up(0.4)  # the learning rates of a first training under a limit
-_SPREAD = 0.2  # of the logits that trained weights begin with
-ROUNDS = 10  # in which the scale of the gates grows
-FEWEST = 8  # steps of a finalist; with fewer the gates alone decide
+_SPREAD = 0.2  # of the logits at the beginning
+# Logits that begin spread over 0.2 need no softer gates, and are decided at no harder ones.
+SCALE, ROUNDS = (10.0, 400.0), 4  # of the gates, and in how many rounds it grows
+FEWEST = 30  # steps of a finalist; with fewer the validation part cannot tell two apart, and the gates alone decide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +124,10 @@ class Choice(NamedTuple):
 
 
 def begin_by_magnitude(space: nn.Module) -> None:
-    """Let the logits of trained weights begin in the order of magnitude, spread evenly over [-0.1, 0.1] in each gate.
+    """Let the logits begin in the order of the weights' magnitude, spread evenly over [-0.1, 0.1] in each gate.
 
-    The largest, 0.1, is what a few steps of clipped gradients move, so that the loss can turn the order over.
+    On the limit that is uniform width, softly. The largest, 0.1, is what a few steps of clipped gradients move, so
+    that the loss can turn the order over.
     """
     relax(space, ScaledSigmoid)
     scores = importance(space, criterion="magnitude")
