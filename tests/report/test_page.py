@@ -130,7 +130,7 @@ def test_the_page_shows_the_record_and_fetches_nothing() -> None:
         *("98.00 %", "97.10 %", "-0.90 points", "x 0.439", "3.20 ms (3.00 to 3.90)"),
         "limit on MACs: at most 22,800; reached 20,000 (kept)",
         *("uniform width", "96.00 %", "block129.<script>", "32 of 64", "its width is the <classes>"),
-        *('{"macs": 0.5}', "<img src=x>", "2.13", "1000", "# a < b", "Net <script>alert(1)</script> & co"),
+        *("macs 0.5", "<img src=x>", "2.13", "1,000", "# a < b", "Net <script>alert(1)</script> & co"),
         *("Loss", "Expected cost against the limit"),
     ):
         assert shown in words, shown

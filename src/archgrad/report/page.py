@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from archgrad import files
 from archgrad.errors import RunError
-from archgrad.report import html, intervention_card, numbers, score_text, text
+from archgrad.report import facts, html, intervention_card, numbers, score_text, text
 from archgrad.report.charts import baselines, control, curves, mixing_weights, pareto, proxy_scores, radars, rl, svg
 from archgrad.report.charts.axes import FAINT, LINES, Chart, dress, undrawn
 from archgrad.report.charts.steps import LARGEST, History
@@ -168,17 +168,21 @@ def _found(record: text.Record) -> dict[str, Any]:
 
 def _how(record: text.Record, run: Mapping[str, Any], command: Mapping[str, Any]) -> dict[str, Any]:
     """How it was run, and how to run it again."""
-    facts = {"method": record.get("method"), "device": record.get("device"), **(record.get("run") or {})}
+    about = {"method": record.get("method"), "device": record.get("device"), **(record.get("run") or {})}
     times = {key: run.get(key) for key in ("started", "resumed") if run.get(key)}
     made_with = run.get("made_with")
     versions = {**(record.get("versions") or {}), **(made_with if isinstance(made_with, Mapping) else {})}
     parts = {
-        "Run": {**facts, **times},
-        "Settings": record.get("settings"),
-        "Data": record.get("data"),
+        "Run": {**about, **times},
+        "Settings": facts.settings(record),
+        "Data": facts.data(record, _mapping(command.get("options")).get("data")),
         "Versions": versions,
     }
     return {"groups": _groups(parts), "again": _again(record, versions, command)}
+
+
+def _mapping(part: object) -> Mapping[str, Any]:
+    return part if isinstance(part, Mapping) else {}
 
 
 def _again(record: text.Record, versions: Mapping[str, Any], command: Mapping[str, Any]) -> dict[str, str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
@@ -151,7 +152,9 @@ class Recipe:
 
     def __repr__(self) -> str:
         default = {field.name: field.default for field in fields(self)}
-        given = {name: value for name, value in self.record().items() if getattr(self, name) != default[name]}
+        values = {name: getattr(self, name) for name in default}
+        told = {name: described(value) if callable(value) else value for name, value in values.items()}
+        given = {name: value for name, value in told.items() if values[name] != default[name]}
         return f"Recipe({', '.join(f'{name}={value}' for name, value in given.items())})"
 
     def optimizer(self, network: nn.Module) -> Optimizer:
@@ -207,7 +210,19 @@ class Recipe:
     def record(self) -> dict[str, Any]:
         """Every field as JSON, functions with what they bind: what a resumed run is compared by."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["optimizer_factory"] = _with_defaults(self.optimizer_factory)
         return {name: described(value) if callable(value) else value for name, value in values.items()}
+
+
+def _with_defaults(factory: OptimizerFactory) -> OptimizerFactory:
+    """A factory that binds its own defaults too, so that a record says the rates: sgd(learning_rate=0.05, ...)."""
+    bound = factory if isinstance(factory, functools.partial) else functools.partial(factory)
+    function, given = bound.func, bound.keywords
+    if bound.args or not inspect.isfunction(inspect.unwrap(function)):
+        return factory
+    parameters = inspect.signature(function).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+    return functools.partial(function, **(defaults | given)) if defaults else factory
 
 
 def _number(value: Any) -> bool:
