@@ -280,7 +280,7 @@ def pendulum(x, u):
     return x + 0.1 * torch.stack([x[1], x[0].sin() - {gravity} * x[1] + u[0]])
 
 def game():
-    from archgrad.rl.pixel_game import PixelGame
+    from archgrad.rl import PixelGame
     options = dict(size=6, traps=1, blocks=1, max_steps=9)
     make = lambda: PixelGame(gems={game}, **options)
     return make if {environment!r} == "lambda" else functools.partial(PixelGame, gems={game}, **options)

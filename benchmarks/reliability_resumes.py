@@ -207,7 +207,7 @@ def of_cells(settings: Settings, program: Settings, options: Settings) -> None:
 
 def of_game(settings: Settings, program: Settings, options: Settings) -> None:
     """RL-DARTS on the pixel game."""
-    from archgrad.rl.ppo import PpoTerms
+    from archgrad.rl import PpoTerms
 
     torch.manual_seed(7)
     space = ag.impala_cells(size=6, depths=(4,), nodes=2, features=8, norm="none")

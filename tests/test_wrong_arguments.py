@@ -142,7 +142,7 @@ def test_the_mistakes_of_a_first_hour_are_answered(tmp_path: Path, monkeypatch: 
             TypeError,
             r"dnal\(\): missing .*'run'. It takes space, task, run; by name alone limit",
         ),
-        (lambda: ag.dnal(space, task, run, limit=ag.macs(x).at_most(10)), LimitError, r"for 10% .* macs=0.1"),
+        (lambda: ag.dnal(space, task, run, limit=ag.macs(x).at_most(10)), LimitError, r"for 10 % .* macs=0.1"),
         (lambda: ag.slim(space, x), ModelError, "is a gate of archgrad; give it to archgrad.dnal as it is"),
         (lambda: ag.darts(net, task, run), ChoiceError, "A network of your own is slimmed: archgrad.slim and"),
         (lambda: ag.export_onnx(found, x, "a.onnx"), ModelError, r"Allowed is a torch.nn.Module. Give its .network"),

@@ -66,7 +66,7 @@ def test_costs_and_limits_in_a_line() -> None:
     assert repr(ag.peak_memory((x, torch.zeros(2)))) == "peak_memory(batch=2, example [2, 1, 8, 8], [2])"
     assert repr(ag.energy(x, source="estimated")) == "estimated_energy(example [2, 1, 8, 8])"
     assert repr(cost.at_most(fraction=0.5)) == "Limit(macs at most 50 %)"
-    assert repr(cost.at_most(2_000_000)) == "Limit(macs at most 2e+06 MACs)"
+    assert repr(cost.at_most(2_000_000)) == "Limit(macs at most 2,000,000 MACs)"
     assert repr(ag.latency(x).at_most(ms=4.0)) == "Limit(latency at most 4 ms)"
 
 

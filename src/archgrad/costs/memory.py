@@ -241,7 +241,7 @@ class PeakMemory(WithoutGradient):
         >>> cost.of(torch.nn.Linear(100, 10)) > 3 * 4 * 1010  # weights, gradients and momentum in float32
         True
         >>> cost.at_most(gib=2.0)
-        Limit(peak_memory at most 2.14748e+09 bytes)
+        Limit(peak_memory at most 2,147,483,648 bytes)
         >>> small = ag.peak_memory(torch.zeros(1, 100), mode="inference", dtype="int8")
         >>> small.of(torch.nn.Linear(100, 10))  # 100 inputs and 10 outputs
         110.0
