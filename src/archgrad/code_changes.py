@@ -13,7 +13,7 @@ from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 LIBRARIES = sys.stdlib_module_names | {
-    "archgrad", "numpy", "scipy", "timm", "torch", "torchaudio", "torchvision", "transformers",
+    "archgrad", "gymnasium", "numpy", "scipy", "timm", "torch", "torchaudio", "torchvision", "transformers",
 }  # fmt: skip
 # What changes a container or a tensor in place: methods of it, and how deep it lies under what else changes it.
 _IN_PLACE = {
@@ -129,6 +129,46 @@ def said(function: FunctionType) -> Said:
         if _compiled(inner) == _compiled(code):
             return [_parts_of(node, top=True) for node in nodes]
     return ["bytecode", _compiled(code, doc=function.__doc__)]
+
+
+def said_of_class(kind: type) -> dict[str, Said]:
+    """What the source of a class assigns to its attributes, by name; nothing where its source cannot be had."""
+    module = sys.modules.get(kind.__module__)
+    filename = getattr(module, "__file__", None)
+    text = "".join(linecache.getlines(filename, vars(module))) if module and filename else ""
+    return _assigned_in_classes(text).get(kind.__qualname__, {}) if text else {}
+
+
+@functools.lru_cache(maxsize=64)
+def _assigned_in_classes(text: str) -> dict[str, dict[str, Said]]:
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+    found = dict[str, dict[str, Said]]()
+    pending: list[tuple[str, ast.AST]] = [("", tree)]
+    while pending:
+        prefix, node = pending.pop()
+        for inner in ast.iter_child_nodes(node):
+            if isinstance(inner, ast.ClassDef):
+                found[prefix + inner.name] = _assigned_in(inner)
+                pending.append((f"{prefix}{inner.name}.", inner))
+            elif isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef):
+                pending.append((f"{prefix}{inner.name}.<locals>.", inner))
+            else:
+                pending.append((prefix, inner))
+    return found
+
+
+def _assigned_in(node: ast.ClassDef) -> dict[str, Said]:
+    values = dict[str, Said]()
+    for line in node.body:
+        if isinstance(line, ast.Assign | ast.AnnAssign | ast.AugAssign) and line.value is not None:
+            targets = line.targets if isinstance(line, ast.Assign) else [line.target]
+            names = [each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)]
+            for name in names:
+                values[name] = [*values.get(name, []), _parts_of(line)]
+    return values
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,22 +8,22 @@ tensors where it changes any in place. Nothing here depends on addresses, on has
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import enum
 import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from archgrad.code_changes import Changes, changes as changes_of, said
-from archgrad.digests import ROWS, digest, of_array
+from archgrad.code_changes import Changes, changes as changes_of, said, said_of_class
+from archgrad.digests import digest, of_array
+from archgrad.plain_values import DEPTH, is_mutable, is_path, is_plain, is_record
 from archgrad.reached_code import (
     bound_by,
     functions_in,
@@ -35,14 +35,9 @@ from archgrad.reached_code import (
     written_here,
 )
 
-_DEPTH = 6
 _SHORT = 60  # characters of a value in a description
 _OF_MODULES = frozenset(vars(nn.Module()))
-_PLAIN: tuple[type, ...] = (
-    float, int, bool, str, type(None), torch.dtype, enum.Enum, type, Tensor, np.ndarray, FunctionType,
-    BuiltinFunctionType, functools.partial,
-)  # fmt: skip
-_CALLED = ("__call__", "__iter__", "update", "compute", "reset")
+_CALLED = ("__call__", "__iter__", "update", "compute", "reset", "step", "make_vec")
 _MAKING = {"__init__", "__new__", "__init_subclass__", "__post_init__", "__repr__", "__str__", "__hash__", "__del__"}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _COMPREHENSION = re.compile(r"<(?:list|set|dict)comp>\.<locals>\.")  # a function in Python 3.11 alone
@@ -57,6 +52,7 @@ class _Level:
     attributes: bool = False  # of objects inside others, which may change while the run goes on
     code: bool = True
     modules: bool = True
+    written: bool = False  # attributes of classes as their source gives them, not as they are by now
 
     @property
     def below(self) -> _Level:
@@ -67,9 +63,13 @@ _INSIDE_MODULE = _Level(depth=1, attributes=True, modules=False)  # a function o
 _READ_BY_CODE = _Level(depth=1, code=False, modules=False)  # and one that it reads to its code
 
 
-def described(value: Any) -> str:
-    """A value, function or object in words that are the same in every process; see the head of this file."""
-    return _described(value, _Level())
+def described(value: Any, *, written: bool = False) -> str:
+    """A value, function or object in words that are the same in every process; see the head of this file.
+
+    Where a run changes what classes hold, as environments count their steps there, `written` takes what their source
+    gives.
+    """
+    return _described(value, _Level(written=written))
 
 
 class _Refused(Exception):
@@ -102,7 +102,7 @@ def _told(value: Any, at: _Level) -> str:
     if isinstance(value, Tensor | np.ndarray):
         shape = _ask(lambda: list(value.shape))
         return f"{type(value).__name__}{shape} #{_ask(of_array, value) if value.dtype != object else ''}"
-    if at.depth > _DEPTH:
+    if at.depth > DEPTH:
         return type(value).__qualname__
     inside = functools.partial(_described, at=at.below)
     if isinstance(value, tuple | list):
@@ -118,7 +118,7 @@ def _told(value: Any, at: _Level) -> str:
     if isinstance(value, MethodType):
         return f"{inside(value.__self__)}.{inside(value.__func__)}"
     if isinstance(value, FunctionType):
-        outer = [digest(_code(layer, set())) for layer in layers_of(value)[:-1] if at.code]
+        outer = [_code(layer, written=at.written) for layer in layers_of(value)[:-1] if at.code]
         return _function(layers_of(value)[-1], at) + "".join(f" in #{each}" for each in outer)
     if isinstance(value, nn.Module):
         return f"{type(value).__qualname__}{f' #{of_network(value)}{_constants(value)}' if at.modules else ''}"
@@ -128,37 +128,27 @@ def _told(value: Any, at: _Level) -> str:
 def _object(value: Any, at: _Level) -> str:
     """A class, a built-in function, or an object by its class and its plain attributes."""
     if inspect.isclass(value):
-        code = [_code(f, set()) for _, f in functions_in(value)] if at.code and is_own(value) else []
-        return f"{value.__qualname__}{f' #{digest(*code)}' if code else ''}"
+        own = at.code and is_own(value)
+        functions = [f for _, f in functions_in(value)] if own else []
+        values = _class_values(value, written=True) if own and at.written else {}
+        parts: list[Any] = [_code(*functions, written=at.written)] if functions else []
+        parts += [values] if values else []
+        return f"{value.__qualname__}{f' #{digest(*parts)}' if parts else ''}"
     if not _ask(hasattr, value, "__dict__") or inspect.isbuiltin(value):
         return str(_ask(getattr, value, "__qualname__", type(value).__qualname__))
-    if at.depth and not at.attributes and not _is_record(value):
+    if at.depth and not at.attributes and not is_record(value):
         return type(value).__qualname__
     kind: Any = type(value)
     state = _state(kind)
     plain = {
         name: _described(entry, at.below)
         for name, entry in _ask(lambda: list(vars(value).items()))
-        if _ask(_is_plain, entry) and name not in state.assigned and not (state.in_place and _is_mutable(entry))
+        if _ask(is_plain, entry) and name not in state.assigned and not (state.in_place and is_mutable(entry))
     }
     listed = ", ".join(f"{name}={entry}" for name, entry in plain.items())
-    code = _computing(kind, *_CALLED) if at.code else []
+    code = _computing(kind, *_CALLED, written=at.written) if at.code else []
     mark = f" #{digest(*code)}" if code else ""
     return f"{type(value).__qualname__}{f'({listed})' if listed else ''}{mark}"
-
-
-def _is_plain(value: Any, *, depth: int = 0) -> bool:
-    if isinstance(value, tuple | list | set | frozenset | Mapping):
-        entries = [*value, *value.values()] if isinstance(value, Mapping) else value
-        return len(value) <= ROWS and depth < _DEPTH and all(_is_plain(entry, depth=depth + 1) for entry in entries)
-    return isinstance(value, _PLAIN) or _is_record(value)
-
-
-def _is_record(value: Any) -> bool:
-    """Whether an object does no more than hold options."""
-    return isinstance(value, argparse.Namespace | SimpleNamespace) or (
-        dataclasses.is_dataclass(value) and not isinstance(value, type | nn.Module)
-    )
 
 
 def _function(function: FunctionType, at: _Level) -> str:
@@ -167,48 +157,94 @@ def _function(function: FunctionType, at: _Level) -> str:
         return name
     bound = {name: entry for name, entry in bound_by(function).items() if not name.startswith("__")}
     if changes_of(function.__code__).in_place:
-        bound = {name: type(entry) if _is_mutable(entry) else entry for name, entry in bound.items()}
+        bound = {name: type(entry) if is_mutable(entry) else entry for name, entry in bound.items()}
     listed = ", ".join(f"{name}={_described(entry, at.below)}" for name, entry in bound.items())
-    mark = f" #{digest(_code(function, set()))}" if is_own(function) else ""
+    mark = f" #{_code(function, written=at.written)}" if is_own(function) else ""
     return f"{name}{f'({listed})' if listed else ''}{mark}"
 
 
-def _code(function: FunctionType, seen: set[CodeType]) -> str:
-    """A digest of a function's code, of the user's functions that it names, and of what it binds and reads."""
-    code = function.__code__
-    if code in seen:
-        return ""
-    seen.add(code)
-    changes, values = changes_of(code), function.__globals__
-    read = sorted(name for name in changes.read - changes.stored if name in values)
-    bound = {name: entry for name, entry in bound_by(function).items() if not name.startswith("__")}
-    named = [(name, _read(entry, changes, seen)) for name, entry in [*((n, values[n]) for n in read), *bound.items()]]
-    return digest(said(function), named)
+class _Reading:
+    """What code reaches: functions, and what they read of modules and objects, each once and by its number.
+
+    A queue, since code may lead back to itself, and a chain of calls be longer than Python's stack.
+    """
+
+    def __init__(self, *, written: bool, state: frozenset[_Name]) -> None:
+        self.written, self.state, self.found_state = written, state, set(state)
+        self._numbers = dict[Any, int]()
+        self._pending = list[tuple[Any, Changes | None]]()
+
+    def number(self, thing: Any, changes: Changes | None = None) -> int:
+        """Of a function, or of a module or object and what code takes of it."""
+        key = (id(thing), changes)
+        if key not in self._numbers:
+            self._numbers[key] = len(self._numbers)
+            self._pending.append((thing, changes))
+        return self._numbers[key]
+
+    def rows(self) -> list[Any]:
+        """What all that was numbered says, and so on."""
+        rows = list[Any]()
+        for thing, changes in self._pending:  # which grows
+            if changes is None:
+                rows.append(_function_row(thing, self))
+            elif isinstance(thing, ModuleType):
+                entries = [(name, vars(thing).get(name)) for name in sorted(changes.names)]
+                known = [(n, entry) for n, entry in entries if entry is not None and self.is_setting(vars(thing), n)]
+                rows.append([_read(entry, changes, self) for _, entry in known])
+            else:
+                rows.append(_held(thing, changes, self))
+        return rows
+
+    def is_setting(self, values: Mapping[str, Any], name: str) -> bool:
+        """Whether none of the code was found to change a variable of a module."""
+        return (id(values), name) not in self.state
 
 
-def _read(entry: Any, changes: Changes, seen: set[CodeType]) -> Any:
+_Name = tuple[int, str]  # of a variable, and which module's
+
+
+def _code(*functions: FunctionType, written: bool = False) -> str:
+    """A digest of functions' code, of the user's functions that they name, and of what they bind and read."""
+    state = frozenset[_Name]()
+    while True:
+        reading = _Reading(written=written, state=state)
+        rows = [[reading.number(function) for function in functions], reading.rows()]
+        if reading.found_state == state:
+            return digest(rows)
+        state = frozenset(reading.found_state)  # which what was read before it may have counted
+
+
+def _function_row(function: FunctionType, reading: _Reading) -> Any:
+    changes, values = changes_of(function.__code__), function.__globals__
+    moved = {name for name in changes.read if changes.in_place and is_mutable(values.get(name))}
+    reading.found_state |= {(id(values), name) for name in changes.stored | moved if name in values}
+    names = (name for name in changes.read - changes.stored if name in values and reading.is_setting(values, name))
+    read = [(name, values[name]) for name in sorted(names)]
+    bound = [(name, entry) for name, entry in bound_by(function).items() if not name.startswith("__")]
+    return [said(function), [(name, _read(entry, changes, reading)) for name, entry in [*read, *bound]]]
+
+
+def _read(entry: Any, changes: Changes, reading: _Reading) -> Any:
     """What code reads of its module: of functions and classes of the user's their code, of options their values."""
     if isinstance(entry, ModuleType) and is_own_name(entry.__name__):
-        return [
-            _read(value, changes, seen)
-            for name in sorted(changes.names)
-            if (value := vars(entry).get(name)) is not None
-        ]
+        return reading.number(entry, changes)
     if layers := [layer for layer in layers_of(entry) if is_own_name(str(layer.__globals__.get("__name__", "")))]:
-        return [_code(layer, seen) for layer in layers]
+        return [reading.number(layer) for layer in layers]
     if isinstance(entry, type) and is_own(entry):
         members = [(one.name, _described(one.value, _READ_BY_CODE)) for one in _members(entry)]
-        return [members, _class_values(entry), *(_code(method, seen) for _, method in functions_in(entry))]
+        values = _class_values(entry, written=reading.written)
+        return [members, values, *(reading.number(method) for _, method in functions_in(entry))]
     if isinstance(entry, FunctionType | type) or _state_in(entry, changes):
         return str(_ask(getattr, entry, "__qualname__", ""))
-    if _ask(_is_plain, entry):
+    if _ask(is_plain, entry):
         return _described(entry, _READ_BY_CODE)
     if isinstance(entry, nn.Module) or not written_here(type(entry)):
         return str(_ask(getattr, entry, "__qualname__", type(entry).__qualname__))
-    return _held(entry, changes, seen)
+    return reading.number(entry, changes)
 
 
-def _held(value: Any, changes: Changes, seen: set[CodeType]) -> Any:
+def _held(value: Any, changes: Changes, reading: _Reading) -> Any:
     """Of an object of the user's own what code that reads it may compute with, and does not change."""
     kind = type(value)
     operators = [
@@ -219,43 +255,39 @@ def _held(value: Any, changes: Changes, seen: set[CodeType]) -> Any:
     wanted = frozenset[str]().union(*(each.names for each in inside))
     assigned = frozenset[str]().union(*(each.assigned for each in inside))
     in_place = any(each.in_place for each in inside)
+    class_values = _class_values(kind, written=reading.written)
+    entries = {**class_values, **_ask(lambda: dict(vars(value)))}
     values = [
         (name, entry)
-        for name, entry in sorted({**_class_values(kind), **_ask(lambda: dict(vars(value)))}.items())
-        if name in wanted - assigned and not (in_place and _is_mutable(entry)) and not _is_path(entry)
+        for name, entry in ((name, entries[name]) for name in sorted(entries))
+        if name in wanted - assigned and not (in_place and is_mutable(entry)) and not is_path(entry)
     ]
-    told = [(name, _read(entry, changes, seen)) for name, entry in values]
-    return [kind.__qualname__, told, [_code(method, seen) for _, method in reached]]
-
-
-def _is_path(value: Any) -> bool:
-    """Whether it may name a place, which moves."""
-    return isinstance(value, str) and ("/" in value or "\\" in value)
+    told = [(name, _read(entry, changes, reading)) for name, entry in values]
+    return [kind.__qualname__, told, [reading.number(method) for _, method in reached]]
 
 
 def _members(kind: type) -> list[enum.Enum]:
     return list(kind) if issubclass(kind, enum.Enum) else []
 
 
-def _class_values(kind: type) -> dict[str, str]:
+def _class_values(kind: type, *, written: bool = False) -> dict[str, str]:
     """The plain attributes of a class of the user's and of those that it inherits from, in words."""
     values = dict[str, str]()
     for base in own_bases(kind):
+        if written:
+            values |= {name: digest(text) for name, text in said_of_class(base).items()}
+            continue
         for name, entry in sorted(vars(base).items()):
             if isinstance(entry, functools.partialmethod):
                 entry = functools.partial(entry.func, *entry.args, **entry.keywords)
-            if not name.startswith("__") and not isinstance(entry, FunctionType) and _ask(_is_plain, entry):
+            if not name.startswith("__") and not isinstance(entry, FunctionType) and _ask(is_plain, entry):
                 values[name] = _described(entry, _READ_BY_CODE)
     return values
 
 
-def _is_mutable(value: Any) -> bool:
-    return isinstance(value, list | set | Mapping | Tensor | np.ndarray)
-
-
 def _state_in(value: Any, changes: Changes) -> bool:
     """Whether what code reads may be what it changes."""
-    return (changes.in_place and _is_mutable(value)) or (bool(changes.assigned) and _is_record(value))
+    return (changes.in_place and is_mutable(value)) or (bool(changes.assigned) and is_record(value))
 
 
 @functools.cache
@@ -322,20 +354,20 @@ def _settings(module: nn.Module) -> list[tuple[str, str]]:
         values |= {name: module._buffers[name] for name in sorted(module._non_persistent_buffers_set)}
         values |= {name: tuple(getattr(module, name).values()) for name in _HOOKS if getattr(module, name)}
     if state.in_place:
-        values = {name: type(value) if _is_mutable(value) else value for name, value in values.items()}
+        values = {name: type(value) if is_mutable(value) else value for name, value in values.items()}
     known = (float, int, bool, str, type(None), torch.dtype, enum.Enum, FunctionType, type, tuple, list)
     return [
         (name, _described(value, _INSIDE_MODULE))
         for name, value in values.items()
-        if (isinstance(value, known) and _is_plain(value)) or not ours
+        if (isinstance(value, known) and is_plain(value)) or not ours
     ]
 
 
-def _computing(kind: type, *start: str) -> list[str]:
+def _computing(kind: type, *start: str, written: bool = False) -> list[str]:
     """Digests of the code that methods of a class reach, and of what that reads of the class."""
     wanted = frozenset[str]().union(*(changes_of(method.__code__).names for _, method in reached_by(kind, *start)))
-    values = {name: text for name, text in _class_values(kind).items() if name in wanted}
-    return [*_codes(kind, *start), *([digest(values)] if values else [])]
+    values = {name: text for name, text in _class_values(kind, written=written).items() if name in wanted}
+    return [*_codes(kind, *start, written=written), *([digest(values)] if values else [])]
 
 
 def _hooks(tensor: Tensor) -> list[str]:
@@ -350,9 +382,10 @@ def code_of(value: object, *methods: str) -> str:
     return digest(codes) if codes else ""
 
 
-def _codes(kind: type, *start: str) -> list[str]:
+def _codes(kind: type, *start: str, written: bool = False) -> list[str]:
     """Digests of methods of a class and of those that they reach, where they are the user's."""
-    return [f"{name} {_code(method, set())}" for name, method in reached_by(kind, *start) if is_own(method)]
+    reached = reached_by(kind, *start)
+    return [f"{name} {_code(method, written=written)}" for name, method in reached if is_own(method)]
 
 
 def _shape(tensor: Tensor) -> list[int]:

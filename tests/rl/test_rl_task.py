@@ -264,3 +264,33 @@ def test_what_makes_the_environments_is_compared_when_a_run_is_resumed() -> None
         two, same, three = (ag.Reinforcement(make(gems), num_envs=2) for gems in (2, 2, 3))
         assert (two.splits, two.fingerprint()) == (same.splits, same.fingerprint())
         assert two.fingerprint() != three.fingerprint()
+
+
+STEPPED: list[int] = []
+
+
+class Counting(PixelGame):
+    """Counts its steps in its class and in this module."""
+
+    taken, gems = 0, 2
+
+    def __init__(self) -> None:
+        super().__init__(size=6, gems=self.gems, traps=1, blocks=1, max_steps=10)
+
+    def reset(self, **given: object) -> tuple[object, dict[str, object]]:
+        assert Counting.taken >= len(STEPPED)
+        return super().reset(**given)
+
+    def step(self, action: int) -> tuple[object, float, bool, bool, dict[str, object]]:
+        Counting.taken += 1
+        STEPPED.append(action)
+        return super().step(action)
+
+
+def test_what_environments_count_while_they_are_played_is_no_part_of_a_run() -> None:
+    tasks = [ag.Reinforcement(env, num_envs=2) for env in (Counting, lambda: [Counting()][0])]
+    before = [task.fingerprint() for task in tasks]
+    for task in tasks:
+        task.vector_env(seed=0).step(torch.zeros(2).long())
+    assert Counting.taken and STEPPED
+    assert before == [task.fingerprint() for task in tasks]

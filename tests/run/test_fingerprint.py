@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import types
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -161,3 +163,37 @@ def test_weights_that_are_no_dense_tensors_have_a_digest() -> None:
     assert of_weights(other) != of_weights(Extra(1.5)), "the object alone"
     other.value, other.sparse = 1.5, Extra(2.5).sparse
     assert of_weights(other) != of_weights(Extra(1.5)), "the sparse buffer alone"
+
+
+class Node:
+    """Leads to others, the last of them to the first."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+        self.next: Node = self
+
+    def __call__(self) -> int:
+        return self.value + self.next.value
+
+
+def test_objects_and_modules_that_lead_back_to_themselves_and_long_chains_are_described() -> None:
+    def ring(last: int) -> Callable[[], int]:
+        nodes = [Node(0) for _ in range(2000)]
+        for node, following in itertools.pairwise([*nodes, nodes[0]]):
+            node.next = following
+        nodes[-1].value, first = last, nodes[0]
+        return lambda: 1 + first()
+
+    def chained(last: int) -> Callable[[], int]:
+        lines = [f"def f{n}():\n    return f{n + 1}()" for n in range(2000)] + [f"def f2000():\n    return {last}"]
+        values: dict[str, Any] = {"__name__": "mine"}
+        exec("\n".join(lines), values)
+        return values["f0"]
+
+    def around(last: int) -> Callable[[], int]:
+        one, other = types.ModuleType("mine_one"), types.ModuleType("mine_other")
+        one.other, other.one, one.value = other, one, last  # type: ignore[attr-defined]
+        return lambda: one.other.one.value
+
+    for make in (ring, chained, around):
+        assert described(make(1)) == described(make(1)) != described(make(2)), make

@@ -105,9 +105,8 @@ class Reinforcement:
         self.num_envs, self.train_levels = num_envs, train_levels
         self.max_episode_steps, self.channels = max_episode_steps, channels
         self._env = env
-        self.name = (
-            env if isinstance(env, str) else str(getattr(env, "name", getattr(env, "__name__", described(env))))
-        )
+        named = env if isinstance(env, str) else getattr(env, "name", getattr(env, "__name__", None))
+        self.name = described(env, written=True) if named is None else str(named)
         self.actions, shape = self._check_spaces()
         self.example = torch.zeros(1, *shape)
         self.splits: dict[str, Any] = {
@@ -117,8 +116,11 @@ class Reinforcement:
         }  # fmt: skip
 
     def fingerprint(self) -> dict[str, str]:
-        """What makes the environments, in words: what a resumed run is compared by."""
-        return {"made by": described(self._env)}
+        """What makes the environments, in words: what a resumed run is compared by.
+
+        Attributes of classes count as their source gives them, since environments may count steps there.
+        """
+        return {"made by": described(self._env, written=True)}
 
     def __repr__(self) -> str:
         shape = list(self.example.shape[1:])

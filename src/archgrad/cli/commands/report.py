@@ -14,7 +14,7 @@ from archgrad.report import board, compare, page
 from archgrad.report.data import run_folder
 
 
-def draw_report(run: Path, out: Path | None) -> command_output.Outcome:
+def draw_report(run: Path, out: Path | None = None) -> command_output.Outcome:
     """Draw a run's report again, in its folder or in a file of its own; the outcome is its record."""
     if not run.is_dir():
         raise RunError(f"There is no run folder {run}. Give the folder that was --out.")
