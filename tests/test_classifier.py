@@ -115,7 +115,8 @@ def test_its_recipe_trains_the_weights(method: str, digits: list[np.ndarray]) ->
     recipe = ag.Recipe(ag.adamw, clip=1.0)
     fitted = ag.ArchgradClassifier(method=method, limit=0.9, epochs=3, width=8, recipe=recipe, random_state=0)
     record = clone(fitted).fit(x[:100], y[:100]).found_.record["settings"]
-    assert record["recipe"]["optimizer_factory"] == "adamw" and record["recipe"]["clip"] == 1.0
+    told = record["recipe"]["optimizer_factory"]
+    assert told == "adamw(learning_rate=0.001, weight_decay=0.05)" and record["recipe"]["clip"] == 1.0
 
 
 def test_what_it_refuses(digits: list[np.ndarray]) -> None:

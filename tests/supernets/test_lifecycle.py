@@ -125,7 +125,8 @@ def test_both_recipes_are_in_the_record() -> None:
     recipe = ag.Recipe(optimizer_factory=ag.adam, clip=1.0)
     found = ag.unas(space(), TASK, quiet(steps=8), recipe=recipe, terms=UnasTerms(gap="none"))
     settings = found.record["settings"]
-    assert settings["recipe"]["optimizer_factory"] == "adam" and settings["search_recipe"]["clip"] is None
+    assert settings["recipe"]["optimizer_factory"] == "adam(learning_rate=0.01)"
+    assert settings["search_recipe"]["clip"] is None
     assert settings["terms"]["gap"] == "none"
 
 
