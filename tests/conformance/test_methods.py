@@ -125,7 +125,7 @@ def found_by(name: str, run: ag.Run, *, limit: ag.Limit | None, space: nn.Module
 
 @pytest.mark.parametrize("name", [n for n in METHODS if "scratch" not in n])
 def test_finds_the_planted_answer(name: str) -> None:
-    # Weights that learn beside the gates need some steps in each of the ten rounds to tell units apart.
+    # Weights that learn beside the gates need some steps in each of the rounds to tell units apart.
     longer = {"dnal": functools.partial(SLIM, gate_epochs=9), "slim_front": _front}
     method, problem = METHODS[name]
     run = quiet(name, epochs=18) if name in longer else quiet(name)

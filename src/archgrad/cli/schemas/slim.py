@@ -71,7 +71,7 @@ class SlimOptions(RecipeOptions, DistillOptions, NetworkOptions, FrontOptions, T
     gate_epochs: int | None = Field(
         None,
         ge=1,
-        description="Epochs of the gates; default: a fifth of all, of trained weights a tenth.",
+        description="Epochs of the gates; default: a tenth of all; as published a sixth, at most 10.",
     )
 
     @field_validator("round_to", mode="before")

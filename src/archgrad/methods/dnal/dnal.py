@@ -22,7 +22,7 @@ Ours, wherever a `limit` is given without `sparsity`:
     stage 1     a short training of all weights, unless they are trained
     stage 2     s begins in the order of the weights' magnitude, evenly spread in each gate. w and s together on L, in
                 the same backward pass; the mean over a gate is taken off its gradient (`limited_logit_optimizer`),
-                and all s move alike to keep the expected cost at the limit. scale_k: 10 -> 400 in four rounds
+                and all s move alike to keep the expected cost at the limit. scale_k: 25, 63, 159, 400
     finalists   where there are 30 steps for each, the widths of the gates and uniform widths, each the largest under
                 the limit, are cut and trained for a short while; the better on the validation part stays
     stage 3     w = argmin_w L(w), at full learning rates again
@@ -256,8 +256,8 @@ def _stages(space: nn.Module, task: Task, run: Run, settings: DnalSettings) -> _
             f"{max(second, 1)} of {total} steps would train the gates: give {fewer}a larger budget of the Run"
         )
     timed = run.seconds is not None and run.epochs is None and run.max_steps is None
-    published = _MOST_EPOCHS if timed else epochs or math.ceil(second / per_epoch)
-    rounds = published if settings.published else ROUNDS
+    published_rounds = _MOST_EPOCHS if timed else epochs or math.ceil(second / per_epoch)
+    rounds = published_rounds if settings.published else ROUNDS
     if timed:
         run.require_steps(second, phase="gates", least=rounds)
     first = int((0.3 * (total - second)) if settings.published else _FIRST * total)

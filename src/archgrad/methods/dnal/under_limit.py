@@ -36,7 +36,7 @@ from archgrad.training.schedules import warm_up
 RISING = warm_up(0.4)  # the learning rates of a first training under a limit
 _SPREAD = 0.2  # of the logits at the beginning
 # Logits that begin spread over 0.2 need no softer gates, and are decided at no harder ones.
-SCALE, ROUNDS = (10.0, 400.0), 4  # of the gates, and in how many rounds it grows
+SCALE_UNDER_LIMIT, ROUNDS = (10.0, 400.0), 4  # of the gates, and in how many rounds it grows
 FEWEST = 30  # steps of a finalist; with fewer the validation part cannot tell two apart, and the gates alone decide
 
 
@@ -155,7 +155,7 @@ def train_gates(
     if not all(isinstance(gate.relaxation, ScaledSigmoid) for gate in gates(space).values()):
         relax(space, ScaledSigmoid)
     gate_optimizer = GateOptimizer(
-        space, task, strength=0.0, scaled=False, scale=SCALE, rounds=min(ROUNDS, stage.steps)
+        space, task, strength=0.0, scaled=False, scale=SCALE_UNDER_LIMIT, rounds=min(ROUNDS, stage.steps)
     )
     aim, bound = _differentiable(constraint, task, run, suffix)
     if bound >= aim.price(full(space)):
