@@ -62,8 +62,8 @@ def test_several_limits_hold_on_what_it_cuts() -> None:
         optimizer.zero_grad()
         figures = trainer.step() or figures
         first = first or figures
-    # The whole network is open before anything is decided.
-    assert first["open_gates"] == sum(gate.size for gate, *_ in choices(space).values())
+    # It begins on the limits, in the order of magnitude, which leaves part of each gate open.
+    assert 0 < first["open_gates"] < sum(gate.size for gate, *_ in choices(space).values())
     assert 0.5 < figures["expected_limits"] < 1.2
     network = trainer.cut()
     assert ag.macs(x).of(network) <= 0.4 * ag.macs(x).of(net)

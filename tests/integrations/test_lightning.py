@@ -85,7 +85,7 @@ def test_the_network_cut_is_under_the_limit_and_figures_are_logged() -> None:
     assert not any(type(m).__module__.startswith(("archgrad", "lightning")) for m in small.modules())
     assert gates.gates.steps == gates.gates.steps_taken == STEPS
     assert all(not torch.equal(a, b) for a, b in zip(before, ag.weights(space), strict=False))
-    assert training.logged_metrics["gates/scale"] == 1e4
+    assert training.logged_metrics["gates/scale"] == 400.0
     assert {"gates/open_gates", "gates/expected_macs"} <= set(training.logged_metrics)
 
 
@@ -103,15 +103,15 @@ class StopAfter(pl.Callback):
 
 def test_stopped_and_resumed_gives_the_same_bits_as_never_stopped(tmp_path: Path) -> None:
     whole, gates = parts()
-    trainer(gates, max_epochs=4).fit(whole, loader())
+    trainer(gates, max_epochs=3).fit(whole, loader())
 
     first, gates_of_first = parts()
-    trainer(gates_of_first, StopAfter(1, tmp_path / "last.ckpt"), max_epochs=4).fit(first, loader())
+    trainer(gates_of_first, StopAfter(1, tmp_path / "last.ckpt"), max_epochs=3).fit(first, loader())
     assert gates_of_first.gates.steps_taken == 6  # amid a round of the gates, so that they have momentum
     second, gates_of_second = parts()
-    trainer(gates_of_second, max_epochs=4).fit(second, loader(), ckpt_path=tmp_path / "last.ckpt")
+    trainer(gates_of_second, max_epochs=3).fit(second, loader(), ckpt_path=tmp_path / "last.ckpt")
 
-    assert gates_of_second.gates.steps_taken == gates.gates.steps_taken == 24
+    assert gates_of_second.gates.steps_taken == gates.gates.steps_taken == 18
     assert all(
         torch.equal(a, b) for a, b in zip(whole.state_dict().values(), second.state_dict().values(), strict=True)
     )
@@ -122,14 +122,14 @@ def test_stopped_and_resumed_gives_the_same_bits_as_never_stopped(tmp_path: Path
     checkpoint["callbacks"]["LightningGateCallback"]["optimizer"]["state"] = {}
     torch.save(checkpoint, tmp_path / "without.ckpt")
     third, gates_of_third = parts()
-    trainer(gates_of_third, max_epochs=4).fit(third, loader(), ckpt_path=tmp_path / "without.ckpt")
+    trainer(gates_of_third, max_epochs=3).fit(third, loader(), ckpt_path=tmp_path / "without.ckpt")
     assert not all(torch.equal(a, b) for a, b in zip(ag.logits(whole), ag.logits(third), strict=True))
     torch.save({**checkpoint, "callbacks": {}}, tmp_path / "without.ckpt")
     fourth, gates_of_fourth = parts()
     with pytest.raises(ConfigError, match="something other than GateTrainer has moved the logits"):
-        trainer(gates_of_fourth, max_epochs=4).fit(fourth, loader(), ckpt_path=tmp_path / "without.ckpt")
+        trainer(gates_of_fourth, max_epochs=3).fit(fourth, loader(), ckpt_path=tmp_path / "without.ckpt")
     other, gates_of_other = parts()
-    with pytest.raises(ConfigError, match="steps=24, and this GateTrainer has steps=30"):
+    with pytest.raises(ConfigError, match="steps=18, and this GateTrainer has steps=30"):
         trainer(gates_of_other, max_epochs=5).fit(other, loader(), ckpt_path=tmp_path / "last.ckpt")
 
 

@@ -16,6 +16,9 @@ from archgrad.tasks.task import Batch, Task
 from archgrad.training.schedules import geometric
 
 SCALE = (1.0, 1e4)  # first and last, of the gates
+SPREAD = 0.2  # of the logits at the beginning, under a limit
+# Logits that begin spread over 0.2 need no softer gates, and are decided at no harder ones.
+SCALE_UNDER_LIMIT, ROUNDS_UNDER_LIMIT = (10.0, 400.0), 4  # of the gates, and in how many rounds it grows
 RATE = 0.01  # of the logits, as published
 RATE_UNDER_LIMIT = 0.1  # at the published rate the pressure drowns the task's gradient
 _FARTHEST = 1e6  # no limit needs a larger move, in logits

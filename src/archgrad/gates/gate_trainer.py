@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from archgrad.argument_types import checked
-from archgrad.choices.access import logits, relax
+from archgrad.choices.access import logits
 from archgrad.choices.architecture import Architecture
-from archgrad.choices.relaxations import ScaledSigmoid
 from archgrad.costs.count import macs
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError, LimitError, NonFiniteError
@@ -21,12 +20,14 @@ from archgrad.extract.discretize import build
 from archgrad.files import shown
 from archgrad.gates.gate_optimizer import (
     RATE_UNDER_LIMIT,
-    SCALE,
+    ROUNDS_UNDER_LIMIT,
+    SCALE_UNDER_LIMIT,
     GateOptimizer,
     entry_logits,
     limited_logit_optimizer,
     stand_in,
 )
+from archgrad.gates.importance import begin_by_magnitude
 from archgrad.gates.selection import FLOOR, GateConstraint, gates
 from archgrad.gates.width_rounding import RoundTo, WidthRounding
 from archgrad.report.numbers import amount
@@ -100,8 +101,10 @@ class GateTrainer:
                 f"a limit on {' and '.join(measured)} is measured and has no gradient: give example=, inputs of the "
                 f"network, so that MACs can stand in for it while the gates are trained"
             )
-        relax(space, ScaledSigmoid)
-        self._gates = GateOptimizer(space, None, strength=0.0, scaled=False, scale=SCALE)
+        begin_by_magnitude(space)
+        self._gates = GateOptimizer(
+            space, None, strength=0.0, scaled=False, scale=SCALE_UNDER_LIMIT, rounds=ROUNDS_UNDER_LIMIT
+        )
         if self.constraint.counted:
             self._gates.set_target(self.constraint, self.constraint.bound)
         else:

@@ -13,13 +13,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from archgrad.argument_types import checked
-from archgrad.choices.access import using
+from archgrad.choices.access import relax, using
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.channels import Coupling, open_channels
+from archgrad.choices.relaxations import ScaledSigmoid
 from archgrad.copy_and_run import evaluating, modes_kept
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
+from archgrad.gates.gate_optimizer import SPREAD
 from archgrad.gates.selection import FLOOR, GateConstraint, full, gates
 from archgrad.gates.width_rounding import RoundTo, WidthRounding
 from archgrad.run.run import Run
@@ -320,3 +322,17 @@ def _repair(
         with torch.no_grad():
             gone = before.weight[rows][:, ~kept]
             after.weight += torch.einsum("kg,og...->ok...", told.to(gone), gone)
+
+
+def begin_by_magnitude(space: nn.Module) -> None:
+    """Let the logits begin in the order of the weights' magnitude, spread evenly over [-0.1, 0.1] in each gate.
+
+    On the limit that is uniform width, softly. The largest, 0.1, is what a few steps of clipped gradients move, so
+    that the loss can turn the order over.
+    """
+    relax(space, ScaledSigmoid)
+    scores = importance(space, criterion="magnitude")
+    for name, gate in gates(space).items():
+        assert isinstance(gate.relaxation, ScaledSigmoid)
+        places = scores[name].argsort().argsort().to(gate.relaxation.logits)
+        gate.relaxation.logits.data.copy_(SPREAD * (places / max(gate.size - 1, 1) - 0.5) * (gate.size > 1))

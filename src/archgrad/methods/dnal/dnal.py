@@ -50,17 +50,22 @@ from archgrad.choices.relaxations import ScaledSigmoid
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
-from archgrad.gates.gate_optimizer import SCALE, GateOptimizer, entry_logits, published_logit_optimizer
+from archgrad.gates.gate_optimizer import (
+    ROUNDS_UNDER_LIMIT,
+    SCALE,
+    GateOptimizer,
+    entry_logits,
+    published_logit_optimizer,
+)
+from archgrad.gates.importance import begin_by_magnitude
 from archgrad.gates.selection import FLOOR, GateConstraint, above_threshold, full, left_full
 from archgrad.gates.width_rounding import RoundTo, WidthRounding
 from archgrad.methods.dnal.under_limit import (
     FEWEST,
     RISING,
-    ROUNDS,
     SlimSettings,
     Stage,
     begin,
-    begin_by_magnitude,
     choose_widths,
     cut,
     derived,
@@ -257,7 +262,7 @@ def _stages(space: nn.Module, task: Task, run: Run, settings: DnalSettings) -> _
         )
     timed = run.seconds is not None and run.epochs is None and run.max_steps is None
     published_rounds = _MOST_EPOCHS if timed else epochs or math.ceil(second / per_epoch)
-    rounds = published_rounds if settings.published else ROUNDS
+    rounds = published_rounds if settings.published else ROUNDS_UNDER_LIMIT
     if timed:
         run.require_steps(second, phase="gates", least=rounds)
     first = int((0.3 * (total - second)) if settings.published else _FIRST * total)

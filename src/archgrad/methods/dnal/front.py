@@ -30,18 +30,18 @@ from archgrad.argument_types import checked
 from archgrad.costs.limits import Cost, Limit
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
+from archgrad.gates.gate_optimizer import ROUNDS_UNDER_LIMIT
+from archgrad.gates.importance import begin_by_magnitude
 from archgrad.gates.selection import GateConstraint, full
 from archgrad.gates.width_rounding import RoundTo
 from archgrad.methods.dnal.under_limit import (
     FEWEST,
     RISING,
-    ROUNDS,
     Candidate,
     Choice,
     SlimSettings,
     Stage,
     begin,
-    begin_by_magnitude,
     choose_widths,
     cut,
     derived,
@@ -177,7 +177,7 @@ def _plan(space: nn.Module, task: Task, run: Run, settings: FrontSettings) -> _P
             f"give fewer fractions"
         )
     if run.seconds is not None and run.epochs is None and run.max_steps is None:
-        run.require_steps(of_gates, phase="gates", least=ROUNDS)
+        run.require_steps(of_gates, phase="gates", least=ROUNDS_UNDER_LIMIT)
     finalist = int(_FINALIST * each)
     finalist = finalist if finalist >= FEWEST else 0
     left_over = total - first - networks * each - budgets * of_gates

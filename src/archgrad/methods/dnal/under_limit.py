@@ -18,8 +18,14 @@ from archgrad.costs.latency import Latency
 from archgrad.costs.limits import Limit
 from archgrad.errors import ArchgradError
 from archgrad.extract.discretize import build
-from archgrad.gates.gate_optimizer import GateOptimizer, entry_logits, limited_logit_optimizer, stand_in
-from archgrad.gates.importance import importance
+from archgrad.gates.gate_optimizer import (
+    ROUNDS_UNDER_LIMIT,
+    SCALE_UNDER_LIMIT,
+    GateOptimizer,
+    entry_logits,
+    limited_logit_optimizer,
+    stand_in,
+)
 from archgrad.gates.selection import FLOOR, GateConstraint, full, gates, uniform
 from archgrad.gates.width_rounding import RoundTo, WidthRounding
 from archgrad.results.record import settings_record
@@ -34,9 +40,6 @@ from archgrad.training.recipe import Recipe
 from archgrad.training.schedules import warm_up
 
 RISING = warm_up(0.4)  # the learning rates of a first training under a limit
-_SPREAD = 0.2  # of the logits at the beginning
-# Logits that begin spread over 0.2 need no softer gates, and are decided at no harder ones.
-SCALE_UNDER_LIMIT, ROUNDS = (10.0, 400.0), 4  # of the gates, and in how many rounds it grows
 FEWEST = 30  # steps of a finalist; with fewer the validation part cannot tell two apart, and the gates alone decide
 
 
@@ -123,20 +126,6 @@ class Choice(NamedTuple):
     uniform: Candidate | None
 
 
-def begin_by_magnitude(space: nn.Module) -> None:
-    """Let the logits begin in the order of the weights' magnitude, spread evenly over [-0.1, 0.1] in each gate.
-
-    On the limit that is uniform width, softly. The largest, 0.1, is what a few steps of clipped gradients move, so
-    that the loss can turn the order over.
-    """
-    relax(space, ScaledSigmoid)
-    scores = importance(space, criterion="magnitude")
-    for name, gate in gates(space).items():
-        assert isinstance(gate.relaxation, ScaledSigmoid)
-        places = scores[name].argsort().argsort().to(gate.relaxation.logits)
-        gate.relaxation.logits.data.copy_(_SPREAD * (places / max(gate.size - 1, 1) - 0.5) * (gate.size > 1))
-
-
 def train_gates(
     space: nn.Module, task: Task, run: Run, *, constraint: GateConstraint, recipe: Recipe, stage: Stage,
     suffix: str = "",
@@ -155,7 +144,7 @@ def train_gates(
     if not all(isinstance(gate.relaxation, ScaledSigmoid) for gate in gates(space).values()):
         relax(space, ScaledSigmoid)
     gate_optimizer = GateOptimizer(
-        space, task, strength=0.0, scaled=False, scale=SCALE_UNDER_LIMIT, rounds=min(ROUNDS, stage.steps)
+        space, task, strength=0.0, scaled=False, scale=SCALE_UNDER_LIMIT, rounds=min(ROUNDS_UNDER_LIMIT, stage.steps)
     )
     aim, bound = _differentiable(constraint, task, run, suffix)
     if bound >= aim.price(full(space)):
