@@ -6,7 +6,7 @@
 kill      every method on a tiny task of the tests, tasks of other kinds, a loop of one's own and exports, in a
           process that is killed (SIGKILL) at random moments and begun again until it ends; its networks are compared,
           bit by bit, with those of a run that was left alone
-operations  each command, killed before each of its file operations and given again
+operations  each command, given again on what a kill before each of its file operations leaves
 inputs    hostile inputs of the command line: they end in status 0 or 2
 python    hostile inputs of the library: they return, or raise an error of archgrad's own
 resumes   runs that are resumed with one thing changed: it is noticed
@@ -309,7 +309,8 @@ def operations(names: list[str], path: Path, *, every: int) -> list[dict[str, An
     rows = read(path)
     return [
         {
-            "command": name, "operations": here[-1]["operations"], "kills": sum(row["killed"] for row in here),
+            "command": name, "operations": here[-1]["operations"], "kills": len(here),
+            "states": here[-1]["states"],
             "ended": sum(row["status"] == 0 for row in here), "equal": sum(row["equal"] for row in here),
             "wrong": [row for row in here if row["status"] or not row["equal"]],
         }

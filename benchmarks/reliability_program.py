@@ -310,6 +310,7 @@ NETWORK: dict[str, tuple[list[Any], Settings]] = {
         "partial", "cached_property", "closure", "class_attribute", "ghook", "bhook", "hook_object", "enumerated",
     )
 } | {"library": (["sqrt", "exp", "cos"], {})}  # fmt: skip
+NETWORK["parametrized"][1]["method"] = "fit"  # weights that are parametrized already cannot be slimmed
 RECIPE: dict[str, tuple[list[Any], Settings]] = {
     "end": ([0.5, 0.25], {"schedule": "object"}), "scheduled": ([1.0, 2.0], {"schedule": "object"}),
     "warm_up": ([0.5, 0.25], {"schedule": "warm up"}), "lambda_default": ([0.5, 0.25], {"schedule": "lambda"}),
@@ -318,7 +319,7 @@ RECIPE: dict[str, tuple[list[Any], Settings]] = {
     "beta": ([0.9, 0.8], {"factory": "adam"}),
 }  # fmt: skip
 TASK: dict[str, tuple[list[Any], Settings]] = {
-    "class_weight": ([None, "balanced", (1.0, 2.0, 3.0)], {}), "smoothing": ([0.0, 0.1], {}),
+    "class_weight": ([None, "balanced", (1.0, 2.0, 3.0)], {}), "smoothing": ([0.0, 0.1], {"task": "Classification"}),
     "loss_weight": ([1.0, 2.0], {"task": "weighted"}), "margin": ([1.0, 2.0], {"task": "own module"}),
     "normalize": ([None, ((0.5,), (0.2,))], {"inputs": "uint8"}), "transform": ([1.0, 0.9, 1.1], {"data": "Dataset"}),
     "jitter": ([0.0, 0.1, 0.2], {"data": "Dataset"}), "own_draws": ([0.1, 0.2], {"data": "own draws"}),

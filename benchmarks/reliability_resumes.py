@@ -307,6 +307,7 @@ def elsewhere(base: Settings, begun: Path, *, hash_seed: int) -> str:
     if not (begun / "run.json").exists():
         run_program(base, begun)
     there = begun.parent / "moved" / "here"
+    shutil.rmtree(there, ignore_errors=True)
     shutil.copytree(begun, there)
     program = (
         f"import scipy.stats, sys; sys.path[:0] = {sys.path!r}; import json, archgrad.report, numpy, torch\n"

@@ -19,6 +19,7 @@ from archgrad.errors import (
     LimitError,
     ModelError,
     ResourceError,
+    annotate,
     one_line,
 )
 
@@ -96,7 +97,7 @@ def noted(what: str) -> Iterator[None]:
     except ArchgradError:
         raise
     except Exception as error:  # a user's function may raise anything
-        error.add_note(f"It was raised while archgrad called {what}.")
+        annotate(error, f"It was raised while archgrad called {what}.")
         raise
 
 

@@ -114,6 +114,8 @@ class ArchgradClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Train, and slim or search, on `X` `[N, F]` or `[N, C, H, W]` with labels `y` `[N]`; returns itself."""
         if self.method not in ("slim", "search"):
             raise ConfigError(f'method={self.method!r} is not known. Give "slim" or "search"')
+        if not isinstance(self.width, int | np.integer) or self.width < 1:
+            raise ConfigError(f"width={self.width!r} was given. Allowed is a whole number of at least 1")
         valid: tuple[Any, Any] = validate_data(self, X, y, dtype=np.float32, allow_nd=True)
         x, labels = valid
         check_classification_targets(labels)

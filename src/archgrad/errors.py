@@ -18,6 +18,8 @@ Every message says what was given, what is allowed, and what to do.
 
 from __future__ import annotations
 
+import contextlib
+
 
 class ArchgradError(Exception):
     """Anything that archgrad raises on purpose."""
@@ -79,5 +81,30 @@ def one_line(error: BaseException) -> str:
     # By name, since torch is not imported here.
     while any(c.__name__ == "OnnxExporterError" for c in type(error).__mro__) and error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in text_of(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+
+
+def text_of(error: BaseException) -> str:
+    """What an error says; empty where its class, which may be a user's, cannot."""
+    text = ""
+    with contextlib.suppress(Exception):  # a user's __str__ may raise anything
+        text = str(error)
+    return text
+
+
+def full_text(error: BaseException) -> str:
+    """Class and all lines of an error."""
+    return f"{type(error).__name__}: {text_of(error)}"
+
+
+def annotate(error: BaseException, text: str) -> None:
+    """Add a note to an error; where a user's class takes none, the error passes as it is."""
+    with contextlib.suppress(Exception):
+        error.add_note(text)
+
+
+def notes_of(error: BaseException) -> list[str]:
+    """The notes of an error; none where a user's class holds something else there."""
+    notes = getattr(error, "__notes__", None)
+    return [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []

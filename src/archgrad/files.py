@@ -280,6 +280,11 @@ def replace(path: Path, write: Callable[[Path], None], refuse: Refusal, *, size:
                 f"cannot write {path}: {error.strerror}. What was saved before is intact. Give write access, or "
                 f"choose another place"
             ) from error
+        if isinstance(error, IsADirectoryError):
+            raise refuse(
+                f"cannot write {path}: a folder is there. What was saved before is intact. Remove or rename it, or "
+                f"choose another place"
+            ) from error
         free = shutil.disk_usage(path.parent).free
         raise refuse(
             f"cannot write {path}: {error.strerror or error}; it needs {size / 1e6:,.1f} MB, and "

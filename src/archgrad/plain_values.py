@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import enum
 import functools
+import os
 from collections.abc import Mapping
 from types import BuiltinFunctionType, FunctionType, SimpleNamespace
 from typing import Any
@@ -24,7 +25,9 @@ _PLAIN: tuple[type, ...] = (
 
 
 def is_plain(value: Any, *, depth: int = 0) -> bool:
-    """Whether a value is an option, or holds nothing else."""
+    """Whether a value is an option, or holds nothing else; of the environment, code says itself what it reads."""
+    if value is os.environ:
+        return False
     if isinstance(value, tuple | list | set | frozenset | Mapping):
         entries = [*value, *value.values()] if isinstance(value, Mapping) else value
         return len(value) <= ROWS and depth < DEPTH and all(is_plain(entry, depth=depth + 1) for entry in entries)

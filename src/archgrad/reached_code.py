@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import sys
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import nn
 
 from archgrad.code_changes import LIBRARIES, changes, names
+from archgrad.plain_values import is_path
 
 _INSTALLED = re.compile(r"[\\/](?:site|dist)-packages[\\/]")
 _MOST = 100  # decorators of one function
+# Variables of the environment that say where a process runs, and not what it computes.
+_WHERE = re.compile(r"RANK|WORLD|MASTER|SLURM|HOST|CUDA_|PORT|PID|JOB|THREAD|^(HOME|USER|PWD|PATH|LANG|LC_.*|TMP.*)$")
 
 
 def is_own(thing: Any) -> bool:
@@ -57,6 +61,21 @@ def bound_by(function: FunctionType) -> dict[str, Any]:
         values |= dict(zip(function.__code__.co_varnames[first:], given, strict=False))
         values |= function.__kwdefaults__ or {}
     return {name: value for name, value in values.items() if name not in stored}
+
+
+def environment_of(code: CodeType) -> list[tuple[str, str]]:
+    """Variables of the environment that code names and reads, with what they hold, places left out."""
+    if not {"environ", "getenv", "environb"} & {*names(code)}:
+        return []
+    held = [(text, os.environ.get(text)) for text in sorted(_texts(code)) if text.isidentifier()]
+    return [
+        (text, value) for text, value in held if value is not None and not (_WHERE.search(text) or is_path(value))
+    ]
+
+
+def _texts(code: CodeType) -> set[str]:
+    inside = [_texts(part) for part in code.co_consts if isinstance(part, CodeType)]
+    return {part for part in code.co_consts if isinstance(part, str)}.union(*inside)
 
 
 def functions_in(kind: type) -> list[tuple[str, FunctionType]]:

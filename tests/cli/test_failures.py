@@ -98,6 +98,20 @@ def test_the_cause_says_where(tmp_path: Path) -> None:
     assert failure is not None and f"{__file__}, line" in failure.message
 
 
+def test_causes_that_lead_back_to_each_other_and_errors_without_text_are_told() -> None:
+    class WithoutText(KeyError):
+        __notes__ = 3  # type: ignore[assignment]
+
+        def __str__(self) -> str:
+            raise ValueError("no text")
+
+    first, second = _raised(ValueError("first")), _raised(WithoutText())
+    first.__cause__, second.__cause__ = second, first
+    for error in (first, second):
+        failure = explained(error)
+        assert failure is not None and failure.status == 2 and "Your code raised" in failure.message
+
+
 GREEDY = """
 import os
 import torch
@@ -136,7 +150,7 @@ def test_memory_that_runs_out_in_a_command(
     for part in ("4,294,967,296.00 GiB", "in phase 'fit' at step", "archgrad resume", "--batch-size", "fit-00000000"):
         assert part in message
     monkeypatch.delenv("EAT_AT")
-    done = cli("resume", tmp_path / "run")
+    done = cli("resume", tmp_path / "run", "--accept", "network")  # whose code reads that variable
     assert done.exit_code == 0, done.output
     assert (tmp_path / "run" / "network.safetensors").exists()
 

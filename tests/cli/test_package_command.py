@@ -15,6 +15,8 @@ from conftest import invoke
 from PIL import Image
 from typer.testing import Result
 
+from archgrad import files
+
 pytest.importorskip("onnxruntime")
 WITHOUT = (
     "import runpy, sys\n"
@@ -98,6 +100,17 @@ def test_what_cannot_be_packaged_is_refused(slimmed: Path, tmp_path: Path, refus
     (tmp_path / "mine.txt").write_text("mine")
     assert "holds other files" in refused("package", slimmed, "--out", tmp_path)
     assert [*tmp_path.iterdir()] == [tmp_path / "mine.txt"]
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "README.md"])
+def test_what_a_killed_process_left_is_no_other_file(
+    slimmed: Path, tmp_path: Path, cli: Callable[..., Result], name: str
+) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    (left := tmp_path / f".{name}.{files.pid_namespace()}.{child.pid}.partial").write_bytes(b"half")
+    done = cli("package", slimmed, "--out", tmp_path)
+    assert done.exit_code == 0 and not left.exists(), done.output
 
 
 def test_a_network_of_floats_is_packaged_as_it_is(slimmed: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.errors import ArchgradError, ConfigError, LimitError, ResourceError, RunError
+from archgrad.run import device, failures
 from archgrad.run.folder import RunFolder
 from archgrad.run.run import Run, Stopped
 from archgrad.training import optimize
@@ -138,6 +140,15 @@ def failed(folder: Path) -> dict[str, object]:
     return told | {"after": run.compute_once("after", lambda: 1), "seconds": time.monotonic() - began}
 
 
+def slow(folder: Path) -> dict[str, object]:
+    """The first process computes for longer than the others wait for a sign of life, which it gives."""
+    device._beats.cache_clear()
+    failures.PATIENCE, device._BEAT_SECONDS = timedelta(seconds=2), 0.2
+    run = Run(folder=folder, device="cpu", progress=False)
+    run.begin("slow", {})
+    return {"value": run.compute_once("slow", lambda: time.sleep(4) or 7)}
+
+
 def in_use(folder: Path) -> dict[str, object]:
     """The first process alone sees that the folder is in use."""
     folder.mkdir(exist_ok=True)
@@ -182,6 +193,8 @@ def main(place: Path) -> None:
     found |= {"timed": timed(place / "timed"), "computed once": computed_once(place / "once")}
     found |= {"failed": failed(place / "failed"), "in use": in_use(place / "in use")}
     found["astray"] = astray(place / "astray")
+    (place / f"rank{rank}.json").write_text(json.dumps(found))
+    found["slow"] = slow(place / "slow")
     (place / f"rank{rank}.json").write_text(json.dumps(found))
     found["abandoned"] = abandoned(place / "abandoned")
     (place / f"rank{rank}.json").write_text(json.dumps(found))
@@ -257,6 +270,10 @@ def test_a_process_that_dies_ends_the_other_with_the_last_good_state(
     for part in ("Another process of this run died", "start the program again", "0000-fit-0000000003.safetensors"):
         assert part in told
     assert "abandoned" not in both[1]
+
+
+def test_the_first_process_may_take_its_time(both: list[dict[str, dict[str, object]]]) -> None:
+    assert both[0]["slow"] == both[1]["slow"] == {"value": 7}
 
 
 def test_every_gradient_method_is_here() -> None:

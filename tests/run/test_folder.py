@@ -42,7 +42,8 @@ def test_run_json_says_what_was_run_and_with_what(tmp_path: Path) -> None:
         "trials": None,
         "seconds": None,
     }
-    assert set(record["made_with"]) == {"archgrad", "torch", "numpy", "python", "device", "processes", "threads"}
+    numerics = {"threads", "deterministic", "matmul_precision", "mkldnn"}
+    assert set(record["made_with"]) == {"archgrad", "torch", "numpy", "python", "device", "processes", *numerics}
     assert (record["status"], record["resumed"], record["finished"]) == ("running", [], None)
     run.finish()
     begun(tmp_path / "a" / "run", settings={"lr": 0.1, "shape": [1, 2]}, seed=4, epochs=2).finish()
@@ -68,7 +69,9 @@ def test_another_run_is_refused_with_what_differs(tmp_path: Path) -> None:
     begun(tmp_path, settings={"lr": 0.1, "space": {"cells": 8}}, seed=1).finish()
 
 
-@pytest.mark.parametrize(("what", "other"), [("torch", "1.0"), ("threads", 64), ("device", "cpu (other)")])
+@pytest.mark.parametrize(
+    ("what", "other"), [("torch", "1.0"), ("threads", 64), ("mkldnn", False), ("device", "cpu (other)")]
+)
 def test_a_change_of_machine_is_noted_and_allowed(tmp_path: Path, what: str, other: object) -> None:
     begun(tmp_path).finish()
     record = json.loads((tmp_path / "run.json").read_text())
@@ -311,6 +314,18 @@ def test_checkpoints_that_cannot_be_read_now_are_not_lost(
     run.close()
     assert newest.exists()
     assert list(started(tmp_path).steps(6)) == [4, 5]
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"identity": 3}'])
+def test_a_run_that_has_ended_writes_its_run_json_whatever_became_of_it(tmp_path: Path, text: str | None) -> None:
+    run, path = begun(tmp_path), tmp_path / "run.json"
+    before = json.loads(path.read_text())
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    run.finish()
+    after = json.loads(path.read_text())
+    assert after["status"] == "finished" and after["identity"] == before["identity"] and after["id"] == before["id"]
 
 
 @pytest.mark.parametrize("change", ["removed", "renamed", "replaced"])

@@ -301,6 +301,61 @@ def test_what_a_dataset_raises_stays_and_says_where(error: Exception, tmp_path: 
     assert "The last good state is" in notes
 
 
+class WithoutText(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+class OtherNotes(Exception):
+    __notes__ = "no list"  # type: ignore[assignment]
+
+
+class WithoutNotes(Exception):
+    def add_note(self, note: str, /) -> None:
+        raise RuntimeError("no notes")
+
+
+@pytest.mark.parametrize("kind", [WithoutText, OtherNotes, WithoutNotes])
+@pytest.mark.parametrize("place", ["dataset", "network", "metric", "on_log"])
+def test_errors_that_say_nothing_and_take_no_notes_stay_what_they_are(
+    kind: type[Exception], place: str, tmp_path: Path
+) -> None:
+    error, calls = kind(), dict.fromkeys(("network", "metric", "on_log"), 0)
+
+    def fails(here: str, after: int) -> None:
+        calls[here] += 1
+        if here == place and calls[here] > after:
+            raise error
+
+    class Net(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            fails("network", 9)
+            return super().forward(x)
+
+    def metric(output: Tensor, target: Tensor) -> Tensor:
+        fails("metric", 0)
+        return output.argmax(1) == target
+
+    data = Odd(error if place == "dataset" else ValueError(), at=13 if place == "dataset" else -1)
+    output = ag.Output(on_log=lambda record: fails("on_log", 0))
+    with pytest.raises(kind) as caught:
+        task = ag.Supervised(data, loss=nn.functional.cross_entropy, metrics={"m": metric}, score="m", batch_size=8)
+        ag.fit(Net(3, 2), task, ag.Run(steps=25, folder=tmp_path, device="cpu", progress=False, output=output))
+    assert caught.value is error
+
+
+def test_what_a_metric_raises_of_any_kind_says_where() -> None:
+    def metric(output: Tensor, target: Tensor) -> Tensor:
+        raise OSError("gone")
+
+    task = ag.Supervised(
+        Odd(ValueError(), at=-1), loss=nn.functional.cross_entropy, metrics={"m": metric}, score="m", batch_size=8
+    )
+    with pytest.raises(OSError, match="gone") as caught:
+        task.check(nn.Linear(3, 2))
+    assert "called metric 'm'" in " ".join(caught.value.__notes__)
+
+
 def test_a_stop_iteration_of_a_dataset_ends_no_loop_in_silence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="StopIteration at sample 13"):
         trained_on(Odd(StopIteration(), at=13), tmp_path)

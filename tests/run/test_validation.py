@@ -16,6 +16,7 @@ from archgrad.run.run import Run
     ("options", "text"),
     [
         ({"folder": ""}, 'folder="" was given'),
+        ({"folder": "a\0b"}, "No file can be named so"),
         ({"epochs": 0}, "epochs=0 was given. Allowed is a whole number of at least 1"),
         ({"steps": -1}, "steps=-1"),
         ({"steps": 2.5}, r"steps=2\.5"),
@@ -66,6 +67,11 @@ def test_settings_must_be_json(settings: dict[str, Any]) -> None:
 def test_a_run_says_in_a_line_what_it_is() -> None:
     folder = Path("runs/x").absolute()
     assert repr(Run(steps=5, seed=3, folder="runs/x")) == f"<Run, not begun: steps 5, seed 3, folder {folder}>"
+
+
+def test_a_folder_at_home_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Run(folder="~/runs/x").folder == tmp_path / "runs" / "x"
 
 
 def test_a_folder_an_output_and_a_callback_of_the_wrong_kind_are_refused() -> None:

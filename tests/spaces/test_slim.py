@@ -76,6 +76,15 @@ def reason(name: str, layer: str) -> str:
     return frozen(slim(family.network(), family.example()))[layer]
 
 
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_on_gradients_are_left_out_with_a_word(register: str) -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    getattr(net[2].bias, register)(lambda tensor: None)
+    with pytest.warns(UserWarning, match=r"hooks on the gradients of 2\.bias are left out") as caught:
+        slim(net, torch.randn(2, 4))
+    assert caught[0].filename == __file__
+
+
 def test_reasons_say_what_holds_a_layer() -> None:
     assert "output" in reason("plain", "fc")
     assert "output" in reason("autoencoder", "9")

@@ -494,6 +494,7 @@ FAILS = r"the network or the loss fails on a batch of shape \[2, 3\]"
         ({"loss": lambda o, t: o - t}, LINEAR, r"the loss is a tensor \[2, 1\] float32 on a batch of 2 samples"),
         ({"loss": lambda o, t: float((o - t).mean())}, LINEAR, r"the loss is [-\d.]+; it must be a scalar tensor"),
         ({"loss": lambda o, t: (o.detach() - t).mean()}, LINEAR, "the loss has no gradient"),
+        ({"loss": lambda o, t: (o > t).flatten()}, LINEAR, r"the loss is a tensor \[2\] bool, which has no gradient"),
         ({"loss": lambda o, t: (o.argmax(1) == t[:, 0]).float().mean()}, LINEAR, "the loss has no gradient"),
         ({}, Deaf(), "depends on none of the network's weights"),
         ({"loss": lambda o, t: o["x"]}, LINEAR, FAILS),

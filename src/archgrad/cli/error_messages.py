@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 
 import archgrad
 from archgrad.cli.command_output import printable
-from archgrad.errors import ArchgradError
+from archgrad.errors import ArchgradError, full_text, notes_of, text_of
 from archgrad.run.signals import Stopped
 
 _OURS = Path(archgrad.__file__).parent
@@ -98,16 +98,16 @@ def explained(error: BaseException) -> Failure | None:
     if isinstance(error, KeyboardInterrupt):
         return Failure("Interrupted. Nothing was begun that could be resumed.", 128 + signal.SIGINT)
     place = user_line(error)
-    notes = " ".join(getattr(error, "__notes__", ()))
+    notes = " ".join(notes_of(error))
     if isinstance(error, ArchgradError):
         raised = f" (raised at {place})" if place and place not in str(error) else ""
         return Failure(f"{error}{raised} {notes}".rstrip(), 2)
     if message := _resources(error):
         return Failure(message, 2)
     if place:
-        return Failure(f"Your code raised {type(error).__name__}: {error} ({place}). {notes}".rstrip(), 2)
+        return Failure(f"Your code raised {full_text(error)} ({place}). {notes}".rstrip(), 2)
     if isinstance(error, OSError):
-        return Failure(f"{type(error).__name__}: {error}", 2)
+        return Failure(full_text(error), 2)
     return None
 
 
@@ -126,11 +126,12 @@ def _resources(error: BaseException) -> str:
 
 def user_line(error: BaseException) -> str:
     """The innermost line of code that is neither ours nor a library's; empty where there is none."""
-    place = ""
-    while error:
+    place, seen = "", set[int]()
+    while id(error) not in seen:  # causes may lead back to each other
+        seen.add(id(error))
         frames = [(frame.filename, str(frame.lineno)) for frame in traceback.extract_tb(error.__traceback__)]
         # What a worker process raised comes as text.
-        for name, line in [*frames, *re.findall(r'File "([^"\n]+)", line (\d+), in ', str(error))]:
+        for name, line in [*frames, *re.findall(r'File "([^"\n]+)", line (\d+), in ', text_of(error))]:
             path = Path(name)
             if path.is_file() and not any(path.resolve().is_relative_to(own) for own in (_OURS, *_LIBRARIES)):
                 place = f"{name}, line {line}"

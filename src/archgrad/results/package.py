@@ -97,6 +97,8 @@ if __name__ == "__main__":
 
 def check_folder(out: Path) -> None:
     """Raise RunError where a package would be mixed with other files."""
+    if out.is_dir():
+        files.remove_partial(out)  # of a process that was killed
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {*NAMES}):
         raise RunError(f"{out} holds other files. Give an empty folder with --out, or one that does not exist yet")
 

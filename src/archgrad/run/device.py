@@ -6,13 +6,14 @@ import atexit
 import contextlib
 import functools
 import statistics
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
-from archgrad.errors import ArchgradError, ConfigError, ResourceError
+from archgrad.errors import ArchgradError, ConfigError, ResourceError, full_text
 from archgrad.run import failures, validation
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 Number = TypeVar("Number", int, float)
+
+# How often the first process says that it still computes; each time the others' patience begins anew.
+_BEAT_SECONDS = 60.0
 
 
 class Machine:
@@ -62,6 +66,7 @@ class Machine:
             self._fabric.launch()
             if not self.alone:
                 atexit.register(_leave)
+                _beats()  # which all of them have to make
         return self._fabric
 
     @functools.cached_property
@@ -94,7 +99,8 @@ class Machine:
         """What the first process computes, alone: the others wait, and exchange nothing with it.
 
         What it raises there ends the others at once: with the same error where it is one of archgrad's, so that all
-        go the same way, else with a ResourceError that names it.
+        go the same way, else with a ResourceError that names it. It may take as long as it likes: the others wait
+        while it says that it lives, and raise a ResourceError where it is gone.
         """
         if self.world == 1:
             return compute()
@@ -102,15 +108,18 @@ class Machine:
         if self.rank == 0:
             self._first_works = True
             try:
-                told = ("", compute())
+                with _beating():
+                    told = ("", compute())
             except BaseException as error:
                 self._first_works = False
-                failure = error if isinstance(error, ArchgradError) else f"{type(error).__name__}: {error}"
+                failure = error if isinstance(error, ArchgradError) else full_text(error)
                 with contextlib.suppress(RuntimeError):  # of a process that is gone: the error itself says more
                     self.fabric.broadcast((failure, None))
                 raise
             finally:
                 self._first_works = False
+        else:
+            _wait_for_first()
         failure, value = self.fabric.broadcast(told)
         if isinstance(failure, ArchgradError):
             failure.add_note("It was raised in the first process of this run, which computes this for all.")
@@ -126,6 +135,44 @@ class Machine:
         """Wait until every process is here."""
         if self.world > 1:
             self.fabric.barrier()
+
+
+@functools.cache
+def _beats() -> Any:
+    """The group of all processes in which the first one says that it lives."""
+    return torch.distributed.new_group(backend="gloo", timeout=failures.PATIENCE)
+
+
+@contextlib.contextmanager
+def _beating() -> Iterator[None]:
+    """In the first process: tell the others, while it computes and when it has, from a thread of its own."""
+    over = threading.Event()
+
+    def beat() -> None:
+        with contextlib.suppress(RuntimeError):  # of a process that is gone: the next exchange says more
+            while True:
+                done = over.wait(_BEAT_SECONDS)
+                torch.distributed.broadcast(torch.tensor(int(done)), 0, group=_beats())
+                if done:
+                    return
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _wait_for_first() -> None:
+    """In the others: until the first process has computed. Raises ResourceError where it is gone, or says nothing."""
+    done = torch.tensor(0)
+    try:
+        while not done:
+            torch.distributed.broadcast(done, 0, group=_beats())
+    except RuntimeError as error:
+        raise ResourceError(failures.explain(error) or f"The first process of this run is gone ({error}).") from error
 
 
 def seconds_per_call(call: Callable[[], object], *, device: torch.device, repeats: int = 3) -> float:

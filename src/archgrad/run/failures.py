@@ -9,6 +9,8 @@ from datetime import timedelta
 import torch
 from torch.utils.data import dataloader
 
+from archgrad.errors import text_of
+
 PATIENCE = timedelta(minutes=30)  # for what another process of the run sends
 
 LESS = (
@@ -19,7 +21,7 @@ LESS = (
 
 def explain(error: BaseException) -> str:
     """What happened where memory ran out, or a worker or another process died; empty for any other error."""
-    text = str(error)
+    text = text_of(error)
     if asked := re.search(r"tried to allocate (\d+) bytes", text):
         text = f"torch tried to allocate {int(asked[1]) / 2**30:,.2f} GiB. {text}"
     if isinstance(error, torch.OutOfMemoryError):
@@ -53,7 +55,7 @@ def _of_processes(error: BaseException, text: str) -> bool:
 def _broken_off(error: BaseException) -> bool:
     """Whether a batch was on its way from a worker that is gone: its memory cannot be opened any more."""
     # What the dataset itself raised in a worker is raised again here, and says so.
-    if not isinstance(error, OSError | EOFError) or "in DataLoader worker process" in str(error):
+    if not isinstance(error, OSError | EOFError) or "in DataLoader worker process" in text_of(error):
         return False
     frames = traceback.walk_tb(error.__traceback__)
     return any(frame.f_code.co_filename == dataloader.__file__ for frame, _ in frames)

@@ -69,6 +69,7 @@ class RunFolder:
         self.path = path
         self.id = secrets.token_hex(8)
         self._lock: TextIO | None = None
+        self._record: Record = {}  # what run.json holds
 
     def open(
         self,
@@ -93,7 +94,7 @@ class RunFolder:
             self.release()
             raise
         made_with = versions() | {"device": device_name(machine.device), "processes": machine.world}
-        made_with |= {"threads": torch.get_num_threads()}  # in which order a sum is taken may depend on it
+        made_with |= numerics()
         notes = [str(note) for note in earlier.get("accepted", [])] if earlier else []
         if earlier and (changed := _differences(made_with, earlier["made_with"])):
             notes.append(f"Resumed under other conditions, so that last bits may differ: {'; '.join(changed)}.")
@@ -207,11 +208,12 @@ class RunFolder:
         record["identity"] = identity
         if earlier:
             record["resumed"].append(now())
-        self._write(RUN, record | {"status": "running", "finished": None, "made_with": made_with})
+        self._record = record | {"status": "running", "finished": None, "made_with": made_with}
+        self._write(RUN, self._record)
 
     def mark_finished(self) -> None:
-        """Mark the run finished in run.json."""
-        self._write(RUN, _object(self.path / RUN) | {"status": "finished", "finished": now()})
+        """Mark the run finished in run.json, which is written anew, whatever became of it meanwhile."""
+        self._write(RUN, self._record | {"status": "finished", "finished": now()})
 
     def forget(self) -> None:
         """Remove what `begin` wrote, where no step was taken."""
@@ -264,6 +266,16 @@ def versions() -> Record:
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": platform.python_version(),
+    }
+
+
+def numerics() -> Record:
+    """Settings of torch on which the order of a sum, or its precision, may depend."""
+    return {
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "mkldnn": bool(torch.backends.mkldnn.enabled),
     }
 
 

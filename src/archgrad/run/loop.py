@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from archgrad.errors import ArchgradError, ResourceError, RunError
+from archgrad.errors import ArchgradError, ResourceError, RunError, annotate, notes_of, text_of
 from archgrad.run import failures
 from archgrad.run.budget import Budget, Phase
 from archgrad.run.checkpoint_file import Mark
@@ -100,9 +100,9 @@ def watched(run: Located) -> Iterator[None]:
 
 def _note_place(error: Exception, run: Located) -> None:
     """Note where the run was, where neither the error nor another note says so."""
-    told = [str(error), *getattr(error, "__notes__", ())]
+    told = [text_of(error), *notes_of(error)]
     if not any(run.location in text for text in told):
-        error.add_note(f"archgrad was {run.location}. {run.good_state}".rstrip())
+        annotate(error, f"archgrad was {run.location}. {run.good_state}".rstrip())
 
 
 def _explain(error: BaseException) -> str:

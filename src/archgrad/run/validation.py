@@ -109,7 +109,14 @@ def folder(given: str | Path | None) -> Path | None:
     """The run's folder; the present one has to be meant."""
     if given == "":
         raise ConfigError('folder="" was given. Give a path ("." for the present folder), or None for no folder.')
-    return None if given is None else Path(given).absolute()
+    if given is None:
+        return None
+    if "\0" in str(given):
+        raise ConfigError(f"folder={str(given)!r} was given. No file can be named so: leave the zero byte out.")
+    try:
+        return Path(given).expanduser().absolute()
+    except RuntimeError:  # there is no such user: the name is meant
+        return Path(given).absolute()
 
 
 def tensorboard(wanted: bool, folder: Path | None) -> bool:

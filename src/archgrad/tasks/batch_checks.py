@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from archgrad.copy_and_run import evaluating, modes_kept
-from archgrad.errors import ArchgradError, ConfigError, DataError, ModelError
+from archgrad.errors import ArchgradError, ConfigError, DataError, ModelError, annotate, full_text
 from archgrad.tasks.sources import seeded
 from archgrad.tasks.task import Batch, PerSample, Task, batch_size, first, mapped, tensors
 
@@ -56,7 +56,10 @@ def explained(what: str, batch: Any) -> Iterator[None]:
         advice = "Change the network or the data"
         if "'indices'" in str(error):
             advice = "Arrays become float32: give ids by name, {'ids': ids}, or in a torch.utils.data.TensorDataset"
-        raise ModelError(f"{what} on a batch of shape {shapes}: {type(error).__name__}: {error}. {advice}") from error
+        raise ModelError(f"{what} on a batch of shape {shapes}: {full_text(error)}. {advice}") from error
+    except Exception as error:  # a user's network or loss may raise anything
+        annotate(error, "It was raised while archgrad tried the network and the loss on a batch.")
+        raise
 
 
 def described(value: Any) -> str:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
-from archgrad.argument_types import checked
-from archgrad.errors import ArchgradError, ConfigError
+from archgrad.argument_types import checked, noted
+from archgrad.errors import ArchgradError, ConfigError, full_text
 from archgrad.tasks.batch_checks import FAILURES, described
 
 # A function of (output, target), or an object with update(output, target), compute() and reset().
@@ -156,7 +156,8 @@ class Totals:
             self._add(name, *_measured(name, function, output, target, samples))
         for name, metric in self._objects.items():
             try:
-                metric.update(output, target)
+                with noted(f"update() of metric {name!r}"):
+                    metric.update(output, target)
             except FAILURES as error:
                 raise _failed(name, error, output, target) from error
 
@@ -169,9 +170,10 @@ class Totals:
         figures = {name: self._sums[name] / max(1, self._counts[name]) for name in self._sums}
         for name, metric in self._objects.items():
             try:
-                computed = metric.compute()
+                with noted(f"compute() of metric {name!r}"):
+                    computed = metric.compute()
             except FAILURES as error:
-                raise ConfigError(f"metric {name!r} fails in compute(): {type(error).__name__}: {error}") from error
+                raise ConfigError(f"metric {name!r} fails in compute(): {full_text(error)}") from error
             figures[name] = _single(name, computed)
         return {name: figures[name] for name in dict.fromkeys((first, *self._order))}
 
@@ -179,7 +181,8 @@ class Totals:
 def _measured(name: str, function: Any, output: Any, target: Any, samples: int) -> tuple[float, int]:
     """The sum of a metric over the samples of a batch, and how many there are."""
     try:
-        value = function(output, target)
+        with noted(f"metric {name!r}"):
+            value = function(output, target)
     except FAILURES as error:
         raise _failed(name, error, output, target) from error
     if isinstance(value, Tensor | np.ndarray) and tuple(value.shape) == (samples,):
@@ -201,5 +204,5 @@ def _failed(name: str, error: Exception, output: Any, target: Any) -> ArchgradEr
         return error
     return ConfigError(
         f"metric {name!r} fails on the output {described(output)} and the target {described(target)}: "
-        f"{type(error).__name__}: {error}. Change the metric, or what the network returns"
+        f"{full_text(error)}. Change the metric, or what the network returns"
     )

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 from archgrad.digests import ITEMS, digest, of_array, of_items
-from archgrad.errors import DataError
+from archgrad.errors import DataError, annotate, full_text
 from archgrad.fingerprint import code_of, described
 from archgrad.tasks.samples import Samples
 from archgrad.tasks.task import Batch, Inputs
@@ -244,7 +244,7 @@ class _Fetched(Dataset[Batch]):
                     batch = self.collate(items)
             except (TypeError, RuntimeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
                 raise DataError(
-                    f"the dataset's samples do not form a batch ({type(error).__name__}: {error}); return tensors of "
+                    f"the dataset's samples do not form a batch ({full_text(error)}); return tensors of "
                     f"one shape, or give a collate_fn"
                 ) from error
         if self.labelled:
@@ -280,7 +280,7 @@ def _named(what: str) -> Iterator[None]:
     except StopIteration as error:  # would end the loop over the batches in silence
         raise DataError(f"the dataset raises StopIteration at {what}; return a sample, or correct __len__") from error
     except Exception as error:  # a user's dataset may raise anything
-        error.add_note(f"It was raised while archgrad fetched {what} of the dataset.")
+        annotate(error, f"It was raised while archgrad fetched {what} of the dataset.")
         raise
 
 

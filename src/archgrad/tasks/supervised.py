@@ -310,6 +310,8 @@ class Supervised:
         if not isinstance(loss, Tensor):
             pair = ", or with the output in a pair (loss, output)" if self._batch_loss is not None else ""
             raise ConfigError(f"the loss is {batch_checks.described(loss)}; it must be a scalar tensor []{pair}")
+        if not (loss.is_floating_point() or loss.is_complex()):
+            raise ConfigError(f"the loss is {batch_checks.described(loss)}, which has no gradient; give real numbers")
         return loss, output
 
     def _judge(self, network: nn.Module, batch: Batch, totals: Totals, *, samples: int) -> None:

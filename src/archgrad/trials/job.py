@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from archgrad.choices.architecture import Architecture
-from archgrad.errors import ArchgradError, ModelError, NonFiniteError
+from archgrad.errors import ArchgradError, ModelError, NonFiniteError, full_text
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def reason_of_failure(error: Exception) -> str | None:
     ours = isinstance(error, ArchgradError) and not isinstance(error, NonFiniteError | ModelError)
     if ours or isinstance(error, OSError | MemoryError):
         return None
-    return f"{type(error).__name__}: {error}"
+    return full_text(error)
 
 
 def checked(outcome: Outcome) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar, cast
@@ -76,6 +77,7 @@ def slim(net: Network, example: Example | None = None, *, keep: Sequence[str] = 
         with torch.inference_mode(False):
             return slim(net, example, keep=keep, inputs=inputs)
     inputs_given = _checked(net, example)
+    _warn_of_gradient_hooks(net)
     if isinstance(keep, str) or not isinstance(keep, Sequence) or not all(isinstance(path, str) for path in keep):
         raise ModelError(f"keep={keep!r} was given. Allowed is a list of paths of layers, such as ['head'].")
     absent = [path for path in keep if path not in dict(net.named_modules())]
@@ -88,6 +90,18 @@ def slim(net: Network, example: Example | None = None, *, keep: Sequence[str] = 
 
     with quiet_graphs():
         return _slimmed(net, inputs_given, is_kept, inputs)
+
+
+def _warn_of_gradient_hooks(net: nn.Module) -> None:
+    """torch copies no tensor with its hooks, and one that is cut would give them other shapes."""
+    kinds = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    if hooked := [n for n, tensor in net.named_parameters() if any(getattr(tensor, kind, None) for kind in kinds)]:
+        listed = f"{', '.join(hooked[:5])}{f' and {len(hooked) - 5} more' if len(hooked) > 5 else ''}"
+        warnings.warn(
+            f"hooks on the gradients of {listed} are left out: what slim returns is a copy, torch copies no such "
+            f"hook, and parameters that are cut have other shapes. Register them anew on what slim returns",
+            stacklevel=3,
+        )
 
 
 def _slimmed(net: Network, given: tuple[Tensor, ...], is_kept: Callable[[str], bool], inputs: bool) -> Network:
