@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from archgrad.cli.inputs.models import load, read_weights
 from archgrad.errors import ConfigError, ModelError
@@ -73,6 +74,9 @@ def test_a_callable_that_makes_no_network_is_refused(net: str, attribute: str, s
         ),
         ("1 / 0\n", r"raised ZeroDivisionError: division by zero \(.*bad\.py, line 1"),
         ("raise SystemExit(0)\n", "raised SystemExit"),
+        ("class Halt(BaseException): pass\nraise Halt('on')\n", r"raised Halt: on \(.*bad\.py, line 2"),
+        ("class E(Exception):\n def __str__(self): raise self\nraise E\n", r"raised E:  \(.*bad\.py, line 3"),
+        ("e = ValueError('round')\ne.__cause__ = e\nraise e\n", r"raised ValueError: round \(.*bad\.py, line 3"),
     ],
 )
 def test_a_file_that_fails_is_named_with_its_line(tmp_path: Path, text: str, said: str) -> None:
@@ -155,6 +159,42 @@ def test_weights_that_are_no_numbers_are_refused_with_their_file(tmp_path: Path,
         read_weights(network, tmp_path / form)
 
 
+@pytest.mark.parametrize("form", ["bad.pt", "bad.safetensors"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64])
+def test_weights_of_other_kinds_of_numbers_are_not_cast(tmp_path: Path, dtype: torch.dtype, form: str) -> None:
+    network = nn.Linear(2, 3)
+    state = {name: (50 * tensor).to(dtype) for name, tensor in network.state_dict().items()}
+    (safetensors.torch.save_file if form.endswith("tensors") else torch.save)(state, tmp_path / form)
+    before = network.weight.clone()
+    with pytest.raises(ModelError, match=rf"hold {str(dtype).removeprefix('torch.')} numbers in \w+ and 1 more"):
+        read_weights(network, tmp_path / form)
+    assert torch.equal(network.weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
+def test_wrappers_anywhere_in_a_network_and_real_numbers_of_any_size_are_taken(
+    tmp_path: Path, wrapper: str, dtype: torch.dtype
+) -> None:
+    network, trained = (nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)) for _ in range(2))
+    state = trained.to(dtype).state_dict()
+    torch.save({n.replace("1.", f"1.{wrapper}"): tensor for n, tensor in state.items()}, tmp_path / "w.pt")
+    read_weights(network, tmp_path / "w.pt")
+    assert torch.equal(network[1].weight, trained[1].weight.float())
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "prune"])
+def test_weights_with_a_parametrization_say_how_it_comes_off(tmp_path: Path, kind: str) -> None:
+    network = nn.Linear(2, 3)
+    if kind == "prune":
+        prune.l1_unstructured(network, "weight", amount=0.5)
+    else:
+        getattr(nn.utils.parametrizations, kind)(network)
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"remove_parametrizations or torch\.nn\.utils\.prune\.remove, then"):
+        read_weights(nn.Linear(2, 3), tmp_path / "w.pt")
+
+
 def test_weights_that_do_not_fit_are_refused(net: str, tmp_path: Path) -> None:
     network = load(f"{net}:Net", classes=3, example=EXAMPLE)
     state = {**network.state_dict(), "extra.weight": torch.zeros(1)}
@@ -186,3 +226,4 @@ def test_what_is_no_weights_file_is_refused(net: str, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=said) as caught:
             read_weights(network, tmp_path / name)
         assert "weights_only`" not in str(caught.value) and len(str(caught.value)) < 600
+        assert str(caught.value).count(name) == 1, "one message, and not one in another"

@@ -7,7 +7,7 @@ import importlib.util
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ from torch import Tensor, nn
 
 from archgrad import files
 from archgrad.cli.inputs import user_code
-from archgrad.errors import ConfigError, ModelError
+from archgrad.errors import ArchgradError, ConfigError, ModelError
 from archgrad.tasks.batch_checks import nonfinite_tensors
 from archgrad.tasks.task import Inputs
 
 _AVERAGE = re.compile(r"ema|avg|average|swa")
+# What torch.compile, sharding and checkpointing put around modules, anywhere in a network.
+_WRAPPERS = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_PARAMETRIZED = re.compile(r"\bparametrizations\.|_(?:orig|mask|g|v)$")
 FORMS = f"{user_code.FORMS}, or timm:NAME"
 
 
@@ -76,14 +79,16 @@ def read_weights(network: nn.Module, path: str | Path) -> None:
     Of a file that a training script saved, the state dict that has the network's names is taken: wherever it lies,
     with or without a prefix such as "module.", beside optimizers and averages.
 
-    Raises ModelError when the file cannot be read, or holds other tensors than the network has, or NaN, infinite
-    numbers or negative variances.
+    Raises ModelError when the file cannot be read, or holds other tensors than the network has, whole or complex
+    numbers where it has real ones, NaN, infinite numbers or negative variances.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"weights {path}: there is no such file. Give a .safetensors file or a state dict.")
     try:
         missing, unexpected = _loaded(network, path)
+    except ArchgradError:
+        raise
     except RuntimeError as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[1:4]) or str(error)
         raise ModelError(f"weights {path} do not fit {type(network).__name__}: {reason}") from None
@@ -92,7 +97,7 @@ def read_weights(network: nn.Module, path: str | Path) -> None:
     if missing or unexpected:
         raise ModelError(
             f"weights {path} do not fit {type(network).__name__}: {_listed('missing', missing)}"
-            f"{_listed('unexpected', unexpected)}"
+            f"{_listed('unexpected', unexpected)}{_about_parametrizations(unexpected)}"
             "give the weights of this very network, or leave --weights out."
         )
     if wrong := nonfinite_tensors(network):
@@ -106,10 +111,11 @@ def _loaded(network: nn.Module, path: Path) -> Any:
     """Load a file; the names that it lacks, and those that the network lacks."""
     expected = set(network.state_dict())
     if path.suffix == ".safetensors":
-        if _prefix(known := safetensors.torch.load_file(path), expected):
-            return network.load_state_dict(_without_prefix(known, expected), strict=False)
+        known = _without_wrappers(safetensors.torch.load_file(path), expected)
+        if _prefix(known, expected) is not None:
+            return _load(network, _without_prefix(known, expected), path)
         return safetensors.torch.load_model(network, path, strict=False)
-    states = _states(_unpickled(path))
+    states = {w: _without_wrappers(state, expected) for w, state in _states(_unpickled(path)).items()}
     if not states:
         raise ModelError(f"weights {path} hold no state dict. Save torch.save(network.state_dict(), file).")
     fitting = {where: state for where, state in states.items() if _prefix(state, expected) is not None}
@@ -120,7 +126,36 @@ def _loaded(network: nn.Module, path: Path) -> Any:
             f"weights {path} hold {', '.join([where, *others])}, which all fit; {where} is taken. Save one alone to "
             "choose another.", err=True,
         )  # fmt: skip
-    return network.load_state_dict(_without_prefix(states[where], expected), strict=False)
+    return _load(network, _without_prefix(states[where], expected), path)
+
+
+def _load(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> Any:
+    """Load a state dict, whose tensors torch would cast in silence: eight bits of a quantized weight to a float."""
+    own = network.state_dict()
+    kinds = [(name, (own[name], tensor)) for name, tensor in state.items() if isinstance(own.get(name), Tensor)]
+    if wrong := [n for n, (a, b) in kinds if a.is_floating_point() and not (b.is_floating_point() or b.is_quantized)]:
+        raise ModelError(
+            f"weights {path} hold {str(state[wrong[0]].dtype).removeprefix('torch.')} numbers in {wrong[0]}"
+            f"{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}, where the network has real ones. Give the "
+            f"weights as they were before they were quantized or cast, or leave --weights out."
+        )
+    return network.load_state_dict(state, strict=False)
+
+
+def _without_wrappers(state: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
+    """A state dict without the names of what was put around modules to compile or shard them, if it fits only so."""
+    if _prefix(state, expected) is not None:
+        return state
+    return {_WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
+
+
+def _about_parametrizations(unexpected: Iterable[str]) -> str:
+    if not any(_PARAMETRIZED.search(name) for name in unexpected):
+        return ""
+    return (
+        "they were saved with weight norm, pruning or another parametrization on them: "
+        "torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.prune.remove, then save again; or "
+    )
 
 
 def _states(content: Any, where: str = "", depth: int = 3) -> dict[str, dict[str, Tensor]]:
@@ -165,7 +200,7 @@ def _unpickled(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except (*files.UNREADABLE, NotImplementedError, AssertionError, pickle.UnpicklingError) as error:
         # torch's own text advises to load what can execute code.
-        barred = re.search(r"(?:GLOBAL|global:?|class) ([\w.]+)", str(error))
+        barred = re.search(r"(?:GLOBAL|global:?(?! GLOBAL)|class) ([\w.]+)", str(error))
         reason = f"it holds objects, {barred[1]} among them" if barred else "it is damaged, or of another format"
         raise ModelError(
             f"weights {path} cannot be read: {reason}. Allowed are a .safetensors file and what "

@@ -16,7 +16,7 @@ from typing import Any
 import cloudpickle
 
 from archgrad.cli.error_messages import user_line
-from archgrad.errors import ConfigError, ModelError
+from archgrad.errors import ConfigError, ModelError, text_of
 
 FORMS = "package.module:callable, path/to/file.py:callable"
 
@@ -101,9 +101,11 @@ def errors_in(what: str) -> Iterator[None]:
     """Turn whatever the user's code raises into a ModelError that says where."""
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit among them
         place = f"{error.filename}, line {error.lineno}" if isinstance(error, SyntaxError) else user_line(error)
-        text = " ".join(str(getattr(error, "msg", None) or error).split())
+        text = " ".join(str(getattr(error, "msg", None) or text_of(error)).split())
         where = f" ({place})" if place else ""
         raise ModelError(f"{what} raised {type(error).__name__}: {text}{where}") from error
 
