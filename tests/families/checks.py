@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import pickle
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
+from archgrad.copy_and_run import copied
 
 
 def stir(network: nn.Module, *, seed: int = 3) -> None:
@@ -33,7 +33,7 @@ def stir(network: nn.Module, *, seed: int = 3) -> None:
 
 def outputs(network: nn.Module, inputs: tuple[Tensor, ...], *, training: bool = False) -> list[Tensor]:
     """All tensors that a copy of the network puts out, with nothing dropped at random."""
-    network = copy.deepcopy(network).train(training)
+    network = copied(network).train(training)
     for module in network.modules():
         if "drop" in type(module).__name__.lower():
             module.eval()

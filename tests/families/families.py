@@ -273,7 +273,7 @@ AWKWARD = [
     Family("hard_view", awkward.HardView, {"first.0": 8}, ("second", "fc")),
     Family("spatial_attention", _spatial_attention, MIXED, ("blocks.0.0", "fc")),
     Family("softmaxed", _softmaxed, MIXED, ("blocks.0.0", "fc")),
-    Family("normalized", _normalized, MIXED, ("blocks.0.0", "fc")),
+    Family("normalized", _normalized, {**MIXED, "blocks.0.0": 6}, ("fc",)),
     Family("channel_shuffle", awkward.channel_shuffle, {"blocks.4.0": 10}, more=True),
     Family("pixel_shuffle", awkward.pixel_shuffle, MIXED, more=True),
     Family("parametrized", awkward.Parametrized, {"fifth": 7}, ("first.0", "second", "third.0", "fourth", "fc")),

@@ -93,7 +93,6 @@ def test_reasons_say_what_holds_a_layer() -> None:
     assert "picks rows" in reason("language", "head")
     assert "parametrized" in reason("parametrized", "second")
     assert "mixes" in reason("softmaxed", "blocks.0.0")
-    assert "combines" in reason("normalized", "blocks.0.0")
 
 
 def test_what_a_residual_sum_adds_shares_one_gate() -> None:

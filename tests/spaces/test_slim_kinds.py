@@ -53,7 +53,6 @@ class Two(nn.Module):
 
 
 MIXING: dict[str, Function] = {
-    "normalize": lambda y: F.normalize(y, dim=-1),
     "standardize": lambda y: (y - y.mean(-1, keepdim=True)) / (y.std(-1, keepdim=True) + 0.1),
     "softmax": lambda y: y.softmax(-1),
     "roll": lambda y: y.roll(1, -1),
@@ -80,10 +79,18 @@ def test_a_layer_that_mixes_is_frozen_whatever_the_domain_of_the_inputs(domain: 
     assert_exact(space, (x,))
 
 
+UNIT: dict[str, Function] = {
+    "divided": lambda y: y / (1 + y.norm(dim=-1, keepdim=True)),
+    "normalized": lambda y: F.normalize(y, dim=-1),
+    "expanded": lambda y: y * torch.rsqrt(1 + y.square().sum(-1, keepdim=True)).expand_as(y),
+}
+
+
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_a_norm_to_which_closed_channels_add_nothing_leaves_the_layer_its_gate(domain: str) -> None:
+@pytest.mark.parametrize("unit", UNIT)
+def test_a_norm_to_which_closed_channels_add_nothing_leaves_the_layer_its_gate(unit: str, domain: str) -> None:
     x = torch.rand(4, 6, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.05
-    divided = Two(lambda y: y / (1 + y.norm(dim=-1, keepdim=True)), before=DOMAINS[domain])
+    divided = Two(UNIT[unit], before=DOMAINS[domain])
     space = slim(divided, x)
     assert sizes(space) == {"first": 8, "second": 10}
     assert_exact(space, (x,))

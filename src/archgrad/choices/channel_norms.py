@@ -23,6 +23,7 @@ from archgrad.choices.standardized_weights import Mask, OpenWeight, Standardized
 STATISTICS = "_archgrad_statistics"  # the child of a norm that computes its statistics over open channels
 _WEIGHTS = ("weight", "gamma", "scale", "g")
 _BIASES = ("bias", "beta", "b")
+_EPSILONS = (1e-5, 1e-6, 1e-8, 1e-12, 0.0)  # beside those that a module keeps: forward may have it as a number
 _EXACT = 1e-4  # relative; a norm may compute in single precision whatever it is given
 
 
@@ -41,6 +42,7 @@ class ChannelNorm:
         tensors: (name, dimension) of what is cut with the channels.
         counts: attributes that hold their number.
         then: names of its modules that follow, such as an activation, which treat each element alone.
+        groups: of channels side by side that each have statistics of their own; all lose the same places.
     """
 
     width: int
@@ -54,17 +56,21 @@ class ChannelNorm:
     tensors: tuple[tuple[str, int], ...] = ()
     counts: tuple[str, ...] = ()
     then: tuple[str, ...] = ()
+    groups: int = 1
 
     def __call__(self, norm: nn.Module, x: Tensor, is_open: Tensor) -> Tensor:
         """What `norm` computes of x, [B, ...], with the statistics of the channels that are open, [width]."""
         shape = [1] * x.dim()
         shape[self.axis] = -1
         values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        share = is_open.to(values)
-        share = (share / share.sum().clamp_min(torch.finfo(values.dtype).tiny)).view(shape)
+        share = is_open.to(values).view(self.groups, -1)
+        share = (share / share.sum(1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)).view(shape)
         others = [d for d in range(1, x.dim()) if d != self.axis] if self.everywhere else []
 
         def mean(y: Tensor) -> Tensor:
+            if self.groups > 1:
+                each = (share * y).reshape(len(y), self.groups, -1, *y.shape[2:]).sum(2).mean(others, keepdim=True)
+                return each.repeat_interleave(y.shape[1] // self.groups, 1)
             y = (share * y).sum(self.axis, keepdim=True)
             return y.mean(others, keepdim=True) if others else y
 
@@ -152,6 +158,15 @@ def lone_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     return tensors[0] if len(tensors) == 1 else None
 
 
+def group_norm(module: nn.GroupNorm) -> ChannelNorm:
+    """A GroupNorm whose groups all lose the same places, so that the number of groups stays."""
+    weight, bias = ("weight", "bias") if module.affine else ("", "")
+    return ChannelNorm(
+        module.num_channels, axis=1, everywhere=True, eps=module.eps, weight=weight, bias=bias,
+        tensors=tuple((n, 0) for n in (weight, bias) if n), counts=("num_channels",), groups=module.num_groups,
+    )  # fmt: skip
+
+
 def channel_norm(module: nn.Module) -> ChannelNorm | None:
     """What a module computes if it is a norm over channels, measured on noise; None if it is not.
 
@@ -173,25 +188,29 @@ def channel_norm(module: nn.Module) -> ChannelNorm | None:
         for axis, shape in ((-1, (5,)), (-1, (2, 5)), (1, (3, 5)), (1, (4,))):
             size = (2, *shape, kinds[0].width) if axis == -1 else (2, kinds[0].width, *shape)
             x = (torch.randn(size, generator=generator) + 0.5).to(device, torch.float64)
-            for kind in kinds:
-                if kind.axis == axis and _agrees(kind, probe, x):
-                    return kind
+            actual = _normalized(probe, x)
+            for kind in kinds if actual is not None else ():
+                if kind.axis == axis and _agrees(kind, probe, x, actual):
+                    small = x * math.sqrt(kind.eps or 1e-6)  # where eps counts, too
+                    if _agrees(kind, probe, small, _normalized(probe, small)):
+                        return kind
     return None
 
 
-def _agrees(kind: ChannelNorm, norm: nn.Module, x: Tensor) -> bool:
+def _normalized(norm: nn.Module, x: Tensor) -> Tensor | None:
+    """What a module puts out, where that is like x."""
+    try:
+        y = norm(x)
+    except Exception:  # noqa: BLE001 - a user's norm may raise anything, of inputs that it is not for
+        return None
+    return y if isinstance(y, Tensor) and y.shape == x.shape else None
+
+
+def _agrees(kind: ChannelNorm, norm: nn.Module, x: Tensor, actual: Tensor | None) -> bool:
+    if actual is None:
+        return False
     every = torch.ones(kind.width, device=x.device)
-    for y in (x, x * math.sqrt(kind.eps or 1e-6)):  # where eps counts, too
-        try:
-            actual = norm(y)
-        except Exception:  # noqa: BLE001 - a user's norm may raise anything, of inputs that it is not for
-            return False
-        if not isinstance(actual, Tensor) or actual.shape != y.shape:
-            return False
-        difference = (kind(norm, y, every) - actual).abs().max()
-        if not bool(difference <= _EXACT * actual.abs().max()):
-            return False
-    return True
+    return bool((kind(norm, x, every) - actual).abs().max() <= _EXACT * actual.abs().max())
 
 
 def _kinds(module: nn.Module) -> Iterator[ChannelNorm]:
@@ -212,7 +231,8 @@ def _kinds(module: nn.Module) -> Iterator[ChannelNorm]:
     bias = next((n for n in own if n in _BIASES), "")
     tensors = tuple((name, list(p.shape).index(width)) for name, p in own.items())
     small = [v for v in vars(module).values() if isinstance(v, float) and 0.0 <= v < 0.1]
-    for eps in dict.fromkeys([*small, *([None] if isinstance(module, nn.RMSNorm) else [])]):
+    written = () if torchs else _EPSILONS
+    for eps in dict.fromkeys([*small, *([None] if isinstance(module, nn.RMSNorm) else []), *written]):
         for offset in (0.0, 1.0) if weight else (0.0,):
             for centered in (True, False):
                 for axis, everywhere in ((-1, False), (1, False), (1, True)):

@@ -62,6 +62,9 @@ def by_weight(
         yield from ((path, part, left * share) for part, share in products.items())
         yield path, "", left * (1.0 - sum(products.values()))
         return
+    if isinstance(module, nn.Bilinear):
+        yield path, "weight", value
+        return
     if not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         yield from ((path, part, value * share) for part, share in parts.items())
         yield path, "", value * max(1.0 - sum(parts.values()), 0.0)

@@ -15,6 +15,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.channels import remove_branch, remove_channels, require_whole
 from archgrad.choices.gate import Gate
 from archgrad.choices.modules import InputChoice
+from archgrad.choices.weight_norms import restore_weight_norms
 from archgrad.copy_and_run import copied
 from archgrad.errors import ConfigError
 from archgrad.extract.plain_network import picked, plain, unparametrize
@@ -107,6 +108,7 @@ def build(
     network = plain(network, architecture)
     if weights == "fresh":
         draw_anew(network)
+    restore_weight_norms(network)
     return network
 
 

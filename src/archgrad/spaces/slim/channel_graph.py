@@ -28,6 +28,7 @@ from archgrad.spaces.slim.layer_sides import (
     TABLES,
     is_layer,
     reads_each,
+    shapes_of,
 )
 from archgrad.spaces.slim.numbering import NORM_SIDE, ROWS, Numbering, Side, untouchable
 from archgrad.spaces.slim.operators import rule_of
@@ -59,6 +60,7 @@ class ChannelGraph:
         wides: by module that reshapes what has channels, along which axes of its arguments these lie.
         divides: whether channels are divided, by heads, which could go by their places within heads too.
         parts: how the products that modules compute themselves are divided.
+        grouped: GroupNorms by which all channels in front of them go together or not at all.
     """
 
     groups: dict[str, list[Coupling]] = field(default_factory=dict)
@@ -69,6 +71,7 @@ class ChannelGraph:
     wides: Wides = field(default_factory=dict)
     divides: bool = False
     parts: Parts = field(default_factory=dict)
+    grouped: set[str] = field(default_factory=set)
 
     def macs(self, network: nn.Module, *, without: Collection[str] = ()) -> float:
         """Multiply-adds on the example of the layers of a network with these paths, whatever their widths."""
@@ -86,6 +89,7 @@ def trace(
     keep: Callable[[str], bool] = lambda path: False,
     sources: bool = True,
     outer: ChannelGraph | None = None,
+    thinned: Collection[str] = (),
 ) -> ChannelGraph:
     """The removable channel groups of a network, not yet tried out.
 
@@ -96,10 +100,11 @@ def trace(
         sources: whether numbers that modules keep are to shrink with the channels that they count.
         outer: of an earlier run, in which channels that are divided went by heads; now they go by their places within
             heads, and only those are returned.
+        thinned: paths of GroupNorms whose groups lose places, where else whole groups go.
     """
     if sources:
         know_sources(network)
-    numbering, components, is_read = _numbered(network, keep)
+    numbering, components, is_read = _numbered(Numbering(network, thinned=thinned), keep)
     stack = [""]
     visited: set[str] = set()
     positions: Counter[str] = Counter()
@@ -116,6 +121,7 @@ def trace(
                 here=here, computed=computed, within=outer is not None)  # fmt: skip
     for (path, side), labels in numbering.sides.items():
         walk.is_table[labels] = side == "out" and isinstance(numbering.modules.get(path), TABLES)
+        walk.is_bare[labels] |= side.startswith("axis") and numbering.is_parameter(path)
     blank: set[str] = set()
     handles = _hooks(numbering, walk, stack, visited, positions, blank)
     handles += whole_hooks(numbering, walk)
@@ -147,9 +153,8 @@ def trace(
     return graph
 
 
-def _numbered(network: nn.Module, keep: Callable[[str], bool]) -> tuple[Numbering, Components, NDArray[np.bool_]]:
+def _numbered(numbering: Numbering, keep: Callable[[str], bool]) -> tuple[Numbering, Components, NDArray[np.bool_]]:
     """Labels, with what is tied and frozen whatever a run says, and which are columns that a gate may take."""
-    numbering = Numbering(network)
     components = Components(numbering.size)
     is_read = np.zeros(numbering.size, dtype=bool)
     for (path, side), labels in numbering.sides.items():
@@ -205,7 +210,9 @@ def _hooks(
             if type(module).forward is nn.MultiheadAttention.forward and isinstance(output, tuple):
                 given = dict(zip(("query", "key", "value"), inputs, strict=False)) | named
                 _count_attention(positions, path, given)
-            if is_layer(module) and isinstance(output, Tensor):
+            if isinstance(module, nn.Bilinear) and isinstance(output, Tensor):
+                positions[path] += output.numel() // module.out_features
+            elif is_layer(module) and isinstance(output, Tensor):
                 x = inputs[0] if isinstance(module, _ConvTransposeNd) else output
                 made = x.shape[-1] if not isinstance(module, _ConvNd) else module.weight.shape[0]
                 positions[path] += x.numel() // made
@@ -269,6 +276,9 @@ def _makers(numbering: Numbering, walk: Walk) -> Makers:
             known, scaled = makers.get(sides[number], (able[0][1][:0], rescaled))
             read = walk.behind(able[0][1][able[0][1] >= 0])
             makers[sides[number]] = np.union1d(known, read), rescaled or scaled
+    bare = np.concatenate([*walk.bare, np.zeros(0, dtype=np.int64)])
+    for side in [s for s in sides if s[1].startswith("axis") and np.isin(numbering.sides[s], bare).any()]:
+        makers[side] = numbering.sides[side], False
     return makers
 
 
@@ -317,12 +327,14 @@ def _collect(
         members = [sides[n] for n in sides_of_gate]
         outs = [side for side in members if kind_of(side[1]) == "out"]
         outs = [side for side in outs if side[1] != NORM_SIDE] or outs
+        outs = outs or [side for side in members if side[1].startswith("axis")]  # what bare parameters make
         if not outs:
             continue
-        first_side = min(outs, key=lambda side: order[side[0]])
+        first_side = min(outs, key=lambda side: order[numbering.owner(side)])
         first = first_side[0]
         if len(units) < 2:
-            result.frozen.setdefault(first, "its channels only go all together")
+            result.grouped |= {path for path, _ in members if isinstance(numbering.modules.get(path), nn.GroupNorm)}
+            result.frozen.setdefault(numbering.owner(first_side), "its channels only go all together")
             continue
         name, again = first, 2
         while name in result.groups:
@@ -333,15 +345,6 @@ def _collect(
             if coupling.kind == "out":
                 result.frozen.pop(coupling.module, None)
     return result
-
-
-def _shapes(module: nn.Module, width: int) -> tuple[str, ...]:
-    """Attributes of a module that are shapes for its own parameter of so many channels, as (64, 1, 1)."""
-    return tuple(
-        n for n, value in vars(module).items()
-        if type(value) is tuple and all(isinstance(size, int) for size in value)
-        and sorted(value) == [1] * (len(value) - 1) + [width]
-    )  # fmt: skip
 
 
 def _unreadable(numbering: Numbering, sides: Sequence[Side], makers: Makers) -> str:
@@ -371,8 +374,9 @@ def _couplings(
         if side.startswith("axis"):
             owner, _, attribute = path.rpartition(".")
             dim = int(side.split()[1])
-            shapes = _shapes(numbering.modules[owner], len(labels))
-            yield Coupling(owner, f"param {attribute} {dim}", places, ((attribute, dim),), shapes)
+            shapes, cut = shapes_of(numbering.modules[owner], len(labels)), ((attribute, dim),)
+            reads = (path, side) in makers
+            yield Coupling(owner, f"param {attribute} {dim}", places, cut, shapes, gated=cut if reads else ())
         else:
             _, tensors, counts = numbering.cuts[path, side]
             way = next(iter(numbering.calls.get(path, ())), None)

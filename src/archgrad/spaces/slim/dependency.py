@@ -170,11 +170,13 @@ class Walk(OperatorMode):
         self.divides = False  # whether it has divided channels that could go the other way too
         self.inner: list[Labels] = []  # channels that go by their places within heads
         self.is_table = np.zeros(len(is_read), dtype=bool)  # whether a label is a channel of an embedding
+        self.is_bare = np.zeros(len(is_read), dtype=bool)  # of a parameter that is the weight of no layer
+        self.bare: list[Labels] = []  # of those the ones that a product sums over
         self._lines = np.arange(len(is_read))  # by label the one that stands for it
         self.multiplied: list[tuple[Labels, Labels, str, bool]] = []  # see `operators.pair_of_activations`
         self._rule = rule
         # By path the products that a module computes itself: their multiply-adds, and what lies along their results.
-        self.products: dict[str, list[tuple[int, list[Labels], object]]] = {}
+        self.products: dict[str, list[tuple[int, list[tuple[int, Labels]], object]]] = {}
         self.numbers: list[tuple[str, Labels]] = []  # module -> channels whose number it gave as a number
         self.divided: set[str] = set()  # modules that reshape what has channels
         self.paused = 0  # modules that are followed as a whole, inside which operators are not looked at
@@ -249,7 +251,7 @@ class Walk(OperatorMode):
 
     def product(self, amount: int, axes: Axes, shape: object) -> None:
         """Note a product of so many multiply-adds, with what lies along its result and what it sums over."""
-        along = [labels for arrays in axes.values() for labels in arrays]
+        along = [(axis, labels) for axis, arrays in axes.items() for labels in arrays]
         self.products.setdefault(self.path(), []).append((amount, along, shape))
 
     def freeze(self, x: Tensor, reason: str, *, axes: Sequence[int] | None = None) -> None:
@@ -348,6 +350,11 @@ def _divided_alike(a: Labels, b: Labels) -> bool:
     return count == len(np.unique(b)) == len(np.unique(np.stack([a, b]), axis=1).T)
 
 
+def _is_spread(x: Tensor, axis: int) -> bool:
+    """Whether one value stands along an axis, as often as another tensor is wide."""
+    return x.shape[axis] > 1 and x.stride(axis) == 0
+
+
 def combine(call: Call, parts: Sequence[tuple[Tensor, Axes, int]], size: Sequence[int]) -> Axes:
     """Labels of an elementwise result of several tensors, broadcast to `size`.
 
@@ -374,7 +381,7 @@ def combine(call: Call, parts: Sequence[tuple[Tensor, Axes, int]], size: Sequenc
                 labelled.append(arrays)
             elif own in call.walk.shadow(x).sized:
                 numbered.append(call.walk.shadow(x).sized[own])
-            elif not call.walk.shadow(x).constant:
+            elif not call.walk.shadow(x).constant and not _is_spread(x, own):
                 fixed = True
         if not labelled:
             continue
@@ -388,7 +395,6 @@ def combine(call: Call, parts: Sequence[tuple[Tensor, Axes, int]], size: Sequenc
         if fixed:
             for labels in first:
                 components.freeze(labels, mismatch)
-            if call.walk.within:  # heads, which go by channels within them
-                continue
+            continue  # what is behind it is tied to what else may lie there, and to no channels that stay
         result[axis] = first
     return result

@@ -16,7 +16,9 @@ LAYERS = (_ConvNd, nn.Linear)
 NORMS = (_NormBase, nn.GroupNorm)
 # Layers whose channels can be cut out with their integer attributes.
 TABLES = (nn.Embedding, nn.EmbeddingBag)
-CUTTABLE = (_ConvNd, nn.Linear, _NormBase, nn.GroupNorm, nn.PReLU, *TABLES)
+CUTTABLE = (_ConvNd, nn.Linear, nn.Bilinear, _NormBase, nn.GroupNorm, nn.PReLU, *TABLES)
+# Its inputs: (side, dimension of the weight, attribute).
+BILINEAR = (("in first", 1, "in1_features"), ("in second", 2, "in2_features"))
 
 
 def has_sides(module: nn.Module) -> bool:
@@ -53,6 +55,8 @@ def sides_of(module: nn.Module) -> tuple[str, ...]:
         return tuple(recurrent_sides(module))
     if is_layer(module):
         return ("out",) if is_depthwise(module) else ("out", "in")
+    if isinstance(module, nn.Bilinear):
+        return ("out", *(side for side, _, _ in BILINEAR))
     return ("out",) if not isinstance(module, nn.PReLU) or module.num_parameters > 1 else ()
 
 
@@ -75,7 +79,9 @@ def cuts(module: nn.Module, side: str) -> tuple[tuple[tuple[str, int], ...], tup
     if is_conv1d(module):
         columns = (("weight", 0),), tuple(n for n in ("nx",) if hasattr(module, n))
         return columns if side == "in" else ((("weight", 1), ("bias", 0)), ("nf",))
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Bilinear) and side != "out":
+        return next(((("weight", dim),), (count,)) for name, dim, count in BILINEAR if name == side)
+    if isinstance(module, (nn.Linear, nn.Bilinear)):
         return (
             ((("weight", 1),), ("in_features",))
             if side == "in"
@@ -97,7 +103,17 @@ def width_of(module: nn.Module, side: str) -> int:
         return recurrent_sides(module)[side][0]
     if is_conv1d(module):
         return int(module.weight.shape[side == "out"])  # type: ignore[index]
-    names = ("in_channels", "in_features") if side == "in" else (
+    names = tuple(count for name, _, count in BILINEAR if name == side)
+    names = names or ("in_channels", "in_features") if side != "out" else (
         "out_channels", "out_features", "num_features", "num_channels", "num_parameters", "embedding_dim",
     )  # fmt: skip
     return next(int(getattr(module, name)) for name in names if hasattr(module, name))
+
+
+def shapes_of(module: nn.Module, width: int) -> tuple[str, ...]:
+    """Attributes of a module that are shapes for its own parameter of so many channels, as (64, 1, 1)."""
+    return tuple(
+        n for n, value in vars(module).items()
+        if type(value) is tuple and all(isinstance(size, int) for size in value)
+        and sorted(value) == [1] * (len(value) - 1) + [width]
+    )  # fmt: skip

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from archgrad.choices.channel_norms import ChannelNorm, channel_norm
+from archgrad.choices.channel_norms import ChannelNorm, channel_norm, group_norm
 from archgrad.choices.standardized_weights import StandardizedWeight, standardized_weight
 from archgrad.spaces.slim.dependency import Labels, Shadow
 from archgrad.spaces.slim.layer_sides import TABLES, cuts, has_sides, reads_each, sides_of, width_of
@@ -20,14 +20,19 @@ Side = tuple[str, str]  # (module path, side)
 NORM_SIDE = "out norm"
 ROWS = "rows"
 # Modules that hand their parameters to kernels of their own, and remember their sizes.
-CLOSED = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
+CLOSED = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 
 
 class Numbering:
-    """Labels for every side of every layer, and for every axis of every other tensor."""
+    """Labels for every side of every layer, and for every axis of every other tensor.
 
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
+    Args:
+        network: with all of its modules.
+        thinned: paths of GroupNorms whose groups lose places, where else whole groups go.
+    """
+
+    def __init__(self, network: nn.Module, *, thinned: Collection[str] = ()) -> None:
+        self.network, self.thinned = network, thinned
         self.modules = dict(network.named_modules())
         self.sides: dict[Side, Labels] = {}
         self.cuts: dict[Side, Cut] = {}
@@ -55,7 +60,8 @@ class Numbering:
 
     def _sides(self, path: str, module: nn.Module) -> dict[str, Cut]:
         """By side its width, and what is cut along it."""
-        if kind := channel_norm(module):
+        thinned = path in self.thinned and isinstance(module, nn.GroupNorm)
+        if kind := group_norm(module) if thinned else channel_norm(module):  # type: ignore[arg-type]
             self.norms[path] = kind
             return {NORM_SIDE: (kind.width, kind.tensors, kind.counts)}
         if is_torch_attention(module):
@@ -98,6 +104,11 @@ class Numbering:
         if side[1].startswith("axis"):
             return side[0].rpartition(".")[2] == tensor
         return any(name == tensor for name, _ in self.cuts[side][1])
+
+    def is_parameter(self, path: str) -> bool:
+        """Whether a tensor of this path is a parameter."""
+        owner, _, name = path.rpartition(".")
+        return owner in self.modules and name in self.modules[owner]._parameters
 
     def owner(self, side: Side) -> str:
         """The path of the module that a side belongs to."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from archgrad.spaces.slim.dependency import Axes, Call, Labels, Rule, combine, paired
+from archgrad.spaces.slim.indexing import INDEXING
 from archgrad.spaces.slim.rearranging import REARRANGING
 
 # Operators that keep the shape, and compute every element from the one at its place; most others are tagged so.
@@ -23,8 +24,8 @@ SPATIAL = (
     "fractional_max_pool", "grid_sampler", "max_unpool", "lp_pool",
 )  # fmt: skip
 MIXING = ("softmax", "log_softmax", "cumsum", "cumprod", "sort", "topk", "logcumsumexp", "flip", "roll", "cummax",
-          "cummin", "gather", "index_select", "scatter", "fft_r2c", "fft_c2c", "fft_c2r", "renorm", "tril", "triu",
-          "unfold", "scatter_add", "index_add", "index_copy", "index_fill", "kthvalue", "safe_softmax")  # fmt: skip
+          "cummin", "fft_r2c", "fft_c2c", "fft_c2r", "renorm", "tril", "triu",
+          "unfold", "kthvalue", "safe_softmax")  # fmt: skip
 
 
 ADDING = ("sum", "linalg_vector_norm")  # reductions in which zeros do not count
@@ -105,6 +106,12 @@ def _convolve(call: Call) -> bool:
     axes: Axes = {0: call.axes(x).get(0, [])}
     axes[1] = [*call.axes(weight).get(makes, [])]
     result = call.results[0]
+    reading = {-1: call.axes(weight).get(reads, [])}
+    walk.product(
+        result[:, :1].numel() * weight.numel() // max(weight.shape[reads], 1) * x.shape[1],
+        axes | reading,
+        weight.shape,
+    )
     if bias is not None and axes[1]:
         axes |= combine(call, [(result, {1: axes[1]}, 0), (bias, call.axes(bias), 1)], result.shape[:2])
     walk.note(result, axes)
@@ -150,6 +157,8 @@ def contract(call: Call, left: list[Labels], right: list[Labels], operands: tupl
         weight = b if call.walk.shadow(operands[1]).weight else a
         if call.walk.is_table[weight[weight >= 0]].all():  # an embedding's, which carries a gate as well
             call.walk.multiplied.append((weight, weight, f"{here} reads these channels with a table", False))
+        elif call.walk.is_bare[weight[weight >= 0]].all():
+            call.walk.bare.append(weight[weight >= 0])
         elif not call.walk.is_read[weight[weight >= 0]].all():
             components.freeze(
                 weight, f"{here} reads these channels with a parameter that is not the weight of a layer"
@@ -272,39 +281,6 @@ def _layer_norm(call: Call) -> bool:
     return True
 
 
-def _embed(call: Call) -> bool:
-    weight, indices = call.inputs[:2]
-    call.walk.freeze(weight, f"{call.walk.here()} picks rows of this table", axes=[0])
-    call.walk.freeze(indices, f"{call.walk.here()} picks rows by these channels")
-    result = call.results[0]
-    call.walk.note(result, {result.dim() - 1: call.axes(weight).get(1, [])})
-    return True
-
-
-def _embed_bag(call: Call) -> bool:
-    weight, indices = call.inputs[:2]
-    call.walk.freeze(weight, f"{call.walk.here()} picks rows of this table", axes=[0])
-    for x in (indices, *call.inputs[2:]):
-        call.walk.freeze(x, f"{call.walk.here()} picks rows by these channels")
-    call.walk.note(call.results[0], {1: call.axes(weight).get(1, [])})
-    return True
-
-
-def _index(call: Call) -> bool:
-    x, indices = call.inputs[0], call.argument("indices")
-    positions = [i for i, index in enumerate(indices) if index is not None]
-    call.mixes(x, positions)
-    call.walk.freeze(x, f"index in {call.walk.here()} cannot be followed", axes=range(positions[0]))
-    for index in call.inputs[1:]:
-        call.walk.freeze(index, f"index in {call.walk.here()} cannot be followed")
-    if positions != list(range(positions[0], positions[-1] + 1)):
-        call.freeze_all(f"index in {call.walk.here()} cannot be followed")
-        return True
-    shift = call.results[0].dim() - x.dim()
-    call.walk.note(call.results[0], {a + shift: v for a, v in call.axes(x).items() if a > positions[-1]})
-    return True
-
-
 def _glu(call: Call) -> bool:
     x = call.inputs[0]
     dim = int(call.argument("dim", -1)) % x.dim()
@@ -319,6 +295,7 @@ def _glu(call: Call) -> bool:
 
 _OPERATORS: dict[Rule, tuple[str, ...]] = {
     **REARRANGING,
+    **INDEXING,
     _convolve: (
         "convolution",
         "conv1d",
@@ -354,9 +331,6 @@ _OPERATORS: dict[Rule, tuple[str, ...]] = {
         "fused_rms_norm",
         "rms_norm",
     ),
-    _embed: ("embedding",),
-    _embed_bag: ("embedding_bag", "embedding_bag_forward_only"),
-    _index: ("index",),
     _glu: ("glu",),
 }
 _RULES = {name: rule for rule, names in _OPERATORS.items() for name in names}

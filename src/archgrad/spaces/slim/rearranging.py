@@ -300,8 +300,9 @@ def _view(call: Call) -> bool:
     call.walk.divided.add(call.walk.path())
     for before, after in segments(x.shape, result.shape):
         sizes = [x.shape[a] for a in before]
+        goes = _axis_that_goes(call, before) if len(after) == 1 < len(before) else -1
         for position, axis in enumerate(before):
-            for labels in call.axes(x).get(axis, []):
+            for labels in call.axes(x).get(axis, []) if goes in (-1, axis) else ():
                 if len(before) == len(after) == 1:
                     axes.setdefault(after[0], []).append(labels)
                     continue
@@ -326,6 +327,20 @@ def _view(call: Call) -> bool:
     return True
 
 
+def _axis_that_goes(call: Call, merged: Sequence[int]) -> int:
+    """Of axes with labels that become one the first, or the last within heads, the rest frozen; -1 for one alone."""
+    own = [a for a in merged if call.axes(call.inputs[0]).get(a)]
+    if len(own) < 2:
+        return -1
+    call.walk.divides = True
+    goes = own[-1] if call.walk.within else own[0]
+    if call.walk.within:
+        call.walk.inner += call.axes(call.inputs[0])[goes]
+    reason = f"{call.walk.here()} divides these channels ({call.name})"
+    call.walk.freeze(call.inputs[0], reason, axes=[a for a in own if a != goes])
+    return goes
+
+
 def _kinds(call: Call, grid: Labels, heads: int) -> int:
     """The axis of queries, keys and values of a block of channels of all of them; -1 for none."""
     others = [a for a in range(grid.ndim - 1) if a != heads and grid.shape[a] > 1]
@@ -344,6 +359,16 @@ def _as_strided(call: Call) -> bool:
     return True
 
 
+def _complex(call: Call) -> bool:
+    """Pairs of real numbers along the last axis as complex ones, or the other way round."""
+    x = call.inputs[0]
+    if call.name == "view_as_complex":
+        call.mixes(x, [-1])
+    axes = {a: v for a, v in call.axes(x).items() if call.name == "view_as_real" or a < x.dim() - 1}
+    call.walk.note(call.results[0], axes, weight=call.walk.shadow(x).weight)
+    return True
+
+
 REARRANGING: dict[Rule, tuple[str, ...]] = {
     _permute: ("permute", "permute_copy"),
     _t: ("t", "t_copy"),
@@ -353,24 +378,15 @@ REARRANGING: dict[Rule, tuple[str, ...]] = {
     _select: ("select", "select_copy"),
     _expand: ("expand", "expand_copy"),
     _slice: ("slice", "slice_copy"),
-    _split: (
-        "split",
-        "split_with_sizes",
-        "unsafe_split",
-        "unsafe_split_with_sizes",
-        "chunk",
-        "unsafe_chunk",
-        "tensor_split",
-        "unbind",
-        "split_copy",
-        "unbind_copy",
-    ),
+    _split: ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk",
+             "tensor_split", "unbind", "split_copy", "unbind_copy"),
     _join: ("cat", "stack"),
     _as_strided: ("as_strided",),
+    _complex: ("view_as_complex", "view_as_real"),
     _pad: ("constant_pad_nd",),
     _repeat: ("repeat", "tile"),
     _where: ("masked_fill", "where", "masked_scatter"),
     _shuffle: ("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
     _patches: ("im2col", "col2im"),
     _view: ("view", "unsafe_view", "reshape", "reshape_alias", "view_copy", "reshape_copy"),
-}
+}  # fmt: skip

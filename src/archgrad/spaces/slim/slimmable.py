@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar, cast
 
@@ -18,6 +18,7 @@ from archgrad.choices.channel_norms import add_gate
 from archgrad.choices.channels import ORDER, Coupling, Vanishing
 from archgrad.choices.gate import Gate
 from archgrad.choices.standardized_weights import standardized_weight
+from archgrad.choices.weight_norms import without_weight_norms
 from archgrad.copy_and_run import copied
 from archgrad.errors import ModelError
 from archgrad.spaces.slim.acceptance import Budget, exercised, settle
@@ -89,7 +90,7 @@ def slim(net: Network, example: Example | None = None, *, keep: Sequence[str] = 
         return any(path == k or path.startswith(f"{k}.") for k in keep)
 
     with quiet_graphs():
-        return _slimmed(net, inputs_given, is_kept, inputs)
+        return _slimmed(without_weight_norms(net), inputs_given, is_kept, inputs)
 
 
 def _warn_of_gradient_hooks(net: nn.Module) -> None:
@@ -110,7 +111,9 @@ def _slimmed(net: Network, given: tuple[Tensor, ...], is_kept: Callable[[str], b
     if rewritten is not None:
         net = cast(Network, rewritten)
         graph = _traced(net, given, is_kept)
-    within = _traced(net, given, is_kept, outer=graph).groups if graph.divides else {}
+    if thinned := graph.grouped:
+        graph = _traced(net, given, is_kept, thinned=thinned)
+    within = _traced(net, given, is_kept, outer=graph, thinned=thinned).groups if graph.divides else {}
     if inputs:
         graph.groups |= input_features(copied(net).eval(), given)
     trial = Trial(net, given, macs=graph.whole)
@@ -230,12 +233,18 @@ def _checked(net: nn.Module, example: Example | None) -> tuple[Tensor, ...]:
 
 
 def _traced(
-    net: nn.Module, inputs: tuple[Tensor, ...], is_kept: Callable[[str], bool], *, outer: ChannelGraph | None = None
+    net: nn.Module,
+    inputs: tuple[Tensor, ...],
+    is_kept: Callable[[str], bool],
+    *,
+    outer: ChannelGraph | None = None,
+    thinned: Collection[str] = (),
 ) -> ChannelGraph:
     cause: Exception | None = None
     for sources in (True, False):  # code may ask whether a number is an int and nothing else
         try:
-            return trace(copied(net, share=True).eval(), inputs, keep=is_kept, sources=sources, outer=outer)
+            return trace(copied(net, share=True).eval(), inputs, keep=is_kept, sources=sources, outer=outer,
+                         thinned=thinned)  # fmt: skip
         except NETWORK_ERRORS as error:
             cause = error
     try:

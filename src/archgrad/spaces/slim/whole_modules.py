@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from archgrad.choices.channel_norms import ChannelNorm, lone_input
-from archgrad.spaces.slim.dependency import Walk
+from archgrad.spaces.slim.dependency import Labels, Walk
 from archgrad.spaces.slim.layer_sides import HEADS, is_layer
 from archgrad.spaces.slim.numbering import NORM_SIDE, ROWS, Numbering
 from archgrad.spaces.slim.seeded_run import tensors_of
@@ -42,7 +44,7 @@ def note_products(numbering: Numbering, walk: Walk, parts: Parts) -> Parts:
     for path, products in walk.products.items():
         if is_layer(numbering.modules[path]):
             continue
-        alongs = [{roots[labels].tobytes(): labels for labels in arrays} for _, arrays, _ in products]
+        alongs = [_along(roots, arrays) for _, arrays, _ in products]
         kinds = [(frozenset(along), shape) for along, (_, _, shape) in zip(alongs, products, strict=True)]
         own = parts.get(path) or [list(dict.fromkeys(kinds)).index(kind) for kind in kinds]
         made[path] = own
@@ -56,6 +58,14 @@ def note_products(numbering: Numbering, walk: Walk, parts: Parts) -> Parts:
                 numbering.cuts[side] = (len(known[key]), (), ())
                 numbering.works[side] = (f"product {part}", sum(products[k][0] for k in inside) / total)
     return made
+
+
+def _along(roots: Labels, arrays: Sequence[tuple[int, Labels]]) -> dict[tuple[bytes, int], Labels]:
+    """What lies along a product, of what is tied once for each axis: a square matrix shrinks on both sides."""
+    axes: dict[bytes, dict[int, Labels]] = {}
+    for axis, labels in arrays:
+        axes.setdefault(roots[labels].tobytes(), {}).setdefault(axis, labels)
+    return {(key, i): labels for key, own in axes.items() for i, labels in enumerate(own.values())}
 
 
 def note_numbers(numbering: Numbering, walk: Walk) -> None:
@@ -94,6 +104,9 @@ def whole_hooks(numbering: Numbering, walk: Walk) -> list[Any]:
             axis, axes = kind.axis % x.dim(), walk.shadow(x).axes
             for own in axes.get(axis, []):
                 walk.components.join(own, labels, f"{where} normalizes over these channels and others that are fixed")
+            if kind.groups > 1:
+                places = labels.reshape(kind.groups, -1)
+                walk.components.join(places, np.broadcast_to(places[:1], places.shape), "")
             if axis not in axes:
                 walk.components.freeze(labels, f"{where} normalizes over a fixed number of channels")
             others = [d for d in range(1, x.dim()) if d != axis] if kind.everywhere else []
@@ -106,10 +119,13 @@ def whole_hooks(numbering: Numbering, walk: Walk) -> list[Any]:
     for path in numbering.standardized:
         handles += _weight_hooks(path, numbering, walk)
     for path, module in numbering.modules.items():
-        sides = numbering.sides_of(path)
+        if isinstance(module, nn.Bilinear):
+            handles += _bilinear_hooks(path, numbering, walk)
+        if isinstance(module, nn.Transformer):
+            handles.append(_width_hook(path, module, numbering, walk))
         out = (f"{path}.out_proj".lstrip("."), "out")
         if is_torch_attention(module) and out in numbering.sides:
-            made = {"out": numbering.sides[out]}
+            sides, made = numbering.sides_of(path), {"out": numbering.sides[out]}
             handles += attention_hooks(
                 path,
                 module,
@@ -118,6 +134,48 @@ def whole_hooks(numbering: Numbering, walk: Walk) -> list[Any]:
                 numbering.calls,
             )
     return handles
+
+
+def _width_hook(path: str, module: nn.Module, numbering: Numbering, walk: Walk) -> Any:
+    """torch's transformer compares the width of what it is given with its `d_model`, which shrinks with it."""
+
+    def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        side = (path, "param d_model")
+        for x in (
+            kwargs.get("src", args[0] if args else None),
+            kwargs.get("tgt", args[1] if len(args) > 1 else None),
+        ):
+            for labels in walk.shadow(x).axes.get(x.dim() - 1, []) if isinstance(x, Tensor) else ():
+                known = numbering.sides.setdefault(side, labels)
+                numbering.cuts[side] = (len(labels), (), ("d_model",))
+                walk.components.join(known, labels, f"{path}.d_model counts these channels and fixed ones")
+
+    return module.register_forward_pre_hook(note, with_kwargs=True)
+
+
+def _bilinear_hooks(path: str, numbering: Numbering, walk: Walk) -> list[Any]:
+    """Follow channels through x1 W x2, whose weight has a column for each channel of either input."""
+    bilinear, sides = numbering.modules[path], numbering.sides_of(path)
+
+    def enter(_module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+        walk.paused += 1
+
+    def leave(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        walk.paused -= 1
+        given = dict(zip(("input1", "input2"), args, strict=False)) | kwargs
+        for x, side in ((given["input1"], "in first"), (given["input2"], "in second")):
+            own = walk.shadow(x).axes
+            for labels in own.get(x.dim() - 1, []):
+                walk.components.join(labels, sides[side], f"{path} reads these channels beside others that are fixed")
+            if x.dim() - 1 not in own:
+                walk.components.freeze(sides[side], f"{path} reads a fixed number of channels")
+            walk.freeze(x, f"{path} reads two tensors with these channels", axes=range(x.dim() - 1))
+        walk.note(output, {output.dim() - 1: [sides["out"]]})
+
+    return [
+        bilinear.register_forward_pre_hook(enter, with_kwargs=True),
+        bilinear.register_forward_hook(leave, with_kwargs=True, prepend=True),
+    ]
 
 
 def _weight_hooks(path: str, numbering: Numbering, walk: Walk) -> list[Any]:

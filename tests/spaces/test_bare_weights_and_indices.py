@@ -1,0 +1,285 @@
+"""Channels that bare parameters read and make, that indices carry along, and that layers of two inputs read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from families.checks import assert_plain, difference, extremes, outputs, stir
+from torch import Tensor, nn
+
+from archgrad.choices.access import choices, hold, sample
+from archgrad.costs.count import macs
+from archgrad.extract.discretize import build
+from archgrad.spaces.slim.slimmable import frozen, slim
+
+DOUBLE = torch.float64
+
+
+def sizes(space: nn.Module) -> dict[str, int]:
+    return {name: same[0].size for name, same in choices(space).items() if not same[0].vanishing}
+
+
+def assert_exact(space: nn.Module, example: tuple[Tensor, ...], *, counted: bool = True, plain: bool = True) -> None:
+    """Held and built networks agree, in both modes, and so do the costs that the space expects and their counts."""
+    stir(space)
+    few = [sample(space, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    for architecture in (extremes(space)[1], *few):
+        held, built = hold(space, architecture), build(space, architecture)
+        for training in (False, True):
+            expected = outputs(held, example, training=training)
+            assert difference(expected, outputs(built, example, training=training)) < 1e-9
+        wide = all(
+            len(pick) > 1 for pick in architecture.values() if isinstance(pick, tuple)
+        )  # einsum drops widths of 1
+        if counted and wide:
+            assert float(macs(example).expected(held)) == pytest.approx(macs(example).of(built), rel=1e-9)
+    if plain:
+        assert_plain(built)
+
+
+class Bare(nn.Module):
+    """first -> something made of a bare parameter [8, 10] or the like -> last."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.first, self.last = way, nn.Linear(5, 8), nn.Linear(10, 3)
+        sizes = {"transposed": (10, 8), "heads": (2, 8, 5), "convolution": (10, 8, 1), "complex": (8, 10, 2)}
+        self.matrix = nn.Parameter(torch.randn(sizes.get(way, (8, 10))) / 3)
+        self.listed = nn.ParameterList([nn.Parameter(torch.randn(10, 10) / 3), nn.Parameter(torch.randn(10))])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, w = self.first(x).relu(), self.matrix
+        y = {
+            "product": lambda: x @ w,
+            "transposed": lambda: F.linear(x, w),
+            "einsum": lambda: torch.einsum("btc,cd->btd", x, w),
+            "heads": lambda: torch.einsum("btc,hcd->bthd", x, w).flatten(2),
+            "convolution": lambda: F.conv1d(x.transpose(1, 2), w).transpose(1, 2),
+            "listed": lambda: torch.einsum("btc,cd->btd", x, w).tanh() @ self.listed[0] + self.listed[1],
+            "complex": lambda: torch.fft.irfft(torch.einsum(
+                "bkc,cd->bkd", torch.fft.rfft(x, dim=1), torch.view_as_complex(w)), n=4, dim=1),
+        }[self.way]()  # fmt: skip
+        return self.last(y)
+
+
+@pytest.mark.parametrize("way", ["product", "transposed", "einsum", "heads", "convolution", "listed", "complex"])
+def test_a_bare_matrix_reads_and_makes_channels(way: str) -> None:
+    x = torch.randn(2, 4, 5, dtype=DOUBLE)
+    space = slim(Bare(way).double(), x)
+    assert sizes(space)["first"] == 8 and sum(sizes(space).values()) >= 8 + (5 if way == "heads" else 10)
+    assert_exact(space, (x,))
+
+
+class Square(nn.Module):
+    """A residual stream with a square bare matrix: its work shrinks on both sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.matrix = nn.Parameter(torch.randn(8, 8) / 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.last(y + torch.tanh(y) @ self.matrix)
+
+
+def test_a_square_matrix_costs_the_square_of_what_is_left() -> None:
+    x = torch.randn(2, 5, dtype=DOUBLE)
+    space = slim(Square().double(), x)
+    assert sizes(space) == {"first": 8}
+    assert_exact(space, (x,))
+
+
+EDGES = torch.randint(0, 6, (2, 14), generator=torch.Generator().manual_seed(0))
+EACH = torch.randint(0, 6, (6, 12), generator=torch.Generator().manual_seed(1))
+Passed = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _reduced(y: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    return torch.zeros_like(y).scatter_reduce(0, target[:, None].expand(-1, y.shape[1]), y[source], "amax")
+
+
+def _put(y: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    z = torch.zeros_like(y)
+    z[target[:6]] = y[source[:6]]
+    return z.index_put((target,), y[source], accumulate=True)
+
+
+MESSAGES: dict[str, Passed] = {
+    "index_add": lambda y, s, t: y.new_zeros(y.shape).index_add(0, t, y[s]),
+    "scatter_add": lambda y, s, t: torch.zeros_like(y).scatter_add_(
+        0, t[:, None].expand_as(y[s]), y.index_select(0, s)),
+    "scatter_reduce": _reduced,
+    "index_put": _put,
+    "gather": lambda y, s, t: y.gather(0, s[:6, None].expand(-1, y.shape[1])) + torch.zeros_like(y).index_copy(
+        0, torch.arange(6), y),
+    "mask": lambda y, s, t: torch.cat([y[torch.arange(6) > t[0] % 5], y])[:6],
+    "an index for each channel": lambda y, s, t: y.gather(0, EACH[:, : y.shape[1]]),
+}  # fmt: skip
+
+
+class Messages(nn.Module):
+    def __init__(self, message: str, heads: int = 1) -> None:
+        super().__init__()
+        self.message, self.num_heads = message, heads
+        self.first, self.second, self.last = nn.Linear(4, 12), nn.Linear(12, 9), nn.Linear(9, 2)
+        self.score = nn.Parameter(torch.randn(1, heads, 24 // heads))
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        y, (source, target) = self.first(x), edges
+        if self.num_heads > 1:  # attention along the edges
+            z = y.view(len(y), self.num_heads, -1)
+            score = F.leaky_relu((torch.cat([z[source], z[target]], -1) * self.score).sum(-1)).exp()
+            total = score.new_zeros(len(y), score.shape[1]).index_add(0, target, score)
+            part = (score / (1e-3 + total[target]))[..., None] * z[source]
+            y = y + torch.zeros_like(z).index_add(0, target, part).flatten(1)
+        return self.last(torch.relu(self.second(y + MESSAGES[self.message](y, source, target))))
+
+
+@pytest.mark.parametrize(("message", "heads"), [*((message, 1) for message in list(MESSAGES)[:-1]), ("index_add", 3)])
+def test_channels_pass_along_the_edges_of_a_graph(message: str, heads: int) -> None:
+    example = (torch.randn(6, 4, dtype=DOUBLE), EDGES)
+    space = slim(Messages(message, heads).double(), example)
+    first = {"first": 12} if heads == 1 else {"first.channels": 12 // heads}
+    assert sizes(space) == {**first, "second": 9}
+    assert_exact(space, example)
+
+
+def test_an_index_of_its_own_for_each_channel_freezes_them() -> None:
+    example = (torch.randn(6, 4, dtype=DOUBLE), EDGES)
+    space = slim(Messages("an index for each channel").double(), example)
+    assert sizes(space) == {"second": 9} and "first" in frozen(space)
+
+
+class Experts(nn.Module):
+    """Each word goes to two of its experts."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.router = nn.Linear(width, count)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 7), nn.GELU(), nn.Linear(7, width)) for _ in range(count)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.router(x).softmax(-1).topk(2)
+        y = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            words, rank = torch.where(chosen == number)
+            y.index_add_(0, words, expert(x[words]) * weights[words, rank, None])
+        return x + y
+
+
+def test_experts_that_words_are_sent_to_lose_hidden_and_stream_channels() -> None:
+    x = torch.randn(12, 5, dtype=DOUBLE)
+    space = slim(nn.Sequential(nn.Linear(5, 6), Experts(6, 3), nn.Linear(6, 2)).double(), x)
+    assert sizes(space) == {"0": 6, **{f"1.experts.{i}.0": 7 for i in range(3)}}
+    assert_exact(space, (x,), counted=False)  # how many words each one takes is decided by the values
+
+
+class Pair(nn.Module):
+    def __init__(self, *, named: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.named = nn.Linear(5, 6), nn.Linear(4, 7), named
+        self.both, self.last = nn.Bilinear(6, 7, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x, y = self.a(x).relu(), self.b(y).relu()
+        return self.last((self.both(input2=y, input1=x) if self.named else self.both(x, y)).relu())
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_bilinear_layer_loses_channels_on_its_three_sides(named: bool) -> None:
+    example = (torch.randn(3, 2, 5, dtype=DOUBLE), torch.randn(3, 2, 4, dtype=DOUBLE))
+    space = slim(Pair(named=named).double(), example)
+    assert sizes(space) == {"a": 6, "b": 7, "both": 8}
+    assert_exact(space, example)
+
+
+class Translator(nn.Module):
+    def __init__(self, *, named: bool) -> None:
+        super().__init__()
+        self.words, self.named = nn.Embedding(11, 8), named
+        self.core, self.last = nn.Transformer(8, 2, 1, 1, 12, 0.0, batch_first=True), nn.Linear(8, 11)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        a, b = self.words(a), self.words(b)
+        return self.last(self.core(src=a, tgt=b) if self.named else self.core(a, b))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_torchs_transformer_knows_its_new_width(named: bool) -> None:
+    example = (torch.randint(0, 11, (2, 5)), torch.randint(0, 11, (2, 3)))
+    space = slim(Translator(named=named).double(), example)
+    assert sizes(space)["words"] == 8
+    assert_exact(space, example, counted=False)
+    assert build(space, extremes(space)[1]).core.d_model == 1
+
+
+class Series(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 6), nn.Linear(6 * 4, 2)
+        self.places = nn.Parameter(torch.randn(1, 4, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last((self.first(x) + self.places).flatten(1))
+
+
+def test_positions_that_are_flattened_with_the_channels_leave_these_free() -> None:
+    x = torch.randn(2, 4, 3, dtype=DOUBLE)
+    space = slim(Series().double(), x)
+    assert sizes(space) == {"first": 6}
+    assert_exact(space, (x,))
+
+
+def normed(form: str, dim: int | None) -> Callable[[nn.Module], nn.Module]:
+    make = nn.utils.weight_norm if form == "hook" else nn.utils.parametrizations.weight_norm
+    return lambda layer: make(layer, dim=dim)
+
+
+class Vocoder(nn.Module):
+    """Weights with norms in all kinds of convolutions and a Linear, as in WaveNet, HiFi-GAN and TCNs."""
+
+    def __init__(self, norm: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        self.up = norm(nn.ConvTranspose1d(4, 8, 4, 2, 1))
+        self.blocks = nn.ModuleList(norm(nn.Conv1d(8, 8, 3, padding=1, groups=g)) for g in (1, 2, 8))
+        self.down, self.last = norm(nn.Conv1d(8, 6, 1, bias=False)), norm(nn.Linear(6, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x)
+        for block in self.blocks:
+            x = x + block(F.leaky_relu(x, 0.1))
+        return self.last(self.down(x).tanh().mean(2))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize(("form", "dim"), [("hook", 0), ("parametrization", 0), ("parametrization", None)])
+def test_weight_norm_goes_through_slimming(form: str, dim: int | None) -> None:
+    x = torch.randn(2, 4, 6, dtype=DOUBLE)
+    net = Vocoder(normed(form, dim)).double()
+    net.down.requires_grad_(False)
+    before = net(x)
+    space = slim(net, x)
+    assert sizes(space) == {"up": 2, "down": 6} and torch.equal(net(x), before)
+    assert not frozen(space).keys() - {"last"}
+    assert_exact(space, (x,), plain=False)
+    built = build(space, extremes(space)[0])
+    torch.testing.assert_close(built(x), space(x))
+    assert [n for n, _ in built.named_parameters()] == [n for n, _ in net.named_parameters()]
+    assert [p.requires_grad for p in built.parameters()] == [p.requires_grad for p in net.parameters()]
+    built(x).sum().backward()
+    assert all(p.grad is not None for p in built.up.parameters())
+
+
+def test_a_row_of_zeros_with_weight_norm_stays_one() -> None:
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        net[0].parametrizations.weight.original0[1] = 0.0
+    space = slim(net, torch.randn(5, 3))
+    built = build(space, extremes(space)[0])
+    torch.testing.assert_close(built(x := torch.randn(2, 3)), net(x))
