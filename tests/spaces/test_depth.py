@@ -183,3 +183,101 @@ def test_a_module_whose_zeros_no_one_input_tells_is_no_gate(net: type[nn.Module]
     torch.manual_seed(0)
     space = ag.slim(net(), tuple(torch.randn(2, n, 5) for n in lengths))
     assert "part.branch" not in choices(space) and "part.up" in choices(space)
+
+
+class Parted(nn.Module):
+    """A part whose last layer stands beside the norm behind the sum, as in BERT, or in the block itself."""
+
+    def __init__(self, way: str, inner: int) -> None:
+        super().__init__()
+        self.way = way
+        self.core, self.drop = Core(way, inner), nn.Dropout(0.1)
+        self.output = nn.Module()
+        self.output.dense, self.output.norm = nn.Linear(inner, WIDTH), nn.LayerNorm(WIDTH)
+        self.output.gain = nn.Parameter(torch.rand(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.core(hidden=x, mask=None) if self.way == "names" else self.core(x)
+        y = y[0] if isinstance(y, tuple) else y
+        y = self.output.dense(self.drop(y.tanh()))
+        if self.way == "before":
+            return x + self.output.norm(y)
+        if self.way == "twice":
+            return self.output.norm(x + y + self.output.norm(y))
+        if self.way == "kept":
+            return self.output.norm(x + y + self.core(x).mean())
+        return self.output.norm(self.output.gain * y + x)
+
+
+class Core(nn.Module):
+    def __init__(self, way: str, inner: int) -> None:
+        super().__init__()
+        self.way, self.first, self.second = way, nn.Linear(WIDTH, inner), nn.Linear(inner, inner)
+        if way == "decoder":
+            self.layer_idx, self.is_decoder = 0, True
+        if way == "encoder":
+            self.layer_idx, self.is_decoder = 0, False
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Any:
+        y = self.second(F.gelu(self.first(hidden)))
+        return (y, y.softmax(1), None) if self.way in ("tuple", "encoder") else y
+
+
+@pytest.mark.parametrize("way", ["plain", "names", "tuple", "encoder", "decoder", "before", "twice", "kept"])
+def test_a_branch_in_two_modules_goes_as_one(way: str) -> None:
+    torch.manual_seed(0)
+    space, gates, x = slimmed(Stack([Parted(way, 6), Parted("plain", 10)]))
+    branch = "blocks.0.core.branch"
+    assert (branch in gates) == (way in ("plain", "names", "tuple", "encoder"))
+    assert "blocks.1.core.branch" in gates and gates["blocks.0.core.first"] == 6
+    stir(space)
+    whole = {name: tuple(range(size)) for name, size in gates.items()}
+    for name in {branch, "blocks.1.core.branch"} & {*gates}:
+        fewer = {"blocks.1.core.second": (1, 4), "inlet": (0, 2, 3, 7)}
+        for picks in ({**whole, name: ()}, {**whole, **fewer, name: ()}):
+            architecture = ag.Architecture(picks)
+            held, built = hold(space, architecture), build(space, architecture)
+            for training in (False, True):
+                expected = outputs(held, (x,), training=training)
+                assert difference(expected, outputs(built, (x,), training=training)) < 1e-9
+            assert_plain(built)
+            assert not [n for n, _ in built.named_parameters() if n.startswith(name.removesuffix("branch"))]
+            assert float(ag.macs(x).expected(held)) == pytest.approx(ag.macs(x).of(built), rel=1e-9)
+
+
+class Biased(nn.Module):
+    """Attention that hands on a table of biases, which its first one makes, as T5's."""
+
+    def __init__(self, *, makes: bool) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, 6), nn.Linear(6, WIDTH)
+        self.table = nn.Parameter(torch.randn(4, 4)) if makes else None
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        bias = self.table if bias is None else bias
+        assert bias is not None
+        return self.down(bias @ self.up(x).tanh()), bias
+
+
+class Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inlet, self.head = nn.Linear(5, WIDTH), nn.Linear(WIDTH, 3)
+        self.parts = nn.ModuleList(Biased(makes=i == 0) for i in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, bias = self.inlet(x), None
+        for part in self.parts:
+            y, bias = part(x, bias)
+            x = x + y
+        return self.head(x)
+
+
+def test_what_a_module_hands_on_it_hands_on_without_its_branch() -> None:
+    torch.manual_seed(0)
+    space, gates, x = slimmed(Shared())
+    assert "parts.0.branch" not in gates and {"parts.1.branch", "parts.2.branch"} <= {*gates}
+    whole = {name: tuple(range(size)) for name, size in gates.items()}
+    architecture = ag.Architecture({**whole, "parts.1.branch": ()})
+    expected = outputs(hold(space, architecture), (x,))
+    assert difference(expected, outputs(build(space, architecture), (x,))) < 1e-9

@@ -94,11 +94,13 @@ class Vanishing:
         parts: modules that compute the block without its branch, in order: paths inside the block (a projection
             shortcut, an activation) or new modules; none: the identity.
         term: the module stands in a list or dictionary of modules whose outputs are added up, and is removed from it.
+        also: other modules of the branch, by path, and what stands in for them.
     """
 
     module: str
     parts: tuple[str | nn.Module, ...]
     term: bool = False
+    also: tuple[tuple[str, nn.Module], ...] = ()
 
 
 def open_channels(coupling: Coupling, kept: Iterable[int]) -> Tensor:
@@ -231,6 +233,8 @@ def remove_branch(network: nn.Module, vanishing: Vanishing) -> None:
         delattr(network.get_submodule(parent), child)
         return
     parts = [block.get_submodule(p) if isinstance(p, str) else copy.deepcopy(p) for p in vanishing.parts]
-    replacement = (parts[0] if len(parts) == 1 else nn.Sequential(*parts)) if parts else nn.Identity()
-    replacement.train(block.training)
-    setattr(network.get_submodule(parent), child, replacement)
+    block_left = (parts[0] if len(parts) == 1 else nn.Sequential(*parts)) if parts else nn.Identity()
+    for path, left in ((vanishing.module, block_left), *((p, copy.deepcopy(m)) for p, m in vanishing.also)):
+        left.train(network.get_submodule(path).training)
+        parent, _, child = path.rpartition(".")
+        setattr(network.get_submodule(parent), child, left)

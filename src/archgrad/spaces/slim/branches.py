@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from archgrad.choices.channels import Coupling, Vanishing
-from archgrad.choices.fewer_heads import stand_in
+from archgrad.choices.channels import Vanishing
 from archgrad.choices.standardized_weights import standardized_weight
 from archgrad.copy_and_run import copied
+from archgrad.spaces.slim.parted_branches import SCALING, Use, keeps_states, parted_branches, removal_of, replacement
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, OperatorMode, plain_kernels, run
 from archgrad.spaces.slim.trial import Removal, Trial
 
@@ -60,13 +58,12 @@ def branches(trial: Trial, gated: set[str]) -> Iterator[Removal]:
         if branch:
             last, parts = branch
             taken.append(path)
-            yield _removal(trial.network, path, f"{path}.{last}", Vanishing(path, parts))
+            yield removal_of(trial.network, f"{path}.{last}", Vanishing(path, parts))
         for term, last in terms.items():
             taken.append(path)
-            yield _removal(
-                trial.network, f"{path}.{term}", f"{path}.{last}", Vanishing(f"{path}.{term}", (), term=True)
-            )
+            yield removal_of(trial.network, f"{path}.{last}", Vanishing(f"{path}.{term}", (), term=True))
     yield from _addends(trial, taken)
+    yield from parted_branches(trial, taken)
 
 
 def _noise_for(block: nn.Module, x: Tensor) -> Tensor:
@@ -79,18 +76,6 @@ def _noise_for(block: nn.Module, x: Tensor) -> Tensor:
         if _output(block, noise) is not None:
             break
     return noise
-
-
-def _removal(network: nn.Module, path: str, last: str, vanishing: Vanishing) -> Removal:
-    """The removal of everything in a branch but what stays."""
-    stays = [f"{path}.{p}" for p in vanishing.parts if isinstance(p, str)]
-    inside = [n for n, _ in network.named_modules() if n == path or n.startswith(f"{path}.")]
-    couplings = [
-        Coupling(n, "branch", torch.zeros(1, dtype=torch.long))
-        for n in inside
-        if not any(n == s or n.startswith(f"{s}.") for s in stays)
-    ]
-    return Removal(f"{path}.branch", couplings, vanishing, last)
 
 
 def _block_inputs(trial: Trial) -> dict[str, Tensor]:
@@ -224,27 +209,6 @@ def _output(block: nn.Module, x: Tensor) -> Tensor | None:
     return y if isinstance(y, Tensor) else None
 
 
-@dataclass(frozen=True)
-class _Use:
-    """A module's only call: what it was given and put out, and whether that was added to something else."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    output: Tensor | tuple[Any, ...]
-
-    @property
-    def made(self) -> Tensor:
-        """The tensor that it puts out, alone or in front of others."""
-        return self.output if isinstance(self.output, Tensor) else self.output[0]
-
-
-# What may lie between a module and the sum that it is added to: everything here makes zeros of zeros.
-_SCALING = (
-    "mul", "div", "view", "unsafe_view", "reshape", "permute", "transpose", "contiguous", "clone", "to_copy",
-    "detach", "alias", "squeeze", "unsqueeze", "expand", "dropout", "native_dropout", "roll", "slice",
-)  # fmt: skip
-
-
 class _Sums(OperatorMode):
     """Notes which tensors of some modules are added, as they are or scaled, to no parameter, and which are read."""
 
@@ -265,7 +229,7 @@ class _Sums(OperatorMode):
         if name == "add" and len(given) == 2 and given[0].shape == given[1].shape and len(set(known)) == len(known):
             plain = not any(isinstance(x, nn.Parameter) for x in given)
             self.added.update(known if plain else ())
-        elif name in _SCALING and len(known) == 1 and isinstance(result, Tensor):
+        elif name in SCALING and len(known) == 1 and isinstance(result, Tensor):
             self.origins[id(result)] = (result, known[0])
         else:
             self.read.update(known)
@@ -278,29 +242,29 @@ def _addends(trial: Trial, taken: list[str]) -> Iterator[Removal]:
     for path, use in _added_modules(trial).items():
         if any(t == path or t.startswith(f"{path}.") or path.startswith(f"{t}.") for t in taken):
             continue
-        module, rest = trial.network.get_submodule(path), _zeros(trial.network.get_submodule(path), use)
+        module, rest = trial.network.get_submodule(path), replacement(trial.network.get_submodule(path), use)
         key = (repr(module), use.made.shape)
         if key not in known:
             known[key] = _silencer(copied(module), use)
         if rest is not None and known[key]:
             taken.append(path)
-            yield _removal(trial.network, path, f"{path}.{known[key]}", Vanishing(path, (rest,)))
+            yield removal_of(trial.network, f"{path}.{known[key]}", Vanishing(path, (rest,)))
 
 
-def _added_modules(trial: Trial) -> dict[str, _Use]:
+def _added_modules(trial: Trial) -> dict[str, Use]:
     """Modules of several layers that are called once and whose output is added to something else."""
     sums = _Sums()
-    calls: dict[str, list[_Use]] = {}
+    calls: dict[str, list[Use]] = {}
     handles = []
     for path, module in trial.network.named_modules():
         # With one layer alone, as the ways of RepVGG have, it is no depth of its own. One that knows its number keeps
         # states of earlier tokens by it, from the first of which generation reads how many there were.
-        if path and sum(p.dim() > 1 for p in module.parameters()) > 1 and not hasattr(module, "layer_idx"):
+        if path and sum(p.dim() > 1 for p in module.parameters()) > 1 and not keeps_states(module):
 
             def note(
                 _m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, path: str = path
             ) -> None:
-                calls.setdefault(path, []).append(_Use(args, kwargs, out))
+                calls.setdefault(path, []).append(Use(args, kwargs, out))
                 made = out[0] if isinstance(out, tuple) and out else out
                 if isinstance(made, Tensor):
                     sums.origins[id(made)] = (made, path)
@@ -315,7 +279,7 @@ def _added_modules(trial: Trial) -> dict[str, _Use]:
     return {path: uses[0] for path, uses in calls.items() if len(uses) == 1 and path in sums.added - sums.read}
 
 
-def _silencer(module: nn.Module, use: _Use) -> str:
+def _silencer(module: nn.Module, use: Use) -> str:
     """The last of a module's layers that makes its output zeros when its own weight and bias are; "" for none."""
     layers: list[str] = [n for n, m in module.named_modules() if _is_scalable(m)]
     for name in layers[::-1] if len(layers) <= MOST_LAYERS else ():
@@ -328,30 +292,3 @@ def _silencer(module: nn.Module, use: _Use) -> str:
         if isinstance(made, Tensor) and not bool(made.any()):
             return name
     return ""
-
-
-def _zeros(module: nn.Module, use: _Use) -> nn.Module | None:
-    """A plain module that is called as `module` and puts out zeros; None where no one input tells shape and dtype."""
-    rest = use.output[1:] if isinstance(use.output, tuple) else ()
-    try:
-        signature = inspect.signature(module.forward)
-        bound = signature.bind(*use.args, **use.kwargs).arguments
-    except (TypeError, ValueError):
-        return None
-    like = {n: x for n, x in bound.items() if isinstance(x, Tensor) and x.shape == use.made.shape}
-    if any(x.dtype != use.made.dtype for x in like.values()) or len({id(x) for x in like.values()}) != 1:
-        return None
-    first = next(iter(like))
-    if any(x is not None for x in rest):
-        return None
-    graph, given = fx.Graph(), {}
-    for name, parameter in signature.parameters.items():
-        stars = "*" if parameter.kind == parameter.VAR_POSITIONAL else ""
-        stars = "**" if parameter.kind == parameter.VAR_KEYWORD else stars
-        default = () if stars or parameter.default is parameter.empty else (None,)
-        given[name] = graph.placeholder(stars + name, None, *default)
-    zeros = graph.call_function(torch.zeros_like, (given[first],))
-    graph.output((zeros, *rest) if isinstance(use.output, tuple) else zeros)
-    made = fx.GraphModule(nn.Module(), graph)
-    stand_in(made, module)
-    return made
