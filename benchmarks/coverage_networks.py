@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 Made = tuple[nn.Module, Any]  # a network, and an example for it
 
@@ -244,6 +243,65 @@ class GraphNet(nn.Module):
         return self.head(x.mean(1))
 
 
+class EdgeAttention(nn.Module):
+    """Attention along the edges of a graph, written with indices."""
+
+    def __init__(self, inputs: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.values = heads, nn.Linear(inputs, width, bias=False)
+        self.score = nn.Parameter(torch.randn(1, heads, 2 * width // heads) / 4)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        y, (source, target) = self.values(x).view(len(x), self.num_heads, -1), edges
+        score = F.leaky_relu((torch.cat([y[source], y[target]], -1) * self.score).sum(-1), 0.2).exp()
+        total = torch.zeros_like(score[: len(x)]).index_add(0, target, score)
+        part = (score / (total[target] + 1e-9))[..., None] * y[source]
+        return torch.zeros_like(y).index_add(0, target, part).flatten(1)
+
+
+class EdgeNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = EdgeAttention(16, 64, 4), EdgeAttention(64, 64, 4), nn.Linear(64, 7)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        return self.head(F.elu(self.second(F.elu(self.first(x, edges)), edges)))
+
+
+class Experts(nn.Module):
+    """Each word goes to two of its experts."""
+
+    def __init__(self, width: int, count: int = 4) -> None:
+        super().__init__()
+        self.router, self.norm = nn.Linear(width, count), nn.LayerNorm(width)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)) for _ in range(count)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        words = self.norm(x).flatten(0, 1)
+        weights, chosen = self.router(words).softmax(-1).topk(2)
+        y = torch.zeros_like(words)
+        for number, expert in enumerate(self.experts):
+            rows, rank = torch.where(chosen == number)
+            y = y.index_add(0, rows, expert(words[rows]) * weights[rows, rank, None])
+        return x + y.view(x.shape)
+
+
+class SplineLayer(nn.Module):
+    """Of a Kolmogorov-Arnold network: bumps along each input, and bare parameters that weigh them."""
+
+    def __init__(self, inputs: int, outputs: int, bumps: int = 6) -> None:
+        super().__init__()
+        self.base = nn.Parameter(torch.randn(outputs, inputs) / 4)
+        self.bumps = nn.Parameter(torch.randn(outputs, inputs, bumps) / 8)
+        self.register_buffer("places", torch.linspace(-2, 2, bumps))
+
+    def forward(self, x: Tensor) -> Tensor:
+        near = (-((x[..., None] - self.places) ** 2)).exp()
+        return F.linear(F.silu(x), self.base) + F.linear(near.flatten(1), self.bumps.flatten(1))
+
+
 class Impala(nn.Module):
     """An agent's encoder, with a policy and a value."""
 
@@ -299,11 +357,27 @@ def own() -> Iterator[tuple[str, Callable[[], Made]]]:
             sound.transpose(1, 2),
         ),
     )
+    normed = nn.utils.parametrizations.weight_norm
+    yield "series: temporal convolutions with weight_norm", lambda: (
+        nn.Sequential(*(m for i, o, d in ((40, 32, 1), (32, 32, 2), (32, 48, 4)) for m in (
+            normed(nn.Conv1d(i, o, 3, padding=d, dilation=d)), nn.ReLU(), nn.Dropout(0.1),
+        )), nn.Conv1d(48, 2, 1)), sound.transpose(1, 2))  # fmt: skip
     yield "series: transformer", lambda: (
         nn.Sequential(nn.Linear(40, 64), nn.TransformerEncoder(
             nn.TransformerEncoderLayer(64, 4, 128, batch_first=True), 2, enable_nested_tensor=False),
             nn.Linear(64, 3)), sound)  # fmt: skip
     yield "graph: dense convolutions", lambda: (GraphNet(), (torch.randn(2, 12, 16), torch.rand(2, 12, 12) / 6))
+    edges = torch.randint(0, 24, (2, 90))
+    yield "graph: attention along edges", lambda: (EdgeNet(), (torch.randn(24, 16), edges))
+    yield (
+        "table: splines (KAN)",
+        lambda: (
+            nn.Sequential(nn.Linear(12, 32), SplineLayer(32, 32), SplineLayer(32, 24), nn.Linear(24, 3)),
+            torch.randn(8, 12),
+        ),
+    )
+    yield "text: sparse experts", lambda: (
+        nn.Sequential(nn.Embedding(500, 48), Experts(48), Experts(48), nn.Linear(48, 5)), tokens)  # fmt: skip
     yield "agent: IMPALA", lambda: (Impala(), image)
     yield "agent: DQN", lambda: (
         nn.Sequential(nn.Conv2d(3, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Flatten(),
@@ -341,14 +415,6 @@ def of_timm() -> Iterator[tuple[str, Callable[[], Made]]]:
                 torch.randn(1, 3, pixels, pixels),
             ),
         )
-
-
-def plain(network: nn.Module) -> nn.Module:
-    """The network with plain weights where weight_norm computes them, as the reason of a frozen layer advises."""
-    for module in network.modules():
-        for name in list(module.parametrizations) if parametrize.is_parametrized(module) else ():
-            parametrize.remove_parametrizations(module, name)
-    return network
 
 
 def of_transformers() -> Iterator[tuple[str, Callable[[], Made]]]:
@@ -414,5 +480,5 @@ def of_transformers() -> Iterator[tuple[str, Callable[[], Made]]]:
     for name, (network, config, options, example) in kinds.items():
         yield (
             f"Hugging Face: {name}",
-            lambda n=network, c=config, o=options, e=example: (plain(getattr(hf, n)(getattr(hf, c)(**o))), e),  # type: ignore[misc]
+            lambda n=network, c=config, o=options, e=example: (getattr(hf, n)(getattr(hf, c)(**o)), e),  # type: ignore[misc]
         )
