@@ -232,7 +232,7 @@ TRANSFORMERS = [
             "blocks.0.self_attn.queries.channels": 3,
             "blocks.0.self_attn.values.channels": 3,
             "blocks.0.linear1": 20,
-            **_parts("blocks.0.self_attn"),
+            **_parts("blocks.0.self_attn", "blocks.0.linear1"),
         },
         ("head",),
     ),
@@ -276,7 +276,9 @@ AWKWARD = [
     Family("normalized", _normalized, {**MIXED, "blocks.0.0": 6}, ("fc",)),
     Family("channel_shuffle", awkward.channel_shuffle, {"blocks.4.0": 10}, more=True),
     Family("pixel_shuffle", awkward.pixel_shuffle, MIXED, more=True),
-    Family("parametrized", awkward.Parametrized, {"fifth": 7}, ("first.0", "second", "third.0", "fourth", "fc")),
+    Family(
+        "parametrized", awkward.Parametrized, {"first.0": 8, "second": 10, "fifth": 7}, ("third.0", "fourth", "fc")
+    ),
     Family("hooked_norm", awkward.HookedNorm, {"third.0": 12}, more=True),
     Family("gated_linear", awkward.gated_linear, MIXED, more=True),
     Family("split", awkward.split, {"blocks.1.0": 10}, more=True),

@@ -462,15 +462,12 @@ def test_outputs_may_be_anything_that_holds_tensors(name: str) -> None:
 
 
 COMPUTED: dict[str, Callable[[nn.Linear], nn.Module]] = {
-    "weight_norm": nn.utils.weight_norm,
     "spectral_norm": nn.utils.spectral_norm,
     "prune": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
-    "new weight_norm": parametrizations.weight_norm,
     "orthogonal": parametrizations.orthogonal,
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize("name", COMPUTED)
 def test_a_layer_of_computed_weights_is_frozen_by_name_and_the_rest_gated(name: str) -> None:
     net = nn.Sequential(
@@ -482,7 +479,7 @@ def test_a_layer_of_computed_weights_is_frozen_by_name_and_the_rest_gated(name: 
     space = slim(net, x)
     assert sizes(space) == {"4": 7}
     said = frozen(space)["2"]
-    assert any(word in said for word in ("weight_norm", "prun", "parametrized", "spectral_norm"))
+    assert any(word in said for word in ("prun", "parametrized", "spectral_norm"))
     space(x).sum().backward()
     assert_exact(space, (x,))
 

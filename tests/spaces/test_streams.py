@@ -151,7 +151,7 @@ def test_a_stream_is_one_gate_whose_removal_is_exact(name: str) -> None:
     torch.manual_seed(0)
     net, x = Trunk(make, axis).double(), torch.randn(3, 5, 4).double()
     space = ag.slim(net, x)
-    assert {n: same[0].size for n, same in choices(space).items()} == {"inlet": WIDTH, "up": 9}
+    assert {n: same[0].size for n, same in choices(space).items()} == {"inlet": WIDTH, "up": 9, "up.branch": 1}
     assert difference(outputs(net, (x,)), outputs(space, (x,))) == 0.0
     stir(space)
     for architecture in [
@@ -243,7 +243,7 @@ def test_an_embedding_and_its_output_layer_shrink_together_and_stay_one(layer: t
     torch.manual_seed(0)
     net, tokens = Words(tied=tied, layer=layer), torch.randint(0, 11, (2, 5))
     space = ag.slim(net, tokens)
-    assert {n: same[0].size for n, same in choices(space).items()} == {"embed": WIDTH, "up": 9}
+    assert {n: same[0].size for n, same in choices(space).items()} == {"embed": WIDTH, "up": 9, "up.branch": 1}
     stir(space)
     for architecture in extremes(space):
         built, held = build(space, architecture), hold(space, architecture)

@@ -66,7 +66,9 @@ def restore_weight_norms(network: nn.Module) -> None:
 
 
 def _normed(module: nn.Module) -> tuple[_Normed, ...]:
-    """The tensors of a layer that weight_norm alone computes."""
+    """The tensors of a layer that weight_norm alone computes; of no recurrent one, which lists its weights itself."""
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return ()
     hooks = [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm)]
     if hooks:
         return tuple(_Normed(hook.name, hook.dim if hook.dim is not None else -1, True) for hook in hooks)

@@ -1,6 +1,7 @@
 """Branches of which the last layer stands in another module than the rest, as in BERT: `norm(x + dense(self(x)))`.
 
-Nothing but the last layer reads what the first module of such a branch puts out. Without the branch the first module
+Nothing but the last layer reads what the first module of such a branch puts out, with an activation between them
+perhaps. Without the branch the first module
 hands on what it was given, and the last layer puts out zeros of that shape.
 """
 
@@ -21,6 +22,7 @@ from archgrad.choices.fewer_heads import stand_in
 from archgrad.choices.standardized_weights import standardized_weight
 from archgrad.spaces.slim.dependency import tensors_in
 from archgrad.spaces.slim.layer_sides import is_layer
+from archgrad.spaces.slim.operators import ELEMENTWISE
 from archgrad.spaces.slim.seeded_run import OperatorMode, plain_kernels, run, tensors_of
 from archgrad.spaces.slim.trial import Removal, Trial
 
@@ -106,12 +108,21 @@ def keeps_states(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class _Step:
-    """One operator: where it ran, its name, how many tensors that are no parameters it read, and what it made."""
+    """One operator.
+
+    Attributes:
+        path: of the module in which it ran.
+        name: its own.
+        read: how many tensors that are no parameters it read.
+        made: what it made.
+        plain: whether it computes each element from the one at its place alone.
+    """
 
     path: str
     name: str
     read: int
     made: tuple[int, ...]
+    plain: bool
 
 
 class _Flow(OperatorMode):
@@ -136,8 +147,11 @@ class _Flow(OperatorMode):
         result = func(*args, **(kwargs or {}))
         name = func._schema.name.partition("::")[2].strip("_")
         given = {self.number(x): x for x in tensors_in((args, kwargs or {}))}
-        plain = sum(not isinstance(x, nn.Parameter) for x in given.values())
-        step = _Step(self._path(), name, plain, tuple(self.number(x) for x in tensors_in(result)))
+        made = tensors_in(result)
+        read = sum(not isinstance(x, nn.Parameter) for x in given.values())
+        alike = len(made) == len(given) == 1 and made[0].shape == next(iter(given.values())).shape
+        plain = alike and (torch.Tag.pointwise in func.tags or name in ELEMENTWISE)
+        step = _Step(self._path(), name, read, tuple(self.number(x) for x in made), plain)
         for number in given:
             self.steps.setdefault(number, []).append(step)
         return result
@@ -156,19 +170,17 @@ class _Flow(OperatorMode):
         return False
 
     def ends_in(self, number: int, layer: str, outputs: set[int]) -> bool:
-        """Whether nothing but a layer reads what is made of a tensor."""
-        seen, todo, reached = set[int](), [number], False
-        while todo:
-            number = todo.pop()
-            if number in outputs or len(seen) > FURTHEST:
+        """Whether a layer alone reads a tensor, as it is or through an activation, whatever its width."""
+        for _ in range(FURTHEST):
+            steps = self.steps.get(number, [])
+            if number in outputs or not steps:
                 return False
-            seen.add(number)
-            for step in self.steps.get(number, []):
-                if step.path == layer:
-                    reached = True
-                else:
-                    todo += [made for made in step.made if made not in seen]
-        return reached
+            if any(step.path == layer for step in steps):
+                return all(step.path == layer for step in steps)
+            if len(steps) > 1 or not steps[0].plain:
+                return False
+            number = steps[0].made[0]
+        return False
 
 
 def parted_branches(trial: Trial, taken: list[str]) -> Iterator[Removal]:
