@@ -288,20 +288,6 @@ class Experts(nn.Module):
         return x + y.view(x.shape)
 
 
-class SplineLayer(nn.Module):
-    """Of a Kolmogorov-Arnold network: bumps along each input, and bare parameters that weigh them."""
-
-    def __init__(self, inputs: int, outputs: int, bumps: int = 6) -> None:
-        super().__init__()
-        self.base = nn.Parameter(torch.randn(outputs, inputs) / 4)
-        self.bumps = nn.Parameter(torch.randn(outputs, inputs, bumps) / 8)
-        self.register_buffer("places", torch.linspace(-2, 2, bumps))
-
-    def forward(self, x: Tensor) -> Tensor:
-        near = (-((x[..., None] - self.places) ** 2)).exp()
-        return F.linear(F.silu(x), self.base) + F.linear(near.flatten(1), self.bumps.flatten(1))
-
-
 class Impala(nn.Module):
     """An agent's encoder, with a policy and a value."""
 
@@ -369,13 +355,6 @@ def own() -> Iterator[tuple[str, Callable[[], Made]]]:
     yield "graph: dense convolutions", lambda: (GraphNet(), (torch.randn(2, 12, 16), torch.rand(2, 12, 12) / 6))
     edges = torch.randint(0, 24, (2, 90))
     yield "graph: attention along edges", lambda: (EdgeNet(), (torch.randn(24, 16), edges))
-    yield (
-        "table: splines (KAN)",
-        lambda: (
-            nn.Sequential(nn.Linear(12, 32), SplineLayer(32, 32), SplineLayer(32, 24), nn.Linear(24, 3)),
-            torch.randn(8, 12),
-        ),
-    )
     yield "text: sparse experts", lambda: (
         nn.Sequential(nn.Embedding(500, 48), Experts(48), Experts(48), nn.Linear(48, 5)), tokens)  # fmt: skip
     yield "agent: IMPALA", lambda: (Impala(), image)
