@@ -91,7 +91,7 @@ def test_what_is_left_of_a_table_is_slimmed_and_trained_as_any_other(seed: int) 
     net, batches, _, _ = drawn(seed)
     small = ag.trim_vocabulary(net, batches)
     space = ag.slim(small, batches[0])
-    assert sorted(same[0].size for same in choices(space).values()) == [WIDTH, 7]
+    assert sorted(same[0].size for same in choices(space).values()) == [1, WIDTH, 7]
     stir(space)
     for architecture in extremes(space):
         built, held = build(space, architecture), hold(space, architecture)
