@@ -11,7 +11,7 @@ from families.checks import assert_plain, difference, extremes, outputs, stir
 from torch import Tensor, nn
 
 from archgrad.choices.access import choices, hold, sample
-from archgrad.costs.count import macs
+from archgrad.costs.count import macs, params
 from archgrad.extract.discretize import build
 from archgrad.spaces.slim.slimmable import frozen, slim
 
@@ -34,6 +34,7 @@ def assert_exact(space: nn.Module, example: tuple[Tensor, ...], *, counted: bool
         wide = all(
             len(pick) > 1 for pick in architecture.values() if isinstance(pick, tuple)
         )  # einsum drops widths of 1
+        assert float(params().expected(held)) == pytest.approx(params().of(built), rel=1e-9)
         if counted and wide:
             assert float(macs(example).expected(held)) == pytest.approx(macs(example).of(built), rel=1e-9)
     if plain:

@@ -6,6 +6,7 @@ g = |w|, v = w  along the same dimension, so that what is left computes what it 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -63,6 +64,19 @@ def restore_weight_norms(network: nn.Module) -> None:
             g, v = (module.get_parameter(name).requires_grad_(trained) for name in names)
             with torch.no_grad():  # what is zero has a length and no direction: any will do
                 v.masked_fill_((g == 0.0).expand_as(v), 1.0)
+
+
+def lengths(space: nn.Module) -> Iterator[tuple[str, str, float]]:
+    """Of each weight whose norm a built network has again: path, tensor with its axis, and how many lengths."""
+    for path, module in space.named_modules():
+        for how in vars(module).get(NORMED, ()):
+            count = module.get_parameter(_plain_name(module, how)).shape[how.dim] if how.dim >= 0 else 1
+            yield path, f"{how.name} along {how.dim}", float(count)
+
+
+def _plain_name(module: nn.Module, how: _Normed) -> str:
+    """Where a space keeps the plain tensor, with a gate on it or without."""
+    return how.name if how.name in module._parameters else f"parametrizations.{how.name}.original"
 
 
 def _normed(module: nn.Module) -> tuple[_Normed, ...]:

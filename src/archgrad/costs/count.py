@@ -30,6 +30,7 @@ from archgrad.choices.access import decisions, using, weights
 from archgrad.choices.channels import Coupling
 from archgrad.choices.gate import Gate
 from archgrad.choices.modules import Choice
+from archgrad.choices.weight_norms import lengths
 from archgrad.copy_and_run import evaluating, run_on_example, shapes
 from archgrad.costs.limits import Limitable
 from archgrad.costs.work_by_weight import attended, by_weight, concerns
@@ -384,7 +385,7 @@ class Params(Limitable):
                 # A parametrized tensor is kept at <module>.parametrizations.<tensor>.original, or original0, ...
                 module, _, tensor = re.sub(r"parametrizations\.(.*)\.original\d*$", r"\1", path).rpartition(".")
                 amounts.append((module, tensor, float(parameter.numel())))
-        return Counter(space, amounts)
+        return Counter(space, [*amounts, *lengths(space)])
 
 
 macs = Macs

@@ -86,6 +86,8 @@ def concerns(member: Coupling, tensor: str, *, grouped: bool) -> bool:
         return tensor == member.work[0]
     if tensor and not tensor.startswith("product "):  # a product is in the module's work, which heads scale whole
         weight, _, part = tensor.partition(" ")  # of torch's attention: queries, keys or values of one weight
+        if part.startswith("along "):
+            return (weight, int(part.removeprefix("along "))) in member.tensors
         own = not part or member.side != "param channels"
         return own and any(attribute == weight for attribute, _ in member.tensors)
     named_input = member.side.startswith("in ")  # of one weight, whose work is a term of its own
