@@ -236,7 +236,7 @@ def _variant(row: Any) -> str:
 
 
 _RIVALS = ("uniform", "uniform, distilled", "tp-magnitude", "tp-taylor", "hesso")
-_SENSES = ("LeNet late fusion", "LeNet late fusion, as long as a finalist", "random search, image alone",
+_SENSES = ("LeNet late fusion", "random search, image alone", "random search, image alone, earlier space",
            "random fusion of frozen LeNets (MFAS-like)")  # fmt: skip
 
 
@@ -347,6 +347,13 @@ ENTRIES: dict[str, Entry] = {
         _run("memory_bound", "--sizes 4 16 64 256 --accuracy-data digits --seeds 5"),
         "docs/benchmarks/memory-bound.md", remembered, higher=False,
         peers=("darts", "darts, random subspace", "random search"),
+    ),
+    "memory_bound_planted": Entry(
+        "Does RADARS find its way where half of the candidates are bad?",
+        _run("memory_bound", "--sizes --accuracy-sizes --planted --seeds 5", "memory_bound_planted"),
+        "docs/benchmarks/memory-bound.md",
+        of_rows("test accuracy, %", "accuracy", group="kind", scale=100),
+        peers=("darts, random subspace", "policy only", "random search"),
     ),
     "alexnet": Entry(
         "The same on networks that are trained and timed?", _run("alexnet", "--seeds 20"),

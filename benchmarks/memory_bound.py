@@ -1,6 +1,7 @@
 """Search under a bound on memory: the peak against the number of candidates, and what the bound costs in accuracy.
 
     python benchmarks/memory_bound.py --sizes 4 16 64 256 --seeds 5 --out benchmarks/results/memory_bound.json
+    python benchmarks/memory_bound.py --sizes --accuracy-sizes --planted --seeds 5 --out memory_bound_planted.json
     python benchmarks/memory_bound.py --sizes --accuracy-sizes --beyond --out benchmarks/results/memory_bound.json
 
 Four layers of 16 channels on the 8 x 8 digits; a candidate is a kernel, an inner width, an activation and a pooling,
@@ -9,9 +10,12 @@ so that there are up to 256 a layer. The bound is what a supernet of the three d
 Rows "peak": the most that tensors held at once in a whole search, with everything that it made (`Allocations`), and
 the largest step of a supernet in it. Rows "accuracy": on the test part of the digits, and of 2,000 images of
 Fashion-MNIST at 14 x 14 (found through ARCHGRAD_DATA), after a search and a training of --steps weight steps
-together, half each: RADARS; DARTS on a random subspace of three candidates a layer; RADARS's policy
-alone; random search over networks trained apart. Rows "beyond": all 256 candidates on the digits enlarged to 64 x 64,
-which DARTS cannot train on a machine with less than about 100 GB. Rows that --out holds are not run again.
+together, half each: RADARS; DARTS on a random subspace of three candidates a layer; RADARS's policy alone; random
+search over networks trained apart. Rows "planted": the same in a space of 16 candidates a layer of which half are
+bad, with what RADARS pruned. Good ones, of four kernels and two widths, are in the even places; behind each is the
+same followed by its mean over the image, which forgets where anything was. Rows "beyond": all 256 candidates on the
+digits enlarged to 64 x 64, which DARTS cannot train on a machine with less than about 100 GB. Rows that --out holds
+are not run again.
 """
 
 from __future__ import annotations
@@ -24,8 +28,10 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import discreteness
 import numpy as np
@@ -39,12 +45,15 @@ from archgrad.costs import Allocations
 from archgrad.methods import OffloadedSupernet, Priced, ShrinkingPolicy, SinglePathTrainer
 from archgrad.training import darts_sgd
 
+Figures = dict[str, Any]
 LAYERS, CHANNELS, BATCH, WIDE = 4, 16, 64, 3
 KERNELS, WIDTHS = (3, 1, 5, 7), (16, 8, 4, 2)
 ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.Tanh, nn.SiLU, nn.Sigmoid)
 POOLS = ("max", "avg", "none", "zero")
 # The first 4 differ in kernel, the first 16 in width too, the first 64 in activation, the 256 in pooling.
-ALL = [(k, w, a, p) for p, a, w, k in itertools.product(POOLS, ACTIVATIONS, WIDTHS, KERNELS)]
+Made = tuple[int, int, type[nn.Module], str]
+ALL: tuple[Made, ...] = tuple((k, w, a, p) for p, a, w, k in itertools.product(POOLS, ACTIVATIONS, WIDTHS, KERNELS))
+PLANTED = tuple((*one[:3], pool) for one in ALL[:8] for pool in (one[3], "mean"))  # a bad one follows each
 
 
 class Zeroed(nn.Module):
@@ -52,8 +61,20 @@ class Zeroed(nn.Module):
         return x * 0.0
 
 
+class Spread(nn.Module):
+    """The mean over the image, everywhere; it takes as much memory as a map, so that the bad are not the cheap."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3), keepdim=True).expand_as(x).contiguous()
+
+
 def candidate(kernel: int, width: int, activation: type[nn.Module], pool: str) -> nn.Module:
-    pools = {"avg": nn.AvgPool2d(3, 1, 1), "max": nn.MaxPool2d(3, 1, 1), "zero": Zeroed()}
+    pools = {
+        "avg": nn.AvgPool2d(3, 1, 1),
+        "max": nn.MaxPool2d(3, 1, 1),
+        "zero": Zeroed(),
+        "mean": nn.Sequential(nn.MaxPool2d(3, 1, 1), Spread()),
+    }
     return nn.Sequential(
         activation(), nn.Conv2d(CHANNELS, width, 1, bias=False), nn.BatchNorm2d(width), activation(),
         nn.Conv2d(width, CHANNELS, kernel, padding=kernel // 2, bias=False), pools.get(pool, nn.Identity()),
@@ -61,11 +82,11 @@ def candidate(kernel: int, width: int, activation: type[nn.Module], pool: str) -
     )  # fmt: skip
 
 
-def space(picks: Sequence[Sequence[int]], *, lazy: bool = True) -> nn.Module:
-    """A layer for each row of candidates."""
+def space(picks: Sequence[Sequence[int]], *, lazy: bool = True, table: Sequence[Made] = ALL) -> nn.Module:
+    """A layer for each row of candidates of the table."""
     layers = []
     for i, row in enumerate(picks):
-        recipes = {str(j): ag.Lazy(functools.partial(candidate, *ALL[j])) for j in row}
+        recipes = {str(j): ag.Lazy(functools.partial(candidate, *table[j])) for j in row}
         made = recipes if lazy else {label: recipe.build() for label, recipe in recipes.items()}
         layers.append(ag.OpChoice(made, name=f"layer {i}"))
     return nn.Sequential(
@@ -129,41 +150,82 @@ def beyond(method: str, task: ag.Classification, memory: ag.Limit) -> dict[str, 
     return {"refused": ""}
 
 
-def with_radars(size: int, task: ag.Classification, memory: ag.Limit, *, steps: int, seed: int) -> float:
-    return ag.radars(space(first(size)), task, quiet(steps, seed), memory=memory).score or 0.0
+@dataclass(frozen=True)
+class Judged:
+    """What a row of accuracies is measured on: candidates of a table, a task, a bound, and weight steps."""
+
+    size: int
+    task: ag.Classification
+    memory: ag.Limit
+    steps: int
+    table: Sequence[Made] = ALL
+
+    def space(self, picks: Sequence[Sequence[int]] | None = None) -> nn.Module:
+        """All candidates, or those picked."""
+        return space(picks or first(self.size), table=self.table)
+
+    def figures(self, accuracy: float | None, picked: Sequence[int]) -> Figures:
+        """What a row says: accuracy, and how many of the candidates picked are bad."""
+        return {"accuracy": accuracy or 0.0, "bad_picked": bad(picked, self.table)}
 
 
-def darts_on_random(size: int, task: ag.Classification, memory: ag.Limit, *, steps: int, seed: int) -> float:
+def bad(some: Iterable[int], table: Sequence[Made]) -> int:
+    return sum(table[i][3] == "mean" for i in some)
+
+
+def picks_of(found: ag.Found) -> list[int]:
+    return [int(pick) for pick in found.architecture.values()]  # type: ignore[arg-type]
+
+
+def with_radars(judged: Judged, seed: int) -> Figures:
+    found = ag.radars(judged.space(), judged.task, quiet(judged.steps, seed), memory=judged.memory)
+    parts = [
+        {part: [i for site in row[part].values() for i in site] for part in ("left", "support")}
+        for row in found.record["rounds"]
+    ]
+    rounds = [
+        {
+            f"{part}{kind}": n
+            for part, some in row.items()
+            for kind, n in (("", len(some)), ("_bad", bad(some, judged.table)))
+        }
+        for row in parts
+    ]
+    return {**judged.figures(found.score, picks_of(found)), "rounds": rounds}
+
+
+def darts_on_random(judged: Judged, seed: int) -> Figures:
     draw = random.Random(seed)
-    picks = [sorted(draw.sample(range(size), min(WIDE, size))) for _ in range(LAYERS)]
+    picks = [sorted(draw.sample(range(judged.size), min(WIDE, judged.size))) for _ in range(LAYERS)]
     torch.manual_seed(seed)
-    return ag.darts(space(picks), task, quiet(steps, seed)).score or 0.0
+    found = ag.darts(judged.space(picks), judged.task, quiet(judged.steps, seed))
+    return judged.figures(found.score, [row[i] for row, i in zip(picks, picks_of(found), strict=True)])
 
 
-def policy_only(size: int, task: ag.Classification, memory: ag.Limit, *, steps: int, seed: int) -> float:
-    run, whole = quiet(steps, seed), space(first(size))
+def policy_only(judged: Judged, seed: int) -> Figures:
+    run, whole, steps = quiet(judged.steps, seed), judged.space(), judged.steps
     run.begin("policy", {})
     with OffloadedSupernet(whole, device=run.device, folder=None, seed=seed) as supernet:
         policy = ShrinkingPolicy(supernet, rate=0.05, bonus=1e-3)
-        paths = SinglePathTrainer(
-            supernet, policy, task.split(0.5), run, recipe=ag.Recipe(optimizer_factory=darts_sgd)
-        )
+        parts = judged.task.split(0.5)
+        paths = SinglePathTrainer(supernet, policy, parts, run, recipe=ag.Recipe(optimizer_factory=darts_sgd))
         episodes = min(200, steps // 4)
         paths.explore(steps=steps // 2, episodes=episodes, warm_up=1 / 3, phase="explore", time_fraction=1.0)
     run.close()
-    best = {site: max(range(size), key=row.__getitem__) for site, row in policy.probabilities().items()}
+    best = {site: max(range(judged.size), key=row.__getitem__) for site, row in policy.probabilities().items()}
     torch.manual_seed(seed)
     network = ag.build(whole, ag.Architecture(best), weights="fresh")
-    ag.fit(network, task, quiet(steps - steps // 2, seed))
-    return task.evaluate(network, "test")["accuracy"]
+    ag.fit(network, judged.task, quiet(steps - steps // 2, seed))
+    return judged.figures(judged.task.evaluate(network, "test")["accuracy"], list(best.values()))
 
 
-def at_random(size: int, task: ag.Classification, memory: ag.Limit, *, steps: int, seed: int) -> float:
+def at_random(judged: Judged, seed: int) -> Figures:
     torch.manual_seed(seed)
-    return ag.random_search(space(first(size)), task, quiet(steps, seed, trials=5)).score or 0.0
+    found = ag.random_search(judged.space(), judged.task, quiet(judged.steps, seed, trials=5))
+    return judged.figures(found.score, picks_of(found))
 
 
-ACCURACY: dict[str, Callable[..., float]] = {
+ACCURACY: dict[str, Callable[[Judged, int], Figures]] = {
     "radars": with_radars, "darts, random subspace": darts_on_random, "policy only": policy_only,
     "random search": at_random,
 }  # fmt: skip
@@ -175,6 +237,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=[4, 16, 64, 256])
     parser.add_argument("--accuracy-sizes", type=int, nargs="*", default=[16, 64])
     parser.add_argument("--accuracy-data", nargs="+", choices=ACCURACY_DATA, default=list(ACCURACY_DATA))
+    parser.add_argument("--planted", action="store_true", help="accuracy in the space whose half is bad, too")
     parser.add_argument("--beyond", action="store_true", help="the space that does not fit, with these")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=600)
@@ -183,7 +246,11 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     task = digits()
-    judged = {name: discreteness.task(name) for name in chosen.accuracy_data} if chosen.accuracy_sizes else {}
+    judged = (
+        {name: discreteness.task(name) for name in chosen.accuracy_data}
+        if chosen.accuracy_sizes or chosen.planted
+        else {}
+    )
     asked = {"data": "digits", "steps": chosen.steps, "peak_steps": chosen.peak_steps, "torch": torch.__version__}
     rows: list[dict[str, object]] = []
     if chosen.out.is_file():
@@ -205,16 +272,34 @@ def main() -> None:
 
     for size, method in itertools.product(chosen.sizes, ("radars", "darts")):
         take("peak", method, size, None, functools.partial(peak, method, size, task, memory, chosen.peak_steps))
-    for name, data in judged.items():
-        kept = memory if name == "digits" else bound(data)
-        for size, seed, method in itertools.product(chosen.accuracy_sizes, range(chosen.seeds), ACCURACY):
-            work = functools.partial(ACCURACY[method], size, data, kept, steps=chosen.steps, seed=seed)
-            take(f"accuracy, {name}", method, size, seed, lambda work=work: {"accuracy": work()})
+    spaces = [("accuracy", size, ALL) for size in chosen.accuracy_sizes]
+    spaces += [("planted", len(PLANTED), PLANTED)] if chosen.planted else []
+    for (name, data), (kind, size, table) in itertools.product(judged.items(), spaces):
+        of = Judged(size, data, memory if name == "digits" else bound(data), chosen.steps, table)
+        for seed, method in itertools.product(range(chosen.seeds), ACCURACY):
+            take(f"{kind}, {name}", method, size, seed, functools.partial(ACCURACY[method], of, seed))
     if chosen.beyond:
         large = enlarged()
         for method in ("darts", "radars"):
             take("beyond", method, 256, None, functools.partial(beyond, method, large, bound(large)))
     print(tables(rows))
+
+
+def _pruned(rows: list[dict[str, Any]]) -> list[str]:
+    """For each round what RADARS had left when it chose a subspace; and what it picked; sums over the seeds."""
+    lines = [
+        "",
+        "| RADARS | candidates | round | left | of them bad | in the subspace | of them bad |",
+        "|---" * 7 + "|",
+    ]
+    for kind, size in dict.fromkeys((r["kind"], r["size"]) for r in rows):
+        same = [r for r in rows if (r["kind"], r["size"]) == (kind, size)]
+        for t in range(max(len(r["rounds"]) for r in same)):
+            some = [r["rounds"][t] for r in same if t < len(r["rounds"])]
+            told = [sum(each[k] for each in some) for k in ("left", "left_bad", "support", "support_bad")]
+            lines.append(f"| {kind} | {size} | {t + 1} of {len(some)} runs | {' | '.join(map(str, told))} |")
+        lines.append(f"| {kind} | {size} | picked: {sum(r['bad_picked'] for r in same)} bad | | | | |")
+    return lines
 
 
 def tables(rows: list[dict[str, object]]) -> str:
@@ -237,6 +322,7 @@ def tables(rows: list[dict[str, object]]) -> str:
         paired = f"{statistics.mean(above):.1f} ± {error:.1f}" if above else "-"
         score = f"{statistics.mean(found):.1f} ± {spread:.1f} ({len(found)})"
         lines.append(f"| {kind} | {size} | {method} | {score} | {paired} |")
+    lines += _pruned([r for r in rows if "rounds" in r])
     for r in rows:
         if r["kind"] == "beyond":
             held = f"peak {float(r['peak_bytes']) / 1e9:.2f} GB" if "peak_bytes" in r else str(r["refused"])  # type: ignore[arg-type]

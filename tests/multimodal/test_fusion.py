@@ -66,7 +66,9 @@ def test_expected_cost_is_the_mean_over_independent_draws() -> None:
         return float(counter.at(torch.cat([c.picked(architecture[n]).double() for n, c in found.items()])))
 
     mean = sum(map(price, range(1000))) / 1000
-    assert float(counter(ag.relax(space, ag.softmax)).detach()) == pytest.approx(mean, rel=0.05)
+    assert float(counter(ag.relax(space, ag.softmax)).detach()) == pytest.approx(mean, rel=0.1), (
+        "0.05 is its deviation"
+    )
     assert ag.params().of(space) > 3 * mean, "the supernet's own number is another"
 
 
@@ -156,14 +158,17 @@ def test_the_order_of_a_concatenation_does_not_matter_once_its_columns_are_moved
 def test_modality_dropout_drops_whole_inputs_in_training_alone() -> None:
     space, x = small(modality_dropout=0.5), inputs(64)
     picks = {"fusion__where": "late", "fusion__merge": "sum", "head": "linear", "dropout": "0"}
-    network = ag.build(space, at(space, **picks, image__norm="none", sound__norm="none", facts__norm="none"))
+    network = ag.build(space, at(space, **picks))
     whole = network.eval()(x)
     assert torch.equal(whole, network(x))
     patterns = []
     for kept in ((), ("image",), ("sound",), ("facts",), ("image", "sound")):
         patterns.append(network({n: t if n in kept else torch.zeros_like(t) for n, t in x.items()}))
     torch.manual_seed(0)
-    dropped = network.train()(x)
+    network.train()
+    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)):
+        norm.eval()  # its statistics would depend on the batch
+    dropped = network(x)
     same = [torch.isclose(dropped, p, atol=1e-5).all(dim=1) for p in (whole, *patterns)]
     assert all(3 <= int(rows.sum()) <= 16 for rows in same), "an eighth of the examples each"
 

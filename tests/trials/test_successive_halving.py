@@ -13,7 +13,7 @@ import archgrad as ag
 from archgrad.errors import ConfigError
 from archgrad.run.run import Run
 from archgrad.trials.evaluation import Later
-from archgrad.trials.successive_halving import Halving, successive_halving
+from archgrad.trials.successive_halving import Halving, Tried, successive_halving
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(120, 4, generator=G)
@@ -37,7 +37,7 @@ def run(**settings: object) -> Run:
     return made
 
 
-def search(steps: int, made: Run) -> tuple[list[dict[str, object]], int]:
+def search(steps: int, made: Run) -> Tried:
     return successive_halving(
         space(), TASK, made, TRIED, halving=Halving(), steps=steps, time_fraction=1.0, recipe=ag.Recipe()
     )
@@ -65,7 +65,7 @@ def test_steps_add_up_and_nobody_has_none(trials: int, total: int, eta: int, lea
 
 def test_the_best_of_a_round_go_on_and_best_is_the_highest_so_far() -> None:
     made = run()
-    rows, used = search(210, made)
+    rows, used, networks = search(210, made)
     assert used == 210 == sum(row["steps"] for row in rows) == sum("loss" in r for r in made.history)
     assert sorted(row["round"] for row in rows) == [0] * 6 + [1] * 2 + [2]
     tried = [r for r in made.history if "trial_accuracy" in r]
@@ -74,6 +74,9 @@ def test_the_best_of_a_round_go_on_and_best_is_the_highest_so_far() -> None:
     assert {i for i, row in enumerate(rows) if row["round"] > 0} == set(first)
     best = [r["best"] for r in tried]
     assert best == sorted(best)
+    (last,) = networks
+    assert rows[last]["round"] == 2
+    assert TASK.evaluate(networks[last])["accuracy"] == rows[last]["score"], "as it was when it was scored"
 
 
 def test_a_later_round_goes_on_with_the_next_batches_and_the_same_weights() -> None:
@@ -89,7 +92,7 @@ def test_a_run_that_is_stopped_in_a_trial_goes_on_with_the_same_bits(tmp_path: P
     class Killed(BaseException):
         """Not an error of the trial's network, which would be recorded."""
 
-    whole, _ = search(210, run())
+    whole = search(210, run())
     calls = []
 
     def dying(parameters: object) -> torch.optim.Optimizer:
@@ -113,8 +116,10 @@ def test_a_run_that_is_stopped_in_a_trial_goes_on_with_the_same_bits(tmp_path: P
             recipe=ag.Recipe(optimizer_factory=dying),
         )  # fmt: skip
     first.close()
-    again, _ = search(210, run(folder=tmp_path, output=ag.Output(log_every=1, checkpoint_seconds=0.0)))
-    assert again == whole
+    again = search(210, run(folder=tmp_path, output=ag.Output(log_every=1, checkpoint_seconds=0.0)))
+    assert again[:2] == whole[:2]
+    for i, network in whole.networks.items():
+        assert all(map(torch.equal, network.state_dict().values(), again.networks[i].state_dict().values()))
 
 
 @pytest.mark.parametrize("settings", [{"eta": 1}, {"eta": 2.5}, {"least": 0}, {"floor": -1}])

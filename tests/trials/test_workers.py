@@ -210,7 +210,7 @@ def test_goals_and_halving_give_with_workers_what_they_give_without() -> None:
 
     def halved(workers: int | None) -> ag.Found:
         run = ag.Run(epochs=8, trials=6, seed=5, workers=workers, device="cpu", progress=False)
-        return ag.random_search(space(), TASK, run, halving=Halving())
+        return ag.multimodal_random(space(), TASK, run, halving=Halving())  # weights travel back, too
 
     def short(workers: int | None) -> ag.Found:
         run = ag.Run(steps=5, trials=8, seed=5, workers=workers, device="cpu", progress=False)

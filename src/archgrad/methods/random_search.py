@@ -147,7 +147,7 @@ def random_search(
     elif not isinstance(task, Scored):
         predict_peak_memory(space, task, run, optimizer=recipe.optimizer_factory, drawn=5)
     if halving and not isinstance(task, Scored):
-        rows, used = successive_halving(
+        rows, used, _ = successive_halving(
             space, task, run, drawn, halving=halving, steps=steps, time_fraction=search_fraction, recipe=recipe
         )
     elif not shared:

@@ -1,7 +1,8 @@
 """Encoders of one kind of input, sized from the input alone, as parts of the space `archgrad.fusion`.
 
-An encoder is a sequence of blocks; each is an operation, a norm, an activation, and a reduction of the size. All of
-these are choices: see `Encoder`. The space is ours; that of the paper (RandomNet, arXiv 2003.01181) is not known.
+An encoder is a sequence of blocks; each is an operation with BatchNorm, an activation, and a reduction of the size.
+All of these are choices: see `Encoder`. The space is ours; that of the paper (RandomNet, arXiv 2003.01181) is not
+known.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ WIDTHS: Mapping[str, tuple[int, ...]] = {
 }  # fmt: skip
 FACTORS = {1: 4, 2: 2}  # by which a block makes sound and images shorter
 MOST = 5
-GRID = 2  # places a side that an encoder's last map is averaged to
+GRID = 4  # places a side that an encoder's last map is averaged to
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class Encoder(nn.Module):
     """All encoders of one input.
 
     Choices, N being the input's name: "N.width" (channels), "N.depth" (blocks), "N.block1" ... (operation),
-    "N.norm", "N.activation" and "N.shrink". Those of the blocks are shared by all widths.
+    "N.activation" and "N.shrink". Those of the blocks are shared by all widths.
 
     Args:
         form: of the input.
@@ -252,11 +253,13 @@ class Trunk(nn.Module):
 
 
 def _block(dims: int, inputs: int, outputs: int, *, name: str, number: int) -> nn.Sequential:
-    operations = {label: make(dims, inputs, outputs) for label, make in OPERATIONS[dims > 0].items()}
-    norm = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d)[dims](outputs)
+    norm = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d)[dims]
+    operations = {
+        label: nn.Sequential(make(dims, inputs, outputs), norm(outputs))
+        for label, make in OPERATIONS[dims > 0].items()
+    }
     parts: list[nn.Module] = [
         OpChoice(operations, name=f"{name}.block{number}"),
-        OpChoice({"batch": norm, "none": nn.Identity()}, name=f"{name}.norm"),
         OpChoice({"relu": nn.ReLU(), "silu": nn.SiLU(), "tanh": nn.Tanh()}, name=f"{name}.activation"),
     ]
     if dims:

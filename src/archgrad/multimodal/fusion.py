@@ -180,9 +180,7 @@ class Fusion(nn.Module):
             assert isinstance(encoder, Encoder)
             depth = encoder.form.blocks[0] + int(said[f"{name}.depth"])
             row = [str(said[f"{name}.block{i + 1}"]) for i in range(depth)]
-            rest = [
-                str(said[f"{name}.{part}"]) for part in ("norm", "activation", "shrink") if f"{name}.{part}" in said
-            ]
+            rest = [str(said[f"{name}.{part}"]) for part in ("activation", "shrink") if f"{name}.{part}" in said]
             lines.append(f"{name}: {' '.join(row)}; width {said[f'{name}.width']}, {', '.join(rest)}")
         if self.where is not None:
             taps = [f"{name} after block {int(said[f'fusion.pair.{name}']) + 1}" for name in self.names]

@@ -11,18 +11,34 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from archgrad.choices.architecture import Architecture
 from archgrad.errors import ConfigError
+from archgrad.extract.discretize import build
 from archgrad.run.run import Run
 from archgrad.tasks.task import Task, evaluate, higher_is_better
 from archgrad.training.recipe import Recipe
 from archgrad.trials.evaluation import attempt, log, train_trial, trial_runner, within_budget
 from archgrad.trials.job import Job, Outcome
 from archgrad.trials.workers import Workers
+
+
+class Tried(NamedTuple):
+    """What came of successive halving.
+
+    Attributes:
+        rows: for each architecture {"architecture", "score", "round", "steps"}, and "failed" where it did: the score
+            and number, from 0, of the last round that it was in, and the steps that it was trained for.
+        used: the steps of all.
+        networks: those of the last round, by place, trained.
+    """
+
+    rows: list[dict[str, Any]]
+    used: int
+    networks: Mapping[int, nn.Module]
 
 
 @dataclass(frozen=True)
@@ -77,7 +93,7 @@ def successive_halving(
     steps: int,
     time_fraction: float,
     recipe: Recipe,
-) -> tuple[list[dict[str, Any]], int]:
+) -> Tried:
     """Try architectures by successive halving, each from fresh weights of its own, which go on from round to round.
 
     In every round the learning rate follows the whole schedule, so that the networks compared have settled. A trial
@@ -93,9 +109,6 @@ def successive_halving(
         time_fraction: of a budget in seconds, of all together.
         recipe: how; each round begins with a new optimizer.
 
-    Returns:
-        For each architecture {"architecture", "score", "round", "steps"}, and "failed" where it did: the score and
-        number, from 0, of the last round that it was in, and the steps that it was trained for; and the steps of all.
     """
     plan = halving.steps(len(architectures), steps)
     total, used, sign = sum(map(sum, plan)), 0, 1.0 if higher_is_better(task) else -1.0
@@ -118,13 +131,12 @@ def successive_halving(
             for i, more, spent in zip(left, each, before, strict=False)
         }
         used += sum(each[: len(jobs)])
-        for i, outcome in run_round(jobs, last=number + 1 == len(plan)):
+        for i, outcome in run_round(jobs):
             best = best if outcome.failed else max(best, sign * outcome.score)
             log(outcome, run, {"round": number} | ({"best": sign * best} if best > -math.inf else {}))
             rows[i] |= {"score": outcome.score, "round": number, "steps": rows[i]["steps"] + jobs[i].steps}
             rows[i] |= {"score": None, "failed": outcome.failed} if outcome.failed else {}
-    run_round.close()
-    return rows, used
+    return Tried(rows, used, run_round.close())
 
 
 class _Here:
@@ -134,7 +146,7 @@ class _Here:
         self.space, self.task, self.run, self.recipe = space, task, run, recipe
         self._networks: dict[int, nn.Module] = {}
 
-    def __call__(self, jobs: Mapping[int, Job], *, last: bool) -> Iterator[tuple[int, Outcome]]:
+    def __call__(self, jobs: Mapping[int, Job]) -> Iterator[tuple[int, Outcome]]:
         """What came of each trial of a round, in order."""
         self._networks = {i: network for i, network in self._networks.items() if i in jobs}
         for i, job in jobs.items():
@@ -146,29 +158,36 @@ class _Here:
         )
         return evaluate(self.task, self._networks[i])
 
-    def close(self) -> None:
-        """Forget the networks."""
-        self._networks = {}
+    def close(self) -> Mapping[int, nn.Module]:
+        """The networks of the last round."""
+        return self._networks
 
 
 class _Elsewhere:
     """Rounds of trials by workers: each round is a phase, and a trial's weights travel."""
 
     def __init__(self, space: nn.Module, task: Task, run: Run, *, recipe: Recipe) -> None:
-        self.run, self._workers = run, Workers(run, trial_runner(space, task, run, recipe=recipe))
-        self._weights: dict[int, dict[str, Tensor]] = {}
+        self.space, self.run = space, run
+        self._workers = Workers(run, trial_runner(space, task, run, recipe=recipe))
+        self._jobs, self._weights = dict[int, Job](), dict[int, dict[str, Tensor]]()
 
-    def __call__(self, jobs: Mapping[int, Job], *, last: bool) -> Iterator[tuple[int, Outcome]]:
+    def __call__(self, jobs: Mapping[int, Job]) -> Iterator[tuple[int, Outcome]]:
         """What came of each trial of a round, in order."""
-        wanted = [replace(job, weights=self._weights.get(i), keep=not last) for i, job in jobs.items()]
+        wanted = [replace(job, weights=self._weights.get(i), keep=True) for i, job in jobs.items()]
         self.run.register_state()
         for step in self.run.steps(len(wanted), phase="trials", counted=False):
             self._workers.ahead(wanted)
             self._workers.result(wanted[step])
         outcomes = {i: self._workers.result(job) for i, job in zip(jobs, wanted, strict=True)}
-        self._weights = {i: outcome.weights for i, outcome in outcomes.items()}
+        self._jobs, self._weights = dict(jobs), {i: outcome.weights for i, outcome in outcomes.items()}
         yield from outcomes.items()
 
-    def close(self) -> None:
-        """End the workers."""
+    def close(self) -> Mapping[int, nn.Module]:
+        """End the workers; the networks of the last round."""
         self._workers.close()
+        networks = {
+            i: build(self.space, self._jobs[i].architecture) for i, weights in self._weights.items() if weights
+        }
+        for i, network in networks.items():
+            network.load_state_dict(self._weights[i])
+        return networks
