@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -193,7 +194,9 @@ def train_trial(
     """
     with run.isolated_rng(job.name):
         if network is None:
-            network = build(space, job.architecture, weights="fresh" if recipe else "inherit").to(run.device)
+            # Drawing weights that are replaced must not move the randomness of the training.
+            with run.isolated_rng("replaced") if job.weights else contextlib.nullcontext():
+                network = build(space, job.architecture, weights="fresh" if recipe else "inherit").to(run.device)
         if job.weights is not None:
             network.load_state_dict(job.weights)
         if recipe is None:
