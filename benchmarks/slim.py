@@ -21,7 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,22 @@ def uniform_width(given: Slimming, *, distill: bool = False) -> nn.Module:
     return given.tuned(network, teacher=given.network if distill else None)
 
 
+def as_dnal(bench: Bench, fraction: float, *, trained: bool) -> float:
+    """How much longer uniform width may train to take the processor time of all steps of `dnal`."""
+    given = Slimming(bench, bench.fresh, trained, fraction, 1.0, RATES[0])
+    small = ag.build(given.space, uniform(given.space, given.constraint.uniform_width(), WidthRounding(1)))
+    networks, batch = (copy.deepcopy(bench.fresh).train(), small.train()), bench.task.stream(seed=0)(0)
+    ratios = []
+    for _ in range(15):
+        seconds = []
+        for network in networks:
+            started = time.process_time()
+            bench.task.loss(network, batch).backward()
+            seconds.append(time.process_time() - started)
+        ratios.append(seconds[0] / seconds[1])
+    return 1 + WHOLE[trained] * (statistics.median(ratios) - 1)
+
+
 def random_channels(given: Slimming) -> nn.Module:
     """Random channels, about the same fraction of every gate."""
     scores = ag.importance(given.space, criterion="random", seed=given.bench.seed)
@@ -199,6 +215,11 @@ def headroom(given: Slimming, draw: int) -> nn.Module:
     return given.tuned(ag.build(given.space, widths, weights="fresh"))
 
 
+LONGER = "uniform, equal time"
+WHOLE = {
+    True: 0.1,
+    False: 0.2,
+}  # the share of its steps that dnal trains the whole network, from trained weights or not
 Method = Callable[[Slimming], nn.Module]
 TRAINED: Mapping[str, Method] = {
     "dnal": dnal,
@@ -206,6 +227,7 @@ TRAINED: Mapping[str, Method] = {
     "dnal, published": functools.partial(dnal, sparsity=3.0),
     "uniform": uniform_width,
     "uniform, distilled": functools.partial(uniform_width, distill=True),
+    LONGER: uniform_width,
     "random": random_channels,
     "tp-magnitude": functools.partial(
         torch_pruning, importance=functools.partial(tp.importance.GroupMagnitudeImportance, p=2)
@@ -215,7 +237,7 @@ TRAINED: Mapping[str, Method] = {
     "hesso": hesso,
 }
 SCRATCH: Mapping[str, Method] = {
-    "dnal": dnal, "uniform": uniform_width, "hesso": hesso,
+    "dnal": dnal, "uniform": uniform_width, LONGER: uniform_width, "hesso": hesso,
     **{f"headroom {draw}": functools.partial(headroom, draw=draw) for draw in range(6)},
 }  # fmt: skip
 
@@ -279,8 +301,11 @@ def run_case(name: str, rows: Rows, *, seeds: range, fractions: list[float], onl
         of_protocol, epochs = (TRAINED, case.epochs / 3) if protocol == "A" else (SCRATCH, case.epochs / 2)
         network = bench.dense() if protocol == "A" else bench.fresh
         given = Slimming(bench, network, protocol == "A", fraction, epochs, rate)
+        if method == LONGER:
+            given = replace(given, epochs=round(epochs * longer[protocol, fraction], 2))
         return rows.add({**key, "rate": rate}, functools.partial(measured, given, of_protocol[method]))
 
+    longer = {(p, f): as_dnal(Bench(case, task, seeds[0]), f, trained=p == "A") for p in "AB" for f in fractions}
     for seed in seeds:
         bench = Bench(case, task, seed)
         row(bench, "A", "dense", 1.0, RATES[0])
