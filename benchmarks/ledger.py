@@ -350,7 +350,10 @@ ENTRIES: dict[str, Entry] = {
     ),
     "memory_bound_planted": Entry(
         "Does RADARS find its way where half of the candidates are bad?",
-        _run("memory_bound", "--sizes --accuracy-sizes --planted --seeds 5", "memory_bound_planted"),
+        _run(
+            "memory_bound", "--sizes --accuracy-sizes --planted --accuracy-data digits --seeds 5",
+            "memory_bound_planted",
+        ),
         "docs/benchmarks/memory-bound.md",
         of_rows("test accuracy, %", "accuracy", group="kind", scale=100),
         peers=("darts, random subspace", "policy only", "random search"),
