@@ -29,10 +29,11 @@ class Net(nn.Module):
         self.last = nn.Linear(8, classes)
 
     def forward(self, x):
-        if self.training and "STOP_AT" in os.environ:
+        # By a name that says where a process runs, and is no setting of the run.
+        if self.training and "JOB_STOP_AT" in os.environ:
             CALLS[0] += 1
-            if CALLS[0] == int(os.environ["STOP_AT"]):
-                os.kill(os.getpid(), int(os.environ["STOP_BY"]))
+            if CALLS[0] == int(os.environ["JOB_STOP_AT"]):
+                os.kill(os.getpid(), int(os.environ["JOB_STOP_BY"]))
         x = torch.relu(self.norm(self.first(x)))
         return self.last(torch.relu(self.second(x)).mean((2, 3)))
 
@@ -80,10 +81,10 @@ class Space(nn.Module):
         self.head = nn.Linear(8, classes)
 
     def forward(self, x):
-        if self.training and "STOP_AT" in os.environ:
+        if self.training and "JOB_STOP_AT" in os.environ:
             CALLS[0] += 1
-            if CALLS[0] == int(os.environ["STOP_AT"]):
-                os.kill(os.getpid(), int(os.environ["STOP_BY"]))
+            if CALLS[0] == int(os.environ["JOB_STOP_AT"]):
+                os.kill(os.getpid(), int(os.environ["JOB_STOP_BY"]))
         return self.head(self.second(torch.relu(self.first(self.stem(x)))).mean((2, 3)))
 
 def differ(in_channels, classes):

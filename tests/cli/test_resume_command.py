@@ -16,7 +16,7 @@ from conftest import SLIM
 
 
 def _process(*arguments: str | Path, stop_at: int, by: signal.Signals) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "STOP_AT": str(stop_at), "STOP_BY": str(int(by))}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "JOB_STOP_AT": str(stop_at), "JOB_STOP_BY": str(int(by))}
     command = [sys.executable, "-m", "archgrad", *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
 

@@ -116,7 +116,7 @@ def test_stopped_and_resumed_is_the_search_never_stopped(
         *("search", "--space", f"{place / 'space.py'}:Space", "--data", place / "data.npz", "--steps", "12"),
         *("--batch-size", "18", "--limit", "macs=0.9", "--threads", "1", "--no-onnx", "--out"),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "STOP_AT": "9", "STOP_BY": str(int(signal.SIGTERM))}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "JOB_STOP_AT": "9", "JOB_STOP_BY": str(int(signal.SIGTERM))}
     command = [sys.executable, "-m", "archgrad", *map(str, [*arguments, tmp_path / "run"])]
     stopped = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert stopped.returncode == 143, stopped.stderr

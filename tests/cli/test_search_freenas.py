@@ -39,7 +39,7 @@ class Space(nn.Module):
 
     def forward(self, x):
         CALLS[0] += 1
-        if CALLS[0] == int(os.environ.get("STOP_AT", -1)):
+        if CALLS[0] == int(os.environ.get("JOB_STOP_AT", -1)):
             os.kill(os.getpid(), signal.SIGTERM)
         return self.head(torch.relu(self.second(torch.relu(self.first(self.stem(x))))).mean((2, 3)))
 
@@ -152,7 +152,7 @@ def test_a_table_judges_and_does_not_decide(bench: Path, tmp_path: Path, cli: Ca
 def test_a_stopped_freenas_resumes_to_the_same_bits(bench: Path, tmp_path: Path, cli: Callable) -> None:
     given = ("search", "--method", "freenas", "--space", f"{bench / 'own.py'}:Space", "--threads", "1", "--no-onnx")
     command = [sys.executable, "-m", "archgrad", *given, "--out", str(tmp_path / "run")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "STOP_AT": "7"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "JOB_STOP_AT": "7"}
     stopped = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert stopped.returncode == 143, stopped.stderr
     assert f"archgrad resume {tmp_path / 'run'}" in stopped.stderr

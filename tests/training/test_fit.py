@@ -274,6 +274,20 @@ def test_average_is_the_moving_average_and_its_norms_are_calibrated() -> None:
     assert training.notes == []
 
 
+@pytest.mark.parametrize("replaces", [True, False])
+def test_parameters_that_a_network_replaces_while_it_is_trained_are_noted(replaces: bool) -> None:
+    class Replacing(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            if replaces and self.training:
+                self.weight = nn.Parameter(self.weight.detach().clone())
+            return super().forward(x.flatten(1))
+
+    x = torch.randn(24, 3)
+    taken = run(steps=4)
+    fit(Replacing(3, 2), Classification((x, (x[:, 0] > 0).long()), batch_size=8), taken)
+    assert any("replaced weight by other parameters" in note for note in taken.notes) == replaces
+
+
 def test_an_average_over_more_steps_than_there_are_is_noted() -> None:
     training = run()
     fit(net(), task(), training, recipe=Recipe(average=0.999))

@@ -179,6 +179,7 @@ def train(
     epochs = EpochScores(network, task, per_epoch, keep=recipe.best_epoch) if scored else None
     extra = {name: part for name, part in (("averaged", averaged), ("epochs", epochs)) if part is not None}
     run.register_state(network=network, optimizer=optimizer, **extra)
+    held = dict(network.named_parameters())
 
     def before_step(step: int, progress: float) -> Mapping[str, float]:
         if ramp:
@@ -195,6 +196,11 @@ def train(
     finally:
         if ramp:
             ramp.undo()
+    if replaced := [name for name, parameter in network.named_parameters() if held.get(name) is not parameter]:
+        run.note(
+            f"{type(network).__name__} replaced {', '.join(replaced[:5])} by other parameters while it was trained: "
+            f"these were not trained. Change parameters in place (with torch.no_grad(): parameter.copy_(...))"
+        )
     if epochs and steps:
         with watched(run):
             figures = epochs.end()
