@@ -14,7 +14,7 @@ from archgrad.choices.access import choices, decisions, relax, sample
 from archgrad.choices.relaxations import Softmax
 from archgrad.cli import run_setup
 from archgrad.cli.command_output import Outcome
-from archgrad.cli.commands.search import described_space
+from archgrad.cli.commands.search import described_space, search_fraction
 from archgrad.cli.inputs import data, spaces
 from archgrad.cli.schemas.methods import METHODS
 from archgrad.cli.schemas.options import Options
@@ -122,7 +122,7 @@ def _limits_of(options: SlimOptions | TransferOptions, task: Task) -> list[Limit
 def _search(options: SearchOptions, task: Task, run: Run) -> Plan:
     method, task = METHODS[options.method], run_setup.with_teacher(task, options)
     space, described = spaces.build_space(described_space(options), task)
-    search_steps, train_steps = split_steps(run, task, options.search_fraction)
+    search_steps, train_steps = split_steps(run, task, search_fraction(options, method.load()))
     limit = run_setup.limit_of(options.limit, task.example, onnx=False)
     bound = None
     if limit is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ def execute(options: SearchOptions) -> command_output.Outcome:
             found = function(space, run, example=subject.example, limit=limit, **arguments)
         else:
             found = function(
-                space, task, run, limit=limit, search_fraction=options.search_fraction,
+                space, task, run, limit=limit, search_fraction=search_fraction(options, function),
                 **run_setup.recipes_of(options, function), **arguments,
             )  # fmt: skip
         if table is not None:
@@ -50,6 +52,12 @@ def execute(options: SearchOptions) -> command_output.Outcome:
         run_setup.write_onnx(found, out, options.onnx)
     larger = _LARGER.format(out=options.out) if options.space == "darts" else ""
     return command_output.of_record(found.record, command_output.files_in(out), larger)
+
+
+def search_fraction(options: SearchOptions, function: Callable[..., Any]) -> float:
+    """The one that is asked for, else the method's own."""
+    own: float = inspect.signature(function).parameters["search_fraction"].default
+    return own if options.search_fraction is None else options.search_fraction
 
 
 def described_space(options: SearchOptions) -> spaces.SpaceDescription:

@@ -53,9 +53,11 @@ class SearchOptions(
     method: str = Field("unas", description=f"{', '.join(SEARCHES)}.")
     space: str = Field("darts", description=f"{', '.join(SPACES)}, or a MODEL of your own that contains choices.")
     out: str = Field("runs/search", description="The run's folder.")
-    search_fraction: float = Field(
-        0.5, gt=0, le=1, description="Fraction of the budget that is searched in; the rest trains the result."
-    )
+    search_fraction: float | None = Field(
+        None, gt=0, le=1,
+        description="Fraction of the budget that is searched in; the rest trains the result. Default: the method's "
+        "own, 0.5 for most.",
+    )  # fmt: skip
 
     @field_validator("method")
     @classmethod
