@@ -205,6 +205,9 @@ def test_what_cannot_be_is_refused_at_once() -> None:
         ag.GateTrainer(space, limit=ag.params().at_most(3), steps=5)
     with pytest.raises(ConfigError, match="give example="):
         ag.GateTrainer(space, limit=ag.latency(torch.randn(1, 16)).at_most(ms=100.0), steps=5)
+    other = ag.GateTrainer(space, limit=limit, steps=5)
+    with pytest.raises(ConfigError, match="another version"):
+        other.load_state_dict(other.state_dict() | {"scale": [1.0, 1e4, 10]})
     for state in ({}, None, space.state_dict()):
         with pytest.raises(ConfigError, match=r"give what state_dict\(\) of a GateTrainer returned"):
             ag.GateTrainer(space, limit=limit, steps=5).load_state_dict(state)

@@ -62,6 +62,16 @@ def test_finds_a_fusion_that_uses_both_and_reports_the_finalists() -> None:
     assert found.record["best_so_far"] == sorted(found.record["best_so_far"])
 
 
+@pytest.mark.parametrize("finalists", [3, 4])
+def test_every_finalist_was_in_the_last_round(finalists: int) -> None:
+    given = task()
+    found = ag.multimodal_random(space(given), given, run(steps=60), finalists=finalists)
+    rows = found.record["trials"]
+    latest = max(row["round"] for row in rows)
+    assert [rows[i]["round"] for i in found.record["finalists"]["trials"]] == [latest] * finalists
+    assert "fresh weights" not in "".join(found.record["notes"])
+
+
 def test_the_finalists_are_trained_on_validation_data_too() -> None:
     given = task()
     whole = given.with_validation()

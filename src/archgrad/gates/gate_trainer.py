@@ -41,9 +41,10 @@ from archgrad.training.fit import estimate_statistics
 class GateTrainer:
     """Decides the gates of a space in your own training loop, and cuts the network under a limit.
 
-    It relaxes the space in place, so that your loss has a gradient with respect to the gates' logits too. After each
-    step of your optimizer, `step` moves the logits by that gradient and back onto the limit (`GateOptimizer`, as
-    `archgrad.dnal` does), and hardens the gates. `cut` gives the plain network, under the limit exactly.
+    It relaxes the space in place, the logits of its gates in the order of the weights' magnitude, so that your loss
+    has a gradient with respect to them too. After each step of your optimizer, `step` moves the logits by that
+    gradient and back onto the limit (`GateOptimizer`, as `archgrad.dnal` does), and hardens the gates. `cut` gives
+    the plain network, under the limit exactly.
 
     The loop stays yours: any optimizer of the weights, mixed precision, accumulation, a moving average, several
     processes. The optimizer must not train the logits: make it before the GateTrainer, or give it
@@ -192,6 +193,7 @@ class GateTrainer:
         return {
             "steps": self.steps, "steps_taken": self.steps_taken, "optimizer": self._optimizer.state_dict(),
             "gates": self._gates.state_dict(), "rounding": dataclasses.asdict(self.constraint.rounding),
+            "scale": [*SCALE_UNDER_LIMIT, ROUNDS_UNDER_LIMIT],
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -205,6 +207,11 @@ class GateTrainer:
         if state["steps"] != self.steps:
             raise ConfigError(
                 f"the state is of steps={state['steps']}, and this GateTrainer has steps={self.steps}: give the same"
+            )
+        if state["scale"] != [*SCALE_UNDER_LIMIT, ROUNDS_UNDER_LIMIT]:
+            raise ConfigError(
+                "the state is of another version of archgrad, in which the gates harden otherwise: begin anew, or "
+                "resume with that version"
             )
         rounding = WidthRounding(**state["rounding"])
         if rounding != self.constraint.rounding:  # measured, on another day

@@ -108,7 +108,6 @@ def successive_halving(
         steps: of training, of all trials together.
         time_fraction: of a budget in seconds, of all together.
         recipe: how; each round begins with a new optimizer.
-
     """
     plan = halving.steps(len(architectures), steps)
     total, used, sign = sum(map(sum, plan)), 0, 1.0 if higher_is_better(task) else -1.0

@@ -25,7 +25,7 @@ from __future__ import annotations
 import functools
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -153,11 +153,14 @@ def multimodal_random(
             "before any is left out; give more steps, or Run(trials=)."
         )
     drawn = draw_architectures(policy, run, trials, constraint, refused_count=refused_count)
+    rounds = replace(halving, least=max(halving.least, finalists))  # finalists go on from the weights of the last
     rows, used, networks = successive_halving(
-        space, task, run, drawn, halving=halving, steps=steps, time_fraction=search_fraction, recipe=recipe
+        space, task, run, drawn, halving=rounds, steps=steps, time_fraction=search_fraction, recipe=recipe
     )
     report_failures(rows, run)
     best = run.compute_once("best", lambda: ranking(rows, drawn, constraint, higher=higher, count=finalists))
+    if left := [i for i in best if i not in networks]:
+        run.note(f"Trials {left} left before the last round, and are finalists from fresh weights.")
     kept = [networks.get(i) or build(space, drawn[i], weights="fresh") for i in best]
     scores = _train_finalists(kept, task, run, settings, steps=max(0, rest + steps - used))
     return train_and_report(
@@ -197,9 +200,9 @@ def _record(
 ) -> dict[str, Any]:
     mean, spread = statistics.mean(scores), statistics.stdev(scores) if len(scores) > 1 else 0.0
     run.note(
-        f"Test scores of the best {len(scores)} on validation data, each trained on"
-        f"{', on training and validation data' if isinstance(task, Joinable) else ''}: mean {mean:.4f}, standard "
-        f"deviation {spread:.4f}. What is handed back is the best on validation data."
+        f"Test scores of the best {len(scores)} on validation data, after more training"
+        f"{' on training and validation data together' if isinstance(task, Joinable) else ''}: mean {mean:.4f}, "
+        f"standard deviation {spread:.4f}. What is handed back is the best on validation data."
     )
     tried, higher = [row["score"] for row in rows if not row.get("failed")], higher_is_better(task)
     options = settings_record(settings)
