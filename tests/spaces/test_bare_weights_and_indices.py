@@ -264,6 +264,8 @@ def test_weight_norm_goes_through_slimming(form: str, dim: int | None) -> None:
     x = torch.randn(2, 4, 6, dtype=DOUBLE)
     net = Vocoder(normed(form, dim)).double()
     net.down.requires_grad_(False)
+    for layer, part in ((net.up, 0), (net.blocks[0], 1)):  # lengths or directions alone are frozen
+        [p for name, p in layer.named_parameters() if name != "bias"][part].requires_grad_(False)
     before = net(x)
     space = slim(net, x)
     assert sizes(space) == {"up": 2, "down": 6} and torch.equal(net(x), before)
@@ -274,7 +276,10 @@ def test_weight_norm_goes_through_slimming(form: str, dim: int | None) -> None:
     assert [n for n, _ in built.named_parameters()] == [n for n, _ in net.named_parameters()]
     assert [p.requires_grad for p in built.parameters()] == [p.requires_grad for p in net.parameters()]
     built(x).sum().backward()
-    assert all(p.grad is not None for p in built.up.parameters())
+    assert all((p.grad is not None) == p.requires_grad for p in built.parameters())
+    assert not any(
+        p.requires_grad for p in build(slim(net, x).requires_grad_(False), extremes(space)[0]).parameters()
+    )
 
 
 def test_a_row_of_zeros_with_weight_norm_stays_one() -> None:

@@ -19,9 +19,12 @@ from archgrad.spaces.slim.slimmable import frozen, slim
 
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("groups", [2, 3])
-def test_statistics_of_open_places_are_those_of_a_norm_without_the_others(groups: int, affine: bool) -> None:
+@pytest.mark.parametrize("places", [(5, 3), ()])
+def test_statistics_of_open_places_are_those_of_a_norm_without_the_others(
+    places: tuple[int, ...], groups: int, affine: bool
+) -> None:
     norm = nn.GroupNorm(groups, 4 * groups, affine=affine).double()
-    x = torch.randn(2, 4 * groups, 5, 3, dtype=torch.float64)
+    x = torch.randn(2, 4 * groups, *places, dtype=torch.float64)
     if affine:
         nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
     is_open = torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=torch.float64).repeat(groups)
@@ -66,6 +69,27 @@ def test_groups_across_a_concatenation_lose_places(a: int, b: int, groups: int, 
         assert float(macs(x).expected(held)) == pytest.approx(macs(x).of(built), rel=1e-9)
         assert built.norm.num_groups == groups and built.norm.num_channels == built.mix.in_channels
     assert_plain(built)
+
+
+class JoinedVectors(nn.Module):
+    """Two branches of vectors, [B, C], put together in front of a GroupNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm, self.last = nn.Linear(3, 8), nn.Linear(3, 4), nn.GroupNorm(2, 12), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(torch.cat([self.a(x), self.b(x)], 1)).relu())
+
+
+def test_groups_of_vectors_lose_places() -> None:
+    x = torch.randn(5, 3, dtype=torch.float64)
+    space = slim(JoinedVectors().double(), x)
+    assert choices(space)
+    stir(space)
+    for architecture in extremes(space):
+        held, built = hold(space, architecture), build(space, architecture)
+        assert difference(outputs(held, (x,)), outputs(built, (x,))) < 1e-9
 
 
 def test_a_place_that_is_open_in_part_counts_in_part() -> None:

@@ -99,6 +99,65 @@ def test_a_norm_is_known_by_what_it_computes_and_open_channels_alone_make_its_st
     assert not torch.allclose(wrong, smaller(x.index_select(axis, kept)), atol=1e-2)
 
 
+class Written(nn.Module):
+    """A norm with a number in `forward`: added under the root, or the least length that it divides by."""
+
+    def __init__(self, eps: float, *, added: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(WIDTH) + 0.5)
+        self.number, self.added = [eps], added
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.added:
+            return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.number[0]) * self.weight
+        return F.normalize(x, dim=-1, eps=self.number[0]) * x.shape[-1] ** 0.5 * self.weight
+
+
+@pytest.mark.parametrize("power", range(2, 13))
+def test_a_number_in_the_forward_of_a_norm_is_measured(power: int) -> None:
+    for added in (True, False):
+        kind = channel_norm(Written(eps := 10.0**-power, added=added))
+        assert kind is not None and (kind.eps, kind.least) == ((eps, 1e-12) if added else (0.0, eps))
+
+
+class Padded(nn.Module):
+    """Vectors, those of padding zero, behind a norm that leaves them zero."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.embed, self.norm, self.head = nn.Embedding(10, WIDTH, padding_idx=0), norm, nn.Linear(WIDTH, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.norm(self.embed(tokens)))
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-6])
+@pytest.mark.parametrize("example", [0, 1])
+def test_zeros_stay_zeros_behind_a_norm_that_divides_by_a_least_length(example: int, eps: float) -> None:
+    torch.manual_seed(0)
+    net = Padded(Written(eps, added=False))
+    tokens = torch.arange(8).reshape(2, 4)
+    space = ag.slim(net, tokens + 1 - example)
+    assert {n: same[0].size for n, same in choices(space).items()} == {"embed": WIDTH}
+    for architecture in [*extremes(space), sample(space, generator=torch.Generator().manual_seed(0))]:
+        held, built = hold(space, architecture), build(space, architecture)
+        assert torch.equal(built(tokens)[0, 0], net.head.bias)
+        torch.testing.assert_close(held(tokens), built(tokens))
+    relax(space, ag.scaled_sigmoid)
+    space(tokens).square().sum().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in (*logits(space), *space.parameters()))
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+def test_a_norm_that_divides_zeros_by_zero_does_so_in_a_space(norm: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    space = ag.slim(Padded(norm(WIDTH, eps=0.0)), torch.arange(1, 9).reshape(2, 4))  # type: ignore[call-arg]
+    assert choices(space).keys() == {"embed"}
+    for architecture in extremes(space):
+        held, built = hold(space, architecture), build(space, architecture)
+        torch.testing.assert_close(held(x := torch.arange(4)[None]), built(x), equal_nan=True)
+
+
 def test_soft_gates_weigh_the_statistics() -> None:
     norm, x, g = stirred(nn.LayerNorm(WIDTH)), torch.randn(4, WIDTH).double(), torch.rand(WIDTH).double()
     kind = channel_norm(norm)

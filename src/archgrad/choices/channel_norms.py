@@ -9,6 +9,7 @@ what the norm computes without the closed channels, so that closing a channel be
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ from archgrad.choices.standardized_weights import Mask, OpenWeight, Standardized
 STATISTICS = "_archgrad_statistics"  # the child of a norm that computes its statistics over open channels
 _WEIGHTS = ("weight", "gamma", "scale", "g")
 _BIASES = ("bias", "beta", "b")
-_EPSILONS = (1e-5, 1e-6, 1e-8, 1e-12, 0.0)  # beside those that a module keeps: forward may have it as a number
+_EPSILONS = (1e-5, 1e-6, 1e-8, 1e-12, 1e-3, 1e-2, 1e-4, 1e-7, 1e-9, 1e-10, 1e-11)  # forward may have one as a number
+_LEAST = 1e-12  # that of F.normalize
+_TORCHS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # their eps is the one that they keep
 _EXACT = 1e-4  # relative; a norm may compute in single precision whatever it is given
 
 
@@ -37,6 +40,7 @@ class ChannelNorm:
         centered: whether the mean is subtracted.
         everywhere: whether it normalizes over all places of an example too, as GroupNorm does.
         eps: added to the variance; None for the precision that it is computed in.
+        least: where eps is 0, the least length that a vector is divided by, as in F.normalize: zeros stay zeros.
         weight, bias: names of its parameters, "" for none.
         offset: added to the weight.
         tensors: (name, dimension) of what is cut with the channels.
@@ -50,6 +54,7 @@ class ChannelNorm:
     centered: bool = True
     everywhere: bool = False
     eps: float | None = 1e-5
+    least: float = _LEAST
     weight: str = ""
     bias: str = ""
     offset: float = 0.0
@@ -69,7 +74,8 @@ class ChannelNorm:
 
         def mean(y: Tensor) -> Tensor:
             if self.groups > 1:
-                each = (share * y).reshape(len(y), self.groups, -1, *y.shape[2:]).sum(2).mean(others, keepdim=True)
+                each = (share * y).reshape(len(y), self.groups, -1, *y.shape[2:]).sum(2)
+                each = each.mean(others, keepdim=True) if others else each
                 return each.repeat_interleave(y.shape[1] // self.groups, 1)
             y = (share * y).sum(self.axis, keepdim=True)
             return y.mean(others, keepdim=True) if others else y
@@ -78,8 +84,13 @@ class ChannelNorm:
         if not is_open.requires_grad:
             # Nothing limits what a closed channel holds: where few are open, each norm would multiply it.
             values = values.masked_fill(share == 0.0, 0.0)
-        eps = torch.finfo(values.dtype).eps if self.eps is None else self.eps
-        y = (values * torch.rsqrt(mean(values.square()) + eps)).to(x.dtype)
+        variance = mean(values.square())
+        if self.eps == 0.0:
+            count = is_open.detach().to(values).sum() / self.groups * math.prod(x.shape[d] for d in others)
+            variance = variance.clamp_min(self.least**2 / count.clamp_min(torch.finfo(values.dtype).eps))
+        else:
+            variance = variance + (torch.finfo(values.dtype).eps if self.eps is None else self.eps)
+        y = (values * torch.rsqrt(variance)).to(x.dtype)
         if self.weight:
             y = y * (getattr(norm, self.weight) + self.offset).reshape(shape).to(x.dtype)
         y = y + getattr(norm, self.bias).reshape(shape).to(x.dtype) if self.bias else y
@@ -173,8 +184,8 @@ def channel_norm(module: nn.Module) -> ChannelNorm | None:
     Tried are torch's norms, and modules of other classes that hold nothing but a weight or a bias for each channel
     and a small number. What they are is known by what they compute, whatever their class is called.
     """
-    kinds = list(_kinds(module))
-    if not kinds:
+    forms = list(_forms(module))
+    if not forms:
         return None
     # In double precision: in a half one, what it computes is known too roughly to tell kinds apart.
     probe = copy.deepcopy(module).eval().double()
@@ -186,14 +197,15 @@ def channel_norm(module: nn.Module) -> ChannelNorm | None:
         for parameter in probe.parameters():
             parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
         for axis, shape in ((-1, (5,)), (-1, (2, 5)), (1, (3, 5)), (1, (4,))):
-            size = (2, *shape, kinds[0].width) if axis == -1 else (2, kinds[0].width, *shape)
+            size = (2, *shape, forms[0].width) if axis == -1 else (2, forms[0].width, *shape)
             x = (torch.randn(size, generator=generator) + 0.5).to(device, torch.float64)
-            actual = _normalized(probe, x)
-            for kind in kinds if actual is not None else ():
-                if kind.axis == axis and _agrees(kind, probe, x, actual):
-                    small = x * math.sqrt(kind.eps or 1e-6)  # where eps counts, too
-                    if _agrees(kind, probe, small, _normalized(probe, small)):
-                        return kind
+            large = 1e3 * x  # where eps does not count
+            actual = _normalized(probe, large)
+            for form in forms if actual is not None else ():
+                if form.axis == axis and _agrees(form, probe, large, actual):
+                    for kind, scales in _with_eps(form, module, x):
+                        if all(_agrees(kind, probe, s * x, _normalized(probe, s * x)) for s in scales):
+                            return kind
     return None
 
 
@@ -213,9 +225,25 @@ def _agrees(kind: ChannelNorm, norm: nn.Module, x: Tensor, actual: Tensor | None
     return bool((kind(norm, x, every) - actual).abs().max() <= _EXACT * actual.abs().max())
 
 
-def _kinds(module: nn.Module) -> Iterator[ChannelNorm]:
-    """What a module might compute, going by its parameters and attributes."""
-    torchs = isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm))
+def _with_eps(form: ChannelNorm, module: nn.Module, x: Tensor) -> Iterator[tuple[ChannelNorm, tuple[float, ...]]]:
+    """What a norm of this form might compute, and factors of x at which it is compared: there eps counts."""
+    kept = [v for v in vars(module).values() if isinstance(v, float) and 0.0 <= v < 0.1]
+    small = list(dict.fromkeys([*filter(None, kept), *(() if isinstance(module, _TORCHS) else _EPSILONS)]))
+    for eps in small:
+        yield dataclasses.replace(form, eps=eps), (1.0, math.sqrt(eps))
+    if 0.0 in kept or not isinstance(module, _TORCHS):
+        for least in small:
+            below = 0.1 * least / float(x.norm())
+            yield dataclasses.replace(form, eps=0.0, least=least), (1.0, 1e-3, below)
+        yield dataclasses.replace(form, eps=0.0), (1.0, 1e-3, 0.0)
+        yield dataclasses.replace(form, eps=0.0, least=0.0), (1.0, 1e-3)  # zeros become NaN
+    if isinstance(module, nn.RMSNorm):
+        yield dataclasses.replace(form, eps=None), (1.0, 1e-3)
+
+
+def _forms(module: nn.Module) -> Iterator[ChannelNorm]:
+    """What a module might compute but for eps, going by its parameters and attributes."""
+    torchs = isinstance(module, _TORCHS)
     others = not type(module).__module__.startswith("torch.") and not isinstance(module, _NormBase)
     own = dict(module.named_parameters())
     then = tuple(name for name, _ in module.named_children())
@@ -230,15 +258,13 @@ def _kinds(module: nn.Module) -> Iterator[ChannelNorm]:
     weight = next((n for n in own if n in _WEIGHTS), "")
     bias = next((n for n in own if n in _BIASES), "")
     tensors = tuple((name, list(p.shape).index(width)) for name, p in own.items())
-    small = [v for v in vars(module).values() if isinstance(v, float) and 0.0 <= v < 0.1]
-    written = () if torchs else _EPSILONS
-    for eps in dict.fromkeys([*small, *([None] if isinstance(module, nn.RMSNorm) else []), *written]):
-        for offset in (0.0, 1.0) if weight else (0.0,):
-            for centered in (True, False):
-                for axis, everywhere in ((-1, False), (1, False), (1, True)):
-                    yield ChannelNorm(
-                        width, axis, centered, everywhere, eps, weight, bias, offset, tensors, counts, then
-                    )
+    for offset in (0.0, 1.0) if weight else (0.0,):
+        for centered in (True, False):
+            for axis, everywhere in ((-1, False), (1, False), (1, True)):
+                yield ChannelNorm(
+                    width, axis, centered, everywhere, 0.0, weight=weight, bias=bias, offset=offset, tensors=tensors,
+                    counts=counts, then=then,
+                )  # fmt: skip
 
 
 def _numbers(value: object) -> list[int]:

@@ -29,11 +29,13 @@ class _Normed:
     Attributes:
         name: of the tensor.
         dim: along which its parts have a length each; -1 for one length of all.
+        trained: whether its lengths and its directions are trained.
         hooked: by `torch.nn.utils.weight_norm`, which computes it in front of each call.
     """
 
     name: str
     dim: int
+    trained: tuple[bool, bool]
     hooked: bool
 
 
@@ -54,14 +56,16 @@ def restore_weight_norms(network: nn.Module) -> None:
     """Put the norms back, in place."""
     for module in network.modules():
         for how in vars(module).pop(NORMED, ()):
-            trained = getattr(module, how.name).requires_grad
+            now = getattr(module, how.name).requires_grad
+            trained = how.trained if now == any(how.trained) else (now, now)  # unless the space was frozen or freed
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # the older form is what the user's network has
                 make = nn.utils.weight_norm if how.hooked else parametrizations.weight_norm
                 make(module, how.name, how.dim if how.dim >= 0 else None)  # type: ignore[arg-type]
-            own = f"{how.name}_" if how.hooked else f"parametrizations.{how.name}.original"
-            names = [f"{own}{part}" for part in ("gv" if how.hooked else "01")]
-            g, v = (module.get_parameter(name).requires_grad_(trained) for name in names)
+            g, v = (
+                parameter.requires_grad_(flag)
+                for parameter, flag in zip(_parts(module, how.name, how.hooked), trained, strict=True)
+            )
             with torch.no_grad():  # what is zero has a length and no direction: any will do
                 v.masked_fill_((g == 0.0).expand_as(v), 1.0)
 
@@ -85,28 +89,42 @@ def _normed(module: nn.Module) -> tuple[_Normed, ...]:
         return ()
     hooks = [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm)]
     if hooks:
-        return tuple(_Normed(hook.name, hook.dim if hook.dim is not None else -1, True) for hook in hooks)
+        return tuple(
+            _Normed(hook.name, hook.dim if hook.dim is not None else -1, _trained(module, hook.name, True), True)
+            for hook in hooks
+        )
     if "parametrizations" not in module._modules or not parametrize.is_parametrized(module):
         return ()
     steps = {name: list(steps) for name, steps in module.parametrizations.items()}  # type: ignore[union-attr, operator]
     if any(len(own) != 1 or not isinstance(own[0], _WeightNorm) for own in steps.values()):
         return ()
-    return tuple(_Normed(name, own[0].dim, False) for name, own in steps.items())
+    return tuple(_Normed(name, own[0].dim, _trained(module, name, False), False) for name, own in steps.items())
+
+
+def _parts(module: nn.Module, name: str, hooked: bool) -> tuple[nn.Parameter, nn.Parameter]:
+    """The lengths and the directions of a tensor."""
+    own = f"{name}_" if hooked else f"parametrizations.{name}.original"
+    g, v = (module.get_parameter(f"{own}{part}") for part in ("gv" if hooked else "01"))
+    return g, v
+
+
+def _trained(module: nn.Module, name: str, hooked: bool) -> tuple[bool, bool]:
+    g, v = _parts(module, name, hooked)
+    return g.requires_grad, v.requires_grad
 
 
 def _fold(module: nn.Module, how: _Normed) -> None:
     """Make a plain parameter of a tensor, in place; a class that torch made for the layer is left as it is."""
     if how.hooked:
-        trained = module.get_parameter(f"{how.name}_v").requires_grad
         nn.utils.remove_weight_norm(module, how.name)
-        module.get_parameter(how.name).requires_grad_(trained)
+        module.get_parameter(how.name).requires_grad_(any(how.trained))
         return
     steps: Any = module.parametrizations[how.name]  # type: ignore[index]
-    trained, original = steps.original1.requires_grad, parametrize.type_before_parametrizations(module)
+    original = parametrize.type_before_parametrizations(module)
     with torch.no_grad():
         value: Tensor = steps()
     del module.parametrizations[how.name]  # type: ignore[union-attr, operator]
     if not len(module.parametrizations):  # type: ignore[arg-type]
         del module.parametrizations
         module.__class__ = original
-    module.register_parameter(how.name, nn.Parameter(value.detach().clone(), requires_grad=trained))
+    module.register_parameter(how.name, nn.Parameter(value.detach().clone(), requires_grad=any(how.trained)))
