@@ -26,7 +26,6 @@ from archgrad.digests import digest, of_array
 from archgrad.plain_values import DEPTH, is_mutable, is_path, is_plain, is_record
 from archgrad.reached_code import (
     bound_by,
-    environment_of,
     functions_in,
     is_own,
     is_own_name,
@@ -224,7 +223,7 @@ def _function_row(function: FunctionType, reading: _Reading) -> Any:
     read = [(name, values[name]) for name in sorted(names)]
     bound = [(name, entry) for name, entry in bound_by(function).items() if not name.startswith("__")]
     told = [(name, _read(entry, changes, reading)) for name, entry in [*read, *bound]]
-    return [said(function), told, *environment_of(function.__code__)]
+    return [said(function), told]
 
 
 def _read(entry: Any, changes: Changes, reading: _Reading) -> Any:

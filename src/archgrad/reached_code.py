@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 import sys
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -16,8 +16,19 @@ from archgrad.plain_values import is_path
 
 _INSTALLED = re.compile(r"[\\/](?:site|dist)-packages[\\/]")
 _MOST = 100  # decorators of one function
-# Variables of the environment that say where a process runs, and not what it computes.
-_WHERE = re.compile(r"RANK|WORLD|MASTER|SLURM|HOST|CUDA_|PORT|PID|JOB|THREAD|^(HOME|USER|PWD|PATH|LANG|LC_.*|TMP.*)$")
+# Variables of the environment that say where a process runs, how it talks, or what lets it in: not what it computes.
+_WHERE = re.compile(
+    r"((LOCAL_|GROUP_|NODE_|ROLE_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_(ADDR|PORT)|(.*_)?VISIBLE_DEVICES|.*_NUM_THREADS"
+    r"|(SLURM|PBS|LSB|OMPI|PMI|PMIX|NCCL|GLOO|TORCHELASTIC|WANDB|LC|XDG|SSH|GITHUB)_.*|JOB_ID|HOST|HOSTNAME|HOME"
+    r"|USER|USERNAME|LOGNAME|PWD|OLDPWD|SHELL|TMP|TEMP|LANG|LANGUAGE|TZ|TERM|COLUMNS|LINES|(NO|FORCE)_COLOR|CI"
+    r"|DEBUG|VERBOSE|QUIET|LOG_?LEVEL|TOKENIZERS_PARALLELISM|DISPLAY|EDITOR|PAGER"
+    r"|(.*_)?(ROOT|DIR|DIRECTORY|FOLDER|PATH|FILE|HOME|CACHE|TMPDIR|TEMPDIR|URL|URI|DSN))",
+    re.IGNORECASE,
+)
+_SECRET = re.compile(
+    r"(^|_)((?<!max_)(?<!num_)TOKENS?|(API|ACCESS)?KEYS?|PASS|PASSWD|PAT|AUTH|.*SECRET.*|.*PASSWORD.*|.*CREDENTIAL.*)(_|$)",
+    re.IGNORECASE,
+)
 
 
 def is_own(thing: Any) -> bool:
@@ -63,19 +74,38 @@ def bound_by(function: FunctionType) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in stored}
 
 
-def environment_of(code: CodeType) -> list[tuple[str, str]]:
-    """Variables of the environment that code names and reads, with what they hold, places left out."""
-    if not {"environ", "getenv", "environb"} & {*names(code)}:
+def environment_read() -> dict[str, str]:
+    """Variables of the environment that the user's modules name, where they read any, with what they hold.
+
+    Left out is what says where a process runs, how it talks or where things lie, and what may be secret.
+    """
+    named = set[str]()
+    for module in list(sys.modules.values()):
+        values = vars(module) if isinstance(module, ModuleType) else {}
+        if is_own_name(str(values.get("__name__"))) and not _INSTALLED.search(str(values.get("__file__"))):
+            codes = [each.__code__ for entry in list(values.values()) for each in _functions(entry, values)]
+            if any({"environ", "getenv", "environb"} & {*names(code)} for code in codes):
+                named |= {text for code in codes for text in _texts(code)}
+    held = {name: os.environ[name] for name in sorted(named) if name.isidentifier() and name in os.environ}
+    kept = {name: value for name, value in held.items() if not (_WHERE.fullmatch(name) or _SECRET.search(name))}
+    return {name: value for name, value in kept.items() if not is_path(value)}
+
+
+def _functions(entry: Any, values: dict[str, Any]) -> list[FunctionType]:
+    """The functions of a module, which holds these values, in an entry of it."""
+    try:
+        found = [each for _, each in functions_in(entry)] if isinstance(entry, type) else layers_of(entry)
+    except Exception:  # noqa: BLE001 - an object of the user's may raise anything
         return []
-    held = [(text, os.environ.get(text)) for text in sorted(_texts(code)) if text.isidentifier()]
-    return [
-        (text, value) for text, value in held if value is not None and not (_WHERE.search(text) or is_path(value))
-    ]
+    return [each for each in found if each.__globals__ is values]
 
 
-def _texts(code: CodeType) -> set[str]:
-    inside = [_texts(part) for part in code.co_consts if isinstance(part, CodeType)]
-    return {part for part in code.co_consts if isinstance(part, str)}.union(*inside)
+def _texts(constant: object) -> set[str]:
+    """The texts in a constant of code, such as the code of a function, or a tuple."""
+    inside = constant.co_consts if isinstance(constant, CodeType) else constant
+    if not isinstance(inside, tuple | frozenset):
+        return {inside} if isinstance(inside, str) else set()
+    return set[str]().union(*map(_texts, inside))
 
 
 def functions_in(kind: type) -> list[tuple[str, FunctionType]]:

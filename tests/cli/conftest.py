@@ -29,7 +29,6 @@ class Net(nn.Module):
         self.last = nn.Linear(8, classes)
 
     def forward(self, x):
-        # By a name that says where a process runs, and is no setting of the run.
         if self.training and "JOB_STOP_AT" in os.environ:
             CALLS[0] += 1
             if CALLS[0] == int(os.environ["JOB_STOP_AT"]):

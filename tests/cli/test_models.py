@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,19 @@ def test_weights_of_other_kinds_of_numbers_are_not_cast(tmp_path: Path, dtype: t
     assert torch.equal(network.weight, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_weights_of_tied_layers_are_not_cast_either(tmp_path: Path, dtype: torch.dtype) -> None:
+    network = nn.Sequential(nn.Embedding(5, 5), nn.Linear(5, 5, bias=False))
+    network[1].weight = network[0].weight
+    safetensors.torch.save_model(network.double(), str(tmp_path / "w.safetensors"))
+    read_weights(network, tmp_path / "w.safetensors")
+    safetensors.torch.save_file({"0.weight": torch.ones(5, 5).to(dtype)}, tmp_path / "w.safetensors")
+    before = network[0].weight.clone()
+    with pytest.raises(ModelError, match=r"numbers in 0\.weight, where the network has real ones"):
+        read_weights(network, tmp_path / "w.safetensors")
+    assert torch.equal(network[0].weight, before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("wrapper", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
 def test_wrappers_anywhere_in_a_network_and_real_numbers_of_any_size_are_taken(
@@ -183,13 +197,23 @@ def test_wrappers_anywhere_in_a_network_and_real_numbers_of_any_size_are_taken(
     assert torch.equal(network[1].weight, trained[1].weight.float())
 
 
-@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "prune"])
+@pytest.mark.parametrize("name", ["attn_mask", "scale_g", "key_v", "weight_orig", "parametrization_size"])
+def test_buffers_that_are_called_like_a_parametrization_are_none(tmp_path: Path, name: str) -> None:
+    network = nn.Linear(2, 3)
+    torch.save({**network.state_dict(), name: torch.ones(2)}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=rf"unexpected {name} \(1\)") as caught:
+        read_weights(network, tmp_path / "w.pt")
+    assert "remove" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "old weight_norm", "spectral_norm", "old spectral_norm", "prune"])
 def test_weights_with_a_parametrization_say_how_it_comes_off(tmp_path: Path, kind: str) -> None:
     network = nn.Linear(2, 3)
     if kind == "prune":
         prune.l1_unstructured(network, "weight", amount=0.5)
     else:
-        getattr(nn.utils.parametrizations, kind)(network)
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            getattr(nn.utils if "old" in kind else nn.utils.parametrizations, kind.removeprefix("old "))(network)
     torch.save(network.state_dict(), tmp_path / "w.pt")
     with pytest.raises(ModelError, match=r"remove_parametrizations or torch\.nn\.utils\.prune\.remove, then"):
         read_weights(nn.Linear(2, 3), tmp_path / "w.pt")

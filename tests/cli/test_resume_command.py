@@ -53,6 +53,7 @@ def test_stopped_twice_damaged_and_resumed_is_the_run_never_stopped(
     result = cli("resume", moved, "--json")
     assert result.exit_code == 0, result.output
     assert "Fell back to what was saved before it" in str(json.loads(result.stdout)["notes"])
+    assert 'variable JOB_STOP_AT (given nothing, in the folder "22")' in str(json.loads(result.stdout)["notes"])
     for name in ("network.safetensors", "architecture.json"):
         assert (moved / name).read_bytes() == (slimmed / name).read_bytes()
 

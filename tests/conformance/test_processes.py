@@ -142,7 +142,6 @@ def failed(folder: Path) -> dict[str, object]:
 
 def slow(folder: Path) -> dict[str, object]:
     """The first process computes for longer than the others wait for a sign of life, which it gives."""
-    device._beats.cache_clear()
     failures.PATIENCE, device._BEAT_SECONDS = timedelta(seconds=2), 0.2
     run = Run(folder=folder, device="cpu", progress=False)
     run.begin("slow", {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import types
 from collections.abc import Callable
 from typing import Any
@@ -104,25 +103,6 @@ def test_what_a_network_computes_with_is_seen_wherever_it_stands(kind: str) -> N
         return of_network(reading(f"{HIDDEN[kind].format(v=value)}\ndef f(): return C()", nn=nn, torch=torch)())
 
     assert of(1.5) == of(1.5) != of(2.5)
-
-
-READS = [
-    "os.environ['OPTION']", "os.environ.get('OPTION', '0')", "os.getenv('OPTION')", "environ['OPTION']",
-    "(lambda: os.getenv('OPTION'))()", "g()",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("read", READS)
-def test_what_code_reads_of_the_environment_is_part_of_it(read: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = f"def g(): return os.getenv('OPTION')\ndef f(x): return x * float({read}) + int(os.getenv('RANK', 0))"
-
-    def of(**values: str) -> str:
-        for name, value in values.items():
-            monkeypatch.setenv(name, value)
-        return described(reading(source, os=os, environ=os.environ))
-
-    assert of(OPTION="1", OTHER="1", RANK="0") == of(OPTION="1", OTHER="2", RANK="1") != of(OPTION="2")
-    assert of(OPTION="/here/data") == of(OPTION="/there/data")
 
 
 @pytest.mark.parametrize("kind", UNIMPORTANT)

@@ -4,11 +4,15 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -78,6 +82,69 @@ def test_a_change_of_machine_is_noted_and_allowed(tmp_path: Path, what: str, oth
     record["made_with"][what] = other
     (tmp_path / "run.json").write_text(json.dumps(record))
     assert f"last bits may differ: {what} (" in begun(tmp_path).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [("", "tf32"), ("cuda.matmul", "tf32"), ("mkldnn.matmul", "bf16"), ("cudnn.conv", "tf32"), ("mkldnn", "bf16")],
+)
+def test_precisions_of_torch_are_noted_however_they_are_set(tmp_path: Path, where: str, value: str) -> None:
+    begun(tmp_path).finish()
+    code = (
+        "import sys; from pathlib import Path; import torch; from archgrad.run.run import Run\n"
+        f"torch.backends.{where}{'.' if where else ''}fp32_precision = {value!r}\n"
+        "run = Run(folder=sys.argv[1], device='cpu', progress=False); run.begin('test', {}); print(run.notes)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    ).stdout
+    assert ("matmul_precision (" in told) == (where != "cudnn.conv")
+
+
+READS = {
+    "item": "def f(): return os.environ['{}']", "get": "def f(): return os.environ.get('{}', '0')",
+    "getenv": "def f(): return os.getenv('{}')", "environ": "from os import environ\ndef f(): return environ['{}']",
+    "lambda": "f = lambda: (lambda: os.getenv('{}'))()",
+    "cached": "@functools.cache\ndef f(): return os.getenv('{}')",
+    "helper": "def read(name): return os.environ[name]\nclass Net:\n def forward(self): return read('{}')",
+}  # fmt: skip
+COMPUTES = [
+    "GAIN", "RANK_WEIGHT", "LORA_RANK", "IMPORTANCE", "TRANSPORT_COST", "RAPID", "JOBS_WEIGHT", "THREADED", "gain",
+    "MAX_TOKENS", "KEYPOINTS", "HOSTILITY",
+]  # fmt: skip
+ELSEWHERE = [
+    "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "SLURM_JOB_ID", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES",
+    "HOSTNAME", "OMP_NUM_THREADS", "DEBUG", "VERBOSE", "LOG_LEVEL", "TERM", "LOGNAME", "LANGUAGE", "USERNAME",
+    "HF_TOKEN", "OPENAI_API_KEY", "DB_PASSWORD", "AWS_SECRET_ACCESS_KEY", "WANDB_MODE", "NO_COLOR", "CI", "TZ",
+    "TOKENIZERS_PARALLELISM", "DATA_ROOT", "OUT_DIR", "MODEL_PATH", "CONFIG_FILE", "ssh_key",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("read", READS)
+def test_changed_variables_that_code_reads_are_noted_by_name(
+    tmp_path: Path, read: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"{READS[read].format(COMPUTES[0])}", f"NAMES = lambda: {COMPUTES + ELSEWHERE + ['IS_PATH']}"]
+    module = ModuleType("of_the_user")
+    exec("import functools, os\n" + "\n".join(lines), vars(module))
+    monkeypatch.setitem(sys.modules, "of_the_user", module)
+
+    def notes(value: str) -> list[str]:
+        for name in [*COMPUTES, *ELSEWHERE, "NOT_READ"]:
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("IS_PATH", f"/data/{value}")
+        run = begun(tmp_path)
+        run.finish()
+        return run.notes
+
+    assert notes("7.25") == notes("7.25") == []
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["variables"] == dict.fromkeys(COMPUTES, "7.25")
+    (note,) = notes("x" * 500)
+    assert re.findall(r'variable (\w+) \(given "x{60}\.\.\. #\w+", in the folder "7\.25"\)', note) == sorted(COMPUTES)
+    for name in COMPUTES:
+        monkeypatch.delenv(name)
+    assert "variable GAIN (given nothing, in the folder" in begun(tmp_path).notes[0]
 
 
 @pytest.mark.parametrize("trace", ["checkpoints", "history.jsonl"])

@@ -39,6 +39,7 @@ class Machine:
         self.precision = validation.precision(precision, self._asked)
         self._processes = validation.devices(devices, self._asked)
         self._fabric: Fabric | None = None
+        self._beats: Any = None  # the group of all processes in which the first one says that it lives
         self._first_works = False
         self._layout = validation.layout(self._processes)
         self.alone = self._layout == (1, 1)
@@ -66,7 +67,8 @@ class Machine:
             self._fabric.launch()
             if not self.alone:
                 atexit.register(_leave)
-                _beats()  # which all of them have to make
+                # Which all of them have to make.
+                self._beats = torch.distributed.new_group(backend="gloo", timeout=failures.PATIENCE)
         return self._fabric
 
     @functools.cached_property
@@ -108,7 +110,7 @@ class Machine:
         if self.rank == 0:
             self._first_works = True
             try:
-                with _beating():
+                with _beating(self._beats):
                     told = ("", compute())
             except BaseException as error:
                 self._first_works = False
@@ -119,7 +121,7 @@ class Machine:
             finally:
                 self._first_works = False
         else:
-            _wait_for_first()
+            _wait_for_first(self._beats)
         failure, value = self.fabric.broadcast(told)
         if isinstance(failure, ArchgradError):
             failure.add_note("It was raised in the first process of this run, which computes this for all.")
@@ -137,14 +139,8 @@ class Machine:
             self.fabric.barrier()
 
 
-@functools.cache
-def _beats() -> Any:
-    """The group of all processes in which the first one says that it lives."""
-    return torch.distributed.new_group(backend="gloo", timeout=failures.PATIENCE)
-
-
 @contextlib.contextmanager
-def _beating() -> Iterator[None]:
+def _beating(beats: Any) -> Iterator[None]:
     """In the first process: tell the others, while it computes and when it has, from a thread of its own."""
     over = threading.Event()
 
@@ -152,7 +148,7 @@ def _beating() -> Iterator[None]:
         with contextlib.suppress(RuntimeError):  # of a process that is gone: the next exchange says more
             while True:
                 done = over.wait(_BEAT_SECONDS)
-                torch.distributed.broadcast(torch.tensor(int(done)), 0, group=_beats())
+                torch.distributed.broadcast(torch.tensor(int(done)), 0, group=beats)
                 if done:
                     return
 
@@ -165,12 +161,12 @@ def _beating() -> Iterator[None]:
         thread.join()
 
 
-def _wait_for_first() -> None:
+def _wait_for_first(beats: Any) -> None:
     """In the others: until the first process has computed. Raises ResourceError where it is gone, or says nothing."""
     done = torch.tensor(0)
     try:
         while not done:
-            torch.distributed.broadcast(done, 0, group=_beats())
+            torch.distributed.broadcast(done, 0, group=beats)
     except RuntimeError as error:
         raise ResourceError(failures.explain(error) or f"The first process of this run is gone ({error}).") from error
 

@@ -22,6 +22,8 @@ import torch
 
 from archgrad import files
 from archgrad.errors import RunError
+from archgrad.fingerprint import described
+from archgrad.reached_code import environment_read
 from archgrad.report.data.run_format import (
     CHECKPOINTS,
     COMPUTED,
@@ -95,12 +97,17 @@ class RunFolder:
             raise
         made_with = versions() | {"device": device_name(machine.device), "processes": machine.world}
         made_with |= numerics()
+        variables = {name: described(value) for name, value in environment_read().items()}
         notes = [str(note) for note in earlier.get("accepted", [])] if earlier else []
         if earlier and (changed := _differences(made_with, earlier["made_with"])):
             notes.append(f"Resumed under other conditions, so that last bits may differ: {'; '.join(changed)}.")
+        if earlier and (changed := _differences(variables, earlier.get("variables", variables), of="variable ")):
+            notes.append(
+                f"Resumed in another environment, which code of yours may compute with: {'; '.join(changed)}."
+            )
         machine.wait()
         if machine.rank == 0:
-            self.begin(identity, earlier, made_with)
+            self.begin(identity, earlier, {"made_with": made_with, "variables": variables})
         return earlier is not None, computed, notes
 
     def _take(self, holder: Holder | None) -> None:
@@ -202,13 +209,13 @@ class RunFolder:
             )
         return record
 
-    def begin(self, identity: Record, earlier: Record | None, made_with: Record) -> None:
+    def begin(self, identity: Record, earlier: Record | None, conditions: Record) -> None:
         """Write run.json for a new run, or for one that is resumed now."""
         record = earlier or {"id": self.id, "started": now(), "resumed": []}
         record["identity"] = identity
         if earlier:
             record["resumed"].append(now())
-        self._record = record | {"status": "running", "finished": None, "made_with": made_with}
+        self._record = record | {"status": "running", "finished": None} | conditions
         self._write(RUN, self._record)
 
     def mark_finished(self) -> None:
@@ -271,10 +278,13 @@ def versions() -> Record:
 
 def numerics() -> Record:
     """Settings of torch on which the order of a sum, or its precision, may depend."""
+    backends: Any = torch.backends  # whose stubs lack some of it
+    cuda, cpu = backends.cuda.matmul, backends.mkldnn.matmul
     return {
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "matmul_precision": torch.get_float32_matmul_precision(),
+        # torch.get_float32_matmul_precision raises where one of these was set by itself.
+        "matmul_precision": f"cuda {cuda.fp32_precision}, cpu {cpu.fp32_precision}",
         "mkldnn": bool(torch.backends.mkldnn.enabled),
     }
 
@@ -298,11 +308,11 @@ def _locked(lock: TextIO) -> bool:
     return True
 
 
-def _differences(given: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
-    mine, theirs = _flat(given, ""), _flat(there, "")
+def _differences(given: Mapping[str, Any], there: Mapping[str, Any], *, of: str = "") -> list[str]:
+    mine, theirs = ({} if not each else _flat(each, "") for each in (given, there))
     missing = "nothing"
     return [
-        f"{name} (given {_short(mine.get(name, missing))}, in the folder {_short(theirs.get(name, missing))})"
+        f"{of}{name} (given {_short(mine.get(name, missing))}, in the folder {_short(theirs.get(name, missing))})"
         for name in sorted(mine.keys() | theirs.keys())
         if mine.get(name, missing) != theirs.get(name, missing)
     ]

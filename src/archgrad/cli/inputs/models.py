@@ -26,7 +26,8 @@ from archgrad.tasks.task import Inputs
 _AVERAGE = re.compile(r"ema|avg|average|swa")
 # What torch.compile, sharding and checkpointing put around modules, anywhere in a network.
 _WRAPPERS = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-_PARAMETRIZED = re.compile(r"\bparametrizations\.|_(?:orig|mask|g|v)$")
+# What parametrizations, weight norm and pruning make of a tensor, by the ends of the names.
+_PARAMETRIZED = (("_g", "_v"), ("_orig", "_mask"), ("_orig", "_u"))
 FORMS = f"{user_code.FORMS}, or timm:NAME"
 
 
@@ -114,6 +115,7 @@ def _loaded(network: nn.Module, path: Path) -> Any:
         known = _without_wrappers(safetensors.torch.load_file(path), expected)
         if _prefix(known, expected) is not None:
             return _load(network, _without_prefix(known, expected), path)
+        _check_kinds(network, known, path)
         return safetensors.torch.load_model(network, path, strict=False)
     states = {w: _without_wrappers(state, expected) for w, state in _states(_unpickled(path)).items()}
     if not states:
@@ -130,7 +132,12 @@ def _loaded(network: nn.Module, path: Path) -> Any:
 
 
 def _load(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> Any:
-    """Load a state dict, whose tensors torch would cast in silence: eight bits of a quantized weight to a float."""
+    _check_kinds(network, state, path)
+    return network.load_state_dict(state, strict=False)
+
+
+def _check_kinds(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that torch would cast in silence: eight bits of a quantized weight to a float."""
     own = network.state_dict()
     kinds = [(name, (own[name], tensor)) for name, tensor in state.items() if isinstance(own.get(name), Tensor)]
     if wrong := [n for n, (a, b) in kinds if a.is_floating_point() and not (b.is_floating_point() or b.is_quantized)]:
@@ -139,7 +146,6 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> Any:
             f"{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}, where the network has real ones. Give the "
             f"weights as they were before they were quantized or cast, or leave --weights out."
         )
-    return network.load_state_dict(state, strict=False)
 
 
 def _without_wrappers(state: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
@@ -150,7 +156,9 @@ def _without_wrappers(state: dict[str, Tensor], expected: set[str]) -> dict[str,
 
 
 def _about_parametrizations(unexpected: Iterable[str]) -> str:
-    if not any(_PARAMETRIZED.search(name) for name in unexpected):
+    names = {*unexpected}
+    pairs = [{f"{n.removesuffix(a)}{b}" for a, b in _PARAMETRIZED if n.endswith(a)} & names for n in names]
+    if not any(pairs) and not any(".parametrizations." in f".{name}" for name in names):
         return ""
     return (
         "they were saved with weight norm, pruning or another parametrization on them: "

@@ -96,8 +96,8 @@ def is_running(folder: Path) -> bool:
 
 def foreign_parts(run: Mapping[str, Any]) -> str:
     """Why an object of run.json is not what a run writes, so that no run goes on from it; empty where it is."""
-    kinds = {"id": str, "identity": dict, "made_with": dict, "resumed": list, "accepted": list}
-    absent = [name for name in kinds if name not in run and name not in ("id", "accepted")]
+    kinds = {"id": str, "identity": dict, "made_with": dict, "resumed": list, "accepted": list, "variables": dict}
+    absent = [name for name in kinds if name not in run and name not in ("id", "accepted", "variables")]
     wrong = [name for name, kind in kinds.items() if name in run and not isinstance(run[name], kind)]
     texts = [f"it lacks {name!r}" for name in absent] + [f"its {name!r} is of another kind" for name in wrong]
     return ", ".join(texts)
