@@ -1,8 +1,7 @@
 """Branches of which the last layer stands in another module than the rest, as in BERT: `norm(x + dense(self(x)))`.
 
-Nothing but the last layer reads what the first module of such a branch puts out, with an activation between them
-perhaps. Without the branch the first module
-hands on what it was given, and the last layer puts out zeros of that shape.
+Nothing but the last layer reads what the first module of such a branch puts out, perhaps through an activation.
+Without the branch the first module hands on what it was given, and the last layer puts out zeros of that shape.
 """
 
 from __future__ import annotations
