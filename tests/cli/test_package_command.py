@@ -79,6 +79,13 @@ def test_a_package_is_served_without_archgrad_and_torch(
         assert said in card, said
     assert len((out / "predict.py").read_text().split("def read")[1].split("def predict")[0].splitlines()) <= 20
     cli("package", images, "--out", out)  # over a package it may be written again
+    shades = np.concatenate([np.full((1, 1, 8, 8), 90 * i + 30, np.uint8) for i in (2, 0, 1)])
+    np.save(tmp_path / "three.npy", shades)
+    apart = []
+    for i in range(3):
+        np.save(tmp_path / "one.npy", shades[i : i + 1])
+        apart += serve(out, tmp_path / "one.npy").stdout.split()
+    assert serve(out, tmp_path / "three.npy").stdout.split() == apart and len(apart) == 3
     vector = dict(np.load(out / "test_vector.npz"))
     np.savez(out / "test_vector.npz", **vector | {"output_0": vector["output_0"] + 1})
     assert serve(out, "--test").returncode == 1  # the control

@@ -321,6 +321,9 @@ def test_sizes_that_cannot_be_open_are_refused(tmp_path: Path) -> None:
         export_onnx(fixed, x, tmp_path / "a.onnx", dynamic=("batch", "width"))
     with pytest.raises(ConfigError, match="depth"):
         export_onnx(fixed, x, tmp_path / "a.onnx", dynamic=("depth",))
+    for shape in ((1, 4), (1, 6, 4), (1, 2, 3, 3, 4)):
+        with pytest.raises(ConfigError, match="and the network takes none"):
+            export_onnx(nn.Linear(4, 2), torch.randn(shape), tmp_path / "a.onnx", dynamic=("batch", "width"))
     assert not export_onnx(fixed, x, tmp_path / "a.onnx", dynamic=()).dynamic_batch
 
 

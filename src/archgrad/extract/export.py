@@ -104,7 +104,8 @@ def export_onnx(
 
     Raises:
         MissingExtra: onnx, onnxscript or onnxruntime is not installed.
-        ConfigError: `dynamic` names another size; a normalization that does not fit the network's input.
+        ConfigError: `dynamic` names another size, or one of images for a network that takes none; a normalization
+            that does not fit the network's input.
         ModelError: the network does not run on the example, cannot be exported, or every way of exporting it computes
             something else by more than 1e-4 of the largest output (or of 1, where that is more).
         RunError: the file cannot be written.
@@ -227,6 +228,11 @@ def _encode(
     require_values(network)
     plain = _returning(outputs, _unwrapped(copied(network)).cpu().eval(), inputs)
     sizes = tuple(name for name in (HEIGHT, WIDTH) if name in dynamic)
+    if sizes and all(x.dim() != 4 for x in tensors(inputs)):
+        raise ConfigError(
+            f"dynamic names {' and '.join(sizes)}, sizes of images [B, C, H, W], and the network takes none: leave "
+            f"them out; other axes keep the example's length"
+        )
     ways = [(BATCH, *sizes)] if BATCH in dynamic and _share_batch(inputs) else []
     reason, cause = "" if ways else "its inputs share no batch size", None
     note = ""

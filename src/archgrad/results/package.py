@@ -89,7 +89,8 @@ if __name__ == "__main__":
             np.testing.assert_allclose(output, VECTOR[f"output_{i}"], rtol=1e-3, atol=1e-3)
         print("the test vector is reproduced")
     elif LABELS:
-        print(LABELS[int(np.argmax(outputs[0][0]))])
+        for row in outputs[0]:
+            print(LABELS[int(np.argmax(row))])
     else:
         print(outputs[0])
 '''

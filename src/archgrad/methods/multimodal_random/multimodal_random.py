@@ -199,11 +199,12 @@ def _record(
     scores: Sequence[float],
 ) -> dict[str, Any]:
     mean, spread = statistics.mean(scores), statistics.stdev(scores) if len(scores) > 1 else 0.0
-    run.note(
-        f"Test scores of the best {len(scores)} on validation data, after more training"
-        f"{' on training and validation data together' if isinstance(task, Joinable) else ''}: mean {mean:.4f}, "
-        f"standard deviation {spread:.4f}. What is handed back is the best on validation data."
-    )
+    if len(scores) > 1:
+        run.note(
+            f"Test scores of the best {len(scores)} on validation data, after more training"
+            f"{' on training and validation data together' if isinstance(task, Joinable) else ''}: mean {mean:.4f}, "
+            f"standard deviation {spread:.4f}. What is handed back is the best on validation data."
+        )
     tried, higher = [row["score"] for row in rows if not row.get("failed")], higher_is_better(task)
     options = settings_record(settings)
     return {
