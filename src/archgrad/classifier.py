@@ -22,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from archgrad.choices.modules import OpChoice
+from archgrad.copy_and_run import in_mode
 from archgrad.costs.count import macs
 from archgrad.errors import ConfigError
 from archgrad.methods.darts import darts
@@ -132,7 +133,7 @@ class ArchgradClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with _own_randomness():
             torch.manual_seed(seed)
             self.found_ = self._found(self._standardized(x), torch.from_numpy(indices), seed)
-        self.network_ = self.found_.network.cpu().eval()
+        self.network_ = in_mode(self.found_.network.cpu())
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:

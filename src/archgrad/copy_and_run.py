@@ -118,6 +118,12 @@ def shapes(nest: object) -> str:
     return ", ".join(str(list(leaf.shape)) for leaf in tree_leaves(nest) if isinstance(leaf, Tensor))
 
 
+def in_mode(network: Network, *, training: bool = False) -> Network:
+    """The network itself, in evaluation or training mode; a `train` of the user's may return nothing."""
+    network.train(training)
+    return network
+
+
 def copied(network: Network, *, share: bool = False) -> Network:
     """A deep copy. Tensors with a gradient history, which torch does not copy, are copied without it.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -338,3 +339,46 @@ def test_a_slimmed_network_inside_of_another_is_refused_before_another_layer_is_
         ):
             use()
     assert ag.build(space, ag.sample(space))(x).shape == (1, 3)
+
+
+class KeepsStatistics(nn.Module):
+    """A `train` as users write it: it keeps BatchNorm in evaluation mode, and returns nothing."""
+
+    def __init__(self, inner: nn.Module | None = None) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.inner = inner if inner is not None else nn.Identity()
+        self.head = nn.Linear(8, 4)
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+        self.body[1].eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(self.body(x)).mean((2, 3)))
+
+
+class Within(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.part, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Identity()
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(self.first(x).relu())
+
+
+@pytest.mark.parametrize("inner", [None, Within()], ids=["outside", "inside too"])
+def test_a_train_that_returns_nothing_is_taken(inner: nn.Module | None, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 3, 8, 8), torch.arange(40) % 4
+    net = KeepsStatistics(inner)
+    task = ag.Classification((x, y), batch_size=10)
+    limit = ag.macs(task.example).at_most(fraction=0.6)
+    run = ag.Run(steps=6, progress=False, device="cpu")
+    found = ag.dnal(ag.slim(net, task.example), task, run, limit=limit, round_to=1)
+    assert type(found.network) is KeepsStatistics and not found.network.body[1].training
+    assert found.costs["macs"] <= 0.6 * ag.macs(task.example).of(net)
+    assert ag.export_onnx(found.network, task.example, tmp_path / "a.onnx").largest_difference < 1e-4

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from archgrad.choices.standardized_weights import Mask, OpenWeight, StandardizedWeight, add_open_weight
+from archgrad.copy_and_run import in_mode
 
 STATISTICS = "_archgrad_statistics"  # the child of a norm that computes its statistics over open channels
 _WEIGHTS = ("weight", "gamma", "scale", "g")
@@ -188,7 +189,7 @@ def channel_norm(module: nn.Module) -> ChannelNorm | None:
     if not forms:
         return None
     # In double precision: in a half one, what it computes is known too roughly to tell kinds apart.
-    probe = copy.deepcopy(module).eval().double()
+    probe = in_mode(copy.deepcopy(module)).double()
     for hooks in (probe._forward_hooks, probe._forward_pre_hooks):
         hooks.clear()  # what the user's do is followed by itself
     generator = torch.Generator().manual_seed(0)

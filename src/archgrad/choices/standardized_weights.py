@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from archgrad.copy_and_run import Intercepted
+from archgrad.copy_and_run import Intercepted, in_mode
 
 _EXACT = 1e-4  # relative
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
@@ -149,7 +149,7 @@ def _least(module: _ConvNd) -> int:
     """2 for a convolution that does not run with one input channel, or not to a finite end."""
     if module.groups > 1 or module.weight[0, 0].numel() > 1:
         return 1
-    lone = copy.deepcopy(module).eval()
+    lone = in_mode(copy.deepcopy(module))
     lone.weight, lone.in_channels = nn.Parameter(module.weight.detach()[:, :1].clone()), 1
     x = torch.ones(2, 1, *[9] * (module.weight.dim() - 2)).to(module.weight)
     try:
@@ -172,7 +172,7 @@ def _weights(module: _ConvNd, gains: list[str]) -> Iterator[tuple[nn.Module, Ten
     """Copies with random weights, the second with ones that are as small as eps, and the weights that they use."""
     generator = torch.Generator().manual_seed(0)
     for size in (1.0, 1e-3):
-        probe = copy.deepcopy(module).eval()
+        probe = in_mode(copy.deepcopy(module))
         for hooks in (probe._forward_hooks, probe._forward_pre_hooks):
             hooks.clear()
         used: list[Tensor] = []

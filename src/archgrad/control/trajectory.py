@@ -15,6 +15,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.control.dynamics_model import DynamicsModel
 from archgrad.control.ilqr import Candidate, Gains, backward_pass, jacobians_along, smooth_jacobians
 from archgrad.control.system import Cost, Policy, System, Trajectory
+from archgrad.copy_and_run import in_mode
 from archgrad.costs.count import params
 from archgrad.errors import NonFiniteError, RunError
 from archgrad.extract.discretize import build
@@ -118,7 +119,7 @@ def report_control(
         architecture: of the inner network.
         record: what the method adds to the report.
     """
-    network = build(model, Architecture({})).cpu().eval()
+    network = in_mode(build(model, Architecture({})).cpu())
     trajectory, cost, rollouts = search.best.trajectory, search.best.cost, search.costs[-1][0]
     size = params().of(network)
     full = {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from archgrad.copy_and_run import in_mode
 from archgrad.errors import DataError, ModelError
 from archgrad.tasks.task import Batch, stable_seed
 
@@ -95,7 +96,7 @@ class Transitions:
         modes = {module: module.training for module in network.modules()}
         try:
             with torch.no_grad():
-                output = network.eval()(x.to(device))
+                output = in_mode(network)(x.to(device))
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(
                 f"the network fails on inputs of shape {list(x.shape)}, states and actions: {error}"

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map, tree_map_only, tree_structure
 
 from archgrad import files
 from archgrad.argument_types import checked
-from archgrad.copy_and_run import by_name, call, copied, require_values, run_on_example
+from archgrad.copy_and_run import by_name, call, copied, in_mode, require_values, run_on_example
 from archgrad.errors import ConfigError, ModelError, RunError, one_line
 from archgrad.extract import onnx_file, runtimes
 from archgrad.extract.export_trials import AXES, BATCH, HEIGHT, WIDTH, largest_difference, make_trials, with_batch
@@ -226,7 +226,7 @@ def _encode(
         raise ConfigError(f"dynamic names {unknown}; it takes any of {BATCH!r}, {HEIGHT!r} and {WIDTH!r}")
     inputs = tree_map_only(Tensor, lambda x: x.detach().cpu().clone(), arguments(example))
     require_values(network)
-    plain = _returning(outputs, _unwrapped(copied(network)).cpu().eval(), inputs)
+    plain = _returning(outputs, in_mode(_unwrapped(copied(network)).cpu()), inputs)
     sizes = tuple(name for name in (HEIGHT, WIDTH) if name in dynamic)
     if sizes and all(x.dim() != 4 for x in tensors(inputs)):
         raise ConfigError(
@@ -272,7 +272,7 @@ def traced(network: nn.Module, example: Inputs) -> ExportedProgram:
     """
     inputs = tree_map_only(Tensor, lambda x: x.detach().cpu().clone(), arguments(example))
     require_values(network)
-    plain = _returning(plain_outputs, _unwrapped(copied(network)).cpu().eval(), inputs)
+    plain = _returning(plain_outputs, in_mode(_unwrapped(copied(network)).cpu()), inputs)
     run_on_example(plain, inputs)
     try:
         with silence():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from archgrad.copy_and_run import by_name, copied
+from archgrad.copy_and_run import by_name, copied, in_mode
 from archgrad.errors import ModelError, one_line
 from archgrad.extract.export import plain_outputs, traced
 from archgrad.extract.onnx_file import Session, named_inputs, require_packages
@@ -129,7 +129,7 @@ def _adds_in_16_bits() -> bool:
 
 def int8_program(network: nn.Module, inputs: Sequence[tuple[Any, ...]]) -> bytes:
     """An ExecuTorch program in int8, calibrated by inputs of one shape; errors as of `quantized_program`."""
-    plain = contiguous(copied(network).cpu().eval())
+    plain = contiguous(in_mode(copied(network).cpu()))
     return executorch_bytes(quantized_program(plain, inputs))
 
 

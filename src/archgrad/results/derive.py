@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from archgrad.choices.decide import decide
+from archgrad.copy_and_run import in_mode
 from archgrad.costs.count import params
 from archgrad.extract.discretize import build
 from archgrad.results.result import Found
@@ -31,5 +32,5 @@ def derive(space: nn.Module, *, threshold: float = 0.5) -> Found:
         2
     """
     architecture = decide(space, threshold=threshold)
-    network = build(space, architecture).eval()
+    network = in_mode(build(space, architecture))
     return Found(architecture, network, costs={"params": params().of(network)})

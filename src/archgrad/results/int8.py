@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from archgrad import files
-from archgrad.copy_and_run import copied, evaluating, run_on_example
+from archgrad.copy_and_run import copied, evaluating, in_mode, run_on_example
 from archgrad.costs.latency import check_protocol, file_pass, in_turns, timing
 from archgrad.errors import ConfigError, LimitError, ModelError, RunError
 from archgrad.extract import quantization, runtimes
@@ -122,7 +122,7 @@ def export_int8(
     _check_bounds(max_drop, {"max_ms": max_ms, "max_kb": max_kb})
     if preprocess and runtime == "executorch":
         raise ConfigError(f"{path}: an ExecuTorch program takes what the network takes; leave preprocess out")
-    plain, example = copied(network).cpu().eval(), _on_cpu(task.example)
+    plain, example = in_mode(copied(network).cpu()), _on_cpu(task.example)
     encoded = encode_onnx(plain, example) if runtime == "onnx" else encode_executorch(plain, example)
     batch = None if encoded.dynamic_batch else len(tensors(example)[0])
     inputs = _calibration(plain, task, samples=samples, batch=batch)

@@ -18,6 +18,7 @@ from torch import nn
 from archgrad import files
 from archgrad.argument_types import checked
 from archgrad.choices.architecture import Architecture
+from archgrad.copy_and_run import in_mode
 from archgrad.costs.count import macs, params, uncounted
 from archgrad.costs.latency import latency
 from archgrad.errors import ArchitectureError, ConfigError, LimitError, MissingExtra, ModelError, RunError, one_line
@@ -366,7 +367,7 @@ def assemble(
     after = columns["after"]
     costs: dict[str, float] = {name: after[name] for name in ("params", "macs") if name in after}
     found = Found(
-        architecture, networks["after"].eval(), after.get(score or ""), costs, run.history, full, example
+        architecture, in_mode(networks["after"]), after.get(score or ""), costs, run.history, full, example
     )  # fmt: skip
     if run.folder and run.rank == 0:
         found.save(run.folder)

@@ -16,7 +16,7 @@ from archgrad.choices.gate import Gate
 from archgrad.choices.lazy_candidates import built
 from archgrad.choices.modules import InputChoice, OpChoice
 from archgrad.choices.subsets import without_topology
-from archgrad.copy_and_run import copied
+from archgrad.copy_and_run import copied, in_mode
 from archgrad.costs.count import params
 from archgrad.costs.limits import Limit
 from archgrad.costs.memory import GIB, available_bytes, predict_memory
@@ -316,7 +316,7 @@ def train_and_report(
     taken = dict(costs) | {name: after[name] for name in ("params", "macs") if name in after}
     if limit:
         taken[limit["cost"]] = limit["reached"]
-    found = Found(architecture, network.eval(), after.get(score or ""), taken, run.history, full, example)
+    found = Found(architecture, in_mode(network), after.get(score or ""), taken, run.history, full, example)
     if run.folder and run.rank == 0:
         found.save(run.folder)
     run.finish()

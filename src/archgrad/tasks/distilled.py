@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from archgrad.argument_types import checked
-from archgrad.copy_and_run import copied, evaluating
+from archgrad.copy_and_run import copied, evaluating, in_mode
 from archgrad.errors import ConfigError, ModelError
 from archgrad.fingerprint import described
 from archgrad.tasks import batch_checks
@@ -105,7 +105,7 @@ class Distilled:
             )
         self._each = per_sample(loss) if loss is not None else None
         # A copy, since the user's own network may be the one that is trained.
-        self.teacher = copied(teacher).eval().requires_grad_(False)
+        self.teacher = in_mode(copied(teacher)).requires_grad_(False)
         self._identity = _digest(self.teacher)
         self._teacher_score: float | None = None
         # Only those that the task has: whoever asks for an ability looks for the method.

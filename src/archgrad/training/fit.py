@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from archgrad.argument_types import checked
-from archgrad.copy_and_run import copied, evaluating, require_values
+from archgrad.copy_and_run import copied, evaluating, in_mode, require_values
 from archgrad.errors import ConfigError
 from archgrad.files import shown
 from archgrad.run.device import seconds_per_call
@@ -321,7 +321,7 @@ def _auxiliary(task: Task, weight: float) -> Objective:
 
 def _try(objective: Objective, network: nn.Module, task: Task, run: Run) -> None:
     """Compute the objective once on a copy, so that what cannot be trained fails before the run begins."""
-    trial = copied(network).to(run.device).train()
+    trial = in_mode(copied(network).to(run.device), training=True)
     accelerators = [run.device] if run.device.type == "cuda" else []
     with torch.random.fork_rng(devices=accelerators), torch.no_grad(), autocast(run):
         objective(trial, run.to_device(task.stream(seed=run.seed)(0)))

@@ -14,6 +14,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.cli import command_file, command_output, run_setup
 from archgrad.cli.inputs import data, models, spaces
 from archgrad.cli.schemas.train import TrainOptions
+from archgrad.copy_and_run import in_mode
 from archgrad.errors import ConfigError, ModelError
 from archgrad.extract.discretize import build
 from archgrad.results.record import conditions
@@ -130,7 +131,7 @@ def _bare(trained: nn.Module, plain: nn.Module) -> nn.Module:
 
 
 def _trained(subject: _Subject, options: TrainOptions, *, task: Task, run: Run) -> Found:
-    network, example = subject.finished(subject.network).eval(), run.to_device(task.example)
+    network, example = in_mode(subject.finished(subject.network)), run.to_device(task.example)
     keep(subject.architecture, network, run)
     columns, score = measured({"network": network}, task, run, example)
     note_remarks(network, task, run, example)

@@ -17,7 +17,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.relaxations import Softmax
 from archgrad.cli.inputs import data, models
 from archgrad.cli.schemas.options import SPACES
-from archgrad.copy_and_run import copied
+from archgrad.copy_and_run import copied, in_mode
 from archgrad.errors import ConfigError, ModelError
 from archgrad.proxies import scoring
 from archgrad.spaces.darts import darts_cells
@@ -59,7 +59,7 @@ class Shape:
         assert isinstance(self.example, Tensor)
         scoring.theta(network)
         with torch.no_grad():
-            scoring.run(network.eval(), self.example)
+            scoring.run(in_mode(network), self.example)
 
 
 class SpaceDescription(BaseModel):

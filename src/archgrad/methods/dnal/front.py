@@ -27,6 +27,7 @@ from typing import Any
 from torch import nn
 
 from archgrad.argument_types import checked
+from archgrad.copy_and_run import in_mode
 from archgrad.costs.limits import Cost, Limit
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
@@ -230,7 +231,7 @@ def _front(
     """Score, measure and record the whole network and those of the budgets."""
     example = run.to_device(task.example)
     names = ["whole", *(f"{cost.name}-{limit.fraction:g}" for limit in settings.limits)]
-    by_name = {name: candidate.network.eval() for name, candidate in zip(names, networks, strict=True)}
+    by_name = {name: in_mode(candidate.network) for name, candidate in zip(names, networks, strict=True)}
     valid = run.compute_once("valid", lambda: {name: evaluate(task, net) for name, net in by_name.items()})
     reached = run.compute_once("costs", lambda: {name: cost.of(net) for name, net in by_name.items()})
     for name, candidate in zip(names[1:], networks[1:], strict=True):

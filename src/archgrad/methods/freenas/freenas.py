@@ -36,6 +36,7 @@ from torch import nn
 from archgrad.argument_types import checked
 from archgrad.choices.access import decisions
 from archgrad.choices.architecture import Architecture
+from archgrad.copy_and_run import in_mode
 from archgrad.costs.count import macs, params
 from archgrad.costs.limits import Limit
 from archgrad.digests import of_item
@@ -185,7 +186,7 @@ def _report(
     constraint: ArchitectureConstraint | None,
     record: dict[str, Any],
 ) -> Found:
-    network = build(space, architecture, weights="fresh").eval()
+    network = in_mode(build(space, architecture, weights="fresh"))
     costs = {"params": params().of(network), "macs": macs(example).of(network)}
     limit = None
     if constraint:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from archgrad.argument_types import checked
 from archgrad.choices.architecture import Architecture
-from archgrad.copy_and_run import copied
+from archgrad.copy_and_run import copied, in_mode
 from archgrad.costs.count import Macs, Params, macs, params
 from archgrad.errors import ConfigError, DataError, ModelError
 from archgrad.extract.discretize import build
@@ -306,12 +306,12 @@ class _Lab:
         )  # fmt: skip
         if not keeps_statistics:
             recalibrate(network, few, self.run, batches=1)
-        return network.eval()
+        return in_mode(network)
 
 
 def _head(space: nn.Module, source: FewShot) -> str:
     """The path of the whole network's last layer: the last Linear to run that has an output for each class."""
-    network = build(space, full(space)).cpu().eval()
+    network = in_mode(build(space, full(space)).cpu())
     ran: list[str] = []
     for path, layer in network.named_modules():
         if isinstance(layer, nn.Linear) and layer.out_features == source.classes:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from archgrad.choices.access import decisions, trainable, using
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.policies import Categorical, Reinforce, Uniform
+from archgrad.copy_and_run import in_mode
 from archgrad.errors import ConfigError
 from archgrad.methods.radars.offload import OffloadedSupernet, moved
 from archgrad.run.loop import watched
@@ -207,7 +208,7 @@ class SinglePathTrainer:
         """exp(-loss) of a plain network on the first validation batch."""
         batch = load_batch(self.tasks[1].stream(seed=self.run.seed), 0, self.run)
         with torch.no_grad(), watched(self.run), autocast(self.run):
-            return float(torch.exp(-self.tasks[1].loss(network.eval(), batch)))
+            return float(torch.exp(-self.tasks[1].loss(in_mode(network), batch)))
 
     def _loss(self, task: Task, batch: Batch) -> Tensor:
         space = self.supernet.space

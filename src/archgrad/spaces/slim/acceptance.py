@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from archgrad.copy_and_run import in_mode
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, run, tensors_of
 from archgrad.spaces.slim.trial import TOLERANCE, Check, Removal, Trial, as_real, largest, readers
 from archgrad.spaces.slim.trial_masks import MASKS, kept_entries
@@ -157,7 +158,7 @@ def _silent(trial: Trial, removals: Sequence[Removal], budget: Budget) -> set[st
 
 def _slopes(trial: Trial, removals: Sequence[Removal], number: int) -> dict[str, float]:
     """The largest derivative of a random sum of the outputs by an entry of each gate, where there is one."""
-    network = trial.network.eval()
+    network = in_mode(trial.network)
     factors: dict[str, list[Tensor]] = {}
     handles = []
     for removal, member in readers(network, removals):

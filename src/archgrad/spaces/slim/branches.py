@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from archgrad.choices.channels import Vanishing
 from archgrad.choices.standardized_weights import standardized_weight
-from archgrad.copy_and_run import copied
+from archgrad.copy_and_run import copied, in_mode
 from archgrad.spaces.slim.parted_branches import SCALING, Use, keeps_states, parted_branches, removal_of, replacement
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, OperatorMode, plain_kernels, run
 from archgrad.spaces.slim.trial import Removal, Trial
@@ -51,7 +51,7 @@ def branches(trial: Trial, gated: set[str]) -> Iterator[Removal]:
         key = (repr(block), tuple(x.shape), frozenset(inside))
         if key not in known:
             with plain_kernels():
-                x = _noise_for(block.eval(), x)
+                x = _noise_for(in_mode(block), x)
                 branch = _branch(block, x)
                 known[key] = branch, {} if branch else _terms(block, x, inside)
         branch, terms = known[key]
@@ -96,7 +96,7 @@ def _block_inputs(trial: Trial) -> dict[str, Tensor]:
             handles.append(module.register_forward_hook(note, with_kwargs=True))
     try:
         with plain_kernels():
-            run(trial.network.eval(), trial.inputs[-1 if trial.large else 0])  # the cheapest
+            run(in_mode(trial.network), trial.inputs[-1 if trial.large else 0])  # the cheapest
     finally:
         for handle in handles:
             handle.remove()
@@ -272,7 +272,7 @@ def _added_modules(trial: Trial) -> dict[str, Use]:
             handles.append(module.register_forward_hook(note, with_kwargs=True))
     try:
         with plain_kernels(), sums:
-            run(trial.network.eval(), trial.inputs[-1 if trial.large else 0])
+            run(in_mode(trial.network), trial.inputs[-1 if trial.large else 0])
     finally:
         for handle in handles:
             handle.remove()

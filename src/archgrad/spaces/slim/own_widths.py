@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from archgrad.choices.channels import kind_of
 from archgrad.choices.fewer_heads import stand_in
-from archgrad.copy_and_run import copied
+from archgrad.copy_and_run import copied, in_mode
 from archgrad.spaces.slim.dependency import Labels, Walk
 from archgrad.spaces.slim.kept_sizes import KeptSize, is_kept
 from archgrad.spaces.slim.layer_sides import HEADS, is_layer
@@ -93,7 +93,7 @@ def with_own_widths(net: nn.Module, example: tuple[Any, ...], wides: Wides) -> n
     candidates = [path for path, wide in wides.items() if any(wide.values())]
     if not candidates:
         return None
-    network = copied(net).eval()
+    network = in_mode(copied(net))
     calls = _calls(network, example, candidates)
     replaced = {}
     for path in candidates:

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from archgrad.choices.channels import Coupling, Vanishing
 from archgrad.choices.fewer_heads import stand_in
 from archgrad.choices.standardized_weights import standardized_weight
+from archgrad.copy_and_run import in_mode
 from archgrad.spaces.slim.dependency import tensors_in
 from archgrad.spaces.slim.layer_sides import is_layer
 from archgrad.spaces.slim.operators import ELEMENTWISE
@@ -260,7 +261,7 @@ def _followed(trial: Trial) -> tuple[_Flow, dict[str, Use], set[int]]:
         handles.append(module.register_forward_hook(leave, with_kwargs=True))
     try:
         with plain_kernels(), flow:
-            made = tensors_of(run(trial.network.eval(), trial.inputs[-1 if trial.large else 0]))
+            made = tensors_of(run(in_mode(trial.network), trial.inputs[-1 if trial.large else 0]))
     finally:
         for handle in handles:
             handle.remove()

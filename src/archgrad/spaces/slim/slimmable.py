@@ -19,7 +19,7 @@ from archgrad.choices.channels import ORDER, Coupling, Vanishing
 from archgrad.choices.gate import Gate
 from archgrad.choices.standardized_weights import standardized_weight
 from archgrad.choices.weight_norms import without_weight_norms
-from archgrad.copy_and_run import copied
+from archgrad.copy_and_run import copied, in_mode
 from archgrad.errors import ModelError
 from archgrad.spaces.slim.acceptance import Budget, exercised, settle
 from archgrad.spaces.slim.attention import attention_heads
@@ -115,7 +115,7 @@ def _slimmed(net: Network, given: tuple[Tensor, ...], is_kept: Callable[[str], b
         graph = _traced(net, given, is_kept, thinned=thinned)
     within = _traced(net, given, is_kept, outer=graph, thinned=thinned).groups if graph.divides else {}
     if inputs:
-        graph.groups |= input_features(copied(net).eval(), given)
+        graph.groups |= input_features(in_mode(copied(net)), given)
     trial = Trial(net, given, macs=graph.whole)
     removals = _accepted(trial, graph, within, is_kept)
     if not removals:
@@ -243,12 +243,12 @@ def _traced(
     cause: Exception | None = None
     for sources in (True, False):  # code may ask whether a number is an int and nothing else
         try:
-            return trace(copied(net, share=True).eval(), inputs, keep=is_kept, sources=sources, outer=outer,
+            return trace(in_mode(copied(net, share=True)), inputs, keep=is_kept, sources=sources, outer=outer,
                          thinned=thinned)  # fmt: skip
         except NETWORK_ERRORS as error:
             cause = error
     try:
-        run(copied(net).eval(), inputs)
+        run(in_mode(copied(net)), inputs)
     except NETWORK_ERRORS as error:
         shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in tensors(inputs))
         raise ModelError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from archgrad.copy_and_run import copied
+from archgrad.copy_and_run import copied, in_mode
 from archgrad.spaces.slim.kept_sizes import know_sources
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS
 
@@ -67,7 +67,7 @@ def trace_sizes(module: nn.Module, given: inspect.BoundArguments, wide: Wide, *,
     Raises:
         NotTraced: its forward depends on values or sizes in a way that one graph does not hold.
     """
-    own = copied(module, share=True).eval()
+    own = in_mode(copied(module, share=True))
     own.training = training
     know_sources(own)
     tracer = _Tracer(given, wide)
