@@ -247,7 +247,7 @@ def page(record: dict[str, Any]) -> str:
         "The smallest network is a bound and nothing to use: it keeps one channel everywhere. Its size says how much "
         "is frozen. Torch-Pruning is asked for all but one channel, then for less until the network runs, so its "
         "figures are what that leaves; a call that is tuned to the network may reach further. It removes no whole "
-        "residual branches, which ours does.",
+        "residual branches, which ours does. Networks with `weight_norm` are given to both as they are.",
         "",
         "| network | parameters | reach, parameters | reach, MACs | smallest | Torch-Pruning's | seconds | its |",
         "|---|---|---|---|---|---|---|---|",
