@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from archgrad.code_changes import LIBRARIES, changes, names
+from archgrad.digests import digest
 from archgrad.plain_values import is_path
 
 _INSTALLED = re.compile(r"[\\/](?:site|dist)-packages[\\/]")
@@ -25,6 +26,7 @@ _WHERE = re.compile(
     r"|(.*_)?(ROOT|DIR|DIRECTORY|FOLDER|PATH|FILE|HOME|CACHE|TMPDIR|TEMPDIR|URL|URI|DSN))",
     re.IGNORECASE,
 )
+_NUMBER = re.compile(r"[-+.\deE]{1,24}")
 _SECRET = re.compile(
     r"(^|_)((?<!max_)(?<!num_)TOKENS?|(API|ACCESS)?KEYS?|PASS|PASSWD|PAT|AUTH|.*SECRET.*|.*PASSWORD.*|.*CREDENTIAL.*)(_|$)",
     re.IGNORECASE,
@@ -75,7 +77,7 @@ def bound_by(function: FunctionType) -> dict[str, Any]:
 
 
 def environment_read() -> dict[str, str]:
-    """Variables of the environment that the user's modules name, where they read any, with what they hold.
+    """Variables of the environment that the user's modules name, where they read any: numbers, and digests of texts.
 
     Left out is what says where a process runs, how it talks or where things lie, and what may be secret.
     """
@@ -88,7 +90,7 @@ def environment_read() -> dict[str, str]:
                 named |= {text for code in codes for text in _texts(code)}
     held = {name: os.environ[name] for name in sorted(named) if name.isidentifier() and name in os.environ}
     kept = {name: value for name, value in held.items() if not (_WHERE.fullmatch(name) or _SECRET.search(name))}
-    return {name: value for name, value in kept.items() if not is_path(value)}
+    return {n: v if _NUMBER.fullmatch(v) else f"#{digest(v)}" for n, v in kept.items() if not is_path(v)}
 
 
 def _functions(entry: Any, values: dict[str, Any]) -> list[FunctionType]:

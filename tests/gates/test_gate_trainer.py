@@ -128,6 +128,14 @@ def test_it_resumes_exactly() -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
     with pytest.raises(ConfigError, match="steps=30, and this GateTrainer has steps=7"):
         ag.GateTrainer(planted()[0], limit=limit, steps=7).load_state_dict(held[1])
+    with pytest.raises(ConfigError, match="load the space's state_dict of that moment first"):
+        ag.GateTrainer(planted()[0], limit=limit, steps=30).load_state_dict(held[1])
+    other, _ = planted()
+    other_limit = ag.params().at_most(fraction=0.9)
+    trainer = ag.GateTrainer(other, limit=other_limit, steps=30)
+    other.load_state_dict(held[0])
+    with pytest.raises(ConfigError, match="give the same limit"):
+        trainer.load_state_dict(held[1])
 
 
 def test_widths_are_measured_under_a_limit_on_latency_and_stay_when_it_resumes() -> None:

@@ -141,7 +141,7 @@ def test_changed_variables_that_code_reads_are_noted_by_name(
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["variables"] == dict.fromkeys(COMPUTES, "7.25")
     (note,) = notes("x" * 500)
-    assert re.findall(r'variable (\w+) \(given "x{60}\.\.\. #\w+", in the folder "7\.25"\)', note) == sorted(COMPUTES)
+    assert re.findall(r'variable (\w+) \(given "#\w{16}", in the folder "7\.25"\)', note) == sorted(COMPUTES)
     for name in COMPUTES:
         monkeypatch.delenv(name)
     assert "variable GAIN (given nothing, in the folder" in begun(tmp_path).notes[0]

@@ -80,8 +80,7 @@ def draw(
     scores = log_q + noise
     index = scores.argmax(-1)
     # The gradient of a loss at weight 0 may be infinite; filling with 0 keeps it from the live logits.
-    dead = log_q == -math.inf
-    relaxed = torch.softmax(scores / temperature, -1).masked_fill(dead, 0)
+    relaxed = torch.softmax(scores / temperature, -1).masked_fill(dead := log_q == -math.inf, 0)
     conditional = torch.softmax(resample(log_q, noise) / temperature, -1).masked_fill(dead, 0)
     return Sample(
         hard=_split(indicator(index, log_q.shape[-1]), logits),

@@ -35,7 +35,8 @@ class GateOptimizer:
         s <- s + nu,   nu such that cost(sigmoid(scale * s)) = bound
 
     Bisection finds nu, since the cost grows with it. It is the published regularizer with a lambda that is chosen
-    anew in each step: near s = 0 the sum of sigmoid(s) has the same slope for every entry.
+    anew in each step: near s = 0 the sum of sigmoid(s) has the same slope for every entry. The defaults are those
+    under a limit.
 
     Args:
         space: relaxed with `ScaledSigmoid`.
@@ -51,10 +52,10 @@ class GateOptimizer:
         space: nn.Module,
         task: Task | None,
         *,
-        strength: float,
-        scaled: bool,
-        scale: tuple[float, float],
-        rounds: int = 10,
+        strength: float = 0.0,
+        scaled: bool = False,
+        scale: tuple[float, float] = SCALE_UNDER_LIMIT,
+        rounds: int = ROUNDS_UNDER_LIMIT,
     ) -> None:
         self.relaxations: list[ScaledSigmoid] = []
         for gate in gates(space).values():
@@ -176,7 +177,7 @@ def limited_logit_optimizer(space: nn.Module, learning_rate: float = RATE_UNDER_
     From the gradient of each gate of several entries its mean is taken off. That mean asks for another scale of the
     whole layer: BatchNorm behind its reader takes it away, so that it is 0 there, while a layer that the classifier
     reads would grow at the expense of all others. Then the gradient of all logits is clipped at norm 1, since its
-    factor, the scale, reaches 1e4.
+    factor, the scale, reaches 400.
     """
     rows = logits(space)
     group = {"params": rows, "lr": learning_rate, "weight_decay": 0.0, "steady": True}

@@ -15,13 +15,12 @@ from archgrad.choices.access import logits
 from archgrad.choices.architecture import Architecture
 from archgrad.costs.count import macs
 from archgrad.costs.limits import Limit
+from archgrad.digests import digest
 from archgrad.errors import ConfigError, LimitError, NonFiniteError
 from archgrad.extract.discretize import build
 from archgrad.files import shown
 from archgrad.gates.gate_optimizer import (
     RATE_UNDER_LIMIT,
-    ROUNDS_UNDER_LIMIT,
-    SCALE_UNDER_LIMIT,
     GateOptimizer,
     entry_logits,
     limited_logit_optimizer,
@@ -103,9 +102,7 @@ class GateTrainer:
                 f"network, so that MACs can stand in for it while the gates are trained"
             )
         begin_by_magnitude(space)
-        self._gates = GateOptimizer(
-            space, None, strength=0.0, scaled=False, scale=SCALE_UNDER_LIMIT, rounds=ROUNDS_UNDER_LIMIT
-        )
+        self._gates = GateOptimizer(space, None)
         if self.constraint.counted:
             self._gates.set_target(self.constraint, self.constraint.bound)
         else:
@@ -193,14 +190,16 @@ class GateTrainer:
         return {
             "steps": self.steps, "steps_taken": self.steps_taken, "optimizer": self._optimizer.state_dict(),
             "gates": self._gates.state_dict(), "rounding": dataclasses.asdict(self.constraint.rounding),
-            "scale": [*SCALE_UNDER_LIMIT, ROUNDS_UNDER_LIMIT],
+            "limit": repr(self._limit), "logits": digest(self._values()),
+            "scale": [*self._gates.scale, self._gates.rounds],
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned, after `space.load_state_dict`.
 
         Raises:
-            ConfigError: the state is of something else, or of a training of another length.
+            ConfigError: the state is of something else, of a training of another length or under another limit, or
+                the space holds other logits.
         """
         if not isinstance(state, Mapping) or set(state) != set(self.state_dict()):
             raise ConfigError("the state is of something else: give what state_dict() of a GateTrainer returned")
@@ -208,10 +207,17 @@ class GateTrainer:
             raise ConfigError(
                 f"the state is of steps={state['steps']}, and this GateTrainer has steps={self.steps}: give the same"
             )
-        if state["scale"] != [*SCALE_UNDER_LIMIT, ROUNDS_UNDER_LIMIT]:
+        if state["scale"] != [*self._gates.scale, self._gates.rounds]:
             raise ConfigError(
                 "the state is of another version of archgrad, in which the gates harden otherwise: begin anew, or "
                 "resume with that version"
+            )
+        if state["limit"] != repr(self._limit):
+            raise ConfigError(f"the state is of {state['limit']}, and this is {self._limit!r}: give the same limit")
+        if state["logits"] != digest(self._values()):
+            raise ConfigError(
+                "the space holds other logits than it had when the state was taken: load the space's state_dict of "
+                "that moment first"
             )
         rounding = WidthRounding(**state["rounding"])
         if rounding != self.constraint.rounding:  # measured, on another day

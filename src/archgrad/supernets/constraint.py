@@ -34,8 +34,7 @@ from archgrad.run.run import Run
 MEASURED_ROOM = (1.0, 0.97, 0.92, 0.85, 0.75, 0.6, 0.4)
 # Architectures that the first surrogate is fitted on: twice as many as it has coefficients, within these bounds.
 SAMPLES = (100, 300)
-READINGS = 5  # measurements of the architecture chosen, and of the network handed back
-PATIENCE = 10  # rounds of them for the network handed back, a second apart
+READINGS, PATIENCE = 5, 10  # measurements of what is chosen or handed back; rounds of the latter, a second apart
 LEAST = 1e-30  # smaller probabilities are raised to this before their logarithm is taken
 Scores = Tensor | Mapping[tuple[int, ...], float]
 BUSY = 1.05  # a median higher than this times the lowest measurement is a sign of other work on the machine

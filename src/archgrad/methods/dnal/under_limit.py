@@ -20,7 +20,6 @@ from archgrad.errors import ArchgradError
 from archgrad.extract.discretize import build
 from archgrad.gates.gate_optimizer import (
     ROUNDS_UNDER_LIMIT,
-    SCALE_UNDER_LIMIT,
     GateOptimizer,
     entry_logits,
     limited_logit_optimizer,
@@ -143,9 +142,7 @@ def train_gates(
     """
     if not all(isinstance(gate.relaxation, ScaledSigmoid) for gate in gates(space).values()):
         relax(space, ScaledSigmoid)
-    gate_optimizer = GateOptimizer(
-        space, task, strength=0.0, scaled=False, scale=SCALE_UNDER_LIMIT, rounds=min(ROUNDS_UNDER_LIMIT, stage.steps)
-    )
+    gate_optimizer = GateOptimizer(space, task, rounds=min(ROUNDS_UNDER_LIMIT, stage.steps))
     aim, bound = _differentiable(constraint, task, run, suffix)
     if bound >= aim.price(full(space)):
         run.note("the whole network keeps the limit, which asks for nothing")

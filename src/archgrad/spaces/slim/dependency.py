@@ -124,8 +124,7 @@ class Components:
 
     def reasons(self) -> dict[int, str]:
         """Component -> the first reason why it may not be removed."""
-        roots = self.roots()
-        found: dict[int, str] = {}
+        roots, found = self.roots(), dict[int, str]()
         for labels, reason in self._frozen:
             for root in np.unique(roots[labels]).tolist():
                 found.setdefault(root, reason)
