@@ -116,8 +116,9 @@ ELSEWHERE = [
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "SLURM_JOB_ID", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES",
     "HOSTNAME", "OMP_NUM_THREADS", "DEBUG", "VERBOSE", "LOG_LEVEL", "TERM", "LOGNAME", "LANGUAGE", "USERNAME",
     "HF_TOKEN", "OPENAI_API_KEY", "DB_PASSWORD", "AWS_SECRET_ACCESS_KEY", "WANDB_MODE", "NO_COLOR", "CI", "TZ",
-    "TOKENIZERS_PARALLELISM", "DATA_ROOT", "OUT_DIR", "MODEL_PATH", "CONFIG_FILE", "ssh_key",
+    "TOKENIZERS_PARALLELISM", "PYTHONUNBUFFERED", "DATA_ROOT", "OUT_DIR", "MODEL_PATH", "CONFIG_FILE", "ssh_key",
 ]  # fmt: skip
+UNREAD = "NOT_READ"  # no function names it
 
 
 @pytest.mark.parametrize("read", READS)
@@ -128,9 +129,11 @@ def test_changed_variables_that_code_reads_are_noted_by_name(
     module = ModuleType("of_the_user")
     exec("import functools, os\n" + "\n".join(lines), vars(module))
     monkeypatch.setitem(sys.modules, "of_the_user", module)
+    for name in {*os.environ} - {"PATH", "HOME"}:  # other tests are modules of the user's too, and name some
+        monkeypatch.delenv(name)
 
     def notes(value: str) -> list[str]:
-        for name in [*COMPUTES, *ELSEWHERE, "NOT_READ"]:
+        for name in [*COMPUTES, *ELSEWHERE, UNREAD]:
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("IS_PATH", f"/data/{value}")
         run = begun(tmp_path)
