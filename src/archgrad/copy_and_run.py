@@ -21,7 +21,7 @@ from archgrad.errors import ArchgradError, ModelError, one_line
 Network = TypeVar("Network", bound=nn.Module)
 _ATOMS = frozenset({
     int, float, str, bool, bytes, complex, type(None), type, types.FunctionType, types.BuiltinFunctionType,
-    torch.dtype, torch.device,
+    torch.dtype, torch.device, torch.jit.ScriptFunction,
 })  # fmt: skip
 _OWN = set(vars(nn.Module())) - {"_buffers"}  # attributes of every module, where no such tensors are
 
@@ -43,7 +43,7 @@ class Intercepted(TorchFunctionMode):
 @contextlib.contextmanager
 def modes_kept(network: nn.Module) -> Iterator[None]:
     """Put every submodule back into the mode (train or eval) that it was in before the block."""
-    modes = {module: module.training for module in network.modules()}
+    modes = {module: getattr(module, "training", False) for module in network.modules()}  # frozen scripts have none
     try:
         yield
     finally:
@@ -149,7 +149,13 @@ def copied(network: Network, *, share: bool = False) -> Network:
     if share:
         memo |= {id(parameter): parameter for parameter in network.parameters()}
     try:
-        return _deep_copy(network, memo)
+        made = _deep_copy(network, memo)
+        for mine, given in zip(made.modules(), network.modules(), strict=True):
+            if isinstance(mine, torch.jit.ScriptModule):  # torch copies tensors in it with a gradient history
+                for name, parameter in given.named_parameters(recurse=False):
+                    value = getattr(mine, name).detach()
+                    setattr(mine, name, nn.Parameter(value, requires_grad=parameter.requires_grad))
+        return made
     except ArchgradError:
         raise
     except Exception as error:  # a user's __deepcopy__ may raise anything

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import archgrad as ag
 from archgrad.choices.access import choices, hold, sample
 from archgrad.choices.architecture import Architecture
-from archgrad.costs.count import macs
+from archgrad.costs.count import macs, params
 from archgrad.errors import ModelError
 from archgrad.extract.discretize import build
 from archgrad.spaces.slim.slimmable import frozen, slim
@@ -292,13 +292,61 @@ def test_lazy_layers_are_refused_until_they_have_run() -> None:
     assert sizes(slim(net, x)) == {"0": 8}
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("part", ["whole", "inside"])
-def test_torchscript_is_refused(part: str) -> None:
+def swish(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+def _scripted(way: str, inner: nn.Module, width: int) -> nn.Module:
+    if way == "traced":
+        return torch.jit.trace(inner, torch.zeros(2, width, 8, 8))
+    return torch.jit.freeze(torch.jit.script(inner.eval())) if way == "frozen" else torch.jit.script(inner)
+
+
+class PartlyScripted(nn.Module):
+    """A network of the user's with a part that came as TorchScript, and an activation of it."""
+
+    def __init__(self, inner: nn.Module, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, width, 1)
+        self.active, self.swish = torch.jit.script(nn.Hardswish()), torch.jit.script(swish)
+        self.inner, self.third, self.last = inner, nn.Conv2d(width, 9, 1), nn.Linear(9, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(self.second(self.active(self.first(x))))
+        return self.last(self.swish(self.third(y)).mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("way", ["scripted", "traced", "frozen"])
+@pytest.mark.parametrize("seed", range(2))
+def test_a_part_that_is_torchscript_stays_as_it_is_and_the_rest_is_cut(way: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    width, x = 4 + seed, torch.randn(2, 3, 8, 8)
+    inner = [nn.Conv2d(width, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, width, 3, groups=1)]
+    net = PartlyScripted(_scripted(way, nn.Sequential(*inner).eval(), width), width)
+    space = slim(net, x)
+    assert sizes(space) == {"first": 8, "third": 9}
+    assert "inner is TorchScript" in frozen(space)["second"]
+    assert way == "frozen" or "inner is TorchScript" in frozen(space)["inner"]
+    stir(space)
+    for seed in range(3):
+        architecture = sample(space, generator=torch.Generator().manual_seed(seed))
+        held, built = hold(space, architecture), build(space, architecture)
+        for training in (False, True):
+            torch.testing.assert_close(
+                outputs(held, (x,), training=training), outputs(built, (x,), training=training)
+            )
+        assert float(macs(x).expected(held)) == pytest.approx(macs(x).of(built))
+        assert float(params().expected(held)) == pytest.approx(params().of(built))
+    built(x).sum().backward()  # what is inside can be trained still
+    assert all(p.grad is not None for p in built.parameters() if p.requires_grad)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_network_that_is_torchscript_is_refused() -> None:
     scripted = torch.jit.trace(nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU()).eval(), torch.zeros(1, 1, 8, 8))
-    net = scripted if part == "whole" else nn.Sequential(scripted, nn.Conv2d(8, 4, 3))
     with pytest.raises(ModelError, match="TorchScript"):
-        slim(net, torch.zeros(1, 1, 8, 8))
+        slim(scripted, torch.zeros(1, 1, 8, 8))
 
 
 def test_keep_refuses_a_path_that_is_not_there() -> None:

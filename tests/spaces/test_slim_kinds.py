@@ -463,6 +463,7 @@ def test_outputs_may_be_anything_that_holds_tensors(name: str) -> None:
 
 COMPUTED: dict[str, Callable[[nn.Linear], nn.Module]] = {
     "spectral_norm": nn.utils.spectral_norm,
+    "SpectralNorm": parametrizations.spectral_norm,
     "prune": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
     "orthogonal": parametrizations.orthogonal,
 }
@@ -479,9 +480,10 @@ def test_a_layer_of_computed_weights_is_frozen_by_name_and_the_rest_gated(name: 
     space = slim(net, x)
     assert sizes(space) == {"4": 7}
     said = frozen(space)["2"]
-    assert any(word in said for word in ("prun", "parametrized", "spectral_norm"))
+    assert {"prune": "prun", "orthogonal": "Orthogonal"}.get(name, name) in said
     space(x).sum().backward()
     assert_exact(space, (x,))
+    assert_exact(space, (x,), training=True)
 
 
 @pytest.mark.parametrize("kind", ["attribute", "list", "dictionary"])

@@ -46,13 +46,14 @@ _MORE: dict[Any, Callable[..., int]] = {
     torch.ops.aten.dot: lambda a, b, **_: 2 * math.prod(a),
     torch.ops.aten.vdot: lambda a, b, **_: 2 * math.prod(a),
     torch.ops.aten.addbmm: lambda c, a, b, **_: 2 * math.prod(a) * b[-1],
+    torch.ops.aten._grouped_mm: lambda a, b, *_, **__: 2 * math.prod(a) * b[-1],
     torch.ops.aten._cdist_forward: lambda a, b, *_, **__: 2 * math.prod(a) * b[-2],
     torch.ops.aten._euclidean_dist: lambda a, b, **_: 2 * math.prod(a) * b[-2],
     torch.ops.aten._trilinear: lambda a, weight, *_, **__: 2 * a[0] * math.prod(weight),
 }
 _ROOMS = ("aten", "prims", "prim", "profiler", "c10d", "_c10d_functional", "higher_order", "inductor")
 _MULTIPLYING = (
-    "fft", "linalg", "cholesky", "triangular_solve", "lu_", "inverse", "sparse", "grouped_mm", "int_mm", "weight_int",
+    "fft", "linalg", "cholesky", "triangular_solve", "lu_", "inverse", "sparse", "int_mm", "weight_int",
     "lstm", "gru", "rnn", "cudnn_rnn", "mkldnn_rnn",
 )  # fmt: skip
 

@@ -90,7 +90,7 @@ def reach(trial: Trial, removals: Sequence[Removal], graph: ChannelGraph) -> Fro
     gated |= {r.name.removesuffix(".heads") for r in removals}
     complete, reasons = {}, graph.frozen
     for path, module in trial.network.named_modules():
-        if path in gated or not has_channels(module):
+        if path in gated or "parametrizations" in path.split(".") or not has_channels(module):
             continue
         inner = next((r for p, r in reasons.items() if path and p.startswith(f"{path}.")), "")
         outer = next((r for p, r in reasons.items() if p and path.startswith(f"{p}.")), "")

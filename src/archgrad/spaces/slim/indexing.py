@@ -55,7 +55,8 @@ def _index(call: Call) -> bool:
     call.walk.freeze(x, f"index in {call.walk.here()} cannot be followed", axes=range(places[0]))
     _freeze_indices(call)
     shift = call.results[0].dim() - x.dim()
-    call.walk.note(call.results[0], {a + shift: v for a, v in call.axes(x).items() if a >= places[1]})
+    axes = {a + shift: v for a, v in call.axes(x).items() if a >= places[1]}
+    call.walk.note(call.results[0], axes, weight=call.walk.shadow(x).weight)  # one of several experts', say
     return True
 
 

@@ -28,10 +28,10 @@ def has_sides(module: nn.Module) -> bool:
 
 def is_conv1d(module: nn.Module) -> bool:
     """A linear layer with a weight [in, out], as Hugging Face's GPT-2 has."""
+    if type(module).__name__ != "Conv1D":
+        return False
     weight = module._parameters.get("weight")
-    return (
-        type(module).__name__ == "Conv1D" and weight is not None and weight.shape[1:] == (getattr(module, "nf", 0),)
-    )
+    return weight is not None and weight.shape[1:] == (getattr(module, "nf", 0),)
 
 
 def is_layer(module: nn.Module) -> bool:

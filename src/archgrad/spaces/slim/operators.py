@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -212,6 +214,36 @@ def _multiply(call: Call) -> bool:
     return True
 
 
+ALIGNED = 8  # channels, 16 bytes in half precision: torch's kernel takes rows of multiples of 16 bytes alone
+
+
+def _multiply_groups(call: Call) -> bool:
+    """[S, in] rows that are sorted by experts, times [experts, in, out]."""
+    x, weight = call.inputs[:2]
+    if (x.dim(), weight.dim()) != (2, 3):
+        return False
+    here = call.walk.here()
+    call.walk.freeze(x, f"{here} sends these to groups by their order ({call.name})", axes=[0])
+    call.walk.freeze(weight, f"{here} has one of these for each group of its rows ({call.name})", axes=[0])
+    for other in call.inputs[2:]:
+        call.walk.freeze(other, f"{here} groups by these ({call.name})")
+    reads, makes = call.axes(weight).get(1, []), call.axes(weight).get(2, [])
+    for labels in (*call.axes(x).get(1, []), *reads, *makes):
+        size = math.gcd(len(labels), ALIGNED)
+        blocks = labels.reshape(-1, size)
+        call.walk.components.join(
+            blocks,
+            np.broadcast_to(blocks[:, :1], blocks.shape),
+            f"{here} takes multiples of {size} of these channels",
+        )
+    if not contract(call, call.axes(x).get(1, []), reads, (x, weight)):
+        return False
+    result = call.results[0]
+    call.walk.product(result.numel() * x.shape[1], {1: makes, -1: reads}, (x.shape, weight.shape))
+    call.walk.note(result, {1: makes})
+    return True
+
+
 def _attention(call: Call) -> bool:
     q, k, v, *rest = call.inputs
     last, here = q.dim() - 1, call.walk.here()
@@ -316,6 +348,7 @@ _OPERATORS: dict[Rule, tuple[str, ...]] = {
         "linear",
         "matmul",
     ),
+    _multiply_groups: ("grouped_mm",),
     _batch_norm: (
         "native_batch_norm",
         "native_batch_norm_legit",

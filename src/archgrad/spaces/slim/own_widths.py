@@ -107,7 +107,7 @@ def with_own_widths(net: nn.Module, example: tuple[Any, ...], wides: Wides) -> n
             if child in replaced:
                 parent._modules[name] = replaced[child]
     for (_, mine), (_, given) in zip(network.named_modules(), net.named_modules(), strict=True):
-        mine.training = given.training
+        mine.training = getattr(given, "training", False)
     return network if replaced else None
 
 

@@ -123,12 +123,61 @@ def named_tensors_of(outputs: object, name: str = "", depth: int = 0) -> list[tu
     ]  # fmt: skip
 
 
+class TorchScript(nn.Module):
+    """Stands for a scripted or traced module, which takes no hooks, while a network is followed and tried.
+
+    Args:
+        script: what is called. What is inside of it is seen from outside as parameters of this module.
+    """
+
+    def __init__(self, script: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        vars(self)["script"] = script
+        self.training = getattr(script, "training", False)  # a frozen one has no modes
+        self._show()
+
+    def _show(self) -> None:
+        named = vars(self)["script"].named_parameters()
+        self._parameters.update({name.replace(".", "_"): parameter for name, parameter in named})
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the script computes."""
+        return vars(self)["script"](*args, **kwargs)
+
+    def train(self, mode: bool = True) -> TorchScript:
+        """Set the mode of what is inside too."""
+        vars(self)["script"].train(mode)
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> TorchScript:
+        vars(self)["script"]._apply(fn, recurse)
+        self._show()
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else of the script the network reads or calls."""
+        return getattr(vars(self)["script"], name)
+
+
+def without_scripts(network: nn.Module) -> nn.Module:
+    """The network, with a module that takes hooks in the place of each that is TorchScript."""
+    for parent in list(network.modules()):
+        for name, child in () if isinstance(parent, torch.jit.ScriptModule) else parent._modules.items():
+            if isinstance(child, torch.jit.ScriptModule):
+                parent._modules[name] = TorchScript(child)
+    return network
+
+
 def computed_weights(path: str, module: nn.Module) -> str:
     """Why the weights of a module are no parameters that could be cut; "" if they are."""
+    if isinstance(module, TorchScript):
+        return f"{path} is TorchScript, which cannot be changed; the Python module that it was made from could be cut"
     if parametrize.is_parametrized(module):
+        steps: Any = module.parametrizations
+        kinds = {type(step).__name__.strip("_") for own in steps.values() for step in own}
         return (
-            f"the weights of {path} are parametrized already; torch.nn.utils.parametrize.remove_parametrizations "
-            f"makes plain parameters of them"
+            f"the weights of {path} are parametrized already ({', '.join(sorted(kinds))}); "
+            f"torch.nn.utils.parametrize.remove_parametrizations makes plain parameters of them"
         )
     names = [
         n.removesuffix("_g") for n in module._parameters if n.endswith("_g") and f"{n[:-2]}_v" in module._parameters

@@ -29,7 +29,7 @@ from archgrad.spaces.slim.frozen import Frozen, advised, reach
 from archgrad.spaces.slim.input_features import input_features
 from archgrad.spaces.slim.own_widths import with_own_widths
 from archgrad.spaces.slim.recurrent import follow_weights
-from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, quiet_graphs, run
+from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, quiet_graphs, run, without_scripts
 from archgrad.spaces.slim.torch_attention import torch_heads
 from archgrad.spaces.slim.trial import Removal, Trial, gated_tensors
 from archgrad.spaces.slim.trial_masks import MASKS
@@ -213,7 +213,7 @@ def _checked(net: nn.Module, example: Example | None) -> tuple[Tensor, ...]:
             f"{type(net).__name__} is a slimmable network already: {gated[0]} is a gate of archgrad; give it to "
             f"archgrad.dnal as it is, or slim the network that it was made of"
         )
-    if any(isinstance(module, torch.jit.ScriptModule) for module in net.modules()):
+    if isinstance(net, torch.jit.ScriptModule):
         raise ModelError(
             f"{type(net).__name__} is TorchScript, whose layers cannot be changed; give the Python module that it "
             f"was made from"
@@ -243,8 +243,8 @@ def _traced(
     cause: Exception | None = None
     for sources in (True, False):  # code may ask whether a number is an int and nothing else
         try:
-            return trace(in_mode(copied(net, share=True)), inputs, keep=is_kept, sources=sources, outer=outer,
-                         thinned=thinned)  # fmt: skip
+            network = without_scripts(in_mode(copied(net, share=True)))
+            return trace(network, inputs, keep=is_kept, sources=sources, outer=outer, thinned=thinned)
         except NETWORK_ERRORS as error:
             cause = error
     try:

@@ -18,7 +18,7 @@ from archgrad.choices.channels import Coupling, Vanishing, open_channels, remove
 from archgrad.choices.standardized_weights import StandardizedWeight
 from archgrad.copy_and_run import copied
 from archgrad.errors import ModelError, one_line
-from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, plain_kernels, run, tensors_of
+from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, plain_kernels, run, tensors_of, without_scripts
 from archgrad.spaces.slim.trial_inputs import KeptDouble, calibrate, trial_inputs
 from archgrad.spaces.slim.trial_masks import HALVES, MASKS, kept_entries
 from archgrad.spaces.slim.width_independent_draws import AlignedDraws
@@ -99,7 +99,7 @@ class Trial:
         cause: Exception = RuntimeError()
         for number, (dtype, scrambled) in enumerate(ways if self.large else [double, *ways, double]):
             self.dtype = dtype
-            self.network = copied(network)
+            self.network = without_scripts(copied(network))
             self.network._apply(lambda x: _in_precision(x, self.dtype))  # type: ignore[no-untyped-call]
             self.network.eval()
             inputs = tree_map_only(Tensor, lambda x: _in_precision(x.detach(), self.dtype), example)
