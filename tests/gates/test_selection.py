@@ -87,6 +87,25 @@ def test_the_limit_is_kept_on_a_recount_and_used_up(make, rounding: int | None) 
         assert all(other > constraint.bound for other in others if other > value * (1 + 1e-12))
 
 
+@pytest.mark.parametrize("rounding", [None, 1])
+@pytest.mark.parametrize("make", [resnet, transformers.vit_fused])
+@pytest.mark.parametrize("low", ["branches", "inside", "stream"])
+def test_branches_that_leave_together_come_back_while_the_limit_allows_it(
+    make, low: str, rounding: int | None
+) -> None:
+    """Blocks are most of the cost, and one threshold on such scores takes all or none of them."""
+    space = slim(make(), X)
+    for seed, fraction in enumerate((0.15, 0.3, 0.6)):
+        scores = random_scores(space, seed=seed)
+        for name, gate in gates(space).items():
+            inside = gate.vanishing is None and any(c.side == "in" for c in gate.couplings)
+            if (gate.vanishing is not None) if low == "branches" else inside == (low == "inside"):
+                scores[name] = scores[name] * 1e-3 - 5.0
+        constraint = GateConstraint(space, macs(X).at_most(fraction=fraction), WidthRounding(rounding))
+        used = constraint.price(constraint.best_feasible(scores)) / constraint.bound
+        assert 0.85 <= used <= 1.0, (fraction, used)
+
+
 def rounded(space: nn.Module, rounding: WidthRounding, least: dict[str, int]) -> list[dict[str, int]]:
     """All numbers of entries that rounding allows."""
     options = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from archgrad.report.numbers import amount
 _MEASURED_ROOM = (0.95, 0.85, 0.7, 0.5)
 _NARROWER = 0.75  # of its width a layer would keep at most without rounding; a step more or less is no news
 _USED = 0.95  # of a counted bound: with less, blocks of rounded widths are exchanged
+_MEASURED_USED = 0.5  # of a measured bound: each further try takes measurements
 
 
 def gates(space: nn.Module) -> dict[str, Gate]:
@@ -46,11 +47,13 @@ def gates(space: nn.Module) -> dict[str, Gate]:
 
 
 def above_threshold(
-    space: nn.Module, scores: Mapping[str, Tensor], threshold: float, rounding: WidthRounding, *, floor: float = 0.0
-) -> Architecture:
+    space: nn.Module, scores: Mapping[str, Tensor], threshold: float, rounding: WidthRounding, *,
+    floor: float = 0.0, kept: Collection[str] = (),
+) -> Architecture:  # fmt: skip
     """For each gate its best entries: as many as score above the threshold, rounded, never none.
 
-    No gate keeps less than the share `floor` of its entries. A branch whose inner gates would all close is removed.
+    No gate keeps less than the share `floor` of its entries. A branch whose inner gates would all close is removed,
+    unless `kept` names it.
     """
     by_name = gates(space)
     counts = {
@@ -60,6 +63,7 @@ def above_threshold(
     for name, inner in _inner(by_name).items():
         if inner and not any(counts[n] for n in inner):
             counts[name] = 0
+    counts |= {name: by_name[name].size for name in kept}
     return Architecture({
         name: tuple(scores[name].topk(rounding.count(gate, counts[name])).indices.tolist())
         for name, gate in by_name.items()
@@ -209,7 +213,8 @@ class GateConstraint:
     def best_feasible(self, scores: Mapping[str, Tensor], *, floor: float = 0.0) -> Architecture:
         """The architecture with the lowest threshold on the scores that keeps the limit.
 
-        What rounding left of a counted limit is filled with the next-best entries. A measured
+        Where several branches leave at one threshold and little of the limit is used without them, the best of them
+        stay. What rounding left of a counted limit is filled with the next-best entries. A measured
         limit is measured once more on what is returned.
 
         Args:
@@ -302,11 +307,28 @@ class GateConstraint:
                 full.add(name)
 
     def _lowest_threshold(self, scores: Mapping[str, Tensor], floor: float, bound: float) -> Architecture:
+        """The lowest threshold under a bound; where branches leave together, and too much with them, some stay."""
+        architecture, kept = self._at_lowest(scores, floor, bound, ()), list[str]()
+        branches = [name for name, gate in gates(self.space).items() if gate.vanishing is not None]
+        enough = (_USED if self.counted else _MEASURED_USED) * bound
+        while self.price(architecture) < enough:
+            gone = [name for name in branches if not architecture[name] and name not in kept]
+            if not gone:
+                break
+            kept.append(max(gone, key=lambda name: float(scores[name].max())))
+            other = self._at_lowest(scores, floor, bound, kept)
+            if self.price(architecture) < self.price(other) <= bound:
+                architecture = other
+        return architecture
+
+    def _at_lowest(
+        self, scores: Mapping[str, Tensor], floor: float, bound: float, kept: Collection[str]
+    ) -> Architecture:
         values = torch.unique(torch.cat([s.flatten() for s in scores.values()]).double())
         thresholds = [-math.inf, *values.tolist()]
 
         def at(index: int) -> Architecture:
-            return above_threshold(self.space, scores, thresholds[index], self.rounding, floor=floor)
+            return above_threshold(self.space, scores, thresholds[index], self.rounding, floor=floor, kept=kept)
 
         low, high = 0, len(thresholds) - 1  # the highest threshold closes all that can close
         while low < high:
