@@ -1,6 +1,6 @@
 """Bias and variance of the gradient estimators on spaces small enough to enumerate.
 
-python benchmarks/estimators.py --seeds 5 --json benchmarks/results/estimators.json
+python benchmarks/estimators.py --seeds 5 --out benchmarks/results/estimators.json
 """
 
 from __future__ import annotations
