@@ -1,14 +1,14 @@
-"""Encoders of agents, searched and not, at equal steps of the environment: a pixel game, and two games of Procgen.
+"""Encoders of agents, searched and not, at equal steps of the environment, in a pixel game.
 
     python benchmarks/rl.py --out benchmarks/results/rl.json
 
 Rows, each made once (stopped and started again, the rest is made):
 - "step": seconds of a forward and backward pass of each supernet over those of the hand-made encoder, in turns;
 - "environments": steps a second under random actions;
-- "pixel", "longer" (five minutes of search) and "procgen": `ag.rl_darts` with its baselines: the supernet that is
+- "pixel" and "longer" (five minutes of search): `ag.rl_darts` with its baselines: the supernet that is
   searched, the cell found and trained anew, a random cell, and the hand-made IMPALA-CNN of the same depths; returns
   on 200 levels and on unseen ones.
-Needs the extras rl and procgen.
+Needs the extra rl.
 """
 
 from __future__ import annotations
@@ -27,12 +27,10 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.choices import Open
-from archgrad.rl import PixelGame, PpoTerms, Procgen
+from archgrad.rl import PixelGame, PpoTerms
 
 PIXEL_STEPS, PIXEL_SEEDS = {"pixel": 61_440, "longer": 1_048_576}, 3
-PROCGEN_STEPS, GAMES = 8_192, ("coinrun", "bigfish")
 LONGEST = 500  # of an episode that is judged
-PROCGEN_TERMS = PpoTerms(rollout_steps=32, minibatch_size=256, epochs=2, learning_rate=5e-4, gamma=0.999)
 
 
 class Rows:
@@ -55,7 +53,7 @@ def relaxed(space: nn.Module) -> nn.Module:
 
 
 def step_times() -> dict[str, Any]:
-    """Times in turns, so that a slow moment strikes all alike; medians of the ratios to the first."""
+    """Times in turns, so that a slow moment slows all alike; medians of the ratios to the first."""
     images = torch.rand(32, 3, 64, 64)
     nets: dict[str, nn.Module] = {}
     for name, depths in (("16/16/16", (16, 16, 16)), ("16/32/32", (16, 32, 32))):
@@ -99,35 +97,30 @@ def order() -> dict[str, float]:
 
 
 def environments() -> dict[str, float]:
-    generator, found = torch.Generator().manual_seed(0), {}
-    for make in (PixelGame, *(Procgen(game) for game in GAMES)):
-        task = ag.Reinforcement(make, num_envs=64)
-        env = task.vector_env(seed=0)
-        begun = time.perf_counter()
-        for _ in range(200):
-            env.step(torch.randint(task.actions, (64,), generator=generator))
-        found[task.name] = 200 * 64 / (time.perf_counter() - begun)
-        env.close()
-    return found
+    generator = torch.Generator().manual_seed(0)
+    task = ag.Reinforcement(PixelGame, num_envs=64)
+    env = task.vector_env(seed=0)
+    begun = time.perf_counter()
+    for _ in range(200):
+        env.step(torch.randint(task.actions, (64,), generator=generator))
+    seconds = time.perf_counter() - begun
+    env.close()
+    return {task.name: 200 * 64 / seconds}
 
 
-def at_random(make: Any) -> dict[str, float]:
-    task = ag.Reinforcement(make, max_episode_steps=LONGEST)
+def at_random() -> dict[str, float]:
+    task = ag.Reinforcement(PixelGame, max_episode_steps=LONGEST)
     generator = torch.Generator().manual_seed(0)
     return task.evaluate(lambda x: torch.randint(task.actions, (len(x),), generator=generator), episodes=128)
 
 
-def searched(
-    make: Any, seed: int, *, size: int, depths: tuple[int, ...], steps: int, terms: PpoTerms
-) -> dict[str, Any]:
+def searched(seed: int, *, steps: int) -> dict[str, Any]:
     torch.manual_seed(seed)
-    task = ag.Reinforcement(make, train_levels=200, max_episode_steps=LONGEST)
-    features = 64 if size < 64 else 256
-    space = ag.impala_cells(size=size, depths=depths, nodes=2, features=features)
-    by_hand = ag.impala_network(size=size, depths=depths, features=features)
+    task = ag.Reinforcement(PixelGame, train_levels=200, max_episode_steps=LONGEST)
+    space = ag.impala_cells(size=8, depths=(16,), nodes=2, features=64)
+    by_hand = ag.impala_network(size=8, depths=(16,), features=64)
     run = ag.Run(seed=seed, device="cpu", progress=False)
-    episodes = 128 if size < 64 else 32
-    found = ag.rl_darts(space, task, run, environment_steps=steps, terms=terms, hand_made=by_hand, episodes=episodes)
+    found = ag.rl_darts(space, task, run, environment_steps=steps, terms=PpoTerms(), hand_made=by_hand, episodes=128)
     last = {row["phase"]: row for row in run.history}
     rows = {"found": found.record["after"], **{one["name"]: one for one in found.record["baselines"]}}
     phases = {"found": "train", "supernet": "search", "random cell": "random", "hand-made encoder": "hand-made"}
@@ -163,7 +156,7 @@ def told(rows: dict[str, Any]) -> None:
     for name, row in rows["step"].items():
         ratios = " | ".join(f"{row[key]:.2f}" for key in ("to_same_depths", "macs_to_same_depths", "to_16_32_32"))
         print(f"| {name} | {row['ms']:.0f} | {ratios} |")
-    for group in (*PIXEL_STEPS, *(f"procgen {game}" for game in GAMES)):
+    for group in PIXEL_STEPS:
         runs = [row for key, row in rows.items() if key.startswith(group)]
         if not runs:
             continue
@@ -202,22 +195,9 @@ def main() -> None:
     rows.make("order", order)
     rows.make("step", step_times)
     rows.make("environments", environments)
-    rows.make("random play PixelGame", lambda: at_random(PixelGame))
+    rows.make("random play PixelGame", at_random)
     for (name, steps), seed in itertools.product(PIXEL_STEPS.items(), range(PIXEL_SEEDS)):
-        rows.make(
-            f"{name} {seed}",
-            lambda seed=seed, steps=steps: searched(
-                PixelGame, seed, size=8, depths=(16,), steps=steps, terms=PpoTerms()
-            ),
-        )
-    for game in GAMES:
-        rows.make(f"random play {game}", lambda game=game: at_random(Procgen(game)))
-        rows.make(
-            f"procgen {game}",
-            lambda game=game: searched(
-                Procgen(game), 0, size=64, depths=(8, 16, 16), steps=PROCGEN_STEPS, terms=PROCGEN_TERMS
-            ),
-        )
+        rows.make(f"{name} {seed}", lambda seed=seed, steps=steps: searched(seed, steps=steps))
     told(rows.rows)
 
 
