@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Literal, Protocol, runtime_checkable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from archgrad.argument_types import checked
 from archgrad.choices import fewer_heads
@@ -110,6 +111,49 @@ def build(
         draw_anew(network)
     restore_weight_norms(network)
     return network
+
+
+def write_back(space: nn.Module, architecture: Architecture, network: nn.Module) -> None:
+    """Write the weights of a network that `build` made, trained since, to where in the space they came from.
+
+    A weight w of the network is f v, with v a weight of the space and f a factor, mostly 1 (queries of fewer channels
+    are scaled). Built alike, a copy of the space whose weights are 1 tells each f, and one whose weights are the
+    numbers of their places tells f times the place; v becomes w / f. What `build` computes otherwise stays in the
+    space as it is.
+
+    Args:
+        space: unchanged since the network was built; it gets the weights.
+        architecture: of the network.
+        network: as `build(space, architecture)` returned it, with other weights.
+    """
+    copy, sizes = copied(space).cpu().double(), [tensor.numel() for tensor in _weights(space).values()]
+
+    def built(numbers: Tensor) -> dict[str, Tensor]:
+        for tensor, part in zip(_weights(copy).values(), torch.split(numbers, sizes), strict=True):
+            tensor.copy_(part.view_as(tensor))
+        return {name: tensor.flatten() for name, tensor in _weights(build(copy, architecture)).items()}
+
+    with torch.no_grad():
+        values = torch.cat([tensor.flatten().cpu().double() for tensor in _weights(space).values()])
+        numbers = torch.arange(1, 1 + len(values), dtype=torch.float64)
+        factors, places, before, after = (
+            built(torch.ones_like(values)),
+            built(numbers),
+            built(values),
+            _weights(network),
+        )
+        for name, factor in factors.items():
+            place = (places[name] / factor).round().nan_to_num(0).long().clamp(1, len(values)) - 1
+            known = (numbers[place] * factor).isclose(places[name]) & (values[place] * factor).isclose(before[name])
+            values[place[known]] = (after[name].flatten().cpu().double() / factor)[known]
+        for tensor, part in zip(_weights(space).values(), torch.split(values, sizes), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def _weights(network: nn.Module) -> dict[str, Tensor]:
+    """Its parameters and buffers of real numbers by name, each once."""
+    named = (*network.named_parameters(), *network.named_buffers())
+    return {name: tensor for name, tensor in named if tensor.is_floating_point()}
 
 
 def draw_anew(network: nn.Module) -> None:

@@ -2,17 +2,16 @@
 
 Ours, made of DNAL's parts under a limit; see `dnal.py`:
 
-    stage 1     a training of all weights at full learning rates, unless they are trained; s begins in the order of
-                their magnitude
-    whole       a copy is trained to its end, the learning rate falling: what the others are held against; where the
-                weights are trained, it is the network as given
+    whole       the weights are trained to their end, unless they are given trained: what the others are held against;
+                s begins in the order of their magnitude
     for each budget, the largest first:
         gates       w and s together on L, at full learning rates, s held at the budget, the scale growing anew;
                     they begin where the budget before has left them
         finalists   the widths of the gates and uniform widths, for a short while; the better stays
-        training    w = argmin_w L(w) without the other channels, the learning rate falling: this budget's network
+        training    w = argmin_w L(w) without the other channels, the learning rate falling: this budget's network,
+                    whose weights go back to their places in the space
 
-Weights and s thus go down through the budgets at full learning rates, and each network is finished aside.
+So each network is slimmed from the trained one before it, and what one has learnt the next ones have.
 
 Checked against: exact resume from stages of every kind and budgets on a recount, in the tests. The script
 benchmarks/slim_front.py sets it beside separate runs.
@@ -21,8 +20,8 @@ benchmarks/slim_front.py sets it beside separate runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -30,14 +29,13 @@ from archgrad.argument_types import checked
 from archgrad.copy_and_run import in_mode
 from archgrad.costs.limits import Cost, Limit
 from archgrad.errors import ConfigError
-from archgrad.extract.discretize import build
+from archgrad.extract.discretize import build, write_back
 from archgrad.gates.gate_optimizer import ROUNDS_UNDER_LIMIT
 from archgrad.gates.importance import begin_by_magnitude
 from archgrad.gates.selection import GateConstraint, full
 from archgrad.gates.width_rounding import RoundTo
 from archgrad.methods.dnal.under_limit import (
     FEWEST,
-    RISING,
     Candidate,
     Choice,
     SlimSettings,
@@ -59,9 +57,10 @@ from archgrad.training.given_weights import note_loss
 from archgrad.training.recipe import Recipe
 from archgrad.trials.pareto import front as not_dominated
 
-# Shares of the budget: all networks' trainings together, and stage 1; the stages of the gates have the rest.
-_TRAIN, _FIRST = 0.5, 0.2
-_FINALIST = 0.15  # of a network's training, each
+# Parts of the steps: of the whole network, where it is trained, of the first budget, and of each of the others.
+_WHOLE, _FIRST, _OTHER = 1.75, 1.75, 1.0
+_GATES = 0.15  # of a budget's steps
+_FINALIST = 0.15  # of a budget's other steps, each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,19 +70,16 @@ class FrontSettings(SlimSettings):
     limits: tuple[Limit, ...]
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """Steps of stage 1, of each budget's gates and finalists, of a network's training, the last's, and of all."""
+class _Steps(NamedTuple):
+    """Of one budget: its gates, each finalist, the training after them, and of all trainings of the run."""
 
-    first: int
     gates: int
     finalist: int
     train: int
-    last: int
-    total: int
+    run: int
 
     def stage(self, steps: int) -> Stage:
-        return Stage(steps, steps / self.total)
+        return Stage(steps, steps / self.run)
 
 
 @checked
@@ -107,7 +103,7 @@ def slim_front(
         run: epochs of all networks together (default 60), seed, folder, device.
         cost: what is bounded, for instance `archgrad.macs(x)`.
         fractions: the budgets, as fractions of what the whole network takes.
-        pretrained: the space holds trained weights. Otherwise the whole network is trained first, for an equal part.
+        pretrained: the space holds trained weights. Otherwise the whole network is trained first, for about a third.
         round_to: widths are multiples of this; 1 for any width. Default 8, less for narrow layers; under a limit on
             latency "auto", what is measured to suit its runtime here.
         recipe: trains the weights; beside the gates without its `average`, `drop_path` and `best_epoch`.
@@ -133,11 +129,13 @@ def slim_front(
     space, constraints, given = begin(
         space, task, run, settings.limits, method="slim_front", settings=settings, check_weights=check_weights
     )
-    plan = _plan(space, task, run, settings)
-    whole = _whole(space, task, run, plan, recipe)
-    networks, tried = [Candidate(full(space), whole)], list[Choice]()
-    for constraint, limit in zip(constraints, settings.limits, strict=True):
-        choice = _descend(space, task, run, constraint, plan=plan, settings=settings, limit=limit)
+    of_whole, plan = _plan(space, task, run, settings)
+    if of_whole:
+        train(space, task, run, recipe, steps=of_whole, phase="weights", time_fraction=of_whole / plan[0].run)
+    begin_by_magnitude(space)
+    networks, tried = [Candidate(full(space), build(space, full(space)))], list[Choice]()
+    for constraint, limit, steps in zip(constraints, settings.limits, plan, strict=True):
+        choice = _descend(space, task, run, constraint, steps=steps, settings=settings, limit=limit)
         note_loss(choice.best.network, task, run, given)
         networks.append(choice.best)
         tried.append(choice)
@@ -160,67 +158,55 @@ def _limits(cost: Cost, fractions: Sequence[float]) -> tuple[Limit, ...]:
     return tuple(sorted(limits, key=lambda limit: -(limit.fraction or 0.0)))
 
 
-def _plan(space: nn.Module, task: Task, run: Run, settings: FrontSettings) -> _Plan:
-    """How the run's budget is divided."""
-    recipe, budgets = settings.recipe, len(settings.limits)
+def _plan(space: nn.Module, task: Task, run: Run, settings: FrontSettings) -> tuple[int, list[_Steps]]:
+    """The steps of the whole network's training, and of each budget."""
+    recipe = settings.recipe
     total = run.total_steps(
         steps_per_epoch(task, recipe.accumulate), default_epochs=60,
         measure_step=lambda: seconds_per_step(space, task, run, recipe),
     )  # fmt: skip
-    networks = budgets if settings.pretrained else budgets + 1
-    first = 0 if settings.pretrained else max(1, int(_FIRST * total))
-    each = max(1, int(_TRAIN * total / networks))
-    of_gates = (total - first - networks * each) // budgets
-    if of_gates < 1:
+    parts = [_WHOLE, _FIRST, *[_OTHER] * (len(settings.limits) - 1)][settings.pretrained :]
+    shares = [int(total * part / sum(parts)) for part in parts]
+    budgets = shares if settings.pretrained else shares[1:]
+    shares[-1] += total - sum(shares)
+    if min(shares) < 2:
         run.withdraw()
         raise ConfigError(
-            f"{total} steps are too few for a front of {budgets} networks: give the Run some epochs for each, or "
-            f"give fewer fractions"
+            f"{total} steps are too few for a front of {len(budgets)} networks: give the Run some epochs for each, "
+            f"or give fewer fractions"
         )
+    plan = []
+    for steps in budgets:
+        of_gates = max(1, int(_GATES * steps))
+        finalist = int(_FINALIST * (steps - of_gates))
+        finalist = finalist if finalist >= FEWEST else 0
+        plan.append(_Steps(of_gates, finalist, steps - of_gates - 2 * finalist, total))
     if run.seconds is not None and run.epochs is None and run.max_steps is None:
-        run.require_steps(of_gates, phase="gates", least=ROUNDS_UNDER_LIMIT)
-    finalist = int(_FINALIST * each)
-    finalist = finalist if finalist >= FEWEST else 0
-    left_over = total - first - networks * each - budgets * of_gates
-    each_alone = each - 2 * finalist
-    return _Plan(first, of_gates, finalist, each, each_alone + left_over, total)
-
-
-def _whole(space: nn.Module, task: Task, run: Run, plan: _Plan, recipe: Recipe) -> nn.Module:
-    """Stage 1 of fresh weights, and the whole network, finished aside."""
-    if not plan.first:
-        begin_by_magnitude(space)
-        return build(space, full(space))
-    time = plan.stage(plan.first).time_fraction
-    rising = replace(recipe, schedule=RISING)
-    train(space, task, run, rising, steps=plan.first, phase="weights", time_fraction=time)
-    network = build(space, full(space))
-    time = plan.stage(plan.train).time_fraction
-    train(network, task, run, recipe, steps=plan.train, phase="train-whole", time_fraction=time)
-    begin_by_magnitude(space)
-    return network
+        run.require_steps(min(steps.gates for steps in plan), phase="gates", least=ROUNDS_UNDER_LIMIT)
+    return 0 if settings.pretrained else shares[0], plan
 
 
 def _descend(
-    space: nn.Module, task: Task, run: Run, constraint: GateConstraint, *, plan: _Plan, settings: FrontSettings,
+    space: nn.Module, task: Task, run: Run, constraint: GateConstraint, *, steps: _Steps, settings: FrontSettings,
     limit: Limit,
 ) -> Choice:  # fmt: skip
-    """One budget: its network, finished aside; the space goes on with weights and logits as the gates leave them."""
+    """One budget: its network, whose weights the space goes on with, and logits as the gates leave them."""
     recipe, suffix = settings.recipe, f"-{limit.fraction:g}"
     train_gates(
-        space, task, run, constraint=constraint, recipe=recipe, stage=plan.stage(plan.gates), suffix=suffix
+        space, task, run, constraint=constraint, recipe=recipe, stage=steps.stage(steps.gates), suffix=suffix
     )  # fmt: skip
     candidate = cut(space, derived(space, run, constraint=constraint, suffix=suffix), task, run)
     choice = choose_widths(
-        space, task, run, candidate, constraint=constraint, recipe=recipe, stage=plan.stage(plan.finalist),
+        space, task, run, candidate, constraint=constraint, recipe=recipe, stage=steps.stage(steps.finalist),
         suffix=suffix,
     )  # fmt: skip
     last = limit is settings.limits[-1]
-    stage = plan.stage(plan.last if last else plan.train - 2 * plan.finalist)
     train(
-        choice.best.network, task, run, recipe, steps=stage.steps, phase=f"train{suffix}",
-        time_fraction=1.0 if last else stage.time_fraction,
+        choice.best.network, task, run, recipe, steps=steps.train, phase=f"train{suffix}",
+        time_fraction=1.0 if last else steps.train / steps.run,
     )  # fmt: skip
+    if not last:
+        write_back(space, *choice.best)
     return choice
 
 
