@@ -75,8 +75,8 @@ def test_what_a_user_holds_is_printed_in_words() -> None:
     limit = archgrad.macs(x[:1]).at_most(fraction=0.5)
     for held in (
         archgrad.Recipe(), archgrad.Output(), archgrad.Run(), task, archgrad.Distilled(task, net), limit, space,
-        archgrad.latency(x[:1]), archgrad.peak_memory(x[:1]), archgrad.params(), archgrad.flip(),
-        archgrad.lower("mae"),
+        archgrad.latency(x[:1]), archgrad.file_size(x[:1]), archgrad.peak_memory(x[:1]), archgrad.params(),
+        archgrad.flip(), archgrad.lower("mae"),
         archgrad.black_box(len, name="layers", unit="layers"), archgrad.over_part(max), archgrad.frozen(space),
         archgrad.GateTrainer(space, limit=limit, steps=9), archgrad.Architecture({"a": 1}),
         archgrad.Found(archgrad.Architecture({}), net), archgrad.importance(space, criterion="magnitude"),

@@ -26,6 +26,7 @@ from .control.nnilqr import nnilqr as nnilqr
 from .costs.count import macs as macs, params as params
 from .costs.energy import energy as energy
 from .costs.file_latency import measure_files as measure_files
+from .costs.file_size import file_size as file_size
 from .costs.latency import latency as latency
 from .costs.limits import Limit as Limit, black_box as black_box
 from .costs.memory import peak_memory as peak_memory

@@ -39,6 +39,7 @@ GIVEN = {"model": "net.py:Net", "data": "digits"}
         ("latency_ms=4.0", "latency_ms", 4.0, None),
         ("onnx_ms=0.5", "onnx_ms", 0.5, None),
         ("executorch_int8_ms=0.5", "executorch_int8_ms", 0.5, None),
+        ("onnx_int8_kb=1.5", "onnx_int8_kb", 1.5, None),
     ],
 )
 def test_limits_are_read(text: str, cost: str, bound: float | None, fraction: float | None) -> None:
@@ -50,11 +51,11 @@ def test_limits_are_read(text: str, cost: str, bound: float | None, fraction: fl
     [
         "", "macs", "macs=", "macs=x", "macs=0", "macs=-1", "macs=0%", "macs=101%", "macs=1.5", "macs=nan",
         "macs=inf", "macs=1e999", "macs=20 apples", "flops=0.5", "latency_ms=0", "latency_ms=50%", "=0.5",
-        "0.5", "params=0k", "macs=0.5 macs=0.5",
+        "onnx_kb=0", "onnx_kb=50%", "onnx_int8_kb=3k", "0.5", "params=0k", "macs=0.5 macs=0.5",
     ],
 )  # fmt: skip
 def test_other_limits_are_refused_with_what_is_allowed(text: str) -> None:
-    with pytest.raises(LimitError, match=r"macs=0\.5|such as latency_ms=4\.0|at most 1"):
+    with pytest.raises(LimitError, match=r"macs=0\.5|such as (latency_ms=4\.0|onnx_\w*kb=100)|at most 1"):
         parse(text)
 
 

@@ -153,6 +153,7 @@ COSTS: list[tuple[str, Callable[[float], Limit]]] = [
         for runtime in ("eager", "onnx", "openvino", "executorch", "compile")
     ),
     ("int8 latency", lambda bound: latency(X, runtime="onnx", dtype="int8").at_most(ms=bound)),
+    ("file size", lambda bound: ag.file_size(X).at_most(kb=bound)),
     ("memory", lambda bound: peak_memory(X).at_most(gib=bound)),
     ("energy", lambda bound: energy(X).at_most(mj=bound)),
     ("own", lambda bound: black_box(lambda net: 1.0, name="macs", unit="MACs").at_most(bound)),

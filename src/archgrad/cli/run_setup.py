@@ -24,6 +24,7 @@ from archgrad.cli.schemas.options import NetworkOptions, Options, RunOptions
 from archgrad.cli.schemas.recipe import DistillOptions, RecipeOptions
 from archgrad.cli.schemas.slim import SlimOptions
 from archgrad.costs.count import macs, params
+from archgrad.costs.file_size import file_size
 from archgrad.costs.latency import latency
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError, MissingExtra, ModelError
@@ -218,11 +219,14 @@ def limit_of(text: str | None, example: Inputs, *, onnx: bool | None) -> Limit |
     if text is None:
         return None
     limit = limits.parse(text)
-    if limit.cost not in limits.TIMES:
+    if limit.cost in ("macs", "params"):
         return cost_of(limit.cost, example).at_most(limit.bound, fraction=limit.fraction)
-    named = limit.cost.removesuffix("_ms")
+    named = limit.cost.removesuffix("_ms").removesuffix("_kb")
     runtime = ("onnx" if writes_onnx(onnx) else "eager") if named == "latency" else named.removesuffix("_int8")
     dtype: Literal["float32", "int8"] = "int8" if named.endswith("_int8") else "float32"
+    if limit.cost in limits.SIZES:
+        file = cast(Literal["onnx", "executorch"], runtime)
+        return file_size(example, runtime=file, dtype=dtype).at_most(kb=limit.bound)
     return latency(example, runtime=cast(Runtime, runtime), dtype=dtype).at_most(ms=limit.bound)
 
 

@@ -148,7 +148,8 @@ class Latency(WithoutGradient):
                 inputs = arguments(_moved(self.x, device))
                 inputs = with_batch(inputs, self.batch) if self.batch else inputs
                 if of_file:
-                    passes.append(file_pass(self._file(network, inputs), self.runtime, inputs, self.threads))
+                    data = encoded_file(network, inputs, runtime=self.runtime, dtype=self.dtype)
+                    passes.append(file_pass(data, self.runtime, inputs, self.threads))
                 else:
                     ready = stack.enter_context(_ready(network, inputs, device))
                     passes.append(_torch_pass(ready, inputs, device, compiled=self.runtime == "compile"))
@@ -158,16 +159,6 @@ class Latency(WithoutGradient):
             name: timing(row, runtime=self.runtime, device=device, threads=self.threads)
             for name, row, device in zip(networks, rows, devices, strict=True)
         }
-
-    def _file(self, network: nn.Module, inputs: tuple[Any, ...]) -> bytes:
-        """The bytes that the runtime takes."""
-        example = inputs if len(inputs) > 1 else inputs[0]
-        if self.runtime == "executorch":
-            return (
-                int8_program(network, [inputs]) if self.dtype == "int8" else encode_executorch(network, example).data
-            )
-        data = encode_onnx(network, example).data
-        return int8_onnx(data, [inputs]) if self.dtype == "int8" else data
 
     def at_most(self, bound: float | None = None, *, ms: float | None = None, fraction: float | None = None) -> Limit:
         """A limit of `ms` milliseconds, which may stand alone, or of a fraction of what the unchanged network takes.
@@ -179,6 +170,15 @@ class Latency(WithoutGradient):
 
 
 latency = Latency
+
+
+def encoded_file(network: nn.Module, inputs: tuple[Any, ...], *, runtime: str, dtype: str) -> bytes:
+    """The bytes that a runtime takes; in int8 with scales from these inputs. Raises ModelError."""
+    example = inputs if len(inputs) > 1 else inputs[0]
+    if runtime == "executorch":
+        return int8_program(network, [inputs]) if dtype == "int8" else encode_executorch(network, example).data
+    data = encode_onnx(network, example).data
+    return int8_onnx(data, [inputs]) if dtype == "int8" else data
 
 
 def check_protocol(*, repeats: int, warmup: int, threads: int, batch: int | None) -> None:

@@ -16,14 +16,16 @@ from archgrad.errors import LimitError
 LIMITS = (
     "macs=0.5 or macs=50% (half of what the network takes), macs=20M, macs=20e6, params=0.5, params=300k, "
     "latency_ms=4.0 (in the runtime that the run exports for), onnx_ms=4.0, openvino_ms, executorch_ms, eager_ms, "
-    "compile_ms, or of the file in int8 onnx_int8_ms, openvino_int8_ms, executorch_int8_ms"
+    "compile_ms, or of the file in int8 onnx_int8_ms, openvino_int8_ms, executorch_int8_ms; the file's size onnx_kb, "
+    "onnx_int8_kb, executorch_kb, executorch_int8_kb"
 )
 _FILES = ("onnx", "openvino", "executorch")
 TIMES = (
     "latency_ms", *(f"{runtime}_ms" for runtime in (*_FILES, "eager", "compile")),
     *(f"{runtime}_int8_ms" for runtime in _FILES),
 )  # fmt: skip
-COSTS = ("macs", "params", *TIMES)
+SIZES = ("onnx_kb", "onnx_int8_kb", "executorch_kb", "executorch_int8_kb")
+COSTS = ("macs", "params", *TIMES, *SIZES)
 _SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?"
 
@@ -88,9 +90,10 @@ def parse(text: str) -> LimitText:
     if not match:
         raise LimitError(f"limit {text!r}: {value!r} is not a number above 0. Allowed are {LIMITS}")
     number, unit = float(match["number"]), match["unit"].lower()
-    if name in TIMES:
+    if name in (*TIMES, *SIZES):
         if unit or not 0 < number < math.inf:
-            raise LimitError(f"limit {text!r}: give milliseconds above 0, such as {name}=4.0")
+            what = "milliseconds above 0, such as" if name in TIMES else "kB of 1,024 bytes above 0, such as"
+            raise LimitError(f"limit {text!r}: give {what} {name}={'4.0' if name in TIMES else '100'}")
         return LimitText(name, number, None)
     if unit == "%" or (not unit and number <= 1):
         fraction = number / 100 if unit == "%" else number

@@ -1,0 +1,88 @@
+"""The size of the file that ships, as a cost: each network is exported, quantized where asked for, and weighed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from archgrad.argument_types import checked
+from archgrad.copy_and_run import shapes
+from archgrad.costs.latency import encoded_file
+from archgrad.costs.limits import Limit, WithoutGradient, one_bound
+from archgrad.errors import ConfigError
+from archgrad.extract import runtimes
+from archgrad.tasks.task import Inputs, arguments, mapped
+
+
+@checked
+@dataclass(frozen=True, repr=False, eq=False)
+class FileSize(WithoutGradient):
+    """The size of a network's file in kB of 1,024 bytes, as a cost: weights, scales, and what each operator takes.
+
+    Each network is exported, which takes seconds, and with `dtype="int8"` quantized in all layers. Where the download
+    or the flash is all that counts, `ag.params()` times the bytes of one is the faster estimate: it leaves out the
+    graph, which is most of a small network's file. Preprocessing that `export_onnx` adds comes on top, some kB.
+
+    Args:
+        x: input of the network, [B, ...], or a tuple or dict of such.
+        runtime: whose file: "onnx" (also OpenVINO's) or "executorch".
+        dtype: "float32", as the network is, or "int8".
+
+    Raises:
+        ConfigError: a runtime that takes no file.
+        MissingExtra: a package of the runtime is not installed.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> cost = ag.file_size(torch.zeros(1, 64))
+        >>> 16 < cost.of(torch.nn.Linear(64, 64)) < 20
+        True
+        >>> cost.at_most(kb=12)
+        Limit(file size at most 12 kB)
+    """
+
+    x: Inputs
+    runtime: Literal["onnx", "openvino", "executorch"] = field(default="onnx", kw_only=True)
+    dtype: Literal["float32", "int8"] = field(default="float32", kw_only=True)
+    unit: ClassVar[str] = "kB"
+    measured: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.runtime not in runtimes.NEEDS:
+            raise ConfigError(f"runtime={self.runtime!r} takes no file. Give one of {', '.join(runtimes.NEEDS)}")
+        runtimes.require(self.runtime)
+
+    def __repr__(self) -> str:
+        return f"file_size({self.runtime}, {self.dtype}, example {shapes(self.x)})"
+
+    @property
+    def name(self) -> str:
+        """What records call it: "file size", with int8 and with ExecuTorch by name."""
+        kind = "executorch file size" if self.runtime == "executorch" else "file size"
+        return f"int8 {kind}" if self.dtype == "int8" else kind
+
+    def of(self, network: nn.Module) -> float:
+        """The size of this network's file.
+
+        Raises:
+            ModelError: the network does not run on the example, or cannot be exported or quantized.
+        """
+        inputs = arguments(mapped(_on_cpu, self.x))
+        return len(encoded_file(network, inputs, runtime=self.runtime, dtype=self.dtype)) / 1024
+
+    def at_most(self, bound: float | None = None, *, kb: float | None = None, fraction: float | None = None) -> Limit:
+        """A limit of `kb` kB, which may stand alone, or of a fraction of what the unchanged network has.
+
+        Raises:
+            LimitError: not exactly one is given; a bound not above 0; a fraction outside (0, 1].
+        """
+        return Limit(self, bound=one_bound(self.name, {"bound": bound, "kb": kb}), fraction=fraction)
+
+
+file_size = FileSize
+
+
+def _on_cpu(x: Tensor) -> Tensor:
+    return x.detach().cpu()
