@@ -229,8 +229,8 @@ def test_no_row_of_the_ledger_lacks_machine_versions_or_date() -> None:
 
 
 OLDER = frozenset({
-    "combination", "control", "discreteness", "latency_front", "memory_bound", "prior",
-    "proxies", "rl", "slim_speed", "supernet_step", "topology", "transfer",
+    "combination", "control", "discreteness", "latency_front", "memory_bound", "proxies", "rl",
+    "slim_speed", "supernet_step", "topology", "transfer",
 })  # fmt: skip
 
 
