@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from archgrad.choices.channels import Coupling, kind_of
@@ -30,6 +29,7 @@ from archgrad.spaces.slim.layer_sides import (
     reads_each,
     shapes_of,
 )
+from archgrad.spaces.slim.makers import Makers, makers_of
 from archgrad.spaces.slim.numbering import NORM_SIDE, ROWS, Numbering, Side, untouchable
 from archgrad.spaces.slim.operators import rule_of
 from archgrad.spaces.slim.own_widths import GivenAxes, Wides, note_widths, wides_of
@@ -136,7 +136,7 @@ def trace(
             handle.remove()
     for name, x in named_tensors_of(outputs):
         walk.freeze(x, f"its channels reach the network's output {name}".rstrip())
-    makers = _makers(numbering, walk)
+    makers = makers_of(numbering, walk)
     parts = note_products(numbering, walk, outer.parts if outer else {})
     sizes.tie(numbering)
     note_numbers(numbering, walk)
@@ -254,34 +254,6 @@ def _tie_blocks(numbering: Numbering, components: Components, path: str, module:
         components.join(blocks, np.broadcast_to(outs[:, :1], blocks.shape), "")
 
 
-Makers = dict[Side, tuple[Labels, bool]]  # the channels of that side, and whether they are rescaled
-
-
-def _makers(numbering: Numbering, walk: Walk) -> Makers:
-    """Sides of layers whose weights can zero what a product of two activations sums over; others are frozen."""
-    makers: Makers = {}
-    sides, owner = list(numbering.sides), np.full(numbering.size, -1)
-    for number, side in enumerate(sides):
-        module = numbering.modules.get(side[0])
-        norm = side[1] == NORM_SIDE or (isinstance(module, _NormBase) and module.affine)
-        if kind_of(side[1]) == "out" and (norm or isinstance(module, TABLES) or (module and is_layer(module))):
-            owner[numbering.sides[side]] = number
-    for left, right, reason, rescaled in walk.multiplied:
-        pairs = [(np.unique(owner[labels[labels >= 0]]), labels) for labels in (left, right)]
-        able = [(numbers, labels) for numbers, labels in pairs if numbers.size and (numbers >= 0).all()]
-        if not able or (rescaled and any(len(numbers) > 1 for numbers, _ in able[:1])):
-            walk.components.freeze(left, reason)
-            continue
-        for number in able[0][0]:
-            known, scaled = makers.get(sides[number], (able[0][1][:0], rescaled))
-            read = walk.behind(able[0][1][able[0][1] >= 0])
-            makers[sides[number]] = np.union1d(known, read), rescaled or scaled
-    bare = np.concatenate([*walk.bare, np.zeros(0, dtype=np.int64)])
-    for side in [s for s in sides if s[1].startswith("axis") and np.isin(numbering.sides[s], bare).any()]:
-        makers[side] = numbering.sides[side], False
-    return makers
-
-
 def _collect(
     numbering: Numbering, components: Components, makers: Makers, *, within: Sequence[Labels] | None
 ) -> ChannelGraph:
@@ -374,9 +346,11 @@ def _couplings(
         if side.startswith("axis"):
             owner, _, attribute = path.rpartition(".")
             dim = int(side.split()[1])
-            shapes, cut = shapes_of(numbering.modules[owner], len(labels)), ((attribute, dim),)
-            reads = (path, side) in makers
-            yield Coupling(owner, f"param {attribute} {dim}", places, cut, shapes, gated=cut if reads else ())
+            shapes = shapes_of(numbering.modules[owner], len(labels))
+            cut: tuple[tuple[str, int], ...] = ((attribute, dim),)
+            _, rescaled = makers.get((path, side), (labels, False))
+            gated = cut if (path, side) in makers else ()
+            yield Coupling(owner, f"param {attribute} {dim}", places, cut, shapes, gated=gated, rescaled=rescaled)
         else:
             _, tensors, counts = numbering.cuts[path, side]
             way = next(iter(numbering.calls.get(path, ())), None)

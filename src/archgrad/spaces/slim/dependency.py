@@ -21,12 +21,13 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from archgrad.spaces.slim.seeded_run import OperatorMode
+from archgrad.spaces.slim.seeded_run import OperatorMode, tensors_in
 
 Labels = NDArray[np.int64]
 Axes = dict[int, list[Labels]]  # axis -> arrays of labels along it, -1 for a place without one
 LONGEST = 1 << 22  # places along one axis; a longer one is not followed
 PENDING = 1 << 21  # pairs that are kept before they are merged
+ONE_ZERO = ("mul", "div")  # operators whose result is zero where the first of what they read is
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,7 @@ class Walk(OperatorMode):
         self.is_bare = np.zeros(len(is_read), dtype=bool)  # of a parameter that is the weight of no layer
         self.bare: list[Labels] = []  # of those the ones that a product sums over
         self._lines = np.arange(len(is_read))  # by label the one that stands for it
+        self.sums: list[tuple[Labels, Labels]] = []  # by place: the first stands for both, as in a sum
         self.multiplied: list[tuple[Labels, Labels, str, bool]] = []  # see `operators.pair_of_activations`
         self._rule = rule
         # By path the products that a module computes itself: their multiply-adds, and what lies along their results.
@@ -316,17 +318,6 @@ class Call:
 Rule = Callable[[Call], bool]  # False: the operator cannot be followed as it was called
 
 
-def tensors_in(nest: object) -> list[Tensor]:
-    """The tensors in an operator's arguments or outputs."""
-    if isinstance(nest, Tensor):
-        return [nest]
-    if isinstance(nest, (list, tuple)):
-        return [x for part in nest for x in tensors_in(part)]
-    if isinstance(nest, dict):
-        return tensors_in(list(nest.values()))
-    return []
-
-
 def paired(first: Sequence[Labels], other: Sequence[Labels]) -> list[tuple[Labels, Labels]]:
     """What lies along one axis of two tensors, part by part: windows with windows, heads with heads.
 
@@ -389,6 +380,7 @@ def combine(call: Call, parts: Sequence[tuple[Tensor, Axes, int]], size: Sequenc
         for other in labelled[1:]:
             for a, b in paired(first, other):
                 components.join(a, b, mismatch)
+                call.walk.sums += [] if call.name in ONE_ZERO else [(a, b)]
             for alone in unpaired(first, other):
                 components.freeze(alone, mismatch)
         if fixed:

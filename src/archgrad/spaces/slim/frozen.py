@@ -20,6 +20,15 @@ ADVICE = (
     ),
     ("network's output", ""),
     ("at your wish", ""),
+    ("makes one channel", ""),
+    *(
+        (
+            f"mixes these channels ({name})",
+            "torch.nn.LayerNorm or RMSNorm in its place, or a module of your own that "
+            "computes one, knows its channels; another mean can have a linear layer in front of it",
+        )
+        for name in ("mean", "var", "var_mean", "std")
+    ),
     ("normalizes over", "BatchNorm, or GroupNorm of several groups, in its place would leave them apart"),
     ("mixes along", "a linear layer or convolution between the two would let the channels in front of it be cut"),
     ("mixes these", "a linear layer or convolution in front of it would let the channels in front of that be cut"),

@@ -20,10 +20,9 @@ from archgrad.choices.channels import Coupling, Vanishing
 from archgrad.choices.fewer_heads import stand_in
 from archgrad.choices.standardized_weights import standardized_weight
 from archgrad.copy_and_run import in_mode
-from archgrad.spaces.slim.dependency import tensors_in
 from archgrad.spaces.slim.layer_sides import is_layer
 from archgrad.spaces.slim.operators import ELEMENTWISE
-from archgrad.spaces.slim.seeded_run import OperatorMode, plain_kernels, run, tensors_of
+from archgrad.spaces.slim.seeded_run import OperatorMode, plain_kernels, run, tensors_in, tensors_of
 from archgrad.spaces.slim.trial import Removal, Trial
 
 # What may lie between a module and the sum that it is added to: everything here makes zeros of zeros.

@@ -19,9 +19,8 @@ def _moved(call: Call, order: Sequence[int]) -> bool:
     apart = call.walk.shadow(x).apart
     if apart is not None:
         apart = Apart(order.index(apart.kinds), order.index(apart.axis), apart.labels)
-    for axis in call.axes(x):
-        if axis not in order:
-            call.mixes(x, [axis])
+    reason = f"it makes one channel, whose axis {call.walk.here()} leaves out ({call.name})"
+    call.walk.freeze(x, reason, axes=[axis for axis in call.axes(x) if axis not in order])
     call.walk.note(call.results[0], axes, weight=call.walk.shadow(x).weight, apart=apart)
     return True
 
@@ -143,6 +142,7 @@ def _join(call: Call) -> bool:
             for _, part, _ in labelled[1:]:
                 for a, b in zip(labelled[0][1][0], part[0], strict=False):
                     call.walk.components.join(a, b, f"{call.walk.here()} puts these channels beside fixed ones")
+                    call.walk.sums.append((a, b))
             if labelled:
                 axes[axis] = labelled[0][1][0]
             assert sizes[axis] == parts[0].shape[inner]

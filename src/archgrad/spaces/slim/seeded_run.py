@@ -99,6 +99,17 @@ def tensors_of(outputs: object) -> list[Tensor]:
     return [x for _, x in named_tensors_of(outputs)]
 
 
+def tensors_in(nest: object) -> list[Tensor]:
+    """The tensors in an operator's arguments or outputs."""
+    if isinstance(nest, Tensor):
+        return [nest]
+    if isinstance(nest, (list, tuple)):
+        return [x for part in nest for x in tensors_in(part)]
+    if isinstance(nest, dict):
+        return tensors_in(list(nest.values()))
+    return []
+
+
 def named_tensors_of(outputs: object, name: str = "", depth: int = 0) -> list[tuple[str, Tensor]]:
     """The same with the name of the part of the output that each is in; "" where parts have no names."""
     if isinstance(outputs, Tensor):
