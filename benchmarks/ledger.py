@@ -135,6 +135,12 @@ def shipped(body: Any) -> Iterator[Point]:
                     yield group, f"time over the original's, {runtime}", who, row[f"{runtime}_ratio"]
 
 
+def rounded_off(body: Any) -> Iterator[Point]:
+    for row in body["rows"]:
+        bits = "float" if row["bits"] == 32 else f"{row['bits']} bits"
+        yield f"{row['network']}, {bits}", "error on the test part, %", row["method"], 100 * row["test_error"]
+
+
 def fronts(body: Any) -> Iterator[Point]:
     for row in body["rows"]:
         group = f"{row['start']} weights, {row['fraction']:.0%} of the MACs"
@@ -292,6 +298,11 @@ ENTRIES: dict[str, Entry] = {
         _run("device", "--networks wide-vgg --epochs 10 --tuning 4 --folder runs/device"),
         "docs/benchmarks/device.md", shipped,
         higher=False, peers=("torch-pruning",),
+    ),
+    "int8_training": Entry(
+        "Is an int8 file better if the network was trained with the file's roundings?",
+        _run("int8_training", ""), "docs/benchmarks/device.md", rounded_off,
+        higher=False, peers=("int8 of float, trained on",),
     ),
     "slim_front": Entry(
         "Three budgets from one run: what does it lose beside three runs of twice its steps?",
