@@ -72,6 +72,9 @@ def test_several_limits_hold_at_once(place: Path, tmp_path: Path, cli: Callable,
     for name, fraction in (("macs", 0.6), ("params", 0.5)):
         assert record["after"][name] <= fraction * record["before"][name]
     assert {record["limit"]["cost"], *(other["cost"] for other in record["limit"]["others"])} == {"macs", "params"}
+    assert "(free)" in plan and "(holds this run, finished)" in cli("slim", *given, "--dry-run").stdout
+    (tmp_path / "run" / "record.json").unlink()
+    assert "(holds this run: it would go on)" in cli("slim", *given, "--dry-run").stdout
 
 
 def test_a_front_and_the_smallest_within_so_many_points(

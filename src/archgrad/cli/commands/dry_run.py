@@ -69,13 +69,19 @@ def plan(command: str, options: Options) -> Outcome:
         "steps_per_epoch": task.steps_per_epoch,
         "device": str(run.device),
         "folder": options.out,
-        "folder_state": "holds this run: it would go on" if (Path(options.out) / "run.json").exists() else "free",
+        "folder_state": _folder_state(Path(options.out)),
         "data": {name: parts.get(name, {}).get("size") for name in ("train", "valid", "test")},
         "notes": list(run.notes),
     }
     # A budget of seconds is for training steps alone.
     body["seconds"] = min(body["step_seconds"] * total, options.seconds or float("inf")) + body["limit_seconds"]
     return Outcome(body, "\n".join(_lines(body)))
+
+
+def _folder_state(folder: Path) -> str:
+    if not (folder / "run.json").exists():
+        return "free"
+    return "holds this run, finished" if (folder / "record.json").exists() else "holds this run: it would go on"
 
 
 def _slim(options: SlimOptions | TransferOptions, task: Task, run: Run) -> Plan:
