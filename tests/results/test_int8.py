@@ -292,6 +292,16 @@ def test_what_cannot_be_quantized_is_refused(task: ag.Classification, network: n
         found.export(tmp_path / "a.onnx", int8=True)
     with pytest.raises(ConfigError, match="max_drop=-1"):
         found.export(tmp_path / "a.onnx", task=task, int8=True, max_drop=-1.0)
+    spoilt, linear = copy.deepcopy(network), nn.Linear(3, 2)
+    for weight in (spoilt[3].weight, linear.weight):
+        weight.data[:] = torch.nan
+    with pytest.raises(ModelError, match=r"weights hold NaN or infinite values \(3\.weight\)"):
+        ag.Found(ag.Architecture({}), spoilt, example=task.example).export(tmp_path / "a.onnx", task=task, int8=True)
+    x = torch.ones(2, 3)
+    with pytest.raises(ModelError, match="weight: NaN or infinite"):
+        quantization.int8_onnx(encode_onnx(linear, x).data, [(x,)])
+    with pytest.raises(ModelError, match=r"calibration input .* holds NaN or infinite"):
+        quantization.int8_onnx(encode_onnx(nn.Linear(3, 2), x).data, [(x,), (x / 0,)])
     with pytest.raises(ConfigError, match="no example"):
         ag.Found(ag.Architecture({}), network).export(tmp_path / "a.onnx")
     assert not [*tmp_path.iterdir()]

@@ -11,7 +11,6 @@ from archgrad.argument_types import checked
 from archgrad.copy_and_run import shapes
 from archgrad.costs.latency import encoded_file
 from archgrad.costs.limits import Limit, WithoutGradient, one_bound
-from archgrad.errors import ConfigError
 from archgrad.extract import runtimes
 from archgrad.tasks.task import Inputs, arguments, mapped
 
@@ -31,7 +30,7 @@ class FileSize(WithoutGradient):
         dtype: "float32", as the network is, or "int8".
 
     Raises:
-        ConfigError: a runtime that takes no file.
+        ConfigError: a runtime that takes no file, or another type of numbers.
         MissingExtra: a package of the runtime is not installed.
 
     Example:
@@ -50,8 +49,6 @@ class FileSize(WithoutGradient):
     measured: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.runtime not in runtimes.NEEDS:
-            raise ConfigError(f"runtime={self.runtime!r} takes no file. Give one of {', '.join(runtimes.NEEDS)}")
         runtimes.require(self.runtime)
 
     def __repr__(self) -> str:

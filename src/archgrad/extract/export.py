@@ -284,6 +284,8 @@ def traced(network: nn.Module, example: Inputs) -> ExportedProgram:
 
 
 def _advice(plain: nn.Module, sizes: Sequence[str]) -> str:
+    if spoilt := [name for name, p in plain.named_parameters() if not p.isfinite().all()]:
+        return f"Its weights hold NaN or infinite values ({', '.join(spoilt[:3])}): train it anew"
     reduced = {p.dtype for p in plain.parameters() if p.is_floating_point()} & {torch.float16, torch.bfloat16}
     if reduced:
         return (

@@ -8,10 +8,11 @@ import dataclasses
 import logging
 import platform
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -94,9 +95,13 @@ def quantize(
         without: nodes that stay in float.
 
     Raises:
-        ModelError: ONNX Runtime cannot quantize the file.
+        ModelError: ONNX Runtime cannot quantize the file; weights or feeds are not finite.
     """
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    if names := _nonfinite(pair for feed in feeds for pair in feed.items()):
+        raise ModelError(f"the calibration input {names[0]} holds NaN or infinite values: clean the data, or skip it")
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -115,8 +120,16 @@ def quantize(
                 reduce_range=_adds_in_16_bits(),
             )  # fmt: skip
         except Exception as error:  # onnxruntime.quantization raises plain exceptions of many kinds
-            raise ModelError(f"ONNX Runtime cannot quantize the file: {one_line(error)}") from error
+            tensors_of_file = onnx.load_from_string(data).graph.initializer
+            names = _nonfinite((one.name, onnx.numpy_helper.to_array(one)) for one in tensors_of_file)
+            reason = f"{', '.join(names[:3])}: NaN or infinite. Train the network anew" if names else one_line(error)
+            raise ModelError(f"ONNX Runtime cannot quantize the file: {reason}") from error
         return after.read_bytes()
+
+
+def _nonfinite(named: Iterable[tuple[str, Any]]) -> list[str]:
+    """The names of arrays that hold NaN or infinite values."""
+    return [name for name, array in named if array.dtype.kind == "f" and not np.isfinite(array).all()]
 
 
 def _adds_in_16_bits() -> bool:
