@@ -324,6 +324,41 @@ class Gpt(nn.Module):
         return self.head(self.norm(self.blocks(x, mask=mask, is_causal=True)))
 
 
+class Clusters(nn.Module):
+    """Features by unit length to centers, added up by soft assignments, and given unit length twice."""
+
+    def __init__(self, width: int = 48, centers: int = 8) -> None:
+        super().__init__()
+        self.features = nn.Sequential(conv(3, 24, s=2), conv(24, 32, s=2), nn.Conv2d(32, width, 3, padding=1))
+        self.chosen, self.last = nn.Conv2d(width, centers, 1), nn.Linear(centers * width, 64)
+        self.centers = nn.Parameter(torch.rand(centers, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.normalize(self.features(x), dim=1)
+        part, x = self.chosen(x).flatten(2).softmax(1), x.flatten(2)
+        y = ((x.unsqueeze(1) - self.centers[..., None]) * part.unsqueeze(2)).sum(-1)
+        return self.last(F.normalize(F.normalize(y, dim=2).flatten(1), dim=1))
+
+
+class Ranking(nn.Module):
+    """Numbers and words of several kinds; the products of all pairs of their embeddings."""
+
+    def __init__(self, width: int = 16, tables: int = 4) -> None:
+        super().__init__()
+        self.bottom = nn.Sequential(nn.Linear(13, 64), nn.ReLU(), nn.Linear(64, width), nn.ReLU())
+        self.tables = nn.ModuleList(nn.EmbeddingBag(200, width, mode="sum") for _ in range(tables))
+        pairs = tables * (tables + 1) // 2
+        self.top = nn.Sequential(nn.Linear(width + pairs, 64), nn.ReLU(), nn.Linear(64, 1))
+        self.register_buffer("pairs", torch.tril_indices(tables + 1, tables + 1, -1))
+
+    def forward(self, numbers: Tensor, words: Tensor) -> Tensor:
+        x = self.bottom(numbers)
+        parts = [x, *(table(words[:, i : i + 1]) for i, table in enumerate(self.tables))]
+        y = torch.cat(parts, 1).view(len(x), -1, x.shape[1])
+        i, j = self.pairs
+        return self.top(torch.cat([x, torch.bmm(y, y.transpose(1, 2))[:, i, j]], 1))
+
+
 def own() -> Iterator[tuple[str, Callable[[], Made]]]:
     """Written here."""
     image, sound, tokens = torch.randn(2, 3, 64, 64), torch.randn(2, 30, 40), torch.randint(0, 500, (2, 16))
@@ -357,6 +392,8 @@ def own() -> Iterator[tuple[str, Callable[[], Made]]]:
     yield "graph: attention along edges", lambda: (EdgeNet(), (torch.randn(24, 16), edges))
     yield "text: sparse experts", lambda: (
         nn.Sequential(nn.Embedding(500, 48), Experts(48), Experts(48), nn.Linear(48, 5)), tokens)  # fmt: skip
+    yield "retrieval: NetVLAD", lambda: (Clusters(), image)
+    yield "ranking: DLRM", lambda: (Ranking(), (torch.randn(4, 13), torch.randint(0, 200, (4, 4))))
     yield "agent: IMPALA", lambda: (Impala(), image)
     yield "agent: DQN", lambda: (
         nn.Sequential(nn.Conv2d(3, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Flatten(),
@@ -455,6 +492,16 @@ def of_transformers() -> Iterator[tuple[str, Callable[[], Made]]]:
                   "window_size": 4}, image),
         "ConvNeXt": ("ConvNextForImageClassification", "ConvNextConfig",
                      {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]}, image),
+    }  # fmt: skip
+    sparse = {**llama, "hidden_size": 64, "num_experts_per_tok": 2}
+    kinds |= {
+        "Mixtral": ("MixtralForCausalLM", "MixtralConfig",
+                    {**sparse, "intermediate_size": 128, "num_local_experts": 4}, {"input_ids": ids}),
+        "Qwen3-MoE": ("Qwen3MoeForCausalLM", "Qwen3MoeConfig",
+                      {**sparse, "head_dim": 16, "moe_intermediate_size": 64, "num_experts": 8}, {"input_ids": ids}),
+        "Mamba": ("MambaForCausalLM", "MambaConfig",
+                  {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "use_cache": False},
+                  {"input_ids": ids}),
     }  # fmt: skip
     for name, (network, config, options, example) in kinds.items():
         yield (

@@ -159,11 +159,29 @@ class Filtered(nn.Module):
         return self.last(y + self.back(torch.tanh(y @ self.mixing)))
 
 
+class Excited(nn.Module):
+    """Unit length of what factors scale, which stand on the left or the right, beside a norm over groups."""
+
+    def __init__(self, *, left: bool) -> None:
+        super().__init__()
+        self.left, self.first, self.norm = left, nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8)
+        self.factors = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Sigmoid())
+        self.last = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = self.norm(x)
+        y = self.factors(x) * y if self.left else y * self.factors(x)
+        return self.last(F.normalize(x + y, dim=1))
+
+
 IMAGE, WORDS = torch.randn(2, 3, 6, 6, dtype=DOUBLE), torch.randint(0, 9, (2, 3))
 SPECIAL: dict[str, tuple[nn.Module, tuple[Tensor, ...], dict[str, int]]] = {
     "clusters": (Clusters(), (IMAGE,), {"first": 8}),
     "stacked features": (Features(stacked=True), (IMAGE[:, 0, 0, :5], WORDS), {"first.0": 8}),
     "joined features": (Features(stacked=False), (IMAGE[:, 0, 0, :5], WORDS), {"first.0.channels": 8}),
+    "factors on the left": (Excited(left=True), (IMAGE,), {"first": 4}),
+    "factors on the right": (Excited(left=False), (IMAGE,), {"first": 4}),
     "search": (Searched(), (IMAGE, IMAGE[..., 1:5, :4].contiguous()), {"features": 8}),
     "filters": (Filtered(), (IMAGE[:, 0, :, :5].contiguous(),), {"first": 8, "mixing": 6}),
 }

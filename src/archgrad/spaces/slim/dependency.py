@@ -354,6 +354,8 @@ def combine(call: Call, parts: Sequence[tuple[Tensor, Axes, int]], size: Sequenc
         size: of the result.
     """
     components, result = call.walk.components, {}
+    if call.name in ONE_ZERO:  # a factor for each channel is zero more rarely than what it scales
+        parts = sorted(parts, key=lambda part: -part[0].numel())
     mismatch = f"{call.walk.here()} combines these channels with values that have none ({call.name})"
     for axis, extent in enumerate(size):
         labelled: list[list[Labels]] = []

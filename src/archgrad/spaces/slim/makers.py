@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.nn.modules.batchnorm import _NormBase
 
 from archgrad.choices.channels import kind_of
 from archgrad.spaces.slim.dependency import Labels, Walk
-from archgrad.spaces.slim.layer_sides import TABLES, is_layer, reads_each
+from archgrad.spaces.slim.layer_sides import NORMS, TABLES, is_layer, reads_each
 from archgrad.spaces.slim.numbering import NORM_SIDE, Numbering, Side
 
 Makers = dict[Side, tuple[Labels, bool]]  # the channels of that side, and whether they are rescaled
@@ -51,7 +50,7 @@ def _owners(numbering: Numbering, sides: list[Side]) -> NDArray[np.int64]:
     owner = np.full(numbering.size, -1)
     for number, (path, side) in enumerate(sides):
         module = numbering.modules.get(path)
-        norm = side == NORM_SIDE or (isinstance(module, _NormBase) and module.affine)
+        norm = side == NORM_SIDE or (isinstance(module, NORMS) and module.affine)
         made = kind_of(side) == "out" and (norm or isinstance(module, TABLES) or (module and is_layer(module)))
         read = side == "in" and module is not None and reads_each(module)
         if made or read or (side.startswith("axis") and numbering.is_parameter(path)):

@@ -29,6 +29,7 @@ def note_rows(numbering: Numbering, walk: Walk, path: str, x: object) -> None:
             numbering.cuts[path, f"{ROWS} {axis}"] = (len(arrays[0]), (), ())
 
 
+FEW = 8  # products of one module that are parts of their own
 Parts = dict[str, list[int]]  # by module the part of its work that each of its products belongs to
 
 
@@ -45,7 +46,11 @@ def note_products(numbering: Numbering, walk: Walk, parts: Parts) -> Parts:
         if is_layer(numbering.modules[path]):
             continue
         alongs = [_along(roots, arrays) for _, arrays, _ in products]
-        kinds = [(frozenset(along), shape) for along, (_, _, shape) in zip(alongs, products, strict=True)]
+        few = len(products) <= FEW  # which may have other channels along where heads are divided
+        kinds = [
+            (frozenset(along), shape, number if few else 0)
+            for number, (along, (_, _, shape)) in enumerate(zip(alongs, products, strict=True))
+        ]
         own = parts.get(path) or [list(dict.fromkeys(kinds)).index(kind) for kind in kinds]
         made[path] = own
         total = sum(amount for amount, _, _ in products)
