@@ -304,6 +304,12 @@ ENTRIES: dict[str, Entry] = {
         _run("int8_training", ""), "docs/benchmarks/device.md", rounded_off,
         higher=False, peers=("int8 of float, trained on",),
     ),
+    "trained": Entry(
+        "Networks of others at half their MACs, without labels: how far do they decide as before?",
+        _run("trained", "--seeds 3"), "docs/benchmarks/slim.md",
+        of_rows("agreement with the original, %", "agreement", group="network", scale=100.0),
+        peers=("uniform", "tp-magnitude"),
+    ),
     "slim_front": Entry(
         "Three budgets from one run: what does it lose beside three runs of twice its steps?",
         _run("slim_front", "--images 2000 --epochs 15", "slim_front"), "docs/benchmarks/slim.md", fronts,

@@ -181,7 +181,7 @@ def random_channels(given: Slimming) -> nn.Module:
 def torch_pruning(given: Slimming, importance: Callable[[], tp.importance.Importance]) -> nn.Module:
     """Global pruning by Torch-Pruning, in small steps until the MACs are at the budget, then training."""
     network, bench = copy.deepcopy(given.network).cpu(), given.bench
-    last = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+    last = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)][-1]
     pruner = tp.pruner.MetaPruner(
         network, bench.x, importance=importance(), global_pruning=True, pruning_ratio=0.999, iterative_steps=400,
         ignored_layers=[last], max_pruning_ratio=0.97,
