@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import importlib
 import json
 import warnings
 from pathlib import Path
@@ -24,10 +25,9 @@ from saving import save_results
 from torch import Tensor, fx, nn
 
 import archgrad as ag
-from archgrad.extract import quantization
-from archgrad.tasks.task import evaluate
 
 _aten = torch.ops.aten
+quantization = importlib.import_module(".quantization", "archgrad.extract")  # whose own parts are measured here
 MORE = ag.Recipe(optimizer_factory=functools.partial(ag.sgd, learning_rate=0.005), best_epoch=True)
 
 
@@ -115,14 +115,14 @@ def rows_of(name: str, task: ag.Classification, seed: int, *, epochs: int, more:
     run = functools.partial(ag.Run, seed=seed, progress=False)
 
     def scored(method: str, bits: int, network: nn.Module) -> None:
-        figures = {part: evaluate(task, network, part) for part in ("valid", "test")}
+        figures = {part: task.evaluate(network, part) for part in ("valid", "test")}
         errors = {f"{part}_error": 1 - each["accuracy"] for part, each in figures.items()}
         rows.append({"network": name, "seed": seed, "method": method, "bits": bits, **errors})
 
     def filed(method: str, bits: int, network: nn.Module) -> Rounded:
         rounded = Rounded(network.eval(), task.example, inputs)
         scored(method, bits, quantization.FileNetwork(rounded.file, network(task.example)))
-        rows[-1]["in_torch"] = 1 - evaluate(task, rounded, "test")["accuracy"]
+        rows[-1]["in_torch"] = 1 - task.evaluate(rounded, "test")["accuracy"]
         return rounded
 
     torch.manual_seed(seed)
