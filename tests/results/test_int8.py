@@ -290,6 +290,8 @@ def test_what_cannot_be_quantized_is_refused(task: ag.Classification, network: n
     found = ag.Found(ag.Architecture({}), network, example=task.example)
     with pytest.raises(ConfigError, match="needs task="):
         found.export(tmp_path / "a.onnx", int8=True)
+    with pytest.raises(ConfigError, match="int8 cannot run on str"):
+        found.export(tmp_path / "a.onnx", task="digits", int8=True)
     with pytest.raises(ConfigError, match="max_drop=-1"):
         found.export(tmp_path / "a.onnx", task=task, int8=True, max_drop=-1.0)
     spoilt, linear = copy.deepcopy(network), nn.Linear(3, 2)

@@ -23,7 +23,7 @@ from archgrad.extract.export_trials import with_batch
 from archgrad.extract.onnx_file import Session, named_inputs
 from archgrad.extract.preprocessing import Preprocessing
 from archgrad.extract.runtimes import Runtime
-from archgrad.tasks.task import Task, arguments, evaluate, higher_is_better, tensors
+from archgrad.tasks.task import Task, arguments, evaluate, higher_is_better, require, tensors
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ def export_int8(
     """
     runtime: Runtime = "executorch" if path.suffix == ".pte" else "onnx"
     runtimes.require(runtime)
+    require(task, method="int8")
     check_protocol(repeats=samples, warmup=0, threads=1, batch=None)
     _check_bounds(max_drop, {"max_ms": max_ms, "max_kb": max_kb})
     if preprocess and runtime == "executorch":
