@@ -106,6 +106,38 @@ def test_branches_that_leave_together_come_back_while_the_limit_allows_it(
         assert 0.85 <= used <= 1.0, (fraction, used)
 
 
+class Residual(nn.Module):
+    """x + W relu(V x), with so many inner channels."""
+
+    def __init__(self, inner: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(16, inner), nn.Linear(inner, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.last(self.first(x).softmax(-1) if len(self.first.weight) > 16 else self.first(x).relu())
+
+
+def test_a_branch_that_does_not_fit_keeps_no_other_out_and_many_take_few_prices() -> None:
+    x = torch.randn(2, 4)
+    blocks = [Residual(256), *(Residual(16) for _ in range(40))]  # the inner channels of the first are frozen
+    space = slim(nn.Sequential(nn.Linear(4, 16), *blocks, nn.Linear(16, 3)), x)
+    scores = {n: torch.rand(g.size) - (9.0 if g.vanishing else 0.0) for n, g in gates(space).items()}
+    scores["1.branch"] += 5.0
+    constraint = GateConstraint(space, macs(x).at_most(fraction=0.015), WidthRounding(1))
+    asked = 0
+    price = constraint.price
+
+    def counted(architecture: Architecture) -> float:
+        nonlocal asked
+        asked += 1
+        return price(architecture)
+
+    constraint.price = counted  # type: ignore[method-assign]
+    found = constraint._lowest_threshold(scores, 0.0, constraint.bound)
+    assert found["1.branch"] == () and sum(bool(found[f"{n}.branch"]) for n in range(2, 42)) >= 3
+    assert 0.8 <= price(found) / constraint.bound <= 1.0 and asked < 300
+
+
 def rounded(space: nn.Module, rounding: WidthRounding, least: dict[str, int]) -> list[dict[str, int]]:
     """All numbers of entries that rounding allows."""
     options = []

@@ -16,7 +16,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.channels import remove_branch, remove_channels, require_whole
 from archgrad.choices.gate import Gate
 from archgrad.choices.modules import InputChoice
-from archgrad.choices.weight_norms import restore_weight_norms
+from archgrad.choices.weight_norms import restore_weight_norms, without_weight_norms
 from archgrad.copy_and_run import copied
 from archgrad.errors import ConfigError
 from archgrad.extract.plain_network import picked, plain, unparametrize
@@ -118,42 +118,51 @@ def write_back(space: nn.Module, architecture: Architecture, network: nn.Module)
 
     A weight w of the network is f v, with v a weight of the space and f a factor, mostly 1 (queries of fewer channels
     are scaled). Built alike, a copy of the space whose weights are 1 tells each f, and one whose weights are the
-    numbers of their places tells f times the place; v becomes w / f. What `build` computes otherwise stays in the
-    space as it is.
+    numbers of their places tells f times the place; v becomes w / f. What weight_norm computes counts as a weight.
+    What `build` computes otherwise stays in the space as it is, and so do buffers that no file holds.
 
     Args:
         space: unchanged since the network was built; it gets the weights.
         architecture: of the network.
         network: as `build(space, architecture)` returned it, with other weights.
     """
-    copy, sizes = copied(space).cpu().double(), [tensor.numel() for tensor in _weights(space).values()]
+    copy, own = copied(space).cpu().double(), _weights(space)
+    copies, sizes = _weights(copy), [tensor.numel() for tensor in own.values()]
 
     def built(numbers: Tensor) -> dict[str, Tensor]:
-        for tensor, part in zip(_weights(copy).values(), torch.split(numbers, sizes), strict=True):
-            tensor.copy_(part.view_as(tensor))
-        return {name: tensor.flatten() for name, tensor in _weights(build(copy, architecture)).items()}
+        for name, part in zip(own, torch.split(numbers, sizes), strict=True):
+            copies[name].copy_(part.view_as(copies[name]))
+        made = without_weight_norms(build(copy, architecture))
+        return {name: tensor.flatten() for name, tensor in _weights(made).items()}
 
     with torch.no_grad():
-        values = torch.cat([tensor.flatten().cpu().double() for tensor in _weights(space).values()])
+        values = torch.cat([tensor.flatten().cpu().double() for tensor in own.values()])
         numbers = torch.arange(1, 1 + len(values), dtype=torch.float64)
-        factors, places, before, after = (
-            built(torch.ones_like(values)),
-            built(numbers),
-            built(values),
-            _weights(network),
-        )
+        factors, places, before = (built(one) for one in (torch.ones_like(values), numbers, values))
+        after = _weights(without_weight_norms(network))
         for name, factor in factors.items():
-            place = (places[name] / factor).round().nan_to_num(0).long().clamp(1, len(values)) - 1
-            known = (numbers[place] * factor).isclose(places[name]) & (values[place] * factor).isclose(before[name])
+            if name not in after or after[name].numel() != factor.numel():
+                continue
+            place = (places[name] / factor).nan_to_num(0).round().long().clamp(1, len(values)) - 1
+            known = (numbers[place] * factor).isclose(places[name], rtol=1e-12, atol=0.0) & (factor != 0)
+            known &= (values[place] * factor).isclose(before[name], rtol=1e-9)
             values[place[known]] = (after[name].flatten().cpu().double() / factor)[known]
-        for tensor, part in zip(_weights(space).values(), torch.split(values, sizes), strict=True):
+        for tensor, part in zip(own.values(), torch.split(values, sizes), strict=True):
             tensor.copy_(part.view_as(tensor))
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
-    """Its parameters and buffers of real numbers by name, each once."""
-    named = (*network.named_parameters(), *network.named_buffers())
-    return {name: tensor for name, tensor in named if tensor.is_floating_point()}
+    """Its parameters and buffers of real numbers by name, each once, without buffers that no file holds."""
+    passing = {
+        f"{path}.{name}".lstrip(".")
+        for path, module in network.named_modules()
+        for name in getattr(module, "_non_persistent_buffers_set", ())
+    }
+    buffers = ((name, tensor) for name, tensor in network.named_buffers() if name not in passing)
+    return {
+        name: tensor for name, tensor in (*network.named_parameters(), *buffers)
+        if tensor.is_floating_point() and (tensor.numel() < 2 or 0 not in tensor.stride())  # an expanded one repeats
+    }  # fmt: skip
 
 
 def draw_anew(network: nn.Module) -> None:

@@ -26,6 +26,7 @@ _MEASURED_ROOM = (0.95, 0.85, 0.7, 0.5)
 _NARROWER = 0.75  # of its width a layer would keep at most without rounding; a step more or less is no news
 _USED = 0.95  # of a counted bound: with less, blocks of rounded widths are exchanged
 _MEASURED_USED = 0.5  # of a measured bound: each further try takes measurements
+_TRIES, _MEASURED_TRIES = 24, 6  # to keep branches that left together
 
 
 def gates(space: nn.Module) -> dict[str, Gate]:
@@ -307,18 +308,27 @@ class GateConstraint:
                 full.add(name)
 
     def _lowest_threshold(self, scores: Mapping[str, Tensor], floor: float, bound: float) -> Architecture:
-        """The lowest threshold under a bound; where branches leave together, and too much with them, some stay."""
+        """The lowest threshold under a bound; where branches leave together, and too much with them, some stay.
+
+        As many of the best of them at once as fit are kept, by halving; one that does not fit alone is passed over.
+        """
         architecture, kept = self._at_lowest(scores, floor, bound, ()), list[str]()
-        branches = [name for name, gate in gates(self.space).items() if gate.vanishing is not None]
-        enough = (_USED if self.counted else _MEASURED_USED) * bound
-        while self.price(architecture) < enough:
-            gone = [name for name in branches if not architecture[name] and name not in kept]
-            if not gone:
-                break
-            kept.append(max(gone, key=lambda name: float(scores[name].max())))
-            other = self._at_lowest(scores, floor, bound, kept)
-            if self.price(architecture) < self.price(other) <= bound:
-                architecture = other
+        used = self.price(architecture)
+        enough, tries = (_USED * bound, _TRIES) if self.counted else (_MEASURED_USED * bound, _MEASURED_TRIES)
+        branches = [name for name, gate in gates(self.space).items() if gate.vanishing and not architecture[name]]
+        branches.sort(key=lambda name: float(scores[name].max()), reverse=True)
+        together = len(branches)
+        while branches and used < enough and tries:
+            together, tries = min(together, len(branches)), tries - 1
+            other = self._at_lowest(scores, floor, bound, [*kept, *branches[:together]])
+            if used < (price := self.price(other)) <= bound:
+                architecture, used = other, price
+                kept += branches[:together]
+                branches = [name for name in branches if not architecture[name]]
+            elif together > 1:
+                together //= 2
+            else:
+                del branches[0]
         return architecture
 
     def _at_lowest(
