@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import linecache
 import os
 import re
 import sys
@@ -18,17 +20,24 @@ from archgrad.plain_values import is_path
 _INSTALLED = re.compile(r"[\\/](?:site|dist)-packages[\\/]")
 _MOST = 100  # decorators of one function
 # Variables of the environment that say where a process runs, how it talks, or what lets it in: not what it computes.
+_OF_PYTHON = (
+    "UNBUFFERED|PATH|HOME|STARTUP|DONTWRITEBYTECODE|WARNINGS|IOENCODING|UTF8|FAULTHANDLER|OPTIMIZE|DEBUG|VERBOSE"
+    "|NOUSERSITE|PYCACHEPREFIX|INSPECT|EXECUTABLE|USERBASE|PLATLIBDIR|SAFEPATH|CASEOK|TRACEMALLOC|PROFILEIMPORTTIME"
+    "|ASYNCIODEBUG|MALLOC|MALLOCSTATS|COERCECLOCALE|DEVMODE|WARNDEFAULTENCODING|NODEBUGRANGES|PERFSUPPORT|BREAKPOINT"
+    "|INTMAXSTRDIGITS|DUMPREFS|_(COLORS|GIL|JIT|CPU_COUNT|FROZEN_MODULES|BASIC_REPL|HISTORY|PERF_JIT_SUPPORT)"
+)
 _WHERE = re.compile(
     r"((LOCAL_|GROUP_|NODE_|ROLE_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_(ADDR|PORT)|(.*_)?VISIBLE_DEVICES|.*_NUM_THREADS"
     r"|(SLURM|PBS|LSB|OMPI|PMI|PMIX|NCCL|GLOO|TORCHELASTIC|WANDB|LC|XDG|SSH|GITHUB)_.*|JOB_ID|HOST|HOSTNAME|HOME"
     r"|USER|USERNAME|LOGNAME|PWD|OLDPWD|SHELL|TMP|TEMP|LANG|LANGUAGE|TZ|TERM|COLUMNS|LINES|(NO|FORCE)_COLOR|CI"
-    r"|DEBUG|VERBOSE|QUIET|LOG_?LEVEL|TOKENIZERS_PARALLELISM|DISPLAY|EDITOR|PAGER|PYTHON(?!HASHSEED).*"
-    r"|(.*_)?(ROOT|DIR|DIRECTORY|FOLDER|PATH|FILE|HOME|CACHE|TMPDIR|TEMPDIR|URL|URI|DSN))",
+    rf"|DEBUG|VERBOSE|QUIET|LOG_?LEVEL|TOKENIZERS_PARALLELISM|DISPLAY|EDITOR|PAGER|PYTHON({_OF_PYTHON})"
+    r"|(.*_)?(ROOT|DIR|DIRECTORY|FOLDER|(?<!drop_)PATH|FILE|HOME|TMPDIR|TEMPDIR|URL|URI|DSN))",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"[-+.\deE]{1,24}")
 _SECRET = re.compile(
-    r"(^|_)((?<!max_)(?<!num_)TOKENS?|(API|ACCESS)?KEYS?|PASS|PASSWD|PAT|AUTH|.*SECRET.*|.*PASSWORD.*|.*CREDENTIAL.*)(_|$)",
+    r"SECRET|PASSWORD|PASSPHRASE|CREDENTIAL|(API|ACCESS|AUTH)_?(KEY|TOKEN)S?(_ID)?$"
+    r"|(^|_)(?<!(?:max|num|pad|eos|bos|cls|sep|unk)_)(?<!mask_)(TOKEN|KEY|PASS|PASSWD|PAT|AUTH)$",
     re.IGNORECASE,
 )
 
@@ -86,11 +95,26 @@ def environment_read() -> dict[str, str]:
         values = vars(module) if isinstance(module, ModuleType) else {}
         if is_own_name(str(values.get("__name__"))) and not _INSTALLED.search(str(values.get("__file__"))):
             codes = [each.__code__ for entry in list(values.values()) for each in _functions(entry, values)]
+            codes += _own_code(values)
             if any({"environ", "getenv", "environb"} & {*names(code)} for code in codes):
                 named |= {text for code in codes for text in _texts(code)}
     held = {name: os.environ[name] for name in sorted(named) if name.isidentifier() and name in os.environ}
     kept = {name: value for name, value in held.items() if not (_WHERE.fullmatch(name) or _SECRET.search(name))}
     return {n: v if _NUMBER.fullmatch(v) else f"#{digest(v)}" for n, v in kept.items() if not is_path(v)}
+
+
+def _own_code(values: dict[str, Any]) -> list[CodeType]:
+    """What a module runs when it is imported, from its source where that reads the environment: Python forgets it."""
+    text = "".join(linecache.getlines(str(values.get("__file__")), values))
+    return _compiled_module(text) if "environ" in text or "getenv" in text else []
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled_module(text: str) -> list[CodeType]:
+    try:
+        return [compile(text, "module", "exec", dont_inherit=True)]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
 
 
 def _functions(entry: Any, values: dict[str, Any]) -> list[FunctionType]:

@@ -188,6 +188,8 @@ def test_init_writes_nothing_over(cli: Callable, refused: Callable[..., str], wi
         (("search", "--method", "dart", "--data", "digits"), "Did you mean darts?"),
         (("search", "--space", "nasbench", "--data", "digits"), "Did you mean nasbench201?"),
         (("slim", "net.py:Net", "digits", "--limit", "latency=4"), "Did you mean latency_ms?"),
+        (("slim", "net.py:Net", "digits", "--limit", "openvino_kb=40"), "Give onnx_kb"),
+        (("slim", "net.py:Net", "digits", "--limit", "openvino_int8_kb=40"), "Give onnx_int8_kb"),
         (("slim", "net.py:Net", "digits", "--limit", "mac=0.5"), "Did you mean macs?"),
         (("score", "--sample", "2", "--proxy", "synflo"), "Did you mean synflow?"),
     ],

@@ -68,7 +68,7 @@ def test_files_are_timed_as_they_are(
     [("latency_ms", None, "onnx latency"), ("latency_ms", False, "latency"),
      ("openvino_ms", None, "openvino latency"), ("onnx_int8_ms", None, "int8 onnx latency"),
      ("onnx_ms", False, "onnx latency"), ("eager_ms", None, "latency"), ("compile_ms", None, "compile latency"),
-     ("onnx_int8_kb", None, "int8 file size"), ("onnx_kb", False, "file size")],
+     ("onnx_int8_kb", None, "int8 onnx file size"), ("onnx_kb", False, "onnx file size")],
 )  # fmt: skip
 def test_a_time_is_that_of_the_runtime_that_is_named_or_exported_for(
     limit: str, onnx: bool | None, name: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Literal
 
@@ -37,7 +38,7 @@ def test_it_is_the_size_of_what_export_writes(tmp_path: Path, named: bool) -> No
     assert ag.file_size(example).of(network) == written.stat().st_size / 1024
     int8 = ag.file_size(example, dtype="int8")
     assert int8.of(network) == len(int8_onnx(written.read_bytes(), [(x,)])) / 1024 < written.stat().st_size / 1024 / 2
-    assert (int8.name, ag.file_size(x).name) == ("int8 file size", "file size")
+    assert (int8.name, ag.file_size(x).name) == ("int8 onnx file size", "onnx file size")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
@@ -49,13 +50,39 @@ def test_a_program_of_executorch_is_weighed(tmp_path: Path, dtype: Literal["floa
     assert size == whole if dtype == "float32" else size < whole / 2
 
 
+class _Weighed(ag.file_size):
+    """The bytes of the tensors that differ and of the sizes, as if it were a file: it counts what is asked."""
+
+    def of(self, network: nn.Module) -> float:
+        asked.append([float(p.detach().sum()) for p in network.parameters()])
+        return 3.0 + sum(4 * t.numel() for t in {str(p.tolist()): p for p in network.parameters()}.values()) / 1024
+
+
+asked: list[object] = []
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.5, 0.8])
+def test_a_limit_on_the_file_is_used_up_and_weighs_few_files_and_none_twice(fraction: float) -> None:
+    asked.clear()
+    cost = _Weighed(torch.randn(1, 64))
+    net = nn.Sequential(nn.Linear(64, 96), nn.LayerNorm(96), nn.Linear(96, 48), nn.LayerNorm(48), nn.Linear(48, 10))
+    space = ag.slim(net, example=cost.x)
+    whole = cost.once_trained(copy.deepcopy(net))
+    scores = ag.importance(space, criterion="magnitude")
+    small = ag.cut(space, scores, limit=cost.at_most(kb=fraction * whole), round_to=1)
+    assert len(asked) <= 8 and all(asked[i] not in asked[:i] for i in range(2, len(asked)))
+    assert 0.97 * fraction * whole < cost.once_trained(small) <= fraction * whole
+
+
 def test_a_network_is_cut_to_the_size_of_its_file() -> None:
     x = torch.randn(1, 64)
     cost, space = ag.file_size(x), ag.slim(_net(), example=x)
     whole = cost.of(_net())
     scores = ag.importance(space, criterion="magnitude")
-    small = ag.cut(space, scores, limit=cost.at_most(kb=0.6 * whole), round_to=24)
-    assert 0.4 * whole < cost.of(small) <= 0.6 * whole
+    small = ag.cut(space, scores, limit=cost.at_most(kb=0.6 * whole), round_to=1)
+    assert 0.97 * 0.6 * whole < cost.once_trained(small) <= 0.6 * whole
+    with pytest.raises(LimitError, match=r"lowest reachable is [\d.]+ kB"):
+        ag.cut(space, scores, limit=cost.at_most(kb=0.5), round_to=1)
 
 
 def test_bounds_and_runtimes_that_mean_nothing_are_refused() -> None:

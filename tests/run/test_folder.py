@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import json
 import os
 import re
@@ -108,17 +109,41 @@ READS = {
     "cached": "@functools.cache\ndef f(): return os.getenv('{}')",
     "helper": "def read(name): return os.environ[name]\nclass Net:\n def forward(self): return read('{}')",
 }  # fmt: skip
-COMPUTES = [
-    "GAIN", "RANK_WEIGHT", "LORA_RANK", "IMPORTANCE", "TRANSPORT_COST", "RAPID", "JOBS_WEIGHT", "THREADED", "gain",
-    "MAX_TOKENS", "KEYPOINTS", "HOSTILITY",
-]  # fmt: skip
-ELSEWHERE = [
-    "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "SLURM_JOB_ID", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES",
-    "HOSTNAME", "OMP_NUM_THREADS", "DEBUG", "VERBOSE", "LOG_LEVEL", "TERM", "LOGNAME", "LANGUAGE", "USERNAME",
-    "HF_TOKEN", "OPENAI_API_KEY", "DB_PASSWORD", "AWS_SECRET_ACCESS_KEY", "WANDB_MODE", "NO_COLOR", "CI", "TZ",
-    "TOKENIZERS_PARALLELISM", "PYTHONUNBUFFERED", "DATA_ROOT", "OUT_DIR", "MODEL_PATH", "CONFIG_FILE", "ssh_key",
-]  # fmt: skip
-UNREAD = "NOT_READ"  # no function names it
+# Texts of many words: single ones would be names of variables that this module, which reads the environment, has.
+WORDS = re.compile(r"\w+")
+COMPUTES = WORDS.findall(
+    "GAIN RANK_WEIGHT LORA_RANK IMPORTANCE TRANSPORT_COST RAPID JOBS_WEIGHT THREADED gain MAX_TOKENS KEYPOINTS "
+    "HOSTILITY USE_CACHE N_TOKENS TOKENS_PER_STEP PAT_DIM NUM_KEYS PAD_TOKEN MASK_TOKEN DROP_PATH PYTHON_LR "
+    "PYTHONHASHSEED KEYS HEAD_KEYS KEY_DIM AUTHORS PASSES MONKEY"
+)
+ELSEWHERE = WORDS.findall(
+    "RANK LOCAL_RANK WORLD_SIZE MASTER_PORT SLURM_JOB_ID CUDA_VISIBLE_DEVICES HIP_VISIBLE_DEVICES "
+    "HOSTNAME OMP_NUM_THREADS DEBUG VERBOSE LOG_LEVEL TERM LOGNAME LANGUAGE USERNAME "
+    "HF_TOKEN OPENAI_API_KEY DB_PASSWORD AWS_SECRET_ACCESS_KEY AWS_ACCESS_KEY_ID OPENAI_API_KEYS PAT GH_PAT TOKEN "
+    "WANDB_MODE NO_COLOR CI TZ TOKENIZERS_PARALLELISM PYTHONUNBUFFERED PYTHONUTF8 PYTHON_COLORS DATA_ROOT OUT_DIR "
+    "MODEL_PATH CONFIG_FILE ssh_key"
+)
+UNREAD = "NOT_READ ".strip()  # nothing names it
+
+
+def test_variables_that_a_module_reads_as_it_is_imported_are_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    width, unread = "module_width ".strip(), "module_unread ".strip()
+    (tmp_path / "of_the_user_alone.py").write_text(
+        f"import os\nWIDTH = int(os.environ.get('{width}'))\nclass Net:\n depth = os.getenv('depth')\n"
+    )
+    (tmp_path / "of_the_user_without.py").write_text(f"NAME = '{unread}'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in (width, unread):
+        monkeypatch.setenv(name, "16")
+    for module in ("of_the_user_alone", "of_the_user_without"):
+        monkeypatch.setitem(sys.modules, module, importlib.import_module(module))
+    begun(tmp_path / "run").finish()
+    monkeypatch.setenv(width, "32")
+    monkeypatch.setenv(unread, "32")
+    (note,) = begun(tmp_path / "run").notes
+    assert f'variable {width} (given "32", in the folder "16")' in note and unread not in note
 
 
 @pytest.mark.parametrize("read", READS)

@@ -117,7 +117,7 @@ def test_a_measured_limit_is_kept_on_a_fresh_measurement() -> None:
     for seed in range(5):
         found = constraint.best_feasible(scores(seed))
         assert cost.of(ag.build(Chain(), found)) <= 100.0
-    with pytest.raises(LimitError, match="lowest reachable is 39"):
+    with pytest.raises(LimitError, match="lowest reachable is 39 ms"):
         ArchitectureConstraint(Chain(), cost.at_most(20.0)).fit_surrogate(begun())
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from archgrad.argument_types import checked
@@ -13,6 +15,11 @@ from archgrad.costs.latency import encoded_file
 from archgrad.costs.limits import Limit, WithoutGradient, one_bound
 from archgrad.extract import runtimes
 from archgrad.tasks.task import Inputs, arguments, mapped
+
+_WEIGHED = 5  # files are weighed at most to use up a bound
+_USED = 0.99  # of a bound: with less, another is weighed
+Found = TypeVar("Found")
+Point = tuple[float, float]
 
 
 @checked
@@ -39,7 +46,7 @@ class FileSize(WithoutGradient):
         >>> 16 < cost.of(torch.nn.Linear(64, 64)) < 20
         True
         >>> cost.at_most(kb=12)
-        Limit(file size at most 12 kB)
+        Limit(onnx file size at most 12 kB)
     """
 
     x: Inputs
@@ -56,9 +63,9 @@ class FileSize(WithoutGradient):
 
     @property
     def name(self) -> str:
-        """What records call it: "file size", with int8 and with ExecuTorch by name."""
-        kind = "executorch file size" if self.runtime == "executorch" else "file size"
-        return f"int8 {kind}" if self.dtype == "int8" else kind
+        """What records call it: "onnx file size", also of OpenVINO's, which is the same file; int8 comes first."""
+        name = "executorch file size" if self.runtime == "executorch" else "onnx file size"
+        return f"int8 {name}" if self.dtype == "int8" else name
 
     def of(self, network: nn.Module) -> float:
         """The size of this network's file.
@@ -68,6 +75,19 @@ class FileSize(WithoutGradient):
         """
         inputs = arguments(mapped(_on_cpu, self.x))
         return len(encoded_file(network, inputs, runtime=self.runtime, dtype=self.dtype)) / 1024
+
+    def once_trained(self, network: nn.Module) -> float:
+        """The size of the file once training has told all numbers apart, which changes those of `network`.
+
+        Tensors that are equal, such as those of fresh norms, are written once, and so are fewer bytes.
+        """
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for tensor in (*network.parameters(), *network.buffers()):
+                if tensor.is_floating_point():
+                    noise = torch.rand(tensor.shape, generator=generator).to(tensor)
+                    tensor.mul_(1.0 + 1e-2 * noise).add_(1e-3 * noise)
+        return self.of(network)
 
     def at_most(self, bound: float | None = None, *, kb: float | None = None, fraction: float | None = None) -> Limit:
         """A limit of `kb` kB, which may stand alone, or of a fraction of what the unchanged network has.
@@ -79,6 +99,35 @@ class FileSize(WithoutGradient):
 
 
 file_size = FileSize
+
+
+def largest_file(
+    bound: float, under: Callable[[float], tuple[Found, Point]], low: Point, high: Point
+) -> Found | None:
+    """What is found under the limit on parameters that uses most of one on the size of the file, or nothing.
+
+    A file grows with its parameters, nearly in a straight line, which a few files fix.
+
+    Args:
+        bound: in kB.
+        under: from a limit on parameters to what is found, with its parameters and the kB of its file.
+        low: parameters and kB of the smallest network.
+        high: of the whole one.
+    """
+    best, seen = None, set[Point]()
+    for _ in range(_WEIGHED):
+        fraction = min((bound - low[1]) / max(high[1] - low[1], 1e-9), 1.0)
+        found, point = under(low[0] + fraction * (high[0] - low[0]))
+        if point in seen:
+            break
+        seen.add(point)
+        if point[1] > bound:
+            high = point
+            continue
+        low, best = point, found
+        if point[1] >= _USED * bound:
+            break
+    return best
 
 
 def _on_cpu(x: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.channels import require_whole
 from archgrad.choices.gate import Gate
 from archgrad.costs.count import Macs, Params
+from archgrad.costs.file_size import FileSize, largest_file
 from archgrad.costs.limits import Limit
 from archgrad.errors import ChoiceError, LimitError
 from archgrad.extract.discretize import build
@@ -27,6 +28,8 @@ _NARROWER = 0.75  # of its width a layer would keep at most without rounding; a 
 _USED = 0.95  # of a counted bound: with less, blocks of rounded widths are exchanged
 _MEASURED_USED = 0.5  # of a measured bound: each further try takes measurements
 _TRIES, _MEASURED_TRIES = 24, 6  # to keep branches that left together
+
+Found = TypeVar("Found")
 
 
 def gates(space: nn.Module) -> dict[str, Gate]:
@@ -104,6 +107,13 @@ def full(space: nn.Module) -> Architecture:
     return Architecture({name: tuple(range(gate.size)) for name, gate in gates(space).items()})
 
 
+def _smallest(space: nn.Module, rounding: WidthRounding) -> Architecture:
+    """The architecture that closes all that can close."""
+    return above_threshold(
+        space, {name: torch.zeros(gate.size) for name, gate in gates(space).items()}, 1.0, rounding
+    )
+
+
 def left_full(space: nn.Module, rounded: Architecture, exact: Architecture, rounding: WidthRounding) -> list[str]:
     """The gates that rounding left full, and that would lose a good part of their entries without it."""
     return [
@@ -151,6 +161,7 @@ class GateConstraint:
         # Other costs, measured or a user's own, are asked for each network.
         self.counter = self.cost.counter(space) if isinstance(self.cost, (Macs, Params)) else None
         self.counted = self.counter is not None
+        self._weighed: dict[Architecture, float] = {}  # what files have, which no clock blurs
         self.reference = self.price(full(space))
         self.bound = one.resolve(self.reference)
         self._refuse_the_impossible(one.meant())
@@ -162,6 +173,10 @@ class GateConstraint:
         """What an architecture takes: counted exactly, or measured on its network."""
         if self.parts:
             return max(part.price(architecture) / part.bound for part in self.parts)
+        if isinstance(self.cost, FileSize):
+            if architecture not in self._weighed:
+                self._weighed[architecture] = self.cost.once_trained(build(self.space, architecture))
+            return self._weighed[architecture]
         if self.counter is None:
             return self.cost.of(build(self.space, architecture))
         masks = [same[0].picked(architecture[name]) for name, same in choices(self.space).items()]
@@ -202,6 +217,8 @@ class GateConstraint:
         """The largest share of every gate's entries that keeps the limit, by bisection; 1 where all of them do."""
         if self.is_feasible(full(self.space)):
             return 1.0
+        if width := self._by_params(GateConstraint.uniform_width, lambda w: uniform(self.space, w, self.rounding)):
+            return width
         low, high = 0.0, 1.0
         for _ in range(12 if self.counted else 5):
             middle = (low + high) / 2
@@ -215,8 +232,9 @@ class GateConstraint:
         """The architecture with the lowest threshold on the scores that keeps the limit.
 
         Where several branches leave at one threshold and little of the limit is used without them, the best of them
-        stay. What rounding left of a counted limit is filled with the next-best entries. A measured
-        limit is measured once more on what is returned.
+        stay. What rounding left of a counted limit is filled with the next-best entries. Under a limit on the size
+        of the file parameters are counted, as many as leave a file that keeps it. A measured limit is measured once
+        more on what is returned.
 
         Args:
             scores: for each gate a score for each entry; the higher stays.
@@ -227,6 +245,8 @@ class GateConstraint:
         """
         if not self.counted and self.is_feasible(full(self.space)):
             return full(self.space)
+        if found := self._by_params(lambda counted: counted.best_feasible(scores, floor=floor), lambda each: each):
+            return found
         for room in (1.0,) if self.counted else _MEASURED_ROOM:
             architecture = self._lowest_threshold(scores, floor, room * self.bound)
             if self.is_feasible(architecture):
@@ -237,6 +257,24 @@ class GateConstraint:
             f"no network stayed under {amount(self.bound, self.unit)} when measured again: the clock is too noisy "
             f"for a limit this tight; raise it, or measure on a quieter machine"
         )
+
+    def _by_params(
+        self, find: Callable[[GateConstraint], Found], built: Callable[[Found], Architecture]
+    ) -> Found | None:
+        """What is found under the limit on parameters that uses up one on the file's size; None for other limits."""
+        if self.parts or not isinstance(self.cost, FileSize):
+            return None
+        counted = GateConstraint(self.space, Params().at_most(fraction=1.0), self.rounding)
+
+        def under(parameters: float) -> tuple[Found, tuple[float, float]]:
+            counted.bound = parameters
+            found = find(counted)
+            return found, at(built(found))
+
+        def at(architecture: Architecture) -> tuple[float, float]:
+            return counted.price(architecture), self.price(architecture)
+
+        return largest_file(self.bound, under, at(_smallest(self.space, self.rounding)), at(full(self.space)))
 
     def _used_up(self, architecture: Architecture, scores: Mapping[str, Tensor], floor: float) -> Architecture:
         """The limit used up: what fits is added; where rounded widths leave much of it, blocks are exchanged.
@@ -350,12 +388,11 @@ class GateConstraint:
         return at(high)
 
     def _refuse_the_impossible(self, meant: str) -> None:
-        scores = {name: torch.zeros(gate.size) for name, gate in gates(self.space).items()}
-        lowest = self.price(above_threshold(self.space, scores, 1.0, self.rounding))
+        lowest = self.price(_smallest(self.space, self.rounding))
         if lowest > self.bound:
             rounded = any(self.rounding.step(gate) > 1 for gate in gates(self.space).values())
             raise LimitError(
                 f"no network of this space takes at most {amount(self.bound, self.unit)}: the lowest reachable is "
-                f"{amount(lowest)} ({lowest / self.reference:.1%} of {amount(self.reference)}); raise the limit"
-                f"{', or allow narrower layers with round_to=1' if rounded else ''}{meant}"
+                f"{amount(lowest, self.unit)} ({lowest / self.reference:.1%} of {amount(self.reference)}); raise the "
+                f"limit{', or allow narrower layers with round_to=1' if rounded else ''}{meant}"
             )

@@ -20,6 +20,7 @@ from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.choices.policies import Uniform
 from archgrad.choices.subsets import probabilities
 from archgrad.costs.count import Macs, Params
+from archgrad.costs.file_size import FileSize
 from archgrad.costs.limits import Limit, Predicts
 from archgrad.costs.surrogate import FEWEST, Surrogate
 from archgrad.costs.table import CostTable
@@ -77,7 +78,7 @@ class ArchitectureConstraint:
         self.surrogate: Surrogate | None = None
         self._known: dict[Architecture, float] = {}
         self._bounds: _Bounds | None = None
-        self.slower = 1.0
+        self.slower, self._clocked = 1.0, not isinstance(self.cost, FileSize)
         if not self.measured:
             self._find_bounds(Architecture({name: options(choice)[0] for name, choice in self._choices.items()}))
 
@@ -125,8 +126,8 @@ class ArchitectureConstraint:
         if bounds.lowest > bounds.bound:
             raise LimitError(
                 f"no network of this space takes at most {amount(bounds.bound, self.cost.unit)}: the lowest "
-                f"reachable is {amount(bounds.lowest)}; raise the limit, or search a space with smaller networks "
-                f"(fewer cells or channels){self._limit.meant()}"
+                f"reachable is {amount(bounds.lowest, self.cost.unit)}; raise the limit, or search a space with "
+                f"smaller networks (fewer cells or channels){self._limit.meant()}"
             )
         return bounds
 
@@ -206,7 +207,7 @@ class ArchitectureConstraint:
             return self.price(architecture)
         if not self.measured:
             return self.cost.of(network)
-        for _ in range(PATIENCE):
+        for _ in range(PATIENCE if self._clocked else 1):
             value = self._read(network)
             if value <= self.bound:
                 return value
@@ -223,9 +224,9 @@ class ArchitectureConstraint:
         of the machine than of the network. Work that lasts makes all of them longer: a network over the bound is
         measured in turns with the cheapest known one, and divided by how much slower that one has become.
         """
-        readings = [self.cost.of(network) for _ in range(READINGS)]
+        readings = [self.cost.of(network) for _ in range(READINGS if self._clocked else 1)]
         value = min(statistics.median(readings), BUSY * min(readings))
-        if value <= self.bound:
+        if not self._clocked or value <= self.bound:
             return value
         before, known = self.lowest, build(self.space, self.cheapest)
         pairs = [(self.cost.of(known), self.cost.of(network)) for _ in range(READINGS)]

@@ -25,6 +25,7 @@ TIMES = (
     *(f"{runtime}_int8_ms" for runtime in _FILES),
 )  # fmt: skip
 SIZES = ("onnx_kb", "onnx_int8_kb", "executorch_kb", "executorch_int8_kb")
+_SAME_FILE = {"openvino_kb": "onnx_kb", "openvino_int8_kb": "onnx_int8_kb"}
 COSTS = ("macs", "params", *TIMES, *SIZES)
 _SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?"
@@ -85,7 +86,10 @@ def parse(text: str) -> LimitText:
     """Read a limit such as macs=0.5. Raises LimitError."""
     name, equals, value = (part.strip() for part in text.partition("="))
     if not equals or name not in COSTS:
-        raise LimitError(f"limit {text!r} is not understood.{meant(name, COSTS)} Allowed are {LIMITS}")
+        near = (
+            meant(name, COSTS) if name not in _SAME_FILE else f" Give {_SAME_FILE[name]}: OpenVINO reads that file."
+        )
+        raise LimitError(f"limit {text!r} is not understood.{near} Allowed are {LIMITS}")
     match = re.fullmatch(rf"(?P<number>{_NUMBER})\s*(?P<unit>%|[kmgt]?)", value, flags=re.IGNORECASE)
     if not match:
         raise LimitError(f"limit {text!r}: {value!r} is not a number above 0. Allowed are {LIMITS}")

@@ -223,6 +223,8 @@ def _differentiable(constraint: GateConstraint, task: Task, run: Run, suffix: st
     """A constraint whose expected cost has a gradient, and its bound; MACs stand in for a measured cost."""
     if constraint.counted:
         return constraint, constraint.bound
+    costs = " and ".join(part.name for part in constraint.parts) or constraint.name
+    run.note(f"networks are built and asked for their {costs}, which may take a while", kept=False)
     surrogate = GateConstraint(constraint.space, macs(task.example).at_most(fraction=1.0), constraint.rounding)
     # Measured once in a run's life, so that a resumed run aims at the same bound.
     return surrogate, run.compute_once(f"macs_for_the_limit{suffix}", lambda: stand_in(constraint, surrogate))

@@ -167,7 +167,7 @@ class Trial:
                 if check.training and not self.trains:
                     continue
                 few = " with one channel left" if mask in ("one", "smallest") else ""
-                advice = "where sizes are written as numbers in forward, take them from the tensors"
+                advice = "where forward takes sizes, or groups=, from numbers, take them from tensors (x.shape[1])"
                 if "is invalid for input of size" in str(error):
                     advice = RESHAPED
                 return Failure(
