@@ -130,7 +130,7 @@ def test_under_a_limit_the_pressure_holds_the_expected_cost_there() -> None:
     x = torch.randn(2, 1, 8, 8)
     space = relaxed(conv_net(), x)
     constraint = GateConstraint(space, ag.macs(x).at_most(fraction=0.3), WidthRounding(1))
-    gate_optimizer = GateOptimizer(space, NoLoss(), strength=0.0, scaled=False, scale=(1.0, 1e4))
+    gate_optimizer = GateOptimizer(space, NoLoss(), strength=0.0, scaled=False, scale=(1.0, 1e4), rounds=10)
     gate_optimizer.set_target(constraint, constraint.bound)
     optimizer = torch.optim.SGD(ag.logits(space), lr=1.0)
     generator = torch.Generator().manual_seed(0)
