@@ -241,7 +241,7 @@ def test_units_that_the_network_puts_out_or_sizes_written_as_numbers_stay() -> N
 
     space = ag.slim(Numbers(layer(nn.GRU), last_output), X)
     assert {n: same[0].size for n, same in choices(space).items()} == {"inlet": 5}
-    assert "sizes are written as numbers" in ag.frozen(space)["rnn"]
+    assert "forward takes sizes, or groups=, from numbers" in ag.frozen(space)["rnn"]
     space = ag.slim(nn.Sequential(nn.Linear(4, 8), nn.LSTM(8, UNITS)), X)
     assert list(choices(space)) == ["0"] and "output" in ag.frozen(space)["1"]
     with pytest.raises(ag.ModelError, match="rnn are parametrized already"):
