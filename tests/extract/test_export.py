@@ -14,12 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from families import convolutional, transformers
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from archgrad.choices.architecture import Architecture
 from archgrad.errors import ConfigError, MissingExtra, ModelError, RunError
-from archgrad.extract import export, export_trials
+from archgrad.extract import export, export_trials, runtimes
+from archgrad.extract.discretize import build
 from archgrad.extract.export import export_onnx, export_program
+from archgrad.extract.quantization import int8_onnx
+from archgrad.gates.selection import gates
+from archgrad.spaces.slim.slimmable import slim
 
 
 class Small(nn.Module):
@@ -413,3 +419,37 @@ def test_a_finished_run_leaves_nothing_beside_its_folder_but_the_caches_of_libra
     written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     beside = {name for name in written if not name.startswith(("here/run/", "home/.cache/matplotlib/"))}
     assert beside == {"here/net.onnx"} and "here/run/network.safetensors" in written
+
+
+@pytest.mark.parametrize("make", [transformers.vit_fused, transformers.encoder_layer, convolutional.resnet])
+def test_removed_branches_leave_no_zeros_in_the_file(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+    """A sum with zeros is time in ONNX Runtime, and an error in OpenVINO once it is in int8."""
+    onnx, x = pytest.importorskip("onnx"), torch.randn(2, 3, 8, 8)
+    space = slim(make().eval(), x)
+    for branch in [name for name, gate in gates(space).items() if gate.vanishing]:
+        picks = {n: () if n == branch else tuple(range(g.size)) for n, g in gates(space).items()}
+        network = build(space, Architecture(picks)).eval()
+        export_onnx(network, x, tmp_path / "small.onnx")
+        graph = onnx.load(str(tmp_path / "small.onnx")).graph
+        assert not [node.name for node in graph.node if "zeros_like" in node.name], branch
+        data = int8_onnx((tmp_path / "small.onnx").read_bytes(), [(x,)])
+        if importlib.util.find_spec("openvino"):
+            assert runtimes.OpenVino(data, (x,), threads=1)
+
+
+def test_sums_with_zeros_of_another_shape_stay(tmp_path: Path) -> None:
+    """x + zeros_like(y) may be wider than x, and then it is no x."""
+    network, x = Wider(), torch.randn(2, 1, 4)
+    export_onnx(network, x, tmp_path / "wide.onnx")
+    onnx = pytest.importorskip("onnx")
+    assert [node for node in onnx.load(str(tmp_path / "wide.onnx")).graph.node if node.op_type == "Add"]
+
+
+class Wider(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return (y + torch.zeros_like(torch.cat([y, y], 1))).relu()

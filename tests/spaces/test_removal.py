@@ -268,3 +268,24 @@ def test_a_side_of_several_gates_is_cut_once() -> None:
     network = copy.deepcopy(family.network())
     remove_channels(network, {n: same[0].couplings for n, same in choices(space).items()}, picks)
     assert network.get_submodule("blocks.1.0").in_channels == 4
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_encoder_layers_without_a_branch_run_in_every_mode(batch_first: bool) -> None:
+    """torch's fast path, in eval mode, reads the weights of the MLP and of attention."""
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=batch_first)
+    x = torch.randn(2, 5, 8)
+    space = slim(
+        nn.Sequential(
+            nn.Linear(8, 16), nn.TransformerEncoder(layer, 2, enable_nested_tensor=batch_first), nn.Linear(16, 3)
+        ),
+        x,
+    )
+    sizes = {name: same[0] for name, same in choices(space).items()}
+    for branch in (name for name, gate in sizes.items() if gate.vanishing):
+        picks = {name: () if name == branch else tuple(range(gate.size)) for name, gate in sizes.items()}
+        built = build(space, Architecture(picks))
+        for training in (True, False):
+            for grad in (True, False):
+                with torch.set_grad_enabled(grad):
+                    assert built.train(training)(x).shape == (2, 5, 3)

@@ -237,4 +237,7 @@ def remove_branch(network: nn.Module, vanishing: Vanishing) -> None:
     for path, left in ((vanishing.module, block_left), *((p, copy.deepcopy(m)) for p, m in vanishing.also)):
         left.train(network.get_submodule(path).training)
         parent, _, child = path.rpartition(".")
-        setattr(network.get_submodule(parent), child, left)
+        owner = network.get_submodule(parent)
+        setattr(owner, child, left)
+        if isinstance(owner, nn.TransformerEncoderLayer):
+            owner.activation_relu_or_gelu = 0  # torch's fast path reads the weights of what is gone

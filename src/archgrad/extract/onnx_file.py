@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.fx import Node
 
 from archgrad.errors import MissingExtra
 from archgrad.extract.lstm_projections import without_projections
@@ -22,6 +23,7 @@ _DTYPES = {
     "tensor(double)": torch.float64,
 }  # fmt: skip
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_HANDING_ON = (torch.ops.aten.dropout.default, torch.ops.aten.clone.default, torch.ops.aten.alias.default)
 
 
 def require_packages(*packages: str) -> None:
@@ -36,6 +38,8 @@ def require_packages(*packages: str) -> None:
 def encode(program: ExportedProgram, *, optimize: bool) -> bytes:
     """The bytes of an ONNX file with the weights inside; `optimize`: simplified by the exporter."""
     program = without_projections(program)
+    if optimize:
+        _drop_zero_terms(program)
     exported = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False, optimize=optimize)
     assert exported is not None
     model = exported.model_proto
@@ -47,6 +51,34 @@ def encode(program: ExportedProgram, *, optimize: bool) -> bytes:
         model.graph.value_info.remove(info)
     data: bytes = model.SerializeToString()
     return data
+
+
+def _drop_zero_terms(program: ExportedProgram) -> None:
+    """x for each x + zeros_like(y) of the shape of x, in place, as a branch leaves it that was removed from a sum.
+
+    ONNX Runtime computes such a sum, and OpenVINO fails on it in int8.
+    """
+    for node in program.graph.nodes:
+        terms = [term for term in node.args if isinstance(term, Node)]
+        if node.target is not torch.ops.aten.add.Tensor or node.kwargs or len(terms) != len(node.args):
+            continue
+        given = [term for term in terms if not _is_zeros(term)]
+        kept = given[0] if len(given) == 1 else None
+        same = kept is not None and all(
+            kept.meta["val"].shape == other.meta["val"].shape and kept.meta["val"].dtype == other.meta["val"].dtype
+            for other in (node, *terms)
+        )
+        if same and not any(user.op == "output" for user in node.users):  # whose names the program keeps
+            node.replace_all_uses_with(kept)
+    program.graph.eliminate_dead_code()
+    program.graph_module.recompile()
+
+
+def _is_zeros(node: Node) -> bool:
+    """Whether a tensor was made as zeros, and handed on as they are."""
+    while node.target in _HANDING_ON and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node.target is torch.ops.aten.zeros_like.default
 
 
 class Session:
