@@ -140,6 +140,17 @@ def test_a_run_that_ends_in_any_stage_resumes_exactly(
         assert all(torch.equal(value, state[name]) for name, value in point.network.state_dict().items())
 
 
+@pytest.mark.parametrize("pretrained", [False, True])
+@pytest.mark.parametrize("total", [41, 47, 53])
+def test_no_step_of_the_run_is_left_over(digits: ag.Classification, total: int, pretrained: bool) -> None:
+    run = ag.Run(steps=total, device="cpu", progress=False, output=ag.Output(log_every=1))
+    ag.slim_front(
+        ag.slim(conv_net(), digits.example), digits, run, cost=ag.params(), fractions=(0.8, 0.6, 0.5),
+        pretrained=pretrained, check_weights=False,
+    )  # fmt: skip
+    assert sum("lr" in row for row in run.history) == total
+
+
 def test_trained_weights_are_the_whole_network(digits: ag.Classification) -> None:
     network = conv_net()
     ag.fit(network, digits, ag.Run(steps=60, device="cpu", progress=False))

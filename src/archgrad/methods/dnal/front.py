@@ -165,11 +165,10 @@ def _plan(space: nn.Module, task: Task, run: Run, settings: FrontSettings) -> tu
         steps_per_epoch(task, recipe.accumulate), default_epochs=60,
         measure_step=lambda: seconds_per_step(space, task, run, recipe),
     )  # fmt: skip
-    parts = [_WHOLE, _FIRST, *[_OTHER] * (len(settings.limits) - 1)][settings.pretrained :]
-    shares = [int(total * part / sum(parts)) for part in parts]
-    budgets = shares if settings.pretrained else shares[1:]
-    shares[-1] += total - sum(shares)
-    if min(shares) < 2:
+    parts = [0.0 if settings.pretrained else _WHOLE, _FIRST, *[_OTHER] * (len(settings.limits) - 1)]
+    of_whole, *budgets = (int(total * part / sum(parts)) for part in parts)
+    budgets[-1] = total - of_whole - sum(budgets[:-1])
+    if min(budgets) < 2:
         run.withdraw()
         raise ConfigError(
             f"{total} steps are too few for a front of {len(budgets)} networks: give the Run some epochs for each, "
@@ -183,7 +182,7 @@ def _plan(space: nn.Module, task: Task, run: Run, settings: FrontSettings) -> tu
         plan.append(_Steps(of_gates, finalist, steps - of_gates - 2 * finalist, total))
     if run.seconds is not None and run.epochs is None and run.max_steps is None:
         run.require_steps(min(steps.gates for steps in plan), phase="gates", least=ROUNDS_UNDER_LIMIT)
-    return 0 if settings.pretrained else shares[0], plan
+    return of_whole, plan
 
 
 def _descend(
