@@ -32,7 +32,6 @@ from archgrad.extract.runtimes import silence
 from archgrad.tasks.task import Inputs, Task, arguments, description, first_tensor, tensors
 
 TOLERANCE = 1e-4
-
 Encoder = Callable[[ExportedProgram], bytes]
 # From the bytes of a file to what it computes: from a network's arguments to its outputs.
 Loader = Callable[[bytes], Callable[[tuple[Any, ...]], Sequence[Tensor]]]

@@ -20,7 +20,6 @@ from archgrad.choices.modules import Choice, InputChoice, OpChoice
 from archgrad.choices.policies import Uniform
 from archgrad.choices.subsets import probabilities
 from archgrad.costs.count import Macs, Params
-from archgrad.costs.file_size import FileSize
 from archgrad.costs.limits import Limit, Predicts
 from archgrad.costs.surrogate import FEWEST, Surrogate
 from archgrad.costs.table import CostTable
@@ -78,7 +77,7 @@ class ArchitectureConstraint:
         self.surrogate: Surrogate | None = None
         self._known: dict[Architecture, float] = {}
         self._bounds: _Bounds | None = None
-        self.slower, self._clocked = 1.0, not isinstance(self.cost, FileSize)
+        self.slower, self._clocked = 1.0, getattr(self.cost, "clocked", True)
         if not self.measured:
             self._find_bounds(Architecture({name: options(choice)[0] for name, choice in self._choices.items()}))
 
