@@ -155,6 +155,18 @@ def test_the_mistakes_of_a_first_hour_are_answered(tmp_path: Path, monkeypatch: 
             call()
 
 
+@pytest.mark.parametrize("given", ["a.onnx", None, torch.zeros(2), [nn.Linear(4, 4)], ag.Found], ids=repr)
+def test_costs_are_asked_for_modules(given: object) -> None:
+    net, x = nn.Linear(4, 4), torch.zeros(1, 4)
+    given = ag.Found(ag.Architecture({}), net) if given is ag.Found else given
+    mine = ag.black_box(lambda network: 1.0, name="mine", unit="")
+    assert ag.macs(x).of(net) == 16 and mine.of(net) == 1.0
+    for cost in (ag.macs(x), ag.params(), ag.latency(x), ag.energy(x), ag.peak_memory(x), ag.file_size(x), mine):
+        with pytest.raises(ModelError, match=r"of\(network=.*Allowed is a torch.nn.Module") as refused:
+            cost.of(given)  # type: ignore[arg-type]
+        assert ("Give its .network" in str(refused.value)) == isinstance(given, ag.Found)
+
+
 @pytest.mark.parametrize(
     ("call", "told"),
     [

@@ -323,6 +323,7 @@ class Macs(Limitable):
     def __repr__(self) -> str:
         return f"macs(example {shapes(self.example)})"
 
+    @checked
     def of(self, network: nn.Module) -> float:
         """MACs of the network as it stands."""
         return sum(macs_by_module(network, self.example).values())
@@ -370,6 +371,7 @@ class Params(Limitable):
     def __repr__(self) -> str:
         return "params()"
 
+    @checked
     def of(self, network: nn.Module) -> float:
         """Parameters of the network as it stands, shared ones once."""
         return float(sum(p.numel() for p in weights(network)))

@@ -273,6 +273,7 @@ class Energy(WithoutGradient):
             return estimate(network, self.example)
         return measure(network, self.example, self._meter, seconds=self.seconds)
 
+    @checked
     def of(self, network: nn.Module) -> float:
         """Millijoules of one forward pass of the example's batch."""
         return self.reading(network).energy_mj

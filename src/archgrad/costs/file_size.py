@@ -68,6 +68,7 @@ class FileSize(WithoutGradient):
         name = "executorch file size" if self.runtime == "executorch" else "onnx file size"
         return f"int8 {name}" if self.dtype == "int8" else name
 
+    @checked
     def of(self, network: nn.Module) -> float:
         """The size of this network's file.
 

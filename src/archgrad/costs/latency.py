@@ -126,6 +126,7 @@ class Latency(WithoutGradient):
         name = "latency" if self.runtime == "eager" else f"{self.runtime} latency"
         return f"int8 {name}" if self.dtype == "int8" else name
 
+    @checked
     def of(self, network: nn.Module) -> float:
         """The median of a fresh measurement, in milliseconds."""
         return self.timing(network).median_ms

@@ -9,6 +9,7 @@ from typing import ClassVar, NoReturn, Protocol, SupportsFloat, runtime_checkabl
 
 from torch import Tensor, nn
 
+from archgrad.argument_types import checked
 from archgrad.choices.architecture import Architecture
 from archgrad.errors import LimitError, ModelError
 from archgrad.files import shown
@@ -206,6 +207,7 @@ class BlackBox(Limitable, WithoutGradient):
     def __repr__(self) -> str:
         return f"black_box({getattr(self.function, '__name__', type(self.function).__name__)}, name={self.name!r})"
 
+    @checked
     def of(self, network: nn.Module) -> float:
         """The function's value for this network.
 

@@ -283,6 +283,7 @@ class PeakMemory(WithoutGradient):
         """What inference holds, operator by operator: its peak, and the layer that runs then."""
         return liveness(network, with_examples(self.example, self.batch), dtype=self.dtype)
 
+    @checked
     def of(self, network: nn.Module) -> float:
         """The peak in bytes."""
         if self.mode == "inference":

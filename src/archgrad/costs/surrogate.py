@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from archgrad.argument_types import checked
 from archgrad.choices.access import decisions
 from archgrad.choices.architecture import Architecture
 from archgrad.costs.limits import Cost, Limitable
@@ -180,6 +181,7 @@ class Surrogate(Limitable):
         """
         return self.table.predict(architecture)
 
+    @checked
     def of(self, network: nn.Module) -> float:
         """The true price of a network, from the cost that the surrogate models."""
         return self.cost.of(network)

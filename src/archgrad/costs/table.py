@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from archgrad import files
+from archgrad.argument_types import checked
 from archgrad.choices.access import decisions, matched, sample, using
 from archgrad.choices.architecture import Architecture, Pick
 from archgrad.choices.gate import Gate
@@ -126,6 +127,7 @@ class CostTable(Limitable):
             )
         return self.base + sum(price for name, pick in architecture.items() for price in self._picked(name, pick))
 
+    @checked
     def of(self, network: nn.Module) -> float:
         """The price of a space held at an architecture: `hold(space, architecture)`.
 

@@ -62,6 +62,7 @@ from archgrad.gates.selection import FLOOR, GateConstraint, above_threshold, ful
 from archgrad.gates.width_rounding import RoundTo, WidthRounding
 from archgrad.methods.dnal.under_limit import (
     FEWEST,
+    FRESH,
     RISING,
     SlimSettings,
     Stage,
@@ -176,6 +177,8 @@ def dnal(
     rounding = constraint.rounding if constraint else WidthRounding.asked(round_to, space, [])
     stages = _stages(space, task, run, settings)
     if stages.first:
+        if limit is not None:
+            run.note(FRESH)
         part = recipe if settings.published else replace(recipe, schedule=RISING)
         time = stages.stage(stages.first).time_fraction
         train(space, task, run, part, steps=stages.first, phase="weights", time_fraction=time)

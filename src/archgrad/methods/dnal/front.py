@@ -36,6 +36,7 @@ from archgrad.gates.selection import GateConstraint, full
 from archgrad.gates.width_rounding import RoundTo
 from archgrad.methods.dnal.under_limit import (
     FEWEST,
+    FRESH,
     Candidate,
     Choice,
     SlimSettings,
@@ -131,6 +132,7 @@ def slim_front(
     )
     of_whole, plan = _plan(space, task, run, settings)
     if of_whole:
+        run.note(FRESH)
         train(space, task, run, recipe, steps=of_whole, phase="weights", time_fraction=of_whole / plan[0].run)
     begin_by_magnitude(space)
     networks, tried = [Candidate(full(space), build(space, full(space)))], list[Choice]()
