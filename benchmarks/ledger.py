@@ -355,7 +355,7 @@ ENTRIES: dict[str, Entry] = {
         parts_of("gap, points", "gap", _variant), higher=False, peers=("softmax, static, none",),
     ),
     "topology": Entry(
-        "How often is a planted topology found?", _run("topology", "--seeds 20"), "docs/benchmarks/topology.md",
+        "How often is a planted topology found?", _run("topology", "--seeds 12"), "docs/benchmarks/topology.md",
         of_rows("share of the topologies found", "topology", who="variant", group="seen"),
         peers=("DARTS", "DARTS without none"),
     ),

@@ -1,6 +1,6 @@
 """How often a planted topology is found: DARTS's rule of the two heaviest edges, and distributions over subsets.
 
-    python benchmarks/topology.py --seeds 20 --out benchmarks/results/topology.json
+    python benchmarks/topology.py --seeds 12 --out benchmarks/results/topology.json
     python benchmarks/topology.py --seeds 10 --seen nodes --out benchmarks/results/topology.json
 
 A teacher cell has four nodes behind two inputs; each adds two fixed operations, on two states before it, drawn at
@@ -234,7 +234,7 @@ def table(rows: Sequence[dict[str, object]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--seen", choices=("nodes", "readout"), default="readout")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)

@@ -230,7 +230,7 @@ def test_no_row_of_the_ledger_lacks_machine_versions_or_date() -> None:
 
 OLDER = frozenset({
     "combination", "control", "discreteness", "latency_front", "memory_bound", "proxies", "rl",
-    "slim_speed", "supernet_step", "transfer",
+    "supernet_step", "transfer",
 })  # fmt: skip
 
 

@@ -91,6 +91,27 @@ def test_code_of_the_user_is_named_with_its_line(tmp_path: Path) -> None:
     assert failure.message == f"Your code raised KeyError: 'key' ({path}, line 2)."
 
 
+def test_a_library_of_another_environment_is_not_code_of_the_user(tmp_path: Path) -> None:
+    for name in ("site-packages", "dist-packages", "mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"from_{name[:4]}.py").write_text("def f():\n    raise ValueError('inside')\n")
+    program = """
+from archgrad.cli.error_messages import user_line
+import from_site, from_dist, from_mine
+for module in (from_site, from_dist, from_mine):
+    try:
+        module.f()
+    except ValueError as error:
+        print(module.__name__, bool(user_line(error.with_traceback(error.__traceback__.tb_next))))
+"""
+    path = os.pathsep.join([*(str(folder) for folder in tmp_path.iterdir()), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert run.stdout.split() == ["from_site", "False", "from_dist", "False", "from_mine", "True"]
+
+
 def test_the_cause_says_where(tmp_path: Path) -> None:
     error = ModelError("the network fails")
     error.__cause__ = _raised(ValueError("inside"))

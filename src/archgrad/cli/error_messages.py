@@ -24,8 +24,10 @@ from archgrad.errors import ArchgradError, full_text, notes_of, text_of
 from archgrad.run.signals import Stopped
 
 _OURS = Path(archgrad.__file__).parent
+# Beside this environment's own folders those that it borrows: --system-site-packages, pip install --user, .pth files.
 _LIBRARIES = tuple(
     {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    | {Path(path).resolve() for path in sys.path if Path(path).name in ("site-packages", "dist-packages")}
 )
 
 _NO_MEMORY_FOR_A_LIBRARY = ("failed to map segment", "annot allocate memory")
