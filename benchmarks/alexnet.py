@@ -7,7 +7,9 @@ networks (the paper's AlexNet-like space, as recalled). Each is trained once, on
 copy, halved to 16 x 16), and timed on this machine, one image at a time on one thread, in two sweeps. Searches then
 try networks of this table: a trial is what it would have been, without waiting for it. Judged on validation accuracy
 and latency by the share of the hypervolume that all 400 command, after so many different networks; the corner is at
-the lower quartile of the accuracies and the upper one of the latencies. Rows are kept; a stopped run goes on.
+the lower quartile of the accuracies and the upper one of the latencies. The same with peak power in place of latency,
+as the machine's counter or the labelled estimate gives it, for the paper's reward: accuracy, if power is below a
+bound. Rows are kept; a stopped run goes on.
 Data: found through ARCHGRAD_DATA.
 """
 
@@ -103,12 +105,19 @@ def measure(result: dict[str, Any], save: Callable[[], None], *, images: int, ep
     for row in rows:
         if "lat_ms_again" not in row:
             row["lat_ms_again"] = clock.of(network(*row["network"]))
+    power = ag.peak_power(example)
+    for key in ("power_w", "power_w_again"):
+        for row in rows:
+            if key not in row:
+                row[key] = power.of(network(*row["network"]))
+    result.setdefault("power", power.name)
     save()
 
 
-def searches(table: Table, space: nn.Module, *, seed: int, trials: int) -> dict[str, Callable[[], list[Any]]]:
-    cost = TableColumn(table, "lat_ms")
-    latencies = sorted(row["lat_ms"] for row in table.rows.values())
+def searches(
+    table: Table, space: nn.Module, goal: str, *, seed: int, trials: int
+) -> dict[str, Callable[[], list[Any]]]:
+    cost = TableColumn(table, goal, unit={"lat_ms": "ms", "power_w": "W"}[goal])
     good = float(np.quantile([row["valid"] for row in table.rows.values()], 0.8))
 
     def taught(reward: Reward) -> list[Any]:
@@ -122,20 +131,33 @@ def searches(table: Table, space: nn.Module, *, seed: int, trials: int) -> dict[
             drawn[Uniform(space).sample(generator)] = None
         return list(drawn)
 
+    if goal == "power_w":
+        return {
+            "random": random, "monas mixed 0.75": lambda: taught(mixed(cost, alpha=0.75)),
+            "monas under the median power": lambda: taught(under(cost.at_most(middle(table, goal)))),
+        }  # fmt: skip
     return {
         "random": random,
         **{f"monas mixed {a}": functools.partial(taught, mixed(cost, alpha=a)) for a in (0.25, 0.5, 0.75, 0.9)},
-        "monas under the median latency": lambda: taught(under(cost.at_most(latencies[len(latencies) // 2]))),
+        "monas under the median latency": lambda: taught(under(cost.at_most(middle(table, goal)))),
         "monas in the best fifth of accuracy": lambda: taught(accurate(cost, least=good)),
     }
 
 
-def judged(table: Table, tried: list[Any]) -> list[float]:
-    """The share of the field that is commanded after each of COUNTS networks."""
-    every = [(-row["valid"], row["lat_ms"]) for row in table.rows.values()]
-    corner = tuple(np.quantile(np.array(every), 0.75, axis=0))
-    whole, points = hypervolume(every, corner), [(-table.score(a), table.cost(a)) for a in tried]
-    return [hypervolume(points[:n], corner) / whole for n in COUNTS]
+def middle(table: Table, goal: str) -> float:
+    figures = sorted(row[goal] for row in table.rows.values())
+    return float(figures[len(figures) // 2])
+
+
+def judged(table: Table, tried: list[Any], goal: str) -> Row:
+    """After each of COUNTS networks: the share of the field, and how far below the best under the median cost."""
+    every = [(-row["valid"], row[goal]) for row in table.rows.values()]
+    corner, bound = tuple(np.quantile(np.array(every), 0.75, axis=0)), middle(table, goal)
+    whole, points = hypervolume(every, corner), [(-table.score(a), table.cost(a, goal)) for a in tried]
+    best = max(-loss for loss, cost in every if cost < bound)
+    found = [max((-loss for loss, cost in points[:n] if cost < bound), default=0.0) for n in COUNTS]
+    shares = [hypervolume(points[:n], corner) / whole for n in COUNTS]
+    return {"share": shares, "regret": [best - score for score in found]}
 
 
 def main() -> None:
@@ -158,14 +180,13 @@ def main() -> None:
 
     measure(result, save, images=chosen.images, epochs=chosen.epochs)
     table, space = Table(result["networks"]), Choices()
-    done = {(row["search"], row["seed"]) for row in result["searches"]}
-    for seed in range(chosen.seeds):
-        for name, search in searches(table, space, seed=seed, trials=COUNTS[-1]).items():
-            if (name, seed) not in done:
+    done = {(row.get("goal", "lat_ms"), row["search"], row["seed"]) for row in result["searches"]}
+    for seed, goal in itertools.product(range(chosen.seeds), ("lat_ms", "power_w")):
+        for name, search in searches(table, space, goal, seed=seed, trials=COUNTS[-1]).items():
+            if (goal, name, seed) not in done:
                 tried = search()
-                result["searches"].append(
-                    {"search": name, "seed": seed, "networks": len(tried), "share": judged(table, tried)}
-                )
+                row = {"goal": goal, "search": name, "seed": seed, "networks": len(tried)}
+                result["searches"].append({**row, **judged(table, tried, goal)})
         save()
     rows = result["networks"]
     twice = spearmanr([r["lat_ms"] for r in rows], [r["lat_ms_again"] for r in rows]).statistic
@@ -174,12 +195,29 @@ def main() -> None:
     print(f"rank correlation of two sweeps {twice:.3f}, of latency and MACs {counted:.3f}")
     valid = [100 * r["valid"] for r in rows]
     print(f"validation accuracy: {min(valid):.1f} to {max(valid):.1f} %, mean {statistics.mean(valid):.1f}\n")
-    print("| search | " + " | ".join(map(str, COUNTS)) + " | networks |\n" + "|---" * (len(COUNTS) + 2) + "|")
-    for name in dict.fromkeys(row["search"] for row in result["searches"]):
-        own = [row for row in result["searches"] if row["search"] == name]
-        columns = zip(*(row["share"] for row in own), strict=True)
+    twice = spearmanr([r["power_w"] for r in rows], [r["power_w_again"] for r in rows]).statistic
+    timed = spearmanr([r["power_w"] for r in rows], [r["lat_ms"] for r in rows]).statistic
+    print(
+        f"{result['power']}: {min(r['power_w'] for r in rows):.3f} to {max(r['power_w'] for r in rows):.3f} W; ",
+        end="",
+    )
+    print(f"rank correlation of two sweeps {twice:.3f}, of power and latency {timed:.3f}")
+    for goal, figure in (("lat_ms", "share"), ("power_w", "share"), ("power_w", "regret")):
+        own = [row for row in result["searches"] if row.get("goal", "lat_ms") == goal]
+        print("\n".join(table_of(own, goal, figure)))
+
+
+def table_of(rows: list[Row], goal: str, figure: str) -> list[str]:
+    """Means and deviations over seeds, in %, after each of COUNTS networks."""
+    lines = [f"\n| {goal}, {figure}: search | {' | '.join(map(str, COUNTS))} | networks |"]
+    lines.append("|---" * (len(COUNTS) + 2) + "|")
+    for name in dict.fromkeys(row["search"] for row in rows):
+        own = [row for row in rows if row["search"] == name]
+        columns = zip(*(row[figure] for row in own), strict=True)
         cells = [f"{100 * statistics.mean(c):.1f} ± {100 * statistics.pstdev(c):.1f}" for c in columns]
-        print(f"| {name} ({len(own)}) | {' | '.join(cells)} | {statistics.mean(r['networks'] for r in own):.0f} |")
+        networks = statistics.mean(row["networks"] for row in own)
+        lines.append(f"| {name} ({len(own)}) | {' | '.join(cells)} | {networks:.0f} |")
+    return lines
 
 
 if __name__ == "__main__":

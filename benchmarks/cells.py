@@ -2,15 +2,16 @@
 
     python benchmarks/cells.py --seeds 5 --out benchmarks/results/cells.json
     python benchmarks/cells.py --spaces even --methods darts --seeds 1 --seconds 10 --out one.json
+    python benchmarks/cells.py --spaces even --seconds 16 2 4 8 --out cells.json     regret over cost
 
 Three layers on Fashion-MNIST. In the space "even" each chooses among four operations, 64 networks; in "planted" among
 these and four that lose information, 512 networks, of which one in eight has none of those. The truth about a network
 is its mean test accuracy over several trainings on its own (`--trainings`), from fresh weights: of all 64, and of
 what else a search hands back. Every search gets the same CPU time (`--seconds`, as a number of steps that is worked
-out from the time that its first runs took), and its result is judged by the truth: regret is the best network's
-accuracy minus that of the network found; rank correlation is Spearman's, of what the search says of the 64 networks
-with the truth. Searches never see the test images. Searches and their forms: searches.py. Rows that --out holds are
-not made again, so that budgets, seeds, methods and trainings can be added.
+out from the time that its first runs took; further budgets get steps in proportion), and its result is judged by the
+truth: regret is the best network's accuracy minus that of the network found; rank correlation is Spearman's, of what
+the search says of the 64 networks with the truth. Searches never see the test images. Searches and their forms:
+searches.py. Rows that --out holds are not made again, so that budgets, seeds, methods and trainings can be added.
 Data: found through ARCHGRAD_DATA.
 """
 
@@ -249,6 +250,31 @@ def table(rows: Sequence[Row], space: str) -> str:
     return "\n".join(lines)
 
 
+def over_cost(rows: Sequence[Row], space: str) -> str:
+    """Regret of what each search hands back, by the CPU seconds that it was given: separate searches."""
+    groups = by_row([row for row in rows if row["space"] == space], "asked")
+    budgets = sorted({seconds for _, seconds in groups})
+    several = [name for name in ROWS if sum(name == each for each, _ in groups) > 1]
+    lines = [f"| {space}, regret: search | " + " | ".join(f"{s:g} s" for s in budgets) + " |"]
+    lines.append("|---" * (len(budgets) + 1) + "|")
+    for name in several:
+        cells = []
+        for seconds in budgets:
+            regret = [100 * row["regret"] for row in groups.get((name, seconds), ())]
+            spread = f" ± {statistics.stdev(regret):.1f}" if len(regret) > 1 else ""
+            cells.append(f"{statistics.fmean(regret):.1f}{spread} ({len(regret)})" if regret else "–")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def in_proportion(steps: dict[str, int], space: str, name: str, seconds: float) -> int | None:
+    """Steps for a budget, of those for another budget of the same search; None where there are none."""
+    other = next((key for key in steps if key.rpartition(", ")[0] == f"{space}, {name}"), None)
+    if other is None:
+        return None
+    return max(32, round(steps[other] * seconds / float(other.rpartition(", ")[2].removesuffix(" s"))))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2000)
@@ -286,8 +312,9 @@ def main() -> None:
         if (space, seconds, seed, name) in done:
             continue
         key = f"{space}, {name}, {seconds:g} s"
-        if key in body["steps"]:
-            steps = body["steps"][key]
+        known = body["steps"].get(key) or in_proportion(body["steps"], space, name, seconds)
+        if known:
+            steps = body["steps"][key] = known
             found, taken = searched(name, space, data, seed=seed, steps=steps)
         else:
             steps, found, taken = within(seconds, name, space, data, seed=seed)
@@ -300,7 +327,7 @@ def main() -> None:
         save_results(chosen.out, body)
     print(yardstick(truth))
     for space in SPACES:
-        print(f"\n{table(rows, space)}")
+        print(f"\n{table(rows, space)}\n\n{over_cost(rows, space)}")
 
 
 if __name__ == "__main__":

@@ -177,7 +177,8 @@ def commanded(body: Any) -> Iterator[Point]:
 
 def tabled(body: Any) -> Iterator[Point]:
     for row in body["searches"]:
-        yield "", "hypervolume, % of what all 400 command", row["search"], 100 * row["share"][-1]
+        group = {"power_w": body.get("power", "")}.get(row.get("goal", ""), "")
+        yield group, "hypervolume, % of what all 400 command", row["search"], 100 * row["share"][-1]
 
 
 def within(body: Any) -> Iterator[Point]:
@@ -207,9 +208,9 @@ def predicted(body: Any) -> Iterator[Point]:
 def played(body: Any) -> Iterator[Point]:
     for key, row in body["rows"].items():
         if "networks" in row:
-            name = {"pixel": "pixel game", "longer": "pixel game, longer"}.get(key.split()[0], key)
             for who, network in row["networks"].items():
-                yield name, "return on unseen levels", who, network["return_unseen"]
+                kind = "random cell" if who.startswith("random cell") else who
+                yield f"{key.rpartition(',')[0]} steps", "return on unseen levels", kind, network["return_unseen"]
 
 
 def stepped(body: Any) -> Iterator[Point]:
@@ -317,7 +318,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "transfer": Entry(
         "Is a structure found on much data worth training on few samples of another task?",
-        _run("transfer", "--seeds 5"), "docs/benchmarks/transfer.md", transferred,
+        _run("transfer", "--seeds 3"), "docs/benchmarks/transfer.md", transferred,
         peers=("whole network, from scratch", "whole network, fine-tuned", "random mask", "magnitude mask",
                "magnitude mask, its weights", "found on all of the target"),
     ),
@@ -332,6 +333,11 @@ ENTRIES: dict[str, Entry] = {
         _run("cells", "--epochs 6 --trainings 2 --seconds 16 --seeds 3 --spaces even"), "docs/benchmarks/cells.md",
         regretted, higher=False, peers=("random", "random, 32 draws", "single path"),
     ),
+    "sums": Entry(
+        "DNAL on sums of blocks, beside searches that choose one block a layer?",
+        _run("sums", "--seeds 2 --steps 200"), "docs/spaces.md", of_rows("accuracy, %", "accuracy", scale=100),
+        peers=("random search", "random draw"),
+    ),
     "collapse": Entry(
         "Do searches of NAS-Bench-201's supernet end in skip connections?",
         _run("collapse", "--seeds 1"), "docs/benchmarks/collapse.md",
@@ -345,7 +351,7 @@ ENTRIES: dict[str, Entry] = {
         peers=("random search", "darts"),
     ),
     "control": Entry(
-        "Does control without a model reach iLQR on exact equations?", _run("control", "--seeds 5"),
+        "Does control without a model reach iLQR on exact equations?", _run("control", "--seeds 3 --rollouts 120"),
         "docs/benchmarks/control.md", of_rows("J", "cost", group="system"), higher=False,
         peers=("iLQR, exact equations", "iLQR, damped", "iLQR, same smoothing", "iLQR, same smoothing, damped"),
     ),
@@ -368,7 +374,7 @@ ENTRIES: dict[str, Entry] = {
     "memory_bound_planted": Entry(
         "Does RADARS find its way where half of the candidates are bad?",
         _run(
-            "memory_bound", "--sizes --accuracy-sizes --planted --accuracy-data digits --seeds 5",
+            "memory_bound", "--sizes --accuracy-sizes --planted planted --accuracy-data digits --seeds 5",
             "memory_bound_planted",
         ),
         "docs/benchmarks/memory-bound.md",

@@ -5,9 +5,9 @@
 Rows, each made once (stopped and started again, the rest is made):
 - "step": seconds of a forward and backward pass of each supernet over those of the hand-made encoder, in turns;
 - "environments": steps a second under random actions;
-- "pixel" and "longer" (five minutes of search): `ag.rl_darts` with its baselines: the supernet that is
-  searched, the cell found and trained anew, a random cell, and the hand-made IMPALA-CNN of the same depths; returns
-  on 200 levels and on unseen ones.
+- "pixel", for each of `--steps` and each seed: `ag.rl_darts` with its baselines: the supernet that is searched, with
+  IMPALA's residual block among its operations, the cell found and trained anew, three random cells, and the hand-made
+  IMPALA-CNN of the same depths; returns on 200 levels and on unseen ones.
 Needs the extra rl.
 """
 
@@ -29,7 +29,7 @@ import archgrad as ag
 from archgrad.choices import Open
 from archgrad.rl import PixelGame, PpoTerms
 
-PIXEL_STEPS, PIXEL_SEEDS = {"pixel": 61_440, "longer": 1_048_576}, 3
+RANDOM_CELLS = 3
 LONGEST = 500  # of an episode that is judged
 
 
@@ -117,15 +117,19 @@ def at_random() -> dict[str, float]:
 def searched(seed: int, *, steps: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     task = ag.Reinforcement(PixelGame, train_levels=200, max_episode_steps=LONGEST)
-    space = ag.impala_cells(size=8, depths=(16,), nodes=2, features=64)
+    space = ag.impala_cells(size=8, depths=(16,), nodes=2, features=64, operations="residual")
     by_hand = ag.impala_network(size=8, depths=(16,), features=64)
     run = ag.Run(seed=seed, device="cpu", progress=False)
-    found = ag.rl_darts(space, task, run, environment_steps=steps, terms=PpoTerms(), hand_made=by_hand, episodes=128)
+    found = ag.rl_darts(
+        space, task, run, environment_steps=steps, terms=PpoTerms(), hand_made=by_hand, episodes=128,
+        random_cells=RANDOM_CELLS,
+    )  # fmt: skip
     last = {row["phase"]: row for row in run.history}
     rows = {"found": found.record["after"], **{one["name"]: one for one in found.record["baselines"]}}
-    phases = {"found": "train", "supernet": "search", "random cell": "random", "hand-made encoder": "hand-made"}
+    phases = {"found": "train", "supernet": "search", "hand-made encoder": "hand-made"}
+    phases |= {name: name.replace(" cell", "").replace(" ", "-") for name in rows if name.startswith("random cell")}
     ends, began = {}, 0.0
-    for phase in ("search", "train", "random", "hand-made"):
+    for phase in sorted(phases.values(), key=lambda phase: last[phase]["time"]):
         ends[phase] = last[phase]["environment_steps"] / (last[phase]["time"] - began)
         began = last[phase]["time"]
     learnt = {
@@ -156,16 +160,13 @@ def told(rows: dict[str, Any]) -> None:
     for name, row in rows["step"].items():
         ratios = " | ".join(f"{row[key]:.2f}" for key in ("to_same_depths", "macs_to_same_depths", "to_16_32_32"))
         print(f"| {name} | {row['ms']:.0f} | {ratios} |")
-    for group in PIXEL_STEPS:
-        runs = [row for key, row in rows.items() if key.startswith(group)]
-        if not runs:
-            continue
-        print(
-            f"\n{group}\n| | unseen levels | levels trained on | return in training, by thirds | parameters | MACs |"
-        )
+    for group in dict.fromkeys(key.rpartition(",")[0] for key in rows if key.startswith("pixel")):
+        runs = [row for key, row in rows.items() if key.startswith(f"{group},")]
+        print(f"\n{group}, {len(runs)} seeds")
+        print("| | unseen levels | levels trained on | return in training, by thirds | parameters | MACs |")
         print("|---|---|---|---|---|---|")
-        for name in runs[0]["networks"]:
-            same = [run["networks"][name] for run in runs]
+        for name in ("supernet", "found", "random cell", "hand-made encoder"):
+            same = [row for run in runs for each, row in run["networks"].items() if each.startswith(name)]
             thirds = [statistics.fmean(part) for part in zip(*(one["learnt"] for one in same), strict=True)]
             cells = [
                 spread(same, "return_unseen"),
@@ -188,6 +189,8 @@ def spread(rows: list[dict[str, float]], key: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", nargs="+", type=int, default=[61_440], help="of the environment, for each network")
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -196,8 +199,8 @@ def main() -> None:
     rows.make("step", step_times)
     rows.make("environments", environments)
     rows.make("random play PixelGame", at_random)
-    for (name, steps), seed in itertools.product(PIXEL_STEPS.items(), range(PIXEL_SEEDS)):
-        rows.make(f"{name} {seed}", lambda seed=seed, steps=steps: searched(seed, steps=steps))
+    for steps, seed in itertools.product(given.steps, range(given.seeds)):
+        rows.make(f"pixel {steps}, seed {seed}", lambda seed=seed, steps=steps: searched(seed, steps=steps))
     told(rows.rows)
 
 

@@ -1,6 +1,6 @@
 """A structure found on a large source task, trained again on a few images of a target task, beside its rivals.
 
-    python benchmarks/transfer.py --seeds 5 --out benchmarks/results/transfer.json
+    python benchmarks/transfer.py --seeds 3 --out benchmarks/results/transfer.json
 
 Pairs of tasks:
   digits    0-4 to 5-9, with as many inputs of pure noise planted beside the 64 pixels; an MLP
@@ -9,8 +9,8 @@ Pairs of tasks:
   digits, fresh and clothes, fresh    other halves of the classes, of digits beside other noise and of Fashion-MNIST
 Every structure has the same MACs; the gates of the MLPs stand on inputs too. Besides the rivals of
 `archgrad.transfer`: DNAL's mask, the structure that the same method finds on all training data of the target, and
-those by magnitudes and squared gradients averaged over draws of the weights. With several `--rates` each network is
-shown at its best.
+those by magnitudes and squared gradients averaged over draws of the weights. Each network takes the one of `--rates`
+that is best on the validation part of the target, apart for each number of shots.
 Searches and source networks take `--steps` steps each. Rows that --out already holds are kept and not run again.
 Data: found through ARCHGRAD_DATA; pairs without their data are left out.
 """
@@ -39,6 +39,7 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.methods import PruningTerms, TransferProtocol
+from archgrad.training import constant
 
 DATA = Path(os.environ.get("ARCHGRAD_DATA", ""))
 Pair = tuple[ag.Classification, ag.Classification, nn.Module]
@@ -109,30 +110,37 @@ def cifar() -> Pair:
 
 
 PAIRS: dict[str, tuple[Callable[[], Pair], float, TransferProtocol, str]] = {
-    "digits": (digits, 0.2, TransferProtocol(shots=(1, 5, 20), draws=3, restarts=2), ""),
-    "mnist": (mnist, 0.2, TransferProtocol(shots=(1, 5, 20), draws=3, restarts=2), "fashion_mnist/fashion_mnist.npz"),
+    "digits": (digits, 0.2, TransferProtocol(draws=3, restarts=1), ""),
+    "mnist": (mnist, 0.2, TransferProtocol(draws=3, restarts=1), "fashion_mnist/fashion_mnist.npz"),
     # Looked at once, after everything had been settled on the others.
     "digits, fresh": (
         functools.partial(digits, ((0, 3, 4, 7, 9), (1, 2, 5, 6, 8)), seed=1),
         0.2,
-        TransferProtocol(shots=(5,), draws=3, restarts=2),
+        TransferProtocol(draws=3, restarts=1),
         "",
     ),
     "clothes, fresh": (
         clothes,
         0.2,
-        TransferProtocol(shots=(5,), draws=3, restarts=2),
+        TransferProtocol(draws=3, restarts=1),
         "fashion_mnist/fashion_mnist.npz",
     ),
-    "cifar": (cifar, 0.35, TransferProtocol(shots=(1, 5, 20), draws=3, restarts=1), "cifar10/cifar10_jpeg.npz"),
+    "cifar": (cifar, 0.35, TransferProtocol(draws=3, restarts=1), "cifar10/cifar10_jpeg.npz"),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
-    parser.add_argument("--rates", nargs="+", type=float, default=[0.01], help="of Adam on the shots")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument(
+        "--rates",
+        nargs="+",
+        type=float,
+        default=[0.001, 0.003, 0.01, 0.03],
+        help="of Adam on the shots, to choose among",
+    )
+    parser.add_argument("--shots", nargs="+", type=int, default=[5])
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
@@ -145,16 +153,16 @@ def main() -> None:
             if needs and not (DATA / needs).is_file():
                 print(f"skipped: {pair} needs {needs} in the folder that ARCHGRAD_DATA names")
             elif (pair, seed, chosen.steps) not in done:
-                rows.append(measured(pair, seed, chosen.steps, rates=chosen.rates))
+                rows.append(measured(pair, seed, chosen.steps, rates=chosen.rates, shots=chosen.shots))
                 save_results(chosen.out, {"rows": rows})
-                print(f"{pair}, seed {seed}: {rows[-1]['seconds']} s", flush=True)
+                print(f"{pair}, seed {seed}: {rows[-1]['cpu_seconds']} s", flush=True)
     for pair in chosen.pairs:
         print("\n".join(table([row for row in rows if row["pair"] == pair and row["steps"] == chosen.steps])))
 
 
-def measured(pair: str, seed: int, steps: int, *, rates: Sequence[float]) -> dict[str, object]:
+def measured(pair: str, seed: int, steps: int, *, rates: Sequence[float], shots: Sequence[int]) -> dict[str, object]:
     """All networks of one pair and seed."""
-    begun = time.perf_counter()
+    begun = time.process_time()
     make, fraction, protocol, _ = PAIRS[pair]
     torch.manual_seed(seed)
     source, target, network = make()
@@ -177,21 +185,25 @@ def measured(pair: str, seed: int, steps: int, *, rates: Sequence[float]) -> dic
         "magnitude over redraws (ours)": pruned(source, statistic="magnitude").architecture,
         "gradient over redraws (ours)": pruned(source, statistic="gradient").architecture,
     }
-    of_rates = []
-    for rate in rates:
-        recipe = replace(protocol.recipe, optimizer_factory=functools.partial(ag.adam, learning_rate=rate))
-        tried = ag.transfer(
-            space, found.architecture, run(), source=source, target=target, others=others,
-            protocol=replace(protocol, recipe=recipe),
-        )  # fmt: skip
-        of_rates.append([{**tried.record["after"], "name": "this run"}, *tried.record["baselines"]])
+    recipes = [
+        ag.Recipe(optimizer_factory=functools.partial(ag.adam, learning_rate=rate), schedule=constant)
+        for rate in rates
+    ]
+    tried = ag.transfer(
+        space, found.architecture, run(), source=source, target=target, others=others,
+        protocol=replace(protocol, recipe=recipes, shots=shots),
+    )  # fmt: skip
+    taken = tried.record.get("recipes", {}).get("taken", {})
+    networks = [
+        {**one, "rates": {f"{count} shots": rates[taken.get(f"{one['name']}, {count} shots", 0)] for count in shots}}
+        for one in ({**tried.record["after"], "name": "this run"}, *tried.record["baselines"])
+    ]
     inputs = found.architecture.get("1.inputs", ())
     return {
         "pair": pair, "seed": seed, "steps": steps, "fraction": fraction, "source_accuracy": found.score,
         "inputs": [len(inputs), sum(i >= 64 for i in inputs)] if pair.startswith("digits") else len(inputs),
         "overlap": {name: overlap(found.architecture, other) for name, other in others.items()},
-        "networks": of_rates[0], "rates": {str(r): networks for r, networks in zip(rates, of_rates, strict=True)},
-        "seconds": round(time.perf_counter() - begun, 1),
+        "networks": networks, "cpu_seconds": round(time.process_time() - begun, 1),
     }  # fmt: skip
 
 
@@ -202,26 +214,39 @@ def overlap(one: ag.Architecture, other: ag.Architecture) -> float:
 
 
 def table(rows: list[dict]) -> list[str]:
-    """Mean and deviation over seeds of the mean accuracy over draws, in %; each network at its own best rate."""
+    """Means and deviations over seeds of the mean accuracy over draws, in %, and how far each is from this run."""
     if not rows:
         return []
-    rates = list(rows[0].get("rates", {})) if len(rows[0].get("rates", {})) > 1 else []
     keys = [key for key in rows[0]["networks"][0] if key.endswith("shots")]
-    lines = [f"\n{rows[0]['pair']}, {len(rows)} seeds", f"| network | {' | '.join(keys)} | MACs |"]
-    lines.append("|---" * (len(keys) + 2) + "|")
+    lines = [
+        f"\n{rows[0]['pair']}, {len(rows)} seeds, {statistics.mean(row['cpu_seconds'] for row in rows):.0f} CPU s"
+    ]
+    lines.append(f"| network | {' | '.join(f'{key} | less this run | rates' for key in keys)} | MACs |")
+    lines.append("|---" * (3 * len(keys) + 2) + "|")
     for place, one in enumerate(rows[0]["networks"]):
         figures = []
         for key in keys:
-            tried = [[100 * row["rates"][rate][place][key][0] for row in rows] for rate in rates]
-            values = max(tried, key=statistics.mean, default=[100 * row["networks"][place][key][0] for row in rows])
-            at = f" (at {rates[tried.index(values)]})" if rates else ""
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            figures.append(f"{statistics.mean(values):.1f}{spread}{at}")
+            values = [100 * row["networks"][place][key][0] for row in rows]
+            less = [value - 100 * row["networks"][0][key][0] for value, row in zip(values, rows, strict=True)]
+            figures += [
+                _spread(values), _error(less) if place else "",
+                ", ".join(f"{row['networks'][place]['rates'][key]:g}" for row in rows),
+            ]  # fmt: skip
         macs = statistics.mean(row["networks"][place]["macs"] for row in rows)
         lines.append(f"| {one['name']} | {' | '.join(figures)} | {macs:,.0f} |")
     overlaps = {name: statistics.mean(row["overlap"][name] for row in rows) for name in rows[0]["overlap"]}
     lines.append("overlap with " + ", ".join(f"{name} {value:.2f}" for name, value in overlaps.items()))
     return lines
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def _error(differences: Sequence[float]) -> str:
+    """Mean difference, seed by seed, and the standard error of that mean."""
+    error = f" ± {statistics.stdev(differences) / len(differences) ** 0.5:.1f}" if len(differences) > 1 else ""
+    return f"{statistics.mean(differences):+.1f}{error}"
 
 
 if __name__ == "__main__":

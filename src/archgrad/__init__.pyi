@@ -24,7 +24,7 @@ from .choices.relaxations import (
 from .classifier import ArchgradClassifier as ArchgradClassifier
 from .control.nnilqr import nnilqr as nnilqr
 from .costs.count import macs as macs, params as params
-from .costs.energy import energy as energy
+from .costs.energy import energy as energy, peak_power as peak_power
 from .costs.file_latency import measure_files as measure_files
 from .costs.file_size import file_size as file_size
 from .costs.latency import latency as latency

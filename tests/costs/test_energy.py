@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import archgrad as ag
-from archgrad.costs.energy import PJ_PER_BYTE, PJ_PER_MAC, Nvml, Rapl, energy, estimate, measure
+from archgrad.costs.energy import PJ_PER_BYTE, PJ_PER_MAC, Nvml, Rapl, energy, estimate, measure, peak_power
 from archgrad.errors import ConfigError, LimitError, MissingExtra, ModelError
+from archgrad.methods import under
 
 RANGE = 1_000_000
 
@@ -201,6 +204,44 @@ def test_bad_input(tmp_path: Path) -> None:
             energy(torch.zeros(1), source="estimated").at_most(**wrong)
     with pytest.raises(ModelError, match="does not run on the example"):
         energy(torch.zeros(2, 3), source="estimated").of(nn.Linear(8, 4))
+
+
+def test_peak_power_is_a_cost_measured_or_labelled_as_estimated(tmp_path: Path) -> None:
+    x, net = torch.zeros(2, 8), nn.Linear(8, 4)
+    with pytest.raises(ConfigError, match="virtual machine"):
+        peak_power(x, root=tmp_path, source="measured")
+    guessed = peak_power(x, root=tmp_path)
+    assert (guessed.name, guessed.unit, guessed.reading(net).kind) == ("estimated_peak_power", "W", "estimated")
+    assert guessed.at_most(w=1.0).record()["cost"] == "estimated_peak_power"
+    folder = zone(tmp_path, "intel-rapl:0", "package-0")
+    counted = peak_power(torch.zeros(1), root=tmp_path, seconds=0.05)
+    assert counted.name == "peak_power"
+
+    class Slow(Spends):
+        """At most 300 uJ in 30 ms: 10 mW in each window."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            time.sleep(0.03)
+            return super().forward(x)
+
+    assert 0.0 < counted.of(Slow(folder, 300)) <= 0.01
+    with pytest.raises(LimitError, match="has no gradient"):
+        counted.expected(nn.Identity())
+
+
+def test_a_controller_is_taught_by_a_limit_on_estimated_power(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that gives every pass a millisecond power is energy: the large candidate is out of reach."""
+    ticks = itertools.count()
+    monkeypatch.setattr("archgrad.costs.energy.time.perf_counter", lambda: 1e-3 * next(ticks))
+    layers = {f"{n}": nn.Sequential(nn.Linear(8, n), nn.Linear(n, 2)) for n in (4, 16, 512)}
+    space = nn.Sequential(nn.Flatten(), ag.OpChoice(layers, name="a"))
+    x = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    cost = peak_power(torch.zeros(1, 8), source="estimated")
+    limit = cost.at_most(w=1.2 * cost.of(ag.build(space, ag.Architecture({"a": 1}))))
+    run = ag.Run(steps=6, trials=3, progress=False)
+    found = ag.monas(space, ag.Classification((x, (x[:, 0] > 0).long()), batch_size=16), run, reward=under(limit))
+    assert found.architecture["a"] in (0, 1) and cost.of(found.network) <= limit.bound
+    assert found.record["fronts"][0]["cost"] == "estimated_peak_power" and found.record["fronts"][0]["unit"] == "W"
 
 
 def test_a_search_keeps_a_limit_on_estimated_energy() -> None:

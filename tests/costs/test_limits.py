@@ -130,6 +130,7 @@ def test_every_cost_takes_its_bound_by_place_and_by_its_unit() -> None:
     for cost, unit in (
         (ag.latency(x), "ms"),
         (ag.energy(x, source="estimated"), "mj"),
+        (ag.peak_power(x, source="estimated"), "w"),
         (ag.peak_memory(x), "peak_bytes"),
     ):
         assert cost.at_most(4096.0) == cost.at_most(**{unit: 4096.0})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,9 @@ import archgrad as ag
 from archgrad.errors import ConfigError, DataError, ModelError, NonFiniteError
 from archgrad.gates.selection import full
 from archgrad.methods.pruning_transfer.gate_pruning import magnitudes
-from archgrad.methods.pruning_transfer.transfer import Rival, TransferProtocol, _Lab
+from archgrad.methods.pruning_transfer.transfer import RIVALS, Rival, TransferProtocol, _Lab
 from archgrad.run.nonfinite import FiniteChecks
-from archgrad.tasks.task import stable_seed
+from archgrad.tasks.task import evaluate, stable_seed
 from archgrad.training.recipe import Recipe, sgd
 
 torch.set_num_threads(1)
@@ -90,6 +91,26 @@ def test_all_rivals_are_there_at_equal_cost_with_mean_and_deviation() -> None:
     assert found.network(target().example).shape == (1, 4)
 
 
+def test_of_several_recipes_each_rival_takes_its_best_by_the_validation_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes = [Recipe(optimizer_factory=functools.partial(ag.adam, learning_rate=rate)) for rate in (1e-7, 0.03)]
+    several = TransferProtocol(shots=(4,), draws=2, restarts=1, steps=20, recipe=recipes)
+    figures = evaluate
+    found = transferred(quiet(), several)
+    assert found.record["recipes"]["taken"] == {f"{name}, 4 shots": 1 for name in RIVALS}
+    alone = transferred(quiet(), replace(several, recipe=recipes[1]))
+    assert alone.record["after"]["4 shots"] == found.record["after"]["4 shots"] and "recipes" not in alone.record
+
+    def upside_down(task: object, network: nn.Module, part: str = "valid") -> dict[str, float]:
+        scores = figures(task, network, part)
+        return {name: 1.0 - value for name, value in scores.items()} if part == "valid" else scores
+
+    monkeypatch.setattr("archgrad.methods.pruning_transfer.transfer.evaluate", upside_down)
+    worse = transferred(quiet(), several)
+    assert worse.record["recipes"]["taken"]["this run, 4 shots"] == 0 and worse.score < found.score
+    with pytest.raises(ConfigError, match="several of which each rival takes its best"):
+        TransferProtocol(recipe=[])
+
+
 def test_the_space_is_left_as_it_was_and_the_same_seed_gives_the_same() -> None:
     before = {k: v.clone() for k, v in space().state_dict().items()}
     first, again, other = (transferred(quiet(seed=s)).record["baselines"] for s in (1, 1, 2))
@@ -107,7 +128,10 @@ def test_batchnorm_goes_by_what_is_asked_for(norm: str) -> None:
     run = quiet()
     run.begin("test", {})
     lab = _Lab(trained, "3", target(), TransferProtocol(steps=5, norm=norm), run)
-    kept, fresh = (lab.trained(Rival([full(trained)], kept=k), shots=4, draw=0, restart=0) for k in (True, False))
+    kept, fresh = (
+        lab.trained(Rival([full(trained)], kept=k), lab.protocol.recipes[0], shots=4, draw=0, restart=0)
+        for k in (True, False)
+    )
     run.close()
     assert torch.equal(kept[1].running_mean, torch.full((8,), 7.0)) == (norm == "source")
     x = target().shots(4, seed=stable_seed(1, 0)).stream(seed=0)(0)[0]

@@ -73,15 +73,17 @@ def states(found: ag.Found) -> dict[str, torch.Tensor]:
 
 def test_what_it_leaves(tmp_path: Path) -> None:
     hand_made = ag.impala_network(size=6, depths=(4,), features=8)
-    found = found_by(quiet(folder=tmp_path), baselines=True, hand_made=hand_made, channels=8)
+    found = found_by(quiet(folder=tmp_path), baselines=True, random_cells=2, hand_made=hand_made, channels=8)
     record = json.loads((tmp_path / "record.json").read_text())
-    assert [one["name"] for one in record["baselines"]] == ["supernet", "random cell", "hand-made encoder"]
+    assert [one["name"] for one in record["baselines"]] == [
+        "supernet", "random cell", "random cell 2", "hand-made encoder"
+    ]  # fmt: skip
     for one in (record["after"], *record["baselines"]):
         assert {"return_unseen", "return_unseen_std", "return_train", "return_train_std", "params"} <= set(one)
         assert one["environment_steps"] == STEPS
     assert found.score == record["after"]["return_unseen"]
     phases = {row["phase"] for row in found.history}
-    assert {"search", "train", "random", "hand-made"} <= phases
+    assert {"search", "train", "random", "random-2", "hand-made"} <= phases
     for name in phases - {None}:
         rows = [row for row in found.history if row["phase"] == name]
         assert len(rows) == 5 and rows[-1]["environment_steps"] == STEPS
@@ -229,6 +231,7 @@ def test_an_environment_that_fails_is_named_and_the_run_goes_on_from_its_checkpo
 @pytest.mark.parametrize(
     ("settings", "error", "said"),
     [
+        ({"random_cells": 0}, ConfigError, "random_cells=0: give 1 or more"),
         ({"environment_steps": 10}, ConfigError, "less than one rollout of 8 steps in 4 environments"),
         ({"space": nn.Linear(2, 2)}, ChoiceError, "no choice to search"),
         ({"space": ag.impala_cells(size=9, depths=(2,), features=2)}, ModelError, "does not run on images"),

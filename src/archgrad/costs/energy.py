@@ -33,6 +33,7 @@ from archgrad.tasks.task import Inputs, arguments, first_tensor
 
 POWERCAP = Path("/sys/class/powercap")
 PJ_PER_MAC, PJ_PER_BYTE = 4.6, 160.0
+ESTIMATED_PASSES = 5
 WINDOW_S = 0.02  # over which a power is taken: counters move about once a millisecond
 Source = Literal["auto", "measured", "estimated"]
 
@@ -56,7 +57,7 @@ class Reading:
 
     Attributes:
         energy_mj: millijoules a pass, all that the counter saw.
-        peak_w: the highest mean power of any 20 ms, in watts; where estimated, energy over the time of a pass.
+        peak_w: the highest mean power of any 20 ms, in watts; where estimated, energy over the fastest pass of five.
         idle_w: the power before the passes, in watts; None where estimated.
         passes: how many were averaged over.
         provider: "RAPL", "NVML" or "analytic model".
@@ -206,7 +207,7 @@ def measure(
 
 
 def estimate(network: nn.Module, example: Inputs) -> Reading:
-    """Energy of a forward pass by the model on top of this file; its power is over the time of one pass.
+    """Energy of a forward pass by the model on top of this file; its peak power is over the fastest of five passes.
 
     Raises:
         ModelError: the network fails on the example.
@@ -214,9 +215,11 @@ def estimate(network: nn.Module, example: Inputs) -> Reading:
     multiplied = sum(macs_by_module(network, example).values()) * examples_of(example)
     forward = _forward(network, example)
     forward()
-    start = time.perf_counter()
-    forward()
-    seconds = time.perf_counter() - start
+    marks = [time.perf_counter()]
+    for _ in range(ESTIMATED_PASSES):
+        forward()
+        marks.append(time.perf_counter())
+    seconds = min(after - before for before, after in itertools.pairwise(marks))
     with Allocations() as seen:
         forward()
     moved = sum(p.nbytes for p in network.parameters()) + 2 * sum(size for size in seen.events if size > 0)
@@ -224,8 +227,32 @@ def estimate(network: nn.Module, example: Inputs) -> Reading:
     return Reading(1e3 * joules, joules / max(seconds, 1e-9), None, 1, "analytic model", "estimated")
 
 
+class _Metered(WithoutGradient):
+    """What `Energy` and `PeakPower` share: a counter, or None for the estimate, and its readings."""
+
+    name = ""
+    measured: bool = True
+
+    def __init__(self, example: Inputs, source: Source, seconds: float, root: str | Path) -> None:
+        if not seconds > 0.0:
+            raise ConfigError(f"seconds={seconds}: give a time above 0 to measure for, such as 1.0")
+        self.example, self.seconds = example, seconds
+        device = first_tensor(example).device
+        self._meter = None if source == "estimated" else _meter(device, Path(root), needed=source == "measured")
+        self.name = self.name if self._meter else f"estimated_{self.name}"
+
+    def __repr__(self) -> str:
+        return f"{self.name}(example {shapes(self.example)})"
+
+    def reading(self, network: nn.Module) -> Reading:
+        """A fresh measurement, or the estimate: energy, power, and where they come from."""
+        if self._meter is None:
+            return estimate(network, self.example)
+        return measure(network, self.example, self._meter, seconds=self.seconds)
+
+
 @checked
-class Energy(WithoutGradient):
+class Energy(_Metered):
     """The energy of a forward pass, in millijoules, as a cost.
 
     Args:
@@ -251,27 +278,12 @@ class Energy(WithoutGradient):
         Limit(estimated_energy at most 3 mJ)
     """
 
-    unit: str = "mJ"
-    measured: bool = True
+    name, unit = "energy", "mJ"
 
     def __init__(
         self, example: Inputs, *, source: Source = "auto", seconds: float = 0.5, root: str | Path = POWERCAP
     ) -> None:
-        if not seconds > 0.0:
-            raise ConfigError(f"seconds={seconds}: give a time above 0 to measure for, such as 1.0")
-        self.example, self.seconds = example, seconds
-        device = first_tensor(example).device
-        self._meter = None if source == "estimated" else _meter(device, Path(root), needed=source == "measured")
-        self.name = "energy" if self._meter else "estimated_energy"
-
-    def __repr__(self) -> str:
-        return f"{self.name}(example {shapes(self.example)})"
-
-    def reading(self, network: nn.Module) -> Reading:
-        """A fresh measurement, or the estimate: energy, power, and where they come from."""
-        if self._meter is None:
-            return estimate(network, self.example)
-        return measure(network, self.example, self._meter, seconds=self.seconds)
+        super().__init__(example, source, seconds, root)
 
     @checked
     def of(self, network: nn.Module) -> float:
@@ -287,7 +299,53 @@ class Energy(WithoutGradient):
         return Limit(self, bound=one_bound(self.name, {"bound": bound, "mj": mj}), fraction=fraction)
 
 
-energy = Energy
+@checked
+class PeakPower(_Metered):
+    """The peak power of forward passes, in watts, as a cost: the highest mean power of any 20 ms while they run.
+
+    A counter sees the whole package or GPU, what idles in it too. Where there is none, the estimate is the modelled
+    energy of a pass over the time of the fastest of five:   P = energy / t.
+
+    Args:
+        example: inputs [B, ...], or a tuple or dict of such, on the device that is measured.
+        source, seconds, root: as of `archgrad.energy`.
+
+    Attributes:
+        name: "peak_power", or "estimated_peak_power" where no counter is read, in records and messages too.
+
+    Raises:
+        ConfigError, MissingExtra: as of `archgrad.energy`.
+
+    Example:
+        >>> import torch, archgrad as ag
+        >>> cost = ag.peak_power(torch.zeros(1, 64), source="estimated")
+        >>> cost.name, cost.of(torch.nn.Linear(64, 64)) > 0
+        ('estimated_peak_power', True)
+        >>> cost.at_most(w=15.0)
+        Limit(estimated_peak_power at most 15 W)
+    """
+
+    name, unit = "peak_power", "W"
+
+    def __init__(
+        self, example: Inputs, *, source: Source = "auto", seconds: float = 0.5, root: str | Path = POWERCAP
+    ) -> None:
+        super().__init__(example, source, seconds, root)
+
+    def of(self, network: nn.Module) -> float:
+        """Watts at the peak of passes of the example's batch."""
+        return self.reading(network).peak_w
+
+    def at_most(self, bound: float | None = None, *, w: float | None = None, fraction: float | None = None) -> Limit:
+        """A limit in watts, or as a fraction of what the unchanged network takes.
+
+        Raises:
+            LimitError: not exactly one is given; a number not above 0; a fraction outside (0, 1].
+        """
+        return Limit(self, bound=one_bound(self.name, {"bound": bound, "w": w}), fraction=fraction)
+
+
+energy, peak_power = Energy, PeakPower
 
 
 def _meter(device: torch.device, root: Path, *, needed: bool) -> Meter | None:

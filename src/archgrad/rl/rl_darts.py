@@ -20,7 +20,7 @@ What the paper leaves open, or is done otherwise here:
   that a policy depends on its neighbors in the batch and the ratio of PPO is not 1 to begin with.
 - Unseen levels alone count for the score; the authors' code judges on all levels.
 - Rainbow and SAC are not here: `archgrad.rl.policy_kwargs` searches with those of Stable-Baselines3.
-- A random cell and the hand-made IMPALA-CNN are trained for as many steps, and go into the record.
+- Random cells and the hand-made IMPALA-CNN are trained for as many steps, and go into the record.
 
 Checked against: finite differences of the loss, advantages by hand, the fixed cell in the limit of one-hot logits, a
 killed run, in the tests.
@@ -59,8 +59,8 @@ from archgrad.supernets.darts_loop import relax_as_mixture
 from archgrad.supernets.lifecycle import LOAD_SEARCHED, Described, picks, prepare_supernet
 
 ENVIRONMENT_STEPS = 200_000
-# Phases besides the training of what was found, and what the record calls their agents.
-BASELINES = {"search": "supernet", "random": "random cell", "hand-made": "hand-made encoder"}
+# Phases besides the training of what was found and of random cells, and what the record calls their agents.
+BASELINES = {"search": "supernet", "hand-made": "hand-made encoder"}
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,14 @@ class RlDartsSettings:
     scale: float
     channels: int | None
     baselines: bool
+    random_cells: int
     hand_made: nn.Module | None
     episodes: int
 
     @property
     def phases(self) -> int:
         """The number of agents that are trained, each for an equal part of the budget."""
-        return 4 if self.baselines else 2
+        return 3 + self.random_cells if self.baselines else 2
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -97,6 +98,7 @@ def rl_darts(
     scale: float = 1.0,
     channels: int | None = None,
     baselines: bool = True,
+    random_cells: int = 1,
     hand_made: nn.Module | None = None,
     episodes: int = 64,
 ) -> Found:
@@ -113,7 +115,8 @@ def rl_darts(
         terms: hyper-parameters of PPO.
         scale: of the logits in the softmax.
         channels: of the first stage of the trained network, for spaces of cells; None for as many as searched.
-        baselines: train a random cell and the hand-made encoder too, for the record.
+        baselines: train random cells and the hand-made encoder too, for the record.
+        random_cells: how many; one says little where cells differ.
         hand_made: an encoder in place of the IMPALA-CNN of depths 16, 32 and 32; it is copied.
         episodes: to judge by, on each kind of levels.
 
@@ -136,7 +139,9 @@ def rl_darts(
         >>> run = ag.Run(progress=False)
         >>> found = ag.rl_darts(space, task, run, environment_steps=8, terms=terms, baselines=False, episodes=2)
     """
-    settings = RlDartsSettings(environment_steps, terms, scale, channels, baselines, hand_made, episodes)
+    settings = RlDartsSettings(
+        environment_steps, terms, scale, channels, baselines, random_cells, hand_made=hand_made, episodes=episodes
+    )
     _check(task, run, settings)
     space = prepare_supernet(space, run, needs="RL-DARTS")
     relax_as_mixture(space, functools.partial(Softmax, scale=scale))
@@ -153,13 +158,15 @@ def rl_darts(
 
     encoders = {"train": build(space, architecture, weights="fresh", channels=channels)}
     if baselines:
-        drawn = sample(space, generator=run.generator("random cell"))
-        encoders["random"] = build(space, drawn, weights="fresh", channels=channels)
+        for phase, name in _random_cells(random_cells).items():
+            drawn = sample(space, generator=run.generator(name))
+            encoders[phase] = build(space, drawn, weights="fresh", channels=channels)
         encoders["hand-made"] = copied(hand_made) if hand_made else _impala_cnn(task)
     agents = {"search": agent}
     for phase, encoder in encoders.items():
         agents[phase] = Agent(encoder, example=task.example, actions=task.actions)
         train(agents[phase], phase=phase)
+    names = BASELINES | _random_cells(random_cells)
     played = {row["phase"]: row["environment_steps"] for row in run.history if "environment_steps" in row}
     figures = {
         phase: {
@@ -172,10 +179,15 @@ def rl_darts(
     }
     record = {
         **heading(rl_darts, settings.record(), f"{type(space).__name__} searched by RL-DARTS on {task.name}"),
-        "baselines": [{"name": name, **figures[phase]} for phase, name in BASELINES.items() if phase in agents],
+        "baselines": [{"name": names[phase], **figures[phase]} for phase in agents if phase != "train"],
         "cells": search_log.cells,
     }  # fmt: skip
     return _report(space, architecture, run, agent=agents["train"], task=task, after=figures["train"], record=record)
+
+
+def _random_cells(count: int) -> dict[str, str]:
+    """Their names by phase: {"random": "random cell", "random-2": "random cell 2", ...}."""
+    return {"random": "random cell"} | {f"random-{i}": f"random cell {i}" for i in range(2, count + 1)}
 
 
 def _check(task: Reinforcement, run: Run, settings: RlDartsSettings) -> None:
@@ -183,6 +195,10 @@ def _check(task: Reinforcement, run: Run, settings: RlDartsSettings) -> None:
     if run.world > 1:
         raise ConfigError("RL-DARTS plays in one process. Give Run(devices=1), and more environments to the task.")
     steps, terms = settings.environment_steps, settings.terms
+    if settings.random_cells < 1:
+        raise ConfigError(
+            f"random_cells={settings.random_cells}: give 1 or more, or baselines=False to train none of the baselines"
+        )
     if steps is not None and steps < terms.rollout_steps * task.num_envs:
         raise ConfigError(
             f"environment_steps={steps} are less than one rollout of {terms.rollout_steps} steps in {task.num_envs} "

@@ -7,9 +7,10 @@ task is trained again on a few samples of a target task. The rivals and the prot
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
@@ -29,7 +30,7 @@ from archgrad.methods.pruning_transfer.gate_pruning import adopt, magnitudes
 from archgrad.results.record import conditions, heading, settings_record, widths
 from archgrad.results.result import Found
 from archgrad.run.run import Run
-from archgrad.tasks.task import Checkable, Task, evaluate, identity, require, stable_seed
+from archgrad.tasks.task import Checkable, Task, evaluate, higher_is_better, identity, require, stable_seed
 from archgrad.training.fit import check_recipe, optimize, recalibrate, seconds_per_step, steps_per_epoch, train
 from archgrad.training.given_weights import weights_record
 from archgrad.training.recipe import Recipe, adam
@@ -70,7 +71,8 @@ class TransferProtocol:
         steps: of a training, each on all shots at once.
         norm: what BatchNorm goes by in networks that keep source weights: "shots", the statistics of the batch while
             training and those of all shots afterwards, as where weights are fresh; "source", the source's throughout.
-        recipe: of a training: its optimizer, schedule and clip.
+        recipe: of a training: its optimizer, schedule and clip. Of several, every rival takes the one with the best
+            mean score on the target's validation part, apart for each number of shots.
 
     Raises:
         ConfigError: a value out of its range.
@@ -81,7 +83,12 @@ class TransferProtocol:
     restarts: int = 3
     steps: int = 100
     norm: Norm = "shots"
-    recipe: Recipe = Recipe(optimizer_factory=adam, schedule=constant)
+    recipe: Recipe | Sequence[Recipe] = Recipe(optimizer_factory=adam, schedule=constant)
+
+    @property
+    def recipes(self) -> Sequence[Recipe]:
+        """Those that every rival chooses among."""
+        return [self.recipe] if isinstance(self.recipe, Recipe) else self.recipe
 
     def __post_init__(self) -> None:
         numbers = {"draws": self.draws, "restarts": self.restarts, "steps": self.steps}
@@ -92,7 +99,10 @@ class TransferProtocol:
                 f"{', '.join(wrong) or f'shots={self.shots!r}, norm={self.norm!r}'}: shots, at least one of them, "
                 f"draws, restarts and steps are whole numbers above 0, norm is one of {get_args(Norm)}"
             )
-        self.recipe.check_plain("TransferProtocol(recipe=...)", "a training on few shots")
+        if not self.recipes or not all(isinstance(one, Recipe) for one in self.recipes):
+            raise ConfigError(f"recipe={self.recipe!r}: give a Recipe, or several of which each rival takes its best")
+        for recipe in self.recipes:
+            recipe.check_plain("TransferProtocol(recipe=...)", "a training on few shots")
 
 
 @dataclass(frozen=True)
@@ -185,9 +195,13 @@ def transfer(
     rivals = _rivals(space, structure, others, cost=cost, run=run, draws=protocol.draws)
     lab = _Lab(space, _head(space, source), target, protocol, run)
     rows = [{"name": name, **lab.row(name, rival, cost=cost)} for name, rival in rivals.items()]
-    network = lab.trained(rivals["this run"], shots=protocol.shots[-1], draw=0, restart=0)
+    chosen = lab.chosen["this run", protocol.shots[-1]]
+    network = lab.trained(rivals["this run"], chosen, shots=protocol.shots[-1], draw=0, restart=0)
     title = f"{type(space).__name__} transferred: score on the target, mean ± deviation over the draws"
     record = heading(transfer, settings_record(settings), title) | {"layers": widths(space, structure)}
+    if len(protocol.recipes) > 1:
+        best = {f"{name}, {count} shots": protocol.recipes.index(one) for (name, count), one in lab.chosen.items()}
+        record["recipes"] = {"given": [one.record() for one in protocol.recipes], "taken": best}
     found = _report(network, structure, rows, run=run, target=target, record=record, protocol=protocol)
     run.finish()
     return found
@@ -259,6 +273,7 @@ class _Lab:
     Attributes:
         space: with the weights of the source network.
         head: the path of its last layer.
+        chosen: the recipe of each rival for each number of shots.
     """
 
     space: nn.Module
@@ -266,30 +281,48 @@ class _Lab:
     target: FewShot
     protocol: TransferProtocol
     run: Run
+    chosen: dict[tuple[str, int], Recipe] = field(default_factory=dict)
 
     def row(self, name: str, rival: Rival, *, cost: Macs | Params) -> dict[str, Any]:
         """Mean score and deviation over the draws for each number of shots, and what the network takes."""
         figures: dict[str, Any] = {}
         for count in self.protocol.shots:
-            means: list[float] = []
-            for draw in range(self.protocol.draws):
-                compute = functools.partial(self._mean, rival, count, draw)
-                means.append(self.run.compute_once(f"{name}, {count} shots, draw {draw}", compute))
+            tried = [self._over_draws(name, rival, count, i) for i in range(len(self.protocol.recipes))]
+            best = self._best([statistics.mean(scores[0] for scores in draws) for draws in tried])
+            self.chosen[name, count] = self.protocol.recipes[best]
+            means = [scores[-1] for scores in tried[best]]
             spread = statistics.stdev(means) if len(means) > 1 else 0.0
             figures[f"{count} shots"] = [round(statistics.mean(means), 4), round(spread, 4)]
         network = _with_head(build(self.space, rival.at(0)), self.head, self.target.classes)
         return figures | {cost.name: cost.of(network)}
 
-    def _mean(self, rival: Rival, shots: int, draw: int) -> float:
-        scores = []
-        for restart in range(self.protocol.restarts):
-            network = self.trained(rival, shots=shots, draw=draw, restart=restart)
-            scores.append(next(iter(evaluate(self.target, network, "test").values())))
-        return statistics.mean(scores)
+    def _best(self, scores: Sequence[float]) -> int:
+        sign = 1.0 if higher_is_better(self.target) else -1.0
+        return max(range(len(scores)), key=lambda i: -math.inf if math.isnan(scores[i]) else sign * scores[i])
 
-    def trained(self, rival: Rival, *, shots: int, draw: int, restart: int) -> nn.Module:
+    def _over_draws(self, name: str, rival: Rival, shots: int, number: int) -> list[list[float]]:
+        """Of each draw the scores on the parts, the test last; validation only where recipes have to be chosen."""
+        several = len(self.protocol.recipes) > 1
+        parts, place = ("valid", "test") if several else ("test",), f", recipe {number}" if several else ""
+
+        def over_restarts(draw: int) -> list[float]:
+            scores = []
+            for restart in range(self.protocol.restarts):
+                recipe = self.protocol.recipes[number]
+                network = self.trained(rival, recipe, shots=shots, draw=draw, restart=restart)
+                scores.append([next(iter(evaluate(self.target, network, part).values())) for part in parts])
+            return [statistics.mean(each) for each in zip(*scores, strict=True)]
+
+        return [
+            self.run.compute_once(
+                f"{name}, {shots} shots, draw {draw}{place}", functools.partial(over_restarts, draw)
+            )
+            for draw in range(self.protocol.draws)
+        ]
+
+    def trained(self, rival: Rival, recipe: Recipe, *, shots: int, draw: int, restart: int) -> nn.Module:
         """A network of the rival after its training on one draw of the shots."""
-        few, recipe = self.target.shots(shots, seed=stable_seed(self.run.seed, draw)), self.protocol.recipe
+        few = self.target.shots(shots, seed=stable_seed(self.run.seed, draw))
         torch.manual_seed(stable_seed("restart", self.run.seed, draw, restart))
         network = build(self.space, rival.at(draw), weights="inherit" if rival.kept else "fresh")
         network = _with_head(network, self.head, self.target.classes).to(self.run.device)

@@ -10,10 +10,11 @@ sites l, policy pi_l, active candidates A_l, subspace S_l, price table m[l, o] a
     for each round:
         explore:  draw paths a ~ pi on A; build a alone, its weights from file; train it; R(a); step of the policy
                   grad = (R - b) sum_l grad log pi_l(a_l) + lambda_H sum_l grad H(pi_l)
-        prune:    drop o from A_l where pi_l(o) < 0.2 / n_l in 2 rounds in a row
+        prune:    drop o from A_l where pi_l(o) < 0.2 / n_l
         choose:   S = argmax_l of pi_l, then pairs (l, o) by pi_l(o) / m[l, o], while M(S) <= 0.9 B
         exploit:  a differentiable method searches S; its weights go back to file
         feed back: theta_l[S_l] += 0.5 (log w_l - mean log w_l), w its mixing weights;  a step on what it found
+        prune:    drop o from A_l where w_l(o) < 0.2 / k_l, k_l candidates being in S_l
     derive: the architecture of the round that scored best on validation data (`finalists=None`); by default the best
             of few, of the rounds and of random draws, trained apart; trained from fresh weights
 
@@ -21,6 +22,8 @@ What is open, and what is done here, all of it ours:
 - M(S) goes by a prediction of the peak; pairs are taken out again where it is too high, as when measured.
 - The reward is exp(-loss) on a validation batch; the first episodes are drawn uniformly and do not update the policy.
   Choices of inputs are not shrunk: paths draw them too, and the inner method has all of them.
+- A candidate is pruned when it is low once; the reconstruction asks for two rounds in a row (`patience=2`), in which
+  a search of three rounds hardly prunes. The likeliest of a site stays.
 - `limit` bounds what is found; it prices the whole space, whose candidates are built once for that, on the device.
 
 Checked against: counted bytes, the policy gradient by enumeration, DARTS where all fits, a planted answer: the tests.
