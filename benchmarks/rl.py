@@ -6,7 +6,7 @@ Rows, each made once (stopped and started again, the rest is made):
 - "step": seconds of a forward and backward pass of each supernet over those of the hand-made encoder, in turns;
 - "environments": steps a second under random actions;
 - "pixel", for each of `--steps` and each seed: `ag.rl_darts` with its baselines: the supernet that is searched, with
-  IMPALA's residual block among its operations, the cell found and trained anew, three random cells, and the hand-made
+  IMPALA's residual block among its operations, the cell found and trained anew, two random cells, and the hand-made
   IMPALA-CNN of the same depths; returns on 200 levels and on unseen ones.
 Needs the extra rl.
 """
@@ -29,7 +29,7 @@ import archgrad as ag
 from archgrad.choices import Open
 from archgrad.rl import PixelGame, PpoTerms
 
-RANDOM_CELLS = 3
+RANDOM_CELLS = 2
 LONGEST = 500  # of an episode that is judged
 
 
