@@ -181,17 +181,6 @@ def tabled(body: Any) -> Iterator[Point]:
         yield group, "hypervolume, % of what all 400 command", row["search"], 100 * row["share"][-1]
 
 
-def within(body: Any) -> Iterator[Point]:
-    for row in body["rows"]:
-        yield f"bound {row['fraction']:g}", "regret, points", row["method"], 100 * row["regret"]
-        yield (
-            f"bound {row['fraction']:g}",
-            "latency / bound",
-            row["method"],
-            (statistics.median(row["fresh_ms"]) / row["bound_ms"]),
-        )
-
-
 def drawn(body: Any) -> Iterator[Point]:
     for row in body["rows"]:
         who = "uniform" if not row["strength"] else f"prior of strength {row['strength']:g}"
@@ -214,8 +203,8 @@ def played(body: Any) -> Iterator[Point]:
 
 
 def stepped(body: Any) -> Iterator[Point]:
-    for who, row in body["time"]["step"].items():
-        yield "one step", "time, share of the textbook's", who, row["ratio"]
+    for who, row in body["time"]["step_cpu"].items():
+        yield "one step", "processor time, share of the textbook's", who, row["ratio"]
         if who in body["memory"]:
             share = body["memory"][who]["peak_mb"] / body["memory"]["textbook"]["peak_mb"]
             yield "one step", "peak memory, share of the textbook's", who, share
@@ -395,11 +384,6 @@ ENTRIES: dict[str, Entry] = {
         "docs/benchmarks/multimodal.md",
         of_rows("test accuracy, %", "test", who="row", group="level", scale=100), peers=_SENSES,
     ),
-    "latency_front": Entry(
-        "Is a bound on measured latency kept, and at what accuracy?",
-        _run("latency_front", "--seconds 8 --seeds 3 --fractions 0.4 0.6 0.8"), "docs/benchmarks/latency.md", within,
-        higher=False, peers=("random",),
-    ),
     "latency_tables": Entry(
         "Is a network's latency a sum of prices?", _run("latency_tables", ""), "docs/benchmarks/latency.md",
         predicted,
@@ -424,7 +408,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "supernet_step": Entry(
         "A step of DARTS's supernet beside the textbook form?",
-        _run("supernet_step", "--batch 64 --size 32 --repeats 5"),
+        _run("supernet_step", "--batch 16 --size 32 --repeats 3"),
         "docs/benchmarks/supernet-step.md", stepped, higher=False, peers=("textbook", "textbook in channels_last"),
     ),
 }  # fmt: skip

@@ -254,7 +254,7 @@ def _resident(field: str) -> float:
 def memories(chosen: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in FORMS:
-        command = [sys.executable, __file__, "--memory", name, "--out", str(chosen.out)]  # which nothing is written to
+        command = [sys.executable, __file__, "--memory", name, "--out", str(chosen.out)]
         for option in ("batch", "size", "channels", "cells", "device"):
             command += [f"--{option}", str(getattr(chosen, option))]
         # Blocks are given back as they are freed, so that the mark is of what was in use and not of gaps.

@@ -99,7 +99,15 @@ def test_an_int8_package(
     out = tmp_path / "small"
     assert cli("package", images, "--int8", "--out", out).exit_code == 0
     assert (out / "model.onnx").read_bytes() == (images / "network.int8.onnx").read_bytes()
-    assert serve(out, "--test").returncode == 0 and "int8" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert serve(out, "--test").returncode == 0 and "| latency, onnx |" in card
+    # The run records what was quantized last: here another file, whose figures are not those of the one handed over.
+    record = json.loads((images / "record.json").read_text())
+    record["int8"] |= {"runtime": "executorch", "size_bytes": {"float": 9, "int8": 3}}
+    (images / "record.json").write_text(json.dumps(record))
+    assert cli("package", images, "--int8", "--out", tmp_path / "other").exit_code == 0
+    card = (tmp_path / "other" / "README.md").read_text()
+    assert "those of this file are not recorded" in card and "executorch" not in card
 
 
 def test_what_cannot_be_packaged_is_refused(slimmed: Path, tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -251,6 +251,17 @@ def test_check_names_what_does_not_fit(network: nn.Module, message: str) -> None
     assert network.training and torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("layer", [nn.Conv1d(5, 4, 3), nn.BatchNorm1d(5), nn.GRU(9, 4), nn.MaxPool1d(2)])
+def test_series_that_were_read_as_grey_images_are_told(layer: nn.Module) -> None:
+    series, labels = np.zeros((6, 5, 9), np.float32), np.arange(6) % 2
+    with pytest.raises(
+        ModelError, match=r"\[2, 1, 5, 9\].*Arrays \[N, H, W\] are read as grey images: give series in"
+    ):
+        Classification((series, labels)).check(layer)
+    dataset = TensorDataset(torch.from_numpy(series), torch.from_numpy(labels))
+    Classification(dataset).check(nn.Sequential(nn.Conv1d(5, 4, 3), nn.Flatten(), nn.Linear(28, 2)))
+
+
 class Last(nn.Module):
     def __init__(self, last: Any) -> None:
         super().__init__()

@@ -41,7 +41,10 @@ def kind_of_file(path: Path, given: str) -> str:
     kind = FILES.get(path.suffix)
     if kind is None:
         ending = f"ends in {path.suffix!r}" if path.suffix else "has no ending"
-        raise ConfigError(f"{given} {ending}: give .onnx for an ONNX file, or .pte for an ExecuTorch program")
+        program = "; archgrad.export_program writes a torch.export program" if path.suffix == ".pt2" else ""
+        raise ConfigError(
+            f"{given} {ending}: give .onnx for an ONNX file, or .pte for an ExecuTorch program{program}"
+        )
     return kind
 
 

@@ -189,6 +189,17 @@ def _takes_any_batch(data: bytes, inputs: Sequence[torch.Tensor]) -> bool:
     return True
 
 
+def _price(record: Mapping[str, Any], size_bytes: int) -> str:
+    """int8 beside float; a run records the figures of the file that it quantized last, which may be another."""
+    rows = "\n".join(f"| {' | '.join(row)} |" for row in text.int8_rows(record))
+    sizes = record["int8"].get("size_bytes") if rows else None
+    if not isinstance(sizes, Mapping) or sizes.get("int8") != size_bytes:
+        return (
+            "\nQuantized to int8; the figures below are of the float network: those of this file are not recorded.\n"
+        )
+    return f"\nQuantized to int8:\n\n| | float | int8 |\n|---|---|---|\n{rows}\n"
+
+
 def _card(
     record: Mapping[str, Any], preprocessing: Preprocessing, shapes: Mapping[str, str], *, size_bytes: int, int8: bool
 ) -> str:
@@ -206,8 +217,7 @@ def _card(
         "The scores are of the data above; nothing is said of other data.",
         "Latency is of the machine that measured it.",
     ]
-    rows = "\n".join(f"| {' | '.join(row)} |" for row in text.int8_rows(record)) if int8 else ""
-    price = f"\nQuantized to int8:\n\n| | float | int8 |\n|---|---|---|\n{rows}\n" if rows else ""
+    price = _price(record, size_bytes) if int8 else ""
     listed = "\n".join(f"- {limit}" for limit in limits if limit)
     return f"""# {record.get("title") or "A network"}
 

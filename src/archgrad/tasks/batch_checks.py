@@ -56,6 +56,8 @@ def explained(what: str, batch: Any) -> Iterator[None]:
         advice = "Change the network or the data"
         if "'indices'" in str(error):
             advice = "Arrays become float32: give ids by name, {'ids': ids}, or in a torch.utils.data.TensorDataset"
+        elif "3D" in str(error) and any(tensor.dim() == 4 and tensor.shape[1] == 1 for tensor in tensors(batch)):
+            advice = "Arrays [N, H, W] are read as grey images: give series in a torch.utils.data.TensorDataset"
         raise ModelError(f"{what} on a batch of shape {shapes}: {full_text(error)}. {advice}") from error
     except Exception as error:  # a user's network or loss may raise anything
         annotate(error, "It was raised while archgrad tried the network and the loss on a batch.")
