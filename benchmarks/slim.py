@@ -151,12 +151,11 @@ def dnal(given: Slimming, *, distill: bool = False, **options: Any) -> nn.Module
 
 def uniform_width(given: Slimming, *, distill: bool = False) -> nn.Module:
     """The same fraction of every gate: from trained weights the channels of largest magnitude, else fresh ones."""
-    widths = uniform(given.space, given.constraint.uniform_width(), WidthRounding(1))
     if not given.trained:
+        widths = uniform(given.space, given.constraint.uniform_width(), WidthRounding(1))
         return given.tuned(ag.build(given.space, widths, weights="fresh"))
     scores = ag.importance(given.space, criterion="magnitude")
-    picks = {name: tuple(scores[name].topk(len(pick)).indices.tolist()) for name, pick in widths.items()}  # type: ignore[arg-type]
-    network = ag.build(given.space, ag.Architecture(picks))
+    network = ag.cut(given.space, scores, limit=given.limit, round_to=1, uniform=True)
     return given.tuned(network, teacher=given.network if distill else None)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import archgrad as ag
-from archgrad.errors import ConfigError, ModelError
+from archgrad.errors import ConfigError, LimitError, ModelError
 from archgrad.gates.importance import Criterion
 from archgrad.gates.selection import gates
 
@@ -83,6 +83,52 @@ def test_scores_have_their_closed_forms(task: ag.Classification) -> None:
     variance = read.var((0, 2, 3), correction=0)
     found = ag.importance(space, task, criterion="variance", batches=3, seed=5)["0"]
     torch.testing.assert_close(found, variance / variance.mean(), rtol=1e-3, atol=1e-4)
+
+
+class Residual(nn.Module):
+    """A block that may go, in a small CNN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.block = nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        logits: Tensor = self.head((x + self.block(x)).mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("fraction", [0.6, 0.3, 0.1])
+def test_uniform_keeps_the_same_share_of_every_layer_and_its_largest_channels(
+    task: ag.Classification, fraction: float
+) -> None:
+    space, limit = ag.slim(conv_net(), task.example), ag.macs(task.example).at_most(fraction=fraction)
+    scores = ag.importance(space, criterion="magnitude")
+    network, by_magnitude = (
+        ag.cut(space, scores, limit=limit, round_to=1, uniform=uniform) for uniform in (True, False)
+    )
+    assert ag.macs(task.example).of(network) <= fraction * ag.macs(task.example).of(conv_net())
+    shares, others = (
+        [len(after.weight) / len(before.weight) for before, after in zip(conv_net(), cut, strict=True)
+         if isinstance(before, nn.Conv2d | nn.Linear)][:-1]
+        for cut in (network, by_magnitude)
+    )  # fmt: skip
+    assert max(shares) - min(shares) <= 1 / 8 < max(others) - min(others)  # a channel of the narrowest layer
+    first = conv_net()[0].weight.abs().flatten(1).mean(1)
+    kept = first.topk(round(8 * shares[0])).indices.sort().values
+    assert torch.equal(network[0].weight, conv_net()[0].weight[kept])
+
+
+def test_uniform_leaves_blocks_where_they_are_and_says_what_it_cannot_keep(task: ag.Classification) -> None:
+    space, macs = ag.slim(Residual(), task.example), ag.macs(task.example)
+    scores = ag.importance(space, criterion="magnitude")
+    assert any(gate.vanishing for gate in gates(space).values())
+    network = ag.cut(space, scores, limit=macs.at_most(fraction=0.3), round_to=1, uniform=True)
+    assert network.block[1].weight.shape[:2] == network.block[3].weight.shape[:2]
+    with pytest.raises(LimitError, match="no uniform width keeps"):
+        ag.cut(space, scores, limit=macs.at_most(fraction=0.01), round_to=1, uniform=True)
 
 
 def test_repair_is_exact_where_a_channel_is_the_sum_of_others(task: ag.Classification) -> None:

@@ -19,10 +19,10 @@ from archgrad.choices.channels import Coupling, open_channels
 from archgrad.choices.relaxations import ScaledSigmoid
 from archgrad.copy_and_run import evaluating, modes_kept
 from archgrad.costs.limits import Limit
-from archgrad.errors import ConfigError
+from archgrad.errors import ConfigError, LimitError
 from archgrad.extract.discretize import build
 from archgrad.gates.gate_optimizer import SPREAD
-from archgrad.gates.selection import FLOOR, GateConstraint, full, gates
+from archgrad.gates.selection import FLOOR, GateConstraint, full, gates, uniform as same_share
 from archgrad.gates.width_rounding import RoundTo, WidthRounding
 from archgrad.run.run import Run
 from archgrad.tasks.batch_checks import explained
@@ -101,6 +101,7 @@ def cut(
     limit: Limit | Sequence[Limit],
     task: Task | None = None,
     round_to: RoundTo = None,
+    uniform: bool = False,
     repair: bool = False,
     batches: int = 16,
     seed: int = 0,
@@ -114,6 +115,8 @@ def cut(
         task: gives the batches on which BatchNorm's statistics are estimated anew, and those of `repair`.
         round_to: widths are multiples of this; 1 for any width. Default 8, less for narrow layers; under a limit on
             latency "auto", what is measured to suit its runtime here.
+        uniform: every layer keeps the same share of its channels, those of its highest scores, and branches stay: the
+            control for all scores, and for what is trained.
         repair: each Linear or convolution that reads channels which are gone makes up for them by those that stay.
             With X the channels that it reads in the whole network, one row for each example and position:
             A = argmin |X_gone - X_kept A|^2, and its weight W_kept <- W_kept + A W_gone.
@@ -148,7 +151,16 @@ def cut(
     if repair and task is None:
         raise ConfigError("repair=True looks at data, and no task was given: cut(..., task=task, repair=True).")
     constraint = GateConstraint(space, limit, WidthRounding.asked(round_to, space, limit))
-    architecture = constraint.best_feasible(scores, floor=FLOOR * constraint.uniform_width())
+    width = constraint.uniform_width()
+    if uniform:
+        architecture = same_share(space, width, constraint.rounding, scores)
+        if constraint.counted and not constraint.is_feasible(architecture):
+            raise LimitError(
+                f"no uniform width keeps {constraint!r}: blocks stay, and rounding keeps layers wide. Leave out "
+                f"uniform=True, give round_to=1, or raise the limit"
+            )
+    else:
+        architecture = constraint.best_feasible(scores, floor=FLOOR * width)
     network = build(space, architecture)
     if task is None:
         return network

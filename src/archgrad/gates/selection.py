@@ -86,12 +86,16 @@ def _inner(by_name: Mapping[str, Gate]) -> dict[str, list[str]]:
     return inner
 
 
-def uniform(space: nn.Module, width: float, rounding: WidthRounding) -> Architecture:
-    """Each gate's first entries, the same share of every gate; branches stay."""
-    return Architecture({
-        name: tuple(range(gate.size if gate.vanishing else rounding.count(gate, round(width * gate.size))))
-        for name, gate in gates(space).items()
-    })  # fmt: skip
+def uniform(
+    space: nn.Module, width: float, rounding: WidthRounding, scores: Mapping[str, Tensor] | None = None
+) -> Architecture:
+    """The same share of every gate, its first entries or those of the highest scores; branches stay."""
+    picks = {}
+    for name, gate in gates(space).items():
+        count = gate.size if gate.vanishing else rounding.count(gate, round(width * gate.size))
+        ranks = (scores[name] if scores else torch.zeros(gate.size)).argsort(descending=True, stable=True)
+        picks[name] = tuple(ranks[:count].sort().values.tolist())
+    return Architecture(picks)
 
 
 def full(space: nn.Module) -> Architecture:
@@ -282,11 +286,8 @@ class GateConstraint:
         An exchange takes a step of rounding from one gate and fills up with others, or with a removed branch at its
         narrowest. The one that uses most of the limit is made, until `_USED` of it is used or none uses more.
         """
-        by_name = gates(self.space)
-        architecture, steps = (
-            self._filled(architecture, scores),
-            {n: self.rounding.step(g) for n, g in by_name.items()},
-        )
+        by_name, architecture = gates(self.space), self._filled(architecture, scores)
+        steps = {n: self.rounding.step(g) for n, g in by_name.items()}
         if max(steps.values()) == 1:
             return architecture
         least = {
@@ -372,8 +373,7 @@ class GateConstraint:
     def _at_lowest(
         self, scores: Mapping[str, Tensor], floor: float, bound: float, kept: Collection[str]
     ) -> Architecture:
-        values = torch.unique(torch.cat([s.flatten() for s in scores.values()]).double())
-        thresholds = [-math.inf, *values.tolist()]
+        thresholds = [-math.inf, *torch.cat([s.flatten() for s in scores.values()]).double().unique().tolist()]
 
         def at(index: int) -> Architecture:
             return above_threshold(self.space, scores, thresholds[index], self.rounding, floor=floor, kept=kept)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import nn
 
 from archgrad.choices.access import relax
-from archgrad.choices.architecture import Architecture, Pick
+from archgrad.choices.architecture import Architecture
 from archgrad.choices.relaxations import ScaledSigmoid
 from archgrad.copy_and_run import copied
 from archgrad.costs.count import macs
@@ -208,16 +208,14 @@ def cut(space: nn.Module, architecture: Architecture, task: Task, run: Run) -> C
 
 def _uniform(space: nn.Module, run: Run, constraint: GateConstraint, suffix: str) -> Architecture:
     """Uniform widths under the limit; of each gate the entries of the highest logits."""
-    ranks = {name: row.argsort(descending=True, stable=True) for name, row in entry_logits(space).items()}
-
-    def picks() -> dict[str, Pick]:
-        widths = uniform(space, constraint.uniform_width(), constraint.rounding)
-        return {n: tuple(sorted(ranks[n][: len(pick)].tolist())) for n, pick in widths.items()}  # type: ignore[arg-type]
-
-    return _remembered(run, f"uniform{suffix}", picks)
+    scores = entry_logits(space)
+    return _remembered(
+        run, f"uniform{suffix}",
+        lambda: uniform(space, constraint.uniform_width(), constraint.rounding, scores),
+    )  # fmt: skip
 
 
-def _remembered(run: Run, key: str, find: Callable[[], Architecture | dict[str, Pick]]) -> Architecture:
+def _remembered(run: Run, key: str, find: Callable[[], Architecture]) -> Architecture:
     """Found once in a run's life, since a measured limit may decide otherwise when it is measured again."""
     picks = run.compute_once(key, lambda: dict(find()))
     return Architecture({name: tuple(pick) for name, pick in picks.items()})
