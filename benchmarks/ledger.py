@@ -403,7 +403,7 @@ ENTRIES: dict[str, Entry] = {
         peers=("one by one",),
     ),
     "rl": Entry(
-        "Encoders of agents: the supernet, the cell found, a random cell, a hand-made one?", _run("rl", ""),
+        "Encoders of agents: the supernet, the cell found, a random cell, a hand-made one?", _run("rl", "--seeds 2"),
         "docs/benchmarks/rl.md", played, peers=("random cell", "hand-made encoder"),
     ),
     "supernet_step": Entry(
