@@ -1,7 +1,7 @@
 """What each part of DARTS-PRIME does: {softmax, clipped} x {static, dynamic} x {none, proximity, ADMM}.
 
-    python benchmarks/discreteness.py --data digits --seeds 10 --out benchmarks/results/discreteness.json
-    python benchmarks/discreteness.py --data fashion_mnist --seeds 10 --out benchmarks/results/discreteness.json
+    python benchmarks/discreteness.py --data digits --seeds 3 --out benchmarks/results/discreteness.json
+    python benchmarks/discreteness.py --data fashion_mnist --seeds 3 --out benchmarks/results/discreteness.json
     python benchmarks/discreteness.py --tables --out benchmarks/results/discreteness.json
 
 One cell of two nodes, four operations ("none", a max pooling, a skip connection, a separable 3x3), on the digits of

@@ -346,7 +346,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "discreteness": Entry(
         "What does each part of DARTS-PRIME do to the discretization gap?",
-        _run("discreteness", "--data digits --seeds 10"), "docs/benchmarks/discreteness.md",
+        _run("discreteness", "--data digits --seeds 3"), "docs/benchmarks/discreteness.md",
         parts_of("gap, points", "gap", _variant), higher=False, peers=("softmax, static, none",),
     ),
     "topology": Entry(
@@ -356,7 +356,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "memory_bound": Entry(
         "Does a search under a bound on memory keep it for any number of candidates?",
-        _run("memory_bound", "--sizes 4 16 64 256 --accuracy-data digits --seeds 5"),
+        _run("memory_bound", "--sizes 4 16 64 256 --accuracy-sizes"),
         "docs/benchmarks/memory-bound.md", remembered, higher=False,
         peers=("darts", "darts, random subspace", "random search"),
     ),

@@ -1,8 +1,7 @@
 """Search under a bound on memory: the peak against the number of candidates, and what the bound costs in accuracy.
 
-    python benchmarks/memory_bound.py --sizes 4 16 64 256 --seeds 5 --out benchmarks/results/memory_bound.json
+    python benchmarks/memory_bound.py --sizes 4 16 --accuracy-sizes --out benchmarks/results/memory_bound.json
     python benchmarks/memory_bound.py --sizes --accuracy-sizes --planted planted dead --seeds 5 --out planted.json
-    python benchmarks/memory_bound.py --sizes --accuracy-sizes --beyond --out benchmarks/results/memory_bound.json
 
 Four layers of 16 channels on the 8 x 8 digits; a candidate is a kernel, an inner width, an activation and a pooling,
 so that there are up to 256 a layer. The bound is what a supernet of the three dearest of all 256 takes, over 0.9.
@@ -14,9 +13,7 @@ together, half each: RADARS; DARTS on a random subspace of three candidates a la
 search over networks trained apart. Rows "planted": the same in a space of 16 candidates a layer of which half are
 bad, with what RADARS pruned. Good ones, of four kernels and two widths, are in the even places; behind each is the
 same followed by its mean over the image, which forgets where anything was, or ("dead") multiplied by 0, after which
-no layer learns anything. Rows "beyond": all 256 candidates on the
-digits enlarged to 64 x 64, which DARTS cannot train on a machine with less than about 100 GB. Rows that --out holds
-are not run again.
+no layer learns anything. Rows that --out holds are not run again.
 """
 
 from __future__ import annotations
@@ -35,10 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import discreteness
-import numpy as np
 import torch
 from saving import save_results
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import archgrad as ag
@@ -107,12 +102,6 @@ def digits() -> ag.Classification:
     return ag.Classification.load("digits", batch_size=BATCH)
 
 
-def enlarged() -> ag.Classification:
-    x, y = load_digits(return_X_y=True)
-    images = np.kron(x.reshape(-1, 8, 8), np.ones((8, 8))) * 15.9
-    return ag.Classification((images.astype(np.uint8)[..., None], y), batch_size=BATCH)
-
-
 def quiet(steps: int, seed: int, **more: object) -> ag.Run:
     return ag.Run(steps=steps, seed=seed, device="cpu", progress=False, **more)
 
@@ -137,21 +126,6 @@ def peak(method: str, size: int, task: ag.Classification, memory: ag.Limit, step
             found = ag.darts(space(first(size)), task, quiet(steps, 0), search_fraction=1.0)
             step = next(row["predicted_peak_bytes"] for row in found.history if "predicted_peak_bytes" in row)
     return {"peak_bytes": held.peak_bytes, "step_bytes": step, "bound_bytes": memory.bound}
-
-
-def beyond(method: str, task: ag.Classification, memory: ag.Limit) -> dict[str, object]:
-    """A space that does not fit: what each method does with it, in a few steps."""
-    torch.manual_seed(0)
-    if method == "radars":
-        with Allocations() as held:
-            found = ag.radars(space(first(256)), task, quiet(24, 0), memory=memory)
-        step = max(row["measured_peak_bytes"] for row in found.record["rounds"])
-        return {"peak_bytes": held.peak_bytes, "step_bytes": step, "bound_bytes": memory.bound}
-    try:
-        ag.darts(space(first(256)), task, quiet(24, 0))
-    except ag.LimitError as error:
-        return {"refused": str(error)}
-    return {"refused": ""}
 
 
 @dataclass(frozen=True)
@@ -238,14 +212,13 @@ ACCURACY_DATA = ("digits", "fashion_mnist")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="*", default=[4, 16, 64, 256])
+    parser.add_argument("--sizes", type=int, nargs="*", default=[4, 16])
     parser.add_argument("--accuracy-sizes", type=int, nargs="*", default=[16, 64])
     parser.add_argument("--accuracy-data", nargs="+", choices=ACCURACY_DATA, default=list(ACCURACY_DATA))
     parser.add_argument(
         "--planted", nargs="*", choices=PLANTED, default=[], help="accuracy in spaces of which half is bad, too"
     )
     parser.add_argument("--methods", nargs="+", choices=ACCURACY, default=list(ACCURACY), metavar="METHOD")
-    parser.add_argument("--beyond", action="store_true", help="the space that does not fit, with these")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--peak-steps", type=int, default=12)
@@ -285,10 +258,6 @@ def main() -> None:
         of = Judged(size, data, memory if name == "digits" else bound(data), chosen.steps, table)
         for seed, method in itertools.product(range(chosen.seeds), chosen.methods):
             take(f"{kind}, {name}", method, size, seed, functools.partial(ACCURACY[method], of, seed))
-    if chosen.beyond:
-        large = enlarged()
-        for method in ("darts", "radars"):
-            take("beyond", method, 256, None, functools.partial(beyond, method, large, bound(large)))
     print(tables(rows))
 
 
@@ -330,10 +299,6 @@ def tables(rows: list[dict[str, object]]) -> str:
         score = f"{statistics.mean(found):.1f} ± {spread:.1f} ({len(found)})"
         lines.append(f"| {kind} | {size} | {method} | {score} | {paired} |")
     lines += _pruned([r for r in rows if "rounds" in r])
-    for r in rows:
-        if r["kind"] == "beyond":
-            held = f"peak {float(r['peak_bytes']) / 1e9:.2f} GB" if "peak_bytes" in r else str(r["refused"])  # type: ignore[arg-type]
-            lines.append(f"\nbeyond, {r['method']}: {held}")
     return "\n".join(lines)
 
 
