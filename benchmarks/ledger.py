@@ -333,12 +333,6 @@ ENTRIES: dict[str, Entry] = {
         of_rows("CIFAR-10 accuracy of the cell by the table, %; by steps", "cifar10", group="steps"),
         peers=("darts, no finalists", "single path"),
     ),
-    "combination": Entry(
-        "TopoNAS with DARTS-PRIME's schedule and pull, and each alone?",
-        _run("combination", "--data digits --seeds 10"),
-        "docs/benchmarks/discreteness.md", parts_of("accuracy, %", "accuracy", lambda row: str(row["method"])),
-        peers=("random search", "darts"),
-    ),
     "control": Entry(
         "Does control without a model reach iLQR on exact equations?", _run("control", "--seeds 3 --rollouts 120"),
         "docs/benchmarks/control.md", of_rows("J", "cost", group="system"), higher=False,
