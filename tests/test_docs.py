@@ -228,7 +228,7 @@ def test_no_row_of_the_ledger_lacks_machine_versions_or_date() -> None:
             assert re.fullmatch(r"20\d\d-\d\d-\d\d", entry["date"]), name
 
 
-OLDER = frozenset({"control", "memory_bound", "proxies", "rl", "transfer"})
+OLDER = frozenset({"control", "proxies", "rl", "transfer"})
 
 
 def test_figures_of_files_that_do_not_say_where_they_were_made_are_called_older() -> None:
