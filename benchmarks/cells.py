@@ -251,7 +251,7 @@ def table(rows: Sequence[Row], space: str) -> str:
 
 
 def over_cost(rows: Sequence[Row], space: str) -> str:
-    """Regret of what each search hands back, by the CPU seconds that it was given: separate searches."""
+    """Regret of what separate searches hand back, by the CPU seconds asked for; how many, and seconds taken."""
     groups = by_row([row for row in rows if row["space"] == space], "asked")
     budgets = sorted({seconds for _, seconds in groups})
     several = [name for name in ROWS if sum(name == each for each, _ in groups) > 1]
@@ -262,7 +262,8 @@ def over_cost(rows: Sequence[Row], space: str) -> str:
         for seconds in budgets:
             regret = [100 * row["regret"] for row in groups.get((name, seconds), ())]
             spread = f" ± {statistics.stdev(regret):.1f}" if len(regret) > 1 else ""
-            cells.append(f"{statistics.fmean(regret):.1f}{spread} ({len(regret)})" if regret else "–")
+            took = statistics.fmean(row["seconds"] for row in groups[name, seconds]) if regret else 0.0
+            cells.append(f"{statistics.fmean(regret):.1f}{spread} ({len(regret)}; {took:.0f})" if regret else "–")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
