@@ -373,7 +373,8 @@ class GateConstraint:
     def _at_lowest(
         self, scores: Mapping[str, Tensor], floor: float, bound: float, kept: Collection[str]
     ) -> Architecture:
-        thresholds = [-math.inf, *torch.cat([s.flatten() for s in scores.values()]).double().unique().tolist()]
+        found = torch.cat([s.flatten() for s in scores.values()]).double()
+        thresholds = [-math.inf, *found.unique().tolist()]  # type: ignore[no-untyped-call]
 
         def at(index: int) -> Architecture:
             return above_threshold(self.space, scores, thresholds[index], self.rounding, floor=floor, kept=kept)

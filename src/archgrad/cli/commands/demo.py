@@ -25,7 +25,10 @@ def execute(options: DemoOptions) -> command_output.Outcome:
     out = Path(options.out)
     command_file.check(out, "demo", options)
     command_file.write(out, "demo", options)
-    typer.echo(f"A small CNN learns real digits, and is slimmed to half its MACs beside a control, into {options.out} ...", err=True)
+    typer.echo(
+        f"A small CNN learns real digits, and is slimmed to half its MACs beside a control, into {options.out} ...",
+        err=True,
+    )
     with command_file.resumable(out):
         found = demo.demo(out, seed=options.seed, epochs=options.epochs)
         run_setup.write_onnx(found, out, None)
