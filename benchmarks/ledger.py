@@ -350,7 +350,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "memory_bound": Entry(
         "Does a search under a bound on memory keep it for any number of candidates?",
-        _run("memory_bound", "--sizes 4 16 --accuracy-sizes"),
+        _run("memory_bound", "--sizes 4 16 64 --accuracy-sizes"),
         "docs/benchmarks/memory-bound.md", remembered, higher=False,
         peers=("darts", "darts, random subspace", "random search"),
     ),

@@ -1,6 +1,6 @@
 """Search under a bound on memory: the peak against the number of candidates, and what the bound costs in accuracy.
 
-    python benchmarks/memory_bound.py --sizes 4 16 --accuracy-sizes --out benchmarks/results/memory_bound.json
+    python benchmarks/memory_bound.py --sizes 4 16 64 --accuracy-sizes --out benchmarks/results/memory_bound.json
     python benchmarks/memory_bound.py --sizes --accuracy-sizes --planted planted dead --seeds 5 --out planted.json
 
 Four layers of 16 channels on the 8 x 8 digits; a candidate is a kernel, an inner width, an activation and a pooling,
@@ -212,7 +212,7 @@ ACCURACY_DATA = ("digits", "fashion_mnist")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="*", default=[4, 16])
+    parser.add_argument("--sizes", type=int, nargs="*", default=[4, 16, 64])
     parser.add_argument("--accuracy-sizes", type=int, nargs="*", default=[16, 64])
     parser.add_argument("--accuracy-data", nargs="+", choices=ACCURACY_DATA, default=list(ACCURACY_DATA))
     parser.add_argument(
