@@ -15,11 +15,12 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.channels import Coupling
 from archgrad.choices.gate import Gate
 from archgrad.choices.modules import OpChoice
-from archgrad.costs.count import macs, params
+from archgrad.costs.count import Counter, Macs, macs, params
 from archgrad.costs.limits import Limit
 from archgrad.errors import ChoiceError, ConfigError, LimitError
 from archgrad.extract.discretize import build
-from archgrad.gates.selection import GateConstraint, above_threshold, gates, left_full, uniform
+from archgrad.gates.gate_optimizer import left_full
+from archgrad.gates.selection import GateConstraint, above_threshold, gates, uniform
 from archgrad.gates.width_rounding import WidthRounding
 from archgrad.spaces.slim.slimmable import slim
 
@@ -410,3 +411,24 @@ def test_layers_that_rounding_left_whole_are_those_that_any_width_would_cut(to: 
     for name, gate in gates(space).items():
         narrower = len(rounded[name]) == gate.size and len(exact[name]) <= 0.75 * gate.size
         assert (name in left) == (narrower and rounding.step(gate) > 1)
+
+
+class Hopeful(Macs):
+    """MACs whose expectation is too low."""
+
+    def counter(self, space: nn.Module) -> Counter:
+        counter = super().counter(space)
+        counter.amounts *= 0.7
+        return counter
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("fraction", [0.4, 0.8])
+def test_a_network_that_counts_as_more_than_was_expected_is_not_handed_back(fraction: float, listed: bool) -> None:
+    layers = nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 2)
+    x = X[:1, :, 0, 0]
+    space = slim(nn.Sequential(*layers), x)
+    bound = fraction * macs(x).of(space)
+    limits = [Hopeful(x).at_most(bound), params().at_most(fraction=1.0)] if listed else Hopeful(x).at_most(bound)
+    found = GateConstraint(space, limits, WidthRounding(1)).best_feasible(random_scores(space, seed=5))
+    assert 0.8 * bound < macs(x).of(build(space, found)) <= bound

@@ -334,3 +334,161 @@ def test_a_row_of_zeros_with_weight_norm_stays_one() -> None:
     space = slim(net, torch.randn(5, 3))
     built = build(space, extremes(space)[0])
     torch.testing.assert_close(built(x := torch.randn(2, 3)), net(x))
+
+
+class Filters(nn.Module):
+    """A convolution that is called with filters of its own."""
+
+    def __init__(self, way: str, groups: int) -> None:
+        super().__init__()
+        self.way, self.width, self.count = way, 12, groups
+        filters = torch.randn(12, 12 // groups, 3, 3) / 3
+        kinds = {"buffer": nn.Buffer, "computed": lambda _: None}
+        self.filters = kinds.get(way, nn.Parameter)(filters)
+        self.bias = nn.Parameter(torch.randn(12)) if way in ("attribute", "number") else None
+        self.computed = nn.Linear(12, 12 * 9) if way == "computed" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        way, w, batch = self.way, self.filters, x.shape[0]
+        if self.computed is not None:
+            channels = x.shape[1]
+            w = self.computed(x.mean((2, 3))).view(batch * channels, 1, 3, 3)
+            return F.conv2d(x.flatten(0, 1)[None], w, groups=batch * channels).view(batch, channels, 4, 4)
+        if way == "number":
+            return F.conv2d(x, w, self.bias, 1, 0, 1, 12) if self.count == 12 else F.conv2d(x, w, self.bias, groups=4)
+        return F.conv2d(x, w, self.bias, groups=x.shape[1] // w.shape[1] if way == "shape" else self.count)
+
+
+WAYS = {"number": (12, 4), "attribute": (12, 4), "shape": (4,), "buffer": (12,), "computed": (12,)}
+
+
+@pytest.mark.parametrize(("way", "groups"), [(way, n) for way, counts in WAYS.items() for n in counts])
+def test_filters_that_a_function_is_given_go_with_their_channels(way: str, groups: int) -> None:
+    x = torch.rand(2, 2, 8, 8, dtype=DOUBLE)
+    filters = Filters(way, groups)
+    net = nn.Sequential(nn.Conv2d(2, 12, 3), filters, nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 3, 1))
+    space = slim(net.double(), x)
+    assert set(sizes(space).values()) == {groups} and not set(frozen(space)) - {"4"}
+    assert_exact(space, (x,))
+
+
+class Turned(nn.Module):
+    """A layer, and others that read with its weight turned over, as a decoder with the weights of its encoder."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(seed)
+        a, b = (int(torch.randint(4, 12, (), generator=draw)) for _ in range(2))
+        self.inner, self.code = nn.Linear(6, a), nn.Linear(a, b, bias=bool(seed % 2))
+        self.back, self.norm = nn.Parameter(torch.randn(a)), nn.LayerNorm(a) if seed > 2 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = self.code(self.inner(x).tanh()).relu()
+        hidden = self.norm(F.linear(code, self.code.weight.t(), self.back))
+        return hidden.sigmoid() @ self.inner.weight
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_read_with_a_turned_weight_goes_with_what_that_makes(seed: int) -> None:
+    net, x = Turned(seed).double(), torch.randn(3, 6, dtype=DOUBLE)
+    space = slim(net, x)
+    assert sizes(space) == {"inner": net.inner.out_features, "code": net.code.out_features}
+    assert_exact(space, (x,))
+
+
+@pytest.mark.parametrize("way", ["corners", "each", "added", "beside"])
+def test_what_is_written_into_a_part_of_a_tensor_has_its_channels(way: str) -> None:
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.other, self.last = nn.Conv1d(3, 10, 1), nn.Conv1d(3, 10, 1), nn.Conv1d(10, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = self.first(x), self.other(x).tanh()
+            y = torch.zeros(len(x), a.shape[1], 6, dtype=x.dtype)
+            if way == "corners":
+                y[:, :, :2], y[:, :, -2:] = a[:, :, :2], b[:, :, -2:]
+            elif way == "each":
+                for i in range(6):
+                    y[:, :, i] = a[:, :, i] * (i + 1)
+            elif way == "added":
+                y[:, :, ::2] += a[:, :, ::2]
+                y = y + b
+            else:  # the second part is a constant's
+                y[:, :, :3].copy_(a[:, :, :3]).mul_(2)
+            return self.last(y + 1)
+
+    x = torch.randn(2, 3, 6, dtype=DOUBLE)
+    space = slim(Written().double(), x)
+    assert sizes(space)["first"] == 10 and not set(frozen(space)) - {"last", "other"}
+    assert_exact(space, (x,), plain=False)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_convolution_of_one_place_leaves_the_channels_along_its_places_alone(seed: int) -> None:
+    """Of an MLP-Mixer: the tokens are its channels, and the channels its places."""
+
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.last = nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+            wide = 1 + 2 * (seed == 3)
+            last = nn.Conv1d(7, 6, wide, padding=wide // 2)
+            self.tokens = nn.Sequential(nn.Conv1d(6, 7, 1), nn.GELU(), last)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.last((x + self.tokens(self.norm(x))) if seed else self.tokens(x))
+
+    x = torch.randn(2, 6, 5, dtype=DOUBLE)
+    space = slim(Mixer().double(), x)
+    assert sizes(space) == ({"tokens.0": 7} if seed == 3 else {"first": 8, "tokens.0": 7})
+    assert_exact(space, (x,), plain=False)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_products_without_channels_are_a_part_of_what_a_module_computes(seed: int) -> None:
+    """Of a graph network's layers the first multiplies features that no layer has made."""
+
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(i, 9 + seed) for i in (4, 9 + seed, 9 + seed))
+            self.last = nn.Linear(9 + seed, 2)
+
+        def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(edges @ x).relu()
+            return self.last(x)
+
+    example = torch.randn(2, 5, 4, dtype=DOUBLE), torch.rand(2, 5, 5, dtype=DOUBLE)
+    assert_exact(slim(Graph().double(), example), example, plain=False)
+
+
+@pytest.mark.parametrize("spread", ["repeat", "expand", "added"])
+def test_an_index_that_is_the_same_for_all_channels_picks_rows_of_them(spread: str) -> None:
+    class Picking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 9), nn.Linear(9, 2)
+
+        def forward(self, x: Tensor, order: Tensor) -> Tensor:
+            x = self.first(x)
+            rows = order.argsort(1)[:, :4, None]
+            if spread == "added":
+                return self.last(x.gather(1, rows + torch.zeros_like(x[:, :4], dtype=torch.long)))
+            wide = rows.repeat(1, 1, x.shape[2]) if spread == "repeat" else rows.expand(-1, -1, x.shape[2])
+            return self.last(x.gather(1, wide))
+
+    example = torch.randn(2, 6, 3, dtype=DOUBLE), torch.rand(2, 6, dtype=DOUBLE)
+    space = slim(Picking().double(), example)
+    assert sizes(space) == {"first": 9}
+    assert_exact(space, example, plain=False)
+
+
+@pytest.mark.parametrize("side", [1, 4, 7])
+def test_maps_that_a_linear_layer_makes_go_with_their_channels(side: int) -> None:
+    layers = nn.Linear(5, 12 * side**2), nn.ReLU(), nn.Unflatten(1, (12, side, side)), nn.ConvTranspose2d(12, 3, 3)
+    space, x = slim(nn.Sequential(*layers).double(), torch.randn(2, 5).double()), torch.randn(2, 5).double()
+    assert sizes(space) == {"0": 12}
+    assert_exact(space, (x,))

@@ -335,26 +335,6 @@ def test_the_number_of_runs_is_bounded_where_everything_fails(monkeypatch: pytes
     assert all("mixes" in frozen(space)[f"{letter}.first"] for letter in "abcdefghijklmnop")
 
 
-@pytest.mark.parametrize("written", [False, True])
-def test_bare_grouped_filters_take_their_groups_from_the_tensors(written: bool) -> None:
-    class Filters(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.last = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 2, 1)
-            self.w = nn.Parameter(torch.randn(8, 1, 3, 3))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = self.first(x)
-            y = F.conv2d(y, self.w, groups=8 if written else y.shape[1])
-            return self.last(y).mean((2, 3))
-
-    if written:
-        with pytest.raises(ModelError, match="groups=, from numbers, take them from tensors"):
-            slim(Filters(), torch.rand(2, 1, 8, 8))
-    else:
-        assert sizes(slim(Filters(), torch.rand(2, 1, 8, 8)))["first"] == 8
-
-
 def test_what_is_over_the_budget_is_frozen_with_that_reason() -> None:
     budget = Budget(left=1)
     assert budget.spend("a test") and not budget.spend("a test")

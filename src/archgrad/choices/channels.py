@@ -95,12 +95,15 @@ class Vanishing:
             shortcut, an activation) or new modules; none: the identity.
         term: the module stands in a list or dictionary of modules whose outputs are added up, and is removed from it.
         also: other modules of the branch, by path, and what stands in for them.
+        width: path of the layer as wide as whose outputs are the zeros that the parts put out; "" where their input
+            tells.
     """
 
     module: str
     parts: tuple[str | nn.Module, ...]
     term: bool = False
     also: tuple[tuple[str, nn.Module], ...] = ()
+    width: str = ""
 
 
 def open_channels(coupling: Coupling, kept: Iterable[int]) -> Tensor:
@@ -224,6 +227,15 @@ def _select(network: nn.Module, path: str, mask: Tensor) -> None:
     setattr(network.get_submodule(parent), child, selecting)
 
 
+_WIDTHS = ("out_features", "out_channels", "num_features", "num_channels")  # of layers and norms
+
+
+def remove_branches(network: nn.Module, branches: Iterable[Vanishing]) -> None:
+    """Remove branches, those inside others first, in place."""
+    for vanishing in sorted(branches, key=lambda v: -v.module.count(".")):
+        remove_branch(network, vanishing)
+
+
 def remove_branch(network: nn.Module, vanishing: Vanishing) -> None:
     """Replace a residual block by what it computes without its branch, or remove a term of a sum, in place."""
     block = network.get_submodule(vanishing.module)
@@ -233,6 +245,9 @@ def remove_branch(network: nn.Module, vanishing: Vanishing) -> None:
         delattr(network.get_submodule(parent), child)
         return
     parts = [block.get_submodule(p) if isinstance(p, str) else copy.deepcopy(p) for p in vanishing.parts]
+    if vanishing.width:  # its weight was cut already, and the numbers beside it with it
+        counts = vars(network.get_submodule(vanishing.width))
+        parts[0].channels = next(counts[name] for name in _WIDTHS if name in counts)
     block_left = (parts[0] if len(parts) == 1 else nn.Sequential(*parts)) if parts else nn.Identity()
     for path, left in ((vanishing.module, block_left), *((p, copy.deepcopy(m)) for p, m in vanishing.also)):
         left.train(network.get_submodule(path).training)

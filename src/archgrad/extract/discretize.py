@@ -13,7 +13,7 @@ from archgrad.argument_types import checked
 from archgrad.choices import fewer_heads
 from archgrad.choices.access import choices, decisions, matched
 from archgrad.choices.architecture import Architecture
-from archgrad.choices.channels import remove_branch, remove_channels, require_whole
+from archgrad.choices.channels import remove_branches, remove_channels, require_whole
 from archgrad.choices.gate import Gate
 from archgrad.choices.modules import InputChoice
 from archgrad.choices.weight_norms import restore_weight_norms, without_weight_norms
@@ -103,9 +103,7 @@ def build(
     kept = {n: gate.picked(architecture[n]).nonzero().flatten().tolist() for n, gate in gates.items()}
     unparametrize(network)
     remove_channels(network, {name: gate.couplings for name, gate in gates.items()}, kept)
-    for name, gate in gates.items():
-        if gate.vanishing is not None and not kept[name]:
-            remove_branch(network, gate.vanishing)
+    remove_branches(network, [gate.vanishing for name, gate in gates.items() if gate.vanishing and not kept[name]])
     network = plain(network, architecture)
     if weights == "fresh":
         draw_anew(network)

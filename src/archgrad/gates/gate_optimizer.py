@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from archgrad.choices.access import logits
+from archgrad.choices.architecture import Architecture
 from archgrad.choices.relaxations import ScaledSigmoid, TwoTemperature
 from archgrad.gates.selection import GateConstraint, gates, uniform
+from archgrad.gates.width_rounding import WidthRounding
 from archgrad.tasks.task import Batch, Task
 from archgrad.training.schedules import geometric
 
@@ -22,6 +24,7 @@ SCALE_UNDER_LIMIT, ROUNDS_UNDER_LIMIT = (10.0, 400.0), 4  # of the gates, and in
 RATE = 0.01  # of the logits, as published
 RATE_UNDER_LIMIT = 0.1  # at the published rate the pressure drowns the task's gradient
 _FARTHEST = 1e6  # no limit needs a larger move, in logits
+_NARROWER = 0.75  # of its width a layer would keep at most without rounding; a step more or less is no news
 _BISECTIONS = 8  # the expected cost ends within a fraction of a percent of the bound
 
 
@@ -205,3 +208,12 @@ def entry_logits(space: nn.Module) -> dict[str, Tensor]:
         assert isinstance(gate.relaxation, ScaledSigmoid | TwoTemperature)
         logits[name] = gate.relaxation.logits.detach().cpu()
     return logits
+
+
+def left_full(space: nn.Module, rounded: Architecture, exact: Architecture, rounding: WidthRounding) -> list[str]:
+    """The gates that rounding left full, and that would lose a good part of their entries without it."""
+    return [
+        name for name, gate in gates(space).items()
+        if rounding.step(gate) > 1 and len(rounded[name]) == gate.size  # type: ignore[arg-type]
+        and len(exact[name]) <= _NARROWER * gate.size  # type: ignore[arg-type]
+    ]  # fmt: skip

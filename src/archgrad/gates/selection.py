@@ -24,7 +24,6 @@ from archgrad.report.numbers import amount
 
 # Shares of a measured bound to aim at in turn, since the clock is read again on what is handed back.
 _MEASURED_ROOM = (0.95, 0.85, 0.7, 0.5)
-_NARROWER = 0.75  # of its width a layer would keep at most without rounding; a step more or less is no news
 _USED = 0.95  # of a counted bound: with less, blocks of rounded widths are exchanged
 _MEASURED_USED = 0.5  # of a measured bound: each further try takes measurements
 _TRIES, _MEASURED_TRIES = 24, 6  # to keep branches that left together
@@ -118,15 +117,6 @@ def _smallest(space: nn.Module, rounding: WidthRounding) -> Architecture:
     )
 
 
-def left_full(space: nn.Module, rounded: Architecture, exact: Architecture, rounding: WidthRounding) -> list[str]:
-    """The gates that rounding left full, and that would lose a good part of their entries without it."""
-    return [
-        name for name, gate in gates(space).items()
-        if rounding.step(gate) > 1 and len(rounded[name]) == gate.size  # type: ignore[arg-type]
-        and len(exact[name]) <= _NARROWER * gate.size  # type: ignore[arg-type]
-    ]  # fmt: skip
-
-
 # Under a limit no layer keeps less than this part of the width that uniform scaling would leave it.
 FLOOR = 0.5
 
@@ -167,7 +157,7 @@ class GateConstraint:
         self.counted = self.counter is not None
         self._weighed: dict[Architecture, float] = {}  # what files have, which no clock blurs
         self.reference = self.price(full(space))
-        self.bound = one.resolve(self.reference)
+        self.bound = self._promised = one.resolve(self.reference)
         self._refuse_the_impossible(one.meant())
 
     def __repr__(self) -> str:
@@ -196,8 +186,6 @@ class GateConstraint:
 
     def is_feasible(self, architecture: Architecture) -> bool:
         """Whether an architecture keeps the limits."""
-        if self.parts:
-            return all(part.is_feasible(architecture) for part in self.parts)
         return self.price(architecture) <= self.bound
 
     def record(self, network: nn.Module) -> dict[str, Any]:
@@ -254,13 +242,25 @@ class GateConstraint:
         for room in (1.0,) if self.counted else _MEASURED_ROOM:
             architecture = self._lowest_threshold(scores, floor, room * self.bound)
             if self.is_feasible(architecture):
-                return self._used_up(architecture, scores, floor) if self.counted else architecture
+                return self._recounted(scores, floor, architecture) if self.counted else architecture
         if floor > 0.0:
             return self.best_feasible(scores)
+        why = "what is built counts as more" if self.counted else "the clock is too noisy: use a quieter machine"
         raise LimitError(
-            f"no network stayed under {amount(self.bound, self.unit)} when measured again: the clock is too noisy "
-            f"for a limit this tight; raise it, or measure on a quieter machine"
+            f"nothing stayed under {amount(self.bound, self.unit)} when measured again; {why}, or raise it"
         )
+
+    def _recounted(self, scores: Mapping[str, Tensor], floor: float, architecture: Architecture) -> Architecture:
+        """The limit used up, and less of it where the network that was built counts as more than was expected."""
+        architecture = self._used_up(architecture, scores, floor)
+        macs = [part for part in self.parts or (self,) if isinstance(part.cost, Macs)]
+        network = build(self.space, architecture) if macs else self.space
+        over = max((part.cost.of(network) / part._promised for part in macs), default=0.0)
+        if over <= 1.0 + 1e-9:
+            return architecture
+        tighter = copy.copy(self)  # of several limits the largest share has to be at most 1
+        tighter.bound /= max(over, 1.01)
+        return tighter.best_feasible(scores, floor=floor)
 
     def _by_params(
         self, find: Callable[[GateConstraint], Found], built: Callable[[Found], Architecture]

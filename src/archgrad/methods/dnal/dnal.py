@@ -55,10 +55,11 @@ from archgrad.gates.gate_optimizer import (
     SCALE,
     GateOptimizer,
     entry_logits,
+    left_full,
     published_logit_optimizer,
 )
 from archgrad.gates.importance import begin_by_magnitude
-from archgrad.gates.selection import FLOOR, GateConstraint, above_threshold, full, left_full
+from archgrad.gates.selection import FLOOR, GateConstraint, above_threshold, full
 from archgrad.gates.width_rounding import RoundTo, WidthRounding
 from archgrad.methods.dnal.under_limit import (
     FEWEST,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ MOST_LAYERS = 16  # a block with more is a whole stage
 SCALABLE = (_ConvNd, nn.Linear, _NormBase, nn.GroupNorm)
 
 
-def branches(trial: Trial, gated: set[str]) -> Iterator[Removal]:
+def branches(trial: Trial, gated: set[str], experts: Collection[str] = ()) -> Iterator[Removal]:
     """The branches that may vanish, for the trial to try in the whole network.
 
     A residual block qualifies if, with one layer's weight and bias at zero, it equals the identity, a shortcut
@@ -40,6 +40,7 @@ def branches(trial: Trial, gated: set[str]) -> Iterator[Removal]:
     Args:
         trial: a scrambled copy of the network.
         gated: paths of the layers that have gates; a residual block without any is left alone.
+        experts: paths of modules that become zeros by themselves, and are no terms that a list can do without.
     """
     taken: list[str] = []
     known: dict[object, tuple[tuple[str, tuple[str | nn.Module, ...]] | None, dict[str, str]]] = {}
@@ -53,7 +54,10 @@ def branches(trial: Trial, gated: set[str]) -> Iterator[Removal]:
             with plain_kernels():
                 x = _noise_for(in_mode(block), x)
                 branch = _branch(block, x)
-                known[key] = branch, {} if branch else _terms(block, x, inside)
+                known[key] = (
+                    branch,
+                    {} if branch else _terms(block, x, inside, [e.removeprefix(f"{path}.") for e in experts]),
+                )
         branch, terms = known[key]
         if branch:
             last, parts = branch
@@ -62,8 +66,8 @@ def branches(trial: Trial, gated: set[str]) -> Iterator[Removal]:
         for term, last in terms.items():
             taken.append(path)
             yield removal_of(trial.network, f"{path}.{last}", Vanishing(f"{path}.{term}", (), term=True))
-    yield from _addends(trial, taken)
-    yield from parted_branches(trial, taken)
+    yield from _addends(trial, taken, experts)
+    yield from parted_branches(trial, [*taken, *experts])
 
 
 def _noise_for(block: nn.Module, x: Tensor) -> Tensor:
@@ -152,13 +156,14 @@ def _rests(block: nn.Module, x: Tensor) -> Iterator[tuple[tuple[str | nn.Module,
                 yield (*parts, act), module(y.clone())
 
 
-def _terms(block: nn.Module, x: Tensor, gated: list[str]) -> dict[str, str]:
+def _terms(block: nn.Module, x: Tensor, gated: list[str], experts: Collection[str]) -> dict[str, str]:
     """{term: its last layer}, paths inside the block, for the terms of a sum that it can do without all together."""
     sizes = {
         f"{name}.{child}": sum(p.numel() for p in term.parameters())
         for name, container in block.named_children()
         if isinstance(container, (nn.ModuleList, nn.ModuleDict))
         for child, term in container.named_children()
+        if f"{name}.{child}" not in experts
     }
     found: dict[str, str] = {}
     left, whole = copied(block), _output(block, x)
@@ -236,16 +241,16 @@ class _Sums(OperatorMode):
         return result
 
 
-def _addends(trial: Trial, taken: list[str]) -> Iterator[Removal]:
+def _addends(trial: Trial, taken: list[str], experts: Collection[str]) -> Iterator[Removal]:
     """Modules that are added to what passes them by, the outermost first."""
     known: dict[object, str] = {}
     for path, use in _added_modules(trial).items():
-        if any(t == path or t.startswith(f"{path}.") or path.startswith(f"{t}.") for t in taken):
+        if path in experts or any(t == path or t.startswith(f"{path}.") or path.startswith(f"{t}.") for t in taken):
             continue
         module, rest = trial.network.get_submodule(path), replacement(trial.network.get_submodule(path), use)
         key = (repr(module), use.made.shape)
         if key not in known:
-            known[key] = _silencer(copied(module), use)
+            known[key] = silencer(copied(module), use)
         if rest is not None and known[key]:
             taken.append(path)
             yield removal_of(trial.network, f"{path}.{known[key]}", Vanishing(path, (rest,)))
@@ -279,7 +284,7 @@ def _added_modules(trial: Trial) -> dict[str, Use]:
     return {path: uses[0] for path, uses in calls.items() if len(uses) == 1 and path in sums.added - sums.read}
 
 
-def _silencer(module: nn.Module, use: Use) -> str:
+def silencer(module: nn.Module, use: Use) -> str:
     """The last of a module's layers that makes its output zeros when its own weight and bias are; "" for none."""
     layers: list[str] = [n for n, m in module.named_modules() if _is_scalable(m)]
     for name in layers[::-1] if len(layers) <= MOST_LAYERS else ():

@@ -7,6 +7,7 @@ the smallest removable units; units that reach the same sides form one gate.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from archgrad.spaces.slim.numbering import NORM_SIDE, ROWS, Numbering, Side, unt
 from archgrad.spaces.slim.operators import rule_of
 from archgrad.spaces.slim.own_widths import GivenAxes, Wides, note_widths, wides_of
 from archgrad.spaces.slim.recurrent import count_states, is_recurrent, packing, recurrent_hooks, tie_units
-from archgrad.spaces.slim.seeded_run import computed_weights, named_tensors_of, plain_kernels, run
+from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, computed_weights, named_tensors_of, plain_kernels, run
 from archgrad.spaces.slim.torch_attention import Calls
 from archgrad.spaces.slim.whole_modules import Parts, note_numbers, note_products, note_rows, whole_hooks
 
@@ -120,7 +121,8 @@ def trace(
     walk = Walk(components, numbering.tensors, is_read=is_read, rule=rule_of, path=lambda: stack[-1],
                 here=here, computed=computed, within=outer is not None)  # fmt: skip
     for (path, side), labels in numbering.sides.items():
-        walk.is_table[labels] = side == "out" and isinstance(numbering.modules.get(path), TABLES)
+        module = numbering.modules.get(path)
+        walk.is_table[labels] = side == "out" and (isinstance(module, TABLES) or (module and reads_each(module)))
         walk.is_bare[labels] |= side.startswith("axis") and numbering.is_parameter(path)
     blank: set[str] = set()
     handles = _hooks(numbering, walk, stack, visited, positions, blank)
@@ -130,7 +132,9 @@ def trace(
     sizes = Sizes(walk)
     try:
         with plain_kernels(), walk, unflattening(walk), packing(walk), sizes.noting():
-            outputs = run(network, example)
+            outputs = [run(network, example)]
+            if any(id(parameter) not in walk.used for parameter in network.parameters()):
+                outputs += _run_in_training(network, example, numbering, walk, positions)
     finally:
         for handle in handles:
             handle.remove()
@@ -151,6 +155,20 @@ def trace(
         if not used and graph.frozen[path] == UNREAD:
             graph.frozen[path] = f"it does not run on the example; {_kept_tensors(numbering)}"
     return graph
+
+
+def _run_in_training(
+    network: nn.Module, example: tuple[Any, ...], numbering: Numbering, walk: Walk, positions: Counter[str]
+) -> list[Any]:
+    """Follow what runs in training alone too, such as heads for auxiliary losses, whose work does not count."""
+    counts, calls = positions.copy(), {path: {*ways} for path, ways in numbering.calls.items()}
+    products, outputs = {path: [*made] for path, made in walk.products.items()}, list[Any]()
+    with contextlib.suppress(*NETWORK_ERRORS):
+        outputs = [run(network.train(), example)]
+    walk.products, numbering.calls = products, {**numbering.calls, **calls}
+    positions.clear()
+    positions.update(counts)
+    return outputs
 
 
 def _numbered(numbering: Numbering, keep: Callable[[str], bool]) -> tuple[Numbering, Components, NDArray[np.bool_]]:

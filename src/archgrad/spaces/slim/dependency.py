@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
 from archgrad.spaces.slim.seeded_run import OperatorMode, tensors_in
@@ -179,6 +180,7 @@ class Walk(OperatorMode):
         # By path the products that a module computes itself: their multiply-adds, and what lies along their results.
         self.products: dict[str, list[tuple[int, list[tuple[int, Labels]], object]]] = {}
         self.numbers: list[tuple[str, Labels]] = []  # module -> channels whose number it gave as a number
+        self.used: set[int] = set()  # parameters that an operator read, by identity
         self.divided: set[str] = set()  # modules that reshape what has channels
         self.paused = 0  # modules that are followed as a whole, inside which operators are not looked at
         # By identity, without keeping the tensors alive.
@@ -193,6 +195,7 @@ class Walk(OperatorMode):
         kwargs = kwargs or {}
         outputs = func(*args, **kwargs)
         inputs = tensors_in((args, kwargs))
+        self.used.update(id(x) for x in inputs if isinstance(x, nn.Parameter))
         for labels, reason in (pair for x in inputs for pair in self.shadow(x).picked):
             self.components.freeze(labels, reason)
         if self.paused:
@@ -211,6 +214,9 @@ class Walk(OperatorMode):
             except (IndexError, KeyError, TypeError, ValueError, AttributeError):
                 call.freeze_all(f"{call.name} in {self.here()} cannot be followed as it is called there")
             return outputs
+        if func._overloadpacket in flop_registry:  # of what has no channels: a part of the module's work all the same
+            flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=outputs)
+            self.products.setdefault(self.path(), []).append((flops // 2, [], "of no channels"))
         constant = is_new or all(shadow is not None and shadow.constant for shadow in known)
         for result in results if constant or torch.Tag.pointwise in func.tags else ():
             self._shadows.setdefault(result, Shadow(constant=constant, sized=self._sized(inputs, result, constant)))

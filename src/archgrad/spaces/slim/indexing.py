@@ -83,10 +83,20 @@ def _beside(call: Call, dim: int, tensors: Sequence[Tensor]) -> Axes:
     call.walk.freeze(index, reason, axes=None if flat else [dim])
     for x in tensors:
         call.mixes(x, [dim])
-    parts = [
-        (x, {a: v for a, v in call.axes(x).items() if a != dim}, 0) for x in (*tensors, *([] if flat else [index]))
-    ]
+    parts = [(x, {a: v for a, v in call.axes(x).items() if a != dim}, 0) for x in tensors]
+    if not flat:
+        own = {a: v for a, v in call.axes(index).items() if a != dim}
+        parts.append((_evened(index) if not own else index, own, 0))
     return combine(call, parts, result.shape)
+
+
+def _evened(index: Tensor) -> Tensor:
+    """An index with one value spread along each axis along which it is the same, whether by expand or by repeat."""
+    for axis in range(index.dim()):
+        first = index.narrow(axis, 0, 1)
+        if index.shape[axis] > 1 and bool((index == first).all()):
+            index = first.expand_as(index)
+    return index
 
 
 def _pick(call: Call) -> bool:

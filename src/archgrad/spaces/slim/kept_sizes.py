@@ -48,7 +48,7 @@ def know_sources(network: nn.Module) -> None:
         return size
 
     for path, module in network.named_modules():
-        if type(module).__module__.startswith("torch.") and not isinstance(module, fx.GraphModule):
+        if type(module).__module__.startswith("torch.") and not isinstance(module, (fx.GraphModule, nn.Unflatten)):
             continue
         for name, value in list(vars(module).items()):
             if type(value) is int and value > 0:
@@ -87,6 +87,11 @@ class Sizes:
                     self._narrow(x, *args[1:], **kwargs)
                 elif name == "__getitem__":
                     self._slices(x, args[1])
+                elif name == "unflatten" and len(args) == 3:
+                    for i, size in enumerate(args[2]):
+                        self._count(size, result, args[1] + i, slice(None))
+                elif name.startswith("conv"):  # of one to three axes, transposed or not: groups are the seventh
+                    self._grouped(x, kwargs.get("groups", args[6] if len(args) > 6 else 1))
             return result
 
         return Intercepted(noted)
@@ -155,6 +160,12 @@ class Sizes:
                     self._count(i.start, x, axis, slice(0, i.start))
                     self._count(i.stop, x, axis, slice(0, i.stop))
                 axis += 1
+
+    def _grouped(self, x: Tensor, groups: Any) -> None:
+        """Groups of a convolution with bare filters, each of which goes with the channels that it reads."""
+        arrays = self._walk.shadow(x).axes.get(1, [])[:1] if isinstance(groups, KeptSize) else []
+        for labels in arrays:
+            self._counted.setdefault(groups.source, []).append(labels.reshape(groups, -1)[:, 0])
 
     def _count(self, size: Any, x: Tensor, axis: int, where: slice) -> None:
         if (

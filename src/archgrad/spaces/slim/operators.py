@@ -41,7 +41,22 @@ def _elementwise(call: Call) -> bool:
     for result in call.results:
         if result.shape == size:
             call.walk.note(result, axes, weight=len(call.inputs) == 1 and call.walk.shadow(call.inputs[0]).weight)
+    if call.func._schema.name.endswith("_") and out._base is not None:
+        _write_through(call, out, axes)
     return True
+
+
+def _write_through(call: Call, view: torch.Tensor, axes: Axes) -> None:
+    """What was written into a view lies along the whole as well: `y[:, :, :8] = x`, `y[:, i] += x`."""
+    whole = view._base
+    assert whole is not None
+    own = {
+        b: axes[a] for a in axes for b in range(whole.dim())
+        if (view.shape[a], view.stride(a)) == (whole.shape[b], whole.stride(b)) and whole.shape[b] > 1
+    }  # fmt: skip
+    known = call.axes(whole)
+    parts = [(whole, {b: known.get(b, []) for b in own}, 0), (whole, own, 0)]
+    call.walk.note(whole, known | combine(call, parts, whole.shape))
 
 
 def _reduce(call: Call) -> bool:

@@ -11,6 +11,7 @@ by the graph of what it computes, in which heads have the size that they have no
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ from archgrad.spaces.slim.rearranging import segments
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, plain_kernels, run
 from archgrad.spaces.slim.traced_sizes import NotTraced, TracedModule, Wide, trace_sizes
 
+CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 Wides = dict[str, Wide]  # by module along which axes of its arguments channels lie
 GivenAxes = dict[str, dict[str, dict[int, Labels]]]  # the same with what lies there
 
@@ -39,7 +41,8 @@ def note_widths(numbering: Numbering, walk: Walk, given_axes: GivenAxes) -> list
     """Note for each of the user's modules what lies along the axes of its arguments; the hooks to remove."""
     handles = []
     for path, module in numbering.modules.items():
-        inside = any(p.dim() > 1 for child in module.children() for p in child.parameters(recurse=False))
+        own = [t for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)) if t.dim() > 2]
+        inside = own or any(p.dim() > 1 for child in module.children() for p in child.parameters(recurse=False))
         if not path or not inside or type(module).__module__.startswith("torch."):
             continue
 
@@ -198,6 +201,8 @@ def _rewrite(traced: TracedModule) -> bool:
             needed |= found
         elif node.target is torch.split or (node.op == "call_method" and node.target == "split"):
             needed |= _divide(traced, node)
+        elif node.target in CONVOLUTIONS:
+            needed |= _group(traced, node)
         elif node.target is torch._assert and _is_wide(traced, node.args[0]):
             traced.graph.erase_node(node)
     needed |= any(_is_wide(traced, n) and isinstance(traced.values[n], float) and n.users for n in traced.origins)
@@ -311,6 +316,21 @@ def _divide(traced: TracedModule, node: fx.Node) -> bool:
     node.replace_all_uses_with(new)
     traced.graph.erase_node(node)
     return _is_wide(traced, size)
+
+
+def _group(traced: TracedModule, node: fx.Node) -> bool:
+    """As many groups as filters of that depth need, and not a number, in place; whether that was needed."""
+    given = dict(zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), node.args, strict=False))
+    x, weight, groups = (({**given, **node.kwargs}).get(name) for name in ("input", "weight", "groups"))
+    if type(groups) is not int or groups == 1 or not isinstance(x, fx.Node) or not isinstance(weight, fx.Node):
+        return False
+    if traced.values[x].dim() != traced.values[weight].dim():  # without a batch
+        return False
+    with traced.graph.inserting_before(node):
+        channels, depth = (traced.graph.call_method("size", (tensor, 1)) for tensor in (x, weight))
+        count = traced.graph.call_function(operator.floordiv, (channels, depth))
+    node.args, node.kwargs = node.args[:6], {**node.kwargs, "groups": count}
+    return True
 
 
 def _finish(traced: TracedModule) -> None:

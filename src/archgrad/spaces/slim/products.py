@@ -17,11 +17,13 @@ def _convolve(call: Call) -> bool:
     walk, here = call.walk, call.walk.here()
     if groups > 1:
         return _convolve_groups(call, x, weight, bias)
-    walk.freeze(x, f"{here} mixes along these channels (convolution)", axes=range(2, x.dim()))
+    alone = [] if transposed else _places_alone(call, weight)
+    mixed = [a for a in range(2, x.dim()) if a not in alone]
+    walk.freeze(x, f"{here} mixes along these channels (convolution)", axes=mixed)
     reads, makes = (0, 1) if transposed else (1, 0)
     if not contract(call, call.axes(x).get(1, []), call.axes(weight).get(reads, []), (x, weight)):
         return False
-    axes: Axes = {0: call.axes(x).get(0, [])}
+    axes: Axes = {a: call.axes(x).get(a, []) for a in (0, *alone)}
     axes[1] = [*call.axes(weight).get(makes, [])]
     result = call.results[0]
     reading = {-1: call.axes(weight).get(reads, [])}
@@ -36,9 +38,18 @@ def _convolve(call: Call) -> bool:
     return True
 
 
+def _places_alone(call: Call, weight: Tensor) -> list[int]:
+    """Axes along which a convolution has one weight for all places, each of which it reads once, and no other."""
+    pads, steps = call.argument("padding"), call.argument("stride")
+    count = weight.dim() - 2
+    pads, steps = (list(given) * count if len(given) == 1 else given for given in (pads, steps))
+    return [2 + i for i in range(count) if (weight.shape[2 + i], pads[i], steps[i]) == (1, 0, 1)]
+
+
 def _convolve_groups(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Blocks of channels go with the blocks of filters that read them; those of a layer are tied already."""
     labels = call.axes(weight)
+    call.walk.divided.add(call.walk.path())
     if not call.walk.shadow(weight).weight:
         return _convolve_examples(call, x, weight, bias)
     transposed = bool(call.argument("transposed", False))
@@ -51,6 +62,8 @@ def _convolve_groups(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None)
         made, groups = labels.get(0, []), int(call.argument("groups"))
         for own in made[:1]:
             _tie_blocks(call, own, call.axes(x).get(1, []), groups)
+    if bias is not None and made and not transposed:
+        combine(call, [(call.results[0], {1: made}, 0), (bias, call.axes(bias), 1)], call.results[0].shape[:2])
     work = x.numel() * weight[0].numel() if transposed else call.results[0].numel() * weight[0].numel()
     call.walk.product(work, {1: made}, weight.shape)
     call.walk.note(call.results[0], {0: call.axes(x).get(0, []), 1: made})
@@ -76,7 +89,7 @@ def _convolve_examples(call: Call, x: Tensor, weight: Tensor, bias: Tensor | Non
     call.walk.freeze(x, f"{call.walk.here()} mixes along these channels (convolution)", axes=range(2, x.dim()))
     given, made, read = call.axes(x).get(1, []), call.axes(weight).get(0, []), call.axes(weight).get(1, [])
     if groups == x.shape[1] == len(weight):  # one for each channel too
-        axes = combine(call, [(x, {1: given}, 0), (weight, {0: made}, -1)], result.shape[:2])
+        axes = combine(call, [(x, {1: given}, 0), (weight, {0: made}, 1)], result.shape[:2])
         given = []
     else:
         blocks = [labels.reshape(groups, -1) for labels in given]

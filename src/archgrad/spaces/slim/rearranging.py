@@ -235,7 +235,8 @@ def _patches(call: Call) -> bool:
 
 def tie_to_one_axis(call: Call, grid: Labels, preferred: int) -> tuple[int, Labels]:
     """(axis, labels along it) of a block: the axis on which its labels depend, else the preferred, the rest tied."""
-    axes = [a for a in range(grid.ndim) if grid.shape[a] > 1] or [grid.ndim - 1]
+    long = [a for a in range(grid.ndim) if grid.shape[a] > 1] or [grid.ndim - 1]
+    axes = [a for a in long if (grid != grid.take([0], axis=a)).any()] or long
     for axis in axes:
         line = _line(grid, axis)
         if np.array_equal(grid, np.broadcast_to(line, grid.shape)):
@@ -244,8 +245,10 @@ def tie_to_one_axis(call: Call, grid: Labels, preferred: int) -> tuple[int, Labe
     for axis in axes if (grid >= 0).all() else ():
         if np.array_equal(roots, np.broadcast_to(_line(roots, axis), grid.shape)):
             return axis, call.walk.stands_for(_line(grid, axis), grid)
-    preferred = preferred if preferred in axes else axes[-1]
-    if preferred != axes[-1]:
+    if preferred not in axes:  # maps of each channel, [C, h, h], or filters are made as C * h * h
+        sizes = [grid.shape[a] for a in axes]
+        preferred = axes[0] if len(sizes) == 3 and sizes[1] == sizes[2] and sizes[0] > FEW else axes[-1]
+    elif preferred != axes[-1]:
         call.walk.divides = True
         preferred = axes[-1] if call.walk.within and not call.walk.is_inner(grid) else preferred
     line = _line(grid, preferred)

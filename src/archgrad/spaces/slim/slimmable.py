@@ -25,6 +25,7 @@ from archgrad.spaces.slim.acceptance import Budget, exercised, settle
 from archgrad.spaces.slim.attention import attention_heads
 from archgrad.spaces.slim.branches import branches
 from archgrad.spaces.slim.channel_graph import ChannelGraph, trace
+from archgrad.spaces.slim.experts import experts
 from archgrad.spaces.slim.frozen import Frozen, advised, reach
 from archgrad.spaces.slim.input_features import input_features
 from archgrad.spaces.slim.own_widths import with_own_widths
@@ -172,7 +173,9 @@ def _accepted(
         del graph.frozen[name]
     widths = {c.module for r in removals for c in r.couplings if c.kind == "out"}
     if widths:
-        removals += [r for r in branches(trial, widths) if not any(is_kept(c.module) for c in r.couplings)]
+        found, members = experts(trial)
+        found += branches(trial, widths, members)
+        removals += [r for r in found if not any(is_kept(c.module) for c in r.couplings)]
     refused: dict[str, str] = {}
     removals = exercised(trial, removals, refused, budget)
     removals = settle(trial, removals, refused, budget)
@@ -215,8 +218,9 @@ def _checked(net: nn.Module, example: Example | None) -> tuple[Tensor, ...]:
         )
     if isinstance(net, torch.jit.ScriptModule):
         raise ModelError(
-            f"{type(net).__name__} is TorchScript, whose layers cannot be changed; give the Python module that it "
-            f"was made from"
+            f"{type(net).__name__} is TorchScript, whose layers cannot be changed; give the Python module that it was "
+            f"made from. Where only the file is left, write its layers as a module (print(net.code) shows its forward) "
+            f"and load its weights: module.load_state_dict(net.state_dict())"
         )
     if any(is_lazy(parameter) for parameter in net.parameters()):
         raise ModelError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from archgrad.choices.channel_norms import ChannelNorm, close
-from archgrad.choices.channels import Coupling, Vanishing, open_channels, remove_branch, remove_channels
+from archgrad.choices.channels import Coupling, Vanishing, open_channels, remove_branches, remove_channels
 from archgrad.choices.standardized_weights import StandardizedWeight
 from archgrad.copy_and_run import copied
 from archgrad.errors import ModelError, one_line
@@ -216,9 +216,7 @@ class Trial:
         """A copy of the network without the closed channels and branches."""
         network = copied(self.network, share=True)
         remove_channels(network, {r.name: r.couplings for r in removals}, kept)
-        for removal in removals:
-            if removal.vanishing and not kept[removal.name]:
-                remove_branch(network, removal.vanishing)
+        remove_branches(network, [r.vanishing for r in removals if r.vanishing and not kept[r.name]])
         return network
 
     def reference(self, number: int = 0) -> list[Tensor]:

@@ -34,7 +34,7 @@ class AlignedDraws(OperatorMode):  # type: ignore[no-untyped-call]
         if isinstance(outputs, Tensor):
             if name.startswith(("bernoulli", "dropout")):
                 outputs.fill_(1) if name.startswith("bernoulli") else outputs.copy_(args[0])
-            elif outputs.is_floating_point() and outputs.numel():
+            elif outputs.is_floating_point() and outputs.dim() and outputs.numel():
                 first = outputs.reshape(outputs.shape[0], -1)[:, :1] if outputs.dim() > 1 else outputs.reshape(-1)[:1]
                 outputs.copy_(first.reshape(-1, *[1] * (outputs.dim() - 1)).expand_as(outputs).clone())
         return outputs
