@@ -121,8 +121,8 @@ def trace(
     walk = Walk(components, numbering.tensors, is_read=is_read, rule=rule_of, path=lambda: stack[-1],
                 here=here, computed=computed, within=outer is not None)  # fmt: skip
     for (path, side), labels in numbering.sides.items():
-        module = numbering.modules.get(path)
-        walk.is_table[labels] = side == "out" and (isinstance(module, TABLES) or (module and reads_each(module)))
+        module = numbering.modules.get(path, network)
+        walk.is_table[labels] = side == "out" and (isinstance(module, TABLES) or reads_each(module))
         walk.is_bare[labels] |= side.startswith("axis") and numbering.is_parameter(path)
     blank: set[str] = set()
     handles = _hooks(numbering, walk, stack, visited, positions, blank)
@@ -133,7 +133,7 @@ def trace(
     try:
         with plain_kernels(), walk, unflattening(walk), packing(walk), sizes.noting():
             outputs = [run(network, example)]
-            if any(id(parameter) not in walk.used for parameter in network.parameters()):
+            if any(id(p) not in walk.used for p in network.parameters()):
                 outputs += _run_in_training(network, example, numbering, walk, positions)
     finally:
         for handle in handles:
@@ -145,9 +145,8 @@ def trace(
     sizes.tie(numbering)
     note_numbers(numbering, walk)
     graph = _collect(numbering, components, makers, within=walk.inner if outer else None)
-    graph.divides, graph.parts = walk.divides, parts
     count_states(graph.groups, numbering.modules, blank)
-    graph.positions, graph.calls = positions, numbering.calls
+    graph.positions, graph.calls, graph.divides, graph.parts = positions, numbering.calls, walk.divides, parts
     graph.whole = graph.macs(network)
     graph.wides = wides_of(numbering, walk, given_axes)
     for path in graph.frozen.keys() - visited:

@@ -218,9 +218,9 @@ def _checked(net: nn.Module, example: Example | None) -> tuple[Tensor, ...]:
         )
     if isinstance(net, torch.jit.ScriptModule):
         raise ModelError(
-            f"{type(net).__name__} is TorchScript, whose layers cannot be changed; give the Python module that it was "
-            f"made from. Where only the file is left, write its layers as a module (print(net.code) shows its forward) "
-            f"and load its weights: module.load_state_dict(net.state_dict())"
+            f"{type(net).__name__} is TorchScript, whose layers cannot be changed; give the Python module that it "
+            f"was made from. Where only the file is left, write its layers as a module (print(net.code) shows its "
+            f"forward) and load its weights: module.load_state_dict(net.state_dict())"
         )
     if any(is_lazy(parameter) for parameter in net.parameters()):
         raise ModelError(
