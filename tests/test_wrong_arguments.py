@@ -173,6 +173,10 @@ def test_costs_are_asked_for_modules(given: object) -> None:
         (lambda: fitted_by(schedule=lambda progress: {"a": 1}), "the schedule gave {'a': 1} at progress 0"),
         (lambda: fitted_by(optimizer_factory=lambda parameters: 3), "optimizer_factory=.* gave a int"),
         (lambda: ag.slim(nn.Linear(2, 2), torch.zeros(1, 2), keep=[[]]), "Allowed is a list of paths"),  # type: ignore[list-item]
+        (
+            lambda: ag.Distilled(valid()["task"], nn.Linear(2, 2), features=torch.zeros(2, 1)),  # type: ignore[arg-type]
+            "features=a Tensor.*Allowed is Mapping",
+        ),
         (lambda: ag.slim(nn.Linear(2, 2)), r"none was given: archgrad.slim\(net, example=x\)"),
         (lambda: ag.fit(nn.Linear(2, 2, device="meta"), valid()["task"], ag.Run(steps=1)), "on the device meta"),
         (lambda: ag.export_onnx(nn.Linear(2, 2, device="meta"), torch.zeros(1, 2), "a.onnx"), "on the device meta"),
@@ -183,7 +187,7 @@ def test_costs_are_asked_for_modules(given: object) -> None:
             "one number or string",
         ),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_what_is_wrong_inside_an_argument_is_told(
     call: Callable[[], object], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -128,7 +128,7 @@ def _is_container(value: object, origin: Any) -> bool:
         return callable(value)
     if issubclass(origin, Mapping):
         return isinstance(value, Mapping)
-    if origin is list:
+    if origin in (list, tuple):
         return isinstance(value, list | tuple)
     if issubclass(origin, Sequence):
         listed = hasattr(value, "__len__") and isinstance(value, Iterable)
