@@ -228,23 +228,10 @@ def test_no_row_of_the_ledger_lacks_machine_versions_or_date() -> None:
             assert re.fullmatch(r"20\d\d-\d\d-\d\d", entry["date"]), name
 
 
-OLDER = frozenset({"control", "proxies", "rl", "transfer"})
-
-
-def test_figures_of_files_that_do_not_say_where_they_were_made_are_called_older() -> None:
-    """No file may join them; a page drops the sentence with the file's new rows."""
-    files = (ROOT / "benchmarks" / "results").glob("*.json")
-    stamps = {path.stem: json.loads(text_of(path)).get("machine") or {} for path in files}
-    older = {name for name, stamp in stamps.items() if not {"words", "versions", "date"} <= set(stamp)}
-    assert older <= OLDER, "made by save_results, a file says where and when"
-    told: dict[str, set[str]] = {}
-    for page in PAGES:
-        for line in re.findall(r"^\*\*Older rows:\*\* (.*) w(?:as|ere) written before", text_of(page), re.MULTILINE):
-            told[name_of(page)] = set(re.findall(r"`(\w+)\.json`", line))
-    assert set().union(*told.values()) == older
-    for page in (ROOT / "docs" / "benchmarks").glob("*.md"):
-        cited = {name for name in older if re.search(rf"\b{name}\.(json|py)`", text_of(page))}
-        assert cited <= told.get(name_of(page), set()), page
+def test_every_file_of_results_says_where_and_when_it_was_made() -> None:
+    for path in (ROOT / "benchmarks" / "results").glob("*.json"):
+        stamp = json.loads(text_of(path)).get("machine") or {}
+        assert {"words", "versions", "date"} <= set(stamp), f"{path}: written by save_results a file says it"
 
 
 SCRIPTS = [path for path in (ROOT / "benchmarks").glob("*.py") if "def main(" in text_of(path)]
