@@ -143,8 +143,8 @@ def rounded_off(body: Any) -> Iterator[Point]:
 
 def fronts(body: Any) -> Iterator[Point]:
     for row in body["rows"]:
-        group = f"{row['start']} weights, {row['fraction']:.0%} of the MACs"
-        yield group, "accuracy, %", row["method"], 100 * row["accuracy"]
+        group = f"{row['case']}, {row['start']} weights, {row['fraction']:.0%} of the MACs"
+        yield group, "accuracy, %", row["method"], 100 * row["score"]
 
 
 def transferred(body: Any) -> Iterator[Point]:
