@@ -20,6 +20,9 @@ overhead  a loop over `Run.steps` with `Run.log_step`, as one phase or a phase (
           pair take turns, epoch by epoch, and the allocator gives no memory back meanwhile: whether it does is
           chance, and moves the time of so small a network by a fifth
 
+startup   how long commands take until they have started
+networks  random networks, drawn by the tests' grammar and slimmed, for --seconds: held is built
+
 One thread. Rows replace those of the same part in --out. Those of kill, operations, inputs, python and resumes are
 appended to files beside it as they are made, so that a stop loses none and the same command goes on.
 """
@@ -45,6 +48,7 @@ from typing import Any
 import reliability_inputs
 import reliability_kills
 import reliability_resumes
+import reliability_startup
 import torch
 from saving import save_results
 from torch import Tensor, nn
@@ -336,9 +340,20 @@ def resumes(count: int, seed: int, path: Path) -> list[dict[str, Any]]:
     return counted(read(path), "setting", fine=("refused", "noted", "went on"))
 
 
+def networks(seed: int, seconds: float) -> list[dict[str, Any]]:
+    """Random networks, slimmed: how many are exact, have nothing to remove, or are wrong."""
+    sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / folder) for folder in ("", "properties")]
+    from fuzz_slim import drawn
+
+    counts, slowest, wrong = drawn(seed, seconds)
+    figures = {"networks": counts.total(), **counts, "slowest_s": round(slowest, 1)}
+    return [{"seeds_from": seed, **figures, "wrong": wrong}]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ("kill", "operations", "inputs", "python", "resumes", "workers", "ray", "soak", "overhead")
+    parts += ("startup", "networks")
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--every", type=int, default=1, help="of a command's file operations, so many-th are tried")
@@ -348,6 +363,7 @@ def main() -> None:
     parser.add_argument("--commands", nargs="+", default=[*reliability_kills.commands()])
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--soak-steps", type=int, default=20_000)
+    parser.add_argument("--seconds", type=float, default=1800.0, help="for random networks")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--networks", nargs="+", choices=("resnet20", "small"), default=["resnet20", "small"])
     parser.add_argument("--seed", type=int, default=0)
@@ -368,6 +384,8 @@ def main() -> None:
         "ray": lambda: side_by_side("ray", given.trials),
         "soak": lambda: soak(given.soak_steps),
         "overhead": lambda: overhead(given.rounds, given.networks),
+        "startup": reliability_startup.startup,
+        "networks": lambda: networks(given.seed, given.seconds),
     }
     kept = json.loads(given.out.read_text()) if given.out.exists() else {}
     for part in given.parts:
