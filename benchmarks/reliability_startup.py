@@ -25,7 +25,7 @@ def children() -> float:
 
 
 def startup(times: int = 5) -> list[dict[str, Any]]:
-    """A row for each command: medians after a first time that warms the caches; the demo once, and its first steps."""
+    """A row for each command: medians after a first that warms the caches; the demo once, and its first steps."""
     rows = []
     for name, words in COMMANDS.items():
         clocks, cpus = [], []
