@@ -173,6 +173,13 @@ def test_costs_are_asked_for_modules(given: object) -> None:
         (lambda: fitted_by(schedule=lambda progress: {"a": 1}), "the schedule gave {'a': 1} at progress 0"),
         (lambda: fitted_by(optimizer_factory=lambda parameters: 3), "optimizer_factory=.* gave a int"),
         (lambda: ag.slim(nn.Linear(2, 2), torch.zeros(1, 2), keep=[[]]), "Allowed is a list of paths"),  # type: ignore[list-item]
+        (lambda: ag.nasbench201_cells(cells=2**31), "Allowed is a number below 2,147,483,648"),
+        (lambda: ag.prior(ag.darts_cells(cells=1, nodes=1), lambda some: [0.0] * len(some), samples=10**20), "below"),
+        (lambda: ag.av_digits("a" * 300, "b"), "no file system takes a name as long as aaa"),
+        (
+            lambda: ag.freenas(ag.darts_cells(cells=1), ag.Run(), example=torch.ones(1, 3, 8, 8, device="meta")),
+            "on the device meta",
+        ),
         (
             lambda: ag.Distilled(valid()["task"], nn.Linear(2, 2), features=torch.zeros(2, 1)),  # type: ignore[arg-type]
             "features=a Tensor.*Allowed is Mapping",
@@ -180,14 +187,15 @@ def test_costs_are_asked_for_modules(given: object) -> None:
         (lambda: ag.slim(nn.Linear(2, 2)), r"none was given: archgrad.slim\(net, example=x\)"),
         (lambda: ag.fit(nn.Linear(2, 2, device="meta"), valid()["task"], ag.Run(steps=1)), "on the device meta"),
         (lambda: ag.export_onnx(nn.Linear(2, 2, device="meta"), torch.zeros(1, 2), "a.onnx"), "on the device meta"),
-        (lambda: ag.scaled_sigmoid(2**40), "memory ran out"),
+        (lambda: ag.scaled_sigmoid(2**40), "Allowed is a number below"),
+        (lambda: ag.darts_cells(cells=1, channels=2**30), "memory ran out"),
         (lambda: ag.adam([], learning_rate=0.1), "no optimizer can be made of this"),
         (
             lambda: ag.Split(groups=[[1], [1, 2]]).resolve(valid()["task"]._parts["train"].source),
             "one number or string",
         ),
     ],
-    ids=range(10),
+    ids=range(15),
 )
 def test_what_is_wrong_inside_an_argument_is_told(
     call: Callable[[], object], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import inspect
 import numbers
@@ -34,6 +35,9 @@ _ADVICE: dict[str, tuple[str, type[InputError]]] = {
     "Run": ("a run, such as archgrad.Run(epochs=10)", ConfigError),
     "Recipe": ("a recipe, such as archgrad.Recipe(optimizer_factory=archgrad.adamw)", ConfigError),
 }
+
+
+_NO_SIZE = 2**31  # so many cells, samples or steps nothing computes
 
 
 def checked(function: Function) -> Function:
@@ -69,8 +73,15 @@ def checked(function: Function) -> Function:
         for option, value in bound.arguments.items():
             if option in hints() and not _fits(value, hints()[option]):
                 raise _refusal(name, option, value, hints()[option])
+            if type(value) is int and value >= _NO_SIZE and option != "seed" and hints().get(option) is int:
+                raise ConfigError(f"{name}({option}={value}) was given. Allowed is a number below {_NO_SIZE:,}.")
         try:
             return function(*args, **kwargs)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG and not getattr(error, "__notes__", None):
+                shown = f"{str(error.filename)[:40]}..."
+                raise ConfigError(f"{name}: no file system takes a name as long as {shown}") from error
+            raise
         except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
             if not isinstance(error, ArchgradError) and (reason := _too_large(error)):
                 raise ResourceError(f"{name}: {reason}. Give smaller sizes, or numbers") from error

@@ -37,6 +37,8 @@ def inputs_of(example: Example, device: torch.device) -> tuple[Tensor, ...]:
         ModelError: the example is no tensor, and no tuple of them, or holds nothing.
     """
     parts = (example,) if isinstance(example, Tensor) else tuple(example) if isinstance(example, tuple | list) else ()
+    if any(isinstance(x, Tensor) and x.is_meta for x in parts):
+        raise ModelError("the example is on the device meta, which holds no values; give it on a device")
     if not parts or not all(isinstance(x, Tensor) and x.dim() and len(x) for x in parts):
         shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in parts or (example,)]
         raise ModelError(
