@@ -35,7 +35,6 @@ import functools
 import json
 import math
 import os
-import platform
 import signal
 import statistics
 import sys
@@ -390,7 +389,6 @@ def main() -> None:
     kept = json.loads(given.out.read_text()) if given.out.exists() else {}
     for part in given.parts:
         kept[part] = run[part]()
-        kept |= {"torch": torch.__version__, "python": platform.python_version()}
         save_results(given.out, kept)
 
 
