@@ -139,11 +139,12 @@ def _is_container(value: object, origin: Any) -> bool:
         return callable(value)
     if issubclass(origin, Mapping):
         return isinstance(value, Mapping)
-    if origin in (list, tuple):
+    if origin is list:
         return isinstance(value, list | tuple)
     if issubclass(origin, Sequence):
         listed = hasattr(value, "__len__") and isinstance(value, Iterable)
-        return listed and not isinstance(value, str | bytes | Mapping)
+        other = isinstance(value, str | bytes | Mapping) or (origin is tuple and type(value).__name__ == "Tensor")
+        return listed and not other
     return isinstance(value, origin)
 
 
