@@ -127,8 +127,14 @@ def test_uniform_leaves_blocks_where_they_are_and_says_what_it_cannot_keep(task:
     assert any(gate.vanishing for gate in gates(space).values())
     network = ag.cut(space, scores, limit=macs.at_most(fraction=0.3), round_to=1, uniform=True)
     assert network.block[1].weight.shape[:2] == network.block[3].weight.shape[:2]
-    with pytest.raises(LimitError, match="no uniform width keeps"):
-        ag.cut(space, scores, limit=macs.at_most(fraction=0.01), round_to=1, uniform=True)
+    counted_by_hand = ag.black_box(lambda net: float(sum(p.numel() for p in net.parameters())), name="own", unit="")
+    for cost, fraction in ((macs, 0.01), (counted_by_hand, 0.03)):
+        with pytest.raises(LimitError, match="no uniform width keeps"):
+            ag.cut(space, scores, limit=cost.at_most(fraction=fraction), round_to=1, uniform=True)
+    limit = counted_by_hand.at_most(fraction=0.4)
+    assert counted_by_hand.of(ag.cut(space, scores, limit=limit, round_to=1, uniform=True)) <= 0.4 * sum(
+        p.numel() for p in Residual().parameters()
+    )
 
 
 def test_repair_is_exact_where_a_channel_is_the_sum_of_others(task: ag.Classification) -> None:

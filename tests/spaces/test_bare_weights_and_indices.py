@@ -492,3 +492,23 @@ def test_maps_that_a_linear_layer_makes_go_with_their_channels(side: int) -> Non
     space, x = slim(nn.Sequential(*layers).double(), torch.randn(2, 5).double()), torch.randn(2, 5).double()
     assert sizes(space) == {"0": 12}
     assert_exact(space, (x,))
+
+
+class OwnKernel(nn.Conv2d):
+    """A convolution with a forward of its own, whose numbers are the layer's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight.tanh(), self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_groups_of_layers_with_a_forward_of_their_own_go_with_their_channels(groups: int) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        OwnKernel(3, 8, 3, padding=1), nn.ReLU(), OwnKernel(8, 8, 3, padding=1, groups=groups), nn.ReLU(),
+        OwnKernel(8, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2),
+    ).to(DOUBLE)  # fmt: skip
+    example = torch.randn(2, 3, 6, 6, dtype=DOUBLE)
+    space = slim(net, example)
+    assert {"0", "4"} <= set(sizes(space))
+    assert_exact(space, (example,))

@@ -134,3 +134,44 @@ def test_what_is_not_weighted_and_added_up_is_no_mixture(way: str) -> None:
             return self.last(y)
 
     assert blocks(slim(Other().double(), torch.randn(4, 6, dtype=DOUBLE))) == []
+
+
+def of_images(kind: str, channels: int) -> nn.Module:
+    """An expert of images; all but the plain one put out sizes that are the input's on some inputs alone."""
+    narrow, wide = nn.Conv2d(channels, 5, 3, padding=1), nn.Conv2d(5, channels, 1)
+    if kind == "pooled":
+        return nn.Sequential(nn.AdaptiveAvgPool2d(8), narrow, nn.ReLU(), wide)
+    if kind == "up":
+        return nn.Sequential(nn.Conv2d(channels, 5, 2, stride=2), nn.ReLU(), nn.Upsample(scale_factor=2), wide)
+    return nn.Sequential(narrow, nn.ReLU(), wide)
+
+
+class Images(nn.Module):
+    """[B, 3, H, W] -> [B, 2]: a mixture over images."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.stem, self.head, self.router = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6, 2), nn.Linear(6, 3)
+        self.experts = nn.ModuleList(of_images(kind, 6) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        weights = self.router(x.mean((2, 3))).softmax(-1)
+        mixed: Tensor = sum(weights[:, k].view(-1, 1, 1, 1) * expert(x) for k, expert in enumerate(self.experts))  # type: ignore[assignment]
+        logits: Tensor = self.head(mixed.mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize(("kind", "size"), [("plain", 13), ("pooled", 16), ("up", 9)])
+def test_experts_whose_size_is_the_inputs_on_the_example_alone_stay(kind: str, size: int) -> None:
+    torch.manual_seed(0)
+    net = Images(kind).to(DOUBLE)
+    space = slim(net, torch.randn(2, 3, 8, 8, dtype=DOUBLE))
+    assert (blocks(space) != []) == (kind == "plain")
+    if kind == "up":  # its own sum fails on odd sizes
+        return
+    other = torch.randn(3, 3, size, size, dtype=DOUBLE)
+    if kind == "plain":
+        gone = Architecture({**full(space), blocks(space)[0]: ()})
+        torch.testing.assert_close(build(space, gone)(other), hold(space, gone)(other))
+    assert build(space, full(space))(other).shape == (3, 2)

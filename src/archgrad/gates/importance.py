@@ -31,6 +31,7 @@ from archgrad.training.fit import recalibrate
 
 Criterion = Literal["magnitude", "bn_scale", "taylor", "variance", "random"]
 _RIDGE = 1e-3  # of the mean square of the channels, so that dead ones do not matter
+_ROOM = (1.0, 0.95, 0.85, 0.7, 0.5, 0.0)  # of a uniform width, where what is measured again is over its limit
 _WIDEST = 4096  # channels whose products are still kept: 128 MB
 
 
@@ -127,7 +128,7 @@ def cut(
         ChoiceError: the space has choices that are no gates, or none.
         ModelError: the task's loss fails with the space.
         ConfigError: scores of another space, or `repair` without a task.
-        LimitError: no network of the space meets the limit; the message says the lowest reachable.
+        LimitError: no network of the space meets the limit, or with `uniform` none of uniform width.
 
     Example:
         >>> import torch, archgrad as ag
@@ -153,12 +154,14 @@ def cut(
     constraint = GateConstraint(space, limit, WidthRounding.asked(round_to, space, limit))
     width = constraint.uniform_width()
     if uniform:
-        architecture = same_share(space, width, constraint.rounding, scores)
-        if constraint.counted and not constraint.is_feasible(architecture):
+        tried = (same_share(space, room * width, constraint.rounding, scores) for room in _ROOM)
+        found = next(filter(constraint.is_feasible, tried), None)
+        if found is None:
             raise LimitError(
                 f"no uniform width keeps {constraint!r}: blocks stay, and rounding keeps layers wide. Leave out "
-                f"uniform=True, give round_to=1, or raise the limit"
+                f"uniform=True, raise the limit, or give round_to=1 where widths are rounded"
             )
+        architecture = found
     else:
         architecture = constraint.best_feasible(scores, floor=FLOOR * width)
     network = build(space, architecture)

@@ -6,11 +6,13 @@ the others add is the same as with the last layer of that expert at zero.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from archgrad.choices.channels import Vanishing
@@ -19,7 +21,7 @@ from archgrad.copy_and_run import copied, in_mode
 from archgrad.spaces.slim.branches import silencer
 from archgrad.spaces.slim.layer_sides import NORMS, is_layer
 from archgrad.spaces.slim.parted_branches import SCALING, Use, keeps_states, removal_of, replacement
-from archgrad.spaces.slim.seeded_run import OperatorMode, plain_kernels, run, tensors_in
+from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, OperatorMode, plain_kernels, run, tensors_in
 from archgrad.spaces.slim.trial import Removal, Trial
 
 PRODUCTS = ("mul", "div", "bmm", "mm", "mv", "addmm", "baddbmm", "addcmul")
@@ -92,7 +94,7 @@ def experts(trial: Trial) -> tuple[list[Removal], set[str]]:
             rest, width = _zeros(module, use, trial.network.get_submodule(final)), final
             if rest is None:
                 rest, width = replacement(module, use), ""
-            if rest is not None:
+            if rest is not None and _agree(module, rest, use):
                 removals.append(removal_of(trial.network, final, Vanishing(expert, (rest,), width=width)))
     return removals, members
 
@@ -123,6 +125,36 @@ def _zeros(module: nn.Module, use: Use, last: nn.Module) -> nn.Module | None:
             return None
     stand_in(zeros, module)
     return zeros
+
+
+def _agree(module: nn.Module, rest: nn.Module, use: Use) -> bool:
+    """Whether zeros have the shape of what the expert puts out for inputs of other sizes too, along any axis.
+
+    Sizes that the expert does not take, such as other numbers of channels, tell nothing.
+    """
+    sizes = [x.dim() for x in tensors_in((use.args, use.kwargs))]
+    for axis, grown in itertools.product(range(max(sizes, default=0)), (1, 2, 3)):
+
+        def larger(x: Tensor, axis: int = axis, grown: int = grown) -> Tensor:
+            added = [grown if a == axis else size for a, size in enumerate(x.shape)]
+            return x if x.dim() <= axis else torch.cat((x, x.new_zeros(added)), axis)
+
+        args, kwargs = tree_map_only(Tensor, larger, (use.args, dict(use.kwargs)))
+        with torch.no_grad(), plain_kernels():
+            try:
+                made = in_mode(copied(module))(*args, **kwargs)
+            except NETWORK_ERRORS:
+                continue
+            try:
+                if tree_map_only(Tensor, _form, rest(*args, **kwargs)) != tree_map_only(Tensor, _form, made):
+                    return False
+            except NETWORK_ERRORS:
+                return False
+    return True
+
+
+def _form(x: Tensor) -> tuple[torch.Size, torch.dtype]:
+    return x.shape, x.dtype
 
 
 def _followed(trial: Trial) -> tuple[dict[str, Use], set[frozenset[str]]]:

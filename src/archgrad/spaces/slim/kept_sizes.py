@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from archgrad.copy_and_run import Intercepted
 from archgrad.spaces.slim.dependency import Labels, Walk
-from archgrad.spaces.slim.layer_sides import HEADS
+from archgrad.spaces.slim.layer_sides import HEADS, is_layer
 from archgrad.spaces.slim.numbering import Numbering
 
 Source = tuple[str, str]  # path of the module, and the attribute: "dim_conv", or "splits[1]"
@@ -51,6 +51,8 @@ def know_sources(network: nn.Module) -> None:
         if type(module).__module__.startswith("torch.") and not isinstance(module, (fx.GraphModule, nn.Unflatten)):
             continue
         for name, value in list(vars(module).items()):
+            if name == "groups" and is_layer(module):  # which go with the layer's own channels
+                continue
             if type(value) is int and value > 0:
                 vars(module)[name] = known(value, (path, name))
             elif type(value) in (tuple, list) and value and all(type(v) is int and v > 0 for v in value):

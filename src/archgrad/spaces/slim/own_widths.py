@@ -41,7 +41,8 @@ def note_widths(numbering: Numbering, walk: Walk, given_axes: GivenAxes) -> list
     """Note for each of the user's modules what lies along the axes of its arguments; the hooks to remove."""
     handles = []
     for path, module in numbering.modules.items():
-        own = [t for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)) if t.dim() > 2]
+        bare = () if is_layer(module) else (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        own = any(t.dim() > 2 for t in bare)
         inside = own or any(p.dim() > 1 for child in module.children() for p in child.parameters(recurse=False))
         if not path or not inside or type(module).__module__.startswith("torch."):
             continue
