@@ -240,7 +240,7 @@ def page(record: dict[str, Any]) -> str:
         "Not handled at all: "
         + ("; ".join(f"{r['name']} ({r['failed'][:80]})" for r in rows if "failed" in r) or "none") + ".",
         "Costs that the space expects and that differ from the count of the built network by more than one in a "
-        "million: " + (off or "none") + ".",
+        "million, in shares of that count: " + (off or "none") + ".",
         f"Slimming takes {seconds:.0f} times the processor time of Torch-Pruning in the median of the networks that "
         "both handle: each removal is tried.",
         "",
