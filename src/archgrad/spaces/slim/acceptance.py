@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from archgrad.copy_and_run import in_mode
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, run, tensors_of
 from archgrad.spaces.slim.trial import TOLERANCE, Check, Removal, Trial, as_real, largest, readers
-from archgrad.spaces.slim.trial_masks import MASKS, kept_entries
+from archgrad.spaces.slim.trial_masks import BRANCHLESS, MASKS, kept_entries
 
 UNSHOWN = (
     "the example does not exercise it: closing its channels changes no output; give an example on which it counts"
@@ -71,6 +71,8 @@ def settle(
     """
     accepted = list(removals)
     for mask in trial.masks if masks is None else masks:
+        if mask in BRANCHLESS and not any(r.vanishing for r in accepted):
+            continue
         while accepted and budget.spend(f"trying {len(accepted)} gates together"):
             failure = trial.failure(accepted, mask, checks)
             if failure is None:

@@ -20,7 +20,7 @@ from archgrad.copy_and_run import copied
 from archgrad.errors import ModelError, one_line
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, plain_kernels, run, tensors_of, without_scripts
 from archgrad.spaces.slim.trial_inputs import KeptDouble, calibrate, trial_inputs
-from archgrad.spaces.slim.trial_masks import HALVES, MASKS, kept_entries
+from archgrad.spaces.slim.trial_masks import BRANCHLESS, HALVES, MASKS, kept_entries
 from archgrad.spaces.slim.width_independent_draws import AlignedDraws
 
 # Relative differences that rounding explains in any network; more is weighed against a measured floor.
@@ -125,7 +125,7 @@ class Trial:
     @property
     def masks(self) -> Sequence[str]:
         """What is kept, one after another; of a large network, no halves of the gates."""
-        return MASKS if self.large else (*MASKS, *HALVES)
+        return (*MASKS, *list(BRANCHLESS)[:1]) if self.large else (*MASKS, *HALVES, *BRANCHLESS)
 
     def checks(self, mask: str) -> list[Check]:
         """The comparisons made of one kind of mask: each of the inputs, and training, is met by one of the first.
