@@ -281,29 +281,3 @@ def test_what_a_module_hands_on_it_hands_on_without_its_branch() -> None:
     architecture = ag.Architecture({**whole, "parts.1.branch": ()})
     expected = outputs(hold(space, architecture), (x,))
     assert difference(expected, outputs(build(space, architecture), (x,))) < 1e-9
-
-
-@pytest.mark.parametrize(("width", "first"), [(8, 4), (8, 3), (6, 2), (10, 6)])
-def test_zeros_for_a_block_without_a_shortcut_are_as_wide_as_its_output(width: int, first: int) -> None:
-    """Some channels of the output stay whatever the gate says, so that by chance it is as wide as the input."""
-
-    class Gated(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.conv = nn.Conv1d(3, width, 3, padding=1), nn.Conv1d(width, width, 1)
-            self.down, self.up = nn.Linear(width, 3), nn.Linear(3, width)
-            self.factor, self.head = nn.Parameter(torch.randn(width, 1)), nn.Linear(first, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.stem(x)
-            x = x * self.up(self.down(x.mean(2)).relu()).sigmoid().unsqueeze(2)
-            return self.head((self.conv(x) * self.factor)[:, :first].mean(2))
-
-    torch.manual_seed(0)
-    net = Gated().double()
-    example = torch.randn(2, 3, 6, dtype=torch.float64)
-    space = ag.slim(net, example)
-    for seed in range(12):
-        architecture = ag.sample(space, generator=torch.Generator().manual_seed(seed))
-        held, built = hold(space, architecture), build(space, architecture)
-        torch.testing.assert_close(built(example), held(example))
