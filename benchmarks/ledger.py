@@ -357,7 +357,7 @@ ENTRIES: dict[str, Entry] = {
     "memory_bound_planted": Entry(
         "Does RADARS find its way where half of the candidates are bad?",
         _run(
-            "memory_bound", "--sizes --accuracy-sizes --planted planted --accuracy-data digits --seeds 5",
+            "memory_bound", "--sizes --accuracy-sizes --planted --accuracy-data digits --seeds 5",
             "memory_bound_planted",
         ),
         "docs/benchmarks/memory-bound.md",

@@ -73,7 +73,7 @@ def checked(function: Function) -> Function:
         for option, value in bound.arguments.items():
             if option in hints() and not _fits(value, hints()[option]):
                 raise _refusal(name, option, value, hints()[option])
-            if type(value) is int and value >= _NO_SIZE and option != "seed" and hints().get(option) is int:
+            if option != "seed" and hints().get(option) is int and value >= _NO_SIZE:
                 raise ConfigError(f"{name}({option}={value}) was given. Allowed is a number below {_NO_SIZE:,}.")
         try:
             return function(*args, **kwargs)

@@ -95,8 +95,8 @@ class Vanishing:
             shortcut, an activation) or new modules; none: the identity.
         term: the module stands in a list or dictionary of modules whose outputs are added up, and is removed from it.
         also: other modules of the branch, by path, and what stands in for them.
-        width: path of the layer as wide as whose outputs are the zeros that the parts put out; "" where their input
-            tells.
+        width: path of a layer; the part puts out zeros, as many channels as that layer makes. "" where the part
+            reads its width from its input.
     """
 
     module: str

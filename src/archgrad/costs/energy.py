@@ -304,7 +304,7 @@ class PeakPower(_Metered):
     """The peak power of forward passes, in watts, as a cost: the highest mean power of any 20 ms while they run.
 
     A counter sees the whole package or GPU, what idles in it too. Where there is none, the estimate is the modelled
-    energy of a pass over the time of the fastest of five:   P = energy / t.
+    energy of a pass over the time of the fastest of five,   P = energy / t,   which is as noisy as a latency.
 
     Args:
         example: inputs [B, ...], or a tuple or dict of such, on the device that is measured.
