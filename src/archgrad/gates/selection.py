@@ -14,7 +14,7 @@ from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.channels import require_whole
 from archgrad.choices.gate import Gate
-from archgrad.costs.count import Macs, Params
+from archgrad.costs.count import Counter, Macs, Params
 from archgrad.costs.file_size import FileSize, largest_file
 from archgrad.costs.limits import Limit
 from archgrad.errors import ChoiceError, LimitError
@@ -112,9 +112,8 @@ def full(space: nn.Module) -> Architecture:
 
 def _smallest(space: nn.Module, rounding: WidthRounding) -> Architecture:
     """The architecture that closes all that can close."""
-    return above_threshold(
-        space, {name: torch.zeros(gate.size) for name, gate in gates(space).items()}, 1.0, rounding
-    )
+    scores = {name: torch.zeros(gate.size) for name, gate in gates(space).items()}
+    return above_threshold(space, scores, 1.0, rounding)
 
 
 # Under a limit no layer keeps less than this part of the width that uniform scaling would leave it.
@@ -141,10 +140,13 @@ class GateConstraint:
         self.space, self.rounding = space, rounding
         self.parts: tuple[GateConstraint, ...] = ()
         self.counted: bool
+        self.counter: Counter | None
         if isinstance(limit, list | tuple) and len(limit) > 1:
             self.parts = tuple(GateConstraint(space, one, rounding) for one in limit)
             self.name, self.unit, self.bound = "limits", "of the limits", 1.0
             self.counted = all(part.counted for part in self.parts)
+            for part in self.parts if not self.counted else ():
+                part.counter = None  # beside what is measured, all of it is asked for each network
             self.reference = self.price(full(space))
             return
         if isinstance(limit, list | tuple) and not limit:
@@ -214,10 +216,8 @@ class GateConstraint:
         low, high = 0.0, 1.0
         for _ in range(12 if self.counted else 5):
             middle = (low + high) / 2
-            if self.is_feasible(uniform(self.space, middle, self.rounding)):
-                low = middle
-            else:
-                high = middle
+            keeps = self.is_feasible(uniform(self.space, middle, self.rounding))
+            low, high = (middle, high) if keeps else (low, middle)
         return low
 
     def best_feasible(self, scores: Mapping[str, Tensor], *, floor: float = 0.0) -> Architecture:
