@@ -40,6 +40,9 @@ class Mixture(nn.Module):
         words, weights = x.flatten(0, 1), weights.flatten(0, 1)
         best, chosen = weights.topk(1 if self.way == "first alone" else 2)
         made = words.new_zeros(len(words), self.experts[0][2].out_features)
+        if self.way == "one precision":  # the layers', whatever that of the words is
+            made = made.to(self.experts[0](words[:1]).dtype)
+            best = best.to(made.dtype)
         for number, expert in enumerate(self.experts):
             rows, rank = torch.where(chosen == number)
             if self.way == "masked":
@@ -48,6 +51,17 @@ class Mixture(nn.Module):
             else:
                 made = made.index_add(0, rows, expert(words[rows]) * best[rows, rank, None])
         return made.view(*x.shape[:2], -1)
+
+
+class Shifted(nn.Linear):
+    """A linear layer and a shift, whose outputs are in single precision under autocast."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 6)
+        self.shift = nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.shift
 
 
 class Around(nn.Module):
@@ -175,3 +189,31 @@ def test_experts_whose_size_is_the_inputs_on_the_example_alone_stay(kind: str, s
         gone = Architecture({**full(space), blocks(space)[0]: ()})
         torch.testing.assert_close(build(space, gone)(other), hold(space, gone)(other))
     assert build(space, full(space))(other).shape == (3, 2)
+
+
+@pytest.mark.parametrize("outs", [6, 4])
+@pytest.mark.parametrize("shifted", [True, False])
+@pytest.mark.parametrize("way", ["sum", "stack", "product", "masked", "one precision"])
+def test_experts_that_are_gone_have_the_precision_of_the_others_under_autocast(
+    way: str, shifted: bool, outs: int
+) -> None:
+    torch.manual_seed(len(way) + outs)
+    x, net = torch.randn(3, 40, 3), Around(way, outs, skip=False)
+    net.first = Shifted() if shifted else net.first
+    space = slim(net, x)
+    stir(space)
+    gone = blocks(space)
+    assert gone
+    for closed in (gone[:1], gone):
+        architecture = Architecture({**full(space), **dict.fromkeys(closed, ())})
+        held, built = hold(space, architecture), build(space, architecture)
+        for training in (False, True):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                (expected,), (made,) = (outputs(net, (x,), training=training) for net in (held, built))
+            assert expected.dtype == made.dtype == torch.bfloat16
+            assert torch.equal(expected, made)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = built.train(training)(x).square().sum()
+            loss.backward()
+    exported = torch.export.export(built.eval(), (x,), strict=False) if way == "sum" else None
+    assert exported is None or torch.equal(exported.module()(x), built(x))

@@ -20,7 +20,7 @@ from archgrad.choices.fewer_heads import stand_in
 from archgrad.copy_and_run import copied, in_mode
 from archgrad.spaces.slim.branches import silencer
 from archgrad.spaces.slim.layer_sides import NORMS, is_layer
-from archgrad.spaces.slim.parted_branches import SCALING, Use, keeps_states, removal_of, replacement
+from archgrad.spaces.slim.parted_branches import SCALING, Use, keeps_states, lower, removal_of, replacement
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, OperatorMode, plain_kernels, run, tensors_in
 from archgrad.spaces.slim.trial import Removal, Trial
 
@@ -91,11 +91,13 @@ def experts(trial: Trial) -> tuple[list[Removal], set[str]]:
             if end is None:
                 continue
             final = f"{expert}.{end}".rstrip(".")
-            rest, width = _zeros(module, use, trial.network.get_submodule(final)), final
-            if rest is None:
-                rest, width = replacement(module, use), ""
-            if rest is not None and _agree(module, rest, use):
-                removals.append(removal_of(trial.network, final, Vanishing(expert, (rest,), width=width)))
+            for lowered in (True, False):
+                rest, width = _zeros(module, use, trial.network.get_submodule(final), lowered=lowered), final
+                if rest is None:
+                    rest, width = replacement(module, use, lowered=lowered), ""
+                if rest is not None and _agree(module, rest, use) and _agree_in_autocast(module, rest, use):
+                    removals.append(removal_of(trial.network, final, Vanishing(expert, (rest,), width=width)))
+                    break
     return removals, members
 
 
@@ -105,7 +107,7 @@ def _last_layer(module: nn.Module, use: Use) -> str | None:
     return silencer(copied(module), use) or None
 
 
-def _zeros(module: nn.Module, use: Use, last: nn.Module) -> nn.Module | None:
+def _zeros(module: nn.Module, use: Use, last: nn.Module, *, lowered: bool) -> nn.Module | None:
     """What puts out zeros as wide as a layer, where one input is like the output but for its width."""
     (x, *others), made = use.args or (None,), use.output
     alike = isinstance(x, Tensor) and isinstance(made, Tensor) and x.dim() == made.dim() and x.dtype == made.dtype
@@ -116,13 +118,13 @@ def _zeros(module: nn.Module, use: Use, last: nn.Module) -> nn.Module | None:
     given = graph.placeholder("input")
     width = graph.create_node("get_attr", "channels")
     one = graph.call_function(torch.zeros_like, (graph.call_function(torch.narrow, (given, axis, 0, 1)),))
-    graph.output(graph.call_method("repeat", (one, *(width if a == axis else 1 for a in range(made.dim())))))
+    every = graph.call_method("repeat", (one, *(width if a == axis else 1 for a in range(made.dim()))))
+    graph.output(lower(graph, every) if lowered else every)
     root = nn.Module()
     root.channels = made.shape[axis]
     zeros = fx.GraphModule(root, graph)
-    with torch.no_grad():
-        if zeros(x).shape != made.shape:
-            return None
+    if not made.is_floating_point() or zeros(x).shape != made.shape:
+        return None
     stand_in(zeros, module)
     return zeros
 
@@ -140,17 +142,40 @@ def _agree(module: nn.Module, rest: nn.Module, use: Use) -> bool:
             return x if x.dim() <= axis else torch.cat((x, x.new_zeros(added)), axis)
 
         args, kwargs = tree_map_only(Tensor, larger, (use.args, dict(use.kwargs)))
-        with torch.no_grad(), plain_kernels():
-            try:
-                made = in_mode(copied(module))(*args, **kwargs)
-            except NETWORK_ERRORS:
-                continue
-            try:
-                if tree_map_only(Tensor, _form, rest(*args, **kwargs)) != tree_map_only(Tensor, _form, made):
-                    return False
-            except NETWORK_ERRORS:
+        if not _have_one_form(in_mode(copied(module)), rest, Use(args, kwargs, None)):
+            return False
+    return True
+
+
+def _agree_in_autocast(module: nn.Module, rest: nn.Module, use: Use) -> bool:
+    """Whether zeros have the precision of what the expert puts out under `torch.autocast` too, so that they can be
+    written beside the outputs of the others."""
+    single = in_mode(copied(module)).float()
+    for dtype in (torch.float32, torch.bfloat16):
+
+        def given(x: Tensor, dtype: torch.dtype = dtype) -> Tensor:
+            return x.to(dtype) if x.is_floating_point() else x
+
+        args, kwargs = tree_map_only(Tensor, given, (use.args, dict(use.kwargs)))
+        with torch.autocast(use.made.device.type, dtype=torch.bfloat16):
+            if not _have_one_form(single, rest, Use(args, kwargs, None)):
                 return False
     return True
+
+
+def _have_one_form(module: nn.Module, rest: nn.Module, use: Use) -> bool:
+    """Whether shapes and types of two modules' outputs are the same; what the first does not take tells nothing."""
+    with torch.no_grad(), plain_kernels():
+        try:
+            made = module(*use.args, **use.kwargs)
+        except NETWORK_ERRORS:
+            return True
+        try:
+            return bool(
+                tree_map_only(Tensor, _form, rest(*use.args, **use.kwargs)) == tree_map_only(Tensor, _form, made)
+            )
+        except NETWORK_ERRORS:
+            return False
 
 
 def _form(x: Tensor) -> tuple[torch.Size, torch.dtype]:

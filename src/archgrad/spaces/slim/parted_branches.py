@@ -59,7 +59,9 @@ def removal_of(network: nn.Module, last: str, vanishing: Vanishing) -> Removal:
     return Removal(f"{path}.branch", couplings, vanishing, last)
 
 
-def replacement(module: nn.Module, use: Use, *, zeros: bool = True, unread: Sequence[int] = ()) -> nn.Module | None:
+def replacement(
+    module: nn.Module, use: Use, *, zeros: bool = True, lowered: bool = False, unread: Sequence[int] = ()
+) -> nn.Module | None:
     """A plain module that is called as `module` and puts out zeros, or else its input; None where no one input tells
     shape and dtype.
 
@@ -67,6 +69,7 @@ def replacement(module: nn.Module, use: Use, *, zeros: bool = True, unread: Sequ
         module: what it stands in for.
         use: its only call.
         zeros: whether zeros, or what it is given.
+        lowered: whether the zeros have the precision of a layer's outputs under `torch.autocast`; see `lower`.
         unread: by place the outputs behind the first that nobody reads.
     """
     rest = use.output[1:] if isinstance(use.output, tuple) else ()
@@ -91,10 +94,19 @@ def replacement(module: nn.Module, use: Use, *, zeros: bool = True, unread: Sequ
         given[name] = graph.placeholder(stars + name, None, *default)
     first = given[next(iter(like))]
     first = graph.call_function(torch.zeros_like, (first,)) if zeros else first
+    first = lower(graph, first) if lowered else first
     graph.output((first, *(given.get(n) for n in handed)) if isinstance(use.output, tuple) else first)
     made = fx.GraphModule(nn.Module(), graph)
     stand_in(made, module)
     return made
+
+
+def lower(graph: fx.Graph, zeros: fx.Node) -> fx.Node:
+    """Zeros in the precision in which `torch.autocast` runs layers, or else in their own.
+
+    PReLU is the one operator on autocast's lists that computes each element by itself, whatever the device.
+    """
+    return graph.call_function(torch.prelu, (zeros, graph.call_method("new_zeros", (zeros, 1))))
 
 
 def keeps_states(module: nn.Module) -> bool:
