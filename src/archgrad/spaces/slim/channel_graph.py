@@ -11,6 +11,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from archgrad.choices.channels import Coupling, kind_of
 from archgrad.choices.fewer_heads import AttentionCall
 from archgrad.spaces.slim.dependency import Components, Labels, Walk
+from archgrad.spaces.slim.flat_kernels import Factors, factors_of
 from archgrad.spaces.slim.kept_sizes import Sizes, know_sources, unflattening
 from archgrad.spaces.slim.layer_sides import (
     NORMS,
@@ -62,6 +64,7 @@ class ChannelGraph:
         divides: whether channels are divided, by heads, which could go by their places within heads too.
         parts: how the products that modules compute themselves are divided.
         grouped: GroupNorms by which all channels in front of them go together or not at all.
+        factors: sides along which lie the filters of a kernel, not yet followed as such.
     """
 
     groups: dict[str, list[Coupling]] = field(default_factory=dict)
@@ -73,6 +76,7 @@ class ChannelGraph:
     divides: bool = False
     parts: Parts = field(default_factory=dict)
     grouped: set[str] = field(default_factory=set)
+    factors: Factors = field(default_factory=dict)
 
     def macs(self, network: nn.Module, *, without: Collection[str] = ()) -> float:
         """Multiply-adds on the example of the layers of a network with these paths, whatever their widths."""
@@ -91,6 +95,7 @@ def trace(
     sources: bool = True,
     outer: ChannelGraph | None = None,
     thinned: Collection[str] = (),
+    factors: Factors = MappingProxyType({}),
 ) -> ChannelGraph:
     """The removable channel groups of a network, not yet tried out.
 
@@ -102,10 +107,10 @@ def trace(
         outer: of an earlier run, in which channels that are divided went by heads; now they go by their places within
             heads, and only those are returned.
         thinned: paths of GroupNorms whose groups lose places, where else whole groups go.
+        factors: sides along which lie the filters of a kernel.
     """
-    if sources:
-        know_sources(network)
-    numbering, components, is_read = _numbered(Numbering(network, thinned=thinned), keep)
+    ratios = know_sources(network) if sources else []
+    numbering, components, is_read = _numbered(Numbering(network, thinned=thinned, factors=factors), keep)
     stack = [""]
     visited: set[str] = set()
     positions: Counter[str] = Counter()
@@ -129,7 +134,7 @@ def trace(
     handles += whole_hooks(numbering, walk)
     given_axes: GivenAxes = {}
     handles += note_widths(numbering, walk, given_axes)
-    sizes = Sizes(walk)
+    sizes = Sizes(walk, ratios)
     try:
         with plain_kernels(), walk, unflattening(walk), packing(walk), sizes.noting():
             outputs = [run(network, example)]
@@ -148,12 +153,17 @@ def trace(
     count_states(graph.groups, numbering.modules, blank)
     graph.positions, graph.calls, graph.divides, graph.parts = positions, numbering.calls, walk.divides, parts
     graph.whole = graph.macs(network)
+    graph.factors = factors_of(walk, numbering.sides)
     graph.wides = wides_of(numbering, walk, given_axes)
+    _say_what_does_not_run(graph, numbering, visited)
+    return graph
+
+
+def _say_what_does_not_run(graph: ChannelGraph, numbering: Numbering, visited: set[str]) -> None:
     for path in graph.frozen.keys() - visited:
         used = any(True for _ in numbering.modules[path].children())
         if not used and graph.frozen[path] == UNREAD:
             graph.frozen[path] = f"it does not run on the example; {_kept_tensors(numbering)}"
-    return graph
 
 
 def _run_in_training(

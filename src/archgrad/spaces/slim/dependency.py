@@ -183,8 +183,8 @@ class Walk(OperatorMode):
         self.used: set[int] = set()  # parameters that an operator read, by identity
         self.divided: set[str] = set()  # modules that reshape what has channels
         self.paused = 0  # modules that are followed as a whole, inside which operators are not looked at
-        # By identity, without keeping the tensors alive.
-        self._shadows: MutableMapping[Tensor, Shadow] = WeakIdKeyDictionary()
+        self.kernels: list[tuple[Labels, tuple[int, ...]]] = []  # see `flat_kernels.note_kernel`
+        self._shadows: MutableMapping[Tensor, Shadow] = WeakIdKeyDictionary()  # by identity, none kept alive
         for tensor, shadow in tensors.items():
             self._shadows[tensor] = shadow
 

@@ -25,12 +25,35 @@ class KeptSize(int):
     """A number that knows of which attribute it is the value; what is computed of it does not, but a difference."""
 
     source: Source
+    ratios: list[tuple[KeptSize, KeptSize]]  # numbers that were divided by others, in one network
 
-    def __sub__(self, other: int) -> int:
-        rest = _Rest(int(self) - int(other)) if isinstance(other, KeptSize) else int(self) - int(other)
-        if isinstance(rest, _Rest):
+    def __sub__(self, other: Any) -> Any:
+        rest = super().__sub__(other)
+        if isinstance(other, KeptSize):
+            rest = _Rest(rest)
             rest.whole = self
         return rest
+
+    def __mul__(self, other: Any) -> Any:
+        """As `batch * self.out_channels`: a multiple of what this counts, unless the other counts something too."""
+        several = super().__mul__(other)
+        if isinstance(other, int) and not isinstance(other, KeptSize):
+            several = _Multiple(several)
+            several.size = self
+        return several
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: Any) -> Any:
+        if isinstance(other, KeptSize):
+            self.ratios.append((self, other))
+        return self if isinstance(other, int) and other == 1 else super().__floordiv__(other)
+
+
+class _Multiple(int):
+    """A kept number times another."""
+
+    size: KeptSize
 
 
 class _Rest(int):
@@ -39,12 +62,17 @@ class _Rest(int):
     whole: KeptSize
 
 
-def know_sources(network: nn.Module) -> None:
-    """Let the integer attributes of the user's own modules know where they are from, in place."""
+def know_sources(network: nn.Module) -> list[tuple[KeptSize, KeptSize]]:
+    """Let the integer attributes of the user's own modules know where they are from, in place.
+
+    Returns:
+        A list of those that are divided by one another, once the network has run.
+    """
+    ratios: list[tuple[KeptSize, KeptSize]] = []
 
     def known(value: int, source: Source) -> KeptSize:
         size = KeptSize(value)
-        size.source = source
+        size.source, size.ratios = source, ratios
         return size
 
     for path, module in network.named_modules():
@@ -57,6 +85,7 @@ def know_sources(network: nn.Module) -> None:
                 vars(module)[name] = known(value, (path, name))
             elif type(value) in (tuple, list) and value and all(type(v) is int and v > 0 for v in value):
                 vars(module)[name] = type(value)(known(v, (path, f"{name}[{i}]")) for i, v in enumerate(value))
+    return ratios
 
 
 def is_kept(size: object, names: tuple[str, ...]) -> bool:
@@ -65,10 +94,15 @@ def is_kept(size: object, names: tuple[str, ...]) -> bool:
 
 
 class Sizes:
-    """What each attribute counts, as a walk finds it."""
+    """What each attribute counts, as a walk finds it.
 
-    def __init__(self, walk: Walk) -> None:
-        self._walk = walk
+    Args:
+        walk: the walk.
+        ratios: numbers that the network divides by one another.
+    """
+
+    def __init__(self, walk: Walk, ratios: list[tuple[KeptSize, KeptSize]]) -> None:
+        self._walk, self._ratios = walk, ratios
         self._counted: dict[Source, list[Labels]] = {}
 
     def noting(self) -> Intercepted:
@@ -100,6 +134,10 @@ class Sizes:
 
     def tie(self, numbering: Numbering) -> None:
         """Number each attribute as a side of its module; the channels that one attribute counts go together."""
+        for pair in self._ratios:  # of equals, as `in_channels // groups` where each channel has its own filter
+            for one, other in (pair, pair[::-1]) if pair[0] == pair[1] else ():
+                if other.source in self._counted:
+                    self._counted.setdefault(one.source, self._counted[other.source])
         known_counts = {(path, name) for (path, _), cut in numbering.cuts.items() for name in cut[2]}
         for (path, name), arrays in self._counted.items():
             if (path, name.partition("[")[0]) in known_counts:
@@ -165,22 +203,28 @@ class Sizes:
 
     def _grouped(self, x: Tensor, groups: Any) -> None:
         """Groups of a convolution with bare filters, each of which goes with the channels that it reads."""
-        arrays = self._walk.shadow(x).axes.get(1, [])[:1] if isinstance(groups, KeptSize) else []
+        size = groups.size if isinstance(groups, _Multiple) else groups
+        arrays = self._walk.shadow(x).axes.get(1, [])[:1] if isinstance(size, KeptSize) and size > 1 else []
         for labels in arrays:
-            self._counted.setdefault(groups.source, []).append(labels.reshape(groups, -1)[:, 0])
+            blocks = labels.reshape(-1, size, labels.size // groups)[:, :, 0]
+            if (blocks == blocks[:1]).all():
+                self._counted.setdefault(size.source, []).append(blocks[0])
 
     def _count(self, size: Any, x: Tensor, axis: int, where: slice) -> None:
         if (
             isinstance(size, _Rest) and where.stop is not None
         ):  # channels behind others, with which they are the whole
             size, where = size.whole, slice(max(0, where.stop - size.whole), where.stop)
+        times = size // size.size if isinstance(size, _Multiple) else 1
+        size = size.size if isinstance(size, _Multiple) else size
         if not isinstance(size, KeptSize):
             return
         apart = self._walk.shadow(x).apart
         arrays = self._walk.shadow(x).axes.get(axis, [])[:1] if apart is None or apart.axis != axis else apart.labels
         for labels in arrays:
-            if len(labels[where]) == size:
-                self._counted.setdefault(size.source, []).append(labels[where])
+            blocks = labels[where].reshape(times, -1) if len(labels[where]) == times * size else labels[:0]
+            if len(blocks) and (blocks == blocks[:1]).all():
+                self._counted.setdefault(size.source, []).append(blocks[0])
 
 
 def unflattening(walk: Walk) -> Intercepted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from types import MappingProxyType
 
 import numpy as np
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn.utils import parametrize
 from archgrad.choices.channel_norms import ChannelNorm, channel_norm, group_norm
 from archgrad.choices.standardized_weights import StandardizedWeight, standardized_weight
 from archgrad.spaces.slim.dependency import Labels, Shadow
+from archgrad.spaces.slim.flat_kernels import Factors, apart, shapes_like
 from archgrad.spaces.slim.layer_sides import TABLES, cuts, has_sides, reads_each, sides_of, width_of
 from archgrad.spaces.slim.recurrent import Cut, is_recurrent
 from archgrad.spaces.slim.seeded_run import computed_weights
@@ -29,10 +31,13 @@ class Numbering:
     Args:
         network: with all of its modules.
         thinned: paths of GroupNorms whose groups lose places, where else whole groups go.
+        factors: sides along which lie the filters of a kernel.
     """
 
-    def __init__(self, network: nn.Module, *, thinned: Collection[str] = ()) -> None:
-        self.network, self.thinned = network, thinned
+    def __init__(
+        self, network: nn.Module, *, thinned: Collection[str] = (), factors: Factors = MappingProxyType({})
+    ) -> None:
+        self.network, self.thinned, self.factors = network, thinned, factors
         self.modules = dict(network.named_modules())
         self.sides: dict[Side, Labels] = {}
         self.cuts: dict[Side, Cut] = {}
@@ -45,18 +50,18 @@ class Numbering:
         self.size = 0
         for path, module in self.modules.items():
             for side, cut in self._sides(path, module).items():
-                self._number(path, side, cut[0])
-                self.cuts[path, side] = cut
-                for name, dim in cut[1]:
-                    self._label(module, name, dim, self.sides[path, side])
+                for own in self._number(path, side, cut[0]):
+                    self.cuts[path, own] = cut
+                    for name, dim in cut[1]:
+                        self._label(module, name, dim, self.sides[path, own], beside=own != side)
             for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
                 known = self.tensors.get(tensor)
                 if known is None or (isinstance(module, nn.MultiheadAttention) and 0 not in known.axes):
                     dot = f"{path}.{name}" if path else name
                     for dim, width in enumerate(tensor.shape):
                         if width > 1 and (known is None or dim not in known.axes):
-                            self._number(dot, f"axis {dim}", width)
-                            self._label(module, name, dim, self.sides[dot, f"axis {dim}"])
+                            for own in self._number(dot, side := f"axis {dim}", width):
+                                self._label(module, name, dim, self.sides[dot, own], beside=own != side)
 
     def _sides(self, path: str, module: nn.Module) -> dict[str, Cut]:
         """By side its width, and what is cut along it."""
@@ -75,17 +80,32 @@ class Numbering:
             sides["out"] = (width, (*tensors, *([(how.gain, 0)] if how.gain else [])), counts)
         return sides
 
-    def _number(self, path: str, side: str, width: int) -> None:
-        self.sides[path, side] = np.arange(self.size, self.size + width)
-        self.size += width
+    def _number(self, path: str, side: str, width: int) -> tuple[str, ...]:
+        """Number the places of a side, or the channels of both factors of it, and say what the sides are called."""
+        sizes = self.factors.get((path, side))
+        if sizes is None:
+            self.sides[path, side] = np.arange(self.size, self.size + width)
+            self.size += width
+            return (side,)
+        names, module = (side, f"{side} factor"), self.modules[self.owner((path, side))]
+        for place, (name, labels) in enumerate(zip(names, apart(sizes, self.size), strict=True)):
+            self.sides[path, name] = labels
+            for shape in shapes_like(module, sizes):
+                self.cuts[own := (self.owner((path, side)), f"param {shape}[{place}]")] = (
+                    sizes[place], (), (f"{shape}[{place}]",))  # fmt: skip
+                self.sides[own] = np.unique(labels)
+        self.size += sum(sizes[:2])
+        return names
 
-    def _label(self, module: nn.Module, name: str, dim: int, labels: Labels) -> None:
+    def _label(self, module: nn.Module, name: str, dim: int, labels: Labels, *, beside: bool = False) -> None:
         tensor: Tensor | None = module._parameters.get(name)
         tensor = module._buffers.get(name) if tensor is None else tensor
         if tensor is not None and tensor.shape[dim] % len(labels) == 0:
             labels = np.tile(labels, tensor.shape[dim] // len(labels))
             axes = self.tensors.setdefault(tensor, Shadow(weight=isinstance(tensor, nn.Parameter))).axes
-            if dim in axes:
+            if beside:
+                axes[dim].append(labels)
+            elif dim in axes:
                 self.ties.append((axes[dim][0], labels))
             else:
                 axes[dim] = [labels]

@@ -284,7 +284,7 @@ def _own_sizes(traced: TracedModule, node: fx.Node, sizes: Sequence[Any]) -> lis
             if own or sizes[after[0]] == -1:
                 made[after[0]] = _Axis(before[0])
         elif len(after) == 1 < len(before) and not own:
-            merged += [a for a in after if type(sizes[a]) in (int, KeptSize)]
+            merged += [a for a in after if isinstance(sizes[a], int)]
         elif own:
             heads = [a for a in after if counted[a]]
             first = heads[0] if heads else own[0]
@@ -323,7 +323,13 @@ def _group(traced: TracedModule, node: fx.Node) -> bool:
     """As many groups as filters of that depth need, and not a number, in place; whether that was needed."""
     given = dict(zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), node.args, strict=False))
     x, weight, groups = (({**given, **node.kwargs}).get(name) for name in ("input", "weight", "groups"))
-    if type(groups) is not int or groups == 1 or not isinstance(x, fx.Node) or not isinstance(weight, fx.Node):
+    if (
+        isinstance(groups, KeptSize)
+        or not isinstance(groups, int)
+        or groups == 1
+        or not isinstance(x, fx.Node)
+        or not isinstance(weight, fx.Node)
+    ):
         return False
     if traced.values[x].dim() != traced.values[weight].dim():  # without a batch
         return False
@@ -354,4 +360,4 @@ def _finish(traced: TracedModule) -> None:
 
 
 def _plain(nest: Any) -> Any:
-    return fx.node.map_aggregate(nest, lambda v: int(v) if isinstance(v, KeptSize) else v)
+    return fx.node.map_aggregate(nest, lambda v: int(v) if isinstance(v, int) and not isinstance(v, bool) else v)

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from archgrad.spaces.slim.dependency import Axes, Call, Labels, Rule, combine, paired
+from archgrad.spaces.slim.flat_kernels import note_kernel
 
 
 def _convolve(call: Call) -> bool:
     x, weight, bias = call.argument("input"), call.argument("weight"), call.argument("bias")
     groups, transposed = call.argument("groups", 1), bool(call.argument("transposed", False))
     walk, here = call.walk, call.walk.here()
+    note_kernel(call, weight, x)
     if groups > 1:
         return _convolve_groups(call, x, weight, bias)
     alone = [] if transposed else _places_alone(call, weight)
@@ -156,6 +158,8 @@ def _multiply(call: Call) -> bool:
         return False  # made of the others, unless a backend has its own
     a, b = call.inputs[-2:]
     axes_a, axes_b = call.axes(a), call.axes(b)
+    for weight, other in ((a, b), (b, a)):
+        note_kernel(call, weight, other)
     last, inner = a.dim() - 1, max(b.dim() - 2, 0)
     if not contract(call, axes_a.get(last, []), axes_b.get(inner, []), (a, b)):
         return False

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TypeVar, cast
 
 import torch
@@ -26,6 +27,7 @@ from archgrad.spaces.slim.attention import attention_heads
 from archgrad.spaces.slim.branches import branches
 from archgrad.spaces.slim.channel_graph import ChannelGraph, trace
 from archgrad.spaces.slim.experts import experts
+from archgrad.spaces.slim.flat_kernels import Factors
 from archgrad.spaces.slim.frozen import Frozen, advised, reach
 from archgrad.spaces.slim.input_features import input_features
 from archgrad.spaces.slim.own_widths import with_own_widths
@@ -112,9 +114,13 @@ def _slimmed(net: Network, given: tuple[Tensor, ...], is_kept: Callable[[str], b
     if rewritten is not None:
         net = cast(Network, rewritten)
         graph = _traced(net, given, is_kept)
+    if factors := graph.factors:
+        graph = _traced(net, given, is_kept, factors=factors)
     if thinned := graph.grouped:
-        graph = _traced(net, given, is_kept, thinned=thinned)
-    within = _traced(net, given, is_kept, outer=graph, thinned=thinned).groups if graph.divides else {}
+        graph = _traced(net, given, is_kept, thinned=thinned, factors=factors)
+    within = (
+        _traced(net, given, is_kept, outer=graph, thinned=thinned, factors=factors).groups if graph.divides else {}
+    )
     if inputs:
         graph.groups |= input_features(in_mode(copied(net)), given)
     trial = Trial(net, given, macs=graph.whole)
@@ -243,12 +249,14 @@ def _traced(
     *,
     outer: ChannelGraph | None = None,
     thinned: Collection[str] = (),
+    factors: Factors = MappingProxyType({}),
 ) -> ChannelGraph:
     cause: Exception | None = None
     for sources in (True, False):  # code may ask whether a number is an int and nothing else
         try:
             network = without_scripts(in_mode(copied(net, share=True)))
-            return trace(network, inputs, keep=is_kept, sources=sources, outer=outer, thinned=thinned)
+            return trace(network, inputs, keep=is_kept, sources=sources, outer=outer, thinned=thinned,
+                         factors=factors)  # fmt: skip
         except NETWORK_ERRORS as error:
             cause = error
     try:

@@ -1,0 +1,186 @@
+"""Kernels of which the channels that they read and make lie along one axis: each is cut by itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from families.checks import assert_plain, difference, extremes, outputs, stir
+from families.timm_shim import load_timm
+from torch import Tensor, nn
+
+from archgrad.choices.access import choices, hold, sample
+from archgrad.choices.architecture import Architecture
+from archgrad.costs.count import macs, params
+from archgrad.errors import ModelError
+from archgrad.extract.discretize import build
+from archgrad.gates import full
+from archgrad.spaces.slim.slimmable import frozen, slim
+
+DOUBLE = torch.float64
+READ, MADE = 8, 10
+
+
+class Filters(nn.Module):
+    """[B, 3, H, W] -> [B, 3]: a convolution between two layers whose filters are one row of a parameter or layer."""
+
+    def __init__(self, way: str, kernel: int) -> None:
+        super().__init__()
+        self.way, self.made, self.read, self.kernel = way, MADE, READ, kernel
+        self.first, self.last = nn.Conv2d(3, READ, 3, padding=1), nn.Linear(MADE, 3)
+        size = MADE * READ * kernel * kernel
+        if way == "parameter":
+            self.row = nn.Parameter(0.1 * torch.randn(size))
+        elif way == "mixed":
+            self.rows, self.router = nn.Parameter(0.1 * torch.randn(4, size)), nn.Linear(3, 4)
+        else:
+            self.code, self.context, self.makes = nn.Parameter(torch.randn(5)), nn.Linear(3, 5), nn.Linear(5, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, mean = F.relu(self.first(x)), x.mean((2, 3))
+        if self.way in ("parameter", "made"):
+            row = self.row if self.way == "parameter" else self.makes(self.code)
+            filters = row.view(self.made, self.read, self.kernel, self.kernel)
+            y = F.conv2d(y, filters, padding=self.kernel // 2)
+        else:
+            mixed = (
+                self.router(mean).softmax(1) @ self.rows if self.way == "mixed" else self.makes(self.context(mean))
+            )
+            filters = mixed.view(len(x) * self.made, self.read, self.kernel, self.kernel)
+            y = y.reshape(1, len(x) * y.shape[1], *y.shape[2:])
+            y = F.conv2d(y, filters, padding=self.kernel // 2, groups=len(x)).view(len(x), self.made, *x.shape[2:])
+        return self.last(F.relu(y).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def agree(space: nn.Module, example: Tensor, other: Tensor) -> None:
+    """Held and built networks, and what they cost, at the smallest architecture and some between."""
+    stir(space)
+    draws = [sample(space, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    for architecture in (extremes(space)[1], *draws):
+        held, built = hold(space, architecture), build(space, architecture)
+        for x in (example, other):
+            for training in (False, True):
+                pair = (outputs(net, (x,), training=training) for net in (held, built))
+                assert difference(*pair) < 1e-9
+        assert_plain(built)
+        assert float(params().expected(held)) == pytest.approx(params().of(built), rel=1e-9)
+        assert float(macs(example).expected(held)) == pytest.approx(macs(example).of(built), rel=1e-9)
+
+
+@pytest.mark.parametrize("kernel", [3, 1])
+@pytest.mark.parametrize("way", ["parameter", "mixed", "made", "made for each"])
+def test_filters_in_a_row_lose_channels_on_both_sides(way: str, kernel: int) -> None:
+    torch.manual_seed(kernel)
+    x = torch.randn(2, 3, 6, 6, dtype=DOUBLE)
+    space = slim(Filters(way, kernel).to(DOUBLE), x)
+    sizes = sorted(same[0].size for same in choices(space).values())
+    assert {READ, MADE} <= set(sizes)
+    by_size = {same[0].size: name for name, same in choices(space).items()}
+    two = build(space, Architecture({**full(space), by_size[MADE]: (1, 4, 9), by_size[READ]: (0, 7)}))
+    assert (two.made, two.read, two.first.out_channels, two.last.in_features) == (3, 2, 2, 3)
+    row = two.row if way == "parameter" else two.rows[0] if way == "mixed" else two.makes.weight[:, 0]
+    assert row.numel() == 3 * 2 * kernel * kernel
+    agree(space, x, torch.randn(5, 3, 8, 7, dtype=DOUBLE))
+
+
+class Turned(nn.Module):
+    """[B, 3, N] -> [B, 3]: points whose features are multiplied by a matrix made of them, as PointNet does."""
+
+    def __init__(self, *, wide: bool) -> None:
+        super().__init__()
+        self.wide, self.read, self.made = wide, 6, 9
+        made = 9 if wide else 6
+        self.first, self.code = nn.Conv1d(3, 6, 1), nn.Linear(3, 5)
+        self.makes, self.last = nn.Linear(5, 6 * made), nn.Conv1d(made, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        row = self.makes(torch.tanh(self.code(x.amax(2))))
+        if self.wide:
+            matrix = row.view(-1, self.read, self.made)
+        else:
+            matrix = row.view(-1, self.read, self.read) + torch.eye(self.read, dtype=x.dtype)
+        y = torch.bmm(F.relu(self.first(x)).transpose(1, 2), matrix).transpose(1, 2)
+        return self.last(F.relu(y)).amax(2)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_a_matrix_that_a_layer_makes_loses_rows_and_columns(wide: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 3, 12, dtype=DOUBLE)
+    space = slim(Turned(wide=wide).to(DOUBLE), x)
+    assert set(frozen(space)) == {"last"}
+    assert {5, 6, 9 if wide else 6} == {same[0].size for same in choices(space).values()}
+    agree(space, x, torch.randn(5, 3, 20, dtype=DOUBLE))
+
+
+class Conditional(nn.Module):
+    """[B, 3, H, W] -> [B, 3]: a convolution of timm whose filters are mixed for each example."""
+
+    def __init__(self, *, depthwise: bool, bias: bool, padding: str) -> None:
+        from timm.layers import CondConv2d
+
+        super().__init__()
+        made = READ if depthwise else MADE
+        self.stem, self.norm, self.router = nn.Conv2d(3, READ, 3), nn.BatchNorm2d(READ), nn.Linear(READ, 4)
+        groups = READ if depthwise else 1
+        self.layer = CondConv2d(READ, made, 3, stride=2, padding=padding, groups=groups, bias=bias)
+        self.after, self.head = nn.BatchNorm2d(made), nn.Linear(made, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        y: Tensor = self.layer(x, self.router(x.mean((2, 3))).sigmoid())
+        return self.head(F.relu(self.after(y)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("padding", ["", "same"])
+@pytest.mark.parametrize(("depthwise", "bias"), [(True, True), (False, True), (False, False)])
+def test_conditional_convolutions_of_timm(depthwise: bool, bias: bool, padding: str) -> None:
+    load_timm()
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8, dtype=DOUBLE)
+    space = slim(Conditional(depthwise=depthwise, bias=bias, padding=padding).to(DOUBLE), x)
+    assert set(frozen(space)) == {"head"}
+    agree(space, x, torch.randn(3, 3, 11, 9, dtype=DOUBLE))
+    layer = build(space, extremes(space)[1]).layer
+    assert type(layer).__name__ == "CondConv2d" and layer.weight.shape[1] == 9
+    assert (layer.in_channels, layer.out_channels, layer.groups) == (1, 1, 1)
+    assert depthwise or layer.weight_shape == (1, 1, 3, 3)
+
+
+class Attention(nn.Module):
+    """[B, 4, 5] -> [B, 3]: as many places as heads, so that queries by keys are as large as a weight of queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.heads = nn.Linear(5, 12), 4
+        self.query, self.key, self.value = (nn.Linear(12, 12) for _ in range(3))
+        self.last, self.head = nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        q, k, v = (
+            layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2).flatten(0, 1)
+            for layer in (self.query, self.key, self.value)
+        )
+        y = torch.bmm((torch.bmm(q, k.transpose(1, 2)) * 0.3).softmax(2), v)
+        y = y.unflatten(0, (len(x), -1)).transpose(1, 2).flatten(2)
+        return self.head(self.last(y).mean(1))  # type: ignore[no-any-return]
+
+
+def test_heads_that_look_like_a_kernel_are_cut_exactly() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 5, dtype=DOUBLE)
+    space = slim(Attention().to(DOUBLE), x)
+    assert {3, 12} <= {same[0].size for same in choices(space).values()}
+    agree(space, x, torch.randn(3, 6, 5, dtype=DOUBLE))
+
+
+def test_a_shape_of_numbers_in_forward_stays() -> None:
+    class Fixed(Filters):
+        def forward(self, x: Tensor) -> Tensor:
+            filters = self.row.view(MADE, READ, self.kernel, self.kernel)
+            return self.last(F.relu(F.conv2d(F.relu(self.first(x)), filters)).mean((2, 3)))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    with pytest.raises(ModelError, match="shape '\\[10, 8, 3, 3\\]' is invalid"):
+        slim(Fixed("parameter", 3), torch.randn(2, 3, 6, 6))
