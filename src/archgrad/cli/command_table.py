@@ -49,7 +49,7 @@ _ROWS = (
         "init", InitOptions, "Look at a model and data, and write a configuration and a script to slim it with.",
         resumable=False,
     ),
-    Command("demo", DemoOptions, "Slim a small CNN on real digits, end to end, in about a minute on two cores."),
+    Command("demo", DemoOptions, "Slim a small CNN on real digits, end to end, in about half a minute."),
     Command(
         "slim", SlimOptions, "Slim a network of yours, or of timm, on your data, under a limit if you give one.",
         dry_run=True,
