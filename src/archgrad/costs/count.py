@@ -12,9 +12,8 @@ import contextlib
 import functools
 import itertools
 import logging
-import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,7 +22,6 @@ from torch import Tensor, nn
 from torch.backends import cudnn, mkldnn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
 
 from archgrad.argument_types import checked
 from archgrad.choices.access import decisions, using, weights
@@ -32,6 +30,7 @@ from archgrad.choices.gate import Gate
 from archgrad.choices.modules import Choice
 from archgrad.choices.weight_norms import lengths
 from archgrad.copy_and_run import evaluating, run_on_example, shapes
+from archgrad.costs.counting_mode import Call, Counting
 from archgrad.costs.limits import Limitable
 from archgrad.costs.work_by_weight import attended, by_weight, concerns
 from archgrad.errors import ModelError
@@ -39,23 +38,6 @@ from archgrad.tasks.task import Inputs, arguments, tensors
 
 Example = Inputs | Sequence[Tensor]
 log = logging.getLogger(__name__)
-# Floating-point operations, two a multiply-add, of what torch's counter does not know, from the shapes of arguments.
-_MORE: dict[Any, Callable[..., int]] = {
-    torch.ops.aten.mv: lambda a, b, **_: 2 * math.prod(a),
-    torch.ops.aten.addmv: lambda c, a, b, **_: 2 * math.prod(a),
-    torch.ops.aten.dot: lambda a, b, **_: 2 * math.prod(a),
-    torch.ops.aten.vdot: lambda a, b, **_: 2 * math.prod(a),
-    torch.ops.aten.addbmm: lambda c, a, b, **_: 2 * math.prod(a) * b[-1],
-    torch.ops.aten._grouped_mm: lambda a, b, *_, **__: 2 * math.prod(a) * b[-1],
-    torch.ops.aten._cdist_forward: lambda a, b, *_, **__: 2 * math.prod(a) * b[-2],
-    torch.ops.aten._euclidean_dist: lambda a, b, **_: 2 * math.prod(a) * b[-2],
-    torch.ops.aten._trilinear: lambda a, weight, *_, **__: 2 * a[0] * math.prod(weight),
-}
-_ROOMS = ("aten", "prims", "prim", "profiler", "c10d", "_c10d_functional", "higher_order", "inductor")
-_MULTIPLYING = (
-    "fft", "linalg", "cholesky", "triangular_solve", "lu_", "inverse", "sparse", "int_mm", "weight_int",
-    "lstm", "gru", "rnn", "cudnn_rnn", "mkldnn_rnn",
-)  # fmt: skip
 
 
 def macs_by_module(network: nn.Module, example: Example) -> dict[str, float]:
@@ -68,19 +50,16 @@ def macs_by_module(network: nn.Module, example: Example) -> dict[str, float]:
     Raises:
         ModelError: the network fails on the example, or the example is empty.
     """
+    own: dict[str, float] = {}
+    for (path, _), value in macs_by_call(network, example).items():
+        own[path] = own.get(path, 0.0) + value
+    return own
+
+
+def macs_by_call(network: nn.Module, example: Example) -> dict[Call, float]:
+    """MACs that each module runs itself, by path and callers, for one example."""
     counter, batch = _counted(network, example)
-    totals = {name: sum(flops.values()) / 2 for name, flops in counter.get_flop_counts().items()}
-    total, root = totals.pop("Global", 0), type(network).__name__
-    paths = {"" if n == root else n.removeprefix(f"{root}."): v for n, v in totals.items()}
-    paths[""] = total
-    own = dict(paths)
-    for path, value in paths.items():
-        if path:
-            parent = path.rpartition(".")[0]
-            while parent and parent not in paths:
-                parent = parent.rpartition(".")[0]
-            own[parent] -= value
-    return {path: value / batch for path, value in own.items() if value}
+    return {call: flops / 2 / batch for call, flops in counter.own.items() if flops}
 
 
 def uncounted(network: nn.Module, example: Example) -> list[str]:
@@ -95,7 +74,7 @@ def uncounted(network: nn.Module, example: Example) -> list[str]:
         ['MACs leave out aten._fft_r2c in 0 (Spectrum)']
     """
     counter, _ = _counted(network, example)
-    return counter.left_out(network)
+    return counter.left_out()
 
 
 @functools.lru_cache(maxsize=256)
@@ -103,39 +82,13 @@ def _warn(text: str) -> None:
     log.warning("%s", text)
 
 
-class _Counting(FlopCounterMode):
-    """torch's counter, with more operations, and a memory for those that it does not know."""
-
-    def __init__(self) -> None:
-        super().__init__(display=False, custom_mapping=_MORE)
-        self.unknown: dict[tuple[str, str], None] = {}
-
-    def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
-        name = str(func_packet)
-        room, _, operation = name.partition(".")
-        known = func_packet in self.flop_registry
-        if not known and (room not in _ROOMS or operation.strip("_").startswith(_MULTIPLYING)):
-            self.unknown[max(self.mod_tracker.parents, key=len, default="Global"), name] = None
-        return super()._count_flops(func_packet, out, args, kwargs)  # type: ignore[no-untyped-call]
-
-    def left_out(self, network: nn.Module) -> list[str]:
-        """A sentence for each module and operation that is not counted."""
-        root, names = type(network).__name__, dict(network.named_modules())
-        sentences = []
-        for module, operation in self.unknown:
-            path = "" if module in (root, "Global") else module.removeprefix(f"{root}.")
-            kind = type(names.get(path, network)).__name__
-            sentences.append(f"MACs leave out {operation} in {path or 'forward'} ({kind})")
-        return sentences
-
-
-def _counted(network: nn.Module, example: Example) -> tuple[_Counting, int]:
+def _counted(network: nn.Module, example: Example) -> tuple[Counting, int]:
     """A counter that has seen the network run on the example, and the number of examples."""
     inputs = tree_map_only(Tensor, torch.detach, arguments(example))
     batch = examples_of(inputs)
-    with evaluating(network), _countable(network), _Counting() as counter:
+    with evaluating(network), _countable(network), Counting(network) as counter, counter.following():
         run_on_example(network, inputs)
-    for text in counter.left_out(network):
+    for text in counter.left_out():
         _warn(text)
     return counter, batch
 
@@ -188,10 +141,11 @@ class Counter:
 
     Args:
         space: where the choices are; the same space, or a copy of it, is given to the call.
-        amounts: (module path, tensor or "" for the module's work, amount at full width).
+        amounts: (module path, tensor or "" for the module's work, amount at full width), and behind them the paths
+            of modules that run a shared one.
     """
 
-    def __init__(self, space: nn.Module, amounts: Sequence[tuple[str, str, float]]) -> None:
+    def __init__(self, space: nn.Module, amounts: Sequence[tuple[str, str, float, *tuple[str, ...]]]) -> None:
         self.offsets: dict[str, int] = {}
         total = 0
         for name, choice in decisions(space).items():
@@ -203,8 +157,8 @@ class Counter:
         self._places: dict[tuple[str, ...], list[Tensor]] = {}
         sides = self._sides(space)
         terms = [
-            (value, [*self._rows_of(space, path, tensor, sides), *self._rows_inside(product)])
-            for path, tensor, value in amounts
+            (value, [*self._rows_of(space, path, tensor, sides, callers), *self._rows_inside(product)])
+            for path, tensor, value, *callers in amounts
             for product in _mixing_terms(space, path)
         ]
         self.amounts = torch.tensor([v for v, _ in terms], dtype=torch.float64)
@@ -246,11 +200,14 @@ class Counter:
         return by_path
 
     def _rows_of(
-        self, space: nn.Module, path: str, tensor: str, sides: dict[str, list[tuple[str, Coupling]]]
-    ) -> list[int]:
+        self, space: nn.Module, path: str, tensor: str, sides: dict[str, list[tuple[str, Coupling]]],
+        callers: Sequence[str],
+    ) -> list[int]:  # fmt: skip
         rows: dict[int, None] = {}
         grouped = getattr(space.get_submodule(path), "groups", 1) > 1
-        for name, member in sides.get(path, []):
+        reaching = [(n, m) for n, m in sides.get(path, []) if not callers or m.side != "branch"]
+        reaching += [(n, m) for caller in callers for n, m in sides.get(caller, []) if m.side == "branch"]
+        for name, member in reaching:
             if not concerns(member, tensor, grouped=grouped):
                 continue
             key: tuple[str, ...] = ("branch", name) if member.side == "branch" else (path, member.side)
@@ -282,6 +239,19 @@ class Counter:
         members, counts = torch.unique(places[places >= 0], return_counts=True)
         for entry, count in zip(members.tolist(), counts.tolist(), strict=True):
             self._entries.append((row, self.offsets[name] + entry, count / len(places)))
+
+
+def _enclosing_shared(space: nn.Module) -> dict[str, list[str]]:
+    """By the first path of each module that stands in several places: what all of these are in, "" among others."""
+    places: dict[nn.Module, list[str]] = {}
+    for path, module in space.named_modules(remove_duplicate=False):
+        places.setdefault(module, []).append(path)
+    enclosing = {}
+    for path, *others in places.values():
+        parts = path.split(".")
+        around = ["", *(".".join(parts[: i + 1]) for i in range(len(parts)))] if others else []
+        enclosing[path] = [a for a in around if not a or all(f"{other}.".startswith(f"{a}.") for other in others)]
+    return {path: around for path, around in enclosing.items() if around}
 
 
 def _mixing_terms(space: nn.Module, path: str) -> list[list[tuple[Choice, int]]]:
@@ -336,15 +306,15 @@ class Macs(Limitable):
         """`expected` with the counting done once, for a loop."""
         everything = {n: torch.ones(c.size) for n, c in decisions(space).items() if not isinstance(c, Gate)}
         with using(space, everything), attended(space) as places:
-            amounts = macs_by_module(space, self.example)
+            amounts = macs_by_call(space, self.example)
         examples = examples_of(arguments(self.example))
         parts: dict[str, dict[str, float]] = {}
         for gate in decisions(space).values():
             for side in gate.couplings if isinstance(gate, Gate) else ():
                 if side.work[0]:
                     parts.setdefault(side.module, {})[side.work[0]] = side.work[1]
-        terms = [
-            term for path, value in amounts.items()
+        terms: list[tuple[str, str, float, *tuple[str, ...]]] = [
+            (term[0], term[1], term[2], *callers) for (path, callers), value in amounts.items()
             for term in by_weight(
                 space, path, value, places=[n / examples for n in places.get(path, ())], parts=parts.get(path, {})
             )
@@ -382,12 +352,13 @@ class Params(Limitable):
 
     def counter(self, space: nn.Module) -> Counter:
         """`expected` with the counting done once, for a loop."""
-        own, amounts = set(weights(space)), []
+        own, amounts = set(weights(space)), list[Any]()
+        shared = _enclosing_shared(space)
         for path, parameter in space.named_parameters():
             if parameter in own:
                 # A parametrized tensor is kept at <module>.parametrizations.<tensor>.original, or original0, ...
                 module, _, tensor = re.sub(r"parametrizations\.(.*)\.original\d*$", r"\1", path).rpartition(".")
-                amounts.append((module, tensor, float(parameter.numel())))
+                amounts.append((module, tensor, float(parameter.numel()), *shared.get(module, ())))
         return Counter(space, [*amounts, *lengths(space)])
 
 

@@ -1,0 +1,85 @@
+"""Count multiply-adds while a network runs, by the module that runs them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils.flop_counter import FlopCounterMode
+
+# A module, and those that run it though it stands, by its first path, in none of them: it is shared.
+Call = tuple[str, tuple[str, ...]]
+# Floating-point operations, two a multiply-add, of what torch's counter does not know, from the shapes of arguments.
+_MORE: dict[Any, Callable[..., int]] = {
+    torch.ops.aten.mv: lambda a, b, **_: 2 * math.prod(a),
+    torch.ops.aten.addmv: lambda c, a, b, **_: 2 * math.prod(a),
+    torch.ops.aten.dot: lambda a, b, **_: 2 * math.prod(a),
+    torch.ops.aten.vdot: lambda a, b, **_: 2 * math.prod(a),
+    torch.ops.aten.addbmm: lambda c, a, b, **_: 2 * math.prod(a) * b[-1],
+    torch.ops.aten._grouped_mm: lambda a, b, *_, **__: 2 * math.prod(a) * b[-1],
+    torch.ops.aten._cdist_forward: lambda a, b, *_, **__: 2 * math.prod(a) * b[-2],
+    torch.ops.aten._euclidean_dist: lambda a, b, **_: 2 * math.prod(a) * b[-2],
+    torch.ops.aten._trilinear: lambda a, weight, *_, **__: 2 * a[0] * math.prod(weight),
+}
+_ROOMS = ("aten", "prims", "prim", "profiler", "c10d", "_c10d_functional", "higher_order", "inductor")
+_MULTIPLYING = (
+    "fft", "linalg", "cholesky", "triangular_solve", "lu_", "inverse", "sparse", "int_mm", "weight_int",
+    "lstm", "gru", "rnn", "cudnn_rnn", "mkldnn_rnn",
+)  # fmt: skip
+
+
+class Counting(FlopCounterMode):
+    """torch's counter, with more operations, and a memory for those that it does not know.
+
+    A module that stands in several places of the network counts under the first of its paths, as `named_modules` has
+    it; torch's own names would be of the last.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(display=False, custom_mapping=_MORE)
+        self.own: dict[Call, float] = {}  # what a module runs itself
+        self.unknown: dict[tuple[str, str], None] = {}
+        self._network = network
+        self._paths = {module: path for path, module in network.named_modules()}
+        self._running = [""]
+
+    @contextlib.contextmanager
+    def following(self) -> Iterator[None]:
+        """Inside, it knows which module runs."""
+
+        def enter(module: nn.Module, _inputs: object) -> None:
+            self._running.append(self._paths.get(module, self._running[-1]))
+
+        def leave(module: nn.Module, _inputs: object, _output: object) -> None:
+            self._running.pop()
+
+        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
+        name, path = str(func_packet), self._running[-1]
+        room, _, operation = name.partition(".")
+        if func_packet in self.flop_registry:
+            callers = dict.fromkeys(p for p in self._running if not f"{path}.".startswith(f"{p}." if p else ""))
+            flops = self.flop_registry[func_packet](*args, **kwargs, out_val=out)
+            self.own[path, (*callers,)] = self.own.get((path, (*callers,)), 0.0) + flops
+        elif room not in _ROOMS or operation.strip("_").startswith(_MULTIPLYING):
+            self.unknown[path, name] = None
+        return out
+
+    def left_out(self) -> list[str]:
+        """A sentence for each module and operation that is not counted."""
+        names = dict(self._network.named_modules())
+        return [
+            f"MACs leave out {operation} in {path or 'forward'} ({type(names[path]).__name__})"
+            for path, operation in self.unknown
+        ]
