@@ -26,6 +26,7 @@ from archgrad.extract.export import export_onnx, export_program
 from archgrad.extract.quantization import int8_onnx
 from archgrad.gates.selection import gates
 from archgrad.spaces.slim.slimmable import slim
+from archgrad.tasks.task import tensors
 
 
 class Small(nn.Module):
@@ -296,6 +297,48 @@ def test_wrappers_leave_the_batch_size_open(name: str, write: Callable[..., expo
     network, example = WRAPPED[name]
     written = write(network, example, tmp_path / "network")
     assert written.dynamic_batch and written.dynamic == ("batch",) and not written.note
+
+
+class Returning(nn.Module):
+    """Returns what `form` makes of three tensors: its layer's outputs, twice these, and their ReLU."""
+
+    def __init__(self, form: Callable[[Tensor, Tensor, Tensor, Tensor], object]) -> None:
+        super().__init__()
+        self.layer, self.form = nn.Linear(4, 3), form
+
+    def forward(self, x: Tensor) -> object:
+        y = self.layer(x)
+        return self.form(x, y, 2 * y, y.relu())
+
+
+FORMS = {
+    "dict": (lambda x, a, b, c: {"logits": a, "value": b, "mask": c}, ["logits", "value", "mask"]),
+    "dict of dicts": (lambda x, a, b, c: {"b": (a, b), "a": {"q": c}}, ["b.0", "b.1", "a.q"]),
+    "no tensors": (lambda x, a, b, c: {"none": None, "first": a, "count": 3, "last": c}, ["first", "last"]),
+    "names of operations": (lambda x, a, b, c: {"linear": c, "relu": a, "mul": b}, ["linear", "relu", "mul"]),
+    "one tensor twice": (lambda x, a, b, c: {"p": a, "q": a}, ["p", "q"]),
+    "name of an input": (lambda x, a, b, c: {"x": a, "q": b}, [None, "q"]),
+    "one name twice": (lambda x, a, b, c: {"a.b": a, "a": {"b": b}}, [None, None]),
+    "tuple": (lambda x, a, b, c: (a, c), [None, None]),
+    "tuple of dicts": (lambda x, a, b, c: (a, {"logits": c}), [None, None]),
+    "tensor": (lambda x, a, b, c: b, [None]),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_outputs_have_the_names_that_a_dict_has_for_them(name: str, tmp_path: Path) -> None:
+    import onnx
+    from onnxruntime import InferenceSession
+
+    form, expected = FORMS[name]
+    network, path = Returning(form), tmp_path / "network.onnx"
+    export_onnx(network, x := torch.randn(2, 4), path)
+    onnx.checker.check_model(path, full_check=True)
+    names = [slot.name for slot in InferenceSession(path).get_outputs()]
+    assert [given if wanted else None for given, wanted in zip(names, expected, strict=True)] == expected
+    assert len({*names, "x"}) == len(names) + 1
+    for got, wanted in zip(_onnx_outputs(path, x), tensors(network(x)), strict=True):
+        assert torch.allclose(got, wanted, atol=1e-5)
 
 
 def test_a_fixed_batch_size_is_explained(tmp_path: Path) -> None:

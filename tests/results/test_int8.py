@@ -19,9 +19,10 @@ from archgrad.copy_and_run import call
 from archgrad.costs.latency import file_pass
 from archgrad.errors import ConfigError, LimitError, ModelError
 from archgrad.extract import quantization
-from archgrad.extract.export import encode_onnx, plain_outputs
+from archgrad.extract.export import encode_onnx
 from archgrad.extract.onnx_file import Session
 from archgrad.extract.quantization import FileNetwork, refilled
+from archgrad.extract.returned import plain_outputs
 from archgrad.results.int8 import Quantized, _drop, export_int8
 from archgrad.tasks.task import evaluate, tensors
 

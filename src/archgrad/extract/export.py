@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import inspect
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils._pytree import tree_map, tree_map_only, tree_structure
+from torch.utils._pytree import tree_map, tree_map_only
 
 from archgrad import files
 from archgrad.argument_types import checked
@@ -28,6 +28,7 @@ from archgrad.errors import ConfigError, ModelError, RunError, one_line
 from archgrad.extract import onnx_file, runtimes
 from archgrad.extract.export_trials import AXES, BATCH, HEIGHT, WIDTH, largest_difference, make_trials, with_batch
 from archgrad.extract.preprocessing import Preprocessing, check_preprocessing, with_preprocessing
+from archgrad.extract.returned import plain_outputs, returning, tensors_by_name
 from archgrad.extract.runtimes import silence
 from archgrad.tasks.task import Inputs, Task, arguments, description, first_tensor, tensors
 
@@ -89,7 +90,7 @@ def export_onnx(
 
     The batch size is left open where the network allows it, and else fixed to the example's, with a note. The network
     itself is not changed. Where the exporter's simplifications change the result, the file is written without them.
-    The file's outputs are the tensors among the network's outputs, in order.
+    The file's outputs are the tensors among the network's outputs, in order, with the names that a dict has for them.
 
     Args:
         network: what `build` or a search returned, or any other plain network.
@@ -201,7 +202,7 @@ def encode_onnx(network: nn.Module, example: Inputs, *, dynamic: Sequence[str] =
     encoders = [functools.partial(onnx_file.encode, optimize=optimize) for optimize in (True, False)]
     return _encode(
         network, example, encoders, load=lambda data: onnx_file.Session(data).outputs, form="ONNX", dynamic=dynamic,
-        outputs=lambda output: tensors(plain_outputs(output)),
+        outputs=tensors_by_name,
     )  # fmt: skip
 
 
@@ -225,7 +226,7 @@ def _encode(
         raise ConfigError(f"dynamic names {unknown}; it takes any of {BATCH!r}, {HEIGHT!r} and {WIDTH!r}")
     inputs = tree_map_only(Tensor, lambda x: x.detach().cpu().clone(), arguments(example))
     require_values(network)
-    plain = _returning(outputs, in_mode(_unwrapped(copied(network)).cpu()), inputs)
+    plain = returning(outputs, in_mode(_unwrapped(copied(network)).cpu()), inputs)
     sizes = tuple(name for name in (HEIGHT, WIDTH) if name in dynamic)
     if sizes and all(x.dim() != 4 for x in tensors(inputs)):
         raise ConfigError(
@@ -271,7 +272,7 @@ def traced(network: nn.Module, example: Inputs) -> ExportedProgram:
     """
     inputs = tree_map_only(Tensor, lambda x: x.detach().cpu().clone(), arguments(example))
     require_values(network)
-    plain = _returning(plain_outputs, in_mode(_unwrapped(copied(network)).cpu()), inputs)
+    plain = returning(plain_outputs, in_mode(_unwrapped(copied(network)).cpu()), inputs)
     run_on_example(plain, inputs)
     try:
         with silence():
@@ -309,37 +310,6 @@ def _unwrapped(network: nn.Module) -> nn.Module:
     ):
         network = network.get_submodule("_orig_mod" if "_orig_mod" in network._modules else "module")
     return network
-
-
-def plain_outputs(output: Any) -> Any:
-    """What a network returns, of classes that any program knows: data classes become dicts, named tuples tuples.
-
-    Entries of a data class that are None are left out, as Hugging Face's outputs do.
-    """
-    if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        entries = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
-        return {name: plain_outputs(value) for name, value in entries.items() if value is not None}
-    if isinstance(output, Mapping):
-        return {name: plain_outputs(value) for name, value in output.items()}
-    if isinstance(output, tuple | list):
-        return (list if isinstance(output, list) else tuple)(map(plain_outputs, output))
-    return output
-
-
-def _returning(form: Callable[[Any], Any], plain: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
-    """The network, whose outputs are given a form where they do not have it."""
-    with torch.no_grad():
-        output = run_on_example(plain, tree_map_only(Tensor, torch.clone, inputs))
-    if isinstance(output, Tensor) or tree_structure(form(output)) == tree_structure(output):
-        return plain
-    original = plain.forward
-
-    @functools.wraps(original)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return form(original(*args, **kwargs))
-
-    plain.forward = forward
-    return plain
 
 
 def _share_batch(inputs: tuple[Any, ...]) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
+from torch.utils._pytree import tree_unflatten
 
 from archgrad.errors import MissingExtra
 from archgrad.extract.lstm_projections import without_projections
@@ -42,6 +43,7 @@ def encode(program: ExportedProgram, *, optimize: bool) -> bytes:
         _drop_zero_terms(program)
     exported = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False, optimize=optimize)
     assert exported is not None
+    _name_outputs(exported.model.graph, _output_names(program))
     model = exported.model_proto
     # The exporter transposes weights and leaves their old shapes behind, on which shape inference fails, and with it
     # every tool that begins with it, such as onnxruntime.quantization. Shapes can be inferred from what stays.
@@ -51,6 +53,27 @@ def encode(program: ExportedProgram, *, optimize: bool) -> bytes:
         model.graph.value_info.remove(info)
     data: bytes = model.SerializeToString()
     return data
+
+
+def _output_names(program: ExportedProgram) -> list[str]:
+    """The keys of the dict that a program returns; none where it returns something else."""
+    form = program.call_spec.out_spec
+    returned = None if form is None else tree_unflatten(range(form.num_leaves), form)
+    return list(returned) if isinstance(returned, dict) else []
+
+
+def _name_outputs(graph: Any, names: Sequence[str]) -> None:
+    """Give the outputs of an ONNX graph these names, but for those that inputs and weights have."""
+    inside = [value for node in graph for value in node.outputs]
+    taken = set[str](value.name for value in (*graph.inputs, *graph.initializers.values()))
+    for value, name in zip(graph.outputs, names, strict=False):
+        if name in taken or value.name in taken:
+            continue
+        for other in inside:
+            if other.name == name and other is not value:
+                other.name = f"{name}_inside"
+        value.name = name
+        taken.add(name)
 
 
 def _drop_zero_terms(program: ExportedProgram) -> None:

@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from archgrad.copy_and_run import by_name, copied, in_mode
 from archgrad.errors import ModelError, one_line
-from archgrad.extract.export import plain_outputs, traced
+from archgrad.extract.export import traced
 from archgrad.extract.onnx_file import Session, named_inputs, require_packages
+from archgrad.extract.returned import plain_outputs
 from archgrad.extract.runtimes import Executorch, contiguous, executorch_bytes, require, silence
 from archgrad.tasks.task import tensors
 
