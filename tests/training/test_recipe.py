@@ -467,3 +467,21 @@ def test_checkpointing_inside_a_function_trains_everything() -> None:
 def test_what_cannot_train_is_refused_when_the_recipe_is_made(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=f"(?s){text}"):
         Recipe(**options)
+
+
+def of_others(_: Iterable[nn.Parameter]) -> Optimizer:
+    return SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("factory, reason", [(of_others, "other parameters"), (torch.optim.LBFGS, "by a closure")])
+def test_an_optimizer_that_would_train_nothing_or_needs_a_closure_is_refused(
+    factory: OptimizerFactory, reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        Recipe(optimizer_factory=factory).optimizer(nn.Linear(2, 2))
+
+
+def test_an_optimizer_of_a_part_of_the_weights_or_of_more_is_taken() -> None:
+    network, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    Recipe(optimizer_factory=lambda weights: SGD(list(weights)[:1], lr=0.1)).optimizer(network)
+    Recipe(optimizer_factory=lambda weights: SGD([*weights, *other.parameters()], lr=0.1)).optimizer(network)

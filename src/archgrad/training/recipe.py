@@ -162,6 +162,7 @@ class Recipe:
 
         Raises:
             ModelError: there are none, or they hold no values.
+            ConfigError: the factory gives no optimizer, one of other parameters, or one that needs a closure.
         """
         weights = trainable(network)
         if not weights:
@@ -177,6 +178,7 @@ class Recipe:
                 f"Recipe(optimizer_factory=) gave a {type(optimizer).__name__}. Allowed is a function from "
                 f"parameters to their torch.optim.Optimizer, such as archgrad.adamw."
             )
+        _check_steps(optimizer, weights)
         if self.clip:
             # A group's "clip" would bound each group alone, and that of a default is not what was asked for.
             for group in optimizer.param_groups:
@@ -212,6 +214,24 @@ class Recipe:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["optimizer_factory"] = _with_defaults(self.optimizer_factory)
         return {name: described(value) if callable(value) else value for name, value in values.items()}
+
+
+def _check_steps(optimizer: Optimizer, weights: list[nn.Parameter]) -> None:
+    """Refuse an optimizer of other weights, which would leave these as they are, and one that computes the loss."""
+    kind, held = type(optimizer).__name__, [p for group in optimizer.param_groups for p in group["params"]]
+    if not {id(p) for p in weights} & {id(p) for p in held}:
+        raise ConfigError(
+            f"Recipe(optimizer_factory=) gave a {kind} of other parameters than those it was called with, so that "
+            f"nothing would be trained: methods train copies of your network. Give a function that makes the "
+            f"optimizer of its argument, such as lambda parameters: {kind}(parameters, ...), not of "
+            f"network.parameters()."
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ConfigError(
+            f"Recipe(optimizer_factory=) gave a {kind}, whose step computes the loss anew by a closure. Allowed are "
+            f"optimizers that step on the gradients there are, such as archgrad.adamw."
+        )
 
 
 def _with_defaults(factory: OptimizerFactory) -> OptimizerFactory:
