@@ -30,6 +30,8 @@ def checked_loss(loss: Loss | None, batch_loss: BatchLoss | None) -> tuple[Loss 
     for name, function in (("loss", loss), ("batch_loss", batch_loss)):
         if function is not None and not callable(function):
             raise ConfigError(f"{name} is a {type(function).__name__}; give a function, such as torch's mse_loss")
+        if isinstance(function, type):
+            raise ConfigError(f"{name} is the class {function.__name__}; make one of it: {function.__name__}()")
     if isinstance(loss, nn.Module) and any(parameter.requires_grad for parameter in loss.parameters()):
         raise ConfigError("the loss has weights of its own, which nothing trains; make them a part of the network")
     return loss, batch_loss

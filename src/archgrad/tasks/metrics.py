@@ -116,6 +116,8 @@ def checked_metrics(metrics: Mapping[str, Metric] | None) -> dict[str, Metric]:
     for name, metric in (metrics or {}).items():
         if not isinstance(name, str) or name == "loss":
             raise ConfigError(f'metrics has {name!r}; a name is a string, and "loss" is the loss itself')
+        if isinstance(metric, type):
+            raise ConfigError(f"metric {name!r} is the class {metric.__name__}; make one of it: {metric.__name__}()")
         if not callable(metric) and not accumulates(metric):
             raise ConfigError(
                 f"metric {name!r} is a {type(metric).__name__}; give a function of (output, target), or an object "
