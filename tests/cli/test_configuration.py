@@ -12,7 +12,7 @@ from torch import nn
 
 from archgrad.cli.run_setup import recipes_of
 from archgrad.cli.schemas.configuration import anchored, resolve
-from archgrad.cli.schemas.limits import LimitText, parse
+from archgrad.cli.schemas.limits import COSTS, LimitText, parse
 from archgrad.cli.schemas.methods import METHODS, SEARCHES, Method, MethodOptions
 from archgrad.cli.schemas.options import Options, augmentations, named_space
 from archgrad.cli.schemas.search import SearchOptions
@@ -57,6 +57,13 @@ def test_limits_are_read(text: str, cost: str, bound: float | None, fraction: fl
 def test_other_limits_are_refused_with_what_is_allowed(text: str) -> None:
     with pytest.raises(LimitError, match=r"macs=0\.5|such as (latency_ms=4\.0|onnx_\w*kb=100)|at most 1"):
         parse(text)
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_a_limit_without_a_value_is_asked_for_one_and_not_for_its_own_name(name: str) -> None:
+    with pytest.raises(LimitError, match=f"Give a value too, {name}=") as refused:
+        parse(name)
+    assert "Did you mean" not in str(refused.value)
 
 
 @given(st.text("0123456789.eE+-%kMGT xnai", max_size=12))

@@ -89,6 +89,8 @@ def parse(text: str) -> LimitText:
         near = (
             meant(name, COSTS) if name not in _SAME_FILE else f" Give {_SAME_FILE[name]}: OpenVINO reads that file."
         )
+        if name in COSTS:
+            near = f" Give a value too, {name}=..."
         raise LimitError(f"limit {text!r} is not understood.{near} Allowed are {LIMITS}")
     match = re.fullmatch(rf"(?P<number>{_NUMBER})\s*(?P<unit>%|[kmgt]?)", value, flags=re.IGNORECASE)
     if not match:
