@@ -563,6 +563,52 @@ def test_a_compiled_layer_is_named() -> None:
     assert_exact(space, (x,))
 
 
+def test_what_is_compiled_as_a_whole_is_slimmed_as_it_was_before_and_never_compiled() -> None:
+    compilations = list[object]()
+
+    def backend(graph: torch.fx.GraphModule, given: list[Tensor]) -> Callable[..., object]:
+        compilations.append(given)
+        return graph.forward
+
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 4)
+    space = slim(torch.compile(net, backend=backend), x, keep=["2"])
+    assert type(space) is nn.Sequential and sizes(space) == {"0": 8} and not compilations
+    assert_exact(space, (x,))
+
+
+class Quantized(nn.Module):
+    """Stands for the layers of torch.ao.nn.quantized, whose weights are no parameters."""
+
+    __module__ = "torch.ao.nn.quantized.modules.linear"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :2]
+
+
+@pytest.mark.parametrize(
+    "net, example, reason",
+    [
+        (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(0, 4), "holds no sample"),
+        (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.full((2, 4), torch.nan), "holds NaN"),
+        (nn.Sequential(nn.Linear(4, 8, device="meta"), nn.ReLU()), torch.randn(2, 4), "on the device meta"),
+        (nn.Sequential(nn.ReLU(), Quantized()), torch.randn(2, 4), "1 is quantized: slim the network in float"),
+    ],
+)
+def test_what_no_network_can_be_slimmed_with_is_named(net: nn.Module, example: Tensor, reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        slim(net, example)
+
+
+KINDS = {"linear": nn.Linear(4, 4), "conv": nn.Conv1d(4, 4, 1), "lstm": nn.LSTM(4, 4), "norm": nn.LayerNorm(4)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_of_another_type_is_told_how_data_keep_theirs(kind: str, dtype: torch.dtype) -> None:
+    with pytest.raises(ModelError, match="TensorDataset or a Dataset of yours keeps its types"):
+        slim(nn.Sequential(KINDS[kind], nn.Linear(4, 4)).to(dtype), torch.randn(2, 4, 4))
+
+
 @pytest.mark.parametrize("values", [1, 256])
 def test_float_inputs_that_are_indices_stay_in_their_range(values: int) -> None:
     class Net(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from archgrad.tasks.task import Batch, PerSample, Task, batch_size, first, mappe
 FAILURES = (
     RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError, ArchgradError,
 )  # fmt: skip
+
+KEPT_TYPES = "Arrays become float32 or int64; a torch.utils.data.TensorDataset or a Dataset of yours keeps its types"
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -44,6 +47,11 @@ def training(network: nn.Module) -> Iterator[None]:
                     buffer.copy_(buffers[name])
 
 
+def is_of_types(error: Exception) -> bool:
+    """Whether torch was given numbers of two types, such as float32 beside weights in float64."""
+    return re.search("same dtype|input dtype|type .*should be the same|scalar type", str(error)) is not None
+
+
 @contextlib.contextmanager
 def explained(what: str, batch: Any) -> Iterator[None]:
     """Errors of a user's code as ModelError, with the batch that it was given."""
@@ -56,6 +64,8 @@ def explained(what: str, batch: Any) -> Iterator[None]:
         advice = "Change the network or the data"
         if "'indices'" in str(error):
             advice = "Arrays become float32: give ids by name, {'ids': ids}, or in a torch.utils.data.TensorDataset"
+        elif is_of_types(error):
+            advice = KEPT_TYPES
         elif "3D" in str(error) and any(tensor.dim() == 4 and tensor.shape[1] == 1 for tensor in tensors(batch)):
             advice = "Arrays [N, H, W] are read as grey images: give series in a torch.utils.data.TensorDataset"
         raise ModelError(f"{what} on a batch of shape {shapes}: {full_text(error)}. {advice}") from error

@@ -20,7 +20,7 @@ from archgrad.choices.channels import ORDER, Coupling, Vanishing
 from archgrad.choices.gate import Gate
 from archgrad.choices.standardized_weights import standardized_weight
 from archgrad.choices.weight_norms import without_weight_norms
-from archgrad.copy_and_run import copied, in_mode
+from archgrad.copy_and_run import copied, in_mode, require_values
 from archgrad.errors import ModelError
 from archgrad.spaces.slim.acceptance import Budget, exercised, settle
 from archgrad.spaces.slim.attention import attention_heads
@@ -36,6 +36,7 @@ from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, quiet_graphs, run, w
 from archgrad.spaces.slim.torch_attention import torch_heads
 from archgrad.spaces.slim.trial import Removal, Trial, gated_tensors
 from archgrad.spaces.slim.trial_masks import MASKS
+from archgrad.tasks.batch_checks import KEPT_TYPES, is_of_types
 from archgrad.tasks.task import Inputs, arguments, tensors
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -63,7 +64,8 @@ def slim(net: Network, example: Example | None = None, *, keep: Sequence[str] = 
             the full input still, and selects what it keeps.
 
     Returns:
-        A network of the same class. Without a relaxation it computes what `net` computes.
+        A network of the same class, of one that is compiled as a whole the class that was compiled. Without a
+        relaxation it computes what `net` computes.
 
     Raises:
         ModelError: the network fails on the example or has nothing to remove; `keep` names what is not there.
@@ -80,6 +82,7 @@ def slim(net: Network, example: Example | None = None, *, keep: Sequence[str] = 
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False):
             return slim(net, example, keep=keep, inputs=inputs)
+    net = _uncompiled(net)
     inputs_given = _checked(net, example)
     _warn_of_gradient_hooks(net)
     if isinstance(keep, str) or not isinstance(keep, Sequence) or not all(isinstance(path, str) for path in keep):
@@ -94,6 +97,13 @@ def slim(net: Network, example: Example | None = None, *, keep: Sequence[str] = 
 
     with quiet_graphs():
         return _slimmed(without_weight_norms(net), inputs_given, is_kept, inputs)
+
+
+def _uncompiled(net: Network) -> Network:
+    """What torch.compile was given: each mask that is tried, and each step of the gates, would be compiled anew."""
+    if isinstance(net, nn.Module) and "_orig_mod" in net._modules:
+        net = cast(Network, net._modules["_orig_mod"])
+    return net
 
 
 def _warn_of_gradient_hooks(net: nn.Module) -> None:
@@ -127,7 +137,10 @@ def _slimmed(net: Network, given: tuple[Tensor, ...], is_kept: Callable[[str], b
     removals = _accepted(trial, graph, within, is_kept)
     if not removals:
         reasons = "; ".join(f"{n}: {advised(r)}" for n, r in list(graph.frozen.items())[:5])
-        raise ModelError(f"{type(net).__name__} has no channels that can be removed ({reasons or 'no layer found'})")
+        raise ModelError(
+            f"{type(net).__name__} has no channels that can be removed ({reasons or _without_layers(net)})"
+            f"{'. The example holds NaN: give one without' if any(x.isnan().any() for x in tensors(given)) else ''}"
+        )
     record = reach(trial, removals, graph)
     del trial
     space = copied(net)
@@ -136,6 +149,12 @@ def _slimmed(net: Network, given: tuple[Tensor, ...], is_kept: Callable[[str], b
     setattr(space, FROZEN, record)
     log.info("%d gates; %s", len(removals), record.summary())
     return space
+
+
+def _without_layers(net: nn.Module) -> str:
+    if quantized := [path for path, module in net.named_modules() if ".quantized." in type(module).__module__]:
+        return f"{quantized[0]} is quantized: slim the network in float, and quantize what you get back"
+    return "no layer found"
 
 
 @checked
@@ -232,6 +251,7 @@ def _checked(net: nn.Module, example: Example | None) -> tuple[Tensor, ...]:
         raise ModelError(
             f"{type(net).__name__} has lazy layers without weights; run it once, net(example), and they take shape"
         )
+    require_values(net)
     inputs = arguments(example)
     strangers = [type(x).__name__ for x in inputs if not tensors(x)]
     if strangers or not tensors(inputs):
@@ -239,7 +259,13 @@ def _checked(net: nn.Module, example: Example | None) -> tuple[Tensor, ...]:
             f"the example holds {strangers or 'no tensor'}: give what the network takes, a tensor, a tuple of "
             f"tensors, or a dict of them by name, with a batch dimension in front"
         )
+    if not any(x.numel() for x in tensors(inputs)):
+        raise ModelError(f"the example {_shapes(inputs)} holds no sample; give at least one")
     return inputs
+
+
+def _shapes(inputs: Inputs) -> str:
+    return ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in tensors(inputs))
 
 
 def _traced(
@@ -262,10 +288,10 @@ def _traced(
     try:
         run(in_mode(copied(net)), inputs)
     except NETWORK_ERRORS as error:
-        shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in tensors(inputs))
         raise ModelError(
-            f"{type(net).__name__} fails on the example {shapes}: {type(error).__name__}: {error}; give an example "
-            f"of the shape and dtype that the network takes, with a batch dimension in front"
+            f"{type(net).__name__} fails on the example {_shapes(inputs)}: {type(error).__name__}: {error}; give an "
+            f"example of the shape and dtype that the network takes, with a batch dimension in front"
+            f"{f'. {KEPT_TYPES}' if is_of_types(error) else ''}"
         ) from error
     raise ModelError(
         f"the channels of {type(net).__name__} cannot be followed ({type(cause).__name__}: {cause}); its forward "
