@@ -36,6 +36,24 @@ def test_figures_costs_limits_and_what_the_runs_took(tmp_path: Path) -> None:
     assert "size on disk" not in found
 
 
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize(("reached", "kept"), [(10, "yes"), (11, "NO")])
+def test_of_several_limits_each_is_shown_and_all_have_to_be_kept(
+    place: int, reached: int, kept: str, tmp_path: Path
+) -> None:
+    costs = ("macs", "params", "onnx file size")
+    first, *others = [
+        {"cost": cost, "bound": 10, "reached": reached if k == place else 9} for k, cost in enumerate(costs)
+    ]
+    over = {"limit": {**first, "others": others}}
+    write(tmp_path / "b", "record.json", over)
+    write(tmp_path / "c", "record.json", {})
+    found = dict(compare.rows(sides(tmp_path / "b", tmp_path / "c")))
+    assert found["limit"] == ["MACs 10; parameters 10; onnx file size 10", "-"]
+    assert found["limit kept"] == [kept, "-"]
+    assert found["reached"][0].split("; ")[place] == str(reached)
+
+
 def test_a_limit_that_is_not_kept(tmp_path: Path) -> None:
     over = {"limit": {"cost": "macs", "bound": 10, "reached": 11}}
     write(tmp_path / "b", "record.json", over)

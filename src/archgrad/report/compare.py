@@ -191,14 +191,16 @@ def _figures(sides: Sequence[Side]) -> list[Row]:
 
 
 def _limit(side: Side) -> tuple[str, str, str]:
-    limit = side.record.get("limit") or {}
-    bound, reached = limit.get("bound"), limit.get("reached")
-    if not numbers.is_number(bound):
+    """Bounds, the figures reached, and whether all are kept, of one limit or of several that hold at once."""
+    first = side.record.get("limit") or {}
+    limits = [limit for limit in (first, *(first.get("others") or [])) if numbers.is_number(limit.get("bound"))]
+    if not limits:
         return _NONE, _NONE, _NONE
-    bounded = f"{numbers.label(str(limit.get('cost', 'cost')))} {numbers.number(bound)}"
-    if not numbers.is_number(reached):
+    bounded = "; ".join(f"{numbers.label(str(x.get('cost', 'cost')))} {numbers.number(x['bound'])}" for x in limits)
+    if not all(numbers.is_number(limit.get("reached")) for limit in limits):
         return bounded, _NONE, _NONE
-    return bounded, numbers.number(reached), "yes" if reached <= bound else "NO"
+    kept = all(limit["reached"] <= limit["bound"] for limit in limits)
+    return bounded, "; ".join(numbers.number(limit["reached"]) for limit in limits), "yes" if kept else "NO"
 
 
 def _count(entries: object) -> str:
