@@ -184,3 +184,35 @@ def test_a_shape_of_numbers_in_forward_stays() -> None:
     torch.manual_seed(0)
     with pytest.raises(ModelError, match="shape '\\[10, 8, 3, 3\\]' is invalid"):
         slim(Fixed("parameter", 3), torch.randn(2, 3, 6, 6))
+
+
+class Decoder(nn.Module):
+    """[B, 5] -> [B, 1, H', W']: features of a layer that are viewed as channels and places of any shape."""
+
+    def __init__(self, order: str, sizes: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.order, (self.channels, self.height, self.width) = order, sizes
+        self.enters, self.makes = nn.Linear(5, 7), nn.Linear(7, self.channels * self.height * self.width)
+        self.norm = nn.BatchNorm2d(self.channels)
+        self.up, self.last = nn.ConvTranspose2d(self.channels, 6, 4, 2, 1), nn.Conv2d(6, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.makes(F.relu(self.enters(x))))
+        if self.order == "first":
+            y = y.view(-1, self.channels, self.height, self.width)
+        elif self.order == "last":
+            y = y.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2)
+        else:  # places in one
+            y = y.view(len(y), self.channels, -1).unflatten(2, (self.height, self.width))
+        return self.last(F.relu(self.up(self.norm(y))))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("sizes", [(8, 4, 4), (8, 5, 3), (6, 6, 6), (6, 6, 2), (3, 3, 4)])
+@pytest.mark.parametrize("order", ["first", "last", "in one"])
+def test_channels_before_or_behind_places_of_any_shape(order: str, sizes: tuple[int, int, int]) -> None:
+    torch.manual_seed(sum(sizes))
+    x = torch.randn(4, 5, dtype=DOUBLE)
+    space = slim(Decoder(order, sizes).to(DOUBLE), x)
+    assert set(frozen(space)) == {"last"}
+    assert sorted(same[0].size for same in choices(space).values()) == sorted([6, 7, sizes[0]])
+    agree(space, x, torch.randn(3, 5, dtype=DOUBLE))

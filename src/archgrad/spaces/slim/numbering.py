@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from archgrad.choices.channel_norms import ChannelNorm, channel_norm, group_norm
 from archgrad.choices.standardized_weights import StandardizedWeight, standardized_weight
 from archgrad.spaces.slim.dependency import Labels, Shadow
-from archgrad.spaces.slim.flat_kernels import Factors, apart, shapes_like
+from archgrad.spaces.slim.flat_kernels import Factors, shapes_like
 from archgrad.spaces.slim.layer_sides import TABLES, cuts, has_sides, reads_each, sides_of, width_of
 from archgrad.spaces.slim.recurrent import Cut, is_recurrent
 from archgrad.spaces.slim.seeded_run import computed_weights
@@ -81,21 +81,22 @@ class Numbering:
         return sides
 
     def _number(self, path: str, side: str, width: int) -> tuple[str, ...]:
-        """Number the places of a side, or the channels of both factors of it, and say what the sides are called."""
-        sizes = self.factors.get((path, side))
-        if sizes is None:
+        """Number the places of a side, or the channels of each factor of it, and say what the sides are called."""
+        factoring = self.factors.get((path, side))
+        if factoring is None:
             self.sides[path, side] = np.arange(self.size, self.size + width)
             self.size += width
             return (side,)
-        names, module = (side, f"{side} factor"), self.modules[self.owner((path, side))]
-        for place, (name, labels) in enumerate(zip(names, apart(sizes, self.size), strict=True)):
-            self.sides[path, name] = labels
-            for shape in shapes_like(module, sizes):
-                self.cuts[own := (self.owner((path, side)), f"param {shape}[{place}]")] = (
-                    sizes[place], (), (f"{shape}[{place}]",))  # fmt: skip
-                self.sides[own] = np.unique(labels)
-        self.size += sum(sizes[:2])
-        return names
+        owner, names = self.owner((path, side)), list[str]()
+        for factor, labels in factoring.labels(self.size):
+            names.append(f"{side} factor {factor}" if names else side)
+            self.sides[path, names[-1]] = labels
+            for shape in shapes_like(self.modules[owner], factoring.sizes):
+                count = f"{shape}[{factor}]"
+                self.sides[owner, f"param {count}"] = np.unique(labels)
+                self.cuts[owner, f"param {count}"] = (factoring.sizes[factor], (), (count,))
+            self.size += factoring.sizes[factor]
+        return tuple(names)
 
     def _label(self, module: nn.Module, name: str, dim: int, labels: Labels, *, beside: bool = False) -> None:
         tensor: Tensor | None = module._parameters.get(name)

@@ -324,6 +324,7 @@ def _view(call: Call) -> bool:
                     apart = Apart(after[kind], after[-1], np.stack([line for _, line in lines]))
                     call.walk.components.join(apart.labels, np.broadcast_to(apart.labels[:1], apart.labels.shape), "")
                     continue
+                call.walk.kernels.append((labels, grid.shape))
                 own, line = tie_to_one_axis(call, grid, first)
                 axes.setdefault(after[own], []).append(line)
     call.walk.note(result, axes, weight=call.walk.shadow(x).weight, apart=apart)
