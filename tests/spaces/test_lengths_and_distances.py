@@ -194,3 +194,60 @@ def test_networks_that_multiply_activations_shrink(name: str) -> None:
     assert sizes(space) == expected
     assert not frozen(space).keys() - {"last", "chosen"}
     assert_exact(space, example)
+
+
+def _near_by_hand(x: Tensor) -> Tensor:
+    lengths = x.square().sum(-1, keepdim=True)
+    return lengths - 2 * x @ x.transpose(1, 2) + lengths.transpose(1, 2)
+
+
+def _summed(x: Tensor) -> Tensor:
+    y = x.transpose(1, 2)
+    return x @ y if x.shape[-1] > 3 else torch.addbmm(x.new_zeros(x.shape[1], x.shape[1]), x, y)
+
+
+NEAR: dict[str, Callable[[Tensor], Tensor]] = {
+    "cdist": lambda x: torch.cdist(x, x),
+    "of one norm": lambda x: torch.cdist(x, x, p=1),
+    "by hand": _near_by_hand,
+    "summed": _summed,
+}
+
+
+class Neighbours(nn.Module):
+    """Edges to the nearest points, of which the first layer finds those by the coordinates (DGCNN)."""
+
+    def __init__(self, way: str, widths: list[int], flat: bool) -> None:
+        super().__init__()
+        self.way, self.flat = way, flat
+        self.layers = nn.ModuleList(nn.Linear(2 * i, o) for i, o in zip([3, *widths], widths, strict=False))
+        self.last = nn.Linear(sum(widths), 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = []
+        for layer in self.layers:
+            near = NEAR[self.way](x).expand(len(x), -1, -1).topk(3, largest=False).indices
+            if self.flat:
+                rows = near + torch.arange(len(x)).view(-1, 1, 1) * x.shape[1]
+                other = x.reshape(-1, x.shape[2])[rows]
+            else:
+                wide = near.unsqueeze(-1).expand(-1, -1, -1, x.shape[2])
+                other = x.unsqueeze(1).expand(-1, x.shape[1], -1, -1).gather(2, wide)
+            own = x.unsqueeze(2).expand_as(other)
+            x = layer(torch.cat([other - own, own], -1)).relu().amax(2)
+            seen.append(x)
+        return self.last(torch.cat(seen, -1))
+
+
+@pytest.mark.parametrize("points", [6, 30])
+@pytest.mark.parametrize("way", NEAR)
+def test_products_of_inputs_cost_beside_those_of_channels(way: str, points: int) -> None:
+    draw = random.Random(f"{way} {points}")
+    widths = [draw.randint(6, 9) for _ in range(draw.randint(2, 3))]
+    x = torch.randn(2, points, 3, dtype=DOUBLE)
+    space = slim(Neighbours(way, widths, draw.random() < 0.5).double(), x)
+    assert sizes(space)
+    for seed in range(4):
+        architecture = sample(space, generator=torch.Generator().manual_seed(seed))
+        built = macs(x).of(build(space, architecture))
+        assert float(macs(x).expected(hold(space, architecture))) == pytest.approx(built, rel=1e-9)

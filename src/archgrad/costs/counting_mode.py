@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
+from archgrad.multiply_adds import FLOPS
+
 # A module, and those that run it though it stands, by its first path, in none of them: it is shared.
 Call = tuple[str, tuple[str, ...]]
-# Floating-point operations, two a multiply-add, of what torch's counter does not know, from the shapes of arguments.
-_MORE: dict[Any, Callable[..., int]] = {
-    torch.ops.aten.mv: lambda a, b, **_: 2 * math.prod(a),
-    torch.ops.aten.addmv: lambda c, a, b, **_: 2 * math.prod(a),
-    torch.ops.aten.dot: lambda a, b, **_: 2 * math.prod(a),
-    torch.ops.aten.vdot: lambda a, b, **_: 2 * math.prod(a),
-    torch.ops.aten.addbmm: lambda c, a, b, **_: 2 * math.prod(a) * b[-1],
-    torch.ops.aten._grouped_mm: lambda a, b, *_, **__: 2 * math.prod(a) * b[-1],
-    torch.ops.aten._cdist_forward: lambda a, b, *_, **__: 2 * math.prod(a) * b[-2],
-    torch.ops.aten._euclidean_dist: lambda a, b, **_: 2 * math.prod(a) * b[-2],
-    torch.ops.aten._trilinear: lambda a, weight, *_, **__: 2 * a[0] * math.prod(weight),
-}
 _ROOMS = ("aten", "prims", "prim", "profiler", "c10d", "_c10d_functional", "higher_order", "inductor")
 _MULTIPLYING = (
     "fft", "linalg", "cholesky", "triangular_solve", "lu_", "inverse", "sparse", "int_mm", "weight_int",
@@ -41,7 +29,8 @@ class Counting(FlopCounterMode):
     """
 
     def __init__(self, network: nn.Module) -> None:
-        super().__init__(display=False, custom_mapping=_MORE)
+        super().__init__(display=False)
+        self.flop_registry = FLOPS
         self.own: dict[Call, float] = {}  # what a module runs itself
         self.unknown: dict[tuple[str, str], None] = {}
         self._network = network

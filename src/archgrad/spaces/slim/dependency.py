@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
-from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
+from archgrad.multiply_adds import multiply_adds
 from archgrad.spaces.slim.seeded_run import OperatorMode, tensors_in
 
 Labels = NDArray[np.int64]
@@ -162,9 +162,7 @@ class Walk(OperatorMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.components = components
         self.is_read = is_read
-        self.path = path
-        self.here = here
-        self.computed = computed
+        self.path, self.here, self.computed = path, here, computed
         self.unflattened = -1  # which of the sizes that `unflatten` was given is -1, while it runs
         self.heads = -1  # the axis whose size a reshape that runs was given as a number of heads
         self.within = within  # whether channels that are divided go by their places within heads, and not by heads
@@ -193,34 +191,36 @@ class Walk(OperatorMode):
     ) -> Any:
         """Run the operator, then note what it did."""
         kwargs = kwargs or {}
-        outputs = func(*args, **kwargs)
-        inputs = tensors_in((args, kwargs))
+        outputs, inputs = func(*args, **kwargs), tensors_in((args, kwargs))
         self.used.update(id(x) for x in inputs if isinstance(x, nn.Parameter))
         for labels, reason in (pair for x in inputs for pair in self.shadow(x).picked):
             self.components.freeze(labels, reason)
         if self.paused:
             return outputs
-        is_new = func._schema.name.startswith("aten::new_")
+        is_new, results = func._schema.name.startswith("aten::new_"), tensors_in(outputs)
         known = [] if is_new else [self._shadows.get(x) for x in inputs]
-        results = tensors_in(outputs)
-        if any(shadow is not None and (shadow.axes or shadow.apart) for shadow in known):
-            call = Call(self, func, args, kwargs, inputs, results)
-            for shadow in known:
-                _take_first_kind(call, shadow)
-            rule = self._rule(func)
-            try:
-                if rule is None or not rule(call):
-                    call.freeze_all(f"{call.name} in {self.here()} cannot be followed")
-            except (IndexError, KeyError, TypeError, ValueError, AttributeError):
-                call.freeze_all(f"{call.name} in {self.here()} cannot be followed as it is called there")
+        own = self.products.setdefault(self.path(), [])
+        noted, labelled = len(own), any(shadow is not None and (shadow.axes or shadow.apart) for shadow in known)
+        if labelled:
+            self._follow(Call(self, func, args, kwargs, inputs, results), known)
+        if len(own) == noted and (amount := multiply_adds(func, args, kwargs, outputs)):
+            own.append((amount, [], "of no channels"))  # a part of the module's work all the same
+        if labelled:
             return outputs
-        if func._overloadpacket in flop_registry:  # of what has no channels: a part of the module's work all the same
-            flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=outputs)
-            self.products.setdefault(self.path(), []).append((flops // 2, [], "of no channels"))
         constant = is_new or all(shadow is not None and shadow.constant for shadow in known)
         for result in results if constant or torch.Tag.pointwise in func.tags else ():
             self._shadows.setdefault(result, Shadow(constant=constant, sized=self._sized(inputs, result, constant)))
         return outputs
+
+    def _follow(self, call: Call, known: Sequence[Shadow | None]) -> None:
+        for shadow in known:
+            _take_first_kind(call, shadow)
+        rule = self._rule(call.func)
+        try:
+            if rule is None or not rule(call):
+                call.freeze_all(f"{call.name} in {self.here()} cannot be followed")
+        except (IndexError, KeyError, TypeError, ValueError, AttributeError):
+            call.freeze_all(f"{call.name} in {self.here()} cannot be followed as it is called there")
 
     def stands_for(self, line: Labels, grid: Labels) -> Labels:
         """A flat line of labels, which from now on stands for all of those that are tied to it in a block."""
