@@ -3,6 +3,7 @@
     python benchmarks/cells.py --seeds 5 --out benchmarks/results/cells.json
     python benchmarks/cells.py --spaces even --methods darts --seeds 1 --seconds 10 --out one.json
     python benchmarks/cells.py --spaces even --seconds 16 2 4 8 --out cells.json     regret over cost
+    python benchmarks/cells.py --brief 90 --out cells.json     what ranks networks after a short training
 
 Three layers on Fashion-MNIST. In the space "even" each chooses among four operations, 64 networks; in "planted" among
 these and four that lose information, 512 networks, of which one in eight has none of those. The truth about a network
@@ -24,7 +25,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,18 +101,29 @@ def picks(architecture: ag.Architecture, labels: Picks) -> Picks:
     return tuple(labels[architecture[f"layer{i}"]] for i in range(LAYERS))  # type: ignore[index]
 
 
-def task(images: int, tests: int) -> ag.Classification:
+def task(images: int, tests: int, *, valid: int | None = None) -> ag.Classification:
+    """`images` to train, as many to validate unless `valid` says fewer, `tests` to test."""
     path = Path(os.environ.get("ARCHGRAD_DATA", "")) / "fashion_mnist" / "fashion_mnist.npz"
     if not path.is_file():
         sys.exit(f"skipped: {path} is not there; set ARCHGRAD_DATA to the folder that holds fashion_mnist/")
     z = np.load(path)
     x, y, tx, ty = (z[name] for name in ("x_train", "y_train", "x_test", "y_test"))
-    valid = slice(images, 2 * images)
+    held = slice(images, images + (valid or images))
     shape = lambda a: a.reshape(-1, 28, 28, 1)  # noqa: E731
     return ag.Classification(
-        (shape(x[:images]), y[:images].astype(np.int64)), (shape(x[valid]), y[valid].astype(np.int64)),
+        (shape(x[:images]), y[:images].astype(np.int64)), (shape(x[held]), y[held].astype(np.int64)),
         (shape(tx[:tests]), ty[:tests].astype(np.int64)), batch_size=64,
     )  # fmt: skip
+
+
+def brief(some: Picks, tasks: Mapping[int, ag.Classification], *, steps: int) -> dict[str, float]:
+    """Loss and accuracy on so many validation images, after so many steps from fresh weights."""
+    labels = SPACES["even"]
+    architecture = ag.Architecture({f"layer{i}": labels.index(label) for i, label in enumerate(some)})
+    torch.manual_seed(0)
+    network = ag.build(Layers(labels), architecture, weights="fresh")
+    ag.fit(network, next(iter(tasks.values())), ag.Run(steps=steps, seed=0, device="cpu", progress=False))
+    return {f"{name} on {n}": value for n, one in tasks.items() for name, value in one.evaluate(network).items()}
 
 
 class Truth:
@@ -287,6 +299,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=ROWS, default=USUAL, metavar="ROW",
                         help=f"of {', '.join(SEARCHES)}; with '{BARE}' the form without")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--brief", type=int, help="only rank all networks after so many steps, against the truth")
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -306,6 +319,16 @@ def main() -> None:
     judge(rows, truth)
     save_results(chosen.out, body)
     print(yardstick(truth), flush=True)
+    if chosen.brief:
+        tasks = {chosen.images: data, 200: task(chosen.images, chosen.tests, valid=200)}
+        said = [brief(some, tasks, steps=chosen.brief) for some in ALL]
+        means = [truth.mean(some) for some in ALL]
+        body["brief"] = {"steps": chosen.brief, "rank": {
+            name: abs(rank_correlation([each[name] for each in said], means)) for name in said[0]
+        }}  # fmt: skip
+        save_results(chosen.out, body)
+        print(body["brief"])
+        return
     done = {(row["space"], row["asked"], row["seed"], row["method"]) for row in rows}
     for seconds, seed, space, name in itertools.product(
         chosen.seconds, range(chosen.seeds), chosen.spaces, chosen.methods

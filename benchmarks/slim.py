@@ -70,9 +70,10 @@ CASES = {
     ),
     "masks/unet": Case("masks", unet, 12, once=True, distance=soft_masks),
 }
-# From scratch alone: is the search still behind uniform width for as long where each epoch is worth less?
+# Where each epoch is worth less: is the search from scratch still behind uniform width for as long, and a front still
+# behind separate runs? (slim_front.py takes the last.)
 LONG = {f"{name}, four times as long": replace(CASES[name], epochs=4 * CASES[name].epochs)
-        for name in ("cifar/vgg", "fashion/wide-end", "spoken/vit")}  # fmt: skip
+        for name in ("cifar/vgg", "fashion/wide-end", "spoken/vit", "sign/resnet14")}  # fmt: skip
 CASES |= LONG
 
 
