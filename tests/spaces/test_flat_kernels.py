@@ -83,6 +83,30 @@ def test_filters_in_a_row_lose_channels_on_both_sides(way: str, kernel: int) -> 
     agree(space, x, torch.randn(5, 3, 8, 7, dtype=DOUBLE))
 
 
+class Repeated(nn.Module):
+    """[B, 3, H, W] -> [B, 3]: one row of filters that reads what it makes, so that one gate cuts it on both sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = READ
+        self.first, self.last = nn.Conv2d(3, READ, 3, padding=1), nn.Linear(READ, 3)
+        self.row = nn.Parameter(0.1 * torch.randn(READ * READ * 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        filters, y = self.row.view(self.width, self.width, 3, 3), self.first(x)
+        for _ in range(2):
+            y = F.conv2d(F.relu(y), filters, padding=1)
+        return self.last(F.relu(y).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_filters_that_one_gate_cuts_on_both_sides_go_with_its_square() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 6, 6, dtype=DOUBLE)
+    space = slim(Repeated().to(DOUBLE), x)
+    assert [same[0].size for same in choices(space).values()] == [READ]
+    agree(space, x, torch.randn(5, 3, 8, 7, dtype=DOUBLE))
+
+
 class Turned(nn.Module):
     """[B, 3, N] -> [B, 3]: points whose features are multiplied by a matrix made of them, as PointNet does."""
 

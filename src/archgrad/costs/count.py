@@ -211,11 +211,12 @@ class Counter:
             if not concerns(member, tensor, grouped=grouped):
                 continue
             key: tuple[str, ...] = ("branch", name) if member.side == "branch" else (path, member.side)
-            while (*key, name) not in self._known and self._reached(key, member.places):
-                key = (*key, "again")  # a head and a place within heads share them
+            who = name if member.side == "branch" else f"{name} {id(member)}"
+            while (*key, who) not in self._known and self._reached(key, member.places):
+                key = (*key, "again")  # a head and a place within heads share them, or both factors of a row
             row = self.rows.setdefault(key, len(self.rows))
-            if (*key, name) not in self._known:
-                self._known.add((*key, name))
+            if (*key, who) not in self._known:
+                self._known.add((*key, who))
                 self._enter(row, name, member.places)
                 self._places.setdefault(key, []).append(member.places)
             rows[row] = None
