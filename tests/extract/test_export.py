@@ -316,13 +316,18 @@ FORMS = {
     "dict of dicts": (lambda x, a, b, c: {"b": (a, b), "a": {"q": c}}, ["b.0", "b.1", "a.q"]),
     "no tensors": (lambda x, a, b, c: {"none": None, "first": a, "count": 3, "last": c}, ["first", "last"]),
     "names of operations": (lambda x, a, b, c: {"linear": c, "relu": a, "mul": b}, ["linear", "relu", "mul"]),
+    "names that others would be given": (
+        lambda x, a, b, c: {"linear_inside": 3 * a, "linear": b, "linear_1": c},
+        ["linear_inside", "linear", "linear_1"],
+    ),
+    "no name": (lambda x, a, b, c: {"": a, "q": b}, [None, "q"]),
     "one tensor twice": (lambda x, a, b, c: {"p": a, "q": a}, ["p", "q"]),
     "name of an input": (lambda x, a, b, c: {"x": a, "q": b}, [None, "q"]),
     "one name twice": (lambda x, a, b, c: {"a.b": a, "a": {"b": b}}, [None, None]),
     "tuple": (lambda x, a, b, c: (a, c), [None, None]),
     "tuple of dicts": (lambda x, a, b, c: (a, {"logits": c}), [None, None]),
     "tensor": (lambda x, a, b, c: b, [None]),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,15 +64,18 @@ def _output_names(program: ExportedProgram) -> list[str]:
 
 
 def _name_outputs(graph: Any, names: Sequence[str]) -> None:
-    """Give the outputs of an ONNX graph these names, but for those that inputs and weights have."""
+    """Give the outputs of an ONNX graph these names, but for those that inputs and weights have, and ""."""
     inside = [value for node in graph for value in node.outputs]
     taken = set[str](value.name for value in (*graph.inputs, *graph.initializers.values()))
+    known = {*taken, *names, *(value.name for value in inside)}
     for value, name in zip(graph.outputs, names, strict=False):
-        if name in taken or value.name in taken:
+        if not name or name in taken or value.name in taken:
             continue
         for other in inside:
             if other.name == name and other is not value:
-                other.name = f"{name}_inside"
+                fresh = (f"{name}_{number}" for number in itertools.count(1))
+                other.name = next(new for new in fresh if new not in known)
+                known.add(other.name)
         value.name = name
         taken.add(name)
 
