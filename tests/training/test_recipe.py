@@ -473,7 +473,24 @@ def of_others(_: Iterable[nn.Parameter]) -> Optimizer:
     return SGD(nn.Linear(2, 2).parameters(), lr=0.1)
 
 
-@pytest.mark.parametrize("factory, reason", [(of_others, "other parameters"), (torch.optim.LBFGS, "by a closure")])
+class Renamed(SGD):
+    """Asks for its closure by another name."""
+
+    def step(self, loss_function: Callable[[], float]) -> float:  # type: ignore[override]
+        return loss_function()
+
+
+class Wrapped(SGD):
+    """Hands on whatever it is given, as wrappers of optimizers do."""
+
+    def step(self, *args: Any, **options: Any) -> Any:
+        return super().step(*args, **options)
+
+
+REFUSED = {of_others: "other parameters", torch.optim.LBFGS: "by a closure", Renamed: "by a closure"}
+
+
+@pytest.mark.parametrize("factory, reason", REFUSED.items())
 def test_an_optimizer_that_would_train_nothing_or_needs_a_closure_is_refused(
     factory: OptimizerFactory, reason: str
 ) -> None:
@@ -483,5 +500,6 @@ def test_an_optimizer_that_would_train_nothing_or_needs_a_closure_is_refused(
 
 def test_an_optimizer_of_a_part_of_the_weights_or_of_more_is_taken() -> None:
     network, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    Recipe(optimizer_factory=Wrapped).optimizer(network)
     Recipe(optimizer_factory=lambda weights: SGD(list(weights)[:1], lr=0.1)).optimizer(network)
     Recipe(optimizer_factory=lambda weights: SGD([*weights, *other.parameters()], lr=0.1)).optimizer(network)

@@ -226,8 +226,8 @@ def _check_steps(optimizer: Optimizer, weights: list[nn.Parameter]) -> None:
             f"optimizer of its argument, such as lambda parameters: {kind}(parameters, ...), not of "
             f"network.parameters()."
         )
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
+    asked = [p for p in inspect.signature(optimizer.step).parameters.values() if p.default is inspect.Parameter.empty]
+    if any(parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in asked):
         raise ConfigError(
             f"Recipe(optimizer_factory=) gave a {kind}, whose step computes the loss anew by a closure. Allowed are "
             f"optimizers that step on the gradients there are, such as archgrad.adamw."
