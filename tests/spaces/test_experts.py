@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from families.checks import assert_plain, difference, extremes, outputs, stir
@@ -21,11 +23,13 @@ WAYS = ("sum", "stack", "product", "rows", "masked", "first alone")
 class Mixture(nn.Module):
     """[B, T, C] -> [B, T, outs]: experts of one hidden layer, weighted by a router."""
 
-    def __init__(self, way: str, outs: int = 6, count: int = 4) -> None:
+    def __init__(
+        self, way: str, outs: int = 6, count: int = 4, *, experts: Sequence[nn.Module] | None = None
+    ) -> None:
         super().__init__()
         self.way, self.router = way, nn.Linear(6, count)
         self.experts = nn.ModuleList(
-            nn.Sequential(nn.Linear(6, 5 + k), nn.Tanh(), nn.Linear(5 + k, outs)) for k in range(count)
+            experts or (nn.Sequential(nn.Linear(6, 5 + k), nn.Tanh(), nn.Linear(5 + k, outs)) for k in range(count))
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,7 +43,8 @@ class Mixture(nn.Module):
             return torch.einsum("bte,bted->btd", weights, made)
         words, weights = x.flatten(0, 1), weights.flatten(0, 1)
         best, chosen = weights.topk(1 if self.way == "first alone" else 2)
-        made = words.new_zeros(len(words), self.experts[0][2].out_features)
+        last = [layer for layer in self.experts[0].modules() if isinstance(layer, nn.Linear)][-1]
+        made = words.new_zeros(len(words), last.out_features)
         if self.way == "one precision":  # the layers', whatever that of the words is
             made = made.to(self.experts[0](words[:1]).dtype)
             best = best.to(made.dtype)
@@ -148,6 +153,34 @@ def test_what_is_not_weighted_and_added_up_is_no_mixture(way: str) -> None:
             return self.last(y)
 
     assert blocks(slim(Other().double(), torch.randn(4, 6, dtype=DOUBLE))) == []
+
+
+class Residual(nn.Module):
+    """Adds a branch of one hidden layer to its input: without the branch that is left, and no zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enters, self.leaves = nn.Linear(6, 5), nn.Linear(5, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.leaves(self.enters(x).relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("words", [1, 2, 6])
+@pytest.mark.parametrize("seed", range(3))
+def test_residual_experts_are_no_zeros_though_none_was_sent_to_them(seed: int, words: int) -> None:
+    torch.manual_seed(seed)
+    net = Around("rows", 6, skip=False)
+    net.mixture = Mixture("rows", experts=[Residual() for _ in range(4)])
+    net = net.to(DOUBLE)
+    x = torch.randn(1, words, 3, dtype=DOUBLE)
+    space = slim(net, x)
+    stir(space)
+    other = torch.randn(4, 9, 3, dtype=DOUBLE)
+    draws = [sample(space, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    for architecture in (extremes(space)[1], *draws):
+        pair = (outputs(make(space, architecture), (other,)) for make in (hold, build))
+        assert difference(*pair) < 1e-9
 
 
 def of_images(kind: str, channels: int) -> nn.Module:

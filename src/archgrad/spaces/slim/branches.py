@@ -294,6 +294,6 @@ def silencer(module: nn.Module, use: Use) -> str:
         except NETWORK_ERRORS:
             return ""
         made = made[0] if isinstance(made, tuple) else made
-        if isinstance(made, Tensor) and not bool(made.any()):
+        if isinstance(made, Tensor) and made.numel() and not bool(made.any()):
             return name
     return ""

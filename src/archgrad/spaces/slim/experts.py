@@ -68,7 +68,7 @@ class _Mixtures(OperatorMode):
 def experts(trial: Trial) -> tuple[list[Removal], set[str]]:
     """The removals of all experts of each mixture but the smallest, which stays, and the paths of all of them.
 
-    Those that are built alike are looked at once.
+    Those that are built alike are looked at once, on the call of one that was sent something.
     """
     removals, members = list[Removal](), set[str]()
     uses, added = _followed(trial)
@@ -82,12 +82,12 @@ def experts(trial: Trial) -> tuple[list[Removal], set[str]]:
         ]
         sizes = {p: sum(w.numel() for w in trial.network.get_submodule(p).parameters()) for p in own}
         members.update(own)
+        kinds = {p: (repr(trial.network.get_submodule(p)), uses[p].made.shape[1:]) for p in own}
+        for expert, kind in kinds.items():
+            if kind not in last and uses[expert].made.numel():
+                last[kind] = _last_layer(trial.network.get_submodule(expert), uses[expert])
         for expert in sorted(own, key=sizes.__getitem__)[1:]:
-            module, use = trial.network.get_submodule(expert), uses[expert]
-            key = (repr(module), use.made.shape[1:])
-            if key not in last:
-                last[key] = _last_layer(module, use)
-            end = last[key]
+            module, use, end = trial.network.get_submodule(expert), uses[expert], last.get(kinds[expert])
             if end is None:
                 continue
             final = f"{expert}.{end}".rstrip(".")
