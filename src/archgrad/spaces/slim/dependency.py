@@ -3,14 +3,14 @@
 Every axis of every parameter is numbered: one label for each place, see `channel_graph`. A tensor carries, for each
 of its axes, the labels of the channels that lie along it. Each operator of the run says how the labels of its
 outputs come from those of its inputs, which labels have to live and die together, and which may not be removed at
-all (`operators`). An operator without a rule freezes what it reads. The work of an operator is proportional to the
-length of the labelled axes of its tensors, so that the whole is linear in the size of the network.
+all (`operators`). An operator without a rule freezes what it reads. The whole is linear in the size of the network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -231,12 +231,12 @@ class Walk(OperatorMode):
         """Whether these are channels within heads already."""
         return any(bool(np.isin(labels, inner).all()) for inner in self.inner)
 
-    def behind(self, labels: Labels) -> Labels:
-        """All labels that these stand for."""
-        lines = self._lines
-        while not np.array_equal(lines, further := lines[lines]):
-            lines = further
-        return np.flatnonzero(np.isin(lines, lines[labels]))
+    @cached_property
+    def lines(self) -> Labels:
+        """After the walk, for each label a number that it shares with those that stand for one another."""
+        size = len(self._lines)
+        pairs = coo_array((np.ones(size, bool), (np.arange(size), self._lines)), (size, size))
+        return connected_components(pairs, directed=False)[1]  # type: ignore[no-any-return]
 
     def _sized(self, inputs: Sequence[Tensor], result: Tensor, constant: bool) -> dict[int, str]:
         """Which axes of a result without channels are as long as numbers say, and which modules these stand in."""

@@ -59,7 +59,7 @@ def factors_of(walk: Walk, sides: Mapping[tuple[str, str], Labels]) -> Factors:
 
     Filters for each example lie side by side in a convolution.
     """
-    roots, reasons = walk.components.roots(), walk.components.reasons()
+    roots, reasons, lines = walk.components.roots(), walk.components.reasons(), walk.lines
     able = {side: every for side, every in sides.items() if side[1] == "out" or side[1].startswith("axis")}
     ranges = {int(e[0]): (s, e) for s, e in able.items() if np.array_equal(e, np.arange(e[0], e[0] + len(e)))}
     firsts, found = sorted(ranges), dict[tuple[str, str], Factoring]()
@@ -74,7 +74,7 @@ def factors_of(walk: Walk, sides: Mapping[tuple[str, str], Labels]) -> Factors:
             continue
         own, left = divmod(len(every), math.prod(rest))
         fits = own > 1 and rest[0] > 1 and not left and (made == own or (len(rest) > 1 and made % own == 0))
-        if fits and len(np.unique(labels)) < len(every) and np.isin(every, walk.behind(labels)).all():
+        if fits and len(np.unique(labels)) < len(every) and np.isin(lines[every], lines[labels]).all():
             found[side] = Factoring((own, *rest))
     return found
 

@@ -58,9 +58,14 @@ def _owners(numbering: Numbering, sides: list[Side]) -> NDArray[np.int64]:
     return owner
 
 
+def _behind(walk: Walk, labels: Labels) -> Labels:
+    """All labels that stand for these, or that these stand for."""
+    return np.flatnonzero(np.isin(walk.lines, walk.lines[labels]))
+
+
 def _summands(walk: Walk, labels: Labels) -> Labels:
     """The labels of all that has to be zero where what has these is."""
-    found = walk.behind(labels[labels >= 0])
+    found = _behind(walk, labels[labels >= 0])
     if not walk.sums:
         return found
     firsts, others = (np.concatenate([pair[k] for pair in walk.sums]) for k in (0, 1))
@@ -69,4 +74,4 @@ def _summands(walk: Walk, labels: Labels) -> Labels:
         more = more[~np.isin(more, found)]
         if not more.size:
             return found
-        found = np.union1d(found, walk.behind(more))
+        found = np.union1d(found, _behind(walk, more))
