@@ -315,9 +315,7 @@ def subject_of(
     """The network's own outputs are the targets."""
     with torch.no_grad():
         made = [(x, torch.cat([net(some) for some in x.split(128)])) for x in parts]
-    task = ag.Supervised(
-        *made, loss=loss, metrics={"agreement": metric}, score=ag.higher("agreement"), batch_size=32
-    )
+    task = ag.Supervised(*made, loss=loss, metrics={"agreement": metric}, score=ag.higher("agreement"), batch_size=32)
     tested = decided(made[2][1]).flatten()
     return Subject(net, task, epochs, float((tested == tested.mode().values).float().mean()))
 
