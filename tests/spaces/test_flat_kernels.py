@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from archgrad.costs.count import macs, params
 from archgrad.errors import ModelError
 from archgrad.extract.discretize import build
 from archgrad.gates import full
+from archgrad.spaces.slim.dependency import Components, Walk
 from archgrad.spaces.slim.slimmable import frozen, slim
 
 DOUBLE = torch.float64
@@ -240,3 +242,18 @@ def test_channels_before_or_behind_places_of_any_shape(order: str, sizes: tuple[
     assert set(frozen(space)) == {"last"}
     assert sorted(same[0].size for same in choices(space).values()) == sorted([6, 7, sizes[0]])
     agree(space, x, torch.randn(3, 5, dtype=DOUBLE))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 8])
+def test_labels_that_stand_for_one_another_in_a_circle_are_one_line(length: int) -> None:
+    size, at = length + 4, lambda: ""
+    walk = Walk(
+        Components(size), {}, is_read=np.ones(size, bool), rule=lambda _: None, path=at, here=at, computed=at
+    )  # fmt: skip
+    circle = np.arange(length)
+    walk.stands_for(np.roll(circle, 1), circle)
+    walk.stands_for(np.array([0]), np.array([length]))  # a tail of the circle, and of that tail
+    walk.stands_for(np.array([length]), np.array([length + 1]))
+    lines = walk.lines.tolist()
+    assert len({*lines[: length + 2]}) == 1
+    assert len({*lines}) == 3
