@@ -6,12 +6,15 @@ import math
 import pickle
 from collections.abc import Mapping
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices
+from archgrad.choices.access import choices, hold, sample
 from archgrad.choices.architecture import Architecture
 from archgrad.copy_and_run import copied
+from archgrad.costs.count import macs, params
+from archgrad.extract.discretize import build
 
 
 def stir(network: nn.Module, *, seed: int = 3) -> None:
@@ -80,3 +83,18 @@ def assert_plain(network: nn.Module) -> None:
         assert not [name for name in vars(module) if "archgrad" in name.lower()], path
     # The pickle names the module of every class and function that the network holds.
     assert b"archgrad" not in pickle.dumps(network)
+
+
+def agree(space: nn.Module, example: Tensor, other: Tensor) -> None:
+    """Held and built networks, and what they cost, at the smallest architecture and some between."""
+    stir(space)
+    draws = [sample(space, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    for architecture in (extremes(space)[1], *draws):
+        held, built = hold(space, architecture), build(space, architecture)
+        for x in (example, other):
+            for training in (False, True):
+                pair = (outputs(net, (x,), training=training) for net in (held, built))
+                assert difference(*pair) < 1e-9
+        assert_plain(built)
+        assert float(params().expected(held)) == pytest.approx(params().of(built), rel=1e-9)
+        assert float(macs(example).expected(held)) == pytest.approx(macs(example).of(built), rel=1e-9)

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from families.checks import assert_plain, difference, extremes, outputs, stir
+from families.checks import agree, extremes
 from families.timm_shim import load_timm
 from torch import Tensor, nn
 
-from archgrad.choices.access import choices, hold, sample
+from archgrad.choices.access import choices
 from archgrad.choices.architecture import Architecture
-from archgrad.costs.count import macs, params
 from archgrad.errors import ModelError
 from archgrad.extract.discretize import build
 from archgrad.gates import full
@@ -52,21 +51,6 @@ class Filters(nn.Module):
             y = y.reshape(1, len(x) * y.shape[1], *y.shape[2:])
             y = F.conv2d(y, filters, padding=self.kernel // 2, groups=len(x)).view(len(x), self.made, *x.shape[2:])
         return self.last(F.relu(y).mean((2, 3)))  # type: ignore[no-any-return]
-
-
-def agree(space: nn.Module, example: Tensor, other: Tensor) -> None:
-    """Held and built networks, and what they cost, at the smallest architecture and some between."""
-    stir(space)
-    draws = [sample(space, generator=torch.Generator().manual_seed(i)) for i in range(3)]
-    for architecture in (extremes(space)[1], *draws):
-        held, built = hold(space, architecture), build(space, architecture)
-        for x in (example, other):
-            for training in (False, True):
-                pair = (outputs(net, (x,), training=training) for net in (held, built))
-                assert difference(*pair) < 1e-9
-        assert_plain(built)
-        assert float(params().expected(held)) == pytest.approx(params().of(built), rel=1e-9)
-        assert float(macs(example).expected(held)) == pytest.approx(macs(example).of(built), rel=1e-9)
 
 
 @pytest.mark.parametrize("kernel", [3, 1])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from archgrad.choices.response_norms import ResponseNorm
 from archgrad.choices.standardized_weights import Mask, OpenWeight, StandardizedWeight, add_open_weight
 from archgrad.copy_and_run import in_mode
 
@@ -100,10 +102,13 @@ class ChannelNorm:
         return y
 
 
+Norm = ChannelNorm | ResponseNorm
+
+
 class OpenStatistics(nn.Module):
     """The forward hook of a norm over channels, and its child: the gates that say which of them are open."""
 
-    def __init__(self, kind: ChannelNorm, gates: list[nn.Module]) -> None:
+    def __init__(self, kind: Norm, gates: list[nn.Module]) -> None:
         super().__init__()
         self.kind, self.gates = kind, nn.ModuleList(gates)
 
@@ -122,7 +127,7 @@ class OpenStatistics(nn.Module):
         return self.kind(norm, x, is_open).to(output.dtype)
 
 
-def add_gate(norm: nn.Module, kind: ChannelNorm | StandardizedWeight, gate: nn.Module) -> None:
+def add_gate(norm: nn.Module, kind: Norm | StandardizedWeight, gate: nn.Module) -> None:
     """Let a gate over the channels, of dimension 0, count in the statistics of a norm or a weight, in place."""
     statistics = norm._modules.get(STATISTICS)
     if isinstance(statistics, (OpenStatistics, OpenWeight)):
@@ -150,7 +155,7 @@ def remove_gates(norm: nn.Module) -> None:
         del norm._forward_pre_hooks[key]
 
 
-def close(norm: nn.Module, kind: ChannelNorm | StandardizedWeight, is_open: Tensor) -> None:
+def close(norm: nn.Module, kind: Norm | StandardizedWeight, is_open: Tensor) -> None:
     """Leave channels out of a norm's or a weight's statistics for good, in place: [width] bool."""
     if isinstance(kind, StandardizedWeight):
         add_open_weight(norm, kind, Mask(is_open))
@@ -179,7 +184,7 @@ def group_norm(module: nn.GroupNorm) -> ChannelNorm:
     )  # fmt: skip
 
 
-def channel_norm(module: nn.Module) -> ChannelNorm | None:
+def channel_norm(module: nn.Module) -> Norm | None:
     """What a module computes if it is a norm over channels, measured on noise; None if it is not.
 
     Tried are torch's norms, and modules of other classes that hold nothing but a weight or a bias for each channel
@@ -197,13 +202,15 @@ def channel_norm(module: nn.Module) -> ChannelNorm | None:
     with torch.no_grad():
         for parameter in probe.parameters():
             parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
-        for axis, shape in ((-1, (5,)), (-1, (2, 5)), (1, (3, 5)), (1, (4,))):
+        for axis, shape in ((-1, (5,)), (-1, (2, 5)), (1, (3, 5)), (1, (4,)), (-1, (2, 3, 2)), (1, (2, 3, 2))):
             size = (2, *shape, forms[0].width) if axis == -1 else (2, forms[0].width, *shape)
             x = (torch.randn(size, generator=generator) + 0.5).to(device, torch.float64)
             large = 1e3 * x  # where eps does not count
             actual = _normalized(probe, large)
             for form in forms if actual is not None else ():
                 if form.axis == axis and _agrees(form, probe, large, actual):
+                    if isinstance(form, ResponseNorm) and form.bias:
+                        getattr(probe, form.bias).zero_()  # beside which what eps changes is too small to be seen
                     for kind, scales in _with_eps(form, module, x):
                         if all(_agrees(kind, probe, s * x, _normalized(probe, s * x)) for s in scales):
                             return kind
@@ -219,17 +226,21 @@ def _normalized(norm: nn.Module, x: Tensor) -> Tensor | None:
     return y if isinstance(y, Tensor) and y.shape == x.shape else None
 
 
-def _agrees(kind: ChannelNorm, norm: nn.Module, x: Tensor, actual: Tensor | None) -> bool:
+def _agrees(kind: Norm, norm: nn.Module, x: Tensor, actual: Tensor | None) -> bool:
     if actual is None:
         return False
     every = torch.ones(kind.width, device=x.device)
     return bool((kind(norm, x, every) - actual).abs().max() <= _EXACT * actual.abs().max())
 
 
-def _with_eps(form: ChannelNorm, module: nn.Module, x: Tensor) -> Iterator[tuple[ChannelNorm, tuple[float, ...]]]:
+def _with_eps(form: Norm, module: nn.Module, x: Tensor) -> Iterator[tuple[Norm, tuple[float, ...]]]:
     """What a norm of this form might compute, and factors of x at which it is compared: there eps counts."""
     kept = [v for v in vars(module).values() if isinstance(v, float) and 0.0 <= v < 0.1]
     small = list(dict.fromkeys([*filter(None, kept), *(() if isinstance(module, _TORCHS) else _EPSILONS)]))
+    if isinstance(form, ResponseNorm):
+        for eps in (*small, 0.0):
+            yield dataclasses.replace(form, eps=eps), (1.0, eps or 1e-13)
+        return
     for eps in small:
         yield dataclasses.replace(form, eps=eps), (1.0, math.sqrt(eps))
     if 0.0 in kept or not isinstance(module, _TORCHS):
@@ -242,7 +253,7 @@ def _with_eps(form: ChannelNorm, module: nn.Module, x: Tensor) -> Iterator[tuple
         yield dataclasses.replace(form, eps=None), (1.0, 1e-3)
 
 
-def _forms(module: nn.Module) -> Iterator[ChannelNorm]:
+def _forms(module: nn.Module) -> Iterator[Norm]:
     """What a module might compute but for eps, going by its parameters and attributes."""
     torchs = isinstance(module, _TORCHS)
     others = not type(module).__module__.startswith("torch.") and not isinstance(module, _NormBase)
@@ -266,6 +277,8 @@ def _forms(module: nn.Module) -> Iterator[ChannelNorm]:
                     width, axis, centered, everywhere, 0.0, weight=weight, bias=bias, offset=offset, tensors=tensors,
                     counts=counts, then=then,
                 )  # fmt: skip
+    for axis, residual in itertools.product((-1, 1), (True, False)) if others and weight and not then else ():
+        yield ResponseNorm(width, axis, residual, weight=weight, bias=bias, tensors=tensors, counts=counts)
 
 
 def _numbers(value: object) -> list[int]:

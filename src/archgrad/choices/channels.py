@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from archgrad.choices.channel_norms import STATISTICS, ChannelNorm
+from archgrad.choices.channel_norms import STATISTICS, Norm
 from archgrad.choices.fewer_heads import AttentionCall, with_fewer_heads
 from archgrad.choices.standardized_weights import StandardizedWeight
 from archgrad.errors import ChoiceError
@@ -51,7 +51,7 @@ class Coupling:
     counts: tuple[str, ...] = ()
     selects: bool = False
     attention: AttentionCall | None = None
-    norm: ChannelNorm | StandardizedWeight | None = None
+    norm: Norm | StandardizedWeight | None = None
     work: tuple[str, float] = ("", 1.0)
     gated: tuple[tuple[str, int], ...] = ()
     rescaled: bool = False

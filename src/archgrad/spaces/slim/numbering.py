@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from archgrad.choices.channel_norms import ChannelNorm, channel_norm, group_norm
+from archgrad.choices.channel_norms import Norm, channel_norm, group_norm
 from archgrad.choices.standardized_weights import StandardizedWeight, standardized_weight
 from archgrad.spaces.slim.dependency import Labels, Shadow
 from archgrad.spaces.slim.flat_kernels import Factors, shapes_like
@@ -42,7 +42,7 @@ class Numbering:
         self.sides: dict[Side, Labels] = {}
         self.cuts: dict[Side, Cut] = {}
         self.works: dict[Side, tuple[str, float]] = {}
-        self.norms: dict[str, ChannelNorm] = {}
+        self.norms: dict[str, Norm] = {}
         self.standardized: dict[str, StandardizedWeight] = {}
         self.calls: Calls = {}
         self.tensors: dict[Tensor, Shadow] = {}
@@ -111,7 +111,7 @@ class Numbering:
             else:
                 axes[dim] = [labels]
 
-    def norm_of(self, path: str, side: str) -> ChannelNorm | StandardizedWeight | None:
+    def norm_of(self, path: str, side: str) -> Norm | StandardizedWeight | None:
         """What a module computes whose statistics are over the channels of this side."""
         grouped = getattr(self.modules[path], "groups", 1) > 1
         return self.norms.get(path) or (self.standardized.get(path) if side == "in" and not grouped else None)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from archgrad.choices.channel_norms import ChannelNorm, close
+from archgrad.choices.channel_norms import Norm, close
 from archgrad.choices.channels import Coupling, Vanishing, open_channels, remove_branches, remove_channels
 from archgrad.choices.standardized_weights import StandardizedWeight
 from archgrad.copy_and_run import copied
@@ -194,7 +194,7 @@ class Trial:
     def closed(self, removals: Sequence[Removal], kept: Mapping[str, list[int]]) -> nn.Module:
         """A copy of the network in which every layer reads zeros from the closed channels."""
         network = copied(self.network, share=True)
-        norms: dict[str, tuple[ChannelNorm | StandardizedWeight, Tensor]] = {}
+        norms: dict[str, tuple[Norm | StandardizedWeight, Tensor]] = {}
         with torch.no_grad():
             for removal in removals:
                 if removal.vanishing and not kept[removal.name]:

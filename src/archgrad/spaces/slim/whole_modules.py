@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from archgrad.choices.channel_norms import ChannelNorm, lone_input
+from archgrad.choices.channel_norms import Norm, lone_input
 from archgrad.spaces.slim.dependency import Labels, Walk
 from archgrad.spaces.slim.layer_sides import HEADS, is_layer
 from archgrad.spaces.slim.numbering import NORM_SIDE, ROWS, Numbering
@@ -95,7 +95,7 @@ def whole_hooks(numbering: Numbering, walk: Walk) -> list[Any]:
 
         def leave(
             _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor,
-            path: str = path, kind: ChannelNorm = kind,
+            path: str = path, kind: Norm = kind,
         ) -> None:  # fmt: skip
             walk.paused -= 1
             x, labels = lone_input(args, kwargs), numbering.sides[path, NORM_SIDE]
