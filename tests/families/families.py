@@ -277,9 +277,12 @@ AWKWARD = [
     Family("channel_shuffle", awkward.channel_shuffle, {"blocks.4.0": 10}, more=True),
     Family("pixel_shuffle", awkward.pixel_shuffle, MIXED, more=True),
     Family(
-        "parametrized", awkward.Parametrized, {"first.0": 8, "second": 10, "fifth": 7}, ("third.0", "fourth", "fc")
+        "parametrized",
+        awkward.Parametrized,
+        {"first.0": 8, "second": 10, "third.0": 12, "fourth": 10, "fifth": 7},
+        ("fc",),
     ),
-    Family("hooked_norm", awkward.HookedNorm, {"third.0": 12}, more=True),
+    Family("hooked_norm", awkward.HookedNorm, {"first.0": 8, "second": 10, "third.0": 12}),
     Family("gated_linear", awkward.gated_linear, MIXED, more=True),
     Family("split", awkward.split, {"blocks.1.0": 10}, more=True),
     Family("scaled", awkward.scaled, {"stem.0": 8, "blocks.1.0": 10}),

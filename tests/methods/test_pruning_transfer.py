@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 from torch.optim import Optimizer
 
 import archgrad as ag
@@ -267,6 +268,22 @@ def test_drawing_afresh_reaches_weights_behind_gates_and_leaves_the_logits() -> 
     open_space = made()
     adopt(open_space, twin)
     assert torch.equal(open_space(x), twin(x))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.utils.weight_norm, nn.utils.spectral_norm, parametrizations.weight_norm, parametrizations.spectral_norm],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_weights_that_are_normed_are_drawn_afresh(norm: Callable[[nn.Module], nn.Module]) -> None:
+    net = nn.Sequential(norm(nn.Linear(4, 8)), nn.ReLU(), norm(nn.Linear(8, 2)))
+    space, x = ag.slim(net, torch.randn(2, 4)), torch.randn(3, 4)
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        redraw(space, ag.build(space, full(space)))
+        drawn.append(space.eval()(x))
+    assert torch.equal(drawn[0], drawn[1]) and not torch.allclose(drawn[0], drawn[2])
 
 
 def test_magnitudes_are_those_of_the_weights_that_make_a_part() -> None:

@@ -92,7 +92,6 @@ def test_reasons_say_what_holds_a_layer() -> None:
     assert "output" in reason("features_out", "second.0")
     assert "values that have none" in reason("mixer", "block.tokens.2")
     assert "picks rows" in reason("language", "head")
-    assert "parametrized" in reason("parametrized", "fourth")
     assert "mixes" in reason("softmaxed", "blocks.0.0")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from archgrad.choices.channels import Coupling
+from archgrad.choices.spectral_norms import SpectralWeight
 
 
 @contextlib.contextmanager
@@ -64,6 +65,13 @@ def by_weight(
         return
     if isinstance(module, nn.Bilinear):
         yield path, "weight", value
+        return
+    if isinstance(module, SpectralWeight):  # u^T (W v)
+        layer = path.rpartition("parametrizations.")[0].removesuffix(".")
+        weight = space.get_parameter(f"{layer}.parametrizations.weight.original".lstrip("."))
+        row = weight.numel() / weight.shape[module.how.dim]
+        yield layer, "weight", value * row / (row + 1)
+        yield layer, f"weight along {module.how.dim}", value / (row + 1)
         return
     if not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         yield from ((path, part, value * share) for part, share in parts.items())

@@ -16,6 +16,7 @@ from archgrad.choices.architecture import Architecture
 from archgrad.choices.channels import remove_branches, remove_channels, require_whole
 from archgrad.choices.gate import Gate
 from archgrad.choices.modules import InputChoice
+from archgrad.choices.spectral_norms import restore_spectral_norms, take_off_spectral_norms
 from archgrad.choices.weight_norms import restore_weight_norms, without_weight_norms
 from archgrad.copy_and_run import copied
 from archgrad.errors import ConfigError
@@ -101,6 +102,7 @@ def build(
     require_whole(network)
     gates = {name: choice for name, choice in decisions(network).items() if isinstance(choice, Gate)}
     kept = {n: gate.picked(architecture[n]).nonzero().flatten().tolist() for n, gate in gates.items()}
+    take_off_spectral_norms(network)
     unparametrize(network)
     remove_channels(network, {name: gate.couplings for name, gate in gates.items()}, kept)
     remove_branches(network, [gate.vanishing for name, gate in gates.items() if gate.vanishing and not kept[name]])
@@ -108,6 +110,7 @@ def build(
     if weights == "fresh":
         draw_anew(network)
     restore_weight_norms(network)
+    restore_spectral_norms(network, fresh=weights == "fresh")
     return network
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import logits
 from archgrad.choices.gate import Gate
+from archgrad.choices.spectral_norms import without_spectral_norms
+from archgrad.choices.weight_norms import without_weight_norms
 from archgrad.costs.count import Macs, Params
 from archgrad.extract.discretize import draw_anew
 from archgrad.gates.importance import weight_magnitude
@@ -48,8 +50,10 @@ def adopt(space: nn.Module, network: nn.Module) -> None:
 def redraw(space: nn.Module, twin: nn.Module) -> None:
     """Draw all weights of a space afresh (`draw_anew`), through a plain twin of it.
 
-    Behind a gate a layer's own `reset_parameters` would write into what the gate computed, and be lost.
+    Behind a gate, or a norm of the weight, a layer's own `reset_parameters` would write into what that computed, and
+    be lost.
     """
+    twin = without_spectral_norms(without_weight_norms(twin))
     draw_anew(twin)
     adopt(space, twin)
 

@@ -18,6 +18,7 @@ from archgrad.argument_types import checked
 from archgrad.choices.channel_norms import add_gate
 from archgrad.choices.channels import ORDER, Coupling, Vanishing
 from archgrad.choices.gate import Gate
+from archgrad.choices.spectral_norms import add_spectral_norms, without_spectral_norms
 from archgrad.choices.standardized_weights import standardized_weight
 from archgrad.choices.weight_norms import without_weight_norms
 from archgrad.copy_and_run import copied, in_mode, require_values
@@ -33,6 +34,7 @@ from archgrad.spaces.slim.input_features import input_features
 from archgrad.spaces.slim.own_widths import with_own_widths
 from archgrad.spaces.slim.recurrent import follow_weights
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, quiet_graphs, run, without_scripts
+from archgrad.spaces.slim.spectral import in_front_of_norms, without_rescaled
 from archgrad.spaces.slim.torch_attention import torch_heads
 from archgrad.spaces.slim.trial import Removal, Trial, gated_tensors
 from archgrad.spaces.slim.trial_masks import MASKS
@@ -96,7 +98,8 @@ def slim(net: Network, example: Example | None = None, *, keep: Sequence[str] = 
         return any(path == k or path.startswith(f"{k}.") for k in keep)
 
     with quiet_graphs():
-        return _slimmed(without_weight_norms(net), inputs_given, is_kept, inputs)
+        plain = without_spectral_norms(without_weight_norms(net))
+        return _slimmed(plain, inputs_given, is_kept, inputs)
 
 
 def _uncompiled(net: Network) -> Network:
@@ -134,7 +137,7 @@ def _slimmed(net: Network, given: tuple[Tensor, ...], is_kept: Callable[[str], b
     if inputs:
         graph.groups |= input_features(in_mode(copied(net)), given)
     trial = Trial(net, given, macs=graph.whole)
-    removals = _accepted(trial, graph, within, is_kept)
+    removals = without_rescaled(net, _accepted(trial, graph, within, is_kept), graph.frozen)
     if not removals:
         reasons = "; ".join(f"{n}: {advised(r)}" for n, r in list(graph.frozen.items())[:5])
         raise ModelError(
@@ -145,7 +148,8 @@ def _slimmed(net: Network, given: tuple[Tensor, ...], is_kept: Callable[[str], b
     del trial
     space = copied(net)
     for removal in removals:
-        _attach(space, removal)
+        _attach(space, in_front_of_norms(net, removal))
+    add_spectral_norms(space)
     setattr(space, FROZEN, record)
     log.info("%d gates; %s", len(removals), record.summary())
     return space
