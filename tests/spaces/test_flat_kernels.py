@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from archgrad.extract.discretize import build
 from archgrad.gates import full
 from archgrad.spaces.slim.dependency import Components, Walk
 from archgrad.spaces.slim.slimmable import frozen, slim
+from archgrad.spaces.slim.written_sizes import of_outputs
 
 DOUBLE = torch.float64
 READ, MADE = 8, 10
@@ -226,6 +229,62 @@ def test_channels_before_or_behind_places_of_any_shape(order: str, sizes: tuple[
     assert set(frozen(space)) == {"last"}
     assert sorted(same[0].size for same in choices(space).values()) == sorted([6, 7, sizes[0]])
     agree(space, x, torch.randn(3, 5, dtype=DOUBLE))
+
+
+class Generator(nn.Module):
+    """[B, 5] -> [B, 1, H, W]: features of a layer that are viewed as channels and places, as `view` does it."""
+
+    def __init__(self, sizes: tuple[int, ...], view: Callable[[Generator, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.view, self.channels = view, sizes[0]
+        self.makes, self.unflatten = nn.Linear(5, int(np.prod(sizes))), nn.Unflatten(1, sizes)
+        up = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[len(sizes) - 2]
+        self.up = nn.Sequential(up(sizes[0], 6, 4, 2, 1), nn.ReLU(), up(6, 1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.view(self, F.relu(self.makes(x))))  # type: ignore[no-any-return]
+
+
+def advised(sizes: tuple[int, ...]) -> dict[str, Callable[[Generator, Tensor], Tensor]]:
+    """What a reason says to write, word by word, and how it is written."""
+    rest = ", ".join(map(str, sizes[1:]))
+    return {
+        f"x.view(x.size(0), -1, {rest})": lambda net, x: x.view(x.size(0), -1, *sizes[1:]),
+        f"x.unflatten(1, (-1, {rest}))": lambda net, x: x.unflatten(1, (-1, *sizes[1:])),
+        f"x.view(-1, self.channels, {rest})": lambda net, x: x.view(-1, net.channels, *sizes[1:]),
+        f"torch.nn.Unflatten(1, ({sizes[0]}, {rest}))": lambda net, x: net.unflatten(x),
+    }
+
+
+WRITTEN: dict[str, Callable[[tuple[int, ...]], Callable[[Generator, Tensor], Tensor]]] = {
+    "view": lambda sizes: lambda net, x: x.view(-1, *sizes),
+    "batch": lambda sizes: lambda net, x: x.reshape(len(x), *sizes),
+    "unflatten": lambda sizes: lambda net, x: x.unflatten(1, sizes),
+}
+
+
+@pytest.mark.parametrize("sizes", [(8, 3, 3), (6, 2, 2, 2), (32, 7, 7)])
+@pytest.mark.parametrize("way", WRITTEN)
+def test_a_number_of_channels_in_forward_is_named_and_what_is_advised_opens_them(
+    way: str, sizes: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, dtype=DOUBLE)
+    reason = frozen(slim(Generator(sizes, WRITTEN[way](sizes)).to(DOUBLE), x))["makes"]
+    assert f"forward has their number, {sizes[0]}, written into a reshape" in reason
+    for words, view in advised(sizes).items():
+        assert words in reason
+        space = slim(Generator(sizes, view).to(DOUBLE), x)
+        assert {n: same[0].size for n, same in choices(space).items()} == {"makes": sizes[0], "up.0": 6}
+        agree(space, x, torch.randn(4, 5, dtype=DOUBLE), plain=False)
+
+
+def test_a_batch_that_takes_what_channels_leave_is_named() -> None:
+    sizes = (8, 5)
+    net = Generator(sizes, WRITTEN["view"](sizes))
+    assert "(B, N, C)" in frozen(slim(net, torch.randn(16, 5)))["makes"]
+    assert "another number of examples" in of_outputs([torch.zeros(8, 2)], [torch.zeros(4, 2)])
+    assert "reach the network's output" in of_outputs([torch.zeros(8, 2)], [torch.zeros(8, 1)])
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 8])

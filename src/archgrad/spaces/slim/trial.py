@@ -22,6 +22,7 @@ from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, plain_kernels, run, 
 from archgrad.spaces.slim.trial_inputs import KeptDouble, calibrate, trial_inputs
 from archgrad.spaces.slim.trial_masks import BRANCHLESS, HALVES, MASKS, kept_entries
 from archgrad.spaces.slim.width_independent_draws import AlignedDraws
+from archgrad.spaces.slim.written_sizes import advice_on, of_outputs
 
 # Relative differences that rounding explains in any network; more is weighed against a measured floor.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5}
@@ -32,7 +33,6 @@ LONG = (
     50_000_000.0  # multiply-adds on the example, above which a network is tried in single precision, and less often
 )
 MIXED = "removing its channels is not the same as closing them: something mixes them"
-RESHAPED = "where a reshape takes a width from another tensor or a number, as (B, N, C) behind attention, write -1"
 DRAWN = (
     "the network draws random numbers for each of these channels outside training; with fewer channels it would draw "
     "others"
@@ -167,12 +167,9 @@ class Trial:
                 if check.training and not self.trains:
                     continue
                 few = " with one channel left" if mask in ("one", "smallest") else ""
-                advice = "where forward takes sizes, or groups=, from numbers, take them from tensors (x.shape[1])"
-                if "is invalid for input of size" in str(error):
-                    advice = RESHAPED
                 return Failure(
                     f"the network does not run{few} without its channels ({type(error).__name__}: {_line(error)}); "
-                    f"{advice}",
+                    f"{advice_on(error)}",
                     check,
                 )
         del smaller
@@ -275,7 +272,7 @@ class Trial:
         kept: Mapping[str, list[int]],
     ) -> str:  # fmt: skip
         if [x.shape for x in expected] != [x.shape for x in actual]:
-            return "its channels reach the network's output"
+            return of_outputs(expected, actual)
         suspects = [i for i, (a, b) in enumerate(zip(expected, actual, strict=True)) if not self._is_close(a, b)]
         if not suspects:
             return ""
