@@ -85,7 +85,10 @@ def assert_plain(network: nn.Module) -> None:
     assert b"archgrad" not in pickle.dumps(network)
 
 
-def agree(space: nn.Module, example: Tensor, other: Tensor, *, plain: bool = True) -> None:
+Inputs = Tensor | tuple[Tensor, ...]
+
+
+def agree(space: nn.Module, example: Inputs, other: Inputs, *, plain: bool = True) -> None:
     """Held and built networks, and what they cost, at the smallest architecture and some between."""
     stir(space)
     draws = [sample(space, generator=torch.Generator().manual_seed(i)) for i in range(3)]
@@ -93,7 +96,8 @@ def agree(space: nn.Module, example: Tensor, other: Tensor, *, plain: bool = Tru
         held, built = hold(space, architecture), build(space, architecture)
         for x in (example, other):
             for training in (False, True):
-                pair = (outputs(net, (x,), training=training) for net in (held, built))
+                given = x if isinstance(x, tuple) else (x,)
+                pair = (outputs(net, given, training=training) for net in (held, built))
                 assert difference(*pair) < 1e-9
         if plain:  # torch's own parametrizations cannot be pickled
             assert_plain(built)

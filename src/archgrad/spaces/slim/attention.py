@@ -11,7 +11,7 @@ from torch import fx, nn
 from archgrad.choices.channels import Coupling
 from archgrad.spaces.slim.acceptance import Budget
 from archgrad.spaces.slim.channel_graph import ChannelGraph
-from archgrad.spaces.slim.layer_sides import HEADS, cuts, is_depthwise, reads_each, width_of
+from archgrad.spaces.slim.layer_sides import counting_heads, cuts, is_depthwise, reads_each, width_of
 from archgrad.spaces.slim.trial import Removal, Trial
 
 
@@ -62,7 +62,7 @@ def attention_heads(
 def _candidates(network: nn.Module) -> Iterator[tuple[str, list[list[Coupling]]]]:
     """For each attention module its path and the ways in which its heads may be laid out, to be tried in order."""
     for path, module in network.named_modules():
-        count = next((getattr(module, a) for a in HEADS if isinstance(getattr(module, a, None), int)), 0)
+        count = next((getattr(module, a) for a in counting_heads(module)), 0)
         linears = dict(_linears(module)) if count > 1 else {}
         if count < 2 or len(linears) < 2:
             continue
@@ -134,7 +134,7 @@ def _attributes(module: nn.Module, count: int, inner: int) -> Iterator[tuple[str
 
 def _of_heads(module: nn.Module, count: int) -> tuple[str, ...]:
     """Attributes of a module that count heads."""
-    return tuple(n for n in HEADS if type(vars(module).get(n)) is int and vars(module)[n] == count)
+    return tuple(n for n in counting_heads(module) if type(getattr(module, n)) is int and getattr(module, n) == count)
 
 
 def _tables(module: nn.Module, count: int) -> tuple[tuple[str, int], ...]:

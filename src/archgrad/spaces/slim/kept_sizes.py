@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from archgrad.copy_and_run import Intercepted
 from archgrad.spaces.slim.dependency import Labels, Walk
-from archgrad.spaces.slim.layer_sides import HEADS, is_layer
+from archgrad.spaces.slim.layer_sides import counting_heads, is_layer
 from archgrad.spaces.slim.numbering import Numbering
 
 Source = tuple[str, str]  # path of the module, and the attribute: "dim_conv", or "splits[1]"
@@ -25,6 +25,7 @@ class KeptSize(int):
     """A number that knows of which attribute it is the value; what is computed of it does not, but a difference."""
 
     source: Source
+    counts_heads: bool
     ratios: list[tuple[KeptSize, KeptSize]]  # numbers that were divided by others, in one network
 
     def __sub__(self, other: Any) -> Any:
@@ -70,27 +71,29 @@ def know_sources(network: nn.Module) -> list[tuple[KeptSize, KeptSize]]:
     """
     ratios: list[tuple[KeptSize, KeptSize]] = []
 
-    def known(value: int, source: Source) -> KeptSize:
+    def known(value: int, source: Source, heads: Sequence[str]) -> KeptSize:
         size = KeptSize(value)
         size.source, size.ratios = source, ratios
+        size.counts_heads = source[1] in heads
         return size
 
     for path, module in network.named_modules():
         if type(module).__module__.startswith("torch.") and not isinstance(module, (fx.GraphModule, nn.Unflatten)):
             continue
+        heads = counting_heads(module)
         for name, value in list(vars(module).items()):
             if name == "groups" and is_layer(module):  # which go with the layer's own channels
                 continue
             if type(value) is int and value > 0:
-                vars(module)[name] = known(value, (path, name))
+                vars(module)[name] = known(value, (path, name), heads)
             elif type(value) in (tuple, list) and value and all(type(v) is int and v > 0 for v in value):
-                vars(module)[name] = type(value)(known(v, (path, f"{name}[{i}]")) for i, v in enumerate(value))
+                vars(module)[name] = type(value)(known(v, (path, f"{name}[{i}]"), heads) for i, v in enumerate(value))
     return ratios
 
 
-def is_kept(size: object, names: tuple[str, ...]) -> bool:
-    """Whether a number is the value of an attribute of such a name."""
-    return isinstance(size, KeptSize) and size.source[1] in names
+def is_of_heads(size: object) -> bool:
+    """Whether a number is the value of an attribute that counts heads."""
+    return isinstance(size, KeptSize) and size.counts_heads
 
 
 class Sizes:
@@ -125,7 +128,7 @@ class Sizes:
                     self._slices(x, args[1])
                 elif name == "unflatten" and len(args) == 3:
                     for i, size in enumerate(args[2]):
-                        self._count(size, result, args[1] + i, slice(None))
+                        self._count(size, result, args[1] % x.dim() + i, slice(None))
                 elif name.startswith("conv"):  # of one to three axes, transposed or not: groups are the seventh
                     self._grouped(x, kwargs.get("groups", args[6] if len(args) > 6 else 1))
             return result
@@ -171,7 +174,7 @@ class Sizes:
     def _reshaped(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Sizes that count channels; where one is a number of heads, channels that are divided go by whole heads."""
         sizes = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
-        heads = [i for i, size in enumerate(sizes) if is_kept(size, HEADS)]
+        heads = [i for i, size in enumerate(sizes) if is_of_heads(size)]
         self._walk.heads = heads[0] if len(heads) == 1 else -1
         try:
             result = function(*args, **kwargs)
@@ -228,15 +231,17 @@ class Sizes:
 
 
 def unflattening(walk: Walk) -> Intercepted:
-    """Tells a walk which size `unflatten` leaves open: its view has all of them as numbers."""
+    """Tells a walk which size `unflatten` leaves open, or has as a number of heads: its view has all as numbers."""
 
     def noted(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        sizes = None
+        sizes: Any = ()
         if function in (Tensor.unflatten, torch.unflatten):
-            sizes = kwargs.get("sizes", args[2] if len(args) > 2 else None)
-        if not isinstance(sizes, (tuple, list)) or -1 not in sizes:
+            sizes = kwargs.get("sizes", args[2] if len(args) > 2 else ())
+        sizes = list(sizes) if isinstance(sizes, (tuple, list)) else []
+        heads = [i for i, size in enumerate(sizes) if is_of_heads(size)]
+        if len(heads) != 1 and -1 not in sizes:
             return function(*args, **kwargs)
-        walk.unflattened = list(sizes).index(-1)
+        walk.unflattened = heads[0] if len(heads) == 1 else sizes.index(-1)
         try:
             return function(*args, **kwargs)
         finally:

@@ -11,6 +11,7 @@ from archgrad.spaces.slim.recurrent import is_recurrent, recurrent_sides
 # Attributes that count heads of attention.
 HEADS = (
     "num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_heads", "num_key_value_heads", "num_kv_heads",
+    "num_of_heads", "nb_heads", "_num_heads", "h",
 )  # fmt: skip
 LAYERS = (_ConvNd, nn.Linear)
 NORMS = (_NormBase, nn.GroupNorm)
@@ -19,6 +20,12 @@ TABLES = (nn.Embedding, nn.EmbeddingBag)
 CUTTABLE = (_ConvNd, nn.Linear, nn.Bilinear, _NormBase, nn.GroupNorm, nn.PReLU, *TABLES)
 # Its inputs: (side, dimension of the weight, attribute).
 BILINEAR = (("in first", 1, "in1_features"), ("in second", 2, "in2_features"))
+
+
+def counting_heads(module: nn.Module) -> tuple[str, ...]:
+    """Names of a module's own integers that count heads; beside a `w`, an `h` is a height."""
+    own = vars(module)
+    return tuple(n for n in HEADS if isinstance(own.get(n), int) and not (n == "h" and "w" in own))
 
 
 def has_sides(module: nn.Module) -> bool:

@@ -81,6 +81,17 @@ def _reduce(call: Call) -> bool:
     return True
 
 
+def _one_of_all(call: Call) -> bool:
+    """The largest or smallest of all elements."""
+    each = "x.amax" if call.name == "max" else "x.amin"
+    reason = (
+        f"{call.walk.here()} takes one {call.name} of all of these channels; one for each of them, as "
+        f"{each}(0, keepdim=True), keeps them apart"
+    )
+    call.walk.freeze(call.inputs[0], reason)
+    return True
+
+
 def _mix(call: Call) -> bool:
     x = call.inputs[0]
     dims = call.argument("dim", call.argument("dims", call.argument("dimension")))
@@ -199,4 +210,6 @@ def rule_of(func: torch._ops.OpOverload) -> Rule | None:
         return _spatial
     if any(a.name == "keepdim" for a in func._schema.arguments) or name in ("mean", "sum", "prod", "amax", "amin"):
         return _reduce
+    if name in ("max", "min"):
+        return _one_of_all
     return _mix if name in MIXING else None

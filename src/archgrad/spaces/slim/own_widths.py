@@ -25,8 +25,8 @@ from archgrad.choices.channels import kind_of
 from archgrad.choices.fewer_heads import stand_in
 from archgrad.copy_and_run import copied, in_mode
 from archgrad.spaces.slim.dependency import Labels, Walk
-from archgrad.spaces.slim.kept_sizes import KeptSize, is_kept
-from archgrad.spaces.slim.layer_sides import HEADS, is_layer
+from archgrad.spaces.slim.kept_sizes import KeptSize, is_of_heads
+from archgrad.spaces.slim.layer_sides import is_layer
 from archgrad.spaces.slim.numbering import NORM_SIDE, Numbering
 from archgrad.spaces.slim.rearranging import segments
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, plain_kernels, run
@@ -276,7 +276,7 @@ def _own_sizes(traced: TracedModule, node: fx.Node, sizes: Sequence[Any]) -> lis
     x, y = traced.values[node.args[0]], traced.values[node]  # type: ignore[index]
     made: list[Any] = list(sizes)
     wide = [_is_wide(traced, s) for s in sizes]
-    counted = [is_kept(s, HEADS) for s in sizes]
+    counted = [is_of_heads(s) for s in sizes]
     merged: list[int] = []
     for before, after in segments(x.shape, y.shape):
         own = [a for a in after if wide[a] or counted[a]]

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from archgrad.choices.channel_norms import Norm, lone_input
 from archgrad.spaces.slim.dependency import Labels, Walk
-from archgrad.spaces.slim.layer_sides import HEADS, is_layer
+from archgrad.spaces.slim.layer_sides import counting_heads, is_layer
 from archgrad.spaces.slim.numbering import NORM_SIDE, ROWS, Numbering
 from archgrad.spaces.slim.seeded_run import tensors_of
 from archgrad.spaces.slim.torch_attention import attention_hooks, is_torch_attention
@@ -76,8 +76,8 @@ def _along(roots: Labels, arrays: Sequence[tuple[int, Labels]]) -> dict[tuple[by
 def note_numbers(numbering: Numbering, walk: Walk) -> None:
     """Numbers of heads by which modules size tensors of their own, such as a bias of zeros: they shrink along."""
     for path, labels in walk.numbers:
-        own = vars(numbering.modules[path])
-        counts = tuple(n for n in HEADS if isinstance(own.get(n), int) and own[n] == len(labels))
+        module = numbering.modules[path]
+        counts = tuple(n for n in counting_heads(module) if getattr(module, n) == len(labels))
         side = (path, f"param {' '.join(counts)}")
         if counts and side in numbering.sides:
             walk.components.join(numbering.sides[side], labels, f"{path} sizes tensors by a number that is fixed")
