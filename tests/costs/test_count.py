@@ -421,3 +421,5 @@ def test_what_is_not_counted_is_named_once(caplog: pytest.LogCaptureFixture) -> 
     assert len(said) == 2 and "fft_r2c in 0 (Does)" in said[0] and "archgrad_tests.twice in 1.0 (Does)" in said[1]
     assert [r.getMessage() for r in caplog.records] == said
     assert not uncounted(nn.Sequential(nn.LSTM(6, 8)), x[:, None, :6])
+    assert not uncounted(Does(lambda x: F.normalize(x) + x / x.norm(dim=1, keepdim=True)), x)  # as no norm is
+    assert "linalg_svd" in uncounted(Does(torch.linalg.svdvals), x)[0]

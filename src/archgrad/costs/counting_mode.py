@@ -19,6 +19,7 @@ _MULTIPLYING = (
     "fft", "linalg", "cholesky", "triangular_solve", "lu_", "inverse", "sparse", "int_mm", "weight_int",
     "lstm", "gru", "rnn", "cudnn_rnn", "mkldnn_rnn",
 )  # fmt: skip
+_NORMS = ("linalg_vector_norm",)  # which count no more than the norms that they are parts of
 
 
 class Counting(FlopCounterMode):
@@ -61,7 +62,7 @@ class Counting(FlopCounterMode):
             callers = dict.fromkeys(p for p in self._running if not f"{path}.".startswith(f"{p}." if p else ""))
             flops = self.flop_registry[func_packet](*args, **kwargs, out_val=out)
             self.own[path, (*callers,)] = self.own.get((path, (*callers,)), 0.0) + flops
-        elif room not in _ROOMS or operation.strip("_").startswith(_MULTIPLYING):
+        elif room not in _ROOMS or (operation.strip("_").startswith(_MULTIPLYING) and operation not in _NORMS):
             self.unknown[path, name] = None
         return out
 
