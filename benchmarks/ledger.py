@@ -121,6 +121,13 @@ def hastened(body: Any) -> Iterator[Point]:
                 yield row["network"], f"time over the whole network's, {kind}", "eager", figures["eager_ratio"]
 
 
+def compiled(body: Any) -> Iterator[Point]:
+    for row in body["rows"]:
+        for kind in ("plain", "gated"):
+            yield row["network"], "time of a compiled training step over that as written", kind, row[kind]["ratio"]
+            yield row["network"], "seconds to compile", kind, row[kind]["compile_seconds"]
+
+
 def shipped(body: Any) -> Iterator[Point]:
     """Rows of device.py: wrong answers, bytes, and time over that of the original float file, of equal budgets."""
     for row in body["rows"]:
@@ -282,6 +289,10 @@ ENTRIES: dict[str, Entry] = {
     "slim_speed": Entry(
         "What is half of the MACs worth in time?", _run("slim_speed", ""), "docs/benchmarks/slim.md", hastened,
         higher=False,
+    ),
+    "compiled_step": Entry(
+        "What does torch.compile make of a training step?", _run("slim_speed", "--compile"), "docs/running.md",
+        compiled, higher=False,
     ),
     "device": Entry(
         "Fewer MACs and int8 together: what do they give in the runtimes that ship?",

@@ -1,7 +1,9 @@
 """What half the MACs are worth in time: the step of the gates, and inference of narrowed networks by runtime.
 
     python benchmarks/slim_speed.py --out benchmarks/results/slim_speed.json
+    python benchmarks/slim_speed.py --compile --out benchmarks/results/compiled_step.json
 
+`--compile` measures what `torch.compile` makes of the training step of a network, and of the same with gates;
 `--profile` prints what ONNX Runtime spends where instead. One thread, networks in turns. Steps are timed by the
 processor's time, their median; passes by the 10th percentile, which other work of the machine disturbs least.
 """
@@ -13,6 +15,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -76,6 +79,40 @@ def speed_at_half(name: str, x: torch.Tensor) -> dict[str, object]:
     }
 
 
+def compiled_step(name: str, task: ag.Classification, *, repeats: int = 30) -> dict[str, dict[str, float]]:
+    """A training step as written and compiled, in turns, of the plain network and of the same with gates."""
+    batch, rows = task.stream(seed=0)(0), {}
+    for kind in ("plain", "gated"):
+        network = NETWORKS[name]()
+        if kind == "gated":
+            network = ag.relax(ag.slim(network, task.example), ag.scaled_sigmoid)
+        network.train()
+
+        def forward(x: torch.Tensor, network: nn.Module = network) -> torch.Tensor:
+            return network(x)  # type: ignore[no-any-return]
+
+        def step(call: Callable[[torch.Tensor], torch.Tensor], network: nn.Module = network) -> float:
+            start = time.process_time()
+            loss = nn.functional.cross_entropy(call(batch[0]), batch[1])
+            torch.autograd.grad(loss, [p for p in network.parameters() if p.requires_grad], allow_unused=True)
+            return time.process_time() - start
+
+        calls = {"written": forward, "compiled": torch.compile(forward, dynamic=False)}
+        start = time.perf_counter()
+        step(calls["compiled"])
+        seconds = time.perf_counter() - start
+        times: dict[str, list[float]] = {key: [] for key in calls}
+        for _ in range(repeats):
+            for key, call in calls.items():
+                times[key].append(step(call))
+        medians = {key: statistics.median(values) for key, values in times.items()}
+        rows[kind] = {
+            "compile_seconds": seconds, **{f"{key}_ms": 1e3 * value for key, value in medians.items()},
+            "ratio": medians["compiled"] / medians["written"],
+        }  # fmt: skip
+    return rows
+
+
 def profile(name: str, x: torch.Tensor, *, passes: int = 600) -> str:
     """Median microseconds of each operator of ONNX Runtime, whole and at half the MACs in multiples of 8 and 16."""
     import onnxruntime
@@ -113,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["small-vgg", "resnet20"])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--compile", action="store_true", help="measure compiled training steps instead")
     parser.add_argument("--profile", action="store_true", help="print what ONNX Runtime spends where, and stop")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -120,6 +158,11 @@ def main() -> None:
     for name in chosen.networks:
         if chosen.profile:
             print(profile(name, task.example))
+            continue
+        if chosen.compile:
+            rows.append({"network": name, **compiled_step(name, task)})
+            save_results(chosen.out, {"torch": torch.__version__, "rows": rows})
+            print(json.dumps(rows[-1], indent=1), flush=True)
             continue
         step, half = step_ratio(name, task), speed_at_half(name, task.example)
         rows.append({"network": name, "gate_step": step, "half": half})

@@ -62,6 +62,7 @@ def begin(
         folder=out,
         device=options.device,
         precision=options.precision,
+        compile=options.compile,
         workers=int(workers) if workers and workers.isdecimal() else workers,
     )
     command_file.check(out, command, options)

@@ -39,13 +39,13 @@ class Run:
     Args:
         epochs, steps: budgets of training, of all phases together.
         trials: budget of networks tried.
-        seconds: budget of time inside loops. Where it is the only one, training goes on until the time is up;
-            beside others, whichever ends first.
+        seconds: budget of time inside loops; of several budgets, the one that is used up first ends the run.
         seed: of all random numbers.
         folder: where state, log and result go, so that the same program goes on after a stop; None: in memory only.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         devices: how many of them, each with a process of its own.
         precision: "32-true" or "bf16-mixed"; the weights are float32 in both.
+        compile: whether to compile (`torch.compile`) the training of what is handed back; searches run as written.
         workers: for methods that try networks one by one: None tries them in this process, a number in so many worker
             processes, "ray" or "ray://host:port" on a Ray cluster. The result is the same.
         progress: show progress on the terminal.
@@ -73,13 +73,14 @@ class Run:
         device: str = "auto",
         devices: int = 1,
         precision: str = "32-true",
+        compile: bool = False,  # noqa: A002
         workers: int | str | None = None,
         progress: bool = True,
         output: Output = Output(),
     ) -> None:
         self._budget = Budget(epochs=epochs, steps=steps, trials=trials, seconds=seconds)
         self.epochs, self.max_steps, self.trials, self.seconds = epochs, steps, trials, self._budget.seconds
-        self.seed = validation.seed(seed)
+        self.seed, self.compile = validation.seed(seed), compile
         self.folder = validation.folder(folder)
         self.workers = validation.workers(workers)
         self.worked = False  # whether workers had something to do
@@ -100,8 +101,7 @@ class Run:
         )  # fmt: skip
         self._computed: Record = {}
         self._accepted: frozenset[str] = frozenset()
-        self._status = "not begun"
-        self.failed = False  # whether a step failed: a later Run of this process may take the folder
+        self._status, self.failed = "not begun", False  # failed: a later Run of this process may take the folder
 
     def __repr__(self) -> str:
         names = self._budget.record() | {"seed": self.seed, "workers": self.workers, "folder": self.folder}
@@ -193,7 +193,9 @@ class Run:
             raise RunError(f"run.begin was called on a run that is {self._status}. Make a Run for each method.")
         numbers = {"precision": self.precision, "dtype": str(torch.get_default_dtype())}
         same = self._budget.record() | {"seed": self.seed, **numbers}
-        same |= {"workers": True} if self.workers else {}  # trials elsewhere are no phases of this run
+        same |= {
+            name: True for name in ("workers", "compile") if getattr(self, name)
+        }  # trials elsewhere are no phases
         about_data = getattr(task, "notes", ())
         task, network = (task, network) if self._files else (None, None)  # else nothing is resumed and compared
         identity = validation.identity(method, settings, same, task=task, network=network)

@@ -40,7 +40,8 @@ def finalists(
     for name, network in networks.items():
         if not fresh:
             recalibrate(network, task, run)
-        train(network, task, run, recipe, steps=steps, phase=f"finalist_{name}", time_fraction=time_fraction)
+        phase = f"finalist_{name}"
+        train(network, task, run, recipe, steps=steps, phase=phase, time_fraction=time_fraction, brief=True)
         figures = evaluate(task, network)
         run.log({f"valid_{key}": value for key, value in figures.items()})
         found[name] = figures

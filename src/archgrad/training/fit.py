@@ -24,13 +24,12 @@ from archgrad.run.run import Run
 from archgrad.tasks.batch_checks import explained
 from archgrad.tasks.task import Batch, Checkable, Task, evaluate, remarks, require
 from archgrad.training.averaging import moving_average, take_average
+from archgrad.training.compiled import Objective, compiled
 from archgrad.training.drop_path import DropPathRamp
 from archgrad.training.epoch_scores import EpochScores
 from archgrad.training.recipe import Recipe
 from archgrad.training.schedules import Schedule, constant
 from archgrad.training.step import autocast, load_batch, take_step
-
-Objective = Callable[[nn.Module, Batch], Tensor]
 
 
 def optimize(
@@ -151,6 +150,7 @@ def train(
     objective: Objective | None = None,
     time_fraction: float = 1.0,
     scored: bool = True,
+    brief: bool = False,
 ) -> None:
     """Train a network in place by a recipe, for one phase of a run; resumes exactly.
 
@@ -165,9 +165,10 @@ def train(
         time_fraction: this phase's part of a budget in seconds.
         scored: whether the network is scored after each epoch; a supernet whose choices are drawn anew for each batch
             has no score.
+        brief: one of many short trainings, for which nothing is compiled.
 
     Raises:
-        ConfigError: the recipe drops paths, and the network has no place for it.
+        ConfigError: the recipe drops paths, and the network has no place for it; `torch.compile` fails on it.
         NonFiniteError: the loss became NaN or infinite.
     """
     if recipe.best_epoch and not scored:
@@ -188,7 +189,8 @@ def train(
 
     try:
         optimize(
-            network, task, run, optimizer=optimizer, steps=steps, phase=phase, objective=objective,
+            network, task, run, optimizer=optimizer, steps=steps, phase=phase,
+            objective=compiled(objective or task.loss, network, run) if not (brief or ramp) else objective,
             schedule=recipe.schedule, accumulate=recipe.accumulate, time_fraction=time_fraction,
             before_step=before_step,
             on_step=(lambda step: averaged.update_parameters(network)) if averaged else None,

@@ -203,7 +203,10 @@ def train_trial(
             recalibrate(network, task, run, batches=8)
         else:
             later = Later(task, job.first * recipe.accumulate)
-            train(network, later, run, recipe, steps=job.steps, phase="trial", time_fraction=job.time_fraction)
+            train(
+                network, later, run, recipe, steps=job.steps, phase="trial", time_fraction=job.time_fraction,
+                brief=True,
+            )  # fmt: skip
     return network
 
 

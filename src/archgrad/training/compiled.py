@@ -1,0 +1,50 @@
+"""Training a plain network with its forward and backward pass compiled by torch, where the run asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from archgrad.choices.access import choices
+from archgrad.errors import ConfigError
+from archgrad.run.run import Run
+from archgrad.tasks.task import Batch
+
+Objective = Callable[[nn.Module, Batch], Tensor]
+
+
+def compiled(objective: Objective, network: nn.Module, run: Run) -> Objective:
+    """The objective with calls of a plain `network` compiled, where `Run(compile=True)` asks for it.
+
+    Within the objective alone: scores are computed as written, so that batches of other sizes compile nothing anew.
+    A network with choices is trained as written: its weights are computed anew in each step, or its candidates come
+    and go.
+
+    Raises ConfigError, in the first step, where torch.compile fails on the network.
+    """
+    if not run.compile or choices(network):
+        return objective
+
+    def forward(*inputs: Any, **named: Any) -> Any:  # torch skips frames of its own modules, such as nn.Sequential
+        return network._call_impl(*inputs, **named)  # type: ignore[no-untyped-call]
+
+    # What is compiled for any size would be computed otherwise after a resume, which compiles in another order.
+    call = torch.compile(forward, dynamic=False)
+
+    def loss(trained: nn.Module, batch: Batch) -> Tensor:
+        network._compiled_call_impl = call
+        try:
+            return objective(trained, batch)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ConfigError(
+                f"compile=True was given, and torch.compile fails on {type(network).__name__}: {reason} "
+                f"Leave it out, or mend what torch.compile cannot follow."
+            ) from error
+        finally:
+            network._compiled_call_impl = None
+
+    return loss
