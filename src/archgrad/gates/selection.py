@@ -229,7 +229,7 @@ class GateConstraint:
         more on what is returned.
 
         Args:
-            scores: for each gate a score for each entry; the higher stays.
+            scores: for each gate a score for each entry; the higher stays, and -inf never does.
             floor: no gate keeps less than this share of its entries, if the limit allows that.
 
         Raises:
@@ -335,7 +335,7 @@ class GateConstraint:
         while True:
             removed = {n for n in inner if not counts[n]}
             gone = {n for name in removed for n in inner[name]} | (removed if without is None else set())
-            open_to_more = [n for n in by_name if n not in full | gone]
+            open_to_more = [n for n in by_name if n not in full | gone and score(n) > -math.inf]
             if not open_to_more:
                 return architecture
             name = max(open_to_more, key=score)

@@ -6,7 +6,7 @@ import copy
 import functools
 import math
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -267,16 +267,21 @@ def keep(architecture: Architecture, network: nn.Module, run: Run, *, place: str
 
 
 def measured(
-    networks: Mapping[str, nn.Module], task: Task, run: Run, example: Example
+    networks: Mapping[str, nn.Module], task: Task, run: Run, example: Example, *, unscored: Collection[str] = ()
 ) -> tuple[dict[str, dict[str, Any]], str | None]:
     """What networks score, take and need: the columns of a report; and the score's name, None where scoring failed.
 
-    Figures that are not finite stay as they are, and a note says where they come from.
+    Networks that `unscored` names are not scored; the last is. Figures that are not finite stay as they are, and a
+    note says where they come from.
     """
-    scored = attempt(
-        run, "scoring on the test part",
-        lambda: run.compute_once("figures", lambda: {n: figures(net, task, example) for n, net in networks.items()}),
-    )  # fmt: skip
+
+    def compute() -> dict[str, dict[str, Any]]:
+        return {
+            name: takes(network, example) if name in unscored else figures(network, task, example)
+            for name, network in networks.items()
+        }
+
+    scored = attempt(run, "scoring on the test part", lambda: run.compute_once("figures", compute))
     columns: dict[str, dict[str, Any]] = scored or {
         name: attempt(run, "counting", functools.partial(takes, network, example)) or {}
         for name, network in networks.items()
@@ -295,7 +300,7 @@ def measured(
         lambda: run.compute_once("latency", lambda: latencies(networks, example, runtimes=runtimes)),
     )  # fmt: skip
     full = {name: {**column, "latency_ms": (times or {}).get(name, {})} for name, column in columns.items()}
-    return full, next(iter(next(iter(columns.values())))) if scored else None
+    return full, next(iter([*columns.values()][-1])) if scored else None
 
 
 def _nonfinite(network: nn.Module, task: Task) -> str:
@@ -340,6 +345,7 @@ def assemble(
     run: Run,
     example: Example,
     record: Mapping[str, Any],
+    untrained: bool = False,
 ) -> Found:
     """Score, measure and record what a slimming method found.
 
@@ -351,10 +357,11 @@ def assemble(
         run: whose folder, if any, gets the result.
         example: inputs of the networks.
         record: what the method adds to the report: method, title, settings, limit.
+        untrained: whether "before" was never trained, so that a score of it would say nothing.
     """
     example = run.to_device(example)
     keep(architecture, networks["after"], run)
-    columns, score = measured(networks, task, run, example)
+    columns, score = measured(networks, task, run, example, unscored=("before",) if untrained else ())
     note_remarks(networks["after"], task, run, example)
     full = {
         "layers": widths(space, architecture),

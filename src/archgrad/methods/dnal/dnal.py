@@ -19,6 +19,8 @@ What the paper leaves open, or its code does otherwise, and what is done here:
 
 Ours, wherever a `limit` is given without `sparsity`:
 
+    fresh       weights that are not trained: stages 1 and 2 have the network of uniform width that takes about twice
+                what the limit allows, in place of the whole one, and hand weights and s back to it
     stage 1     a short training of all weights, unless they are trained
     stage 2     s begins in the order of the weights' magnitude, evenly spread in each gate. w and s together on L, in
                 the same backward pass; the mean over a gate is taken off its gradient (`limited_logit_optimizer`),
@@ -61,6 +63,7 @@ from archgrad.gates.gate_optimizer import (
 from archgrad.gates.importance import begin_by_magnitude
 from archgrad.gates.selection import FLOOR, GateConstraint, above_threshold, full
 from archgrad.gates.width_rounding import RoundTo, WidthRounding
+from archgrad.methods.dnal.narrowed import Narrowed, carry_back, narrowed, widths_to_search
 from archgrad.methods.dnal.under_limit import (
     FEWEST,
     FRESH,
@@ -71,6 +74,7 @@ from archgrad.methods.dnal.under_limit import (
     choose_widths,
     cut,
     derived,
+    remembered,
     train_gates,
 )
 from archgrad.report.numbers import counted
@@ -177,19 +181,25 @@ def dnal(
     constraint = constraints[0] if constraints else None
     rounding = constraint.rounding if constraint else WidthRounding.asked(round_to, space, [])
     stages = _stages(space, task, run, settings)
+    searched = _searched(space, task, run, constraint) if stages.first and not settings.published else None
+    inner = searched.space if searched else space
     if stages.first:
         if limit is not None:
             run.note(FRESH)
         part = recipe if settings.published else replace(recipe, schedule=RISING)
         time = stages.stage(stages.first).time_fraction
-        train(space, task, run, part, steps=stages.first, phase="weights", time_fraction=time)
+        train(inner, task, run, part, steps=stages.first, phase="weights", time_fraction=time)
     before = build(space, full(space))
     second = stages.stage(stages.second)
     if settings.published or constraint is None:
         _train_gates_as_published(space, task, run, second, settings=settings, rounds=stages.rounds)
     else:
-        begin_by_magnitude(space)
-        train_gates(space, task, run, constraint=constraint, recipe=recipe, stage=second)
+        begin_by_magnitude(inner)
+        train_gates(
+            inner, task, run, constraint=constraint, recipe=recipe, stage=second, narrower=searched is not None
+        )  # fmt: skip
+    if searched:
+        carry_back(space, searched)
     candidate = cut(space, _derived(space, run, constraint=constraint, rounding=rounding), task, run)
     record = heading(dnal, settings_record(settings), f"{type(space).__name__} slimmed by DNAL")
     if constraint and stages.finalist:
@@ -205,9 +215,20 @@ def dnal(
 
     record |= {"limit": constraint and constraint.record(network), "rounding": rounding.measured, "given": given}
     networks = {"before": before, "after": network}
-    found = assemble(space, architecture, networks, task=task, run=run, example=task.example, record=record)
+    found = assemble(
+        space, architecture, networks, task=task, run=run, example=task.example, record=record,
+        untrained=stages.first > 0 and not settings.published,
+    )  # fmt: skip
     run.finish()
     return found
+
+
+def _searched(space: nn.Module, task: Task, run: Run, constraint: GateConstraint | None) -> Narrowed | None:
+    """What is trained with its gates in place of the whole network of fresh weights; None for the whole one."""
+    if constraint is None:
+        return None
+    architecture = remembered(run, "searched", lambda: widths_to_search(constraint))
+    return narrowed(space, architecture, run.to_device(task.example))
 
 
 def _train_gates_as_published(

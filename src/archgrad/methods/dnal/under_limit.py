@@ -132,7 +132,7 @@ class Choice(NamedTuple):
 
 def train_gates(
     space: nn.Module, task: Task, run: Run, *, constraint: GateConstraint, recipe: Recipe, stage: Stage,
-    suffix: str = "",
+    suffix: str = "", narrower: bool = False,
 ) -> None:  # fmt: skip
     """Train weights and logits together in place, with the expected cost held at the limit, as the scale grows.
 
@@ -144,11 +144,15 @@ def train_gates(
         recipe: of the weights.
         stage: how long.
         suffix: of the phase's name, and of what is computed once.
+        narrower: the space is a part of the one that the constraint is on.
     """
     if not all(isinstance(gate.relaxation, ScaledSigmoid) for gate in gates(space).values()):
         relax(space, ScaledSigmoid)
     gate_optimizer = GateOptimizer(space, task, rounds=min(ROUNDS_UNDER_LIMIT, stage.steps))
     aim, bound = _differentiable(constraint, task, run, suffix)
+    if narrower:
+        aim = _on(space, aim, bound)
+        bound = aim.bound
     if bound >= aim.price(full(space)):
         run.note("the whole network keeps the limit, which asks for nothing")
     gate_optimizer.set_target(aim, bound)
@@ -165,7 +169,7 @@ def train_gates(
 def derived(space: nn.Module, run: Run, *, constraint: GateConstraint, suffix: str = "") -> Architecture:
     """The largest architecture under the limit in the order of the logits."""
     scores = entry_logits(space)
-    return _remembered(
+    return remembered(
         run, f"architecture{suffix}",
         lambda: constraint.best_feasible(scores, floor=FLOOR * constraint.uniform_width()),
     )  # fmt: skip
@@ -210,16 +214,22 @@ def cut(space: nn.Module, architecture: Architecture, task: Task, run: Run) -> C
 def _uniform(space: nn.Module, run: Run, constraint: GateConstraint, suffix: str) -> Architecture:
     """Uniform widths under the limit; of each gate the entries of the highest logits."""
     scores = entry_logits(space)
-    return _remembered(
+    return remembered(
         run, f"uniform{suffix}",
         lambda: uniform(space, constraint.uniform_width(), constraint.rounding, scores),
     )  # fmt: skip
 
 
-def _remembered(run: Run, key: str, find: Callable[[], Architecture]) -> Architecture:
+def remembered(run: Run, key: str, find: Callable[[], Architecture]) -> Architecture:
     """Found once in a run's life, since a measured limit may decide otherwise when it is measured again."""
     picks = run.compute_once(key, lambda: dict(find()))
     return Architecture({name: tuple(pick) for name, pick in picks.items()})
+
+
+def _on(space: nn.Module, aim: GateConstraint, bound: float) -> GateConstraint:
+    """The same bounds on a narrower network."""
+    bounds = [(part.cost, part.bound) for part in aim.parts] or [(aim.cost, bound)]
+    return GateConstraint(space, [Limit(cost, bound=each) for cost, each in bounds], aim.rounding)
 
 
 def _differentiable(constraint: GateConstraint, task: Task, run: Run, suffix: str) -> tuple[GateConstraint, float]:

@@ -46,6 +46,7 @@ STANDARDIZED = (
     "computes its weight from its parameters in each call; a plain layer with the computed weight in its place could "
     "be cut"
 )
+KEPT = "kept at your wish (keep=)"
 UNREAD = "no layer whose inputs can be gated reads its channels"
 
 
@@ -187,7 +188,7 @@ def _numbered(numbering: Numbering, keep: Callable[[str], bool]) -> tuple[Number
     for (path, side), labels in numbering.sides.items():
         is_read[labels] = side == "in" and reads_each(numbering.modules[path])
         if kind_of(side) == "out" and keep(path):
-            components.freeze(labels, "kept at your wish (keep=)")
+            components.freeze(labels, KEPT)
     for first, second in numbering.ties:
         components.join(first, second, "")
         is_read[first] |= is_read[second]

@@ -1,0 +1,160 @@
+"""What is searched from fresh weights: a narrower network, whose weights and logits come back to the whole one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import archgrad as ag
+from archgrad.choices.access import relax
+from archgrad.extract.discretize import build
+from archgrad.gates.gate_optimizer import entry_logits
+from archgrad.gates.selection import GateConstraint, full, gates
+from archgrad.gates.width_rounding import WidthRounding
+from archgrad.methods.dnal import narrowed as module
+from archgrad.methods.dnal.narrowed import Narrowed, carry_back, narrowed, widths_to_search
+
+torch.set_num_threads(1)
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(width, 2 * width, 3, padding=1), nn.Conv2d(2 * width, width, 1)
+        self.norm = nn.BatchNorm2d(2 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(torch.relu(self.norm(self.first(x))))
+
+
+def _plain() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 40), nn.GELU(), nn.Linear(40, 10),
+    )  # fmt: skip
+
+
+def _residual() -> nn.Module:
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
+    return nn.Sequential(nn.Conv2d(3, 16, 3), Residual(16), Residual(16), *head)
+
+
+def _depthwise() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 24, 1), nn.ReLU6(), nn.Conv2d(24, 24, 3, groups=24), nn.BatchNorm2d(24), nn.ReLU6(),
+        nn.Conv2d(24, 32, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    )  # fmt: skip
+
+
+def _normed() -> nn.Module:
+    norm = nn.utils.parametrizations.weight_norm
+    return nn.Sequential(
+        norm(nn.Conv2d(3, 24, 3)), nn.ReLU(), norm(nn.Conv2d(24, 32, 3)), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(32, 10),
+    )  # fmt: skip
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 32, 4, stride=4)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True, norm_first=True) for _ in range(2)
+        )
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x.mean(1))
+
+
+NETWORKS = [_plain, _residual, _depthwise, _normed, Tokens]
+
+
+def _searched(network: nn.Module, fraction: float, *, keep: tuple[str, ...] = ()) -> tuple[nn.Module, Narrowed]:
+    x = torch.randn(2, 3, 16, 16)
+    space = ag.slim(network, x, keep=keep)
+    constraint = GateConstraint(space, ag.macs(x).at_most(fraction=fraction), WidthRounding(1))
+    searched = narrowed(space, widths_to_search(constraint), x)
+    assert searched is not None
+    ratio = ag.macs(x).of(build(searched.space, full(searched.space))) / constraint.bound
+    assert 1.2 < ratio < 2.9, "about twice the limit, less where a width stays"
+    return space, searched
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("fraction", [0.3, 0.1])
+def test_weights_and_logits_come_back_to_their_places(network: Callable[[], nn.Module], fraction: float) -> None:
+    torch.manual_seed(3)
+    space, searched = _searched(network().eval(), fraction)
+    relax(searched.space, ag.scaled_sigmoid)
+    with torch.no_grad():
+        for parameter in searched.space.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    inner = build(searched.space, full(searched.space)).eval()
+    carry_back(space, searched)
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(build(space, searched.architecture).eval()(x), inner(x))
+    logits, own = entry_logits(space), entry_logits(searched.space)
+    for name, gate in gates(space).items():
+        picks = searched.architecture[name]
+        left = [entry for entry in range(gate.size) if entry not in picks]
+        assert all(float(logits[name][entry]) == -math.inf for entry in left)
+        if name in own:
+            assert torch.equal(logits[name][list(picks)], own[name])
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("step", [1, 4, 8])
+def test_nothing_that_was_left_out_is_chosen(network: Callable[[], nn.Module], step: int) -> None:
+    torch.manual_seed(4)
+    space, _ = _searched(network(), 0.3)
+    x, rounding = torch.randn(2, 3, 16, 16), WidthRounding(step)
+    constraint = GateConstraint(space, ag.macs(x).at_most(fraction=0.3), rounding)
+    searched = narrowed(space, widths_to_search(constraint), x)
+    if searched is None:
+        pytest.skip(f"multiples of {step} leave nothing narrower to search here")
+    relax(searched.space, ag.scaled_sigmoid)
+    with torch.no_grad():
+        for gate in gates(searched.space).values():
+            gate.relaxation.logits.copy_(torch.randn(gate.size))
+    carry_back(space, searched)
+    chosen = constraint.best_feasible(entry_logits(space))
+    assert constraint.is_feasible(chosen)
+    assert all(set(chosen[name]) <= set(searched.architecture[name]) for name in chosen)
+
+
+def test_a_layer_that_is_kept_keeps_its_width() -> None:
+    space, searched = _searched(_plain(), 0.3, keep=("3",))
+    assert "3" not in gates(space) and "3" not in gates(searched.space)
+    inner = build(searched.space, full(searched.space))
+    assert inner[3].out_channels == 32 and inner[0].out_channels < 16
+
+
+def test_the_whole_network_is_searched_where_weights_would_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 3, 16, 16)
+    space = ag.slim(_plain(), x)
+    widths = widths_to_search(GateConstraint(space, ag.macs(x).at_most(fraction=0.2), WidthRounding(1)))
+    assert narrowed(space, widths, x) is not None
+    monkeypatch.setattr(module, "write_back", lambda *given: None)
+    assert narrowed(space, widths, x) is None
+    assert narrowed(space, full(space), x) is None
+
+
+def test_a_network_of_fresh_weights_has_no_score_before(digits_task: ag.Classification) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    limit, run = ag.macs(digits_task.example).at_most(fraction=0.3), ag.Run(epochs=2, device="cpu", progress=False)
+    record = ag.dnal(ag.slim(net, digits_task.example), digits_task, run, limit=limit).record
+    assert "accuracy" in record["after"] and "accuracy" not in record["before"]
+    assert record["before"]["macs"] > record["after"]["macs"] and record["score"] == "accuracy"
+
+
+@pytest.fixture
+def digits_task() -> ag.Classification:
+    return ag.Classification(ag.digits(), batch_size=64)
