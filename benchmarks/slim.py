@@ -161,10 +161,18 @@ def uniform_width(given: Slimming, *, distill: bool = False) -> nn.Module:
 
 
 def as_dnal(bench: Bench, fraction: float, *, trained: bool) -> float:
-    """How much longer uniform width may train to take the processor time of all steps of `dnal`."""
+    """How much longer uniform width may train to take the processor time of all steps of `dnal`.
+
+    Those beside its gates are of the whole network where it is trained, else of one of about twice the limit's MACs.
+    """
     given = Slimming(bench, bench.fresh, trained, fraction, 1.0, RATES[0])
-    small = ag.build(given.space, uniform(given.space, given.constraint.uniform_width(), WidthRounding(1)))
-    networks, batch = (copy.deepcopy(bench.fresh).train(), small.train()), bench.task.stream(seed=0)(0)
+    width = given.constraint.uniform_width()
+    small, wider = (
+        ag.build(given.space, uniform(given.space, min(1.0, factor * width), WidthRounding(1)))
+        for factor in (1.0, 2.0**0.5)
+    )
+    networks = (copy.deepcopy(bench.fresh).train() if trained else wider.train(), small.train())
+    batch = bench.task.stream(seed=0)(0)
     ratios = []
     for _ in range(15):
         seconds = []
@@ -173,7 +181,7 @@ def as_dnal(bench: Bench, fraction: float, *, trained: bool) -> float:
             bench.task.loss(network, batch).backward()
             seconds.append(time.process_time() - started)
         ratios.append(seconds[0] / seconds[1])
-    return 1 + WHOLE[trained] * (statistics.median(ratios) - 1)
+    return 1 + LARGER[trained] * (statistics.median(ratios) - 1)
 
 
 def random_channels(given: Slimming) -> nn.Module:
@@ -220,10 +228,8 @@ def headroom(given: Slimming, draw: int) -> nn.Module:
 
 
 LONGER = "uniform, equal time"
-WHOLE = {
-    True: 0.1,
-    False: 0.2,
-}  # the share of its steps that dnal trains the whole network, from trained weights or not
+# The share of its steps in which dnal trains a larger network, from trained weights or not.
+LARGER = {True: 0.1, False: 0.2}
 Method = Callable[[Slimming], nn.Module]
 TRAINED: Mapping[str, Method] = {
     "dnal": dnal,

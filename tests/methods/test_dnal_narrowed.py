@@ -152,7 +152,7 @@ def test_a_network_of_fresh_weights_has_no_score_before(digits_task: ag.Classifi
     limit, run = ag.macs(digits_task.example).at_most(fraction=0.3), ag.Run(epochs=2, device="cpu", progress=False)
     record = ag.dnal(ag.slim(net, digits_task.example), digits_task, run, limit=limit).record
     assert "accuracy" in record["after"] and "accuracy" not in record["before"]
-    assert record["before"]["macs"] > record["after"]["macs"] and record["score"] == "accuracy"
+    assert record["before"]["macs"] > record["after"]["macs"] and record["score"]["name"] == "accuracy"
 
 
 @pytest.fixture
