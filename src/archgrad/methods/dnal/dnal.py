@@ -63,7 +63,7 @@ from archgrad.gates.gate_optimizer import (
 from archgrad.gates.importance import begin_by_magnitude
 from archgrad.gates.selection import FLOOR, GateConstraint, above_threshold, full
 from archgrad.gates.width_rounding import RoundTo, WidthRounding
-from archgrad.methods.dnal.narrowed import Narrowed, carry_back, narrowed, widths_to_search
+from archgrad.methods.dnal.narrowed import carry_back, narrowed, widths_to_search
 from archgrad.methods.dnal.under_limit import (
     FEWEST,
     FRESH,
@@ -181,25 +181,7 @@ def dnal(
     constraint = constraints[0] if constraints else None
     rounding = constraint.rounding if constraint else WidthRounding.asked(round_to, space, [])
     stages = _stages(space, task, run, settings)
-    searched = _searched(space, task, run, constraint) if stages.first and not settings.published else None
-    inner = searched.space if searched else space
-    if stages.first:
-        if limit is not None:
-            run.note(FRESH)
-        part = recipe if settings.published else replace(recipe, schedule=RISING)
-        time = stages.stage(stages.first).time_fraction
-        train(inner, task, run, part, steps=stages.first, phase="weights", time_fraction=time)
-    before = build(space, full(space))
-    second = stages.stage(stages.second)
-    if settings.published or constraint is None:
-        _train_gates_as_published(space, task, run, second, settings=settings, rounds=stages.rounds)
-    else:
-        begin_by_magnitude(inner)
-        train_gates(
-            inner, task, run, constraint=constraint, recipe=recipe, stage=second, narrower=searched is not None
-        )  # fmt: skip
-    if searched:
-        carry_back(space, searched)
+    before = _search(space, task, run, constraint=constraint, settings=settings, stages=stages)
     candidate = cut(space, _derived(space, run, constraint=constraint, rounding=rounding), task, run)
     record = heading(dnal, settings_record(settings), f"{type(space).__name__} slimmed by DNAL")
     if constraint and stages.finalist:
@@ -223,12 +205,35 @@ def dnal(
     return found
 
 
-def _searched(space: nn.Module, task: Task, run: Run, constraint: GateConstraint | None) -> Narrowed | None:
-    """What is trained with its gates in place of the whole network of fresh weights; None for the whole one."""
-    if constraint is None:
-        return None
-    architecture = remembered(run, "searched", lambda: widths_to_search(constraint))
-    return narrowed(space, architecture, run.to_device(task.example))
+def _search(
+    space: nn.Module, task: Task, run: Run, *, constraint: GateConstraint | None, settings: DnalSettings,
+    stages: _Stages,
+) -> nn.Module:  # fmt: skip
+    """Stages 1 and 2, whose weights and logits end in the space; returns the whole network as stage 2 found it."""
+    ours = None if settings.published else constraint
+    searched = None
+    if stages.first and ours:
+        architecture = remembered(run, "searched", lambda: widths_to_search(ours))
+        searched = narrowed(space, architecture, run.to_device(task.example))
+    inner = searched.space if searched else space
+    if stages.first:
+        if constraint:
+            run.note(FRESH)
+        part = replace(settings.recipe, schedule=RISING) if ours else settings.recipe
+        time = stages.stage(stages.first).time_fraction
+        train(inner, task, run, part, steps=stages.first, phase="weights", time_fraction=time)
+    before = build(space, full(space))
+    second = stages.stage(stages.second)
+    if not ours:
+        _train_gates_as_published(space, task, run, second, settings=settings, rounds=stages.rounds)
+        return before
+    begin_by_magnitude(inner)
+    train_gates(
+        inner, task, run, constraint=ours, recipe=settings.recipe, stage=second, narrower=searched is not None
+    )  # fmt: skip
+    if searched:
+        carry_back(space, searched)
+    return before
 
 
 def _train_gates_as_published(
