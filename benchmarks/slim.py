@@ -163,7 +163,7 @@ def uniform_width(given: Slimming, *, distill: bool = False) -> nn.Module:
 def as_dnal(bench: Bench, fraction: float, *, trained: bool) -> float:
     """How much longer uniform width may train to take the processor time of all steps of `dnal`.
 
-    Those beside its gates are of the whole network where it is trained, else of one of about twice the limit's MACs.
+    Those beside its gates are of the whole network where it is trained, else of one of twice the limit's MACs.
     """
     given = Slimming(bench, bench.fresh, trained, fraction, 1.0, RATES[0])
     width = given.constraint.uniform_width()

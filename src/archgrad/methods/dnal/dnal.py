@@ -19,8 +19,8 @@ What the paper leaves open, or its code does otherwise, and what is done here:
 
 Ours, wherever a `limit` is given without `sparsity`:
 
-    fresh       weights that are not trained: stages 1 and 2 have the network of uniform width that takes about twice
-                what the limit allows, in place of the whole one, and hand weights and s back to it
+    fresh       weights that are not trained: stages 1 and 2 have the network of uniform width that takes twice what
+                the limit allows, in place of the whole one, and hand weights and s back to it (`narrowed`)
     stage 1     a short training of all weights, unless they are trained
     stage 2     s begins in the order of the weights' magnitude, evenly spread in each gate. w and s together on L, in
                 the same backward pass; the mean over a gate is taken off its gradient (`limited_logit_optimizer`),

@@ -1,4 +1,4 @@
-"""From fresh weights: a network of uniform width that takes about twice what the limit allows is searched.
+"""From fresh weights: a network of uniform width that takes twice what the limit allows is searched.
 
 The whole network would take many times its time, and hand on little that a few steps have taught it.
 """
@@ -25,7 +25,8 @@ from archgrad.gates.selection import GateConstraint, full, gates, uniform
 from archgrad.spaces.slim.channel_graph import KEPT
 from archgrad.spaces.slim.slimmable import frozen, slim
 
-_WIDER = math.sqrt(2)  # times uniform width under the limit; MACs and parameters grow with the square
+_TIMES = 2.0  # what the limit allows
+_HALVINGS, _MEASURED_HALVINGS = 12, 5  # of the widths that are tried
 _OPEN = 1e3  # the logits of a gate that the narrower network lacks, which so stays
 
 
@@ -42,22 +43,36 @@ class Narrowed(NamedTuple):
 
 
 def widths_to_search(constraint: GateConstraint) -> Architecture:
-    """Uniform widths that take about twice what the limit allows, of the channels of largest magnitude."""
-    width = min(1.0, _WIDER * constraint.uniform_width())
-    return uniform(constraint.space, width, constraint.rounding, importance(constraint.space, criterion="magnitude"))
+    """The narrowest uniform widths that take twice what the limit allows, of the channels of largest magnitude.
+
+    The whole network where it takes less, and where no uniform width keeps the limit, so that whole branches leave.
+    """
+    space, rounding = constraint.space, constraint.rounding
+    low, high = constraint.uniform_width(), 1.0
+    if not low or constraint.reference <= _TIMES * constraint.bound:
+        return full(space)
+    for _ in range(_HALVINGS if constraint.counted else _MEASURED_HALVINGS):
+        middle = (low + high) / 2
+        enough = constraint.price(uniform(space, middle, rounding)) >= _TIMES * constraint.bound
+        low, high = (low, middle) if enough else (middle, high)
+    return uniform(space, high, rounding, importance(space, criterion="magnitude"))
 
 
 def narrowed(space: nn.Module, architecture: Architecture, example: Example) -> Narrowed | None:
     """Gates on the network of an architecture; None where it is the whole one, or cannot be searched in its place."""
-    if architecture == full(space):
-        return None
+    if architecture == full(space) or not all(parameter.requires_grad for parameter in space.parameters()):
+        return None  # weights at rest are not fresh: what they are worth shows in the whole network
     kept = [path for path, reason in frozen(space).items() if reason == KEPT]
     try:
         inner = slim(build(space, architecture), example, keep=kept)
     except ModelError:  # so narrow that nothing is left to remove
         return None
-    whole = gates(space)
-    if any(name not in whole or gate.size != len(_picks(architecture, name)) for name, gate in gates(inner).items()):
+    whole, own = gates(space), gates(inner)
+    entries = {name: len(_picks(architecture, name)) for name in whole}
+    if any(gate.size != entries.get(name) for name, gate in own.items()):
+        return None
+    # What has come to one entry has no gate; attention that lost heads may be followed no more.
+    if any(name not in own and (gate.vanishing or entries[name] > 1) for name, gate in whole.items()):
         return None
     searched = Narrowed(inner, architecture)
     return searched if _hands_back(space, searched) else None
@@ -68,7 +83,7 @@ def _hands_back(space: nn.Module, searched: Narrowed) -> bool:
     space, other = copied(space), build(searched.space, full(searched.space))
     with torch.no_grad():
         for parameter in other.parameters():
-            parameter.mul_(1.5)
+            parameter.mul_(1.5).add_(0.1)
     write_back(space, searched.architecture, other)
     states = [without_weight_norms(net).state_dict() for net in (other, build(space, searched.architecture))]
     return all(
