@@ -193,9 +193,11 @@ def test_the_whole_network_is_searched_where_weights_would_not_come_back(monkeyp
     assert narrowed(space, full(space), x) is None
 
 
-def test_a_network_of_fresh_weights_has_no_score_before(digits_task: ag.Classification) -> None:
+@pytest.mark.parametrize("steps", [3, 40])
+def test_a_network_of_fresh_weights_has_no_score_before(digits_task: ag.Classification, steps: int) -> None:
+    """Be the budget so small that there is no stage 1, or not."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-    limit, run = ag.macs(digits_task.example).at_most(fraction=0.3), ag.Run(epochs=2, device="cpu", progress=False)
+    limit, run = ag.macs(digits_task.example).at_most(fraction=0.3), ag.Run(steps=steps, device="cpu", progress=False)
     record = ag.dnal(ag.slim(net, digits_task.example), digits_task, run, limit=limit).record
     assert "accuracy" in record["after"] and "accuracy" not in record["before"]
     assert record["before"]["macs"] > record["after"]["macs"] and record["score"]["name"] == "accuracy"

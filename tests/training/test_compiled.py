@@ -46,11 +46,48 @@ def test_a_compiled_training_is_that_of_the_network_as_written(tmp_path: Path) -
         run = _run(by_compiler=by_compiler)
         ag.fit(network, task, run)
         assert (frames["ok"] > before) == by_compiler
-        assert network._compiled_call_impl is None, "what is handed back is as it was written"
+        assert "forward" not in vars(network), "what is handed back is as it was written"
         losses.append([record["loss"] for record in run.history if "loss" in record])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     one, other = (torch.cat([p.flatten() for p in network.parameters()]) for network in networks)
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("features", [None, ["0"]])
+def test_what_watches_calls_sees_each(features: list[str] | None) -> None:
+    task, losses = ag.Classification.load("digits", batch_size=64), []
+    ag.fit(_network(), task, _run())  # what torch compiled for it has no hooks
+    for by_compiler in (False, True):
+        run, network = _run(by_compiler=by_compiler), _network()
+        ag.fit(network, ag.Distilled(task, _network(nn.ReLU()), features=features), run)
+        losses.append([record["loss"] for record in run.history if "loss" in record])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_each_of_many_networks_is_compiled() -> None:
+    task, frames = ag.Classification.load("digits", batch_size=64), torch._dynamo.utils.counters["frames"]
+    for width in range(4, 14):
+        before = frames["ok"]
+        network = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+        ag.fit(network, task, Run(steps=1, device="cpu", progress=False, compile=True))
+        assert frames["ok"] > before, width
+
+
+class OfItsOwn(nn.Linear):
+    """A network whose instances have a forward pass of their own, as some libraries set it."""
+
+    def __init__(self) -> None:
+        super().__init__(64, 10)
+        self.forward = self.flattened  # type: ignore[method-assign]
+
+    def flattened(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x.flatten(1), self.weight, self.bias)
+
+
+def test_a_forward_pass_of_the_instance_comes_back() -> None:
+    network = OfItsOwn()
+    ag.fit(network, ag.Classification.load("digits", batch_size=64), _run())
+    assert vars(network)["forward"] == network.flattened
 
 
 class StopsAt:
@@ -113,5 +150,5 @@ def test_a_machine_that_cannot_compile_is_named(monkeypatch: pytest.MonkeyPatch)
     torch._dynamo.reset()
     with pytest.raises(ConfigError, match=r"compile=True was given, and torch\.compile fails on Sequential"):
         ag.fit(network, ag.Classification.load("digits", batch_size=64), _run())
-    assert network._compiled_call_impl is None
+    assert "forward" not in vars(network)
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), before.parameters(), strict=True))

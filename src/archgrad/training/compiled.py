@@ -21,21 +21,32 @@ def compiled(objective: Objective, network: nn.Module, run: Run) -> Objective:
 
     Within the objective alone: scores are computed as written, so that batches of other sizes compile nothing anew.
     A network with choices is trained as written: its weights are computed anew in each step, or its candidates come
-    and go.
+    and go. So is one whose layers have hooks, as where features are distilled; its own hooks run beside what is
+    compiled.
 
     Raises ConfigError, in the first step, where torch.compile fails on the network.
     """
     if not run.compile or choices(network):
         return objective
 
-    def forward(*inputs: Any, **named: Any) -> Any:  # torch skips frames of its own modules, such as nn.Sequential
-        return network._call_impl(*inputs, **named)  # type: ignore[no-untyped-call]
+    as_written, of_instance = network.forward, vars(network).get("forward")
 
+    def forward(*inputs: Any, **named: Any) -> Any:  # torch skips frames of its own modules, such as nn.Sequential
+        return as_written(*inputs, **named)
+
+    # torch compiles one code for eight networks or shapes, so each network has one of its own.
+    forward.__code__ = forward.__code__.replace()
     # What is compiled for any size would be computed otherwise after a resume, which compiles in another order.
     call = torch.compile(forward, dynamic=False)
 
+    def called(*inputs: Any, **named: Any) -> Any:
+        # torch would go on with the hooks of the first step.
+        layers = (module for module in network.modules() if module is not network)
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in layers)
+        return (as_written if hooked else call)(*inputs, **named)
+
     def loss(trained: nn.Module, batch: Batch) -> Tensor:
-        network._compiled_call_impl = call
+        network.forward = called
         try:
             return objective(trained, batch)
         except torch._dynamo.exc.TorchDynamoException as error:
@@ -45,6 +56,9 @@ def compiled(objective: Objective, network: nn.Module, run: Run) -> Objective:
                 f"Leave it out, or mend what torch.compile cannot follow."
             ) from error
         finally:
-            network._compiled_call_impl = None
+            if of_instance is None:
+                del network.forward
+            else:
+                network.forward = of_instance
 
     return loss

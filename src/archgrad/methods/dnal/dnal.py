@@ -199,7 +199,7 @@ def dnal(
     networks = {"before": before, "after": network}
     found = assemble(
         space, architecture, networks, task=task, run=run, example=task.example, record=record,
-        untrained=stages.first > 0 and not settings.published,
+        untrained=not (pretrained or settings.published),
     )  # fmt: skip
     run.finish()
     return found
