@@ -14,6 +14,7 @@ from archgrad.run.run import Run
 from archgrad.tasks.task import Batch
 
 Objective = Callable[[nn.Module, Batch], Tensor]
+Forward = Callable[..., Any]
 
 
 def compiled(objective: Objective, network: nn.Module, run: Run) -> Objective:
@@ -38,12 +39,7 @@ def compiled(objective: Objective, network: nn.Module, run: Run) -> Objective:
     forward.__code__ = forward.__code__.replace()
     # What is compiled for any size would be computed otherwise after a resume, which compiles in another order.
     call = torch.compile(forward, dynamic=False)
-
-    def called(*inputs: Any, **named: Any) -> Any:
-        # torch would go on with the hooks of the first step.
-        layers = (module for module in network.modules() if module is not network)
-        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in layers)
-        return (as_written if hooked else call)(*inputs, **named)
+    called = _unless_hooked(network, call, as_written)
 
     def loss(trained: nn.Module, batch: Batch) -> Tensor:
         network.forward = called
@@ -62,3 +58,14 @@ def compiled(objective: Objective, network: nn.Module, run: Run) -> Objective:
                 network.forward = of_instance
 
     return loss
+
+
+def _unless_hooked(network: nn.Module, call: Forward, as_written: Forward) -> Forward:
+    """The compiled call; as written where layers have hooks, since torch would go on with those of the first step."""
+
+    def forward(*inputs: Any, **named: Any) -> Any:
+        layers = (module for module in network.modules() if module is not network)
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in layers)
+        return (as_written if hooked else call)(*inputs, **named)
+
+    return forward
