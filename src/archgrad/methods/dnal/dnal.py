@@ -77,7 +77,7 @@ from archgrad.methods.dnal.under_limit import (
     remembered,
     train_gates,
 )
-from archgrad.report.numbers import counted
+from archgrad.report.numbers import amount, counted
 from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found, assemble
 from archgrad.run.run import Run
@@ -215,6 +215,9 @@ def _search(
     if stages.first and ours:
         architecture = remembered(run, "searched", lambda: widths_to_search(ours))
         searched = narrowed(space, architecture, run.to_device(task.example))
+        if searched:
+            cost = amount(ours.price(architecture), ours.unit)
+            run.note(f"in place of the whole network one of uniform width is searched, of {cost}", kept=False)
     inner = searched.space if searched else space
     if stages.first:
         if constraint:
