@@ -19,8 +19,9 @@ What the paper leaves open, or its code does otherwise, and what is done here:
 
 Ours, wherever a `limit` is given without `sparsity`:
 
-    fresh       weights that are not trained: stages 1 and 2 have the network of uniform width that takes twice what
-                the limit allows, in place of the whole one, and hand weights and s back to it (`narrowed`)
+    fresh       weights that are not trained, in a run too short for finalists: stages 1 and 2 have the network of
+                uniform width that takes twice what the limit allows, in place of the whole one, and hand weights and
+                s back to it (`narrowed`)
     stage 1     a short training of all weights, unless they are trained
     stage 2     s begins in the order of the weights' magnitude, evenly spread in each gate. w and s together on L, in
                 the same backward pass; the mean over a gate is taken off its gradient (`limited_logit_optimizer`),
@@ -212,7 +213,7 @@ def _search(
     """Stages 1 and 2, whose weights and logits end in the space; returns the whole network as stage 2 found it."""
     ours = None if settings.published else constraint
     searched = None
-    if stages.first and ours:
+    if stages.first and ours and not stages.finalist:
         architecture = remembered(run, "searched", lambda: widths_to_search(ours))
         searched = narrowed(space, architecture, run.to_device(task.example))
         if searched:

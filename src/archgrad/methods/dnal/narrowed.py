@@ -1,4 +1,4 @@
-"""From fresh weights: a network of uniform width that takes twice what the limit allows is searched.
+"""From fresh weights, in a short run: a network of uniform width that takes twice what the limit allows is searched.
 
 The whole network would take many times its time, and hand on little that a few steps have taught it.
 """

@@ -41,7 +41,7 @@ from archgrad.training.schedules import warm_up
 RISING = warm_up(0.4)  # the learning rates of a first training under a limit
 FRESH = (
     "the weights are fresh: where a training is short, a network of uniform width, trained for as long as this run "
-    "takes, is often as good. "
+    "takes, is often as good, and a transformer of uniform width better. "
     "Slimming pays most on trained weights (pretrained=True, or --weights)"
 )
 FEWEST = 30  # steps of a finalist; with fewer the validation part cannot tell two apart, and the gates alone decide
