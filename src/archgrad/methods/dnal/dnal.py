@@ -215,7 +215,8 @@ def _search(
     searched = None
     if stages.first and ours and not stages.finalist:
         architecture = remembered(run, "searched", lambda: widths_to_search(ours))
-        searched = narrowed(space, architecture, run.to_device(task.example))
+        with run.isolated_rng("searched"):
+            searched = narrowed(space, architecture, run.to_device(task.example))
         if searched:
             cost = amount(ours.price(architecture), ours.unit)
             run.note(f"in place of the whole network one of uniform width is searched, of {cost}", kept=False)

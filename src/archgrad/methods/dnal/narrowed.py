@@ -18,7 +18,7 @@ from archgrad.choices.weight_norms import without_weight_norms
 from archgrad.copy_and_run import copied
 from archgrad.costs.count import Example
 from archgrad.errors import ModelError
-from archgrad.extract.discretize import build, write_back
+from archgrad.extract.discretize import build, draw_anew, write_back
 from archgrad.gates.gate_optimizer import entry_logits
 from archgrad.gates.importance import importance
 from archgrad.gates.selection import GateConstraint, full, gates, uniform
@@ -27,6 +27,7 @@ from archgrad.spaces.slim.slimmable import frozen, slim
 
 _TIMES = 2.0  # what the limit allows
 _HALVINGS, _MEASURED_HALVINGS = 12, 5  # of the widths that are tried
+_DRAWS = 4
 _OPEN = 1e3  # the logits of a gate that the narrower network lacks, which so stays
 
 
@@ -63,8 +64,10 @@ def narrowed(space: nn.Module, architecture: Architecture, example: Example) -> 
     if architecture == full(space) or not all(parameter.requires_grad for parameter in space.parameters()):
         return None  # weights at rest are not fresh: what they are worth shows in the whole network
     kept = [path for path, reason in frozen(space).items() if reason == KEPT]
+    network = build(space, architecture)
+    _scale_as_fresh(network, build(space, full(space)))
     try:
-        inner = slim(build(space, architecture), example, keep=kept)
+        inner = slim(network, example, keep=kept)
     except ModelError:  # so narrow that nothing is left to remove
         return None
     whole, own = gates(space), gates(inner)
@@ -76,6 +79,29 @@ def narrowed(space: nn.Module, architecture: Architecture, example: Example) -> 
         return None
     searched = Narrowed(inner, architecture)
     return searched if _hands_back(space, searched) else None
+
+
+def _scale_as_fresh(network: nn.Module, whole: nn.Module) -> None:
+    """Scale weights taken from the whole network as fresh ones are, which layers draw by how much they read.
+
+    A layer that reads a quarter of the channels draws twice as large; where no norm follows, that decides how soon
+    it learns. The factor of each parameter is the root mean square of a few draws over that of as many for the whole.
+    """
+    given = dict(whole.named_parameters())
+    squares: dict[str, list[float]] = {name: [0.0, 0.0] for name, _ in network.named_parameters()}
+    for side, drawn in enumerate((copied(network), copied(whole))):
+        for _ in range(_DRAWS):
+            draw_anew(drawn)
+            for name, parameter in drawn.named_parameters():
+                if name in squares:
+                    squares[name][side] += float(parameter.detach().square().mean())
+        if side:
+            still = {name for name, p in drawn.named_parameters() if torch.equal(p, given[name])}  # not drawn at all
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            own, theirs = squares[name]
+            if name not in still and own and theirs:
+                parameter.mul_(math.sqrt(own / theirs))
 
 
 def _hands_back(space: nn.Module, searched: Narrowed) -> bool:
