@@ -182,8 +182,9 @@ def dnal(
     constraint = constraints[0] if constraints else None
     rounding = constraint.rounding if constraint else WidthRounding.asked(round_to, space, [])
     stages = _stages(space, task, run, settings)
-    before = _search(space, task, run, constraint=constraint, settings=settings, stages=stages)
-    candidate = cut(space, _derived(space, run, constraint=constraint, rounding=rounding), task, run)
+    before, searched = _search(space, task, run, constraint=constraint, settings=settings, stages=stages)
+    architecture = _derived(space, run, constraint=constraint, rounding=rounding)
+    candidate = cut(space, architecture, task, run, searched=searched)
     record = heading(dnal, settings_record(settings), f"{type(space).__name__} slimmed by DNAL")
     if constraint and stages.finalist:
         choice = choose_widths(
@@ -209,8 +210,12 @@ def dnal(
 def _search(
     space: nn.Module, task: Task, run: Run, *, constraint: GateConstraint | None, settings: DnalSettings,
     stages: _Stages,
-) -> nn.Module:  # fmt: skip
-    """Stages 1 and 2, whose weights and logits end in the space; returns the whole network as stage 2 found it."""
+) -> tuple[nn.Module, nn.Module | None]:  # fmt: skip
+    """Stages 1 and 2, whose weights and logits end in the space.
+
+    Returns:
+        The whole network as stage 2 found it, and the narrower one that was searched in its place, trained.
+    """
     ours = None if settings.published else constraint
     searched = None
     if stages.first and ours and not stages.finalist:
@@ -231,14 +236,12 @@ def _search(
     second = stages.stage(stages.second)
     if not ours:
         _train_gates_as_published(space, task, run, second, settings=settings, rounds=stages.rounds)
-        return before
+        return before, None
     begin_by_magnitude(inner)
     train_gates(
         inner, task, run, constraint=ours, recipe=settings.recipe, stage=second, narrower=searched is not None
     )  # fmt: skip
-    if searched:
-        carry_back(space, searched)
-    return before
+    return before, carry_back(space, searched) if searched else None
 
 
 def _train_gates_as_published(

@@ -65,7 +65,7 @@ def narrowed(space: nn.Module, architecture: Architecture, example: Example) -> 
         return None  # weights at rest are not fresh: what they are worth shows in the whole network
     kept = [path for path, reason in frozen(space).items() if reason == KEPT]
     network = build(space, architecture)
-    _scale_as_fresh(network, build(space, full(space)))
+    scale_as_fresh(network, build(space, full(space)))
     try:
         inner = slim(network, example, keep=kept)
     except ModelError:  # so narrow that nothing is left to remove
@@ -81,11 +81,48 @@ def narrowed(space: nn.Module, architecture: Architecture, example: Example) -> 
     return searched if _hands_back(space, searched) else None
 
 
-def _scale_as_fresh(network: nn.Module, whole: nn.Module) -> None:
-    """Scale weights taken from the whole network as fresh ones are, which layers draw by how much they read.
+def _hands_back(space: nn.Module, searched: Narrowed) -> bool:
+    """Whether other weights come back to the space, tried on a copy: some are computed anew where channels go."""
+    space, other = copied(space), build(searched.space, full(searched.space))
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5).add_(0.1)
+    write_back(space, searched.architecture, other)
+    states = [without_weight_norms(net).state_dict() for net in (other, build(space, searched.architecture))]
+    return all(
+        torch.allclose(value, states[1][name]) for name, value in states[0].items() if value.is_floating_point()
+    )
+
+
+def carry_back(space: nn.Module, searched: Narrowed) -> nn.Module:
+    """Write trained weights and logits to where in the space they came from; the logits of the others are -inf.
+
+    Returns:
+        The plain network that was searched.
+    """
+    network = build(searched.space, full(searched.space))
+    write_back(space, searched.architecture, network)
+    relax(space, ScaledSigmoid)
+    logits = entry_logits(searched.space)
+    for name, gate in gates(space).items():
+        assert isinstance(gate.relaxation, ScaledSigmoid)
+        picks, own = _picks(searched.architecture, name), gate.relaxation.logits
+        own.data.fill_(-math.inf)
+        own.data[list(picks)] = logits.get(name, torch.full((len(picks),), _OPEN)).to(own)
+    return network
+
+
+def _picks(architecture: Architecture, name: str) -> tuple[int, ...]:
+    picks = architecture[name]
+    assert isinstance(picks, tuple)
+    return picks
+
+
+def scale_as_fresh(network: nn.Module, whole: nn.Module) -> None:
+    """Scale weights taken from a wider network as fresh ones are, which layers draw by how much they read.
 
     A layer that reads a quarter of the channels draws twice as large; where no norm follows, that decides how soon
-    it learns. The factor of each parameter is the root mean square of a few draws over that of as many for the whole.
+    it learns. The factor of each parameter is the root mean square of a few draws over that of as many for `whole`.
     """
     given = dict(whole.named_parameters())
     squares: dict[str, list[float]] = {name: [0.0, 0.0] for name, _ in network.named_parameters()}
@@ -102,34 +139,3 @@ def _scale_as_fresh(network: nn.Module, whole: nn.Module) -> None:
             own, theirs = squares[name]
             if name not in still and own and theirs:
                 parameter.mul_(math.sqrt(own / theirs))
-
-
-def _hands_back(space: nn.Module, searched: Narrowed) -> bool:
-    """Whether other weights come back to the space, tried on a copy: some are computed anew where channels go."""
-    space, other = copied(space), build(searched.space, full(searched.space))
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.mul_(1.5).add_(0.1)
-    write_back(space, searched.architecture, other)
-    states = [without_weight_norms(net).state_dict() for net in (other, build(space, searched.architecture))]
-    return all(
-        torch.allclose(value, states[1][name]) for name, value in states[0].items() if value.is_floating_point()
-    )
-
-
-def carry_back(space: nn.Module, searched: Narrowed) -> None:
-    """Write trained weights and logits to where in the space they came from; the logits of the others are -inf."""
-    write_back(space, searched.architecture, build(searched.space, full(searched.space)))
-    relax(space, ScaledSigmoid)
-    logits = entry_logits(searched.space)
-    for name, gate in gates(space).items():
-        assert isinstance(gate.relaxation, ScaledSigmoid)
-        picks, own = _picks(searched.architecture, name), gate.relaxation.logits
-        own.data.fill_(-math.inf)
-        own.data[list(picks)] = logits.get(name, torch.full((len(picks),), _OPEN)).to(own)
-
-
-def _picks(architecture: Architecture, name: str) -> tuple[int, ...]:
-    picks = architecture[name]
-    assert isinstance(picks, tuple)
-    return picks

@@ -27,6 +27,7 @@ from archgrad.gates.gate_optimizer import (
 )
 from archgrad.gates.selection import FLOOR, GateConstraint, full, gates, uniform
 from archgrad.gates.width_rounding import RoundTo, WidthRounding
+from archgrad.methods.dnal.narrowed import scale_as_fresh
 from archgrad.results.record import settings_record
 from archgrad.run.run import Run
 from archgrad.supernets.lifecycle import predict_peak_memory
@@ -203,9 +204,18 @@ def choose_widths(
     return Choice(candidates[best(scores, task)], scores, candidates["uniform"])
 
 
-def cut(space: nn.Module, architecture: Architecture, task: Task, run: Run) -> Candidate:
-    """The network of an architecture, with BatchNorm recalibrated; its validation scores are logged."""
+def cut(
+    space: nn.Module, architecture: Architecture, task: Task, run: Run, *, searched: nn.Module | None = None
+) -> Candidate:
+    """The network of an architecture, with BatchNorm recalibrated; its validation scores are logged.
+
+    Where the narrower network `searched` gave the weights, which so short a run has hardly trained, they are scaled
+    as fresh ones of this size are.
+    """
     network = build(space, architecture)
+    if searched is not None:
+        with run.isolated_rng("cut"):
+            scale_as_fresh(network, searched)
     recalibrate(network, task, run)
     run.log({f"derived_{name}": value for name, value in evaluate(task, network).items()})
     return Candidate(architecture, network)
