@@ -159,6 +159,36 @@ def test_nothing_that_was_left_out_is_chosen(
     assert all(set(chosen[name]) <= set(searched.architecture[name]) for name in chosen)
 
 
+class Recurrent(nn.Module):
+    """Without norms, with a table of places that no module draws."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.places = nn.Parameter(0.02 * torch.randn(1, 16, 48))
+        self.first, self.gru = nn.Linear(48, width), nn.GRU(width, width, batch_first=True)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.gru(torch.relu(self.first(x.flatten(2).transpose(1, 2).reshape(len(x), 16, 48) + self.places)))
+        return self.head(y[:, -1])
+
+
+def test_weights_are_scaled_as_fresh_ones_of_the_narrower_network() -> None:
+    torch.manual_seed(5)
+    whole = Recurrent(64)
+    space, searched = _searched(whole, 0.1)
+    inner = build(searched.space, full(searched.space))
+    assert torch.equal(inner.places, whole.places), "what no module draws stays"
+    drawn = Recurrent(inner.gru.hidden_size).state_dict()
+    for name, parameter in inner.state_dict().items():
+        if parameter.dim() > 1 and name != "places" and parameter.shape == drawn[name].shape:
+            assert 0.8 < float((parameter.square().mean() / drawn[name].square().mean()).sqrt()) < 1.3, name
+    unscaled = build(space, searched.architecture).gru.weight_hh_l0.detach()
+    factor = inner.gru.weight_hh_l0.detach() / unscaled
+    assert factor.std() < 1e-4 * factor.mean(), "one factor for a whole parameter"
+    assert float(factor.mean()) == pytest.approx((64 / inner.gru.hidden_size) ** 0.5, rel=0.1)
+
+
 def test_a_layer_that_is_kept_keeps_its_width() -> None:
     space, searched = _searched(_plain(), 0.3, keep=("3",))
     assert "3" not in gates(space) and "3" not in gates(searched.space)
