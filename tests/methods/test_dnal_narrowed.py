@@ -189,6 +189,15 @@ def test_weights_are_scaled_as_fresh_ones_of_the_narrower_network() -> None:
     assert float(factor.mean()) == pytest.approx((64 / inner.gru.hidden_size) ** 0.5, rel=0.1)
 
 
+@pytest.mark.parametrize("network", [_plain, _depthwise])
+def test_weights_in_front_of_norms_keep_their_scale(network: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(6)
+    space, searched = _searched(network(), 0.2)
+    taken = build(space, searched.architecture).state_dict()
+    for name, value in build(searched.space, full(searched.space)).state_dict().items():
+        assert torch.equal(value, taken[name]), name
+
+
 def test_a_layer_that_is_kept_keeps_its_width() -> None:
     space, searched = _searched(_plain(), 0.3, keep=("3",))
     assert "3" not in gates(space) and "3" not in gates(searched.space)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from archgrad.choices.access import relax
 from archgrad.choices.architecture import Architecture
@@ -121,9 +122,12 @@ def _picks(architecture: Architecture, name: str) -> tuple[int, ...]:
 def scale_as_fresh(network: nn.Module, whole: nn.Module) -> None:
     """Scale weights taken from a wider network as fresh ones are, which layers draw by how much they read.
 
-    A layer that reads a quarter of the channels draws twice as large; where no norm follows, that decides how soon
-    it learns. The factor of each parameter is the root mean square of a few draws over that of as many for `whole`.
+    A layer that reads a quarter of the channels draws twice as large, which decides how soon it learns. The factor of
+    each parameter is the root mean square of a few draws over that of as many for `whole`. Networks in which norms
+    follow the layers compute the same at any scale, and take larger steps at a smaller one: their weights stay.
     """
+    if any(isinstance(module, _NormBase | nn.GroupNorm) for module in network.modules()):
+        return
     given = dict(whole.named_parameters())
     squares: dict[str, list[float]] = {name: [0.0, 0.0] for name, _ in network.named_parameters()}
     for side, drawn in enumerate((copied(network), copied(whole))):

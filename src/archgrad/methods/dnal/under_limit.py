@@ -210,7 +210,7 @@ def cut(
     """The network of an architecture, with BatchNorm recalibrated; its validation scores are logged.
 
     Where the narrower network `searched` gave the weights, which so short a run has hardly trained, they are scaled
-    as fresh ones of this size are.
+    to this size (`scale_as_fresh`).
     """
     network = build(space, architecture)
     if searched is not None:
