@@ -189,6 +189,24 @@ def test_weights_are_scaled_as_fresh_ones_of_the_narrower_network() -> None:
     assert float(factor.mean()) == pytest.approx((64 / inner.gru.hidden_size) ** 0.5, rel=0.1)
 
 
+class Fussy(nn.Linear):
+    """Draws its weights where it is told how large."""
+
+    def reset_parameters(self, size: float | None = None) -> None:
+        if self.out_features != 64 and size is None:
+            raise ValueError("no size")
+        super().reset_parameters()
+
+
+def test_a_layer_that_cannot_be_drawn_anew_leaves_the_scale() -> None:
+    torch.manual_seed(7)
+    network = nn.Sequential(nn.Flatten(), Fussy(768, 64), nn.ReLU(), nn.Linear(64, 10))
+    space, searched = _searched(network, 0.2)
+    taken = build(space, searched.architecture).state_dict()
+    for name, value in build(searched.space, full(searched.space)).state_dict().items():
+        assert torch.equal(value, taken[name]), name
+
+
 @pytest.mark.parametrize("network", [_plain, _depthwise])
 def test_weights_in_front_of_norms_keep_their_scale(network: Callable[[], nn.Module]) -> None:
     torch.manual_seed(6)

@@ -25,6 +25,7 @@ from archgrad.gates.importance import importance
 from archgrad.gates.selection import GateConstraint, full, gates, uniform
 from archgrad.spaces.slim.channel_graph import KEPT
 from archgrad.spaces.slim.slimmable import frozen, slim
+from archgrad.tasks.batch_checks import FAILURES
 
 _TIMES = 2.0  # what the limit allows
 _HALVINGS, _MEASURED_HALVINGS = 12, 5  # of the widths that are tried
@@ -128,18 +129,23 @@ def scale_as_fresh(network: nn.Module, whole: nn.Module) -> None:
     """
     if any(isinstance(module, _NormBase | nn.GroupNorm) for module in network.modules()):
         return
-    given = dict(whole.named_parameters())
-    squares: dict[str, list[float]] = {name: [0.0, 0.0] for name, _ in network.named_parameters()}
-    for side, drawn in enumerate((copied(network), copied(whole))):
-        for _ in range(_DRAWS):
-            draw_anew(drawn)
-            for name, parameter in drawn.named_parameters():
-                if name in squares:
-                    squares[name][side] += float(parameter.detach().square().mean())
-        if side:
-            still = {name for name, p in drawn.named_parameters() if torch.equal(p, given[name])}  # not drawn at all
+    try:
+        own, theirs = _drawn(network), _drawn(whole)
+    except FAILURES:  # a `reset_parameters` of the user's own that does not fit
+        return
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            own, theirs = squares[name]
-            if name not in still and own and theirs:
-                parameter.mul_(math.sqrt(own / theirs))
+            if own.get(name) and theirs.get(name):
+                parameter.mul_(math.sqrt(own[name] / theirs[name]))
+
+
+def _drawn(network: nn.Module) -> dict[str, float]:
+    """For each parameter that is drawn anew the mean square of a few draws."""
+    given, drawn = dict(network.named_parameters()), copied(network)
+    squares: dict[str, float] = {}
+    for _ in range(_DRAWS):
+        draw_anew(drawn)
+        for name, parameter in drawn.named_parameters():
+            if not torch.equal(parameter, given[name]):
+                squares[name] = squares.get(name, 0.0) + float(parameter.detach().square().mean())
+    return squares
