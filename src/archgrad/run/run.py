@@ -193,8 +193,7 @@ class Run:
             raise RunError(f"run.begin was called on a run that is {self._status}. Make a Run for each method.")
         numbers = {"precision": self.precision, "dtype": str(torch.get_default_dtype())}
         same = self._budget.record() | {"seed": self.seed, **numbers}
-        # Trials by workers are no phases of this run.
-        same |= {name: True for name in ("workers", "compile") if getattr(self, name)}
+        same |= {name: True for name in ("workers", "compile") if getattr(self, name)}  # workers: trials, no phases
         about_data = getattr(task, "notes", ())
         task, network = (task, network) if self._files else (None, None)  # else nothing is resumed and compared
         identity = validation.identity(method, settings, same, task=task, network=network)
