@@ -132,6 +132,52 @@ def test_channels_within_heads_go_in_pairs_and_exactly(seed: int) -> None:
         assert difference(outputs(hold(space, fewer), (x,)), outputs(wrong, (x,))) > 1e-7
 
 
+LAYOUTS = {
+    "kinds, heads": lambda y, heads: y.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4),
+    "heads, kinds": lambda y, heads: y.unflatten(-1, (heads, 3, -1)).permute(3, 0, 2, 1, 4),
+    "kinds alone": lambda y, heads: y.unflatten(-1, (3, -1)).unbind(2),
+    "a number": lambda y, heads: y.reshape(*y.shape[:2], 3, 1, -1).permute(2, 0, 3, 1, 4),
+    "a size": lambda y, heads: y.view(*y.shape[:2], 3, y.shape[-1] // 3).permute(2, 0, 1, 3),
+    "thirds": lambda y, heads: y.chunk(3, -1),
+    "thirds with heads": lambda y, heads: [z.unflatten(-1, (heads, -1)).transpose(1, 2) for z in y.chunk(3, -1)],
+}
+
+
+class Lone(nn.Module):
+    """Attention of one head, whose number is an attribute or nowhere."""
+
+    def __init__(self, layout: str, width: int) -> None:
+        super().__init__()
+        self.heads, self.layout = 1, layout
+        self.inlet, self.qkv, self.proj = nn.Linear(5, WIDTH), nn.Linear(WIDTH, 3 * width), nn.Linear(width, WIDTH)
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inlet(x)
+        q, k, v = LAYOUTS[self.layout](self.qkv(x), self.heads)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = mixed.transpose(1, 2).flatten(2) if mixed.dim() == 4 else mixed
+        return self.head(x + self.proj(mixed))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("width", [3, 12])
+def test_a_lone_head_loses_channels(layout: str, width: int) -> None:
+    torch.manual_seed(width)
+    net, x = Lone(layout, width).double(), torch.randn(2, STEPS, 5).double()
+    stir(net)
+    space = ag.slim(net, x)
+    sizes = {name: same[0].size for name, same in choices(space).items()}
+    assert sizes.get("qkv") == width, sizes
+    fewer = ag.Architecture({n: tuple(range(s - (n == "qkv"))) for n, s in sizes.items()})
+    for architecture in [*extremes(space), fewer]:
+        held, built = hold(space, architecture), build(space, architecture)
+        assert difference(outputs(held, (x,)), outputs(built, (x,))) < 1e-9
+        assert float(ag.macs(x).expected(held)) == pytest.approx(ag.macs(x).of(built), rel=1e-9)
+    wrong = build(space, swapped(fewer, sizes))
+    assert difference(outputs(hold(space, fewer), (x,)), outputs(wrong, (x,))) > 1e-7
+
+
 class Towers(nn.Module):
     """Two towers compared by a product, a sum or an attention of one head."""
 

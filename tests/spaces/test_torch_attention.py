@@ -105,6 +105,47 @@ def test_closed_heads_are_removed_heads(name: str) -> None:
         assert difference(expected, [torch.export.export(built, (X,)).module()(X)]) < 1e-6
 
 
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask", "ignore:enable_nested_tensor is True")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("name", CALLS)
+def test_what_lost_heads_and_channels_loses_more(name: str) -> None:
+    """The replacement has the gates of torch's own module, by the same names."""
+    torch.manual_seed(0)
+    make, call = CALLS[name]
+    space = ag.slim(Attends(make(), call), X)
+    sizes = {n: same[0].size for n, same in choices(space).items()}
+    kept = {n: (0, 2, 3) if n.endswith(".heads") else (1,) if ".queries" in n else (0, 1) for n in sizes}
+    fewer = {n: kept[n] if n.endswith((".heads", ".channels")) else tuple(range(s)) for n, s in sizes.items()}
+    cut = build(space, ag.Architecture(fewer))
+    stir(cut)
+    again = ag.slim(cut, X)
+    left = {n: same[0].size for n, same in choices(again).items() if n.endswith((".heads", ".channels"))}
+    if name != "other widths":
+        assert left == {n: len(fewer[n]) for n in sizes if n.endswith((".heads", ".values.channels"))}
+    for architecture in [*extremes(again), sample(again, generator=torch.Generator().manual_seed(1))]:
+        held, built = hold(again, architecture), build(again, architecture)
+        assert difference(outputs(held, (X,)), outputs(built, (X,))) < 1e-5
+        for cost in (ag.macs(X), ag.params()):
+            assert float(cost.expected(held)) == pytest.approx(cost.of(built), rel=1e-9)
+
+
+@pytest.mark.parametrize("torch_again", [False, True])
+def test_a_lone_head_loses_channels(torch_again: bool) -> None:
+    torch.manual_seed(0)
+    net = Attends(nn.MultiheadAttention(WIDTH, 1, batch_first=True), CALLS["itself"][1])
+    if torch_again:
+        space = ag.slim(net, X)
+        fewer = {n: tuple(range(max(1, s[0].size - 2 * ("queries" in n)))) for n, s in choices(space).items()}
+        net = build(space, ag.Architecture(fewer))
+    stir(net)
+    space = ag.slim(net, X)
+    assert {"inner.queries.channels", "inner.values.channels"} == set(choices(space))
+    for architecture in [*extremes(space), sample(space, generator=torch.Generator().manual_seed(1))]:
+        held, built = hold(space, architecture), build(space, architecture)
+        assert difference(outputs(held, (X,)), outputs(built, (X,))) < 1e-5
+        assert float(ag.macs(X).expected(held)) == pytest.approx(ag.macs(X).of(built), rel=1e-9)
+
+
 def test_a_mask_that_the_replacement_is_not_written_for_is_refused() -> None:
     space = ag.slim(Attends(attention(), CALLS["padding"][1]), X)
     replaced = build(space, extremes(space)[1]).inner

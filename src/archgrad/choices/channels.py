@@ -28,7 +28,7 @@ class Coupling:
     Attributes:
         module: path of the module in the network ("" is the network itself).
         side: "in", "out" or "heads", with a name behind it where a module has several ("in weight_hh_l0"); "branch"
-            where the whole module goes with the gate's only entry.
+            where the whole module goes with the gate's only entry; "along -1" where it slides along that axis.
         places: [channels of that side], the gate entry that each channel belongs to, or -1 for none.
         tensors: (name, dimension) of the module's tensors that are cut along this side; one that is several times
             as long has all its channels several times (the blocks of an LSTM's weights).
@@ -153,6 +153,8 @@ def remove_channels(
     for (path, _), (member, mask) in sides.items():
         if member.selects and not bool(mask.all()):
             _select(network, path, mask)
+        if member.kind == "along" and not bool(mask.all()):
+            _put_back(network, path, mask, axis=int(member.side.split()[1]))
 
 
 def _set(module: nn.Module, attribute: str, value: Any) -> None:
@@ -225,6 +227,25 @@ def _select(network: nn.Module, path: str, mask: Tensor) -> None:
     selecting = nn.Sequential(fx.GraphModule(root, graph), layer)
     selecting.train(layer.training)
     setattr(network.get_submodule(parent), child, selecting)
+
+
+def _put_back(network: nn.Module, path: str, mask: Tensor, *, axis: int) -> None:
+    """Put zeros where channels were cut in front of a layer that slides along them, and take them out behind it."""
+    layer = network.get_submodule(path)
+    root = nn.Module()
+    root.layer = layer
+    kept = mask.nonzero().flatten()
+    source = torch.full((len(mask),), len(kept)).index_copy(0, kept, torch.arange(len(kept)))
+    for name, places in (("source", source), ("kept", kept)):
+        root.register_buffer(name, places.to(next(layer.parameters()).device))
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    padded = graph.call_function(nn.functional.pad, (x, [0, 0] * (-axis - 1) + [0, 1]))  # zeros, in the last place
+    every = graph.call_function(torch.index_select, (padded, axis, graph.get_attr("source")))
+    made = graph.call_module("layer", (every,))
+    graph.output(graph.call_function(torch.index_select, (made, axis, graph.get_attr("kept"))))
+    parent, _, child = path.rpartition(".")
+    setattr(network.get_submodule(parent), child, fx.GraphModule(root, graph).train(layer.training))
 
 
 _WIDTHS = ("out_features", "out_channels", "num_features", "num_channels")  # of layers and norms

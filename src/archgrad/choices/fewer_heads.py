@@ -48,7 +48,8 @@ def with_fewer_heads(attention: nn.MultiheadAttention, call: AttentionCall) -> f
     root.out_proj = nn.Linear(1, 1, bias=attention.out_proj.bias is not None, device="meta")
     root.out_proj.weight, root.out_proj.bias = attention.out_proj.weight, attention.out_proj.bias
     root.out_proj.out_features, root.out_proj.in_features = attention.out_proj.weight.shape
-    root.drop = nn.Dropout(attention.dropout)
+    root.drop, root.num_heads = nn.Dropout(attention.dropout), attention.num_heads
+    vars(root)["rows"] = tuple(attention.num_heads * w for w in _widths(attention))
     graph = fx.Graph()
     query, key, value = (graph.placeholder(name) for name in ("query", "key", "value"))
     padding = graph.placeholder("key_padding_mask", default_value=None)
@@ -85,7 +86,7 @@ def stand_in(module: fx.GraphModule, original: nn.Module) -> None:
     own = vars(original).items()
     plain = {n: v for n, v in own if type(v) in (bool, int, float, str) and n != "training" and not n.startswith("_")}
     kept = {n: v for n, v in plain.items() if n not in ("code", "graph", "meta")}  # which a GraphModule has itself
-    if isinstance(original, nn.MultiheadAttention):
+    if hasattr(original, "_qkv_same_embed_dim"):  # torch's attention, or what stands for it already
         # torch's transformer layers ask for these; the first keeps them from kernels for the width of their inputs.
         kept["_qkv_same_embed_dim"] = False
         kept |= {} if hasattr(module, "in_proj_bias") else {"in_proj_bias": None}
@@ -108,23 +109,22 @@ def _projections(
     graph: fx.Graph, attention: nn.MultiheadAttention, inputs: tuple[fx.Node, fx.Node, fx.Node]
 ) -> list[fx.Node]:
     """Queries, keys and values, [B, H, T, d]."""
-    widths = _widths(attention)
-    rows = [attention.num_heads * width for width in widths]
-    divide = (torch.chunk, 3) if len(set(rows)) == 1 else (torch.split, rows)
+    # Numbers of the module's own, so that heads and channels can go again.
+    rows, heads = (graph.create_node("get_attr", name) for name in ("rows", "num_heads"))
     if attention._qkv_same_embed_dim:
-        weight = graph.call_function(divide[0], (graph.get_attr("in_proj_weight"), divide[1]))
+        weight = graph.call_function(torch.split, (graph.get_attr("in_proj_weight"), rows))
         weights = [graph.call_function(operator.getitem, (weight, i)) for i in range(3)]
     else:
         weights = [graph.get_attr(name) for name in _APART]
     biases: list[fx.Node | None] = [None] * 3
     if attention.in_proj_bias is not None:
-        bias = graph.call_function(divide[0], (graph.get_attr("in_proj_bias"), divide[1]))
+        bias = graph.call_function(torch.split, (graph.get_attr("in_proj_bias"), rows))
         biases = [graph.call_function(operator.getitem, (bias, i)) for i in range(3)]
     made = []
-    for x, w, b, width in zip(inputs, weights, biases, widths, strict=True):
+    for x, w, b in zip(inputs, weights, biases, strict=True):
         x = x if attention.batch_first else graph.call_method("transpose", (x, 0, 1))
         y = graph.call_function(F.linear, (x, w, b))
-        apart = graph.call_method("unflatten", (y, -1, (attention.num_heads, width)))
+        apart = graph.call_method("unflatten", (y, -1, (heads, -1)))
         made.append(graph.call_method("transpose", (apart, 1, 2)))
     return made
 

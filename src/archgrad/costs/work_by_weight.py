@@ -98,5 +98,6 @@ def concerns(member: Coupling, tensor: str, *, grouped: bool) -> bool:
             return (weight, int(part.removeprefix("along "))) in member.tensors
         own = not part or member.side != "param channels"
         return own and any(attribute == weight for attribute, _ in member.tensors)
-    named_input = member.side.startswith("in ")  # of one weight, whose work is a term of its own
-    return not (member.side.startswith("param") or named_input or (grouped and member.side == "in"))
+    # Of one weight, whose work is a term of its own, or where zeros are put back.
+    elsewhere = member.side.startswith(("in ", "along "))
+    return not (member.side.startswith("param") or elsewhere or (grouped and member.side == "in"))

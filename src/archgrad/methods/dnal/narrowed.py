@@ -6,6 +6,7 @@ The whole network would take many times its time, and hand on little that a few 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -39,10 +40,12 @@ class Narrowed(NamedTuple):
     Attributes:
         space: the gates, named as those of the whole network.
         architecture: what of the whole network it holds.
+        names: of its gates, by those of the whole network.
     """
 
     space: nn.Module
     architecture: Architecture
+    names: dict[str, str]
 
 
 def widths_to_search(constraint: GateConstraint) -> Architecture:
@@ -74,13 +77,19 @@ def narrowed(space: nn.Module, architecture: Architecture, example: Example) -> 
         return None
     whole, own = gates(space), gates(inner)
     entries = {name: len(_picks(architecture, name)) for name in whole}
-    if any(gate.size != entries.get(name) for name, gate in own.items()):
+    names = {_of_whole(name, gate.size, entries): name for name, gate in own.items()}
+    # What has come to one entry has no gate; some layers are not followed any more once they are cut.
+    if not names.keys() <= whole.keys() or any(
+        name not in names and (gate.vanishing or entries[name] > 1) for name, gate in whole.items()
+    ):
         return None
-    # What has come to one entry has no gate; attention that lost heads may be followed no more.
-    if any(name not in own and (gate.vanishing or entries[name] > 1) for name, gate in whole.items()):
-        return None
-    searched = Narrowed(inner, architecture)
+    searched = Narrowed(inner, architecture, names)
     return searched if _hands_back(space, searched) else None
+
+
+def _of_whole(name: str, size: int, entries: Mapping[str, int]) -> str:
+    """The name in the whole network, where the channels of what came to one head are called those within heads."""
+    return next((each for each in (name, f"{name}.channels") if entries.get(each) == size), "")
 
 
 def _hands_back(space: nn.Module, searched: Narrowed) -> bool:
@@ -110,7 +119,7 @@ def carry_back(space: nn.Module, searched: Narrowed) -> nn.Module:
         assert isinstance(gate.relaxation, ScaledSigmoid)
         picks, own = _picks(searched.architecture, name), gate.relaxation.logits
         own.data.fill_(-math.inf)
-        own.data[list(picks)] = logits.get(name, torch.full((len(picks),), _OPEN)).to(own)
+        own.data[list(picks)] = logits.get(searched.names.get(name, ""), torch.full((len(picks),), _OPEN)).to(own)
     return network
 
 

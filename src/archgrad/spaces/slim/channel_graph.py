@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from archgrad.choices.channels import Coupling, kind_of
@@ -33,7 +33,7 @@ from archgrad.spaces.slim.layer_sides import (
     shapes_of,
 )
 from archgrad.spaces.slim.makers import Makers, makers_of
-from archgrad.spaces.slim.numbering import NORM_SIDE, ROWS, Numbering, Side, untouchable
+from archgrad.spaces.slim.numbering import ALONG, NORM_SIDE, ROWS, Numbering, Side, untouchable
 from archgrad.spaces.slim.operators import rule_of
 from archgrad.spaces.slim.own_widths import GivenAxes, Wides, note_widths, wides_of
 from archgrad.spaces.slim.recurrent import count_states, is_recurrent, packing, recurrent_hooks, tie_units
@@ -130,6 +130,7 @@ def trace(
         module = numbering.modules.get(path, network)
         walk.is_table[labels] = side == "out" and (isinstance(module, TABLES) or reads_each(module))
         walk.is_bare[labels] |= side.startswith("axis") and numbering.is_parameter(path)
+    walk.graphs |= {path for path, module in numbering.modules.items() if isinstance(module, fx.GraphModule)}
     blank: set[str] = set()
     handles = _hooks(numbering, walk, stack, visited, positions, blank)
     handles += whole_hooks(numbering, walk)
@@ -314,7 +315,7 @@ def _collect(
         if not reason:
             gates.setdefault(tuple(numbers), []).append(root)
         for path in (
-            {numbering.owner(sides[n]) for n in numbers if kind_of(sides[n][1]) not in ("in", ROWS, "param")}
+            {numbering.owner(sides[n]) for n in numbers if kind_of(sides[n][1]) not in ("in", ROWS, ALONG, "param")}
             if reason
             else ()
         ):

@@ -68,8 +68,7 @@ class Shadow:
         constant: whether it was made out of nothing (`zeros`, `arange`), so that its size may follow the channels'.
         weight: whether it is a parameter, or a view of one.
         sized: axis -> path of the module in which a number says how long it is, in what holds no channels.
-        picked: labels of which it holds some by their place, with a reason to freeze them as soon as it is read. What
-            only stands for a shape never is.
+        picked: labels of which it holds some by their place, or a mean, to be frozen for a reason once it is read.
         apart: labels of channels of several kinds.
     """
 
@@ -160,14 +159,13 @@ class Walk(OperatorMode):
         within: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.components = components
-        self.is_read = is_read
+        self.components, self.is_read = components, is_read
         self.path, self.here, self.computed = path, here, computed
         self.unflattened = -1  # which of the sizes that `unflatten` was given is -1, while it runs
         self.heads = -1  # the axis whose size a reshape that runs was given as a number of heads
         self.within = within  # whether channels that are divided go by their places within heads, and not by heads
         self.divides = False  # whether it has divided channels that could go the other way too
-        self.inner: list[Labels] = []  # channels that go by their places within heads
+        self.inner: list[Labels] = []  # channels within heads
         self.is_table = np.zeros(len(is_read), dtype=bool)  # whether a label is a channel of an embedding
         self.is_bare = np.zeros(len(is_read), dtype=bool)  # of a parameter that is the weight of no layer
         self.bare: list[Labels] = []  # of those the ones that a product sums over
@@ -182,6 +180,8 @@ class Walk(OperatorMode):
         self.divided: set[str] = set()  # modules that reshape what has channels
         self.paused = 0  # modules that are followed as a whole, inside which operators are not looked at
         self.kernels: list[tuple[Labels, tuple[int, ...]]] = []  # see `flat_kernels.note_kernel`
+        self.graphs = set[str]()  # `torch.fx.GraphModule`s
+        self.sliding = set[tuple[str, int]]()  # layers with the axis of channels along which each slides
         self._shadows: MutableMapping[Tensor, Shadow] = WeakIdKeyDictionary()  # by identity, none kept alive
         for tensor, shadow in tensors.items():
             self._shadows[tensor] = shadow
@@ -347,7 +347,7 @@ def _divided_alike(a: Labels, b: Labels) -> bool:
 
 
 def _is_spread(x: Tensor, axis: int) -> bool:
-    """Whether one value stands along an axis, as often as another tensor is wide."""
+    """Whether one value stands along an axis."""
     return x.shape[axis] > 1 and x.stride(axis) == 0
 
 

@@ -20,7 +20,7 @@ from archgrad.spaces.slim.torch_attention import Calls, attention_sides, is_torc
 
 Side = tuple[str, str]  # (module path, side)
 NORM_SIDE = "out norm"
-ROWS = "rows"
+ROWS, ALONG = "rows", "along"
 # Modules that hand their parameters to kernels of their own, and remember their sizes.
 CLOSED = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 

@@ -64,20 +64,23 @@ def _reduce(call: Call) -> bool:
     dims = call.argument("dim")
     dims = list(range(x.dim())) if dims is None or dims == [] else [dims] if isinstance(dims, int) else list(dims)
     dims = [d % max(x.dim(), 1) for d in dims]
+    mixed = [labels for d in dims for labels in call.axes(x).get(d, [])]
+    reason = f"{call.walk.here()} mixes these channels ({call.name})"
     if call.name in ADDING:  # zeros add nothing
-        for labels in (labels for d in dims for labels in call.axes(x).get(d, [])):
-            reason = f"{call.walk.here()} mixes these channels ({call.name})"
+        for labels in mixed:
             pair_of_activations(call, [labels], [labels], reason)
-    else:
+        mixed = []
+    elif call.walk.path() not in call.walk.graphs:  # user's code may keep what it does not read
         call.mixes(x, dims)
+        mixed = []
     keep = bool(call.argument("keepdim", False))
     axes: Axes = {}
     for axis, arrays in call.axes(x).items():
         if axis not in dims:
             axes[axis if keep else axis - sum(d < axis for d in dims)] = arrays
     for result in call.results:
-        if result.dim():
-            call.walk.note(result, axes)
+        call.walk.note(result, axes if result.dim() else {})
+        call.walk.shadow(result).picked += [(labels, reason) for labels in mixed]  # what nobody reads mixes nothing
     return True
 
 

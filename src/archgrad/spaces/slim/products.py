@@ -20,7 +20,8 @@ def _convolve(call: Call) -> bool:
     if groups > 1:
         return _convolve_groups(call, x, weight, bias)
     alone = [] if transposed else _places_alone(call, weight)
-    mixed = [a for a in range(2, x.dim()) if a not in alone]
+    slides = [] if transposed else _note_sliding(call, x, weight)
+    mixed = [a for a in range(2, x.dim()) if a not in (*alone, *slides)]
     walk.freeze(x, f"{here} mixes along these channels (convolution)", axes=mixed)
     reads, makes = (0, 1) if transposed else (1, 0)
     if not contract(call, call.axes(x).get(1, []), call.axes(weight).get(reads, []), (x, weight)):
@@ -34,6 +35,7 @@ def _convolve(call: Call) -> bool:
         axes | reading,
         weight.shape,
     )
+    axes |= {a: call.axes(x)[a] for a in slides}
     if bias is not None and axes[1]:
         axes |= combine(call, [(result, {1: axes[1]}, 0), (bias, call.axes(bias), 1)], result.shape[:2])
     walk.note(result, axes)
@@ -46,6 +48,21 @@ def _places_alone(call: Call, weight: Tensor) -> list[int]:
     count = weight.dim() - 2
     pads, steps = (list(given) * count if len(given) == 1 else given for given in (pads, steps))
     return [2 + i for i in range(count) if (weight.shape[2 + i], pads[i], steps[i]) == (1, 0, 1)]
+
+
+def _note_sliding(call: Call, x: Tensor, weight: Tensor) -> list[int]:
+    """Axes of channels along which a layer with one filter of one channel slides, as in efficient channel attention.
+
+    Zeros among these channels add nothing to their neighbours, so they are put back where such channels were cut.
+    """
+    fits = weight.shape[:2] == (1, 1) and x.dim() == weight.dim() and call.walk.shadow(weight).weight
+    slides = [a for a in range(2, x.dim()) if call.axes(x).get(a) and call.results[0].shape[a] == x.shape[a] > 1]
+    if not fits or len(slides) != 1 or x.shape[1] != 1:
+        return []
+    along, reason = call.axes(x)[slides[0]], f"{call.walk.here()} mixes along these channels (convolution)"
+    pair_of_activations(call, along, along, reason)
+    call.walk.sliding.add((call.walk.path(), slides[0] - x.dim()))
+    return slides
 
 
 def _convolve_groups(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

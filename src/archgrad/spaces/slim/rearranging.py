@@ -317,6 +317,7 @@ def _view(call: Call) -> bool:
                 grid = np.broadcast_to(labels.reshape(shape), sizes).reshape([result.shape[a] for a in after])
                 unflattened = call.walk.unflattened if len(after) > 1 else -1
                 first = next((i for i, a in enumerate(after) if a == free), unflattened)
+                call.walk.kernels.append((labels, grid.shape))
                 if (kind := _kinds(call, grid, first)) >= 0:
                     lines = [
                         tie_to_one_axis(call, part, first - (first > kind)) for part in np.moveaxis(grid, kind, 0)
@@ -324,7 +325,6 @@ def _view(call: Call) -> bool:
                     apart = Apart(after[kind], after[-1], np.stack([line for _, line in lines]))
                     call.walk.components.join(apart.labels, np.broadcast_to(apart.labels[:1], apart.labels.shape), "")
                     continue
-                call.walk.kernels.append((labels, grid.shape))
                 own, line = tie_to_one_axis(call, grid, first)
                 axes.setdefault(after[own], []).append(line)
     call.walk.note(result, axes, weight=call.walk.shadow(x).weight, apart=apart)
@@ -348,9 +348,11 @@ def _axis_that_goes(call: Call, merged: Sequence[int]) -> int:
 def _kinds(call: Call, grid: Labels, heads: int) -> int:
     """The axis of queries, keys and values of a block of channels of all of them; -1 for none."""
     others = [a for a in range(grid.ndim - 1) if a != heads and grid.shape[a] > 1]
-    distinct = len(np.unique(grid)) == grid.size
-    fits = 0 <= heads < grid.ndim - 1 and len(others) == 1 and grid.shape[others[0]] <= FEW
-    return others[0] if fits and distinct and call.walk.within and not call.walk.is_inner(grid) else -1
+    if len(others) != 1 or grid.shape[others[0]] > FEW or len(np.unique(grid)) < grid.size:
+        return -1
+    several = 0 <= heads < grid.ndim - 1 and grid.shape[heads] > 1
+    divides = call.walk.within if several else heads != others[0]  # a lone head, or none, has its channels alone
+    return others[0] if divides and not call.walk.is_inner(grid) else -1
 
 
 def _as_strided(call: Call) -> bool:

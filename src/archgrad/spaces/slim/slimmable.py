@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -35,7 +36,7 @@ from archgrad.spaces.slim.own_widths import with_own_widths
 from archgrad.spaces.slim.recurrent import follow_weights
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, quiet_graphs, run, without_scripts
 from archgrad.spaces.slim.spectral import in_front_of_norms, without_rescaled
-from archgrad.spaces.slim.torch_attention import torch_heads
+from archgrad.spaces.slim.torch_attention import named_again, torch_heads
 from archgrad.spaces.slim.trial import Removal, Trial, gated_tensors
 from archgrad.spaces.slim.trial_masks import MASKS
 from archgrad.tasks.batch_checks import KEPT_TYPES, is_of_types
@@ -207,7 +208,7 @@ def _accepted(
         removals += [r for r in found if not any(is_kept(c.module) for c in r.couplings)]
     refused: dict[str, str] = {}
     removals = exercised(trial, removals, refused, budget)
-    removals = settle(trial, removals, refused, budget)
+    removals = named_again(trial.network, settle(trial, removals, refused, budget))
     graph.frozen.update(
         {name: reason for name, reason in refused.items() if not name.endswith((".branch", ".channels"))}
     )
@@ -340,3 +341,13 @@ def _register(layer: nn.Module, attribute: str, gate: Gate) -> None:
         setattr(layer, ORDER, tuple(layer._parameters))
     parametrize.register_parametrization(layer, attribute, gate)
     follow_weights(layer)
+    if isinstance(layer, fx.GraphModule):
+        type(layer).__deepcopy__ = _copied_graph  # type: ignore[method-assign]
+
+
+def _copied_graph(self: fx.GraphModule, memo: dict[int, Any]) -> fx.GraphModule:
+    """A deep copy of a parametrized graph, whose own way does not find weights that are computed."""
+    made = memo[id(self)] = object.__new__(type(self))
+    vars(made).update(copy.deepcopy(vars(self), memo))
+    made._graph.owning_module = made
+    return made

@@ -7,11 +7,12 @@ plain module, see `with_fewer_heads`; that knows the ways in which the example c
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from archgrad.choices.channels import Coupling
@@ -23,6 +24,7 @@ from archgrad.spaces.slim.trial import Removal, Trial
 
 _MASKS = ("key_padding_mask", "attn_mask")
 _PROJECTIONS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+_HEADS, _QUERIES, _VALUES = ".heads", ".queries.channels", ".values.channels"  # as gates are called
 Calls = dict[str, set[AttentionCall | str]]  # by path, the ways in which a module is called
 
 
@@ -93,7 +95,8 @@ def torch_heads(trial: Trial, calls: Calls, frozen: dict[str, str], is_kept: Cal
     for path, ways in calls.items():
         module = trial.network.get_submodule(path)
         assert isinstance(module, nn.MultiheadAttention)
-        if is_kept(path) or module.num_heads < 2:
+        fused, lone = module._qkv_same_embed_dim, module.num_heads < 2
+        if is_kept(path) or (lone and not (fused and module.head_dim > 1)):
             frozen[path] = "kept at your wish (keep=)" if is_kept(path) else "it has one head, which has to stay"
             continue
         if not path:
@@ -106,15 +109,15 @@ def torch_heads(trial: Trial, calls: Calls, frozen: dict[str, str], is_kept: Cal
             continue
         if _is_shared(trial.network, module) or _is_shared(trial.network, module.out_proj):
             continue
-        fused = module._qkv_same_embed_dim
         weights = ("in_proj_weight",) if fused else _PROJECTIONS
         places = torch.arange(module.num_heads).repeat_interleave(module.head_dim)
         makes = tuple((name, 0) for name in (*weights, "in_proj_bias") if getattr(module, name) is not None)
-        removals.append(Removal(f"{path}.heads", [
+        heads = Removal(f"{path}{_HEADS}", [
             Coupling(path, "heads", places.repeat(3) if fused else places, makes, attention=way),
             Coupling(path, "param num_heads", torch.arange(module.num_heads), (), ("num_heads",)),
             Coupling(f"{path}.out_proj", "in", places, (("weight", 1),), ("in_features",)),
-        ]))  # fmt: skip
+        ])  # fmt: skip
+        removals += [] if lone else [heads]
         if fused and module.head_dim > 1:
             removals += _within_heads(path, module, makes, way)
         frozen.pop(path, None)
@@ -139,7 +142,22 @@ def _within_heads(
         Coupling(path, "rows values", every, work=("in_proj_weight values", 1.0)),
         Coupling(path, "rows sums", every, work=("product sums", 0.5)),
     ]
-    return [Removal(f"{path}.queries.channels", paired), Removal(f"{path}.values.channels", values)]
+    return [Removal(f"{path}{_QUERIES}", paired), Removal(f"{path}{_VALUES}", values)]
+
+
+def named_again(network: nn.Module, removals: Sequence[Removal]) -> list[Removal]:
+    """Removals of attention that lost heads or channels before, named as those of torch's own module."""
+    cut = [p for p, m in network.named_modules() if isinstance(m, fx.GraphModule) and hasattr(m, "in_proj_weight")]
+    named = []
+    for removal in removals:
+        for path in cut:
+            if removal.name.startswith(f"{path}.in_proj_weight"):
+                reads = any(c.module == f"{path}.out_proj" for c in removal.couplings)
+                lone = network.get_submodule(path).num_heads == 1
+                within = _VALUES if reads else _QUERIES
+                removal = replace(removal, name=path + (within if lone or ".channels" in removal.name else _HEADS))
+        named.append(removal)
+    return named
 
 
 def _is_shared(network: nn.Module, module: nn.Module) -> bool:

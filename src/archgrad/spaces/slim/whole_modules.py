@@ -12,21 +12,24 @@ from torch.nn.modules.conv import _ConvNd
 from archgrad.choices.channel_norms import Norm, lone_input
 from archgrad.spaces.slim.dependency import Labels, Walk
 from archgrad.spaces.slim.layer_sides import counting_heads, is_layer
-from archgrad.spaces.slim.numbering import NORM_SIDE, ROWS, Numbering
+from archgrad.spaces.slim.numbering import ALONG, NORM_SIDE, ROWS, Numbering
 from archgrad.spaces.slim.seeded_run import tensors_of
 from archgrad.spaces.slim.torch_attention import attention_hooks, is_torch_attention
 
 
 def note_rows(numbering: Numbering, walk: Walk, path: str, x: object) -> None:
-    """Channels that a layer treats as it does examples: its work shrinks with them."""
+    """Channels that a layer treats as it does examples: its work shrinks with them, unless it slides along them."""
     if not isinstance(x, Tensor):
         return
     module = numbering.modules[path]
     own = x.dim() - 1 - (len(module.kernel_size) if isinstance(module, _ConvNd) else 0)
     for axis, arrays in walk.shadow(x).axes.items():
         if axis != own:
-            numbering.sides[path, f"{ROWS} {axis}"] = arrays[0]
-            numbering.cuts[path, f"{ROWS} {axis}"] = (len(arrays[0]), (), ())
+            slides = (path, axis - x.dim()) in walk.sliding
+            side = (path, f"{ALONG} {axis - x.dim()}" if slides else f"{ROWS} {axis}")
+            for known in [numbering.sides[side]] if slides and side in numbering.sides else []:
+                walk.components.join(known, arrays[0], f"{path} slides along these channels and others")
+            numbering.sides[side], numbering.cuts[side] = arrays[0], (len(arrays[0]), (), ())
 
 
 FEW = 8  # products of one module that are parts of their own
