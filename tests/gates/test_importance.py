@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import get_args
 
 import pytest
@@ -186,6 +187,18 @@ def test_repair_keeps_more_of_a_trained_network(task: ag.Classification) -> None
 def test_what_importance_refuses(task: ag.Classification, options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ag.importance(ag.slim(conv_net(), task.example), **options)  # type: ignore[arg-type]
+
+
+def test_cut_says_when_the_whole_network_keeps_the_limit(task: ag.Classification) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(task.example.numel(), 16), nn.ReLU(), nn.Linear(16, 10))
+    space = ag.slim(network, task.example)
+    scores = ag.importance(space, criterion="magnitude")
+    with pytest.warns(UserWarning, match="nothing was cut: the whole network has macs at most") as caught:
+        left = ag.cut(space, scores, limit=ag.macs(task.example).at_most(fraction=1.0))
+    assert left[1].out_features == 16 and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ag.cut(space, scores, limit=ag.macs(task.example).at_most(fraction=0.5))
 
 
 def test_cut_refuses_scores_of_another_space_and_repair_without_data(task: ag.Classification) -> None:

@@ -341,7 +341,7 @@ def test_what_rounding_left_whole_is_noted_where_rounding_is_the_reason(
         ag.slim(net, digits.example), digits, quiet(), limit=limit, round_to=round_to, pretrained=True,
         check_weights=False,
     )  # fmt: skip
-    notes = [note for note in found.record["notes"] if "rounding" in note]
+    notes = [note for note in found.record["notes"] if "stayed whole" in note]
     assert len(notes) == bool(left)
     if left:
-        assert f"left {left} layer{'s' if left > 1 else ''} whole that round_to=1 would have cut (" in notes[0]
+        assert f"{left} layer{'s' if left > 1 else ''} stayed whole (" in notes[0] and "round_to=1 would" in notes[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
@@ -24,6 +25,7 @@ from archgrad.extract.discretize import build
 from archgrad.gates.gate_optimizer import SPREAD
 from archgrad.gates.selection import FLOOR, GateConstraint, full, gates, uniform as same_share
 from archgrad.gates.width_rounding import RoundTo, WidthRounding
+from archgrad.report.numbers import amount
 from archgrad.run.run import Run
 from archgrad.tasks.batch_checks import explained
 from archgrad.tasks.task import Batch, Task, require
@@ -152,18 +154,21 @@ def cut(
     if repair and task is None:
         raise ConfigError("repair=True looks at data, and no task was given: cut(..., task=task, repair=True).")
     constraint = GateConstraint(space, limit, WidthRounding.asked(round_to, space, limit))
+    words = f"{constraint.name} at most {amount(constraint.bound, constraint.unit)}"
     width = constraint.uniform_width()
     if uniform:
         tried = (same_share(space, room * width, constraint.rounding, scores) for room in _ROOM)
         found = next(filter(constraint.is_feasible, tried), None)
         if found is None:
             raise LimitError(
-                f"no uniform width keeps {constraint!r}: blocks stay, and rounding keeps layers wide. Leave out "
+                f"no uniform width keeps {words}: blocks stay, and rounding keeps layers wide. Leave out "
                 f"uniform=True, raise the limit, or give round_to=1 where widths are rounded"
             )
         architecture = found
     else:
         architecture = constraint.best_feasible(scores, floor=FLOOR * width)
+    if architecture == full(space):
+        warnings.warn(f"nothing was cut: the whole network has {words} already", stacklevel=3)
     network = build(space, architecture)
     if task is None:
         return network

@@ -277,8 +277,8 @@ def _derived(
     if uncut := left_full(space, architecture, exact, rounding):
         more = f" and {len(uncut) - 5} more" if len(uncut) > 5 else ""
         run.note(
-            f"rounding of widths left {counted(len(uncut), 'layer')} whole that "
-            f"round_to=1 would have cut ({', '.join(uncut[:5])}{more}), to widths that hardware likes less"
+            f"{counted(len(uncut), 'layer')} stayed whole ({', '.join(uncut[:5])}{more}), because widths are rounded "
+            f"to multiples that run fast; round_to=1 would have cut them, to widths that run less well"
         )
     return architecture
 
