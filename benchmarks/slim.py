@@ -190,7 +190,9 @@ def random_channels(given: Slimming) -> nn.Module:
     return given.tuned(ag.cut(given.space, scores, limit=given.limit, round_to=1))
 
 
-def torch_pruning(given: Slimming, importance: Callable[[], tp.importance.Importance]) -> nn.Module:
+def torch_pruning(
+    given: Slimming, importance: Callable[[], tp.importance.Importance], *, distill: bool = False
+) -> nn.Module:
     """Global pruning by Torch-Pruning, in small steps until the MACs are at the budget, then training."""
     network, bench = copy.deepcopy(given.network).cpu(), given.bench
     last = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)][-1]
@@ -207,14 +209,17 @@ def torch_pruning(given: Slimming, importance: Callable[[], tp.importance.Import
             bench.task.loss(network, batches(step)).backward()
         pruner.step()
     network.zero_grad()
-    return given.tuned(network)
+    return given.tuned(network, teacher=given.network if distill else None)
 
 
-def hesso(given: Slimming) -> nn.Module:
+def hesso(given: Slimming, *, distill: bool = False) -> nn.Module:
     """HESSO, one schedule of joint training and pruning: its optimizer on groups made of our couplings."""
     from slim_hesso import train
 
-    return train(given.space, given.network, given.constraint, given.bench, epochs=given.epochs, rate=given.rate)
+    bench = copy.copy(given.bench)
+    if distill:
+        bench.task = bench.taught_by(given.network)
+    return train(given.space, given.network, given.constraint, bench, epochs=given.epochs, rate=given.rate)
 
 
 def headroom(given: Slimming, draw: int) -> nn.Module:
@@ -227,6 +232,8 @@ def headroom(given: Slimming, draw: int) -> nn.Module:
     return given.tuned(ag.build(given.space, widths, weights="fresh"))
 
 
+magnitude = functools.partial(tp.importance.GroupMagnitudeImportance, p=2)
+taylor = tp.importance.GroupTaylorImportance
 LONGER = "uniform, equal time"
 # The share of its steps in which dnal trains a larger network, from trained weights or not.
 LARGER = {True: 0.1, False: 0.2}
@@ -239,12 +246,13 @@ TRAINED: Mapping[str, Method] = {
     "uniform, distilled": functools.partial(uniform_width, distill=True),
     LONGER: uniform_width,
     "random": random_channels,
-    "tp-magnitude": functools.partial(
-        torch_pruning, importance=functools.partial(tp.importance.GroupMagnitudeImportance, p=2)
-    ),
+    "tp-magnitude": functools.partial(torch_pruning, importance=magnitude),
+    "tp-magnitude, distilled": functools.partial(torch_pruning, importance=magnitude, distill=True),
     "tp-bn-scale": functools.partial(torch_pruning, importance=tp.importance.BNScaleImportance),
-    "tp-taylor": functools.partial(torch_pruning, importance=tp.importance.GroupTaylorImportance),
+    "tp-taylor": functools.partial(torch_pruning, importance=taylor),
+    "tp-taylor, distilled": functools.partial(torch_pruning, importance=taylor, distill=True),
     "hesso": hesso,
+    "hesso, distilled": functools.partial(hesso, distill=True),
 }
 SCRATCH: Mapping[str, Method] = {
     "dnal": dnal, "uniform": uniform_width, LONGER: uniform_width, "hesso": hesso,
