@@ -37,8 +37,30 @@ def test_plain_lines_come_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = file.getvalue().splitlines()
     assert sum("more steps" in line for line in lines[:3]) == 1, "once, by the pace of the first steps"
     assert 6 <= len(lines) <= 14
-    assert "left" in lines[0] and not any("more steps" in line for line in lines[3:])
+    assert "left" in lines[2] and not any("more steps" in line for line in lines[3:])
     assert lines[-1].startswith("search 100/100")
+
+
+@pytest.mark.parametrize("first", [1.0, 90.0])
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_first_step_that_compiles_is_no_part_of_the_pace(
+    monkeypatch: pytest.MonkeyPatch, first: float, timed: bool
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    file = io.StringIO()
+    view = ProgressView(console=Console(file=file, force_terminal=False))
+    for done in (0, 40):  # anew, and after a resume
+        view.start("fit", total=None if timed else 140 + done, done=done)
+        for step in range(140):
+            now += first if step == 0 else 1.0
+            view.step(done + step + 1, progress=(step + 1) / 140)
+        view.stop()
+    lines = file.getvalue().splitlines()
+    assert sum("fit: about 2:" in line for line in lines) == 2, lines
+    assert all("1.0 steps/s" in line for line in lines if "steps/s" in line)
+    assert all("s/step" not in line for line in lines)
+    assert sum("left" in line for line in lines) >= 20
 
 
 def test_a_terminal_shows_a_live_bar() -> None:

@@ -35,7 +35,7 @@ class ProgressView:
         self._first = self._step = 0
         self._first_progress = self._progress = 0.0
         self._began = self._shown = 0.0
-        self._estimated = False
+        self._paced = self._estimated = False
         self._figures = ""
         self._epoch: dict[str, float] = {}
         self._line_seconds = _FIRST_SECONDS
@@ -53,7 +53,7 @@ class ProgressView:
         self._phase, self._total, self._first, self._step = phase, total, done, done
         self._first_progress = self._progress = progress
         self._began = self._shown = time.monotonic()
-        self._figures, self._estimated, self._epoch = "", False, {}
+        self._figures, self._paced, self._estimated, self._epoch = "", False, False, {}
         self.due_at = self._began if self._enabled else math.inf
         if not self._enabled or not self._console.is_terminal:
             return
@@ -78,6 +78,8 @@ class ProgressView:
         if not self._enabled:
             return
         now = time.monotonic()
+        if not self._paced:  # the first step compiles and allocates: the pace is that of the others
+            self._paced, self._first, self._first_progress, self._began = True, done, progress, now
         if not self._estimated and now - self._began >= _SURE_SECONDS:
             self._estimate(now)
         if now - self._shown >= (_REFRESH_SECONDS if self._display else self._line_seconds):
@@ -140,7 +142,7 @@ class ProgressView:
         return f"{self._step}/{self._total}" if self._total is not None else f"{self._step}"
 
     def _pace(self, now: float) -> str:
-        """The rate and the time that remains, from the steps taken by this process."""
+        """The rate and the time that remains, from the steps that this process took after its first."""
         taken, seconds = self._step - self._first, now - self._began
         if taken == 0 or seconds == 0:
             return ""
@@ -150,7 +152,7 @@ class ProgressView:
         return f"{speed}  {_clock(left)} left" if left else speed
 
     def _seconds_left(self, now: float) -> float | None:
-        """The time that the rest of the budget will take at this process's pace; None before its first step."""
+        """The time that the rest of the budget will take at this process's pace; None before its second step."""
         used, seconds = self._progress - self._first_progress, now - self._began
         return (1.0 - self._progress) * seconds / used if used > 0 else None
 
