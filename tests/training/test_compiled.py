@@ -1,4 +1,4 @@
-"""Training what is handed back compiled: the same network to rounding, exact resume, searches as written."""
+"""Training what is handed back compiled: the same network to rounding, exact resume."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import archgrad as ag
 from archgrad.errors import ConfigError
 from archgrad.run.run import Run, Stopped
 from archgrad.tasks.task import Batch
-from archgrad.training.compiled import compiled
+from archgrad.training.compiled_steps import compiled
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # by torch's compiler itself
 
@@ -134,10 +134,8 @@ def test_a_run_is_not_resumed_as_written(tmp_path: Path) -> None:
         ag.fit(_network(), StopsAt(task, -1), _run(tmp_path, by_compiler=False))
 
 
-def test_searches_run_as_written() -> None:
-    task = ag.Classification.load("digits", batch_size=64)
-    loss, network = task.loss, _network()
-    assert compiled(loss, ag.slim(network, task.example), _run()) is loss
+def test_nothing_is_compiled_unasked() -> None:
+    network, loss = _network(), ag.Classification.load("digits", batch_size=64).loss
     assert compiled(loss, network, _run(by_compiler=False)) is loss
     assert compiled(loss, network, _run()) is not loss
 

@@ -11,7 +11,7 @@ from archgrad.argument_types import checked
 from archgrad.choices.architecture import Pick
 from archgrad.choices.channels import Coupling, Vanishing
 from archgrad.choices.modules import Choice
-from archgrad.choices.relaxations import read_values, true_places
+from archgrad.choices.relaxations import true_places
 from archgrad.errors import ChoiceError
 
 
@@ -70,7 +70,7 @@ class Gate(Choice):
         """x with its channels scaled."""
         weights = self.mixing()
         if weights is None:
-            if all(read_values(self.live)):
+            if len(self.alive()) == self.size:
                 return x
             weights = self.live.to(x.dtype)
         if self.places is not None:

@@ -29,9 +29,11 @@ class Choice(nn.Module):
             weight is 0 and has no gradient.
         relaxation: from logits to mixing weights, or None before `relax` or `hold`.
         override: mixing weights used in place of the relaxation's inside a block of `archgrad.using`, else None.
+        settled: the indices of what is alive, as read before a compiled pass; None outside of one.
     """
 
     live: Tensor
+    settled: tuple[int, ...] | None = None
 
     def __init__(self, size: int, *, name: str) -> None:
         super().__init__()
@@ -50,6 +52,10 @@ class Choice(nn.Module):
         if self.override is not None:
             return self.override
         return None if self.relaxation is None else self.relaxation(self.live)
+
+    def alive(self) -> Sequence[int]:
+        """The indices of the live candidates."""
+        return true_places(self.live) if self.settled is None else self.settled
 
     def extra_repr(self) -> str:
         """Name and candidates, for the printed network."""
@@ -179,7 +185,7 @@ class OpChoice(Choice):
 
         zeros = [i for i, candidate in enumerate(self.candidates) if getattr(candidate, "always_zero", None) is True]
         return mixture(
-            self.ready(), run, live=self.live, labels=self.labels, name=f"choice {self.name!r}", zeros=zeros
+            self.ready(), run, alive=self.alive(), labels=self.labels, name=f"choice {self.name!r}", zeros=zeros
         )
 
     @property
@@ -259,7 +265,7 @@ class InputChoice(Choice):
             return scaled(nn.Identity() if self.edges is None else self.edges[i], (inputs[i],), weight)
 
         labels = [f"input {i}" for i in range(self.size)]
-        return mixture(self.ready(), run, live=self.live, labels=labels, name=f"choice {self.name!r}")
+        return mixture(self.ready(), run, alive=self.alive(), labels=labels, name=f"choice {self.name!r}")
 
     def mixing_terms(self, path: str) -> list[list[tuple[Choice, int]]]:
         """What the work of the module at `path` is multiplied by: a sum of products of weights (choice, entry)."""
@@ -293,7 +299,7 @@ def mixture(
     weights: Tensor,
     run: Callable[[int, Tensor | float], Tensor],
     *,
-    live: Tensor,
+    alive: Sequence[int],
     labels: Sequence[str],
     name: str,
     zeros: Sequence[int] = (),
@@ -304,7 +310,7 @@ def mixture(
         weights: [size], or [B, size] with a row for each example of the batch.
         run: the output [B, ...] of an entry times a weight: a number where that is constant, else () or [B];
             see `scaled`.
-        live: [size] bool.
+        alive: the live entries.
         labels: what the entries are called in errors.
         name: what the mixture is called in errors.
         zeros: entries whose output is 0 in any case; they run only where no other does.
@@ -312,7 +318,6 @@ def mixture(
     Raises:
         ChoiceError: nothing is alive, or outputs differ in shape.
     """
-    alive = true_places(live)
     if not alive:
         raise ChoiceError(f"no candidate of {name} is alive: restrict it to at least one")
     factors = _factors(weights, alive)
@@ -331,9 +336,9 @@ def mixture(
     return total
 
 
-def _factors(weights: Tensor, alive: list[int]) -> dict[int, float | None]:
+def _factors(weights: Tensor, alive: Sequence[int]) -> dict[int, float | None]:
     """For each entry that is to run its constant weight, or None if it has a gradient or varies over the batch."""
-    if weights.requires_grad:
+    if weights.requires_grad or torch.compiler.is_compiling():  # what is compiled can read no weight
         return dict.fromkeys(alive)
     top = read_values(weights if weights.dim() == 1 else weights.abs().amax(dim=0))
     return {i: top[i] if weights.dim() == 1 else None for i in alive if top[i] != 0.0} or {alive[0]: 0.0}

@@ -202,7 +202,7 @@ class Encoder(nn.Module):
 
             choice = self.width
             return mixture(
-                choice.ready(), run, live=choice.live, labels=choice.labels, name=f"choice {choice.name!r}"
+                choice.ready(), run, alive=choice.alive(), labels=choice.labels, name=f"choice {choice.name!r}"
             )
 
         return [mixed(place) for place in range(1 + self.levels)]

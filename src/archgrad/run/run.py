@@ -45,7 +45,7 @@ class Run:
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         devices: how many of them, each with a process of its own.
         precision: "32-true" or "bf16-mixed"; the weights are float32 in both.
-        compile: whether to compile (`torch.compile`) the training of what is handed back; searches run as written.
+        compile: compile steps of training (`torch.compile`), but for short trials and where candidates come and go.
         workers: for methods that try networks one by one: None tries them in this process, a number in so many worker
             processes, "ray" or "ray://host:port" on a Ray cluster. The result is the same.
         progress: show progress on the terminal.

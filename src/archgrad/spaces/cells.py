@@ -157,7 +157,7 @@ class Cell(nn.Module):
         for node in self.nodes:
             states.append(node(shared))
             shared.append(Shared(states[-1]))
-            if isinstance(states[-1], Tensor) and states[-1].requires_grad:
+            if isinstance(states[-1], Tensor) and states[-1].requires_grad and not torch.compiler.is_compiling():
                 states[-1].register_hook(_dense)  # type: ignore[no-untyped-call]
         return torch.cat(states[2:], dim=1)
 
@@ -195,14 +195,15 @@ class SharedNode(nn.Module):
         """From the states so far, each [B, C, H, W] behind its operation, to the next state."""
         branches = ((self.input0, self.op0), (self.input1, self.op1))
         first, second = (i.ready()[..., :, None] * o.ready()[..., None, :] for i, o in branches)
-        live, other = (i.live[:, None] & o.live for i, o in branches)
+        alive = {(j, o) for input_, op in branches for j in input_.alive() for o in op.alive()}
+        entries = [entry for entry, place in enumerate(self.places) if place in alive]
 
         def run(entry: int, weight: Tensor | float) -> Tensor:
             source, op = self.places[entry]
             return scaled(self.edges[source][op], (states[source],), weight)  # type: ignore[index]
 
         weights = (first + second).flatten(-2)
-        return mixture(weights, run, live=(live | other).flatten(), labels=self.labels, name=f"node {self.name!r}")
+        return mixture(weights, run, alive=entries, labels=self.labels, name=f"node {self.name!r}")
 
     def mixing_terms(self, path: str) -> list[list[tuple[Choice, int]]]:
         """What the work of the module at `path` is multiplied by: a sum of products of weights (choice, entry)."""

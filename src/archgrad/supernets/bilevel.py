@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from archgrad.choices.access import decisions, logits
+from archgrad.choices.access import decisions, logits, trainable
 from archgrad.choices.clipped_relaxation import Clipped, prune
 from archgrad.choices.decide import decision_weights, nearest_discrete
 from archgrad.choices.modules import Choice, OpChoice
@@ -19,6 +19,7 @@ from archgrad.choices.subsets import Subsets
 from archgrad.errors import ConfigError
 from archgrad.run.run import Run
 from archgrad.tasks.task import Batch, Splittable, Task
+from archgrad.training.compiled_steps import compiled
 from archgrad.training.schedules import Schedule, constant
 from archgrad.training.step import Computed, load_batch, take_step
 
@@ -146,6 +147,7 @@ def alternate(
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in (weights, architecture)]
     order = {logit: place for place, logit in enumerate(logits(space))}
     places = [order[logit] for group in architecture.param_groups for logit in group["params"]]
+    weight_loss = compiled(weight_loss, space, run, trainable(space))
     clipped = any(isinstance(choice.relaxation, Clipped) for choice in decisions(space).values())
     for step in run.steps(steps, phase="search", time_fraction=time_fraction):
         epoch_figures = _epoch_figures(space, architecture, figures) if step % tasks[0].steps_per_epoch == 0 else {}

@@ -17,6 +17,7 @@ from archgrad.supernets.bilevel import alternate, logit_rate, mixed, split_task
 from archgrad.supernets.constraint import ArchitectureConstraint
 from archgrad.supernets.prior import warm_start
 from archgrad.tasks.task import Batch, Task
+from archgrad.training.compiled_steps import compiled
 from archgrad.training.schedules import Schedule, constant, cosine
 from archgrad.training.step import Computed
 
@@ -70,8 +71,11 @@ def descend_mixture(
     group = {"params": logits(space), "lr": rate or logit_rate(3e-4, steps)}
     architecture = Adam([group], betas=(0.5, 0.999), weight_decay=1e-3)
 
+    # What a gradient of the caller's does with the graph of the loss, a compiled one may not allow.
+    of_network = compiled(task.loss, space, run, logits(space)) if gradient is None else task.loss
+
     def loss_of(batch: Batch) -> Tensor:
-        loss = task.loss(space, batch)
+        loss = of_network(space, batch)
         return loss if constraint is None else loss + constraint.excess(mixed(space)).to(loss)
 
     def architecture_loss(train: Batch, valid: Batch) -> Computed:

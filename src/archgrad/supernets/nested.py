@@ -95,6 +95,7 @@ class _Part(Run):
     def __init__(self, run: Run, name: str, steps: int, time_fraction: float) -> None:
         vars(self).update(vars(run))
         self.folder = self.epochs = self.seconds = self.trials = None
+        self.compile = False  # a part is short, and is a network of its own each time
         self._whole, self._name, self.max_steps, self._time_fraction = run, name, steps, time_fraction
         self._left = steps
         self.kept: dict[str, Stateful] = {}

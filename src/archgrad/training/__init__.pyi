@@ -1,3 +1,4 @@
+from .compiled_steps import compiled as compiled
 from .fit import optimize as optimize
 from .joined_optimizer import JoinedOptimizer as JoinedOptimizer
 from .recipe import darts_sgd as darts_sgd

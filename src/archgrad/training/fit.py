@@ -24,7 +24,7 @@ from archgrad.run.run import Run
 from archgrad.tasks.batch_checks import explained
 from archgrad.tasks.task import Batch, Checkable, Task, evaluate, remarks, require
 from archgrad.training.averaging import moving_average, take_average
-from archgrad.training.compiled import Objective, compiled
+from archgrad.training.compiled_steps import Objective, compiled
 from archgrad.training.drop_path import DropPathRamp
 from archgrad.training.epoch_scores import EpochScores
 from archgrad.training.recipe import Recipe

@@ -83,7 +83,7 @@ class RunOptions(Options):
     seed: int = Field(0, ge=0, lt=2**32, description="The same seed gives the same network.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     precision: str = Field("32-true", description="32-true or bf16-mixed.")
-    compile: bool = Field(False, description="Train plain networks compiled (torch.compile), as in fine-tuning.")
+    compile: bool = Field(False, description="Compile the steps of training (torch.compile), but for short trials.")
     onnx: bool | None = Field(None, description="Write network.onnx; default: where the export extra is installed.")
     accept: list[str] = Field(
         [], description="data, network or settings: resume although it differs from that of the run; may be repeated."

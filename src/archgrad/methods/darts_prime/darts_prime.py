@@ -65,6 +65,7 @@ from archgrad.supernets.lifecycle import (
 )
 from archgrad.supernets.prior import warm_start
 from archgrad.tasks.task import Batch, Splittable, Task, arguments
+from archgrad.training.compiled_steps import compiled
 from archgrad.training.recipe import Recipe, darts_sgd
 from archgrad.training.schedules import constant
 from archgrad.trials.finalists import Ending, Finalists
@@ -157,10 +158,10 @@ def darts_prime(
     steps = ending.search_steps
     run.require_steps(steps, phase="search", least=terms.least_steps)
     predict_peak_memory(space, task, run, optimizer=search_recipe.optimizer_factory)
-    architecture = _optimizer(space, settings, steps=steps)
+    architecture, loss_of = _optimizer(space, settings, steps=steps), compiled(task.loss, space, run, logits(space))
 
     def architecture_loss(train: Batch, valid: Batch) -> Tensor:
-        loss = task.loss(space, valid)
+        loss = loss_of(space, valid)
         return loss + terms.pressure * constraint.excess(mixed(space)).to(loss) if constraint else loss
 
     run.register_state(

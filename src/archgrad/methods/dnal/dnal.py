@@ -47,7 +47,7 @@ from typing import Literal
 from torch import nn
 
 from archgrad.argument_types import checked
-from archgrad.choices.access import relax
+from archgrad.choices.access import logits, relax
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.relaxations import ScaledSigmoid
 from archgrad.costs.limits import Limit
@@ -83,6 +83,7 @@ from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found, assemble
 from archgrad.run.run import Run
 from archgrad.tasks.task import Task
+from archgrad.training.compiled_steps import compiled
 from archgrad.training.fit import optimize, seconds_per_step, steps_per_epoch, train
 from archgrad.training.given_weights import note_loss
 from archgrad.training.recipe import Recipe
@@ -256,7 +257,8 @@ def _train_gates_as_published(
     optimizer = published_logit_optimizer(space)
     run.register_state(space=space, optimizer=optimizer, gate_optimizer=gate_optimizer)
     optimize(
-        space, task, run, optimizer=optimizer, steps=stage.steps, phase="gates", objective=gate_optimizer.objective,
+        space, task, run, optimizer=optimizer, steps=stage.steps, phase="gates",
+        objective=compiled(gate_optimizer.objective, space, run, logits(space)),
         accumulate=settings.recipe.accumulate, time_fraction=stage.time_fraction,
         before_step=functools.partial(gate_optimizer.grow_scale, optimizer=optimizer),
     )  # fmt: skip

@@ -32,6 +32,7 @@ from archgrad.results.record import settings_record
 from archgrad.run.run import Run
 from archgrad.supernets.lifecycle import predict_peak_memory
 from archgrad.tasks.task import Checkable, Task, evaluate, require
+from archgrad.training.compiled_steps import compiled
 from archgrad.training.finalists import best, finalists
 from archgrad.training.fit import check_recipe, optimize, recalibrate
 from archgrad.training.given_weights import score_given, weights_record
@@ -162,7 +163,8 @@ def train_gates(
     run.register_state(space=space, optimizer=optimizer, gate_optimizer=gate_optimizer)
     optimize(
         space, task, run, optimizer=optimizer, steps=stage.steps, phase=f"gates{suffix}",
-        objective=gate_optimizer.objective, accumulate=recipe.accumulate, time_fraction=stage.time_fraction,
+        objective=compiled(gate_optimizer.objective, space, run),
+        accumulate=recipe.accumulate, time_fraction=stage.time_fraction,
         before_step=functools.partial(gate_optimizer.grow_scale, optimizer=of_logits), on_step=gate_optimizer.project,
     )  # fmt: skip
 

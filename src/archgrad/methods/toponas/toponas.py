@@ -57,6 +57,7 @@ from archgrad.supernets.lifecycle import (
 )
 from archgrad.supernets.prior import warm_start
 from archgrad.tasks.task import Batch, Splittable, Task
+from archgrad.training.compiled_steps import compiled
 from archgrad.training.recipe import Recipe, darts_sgd
 from archgrad.training.schedules import constant
 from archgrad.trials.finalists import Ending, Finalists
@@ -219,11 +220,11 @@ def toponas(
 def _architecture_loss(
     space: nn.Module, task: Task, run: Run, *, terms: ToponasTerms, constraint: ArchitectureConstraint | None
 ) -> Callable[[Batch, Batch], Tensor]:
-    regularizer = _regularizer(space, terms, run)
+    regularizer, task_loss = _regularizer(space, terms, run), compiled(task.loss, space, run, logits(space))
 
     def loss_of(train: Batch, valid: Batch) -> Tensor:
         set_temperature(space, *terms.temperature, terms.progress(run.progress))
-        loss = task.loss(space, valid)
+        loss = task_loss(space, valid)
         if regularizer is not None:
             loss = loss + regularizer().to(loss)
         if constraint is not None:
