@@ -3,15 +3,18 @@
     python benchmarks/slim_speed.py --out benchmarks/results/slim_speed.json
     python benchmarks/slim_speed.py --compile --out benchmarks/results/compiled_step.json
 
-`--compile` measures what `torch.compile` makes of the training step of a network, and of the same with gates;
-`--profile` prints what ONNX Runtime spends where instead. One thread, networks in turns. Steps are timed by the
-processor's time, their median; passes by the 10th percentile, which other work of the machine disturbs least.
+`--compile` measures what `Run(compile=True)` makes of the training step of a network, of the same with gates, and of
+both steps of a supernet; `--profile` prints
+what ONNX Runtime spends where instead. One thread, networks in turns. Steps and compiling are timed by the
+processor's time, steps by their median; passes by the 10th percentile, which other work of the machine disturbs
+least.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -26,6 +29,7 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.gates import GateConstraint, GateOptimizer, WidthRounding, uniform
+from archgrad.training import compiled
 
 
 def step_ratio(name: str, task: ag.Classification, *, repeats: int = 30) -> dict[str, float]:
@@ -79,35 +83,69 @@ def speed_at_half(name: str, x: torch.Tensor) -> dict[str, object]:
     }
 
 
+def supernet() -> nn.Module:
+    """Five layers, each a choice between kernels of 1, 3 and 5, mixed by a softmax."""
+
+    def block(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for width, step in ((inputs, stride), (outputs, 1)):
+            layers += [nn.Conv2d(width, outputs, kernel, step, kernel // 2, bias=False)]
+            layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
+        return nn.Sequential(*layers)
+
+    shapes = [(16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)]
+    layers = [
+        ag.OpChoice({f"{k}x{k}": block(i, o, k, stride) for k in (1, 3, 5)}, name=f"layer{place}")
+        for place, (i, o, stride) in enumerate(shapes)
+    ]
+    ends = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)
+    return ag.relax(nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), *layers, *ends), ag.softmax)
+
+
+def steps_of(name: str, task: ag.Classification) -> dict[str, tuple[nn.Module, list[nn.Parameter]]]:
+    """By kind of step the network, and what the step trains."""
+    if name == "supernet":
+        space = supernet()
+        return {"weights": (space, ag.weights(space)), "architecture": (space, ag.logits(space))}
+    gated = ag.relax(ag.slim(NETWORKS[name](), task.example), ag.scaled_sigmoid)
+    plain = NETWORKS[name]()
+    return {
+        "plain": (plain, [*plain.parameters()]),
+        "gated": (gated, [p for p in gated.parameters() if p.requires_grad]),
+    }
+
+
 def compiled_step(name: str, task: ag.Classification, *, repeats: int = 30) -> dict[str, dict[str, float]]:
-    """A training step as written and compiled, in turns, of the plain network and of the same with gates."""
+    """A step's forward and backward pass as written and as `Run(compile=True)` compiles it, in turns."""
     batch, rows = task.stream(seed=0)(0), {}
-    for kind in ("plain", "gated"):
-        network = NETWORKS[name]()
-        if kind == "gated":
-            network = ag.relax(ag.slim(network, task.example), ag.scaled_sigmoid)
+    run = ag.Run(device="cpu", compile=True, progress=False)
+    for kind, (network, trained) in steps_of(name, task).items():
         network.train()
 
-        def forward(x: torch.Tensor, network: nn.Module = network) -> torch.Tensor:
-            return network(x)  # type: ignore[no-any-return]
-
-        def step(call: Callable[[torch.Tensor], torch.Tensor], network: nn.Module = network) -> float:
+        def step(
+            loss: Callable[..., torch.Tensor], network: nn.Module = network, trained: list[nn.Parameter] = trained
+        ) -> float:  # fmt: skip
             start = time.process_time()
-            loss = nn.functional.cross_entropy(call(batch[0]), batch[1])
-            torch.autograd.grad(loss, [p for p in network.parameters() if p.requires_grad], allow_unused=True)
+            torch.autograd.grad(loss(network, batch), trained, allow_unused=True)
             return time.process_time() - start
 
-        calls = {"written": forward, "compiled": torch.compile(forward, dynamic=False)}
-        start = time.perf_counter()
-        step(calls["compiled"])
-        seconds = time.perf_counter() - start
-        times: dict[str, list[float]] = {key: [] for key in calls}
-        for _ in range(repeats):
-            for key, call in calls.items():
-                times[key].append(step(call))
+        losses = {"written": task.loss, "compiled": compiled(task.loss, network, run, trained)}
+        torch._inductor.config.force_disable_caches = True
+        torch._inductor.config.compile_threads = 1  # in this process, whose children are counted
+        start = os.times()
+        step(losses["compiled"])
+        end = os.times()
+        seconds = sum(end[:4]) - sum(start[:4])
+        times: dict[str, list[float]] = {key: [] for key in losses}
+        for turn in range(repeats + 1):
+            for key, loss in losses.items():
+                spent = step(loss)
+                if turn:
+                    times[key].append(spent)
         medians = {key: statistics.median(values) for key, values in times.items()}
         rows[kind] = {
-            "compile_seconds": seconds, **{f"{key}_ms": 1e3 * value for key, value in medians.items()},
+            "compile_seconds": seconds,
+            **{f"{key}_ms": 1e3 * value for key, value in medians.items()},
             "ratio": medians["compiled"] / medians["written"],
         }  # fmt: skip
     return rows
@@ -148,12 +186,14 @@ def profile(name: str, x: torch.Tensor, *, passes: int = 600) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["small-vgg", "resnet20"])
+    parser.add_argument("--networks", nargs="+", choices=[*NETWORKS, "supernet"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--compile", action="store_true", help="measure compiled training steps instead")
     parser.add_argument("--profile", action="store_true", help="print what ONNX Runtime spends where, and stop")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
+    if chosen.networks is None:
+        chosen.networks = ["small-vgg", "resnet20", *(["supernet"] if chosen.compile else [])]
     task, rows = TASKS["cifar"](), []
     for name in chosen.networks:
         if chosen.profile:
