@@ -369,12 +369,15 @@ ENTRIES: dict[str, Entry] = {
     "memory_bound_planted": Entry(
         "Does RADARS find its way where half of the candidates are bad?",
         _run(
-            "memory_bound", "--sizes --accuracy-sizes --planted --accuracy-data digits --seeds 5",
+            "memory_bound",
+            "--sizes --accuracy-sizes --planted --accuracy-data digits --seeds 3 --episodes 26 105 210 "
+            "--methods radars 'radars, two rounds in a row' 'radars, ours' 'random search' "
+            "'random search, equal time'",
             "memory_bound_planted",
         ),
         "docs/benchmarks/memory-bound.md",
         of_rows("test accuracy, %", "accuracy", group="kind", scale=100),
-        peers=("darts, random subspace", "policy only", "random search"),
+        peers=("darts, random subspace", "policy only", "random search", "random search, equal time"),
     ),
     "alexnet": Entry(
         "The same on networks that are trained and timed?", _run("alexnet", "--seeds 20"),

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -137,6 +138,66 @@ def test_what_a_search_weighs_low_is_dropped_but_for_the_heaviest_and_the_spare(
     assert policy.active[site] == [0, 2, 3, 4], "2 is not below 0.2 / 4, 3 was in no search, 4 is spared"
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_what_lowers_the_reward_by_standard_errors_is_dropped_but_for_the_best_and_the_spare(seed: int) -> None:
+    """Against the formula in numpy, over two explorations whose rewards differ in level and in spread."""
+    generator, size = np.random.default_rng(seed), 6
+    kept = ShrinkingPolicy(supernet(layered(size)), rate=0.1, bonus=0.0)
+    sites, limit = list(kept.active), float(generator.uniform(0.3, 1.5))
+    worth, gains = generator.normal(size=(LAYERS, size)), [[[] for _ in range(size)] for _ in sites]
+    spare = {sites[0]: int(worth[0].argmin())}
+    for level, scale in ((0.1, 0.01), (0.5, 0.2)):
+        paths = [[int(generator.choice(kept.active[site])) for site in sites] for _ in range(40)]
+        rewards = [
+            level + scale * (sum(worth[k][i] for k, i in enumerate(path)) + generator.normal()) for path in paths
+        ]
+        for path, reward in zip(paths, rewards, strict=True):
+            kept.note(ag.Architecture(dict(zip(sites, path, strict=True))), reward)
+            for k, i in enumerate(path):
+                gains[k][i].append((reward - np.mean(rewards)) / np.std(rewards))
+        before = {site: list(some) for site, some in kept.active.items()}
+        kept.prune_unrewarded(limit, spare=spare)
+        for k, site in enumerate(sites):
+            errors = [np.mean(some) * len(some) ** 0.5 if some else 0.0 for some in gains[k]]
+            stays = {max(before[site], key=errors.__getitem__), spare.get(site)}
+            assert kept.active[site] == [i for i in before[site] if errors[i] >= -limit or i in stays]
+    assert sum(map(len, kept.active.values())) < LAYERS * size
+
+
+def test_equal_rewards_and_candidates_that_were_not_drawn_are_no_reason_to_drop() -> None:
+    kept = ShrinkingPolicy(supernet(layered(5)), rate=0.1, bonus=0.0)
+    every = {site: list(some) for site, some in kept.active.items()}
+    kept.prune_unrewarded(0.0, spare={})
+    assert kept.active == every, "no episode yet"
+    for i in (0, 0, 1):
+        kept.note(ag.Architecture(dict.fromkeys(every, i)), 0.25)
+    kept.prune_unrewarded(0.0, spare={})
+    assert kept.active == every, "all were rewarded alike"
+    for i, reward in ((0, 0.1), (0, 0.1), (1, 0.9)):
+        kept.note(ag.Architecture(dict.fromkeys(every, i)), reward)
+    kept.prune_unrewarded(0.5, spare={})
+    assert all(some == [1, 2, 3, 4] for some in kept.active.values())
+
+
+def test_by_standard_errors_poor_candidates_go_and_good_ones_stay() -> None:
+    """Half of the candidates erase their input; summed over three seeds, the searches of subspaces prune nothing."""
+    poor = good = 0
+    for seed in range(3):
+        terms = RadarsTerms(standard_errors=1.0, episode_steps=2, least=0.9)
+        found = radars(
+            layered(8, poor=(1, 3)),
+            task(),
+            quiet(steps=320, seed=seed),
+            memory=bound(3),
+            search_fraction=0.8,
+            terms=terms,
+        )
+        left = [i for some in found.record["rounds"][-1]["left"].values() for i in some]
+        poor += LAYERS * 4 - sum(i % 2 for i in left)
+        good += LAYERS * 4 - sum(i % 2 == 0 for i in left)
+    assert poor > 2 * good and poor > LAYERS * 3
+
+
 @pytest.mark.parametrize("support", [([0], [2]), ([0, 1], [3]), ([1, 2, 4], [0, 4]), ([0, 1, 2, 3, 4], [0, 2, 3, 4])])
 def test_the_sum_of_prices_is_what_is_saved(support: tuple[list[int], list[int]]) -> None:
     """Saved bytes, parameters, gradients, momentum and buffers: all that adds up, to the byte."""
@@ -260,6 +321,8 @@ def test_bad_input() -> None:
         RadarsTerms(slack=1.5)
     with pytest.raises(ConfigError, match="rounds, patience, passes or episode_steps"):
         RadarsTerms(rounds=0)
+    with pytest.raises(ConfigError, match="standard_errors"):
+        RadarsTerms(standard_errors=-1.0)
     with pytest.raises(ChoiceError, match="has only labels"):
         radars(ag.darts_cells(channels=4, cells=3, classes=2, factorized=True), task(), quiet())
 
@@ -361,12 +424,15 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("after", [10, 22])
-def test_resumes_exactly_wherever_it_was_stopped(after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped in both kinds of phases, not in the first round."""
+@pytest.mark.parametrize(("after", "standard_errors"), [(10, None), (22, None), (10, 0.2), (22, 0.2)])
+def test_resumes_exactly_wherever_it_was_stopped(
+    after: int, standard_errors: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in both kinds of phases, not in the first round; pruned by either rule."""
+    terms = RadarsTerms(standard_errors=standard_errors, episode_steps=2)
 
     def searched(run: ag.Run) -> ag.Found:
-        return radars(layered(5), task(), run, memory=bound(3), limit=None)
+        return radars(layered(5), task(), run, memory=bound(3), limit=None, terms=terms)
 
     whole = searched(quiet())
     log, count = ag.Run.log, [0]

@@ -23,7 +23,7 @@ What is open, and what is done here, all of it ours:
 - The reward is exp(-loss) on a validation batch; the first episodes are drawn uniformly and do not update the policy.
   Choices of inputs are not shrunk: paths draw them too, and the inner method has all of them.
 - A candidate is pruned when it is low once; the reconstruction asks for two rounds in a row (`patience=2`), in which
-  a search of three rounds hardly prunes. The likeliest of a site stays.
+  a search of three rounds hardly prunes. The likeliest of a site stays. `standard_errors=1.0` prunes by rewards.
 - `limit` bounds what is found; it prices the whole space, whose candidates are built once for that, on the device.
 
 Checked against: counted bytes, the policy gradient by enumeration, DARTS where all fits, a planted answer: the tests.

@@ -43,6 +43,8 @@ class RadarsTerms:
         least: p_min * n_l: a candidate is pruned whose probability is below least / n_l after `patience`
             explorations in a row, or whose mixing weight is below least / k_l after so many searches of a subspace.
         patience: r; 1 prunes from the first round on.
+        standard_errors: ours: a candidate is pruned whose episodes were rewarded below the mean by more than so many
+            standard errors, after an exploration, and by nothing else; None: the rule of `least` and `patience`.
         feedback: lambda_f.
         slack: part of the bound that is planned for; the rest is for what allocators round up.
         passes: forward passes whose activations the inner method holds at once: 2 for UNAS, or DARTS's second order.
@@ -56,6 +58,7 @@ class RadarsTerms:
     episode_steps: int = 4
     least: float = 0.2
     patience: int = 1
+    standard_errors: float | None = None
     feedback: float = 0.5
     slack: float = 0.9
     passes: int = 1
@@ -65,6 +68,10 @@ class RadarsTerms:
             raise ConfigError(f"exploring, warm_up or slack of RadarsTerms is {wrong[0]}: give numbers in (0, 1]")
         if (fewest := min(self.rounds, self.patience, self.passes, self.episode_steps)) < 1:
             raise ConfigError(f"rounds, patience, passes or episode_steps of RadarsTerms is {fewest}: give 1 or more")
+        if self.standard_errors is not None and not self.standard_errors >= 0.0:
+            raise ConfigError(
+                f"standard_errors of RadarsTerms is {self.standard_errors}: give None, or a number from 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,10 @@ class Rounds:
             steps=steps, episodes=episodes, warm_up=0.0 if t else self.terms.warm_up, phase=f"explore-{t}",
             time_fraction=time_fraction,
         )  # fmt: skip
-        self.policy.prune(self.terms.least, self.terms.patience, spare=self._spare())
+        if self.terms.standard_errors is None:
+            self.policy.prune(self.terms.least, self.terms.patience, spare=self._spare())
+        else:
+            self.policy.prune_unrewarded(self.terms.standard_errors, spare=self._spare())
 
     def _spare(self) -> dict[str, int]:
         """What stays whatever its worth: the cheapest architecture under the limit."""
@@ -198,6 +208,7 @@ class Rounds:
         mixing = decision_weights(searched)
         for site, some in support.items():
             self.policy.feed_back(site, some, mixing[site], self.terms.feedback)
-        weights = {site: {i: float(mixing[site][i]) for i in some} for site, some in support.items()}
-        self.policy.prune_searched(weights, self.terms.least, self.terms.patience, spare=self._spare())
+        if self.terms.standard_errors is None:
+            weights = {site: {i: float(mixing[site][i]) for i in some} for site, some in support.items()}
+            self.policy.prune_searched(weights, self.terms.least, self.terms.patience, spare=self._spare())
         self.policy.learn(found.architecture, self.paths.reward(found.network))

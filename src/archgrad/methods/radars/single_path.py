@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,9 @@ class ShrinkingPolicy:
         self.active = {site: [i for i in range(n) if i not in barred[site]] for site, n in supernet.sites.items()}
         self._below = {site: [0] * size for site, size in supernet.sites.items()}
         self._light = {site: [0] * size for site, size in supernet.sites.items()}
+        self._episodes: list[tuple[dict[str, int], float]] = []  # since advantages were last added up
+        self._advantage = {site: [0.0] * size for site, size in supernet.sites.items()}
+        self._drawn = {site: [0] * size for site, size in supernet.sites.items()}
         self._policy = Categorical(supernet.space, condition=self._allowed)
         self._even = Uniform(supernet.space, condition=self._allowed)
         self._places = {decision.name: place for place, decision in enumerate(self._policy.decisions)}
@@ -70,6 +74,10 @@ class ShrinkingPolicy:
         if all(path[site] in some for site, some in self.active.items()):
             self.learner.step([path], [reward])
 
+    def note(self, path: Architecture, reward: float) -> None:
+        """Keep what an episode showed, for `prune_unrewarded`; the policy learns nothing from it."""
+        self._episodes.append(({site: i for site in self.active if isinstance(i := path[site], int)}, reward))
+
     def feed_back(self, site: str, some: Sequence[int], mixing: Tensor, strength: float) -> None:
         """theta_l[S_l] += strength * (log w - mean over S_l of log w), w the mixing weights of a search."""
         row = mixing[list(some)].clamp_min(1e-30).log()
@@ -82,6 +90,24 @@ class ShrinkingPolicy:
             best = max(self.active[site], key=row.__getitem__)
             low = {i: row[i] < least / len(row) for i in self.active[site]}
             self._drop(site, low, self._below[site], patience, kept=(best, spare.get(site)))
+
+    def prune_unrewarded(self, standard_errors: float, *, spare: Mapping[str, int]) -> None:
+        """Drop what lowers the reward by more than so many standard errors; of each site the best stays.
+
+        The advantage of an episode is its reward less the mean since the last call, in standard deviations. That of a
+        candidate is the mean over all n episodes that it took part in; its standard error is 1 / sqrt(n).
+        """
+        rewards = [reward for _, reward in self._episodes] or [0.0]
+        mean, deviation = statistics.fmean(rewards), max(statistics.pstdev(rewards), 1e-12)
+        for path, reward in self._episodes:
+            for site, i in path.items():
+                self._advantage[site][i] += (reward - mean) / deviation
+                self._drawn[site][i] += 1
+        self._episodes = []
+        for site, some in self.active.items():
+            errors = {i: self._advantage[site][i] / max(self._drawn[site][i], 1) ** 0.5 for i in some}
+            kept = (max(errors, key=errors.__getitem__), spare.get(site))
+            self.active[site] = [i for i in some if errors[i] >= -standard_errors or i in kept]
 
     def prune_searched(
         self, searched: Mapping[str, Mapping[int, float]], least: float, patience: int, *, spare: Mapping[str, int]
@@ -112,6 +138,7 @@ class ShrinkingPolicy:
         return {
             "policy": self._policy.state_dict(), "learner": self.learner.state_dict(),
             "active": self.active, "below": self._below, "light": self._light,
+            "episodes": self._episodes, "advantage": self._advantage, "drawn": self._drawn,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -121,6 +148,9 @@ class ShrinkingPolicy:
         self.active = {site: list(some) for site, some in state["active"].items()}
         self._below = {site: list(counts) for site, counts in state["below"].items()}
         self._light = {site: list(counts) for site, counts in state["light"].items()}
+        self._episodes = [(dict(path), reward) for path, reward in state["episodes"]]
+        self._advantage = {site: list(sums) for site, sums in state["advantage"].items()}
+        self._drawn = {site: list(counts) for site, counts in state["drawn"].items()}
 
 
 class SinglePathTrainer:
@@ -199,6 +229,7 @@ class SinglePathTrainer:
         # Before the path is offloaded, so that no file ever holds NaN.
         self.run.check_finite({"validation loss": loss, "weights": largest(trainable(self.supernet.space))})
         reward = float(torch.exp(-loss))
+        self.policy.note(self._path, reward)
         if not self._uniform:
             self.policy.learn(self._path, reward)
         self.offload()
