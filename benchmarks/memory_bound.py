@@ -238,9 +238,7 @@ def episodes(judged: Judged, seed: int, *, each: int, many: Sequence[int]) -> Fi
         paths = SinglePathTrainer(
             supernet, policy, judged.task.split(0.5), run, recipe=ag.Recipe(optimizer_factory=darts_sgd)
         )
-        paths.explore(
-            steps=each * max(many), episodes=max(many), warm_up=1.0, phase="explore", time_fraction=1.0
-        )
+        paths.explore(steps=each * max(many), episodes=max(many), warm_up=1.0, phase="explore", time_fraction=1.0)
         dropped = [_dropped(ShrinkingPolicy(supernet, rate=0.05, bonus=1e-3), seen[:n], judged) for n in many]
     run.close()
     after = [{"episodes": n, **_told(seen[:n], judged), **gone} for n, gone in zip(many, dropped, strict=True)]

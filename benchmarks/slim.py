@@ -358,8 +358,8 @@ def tables(rows: list[dict[str, Any]]) -> str:
         dense = [r["test"] for r in chosen if r["method"] == "dense"]
         if dense:
             lines += [f"The trained network: {_spread(dense, chosen[0]['score'])}.", ""]
-        heads = " | ".join(f"{f:.0%} | against uniform | time" for f in fractions)
-        lines += [f"| method | rate | {heads} |", "|---|---" + "|---|---|---" * len(fractions) + "|"]
+        heads = " | ".join(f"{f:.0%}" for f in fractions)
+        lines += [f"| method | rate | {heads} |", "|---|---" + "|---" * len(fractions) + "|"]
         for method in dict.fromkeys(r["method"] for r in chosen if r["method"] != "dense"):
             if not method.startswith("headroom"):
                 cells = [_cells(chosen, method, fraction) for fraction in fractions]
@@ -382,17 +382,19 @@ def _cells(rows: list[dict[str, Any]], method: str, fraction: float) -> str:
     by_seed = {r["seed"]: r for r in rows if (r["method"], r["fraction"]) == (method, fraction)}
     control = {r["seed"]: r for r in rows if (r["method"], r["fraction"]) == ("uniform", fraction)}
     if not by_seed:
-        return "- | - | -"
+        return ""
     score = next(iter(by_seed.values()))["score"]
     scale, digits = (1.0, 3) if score == "mae" else (100.0, 1)
     pairs = [scale * (row["test"] - control[seed]["test"]) for seed, row in by_seed.items() if seed in control]
-    against = f"{statistics.mean(pairs):+.{digits}f}" if method != "uniform" and pairs else ""
-    if against and len(pairs) > 1:
+    told = _spread([row["test"] for row in by_seed.values()], score)
+    if method == "uniform" or not pairs:
+        return told
+    told += f" ({statistics.mean(pairs):+.{digits}f}"
+    if len(pairs) > 1:
         half = stats.t.ppf(0.975, len(pairs) - 1) * statistics.stdev(pairs) / len(pairs) ** 0.5
-        against += f" ± {half:.{digits}f}"
+        told += f" ± {half:.{digits}f}"
     times = [row["cpu_seconds"] / control[seed]["cpu_seconds"] for seed, row in by_seed.items() if seed in control]
-    time_ratio = f"{statistics.mean(times):.1f}" if times else "-"
-    return f"{_spread([row['test'] for row in by_seed.values()], score)} | {against} | {time_ratio}"
+    return f"{told}), {statistics.mean(times):.1f}"
 
 
 def _headroom(rows: list[dict[str, Any]], fractions: list[float]) -> str:

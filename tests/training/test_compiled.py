@@ -140,9 +140,8 @@ def test_nothing_is_compiled_unasked() -> None:
     assert compiled(loss, network, _run()) is not loss
 
 
-def test_a_machine_that_cannot_compile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+@torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler"), "force_disable_caches": True})
+def test_a_machine_that_cannot_compile_is_named() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 7), nn.Tanh(), nn.Linear(7, 10))
     before = copy.deepcopy(network)
     torch._dynamo.reset()
