@@ -133,6 +133,32 @@ def test_what_was_cut_trains_comes_back_and_is_cut_again(kind: type[nn.Module]) 
         assert difference(outputs(hold(again, architecture), (X,)), outputs(build(again, architecture), (X,))) < 1e-9
 
 
+@pytest.mark.parametrize("widths", [(8, 8), (8, 6), (6, 8)])
+def test_blocks_share_a_filter(widths: tuple[int, int]) -> None:
+    """What it slides along is one where both have as many channels, and stays where they have not."""
+
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = Means(3)
+            self.first, self.second = (nn.Conv2d(n, m, 3) for n, m in ((3, widths[0]), (widths[0], widths[1])))
+            self.third, self.head = nn.Conv2d(widths[1], 5, 3), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.attention(self.second(self.attention(self.first(x).relu())).relu())
+            return self.head(self.third(x).relu().mean((2, 3)))
+
+    net = Blocks().double()
+    stir(net)
+    space = ag.slim(net, X)
+    assert set(choices(space)) == ({"first", "third"} if len(set(widths)) == 1 else {"third"})
+    for architecture in [*extremes(space), sample(space, generator=torch.Generator().manual_seed(1))]:
+        held, built = hold(space, architecture), build(space, architecture)
+        assert difference(outputs(held, (X,)), outputs(built, (X,))) < 1e-9
+        for cost in (ag.params(), ag.macs(X)):
+            assert float(cost.expected(held)) == pytest.approx(cost.of(built), rel=1e-9)
+
+
 def test_a_filter_that_makes_fewer_places_keeps_its_channels() -> None:
     class Shorter(nn.Module):
         def __init__(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from archgrad.choices.channels import Coupling
@@ -80,6 +80,18 @@ def attention_hooks(path: str, module: nn.Module, sides: Mapping[str, Labels], w
         module.register_forward_pre_hook(enter, with_kwargs=True),
         module.register_forward_hook(leave, with_kwargs=True),
     ]
+
+
+def keep_places(path: str, module: nn.Module, walk: Walk) -> Any:
+    """A hook on attention for which there is no replacement: steps and examples, which its work goes with, stay."""
+
+    def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        where = f"{path or 'forward'} ({type(module).__name__})"
+        for x in (*args, *kwargs.values()):
+            if isinstance(x, Tensor):
+                walk.freeze(x, f"{where} takes these channels for steps or examples", axes=range(x.dim() - 1))
+
+    return module.register_forward_pre_hook(enter, with_kwargs=True)
 
 
 def torch_heads(trial: Trial, calls: Calls, frozen: dict[str, str], is_kept: Callable[[str], bool]) -> list[Removal]:

@@ -14,7 +14,7 @@ from archgrad.spaces.slim.dependency import Labels, Walk
 from archgrad.spaces.slim.layer_sides import counting_heads, is_layer
 from archgrad.spaces.slim.numbering import ALONG, NORM_SIDE, ROWS, Numbering
 from archgrad.spaces.slim.seeded_run import tensors_of
-from archgrad.spaces.slim.torch_attention import attention_hooks, is_torch_attention
+from archgrad.spaces.slim.torch_attention import attention_hooks, is_torch_attention, keep_places
 
 
 def note_rows(numbering: Numbering, walk: Walk, path: str, x: object) -> None:
@@ -28,8 +28,17 @@ def note_rows(numbering: Numbering, walk: Walk, path: str, x: object) -> None:
             slides = (path, axis - x.dim()) in walk.sliding
             side = (path, f"{ALONG} {axis - x.dim()}" if slides else f"{ROWS} {axis}")
             for known in [numbering.sides[side]] if slides and side in numbering.sides else []:
-                walk.components.join(known, arrays[0], f"{path} slides along these channels and others")
+                _tie_calls(walk, known, arrays[0], f"{path} slides along these channels and others")
             numbering.sides[side], numbering.cuts[side] = arrays[0], (len(arrays[0]), (), ())
+
+
+def _tie_calls(walk: Walk, first: Labels, other: Labels, reason: str) -> None:
+    """Tie the channels of two calls of a layer, which stay where one call has more of them."""
+    if len(first) == len(other):
+        walk.components.join(first, other, reason)
+    else:
+        for labels in (first, other):
+            walk.components.freeze(labels, reason)
 
 
 FEW = 8  # products of one module that are parts of their own
@@ -131,6 +140,8 @@ def whole_hooks(numbering: Numbering, walk: Walk) -> list[Any]:
             handles += _bilinear_hooks(path, numbering, walk)
         if isinstance(module, nn.Transformer):
             handles.append(_width_hook(path, module, numbering, walk))
+        if isinstance(module, nn.MultiheadAttention) and not is_torch_attention(module):
+            handles.append(keep_places(path, module, walk))
         out = (f"{path}.out_proj".lstrip("."), "out")
         if is_torch_attention(module) and out in numbering.sides:
             sides, made = numbering.sides_of(path), {"out": numbering.sides[out]}
