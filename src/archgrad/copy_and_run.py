@@ -188,6 +188,8 @@ def _deep_copy(network: Network, memo: dict[int, Any]) -> Network:
             # Its own way leaves out what its graph does not use, and keeps neither order nor which buffers are saved.
             for own in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
                 vars(made)[own] = copy.deepcopy(vars(module)[own], memo)
+            left_out = {n: v for n, v in vars(module).items() if n not in vars(made)}
+            vars(made).update(copy.deepcopy(left_out, memo))
     return result
 
 

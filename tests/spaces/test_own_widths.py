@@ -168,6 +168,23 @@ def test_heads_and_stream_are_removed_each_alone_and_exactly(seed: int) -> None:
     assert list(build(space, extremes(space)[0]).state_dict()) == list(before.state_dict())
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_what_was_saved_is_slimmed_as_what_was_not(seed: int) -> None:
+    """torch writes numbers of a module into its graph when it loads one: heads would be a constant."""
+    net, x = drawn(seed), torch.randn(2, STEPS, 5).double()
+    space = ag.slim(net, x)
+    cut = build(space, ag.Architecture({n: tuple(range(max(1, c[0].size - 1))) for n, c in choices(space).items()}))
+    loaded = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(cut))))
+    code = [m.code for m in loaded.modules() if isinstance(m, torch.fx.GraphModule)]
+    spaces = [ag.slim(n, x) for n in (cut, loaded)]
+    sizes = [{name: same[0].size for name, same in choices(s).items()} for s in spaces]
+    assert sizes[0] == sizes[1]
+    assert code == [m.code for m in loaded.modules() if isinstance(m, torch.fx.GraphModule)]
+    least = [build(s, extremes(s)[1]) for s in spaces]
+    assert difference(outputs(least[0], (x,)), outputs(least[1], (x,))) < 1e-9
+    assert difference(outputs(least[1], (x,)), outputs(pickle.loads(pickle.dumps(least[1])), (x,))) < 1e-9
+
+
 class Deciding(Attention):
     """Attention of which no single graph tells what it computes."""
 

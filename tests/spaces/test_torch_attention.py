@@ -107,9 +107,10 @@ def test_closed_heads_are_removed_heads(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask", "ignore:enable_nested_tensor is True")
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("saved", [False, True])
 @pytest.mark.parametrize("name", CALLS)
-def test_what_lost_heads_and_channels_loses_more(name: str) -> None:
-    """The replacement has the gates of torch's own module, by the same names."""
+def test_what_lost_heads_and_channels_loses_more(name: str, saved: bool) -> None:
+    """The replacement has the gates of torch's own module, by the same names, also when it was saved and loaded."""
     torch.manual_seed(0)
     make, call = CALLS[name]
     space = ag.slim(Attends(make(), call), X)
@@ -118,7 +119,10 @@ def test_what_lost_heads_and_channels_loses_more(name: str) -> None:
     fewer = {n: kept[n] if n.endswith((".heads", ".channels")) else tuple(range(s)) for n, s in sizes.items()}
     cut = build(space, ag.Architecture(fewer))
     stir(cut)
+    if saved:
+        cut.inner = pickle.loads(pickle.dumps(cut.inner))
     again = ag.slim(cut, X)
+    assert difference(outputs(cut, (X,)), outputs(copy.deepcopy(build(again, extremes(again)[0])), (X,))) < 1e-5
     left = {n: same[0].size for n, same in choices(again).items() if n.endswith((".heads", ".channels"))}
     if name != "other widths":
         assert left == {n: len(fewer[n]) for n in sizes if n.endswith((".heads", ".values.channels"))}
@@ -127,6 +131,22 @@ def test_what_lost_heads_and_channels_loses_more(name: str) -> None:
         assert difference(outputs(held, (X,)), outputs(built, (X,))) < 1e-5
         for cost in (ag.macs(X), ag.params()):
             assert float(cost.expected(held)) == pytest.approx(cost.of(built), rel=1e-9)
+
+
+@pytest.mark.parametrize("options", [{"add_bias_kv": True}, {"add_zero_attn": True}])
+def test_steps_stay_where_attention_has_no_replacement(options: dict[str, bool]) -> None:
+    class Asked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asks, self.inner = nn.Parameter(torch.randn(4, WIDTH)), attention(**options)
+            self.hidden, self.head = nn.Linear(WIDTH * 4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            asks = self.asks.repeat(len(x), 1, 1)
+            return self.head(self.hidden(self.inner(asks, x, x)[0].flatten(1)).relu())
+
+    space = ag.slim(Asked(), X)
+    assert set(choices(space)) == {"hidden"} and "steps" in ag.frozen(space)[""]
 
 
 @pytest.mark.parametrize("torch_again", [False, True])

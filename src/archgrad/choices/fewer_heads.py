@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from archgrad.choices.graph_numbers import stand_in
+
 _APART = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 WEIGHTS = ("in_proj_weight", *_APART, "bias_k", "bias_v")
 
@@ -79,20 +81,6 @@ def with_fewer_heads(attention: nn.MultiheadAttention, call: AttentionCall) -> f
     module = fx.GraphModule(root, graph)
     stand_in(module, attention)
     return module.train(attention.training)
-
-
-def stand_in(module: fx.GraphModule, original: nn.Module) -> None:
-    """Give a replacement the numbers, flags and words of a module that others may ask it for."""
-    own = vars(original).items()
-    plain = {n: v for n, v in own if type(v) in (bool, int, float, str) and n != "training" and not n.startswith("_")}
-    kept = {n: v for n, v in plain.items() if n not in ("code", "graph", "meta")}  # which a GraphModule has itself
-    if hasattr(original, "_qkv_same_embed_dim"):  # torch's attention, or what stands for it already
-        # torch's transformer layers ask for these; the first keeps them from kernels for the width of their inputs.
-        kept["_qkv_same_embed_dim"] = False
-        kept |= {} if hasattr(module, "in_proj_bias") else {"in_proj_bias": None}
-    module.meta["_user_preserved_attributes"] = kept  # by copies
-    for name, value in kept.items():
-        setattr(module, name, value)
 
 
 def draw_anew(attention: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:

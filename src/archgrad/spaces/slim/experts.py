@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from archgrad.choices.channels import Vanishing
-from archgrad.choices.fewer_heads import stand_in
+from archgrad.choices.graph_numbers import stand_in
 from archgrad.copy_and_run import copied, in_mode
 from archgrad.spaces.slim.branches import silencer
 from archgrad.spaces.slim.layer_sides import NORMS, is_layer

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from archgrad.choices.channels import kind_of
-from archgrad.choices.fewer_heads import stand_in
+from archgrad.choices.graph_numbers import stand_in
 from archgrad.copy_and_run import copied, in_mode
 from archgrad.spaces.slim.dependency import Labels, Walk
 from archgrad.spaces.slim.kept_sizes import KeptSize, is_of_heads

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from archgrad.choices.channels import Coupling, Vanishing
-from archgrad.choices.fewer_heads import stand_in
+from archgrad.choices.graph_numbers import stand_in
 from archgrad.choices.standardized_weights import standardized_weight
 from archgrad.copy_and_run import in_mode
 from archgrad.spaces.slim.layer_sides import is_layer

@@ -19,6 +19,7 @@ from archgrad.argument_types import checked
 from archgrad.choices.channel_norms import add_gate
 from archgrad.choices.channels import ORDER, Coupling, Vanishing
 from archgrad.choices.gate import Gate
+from archgrad.choices.graph_numbers import with_numbers
 from archgrad.choices.spectral_norms import add_spectral_norms, without_spectral_norms
 from archgrad.choices.standardized_weights import standardized_weight
 from archgrad.choices.weight_norms import without_weight_norms
@@ -99,7 +100,7 @@ def slim(net: Network, example: Example | None = None, *, keep: Sequence[str] = 
         return any(path == k or path.startswith(f"{k}.") for k in keep)
 
     with quiet_graphs():
-        plain = without_spectral_norms(without_weight_norms(net))
+        plain = without_spectral_norms(without_weight_norms(with_numbers(net)))
         return _slimmed(plain, inputs_given, is_kept, inputs)
 
 
