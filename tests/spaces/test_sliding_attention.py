@@ -128,9 +128,21 @@ def test_what_was_cut_trains_comes_back_and_is_cut_again(kind: type[nn.Module]) 
             parameter.mul_(1.1)
     write_back(space, fewer, built)
     assert difference(outputs(build(space, fewer), (X,)), outputs(built, (X,))) < 1e-9
-    again = ag.slim(built, X)
-    for architecture in extremes(again):
-        assert difference(outputs(hold(again, architecture), (X,)), outputs(build(again, architecture), (X,))) < 1e-9
+    for _ in range(2):  # also when it was saved
+        built = pickle.loads(pickle.dumps(built))
+        space = ag.slim(built, X)
+        sizes = {n: s[0].size for n, s in choices(space).items()}
+        assert sorted(sizes.values()) == sorted(len(pick) for pick in fewer.values() if isinstance(pick, tuple)), (
+            ag.frozen(space)
+        )
+        for architecture in [*extremes(space), sample(space, generator=torch.Generator().manual_seed(1))]:
+            held, again = hold(space, architecture), build(space, architecture)
+            assert difference(outputs(held, (X,)), outputs(again, (X,))) < 1e-9
+            for cost in (ag.params(), ag.macs(X)):
+                assert float(cost.expected(held)) == pytest.approx(cost.of(again), rel=1e-9)
+            assert_plain(again)
+        fewer = ag.Architecture({n: tuple(range(max(1, size - 2))) for n, size in sizes.items()})
+        built = build(space, fewer)
 
 
 @pytest.mark.parametrize("widths", [(8, 8), (8, 6), (6, 8)])

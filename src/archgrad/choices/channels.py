@@ -231,11 +231,13 @@ def _select(network: nn.Module, path: str, mask: Tensor) -> None:
 
 def _put_back(network: nn.Module, path: str, mask: Tensor, *, axis: int) -> None:
     """Put zeros where channels were cut in front of a layer that slides along them, and take them out behind it."""
-    layer = network.get_submodule(path)
-    root = nn.Module()
-    root.layer = layer
-    kept = mask.nonzero().flatten()
-    source = torch.full((len(mask),), len(kept)).index_copy(0, kept, torch.arange(len(kept)))
+    layer, root = network.get_submodule(path), nn.Module()
+    before, count = torch.arange(len(mask)), len(mask)
+    if puts_back(layer):  # some were cut before
+        before, count = layer.get_buffer("kept").cpu(), len(layer.get_buffer("source"))
+        layer = layer.get_submodule("layer")
+    root.layer, kept = layer, before[mask.cpu()]
+    source = torch.full((count,), len(kept)).index_copy(0, kept, torch.arange(len(kept)))
     for name, places in (("source", source), ("kept", kept)):
         root.register_buffer(name, places.to(next(layer.parameters()).device))
     graph = fx.Graph()
@@ -246,6 +248,13 @@ def _put_back(network: nn.Module, path: str, mask: Tensor, *, axis: int) -> None
     graph.output(graph.call_function(torch.index_select, (made, axis, graph.get_attr("kept"))))
     parent, _, child = path.rpartition(".")
     setattr(network.get_submodule(parent), child, fx.GraphModule(root, graph).train(layer.training))
+
+
+def puts_back(module: nn.Module) -> int:
+    """The axis, from the end, along which a module puts zeros back where channels were cut before; 0 for others."""
+    if not isinstance(module, fx.GraphModule) or {*module._modules, *module._buffers} != {"kept", "layer", "source"}:
+        return 0
+    return next((int(n.args[1]) for n in module.graph.nodes if n.target is torch.index_select), 0)
 
 
 _WIDTHS = ("out_features", "out_channels", "num_features", "num_channels")  # of layers and norms

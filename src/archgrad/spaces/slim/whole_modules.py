@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from archgrad.choices.channel_norms import Norm, lone_input
+from archgrad.choices.channels import puts_back
 from archgrad.spaces.slim.dependency import Labels, Walk
 from archgrad.spaces.slim.layer_sides import counting_heads, is_layer
 from archgrad.spaces.slim.numbering import ALONG, NORM_SIDE, ROWS, Numbering
@@ -140,6 +141,8 @@ def whole_hooks(numbering: Numbering, walk: Walk) -> list[Any]:
             handles += _bilinear_hooks(path, numbering, walk)
         if isinstance(module, nn.Transformer):
             handles.append(_width_hook(path, module, numbering, walk))
+        if axis := puts_back(module):
+            handles += _sliding_hooks(path, numbering, walk, axis)
         if isinstance(module, nn.MultiheadAttention) and not is_torch_attention(module):
             handles.append(keep_places(path, module, walk))
         out = (f"{path}.out_proj".lstrip("."), "out")
@@ -153,6 +156,34 @@ def whole_hooks(numbering: Numbering, walk: Walk) -> list[Any]:
                 numbering.calls,
             )
     return handles
+
+
+def _sliding_hooks(path: str, numbering: Numbering, walk: Walk, axis: int) -> list[Any]:
+    """Follow what slides along channels of which some were cut before, so that more can go."""
+
+    def enter(_module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+        walk.paused += 1
+
+    def leave(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        walk.paused -= 1
+        reason, side = f"{path} slides along these channels and others", (path, f"{ALONG} {axis}")
+        x = lone_input(args, kwargs)
+        if x is None:
+            return
+        along, others = walk.shadow(x).axes.get(x.dim() + axis, []), range(1, x.dim() - 1)
+        walk.freeze(x, reason, axes=[a for a in others if a != x.dim() + axis])
+        for labels in along:
+            known = numbering.sides.setdefault(side, labels)
+            numbering.cuts[side] = (len(labels), (), ())
+            _tie_calls(walk, known, labels, reason)
+            walk.multiplied.append((labels, labels, reason, False))
+        walk.note(output, {x.dim() + axis: along} if along else {})
+
+    module = numbering.modules[path]
+    return [
+        module.register_forward_pre_hook(enter, with_kwargs=True),
+        module.register_forward_hook(leave, with_kwargs=True, prepend=True),
+    ]
 
 
 def _width_hook(path: str, module: nn.Module, numbering: Numbering, walk: Walk) -> Any:
