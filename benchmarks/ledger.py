@@ -239,7 +239,10 @@ def _variant(row: Any) -> str:
     return f"{row['activation']}, {row['schedule']}, {row['regularizer']}"
 
 
-_RIVALS = ("uniform", "uniform, distilled", "tp-magnitude", "tp-taylor", "hesso")
+_RIVALS = (
+    "uniform", "uniform, distilled", "random", "tp-magnitude", "tp-magnitude, distilled", "tp-bn-scale", "tp-taylor",
+    "tp-taylor, distilled", "hesso", "hesso, distilled",
+)  # fmt: skip
 _SENSES = ("LeNet late fusion", "random search, image alone", "random search, image alone, earlier space",
            "random fusion of frozen LeNets (MFAS-like)")  # fmt: skip
 
