@@ -339,7 +339,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "sums": Entry(
         "DNAL on sums of blocks, beside searches that choose one block a layer?",
-        _run("sums", "--seeds 1 --steps 200"), "docs/spaces.md", of_rows("accuracy, %", "accuracy", scale=100),
+        _run("sums", "--seeds 3 --steps 800"), "docs/spaces.md", of_rows("accuracy, %", "accuracy", scale=100),
         peers=("random search", "random draw"),
     ),
     "collapse": Entry(
