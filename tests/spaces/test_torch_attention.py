@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from families.checks import assert_plain, difference, extremes, outputs, stir, swapped
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import archgrad as ag
 from archgrad.choices.access import choices, hold, sample
@@ -103,6 +103,21 @@ def test_closed_heads_are_removed_heads(name: str) -> None:
     assert difference(expected, outputs(copy.deepcopy(built), (X,))) == 0
     with torch.no_grad():
         assert difference(expected, [torch.export.export(built, (X,)).module()(X)]) < 1e-6
+
+
+@pytest.mark.parametrize("value", [2, 0.5, "two"])
+@pytest.mark.parametrize("name", ["numbers", "noted", "rows_of_mine"])
+def test_attributes_of_the_users_own_stay(name: str, value: float | str) -> None:
+    torch.manual_seed(0)
+    inner = attention()
+    setattr(inner, name, value)
+    space = ag.slim(Attends(inner, lambda a, x: a(x, x, x)[0] * len(str(getattr(a, name)))), X)
+    assert "inner.heads" in choices(space)
+    built = build(space, sample(space, generator=torch.Generator().manual_seed(0)))
+    assert getattr(built.inner, name) == value
+    written = fx.symbolic_trace(nn.Sequential(nn.Linear(WIDTH, 6), nn.ReLU(), nn.Linear(6, 2)))
+    setattr(written, name, value)
+    assert list(choices(ag.slim(written, X))) == ["0"]
 
 
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask", "ignore:enable_nested_tensor is True")

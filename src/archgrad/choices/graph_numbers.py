@@ -16,6 +16,8 @@ from archgrad.copy_and_run import copied
 
 Network = TypeVar("Network", bound=nn.Module)
 
+_TAKEN = "_archgrad_numbers"  # where a module notes them; the name of no attribute of a user's
+
 
 def stand_in(module: fx.GraphModule, original: nn.Module) -> None:
     """Give a replacement the numbers, flags and words of a module that others may ask it for."""
@@ -28,7 +30,7 @@ def stand_in(module: fx.GraphModule, original: nn.Module) -> None:
         # torch's transformer layers ask for these; the first keeps them from kernels for the width of their inputs.
         kept["_qkv_same_embed_dim"] = False
         kept |= {"in_proj_bias": None} if getattr(module, "in_proj_bias", None) is None else {}
-    vars(module)["numbers"] = kept["numbers"] = tuple(_numbers(module))
+    vars(module)[_TAKEN] = kept[_TAKEN] = tuple(_numbers(module))
     module.meta["_user_preserved_attributes"] = kept  # by copies
     for name, value in kept.items():
         setattr(module, name, value)
@@ -55,7 +57,7 @@ def _lost(module: nn.Module) -> tuple[tuple[str, int, int, int, str], ...]:
     """What was noted of a graph that takes none of it any more."""
     if not isinstance(module, fx.GraphModule):
         return ()
-    noted = vars(module).get("numbers", ())
+    noted = vars(module).get(_TAKEN, ())
     names = {name for *_, name in noted}
     return () if any(node.op == "get_attr" and node.target in names for node in module.graph.nodes) else noted
 
