@@ -196,6 +196,9 @@ def test_cut_says_when_the_whole_network_keeps_the_limit(task: ag.Classification
     with pytest.warns(UserWarning, match="nothing was cut: the whole network has macs at most") as caught:
         left = ag.cut(space, scores, limit=ag.macs(task.example).at_most(fraction=1.0))
     assert left[1].out_features == 16 and caught[0].filename == __file__
+    several = [ag.macs(task.example).at_most(1e9), ag.params().at_most(1e6)]
+    with pytest.warns(UserWarning, match="has macs at most 1,000,000,000 MACs and params at most 1,000,000 "):
+        ag.cut(space, scores, limit=several)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ag.cut(space, scores, limit=ag.macs(task.example).at_most(fraction=0.5))

@@ -154,7 +154,8 @@ def cut(
     if repair and task is None:
         raise ConfigError("repair=True looks at data, and no task was given: cut(..., task=task, repair=True).")
     constraint = GateConstraint(space, limit, WidthRounding.asked(round_to, space, limit))
-    words = f"{constraint.name} at most {amount(constraint.bound, constraint.unit)}"
+    bounds = constraint.parts or [constraint]
+    words = " and ".join(f"{each.name} at most {amount(each.bound, each.unit)}" for each in bounds)
     width = constraint.uniform_width()
     if uniform:
         tried = (same_share(space, room * width, constraint.rounding, scores) for room in _ROOM)
