@@ -188,6 +188,29 @@ def test_a_narrower_support_is_compiled_anew_and_sampled_paths_run_as_written() 
         assert stats["unique_graphs"] == (before := before + 1)
 
 
+def test_weights_that_are_frozen_between_steps_stay_frozen() -> None:
+    space, task = KINDS["mixture of operations"](4).train(), ag.Classification.load("digits", batch_size=16)
+    loss_of, batch = compiled(task.loss, space, _run(), logits(space)), task.stream(seed=0)(0)
+    for parameter in weights(space)[::2]:
+        loss_of(space, batch)
+        parameter.requires_grad_(False)
+    loss_of(space, batch)
+    assert [p.requires_grad for p in weights(space)] == [bool(i % 2) for i in range(len(weights(space)))]
+
+
+@pytest.mark.parametrize("kind", ["full_backward_hook", "full_backward_pre_hook", "forward_hook", "forward_pre_hook"])
+def test_hooks_of_layers_are_called_whenever_they_come(kind: str) -> None:
+    network, calls = _convolutions(4).train(), []
+    task = ag.Classification.load("digits", batch_size=16)
+    loss_of, batch = compiled(task.loss, network, _run()), task.stream(seed=0)(0)
+    for _ in range(2):
+        loss_of(network, batch).backward()
+    getattr(network[2], f"register_{kind}")(lambda *given: calls.append(kind))
+    for _ in range(2):
+        loss_of(network, batch).backward()
+    assert calls == [kind] * 2
+
+
 def test_what_would_compile_for_long_or_again_and_again_runs_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
     task, space = ag.Classification.load("digits"), _operations(4)
     assert compiled(task.loss, ag.relax(space, Clipped), _run()) == task.loss

@@ -47,7 +47,7 @@ def compiled(
         return objective
 
     kept = set(network.parameters() if trained is None else trained)
-    resting = [p for p in network.parameters() if p.requires_grad and p not in kept]
+    resting = [p for p in network.parameters() if p not in kept]
     as_written, of_instance = network.forward, vars(network).get("forward")
 
     def forward(*inputs: Any, **named: Any) -> Any:  # torch skips frames of its own modules, such as nn.Sequential
@@ -102,14 +102,16 @@ def _hooked(network: nn.Module) -> bool:
     """Whether layers have hooks other than those of norms over channels that are gated."""
     layers = (module for module in network.modules() if module is not network)
     return any(
-        module._forward_pre_hooks or not all(type(hook) is OpenStatistics for hook in module._forward_hooks.values())
+        module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        or not all(type(hook) is OpenStatistics for hook in module._forward_hooks.values())
         for module in layers
-    )
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
 def _at_rest(parameters: list[nn.Parameter]) -> Iterator[None]:
     """Inside, these require no gradient."""
+    parameters = [p for p in parameters if p.requires_grad]  # now: others may have been frozen since the first step
     try:
         for parameter in parameters:
             parameter.requires_grad_(False)
