@@ -16,7 +16,7 @@ from archgrad.copy_and_run import copied
 
 Network = TypeVar("Network", bound=nn.Module)
 
-_TAKEN = "_archgrad_numbers"  # where a module notes them; the name of no attribute of a user's
+_TAKEN = "_numbers_of_graph"  # where a module notes them
 
 
 def stand_in(module: fx.GraphModule, original: nn.Module) -> None:
