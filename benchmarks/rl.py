@@ -1,14 +1,16 @@
-"""Encoders of agents, searched and not, at equal steps of the environment, in a pixel game.
+"""Encoders of agents, searched and not, at equal steps of the environment, in a pixel game and games of Procgen.
 
     python benchmarks/rl.py --out benchmarks/results/rl.json
+    python benchmarks/rl.py --games starpilot --steps 98304 --seeds 2 --out benchmarks/results/rl.json
 
 Rows, each made once (stopped and started again, the rest is made):
 - "step": seconds of a forward and backward pass of each supernet over those of the hand-made encoder, in turns;
 - "environments": steps a second under random actions;
 - "pixel", for each of `--steps` and each seed: `ag.rl_darts` with its baselines: the supernet that is searched, with
   IMPALA's residual block among its operations, the cell found and trained anew, two random cells, and the hand-made
-  IMPALA-CNN of the same depths; returns on 200 levels and on unseen ones.
-Needs the extra rl.
+  IMPALA-CNN of the same depths; returns on 200 levels and on unseen ones;
+- the same on each of `--games`, games of Procgen, with three stages of one node.
+Needs the extra rl, and for Procgen the extra procgen.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from torch import nn
 
 import archgrad as ag
 from archgrad.choices import Open
-from archgrad.rl import PixelGame, PpoTerms
+from archgrad.rl import PixelGame, PpoTerms, Procgen
 
 RANDOM_CELLS = 2
 LONGEST = 500  # of an episode that is judged
@@ -108,17 +110,26 @@ def environments() -> dict[str, float]:
     return {task.name: 200 * 64 / seconds}
 
 
-def at_random() -> dict[str, float]:
-    task = ag.Reinforcement(PixelGame, max_episode_steps=LONGEST)
+def task_of(game: str) -> ag.Reinforcement:
+    return ag.Reinforcement(
+        PixelGame if game == "pixel" else Procgen(game), train_levels=200, max_episode_steps=LONGEST
+    )
+
+
+def at_random(game: str) -> dict[str, float]:
+    task = task_of(game)
     generator = torch.Generator().manual_seed(0)
     return task.evaluate(lambda x: torch.randint(task.actions, (len(x),), generator=generator), episodes=128)
 
 
-def searched(seed: int, *, steps: int) -> dict[str, Any]:
+def searched(game: str, seed: int, *, steps: int) -> dict[str, Any]:
     torch.manual_seed(seed)
-    task = ag.Reinforcement(PixelGame, train_levels=200, max_episode_steps=LONGEST)
-    space = ag.impala_cells(size=8, depths=(16,), nodes=2, features=64, operations="residual")
-    by_hand = ag.impala_network(size=8, depths=(16,), features=64)
+    task = task_of(game)
+    shape: dict[str, Any] = {"size": 8, "depths": (16,), "features": 64} if game == "pixel" else {
+        "depths": (8, 16, 16), "features": 128,
+    }  # fmt: skip
+    space = ag.impala_cells(nodes=2 if game == "pixel" else 1, operations="residual", **shape)
+    by_hand = ag.impala_network(**shape)
     run = ag.Run(seed=seed, device="cpu", progress=False)
     found = ag.rl_darts(
         space, task, run, environment_steps=steps, terms=PpoTerms(), hand_made=by_hand, episodes=128,
@@ -160,7 +171,7 @@ def told(rows: dict[str, Any]) -> None:
     for name, row in rows["step"].items():
         ratios = " | ".join(f"{row[key]:.2f}" for key in ("to_same_depths", "macs_to_same_depths", "to_16_32_32"))
         print(f"| {name} | {row['ms']:.0f} | {ratios} |")
-    for group in dict.fromkeys(key.rpartition(",")[0] for key in rows if key.startswith("pixel")):
+    for group in dict.fromkeys(key.rpartition(",")[0] for key in rows if ", seed " in key):
         runs = [row for key, row in rows.items() if key.startswith(f"{group},")]
         print(f"\n{group}, {len(runs)} seeds")
         print("| | unseen levels | levels trained on | return in training, by thirds | parameters | MACs |")
@@ -190,6 +201,7 @@ def spread(rows: list[dict[str, float]], key: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", nargs="+", type=int, default=[61_440], help="of the environment, for each network")
+    parser.add_argument("--games", nargs="+", default=["pixel"], help='"pixel", or games of Procgen')
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
@@ -198,9 +210,10 @@ def main() -> None:
     rows.make("order", order)
     rows.make("step", step_times)
     rows.make("environments", environments)
-    rows.make("random play PixelGame", at_random)
-    for steps, seed in itertools.product(given.steps, range(given.seeds)):
-        rows.make(f"pixel {steps}, seed {seed}", lambda seed=seed, steps=steps: searched(seed, steps=steps))
+    for game in given.games:
+        rows.make(f"random play {game}", lambda game=game: at_random(game))
+    for game, steps, seed in itertools.product(given.games, given.steps, range(given.seeds)):
+        rows.make(f"{game} {steps}, seed {seed}", lambda g=game, s=seed, n=steps: searched(g, s, steps=n))
     told(rows.rows)
 
 
