@@ -95,6 +95,14 @@ def test_the_steps_are_those_of_the_run_and_the_phases_those_of_the_budgets(
     assert [counts[f"gates-{fraction}"] for fraction in ("0.7", "0.5", "0.25")] == [21, 12, 12]
 
 
+def test_later_budgets_are_trained_at_half_the_rates(whole: tuple[ag.Front, Path]) -> None:
+    rows = [json.loads(line) for line in (whole[1] / "history.jsonl").read_text().splitlines()]
+    highest = {phase: max(row["lr"] for row in rows if row["phase"] == phase and "lr" in row) for phase in PHASES}
+    for phase, rate in highest.items():
+        allowed = 0.05 if phase == "weights" or phase.endswith("-0.7") else 0.025
+        assert 0.9 * allowed < rate <= allowed, phase
+
+
 def test_the_folder_holds_the_front_and_a_result_for_each_budget(whole: tuple[ag.Front, Path]) -> None:
     front, folder = whole
     for point in front.points:

@@ -11,7 +11,8 @@ Ours, made of DNAL's parts under a limit; see `dnal.py`:
         training    w = argmin_w L(w) without the other channels, the learning rate falling: this budget's network,
                     whose weights go back to their places in the space
 
-So each network is slimmed from the trained one before it, and what one has learnt the next ones have.
+So each network is slimmed from the trained one before it, and what one has learnt the next ones have. From the second
+budget on all rates are half of the recipe's: at full rates a few steps throw away what they cannot win back.
 
 Checked against: exact resume from stages of every kind and budgets on a recount, in the tests. The script
 benchmarks/slim_front.py sets it beside separate runs.
@@ -19,11 +20,13 @@ benchmarks/slim_front.py sets it beside separate runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import nn
+from torch.optim import Optimizer
 
 from archgrad.argument_types import checked
 from archgrad.copy_and_run import in_mode
@@ -55,13 +58,14 @@ from archgrad.spaces.slim.slimmable import frozen
 from archgrad.tasks.task import Task, evaluate, higher_is_better
 from archgrad.training.fit import seconds_per_step, steps_per_epoch, train
 from archgrad.training.given_weights import note_loss
-from archgrad.training.recipe import Recipe
+from archgrad.training.recipe import OptimizerFactory, Recipe
 from archgrad.trials.pareto import front as not_dominated
 
 # Parts of the steps: of the whole network, where it is trained, of the first budget, and of each of the others.
 _WHOLE, _FIRST, _OTHER = 1.75, 1.75, 1.0
 _GATES = 0.15  # of a budget's steps
 _FINALIST = 0.15  # of a budget's other steps, each
+_LATER = 0.5  # of the learning rates, for all budgets but the first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +197,8 @@ def _descend(
 ) -> Choice:  # fmt: skip
     """One budget: its network, whose weights the space goes on with, and logits as the gates leave them."""
     recipe, suffix = settings.recipe, f"-{limit.fraction:g}"
+    if limit is not settings.limits[0]:
+        recipe = replace(recipe, optimizer_factory=functools.partial(_slower, recipe.optimizer_factory))
     train_gates(
         space, task, run, constraint=constraint, recipe=recipe, stage=steps.stage(steps.gates), suffix=suffix
     )  # fmt: skip
@@ -209,6 +215,14 @@ def _descend(
     if not last:
         write_back(space, *choice.best)
     return choice
+
+
+def _slower(optimizer_factory: OptimizerFactory, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """The optimizer with `_LATER` of its learning rates."""
+    optimizer = optimizer_factory(parameters)
+    for group in optimizer.param_groups:
+        group["lr"] = _LATER * group["lr"]
+    return optimizer
 
 
 def _front(
