@@ -28,6 +28,23 @@ BY_NAME = {f.name: f for f in FAMILIES}
 T, D = 5, 12  # tokens, features
 X = torch.randn(2, T, D)
 
+
+class Residual(nn.Module):
+    """A field and its derivatives by the place, as in networks that solve differential equations."""
+
+    def __init__(self, order: int) -> None:
+        super().__init__()
+        self.field, self.order = nn.Sequential(nn.Linear(2, 7), nn.Tanh(), nn.Linear(7, 1)), order
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            found = [self.field(x)]
+            for _ in range(self.order):
+                found.append(torch.autograd.grad(found[-1].sum(), x, create_graph=True)[0][:, :1])
+        return tuple(found)
+
+
 COUNTED = {
     "linear": (nn.Linear(12, 7), X, T * 12 * 7),
     "convolution": (nn.Conv2d(3, 8, 3, stride=2, padding=1), torch.randn(2, 3, 9, 9), 3 * 8 * 9 * 25),
@@ -43,6 +60,8 @@ COUNTED = {
     "encoder layer": (
         nn.TransformerEncoderLayer(D, 4, 20, batch_first=True), X, 4 * T * D * D + 2 * T * T * D + 2 * T * D * 20,
     ),
+    # The field, then W2^T and W1^T of the gradient; the second derivative goes through the first layer alone.
+    "first derivative": (Residual(1), torch.randn(3, 2), 2 * (2 * 7 + 7)),
     "nothing": (nn.Sequential(nn.BatchNorm1d(T), nn.ReLU(), nn.Flatten()), X, 0),
 }  # fmt: skip
 

@@ -72,6 +72,42 @@ def test_filters_in_a_row_lose_channels_on_both_sides(way: str, kernel: int) -> 
     agree(space, x, torch.randn(5, 3, 8, 7, dtype=DOUBLE))
 
 
+MIXED = {
+    "einsum": lambda scores, kernels: torch.einsum("bk,koihw->boihw", scores, kernels),
+    "rows": lambda scores, kernels: (scores @ kernels.flatten(1)).unflatten(1, kernels.shape[1:]),
+    "tensordot": lambda scores, kernels: torch.tensordot(scores, kernels, dims=1),
+    "sum": lambda scores, kernels: (scores[:, :, None, None, None, None] * kernels).sum(1),
+}
+
+
+class Mixture(nn.Module):
+    """[B, 3, H, W] -> [B, 3]: a kernel for each example, mixed of several `[kernels, out, in, k, k]`."""
+
+    def __init__(self, way: str, kernel: int) -> None:
+        super().__init__()
+        self.way, self.kernels = way, nn.Parameter(0.1 * torch.randn(4, MADE, READ, kernel, kernel))
+        self.first, self.router, self.last = nn.Conv2d(3, READ, 3, padding=1), nn.Linear(3, 4), nn.Linear(MADE, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, scores = F.relu(self.first(x)), self.router(x.mean((2, 3))).softmax(1)
+        filters = MIXED[self.way](scores, self.kernels).flatten(0, 1)
+        y = F.conv2d(y.reshape(1, -1, *y.shape[2:]), filters, padding=filters.shape[-1] // 2, groups=len(x))
+        return self.last(F.relu(y).view(len(x), -1, *x.shape[2:]).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kernel", [3, 1])
+@pytest.mark.parametrize("way", MIXED)
+def test_kernels_that_are_mixed_lose_channels_on_both_sides(way: str, kernel: int) -> None:
+    torch.manual_seed(kernel)
+    x = torch.randn(2, 3, 6, 6, dtype=DOUBLE)
+    space = slim(Mixture(way, kernel).to(DOUBLE), x)
+    by_size = {same[0].size: name for name, same in choices(space).items()}
+    assert set(by_size) == {READ, MADE}
+    two = build(space, Architecture({by_size[MADE]: (1, 4, 9), by_size[READ]: (0, 7)}))
+    assert two.kernels.shape == (4, 3, 2, kernel, kernel)
+    agree(space, x, torch.randn(5, 3, 8, 7, dtype=DOUBLE))
+
+
 class Repeated(nn.Module):
     """[B, 3, H, W] -> [B, 3]: one row of filters that reads what it makes, so that one gate cuts it on both sides."""
 

@@ -32,6 +32,8 @@ class Counting(FlopCounterMode):
     def __init__(self, network: nn.Module) -> None:
         super().__init__(display=False)
         self.flop_registry = FLOPS
+        # torch's own tracker hangs hooks on tensors that fail where a forward asks for gradients of its own.
+        self.mod_tracker = contextlib.nullcontext()  # type: ignore[assignment]
         self.own: dict[Call, float] = {}  # what a module runs itself
         self.unknown: dict[tuple[str, str], None] = {}
         self._network = network

@@ -124,28 +124,22 @@ def _join(call: Call) -> bool:
     dim = int(call.argument("dim", 0)) % result.dim()
     stacked = call.name == "stack"
     parts = [x for x in call.inputs if stacked or x.dim() == result.dim()]  # cat passes over empty tensors
-    sizes = [*result.shape]
     own = [{a + (stacked and a >= dim): v for a, v in call.axes(x).items()} for x in parts]
     axes: Axes = {}
     for axis in range(result.dim()):
         if axis != dim:
-            inner = axis - (stacked and axis > dim)
             views = [(x, {0: o.get(axis, [])}, 0) for x, o in zip(parts, own, strict=True)]
             labelled = [v for v in views if v[1][0]]
             if labelled and any(not v[1][0] and not call.walk.shadow(v[0]).constant for v in views):
-                for _, part, _ in labelled:
-                    for labels in part[0]:
-                        call.walk.components.freeze(
-                            labels,
-                            f"{call.walk.here()} puts these channels beside values that have none ({call.name})",
-                        )
+                reason = f"{call.walk.here()} puts these channels beside values that have none ({call.name})"
+                for labels in (labels for _, part, _ in labelled for labels in part[0]):
+                    call.walk.components.freeze(labels, reason)
             for _, part, _ in labelled[1:]:
                 for a, b in zip(labelled[0][1][0], part[0], strict=False):
                     call.walk.components.join(a, b, f"{call.walk.here()} puts these channels beside fixed ones")
                     call.walk.sums.append((a, b))
             if labelled:
                 axes[axis] = labelled[0][1][0]
-            assert sizes[axis] == parts[0].shape[inner]
     if not stacked and any(dim in o for o in own):
         most = max(len(o.get(dim, [])) for o in own)
         axes[dim] = []
@@ -312,8 +306,7 @@ def _view(call: Call) -> bool:
                 if math.prod(sizes) > LONGEST or not after:
                     call.walk.components.freeze(labels, f"{call.walk.here()} flattens more than is followed")
                     continue
-                shape = [1] * len(sizes)
-                shape[position] = -1
+                shape = [-1 if p == position else 1 for p in range(len(sizes))]
                 grid = np.broadcast_to(labels.reshape(shape), sizes).reshape([result.shape[a] for a in after])
                 unflattened = call.walk.unflattened if len(after) > 1 else -1
                 first = next((i for i, a in enumerate(after) if a == free), unflattened)
@@ -332,9 +325,14 @@ def _view(call: Call) -> bool:
 
 
 def _axis_that_goes(call: Call, merged: Sequence[int]) -> int:
-    """Of axes with labels that become one the first, or the last within heads, the rest frozen; -1 for one alone."""
-    own = [a for a in merged if call.axes(call.inputs[0]).get(a)]
-    if len(own) < 2:
+    """Of axes with labels that become one the first, or the last within heads, the rest frozen; -1 for one alone.
+
+    -1, too, for all but the first axis of a parameter: several kernels, each of which becomes a row.
+    """
+    x = call.inputs[0]
+    own = [a for a in merged if call.axes(x).get(a)]
+    kernels = call.walk.shadow(x).weight and x.dim() > 3 and merged[0] == 1
+    if len(own) < 2 or (kernels and own[-1] == max(call.axes(x))):
         return -1
     call.walk.divides = True
     goes = own[-1] if call.walk.within else own[0]

@@ -356,7 +356,7 @@ def _difference(a: Tensor, b: Tensor) -> float:
         return math.inf
     if not torch.equal(a[~finite].isnan(), b[~finite].isnan()):
         return math.inf
-    return float((a - b)[finite].abs().max()) if bool(finite.any()) else 0.0
+    return float((a - b).detach()[finite].abs().max()) if bool(finite.any()) else 0.0
 
 
 def largest(a: Tensor) -> float:
@@ -364,7 +364,7 @@ def largest(a: Tensor) -> float:
     a = as_real(a)
     if not a.is_floating_point():
         return 1.0
-    finite = a[a.isfinite()]
+    finite = a.detach()[a.isfinite()]
     return float(finite.abs().max()) if finite.numel() else 0.0
 
 
