@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from archgrad.argument_types import checked
-from archgrad.choices.access import logits, relax
+from archgrad.choices.access import logits, relax, trainable
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.relaxations import TwoTemperature
 from archgrad.copy_and_run import copied
@@ -49,6 +49,7 @@ from archgrad.results.record import heading, settings_record
 from archgrad.results.result import Found, assemble
 from archgrad.run.run import Run
 from archgrad.tasks.task import Batch, Checkable, Splittable, Task, require
+from archgrad.training.compiled_steps import compiled
 from archgrad.training.fit import check_recipe, recalibrate, seconds_per_step, steps_per_epoch, train
 from archgrad.training.given_weights import score_given, weights_record
 from archgrad.training.recipe import Recipe, adam
@@ -215,8 +216,11 @@ def _search(
         space=space, weights=weight_optimizer, gates=gate_optimizer, signs=signs, evidence=evidence
     )  # fmt: skip
 
+    weight_loss = compiled(halves[0].loss, space, run, trainable(space))
+    network_loss = compiled(halves[1].loss, space, run, thetas)
+
     def gate_loss(batch: Batch) -> Tensor:
-        loss = halves[1].loss(space, batch)
+        loss = network_loss(space, batch)
         return loss if counted else loss + charge @ mixing_weights(space)
 
     for step in run.steps(steps, phase="gates", time_fraction=settings.search_fraction):
@@ -232,7 +236,7 @@ def _search(
         space.train()
         if place < terms.weight_steps:
             batch = load_batch(for_weights, number * terms.weight_steps + place, run)
-            loss = take_step(weight_optimizer, run, functools.partial(halves[0].loss, space, batch))
+            loss = take_step(weight_optimizer, run, functools.partial(weight_loss, space, batch))
         else:
             batch = load_batch(for_gates, number * terms.gate_steps + place - terms.weight_steps, run)
             evidence.observe_weights(first=place == terms.weight_steps)
