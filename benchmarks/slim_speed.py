@@ -4,8 +4,8 @@
     python benchmarks/slim_speed.py --compile --out benchmarks/results/compiled_step.json
 
 `--compile` measures what `Run(compile=True)` makes of the training step of a network, of the same with gates, and of
-both steps of a supernet; `--profile` prints
-what ONNX Runtime spends where instead. One thread, networks in turns. Steps and compiling are timed by the
+both steps of a supernet and of a ready space, whose choices are compiled one by one; `--profile` prints what ONNX
+Runtime spends where instead. One thread, networks in turns. Steps and compiling are timed by the
 processor's time, steps by their median; passes by the 10th percentile, which other work of the machine disturbs
 least.
 """
@@ -102,10 +102,17 @@ def supernet() -> nn.Module:
     return ag.relax(nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), *layers, *ends), ag.softmax)
 
 
+SPACES: dict[str, Callable[[], nn.Module]] = {
+    "supernet": supernet,
+    # A cell a stage: more cells take longer steps, and are of the same three kinds.
+    "nasbench201": lambda: ag.relax(ag.nasbench201_cells(cells=1), ag.softmax),
+}
+
+
 def steps_of(name: str, task: ag.Classification) -> dict[str, tuple[nn.Module, list[nn.Parameter]]]:
     """By kind of step the network, and what the step trains."""
-    if name == "supernet":
-        space = supernet()
+    if name in SPACES:
+        space = SPACES[name]()
         return {"weights": (space, ag.weights(space)), "architecture": (space, ag.logits(space))}
     gated = ag.relax(ag.slim(NETWORKS[name](), task.example), ag.scaled_sigmoid)
     plain = NETWORKS[name]()
@@ -186,14 +193,14 @@ def profile(name: str, x: torch.Tensor, *, passes: int = 600) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=[*NETWORKS, "supernet"])
+    parser.add_argument("--networks", nargs="+", choices=[*NETWORKS, *SPACES])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--compile", action="store_true", help="measure compiled training steps instead")
     parser.add_argument("--profile", action="store_true", help="print what ONNX Runtime spends where, and stop")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     if chosen.networks is None:
-        chosen.networks = ["small-vgg", "resnet20", *(["supernet"] if chosen.compile else [])]
+        chosen.networks = ["small-vgg", "resnet20", *(SPACES if chosen.compile else [])]
     task, rows = TASKS["cifar"](), []
     for name in chosen.networks:
         if chosen.profile:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_compiled import StopsAt
 from torch import Tensor, nn
 
 import archgrad as ag
@@ -18,7 +18,9 @@ from archgrad.choices import Open
 from archgrad.choices.access import decisions, logits, weights
 from archgrad.choices.clipped_relaxation import Clipped
 from archgrad.choices.subsets import topology
+from archgrad.methods import PruningTerms
 from archgrad.run.run import Run, Stopped
+from archgrad.tasks.task import Batch
 from archgrad.training import compiled_steps as module
 from archgrad.training.compiled_steps import compiled
 
@@ -188,7 +190,9 @@ def test_a_narrower_support_is_compiled_anew_and_sampled_paths_run_as_written() 
         assert stats["unique_graphs"] == (before := before + 1)
 
 
-def test_weights_that_are_frozen_between_steps_stay_frozen() -> None:
+@pytest.mark.parametrize("most", [32, 5])
+def test_weights_that_are_frozen_between_steps_stay_frozen(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr(module, "MOST", most)
     space, task = KINDS["mixture of operations"](4).train(), ag.Classification.load("digits", batch_size=16)
     loss_of, batch = compiled(task.loss, space, _run(), logits(space)), task.stream(seed=0)(0)
     for parameter in weights(space)[::2]:
@@ -211,43 +215,143 @@ def test_hooks_of_layers_are_called_whenever_they_come(kind: str) -> None:
     assert calls == [kind] * 2
 
 
-def test_what_would_compile_for_long_or_again_and_again_runs_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_would_be_compiled_again_and_again_runs_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
     task, space = ag.Classification.load("digits"), _operations(4)
     assert compiled(task.loss, ag.relax(space, Clipped), _run()) == task.loss
-    ag.relax(space, ag.softmax)
-    assert compiled(task.loss, space, _run()) != task.loss
     monkeypatch.setattr(module, "MOST", 5)
-    assert compiled(task.loss, space, _run()) == task.loss
+    shared = ag.relax(ag.darts_cells(channels=2, cells=1, nodes=2, factorized=True), ag.softmax)
+    assert compiled(task.loss, shared, _run()) == task.loss, "its nodes run operations, and no choice does"
+    assert compiled(task.loss, ag.relax(space, ag.softmax), _run()) != task.loss
 
 
-class StopsAtSplit(StopsAt):
-    """The same, of a task that can be split."""
+@pytest.mark.parametrize("trained", ["weights", "logits"])
+def test_choices_alike_are_compiled_once_by_region(trained: str) -> None:
+    torch.manual_seed(0)
+    space = ag.relax(ag.nasbench201_cells(channels=2, cells=1, in_channels=1), ag.softmax).train()
+    assert sum(part.size for part in space.modules() if isinstance(part, ag.OpChoice)) > module.MOST
+    task, of = ag.Classification.load("digits", batch_size=16), {"weights": weights(space), "logits": logits(space)}
+    loss_of, stats = compiled(task.loss, space, _run(), of[trained]), torch._dynamo.utils.counters["stats"]
+    before, batch = stats["unique_graphs"], task.stream(seed=0)(0)
+    for step in range(3):
+        results = []
+        for objective in (task.loss, loss_of):
+            loss = objective(space, batch)
+            results.append((loss.detach(), torch.autograd.grad(loss, of[trained], allow_unused=True)))
+        torch.testing.assert_close(*(loss for loss, _ in results))
+        for mine, theirs in zip(*(gradients for _, gradients in results), strict=True):
+            if mine is not None and theirs is not None:
+                torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+        _change(space)
+        # Three widths, and the first edges of the first cell, whose input has no gradient where weights rest.
+        assert stats["unique_graphs"] - before == (3 if trained == "weights" else 4), step
+    assert not any("forward" in vars(part) for part in space.modules())
+    assert all(c.override is None and c.settled is None for c in decisions(space).values())
+    graphs = stats["unique_graphs"]
+    path = ag.sample(space, generator=torch.Generator().manual_seed(1))
+    held = {name: choice.picked(path[name]).float() for name, choice in decisions(space).items()}
+    with ag.using(space, held):
+        assert torch.equal(loss_of(space, batch), task.loss(space, batch))
+    calls: list[int] = []
+    space.body[0].edges[0].candidates[3].register_forward_hook(lambda *_: calls.append(1))
+    loss_of(space, batch)
+    assert len(calls) == 1
+    assert stats["unique_graphs"] == graphs
+
+
+class Unfollowed(nn.Linear):
+    """What torch.compile captures in two graphs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        torch._dynamo.graph_break()
+        return y.tanh()
+
+
+def test_a_region_that_is_no_single_graph_runs_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST", 1)
+    task, stats = ag.Classification.load("digits", batch_size=16), torch._dynamo.utils.counters["stats"]
+    layer = ag.OpChoice([Unfollowed(64, 10), nn.Linear(64, 10)], name="layer")
+    space, before = ag.relax(nn.Sequential(nn.Flatten(), layer), ag.softmax), stats["unique_graphs"]
+    loss_of, batch = compiled(task.loss, space, _run()), task.stream(seed=0)(0)
+    for _ in range(2):
+        assert torch.equal(loss_of(space, batch), task.loss(space, batch))
+    assert stats["unique_graphs"] == before
+
+
+class StopsIn:
+    """A task that sends its process a signal in a phase of a run, in the first loss of its third step."""
+
+    def __init__(self, task: Any, run: Run, phase: str) -> None:
+        self.task, self.run, self.phase = task, run, phase
+        self.steps_per_epoch, self.example = task.steps_per_epoch, task.example
+        self.stream, self.evaluate = task.stream, task.evaluate
 
     def split(self, fraction: float) -> tuple[Any, Any]:
-        return tuple(StopsAt(part, self.step) for part in self.task.split(fraction))  # type: ignore[return-value]
+        return tuple(StopsIn(part, self.run, self.phase) for part in self.task.split(fraction))  # type: ignore[return-value]
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        if self.run.location == f"in phase {self.phase!r} at step 2" and not self.run.stop_requested:
+            signal.raise_signal(signal.SIGTERM)
+        return self.task.loss(network, batch)  # type: ignore[no-any-return]
+
+
+RECIPE = ag.Recipe(average=0.7, accumulate=2)
+
+
+def _fitted(task: Any, run: Run) -> nn.Module:
+    torch.manual_seed(0)
+    network = ag.build(space := _operations(4), ag.sample(space, generator=torch.Generator().manual_seed(0)))
+    ag.fit(network, task, run, recipe=RECIPE)
+    return network
 
 
 def _slimmed(task: Any, run: Run) -> nn.Module:
     torch.manual_seed(0)
-    space = ag.slim(_convolutions(6), task.example)
-    return ag.dnal(space, task, run, limit=ag.macs(task.example).at_most(fraction=0.6), gate_epochs=None).network
+    space, limit = ag.slim(_convolutions(6), task.example), ag.macs(task.example).at_most(fraction=0.6)
+    return ag.dnal(space, task, run, limit=limit, gate_epochs=None, recipe=RECIPE).network
+
+
+def _pruned(task: Any, run: Run) -> nn.Module:
+    torch.manual_seed(0)
+    terms = PruningTerms(weight_steps=3, gate_steps=2)
+    return ag.pruning_transfer(ag.slim(_convolutions(6), task.example), task, run, terms=terms).network
 
 
 def _searched(task: Any, run: Run) -> nn.Module:
     torch.manual_seed(0)
-    return ag.darts(_operations(4), task, run, finalists=None).network
+    return ag.darts(_operations(4), task, run, finalists=None, recipe=RECIPE).network
 
 
-@pytest.mark.parametrize(("method", "steps", "stop"), [(_slimmed, 40, 3), (_searched, 12, 3)])
-def test_a_compiled_search_resumes_exactly(
-    tmp_path: Path, method: Callable[[Any, Run], nn.Module], steps: int, stop: int
+@pytest.mark.parametrize(
+    ("method", "steps", "phases", "most"),
+    [
+        (_fitted, 6, ["fit"], 32), (_slimmed, 40, ["weights", "gates", "finetune"], 32),
+        (_pruned, 12, ["gates"], 32), (_searched, 12, ["search", "train"], 32), (_searched, 12, ["search"], 5),
+    ],
+)  # fmt: skip
+def test_a_compiled_run_with_averages_and_accumulation_resumes_exactly_in_each_phase(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: Callable[[Any, Run], nn.Module],
+    steps: int,
+    phases: list[str],
+    most: int,
 ) -> None:
+    monkeypatch.setattr(module, "MOST", most)
     task, stats = ag.Classification.load("digits", batch_size=64), torch._dynamo.utils.counters["stats"]
-    whole = method(StopsAtSplit(task, -1), _run(tmp_path / "whole", steps=steps))
-    assert stats["unique_graphs"] >= 2
-    with pytest.raises(Stopped):
-        method(StopsAtSplit(task, stop), _run(tmp_path / "stopped", steps=steps))
-    torch._dynamo.reset()  # as in a new process
-    resumed = method(StopsAtSplit(task, -1), _run(tmp_path / "stopped", steps=steps))
+
+    def trained(folder: str, stop: str = "") -> nn.Module:
+        torch._dynamo.reset()  # as in a new process
+        run, before = _run(tmp_path / folder, steps=steps), stats["unique_graphs"]
+        try:
+            return method(StopsIn(task, run, stop), run)
+        finally:
+            assert stats["unique_graphs"] > before
+
+    whole = trained("whole")
+    for phase in phases:
+        with pytest.raises(Stopped, match=phase):
+            trained("stopped", phase)
+    resumed = trained("stopped")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name

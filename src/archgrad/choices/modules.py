@@ -185,7 +185,12 @@ class OpChoice(Choice):
 
         zeros = [i for i, candidate in enumerate(self.candidates) if getattr(candidate, "always_zero", None) is True]
         return mixture(
-            self.ready(), run, alive=self.alive(), labels=self.labels, name=f"choice {self.name!r}", zeros=zeros
+            self.ready(),
+            run,
+            alive=self.alive(),
+            labels=self.labels,
+            name=lambda: f"choice {self.name!r}",
+            zeros=zeros,
         )
 
     @property
@@ -265,7 +270,7 @@ class InputChoice(Choice):
             return scaled(nn.Identity() if self.edges is None else self.edges[i], (inputs[i],), weight)
 
         labels = [f"input {i}" for i in range(self.size)]
-        return mixture(self.ready(), run, alive=self.alive(), labels=labels, name=f"choice {self.name!r}")
+        return mixture(self.ready(), run, alive=self.alive(), labels=labels, name=lambda: f"choice {self.name!r}")
 
     def mixing_terms(self, path: str) -> list[list[tuple[Choice, int]]]:
         """What the work of the module at `path` is multiplied by: a sum of products of weights (choice, entry)."""
@@ -301,7 +306,7 @@ def mixture(
     *,
     alive: Sequence[int],
     labels: Sequence[str],
-    name: str,
+    name: Callable[[], str],
     zeros: Sequence[int] = (),
 ) -> Tensor:
     """The sum of weight * output over the live entries; those of constant weight 0 are not run.
@@ -312,14 +317,15 @@ def mixture(
             see `scaled`.
         alive: the live entries.
         labels: what the entries are called in errors.
-        name: what the mixture is called in errors.
+        name: what the mixture is called in errors; asked for there alone, since torch compiles anew for each name
+            that it reads.
         zeros: entries whose output is 0 in any case; they run only where no other does.
 
     Raises:
         ChoiceError: nothing is alive, or outputs differ in shape.
     """
     if not alive:
-        raise ChoiceError(f"no candidate of {name} is alive: restrict it to at least one")
+        raise ChoiceError(f"no candidate of {name()} is alive: restrict it to at least one")
     factors = _factors(weights, alive)
     entries = [i for i in factors if i not in zeros] or list(factors)[:1]
     total: Tensor | None = None
@@ -328,7 +334,7 @@ def mixture(
         y = run(i, weights[..., i] if factor is None else factor)
         if isinstance(y, Tensor) and isinstance(total, Tensor) and y.shape != total.shape:
             raise ChoiceError(
-                f"candidates of {name} differ in output shape ({labels[entries[0]]}: {tuple(total.shape)}, "
+                f"candidates of {name()} differ in output shape ({labels[entries[0]]}: {tuple(total.shape)}, "
                 f"{labels[i]}: {tuple(y.shape)}); make them equal"
             )
         total = y if total is None else total + y

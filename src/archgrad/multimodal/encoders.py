@@ -202,8 +202,9 @@ class Encoder(nn.Module):
 
             choice = self.width
             return mixture(
-                choice.ready(), run, alive=choice.alive(), labels=choice.labels, name=f"choice {choice.name!r}"
-            )
+                choice.ready(), run, alive=choice.alive(), labels=choice.labels,
+                name=lambda: f"choice {choice.name!r}",
+            )  # fmt: skip
 
         return [mixed(place) for place in range(1 + self.levels)]
 

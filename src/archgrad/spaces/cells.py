@@ -203,7 +203,7 @@ class SharedNode(nn.Module):
             return scaled(self.edges[source][op], (states[source],), weight)  # type: ignore[index]
 
         weights = (first + second).flatten(-2)
-        return mixture(weights, run, alive=entries, labels=self.labels, name=f"node {self.name!r}")
+        return mixture(weights, run, alive=entries, labels=self.labels, name=lambda: f"node {self.name!r}")
 
     def mixing_terms(self, path: str) -> list[list[tuple[Choice, int]]]:
         """What the work of the module at `path` is multiplied by: a sum of products of weights (choice, entry)."""
