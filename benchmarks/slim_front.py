@@ -58,7 +58,7 @@ def one(case: str, seed: int, start: str, options: argparse.Namespace) -> list[R
     """The rows of a seed: separate runs and the front, from the same weights."""
     network, task = prepared(case, seed, start, options)
     epochs = options.epochs if case == HALVED else CASES[case].epochs / 3
-    recipe = None if case == HALVED else Bench(CASES[case], task, seed).recipe(RATES[0])
+    recipe = ag.Recipe() if case == HALVED else Bench(CASES[case], task, seed).recipe(RATES[0])
     cost, trained = ag.macs(task.example), start == "trained"
     space, rows = ag.slim(network, task.example), []
     for fraction in FRACTIONS:
