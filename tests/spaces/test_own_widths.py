@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families.checks import assert_plain, difference, extremes, outputs, stir, swapped
-from torch import Tensor, fx, nn
+from torch import Tensor, fx, nn, zeros
 
 import archgrad as ag
 from archgrad.choices.access import choices, hold, sample
@@ -238,3 +238,61 @@ def test_what_has_widths_of_its_own_is_not_rewritten() -> None:
     for head, end in (("free", "free"), ("kept", "free"), ("kept", "product")):
         net = Net(lambda: Attention("fused", head, end, "kept", reduced=False, biased=False), masked=False)  # noqa: B023
         assert all(type(m) is Attention for m in ag.slim(net, torch.randn(2, STEPS, 5)).blocks)
+
+
+MASKS: dict[str, Callable[[int, Tensor], Tensor]] = {
+    "sizes": lambda n, x: torch.ones(n, n).tril(),
+    "a size and a number": lambda n, x: torch.zeros(n, 1) + torch.ones(1, n),
+    "sizes and more": lambda n, x: torch.zeros(x.shape[0], 1, n, n, device=x.device, dtype=x.dtype) + 1,
+    "a tuple": lambda n, x: torch.ones((n, n)).tril(),
+    "by keyword": lambda n, x: torch.ones(size=(n, n)).tril(),
+    "a shape": lambda n, x: torch.ones(*x.shape[:-2], 1, n, x.shape[1]).tril(),
+    "empty": lambda n, x: torch.empty(n, n).fill_(1).tril(),
+    "drawn": lambda n, x: torch.rand(n, n) + 1 + 0 * torch.randn(n, n),
+    "imported": lambda n, x: zeros(n, n) + 1,
+    "of a tensor": lambda n, x: x.new_ones(n, n).tril(),
+    "full": lambda n, x: torch.full((n, n), 1.0).tril(),
+}
+
+
+class Masked(Attention):
+    """Makes its mask itself, of its length."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__("fused", "of the stream", "stream", "kept", reduced=False, biased=False)
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, MASKS[self.name](x.shape[1], x) == 0)
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_what_is_made_of_lengths_is_followed_whatever_makes_it(name: str) -> None:
+    torch.manual_seed(0)
+    net, x = Net(lambda: Masked(name), masked=False).double(), torch.randn(2, STEPS, 5).double()
+    space = ag.slim(net, x)
+    assert {"inlet", "blocks.0.heads"} <= set(choices(space))
+    cut, longer = build(space, extremes(space)[1]), torch.randn(3, STEPS + 2, 5).double()
+    held = hold(space, extremes(space)[1])
+    for given in (x, longer):
+        assert difference(outputs(held, (given,)), outputs(cut, (given,))) < 1e-9
+    assert fx.symbolic_trace(nn.Sequential(nn.ReLU())).code and torch.zeros(2, 2).shape == (2, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("head", [2, 3, 6, 8, 24])
+def test_the_scale_of_a_kernel_is_torchs_own_to_the_last_bit(head: int, dtype: torch.dtype) -> None:
+    class Kernel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_heads, self.qkv, self.out = 2, nn.Linear(2 * head, 6 * head), nn.Linear(2 * head, 2 * head)
+
+        def forward(self, x: Tensor) -> Tensor:
+            batch, length, width = x.shape
+            qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, width // self.num_heads)
+            y = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4).unbind(0))
+            return x + self.out(y.transpose(1, 2).reshape(batch, length, width))
+
+    torch.manual_seed(head)
+    net = nn.Sequential(nn.Linear(5, 2 * head), Kernel(), nn.Linear(2 * head, 3)).to(dtype)
+    assert {"0", "1.heads"} <= set(choices(ag.slim(net, torch.randn(2, STEPS, 5, dtype=dtype))))

@@ -11,6 +11,7 @@ by the graph of what it computes, in which heads have the size that they have no
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -351,7 +352,7 @@ def _finish(traced: TracedModule) -> None:
         node.args, node.kwargs = fx.node.map_arg(node.args, constant), fx.node.map_arg(node.kwargs, constant)
         if node.target is F.scaled_dot_product_attention and node.kwargs.get("scale") is None and len(node.args) < 7:
             query = traced.values[node.args[0]] if node.args else traced.values[node.kwargs["query"]]
-            node.kwargs = {**node.kwargs, "scale": query.shape[-1] ** -0.5}  # that of the heads as they are
+            node.kwargs = {**node.kwargs, "scale": 1 / math.sqrt(query.shape[-1])}  # as torch has it
     for node in list(traced.graph.nodes)[::-1]:
         if node in traced.origins and not node.users and node.op != "placeholder":
             traced.graph.erase_node(node)

@@ -17,6 +17,8 @@ from archgrad.spaces.slim.kept_sizes import know_sources
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS
 
 _FIXED = (type(None), bool, str, float, torch.dtype)  # arguments that are taken as the example has them
+# What makes a tensor of sizes that are given one by one, which torch takes as numbers alone.
+_FACTORIES = (torch.empty, torch.ones, torch.rand, torch.randn, torch.zeros)
 _SIZES = ("size", "shape", "ndim", "dim", "ndimension")
 Wide = Mapping[str, frozenset[int]]  # by argument the axes along which channels lie
 
@@ -77,6 +79,8 @@ def trace_sizes(module: nn.Module, given: inspect.BoundArguments, wide: Wide, *,
             graph = tracer.trace(own)
     except (NotTraced, fx.proxy.TraceError, NotImplementedError, *NETWORK_ERRORS) as error:
         raise NotTraced(str(error)) from error
+    for node in graph.nodes:
+        node.meta.pop("is_wrapped", None)  # by which its code would have every later trace wrap the function
     if any(_keeps_proxies(part, before[id(part)]) for part in own.modules()):
         raise NotTraced("it keeps activations")
     return TracedModule(own, graph, tracer.values, tracer.origins)
@@ -109,6 +113,12 @@ class _Sized(fx.Proxy):
     def _size(self, axis: int) -> Any:
         return self.tracer.create_proxy("call_method", "size", (self, int(axis)), {})
 
+    def __len__(self) -> int:
+        """How many parts a tuple has, as where `*` takes them apart; a tensor's number may change with the input."""
+        if isinstance(self.value, (tuple, list)):
+            return len(self.value)
+        raise NotTraced("it counts the parts of a tensor")
+
     def __float__(self) -> float:
         origin = self.tracer.origins.get(self.node, Origin(other=True))  # type: ignore[attr-defined]
         if not origin.wide or origin.other:
@@ -120,7 +130,8 @@ class _Tracer(fx.Tracer):
     """Runs the module on real values on the side, so that ranks and lengths are known."""
 
     def __init__(self, given: inspect.BoundArguments, wide: Wide) -> None:
-        super().__init__()
+        super().__init__(autowrap_functions=_FACTORIES)
+        self._autowrap_search.append(torch)
         self.proxy_buffer_attributes = True
         self.given, self.wide = given, wide
         self.values: dict[fx.Node, Any] = {}
