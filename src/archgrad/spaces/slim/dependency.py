@@ -28,7 +28,6 @@ Labels = NDArray[np.int64]
 Axes = dict[int, list[Labels]]  # axis -> arrays of labels along it, -1 for a place without one
 LONGEST = 1 << 22  # places along one axis; a longer one is not followed
 PENDING = 1 << 21  # pairs that are kept before they are merged
-ONE_ZERO = ("mul", "div")  # operators whose result is zero where the first of what they read is
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,12 @@ class Components:
         self._pairs: list[tuple[Labels, Labels]] = []
         self._pending = 0
         self._frozen: list[tuple[Labels, str]] = []
+
+    def more(self, count: int) -> Labels:
+        """New labels, behind all others."""
+        labels = np.arange(len(self._roots), len(self._roots) + count)
+        self._roots = np.append(self._roots, labels)
+        return labels
 
     def join(self, a: Labels, b: Labels, reason: str) -> None:
         """Tie two arrays of labels place by place; a label beside a place without one is frozen."""
@@ -170,6 +175,7 @@ class Walk(OperatorMode):
         self.is_bare = np.zeros(len(is_read), dtype=bool)  # of a parameter that is the weight of no layer
         self.bare: list[Labels] = []  # of those the ones that a product sums over
         self._lines = np.arange(len(is_read))  # by label the one that stands for it
+        self.zeros: list[Labels] = []  # of tensors of zeros, which add nothing to any product
         self.sums: list[tuple[Labels, Labels]] = []  # by place: the first stands for both, as in a sum
         self.multiplied: list[tuple[Labels, Labels, str, bool]] = []  # see `operators.pair_of_activations`
         self._rule = rule
@@ -199,17 +205,17 @@ class Walk(OperatorMode):
             return outputs
         is_new, results = func._schema.name.startswith("aten::new_"), tensors_in(outputs)
         known = [] if is_new else [self._shadows.get(x) for x in inputs]
+        constant = is_new or all(shadow is not None and shadow.constant for shadow in known)
         own = self.products.setdefault(self.path(), [])
         noted, labelled = len(own), any(shadow is not None and (shadow.axes or shadow.apart) for shadow in known)
         if labelled:
             self._follow(Call(self, func, args, kwargs, inputs, results), known)
         if len(own) == noted and (amount := multiply_adds(func, args, kwargs, outputs)):
             own.append((amount, [], "of no channels"))  # a part of the module's work all the same
-        if labelled:
-            return outputs
-        constant = is_new or all(shadow is not None and shadow.constant for shadow in known)
-        for result in results if constant or torch.Tag.pointwise in func.tags else ():
-            self._shadows.setdefault(result, Shadow(constant=constant, sized=self._sized(inputs, result, constant)))
+        for result in results if constant or (torch.Tag.pointwise in func.tags and not labelled) else ():
+            shadow = self._shadows.setdefault(result, Shadow())
+            shadow.constant = shadow.constant or constant
+            shadow.sized |= self._sized(inputs, result, constant)
         return outputs
 
     def _follow(self, call: Call, known: Sequence[Shadow | None]) -> None:
@@ -221,6 +227,16 @@ class Walk(OperatorMode):
                 call.freeze_all(f"{call.name} in {self.here()} cannot be followed")
         except (IndexError, KeyError, TypeError, ValueError, AttributeError):
             call.freeze_all(f"{call.name} in {self.here()} cannot be followed as it is called there")
+
+    def more(self, count: int, *, zero: bool) -> Labels:
+        """Labels of channels that a tensor has which was made of nothing, with zeros or with something else."""
+        labels, none = self.components.more(count), np.zeros(count, dtype=bool)
+        self.is_read, self.is_table, self.is_bare = (
+            np.append(known, none) for known in (self.is_read, self.is_table, self.is_bare)
+        )
+        self._lines = np.append(self._lines, labels)
+        self.zeros += [labels] if zero else []
+        return labels
 
     def stands_for(self, line: Labels, grid: Labels) -> Labels:
         """A flat line of labels, which from now on stands for all of those that are tied to it in a block."""
@@ -322,78 +338,3 @@ class Call:
 
 
 Rule = Callable[[Call], bool]  # False: the operator cannot be followed as it was called
-
-
-def paired(first: Sequence[Labels], other: Sequence[Labels]) -> list[tuple[Labels, Labels]]:
-    """What lies along one axis of two tensors, part by part: windows with windows, heads with heads.
-
-    Where one has more parts than the other, those belong together whose places are divided alike.
-    """
-    found = [] if len(first) == len(other) else [(a, b) for a in first for b in other if _divided_alike(a, b)]
-    return found or [
-        (first[min(i, len(first) - 1)], other[min(i, len(other) - 1)]) for i in range(max(len(first), len(other)))
-    ]
-
-
-def unpaired(first: Sequence[Labels], other: Sequence[Labels]) -> list[Labels]:
-    """The parts of either that have no counterpart, where some have."""
-    pairs = paired(first, other)
-    return [x for side, of in ((0, first), (1, other)) for x in of if not any(p[side] is x for p in pairs)]
-
-
-def _divided_alike(a: Labels, b: Labels) -> bool:
-    count = len(np.unique(a))
-    return count == len(np.unique(b)) == len(np.unique(np.stack([a, b]), axis=1).T)
-
-
-def _is_spread(x: Tensor, axis: int) -> bool:
-    """Whether one value stands along an axis."""
-    return x.shape[axis] > 1 and x.stride(axis) == 0
-
-
-def combine(call: Call, parts: Sequence[tuple[Tensor, Axes, int]], size: Sequence[int]) -> Axes:
-    """Labels of an elementwise result of several tensors, broadcast to `size`.
-
-    Args:
-        call: the operator.
-        parts: for each tensor its labels, and how many axes are put in front of its own.
-        size: of the result.
-    """
-    components, result = call.walk.components, {}
-    if call.name in ONE_ZERO:  # a factor for each channel is zero more rarely than what it scales
-        parts = sorted(parts, key=lambda part: -part[0].numel())
-    mismatch = f"{call.walk.here()} combines these channels with values that have none ({call.name})"
-    for axis, extent in enumerate(size):
-        labelled: list[list[Labels]] = []
-        numbered: list[str] = []
-        fixed = False
-        for x, axes, shift in parts:
-            own = axis - shift
-            if own < 0 or x.dim() == 0:
-                continue
-            arrays = axes.get(own, [])
-            if x.shape[own] != extent:
-                for labels in arrays:
-                    components.freeze(labels, f"{call.walk.here()} spreads this channel over others ({call.name})")
-            elif arrays:
-                labelled.append(arrays)
-            elif own in call.walk.shadow(x).sized:
-                numbered.append(call.walk.shadow(x).sized[own])
-            elif not call.walk.shadow(x).constant and not _is_spread(x, own):
-                fixed = True
-        if not labelled:
-            continue
-        first = labelled[0]
-        call.walk.numbers += [(path, first[0]) for path in numbered]
-        for other in labelled[1:]:
-            for a, b in paired(first, other):
-                components.join(a, b, mismatch)
-                call.walk.sums += [] if call.name in ONE_ZERO else [(a, b)]
-            for alone in unpaired(first, other):
-                components.freeze(alone, mismatch)
-        if fixed:
-            for labels in first:
-                components.freeze(labels, mismatch)
-            continue  # what is behind it is tied to what else may lie there, and to no channels that stay
-        result[axis] = first
-    return result

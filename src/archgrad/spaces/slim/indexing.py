@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from archgrad.spaces.slim.dependency import Axes, Call, Rule, combine
+from archgrad.spaces.slim.combining import combine
+from archgrad.spaces.slim.dependency import Axes, Call, Rule
 
 
 def _embed(call: Call) -> bool:

@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from archgrad.copy_and_run import Intercepted
 from archgrad.spaces.slim.dependency import Labels, Walk
-from archgrad.spaces.slim.layer_sides import counting_heads, is_layer
+from archgrad.spaces.slim.layer_sides import counting_heads, cuts, has_sides, is_layer, sides_of
 from archgrad.spaces.slim.numbering import Numbering
 
+FACTORIES = ("empty", "full", "ones", "rand", "randn", "zeros")  # what makes a tensor of sizes
 Source = tuple[str, str]  # path of the module, and the attribute: "dim_conv", or "splits[1]"
 
 
@@ -78,11 +80,12 @@ def know_sources(network: nn.Module) -> list[tuple[KeptSize, KeptSize]]:
         return size
 
     for path, module in network.named_modules():
+        heads, names = counting_heads(module), [*vars(module)]
         if type(module).__module__.startswith("torch.") and not isinstance(module, (fx.GraphModule, nn.Unflatten)):
-            continue
-        heads = counting_heads(module)
-        for name, value in list(vars(module).items()):
-            if name == "groups" and is_layer(module):  # which go with the layer's own channels
+            sides = sides_of(module) if has_sides(module) else ()
+            names = list(dict.fromkeys(n for side in sides for n in cuts(module, side)[1] if n in names))
+        for name, value in [(name, vars(module)[name]) for name in names]:
+            if name == "num_groups" or (name == "groups" and is_layer(module)):  # which go with the layer's channels
                 continue
             if type(value) is int and value > 0:
                 vars(module)[name] = known(value, (path, name), heads)
@@ -107,6 +110,7 @@ class Sizes:
     def __init__(self, walk: Walk, ratios: list[tuple[KeptSize, KeptSize]]) -> None:
         self._walk, self._ratios = walk, ratios
         self._counted: dict[Source, list[Labels]] = {}
+        self._made: dict[tuple[Source, bool], Labels] = {}  # of what is made out of nothing, zeros or not
 
     def noting(self) -> Intercepted:
         """Inside, splits and slices of what the walk follows are noted, and parts that stay equal are tied."""
@@ -116,8 +120,10 @@ class Sizes:
                 return self._reshaped(function, args, kwargs)
             result = function(*args, **kwargs)
             x = args[0] if args and isinstance(args[0], Tensor) else None
-            if x is not None:
-                name = getattr(function, "__name__", "")
+            name = getattr(function, "__name__", "")
+            if name.removeprefix("new_") in FACTORIES and isinstance(result, Tensor) and not self._walk.paused:
+                self._make(name, kwargs.get("size", args if x is None else args[1:]), result)
+            elif x is not None:
                 if name in ("split", "split_with_sizes"):
                     self._split(x, args, kwargs, result)
                 elif name == "chunk":
@@ -141,15 +147,29 @@ class Sizes:
             for one, other in (pair, pair[::-1]) if pair[0] == pair[1] else ():
                 if other.source in self._counted:
                     self._counted.setdefault(one.source, self._counted[other.source])
-        known_counts = {(path, name) for (path, _), cut in numbering.cuts.items() for name in cut[2]}
+        layers = {(path, name): side for (path, side), cut in numbering.cuts.items() for name in cut[2]}
         for (path, name), arrays in self._counted.items():
-            if (path, name.partition("[")[0]) in known_counts:
-                continue  # a layer's own number, which shrinks already
-            side = (path, f"param {name}")
+            own = layers.get((path, name.partition("[")[0]), "")  # of a layer's own number, which shrinks already
+            side = (path, own or f"param {name}")
             known = numbering.sides.setdefault(side, arrays[0])
             numbering.cuts.setdefault(side, (len(known), (), (name,)))
             for labels in arrays:
-                self._walk.components.join(known, labels, f"{path}.{name} counts these channels and fixed ones")
+                if len(labels) == len(known):
+                    self._walk.components.join(known, labels, f"{path}.{name} counts these channels and fixed ones")
+
+    def _make(self, name: str, given: Any, result: Tensor) -> None:
+        """Number what lies along a tensor that is made out of nothing, as long as numbers of modules say."""
+        sizes = given[0] if given and isinstance(given[0], (tuple, list)) else given
+        for axis, size in enumerate(sizes[: result.dim()]):
+            times = size // size.size if isinstance(size, _Multiple) else 1
+            size = size.size if isinstance(size, _Multiple) else size
+            if not isinstance(size, KeptSize) or size < 2 or result.shape[axis] != times * size:
+                continue
+            zero = name.endswith("zeros")
+            if (size.source, zero) not in self._made:
+                self._made[size.source, zero] = self._walk.more(size, zero=zero)
+                self._counted.setdefault(size.source, []).append(self._made[size.source, zero])
+            self._walk.shadow(result).axes[axis] = [np.tile(self._made[size.source, zero], times)]
 
     def _split(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], parts: Sequence[Tensor]) -> None:
         given = [*args[1:2], *(v for k, v in kwargs.items() if k.startswith("split"))]

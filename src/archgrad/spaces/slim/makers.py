@@ -23,11 +23,12 @@ def makers_of(numbering: Numbering, walk: Walk) -> Makers:
     """Sides whose weights can zero what a product of two activations sums over; what none makes alone is frozen."""
     makers: Makers = {}
     sides = list(numbering.sides)
-    owner = _owners(numbering, sides)
+    owner = _owners(numbering, sides, len(walk.is_read))
+    zeros = np.concatenate([*walk.zeros, np.zeros(0, dtype=np.int64)])
     for left, right, reason, rescaled in walk.multiplied:
         able = []
         for labels in (left, right):
-            numbers, read = np.unique(owner[labels[labels >= 0]]), _summands(walk, labels)
+            numbers, read = np.unique(owner[labels[labels >= 0]]), np.setdiff1d(_summands(walk, labels), zeros)
             owners = np.unique(owner[read])
             if owners.size and (owners >= 0).all():
                 able.append((numbers, owners, read))
@@ -45,9 +46,9 @@ def makers_of(numbering: Numbering, walk: Walk) -> Makers:
     return makers
 
 
-def _owners(numbering: Numbering, sides: list[Side]) -> NDArray[np.int64]:
+def _owners(numbering: Numbering, sides: list[Side], size: int) -> NDArray[np.int64]:
     """By label the side whose weights are zeros where a gate on it is; -1 for none."""
-    owner = np.full(numbering.size, -1)
+    owner = np.full(size, -1)
     for number, (path, side) in enumerate(sides):
         module = numbering.modules.get(path)
         norm = side == NORM_SIDE or (isinstance(module, NORMS) and module.affine)

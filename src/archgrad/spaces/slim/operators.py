@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from archgrad.spaces.slim.dependency import Axes, Call, Rule, combine
+from archgrad.spaces.slim.combining import combine
+from archgrad.spaces.slim.dependency import Axes, Call, Rule
 from archgrad.spaces.slim.indexing import INDEXING
 from archgrad.spaces.slim.products import PRODUCTS, attention, pair_of_activations
 from archgrad.spaces.slim.rearranging import REARRANGING

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from archgrad.spaces.slim.dependency import Axes, Call, Labels, Rule, combine, paired
+from archgrad.spaces.slim.combining import combine, paired
+from archgrad.spaces.slim.dependency import Axes, Call, Labels, Rule
 from archgrad.spaces.slim.flat_kernels import note_kernel
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from archgrad.spaces.slim.dependency import LONGEST, Apart, Axes, Call, Labels, Rule, combine
+from archgrad.spaces.slim.combining import combine
+from archgrad.spaces.slim.dependency import LONGEST, Apart, Axes, Call, Labels, Rule
 
 FEW = 4  # kinds of projections that one layer makes
 

@@ -96,7 +96,8 @@ def recurrent_hooks(
         made = [sides["out"], sides.get("out cells", sides["out"])]
         for given in _states(args[1] if len(args) > 1 else kwargs.get("hx")):
             for state, labels in zip(given, made, strict=False):
-                if walk.shadow(state).constant:
+                shadow = walk.shadow(state)
+                if shadow.constant and state.dim() - 1 not in shadow.axes:
                     blank.add(path)
                 else:
                     tie_features(walk, state, labels, f"{where} starts from states of a fixed number of units")

@@ -90,12 +90,10 @@ def note_numbers(numbering: Numbering, walk: Walk) -> None:
     """Numbers of heads by which modules size tensors of their own, such as a bias of zeros: they shrink along."""
     for path, labels in walk.numbers:
         module = numbering.modules[path]
-        counts = tuple(n for n in counting_heads(module) if getattr(module, n) == len(labels))
-        side = (path, f"param {' '.join(counts)}")
-        if counts and side in numbering.sides:
-            walk.components.join(numbering.sides[side], labels, f"{path} sizes tensors by a number that is fixed")
-        elif counts:
-            numbering.sides[side], numbering.cuts[side] = labels, (len(labels), (), counts)
+        for name in (n for n in counting_heads(module) if getattr(module, n) == len(labels)):
+            known = numbering.sides.setdefault((path, f"param {name}"), labels)
+            numbering.cuts.setdefault((path, f"param {name}"), (len(labels), (), (name,)))
+            walk.components.join(known, labels, f"{path} sizes tensors by a number that is fixed")
 
 
 def whole_hooks(numbering: Numbering, walk: Walk) -> list[Any]:
