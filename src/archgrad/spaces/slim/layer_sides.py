@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from archgrad.spaces.slim.recurrent import is_recurrent, recurrent_sides
 
-# Attributes that count heads of attention.
-HEADS = (
-    "num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_heads", "num_key_value_heads", "num_kv_heads",
-    "num_of_heads", "nb_heads", "_num_heads", "h",
-)  # fmt: skip
+# Names of attributes that count heads of attention, those of queries and those of keys and values.
+_NUMBER = "_|n|nb|num|number|no|of|total|local|self|cross|attn|attention|encoder|decoder"
+_OF_QUERIES = re.compile(rf"({_NUMBER}|q|query)*(n?heads?(_(num|count|q|query))?|h)")
+_OF_KEYS = re.compile(rf"({_NUMBER}|k|v|kv|key|value)*(n?heads?(_(k|v|kv))?|(query|kv)_groups)")
 LAYERS = (_ConvNd, nn.Linear)
 NORMS = (_NormBase, nn.GroupNorm)
 # Layers whose channels can be cut out with their integer attributes.
@@ -23,9 +24,11 @@ BILINEAR = (("in first", 1, "in1_features"), ("in second", 2, "in2_features"))
 
 
 def counting_heads(module: nn.Module) -> tuple[str, ...]:
-    """Names of a module's own integers that count heads; beside a `w`, an `h` is a height."""
+    """Names of a module's own integers that count heads, of queries first; beside a `w`, an `h` is a height."""
     own = vars(module)
-    return tuple(n for n in HEADS if isinstance(own.get(n), int) and not (n == "h" and "w" in own))
+    names = [n for n, v in own.items() if isinstance(v, int) and not isinstance(v, bool)]
+    of_queries = [n for n in names if _OF_QUERIES.fullmatch(n) and not (n == "h" and "w" in own)]
+    return (*of_queries, *(n for n in names if _OF_KEYS.fullmatch(n) and n not in of_queries))
 
 
 def has_sides(module: nn.Module) -> bool:

@@ -1,0 +1,77 @@
+"""Attributes that count heads go by many names, of queries and of the keys and values that several queries share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families.checks import difference, extremes, outputs, stir
+from torch import Tensor, nn
+
+import archgrad as ag
+from archgrad.choices.access import choices, hold
+from archgrad.extract.discretize import build
+from archgrad.spaces.slim.layer_sides import counting_heads
+
+WIDTH, HEADS, SHARED, STEPS = 24, 4, 2, 5
+NAMES = [
+    ("num_heads", "num_kv_heads"), ("n_heads", "n_kv_heads"), ("n_head", "n_query_groups"),
+    ("n_local_heads", "n_local_kv_heads"), ("num_attention_heads", "num_key_value_heads"),
+    ("num_heads", "num_query_groups"), ("num_query_heads", "num_kv_heads"), ("q_heads", "kv_heads"),
+    ("nheads", "num_heads_kv"), ("n_head", "n_kv_head"), ("heads", "num_kv_groups"), ("head_num", "kv_heads"),
+]  # fmt: skip
+
+
+class Attention(nn.Module):
+    """Grouped queries, with rows for each head by numbers, and keys and values repeated in one of three ways."""
+
+    def __init__(self, queries: str, keys: str, way: str) -> None:
+        super().__init__()
+        self.queries, self.keys, self.way = queries, keys, way
+        self.head_dim, self.n_rep = WIDTH // HEADS, HEADS // SHARED
+        setattr(self, queries, HEADS)
+        setattr(self, keys, SHARED)
+        self.wq, self.wo = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.wk, self.wv = nn.Linear(WIDTH, WIDTH // 2), nn.Linear(WIDTH, WIDTH // 2)
+
+    def repeated(self, x: Tensor) -> Tensor:
+        """[B, T, kv heads, C] to [B, T, heads, C]."""
+        if self.way == "interleave":
+            return x.repeat_interleave(self.n_rep, 2)
+        b, t, heads, dim = x.shape
+        return x[:, :, :, None].expand(b, t, heads, self.n_rep, dim).reshape(b, t, heads * self.n_rep, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        q = self.wq(x).view(b, t, getattr(self, self.queries), self.head_dim).transpose(1, 2)
+        k, v = (
+            self.repeated(w(x).view(b, t, getattr(self, self.keys), self.head_dim)).transpose(1, 2)
+            for w in (self.wk, self.wv)
+        )
+        y = (q @ k.mT / 3).softmax(-1) @ v
+        return x + self.wo(y.transpose(1, 2).reshape(b, t, -1))
+
+
+@pytest.mark.parametrize("way", ["interleave", "expand"])
+@pytest.mark.parametrize(("queries", "keys"), NAMES)
+def test_heads_are_found_by_the_usual_names_of_their_numbers(queries: str, keys: str, way: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, WIDTH), Attention(queries, keys, way), nn.Linear(WIDTH, 3)).double()
+    x = torch.randn(2, STEPS, 3).double()
+    space = ag.slim(net, x)
+    assert {"0": WIDTH, "1.wq": SHARED}.items() <= {n: g[0].size for n, g in choices(space).items()}.items()
+    stir(space)
+    least = extremes(space)[1]
+    held, built = hold(space, least), build(space, least)
+    assert difference(outputs(held, (x,)), outputs(built, (x,))) < 1e-9
+    for attention in [m for m in built.modules() if isinstance(m, Attention)]:
+        assert (getattr(attention, queries), getattr(attention, keys), attention.n_rep) == (2, 1, 2)
+
+
+def test_names_that_hold_head_and_count_something_else_are_none() -> None:
+    module, others = nn.Module(), ("head_dim", "dim_head", "d_head", "dim_per_head", "head_size", "channels_per_head",
+                                   "num_key_value_groups", "n_rep", "num_groups", "n_hidden", "ahead")  # fmt: skip
+    for name in others:
+        setattr(module, name, 4)
+    assert counting_heads(module) == ()
+    module.kv_heads, module.n_local_heads, module.w, module.h = 2, 4, 3, 3
+    assert counting_heads(module) == ("n_local_heads", "kv_heads")
