@@ -7,14 +7,16 @@ import re
 import time
 from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from archgrad.copy_and_run import in_mode
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, run, tensors_of
-from archgrad.spaces.slim.trial import TOLERANCE, Check, Removal, Trial, as_real, largest, readers
+from archgrad.spaces.slim.trial import TOLERANCE, Check, Failure, Removal, Trial, readers
 from archgrad.spaces.slim.trial_masks import BRANCHLESS, MASKS, kept_entries
+from archgrad.spaces.slim.value_differences import as_real, largest
 
 UNSHOWN = (
     "the example does not exercise it: closing its channels changes no output; give an example on which it counts"
@@ -41,6 +43,19 @@ class Budget:
         return self.left >= reserve
 
 
+class Comparisons(Protocol):
+    """What finds a reason why some removals are not exact together."""
+
+    @property
+    def masks(self) -> Sequence[str]:
+        """What is kept, one after another."""
+
+    def failure(
+        self, removals: Sequence[Removal], mask: str = ..., checks: Sequence[Check] | None = ...
+    ) -> Failure | None:
+        """Why these are not exact under a mask; None where they are."""
+
+
 def exercised(
     trial: Trial, removals: Sequence[Removal], frozen: MutableMapping[str, str], budget: Budget
 ) -> list[Removal]:
@@ -51,7 +66,7 @@ def exercised(
 
 
 def settle(
-    trial: Trial,
+    trial: Comparisons,
     removals: Sequence[Removal],
     frozen: MutableMapping[str, str],
     budget: Budget,
@@ -104,7 +119,7 @@ def alike(removals: Sequence[Removal]) -> list[list[Removal]]:
 class _Search:
     """Halving: a set that fails is divided until those that fail are found; the first of alike ones judges all."""
 
-    trial: Trial
+    trial: Comparisons
     mask: str
     checks: Sequence[Check] | None
     budget: Budget

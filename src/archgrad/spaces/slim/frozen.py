@@ -34,7 +34,8 @@ ADVICE = (
     ("mixes these", "a linear layer or convolution in front of it would let the channels in front of that be cut"),
     (
         "something mixes them",
-        "look for a norm, softmax or mean over channels behind it, or a size kept as a number",
+        "look for a norm, softmax or mean over channels behind it, a size kept as a number, or parameters that "
+        "forward itself adds up",
     ),
     ("adds up", "a linear layer in front of the product would let the channels in front of that be cut"),
     ("not the weight of a layer", "torch.nn.Linear in the place of the bare parameter can carry a gate"),

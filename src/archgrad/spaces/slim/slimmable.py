@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
 from archgrad.argument_types import checked
-from archgrad.choices.channel_norms import add_gate
-from archgrad.choices.channels import ORDER, Coupling, Vanishing
+from archgrad.choices.channels import Coupling, Vanishing
 from archgrad.choices.gate import Gate
 from archgrad.choices.graph_numbers import with_numbers
 from archgrad.choices.spectral_norms import add_spectral_norms, without_spectral_norms
-from archgrad.choices.standardized_weights import standardized_weight
 from archgrad.choices.weight_norms import without_weight_norms
 from archgrad.copy_and_run import copied, in_mode, require_values
 from archgrad.errors import ModelError
 from archgrad.spaces.slim.acceptance import Budget, exercised, settle
+from archgrad.spaces.slim.attaching import attach
 from archgrad.spaces.slim.attention import attention_heads
 from archgrad.spaces.slim.branches import branches
 from archgrad.spaces.slim.channel_graph import ChannelGraph, trace
 from archgrad.spaces.slim.experts import experts
 from archgrad.spaces.slim.flat_kernels import Factors
 from archgrad.spaces.slim.frozen import Frozen, advised, reach
+from archgrad.spaces.slim.held_space import HeldSpace
 from archgrad.spaces.slim.input_features import input_features
 from archgrad.spaces.slim.own_widths import with_own_widths
-from archgrad.spaces.slim.recurrent import follow_weights
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, quiet_graphs, run, without_scripts
 from archgrad.spaces.slim.spectral import in_front_of_norms, without_rescaled
 from archgrad.spaces.slim.torch_attention import named_again, torch_heads
-from archgrad.spaces.slim.trial import Removal, Trial, gated_tensors
+from archgrad.spaces.slim.trial import Removal, Trial
 from archgrad.spaces.slim.trial_masks import MASKS
 from archgrad.tasks.batch_checks import KEPT_TYPES, is_of_types
 from archgrad.tasks.task import Inputs, arguments, tensors
@@ -150,7 +147,7 @@ def _slimmed(net: Network, given: tuple[Tensor, ...], is_kept: Callable[[str], b
     del trial
     space = copied(net)
     for removal in removals:
-        _attach(space, in_front_of_norms(net, removal))
+        attach(space, in_front_of_norms(net, removal))
     add_spectral_norms(space)
     setattr(space, FROZEN, record)
     log.info("%d gates; %s", len(removals), record.summary())
@@ -210,6 +207,9 @@ def _accepted(
     refused: dict[str, str] = {}
     removals = exercised(trial, removals, refused, budget)
     removals = named_again(trial.network, settle(trial, removals, refused, budget))
+    exact = settle(HeldSpace(trial), removals, refused, Budget())
+    # Others than those that passed together may not.
+    removals = exact if len(exact) == len(removals) else settle(trial, exact, refused, Budget())
     graph.frozen.update(
         {name: reason for name, reason in refused.items() if not name.endswith((".branch", ".channels"))}
     )
@@ -286,7 +286,7 @@ def _traced(
     cause: Exception | None = None
     for sources in (True, False):  # code may ask whether a number is an int and nothing else
         try:
-            network = without_scripts(in_mode(copied(net, share=True)))
+            network = without_scripts(in_mode(copied(net)))  # a run may change parameters in place
             return trace(network, inputs, keep=is_kept, sources=sources, outer=outer, thinned=thinned,
                          factors=factors)  # fmt: skip
         except NETWORK_ERRORS as error:
@@ -303,52 +303,3 @@ def _traced(
         f"the channels of {type(net).__name__} cannot be followed ({type(cause).__name__}: {cause}); its forward "
         f"has to run under a torch dispatch mode: leave out torch.jit, torch.func and captured graphs"
     ) from cause
-
-
-def _attach(space: nn.Module, removal: Removal) -> None:
-    """Gates on the weights that read the channels, or that end the branch."""
-    couplings = list(removal.couplings)
-    if removal.vanishing:
-        layer = space.get_submodule(removal.last)
-        how = standardized_weight(layer)
-        for attribute in (how.gain if how else "weight", "bias"):
-            tensor = getattr(layer, attribute, None)
-            if isinstance(tensor, Tensor):
-                every = torch.zeros(tensor.shape[0], dtype=torch.long)
-                stays = removal.vanishing
-                gate = Gate(1, name=removal.name, places=every, dim=0, couplings=couplings, vanishing=stays)
-                _register(layer, attribute, gate)
-        return
-    for member in couplings:
-        for attribute, dim in gated_tensors(space, member):
-            places = None if torch.equal(member.places, torch.arange(removal.size)) else member.places
-            gate = Gate(removal.size, name=removal.name, places=places, dim=dim, couplings=couplings)
-            _register(space.get_submodule(member.module), attribute, gate)
-        if member.norm is not None:
-            gate = Gate(removal.size, name=removal.name, places=member.places, dim=0, couplings=couplings)
-            add_gate(space.get_submodule(member.module), member.norm, gate)
-    attentions = [member.module for member in couplings if member.attention]
-    for path, module in space.named_modules() if attentions else ():
-        if isinstance(module, nn.TransformerEncoder) and any(
-            a.startswith(f"{path}." if path else "") for a in attentions
-        ):
-            # Nested tensors are for torch's kernel of whole layers, which knows no other number of heads.
-            module.enable_nested_tensor = module.use_nested_tensor = False
-
-
-def _register(layer: nn.Module, attribute: str, gate: Gate) -> None:
-    """Parametrize a weight by a gate, and note the order of the layer's parameters, which the built network keeps."""
-    if not parametrize.is_parametrized(layer):
-        setattr(layer, ORDER, tuple(layer._parameters))
-    parametrize.register_parametrization(layer, attribute, gate)
-    follow_weights(layer)
-    if isinstance(layer, fx.GraphModule):
-        type(layer).__deepcopy__ = _copied_graph  # type: ignore[method-assign]
-
-
-def _copied_graph(self: fx.GraphModule, memo: dict[int, Any]) -> fx.GraphModule:
-    """A deep copy of a parametrized graph, whose own way does not find weights that are computed."""
-    made = memo[id(self)] = object.__new__(type(self))
-    vars(made).update(copy.deepcopy(vars(self), memo))
-    made._graph.owning_module = made
-    return made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from archgrad.errors import ModelError, one_line
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, plain_kernels, run, tensors_of, without_scripts
 from archgrad.spaces.slim.trial_inputs import KeptDouble, calibrate, trial_inputs
 from archgrad.spaces.slim.trial_masks import BRANCHLESS, HALVES, MASKS, kept_entries
+from archgrad.spaces.slim.value_differences import difference, fingerprint, largest
 from archgrad.spaces.slim.width_independent_draws import AlignedDraws
 from archgrad.spaces.slim.written_sizes import advice_on, of_outputs
 
@@ -36,6 +36,10 @@ MIXED = "removing its channels is not the same as closing them: something mixes 
 DRAWN = (
     "the network draws random numbers for each of these channels outside training; with fewer channels it would draw "
     "others"
+)
+UPDATED = (
+    "there forward writes parameters by others of their shape, as a moving average does; such an update in the "
+    "training loop, behind the step, leaves them apart"
 )
 
 
@@ -106,6 +110,7 @@ class Trial:
             try:
                 if scrambled:
                     _scramble(self.network, inputs)
+                self._prints = fingerprint(self.network)
                 self.inputs = trial_inputs(self.network, inputs, large=self.large)
                 self._rounds = False
                 if number == 0 and not self.large:
@@ -166,10 +171,11 @@ class Trial:
             except NETWORK_ERRORS as error:
                 if check.training and not self.trains:
                     continue
+                advice = UPDATED if check.training and self._updates else advice_on(error)
                 few = " with one channel left" if mask in ("one", "smallest") else ""
                 return Failure(
                     f"the network does not run{few} without its channels ({type(error).__name__}: {_line(error)}); "
-                    f"{advice_on(error)}",
+                    f"{advice}",
                     check,
                 )
         del smaller
@@ -181,16 +187,20 @@ class Trial:
                 if check.training and not self.trains:
                     continue
                 return Failure(f"the network does not run with its channels at zero ({one_line(error)})", check)
-            reason = self._differ(expected, actual, check, removals, kept)
+            reason = self.differ(expected, actual, check, removals, kept)
             if reason == MIXED and self._is_drawn(removals, kept, check):
                 reason = DRAWN
             if reason:
                 return Failure(reason, check)
         return None
 
+    def copy(self) -> nn.Module:
+        """A copy that has the same parameters, or copies of them where a run changes some in place."""
+        return copied(self.network, share=not self._updates)
+
     def closed(self, removals: Sequence[Removal], kept: Mapping[str, list[int]]) -> nn.Module:
         """A copy of the network in which every layer reads zeros from the closed channels."""
-        network = copied(self.network, share=True)
+        network = self.copy()
         norms: dict[str, tuple[Norm | StandardizedWeight, Tensor]] = {}
         with torch.no_grad():
             for removal in removals:
@@ -211,14 +221,14 @@ class Trial:
 
     def removed(self, removals: Sequence[Removal], kept: Mapping[str, list[int]]) -> nn.Module:
         """A copy of the network without the closed channels and branches."""
-        network = copied(self.network, share=True)
+        network = self.copy()
         remove_channels(network, {r.name: r.couplings for r in removals}, kept)
         remove_branches(network, [r.vanishing for r in removals if r.vanishing and not kept[r.name]])
         return network
 
     def reference(self, number: int = 0) -> list[Tensor]:
         """The outputs of the network as it stands."""
-        return self.outputs(self.network, Check(number, False))
+        return self.outputs(self.copy(), Check(number, False))
 
     def floor(self, network: nn.Module, check: Check) -> list[float]:
         """How much each output changes where every layer rounds otherwise; large where the network magnifies it."""
@@ -242,7 +252,7 @@ class Trial:
         finally:
             for handle in handles:
                 handle.remove()
-        return [max(_difference(a, b) for b in others) for a, *others in zip(first, *again, strict=True)]
+        return [max(difference(a, b) for b in others) for a, *others in zip(first, *again, strict=True)]
 
     def outputs(self, network: nn.Module, check: Check, *, aligned: bool = False) -> list[Tensor]:
         """What a network computes on one of the inputs; random draws are `aligned` in training."""
@@ -257,34 +267,47 @@ class Trial:
         with plain_kernels(), KeptDouble() if self._rounds else contextlib.nullcontext():  # type: ignore[no-untyped-call]
             yield
 
-    @functools.cached_property
+    @property
     def trains(self) -> bool:
         """Whether the network itself runs in training; BatchNorm does not on a single value."""
-        try:
-            first = (len(self.inputs) - 2) % len(self.inputs) if self.large else 0
-            self.outputs(copied(self.network, share=True), Check(first, True))
-        except NETWORK_ERRORS:
-            return False
-        return True
+        return self._training[0]
 
-    def _differ(
+    @property
+    def _updates(self) -> bool:
+        """Whether a run changes parameters in place, as a teacher's that are averages of its student's."""
+        return self._training[1]
+
+    @functools.cached_property
+    def _training(self) -> tuple[bool, bool]:
+        """Whether the network runs in training, and whether it changes parameters there or in evaluation."""
+        first = (len(self.inputs) - 2) % len(self.inputs) if self.large else 0
+        own, runs = copied(self.network, share=True), True
+        before = fingerprint(own)
+        try:
+            self.outputs(own, Check(first, True))
+        except NETWORK_ERRORS:
+            runs = False
+        return runs, before != self._prints or before != fingerprint(own)
+
+    def differ(
         self, expected: list[Tensor], actual: list[Tensor], check: Check, removals: Sequence[Removal],
         kept: Mapping[str, list[int]],
     ) -> str:  # fmt: skip
+        """How outputs differ, by more than rounding explains; "" where they do not."""
         if [x.shape for x in expected] != [x.shape for x in actual]:
             return of_outputs(expected, actual)
         suspects = [i for i, (a, b) in enumerate(zip(expected, actual, strict=True)) if not self._is_close(a, b)]
         if not suspects:
             return ""
         if check not in self._floors:
-            self._floors[check] = self.floor(copied(self.network, share=True), check)
+            self._floors[check] = self.floor(self.copy(), check)
         floors = self._floors[check]
         if len(floors) != len(expected):
             return MIXED
         suspects = [i for i in suspects if not self._is_close(expected[i], actual[i], floors[i])]
         if not suspects:
             return ""
-        if all(_difference(expected[i], actual[i]) < VAGUE * largest(expected[i]) for i in suspects):
+        if all(difference(expected[i], actual[i]) < VAGUE * largest(expected[i]) for i in suspects):
             floors = self.floor(self.closed(removals, kept), check)
             suspects = [i for i in suspects if not self._is_close(expected[i], actual[i], floors[i])]
         if check.training:
@@ -294,7 +317,7 @@ class Trial:
 
     def _is_close(self, a: Tensor, b: Tensor, floor: float = 0.0) -> bool:
         tolerance = max(TOLERANCE[self.dtype] * largest(a), MARGIN * floor)
-        return _difference(a, b) <= tolerance
+        return difference(a, b) <= tolerance
 
     def _is_drawn(self, removals: Sequence[Removal], kept: Mapping[str, list[int]], check: Check) -> bool:
         """Whether they differ in what the network draws alone."""
@@ -339,33 +362,6 @@ def _replace(module: nn.Module, name: str, change: Any) -> None:
 def _in_precision(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor in another precision, complex numbers as such."""
     return x.to(dtype) if x.is_floating_point() else x.to(dtype.to_complex()) if x.is_complex() else x
-
-
-def as_real(x: Tensor) -> Tensor:
-    """Complex numbers as pairs of real ones."""
-    return torch.view_as_real(x) if x.is_complex() else x
-
-
-def _difference(a: Tensor, b: Tensor) -> float:
-    """The largest difference of finite elements; infinite where others are not the same."""
-    a, b = as_real(a), as_real(b)
-    if not a.is_floating_point():
-        return 0.0 if torch.equal(a, b) else math.inf
-    finite = a.isfinite() & b.isfinite()
-    if not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()):
-        return math.inf
-    if not torch.equal(a[~finite].isnan(), b[~finite].isnan()):
-        return math.inf
-    return float((a - b).detach()[finite].abs().max()) if bool(finite.any()) else 0.0
-
-
-def largest(a: Tensor) -> float:
-    """The largest finite magnitude; 1 for what is not continuous."""
-    a = as_real(a)
-    if not a.is_floating_point():
-        return 1.0
-    finite = a.detach()[a.isfinite()]
-    return float(finite.abs().max()) if finite.numel() else 0.0
 
 
 def _scramble(network: nn.Module, inputs: tuple[Any, ...]) -> None:

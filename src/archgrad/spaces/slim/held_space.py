@@ -1,0 +1,81 @@
+"""Whether a network with gates on its weights computes what it does with its channels at zero.
+
+A gate is a parametrization: the weight that it scales keeps its place as an attribute, but among the parameters it
+goes by another name, and is there as it was in front of the gate. A `forward` that reads it there, as by
+`self.parameters()` or `state_dict()`, reads past the gate or does not find it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from archgrad.choices.gate import Gate
+from archgrad.choices.relaxations import Held
+from archgrad.errors import one_line
+from archgrad.spaces.slim.attaching import attach
+from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS
+from archgrad.spaces.slim.trial import Check, Failure, Removal, Trial
+from archgrad.spaces.slim.trial_masks import MASKS, kept_entries
+
+
+@dataclass
+class HeldSpace:
+    """Compares networks with gates that are held with those whose channels are at zero.
+
+    Args:
+        trial: has tried the removals; inputs and tolerances are its own.
+    """
+
+    trial: Trial
+
+    @property
+    def masks(self) -> Sequence[str]:
+        """What is kept."""
+        return MASKS[:1]
+
+    def failure(
+        self, removals: Sequence[Removal], mask: str = MASKS[0], checks: Sequence[Check] | None = None
+    ) -> Failure | None:
+        """Why gates do not compute what zeros do; None where they do."""
+        kept = kept_entries(removals, mask)
+        number = len(self.trial.inputs) - 1 if self.trial.large else 0  # the cheapest
+        own = [Check(number, False), *[Check(number, True)] * self.trial.trains]
+        closed, held = self.trial.closed(removals, kept), self._held(removals, kept)
+        for check in own if checks is None else checks:
+            expected = self.trial.outputs(closed, check)
+            try:
+                actual = self.trial.outputs(held, check)
+            except NETWORK_ERRORS as error:
+                return Failure(_reason(held, removals[-1], f" ({one_line(error)})"), check)
+            if self.trial.differ(expected, actual, check, removals, kept):
+                return Failure(_reason(held, removals[-1], ""), check)
+        return None
+
+    def _held(self, removals: Sequence[Removal], kept: dict[str, list[int]]) -> nn.Module:
+        network = self.trial.copy()
+        for removal in removals:
+            attach(network, removal)
+        for path, gate in _gates(network):
+            if gate.name in kept:
+                owner = network.get_submodule(path.rpartition(".")[0])
+                gate.relaxation = Held(gate.picked(tuple(kept[gate.name])))
+                gate.to(next(owner.parameters(), next(network.parameters())).device)
+        return network
+
+
+def _gates(network: nn.Module) -> list[tuple[str, Gate]]:
+    return [(path, module) for path, module in network.named_modules() if isinstance(module, Gate)]
+
+
+def _reason(held: nn.Module, removal: Removal, error: str) -> str:
+    paths = [path.rpartition(".")[0] for path, gate in _gates(held) if gate.name == removal.name]
+    weights = [path.replace("parametrizations.", "") for path in paths]
+    return (
+        f"its gate computes {', '.join(weights[:3])}{' and others' * (len(weights) > 3)} in each call, and forward "
+        f"then computes something else{error}, as where it lists parameters (parameters(), named_parameters(), "
+        f"state_dict()), in which these have other names and no gate, or asks for the type of a layer; take them as "
+        f"attributes, such as layer.weight"
+    )
