@@ -1,8 +1,8 @@
 """Searches of NAS-Bench-201's supernet on real images, and what the cells are worth: looked up in the table.
 
-    python benchmarks/collapse.py --seeds 3 --out benchmarks/results/collapse.json
+    python benchmarks/collapse.py --images 6000 --steps 2700 --seeds 3 --out benchmarks/results/collapse.json
 
-The supernet (4 channels, 1 cell a stage) is searched on CIFAR-10 (the JPEG copy, few images, halved to 16 x 16) by
+The supernet (4 channels, 1 cell a stage) is searched on CIFAR-10 (the JPEG copy, some of it, halved to 16 x 16) by
 each method for the same number of steps. Every row has the same labelled images: where it ends with finalists, a
 sixth of them is the validation part that decides; published forms train on all of them. Accuracies are those of the
 published table after 200 epochs, "rank" is among all cells by the first data set, and "random cell" is the mean of
