@@ -73,7 +73,7 @@ def test_lengths_behind_a_residual_sum_leave_the_stream_free(way: str) -> None:
     x = torch.randn(2, 4, 5, dtype=DOUBLE)
     space = slim(net, x)
     assert sizes(space) == {"first": 8, **{f"blocks.{i}.1": 7 for i in range(len(net.blocks))}}
-    assert not frozen(space)
+    assert set(frozen(space).values()) <= {"its channels reach the network's output"}
     assert_exact(space, (x,))
 
 

@@ -24,7 +24,7 @@ from archgrad.extract.discretize import build, draw_anew, write_back
 from archgrad.gates.gate_optimizer import entry_logits
 from archgrad.gates.importance import importance
 from archgrad.gates.selection import GateConstraint, full, gates, uniform
-from archgrad.spaces.slim.channel_graph import KEPT
+from archgrad.spaces.slim.layer_reasons import KEPT
 from archgrad.spaces.slim.slimmable import frozen, slim
 from archgrad.tasks.batch_checks import FAILURES
 

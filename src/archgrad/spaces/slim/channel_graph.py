@@ -25,6 +25,7 @@ from archgrad.choices.fewer_heads import AttentionCall
 from archgrad.spaces.slim.dependency import Components, Labels, Walk
 from archgrad.spaces.slim.flat_kernels import Factors, factors_of
 from archgrad.spaces.slim.kept_sizes import Sizes, know_sources, unflattening
+from archgrad.spaces.slim.layer_reasons import KEPT, UNREAD, say_what_does_not_run
 from archgrad.spaces.slim.layer_sides import (
     NORMS,
     TABLES,
@@ -39,15 +40,20 @@ from archgrad.spaces.slim.own_widths import GivenAxes, Wides, note_widths, wides
 from archgrad.spaces.slim.recurrent import count_states, is_recurrent, packing, recurrent_hooks, tie_units
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, computed_weights, named_tensors_of, plain_kernels, run
 from archgrad.spaces.slim.torch_attention import Calls
-from archgrad.spaces.slim.whole_modules import Parts, note_numbers, note_products, note_rows, whole_hooks
+from archgrad.spaces.slim.whole_modules import (
+    Parts,
+    note_numbers,
+    note_products,
+    note_reads,
+    note_rows,
+    whole_hooks,
+)
 
 BARE = "with a parameter that is not the weight of a layer"
 STANDARDIZED = (
     "computes its weight from its parameters in each call; a plain layer with the computed weight in its place could "
     "be cut"
 )
-KEPT = "kept at your wish (keep=)"
-UNREAD = "no layer whose inputs can be gated reads its channels"
 
 
 @dataclass
@@ -66,6 +72,7 @@ class ChannelGraph:
         parts: how the products that modules compute themselves are divided.
         grouped: GroupNorms by which all channels in front of them go together or not at all.
         factors: sides along which lie the filters of a kernel, not yet followed as such.
+        read: axes of parameters that are the weight of no layer, along which products sum.
     """
 
     groups: dict[str, list[Coupling]] = field(default_factory=dict)
@@ -78,9 +85,10 @@ class ChannelGraph:
     parts: Parts = field(default_factory=dict)
     grouped: set[str] = field(default_factory=set)
     factors: Factors = field(default_factory=dict)
+    read: frozenset[Side] = frozenset()
 
     def macs(self, network: nn.Module, *, without: Collection[str] = ()) -> float:
-        """Multiply-adds on the example of the layers of a network with these paths, whatever their widths."""
+        """Multiply-adds with weights on the example, of a network with these paths, whatever its widths."""
         return float(sum(
             (self.positions[n] or self.positions[f"{n}.{name}"]) * weight.numel()
             for n, layer in network.named_modules() if n not in without
@@ -151,21 +159,15 @@ def trace(
     parts = note_products(numbering, walk, outer.parts if outer else {})
     sizes.tie(numbering)
     note_numbers(numbering, walk)
-    graph = _collect(numbering, components, makers, within=walk.inner if outer else None)
+    read = note_reads(numbering, walk, positions, keep)
+    graph = _collect(numbering, components, makers, within=walk.inner if outer else None, read=read)
     count_states(graph.groups, numbering.modules, blank)
     graph.positions, graph.calls, graph.divides, graph.parts = positions, numbering.calls, walk.divides, parts
     graph.whole = graph.macs(network)
     graph.factors = factors_of(walk, numbering.sides)
     graph.wides = wides_of(numbering, walk, given_axes)
-    _say_what_does_not_run(graph, numbering, visited)
+    say_what_does_not_run(graph.frozen, numbering, visited)
     return graph
-
-
-def _say_what_does_not_run(graph: ChannelGraph, numbering: Numbering, visited: set[str]) -> None:
-    for path in graph.frozen.keys() - visited:
-        used = any(True for _ in numbering.modules[path].children())
-        if not used and graph.frozen[path] == UNREAD:
-            graph.frozen[path] = f"it does not run on the example; {_kept_tensors(numbering)}"
 
 
 def _run_in_training(
@@ -174,9 +176,11 @@ def _run_in_training(
     """Follow what runs in training alone too, such as heads for auxiliary losses, whose work does not count."""
     counts, calls = positions.copy(), {path: {*ways} for path, ways in numbering.calls.items()}
     products, outputs = {path: [*made] for path, made in walk.products.items()}, list[Any]()
+    read = len(walk.read)
     with contextlib.suppress(*NETWORK_ERRORS):
         outputs = [run(network.train(), example)]
     walk.products, numbering.calls = products, {**numbering.calls, **calls}
+    walk.read[read:] = [(labels, 0) for labels, _ in walk.read[read:]]
     positions.clear()
     positions.update(counts)
     return outputs
@@ -200,17 +204,6 @@ def _numbered(numbering: Numbering, keep: Callable[[str], bool]) -> tuple[Number
         if is_recurrent(module):
             tie_units(components, numbering.sides_of(path))
     return numbering, components, is_read
-
-
-def _kept_tensors(numbering: Numbering) -> str:
-    """What may keep a layer from running: activations that the network remembers."""
-    kept = [
-        f"{path}.{name}".strip(".") for path, module in numbering.modules.items()
-        for name, value in vars(module).items() if isinstance(value, Tensor)
-    ]  # fmt: skip
-    if kept:
-        return f"the network keeps tensors of earlier runs ({', '.join(kept[:3])}): set them to None before slimming"
-    return "give an example that reaches it"
 
 
 def _hooks(
@@ -284,8 +277,9 @@ def _tie_blocks(numbering: Numbering, components: Components, path: str, module:
 
 
 def _collect(
-    numbering: Numbering, components: Components, makers: Makers, *, within: Sequence[Labels] | None
-) -> ChannelGraph:
+    numbering: Numbering, components: Components, makers: Makers, *, within: Sequence[Labels] | None,
+    read: frozenset[Side],
+) -> ChannelGraph:  # fmt: skip
     """Units that reach the same sides become one gate; what is frozen is listed with its reason.
 
     Args:
@@ -293,6 +287,7 @@ def _collect(
         components: what is tied and frozen.
         makers: sides whose weights carry a gate, where a product of activations reads their channels.
         within: channels of which one at least has to be in a unit; default: any unit.
+        read: axes of bare parameters that say nothing of what these make.
     """
     roots, reasons = components.roots(), components.reasons()
     inner = None if within is None else {int(r) for labels in within for r in np.unique(roots[labels[labels >= 0]])}
@@ -302,7 +297,7 @@ def _collect(
         labels = numbering.sides[side]
         for root in np.unique(roots[labels[labels >= 0]]).tolist():
             reached.setdefault(root, []).append(number)
-    result = ChannelGraph()
+    result, later = ChannelGraph(read=read), dict[str, str]()
     for labels in (labels for labels, rescaled in makers.values() if rescaled):
         own = np.unique(roots[labels]).tolist()
         if len({tuple(reached[root]) for root in own}) > 1:  # the number that is left is that of several gates
@@ -314,15 +309,17 @@ def _collect(
         reason = reasons.get(root) or _unreadable(numbering, [sides[n] for n in numbers], makers)
         if not reason:
             gates.setdefault(tuple(numbers), []).append(root)
-        for path in (
-            {numbering.owner(sides[n]) for n in numbers if kind_of(sides[n][1]) not in ("in", ROWS, ALONG, "param")}
+        for path, reads in (
+            {(numbering.owner(sides[n]), sides[n] in read) for n in numbers
+             if kind_of(sides[n][1]) not in ("in", ROWS, ALONG, "param")}
             if reason
             else ()
-        ):
+        ):  # fmt: skip
             # Of a bare matrix both axes are numbered, and its own reason counts more than its neighbours'.
             if BARE in reason:
                 result.frozen[path] = reason
-            result.frozen.setdefault(path, reason)
+            (later if reads else result.frozen).setdefault(path, reason)
+    result.frozen |= {path: reason for path, reason in later.items() if path not in result.frozen}
     order = {name: i for i, name in enumerate(numbering.modules)}
     for sides_of_gate, units in gates.items():
         members = [sides[n] for n in sides_of_gate]

@@ -164,7 +164,7 @@ class Walk(OperatorMode):
         within: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.components, self.is_read = components, is_read
+        self.components, self.is_read, self._rule = components, is_read, rule
         self.path, self.here, self.computed = path, here, computed
         self.unflattened = -1  # which of the sizes that `unflatten` was given is -1, while it runs
         self.heads = -1  # the axis whose size a reshape that runs was given as a number of heads
@@ -173,13 +173,13 @@ class Walk(OperatorMode):
         self.inner: list[Labels] = []  # channels within heads
         self.is_table = np.zeros(len(is_read), dtype=bool)  # whether a label is a channel of an embedding
         self.is_bare = np.zeros(len(is_read), dtype=bool)  # of a parameter that is the weight of no layer
-        self.bare: list[Labels] = []  # of those the ones that a product sums over
+        self.bare: list[Labels] = []  # of those the ones that a product sums over, with other channels
+        self.read: list[tuple[Labels, int]] = []  # the ones that any product sums over, with its multiply-adds
         self._lines = np.arange(len(is_read))  # by label the one that stands for it
         self.zeros: list[Labels] = []  # of tensors of zeros, which add nothing to any product
         self.sums: list[tuple[Labels, Labels]] = []  # by place: the first stands for both, as in a sum
         self.multiplied: list[tuple[Labels, Labels, str, bool]] = []  # see `operators.pair_of_activations`
-        self._rule = rule
-        # By path the products that a module computes itself: their multiply-adds, and what lies along their results.
+        # By path the products that a module computes itself: multiply-adds, and what lies along their results.
         self.products: dict[str, list[tuple[int, list[tuple[int, Labels]], object]]] = {}
         self.numbers: list[tuple[str, Labels]] = []  # module -> channels whose number it gave as a number
         self.used: set[int] = set()  # parameters that an operator read, by identity

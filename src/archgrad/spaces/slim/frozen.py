@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from archgrad.report.numbers import counted
-from archgrad.spaces.slim.channel_graph import UNREAD, ChannelGraph
+from archgrad.spaces.slim.channel_graph import ChannelGraph
+from archgrad.spaces.slim.layer_reasons import UNREAD
 from archgrad.spaces.slim.layer_sides import has_sides, sides_of
+from archgrad.spaces.slim.numbering import Side
 from archgrad.spaces.slim.trial import Removal, Trial
 from archgrad.spaces.slim.trial_masks import kept_entries
 
@@ -94,9 +96,18 @@ def has_channels(module: nn.Module) -> bool:
     )
 
 
+def _parted(side: Side) -> tuple[tuple[str, str], str]:
+    owner, _, name = side[0].rpartition(".")
+    return (owner, name), side[1]
+
+
 def reach(trial: Trial, removals: Sequence[Removal], graph: ChannelGraph) -> Frozen:
     """Every layer with parameters that has no gate, with its reason, and what the smallest network still takes."""
-    gated = {c.module for r in removals for c in r.couplings if c.kind not in ("in", "rows", "branch")}
+    read = {(owner, f"param {n} {side.split()[1]}") for (owner, n), side in map(_parted, graph.read)}
+    gated = {
+        c.module for r in removals for c in r.couplings
+        if c.kind not in ("in", "rows", "branch") and (c.module, c.side) not in read
+    }  # fmt: skip
     gated |= {r.name.removesuffix(".heads") for r in removals}
     complete, reasons = {}, graph.frozen
     for path, module in trial.network.named_modules():

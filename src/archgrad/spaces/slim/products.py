@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from archgrad.multiply_adds import multiply_adds
 from archgrad.spaces.slim.combining import combine, paired
 from archgrad.spaces.slim.dependency import Axes, Call, Labels, Rule
 from archgrad.spaces.slim.flat_kernels import note_kernel
@@ -74,6 +75,7 @@ def _convolve_groups(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None)
         return _convolve_examples(call, x, weight, bias)
     transposed = bool(call.argument("transposed", False))
     call.walk.freeze(x, f"{call.walk.here()} mixes along these channels (convolution)", axes=range(2, x.dim()))
+    _note_read(call, weight, labels.get(1, []))
     if transposed:
         made = call.axes(bias).get(0, []) if bias is not None else []
         if not made:
@@ -128,6 +130,8 @@ def _convolve_examples(call: Call, x: Tensor, weight: Tensor, bias: Tensor | Non
 def contract(call: Call, left: list[Labels], right: list[Labels], operands: tuple[Tensor, Tensor]) -> bool:
     """Tie the labels along an axis that a product sums over: one operand has to be a weight that takes a gate."""
     components, here = call.walk.components, call.walk.here()
+    for x, arrays in zip(operands, (left, right), strict=True):
+        _note_read(call, x, arrays)
     if not left and not right:
         return True
     if not any(call.walk.shadow(x).weight for x in operands):
@@ -154,6 +158,14 @@ def contract(call: Call, left: list[Labels], right: list[Labels], operands: tupl
                 weight, f"{here} reads these channels with a parameter that is not the weight of a layer"
             )
     return True
+
+
+def _note_read(call: Call, weight: Tensor, arrays: list[Labels]) -> None:
+    """What a product sums over along a parameter that is the weight of no layer, with its multiply-adds."""
+    for labels in arrays[:1] if call.walk.shadow(weight).weight else ():
+        if call.walk.is_bare[labels[labels >= 0]].all():
+            amount = multiply_adds(call.func, call.args, call.kwargs, call.results[0])
+            call.walk.read.append((labels[labels >= 0], amount))
 
 
 def pair_of_activations(

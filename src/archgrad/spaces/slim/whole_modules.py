@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from torch.nn.modules.conv import _ConvNd
 from archgrad.choices.channel_norms import Norm, lone_input
 from archgrad.choices.channels import puts_back
 from archgrad.spaces.slim.dependency import Labels, Walk
+from archgrad.spaces.slim.layer_reasons import KEPT
 from archgrad.spaces.slim.layer_sides import counting_heads, is_layer
-from archgrad.spaces.slim.numbering import ALONG, NORM_SIDE, ROWS, Numbering
+from archgrad.spaces.slim.numbering import ALONG, NORM_SIDE, ROWS, Numbering, Side
 from archgrad.spaces.slim.seeded_run import tensors_of
 from archgrad.spaces.slim.torch_attention import attention_hooks, is_torch_attention, keep_places
 
@@ -76,6 +78,32 @@ def note_products(numbering: Numbering, walk: Walk, parts: Parts) -> Parts:
                 numbering.cuts[side] = (len(known[key]), (), ())
                 numbering.works[side] = (f"product {part}", sum(products[k][0] for k in inside) / total)
     return made
+
+
+def note_reads(
+    numbering: Numbering, walk: Walk, positions: Counter[str], keep: Callable[[str], bool]
+) -> frozenset[Side]:
+    """Axes of bare parameters along which products sum; `positions` takes at how many places each is used.
+
+    What else such a module makes stays where its path is to be kept.
+    """
+    bare = [side for side in numbering.sides if side[1].startswith("axis") and numbering.is_parameter(side[0])]
+    owner, read = np.full(numbering.size, -1), set[Side]()
+    for number, side in enumerate(bare):
+        owner[numbering.sides[side]] = number
+    for labels, amount in walk.read:
+        for number in np.unique(owner[labels]).tolist():
+            side = bare[number]
+            module, _, name = side[0].rpartition(".")
+            parameter = numbering.modules[module]._parameters[name]
+            assert parameter is not None
+            positions[f"{module}.{name}"] += amount / parameter.numel()
+            read.add(side)
+    for module in {numbering.owner(side) for side in read}:
+        for side in bare if keep(module) else ():
+            if numbering.owner(side) == module and side not in read:
+                walk.components.freeze(numbering.sides[side], KEPT)
+    return frozenset(read)
 
 
 def _along(roots: Labels, arrays: Sequence[tuple[int, Labels]]) -> dict[tuple[bytes, int], Labels]:
