@@ -189,7 +189,8 @@ def _multiply(call: Call) -> bool:
     a, b = call.inputs[-2:]
     axes_a, axes_b = call.axes(a), call.axes(b)
     for weight, other in ((a, b), (b, a)):
-        note_kernel(call, weight, other)
+        if weight.layout is torch.strided:  # no sparse adjacency
+            note_kernel(call, weight, other)
     last, inner = a.dim() - 1, max(b.dim() - 2, 0)
     if not contract(call, axes_a.get(last, []), axes_b.get(inner, []), (a, b)):
         return False
@@ -314,6 +315,7 @@ PRODUCTS: dict[Rule, tuple[str, ...]] = {
         "mm",
         "bmm",
         "addmm",
+        "sparse_addmm",
         "baddbmm",
         "mv",
         "addmv",

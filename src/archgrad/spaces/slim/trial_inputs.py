@@ -146,11 +146,14 @@ def _unlike(a: Tensor, b: Tensor) -> bool:
 
 
 def _tensors(inputs: Inputs) -> list[Tensor]:
-    return [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+    """The tensors of which others are made: a sparse one says what is joined to what, and stays as it is."""
+    return [x for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.layout is torch.strided]
 
 
 def _map(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
-    return tree_map_only(Tensor, change, inputs)  # type: ignore[no-any-return]
+    return tree_map_only(  # type: ignore[no-any-return]
+        Tensor, lambda x: change(x) if x.layout is torch.strided else x, inputs
+    )
 
 
 def _of_size(network: nn.Module, own: Inputs, outputs: list[Tensor], size: int) -> Inputs:
