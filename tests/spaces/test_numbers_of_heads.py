@@ -67,6 +67,44 @@ def test_heads_are_found_by_the_usual_names_of_their_numbers(queries: str, keys:
         assert (getattr(attention, queries), getattr(attention, keys), attention.n_rep) == (2, 1, 2)
 
 
+class Latent(nn.Module):
+    """Multi-head latent attention: a part of the keys that is of no head stands beside those of each."""
+
+    def __init__(self, spread: str) -> None:
+        super().__init__()
+        self.num_heads, self.plain, self.turned, self.values, self.spread = HEADS, 4, 2, 3, spread
+        self.q = nn.Linear(WIDTH, HEADS * (self.plain + self.turned))
+        self.down, self.up = nn.Linear(WIDTH, 5 + self.turned), nn.Linear(5, HEADS * (self.plain + self.values))
+        self.o = nn.Linear(HEADS * self.values, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        q = self.q(x).view(b, t, self.num_heads, self.plain + self.turned).transpose(1, 2)
+        c, turned = self.down(x).split([5, self.turned], -1)
+        k, v = (
+            self.up(c).view(b, t, self.num_heads, self.plain + self.values).transpose(1, 2)
+            .split([self.plain, self.values], -1)
+        )  # fmt: skip
+        heads = self.num_heads if self.spread == "a number" else k.shape[1]
+        k = torch.cat([k, turned.unsqueeze(1).expand(-1, heads, -1, -1)], -1)
+        y = (q @ k.mT / 3).softmax(-1) @ v
+        return x + self.o(y.transpose(1, 2).reshape(b, t, -1))
+
+
+@pytest.mark.parametrize("spread", ["a number", "a size"])
+def test_heads_go_where_keys_of_all_of_them_stand_beside_those_of_each(spread: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, WIDTH), Latent(spread), nn.Linear(WIDTH, 3)).double()
+    x = torch.randn(2, STEPS, 3).double()
+    space = ag.slim(net, x)
+    assert {"1.q": HEADS}.items() <= {n: g[0].size for n, g in choices(space).items()}.items()
+    stir(space)
+    least = extremes(space)[1]
+    held, built = hold(space, least), build(space, least)
+    assert difference(outputs(held, (x,)), outputs(built, (x,))) < 1e-9
+    assert [m.num_heads for m in built.modules() if isinstance(m, Latent)] in ([1], [])
+
+
 def test_names_that_hold_head_and_count_something_else_are_none() -> None:
     module, others = nn.Module(), ("head_dim", "dim_head", "d_head", "dim_per_head", "head_size", "channels_per_head",
                                    "num_key_value_groups", "n_rep", "num_groups", "n_hidden", "ahead")  # fmt: skip

@@ -34,7 +34,7 @@ def _divided_alike(a: Labels, b: Labels) -> bool:
     return count == len(np.unique(b)) == len(np.unique(np.stack([a, b]), axis=1).T)
 
 
-def _is_spread(x: Tensor, axis: int) -> bool:
+def is_spread(x: Tensor, axis: int) -> bool:
     """Whether one value stands along an axis."""
     return x.shape[axis] > 1 and x.stride(axis) == 0
 
@@ -67,7 +67,7 @@ def combine(call: Call, parts: Sequence[tuple[Tensor, Axes, int]], size: Sequenc
                 labelled.append(arrays)
             elif own in call.walk.shadow(x).sized:
                 numbered.append(call.walk.shadow(x).sized[own])
-            elif not call.walk.shadow(x).constant and not _is_spread(x, own):
+            elif not call.walk.shadow(x).constant and not is_spread(x, own):
                 fixed = True
         if not labelled:
             continue

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from archgrad.spaces.slim.combining import combine
+from archgrad.spaces.slim.combining import combine, is_spread
 from archgrad.spaces.slim.dependency import LONGEST, Apart, Axes, Call, Labels, Rule
 
 FEW = 4  # kinds of projections that one layer makes
@@ -131,7 +131,9 @@ def _join(call: Call) -> bool:
         if axis != dim:
             views = [(x, {0: o.get(axis, [])}, 0) for x, o in zip(parts, own, strict=True)]
             labelled = [v for v in views if v[1][0]]
-            if labelled and any(not v[1][0] and not call.walk.shadow(v[0]).constant for v in views):
+            own_axis = axis - (stacked and axis > dim)
+            fixed = [x for x, known, _ in views if not known[0] and not is_spread(x, own_axis)]
+            if labelled and not all(call.walk.shadow(x).constant for x in fixed):
                 reason = f"{call.walk.here()} puts these channels beside values that have none ({call.name})"
                 for labels in (labels for _, part, _ in labelled for labels in part[0]):
                     call.walk.components.freeze(labels, reason)
