@@ -69,7 +69,7 @@ def test_it_resumes_in_the_search_and_gives_what_an_unbroken_run_gives(
     code = "import sys; sys.modules['onnxscript'] = None; from archgrad.cli.app import main; main()"
     stopped = subprocess.run(
         [sys.executable, "-c", code, "transfer", *told, "--out", str(tmp_path / "broken")],
-        env={**os.environ, "JOB_STOP_AT": "15", "JOB_STOP_BY": str(int(signal.SIGTERM))},
+        env={**os.environ, "JOB_STOP_AT": "30", "JOB_STOP_BY": str(int(signal.SIGTERM))},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert stopped.returncode == 143, stopped.stderr
