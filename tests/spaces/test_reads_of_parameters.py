@@ -154,3 +154,43 @@ def test_an_average_of_parameters_in_forward_leaves_others_free(update: str, alw
     for path in ("online.0", "target.0") if not always else ():
         assert "moving average" in frozen(space)[path]
     _exact(net, space, x)
+
+
+class Masked(nn.Conv2d):
+    """A convolution that writes into its own weight in each call, as those of PixelCNN do."""
+
+    mask: Tensor
+
+    def __init__(self, way: str, channels: int, made: int) -> None:
+        super().__init__(channels, made, 3, padding=1)
+        self.way = way
+        self.register_buffer("mask", torch.tensor([[1.0, 1, 1], [1, 0, 0], [0, 0, 0]]).expand_as(self.weight).clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "in place":
+            self.weight.data *= self.mask
+        elif self.way == "new data":
+            self.weight.data = self.weight.data * self.mask
+        else:
+            with torch.no_grad():
+                self.weight.mul_(self.mask)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("way", ["in place", "new data", "no grad"])
+def test_weights_that_a_layer_writes_into_have_no_gate(way: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 6, 6, dtype=DOUBLE)
+    masked = Masked(way, 8, 10)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), masked, nn.ReLU(), nn.Conv2d(10, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1)
+    )
+    net = net.to(DOUBLE)
+    before = masked.weight.detach().clone()
+    space = slim(net, x)
+    assert torch.equal(masked.weight, before)
+    assert ("writes into a weight" if way != "no grad" else "computes its weight") in frozen(space)["0"]
+    assert sorted(same[0].size for same in choices(space).values()) == [6, 10]
+    for architecture in extremes(space):
+        held = hold(copy.deepcopy(space), architecture)
+        assert difference(outputs(held, (x,)), outputs(build(space, architecture), (x,))) < 1e-9

@@ -2,14 +2,17 @@
 
 A gate is a parametrization: the weight that it scales keeps its place as an attribute, but among the parameters it
 goes by another name, and is there as it was in front of the gate. A `forward` that reads it there, as by
-`self.parameters()` or `state_dict()`, reads past the gate or does not find it.
+`self.parameters()` or `state_dict()`, reads past the gate or does not find it; one that writes into it, as by
+`self.weight.data *= self.mask`, writes into what the gate puts out, which is gone after the call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from archgrad.choices.gate import Gate
@@ -43,15 +46,16 @@ class HeldSpace:
         kept = kept_entries(removals, mask)
         number = len(self.trial.inputs) - 1 if self.trial.large else 0  # the cheapest
         own = [Check(number, False), *[Check(number, True)] * self.trial.trains]
-        closed, held = self.trial.closed(removals, kept), self._held(removals, kept)
-        for check in own if checks is None else checks:
-            expected = self.trial.outputs(closed, check)
-            try:
-                actual = self.trial.outputs(held, check)
-            except NETWORK_ERRORS as error:
-                return Failure(_reason(held, removals[-1], f" ({one_line(error)})"), check)
-            if self.trial.differ(expected, actual, check, removals, kept):
-                return Failure(_reason(held, removals[-1], ""), check)
+        with _shaken(self.trial.network):
+            closed, held = self.trial.closed(removals, kept), self._held(removals, kept)
+            for check in own if checks is None else checks:
+                try:
+                    actual = self.trial.outputs(held, check)
+                except NETWORK_ERRORS as error:
+                    return Failure(_reason(held, removals[-1], f" ({one_line(error)})"), check)
+                expected = self.trial.outputs(closed, check)  # it may write into weights that both have
+                if self.trial.differ(expected, actual, check, removals, kept):
+                    return Failure(_reason(held, removals[-1], ""), check)
         return None
 
     def _held(self, removals: Sequence[Removal], kept: dict[str, list[int]]) -> nn.Module:
@@ -66,6 +70,23 @@ class HeldSpace:
         return network
 
 
+@contextlib.contextmanager
+def _shaken(network: nn.Module) -> Iterator[None]:
+    """Inside, weights are a little off: a network that runs once more sets to 0 again what it masks, and a held one
+    should."""
+    kept = {p: p.detach().clone() for p in network.parameters() if p.dim() > 1 and p.is_floating_point()}
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        try:
+            for weight, own in kept.items():
+                noise = torch.randn(own.shape, generator=generator).to(own)
+                weight.add_(0.05 * own.square().mean().sqrt() * noise)
+            yield
+        finally:
+            for weight, own in kept.items():
+                weight.data.copy_(own)
+
+
 def _gates(network: nn.Module) -> list[tuple[str, Gate]]:
     return [(path, module) for path, module in network.named_modules() if isinstance(module, Gate)]
 
@@ -76,6 +97,7 @@ def _reason(held: nn.Module, removal: Removal, error: str) -> str:
     return (
         f"its gate computes {', '.join(weights[:3])}{' and others' * (len(weights) > 3)} in each call, and forward "
         f"then computes something else{error}, as where it lists parameters (parameters(), named_parameters(), "
-        f"state_dict()), in which these have other names and no gate, or asks for the type of a layer; take them as "
-        f"attributes, such as layer.weight"
+        f"state_dict()), in which these have other names and no gate, writes into a weight (weight.data *= mask), or "
+        f"asks for the type of a layer; take them as attributes, such as layer.weight, and compute a tensor of its "
+        f"own in place of writing"
     )
