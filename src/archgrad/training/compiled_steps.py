@@ -40,8 +40,8 @@ def compiled(
 
     - passes at weights that `archgrad.using` holds, as where architectures are drawn: candidates come and go;
     - networks of clipped choices, whose candidates go one by one;
-    - in regions, choices whose inputs are not contiguous: compiled, a mixture of depthwise convolutions of
-      maps in channels_last took twice the time; and those that torch.compile cannot capture as one graph;
+    - in regions, choices whose inputs are not contiguous: what is compiled copies maps in channels_last
+      before depthwise convolutions; and those that torch.compile cannot capture as one graph;
     - networks whose layers have hooks that are not archgrad's own, as where features are distilled. Hooks of the
       network itself run beside what is compiled.
 
