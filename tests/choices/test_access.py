@@ -201,6 +201,8 @@ def test_restrict_only_narrows() -> None:
         ({"nothing": [0]}, "no choice is named 'nothing'"),
         ({"gate": [4]}, "0 to 3"),
         ({"gate": [-1]}, "0 to 3"),
+        ({"gate": ["first"]}, "by index; given .'first'"),
+        ({"gate": [0.5]}, "by index"),
         ({"gate": []}, "nothing would be left alive"),
         ({"gate": torch.zeros(4, dtype=torch.bool)}, "nothing would be left alive"),
         ({"gate": torch.ones(3, dtype=torch.bool)}, "gate"),
@@ -275,3 +277,11 @@ def test_a_wrong_pick_is_answered_by_what_is_allowed_and_a_misspelt_name_by_the_
         ag.build(space, ag.Architecture(given))
     with pytest.raises(ag.ChoiceError, match=f"no choice is named {misspelt!r}.*Did you mean {branch!r}"):
         ag.restrict(space, {misspelt: [0]})
+
+
+def test_restrict_leaves_as_many_inputs_as_are_kept() -> None:
+    space = InputChoice(3, name="inputs", keep=2)
+    with pytest.raises(ChoiceError, match="keeps 2 inputs, and 1 would be left"):
+        restrict(space, {"inputs": [0]})
+    restrict(space, {"inputs": torch.tensor([0, 2])})
+    assert sample(space)["inputs"] == (0, 2)

@@ -217,3 +217,34 @@ def test_given_weights_of_another_size_are_refused() -> None:
         pass
     with pytest.raises(ChoiceError, match="no choice is named 'other'"), using(space, {"other": torch.ones(2)}):
         pass
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 3, 2), (3,)])
+@pytest.mark.parametrize("relaxed", [False, True])
+def test_a_gate_on_another_number_of_channels_is_refused(shape: tuple[int, ...], relaxed: bool) -> None:
+    dim = 2 if len(shape) == 3 else 1
+    gate = Gate(3, name="gate", dim=dim)
+    if relaxed:
+        gate = with_logits(gate, [0.0, 1.0, 2.0], ScaledSigmoid)
+    else:
+        gate.live[0] = False
+    with pytest.raises(ChoiceError, match=rf"'gate' has factors for 3 channels along dimension {dim}"):
+        gate(torch.ones(shape))
+
+
+class Recurrent(nn.Module):
+    """A layer that returns a tuple, as torch's recurrent layers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.GRU(3, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("weights", [torch.tensor([0.5, 0.5]), torch.tensor([0.4, 0.6], requires_grad=True)])
+def test_a_candidate_that_returns_no_tensor_is_named(weights: Tensor) -> None:
+    space = OpChoice({"gru": Recurrent(), "linear": nn.Linear(3, 3)}, name="layer")
+    with using(space, {"layer": weights}), pytest.raises(ChoiceError, match="Recurrent, returns a tuple"):
+        space(torch.ones(2, 3))

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
+from pydantic import ValidationError
 from torch import nn
 
 from archgrad.cli.run_setup import recipes_of
 from archgrad.cli.schemas.configuration import anchored, resolve
+from archgrad.cli.schemas.control import ControlOptions
 from archgrad.cli.schemas.limits import COSTS, LimitText, parse
 from archgrad.cli.schemas.methods import METHODS, SEARCHES, Method, MethodOptions
 from archgrad.cli.schemas.options import Options, augmentations, named_space
@@ -19,10 +21,22 @@ from archgrad.cli.schemas.search import SearchOptions
 from archgrad.cli.schemas.slim import SlimOptions
 from archgrad.cli.schemas.task import class_weights, normalization
 from archgrad.cli.schemas.train import TrainOptions
+from archgrad.cli.schemas.transfer import TransferOptions
 from archgrad.errors import ConfigError, LimitError
 from archgrad.methods.darts import darts
 
 GIVEN = {"model": "net.py:Net", "data": "digits"}
+
+
+@pytest.mark.parametrize("schema", [SlimOptions, SearchOptions, TrainOptions, TransferOptions, ControlOptions])
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_no_option_is_infinite(schema: type[Options], number: float) -> None:
+    fields = [name for name, field in schema.model_fields.items() if "float" in str(field.annotation)]
+    assert fields
+    for name in fields:
+        with pytest.raises(ValidationError) as refusal:
+            schema.model_validate({name: number})
+        assert any(error["loc"] == (name,) for error in refusal.value.errors()), name
 
 
 @pytest.mark.parametrize(

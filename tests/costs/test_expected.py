@@ -141,7 +141,7 @@ class Shared(nn.Module):
 
 
 class Squared(Shared):
-    """The same choice on both sides of one term."""
+    """The same choice twice in one term."""
 
     def mixing_terms(self, path: str) -> list[list[tuple[Choice, int]]]:
         return [[(self.first, 0), (self.first, 0)]]
@@ -156,10 +156,10 @@ def test_an_operation_that_choices_share_is_priced_by_its_sum_of_products() -> N
             assert cost.expected(space).item() == pytest.approx(4 * (one + two), rel=1e-12)
 
 
-def test_a_term_that_has_a_choice_on_two_sides_is_exact_at_whole_weights_alone() -> None:
+def test_a_term_that_names_a_choice_twice_has_it_once() -> None:
     space, cost = Squared(), macs(torch.ones(1, 2))
     values = {}
     for one in (0.0, 1.0, 0.5):
         with using(space, {"first": torch.tensor([one, 1 - one]), "second": torch.tensor([1.0, 0.0])}):
             values[one] = cost.expected(space).item()
-    assert values == {0.0: 0.0, 1.0: 4.0, 0.5: 1.0}  # the mean over draws would be 2
+    assert values == {0.0: 0.0, 1.0: 4.0, 0.5: 2.0}  # the mean over draws

@@ -199,6 +199,9 @@ def test_the_impossible_names_the_lowest_that_can_be_reached() -> None:
         GateConstraint(space, macs(X).at_most(least - 1), WidthRounding(4))
     with pytest.raises(LimitError, match="no network of this space takes at most 10 MACs"):
         GateConstraint(space, macs(X).at_most(10), WidthRounding())
+    by_hand = nn.Sequential(nn.Flatten(), Gate(X[0].numel(), name="gate"), nn.Linear(X[0].numel(), 2))
+    with pytest.raises(LimitError, match=r"no gate is coupled to layers.*archgrad.slim couples gates$"):
+        GateConstraint(by_hand, macs(X).at_most(fraction=0.5), WidthRounding())
 
 
 def gate(size: int, *, side: str = "out", channels: int = 1) -> Gate:

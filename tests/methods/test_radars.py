@@ -327,6 +327,18 @@ def test_bad_input() -> None:
         radars(ag.darts_cells(channels=4, cells=3, classes=2, factorized=True), task(), quiet())
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+def test_choices_inside_candidates_are_refused(lazy: bool) -> None:
+    def nested() -> nn.Module:
+        return ag.OpChoice([nn.Identity(), nn.ReLU()], name="inner")
+
+    space = layered(4)
+    outer = next(module for module in space.modules() if isinstance(module, ag.OpChoice))
+    outer.candidates[0] = ag.Lazy(nested) if lazy else nested()
+    with pytest.raises(ChoiceError, match=r"holds choices of its own, \['inner'\]"):
+        radars(space, task(), quiet())
+
+
 def test_the_order_of_candidates_permutes_the_subspace() -> None:
     values, prices = [0.4, 0.1, 0.3, 0.2], [50, 10, 20, 40]
     order = [2, 0, 3, 1]

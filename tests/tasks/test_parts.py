@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from archgrad.errors import ArchgradError, DataError
 from archgrad.run.run import Run
@@ -68,6 +68,10 @@ def test_bad_batches() -> None:
     ):
         with pytest.raises(DataError, match=message):
             Classification(DataLoader(Items(GOOD), collate_fn=collate))
+    with pytest.raises(
+        DataError, match=r"with the collate_fn the samples \[\d+\] .* leave samples out in the dataset"
+    ):
+        Classification(DataLoader(Items(GOOD), collate_fn=lambda items: default_collate(items[1:])))
     held = Items([(torch.zeros(2), 5)])
     task = Classification(Items(GOOD), held, Items(GOOD[:]))
     with pytest.raises(DataError, match=r"label 5 in a batch; labels are 0..1"):

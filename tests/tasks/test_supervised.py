@@ -419,7 +419,12 @@ def test_class_weights_and_ignored_labels() -> None:
     assert math.isclose(figures["accuracy"], float(right))
     nothing = (X[:4], torch.full((4,), -100))
     assert task.loss(network, nothing) == 0 and task.losses(network, nothing).tolist() == [0.0] * 4
-    for wrong, message in (("even", 'give "balanced"'), ([1.0], r"tensor \[1\]"), ([1.0, -1.0], "from 0 up")):
+    for wrong, message in (
+        ("even", 'give "balanced"'),
+        ([1.0], r"tensor \[1\]"),
+        ([1.0, -1.0], "from 0 up"),
+        ([0.0, 0.0], "not all 0"),
+    ):
         with pytest.raises(DataError, match=message):
             ag.Classification((X, labels.clamp_min(0)), class_weight=wrong)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -229,6 +230,11 @@ def restrict(space: nn.Module, support: Mapping[str, Sequence[int] | Tensor]) ->
     for name, mask in alive.items():
         if not bool(mask.any()):
             raise ChoiceError(f"choice {name!r}: nothing would be left alive; leave at least one candidate")
+        least = getattr(by_name[name][0], "fewest", 0)
+        if int(mask.sum()) < least:
+            raise ChoiceError(
+                f"choice {name!r} keeps {least} inputs, and {int(mask.sum())} would be left alive; leave {least}"
+            )
     for name, mask in alive.items():
         for choice in by_name[name]:
             choice.live.copy_(mask)
@@ -257,9 +263,10 @@ def _mask(choice: Choice, allowed: Sequence[int] | Tensor) -> Tensor:
                 f"choice {choice.name!r}: the mask has shape {tuple(allowed.shape)}, not ({choice.size},)"
             )
         return allowed.to(choice.live.device)
-    indices = [int(i) for i in allowed]
-    if any(not 0 <= i < choice.size for i in indices):
-        raise ChoiceError(f"choice {choice.name!r} has candidates 0 to {choice.size - 1}; given {indices}")
+    given = allowed.tolist() if isinstance(allowed, Tensor) else list(allowed)
+    indices = [operator.index(i) for i in given if hasattr(i, "__index__") and 0 <= i < choice.size]
+    if len(indices) < len(given):
+        raise ChoiceError(f"choice {choice.name!r} has candidates 0 to {choice.size - 1}, by index; given {given}")
     mask = torch.zeros(choice.size, dtype=torch.bool, device=choice.live.device)
     mask[indices] = True
     return mask

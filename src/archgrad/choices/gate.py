@@ -75,6 +75,12 @@ class Gate(Choice):
             weights = self.live.to(x.dtype)
         if self.places is not None:
             weights = torch.cat([weights, weights.new_ones(1)])[self.places]
+        channels = x.shape[self.dim] if x.dim() > self.dim else 0
+        if len(weights) not in (1, channels):
+            raise ChoiceError(
+                f"gate {self.name!r} has factors for {len(weights)} channels along dimension {self.dim}; given was "
+                f"a tensor of shape {tuple(x.shape)}"
+            )
         shape = [1] * x.dim()
         shape[self.dim] = -1
         return x * weights.to(x.dtype).view(shape)

@@ -360,8 +360,14 @@ def scaled(module: nn.Module, inputs: Sequence[Any], weight: Tensor | float) -> 
     ends_in = _scaling_norm(module) if isinstance(weight, Tensor) and not weight.dim() else None
     if ends_in is None or not isinstance(weight, Tensor):
         y: Tensor = module(*inputs)
-        factor = _spread(weight, y) if isinstance(weight, Tensor) else weight
-        return y if isinstance(factor, float) and factor == 1.0 else y * factor
+        if not isinstance(weight, Tensor) and weight == 1.0:
+            return y
+        if y is None or isinstance(y, (tuple, list, dict)):
+            raise ChoiceError(
+                f"a candidate, {type(module).__name__}, returns a {type(y).__name__}; candidates are mixed, so that "
+                f"each has to return one tensor: wrap it in a module that returns what is read of it"
+            )
+        return y * (_spread(weight, y) if isinstance(weight, Tensor) else weight)
     path, norm, running_mean = ends_in
     # Kernels read the vector as dense memory: an expanded number would not do.
     factors = weight.to(running_mean.dtype).expand(norm.num_features).contiguous()

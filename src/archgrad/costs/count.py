@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +26,11 @@ from archgrad.argument_types import checked
 from archgrad.choices.access import decisions, using, weights
 from archgrad.choices.channels import Coupling
 from archgrad.choices.gate import Gate
-from archgrad.choices.modules import Choice
 from archgrad.choices.weight_norms import lengths
 from archgrad.copy_and_run import evaluating, run_on_example, shapes
 from archgrad.costs.counting_mode import Call, Counting
 from archgrad.costs.limits import Limitable
+from archgrad.costs.mixing import Product, Term, enclosing_shared, in_any, products
 from archgrad.costs.work_by_weight import attended, by_weight, concerns
 from archgrad.errors import ModelError
 from archgrad.tasks.task import Inputs, arguments, tensors
@@ -51,8 +50,8 @@ def macs_by_module(network: nn.Module, example: Example) -> dict[str, float]:
         ModelError: the network fails on the example, or the example is empty.
     """
     own: dict[str, float] = {}
-    for (path, _), value in macs_by_call(network, example).items():
-        own[path] = own.get(path, 0.0) + value
+    for call, value in macs_by_call(network, example).items():
+        own[call.path] = own.get(call.path, 0.0) + value
     return own
 
 
@@ -134,18 +133,16 @@ class Counter:
         open_s = mean over the channels c of side s of  w[entry that c belongs to]
 
     A convolution is one term with two sides (its inputs and its outputs), a depthwise one has one side, an
-    attention product has its heads; a module inside a candidate has the candidate's weight as a side, and is
-    several terms where several choices share it (`mixing_terms` of the module that runs it). The sum is exact when
-    every weight is 0 or 1, and equals the mean over independent draws where no two sides of a term share a
-    choice.
+    attention product has its heads; what is inside a candidate has the candidate's weight as a side: see
+    `archgrad.costs.mixing`. The sum is exact when every weight is 0 or 1, and equals the mean over independent draws
+    where no two sides of a term share a choice.
 
     Args:
         space: where the choices are; the same space, or a copy of it, is given to the call.
-        amounts: (module path, tensor or "" for the module's work, amount at full width), and behind them the paths
-            of modules that run a shared one.
+        terms: what is summed.
     """
 
-    def __init__(self, space: nn.Module, amounts: Sequence[tuple[str, str, float, *tuple[str, ...]]]) -> None:
+    def __init__(self, space: nn.Module, terms: Sequence[Term]) -> None:
         self.offsets: dict[str, int] = {}
         total = 0
         for name, choice in decisions(space).items():
@@ -156,21 +153,27 @@ class Counter:
         self._known: set[tuple[str, ...]] = set()
         self._places: dict[tuple[str, ...], list[Tensor]] = {}
         sides = self._sides(space)
-        terms = [
-            (value, [*self._rows_of(space, path, tensor, sides, callers), *self._rows_inside(product)])
-            for path, tensor, value, *callers in amounts
-            for product in _mixing_terms(space, path)
-        ]
-        self.amounts = torch.tensor([v for v, _ in terms], dtype=torch.float64)
-        longest = max((len(r) for _, r in terms), default=0)
+        found = list[tuple[float, list[int], list[list[int]]]]()
+        for term in terms:
+            reached = self._rows_of(space, term.path, term.tensor, sides, term.callers)
+            places = term.places or (term.path,)
+            if len(places) > 1:
+                found.append((term.amount, reached, [self._rows_inside(part) for part in in_any(space, places)]))
+            else:
+                found += [(term.amount, reached + self._rows_inside(p), []) for p in products(space, places[0])]
+        self.amounts = torch.tensor([amount for amount, _, _ in found], dtype=torch.float64)
         # Row 0 of the extended vector of fractions is the constant 1 that shorter terms are padded with.
-        self.index = torch.tensor([[r + 1 for r in rows] + [0] * (longest - len(rows)) for _, rows in terms]).long()
+        self.index = _padded([rows for _, rows, _ in found])
+        self.several = [(i, _padded(parts)) for i, (_, _, parts) in enumerate(found) if parts]
         index = torch.tensor([[r, e] for r, e, _ in self._entries]).long().reshape(-1, 2).T
         values = torch.tensor([v for _, _, v in self._entries], dtype=torch.float64)
         self.matrix = torch.sparse_coo_tensor(
             index, values, (len(self.rows), total), check_invariants=True
         ).coalesce()
-        self.constant = 1.0 - torch.sparse.sum(self.matrix, dim=1).to_dense() if self._entries else torch.zeros(0)
+        # Channels of a side that no gate reaches are open; a candidate that is not picked is not there.
+        open_always = 1.0 - torch.sparse.sum(self.matrix, dim=1).to_dense() if self._entries else torch.zeros(0)
+        candidates = torch.tensor([key[0] == "candidates" for key in self.rows], dtype=torch.bool)
+        self.constant = open_always.masked_fill(candidates, 0.0)
 
     def __repr__(self) -> str:
         return f"<Counter, {len(self.amounts):,} terms over {len(self.offsets):,} choices>"
@@ -189,7 +192,13 @@ class Counter:
         """The cost at given mixing weights, [entries of all choices in order], float64."""
         fractions = self.constant + torch.sparse.mm(self.matrix, weights[:, None])[:, 0]
         extended = torch.cat([fractions.new_ones(1), fractions])
-        return (self.amounts * extended[self.index].prod(dim=1)).sum()
+        terms = self.amounts * extended[self.index].prod(dim=1)
+        if self.several:
+            there = torch.ones_like(terms)
+            for i, parts in self.several:
+                there[i] = 1.0 - (1.0 - extended[parts].prod(dim=1)).prod()
+            terms = terms * there
+        return terms.sum()
 
     def _sides(self, space: nn.Module) -> dict[str, list[tuple[str, Coupling]]]:
         """For each module path the gates that reach it."""
@@ -226,13 +235,13 @@ class Counter:
         others = self._places.get(key, [])
         return key[0] != "branch" and any(bool(((other >= 0) & (places >= 0)).any()) for other in others)
 
-    def _rows_inside(self, product: Sequence[tuple[Choice, int]]) -> list[int]:
+    def _rows_inside(self, product: Product) -> list[int]:
         rows = []
-        for choice, entry in product:
-            key = ("candidate", choice.name, str(entry))
+        for (choice, _), entries in product.items():
+            key = ("candidates", choice.name, *map(str, sorted(entries)))
             if key not in self.rows:
                 self.rows[key] = len(self.rows)
-                self._entries.append((self.rows[key], self.offsets[choice.name] + entry, 1.0))
+                self._entries += [(self.rows[key], self.offsets[choice.name] + e, 1.0) for e in sorted(entries)]
             rows.append(self.rows[key])
         return rows
 
@@ -242,28 +251,10 @@ class Counter:
             self._entries.append((row, self.offsets[name] + entry, count / len(places)))
 
 
-def _enclosing_shared(space: nn.Module) -> dict[str, list[str]]:
-    """By the first path of each module that stands in several places: what all of these are in, "" among others."""
-    places: dict[nn.Module, list[str]] = {}
-    for path, module in space.named_modules(remove_duplicate=False):
-        places.setdefault(module, []).append(path)
-    enclosing = {}
-    for path, *others in places.values():
-        parts = path.split(".")
-        around = ["", *(".".join(parts[: i + 1]) for i in range(len(parts)))] if others else []
-        enclosing[path] = [a for a in around if not a or all(f"{other}.".startswith(f"{a}.") for other in others)]
-    return {path: around for path, around in enclosing.items() if around}
-
-
-def _mixing_terms(space: nn.Module, path: str) -> list[list[tuple[Choice, int]]]:
-    """What the work of the module at `path` is multiplied by: a sum of products of mixing weights (choice, entry)."""
-    products: list[list[tuple[Choice, int]]] = [[]]
-    parts = path.split(".") if path else []
-    for i in range(len(parts)):
-        terms = getattr(space.get_submodule(".".join(parts[:i])), "mixing_terms", None)
-        if callable(terms):
-            products = [a + b for a, b in itertools.product(products, terms(".".join(parts[i:])))]
-    return products
+def _padded(terms: Sequence[Sequence[int]]) -> Tensor:
+    """[terms, longest]: the rows of each, counted from 1."""
+    longest = max(map(len, terms), default=0)
+    return torch.tensor([[r + 1 for r in rows] + [0] * (longest - len(rows)) for rows in terms]).long()
 
 
 @checked
@@ -314,10 +305,11 @@ class Macs(Limitable):
             for side in gate.couplings if isinstance(gate, Gate) else ():
                 if side.work[0]:
                     parts.setdefault(side.module, {})[side.work[0]] = side.work[1]
-        terms: list[tuple[str, str, float, *tuple[str, ...]]] = [
-            (term[0], term[1], term[2], *callers) for (path, callers), value in amounts.items()
+        terms = [
+            Term(*term, callers=call.callers, places=(call.place,)) for call, value in amounts.items()
             for term in by_weight(
-                space, path, value, places=[n / examples for n in places.get(path, ())], parts=parts.get(path, {})
+                space, call.path, value, places=[n / examples for n in places.get(call.path, ())],
+                parts=parts.get(call.path, {}),
             )
         ]  # fmt: skip
         return Counter(space, terms)
@@ -353,14 +345,18 @@ class Params(Limitable):
 
     def counter(self, space: nn.Module) -> Counter:
         """`expected` with the counting done once, for a loop."""
-        own, amounts = set(weights(space)), list[Any]()
-        shared = _enclosing_shared(space)
-        for path, parameter in space.named_parameters():
+        own, stands = set(weights(space)), dict[nn.Parameter, list[tuple[str, str]]]()
+        for path, parameter in space.named_parameters(remove_duplicate=False):
             if parameter in own:
                 # A parametrized tensor is kept at <module>.parametrizations.<tensor>.original, or original0, ...
                 module, _, tensor = re.sub(r"parametrizations\.(.*)\.original\d*$", r"\1", path).rpartition(".")
-                amounts.append((module, tensor, float(parameter.numel()), *shared.get(module, ())))
-        return Counter(space, [*amounts, *lengths(space)])
+                stands.setdefault(parameter, []).append((module, tensor))
+        shared, terms = enclosing_shared(space), list[Term]()
+        for parameter, ((module, tensor), *others) in stands.items():
+            places = (module, *(place for place, _ in others))
+            callers = (*shared.get(module, ()),)
+            terms.append(Term(module, tensor, float(parameter.numel()), callers=callers, places=places))
+        return Counter(space, [*terms, *(Term(*length) for length in lengths(space))])
 
 
 macs = Macs

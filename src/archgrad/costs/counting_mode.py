@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
+from archgrad.costs.mixing import is_alive
 from archgrad.multiply_adds import FLOPS
 
-# A module, and those that run it though it stands, by its first path, in none of them: it is shared.
-Call = tuple[str, tuple[str, ...]]
+
+class Call(NamedTuple):
+    """What runs where: all in a network's paths.
+
+    Attributes:
+        path: the first of the module's.
+        callers: those that run it though it stands, by its first path, in none of them: it is shared.
+        place: that of its paths on which it runs.
+    """
+
+    path: str
+    callers: tuple[str, ...]
+    place: str
+
+
 _ROOMS = ("aten", "prims", "prim", "profiler", "c10d", "_c10d_functional", "higher_order", "inductor")
 _MULTIPLYING = (
     "fft", "linalg", "cholesky", "triangular_solve", "lu_", "inverse", "sparse", "int_mm", "weight_int",
@@ -37,15 +52,19 @@ class Counting(FlopCounterMode):
         self.own: dict[Call, float] = {}  # what a module runs itself
         self.unknown: dict[tuple[str, str], None] = {}
         self._network = network
-        self._paths = {module: path for path, module in network.named_modules()}
-        self._running = [""]
+        self._paths: dict[nn.Module, list[str]] = {}
+        for path, module in network.named_modules(remove_duplicate=False):
+            self._paths.setdefault(module, []).append(path)
+        self._running = [("", "")]  # first path and place
+        self._turns: collections.Counter[tuple[str, nn.Module]] = collections.Counter()
 
     @contextlib.contextmanager
     def following(self) -> Iterator[None]:
         """Inside, it knows which module runs."""
 
         def enter(module: nn.Module, _inputs: object) -> None:
-            self._running.append(self._paths.get(module, self._running[-1]))
+            known = self._paths.get(module)
+            self._running.append((known[0], self._place(module, known)) if known else self._running[-1])
 
         def leave(module: nn.Module, _inputs: object, _output: object) -> None:
             self._running.pop()
@@ -57,13 +76,27 @@ class Counting(FlopCounterMode):
             for handle in handles:
                 handle.remove()
 
+    def _place(self, module: nn.Module, paths: list[str]) -> str:
+        """Of a module's paths the one in what runs it; of several, as in Sequential(m, m), one after another."""
+        for _, around in reversed(self._running):
+            inside = [p for p in paths if not around or p.startswith(f"{around}.")] if len(paths) > 1 else paths
+            if inside:
+                depth = min(p.count(".") for p in inside)
+                nearest = [p for p in inside if p.count(".") == depth]
+                if len(nearest) > 1:
+                    nearest = [p for p in nearest if is_alive(self._network, p)] or nearest
+                self._turns[around, module] += 1
+                return nearest[(self._turns[around, module] - 1) % len(nearest)]
+        return paths[0]
+
     def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
-        name, path = str(func_packet), self._running[-1]
+        name, (path, place) = str(func_packet), self._running[-1]
         room, _, operation = name.partition(".")
         if func_packet in self.flop_registry:
-            callers = dict.fromkeys(p for p in self._running if not f"{path}.".startswith(f"{p}." if p else ""))
+            callers = dict.fromkeys(p for p, _ in self._running if not f"{path}.".startswith(f"{p}." if p else ""))
+            call = Call(path, (*callers,), place)
             flops = self.flop_registry[func_packet](*args, **kwargs, out_val=out)
-            self.own[path, (*callers,)] = self.own.get((path, (*callers,)), 0.0) + flops
+            self.own[call] = self.own.get(call, 0.0) + flops
         elif room not in _ROOMS or (operation.strip("_").startswith(_MULTIPLYING) and operation not in _NORMS):
             self.unknown[path, name] = None
         return out

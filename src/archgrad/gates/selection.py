@@ -39,8 +39,8 @@ def gates(space: nn.Module) -> dict[str, Gate]:
     """
     by_name = {name: same[0] for name, same in choices(space).items()}
     gates_alone = {name: choice for name, choice in by_name.items() if isinstance(choice, Gate)}
-    if not by_name or len(gates_alone) < len(by_name):
-        others = [name for name in by_name if name not in gates_alone]
+    others = [name for name in by_name if name not in gates_alone]
+    if others or not by_name:
         raise ChoiceError(
             f"{type(space).__name__} has {f'choices that are no gates: {others[:3]}' if others else 'no choice'}. "
             f"Give a space of gates alone, as archgrad.slim(network, example=x) makes it."
@@ -224,9 +224,8 @@ class GateConstraint:
         """The architecture with the lowest threshold on the scores that keeps the limit.
 
         Where several branches leave at one threshold and little of the limit is used without them, the best of them
-        stay. What rounding left of a counted limit is filled with the next-best entries. Under a limit on the size
-        of the file parameters are counted, as many as leave a file that keeps it. A measured limit is measured once
-        more on what is returned.
+        stay. What rounding left of a counted limit is filled with the next-best entries. Under a limit on the file's
+        size parameters are counted, as many as leave it. A measured limit is measured again on what is returned.
 
         Args:
             scores: for each gate a score for each entry; the higher stays, and -inf never does.
@@ -246,9 +245,7 @@ class GateConstraint:
         if floor > 0.0:
             return self.best_feasible(scores)
         why = "what is built counts as more" if self.counted else "the clock is too noisy: use a quieter machine"
-        raise LimitError(
-            f"nothing stayed under {amount(self.bound, self.unit)} when measured again; {why}, or raise it"
-        )
+        raise LimitError(f"nothing stayed under {amount(self.bound, self.unit)} measured again; {why}, or raise it")
 
     def _recounted(self, scores: Mapping[str, Tensor], floor: float, architecture: Architecture) -> Architecture:
         """The limit used up, and less of it where the network that was built counts as more than was expected."""
@@ -391,9 +388,12 @@ class GateConstraint:
     def _refuse_the_impossible(self, meant: str) -> None:
         lowest = self.price(_smallest(self.space, self.rounding))
         if lowest > self.bound:
-            rounded = any(self.rounding.step(gate) > 1 for gate in gates(self.space).values())
+            own = gates(self.space).values()
+            todo = ", or allow narrower layers with round_to=1" if any(self.rounding.step(g) > 1 for g in own) else ""
+            if not any(gate.couplings or gate.vanishing for gate in own):
+                todo = "; no gate is coupled to layers, so that none removes anything: archgrad.slim couples gates"
             raise LimitError(
                 f"no network of this space takes at most {amount(self.bound, self.unit)}: the lowest reachable is "
                 f"{amount(lowest, self.unit)} ({lowest / self.reference:.1%} of {amount(self.reference)}); raise the "
-                f"limit{', or allow narrower layers with round_to=1' if rounded else ''}{meant}"
+                f"limit{todo}{meant}"
             )

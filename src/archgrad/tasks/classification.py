@@ -229,10 +229,11 @@ class Classification(Supervised):
             tuple(weight.shape) != (self.classes,)
             or not bool(torch.isfinite(weight).all())
             or float(weight.min()) < 0
+            or float(weight.max()) == 0
         ):
             raise DataError(
-                f"class_weight is {batch_checks.described(weight)}; give a number from 0 up for each of the "
-                f'{self.classes} classes, or "balanced"'
+                f"class_weight is {batch_checks.described(weight)}; give a number from 0 up, not all 0, for each of "
+                f'the {self.classes} classes, or "balanced"'
             )
         return weight
 

@@ -139,14 +139,13 @@ def _inputs(inputs: Any, part: str) -> Tensor:
         return x
     if x.ndim > 2 and len(x) and not x.is_floating_point() and int(x.min()) >= 0 and int(x.max()) <= 255:
         return x.to(torch.uint8)
-    x = x.to(torch.float32)
-    good = torch.isfinite(x).flatten(1).all(1)
-    if not bool(good.all()):
-        bad = torch.nonzero(~good).flatten().tolist()
-        raise DataError(
-            f"{part}: NaN or infinite numbers in {len(bad)} of {len(x)} inputs (rows {bad[:10]}); "
-            f"repair them or leave them out"
-        )
+    for numbers, what in ((x, "NaN or infinite numbers"), (x := x.float(), "numbers too large for float32")):
+        good = torch.isfinite(numbers).flatten(1).all(1)
+        if not bool(good.all()):
+            bad = torch.nonzero(~good).flatten().tolist()
+            raise DataError(
+                f"{part}: {what} in {len(bad)} of {len(x)} inputs (rows {bad[:10]}); repair them or leave them out"
+            )
     return x
 
 
@@ -160,9 +159,15 @@ def _from_array(x: Any, part: str) -> Tensor:
     if array.ndim == 4 and array.shape[-1] in CHANNELS and array.shape[1] not in CHANNELS:
         array = np.moveaxis(array, -1, 1)
     if array.dtype != np.uint8:
-        array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+        # In float64 what is too large for float32 is told from what is infinite.
+        floating = np.float64 if array.dtype.itemsize >= 8 else np.float32
+        array = array.astype(floating if array.dtype.kind == "f" or _beyond_int64(array) else np.int64, copy=False)
     tensor: Tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
     return tensor
+
+
+def _beyond_int64(array: np.ndarray[Any, Any]) -> bool:
+    return array.dtype == np.uint64 and array.size > 0 and int(array.max()) > np.iinfo(np.int64).max
 
 
 def _labels(y: Any, part: str) -> np.ndarray[Any, Any]:
@@ -177,7 +182,12 @@ def _labels(y: Any, part: str) -> np.ndarray[Any, Any]:
         )
     kind = array.dtype.kind
     if kind == "S":
-        return np.char.decode(array, "utf-8")
+        try:
+            return np.char.decode(array, "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{part}: labels are bytes that are no UTF-8 ({error}); give numbers, or text") from error
+    if _beyond_int64(array):
+        raise DataError(f"{part}: label {array.max()} is too large; labels are 0..K-1")
     if kind == "U" or (kind == "O" and all(isinstance(label, str) for label in array)):
         return array.astype(str)
     if kind in "biu" or (kind == "f" and bool((np.isfinite(array) & (array == np.rint(array))).all())):

@@ -243,10 +243,12 @@ class _Fetched(Dataset[Batch]):
                 with _named(f"the batch of samples {indices[:10]}"):
                     batch = self.collate(items)
             except (TypeError, RuntimeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-                raise DataError(
-                    f"the dataset's samples do not form a batch ({full_text(error)}); return tensors of "
-                    f"one shape, or give a collate_fn"
-                ) from error
+                if self.collate is default_collate:
+                    told, todo = "the dataset's samples", "return tensors of one shape, or give a collate_fn"
+                else:
+                    told = f"with the collate_fn the samples {list(indices[:10])}"
+                    todo = "it is also given one sample alone; leave samples out in the dataset, not in collate_fn"
+                raise DataError(f"{told} do not form a batch ({full_text(error)}); {todo}") from error
         if self.labelled:
             return _as_batch(batch)
         batch = dict(batch) if isinstance(batch, Mapping) else batch  # a BatchEncoding of Hugging Face too

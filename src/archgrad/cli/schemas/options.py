@@ -32,7 +32,7 @@ AUGMENTATIONS = (
 class Options(BaseModel):
     """What all commands share: nothing is converted, and nothing unknown is let through."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True, allow_inf_nan=False)
     # The fields that are arguments, and how each is written in the help.
     positional: ClassVar[Mapping[str, str]] = {}
     # The heading that a group's options have in the help.

@@ -99,8 +99,10 @@ def class_weights(text: str | None) -> Literal["balanced"] | list[float] | None:
     if text is None or text == "balanced":
         return text  # type: ignore[return-value]
     weights = _numbers(text)
-    if len(weights) < 2 or any(weight < 0 for weight in weights):
-        raise ValueError(f"{text!r} was given. Allowed are balanced, and a number from 0 up for each class: 1,1,5")
+    if len(weights) < 2 or any(weight < 0 for weight in weights) or not any(weights):
+        raise ValueError(
+            f"{text!r} was given. Allowed are balanced, and a number from 0 up for each class, not all 0: 1,1,5"
+        )
     return weights
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.access import restrict
+from archgrad.choices.access import choices, restrict
 from archgrad.choices.lazy_candidates import Lazy, emptied
 from archgrad.choices.modules import OpChoice
 from archgrad.errors import ChoiceError
@@ -38,10 +38,12 @@ class OffloadedSupernet:
         space: what is in memory: everything but the offloaded candidates.
 
     Raises:
-        ChoiceError: a choice of operations has labels alone, so that another module owns its candidates.
+        ChoiceError: a choice of operations has labels alone, so that another module owns its candidates, or a
+            candidate holds choices.
     """
 
     def __init__(self, space: nn.Module, *, device: torch.device, folder: Path | None, seed: int) -> None:
+        _refuse_nested(space)
         self._seed, self.device = seed, device
         self._folder = folder
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -114,7 +116,9 @@ class OffloadedSupernet:
         """A candidate with its initial weights, on the device."""
         candidate = self._lazy[path, i]
         assert isinstance(candidate, Lazy)
-        return candidate.build(seed=stable_seed(self._seed, path, self.labels(site)[i])).to(self.device)
+        module = candidate.build(seed=stable_seed(self._seed, path, self.labels(site)[i])).to(self.device)
+        _refuse_choices_in(module, site=site, label=self.labels(site)[i])
+        return module
 
     def _fill(self, space: nn.Module, support: Support, states: dict[Tensor, Any]) -> None:
         for site, path, i in self._each(support):
@@ -190,6 +194,23 @@ def _places(space: nn.Module) -> dict[str, list[str]]:
     if not places:
         raise ChoiceError(f"{type(space).__name__} has no choice of operations; put OpChoice modules in it")
     return places
+
+
+def _refuse_nested(space: nn.Module) -> None:
+    for module in space.modules():
+        if isinstance(module, OpChoice):
+            for label, candidate in zip(module.labels, module.candidates, strict=False):
+                _refuse_choices_in(candidate, site=module.name, label=label)
+
+
+def _refuse_choices_in(candidate: nn.Module, *, site: str, label: str) -> None:
+    """What lies in a file cannot be decided."""
+    if inner := choices(candidate):
+        raise ChoiceError(
+            f"candidate {label!r} of choice {site!r} holds choices of its own, {[*inner][:3]}; RADARS keeps "
+            f"candidates in files: make one choice of all combinations, or take a method that keeps the space in "
+            f"memory, such as archgrad.darts"
+        )
 
 
 def moved(state: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

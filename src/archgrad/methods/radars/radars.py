@@ -98,7 +98,8 @@ def radars(
         recipe: how the result is trained.
 
     Raises:
-        ChoiceError: the space has no choice of operations, has gates, or choices of labels alone.
+        ChoiceError: the space has no choice of operations, has gates, choices of labels alone, or choices inside
+            candidates.
         ConfigError: the task lacks what the method needs, or an option out of its range.
         LimitError: no network meets the limit; a single path does not fit into memory; the message says what does.
         NonFiniteError: a loss became NaN or infinite.
