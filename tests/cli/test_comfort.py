@@ -78,7 +78,8 @@ def test_a_dry_run_of_search(cli: Callable, wide: Path, method: str) -> None:
 
 def test_a_dry_run_of_transfer(cli: Callable, wide: Path) -> None:
     data = wide / "data.npz"
-    plan = json.loads(cli("transfer", f"{wide}/net.py:Net", data, data, "--dry-run", "--json", "--steps", "9").stdout)
+    words = ["transfer", f"{wide}/net.py:Net", data, data, "--shots", "2", "--steps", "9", "--dry-run", "--json"]
+    plan = json.loads(cli(*words).stdout)
     assert (plan["command"], plan["steps"], plan["limit"]) == ("transfer", 9, None)
 
 
@@ -87,6 +88,32 @@ def test_a_dry_run_refuses_what_the_run_would(refused: Callable[..., str], wide:
     assert "the lowest reachable is" in said
     assert "leave --dry-run out" in refused("search", "--method", "freenas", "--dry-run")
     assert not list(Path.cwd().iterdir())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "slim {net} {data} --limit macs=0.5 --steps 1",
+        "slim {net} {data} --limit macs=0.5 --steps 20 --gate-epochs 100",
+        "slim {net} {data} --limit macs=0.75,0.5 --steps 2",
+        "slim {net} {data} --limit macs=0.5 --steps 20 --pretrained",
+        "slim {net} {data} --limit macs=0.5 --out {net_file}",
+        "slim {net} {data} --limit macs=0.5 --out {net_file}/below",
+        "search --data digits --space darts --cells 3 --channels 4 --method unas --steps 2",
+        "search --data digits --space mobile --method toponas --steps 20",
+        "search --data digits --space darts --cells 3 --channels 4 --method darts --limit latency_ms=1 --steps 20",
+        "transfer {net} {data} {data} --steps 20 --shots 50",
+        "transfer {net} {data} {data} --steps 1",
+    ],
+)
+def test_a_dry_run_and_the_command_refuse_with_the_same_words(
+    refused: Callable[..., str], wide: Path, options: str
+) -> None:
+    places = {"net": f"{wide}/net.py:Net", "net_file": f"{wide}/net.py", "data": f"{wide}/data.npz"}
+    words = options.format(**places).split()
+    said = refused(*words, "--dry-run")
+    assert not list(Path.cwd().iterdir())
+    assert said.strip() in refused(*words)
 
 
 def test_init_writes_what_slim_takes_and_a_script(cli: Callable, wide: Path) -> None:

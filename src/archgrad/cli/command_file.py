@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,11 @@ _NOT_COMPARED = ("out", "onnx", "accept")
 
 
 def check(folder: Path, command: str, options: Options) -> None:
-    """Raise RunError when the folder holds a run of another command or other options."""
+    """Raise RunError when the folder holds a run of another command or other options, or cannot be created."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "may not be written to" if there.is_dir() else "is a file"
+        raise RunError(f"The run folder {folder} cannot be created: {there} {why}. Choose another with --out.")
     if not (folder / "run.json").exists():
         return
     present = read(folder)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import nn
@@ -14,7 +14,9 @@ from archgrad.choices.access import choices, decisions, relax, sample
 from archgrad.choices.relaxations import Softmax
 from archgrad.cli import run_setup
 from archgrad.cli.command_output import Outcome
-from archgrad.cli.commands.search import described_space, search_fraction
+from archgrad.cli.commands.search import described_space, search_fraction, searched
+from archgrad.cli.commands.slim import slimmed
+from archgrad.cli.commands.transfer import protocol_of, pruned
 from archgrad.cli.inputs import data, spaces
 from archgrad.cli.schemas.methods import METHODS
 from archgrad.cli.schemas.options import Options
@@ -28,11 +30,13 @@ from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
 from archgrad.gates.selection import GateConstraint
 from archgrad.gates.width_rounding import WidthRounding
+from archgrad.methods.pruning_transfer.transfer import check
 from archgrad.report import numbers
 from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import frozen, slim
 from archgrad.supernets.constraint import SAMPLES, ArchitectureConstraint
 from archgrad.supernets.lifecycle import predict_peak_memory, prepare_supernet, split_steps
+from archgrad.tasks.classification import Classification
 from archgrad.tasks.task import Task, description
 from archgrad.training.recipe import adam
 
@@ -53,6 +57,7 @@ def plan(command: str, options: Options) -> Outcome:
     # The checks of the command itself. This run is never begun, so its folder is only looked at.
     run_setup.begin(command, options, Path(options.out))
     task = data.load(options.data, options) if isinstance(options, TransferOptions) else data.load_task(options)
+    _rehearse(options, task)
     run_setup.seed(options.seed)
     run = Run(epochs=options.epochs, steps=options.steps, seconds=options.seconds, seed=options.seed,
               device=options.device, precision=options.precision, progress=False)  # fmt: skip
@@ -76,6 +81,55 @@ def plan(command: str, options: Options) -> Outcome:
     # A budget of seconds is for training steps alone.
     body["seconds"] = min(body["step_seconds"] * total, options.seconds or float("inf")) + body["limit_seconds"]
     return Outcome(body, "\n".join(_lines(body)))
+
+
+class _Training(BaseException):  # a trial that fails by an Exception is left out
+    """The rehearsal has come to the first training step, or to hundreds of measurements: nothing was refused."""
+
+
+class _Rehearsal(Run):
+    """A run without a folder that stops where the long part would begin."""
+
+    def steps(self, n: int, *, phase: str = "search", time_fraction: float = 1.0, counted: bool = True) -> NoReturn:
+        """Raises _Training."""
+        raise _Training
+
+    def compute_once(self, key: str, compute: Callable[[], Any]) -> Any:
+        """The value, unless it is the prices of the networks that a measured limit asks for."""
+        if key.startswith("prices"):
+            raise _Training
+        return super().compute_once(key, compute)
+
+
+def _rehearse(options: SlimOptions | SearchOptions | TransferOptions, task: Task) -> None:
+    """What the command checks before its first training step; it raises what the command would."""
+    run_setup.seed(options.seed)
+    run = _Rehearsal(
+        epochs=options.epochs, steps=options.steps, seconds=options.seconds, seed=options.seed, device=options.device,
+        precision=options.precision, compile=options.compile, progress=False,
+        trials=options.trials if isinstance(options, SearchOptions) else None,
+    )  # fmt: skip
+    try:
+        if isinstance(options, SearchOptions):
+            task = run_setup.with_teacher(task, options)
+            space, _ = spaces.build_space(described_space(options), task)
+            limit = run_setup.limit_of(options.limit, task.example, onnx=False)
+            searched(space, task, run, options, limit)
+        elif isinstance(options, SlimOptions):
+            network = run_setup.load_network(options, task)
+            task = run_setup.with_teacher(task, options, network)
+            limits = None if options.front else run_setup.limits_of(options.limit, task.example, onnx=options.onnx)
+            slimmed(slim(network, task.example, keep=options.keep), task, run, options, limits)
+        else:
+            target = data.load(options.target, options.model_copy(update={"augment": ""}))
+            network = run_setup.load_network(options, task)
+            space = slim(network, task.example, keep=options.keep, inputs=options.inputs)
+            check(space, cast(Classification, task), target, protocol_of(options))
+            pruned(space, task, run, options)
+    except _Training:
+        pass
+    finally:
+        run.close()
 
 
 def _folder_state(folder: Path) -> str:

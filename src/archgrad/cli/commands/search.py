@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from archgrad.cli import command_file, command_output, run_setup
 from archgrad.cli.inputs import accuracy_table, data, spaces
 from archgrad.cli.schemas.methods import METHODS
 from archgrad.cli.schemas.options import TABLE_DATA
 from archgrad.cli.schemas.search import SearchOptions
+from archgrad.costs.limits import Limit
 from archgrad.report import page
 from archgrad.report.data.run_folder import write_record
 from archgrad.results.result import Found
+from archgrad.run.run import Run
+from archgrad.tasks.task import Task
 
 _CLASSES, _CHANNELS, _SIDE = 10, 3, 32  # of images where no data says otherwise: those of CIFAR-10
 _LARGER = """
@@ -38,20 +42,28 @@ def execute(options: SearchOptions) -> command_output.Outcome:
     arguments = method.arguments(options, subject.example)
     command_file.write(out, "search", options)
     with command_file.resumable(out):
-        found: Found
         if method.trains == "nothing":
-            found = function(space, run, example=subject.example, limit=limit, **arguments)
+            found: Found = function(space, run, example=subject.example, limit=limit, **arguments)
         else:
-            found = function(
-                space, task, run, limit=limit, search_fraction=search_fraction(options, function),
-                **run_setup.recipes_of(options, function), **arguments,
-            )  # fmt: skip
+            assert task is not None
+            found = searched(space, task, run, options, limit)
         if table is not None:
             found.record.update(accuracy_table.compare(found.record, found.architecture, table))
         _record(found, out, described)
         run_setup.write_onnx(found, out, options.onnx)
     larger = _LARGER.format(out=options.out) if options.space == "darts" else ""
     return command_output.of_record(found.record, command_output.files_in(out), larger)
+
+
+def searched(space: nn.Module, task: Task, run: Run, options: SearchOptions, limit: Limit | None) -> Found:
+    """What the method finds that the options ask for, of those that train."""
+    method = METHODS[options.method]
+    function = method.load()
+    found: Found = function(
+        space, task, run, limit=limit, search_fraction=search_fraction(options, function),
+        **run_setup.recipes_of(options, function), **method.arguments(options, task.example),
+    )  # fmt: skip
+    return found
 
 
 def search_fraction(options: SearchOptions, function: Callable[..., Any]) -> float:

@@ -9,8 +9,11 @@ from torch import nn
 from archgrad.cli import command_file, command_output, run_setup
 from archgrad.cli.inputs import data
 from archgrad.cli.schemas.slim import SlimOptions
+from archgrad.costs.limits import Limit
 from archgrad.methods.dnal.dnal import dnal
 from archgrad.methods.dnal.front import slim_front
+from archgrad.results.front import Front
+from archgrad.results.result import Found
 from archgrad.run.run import Run
 from archgrad.spaces.slim.slimmable import slim
 from archgrad.tasks.task import Task
@@ -28,46 +31,46 @@ def execute(options: SlimOptions) -> command_output.Outcome:
     task = run_setup.with_teacher(task, options, network)
     space = slim(network, task.example, keep=options.keep)
     command_file.write(out, "slim", options)
-    pretrained = options.weights is not None if options.pretrained is None else options.pretrained
-    if options.front is not None:
-        return _front(space, task, run, options, pretrained=pretrained)
     with command_file.resumable(out):
-        found = dnal(
-            space,
-            task,
-            run,
-            limit=limits,
-            sparsity=options.sparsity,
-            pretrained=pretrained,
-            gate_epochs=options.gate_epochs,
-            round_to=options.rounding,
-            recipe=run_setup.recipe_of(options),
-            check_weights=options.check_weights,
-        )
+        found = slimmed(space, task, run, options, limits)
+        if isinstance(found, Front):
+            return _front(found, options)
         run_setup.write_onnx(found, out, options.onnx)
     return command_output.of_record(found.record, command_output.files_in(out))
 
 
-def _front(
-    space: nn.Module, task: Task, run: Run, options: SlimOptions, *, pretrained: bool
-) -> command_output.Outcome:
+def slimmed(
+    space: nn.Module, task: Task, run: Run, options: SlimOptions, limits: list[Limit] | None
+) -> Found | Front:
+    """The network, or the front, that the options ask for."""
+    pretrained = options.weights is not None if options.pretrained is None else options.pretrained
+    recipe = run_setup.recipe_of(options)
+    if options.front is not None:
+        cost, fractions = options.front
+        return slim_front(
+            space, task, run, cost=run_setup.cost_of(cost, task.example), fractions=fractions, pretrained=pretrained,
+            round_to=options.rounding, recipe=recipe, check_weights=options.check_weights,
+        )  # fmt: skip
+    return dnal(
+        space, task, run, limit=limits, sparsity=options.sparsity, pretrained=pretrained,
+        gate_epochs=options.gate_epochs, round_to=options.rounding, recipe=recipe,
+        check_weights=options.check_weights,
+    )  # fmt: skip
+
+
+def _front(front: Front, options: SlimOptions) -> command_output.Outcome:
     """A front; with --within the chosen network stands in the run's folder itself."""
     assert options.front is not None
-    out, (cost, fractions) = Path(options.out), options.front
-    with command_file.resumable(out):
-        front = slim_front(
-            space, task, run, cost=run_setup.cost_of(cost, task.example), fractions=fractions, pretrained=pretrained,
-            round_to=options.rounding, recipe=run_setup.recipe_of(options), check_weights=options.check_weights,
-        )  # fmt: skip
-        if options.within is None:
-            for point in front.points:
-                run_setup.write_onnx(point.found, out / front.folder_of(point), options.onnx)
-            places = ", ".join(front.folder_of(point) for point in front.points)
-            return command_output.of_record(front.record, f"{out} holds report.html and a folder for each: {places}")
-        chosen = front.smallest(options.within)
-        chosen.found.record.update({name: front.record[name] for name in ("fronts", "baselines", "given")})
-        chosen.found.save(out)
-        run_setup.write_onnx(chosen.found, out, options.onnx)
+    out, cost = Path(options.out), options.front[0]
+    if options.within is None:
+        for point in front.points:
+            run_setup.write_onnx(point.found, out / front.folder_of(point), options.onnx)
+        places = ", ".join(front.folder_of(point) for point in front.points)
+        return command_output.of_record(front.record, f"{out} holds report.html and a folder for each: {places}")
+    chosen = front.smallest(options.within)
+    chosen.found.record.update({name: front.record[name] for name in ("fronts", "baselines", "given")})
+    chosen.found.save(out)
+    run_setup.write_onnx(chosen.found, out, options.onnx)
     said = (
         f"within {options.within:g} points of the whole network: {cost}={chosen.fraction:g}"
         if chosen is not front.whole
