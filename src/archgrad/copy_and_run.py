@@ -113,6 +113,11 @@ def require_values(network: nn.Module) -> None:
         )
 
 
+def state_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a network's state, without what its modules add by `get_extra_state` that is none."""
+    return {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+
+
 def shapes(nest: object) -> str:
     """The shapes of all tensors in a nest: "[2, 3, 8, 8], [2, 5]"."""
     return ", ".join(str(list(leaf.shape)) for leaf in tree_leaves(nest) if isinstance(leaf, Tensor))

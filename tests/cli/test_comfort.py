@@ -78,9 +78,9 @@ def test_a_dry_run_of_search(cli: Callable, wide: Path, method: str) -> None:
 
 def test_a_dry_run_of_transfer(cli: Callable, wide: Path) -> None:
     data = wide / "data.npz"
-    words = ["transfer", f"{wide}/net.py:Net", data, data, "--shots", "2", "--steps", "9", "--dry-run", "--json"]
+    words = ["transfer", f"{wide}/net.py:Net", data, data, "--shots", "2", "--steps", "30", "--dry-run", "--json"]
     plan = json.loads(cli(*words).stdout)
-    assert (plan["command"], plan["steps"], plan["limit"]) == ("transfer", 9, None)
+    assert (plan["command"], plan["steps"], plan["limit"]) == ("transfer", 30, None)
 
 
 def test_a_dry_run_refuses_what_the_run_would(refused: Callable[..., str], wide: Path) -> None:

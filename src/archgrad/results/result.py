@@ -6,6 +6,7 @@ import copy
 import functools
 import math
 import traceback
+import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import nn
 from archgrad import files
 from archgrad.argument_types import checked
 from archgrad.choices.architecture import Architecture
-from archgrad.copy_and_run import in_mode
+from archgrad.copy_and_run import in_mode, state_tensors
 from archgrad.costs.count import macs, params, uncounted
 from archgrad.costs.latency import latency
 from archgrad.errors import ArchitectureError, ConfigError, LimitError, MissingExtra, ModelError, RunError, one_line
@@ -180,9 +181,9 @@ class Found:
     def save(self, folder: str | Path) -> None:
         """Write the result into a folder.
 
-        architecture.json, network.safetensors (weights), network.pt2 (loads with torch alone; takes images
-        of any size where the network does), record.json, history.jsonl and report.html. What cannot be exported is
-        noted in the record and left out.
+        architecture.json, network.safetensors (the tensors of the state), network.pt2 (loads with torch alone; takes
+        images of any size where the network does), record.json, history.jsonl and report.html. What cannot be
+        exported is noted in the record and left out.
 
         Raises:
             RunError: the disk is full, or the folder cannot be written in.
@@ -219,10 +220,11 @@ class Found:
 @checked
 def _save_network(folder: Path, architecture: Architecture, network: nn.Module) -> None:
     architecture.save(folder / "architecture.json")
-    size = sum(t.nbytes for t in network.state_dict().values())
+    tensors = state_tensors(network)
+    holder: Any = types.SimpleNamespace(state_dict=lambda: dict(tensors))
     files.replace(
-        folder / "network.safetensors",
-        lambda partial: safetensors.torch.save_model(network, str(partial)), RunError, size=size,
+        folder / "network.safetensors", lambda partial: safetensors.torch.save_model(holder, str(partial)), RunError,
+        size=sum(t.nbytes for t in tensors.values()),
     )  # fmt: skip
 
 
@@ -233,7 +235,7 @@ def figures(network: nn.Module, task: Task, example: Example) -> dict[str, Any]:
 
 def takes(network: nn.Module, example: Example) -> dict[str, Any]:
     """What a plain network takes, as counted: `params`, `macs`, `size_bytes`."""
-    size = sum(t.numel() * t.element_size() for t in network.state_dict().values())
+    size = sum(t.numel() * t.element_size() for t in state_tensors(network).values())
     return {"params": params().of(network), "macs": macs(example).of(network), "size_bytes": size}
 
 

@@ -36,6 +36,7 @@ class Checkpointing:
 
     Attributes:
         parts: what is saved; None before `Run.register_state`.
+        task: what the run trains on, saved too where it has a state.
         run_id: of the run, which checkpoints name.
         replaying: while the program passes through what an earlier process did, until the phase in progress.
         newest: the last good checkpoint.
@@ -48,6 +49,7 @@ class Checkpointing:
         self._series = Series(folder / CHECKPOINTS) if folder else None
         self._every_seconds, self._machine, self._random, self._log = every_seconds, machine, random, log
         self.parts: Mapping[str, Stateful] | None = None
+        self.task: object = None
         self.run_id = ""
         self.replaying = False
         self.newest: Path | None = None
@@ -96,6 +98,10 @@ class Checkpointing:
         lost = self._series.discard(phase.index, newest) if self._series and self._machine.rank == 0 else 0
         self._log.history.write()
         return lost
+
+    def register(self, parts: Mapping[str, Stateful]) -> None:
+        """What is saved from now on: these parts, and the task where it has a state."""
+        self.parts = {**parts, **stateful.of_task(self.task)}
 
     def confirm_end(self, index: int) -> None:
         """Make the end of a phase that was left early its real end."""

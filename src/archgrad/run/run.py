@@ -194,7 +194,7 @@ class Run:
         numbers = {"precision": self.precision, "dtype": str(torch.get_default_dtype())}
         same = self._budget.record() | {"seed": self.seed, **numbers}
         same |= {name: True for name in ("workers", "compile") if getattr(self, name)}  # workers: trials, no phases
-        about_data = getattr(task, "notes", ())
+        self._checkpoints.task, about_data = task, getattr(task, "notes", ())
         task, network = (task, network) if self._files else (None, None)  # else nothing is resumed and compared
         identity = validation.identity(method, settings, same, task=task, network=network)
         history = History(self.folder if (first := self.rank == 0) else None, tensorboard=self._output.tensorboard)
@@ -238,7 +238,7 @@ class Run:
         if self._loop.phase:
             raise ChoiceError("run.register_state was called inside a loop of run.steps. Call it before the loop.")
         stateful.check(parts)
-        self._checkpoints.parts = dict(parts)
+        self._checkpoints.register(parts)
 
     def steps(
         self, n: int, *, phase: str = "search", time_fraction: float = 1.0, counted: bool = True

@@ -73,3 +73,11 @@ def unstretched(function: Loss, output: Any, answer: Any) -> Tensor:
             return function(output, answer)
         except UserWarning as error:
             raise ValueError(str(error)) from error
+
+
+def stateful_loss(loss: object) -> Any | None:
+    """The loss, or the object whose method it is, if it has a state: a module with a running centre, for instance."""
+    for owner in (loss, getattr(loss, "__self__", None)):
+        if hasattr(owner, "state_dict") and hasattr(owner, "load_state_dict") and owner.state_dict():
+            return owner
+    return None

@@ -18,7 +18,7 @@ from archgrad.tasks import batch_checks, first_batch
 from archgrad.tasks.augmentation import augmentation_name
 from archgrad.tasks.batch_order import Stream
 from archgrad.tasks.data_path import load
-from archgrad.tasks.losses import BatchLoss, Loss, checked_loss, per_sample
+from archgrad.tasks.losses import BatchLoss, Loss, checked_loss, per_sample, stateful_loss
 from archgrad.tasks.metrics import Metric, Score, Totals, checked_metrics, chosen_score
 from archgrad.tasks.normalization import Normalization, normalized
 from archgrad.tasks.parts import Data, Part, check_parts, notes_on, open_part, part_record, training_order
@@ -201,6 +201,17 @@ class Supervised:
         size = part_record(train, split_off=self.splits["train"]["split_off_train"])
         task.splits = self.splits | {"train": size, "batch_size": batch_size, "half": record}
         return task
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the loss carries from step to step, where it has a `state_dict`; for runs that are resumed."""
+        carrier = stateful_loss(self._loss or self._batch_loss)
+        return {} if carrier is None else {"loss": carrier.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        carrier = stateful_loss(self._loss or self._batch_loss)
+        if carrier is not None:
+            carrier.load_state_dict(state["loss"])
 
     @property
     def test_reads(self) -> int:

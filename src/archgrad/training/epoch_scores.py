@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -49,7 +50,7 @@ class EpochScores:
         if better or math.isnan(self.score):
             self.score = score
             if self.keep:
-                self.weights = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+                self.weights = copy.deepcopy(self.network.state_dict())
         return {f"valid_{name}": value for name, value in figures.items()} | {"best_valid": self.score}
 
     def state_dict(self) -> dict[str, Any]:

@@ -233,7 +233,7 @@ class _WorkerTrial:
             run.total_steps(self.task.steps_per_epoch, default_epochs=1)  # from now on, time ends phases
         space = self.space.to(run.device)
         network = train_trial(space, self.task, run, replace(job, time_fraction=1.0), recipe=self.recipe)
-        weights = {name: value.cpu() for name, value in network.state_dict().items()} if job.keep else {}
+        weights = network.cpu().state_dict() if job.keep else {}
         return Outcome(evaluate(self.task, network), weights)
 
 

@@ -11,6 +11,7 @@ ends with its likeliest architecture: `finalists=None`.
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -246,7 +247,7 @@ def shared_loss(space: nn.Module, architecture: Architecture, task: Task, run: R
     a batch is too small for that, statistics are estimated on training batches.
     """
     network = build(space, architecture, weights="inherit").to(run.device)
-    kept = {name: value.clone() for name, value in network.state_dict().items()}
+    kept = copy.deepcopy(network.state_dict())
     for norm in (m for m in network.modules() if isinstance(m, _BatchNorm)):
         norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
     try:

@@ -17,7 +17,7 @@ from archgrad.choices.access import relax
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.relaxations import ScaledSigmoid
 from archgrad.choices.weight_norms import without_weight_norms
-from archgrad.copy_and_run import copied
+from archgrad.copy_and_run import copied, state_tensors
 from archgrad.costs.count import Example
 from archgrad.errors import ModelError
 from archgrad.extract.discretize import build, draw_anew, write_back
@@ -99,7 +99,7 @@ def _hands_back(space: nn.Module, searched: Narrowed) -> bool:
         for parameter in other.parameters():
             parameter.mul_(1.5).add_(0.1)
     write_back(space, searched.architecture, other)
-    states = [without_weight_norms(net).state_dict() for net in (other, build(space, searched.architecture))]
+    states = [state_tensors(without_weight_norms(net)) for net in (other, build(space, searched.architecture))]
     return all(
         torch.allclose(value, states[1][name]) for name, value in states[0].items() if value.is_floating_point()
     )

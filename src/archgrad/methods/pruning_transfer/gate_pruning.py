@@ -13,6 +13,7 @@ from archgrad.choices.access import logits
 from archgrad.choices.gate import Gate
 from archgrad.choices.spectral_norms import without_spectral_norms
 from archgrad.choices.weight_norms import without_weight_norms
+from archgrad.copy_and_run import state_tensors
 from archgrad.costs.count import Macs, Params
 from archgrad.extract.discretize import draw_anew
 from archgrad.gates.importance import weight_magnitude
@@ -43,7 +44,7 @@ def adopt(space: nn.Module, network: nn.Module) -> None:
     """Copy all weights and buffers of the full network, `build(space, full(space))`, into its space, in place."""
     own = {re.sub(r"parametrizations\.(.*)\.original$", r"\1", n): t for n, t in space.state_dict().items()}
     with torch.no_grad():
-        for name, tensor in network.state_dict().items():
+        for name, tensor in state_tensors(network).items():
             own[name].copy_(tensor)
 
 
