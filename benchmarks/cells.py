@@ -46,7 +46,7 @@ SPACES = {"even": GOOD, "planted": GOOD + BAD}
 CHANNELS = (8, 16, 16)
 LAYERS = len(CHANNELS)
 USUAL = [
-    name for name in ROWS if not any(part in name for part in (BARE, "published", "static", "tenth", "no gap"))
+    name for name in ROWS if not any(part in name for part in (BARE, "published", "static", "policy", "no gap"))
 ]  # fmt: skip
 Picks = tuple[str, ...]
 Row = dict[str, Any]

@@ -41,7 +41,10 @@ class Search:
 # As the authors' code has it for CIFAR: rates 2e-3 to 3e-4 and 6e-4 to 1e-4, schedules that begin after the warm-up.
 _PUBLISHED_UNAS = functools.partial(
     ag.unas, finalists=None,
-    terms=UnasTerms(gap="pairwise", per_image=True, softening=0.0, warm_up=0.15, rate=2e-3, floor=0.15, restart=True),
+    terms=UnasTerms(
+        gap="pairwise", per_image=True, softening=0.0, warm_up=0.15, weights_at="policy", rate=2e-3, floor=0.15,
+        restart=True,
+    ),
     search_recipe=ag.Recipe(optimizer_factory=adam_of_unas, schedule=ag.warm_up_cosine(0, last=1 / 3)),
 )  # fmt: skip
 _PUBLISHED_PRIME = functools.partial(ag.darts_prime, finalists=None, terms=DartsPrimeTerms(schedule="static"))
@@ -55,7 +58,9 @@ SEARCHES: dict[str, Search] = {
     "darts_prime, static": Search(_PUBLISHED_PRIME, finalists=False, recipe=False),
     "unas": Search(ag.unas),
     "unas, score function": Search(functools.partial(ag.unas, terms=UnasTerms(estimator="score_function"))),
-    "unas, weights alone for a tenth": Search(functools.partial(ag.unas, terms=UnasTerms(warm_up=0.1))),
+    "unas, weights by the policy": Search(
+        functools.partial(ag.unas, terms=UnasTerms(warm_up=0.5, weights_at="policy"))
+    ),
     "unas, no gap": Search(functools.partial(ag.unas, terms=UnasTerms(gap="none"))),
     "unas, published": Search(_PUBLISHED_UNAS, finalists=False, recipe=False),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -39,6 +40,8 @@ class UnasTerms:
         temperature: of the relaxation.
         softening: added to every probability that is sampled from; 0 to leave it out.
         warm_up: part of the search, at its beginning, in which only the weights are trained; below 1.
+        weights_at: what the weights are trained at samples of: the "uniform" policy throughout, or the searched
+            "policy" (published), which trains most what it already prefers.
         rate: of Adam on the logits; default: 1e-3, as published (CIFAR: 2e-3), or more in short searches.
         floor: last rate of the logits, as a part of their first; published 0.3 (ImageNet) and 0.15 (CIFAR).
         restart: whether the weights keep their first rate in the warm-up, and their schedule begins after it, as
@@ -55,7 +58,8 @@ class UnasTerms:
     ramp: float = 0.3
     temperature: float = 0.4
     softening: float = 0.05
-    warm_up: float = 0.5
+    warm_up: float = 0.75
+    weights_at: Literal["uniform", "policy"] = "uniform"
     rate: float | None = None
     floor: float = 0.0
     restart: bool = False
@@ -113,9 +117,15 @@ class Sampler:
         self.space, self.temperature, self.softening = space, temperature, softening
         self.generator, self.mean_loss = run.generator("architectures"), run.mean_loss
 
-    def draw(self, samples: int = 1) -> Sample:
-        """Hard, relaxed and conditional weights, [samples, K] for each choice, with gradient to the logits."""
-        soft = soften([_logits(choice) for choice in decisions(self.space).values()], self.softening)
+    def draw(self, samples: int = 1, *, uniform: bool = False) -> Sample:
+        """Hard, relaxed and conditional weights, [samples, K] for each choice, with gradient to the logits.
+
+        Where `uniform`, all that is alive is as likely, whatever the logits are.
+        """
+        rows = [_logits(choice) for choice in decisions(self.space).values()]
+        if uniform:
+            rows = [row.detach().masked_fill(row > -math.inf, 0.0) for row in rows]
+        soft = soften(rows, self.softening)
         return draw(soft, temperature=self.temperature, samples=samples, generator=self.generator)
 
     def named(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -241,9 +251,10 @@ class Objective:
         self.relaxed: dict[str, Tensor] = {}
 
     def weight_loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """l_train at the relaxed sample of the architecture step before it, or at a fresh one."""
-        relaxed = self.relaxed or self.sampler.named(self.sampler.draw(self._samples(batch)).relaxed)
-        self.relaxed = {}
+        """l_train at a relaxed sample of the uniform policy, or at that of the architecture step before it."""
+        uniform, relaxed, self.relaxed = self.terms.weights_at == "uniform", self.relaxed, {}
+        if uniform or not relaxed:
+            relaxed = self.sampler.named(self.sampler.draw(self._samples(batch), uniform=uniform).relaxed)
         if self.terms.per_image:
             batch = first(batch, len(next(iter(relaxed.values()))))
         with using(network, {name: row.detach() * (row.detach() >= SKIPPED) for name, row in relaxed.items()}):
