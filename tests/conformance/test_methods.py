@@ -128,7 +128,9 @@ def test_finds_the_planted_answer(name: str) -> None:
     # Weights that learn beside the gates need some steps in each of the rounds to tell units apart.
     longer = {"dnal": functools.partial(SLIM, gate_epochs=9), "slim_front": _front}
     method, problem = METHODS[name]
-    run = quiet(name, epochs=18) if name in longer else quiet(name)
+    # Without the relaxed loss as control variate the gradient is so noisy that half of the seeds need more steps.
+    epochs = {"unas, score function": 120} | dict.fromkeys(longer, 18)
+    run = quiet(name, epochs=epochs[name]) if name in epochs else quiet(name)
     found = longer.get(name, method)(problem.space(), task(), run, limit=limit())
     assert problem.answered(found.architecture), found.architecture
     assert found.score is not None and found.score > 0.9

@@ -208,7 +208,24 @@ def test_only_the_weights_move_in_the_warm_up() -> None:
     run = ag.Run(steps=40, seed=0, device="cpu", progress=False, output=ag.Output(log_every=1))
     ag.unas(small(), task(), run, search_fraction=1.0)
     moved = [row["step"] for row in run.history if "architecture_loss" in row]
-    assert moved == list(range(20, 40))
+    assert moved == list(range(30, 40))
+
+
+@pytest.mark.parametrize("weights_at", ["uniform", "policy"])
+def test_the_weights_are_trained_evenly_or_at_what_the_policy_prefers(weights_at: str) -> None:
+    space, data, terms = small(), task(), UnasTerms(gap="none", weights_at=weights_at)
+    searched = objective(space, data, terms)
+    with torch.no_grad():
+        for row in logits(space):
+            row[0] = 8.0  # the policy is all but decided
+    batch, heaviest = data.stream(seed=0)(0), list[int]()
+    space.first.register_forward_pre_hook(lambda choice, _: heaviest.append(int(choice.ready().argmax())))
+    for _ in range(200):
+        searched.gradient(batch, batch)
+        del heaviest[-2:]  # of the discrete and the relaxed network
+        searched.weight_loss(space, batch)
+    assert len(heaviest) == 200
+    assert heaviest.count(0) / 200 == pytest.approx(1.0 if weights_at == "policy" else 1 / 3, abs=0.12)
 
 
 @pytest.mark.parametrize("wrong", [{"warm_up": 1.0}, {"warm_up": -0.1}, {"ramp": 1.5}, {"floor": 2.0}])
@@ -245,6 +262,6 @@ def test_per_image_weights_are_those_of_their_images() -> None:
 
 
 def test_terms_are_recorded() -> None:
-    run = ag.Run(steps=6, device="cpu", progress=False)
+    run = ag.Run(steps=16, device="cpu", progress=False)
     found = ag.unas(small(), task(), run, terms=UnasTerms(gap="pairwise"))
     assert found.record["settings"]["terms"] == dataclasses.asdict(UnasTerms(gap="pairwise"))
