@@ -89,7 +89,7 @@ def main() -> None:
     torch.manual_seed(given.seed)
     task = ag.Classification(ag.digits(), batch_size=64)
     x = task.example  # [1, 1, 8, 8]
-    folder, steps = (None, 4) if given.smoke else (given.out, None)
+    folder, steps = (None, 8) if given.smoke else (given.out, None)
     run = ag.Run(epochs=given.epochs, steps=steps, seed=given.seed, folder=folder)
     limit = ag.macs(x).at_most(fraction=given.fraction)
     recipe = ag.Recipe(optimizer_factory=functools.partial(ag.adamw, learning_rate=3e-3))

@@ -79,7 +79,7 @@ def test_methods_and_spaces(
     place: Path, tmp_path: Path, cli: Callable, no_onnx: None, options: list[str], kind: str
 ) -> None:
     result = cli(
-        "search", *options, "--data", place / "data.npz", "--channels", "2", "--steps", "4", "--batch-size", "18",
+        "search", *options, "--data", place / "data.npz", "--channels", "2", "--steps", "8", "--batch-size", "18",
         "--no-onnx", "--json", "--out", tmp_path / "run",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -97,7 +97,7 @@ def test_methods_and_spaces(
 
 def test_a_search_under_a_measured_limit(place: Path, tmp_path: Path, cli: Callable, no_onnx: None) -> None:
     result = cli(
-        "search", "--space", f"{place / 'space.py'}:Space", "--data", place / "data.npz", "--steps", "4",
+        "search", "--space", f"{place / 'space.py'}:Space", "--data", place / "data.npz", "--steps", "8",
         "--batch-size", "18", "--limit", "latency_ms=1000", "--no-onnx", "--json", "--out", tmp_path / "run",
     )  # fmt: skip
     assert result.exit_code == 0, result.output

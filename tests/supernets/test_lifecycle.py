@@ -84,7 +84,7 @@ def test_a_search_too_short_for_a_step_of_the_architecture_is_refused_and_leaves
     with pytest.raises(ConfigError, match=rf"leaves about 1 training steps for the search.*Run\({name}="):
         method(with_inputs(), TASK, quiet(folder=tmp_path / "run", **budget))
     assert not (tmp_path / "run" / "run.json").exists()
-    method(with_inputs(), TASK, quiet(steps=6, seed=1, folder=tmp_path / "run"))
+    method(with_inputs(), TASK, quiet(steps=8, seed=1, folder=tmp_path / "run"))
 
 
 def with_inputs() -> nn.Module:

@@ -111,7 +111,7 @@ def test_a_search_begins_where_the_prior_says(method: Callable[..., ag.Found]) -
     task = ag.Classification.load("digits", batch_size=64)
     cells = ag.nasbench201_cells(channels=4, cells=1, in_channels=1)
     given = {name: torch.tensor([0.0, 0.0, 0.0, 0.0, 30.0]) for name in choices(cells)}
-    quiet = {"steps": 4, "seed": 0, "progress": False, "device": "cpu"}
+    quiet = {"steps": 8, "seed": 0, "progress": False, "device": "cpu"}
     found = method(cells, task, ag.Run(**quiet), prior=given)
     assert set(found.architecture.values()) == {4}
     assert set(method(cells, task, ag.Run(**quiet)).architecture.values()) != {4}
