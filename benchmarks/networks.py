@@ -1,4 +1,4 @@
-"""The networks of the benchmarks: VGGs with BatchNorm, CIFAR ResNets, inverted residuals, a small ViT, a U-Net."""
+"""The networks of the benchmarks: VGGs, ResNets, inverted residuals, a small ViT, a U-Net, a DenseNet, a GRU."""
 
 from __future__ import annotations
 
@@ -164,6 +164,46 @@ class UNet(nn.Module):
 
 def unet() -> nn.Module:
     return UNet()
+
+
+class Dense(nn.Module):
+    """A layer of a DenseNet (Huang et al., 2017): its output is put beside its input."""
+
+    def __init__(self, ins: int, growth: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.BatchNorm2d(ins), nn.ReLU(), nn.Conv2d(ins, 2 * growth, 1, bias=False), nn.BatchNorm2d(2 * growth),
+            nn.ReLU(), nn.Conv2d(2 * growth, growth, 3, 1, 1, bias=False),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.branch(x)], 1)
+
+
+def densenet(*, ins: int = 3, classes: int = 10, growth: int = 12) -> nn.Module:
+    """Three blocks of three dense layers; between them half of the channels at half of the resolution."""
+    layers, width = [nn.Conv2d(ins, 24, 3, 1, 1, bias=False)], 24
+    for block in range(3):
+        layers += [Dense(width + i * growth, growth) for i in range(3)]
+        width += 3 * growth
+        layers += [nn.BatchNorm2d(width), nn.ReLU()]
+        if block < 2:
+            layers += [nn.Conv2d(width, width // 2, 1, bias=False), nn.AvgPool2d(2)]
+            width //= 2
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+
+
+class SpokenGru(nn.Module):
+    """Two GRU layers over the 32 times of a spectrogram [B, 1, frequencies, times]; the mean over time decides."""
+
+    def __init__(self, *, width: int = 96, classes: int = 10) -> None:
+        super().__init__()
+        self.enters, self.layers = nn.Linear(32, width), nn.GRU(width, width, num_layers=2, batch_first=True)
+        self.hidden, self.last = nn.Linear(width, width), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.layers(torch.relu(self.enters(x.squeeze(1).transpose(1, 2))))
+        return self.last(torch.relu(self.hidden(states.mean(1))))
 
 
 class Bottleneck(nn.Module):
