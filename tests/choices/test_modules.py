@@ -248,3 +248,9 @@ def test_a_candidate_that_returns_no_tensor_is_named(weights: Tensor) -> None:
     space = OpChoice({"gru": Recurrent(), "linear": nn.Linear(3, 3)}, name="layer")
     with using(space, {"layer": weights}), pytest.raises(ChoiceError, match="Recurrent, returns a tuple"):
         space(torch.ones(2, 3))
+
+
+def test_weights_of_examples_need_the_batch_in_front() -> None:
+    space = OpChoice([nn.Flatten(0, 1), nn.Flatten(0, 1)], name="layer")
+    with using(space, {"layer": torch.rand(2, 2)}), pytest.raises(ChoiceError, match=r"for 2 examples.*\(6, 4\)"):
+        space(torch.ones(2, 3, 4))

@@ -91,6 +91,17 @@ def test_the_module_is_named_with_its_choice() -> None:
         optimize(space, task, run, optimizer=SGD(weights(space), lr=0.1), steps=3, phase="fit")
 
 
+def test_a_loss_that_divides_by_zero_is_told_from_outputs_that_are_not_finite() -> None:
+    def nothing_to_learn(output: Tensor, target: Tensor) -> Tensor:
+        chosen = (target > 5).float()  # of which there are none
+        return (output.sum(1) * chosen).sum() / chosen.sum()
+
+    x = torch.randn(40, 3)
+    task = ag.Supervised((x, x[:, 0]), loss=nothing_to_learn, batch_size=10)
+    with pytest.raises(NonFiniteError, match="outputs of all modules are finite and the loss is not"):
+        ag.fit(nn.Linear(3, 2), task, ag.Run(steps=4, progress=False))
+
+
 def test_a_parameter_and_the_logits_are_named() -> None:
     space = Space()
     relax(space, Softmax)

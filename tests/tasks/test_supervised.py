@@ -533,7 +533,7 @@ def test_a_loss_without_a_slope_is_noted(loss: Any) -> None:
 
 def test_a_metric_that_is_always_nan_is_noted_and_one_of_few_samples_is_not() -> None:
     always = {"always": lambda o, t: (o - o).sum() / 0}
-    with pytest.warns(UserWarning, match="always is NaN on the whole validation part"):
+    with pytest.warns(UserWarning, match="always is NaN on the validation part.*over_part"):
         regression(metrics=always, score=ag.higher("always")).check(nn.Linear(3, 1))
 
     class Few:
@@ -810,3 +810,19 @@ def test_batches_of_one_are_tried_as_they_will_be_trained() -> None:
     with pytest.raises(ModelError, match="runs in evaluation mode and fails in training mode"):
         task.check(network)
     task.check(nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 1)))
+
+
+def test_derivatives_without_enable_grad_are_explained() -> None:
+    def residual(network: nn.Module, batch: Any) -> Tensor:
+        x = batch[0].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
+        return slope.square().mean()
+
+    def enabled(network: nn.Module, batch: Any) -> Tensor:
+        with torch.enable_grad():
+            return residual(network, batch)
+
+    x, net = torch.randn(40, 3), nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    with pytest.raises(ModelError, match=r"under torch\.enable_grad"):
+        ag.Supervised((x, x[:, 0]), batch_loss=residual).check(net)
+    ag.Supervised((x, x[:, 0]), batch_loss=enabled).check(net)

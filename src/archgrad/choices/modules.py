@@ -393,4 +393,11 @@ def _scaling_norm(module: nn.Module) -> tuple[str, _BatchNorm, Tensor] | None:
 
 def _spread(weight: Tensor, like: Tensor) -> Tensor:
     """A weight (), or one an example [B], in the type of `like` [B, ...] and with as many dimensions."""
-    return weight.to(like.dtype).view(-1, *[1] * (like.dim() - 1)) if weight.dim() else weight.to(like.dtype)
+    if not weight.dim():
+        return weight.to(like.dtype)
+    if like.shape[:1] != weight.shape:
+        raise ChoiceError(
+            f"there are weights for {len(weight)} examples, and a candidate returns {tuple(like.shape)}: where each "
+            f"example has an architecture of its own, candidates return [B, ...]"
+        )
+    return weight.to(like.dtype).view(-1, *[1] * (like.dim() - 1))

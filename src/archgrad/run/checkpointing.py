@@ -185,12 +185,12 @@ def check_disk_space(folder: Path, state: Any) -> str:
     free = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
     needed = _GENERATIONS * size + _TEXTS
     what = (
-        f"A state of this run takes {size / 1e6:,.1f} MB on the disk, and {free / 1e6:,.1f} MB are free at {folder}"
+        f"A state of this run takes {size / 1e6:,.2f} MB on the disk, and {free / 1e6:,.2f} MB are free at {folder}"
     )
     if free < needed:
         raise RunError(
-            f"{what}; its checkpoints need {needed / 1e6:,.1f} MB ({_GENERATIONS} states). Nothing was begun. Make "
-            f"room, or choose another folder."
+            f"{what}; {_GENERATIONS} states, with the texts beside them, need {needed / 1e6:,.2f} MB. Nothing was "
+            f"begun. Make room, or choose another folder."
         )
     if free < needed + _RESULTS * size:
         return f"{what}: the checkpoints fit, the networks written at the end may not. Make room meanwhile."

@@ -253,7 +253,7 @@ def explain_gradients(
 
 def explain_modules(parts: Mapping[str, object], again: Callable[[], object]) -> str:
     """Compute it `again` and say which module's output is the first that is not finite; empty where none is."""
-    seen: list[str] = []
+    seen, result = list[str](), object()
     with contextlib.ExitStack() as stack:
         for name, network in _networks(parts).items():
             for path, module in network.named_modules():
@@ -261,7 +261,12 @@ def explain_modules(parts: Mapping[str, object], again: Callable[[], object]) ->
                 stack.callback(module.register_forward_hook(hook).remove)
         # What cannot be computed a second time has been explained without it.
         with contextlib.suppress(ArchgradError, RuntimeError, ValueError, LookupError, TypeError, StopIteration):
-            again()
+            result = again()
+    if not seen and isinstance(result, Tensor) and not finite([result]):
+        return (
+            "Computed again, the outputs of all modules are finite and the loss is not: on this batch it divides by "
+            "0, or takes the logarithm of 0. Let it return 0 where a batch has nothing to learn from."
+        )
     return f"Computed again, the first output that is not finite is that of {seen[0]}." if seen else ""
 
 

@@ -66,6 +66,8 @@ def explained(what: str, batch: Any) -> Iterator[None]:
             advice = "Arrays become float32: give ids by name, {'ids': ids}, or in a torch.utils.data.TensorDataset"
         elif is_of_types(error):
             advice = KEPT_TYPES
+        elif "does not require grad" in str(error):
+            advice = "Networks are scored without gradients: take those of the loss under torch.enable_grad()"
         elif "3D" in str(error) and any(tensor.dim() == 4 and tensor.shape[1] == 1 for tensor in tensors(batch)):
             advice = "Arrays [N, H, W] are read as grey images: give series in a torch.utils.data.TensorDataset"
         raise ModelError(f"{what} on a batch of shape {shapes}: {full_text(error)}. {advice}") from error

@@ -74,8 +74,9 @@ def _check_metrics(task: Supervised, network: nn.Module, *, samples: int) -> Non
         undefined = []
     if undefined and (undefined := [name for name, figure in task.evaluate(network).items() if math.isnan(figure)]):
         warnings.warn(
-            f"of this network {', '.join(undefined)} is NaN on the whole validation part. If it always is, nothing "
-            f"can be chosen by it: return a number where nothing is predicted, or there is nothing to compare",
+            f"of this network {', '.join(undefined)} is NaN on the validation part, on all of it or on some batches, "
+            f"whose mean it is. If it always is, nothing can be chosen by it: return a number where there is nothing "
+            f"to compare, or compute it over the whole part (archgrad.over_part)",
             stacklevel=4,
         )
     if task._undirected and _falls_with_the_loss(task, network, batch, samples=samples):

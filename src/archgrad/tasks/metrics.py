@@ -206,5 +206,6 @@ def _failed(name: str, error: Exception, output: Any, target: Any) -> ArchgradEr
         return error
     return ConfigError(
         f"metric {name!r} fails on the output {described(output)} and the target {described(target)}: "
-        f"{full_text(error)}. Change the metric, or what the network returns"
+        f"{full_text(error)}. Change the metric, or what the network returns; one that some batches cannot give is "
+        f"computed over the whole part by archgrad.over_part"
     )

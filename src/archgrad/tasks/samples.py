@@ -132,7 +132,7 @@ def _inputs(inputs: Any, part: str) -> Tensor:
             f"[N, H, W, C] images"
         )
     if x.is_complex():
-        raise DataError(f"{part}: complex inputs; give real numbers")
+        raise DataError(f"{part}: complex inputs; give real numbers, or a torch.utils.data.TensorDataset of them")
     if x.ndim == 3:
         x = x[:, None]
     if x.dtype == torch.uint8:
