@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import archgrad as ag
+from archgrad.errors import RunError
+from archgrad.run.stateful import restore
 
 X = torch.randn(96, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] * X[:, 1] > 0).long()
@@ -64,6 +66,25 @@ class Centred(nn.Module):
         return self(network(batch[0]), batch[1])  # type: ignore[no-any-return]
 
 
+class Followed(nn.Module):
+    """A loss that compares with a teacher whose weights follow the network's, and with one that is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher, self.frozen = Network().requires_grad_(False), Network().requires_grad_(False)
+
+    def of_batch(self, network: nn.Module, batch: Any) -> Tensor:
+        output, target = network(batch[0]), batch[1]
+        loss = F.cross_entropy(output, target)
+        for teacher in (self.teacher, self.frozen):
+            loss = loss + F.mse_loss(output, teacher(batch[0]))
+        if network.training:
+            for mine, theirs in zip(self.teacher.parameters(), network.parameters(), strict=False):
+                if mine.shape == theirs.shape:
+                    mine.data.mul_(0.9).add_(0.1 * theirs.detach())
+        return loss
+
+
 class Own:
     """A task of a user's own whose noise falls from step to step."""
 
@@ -98,6 +119,7 @@ CASES: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "extra state": lambda: (Network("extra state"), _supervised()),
     "loss": lambda: (Network(), _supervised(loss=Centred())),
     "batch_loss": lambda: (Network(), _supervised(batch_loss=Centred().of_batch)),
+    "a teacher that follows": lambda: (Network(), _supervised(batch_loss=Followed().of_batch)),
     "teacher": lambda: (Network(), ag.Distilled(_supervised(loss=Centred()), Network(), loss=F.mse_loss)),
     "task": lambda: (Network(), Own()),
     "attribute": lambda: (Network("attribute"), _supervised()),  # the control: it is not saved, as the documents say
@@ -115,7 +137,7 @@ def test_what_is_carried_from_step_to_step_is_resumed(case: str, searched: bool,
         torch.manual_seed(0)
         network, task = CASES[case]()
         output = ag.Output(log_every=1, checkpoint_seconds=0.0, on_log=told)
-        run = ag.Run(steps=16, folder=tmp_path / folder, output=output, progress=False)
+        run = ag.Run(steps=9, folder=tmp_path / folder, output=output, progress=False)
         if not searched:
             ag.fit(network, task, run)
             return network.state_dict()
@@ -124,8 +146,29 @@ def test_what_is_carried_from_step_to_step_is_resumed(case: str, searched: bool,
 
     whole = trained("whole")
     with pytest.raises(Stopped):
-        trained("stopped", fails_at=4)
+        trained("stopped", fails_at=3)
     resumed = trained("stopped")
     tensors = {name for name, value in whole.items() if isinstance(value, Tensor)}
     same = all(torch.equal(whole[name], resumed[name]) for name in tensors)
     assert same == (case != "attribute")
+
+
+def test_of_a_loss_only_what_changes_is_saved() -> None:
+    loss = Followed()
+    task, network = _supervised(batch_loss=loss.of_batch), Network()
+    assert task.state_dict() == {}
+    task.loss(network.train(), (X, Y))
+    saved = task.state_dict()
+    assert set(saved) == {f"teacher.{name}" for name, _ in loss.teacher.named_parameters()}
+    other = Followed()
+    again = _supervised(batch_loss=other.of_batch)
+    again.load_state_dict(saved)
+    assert all(map(torch.equal, other.teacher.parameters(), loss.teacher.parameters()))
+
+
+def test_a_run_begun_before_tasks_were_saved_goes_on(tmp_path: Path) -> None:
+    part = nn.Linear(2, 2)
+    task = _supervised(loss=Centred())
+    restore({"network": part, "task": task}, {"network": part.state_dict()}, tmp_path)
+    with pytest.raises(RunError, match="does not fit this program"):
+        restore({"network": part, "more": part, "task": task}, {"network": part.state_dict()}, tmp_path)

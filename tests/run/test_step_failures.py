@@ -220,9 +220,7 @@ def test_a_disk_that_fills_up_stops_the_run_which_then_goes_on(small_disk: Path)
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(small_disk: Path) -> None:
-    with pytest.raises(
-        RunError, match=r"takes 2\.81 MB .*3 states, .* need 9\.4\d MB\. Nothing was begun"
-    ):
+    with pytest.raises(RunError, match=r"takes 2\.81 MB .*3 states, .* need 9\.4\d MB\. Nothing was begun"):
         trained(small_disk / "run", width=100_000)
     assert not (small_disk / "run" / "checkpoints").exists()
 

@@ -31,10 +31,9 @@ def check(parts: Mapping[str, object]) -> None:
             )
 
 
-def of_task(task: object) -> dict[str, Stateful]:
-    """The task as a part, where it has a state: what a loss counts or averages from step to step."""
-    state = getattr(task, "state_dict", None)
-    return {"task": task} if callable(state) and hasattr(task, "load_state_dict") and state() else {}  # type: ignore[dict-item]
+def of_task(task: object) -> dict[str, Any]:
+    """The task as a part, where it can have a state: what a loss counts or averages from step to step."""
+    return {"task": task} if hasattr(task, "state_dict") and hasattr(task, "load_state_dict") else {}
 
 
 def states(parts: Mapping[str, Stateful]) -> dict[str, Any]:
@@ -49,6 +48,8 @@ def states(parts: Mapping[str, Stateful]) -> dict[str, Any]:
 def restore(parts: Mapping[str, Stateful], saved: Mapping[str, Any], path: Path) -> None:
     """Load into each part what the checkpoint at `path` holds of it; RunError where it does not fit."""
     own = {name: state for name, state in saved.items() if not name.endswith(", buffers")}
+    if "task" not in own:  # of a run that was begun before tasks were saved
+        parts = {name: part for name, part in parts.items() if name != "task"}
     if parts.keys() != own.keys():
         raise RunError(
             f"{path} does not fit this program: it holds the parts {sorted(own)}, and run.register_state named "

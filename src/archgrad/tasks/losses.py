@@ -6,9 +6,10 @@ import copy
 import functools
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from archgrad.errors import ConfigError
@@ -75,9 +76,49 @@ def unstretched(function: Loss, output: Any, answer: Any) -> Tensor:
             raise ValueError(str(error)) from error
 
 
-def stateful_loss(loss: object) -> Any | None:
-    """The loss, or the object whose method it is, if it has a state: a module with a running centre, for instance."""
-    for owner in (loss, getattr(loss, "__self__", None)):
-        if hasattr(owner, "state_dict") and hasattr(owner, "load_state_dict") and owner.state_dict():
-            return owner
-    return None
+class LossState:
+    """What a loss carries from step to step: of a module the tensors that have changed, else its `state_dict`.
+
+    A running centre changes, and so does a teacher that follows the network; a frozen network that a loss compares
+    features of does not, and is not saved again and again.
+
+    Args:
+        loss: a function, a module, or a method of an object whose state counts.
+    """
+
+    def __init__(self, loss: object) -> None:
+        owners = [o for o in (loss, getattr(loss, "__self__", None)) if hasattr(o, "load_state_dict")]
+        self._carrier: Any = next((owner for owner in owners if hasattr(owner, "state_dict")), None)
+        self._begun = {name: _marks(tensor) for name, tensor in self._tensors().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has changed since the task was made."""
+        if isinstance(self._carrier, nn.Module):
+            return {n: t.detach() for n, t in self._tensors().items() if _marks(t) != self._begun.get(n)}
+        return {} if self._carrier is None else dict(self._carrier.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        if not isinstance(self._carrier, nn.Module):
+            if self._carrier is not None:
+                self._carrier.load_state_dict(state)
+            return
+        for name, value in state.items():
+            path, _, own = name.rpartition(".")
+            module = self._carrier.get_submodule(path)
+            if own in module._buffers:
+                like = module._buffers[own]
+                module._buffers[own] = value.to(value.device if like is None else like.device)
+            else:
+                module.get_parameter(own).data.copy_(value)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        if not isinstance(self._carrier, nn.Module):
+            return {}
+        return {**dict(self._carrier.named_parameters()), **dict(self._carrier.named_buffers())}
+
+
+def _marks(tensor: Tensor) -> tuple[float, ...]:
+    """Figures that differ where a tensor has changed in all likelihood."""
+    values = tensor.detach().double() if not tensor.is_complex() else torch.view_as_real(tensor.detach()).double()
+    return float(values.sum()), float(values.square().sum()), *map(float, values.flatten()[:8])

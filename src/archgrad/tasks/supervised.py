@@ -18,7 +18,7 @@ from archgrad.tasks import batch_checks, first_batch
 from archgrad.tasks.augmentation import augmentation_name
 from archgrad.tasks.batch_order import Stream
 from archgrad.tasks.data_path import load
-from archgrad.tasks.losses import BatchLoss, Loss, checked_loss, per_sample, stateful_loss
+from archgrad.tasks.losses import BatchLoss, Loss, LossState, checked_loss, per_sample
 from archgrad.tasks.metrics import Metric, Score, Totals, checked_metrics, chosen_score
 from archgrad.tasks.normalization import Normalization, normalized
 from archgrad.tasks.parts import Data, Part, check_parts, notes_on, open_part, part_record, training_order
@@ -97,6 +97,7 @@ class Supervised:
     ) -> None:
         _check_options(batch_size, augment, split)
         self._loss, self._batch_loss = checked_loss(loss, batch_loss)
+        self._loss_state = LossState(loss or batch_loss)
         self._each = per_sample(self._loss) if self._loss is not None else None
         self._metrics = checked_metrics(metrics)
         self._undirected = isinstance(score, str) and score in self._metrics  # a name alone says no direction
@@ -203,15 +204,12 @@ class Supervised:
         return task
 
     def state_dict(self) -> dict[str, Any]:
-        """What the loss carries from step to step, where it has a `state_dict`; for runs that are resumed."""
-        carrier = stateful_loss(self._loss or self._batch_loss)
-        return {} if carrier is None else {"loss": carrier.state_dict()}
+        """What the loss carries from step to step; for runs that are resumed."""
+        return self._loss_state.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
-        carrier = stateful_loss(self._loss or self._batch_loss)
-        if carrier is not None:
-            carrier.load_state_dict(state["loss"])
+        self._loss_state.load_state_dict(state)
 
     @property
     def test_reads(self) -> int:
