@@ -126,8 +126,9 @@ CASES: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("searched", [False, True])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "searched"), [*((case, False) for case in CASES), ("extra state", True), ("batch_loss", True)]
+)
 def test_what_is_carried_from_step_to_step_is_resumed(case: str, searched: bool, tmp_path: Path) -> None:
     def trained(folder: str, fails_at: int = -1) -> dict[str, Tensor]:
         def told(record: dict[str, Any]) -> None:
