@@ -198,10 +198,13 @@ def torch_pruning(
     """Global pruning by Torch-Pruning, in small steps until the MACs are at the budget, then training."""
     network, bench = copy.deepcopy(given.network).cpu(), given.bench
     last = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)][-1]
-    pruner = tp.pruner.MetaPruner(
-        network, bench.x, importance=importance(), global_pruning=True, pruning_ratio=0.999, iterative_steps=400,
-        ignored_layers=[last], max_pruning_ratio=0.97,
-    )  # fmt: skip
+    try:
+        pruner = tp.pruner.MetaPruner(
+            network, bench.x, importance=importance(), global_pruning=True, pruning_ratio=0.999, iterative_steps=400,
+            ignored_layers=[last], max_pruning_ratio=0.97,
+        )  # fmt: skip
+    except IndexError as error:  # while it groups channels, of recurrent layers for instance
+        raise ag.errors.ModelError(f"Torch-Pruning: {error}") from error
     whole, batches = ag.macs(bench.x).of(network), bench.task.stream(seed=bench.seed)
     for step in range(400):
         if ag.macs(bench.x).of(network) <= given.fraction * whole:
