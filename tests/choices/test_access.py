@@ -279,6 +279,14 @@ def test_a_wrong_pick_is_answered_by_what_is_allowed_and_a_misspelt_name_by_the_
         ag.restrict(space, {misspelt: [0]})
 
 
+def test_restrict_takes_a_mask_as_a_list() -> None:
+    space = Cell()
+    restrict(space, {"gate": [True, False, True, False]})
+    assert choices(space)["gate"][0].live.tolist() == [True, False, True, False]
+    with pytest.raises(ChoiceError, match="gate"):
+        restrict(space, {"gate": [True, False]})
+
+
 def test_restrict_leaves_as_many_inputs_as_are_kept() -> None:
     space = InputChoice(3, name="inputs", keep=2)
     with pytest.raises(ChoiceError, match="keeps 2 inputs, and 1 would be left"):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from archgrad.choices.access import choices, hold, logits, relax, sample
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import OpChoice
-from archgrad.choices.relaxations import softmax
-from archgrad.costs.count import macs, macs_by_module, params
+from archgrad.choices.relaxations import ScaledSigmoid, softmax
+from archgrad.costs.count import macs, macs_by_call, macs_by_module, params
 from archgrad.extract.discretize import build
 from archgrad.gates import full
 from archgrad.spaces.slim.slimmable import slim
@@ -142,3 +142,18 @@ def test_one_layer_as_two_candidates_is_counted_for_each() -> None:
         logits(space)[0].copy_(torch.tensor([0.5, 0.3, 0.2]).log())
     assert float(macs(X).expected(space).detach()) == pytest.approx(9 * 0.8, rel=1e-6)
     assert float(params().expected(space).detach()) == pytest.approx(9 * 0.8, rel=1e-6)
+
+
+def test_no_more_than_all_parameters_are_expected() -> None:
+    layer = nn.Linear(3, 3, bias=False)
+    space = relax(nn.Sequential(OpChoice({"a": layer, "b": nn.Sequential(layer)}, name="c")), ScaledSigmoid)
+    with torch.no_grad():
+        logits(space)[0].fill_(9.0)
+    assert float(params().expected(space).detach()) == pytest.approx(9.0, rel=1e-6)
+
+
+def test_places_are_found_once_for_each_module() -> None:
+    layer = nn.Linear(3, 3, bias=False)
+    network = nn.Sequential(*[layer] * 300)
+    assert macs(X).of(network) == 300 * 9.0
+    assert sum(call.place == "7" for call in macs_by_call(network, X)) == 1

@@ -263,7 +263,9 @@ def _mask(choice: Choice, allowed: Sequence[int] | Tensor) -> Tensor:
                 f"choice {choice.name!r}: the mask has shape {tuple(allowed.shape)}, not ({choice.size},)"
             )
         return allowed.to(choice.live.device)
-    given = allowed.tolist() if isinstance(allowed, Tensor) else list(allowed)
+    given = allowed.reshape(-1).tolist() if isinstance(allowed, Tensor) else list(allowed)
+    if given and all(type(i).__name__ in ("bool", "bool_") for i in given):
+        return _mask(choice, torch.tensor([bool(i) for i in given]))
     indices = [operator.index(i) for i in given if hasattr(i, "__index__") and 0 <= i < choice.size]
     if len(indices) < len(given):
         raise ChoiceError(f"choice {choice.name!r} has candidates 0 to {choice.size - 1}, by index; given {given}")

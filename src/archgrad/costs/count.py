@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -157,14 +158,20 @@ class Counter:
         for term in terms:
             reached = self._rows_of(space, term.path, term.tensor, sides, term.callers)
             places = term.places or (term.path,)
-            if len(places) > 1:
-                found.append((term.amount, reached, [self._rows_inside(part) for part in in_any(space, places)]))
+            inside = in_any(space, places) if len(places) > 1 else products(space, places[0])
+            if len(places) > 1 and len(inside) > 1:
+                found.append((term.amount, reached, [self._rows_inside(part) for part in inside]))
             else:
-                found += [(term.amount, reached + self._rows_inside(p), []) for p in products(space, places[0])]
+                found += [(term.amount, reached + self._rows_inside(part), []) for part in inside]
         self.amounts = torch.tensor([amount for amount, _, _ in found], dtype=torch.float64)
-        # Row 0 of the extended vector of fractions is the constant 1 that shorter terms are padded with.
+        # Row 0 of the extended vector of fractions is the constant 1 that shorter terms are padded with; its last row
+        # is 0, for places that others have more of.
         self.index = _padded([rows for _, rows, _ in found])
-        self.several = [(i, _padded(parts)) for i, (_, _, parts) in enumerate(found) if parts]
+        union = [parts for _, _, parts in found if parts]
+        most = max(map(len, union), default=0)
+        padded = [part for parts in union for part in [*parts, *[[len(self.rows)]] * (most - len(parts))]]
+        self.several = torch.tensor([i for i, (_, _, parts) in enumerate(found) if parts]).long()
+        self.union = _padded(padded).reshape(len(union), most, -1) if union else self.several
         index = torch.tensor([[r, e] for r, e, _ in self._entries]).long().reshape(-1, 2).T
         values = torch.tensor([v for _, _, v in self._entries], dtype=torch.float64)
         self.matrix = torch.sparse_coo_tensor(
@@ -174,6 +181,8 @@ class Counter:
         open_always = 1.0 - torch.sparse.sum(self.matrix, dim=1).to_dense() if self._entries else torch.zeros(0)
         candidates = torch.tensor([key[0] == "candidates" for key in self.rows], dtype=torch.bool)
         self.constant = open_always.masked_fill(candidates, 0.0)
+        # Of a relaxation whose weights do not sum to 1 no more than all is counted.
+        self.most = torch.ones(len(self.rows)).masked_fill(~candidates, math.inf)
 
     def __repr__(self) -> str:
         return f"<Counter, {len(self.amounts):,} terms over {len(self.offsets):,} choices>"
@@ -191,13 +200,12 @@ class Counter:
     def at(self, weights: Tensor) -> Tensor:
         """The cost at given mixing weights, [entries of all choices in order], float64."""
         fractions = self.constant + torch.sparse.mm(self.matrix, weights[:, None])[:, 0]
-        extended = torch.cat([fractions.new_ones(1), fractions])
+        fractions = torch.minimum(fractions, self.most.to(fractions))
+        extended = torch.cat([fractions.new_ones(1), fractions, fractions.new_zeros(1)])
         terms = self.amounts * extended[self.index].prod(dim=1)
-        if self.several:
-            there = torch.ones_like(terms)
-            for i, parts in self.several:
-                there[i] = 1.0 - (1.0 - extended[parts].prod(dim=1)).prod()
-            terms = terms * there
+        if len(self.several):
+            there = 1.0 - (1.0 - extended[self.union].prod(dim=2)).prod(dim=1)
+            terms = terms * torch.ones_like(terms).index_put((self.several,), there)
         return terms.sum()
 
     def _sides(self, space: nn.Module) -> dict[str, list[tuple[str, Coupling]]]:

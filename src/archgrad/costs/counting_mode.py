@@ -56,6 +56,7 @@ class Counting(FlopCounterMode):
         for path, module in network.named_modules(remove_duplicate=False):
             self._paths.setdefault(module, []).append(path)
         self._running = [("", "")]  # first path and place
+        self._inside: dict[tuple[str, nn.Module], list[str]] = {}
         self._turns: collections.Counter[tuple[str, nn.Module]] = collections.Counter()
 
     @contextlib.contextmanager
@@ -78,16 +79,22 @@ class Counting(FlopCounterMode):
 
     def _place(self, module: nn.Module, paths: list[str]) -> str:
         """Of a module's paths the one in what runs it; of several, as in Sequential(m, m), one after another."""
+        if len(paths) == 1:
+            return paths[0]
         for _, around in reversed(self._running):
-            inside = [p for p in paths if not around or p.startswith(f"{around}.")] if len(paths) > 1 else paths
-            if inside:
-                depth = min(p.count(".") for p in inside)
-                nearest = [p for p in inside if p.count(".") == depth]
-                if len(nearest) > 1:
-                    nearest = [p for p in nearest if is_alive(self._network, p)] or nearest
+            if (around, module) not in self._inside:
+                self._inside[around, module] = self._nearest(around, paths)
+            if nearest := self._inside[around, module]:
                 self._turns[around, module] += 1
                 return nearest[(self._turns[around, module] - 1) % len(nearest)]
         return paths[0]
+
+    def _nearest(self, around: str, paths: list[str]) -> list[str]:
+        """The shortest of the paths below `around`, those that can be picked."""
+        inside = [p for p in paths if not around or p.startswith(f"{around}.")]
+        depth = min((p.count(".") for p in inside), default=0)
+        nearest = [p for p in inside if p.count(".") == depth]
+        return [p for p in nearest if len(nearest) == 1 or is_alive(self._network, p)] or nearest
 
     def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
         name, (path, place) = str(func_packet), self._running[-1]

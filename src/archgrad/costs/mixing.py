@@ -3,8 +3,9 @@
 in one place       a product of mixing weights, one of each choice around it; a sum of such where the module that
                    runs it says so (`mixing_terms`)
 in several places  its work runs on each of them by itself. Its weights are there where any of them is:
-                   1 - prod over places of (1 - product); places that need different candidates of one choice
-                   exclude each other, and their weights are summed first
+                   1 - prod over places of (1 - product), where places that differ in the candidate of one choice
+                   alone are summed first. Exact at whole weights, and in the mean over independent draws where
+                   no two of the products left name a choice in common
 """
 
 from __future__ import annotations

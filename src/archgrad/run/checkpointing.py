@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from archgrad.digests import digest
 from archgrad.errors import NonFiniteError, RunError
 from archgrad.report.data.run_format import CHECKPOINTS
 from archgrad.run import distributed, nonfinite, stateful
@@ -50,6 +51,7 @@ class Checkpointing:
         self._every_seconds, self._machine, self._random, self._log = every_seconds, machine, random, log
         self.parts: Mapping[str, Stateful] | None = None
         self.task: object = None
+        self._begun: dict[str, dict[str, str]] = {}
         self.run_id = ""
         self.replaying = False
         self.newest: Path | None = None
@@ -101,7 +103,9 @@ class Checkpointing:
 
     def register(self, parts: Mapping[str, Stateful]) -> None:
         """What is saved from now on: these parts, and the task where it has a state."""
-        self.parts = {**parts, **stateful.of_task(self.task)}
+        self.parts = {**stateful.of_task(self.task), **parts}
+        held = stateful.buffers(self.parts) if self._series else {}
+        self._begun = {name: {path: digest(t) for path, t in own.items()} for name, own in held.items()}
 
     def confirm_end(self, index: int) -> None:
         """Make the end of a phase that was left early its real end."""
@@ -146,7 +150,7 @@ class Checkpointing:
             "records": len(self._log.history),
             "history": self._log.history.checksum,
             "notes": self._log.notes,
-            "parts": stateful.states(parts),
+            "parts": stateful.states(parts, self._begun),
             "random": self._random.state(),
         }
         if mark == 0:

@@ -264,8 +264,8 @@ def explain_modules(parts: Mapping[str, object], again: Callable[[], object]) ->
             result = again()
     if not seen and isinstance(result, Tensor) and not finite([result]):
         return (
-            "Computed again, the outputs of all modules are finite and the loss is not: on this batch it divides by "
-            "0, or takes the logarithm of 0. Let it return 0 where a batch has nothing to learn from."
+            "Computed again, the outputs of all modules are finite and the loss is not: it divides by 0, takes a "
+            "logarithm or root of what has none, or overflows. Let it return 0 where a batch has nothing to teach."
         )
     return f"Computed again, the first output that is not finite is that of {seen[0]}." if seen else ""
 

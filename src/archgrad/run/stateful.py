@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from archgrad.digests import digest, is_plain, put
 from archgrad.errors import ChoiceError, RunError
 
 
@@ -36,12 +37,35 @@ def of_task(task: object) -> dict[str, Any]:
     return {"task": task} if hasattr(task, "state_dict") and hasattr(task, "load_state_dict") else {}
 
 
-def states(parts: Mapping[str, Stateful]) -> dict[str, Any]:
-    """The state of each part, and of modules the buffers that are not persistent, which theirs leaves out."""
-    found: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
+def buffers(parts: Mapping[str, object]) -> dict[str, dict[str, Tensor]]:
+    """Of modules the buffers that are not persistent, which their state leaves out, by the first path of each."""
+    found: dict[str, dict[str, Tensor]] = {}
     for name, part in parts.items():
-        if held := {path: buffer for path, _, _, buffer in _unsaved(part)}:
-            found[f"{name}, buffers"] = held
+        seen: dict[int, tuple[str, Tensor]] = {}
+        for path, module in part.named_modules() if isinstance(part, nn.Module) else ():
+            for own, buffer in module.named_buffers(recurse=False):
+                if own in module._non_persistent_buffers_set and is_plain(buffer):
+                    seen.setdefault(id(buffer), (f"{path}.{own}", buffer))
+        found[name] = dict(seen.values())
+    return found
+
+
+def states(parts: Mapping[str, Stateful], begun: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """The state of each part, and the buffers that are not persistent and have changed.
+
+    Args:
+        parts: by name.
+        begun: digests of these buffers when the parts were registered.
+    """
+    found: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
+    if "task" in found:  # the network itself may be what computes its loss
+        modules = [part for part in parts.values() if isinstance(part, nn.Module)]
+        known = {id(t) for m in modules for t in (*m.parameters(), *m.buffers())}
+        found["task"] = {key: value for key, value in found["task"].items() if id(value) not in known}
+    for name, held in buffers(parts).items():
+        changed = {path: t for path, t in held.items() if digest(t) != begun.get(name, {}).get(path)}
+        if changed:
+            found[f"{name}, buffers"] = changed
     return found
 
 
@@ -56,25 +80,14 @@ def restore(parts: Mapping[str, Stateful], saved: Mapping[str, Any], path: Path)
             f"{sorted(parts)}. Run the program that the folder was begun with, or choose another folder."
         )
     for name, part in parts.items():
-        held = saved.get(f"{name}, buffers", {})
+        here = buffers({name: part})[name]
         try:
             part.load_state_dict(own[name])
-            for key, module, buffer_name, buffer in _unsaved(part):
-                if key in held:
-                    module._buffers[buffer_name] = held[key].to(buffer.device)
+            for key, value in saved.get(f"{name}, buffers", {}).items():
+                if key in here:
+                    put(part, key, value)  # type: ignore[arg-type]
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise RunError(
                 f"{path} does not fit the part {name!r} of this program: {error}. "
                 "Run the program that the folder was begun with, or choose another folder."
             ) from error
-
-
-def _unsaved(part: object) -> list[tuple[str, nn.Module, str, Tensor]]:
-    """Path, module, name and value of each buffer that is not in a module's state."""
-    modules = part.named_modules() if isinstance(part, nn.Module) else ()
-    return [
-        (f"{path}.{name}", module, name, buffer)
-        for path, module in modules
-        for name, buffer in module.named_buffers(recurse=False)
-        if name in module._non_persistent_buffers_set
-    ]

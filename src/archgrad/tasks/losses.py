@@ -9,9 +9,9 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from archgrad.digests import digest, is_plain, put
 from archgrad.errors import ConfigError
 from archgrad.tasks.task import Batch
 
@@ -83,42 +83,36 @@ class LossState:
     features of does not, and is not saved again and again.
 
     Args:
-        loss: a function, a module, or a method of an object whose state counts.
+        loss: a function, a module, or a method of an object, or a partial of one, whose state counts.
     """
 
     def __init__(self, loss: object) -> None:
+        loss = getattr(loss, "func", loss)
         owners = [o for o in (loss, getattr(loss, "__self__", None)) if hasattr(o, "load_state_dict")]
         self._carrier: Any = next((owner for owner in owners if hasattr(owner, "state_dict")), None)
-        self._begun = {name: _marks(tensor) for name, tensor in self._tensors().items()}
+        self._begun = {name: digest(tensor) for name, tensor in self._tensors().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What has changed since the task was made."""
-        if isinstance(self._carrier, nn.Module):
-            return {n: t.detach() for n, t in self._tensors().items() if _marks(t) != self._begun.get(n)}
-        return {} if self._carrier is None else dict(self._carrier.state_dict())
+        """What has changed since the task was made, and what modules return from `get_extra_state`."""
+        if self._carrier is None or not isinstance(self._carrier, nn.Module):
+            return {} if self._carrier is None else dict(self._carrier.state_dict())
+        changed = {name: t for name, t in self._tensors().items() if digest(t) != self._begun.get(name)}
+        return {**changed, **{n: v for n, v in self._carrier.state_dict().items() if n.endswith("_extra_state")}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
-        if not isinstance(self._carrier, nn.Module):
-            if self._carrier is not None:
-                self._carrier.load_state_dict(state)
+        if self._carrier is None:
             return
-        for name, value in state.items():
-            path, _, own = name.rpartition(".")
-            module = self._carrier.get_submodule(path)
-            if own in module._buffers:
-                like = module._buffers[own]
-                module._buffers[own] = value.to(value.device if like is None else like.device)
-            else:
-                module.get_parameter(own).data.copy_(value)
+        if not isinstance(self._carrier, nn.Module):
+            self._carrier.load_state_dict(state)
+            return
+        extra = {name: value for name, value in state.items() if name.endswith("_extra_state")}
+        if extra:
+            self._carrier.load_state_dict(extra, strict=False)
+        for name in state.keys() - extra.keys():
+            put(self._carrier, name, state[name])
 
     def _tensors(self) -> dict[str, Tensor]:
-        if not isinstance(self._carrier, nn.Module):
-            return {}
-        return {**dict(self._carrier.named_parameters()), **dict(self._carrier.named_buffers())}
-
-
-def _marks(tensor: Tensor) -> tuple[float, ...]:
-    """Figures that differ where a tensor has changed in all likelihood."""
-    values = tensor.detach().double() if not tensor.is_complex() else torch.view_as_real(tensor.detach()).double()
-    return float(values.sum()), float(values.square().sum()), *map(float, values.flatten()[:8])
+        module = self._carrier
+        both = (*module.named_parameters(), *module.named_buffers()) if isinstance(module, nn.Module) else ()
+        return {name: tensor for name, tensor in both if is_plain(tensor)}

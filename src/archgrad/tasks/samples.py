@@ -161,7 +161,7 @@ def _from_array(x: Any, part: str) -> Tensor:
     if array.dtype != np.uint8:
         # In float64 what is too large for float32 is told from what is infinite.
         floating = np.float64 if array.dtype.itemsize >= 8 else np.float32
-        array = array.astype(floating if array.dtype.kind == "f" or _beyond_int64(array) else np.int64, copy=False)
+        array = array.astype(floating if array.dtype.kind == "f" or _beyond_int64(array) else np.int64)
     tensor: Tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
     return tensor
 

@@ -233,8 +233,8 @@ class _WorkerTrial:
             run.total_steps(self.task.steps_per_epoch, default_epochs=1)  # from now on, time ends phases
         space = self.space.to(run.device)
         network = train_trial(space, self.task, run, replace(job, time_fraction=1.0), recipe=self.recipe)
-        weights = network.cpu().state_dict() if job.keep else {}
-        return Outcome(evaluate(self.task, network), weights)
+        figures = evaluate(self.task, network)
+        return Outcome(figures, network.cpu().state_dict() if job.keep else {})
 
 
 def trial_runner(space: nn.Module, task: Task | Scored, run: Run, *, recipe: Recipe | None) -> RunTrial:

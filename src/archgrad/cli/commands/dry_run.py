@@ -57,7 +57,8 @@ def plan(command: str, options: Options) -> Outcome:
     # The checks of the command itself. This run is never begun, so its folder is only looked at.
     run_setup.begin(command, options, Path(options.out))
     task = data.load(options.data, options) if isinstance(options, TransferOptions) else data.load_task(options)
-    _rehearse(options, task)
+    if not (isinstance(options, SearchOptions) and options.method == "radars"):  # it first runs every candidate
+        _rehearse(options, task)
     run_setup.seed(options.seed)
     run = Run(epochs=options.epochs, steps=options.steps, seconds=options.seconds, seed=options.seed,
               device=options.device, precision=options.precision, progress=False)  # fmt: skip
