@@ -181,8 +181,9 @@ class Counter:
         open_always = 1.0 - torch.sparse.sum(self.matrix, dim=1).to_dense() if self._entries else torch.zeros(0)
         candidates = torch.tensor([key[0] == "candidates" for key in self.rows], dtype=torch.bool)
         self.constant = open_always.masked_fill(candidates, 0.0)
-        # Of a relaxation whose weights do not sum to 1 no more than all is counted.
-        self.most = torch.ones(len(self.rows)).masked_fill(~candidates, math.inf)
+        # Of candidates that share a part no more than all is counted where their weights do not sum to 1.
+        sums = torch.tensor([key[0] == "candidates" and len(key) > 3 for key in self.rows], dtype=torch.bool)
+        self.most = torch.ones(len(self.rows)).masked_fill(~sums, math.inf)
 
     def __repr__(self) -> str:
         return f"<Counter, {len(self.amounts):,} terms over {len(self.offsets):,} choices>"
