@@ -1,4 +1,4 @@
-"""The networks of the benchmarks: VGGs, ResNets, inverted residuals, a small ViT, a U-Net, a DenseNet, a GRU."""
+"""The networks of the benchmarks: VGGs, ResNets, inverted residuals, a small ViT, a U-Net, a DenseNet."""
 
 from __future__ import annotations
 
@@ -191,19 +191,6 @@ def densenet(*, ins: int = 3, classes: int = 10, growth: int = 12) -> nn.Module:
             layers += [nn.Conv2d(width, width // 2, 1, bias=False), nn.AvgPool2d(2)]
             width //= 2
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
-
-
-class SpokenGru(nn.Module):
-    """Two GRU layers over the 32 times of a spectrogram [B, 1, frequencies, times]; the mean over time decides."""
-
-    def __init__(self, *, width: int = 96, classes: int = 10) -> None:
-        super().__init__()
-        self.enters, self.layers = nn.Linear(32, width), nn.GRU(width, width, num_layers=2, batch_first=True)
-        self.hidden, self.last = nn.Linear(width, width), nn.Linear(width, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        states, _ = self.layers(torch.relu(self.enters(x.squeeze(1).transpose(1, 2))))
-        return self.last(torch.relu(self.hidden(states.mean(1))))
 
 
 class Bottleneck(nn.Module):

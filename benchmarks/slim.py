@@ -28,7 +28,7 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from ledger import taken
-from networks import CifarResNet, SpokenGru, densenet, mobile, tiny_vit, unet, vgg
+from networks import CifarResNet, densenet, mobile, tiny_vit, unet, vgg
 from saving import save_results
 from scipy import stats
 from slim_tasks import TASKS
@@ -70,7 +70,6 @@ CASES = {
     ),
     "masks/unet": Case("masks", unet, 12, once=True, distance=soft_masks),
     "fashion/densenet": Case("fashion", lambda: densenet(ins=1), 12, once=True),
-    "spoken/gru": Case("spoken", SpokenGru, 24, once=True),
 }
 # Where each epoch is worth less: is the search from scratch still behind uniform width for as long, and a front still
 # behind separate runs? (slim_front.py takes the last.)
