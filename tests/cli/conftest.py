@@ -163,7 +163,7 @@ def searched(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SEARCH = [
-    *("--cells", "3", "--channels", "2", "--steps", "4", "--batch-size", "18", "--threads", "1", "--no-onnx"),
+    *("--cells", "3", "--channels", "2", "--steps", "8", "--batch-size", "18", "--threads", "1", "--no-onnx"),
 ]
 SLIM = ["--limit", "macs=0.5", "--epochs", "6", "--batch-size", "18", "--threads", "1", "--no-onnx"]
 

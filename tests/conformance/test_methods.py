@@ -186,7 +186,8 @@ def test_a_budget_of_seconds_is_shared_with_the_training(name: str) -> None:
 
 def test_a_gap_of_pairs_prefers_what_answers_always_the_same() -> None:
     """Why the difference of the batch means is UNAS's default here."""
-    found = ag.unas(SUPERNET.space(), task(), quiet("unas", seed=1), limit=limit(), terms=UnasTerms(gap="pairwise"))
+    terms = UnasTerms(gap="pairwise", warm_up=0.5, weights_at="policy")
+    found = ag.unas(SUPERNET.space(), task(), quiet("unas", seed=1), limit=limit(), terms=terms)
     assert found.architecture["entries"] == 2, "the operation that erases everything"
 
 

@@ -80,7 +80,7 @@ def test_the_card_is_in_the_record_and_on_the_page_of_multimodal_random_alone(tm
     assert json.loads((tmp_path / "record.json").read_text())["card"] == found.record["card"]
     assert "Human intervention" in (tmp_path / "report.html").read_text()
 
-    other = ag.unas(space, task, run(steps=4, folder=tmp_path / "unas"), search_fraction=0.5)
+    other = ag.unas(space, task, run(steps=8, folder=tmp_path / "unas"), search_fraction=0.5)
     assert "card" not in other.record and "human" not in other.report()
     assert "Human intervention" not in (tmp_path / "unas" / "report.html").read_text()
 

@@ -110,7 +110,9 @@ def test_a_planted_pair_is_found(name: str) -> None:
     """Two pairs are planted in turn: no fixed answer passes."""
     for good in ((0, 2), (1, 3)):
         torch.manual_seed(0)
-        found = METHODS[name](Paired(), pairs(good), quiet(steps=320))
+        # Without a control variate the gradient needs more draws.
+        steps = 960 if name == "unas, score function" else 320
+        found = METHODS[name](Paired(), pairs(good), quiet(steps=steps))
         assert kept(found.architecture) == {"inputs": good}
 
 

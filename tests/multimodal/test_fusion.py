@@ -197,7 +197,7 @@ def test_other_methods_search_it(method: object) -> None:
     named = {"a": torch.randn(60, 1, 8, 8, generator=g), "b": torch.randn(60, 3, generator=g)}
     task = ag.Classification(ag.Modalities(named, torch.arange(60) % 2), batch_size=8)
     space = small({"a": ag.image_encoder(1, size=(8, 8)), "b": ag.vector_encoder(3)}, classes=2)
-    run = ag.Run(steps=6, trials=2, device="cpu", progress=False)
+    run = ag.Run(steps=8, trials=2, device="cpu", progress=False)
     limit = ag.macs(task.example).at_most(fraction=0.6)
     found = method(space, task, run, limit=limit)  # type: ignore[operator]
     assert found.network(task.example).shape == (1, 2)

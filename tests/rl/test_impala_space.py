@@ -187,7 +187,7 @@ def test_other_searches_take_the_space(method: object) -> None:
         space = topology(space, form="table")
     task = ag.Classification(ag.digits(), batch_size=64)
     net = nn.Sequential(space, nn.Linear(16, 10))
-    found = method(net, task, ag.Run(steps=6, trials=2, seed=0, device="cpu", progress=False))
+    found = method(net, task, ag.Run(steps=8, trials=2, seed=0, device="cpu", progress=False))
     assert set(found.architecture) == {"normal.1.0", "normal.2.0", "normal.2.1", "normal.2.inputs"}
 
 
