@@ -18,7 +18,7 @@ SOURCE = Path(ag.__file__).parent
 # What every loop goes through, and what the network consists of.
 GROUND = {"run", "tasks", "choices", "spaces"}
 MOST = 4  # outside of these rooms
-MOST_OF_ALL = 21
+MOST_OF_ALL = 20
 
 
 class Watch:

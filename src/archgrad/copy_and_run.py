@@ -118,6 +118,25 @@ def state_tensors(network: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a file can hold it as it is, and its bytes say what it holds."""
+    return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+
+
+def put(module: nn.Module, path: str, value: Tensor) -> None:
+    """Write into the parameter or buffer at a path; a buffer of another shape or type is replaced."""
+    owner, _, name = path.rpartition(".")
+    within = module.get_submodule(owner)
+    there = within._buffers.get(name)
+    if there is None and name in within._buffers:
+        within._buffers[name] = value
+    elif there is not None and (there.shape, there.dtype) != (value.shape, value.dtype):
+        within._buffers[name] = value.to(there.device)
+    else:
+        with torch.no_grad():
+            (within._parameters[name] if there is None else there).copy_(value)  # type: ignore[union-attr]
+
+
 def shapes(nest: object) -> str:
     """The shapes of all tensors in a nest: "[2, 3, 8, 8], [2, 5]"."""
     return ", ".join(str(list(leaf.shape)) for leaf in tree_leaves(nest) if isinstance(leaf, Tensor))

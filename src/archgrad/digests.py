@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from archgrad import files
@@ -64,22 +64,3 @@ def of_items(fetch: Callable[[int], Any], indices: Sequence[int]) -> str:
     if len({of_item(fetch(index)) for index in [*indices[:1], *indices[:1]]}) > 1:
         return DRAWN
     return digest([of_item(fetch(index)) for index in indices])
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Whether a file can hold it as it is, and its bytes say what it holds."""
-    return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
-
-
-def put(module: nn.Module, path: str, value: Tensor) -> None:
-    """Write into the parameter or buffer at a path; a buffer of another shape or type is replaced."""
-    owner, _, name = path.rpartition(".")
-    within = module.get_submodule(owner)
-    there = within._buffers.get(name)
-    if there is None and name in within._buffers:
-        within._buffers[name] = value
-    elif there is not None and (there.shape, there.dtype) != (value.shape, value.dtype):
-        within._buffers[name] = value.to(there.device)
-    else:
-        with torch.no_grad():
-            (within._parameters[name] if there is None else there).copy_(value)  # type: ignore[union-attr]

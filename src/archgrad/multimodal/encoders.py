@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from archgrad.argument_types import checked
-from archgrad.choices.mixture import mixture, scaled
-from archgrad.choices.modules import Choice, InputChoice, OpChoice
+from archgrad.choices.modules import Choice, InputChoice, OpChoice, mixture, scaled
 from archgrad.errors import ConfigError, ModelError
 
 # Channels of the blocks, one after another; the last is that of all further blocks.

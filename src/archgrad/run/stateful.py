@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from archgrad.digests import digest, is_plain, put
+from archgrad.copy_and_run import is_plain, put
+from archgrad.digests import digest
 from archgrad.errors import ChoiceError, RunError
 
 

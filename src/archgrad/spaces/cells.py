@@ -18,8 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from archgrad.choices.mixture import mixture, scaled
-from archgrad.choices.modules import Choice, InputChoice, OpChoice
+from archgrad.choices.modules import Choice, InputChoice, OpChoice, mixture, scaled
 from archgrad.errors import ConfigError
 from archgrad.spaces.cell_strings import KINDS
 from archgrad.spaces.operations import FactorizedReduce, Shared, Weightless, operation, relu_conv_norm

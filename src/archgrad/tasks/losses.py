@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from archgrad.digests import digest, is_plain, put
+from archgrad.copy_and_run import is_plain, put
+from archgrad.digests import digest
 from archgrad.errors import ConfigError
 from archgrad.tasks.task import Batch
 

@@ -243,9 +243,8 @@ class _Fetched(Dataset[Batch]):
                 with _named(f"the batch of samples {indices[:10]}"):
                     batch = self.collate(items)
             except (TypeError, RuntimeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-                if self.collate is default_collate:
-                    told, todo = "the dataset's samples", "return tensors of one shape, or give a collate_fn"
-                else:
+                told, todo = "the dataset's samples", "return tensors of one shape, or give a collate_fn"
+                if self.collate is not default_collate:
                     told = f"with the collate_fn the samples {list(indices[:10])}"
                     todo = "it is also given one sample alone; leave samples out in the dataset, not in collate_fn"
                 raise DataError(f"{told} do not form a batch ({full_text(error)}); {todo}") from error
