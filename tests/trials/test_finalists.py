@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import itertools
 import os
 import signal
 from collections.abc import Callable
@@ -17,14 +16,17 @@ from torch import Tensor, nn
 import archgrad as ag
 from archgrad.errors import ConfigError
 from archgrad.run.signals import Stopped
-from archgrad.supernets.constraint import ArchitectureConstraint
-from archgrad.supernets.darts_loop import relax_as_mixture
-from archgrad.trials.finalists import Ending, Finalists, by_shared_loss, likeliest, shared_loss
+from archgrad.trials.finalists import Ending, Finalists, by_shared_loss, shared_loss
 
 
 class Erase(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return 0.0 * x
+
+
+class FaintAnswer(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.tensor([1e-4, 1.0, 1.0, 1.0])
 
 
 def space() -> nn.Module:
@@ -57,39 +59,6 @@ METHODS: dict[str, Callable[..., ag.Found]] = {
     "darts": ag.darts, "unas": ag.unas, "darts_prime": ag.darts_prime, "radars": ag.radars,
     "random_search": lambda *given, **options: ag.random_search(*given, shared=True, **options),
 }  # fmt: skip
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_the_three_likeliest_are_those_of_the_enumeration(seed: int) -> None:
-    made = ag.relax(
-        nn.ModuleList([ag.OpChoice([nn.Identity() for _ in range(n)], name=f"op{n}") for n in (2, 3, 4)]), ag.softmax
-    )
-    generator = torch.Generator().manual_seed(seed)
-    sizes = [range(n) for n in (2, 3, 4)]
-    for logit in ag.logits(made):
-        logit.data = torch.randn(len(logit), generator=generator)
-    logs = [logit.log_softmax(0).tolist() for logit in ag.logits(made)]
-    every = sorted(itertools.product(*sizes), key=lambda a: -sum(row[i] for row, i in zip(logs, a, strict=True)))
-    found = likeliest(made, ag.decide(made), 3)
-    assert [tuple(a.values()) for a in found] == every[:3]
-
-
-def test_what_differs_on_inputs_that_are_not_kept_alone_is_not_another_architecture() -> None:
-    made = ag.darts_cells(channels=2, cells=1, in_channels=1, nodes=2, operations=3)
-    relax_as_mixture(made)
-    for logit in ag.logits(made):
-        nn.init.normal_(logit, generator=torch.Generator().manual_seed(len(logit)))
-    found = likeliest(made, ag.decide(made), 99)
-    texts = [made.describe(a)["architecture_text"] for a in found]
-    # Four operations that are kept have one alternative each, and a node two other pairs of its three inputs.
-    assert len(set(texts)) == len(found) == 1 + 4 + 2
-
-
-def test_the_likeliest_keep_a_limit() -> None:
-    made = ag.relax(space(), ag.softmax)
-    constraint = ArchitectureConstraint(made, ag.params().at_most(30))  # no linear layer as the first
-    found = likeliest(made, ag.Architecture({"first": 1, "second": 0}), 6, constraint)
-    assert len(found) == 2 and all(a["first"] == 1 for a in found)
 
 
 def test_shared_weights_rank_by_the_loss_on_the_statistics_of_the_batches() -> None:
@@ -144,8 +113,9 @@ def test_without_a_training_afterwards_the_finalist_itself_is_handed_back() -> N
 
 def test_a_draw_that_is_better_is_handed_back_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     made, data, run = ag.relax(space(), ag.softmax), task(), quiet()
+    made[0].candidates[1] = FaintAnswer()
     solve(made)
-    ag.logits(made)[0].data = torch.tensor([-9.0, 9.0, -8.0])  # the search has come to what erases everything
+    ag.logits(made)[0].data = torch.tensor([-9.0, 9.0, -8.0])  # the search has come to what hides the answer
     run.begin("test", {})
     ending = Ending(Finalists(likely=1), 300, 1.0)
     chosen = ending.choose(made, ag.decide(made), data, run, recipe=ag.Recipe())

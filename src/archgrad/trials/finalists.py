@@ -1,6 +1,6 @@
 """How a search of a supernet ends: few architectures are trained apart, and the validation loss decides.
 
-    the likeliest, those that differ from it in one pick and lose least, and the best of some random draws,
+    the likeliest architectures that read their input, and the best of some random draws,
     each from fresh weights for an equal part of `fraction` of the search's budget
 
 Shared weights rank the draws by their validation loss with the statistics of each batch, which follows the truth more
@@ -21,16 +21,15 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from archgrad.choices.access import decisions
 from archgrad.choices.architecture import Architecture
-from archgrad.choices.modules import Choice, InputChoice
 from archgrad.choices.policies import Uniform
 from archgrad.errors import ConfigError, LimitError, ModelError
 from archgrad.extract.discretize import build
 from archgrad.results.result import Found
 from archgrad.run.run import Run
-from archgrad.supernets.constraint import ArchitectureConstraint, TotalScores, options, scores
+from archgrad.supernets.constraint import ArchitectureConstraint
 from archgrad.supernets.lifecycle import train_and_report
+from archgrad.supernets.likeliest import likeliest
 from archgrad.tasks.task import Scored, Task, evaluate, higher_is_better
 from archgrad.training.finalists import finalists
 from archgrad.training.fit import recalibrate
@@ -43,6 +42,8 @@ FEWEST = 30  # steps of a finalist; with fewer the validation part cannot tell t
 @dataclass(frozen=True)
 class Finalists:
     """The last part of a search; None in its place is the published form, which hands back the likeliest.
+
+    An architecture whose network does not read its input is passed over for the next likeliest, in both.
 
     Attributes:
         likely: how many of the likeliest architectures are trained apart.
@@ -131,7 +132,14 @@ class Ending:
             fresh: the space that they are built from, where the supernet has modules that they must not have.
             draws: of a search that draws, all of which the supernet's weights rank; there are no others.
         """
-        if self.finalists is None or isinstance(task, Scored):
+        if isinstance(task, Scored):
+            return Chosen(architecture, None, {})
+        if self.finalists is None:
+            if draws is None:
+                own = run.compute_once(
+                    "own choice", lambda: next(likeliest(space, architecture, task, run, constraint)).to_json()
+                )
+                architecture = Architecture.from_json(own)
             return Chosen(architecture, None, {})
         entered = run.compute_once(
             "finalists", lambda: self._entered(space, architecture, task, run, constraint=constraint, draws=draws)
@@ -201,7 +209,7 @@ class Ending:
             ranked = by_shared_loss(space, task, run, draws)
             kept = itertools.islice(_feasible(ranked, constraint), self.finalists.count)
             return {f"drawn{place}": each.to_json() for place, each in enumerate(kept, 1)}
-        likely = likeliest(space, architecture, self.finalists.likely, constraint)
+        likely = list(itertools.islice(likeliest(space, architecture, task, run, constraint), self.finalists.likely))
         named = {f"likely{place}": each.to_json() for place, each in enumerate(likely, 1)}
         ranked = by_shared_loss(space, task, run, random_draws(space, run, constraint, self.finalists.drawn))
         drawn = next(_feasible((each for each in ranked if each not in likely), constraint), None)
@@ -212,32 +220,6 @@ def _feasible(
     architectures: Iterable[Architecture], constraint: ArchitectureConstraint | None
 ) -> Iterator[Architecture]:
     return (each for each in architectures if constraint is None or constraint.is_feasible(each))
-
-
-def likeliest(
-    space: nn.Module, architecture: Architecture, count: int, constraint: ArchitectureConstraint | None = None
-) -> list[Architecture]:
-    """An architecture, and those that differ from it in one pick and lose least; at most `count`.
-
-    Without a limit these are the likeliest of a product distribution, exactly up to three. What differs only in
-    operations on inputs that are not kept is the same network, and is left out.
-    """
-    choice_of, value, seen = decisions(space), TotalScores(scores(space, logarithms=True)), [architecture]
-    losses = list[tuple[float, int, Architecture]]()
-    for name, choice in choice_of.items():
-        for pick in options(choice):
-            if pick != architecture[name]:
-                lost = value.of(name, architecture[name]) - value.of(name, pick)
-                losses.append((lost, len(losses), Architecture({**architecture, name: pick})))
-    shown = {_live(choice_of, architecture)}
-    for _, _, other in sorted(losses, key=lambda row: row[:2]):
-        if len(seen) == count:
-            break
-        live = _live(choice_of, other)
-        if live not in shown and (constraint is None or constraint.is_feasible(other)):
-            seen.append(other)
-            shown.add(live)
-    return seen
 
 
 def shared_loss(space: nn.Module, architecture: Architecture, task: Task, run: Run) -> float:
@@ -283,15 +265,3 @@ def random_draws(
         return draw_architectures(Uniform(space), run, count, constraint) if count else []
     except LimitError:  # so tight a limit that no draw is under it
         return []
-
-
-def _live(choice_of: dict[str, Choice], architecture: Architecture) -> frozenset[tuple[str, Any]]:
-    """The picks that the network depends on: not those on inputs that are not kept."""
-    dropped = {
-        edge.name
-        for name, choice in choice_of.items()
-        if isinstance(choice, InputChoice) and choice.edges is not None
-        for i, edge in enumerate(choice.edges)
-        if isinstance(edge, Choice) and i not in architecture[name]  # type: ignore[operator]
-    }
-    return frozenset((name, pick) for name, pick in architecture.items() if name not in dropped)

@@ -11,6 +11,7 @@ from archgrad.run.run import Run
 from archgrad.supernets.constraint import ArchitectureConstraint, scores
 from archgrad.supernets.darts_loop import descend_mixture, relax_as_mixture
 from archgrad.supernets.lifecycle import prepare_supernet, split_steps, train_and_report
+from archgrad.supernets.likeliest import likeliest
 from archgrad.tasks.task import Task
 from archgrad.training.recipe import Recipe
 
@@ -47,7 +48,8 @@ def inner_darts(
         space, task, run, weights=search_recipe.optimizer(space), steps=steps, constraint=constraint,
         weights_fraction=weights_fraction, schedule=search_recipe.schedule,
     )  # fmt: skip
-    architecture = constraint.decide(scores(space), run) if constraint else decide(space)
+    heaviest = constraint.decide(scores(space), run) if constraint else decide(space)
+    architecture = next(likeliest(space, heaviest, task, run, constraint))
     return train_and_report(
         space, architecture, task, run, steps=rest, recipe=Recipe(), constraint=constraint, record={}
     )
