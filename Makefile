@@ -1,11 +1,14 @@
 # Everything here makes the virtual environment .venv first, from pyproject.toml and constraints.txt.
-# Variables: PYTHON=python3.12 (3.11 or newer), ARGS="more arguments for pytest or the demo", ARCHGRAD_DATA=folder,
+# Variables: PYTHON=python3.12 (3.11 or newer), ARGS="more arguments for pytest or the demo", JOBS=4 (processes of the
+# tests), ARCHGRAD_DATA=folder,
 # GPU_OUT=file and GPU_ARGS="--device cpu --toy" of make gpu.
 
 PYTHON ?= $(shell for p in python3.11 python3 python; do \
             $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 ARGS ?=
+# Processes of the tests: one a core, from two to eight.
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(8, max(2, os.cpu_count() or 2)))' 2>/dev/null || echo 2)
 GPU_OUT ?= benchmarks/results/gpu.json
 GPU_ARGS ?=
 
@@ -31,7 +34,7 @@ demo: .venv/installed  ## slim a CNN on real digits, end to end, into runs/demo
 	$(BIN)/archgrad demo --out runs/demo --seed 0 $(ARGS)
 
 test: .venv/installed .venv/timm  ## all tests but the slow ones
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow" $(ARGS)
 
 check: .venv/installed .venv/timm  ## format, lint, spelling, types, import floors, documentation, tests
 	$(BIN)/ruff format --check .
@@ -40,7 +43,7 @@ check: .venv/installed .venv/timm  ## format, lint, spelling, types, import floo
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow" $(ARGS)
 
 bench: .venv/installed .venv/timm  ## the slow tests and the benchmark, on real data (ARCHGRAD_DATA)
 	@echo "data: $${ARCHGRAD_DATA:-ARCHGRAD_DATA is not set, so only data that comes with the packages}"
@@ -57,7 +60,7 @@ minimum: .venv/bin/python  ## the tests with the oldest versions that pyproject.
 	@test -x .venv-minimum/bin/python || $(PYTHON) -m venv .venv-minimum
 	.venv-minimum/bin/python -m pip install -q -c constraints-minimum.txt -e '.[export,rl,tensorboard]' \
 	  'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6.100' import-linter
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow" $(ARGS)
 
 release: .venv/bin/python  ## wheel and sdist in dist/, checked; the wheel runs the demo in a fresh environment
 	rm -rf dist build/release && mkdir -p build/release

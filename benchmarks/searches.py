@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 import archgrad as ag
-from archgrad.methods import DartsPrimeTerms, UnasTerms, adam_of_unas
+from archgrad.methods import DartsPrimeTerms, ToponasTerms, UnasTerms, adam_of_unas
 
 BARE = ", no finalists"
 
@@ -65,6 +65,13 @@ SEARCHES: dict[str, Search] = {
     "unas, published": Search(_PUBLISHED_UNAS, finalists=False, recipe=False),
 }
 
+# Searches of spaces whose nodes choose their inputs, which cells.py and collapse.py have none of; see
+# topology_photos.py.
+OF_INPUTS: dict[str, Search] = {
+    "toponas": Search(ag.toponas),
+    "toponas, table": Search(functools.partial(ag.toponas, terms=ToponasTerms(form="table"))),
+}
+
 # Every row that a benchmark can print, each search as it is and without finalists.
 ROWS: tuple[str, ...] = tuple(
     name for key, each in SEARCHES.items() for name in ((key, key + BARE) if each.finalists else (key,))
@@ -75,8 +82,8 @@ def search(
     row: str, space: nn.Module, task: ag.Classification, *, steps: int, seed: int, trials: int,
     recipe: ag.Recipe | None = None,
 ) -> ag.Found:  # fmt: skip
-    """One row of `ROWS`, searched and not trained afterwards; `trials` of those that draw architectures."""
-    chosen, bare = SEARCHES[row.removesuffix(BARE)], row.endswith(BARE)
+    """One row, searched and not trained afterwards; `trials` of those that draw architectures."""
+    chosen, bare = (SEARCHES | OF_INPUTS)[row.removesuffix(BARE)], row.endswith(BARE)
     options: dict[str, Any] = {"finalists": None} if bare else {}
     if recipe is not None and chosen.recipe:
         options["search_recipe"] = recipe
@@ -87,7 +94,8 @@ def search(
 
 def by_row(rows: Sequence[dict[str, Any]], key: str) -> dict[Any, list[dict[str, Any]]]:
     """Rows of results in the order of `ROWS`, those of one search together, by (row, the value of `key`)."""
-    names = [name for name in ROWS if any(row["method"] == name for row in rows)]
+    known = dict.fromkeys((*ROWS, *(row["method"] for row in rows)))
+    names = [name for name in known if any(row["method"] == name for row in rows)]
     values = sorted({row[key] for row in rows})
     groups = {(n, v): [r for r in rows if r["method"] == n and r[key] == v] for n in names for v in values}
     return {name: same for name, same in groups.items() if same}

@@ -148,7 +148,7 @@ def test_the_likeliest_are_the_likeliest_that_read_their_input(seed: int, depth:
     every = sorted(
         itertools.product((1, 2), repeat=depth), key=lambda a: -sum(row[i] for row, i in zip(logs, a, strict=True))
     )
-    found = itertools.islice(likeliest(made, ag.decide(made), task(), run), 2)
+    found = itertools.islice(likeliest(made, ag.decide(made), task().example, run), 2)
     assert [tuple(a.values()) for a in found] == every[:2]
     assert any("same whatever its input" in note for note in run.notes) == (0 in ag.decide(made).values())
 
@@ -157,7 +157,7 @@ def test_where_no_network_reads_its_input_the_likeliest_stays() -> None:
     made, run = ag.relax(chain(2, times=True), ag.softmax), quiet()
     nn.init.zeros_(made[-1].weight)
     run.begin("test", {})
-    assert next(likeliest(made, ag.decide(made), task(), run)) == ag.decide(made)
+    assert next(likeliest(made, ag.decide(made), task().example, run)) == ag.decide(made)
     assert not run.notes
 
 

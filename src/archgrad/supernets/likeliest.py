@@ -24,7 +24,7 @@ from archgrad.extract.discretize import build
 from archgrad.run.run import Run
 from archgrad.supernets.constraint import ArchitectureConstraint, TotalScores, options, scores
 from archgrad.tasks.batch_checks import FAILURES
-from archgrad.tasks.task import Inputs, Task, call, mapped, tensors
+from archgrad.tasks.task import Inputs, call, mapped, tensors
 
 _MOST = 1000  # architectures that are looked at, and a tenth of them with a limit or to be run
 _Ranks = tuple[int, ...]
@@ -112,7 +112,7 @@ def _changed(tensor: Tensor) -> Tensor:
 
 
 def likeliest(
-    space: nn.Module, architecture: Architecture, task: Task, run: Run,
+    space: nn.Module, architecture: Architecture, inputs: Inputs, run: Run,
     constraint: ArchitectureConstraint | None = None,
 ) -> Iterator[Architecture]:  # fmt: skip
     """`by_likelihood`, without architectures whose networks do not read their input; all where none of 100 does.
@@ -120,11 +120,11 @@ def likeliest(
     Args:
         space: after its search, whose weights the networks have.
         architecture: the search's own choice.
-        task: gives the input.
+        inputs: an example of what the networks take.
         run: begun.
         constraint: as for `by_likelihood`.
     """
-    inputs = run.to_device(task.example)
+    inputs = run.to_device(inputs)
 
     def reads(found: Architecture) -> bool:
         with run.isolated_rng("reads its input"):

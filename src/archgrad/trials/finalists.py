@@ -137,7 +137,8 @@ class Ending:
         if self.finalists is None:
             if draws is None:
                 own = run.compute_once(
-                    "own choice", lambda: next(likeliest(space, architecture, task, run, constraint)).to_json()
+                    "own choice",
+                    lambda: next(likeliest(space, architecture, task.example, run, constraint)).to_json(),
                 )
                 architecture = Architecture.from_json(own)
             return Chosen(architecture, None, {})
@@ -209,7 +210,9 @@ class Ending:
             ranked = by_shared_loss(space, task, run, draws)
             kept = itertools.islice(_feasible(ranked, constraint), self.finalists.count)
             return {f"drawn{place}": each.to_json() for place, each in enumerate(kept, 1)}
-        likely = list(itertools.islice(likeliest(space, architecture, task, run, constraint), self.finalists.likely))
+        likely = list(
+            itertools.islice(likeliest(space, architecture, task.example, run, constraint), self.finalists.likely)
+        )
         named = {f"likely{place}": each.to_json() for place, each in enumerate(likely, 1)}
         ranked = by_shared_loss(space, task, run, random_draws(space, run, constraint, self.finalists.drawn))
         drawn = next(_feasible((each for each in ranked if each not in likely), constraint), None)

@@ -49,7 +49,7 @@ def inner_darts(
         weights_fraction=weights_fraction, schedule=search_recipe.schedule,
     )  # fmt: skip
     heaviest = constraint.decide(scores(space), run) if constraint else decide(space)
-    architecture = next(likeliest(space, heaviest, task, run, constraint))
+    architecture = next(likeliest(space, heaviest, task.example, run, constraint))
     return train_and_report(
         space, architecture, task, run, steps=rest, recipe=Recipe(), constraint=constraint, record={}
     )
