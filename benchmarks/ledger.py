@@ -363,6 +363,11 @@ ENTRIES: dict[str, Entry] = {
         of_rows("share of the topologies found", "topology", who="variant", group="seen"),
         peers=("DARTS", "DARTS without none"),
     ),
+    "topology_photos": Entry(
+        "Are searches of cells and their inputs better than random search, on photographs?",
+        _run("topology_photos", "--steps 900 --seeds 5"), "docs/benchmarks/topology.md",
+        of_rows("accuracy, %", "accuracy"), peers=("random cell", "random", "random, 32 draws", "single path"),
+    ),
     "memory_bound": Entry(
         "Does a search under a bound on memory keep it for any number of candidates?",
         _run("memory_bound", "--sizes 4 16 64 --accuracy-sizes"),

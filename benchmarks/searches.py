@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 import archgrad as ag
-from archgrad.methods import DartsPrimeTerms, ToponasTerms, UnasTerms, adam_of_unas
+from archgrad.methods import DartsPrimeTerms, UnasTerms, adam_of_unas
 
 BARE = ", no finalists"
 
@@ -67,10 +67,7 @@ SEARCHES: dict[str, Search] = {
 
 # Searches of spaces whose nodes choose their inputs, which cells.py and collapse.py have none of; see
 # topology_photos.py.
-OF_INPUTS: dict[str, Search] = {
-    "toponas": Search(ag.toponas),
-    "toponas, table": Search(functools.partial(ag.toponas, terms=ToponasTerms(form="table"))),
-}
+OF_INPUTS: dict[str, Search] = {"toponas": Search(ag.toponas)}
 
 # Every row that a benchmark can print, each search as it is and without finalists.
 ROWS: tuple[str, ...] = tuple(

@@ -28,7 +28,7 @@ import archgrad as ag
 DRAW = "random cell"
 ROWS = (
     DRAW, "random", "random, 32 draws", "single path", "darts", "darts_prime", "darts_prime, static", "toponas",
-    f"toponas{BARE}", "toponas, table",
+    f"toponas{BARE}",
 )  # fmt: skip
 OPERATIONS = ("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3")
 
