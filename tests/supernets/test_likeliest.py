@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import archgrad as ag
 from archgrad.supernets.constraint import ArchitectureConstraint
 from archgrad.supernets.darts_loop import relax_as_mixture
-from archgrad.supernets.likeliest import by_likelihood, likeliest, reads_input
+from archgrad.supernets.likeliest import by_likelihood, ignores_input, that_reads_its_input
 from archgrad.trials.finalists import Finalists
 
 
@@ -73,21 +73,6 @@ def test_the_others_keep_a_limit() -> None:
     assert len(found) == 2 and all(a["first"] == 1 for a in found)
 
 
-ALIVE: dict[str, Callable[[], nn.Module]] = {
-    "a layer": lambda: nn.Linear(4, 2),
-    "no gradient": lambda: Applied(torch.sign),
-    "rounded": lambda: Applied(lambda x: x.round()),
-    "norms of a batch": lambda: nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)),
-    "a dict": lambda: Applied(lambda x: {"scores": x.mean(1)}),
-}
-DEAD: dict[str, Callable[[], nn.Module]] = {
-    "times 0": lambda: nn.Sequential(Erase(), nn.Linear(4, 2)),
-    "zeros": lambda: nn.Sequential(Erase(times=False), nn.BatchNorm1d(4), nn.Linear(4, 2)),
-    "a weight of 0": lambda: Applied(lambda x: x @ torch.zeros(4, 2)),
-    "a dict": lambda: Applied(lambda x: {"scores": 0.0 * x}),
-}
-
-
 class Applied(nn.Module):
     def __init__(self, function: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -97,35 +82,70 @@ class Applied(nn.Module):
         return self.function(x)
 
 
-@pytest.mark.parametrize("inputs", [torch.zeros(3, 4), torch.ones(1, 4), torch.randn(3, 4)], ids=("0", "1", "drawn"))
-@pytest.mark.parametrize(("made", "reads"), [(m, True) for m in ALIVE.values()] + [(m, False) for m in DEAD.values()])
-def test_what_reads_its_input(made: Callable[[], nn.Module], reads: bool, inputs: Tensor) -> None:
+class Refused(Exception):
+    pass
+
+
+def refuses(x: Tensor) -> Tensor:
+    raise Refused
+
+
+ALIVE: dict[str, Callable[[], nn.Module]] = {
+    "a layer": lambda: nn.Linear(4, 2),
+    "no gradient": lambda: Applied(torch.sign),
+    "classes": lambda: Applied(lambda x: x.argmax(1)),
+    "norms of a batch": lambda: nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)),
+    "a dict": lambda: Applied(lambda x: {"scores": x.mean(1)}),
+    "no tensors": lambda: Applied(lambda x: [float(v) for v in 0.0 * x[:, 0]]),
+    "nothing found": lambda: Applied(lambda x: {"boxes": x[:0]}),
+    "an error of its own": lambda: Applied(refuses),
+}
+DEAD: dict[str, Callable[[], nn.Module]] = {
+    "times 0": lambda: nn.Sequential(Erase(), nn.Linear(4, 2)),
+    "zeros": lambda: nn.Sequential(Erase(times=False), nn.BatchNorm1d(4), nn.Linear(4, 2)),
+    "a weight of 0": lambda: Applied(lambda x: x @ torch.zeros(4, 2)),
+    "a dict": lambda: Applied(lambda x: {"scores": 0.0 * x}),
+}
+
+
+class Calls(ag.Classification):
+    """Its loss is of no network; the network is called, as by a loss of the user's own."""
+
+    def loss(self, network: nn.Module, batch: Any) -> Tensor:
+        network(batch[0])
+        return torch.zeros(())
+
+
+def ignores(network: nn.Module, *, rows: tuple[int, int] = (20, 20), dtype: torch.dtype = torch.float32) -> bool:
+    x = torch.randn(sum(rows), 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    y = torch.arange(sum(rows)) % 2
+    return ignores_input(network, calls(), [(x[: rows[0]], y[: rows[0]]), (x[rows[0] :], y[rows[0] :])])
+
+
+def calls() -> Calls:
+    return Calls((torch.randn(40, 4), torch.arange(40) % 2), batch_size=20)
+
+
+@pytest.mark.parametrize("rows", [(20, 20), (20, 3), (1, 1)], ids=str)
+@pytest.mark.parametrize(("made", "dead"), [(m, False) for m in ALIVE.values()] + [(m, True) for m in DEAD.values()])
+def test_what_ignores_its_input(made: Callable[[], nn.Module], dead: bool, rows: tuple[int, int]) -> None:
     network = made().train()
-    state = {name: value.clone() for name, value in network.state_dict().items()}
-    assert reads_input(network, inputs) is reads
-    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
-    assert all(module.training for module in network.modules())
+    if dead or rows != (1, 1):  # two samples alone may be of one class
+        assert ignores(network, rows=rows) is dead
+    assert all(module.training for module in network.modules()) and not network._forward_hooks
 
 
-class Words(nn.Module):
-    def __init__(self, scale: float) -> None:
-        super().__init__()
-        self.table, self.scale = nn.Embedding(7, 3), scale
-
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        return self.scale * (self.table(tokens) * mask[..., None]).sum(1)
-
-
-@pytest.mark.parametrize("tokens", [torch.tensor([[0, 6, 2]]), torch.tensor([[3, 3, 3]])], ids=("several", "one"))
-def test_words_and_masks_stay_in_their_range(tokens: Tensor) -> None:
-    mask = torch.tensor([[True, True, False]])
-    assert reads_input(Words(1.0), (tokens, mask))
-    assert not reads_input(Words(0.0), (tokens, mask))
+def test_words_are_never_invented() -> None:
+    """Ids out of their range are an error, on a GPU one that ends the process."""
+    seen = list[Tensor]()
+    ignores(Applied(lambda x: seen.append(x) or x.float()), dtype=torch.long)
+    given = torch.randn(40, 4, generator=torch.Generator().manual_seed(0)).long()
+    assert all(bool((given == row).all(1).any()) for batch in seen for row in batch)
 
 
-def test_what_cannot_be_tried_is_taken_to_read() -> None:
-    assert reads_input(nn.Embedding(3, 2), torch.tensor([1, 1]))  # the only other values may be out of its range
-    assert reads_input(Applied(lambda x: 1 / 0), torch.ones(2))
+def test_batches_of_the_same_samples_say_nothing() -> None:
+    x, y = torch.ones(3, 4), torch.arange(3) % 2
+    assert not ignores_input(DEAD["times 0"](), calls(), [(x, y), (x, y)])
 
 
 def chain(depth: int, *, times: bool) -> nn.Module:
@@ -139,7 +159,9 @@ def chain(depth: int, *, times: bool) -> nn.Module:
 @pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("times", [True, False])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_likeliest_are_the_likeliest_that_read_their_input(seed: int, depth: int, times: bool) -> None:
+def test_the_likeliest_that_reads_its_input_takes_the_place_of_one_that_does_not(
+    seed: int, depth: int, times: bool
+) -> None:
     made, run = drawn(ag.relax(chain(depth, times=times), ag.softmax), seed), quiet()
     for logit in ag.logits(made):
         logit.data[0] += 2.0 * (seed > 0)  # likely to erase
@@ -148,17 +170,54 @@ def test_the_likeliest_are_the_likeliest_that_read_their_input(seed: int, depth:
     every = sorted(
         itertools.product((1, 2), repeat=depth), key=lambda a: -sum(row[i] for row, i in zip(logs, a, strict=True))
     )
-    found = itertools.islice(likeliest(made, ag.decide(made), task().example, run), 2)
-    assert [tuple(a.values()) for a in found] == every[:2]
+    found = that_reads_its_input(made, ag.decide(made), task(), run)
+    assert tuple(found.values()) == (
+        tuple(ag.decide(made).values()) if 0 not in ag.decide(made).values() else every[0]
+    )
     assert any("same whatever its input" in note for note in run.notes) == (0 in ag.decide(made).values())
+
+
+def test_a_deep_network_of_which_each_layer_erases_is_repaired_or_told() -> None:
+    made, run = ag.relax(chain(7, times=True), ag.softmax), quiet()
+    for logit in ag.logits(made):
+        logit.data = torch.tensor([9.0, 0.0, -9.0])
+    run.begin("test", {})
+    found = that_reads_its_input(made, ag.decide(made), task(), run)
+    assert any("same whatever its input" in note for note in run.notes)
+    assert set(found.values()) == {1} or any("those tried in its place" in note for note in run.notes)
+
+
+def test_under_a_limit_what_is_likelier_and_over_it_uses_up_no_trials() -> None:
+    made, run = ag.relax(chain(5, times=True), ag.softmax), quiet()
+    for logit in ag.logits(made):
+        logit.data = torch.tensor([2.0, 5.0, 0.0])  # layers are likeliest, and over the limit
+    run.begin("test", {})
+    constraint = ArchitectureConstraint(made, ag.params().at_most(35))
+    own = ag.Architecture({f"at{i}": 0 if i == 2 else 2 for i in range(5)})
+    found = that_reads_its_input(made, own, task(), run, constraint)
+    assert 0 not in found.values() and constraint.is_feasible(found)
+
+
+@pytest.mark.parametrize("keep", [8, 12])
+def test_a_node_with_many_subsets_of_inputs_costs_nothing_where_its_network_reads_them(keep: int) -> None:
+    class Node(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inputs, self.head = ag.InputChoice(24, keep=keep, name="inputs"), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.inputs([x] * 24))
+
+    found = ag.toponas(Node(), task(), quiet(), finalists=None)
+    assert len(found.architecture["inputs"]) == keep
 
 
 def test_where_no_network_reads_its_input_the_likeliest_stays() -> None:
     made, run = ag.relax(chain(2, times=True), ag.softmax), quiet()
     nn.init.zeros_(made[-1].weight)
     run.begin("test", {})
-    assert next(likeliest(made, ag.decide(made), task().example, run)) == ag.decide(made)
-    assert not run.notes
+    assert that_reads_its_input(made, ag.decide(made), task(), run) == ag.decide(made)
+    assert "those tried in its place" in run.notes[-1]
 
 
 METHODS: dict[str, Callable[..., ag.Found]] = {

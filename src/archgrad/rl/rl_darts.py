@@ -57,7 +57,6 @@ from archgrad.supernets import collapse
 from archgrad.supernets.bilevel import relaxation_figures
 from archgrad.supernets.darts_loop import relax_as_mixture
 from archgrad.supernets.lifecycle import LOAD_SEARCHED, Described, picks, prepare_supernet
-from archgrad.supernets.likeliest import likeliest
 
 ENVIRONMENT_STEPS = 200_000
 # Phases besides the training of what was found and of random cells, and what the record calls their agents.
@@ -155,7 +154,7 @@ def rl_darts(
         train_agent, task=task, run=run, terms=terms, rollouts=rollouts, time_fraction=1 / settings.phases
     )
     train(agent, phase="search", on_update=search_log, more=search_log)
-    architecture = next(likeliest(space, decide(space), task.example, run))
+    architecture = decide(space)
 
     encoders = {"train": build(space, architecture, weights="fresh", channels=channels)}
     if baselines:

@@ -1,15 +1,16 @@
-"""The likeliest architectures of a searched supernet, in order, and whether a network reads its input at all.
+"""The likeliest architectures of a searched supernet, and what is done where the first does not read its input.
 
 In a space with a candidate such as `none` the likeliest operations can cut every path from the input to the output.
-The network of such an architecture puts out the same whatever it is given, so no search hands it back while the
-supernet has another.
+The network of such an architecture puts out the same whatever it is given; the likeliest that reads its input takes
+its place.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,38 +20,108 @@ from archgrad.choices.access import decisions
 from archgrad.choices.architecture import Architecture
 from archgrad.choices.modules import Choice, InputChoice
 from archgrad.copy_and_run import evaluating
-from archgrad.errors import ModelError
+from archgrad.errors import ChoiceError
 from archgrad.extract.discretize import build
 from archgrad.run.run import Run
 from archgrad.supernets.constraint import ArchitectureConstraint, TotalScores, options, scores
-from archgrad.tasks.batch_checks import FAILURES
-from archgrad.tasks.task import Inputs, call, mapped, tensors
+from archgrad.tasks.task import Batch, Task, tensors
+from archgrad.training.step import load_batch
 
-_MOST = 1000  # architectures that are looked at, and a tenth of them with a limit or to be run
+_TRIED = 300  # architectures that are run, at most, to find one that reads its input
+_ORDERED = 10_000  # that are ordered, and subsets of one node's inputs that are listed
 _Ranks = tuple[int, ...]
+
+
+def likeliest(
+    space: nn.Module, architecture: Architecture, count: int, constraint: ArchitectureConstraint | None = None
+) -> list[Architecture]:
+    """An architecture, and those that differ from it in one pick and lose least; at most `count`.
+
+    Without a limit these are the likeliest of a product distribution, exactly up to three. What differs only in
+    operations on inputs that are not kept is the same network, and is left out.
+    """
+    choice_of, value, seen = decisions(space), TotalScores(scores(space, logarithms=True)), [architecture]
+    losses = list[tuple[float, int, Architecture]]()
+    for name, choice in choice_of.items():
+        for pick in options(choice):
+            if pick != architecture[name]:
+                lost = value.of(name, architecture[name]) - value.of(name, pick)
+                losses.append((lost, len(losses), Architecture({**architecture, name: pick})))
+    shown = {_live(choice_of, architecture)}
+    for _, _, other in sorted(losses, key=lambda row: row[:2]):
+        if len(seen) == count:
+            break
+        live = _live(choice_of, other)
+        if live not in shown and (constraint is None or constraint.is_feasible(other)):
+            seen.append(other)
+            shown.add(live)
+    return seen
+
+
+def that_reads_its_input(
+    space: nn.Module, architecture: Architecture, task: Task, run: Run,
+    constraint: ArchitectureConstraint | None = None,
+) -> Architecture:  # fmt: skip
+    """An architecture, or, where its network does not read its input, the likeliest whose network does.
+
+    It is run on two training batches, with the supernet's weights. Of the others at most 300 are tried, in the order
+    of `by_likelihood`; where none of them reads its input either, the architecture stays. A note says what was done.
+
+    Args:
+        space: after its search.
+        architecture: the search's own choice.
+        task: gives batches, and runs networks on them.
+        run: begun.
+        constraint: that all others keep.
+    """
+    stream = task.stream(seed=run.seed)
+
+    def ignores(found: Architecture) -> bool:
+        with run.isolated_rng("reads its input"):
+            batches = [load_batch(stream, step, run) for step in range(2)]
+            return ignores_input(build(space, found, weights="inherit").to(run.device), task, batches)
+
+    def find() -> str:
+        others = itertools.islice(by_likelihood(space, architecture, constraint), 1, _TRIED)
+        try:
+            return next((other for other in others if not ignores(other)), architecture).to_json()
+        except ChoiceError:  # a node has too many subsets of inputs to list
+            return architecture.to_json()
+
+    if not run.compute_once("own choice ignores its input", lambda: ignores(architecture)):
+        return architecture
+    found = Architecture.from_json(run.compute_once("own choice", find))
+    told = "The likeliest architecture puts out the same whatever its input is"
+    if found == architecture:
+        run.note(f"{told}, and so do those tried in its place: look at the supernet's loss, and at the candidates.")
+    else:
+        run.note(f"{told}: the likeliest that reads its input takes its place.")
+    return found
 
 
 def by_likelihood(
     space: nn.Module, architecture: Architecture, constraint: ArchitectureConstraint | None = None
 ) -> Iterator[Architecture]:
-    """An architecture, then those that lose least against it, in order.
+    """An architecture, then those that lose least against it, in order, 10,000 at most.
 
         loss of a = sum over choices of score(picked by `architecture`) - score(picked by a)
 
     The scores are log-probabilities, or the logarithms of mixing weights. Without a limit, and from the likeliest,
-    these are the likeliest of the product distribution, exactly. What differs only in operations on inputs that are
-    not kept is the same network, and comes once. Ends after 1,000 architectures.
+    these are the likeliest of the product distribution, exactly; under one, no pick is exchanged for a likelier one,
+    which the limit has ruled out. What differs only in operations on inputs that are not kept comes once.
 
-    Args:
-        space: relaxed.
-        architecture: to begin with; it comes first, whether it keeps the limit or not.
-        constraint: that all others keep.
+    Raises:
+        ChoiceError: a node has more than 10,000 subsets of inputs.
     """
+    yield architecture
     choice_of, value = decisions(space), TotalScores(scores(space, logarithms=True))
     picks, losses = list[list[Any]](), list[list[float]]()
     for name, choice in choice_of.items():
-        own = architecture[name]
-        lost = {pick: value.of(name, own) - value.of(name, pick) for pick in options(choice) if pick != own}
+        own, lost = architecture[name], dict[Any, float]()
+        for pick in _few_options(choice):
+            loss = value.of(name, own) - value.of(name, pick)
+            if pick != own and (constraint is None or loss >= 0.0):
+                lost[pick] = loss
         picks.append([own, *sorted(lost, key=lost.__getitem__)])
         losses.append([0.0, *sorted(lost.values())])
 
@@ -58,97 +129,81 @@ def by_likelihood(
         return Architecture({name: pick[rank] for name, pick, rank in zip(choice_of, picks, ranks, strict=True)})
 
     first = (0,) * len(picks)
-    waiting, met, tried = [(0.0, 0, first)], {first}, 0
-    for _ in range(_MOST):
+    waiting, met = [(0.0, 0, first)], {first}
+    for _ in range(_ORDERED):
         if not waiting:
             return
         _, _, ranks = heapq.heappop(waiting)
         found = of_ranks(ranks)
-        within = constraint is None or ranks == first or constraint.is_feasible(found)
-        tried += constraint is not None
-        if within:
+        if ranks != first and (constraint is None or constraint.is_feasible(found)):
             yield found
-        if tried > _MOST // 10:
-            return
         dropped = _dropped(choice_of, found)
         for place, name in enumerate(choice_of):
             if name in dropped or ranks[place] + 1 == len(picks[place]):
                 continue
             other = (*ranks[:place], ranks[place] + 1, *ranks[place + 1 :])
-            dropped_then = _dropped(choice_of, of_ranks(other))
-            other = tuple(0 if n in dropped_then else rank for n, rank in zip(choice_of, other, strict=True))
+            if isinstance(choice_of[name], InputChoice):
+                then = _dropped(choice_of, of_ranks(other))
+                other = tuple(0 if n in then else rank for n, rank in zip(choice_of, other, strict=True))
             if other not in met:
                 met.add(other)
                 heapq.heappush(waiting, (sum(row[r] for row, r in zip(losses, other, strict=True)), len(met), other))
 
 
-def reads_input(network: nn.Module, inputs: Inputs) -> bool:
-    """Whether the output of a network changes with its input; True where that cannot be tried.
+def _few_options(choice: Choice) -> list[Any]:
+    if isinstance(choice, InputChoice):
+        n = len(choice.pickable_places())
+        if sum(math.comb(n, k) for k in range(choice.fewest, choice.keep + 1)) > _ORDERED:
+            raise ChoiceError(f"{choice.name} has more than {_ORDERED:,} subsets of inputs, too many to list")
+    return options(choice)
+
+
+def ignores_input(network: nn.Module, task: Task, batches: Sequence[Batch]) -> bool:
+    """Whether a network puts out the same on two batches of different samples; False where that cannot be told.
 
     Args:
-        network: in any mode; it is run in eval mode, and left as it was.
-        inputs: an example.
+        network: run in eval mode by the task's loss, and put back into its mode.
+        task: runs it.
+        batches: two.
     """
-    changed = mapped(_changed, inputs)
-    if all(torch.equal(a, b) for a, b in zip(tensors(inputs), tensors(changed), strict=True)):
-        return True
+    put_out = list[list[Tensor]]()
     try:
         with evaluating(network):
-            before, after = (tensors(call(network, given)) for given in (inputs, changed))
-    except (*FAILURES, ModelError):  # the changed input is none that the network takes
-        return True
-    return [x.shape for x in before] != [x.shape for x in after] or not all(map(torch.equal, before, after))
+            for batch in batches:
+                kept = list[Any]()
+                hook = network.register_forward_hook(lambda *seen, kept=kept: kept.append(seen[-1]))
+                try:
+                    task.loss(network, batch)
+                finally:
+                    hook.remove()
+                put_out.append([tensor for tensor in tensors(kept) if tensor.numel()])
+        first, second = put_out
+        samples = [tensors(batch) for batch in batches]
+        if not first or len(first) != len(second) or all(map(_same, *samples)):
+            return False
+        return all(map(_same, first, second))
+    except Exception:  # noqa: BLE001 - code of the user's may raise anything, and the search has its result
+        return False
 
 
-def _changed(tensor: Tensor) -> Tensor:
-    """Other values of the same kind: of numbers in the same range, of truth values the opposite."""
-    flipped = tensor.flip(tuple(range(tensor.ndim)))
-    if tensor.dtype == torch.bool:
-        return ~flipped
-    if tensor.is_floating_point() or tensor.is_complex():
-        ramp = torch.linspace(0.1, 1.0, tensor.numel(), device=tensor.device).view(tensor.shape)
-        return (ramp - 1.3 * flipped).to(tensor.dtype)
-    return tensor.min() + tensor.max() - flipped if tensor.numel() else tensor
-
-
-def likeliest(
-    space: nn.Module, architecture: Architecture, inputs: Inputs, run: Run,
-    constraint: ArchitectureConstraint | None = None,
-) -> Iterator[Architecture]:  # fmt: skip
-    """`by_likelihood`, without architectures whose networks do not read their input; all where none of 100 does.
-
-    Args:
-        space: after its search, whose weights the networks have.
-        architecture: the search's own choice.
-        inputs: an example of what the networks take.
-        run: begun.
-        constraint: as for `by_likelihood`.
-    """
-    inputs = run.to_device(inputs)
-
-    def reads(found: Architecture) -> bool:
-        with run.isolated_rng("reads its input"):
-            return reads_input(build(space, found, weights="inherit").to(run.device), inputs)
-
-    ordered = by_likelihood(space, architecture, constraint)
-    reading = filter(reads, itertools.islice(ordered, _MOST // 10))
-    first = next(reading, None)
-    if first is None:
-        return by_likelihood(space, architecture, constraint)
-    if first != architecture:
-        run.note(
-            "The likeliest architecture puts out the same whatever its input is, since its operations cut every path "
-            "between them: the likeliest that reads its input takes its place."
-        )
-    return itertools.chain([first], reading)
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Equal, as far as the shorter of two goes along its first dimension."""
+    rows = min(len(one), len(other)) if one.ndim and other.ndim else None
+    return torch.equal(one[:rows], other[:rows]) if rows is not None else torch.equal(one, other)
 
 
 def _dropped(choice_of: Mapping[str, Choice], architecture: Architecture) -> set[str]:
-    """The operations on inputs that are not kept, which change nothing."""
-    return {
-        edge.name
-        for name, choice in choice_of.items()
-        if isinstance(choice, InputChoice) and choice.edges is not None
-        for i, edge in enumerate(choice.edges)
-        if isinstance(edge, Choice) and i not in architecture[name]  # type: ignore[operator]
-    }
+    """The choices on inputs that are not kept, which change nothing: those that no kept input has too."""
+    dropped, kept = set[str](), set[str]()
+    for name, choice in choice_of.items():
+        if isinstance(choice, InputChoice) and choice.edges is not None:
+            for i, edge in enumerate(choice.edges):
+                if isinstance(edge, Choice):
+                    (kept if i in architecture[name] else dropped).add(edge.name)  # type: ignore[operator]
+    return dropped - kept
+
+
+def _live(choice_of: dict[str, Choice], architecture: Architecture) -> frozenset[tuple[str, Any]]:
+    """The picks that the network depends on: not those on inputs that are not kept."""
+    dropped = _dropped(choice_of, architecture)
+    return frozenset((name, pick) for name, pick in architecture.items() if name not in dropped)

@@ -1,6 +1,6 @@
 """How a search of a supernet ends: few architectures are trained apart, and the validation loss decides.
 
-    the likeliest architectures that read their input, and the best of some random draws,
+    the likeliest, those that differ from it in one pick and lose least, and the best of some random draws,
     each from fresh weights for an equal part of `fraction` of the search's budget
 
 Shared weights rank the draws by their validation loss with the statistics of each batch, which follows the truth more
@@ -29,7 +29,7 @@ from archgrad.results.result import Found
 from archgrad.run.run import Run
 from archgrad.supernets.constraint import ArchitectureConstraint
 from archgrad.supernets.lifecycle import train_and_report
-from archgrad.supernets.likeliest import likeliest
+from archgrad.supernets.likeliest import likeliest, that_reads_its_input
 from archgrad.tasks.task import Scored, Task, evaluate, higher_is_better
 from archgrad.training.finalists import finalists
 from archgrad.training.fit import recalibrate
@@ -43,7 +43,7 @@ FEWEST = 30  # steps of a finalist; with fewer the validation part cannot tell t
 class Finalists:
     """The last part of a search; None in its place is the published form, which hands back the likeliest.
 
-    An architecture whose network does not read its input is passed over for the next likeliest, in both.
+    In both, a likeliest whose network does not read its input makes place for the next likeliest that does.
 
     Attributes:
         likely: how many of the likeliest architectures are trained apart.
@@ -134,13 +134,9 @@ class Ending:
         """
         if isinstance(task, Scored):
             return Chosen(architecture, None, {})
+        if draws is None:
+            architecture = that_reads_its_input(space, architecture, task, run, constraint)
         if self.finalists is None:
-            if draws is None:
-                own = run.compute_once(
-                    "own choice",
-                    lambda: next(likeliest(space, architecture, task.example, run, constraint)).to_json(),
-                )
-                architecture = Architecture.from_json(own)
             return Chosen(architecture, None, {})
         entered = run.compute_once(
             "finalists", lambda: self._entered(space, architecture, task, run, constraint=constraint, draws=draws)
@@ -210,9 +206,7 @@ class Ending:
             ranked = by_shared_loss(space, task, run, draws)
             kept = itertools.islice(_feasible(ranked, constraint), self.finalists.count)
             return {f"drawn{place}": each.to_json() for place, each in enumerate(kept, 1)}
-        likely = list(
-            itertools.islice(likeliest(space, architecture, task.example, run, constraint), self.finalists.likely)
-        )
+        likely = likeliest(space, architecture, self.finalists.likely, constraint)
         named = {f"likely{place}": each.to_json() for place, each in enumerate(likely, 1)}
         ranked = by_shared_loss(space, task, run, random_draws(space, run, constraint, self.finalists.drawn))
         drawn = next(_feasible((each for each in ranked if each not in likely), constraint), None)

@@ -11,7 +11,7 @@ from archgrad.run.run import Run
 from archgrad.supernets.constraint import ArchitectureConstraint, scores
 from archgrad.supernets.darts_loop import descend_mixture, relax_as_mixture
 from archgrad.supernets.lifecycle import prepare_supernet, split_steps, train_and_report
-from archgrad.supernets.likeliest import likeliest
+from archgrad.supernets.likeliest import that_reads_its_input
 from archgrad.tasks.task import Task
 from archgrad.training.recipe import Recipe
 
@@ -49,7 +49,7 @@ def inner_darts(
         weights_fraction=weights_fraction, schedule=search_recipe.schedule,
     )  # fmt: skip
     heaviest = constraint.decide(scores(space), run) if constraint else decide(space)
-    architecture = next(likeliest(space, heaviest, task.example, run, constraint))
+    architecture = that_reads_its_input(space, heaviest, task, run, constraint)
     return train_and_report(
         space, architecture, task, run, steps=rest, recipe=Recipe(), constraint=constraint, record={}
     )
