@@ -198,6 +198,23 @@ def test_under_a_limit_what_is_likelier_and_over_it_uses_up_no_trials() -> None:
     assert 0 not in found.values() and constraint.is_feasible(found)
 
 
+def test_a_measured_limit_is_read_for_few_that_are_over_it() -> None:
+    made, readings = drawn(ag.relax(chain(5, times=True), ag.softmax), 0), list[int]()
+
+    def measure(network: nn.Module) -> float:
+        readings.append(0)
+        return 1.0 + sum(p.numel() for p in network.parameters())
+
+    constraint = ArchitectureConstraint(made, ag.black_box(measure, name="latency", unit="ms").at_most(30.0))
+    run = quiet()
+    run.begin("test", {})
+    constraint.fit_surrogate(run)
+    own, before = ag.Architecture({f"at{i}": 0 for i in range(5)}), len(readings)
+    found = list(by_likelihood(made, own, constraint))
+    assert found[0] == own and len({tuple(each.values()) for each in found}) == len(found)
+    assert len(readings) - before < 30 * 40 < 3**5 * 15
+
+
 @pytest.mark.parametrize("keep", [8, 12])
 def test_a_node_with_many_subsets_of_inputs_costs_nothing_where_its_network_reads_them(keep: int) -> None:
     class Node(nn.Module):

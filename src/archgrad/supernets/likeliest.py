@@ -29,6 +29,7 @@ from archgrad.training.step import load_batch
 
 _TRIED = 300  # architectures that are run, at most, to find one that reads its input
 _ORDERED = 10_000  # that are ordered, and subsets of one node's inputs that are listed
+_OVER = 30  # that are measured and found to be over a measured limit
 _Ranks = tuple[int, ...]
 
 
@@ -102,13 +103,14 @@ def that_reads_its_input(
 def by_likelihood(
     space: nn.Module, architecture: Architecture, constraint: ArchitectureConstraint | None = None
 ) -> Iterator[Architecture]:
-    """An architecture, then those that lose least against it, in order, 10,000 at most.
+    """An architecture, then those that lose least against it, in order, as far as 10,000 tell.
 
         loss of a = sum over choices of score(picked by `architecture`) - score(picked by a)
 
     The scores are log-probabilities, or the logarithms of mixing weights. Without a limit, and from the likeliest,
     these are the likeliest of the product distribution, exactly; under one, no pick is exchanged for a likelier one,
-    which the limit has ruled out. What differs only in operations on inputs that are not kept comes once.
+    which the limit has ruled out, and a measured one ends the order after 30 that are over it. What differs only in
+    operations on inputs that are not kept comes once.
 
     Raises:
         ChoiceError: a node has more than 10,000 subsets of inputs.
@@ -129,14 +131,17 @@ def by_likelihood(
         return Architecture({name: pick[rank] for name, pick, rank in zip(choice_of, picks, ranks, strict=True)})
 
     first = (0,) * len(picks)
-    waiting, met = [(0.0, 0, first)], {first}
+    waiting, met, over = [(0.0, 0, first)], {first}, 0
     for _ in range(_ORDERED):
-        if not waiting:
+        if not waiting or over == _OVER:
             return
         _, _, ranks = heapq.heappop(waiting)
         found = of_ranks(ranks)
-        if ranks != first and (constraint is None or constraint.is_feasible(found)):
-            yield found
+        if ranks != first:
+            if constraint is None or constraint.is_feasible(found):
+                yield found
+            elif constraint.measured:
+                over += 1
         dropped = _dropped(choice_of, found)
         for place, name in enumerate(choice_of):
             if name in dropped or ranks[place] + 1 == len(picks[place]):
