@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import archgrad as ag
 from archgrad.supernets.constraint import ArchitectureConstraint
 from archgrad.supernets.darts_loop import relax_as_mixture
-from archgrad.supernets.likeliest import by_likelihood, ignores_input, that_reads_its_input
+from archgrad.supernets.likeliest import by_likelihood, ignores_input, likeliest, reading, that_reads_its_input
 from archgrad.trials.finalists import Finalists
 
 
@@ -175,6 +175,16 @@ def test_the_likeliest_that_reads_its_input_takes_the_place_of_one_that_does_not
         tuple(ag.decide(made).values()) if 0 not in ag.decide(made).values() else every[0]
     )
     assert any("same whatever its input" in note for note in run.notes) == (0 in ag.decide(made).values())
+
+
+def test_the_next_likeliest_reads_its_input_too() -> None:
+    made, run = ag.relax(chain(2, times=True), ag.softmax), quiet()
+    for logit in ag.logits(made):
+        logit.data = torch.tensor([9.0, 0.0, -1.0])
+    run.begin("test", {})
+    own = that_reads_its_input(made, ag.decide(made), task(), run)
+    found = likeliest(made, own, 3, reads=reading(made, task(), run))
+    assert found[0] == own and len(found) == 3 and all(0 not in each.values() for each in found)
 
 
 def test_a_deep_network_of_which_each_layer_erases_is_repaired_or_told() -> None:

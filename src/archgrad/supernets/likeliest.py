@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,12 +34,13 @@ _Ranks = tuple[int, ...]
 
 
 def likeliest(
-    space: nn.Module, architecture: Architecture, count: int, constraint: ArchitectureConstraint | None = None
-) -> list[Architecture]:
+    space: nn.Module, architecture: Architecture, count: int, constraint: ArchitectureConstraint | None = None, *,
+    reads: Callable[[Architecture], bool] = lambda other: True,
+) -> list[Architecture]:  # fmt: skip
     """An architecture, and those that differ from it in one pick and lose least; at most `count`.
 
     Without a limit these are the likeliest of a product distribution, exactly up to three. What differs only in
-    operations on inputs that are not kept is the same network, and is left out.
+    operations on inputs that are not kept is the same network, and is left out, and so is what `reads` is False for.
     """
     choice_of, value, seen = decisions(space), TotalScores(scores(space, logarithms=True)), [architecture]
     losses = list[tuple[float, int, Architecture]]()
@@ -53,7 +54,7 @@ def likeliest(
         if len(seen) == count:
             break
         live = _live(choice_of, other)
-        if live not in shown and (constraint is None or constraint.is_feasible(other)):
+        if live not in shown and (constraint is None or constraint.is_feasible(other)) and reads(other):
             seen.append(other)
             shown.add(live)
     return seen
@@ -75,21 +76,16 @@ def that_reads_its_input(
         run: begun.
         constraint: that all others keep.
     """
-    stream = task.stream(seed=run.seed)
-
-    def ignores(found: Architecture) -> bool:
-        with run.isolated_rng("reads its input"):
-            batches = [load_batch(stream, step, run) for step in range(2)]
-            return ignores_input(build(space, found, weights="inherit").to(run.device), task, batches)
+    reads = reading(space, task, run)
 
     def find() -> str:
         others = itertools.islice(by_likelihood(space, architecture, constraint), 1, _TRIED)
         try:
-            return next((other for other in others if not ignores(other)), architecture).to_json()
+            return next(filter(reads, others), architecture).to_json()
         except ChoiceError:  # a node has too many subsets of inputs to list
             return architecture.to_json()
 
-    if not run.compute_once("own choice ignores its input", lambda: ignores(architecture)):
+    if run.compute_once("own choice reads its input", lambda: reads(architecture)):
         return architecture
     found = Architecture.from_json(run.compute_once("own choice", find))
     told = "The likeliest architecture puts out the same whatever its input is"
@@ -98,6 +94,18 @@ def that_reads_its_input(
     else:
         run.note(f"{told}: the likeliest that reads its input takes its place.")
     return found
+
+
+def reading(space: nn.Module, task: Task, run: Run) -> Callable[[Architecture], bool]:
+    """Whether an architecture's network reads its input, with the supernet's weights, on two training batches."""
+    stream = task.stream(seed=run.seed)
+
+    def reads(architecture: Architecture) -> bool:
+        with run.isolated_rng("reads its input"):
+            batches = [load_batch(stream, step, run) for step in range(2)]
+            return not ignores_input(build(space, architecture, weights="inherit").to(run.device), task, batches)
+
+    return reads
 
 
 def by_likelihood(

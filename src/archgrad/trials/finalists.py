@@ -29,7 +29,7 @@ from archgrad.results.result import Found
 from archgrad.run.run import Run
 from archgrad.supernets.constraint import ArchitectureConstraint
 from archgrad.supernets.lifecycle import train_and_report
-from archgrad.supernets.likeliest import likeliest, that_reads_its_input
+from archgrad.supernets.likeliest import likeliest, reading, that_reads_its_input
 from archgrad.tasks.task import Scored, Task, evaluate, higher_is_better
 from archgrad.training.finalists import finalists
 from archgrad.training.fit import recalibrate
@@ -206,7 +206,7 @@ class Ending:
             ranked = by_shared_loss(space, task, run, draws)
             kept = itertools.islice(_feasible(ranked, constraint), self.finalists.count)
             return {f"drawn{place}": each.to_json() for place, each in enumerate(kept, 1)}
-        likely = likeliest(space, architecture, self.finalists.likely, constraint)
+        likely = likeliest(space, architecture, self.finalists.likely, constraint, reads=reading(space, task, run))
         named = {f"likely{place}": each.to_json() for place, each in enumerate(likely, 1)}
         ranked = by_shared_loss(space, task, run, random_draws(space, run, constraint, self.finalists.drawn))
         drawn = next(_feasible((each for each in ranked if each not in likely), constraint), None)
