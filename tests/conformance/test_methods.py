@@ -187,8 +187,10 @@ def test_a_budget_of_seconds_is_shared_with_the_training(name: str) -> None:
 def test_a_gap_of_pairs_prefers_what_answers_always_the_same() -> None:
     """Why the difference of the batch means is UNAS's default here."""
     terms = UnasTerms(gap="pairwise", warm_up=0.5, weights_at="policy")
-    found = ag.unas(SUPERNET.space(), task(), quiet("unas", seed=1), limit=limit(), terms=terms)
-    assert found.architecture["entries"] == 2, "the operation that erases everything"
+    run = quiet("unas", seed=1)
+    found = ag.unas(SUPERNET.space(), task(), run, limit=limit(), terms=terms)
+    assert any("puts out the same whatever its input is" in note for note in run.notes), "it erases everything"
+    assert found.architecture["entries"] != 2, "another operation takes its place"
 
 
 @every_method
