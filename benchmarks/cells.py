@@ -25,15 +25,14 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from saving import save_results
-from scipy.stats import t as student
-from searches import BARE, ROWS, SEARCHES, by_row, search
+from searches import BARE, ROWS, SEARCHES, by_row, paired, search
 from torch import Tensor, nn
 
 import archgrad as ag
@@ -228,16 +227,6 @@ def yardstick(truth: Truth) -> str:
     )
 
 
-def paired(rows: Sequence[Row], base: Iterable[Row]) -> str:
-    """Regret less that of random search, seed by seed, in points: mean and 95 % interval by Student's t."""
-    other = {row["seed"]: row["regret"] for row in base}
-    less = [100 * (row["regret"] - other[row["seed"]]) for row in rows if row["seed"] in other]
-    if len(less) < 2:
-        return "–"
-    half = float(student.ppf(0.975, len(less) - 1)) * statistics.stdev(less) / len(less) ** 0.5
-    return f"{statistics.fmean(less):+.1f} ± {half:.1f}"
-
-
 def table(rows: Sequence[Row], space: str) -> str:
     lines = [
         f"| {space}: search | CPU s | seeds | steps | regret, points | less random search's | of its own choice "
@@ -253,7 +242,7 @@ def table(rows: Sequence[Row], space: str) -> str:
         own = f"{statistics.fmean(100 * row['own_regret'] for row in group):.1f}"
         rank = f"{statistics.fmean(ranks):.2f}" if ranks else "–"
         rank += f" ± {statistics.stdev(ranks):.2f}" if len(ranks) > 1 else ""
-        above = "–" if name == "random" else paired(group, base.get(seconds, ()))
+        above = "–" if name == "random" else paired(group, base.get(seconds, ()), "regret", scale=100.0)
         lossy = f"{sum(row['lossy'] > 0 for row in group)} of {len(group)}" if space == "planted" else "–"
         lines.append(
             f"| {name} | {seconds:g} | {len(group)} | {group[0]['steps']:,} | {statistics.fmean(regret):.1f}{spread} "

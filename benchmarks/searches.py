@@ -7,10 +7,12 @@ ranks by it) keeps it; the others train on it too. `NAME, no finalists` is the f
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scipy.stats import t as student
 from torch import nn
 
 import archgrad as ag
@@ -96,3 +98,13 @@ def by_row(rows: Sequence[dict[str, Any]], key: str) -> dict[Any, list[dict[str,
     values = sorted({row[key] for row in rows})
     groups = {(n, v): [r for r in rows if r["method"] == n and r[key] == v] for n in names for v in values}
     return {name: same for name, same in groups.items() if same}
+
+
+def paired(rows: Iterable[dict[str, Any]], base: Iterable[dict[str, Any]], key: str, *, scale: float = 1.0) -> str:
+    """A figure less that of `base`, seed by seed: mean and 95 % interval by Student's t."""
+    other = {row["seed"]: row[key] for row in base}
+    less = [scale * (row[key] - other[row["seed"]]) for row in rows if row["seed"] in other]
+    if len(less) < 2:
+        return "–"
+    half = float(student.ppf(0.975, len(less) - 1)) * statistics.stdev(less) / len(less) ** 0.5
+    return f"{statistics.fmean(less):+.1f} ± {half:.1f}"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from saving import save_results
-from searches import BARE, by_row, search
+from searches import BARE, by_row, paired, search
 from slim_tasks import cifar10_part
 
 import archgrad as ag
@@ -94,16 +94,13 @@ def main() -> None:
             })  # fmt: skip
             print(json.dumps(body["rows"][-1]), flush=True)
             save_results(chosen.out, body)
-    print("| search | seeds | test accuracy, % | less single path's, seed by seed | parameters | CPU s |")
+    print("| search | seeds | test accuracy, % | less single path's | parameters | CPU s |")
     print("|---" * 6 + "|")
-    peer = {r["seed"]: r["accuracy"] for r in body["rows"] if r["method"] == "single path"}
+    peer = [r for r in body["rows"] if r["method"] == "single path"]
     for (name, _), same in by_row([{**r, "all": 0} for r in body["rows"]], "all").items():
-        values, less = (
-            [r["accuracy"] for r in same],
-            [r["accuracy"] - peer[r["seed"]] for r in same if r["seed"] in peer],
-        )
+        values = [r["accuracy"] for r in same]
         spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-        told = ", ".join(f"{v:+.1f}" for v in less) if name != "single path" else "–"
+        told = "–" if name == "single path" else paired(same, peer, "accuracy")
         print(
             f"| {name} | {len(same)} | {statistics.fmean(values):.1f}{spread} | {told} "
             f"| {statistics.fmean(r['params'] for r in same):,.0f} "

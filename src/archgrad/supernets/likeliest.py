@@ -79,7 +79,7 @@ def that_reads_its_input(
     reads = reading(space, task, run)
 
     def find() -> str:
-        others = itertools.islice(by_likelihood(space, architecture, constraint), 1, _TRIED)
+        others = itertools.islice(by_likelihood(space, architecture, constraint), 1, _TRIED + 1)
         try:
             return next(filter(reads, others), architecture).to_json()
         except ChoiceError:  # a node has too many subsets of inputs to list
@@ -90,7 +90,9 @@ def that_reads_its_input(
     found = Architecture.from_json(run.compute_once("own choice", find))
     told = "The likeliest architecture puts out the same whatever its input is"
     if found == architecture:
-        run.note(f"{told}, and so do those tried in its place: look at the supernet's loss, and at the candidates.")
+        run.note(
+            f"{told}, and no other that was tried reads its own: look at the supernet's loss, and at the candidates."
+        )
     else:
         run.note(f"{told}: the likeliest that reads its input takes its place.")
     return found
