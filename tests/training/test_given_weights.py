@@ -122,8 +122,11 @@ def test_regression_is_held_against_the_best_constant(loss: Callable, scale: flo
 def test_the_best_constant_of_a_classifier_is_the_frequency_of_its_classes() -> None:
     y = torch.tensor([0] * 300 + [1] * 100)
     task = ag.Classification((torch.rand(400, 3), y), batch_size=40)
-    constant = best_constant(task, nn.Linear(3, 2))
+    network, passes = nn.Linear(3, 2), []
+    network.register_forward_hook(lambda *_: passes.append(1))
+    constant = best_constant(task, network)
     assert constant is not None
+    assert len(passes) == 1  # the labels say the rest
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert task.evaluate(constant)["loss"] == pytest.approx(entropy, rel=0.02)
 

@@ -180,12 +180,13 @@ def best_constant(task: Supervised, network: nn.Module) -> Constant | None:
     with evaluating(network):
         for step in range(task.steps_per_epoch):
             batch: Any = mapped(lambda tensor: tensor.to(device), stream(step))
-            output = task._computed(network, batch)[1]
-            if not isinstance(output, Tensor) or not output.ndim or not output.is_floating_point():
-                return None
-            outputs.append(output.float())
+            if not outputs or not isinstance(task, Classification):  # which needs its labels alone
+                output = task._computed(network, batch)[1]
+                if not isinstance(output, Tensor) or not output.ndim or not output.is_floating_point():
+                    return None
+                outputs.append(output.float())
             targets.append(batch[1])
-            seen += len(output)
+            seen += len(outputs[-1])
             if seen >= _FEW:
                 break
     if isinstance(task, Classification):
