@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import copyreg
+import functools
 import inspect
 import types
 from collections import OrderedDict
@@ -172,8 +173,12 @@ def copied(network: Network, *, share: bool = False) -> Network:
     }
     if share:
         memo |= {id(parameter): parameter for parameter in network.parameters()}
+    twins, leading = _functions_of(network)
+    memo |= {id(function): twin for function, twin in twins.items()}
     try:
         made = _deep_copy(network, memo)
+        for function, twin in twins.items():
+            _bind(function, twin, memo, leading)
         for mine, given in zip(made.modules(), network.modules(), strict=True):
             if isinstance(mine, torch.jit.ScriptModule):  # torch copies tensors in it with a gradient history
                 for name, parameter in given.named_parameters(recurse=False):
@@ -203,7 +208,7 @@ def _deep_copy(network: Network, memo: dict[int, Any]) -> Network:
     for module in sorted(plain, key=lambda m: (id(m) in mixed, -order[id(m)])):
         memo[id(module)].__setstate__({
             name: type(value)() if name in _OWN and not value and type(value) in (dict, OrderedDict)
-            else value if type(value) in _ATOMS else _copy_value(value, memo)
+            else memo.get(id(value), value) if type(value) in _ATOMS else _copy_value(value, memo)
             for name, value in vars(module).items() if name != "_compiled_call_impl"  # which calls the original
         })  # fmt: skip
     result: Network = copy.deepcopy(network, memo)
@@ -229,10 +234,14 @@ def _copies_plainly(kind: type) -> bool:
 
 def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
-    if kind in _ATOMS or (kind is tuple and _ATOMS.issuperset(map(type, value))):
-        return value
     if id(value) in memo:
         return memo[id(value)]
+    if kind in _ATOMS or (
+        kind is tuple and _ATOMS.issuperset(map(type, value)) and memo.keys().isdisjoint(map(id, value))
+    ):
+        return value
+    if kind is types.MethodType:
+        return types.MethodType(memo.get(id(value.__func__), value.__func__), _copy_value(value.__self__, memo))
     if kind in (dict, OrderedDict):
         pairs = memo[id(value)] = kind()
         pairs.update((_copy_value(k, memo), _copy_value(v, memo)) for k, v in value.items())
@@ -250,3 +259,73 @@ def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
         memo[id(value)] = tensor.requires_grad_(value.requires_grad)
         return tensor
     return copy.deepcopy(value, memo)
+
+
+def _functions_of(network: nn.Module) -> tuple[dict[types.FunctionType, types.FunctionType], set[int]]:
+    """Functions among attributes and hooks that lead to a part of the network, and the ids of all that does.
+
+    Each function has a twin that holds nothing yet. `self.f = lambda x: m.c_proj(m.act(m.c_fc(x)))` holds m in its
+    closure, and copying leaves functions as they are: the copy would go on computing with the original's m.
+    """
+    own = {id(part) for part in (*network.modules(), *network.parameters(), *network.buffers())}
+    own |= {id(v) for m in network.modules() for v in vars(m).values() if isinstance(v, (list, dict, set))}
+    seen, leading, twins = set[int](), set[int](), dict[types.FunctionType, types.FunctionType]()
+
+    def leads(value: Any) -> bool:
+        if id(value) in own or id(value) in leading:
+            return True
+        if id(value) in seen or not isinstance(value, _HOLDERS):
+            return False
+        seen.add(id(value))
+        if not any(list(map(leads, _held(value)))):
+            return False
+        leading.add(id(value))
+        if isinstance(value, types.FunctionType):
+            cells = tuple(types.CellType() for _ in value.__closure__ or ())
+            twins[value] = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, cells)
+        return True
+
+    for attribute in (value for module in network.modules() for value in vars(module).values()):
+        for value in _held(attribute) if id(attribute) in own else [attribute]:
+            leads(value)
+    return twins, leading
+
+
+_HOLDERS = (types.FunctionType, types.MethodType, functools.partial, dict, list, tuple, set)
+
+
+def _held(value: Any) -> list[Any]:
+    """What one of `_HOLDERS` holds, none for others."""
+    match value:
+        case types.FunctionType():
+            cells = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
+            return [
+                *cells,
+                *(value.__defaults__ or ()),
+                *(value.__kwdefaults__ or {}).values(),
+                *vars(value).values(),
+            ]
+        case types.MethodType():
+            return [value.__func__, value.__self__]
+        case functools.partial():
+            return [value.func, *value.args, *value.keywords.values()]
+        case dict():
+            return list(value.values())
+        case list() | tuple() | set():
+            return list(value)
+    return []
+
+
+def _bind(function: types.FunctionType, twin: types.FunctionType, memo: dict[int, Any], leading: set[int]) -> None:
+    """Give the twin what the function holds: of the network the parts of its copy."""
+
+    def of(value: Any) -> Any:
+        return _copy_value(value, memo) if id(value) in memo or id(value) in leading else value
+
+    for mine, given in zip(twin.__closure__ or (), function.__closure__ or (), strict=True):
+        if given != types.CellType():
+            mine.cell_contents = of(given.cell_contents)
+    twin.__defaults__ = None if function.__defaults__ is None else tuple(map(of, function.__defaults__))
+    twin.__kwdefaults__ = {name: of(value) for name, value in (function.__kwdefaults__ or {}).items()} or None
+    vars(twin).update({name: of(value) for name, value in vars(function).items()})
+    twin.__qualname__, twin.__doc__, twin.__module__ = function.__qualname__, function.__doc__, function.__module__
