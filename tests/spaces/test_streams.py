@@ -44,6 +44,29 @@ class Evened(nn.Module):
         return x / (x.square().mean(-1, keepdim=True) + self.epsilon).sqrt() * self.scale
 
 
+class Scaled(nn.Module):
+    """A vector of unit length, times a number that the module keeps from when it had all of its channels."""
+
+    def __init__(self, axis: int = -1) -> None:
+        super().__init__()
+        self.axis, self.factor = axis, WIDTH**0.5
+        self.gamma = nn.Parameter(torch.ones(WIDTH) if axis == -1 else torch.ones(WIDTH, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=self.axis) * self.factor * self.gamma
+
+
+class Divided(nn.Module):
+    """A mean square by a number of channels that the module keeps, under a name of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.weight = WIDTH, nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * torch.rsqrt(x.square().sum(-1, keepdim=True) / self.features + 1e-6)
+
+
 class LayerScale(nn.Module):
     """A factor for each channel, beside a small number, is no norm."""
 
@@ -66,6 +89,9 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], int, bool]] = {  # how it is mad
     "with an activation": (RmsNormAct, 1, False),
     "of another name": (Evened, -1, False),
     "one group": (lambda: nn.GroupNorm(1, WIDTH), 1, True),
+    "times a kept number": (Scaled, -1, False),
+    "times a kept number, channels first": (lambda: Scaled(1), 1, False),
+    "divided by a kept number": (Divided, -1, False),
 }
 
 

@@ -3,7 +3,8 @@
     m = sum_c g_c x_c / sum_c g_c,   v = sum_c g_c (x_c - m)^2 / sum_c g_c,   y = (x - m) / sqrt(v + eps) * w + b
 
 g is 1 for an open channel and 0 for a closed one, or between; an RMSNorm has m = 0. Where all g are 0 or 1 that is
-what the norm computes without the closed channels, so that closing a channel behind it is removing it in front.
+what the norm computes without the closed channels, so that closing a channel behind it is removing it in front. Some
+norms multiply by a number that they keep, as in `F.normalize(x, dim=-1) * self.scale`: they go on dividing by C.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class ChannelNorm:
         counts: attributes that hold their number.
         then: names of its modules that follow, such as an activation, which treat each element alone.
         groups: of channels side by side that each have statistics of their own; all lose the same places.
+        of_all: whether it goes on dividing by `width` when channels are gone, since it keeps that as a number.
     """
 
     width: int
@@ -65,6 +67,7 @@ class ChannelNorm:
     counts: tuple[str, ...] = ()
     then: tuple[str, ...] = ()
     groups: int = 1
+    of_all: bool = False
 
     def __call__(self, norm: nn.Module, x: Tensor, is_open: Tensor) -> Tensor:
         """What `norm` computes of x, [B, ...], with the statistics of the channels that are open, [width]."""
@@ -72,7 +75,8 @@ class ChannelNorm:
         shape[self.axis] = -1
         values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         share = is_open.to(values).view(self.groups, -1)
-        share = (share / share.sum(1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)).view(shape)
+        count = torch.full_like(share[:, :1], self.width) if self.of_all else share.sum(1, keepdim=True)
+        share = (share / count.clamp_min(torch.finfo(values.dtype).tiny)).view(shape)
         others = [d for d in range(1, x.dim()) if d != self.axis] if self.everywhere else []
 
         def mean(y: Tensor) -> Tensor:
@@ -89,8 +93,8 @@ class ChannelNorm:
             values = values.masked_fill(share == 0.0, 0.0)
         variance = mean(values.square())
         if self.eps == 0.0:
-            count = is_open.detach().to(values).sum() / self.groups * math.prod(x.shape[d] for d in others)
-            variance = variance.clamp_min(self.least**2 / count.clamp_min(torch.finfo(values.dtype).eps))
+            each = count.detach().mean() * math.prod(x.shape[d] for d in others)
+            variance = variance.clamp_min(self.least**2 / each.clamp_min(torch.finfo(values.dtype).eps))
         else:
             variance = variance + (torch.finfo(values.dtype).eps if self.eps is None else self.eps)
         y = (values * torch.rsqrt(variance)).to(x.dtype)
@@ -215,8 +219,25 @@ def channel_norm(module: nn.Module) -> Norm | None:
                         getattr(probe, form.bias).zero_()  # beside which what eps changes is too small to be seen
                     for kind, scales in _with_eps(form, module, x):
                         if all(_agrees(kind, probe, s * x, _normalized(probe, s * x)) for s in scales):
-                            return kind
+                            return _when_cut(kind, probe, x)
     return None
+
+
+def _when_cut(kind: Norm, norm: nn.Module, x: Tensor) -> Norm:
+    """The kind with what it divides by once channels are gone, measured on every other one."""
+    if not isinstance(kind, ChannelNorm) or kind.centered or isinstance(norm, _TORCHS):
+        return kind
+    kept, small = torch.arange(0, kind.width, 2, device=x.device), copy.deepcopy(norm)
+    for name, dim in kind.tensors:
+        setattr(small, name, nn.Parameter(getattr(norm, name).index_select(dim, kept)))
+    for name in kind.counts:
+        value = getattr(norm, name)
+        setattr(small, name, len(kept) if isinstance(value, int) else type(value)([len(kept)]))
+    actual, is_open = _normalized(small, x.index_select(kind.axis, kept)), torch.zeros(kind.width, device=x.device)
+    other = dataclasses.replace(kind, of_all=True)
+    left = other(norm, x, is_open.index_fill(0, kept, 1.0)).index_select(kind.axis, kept)
+    same = actual is not None and bool((left - actual).abs().max() <= _EXACT * actual.abs().max())
+    return other if same else kind
 
 
 def _normalized(norm: nn.Module, x: Tensor) -> Tensor | None:
