@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
-from families.checks import difference, extremes, outputs, stir
+from families.checks import agree, difference, extremes, outputs, stir
 from torch import Tensor, nn
 
 import archgrad as ag
@@ -113,3 +115,44 @@ def test_names_that_hold_head_and_count_something_else_are_none() -> None:
     assert counting_heads(module) == ()
     module.kv_heads, module.n_local_heads, module.w, module.h = 2, 4, 3, 3
     assert counting_heads(module) == ("n_local_heads", "kv_heads")
+
+
+@functools.lru_cache
+def _divided(steps: int, heads: int) -> tuple[int, ...]:
+    """What a library such as einops remembers of sizes."""
+    return (-1, steps, heads, WIDTH // HEADS)
+
+
+class Remembered(nn.Module):
+    """Queries beside keys and values in one, divided by sizes that are remembered for all modules together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.norm = HEADS, nn.LayerNorm(WIDTH)
+        self.to_q, self.to_kv, self.out = (nn.Linear(WIDTH, n, bias=False) for n in (WIDTH, 2 * WIDTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        parts = (self.to_q(y), *self.to_kv(y).chunk(2, dim=-1))
+        q, k, v = (part.reshape(_divided(part.shape[1], self.heads)).transpose(1, 2) for part in parts)
+        return x + self.out(((q @ k.mT / 3).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+class Wrapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Remembered()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+def test_numbers_that_a_cache_remembers_are_those_of_each_module() -> None:
+    for block, paths in ((Remembered, ("1.to_q", "2.to_q")), (Wrapped, ("1.inner.to_q", "2.inner.to_q"))):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, WIDTH), block(), block(), nn.Linear(WIDTH, 3)).double()
+        x = torch.randn(2, STEPS, 3).double()
+        space = ag.slim(net, x)
+        assert dict.fromkeys(paths, HEADS).items() <= {n: g[0].size for n, g in choices(space).items()}.items()
+        assert isinstance(_divided, functools._lru_cache_wrapper)
+        agree(space, x, torch.randn(3, STEPS + 1, 3).double(), plain=False)

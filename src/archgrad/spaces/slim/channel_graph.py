@@ -24,7 +24,7 @@ from archgrad.choices.channels import Coupling, kind_of
 from archgrad.choices.fewer_heads import AttentionCall
 from archgrad.spaces.slim.dependency import Components, Labels, Walk
 from archgrad.spaces.slim.flat_kernels import Factors, factors_of
-from archgrad.spaces.slim.kept_sizes import Sizes, know_sources, unflattening
+from archgrad.spaces.slim.kept_sizes import Sizes, know_sources, unflattening, without_caches
 from archgrad.spaces.slim.layer_reasons import KEPT, UNREAD, say_what_does_not_run
 from archgrad.spaces.slim.layer_sides import (
     NORMS,
@@ -146,7 +146,7 @@ def trace(
     handles += note_widths(numbering, walk, given_axes)
     sizes = Sizes(walk, ratios)
     try:
-        with plain_kernels(), walk, unflattening(walk), packing(walk), sizes.noting():
+        with plain_kernels(), without_caches(network), walk, unflattening(walk), packing(walk), sizes.noting():
             outputs = [run(network, example)]
             if any(id(p) not in walk.used for p in network.parameters()):
                 outputs += _run_in_training(network, example, numbering, walk, positions)

@@ -7,7 +7,10 @@ one, it counts the channels there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,6 +95,29 @@ def know_sources(network: nn.Module) -> list[tuple[KeptSize, KeptSize]]:
             elif type(value) in (tuple, list) and value and all(type(v) is int and v > 0 for v in value):
                 vars(module)[name] = type(value)(known(v, (path, f"{name}[{i}]"), heads) for i, v in enumerate(value))
     return ratios
+
+
+@contextlib.contextmanager
+def without_caches(network: nn.Module) -> Iterator[None]:
+    """Inside, what `functools.lru_cache` wraps in the code of a network, and in einops, computes anew.
+
+    To a cache a number is what equals it: it would give back those of another module, of another network even, as
+    einops does with the sizes of `rearrange(x, "b n (h d) -> b h n d", h=self.heads)`.
+    """
+    rooms = {type(module).__module__.partition(".")[0] for module in network.modules()} - {"torch"} | {"einops"}
+    owners: list[Any] = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] in rooms and m]
+    owners += [kind for room in owners for kind in vars(room).values() if isinstance(kind, type)]
+    caches = [
+        (owner, name, value) for owner in owners if getattr(owner, "__module__", "").partition(".")[0] != "torch"
+        for name, value in vars(owner).items() if isinstance(value, functools._lru_cache_wrapper)
+    ]  # fmt: skip
+    for owner, name, value in caches:
+        setattr(owner, name, value.__wrapped__)
+    try:
+        yield
+    finally:
+        for owner, name, value in caches:
+            setattr(owner, name, value)
 
 
 def is_of_heads(size: object) -> bool:

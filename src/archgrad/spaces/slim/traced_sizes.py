@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from archgrad.copy_and_run import copied, in_mode
-from archgrad.spaces.slim.kept_sizes import know_sources
+from archgrad.spaces.slim.kept_sizes import know_sources, without_caches
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS
 
 _FIXED = (type(None), bool, str, float, torch.dtype)  # arguments that are taken as the example has them
@@ -75,7 +75,7 @@ def trace_sizes(module: nn.Module, given: inspect.BoundArguments, wide: Wide, *,
     tracer = _Tracer(given, wide)
     before = {id(part): set(vars(part)) for part in own.modules()}
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_caches(own):
             graph = tracer.trace(own)
     except (NotTraced, fx.proxy.TraceError, NotImplementedError, *NETWORK_ERRORS) as error:
         raise NotTraced(str(error)) from error
