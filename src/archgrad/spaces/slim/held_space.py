@@ -45,7 +45,8 @@ class HeldSpace:
         """Why gates do not compute what zeros do; None where they do."""
         kept = kept_entries(removals, mask)
         number = len(self.trial.inputs) - 1 if self.trial.large else 0  # the cheapest
-        own = [Check(number, False), *[Check(number, True)] * self.trial.trains]
+        runs = [n for n in (number, *range(len(self.trial.inputs))) if self.trial.trains(n)][:1]
+        own = [Check(number, False), *(Check(n, True) for n in runs)]
         with _shaken(self.trial.network):
             closed, held = self.trial.closed(removals, kept), self._held(removals, kept)
             for check in own if checks is None else checks:

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,21 @@ class KeptSize(int):
 
     source: Source
     counts_heads: bool
-    ratios: list[tuple[KeptSize, KeptSize]]  # numbers that were divided by others, in one network
+    notes: Notes
+    __hash__ = int.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        """As in `assert x.shape[1] == self.channels`."""
+        same = super().__eq__(other) is True
+        if same and isinstance(other, _AxisSize):
+            self.notes.equal.append((self, other))
+        return same
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __deepcopy__(self, memo: object) -> KeptSize:
+        return self
 
     def __sub__(self, other: Any) -> Any:
         rest = super().__sub__(other)
@@ -52,8 +67,35 @@ class KeptSize(int):
 
     def __floordiv__(self, other: Any) -> Any:
         if isinstance(other, KeptSize):
-            self.ratios.append((self, other))
+            self.notes.ratios.append((self, other))
         return self if isinstance(other, int) and other == 1 else super().__floordiv__(other)
+
+
+class _AxisSize(int):
+    """The size of a tensor along an axis."""
+
+    tensor: Tensor
+    axis: int
+    __hash__ = int.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return other == self if isinstance(other, KeptSize) else super().__eq__(other) is True
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+def _with_axes(x: Tensor, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What `x.shape`, `x.size()` or `x.size(axis)` gave, of numbers that know where they are from."""
+
+    def known(size: int, axis: int) -> _AxisSize:
+        number = _AxisSize(size)
+        number.tensor, number.axis = x, axis
+        return number
+
+    if isinstance(result, torch.Size):
+        return torch.Size([known(size, axis) for axis, size in enumerate(result)])
+    return known(result, [*args, *kwargs.values()][0] % x.dim()) if type(result) is int else result
 
 
 class _Multiple(int):
@@ -68,17 +110,26 @@ class _Rest(int):
     whole: KeptSize
 
 
-def know_sources(network: nn.Module) -> list[tuple[KeptSize, KeptSize]]:
-    """Let the integer attributes of the user's own modules know where they are from, in place.
+@dataclass
+class Notes:
+    """What the numbers of one network note while it runs.
 
-    Returns:
-        A list of those that are divided by one another, once the network has run.
+    Attributes:
+        ratios: those that were divided by others.
+        equal: those that the network compared with a size of a tensor, and that are equal to it.
     """
-    ratios: list[tuple[KeptSize, KeptSize]] = []
+
+    ratios: list[tuple[KeptSize, KeptSize]] = field(default_factory=list)
+    equal: list[tuple[KeptSize, _AxisSize]] = field(default_factory=list)
+
+
+def know_sources(network: nn.Module) -> Notes:
+    """Let the integer attributes of the user's own modules know where they are from, in place."""
+    notes = Notes()
 
     def known(value: int, source: Source, heads: Sequence[str]) -> KeptSize:
         size = KeptSize(value)
-        size.source, size.ratios = source, ratios
+        size.source, size.notes = source, notes
         size.counts_heads = source[1] in heads
         return size
 
@@ -94,7 +145,7 @@ def know_sources(network: nn.Module) -> list[tuple[KeptSize, KeptSize]]:
                 vars(module)[name] = known(value, (path, name), heads)
             elif type(value) in (tuple, list) and value and all(type(v) is int and v > 0 for v in value):
                 vars(module)[name] = type(value)(known(v, (path, f"{name}[{i}]"), heads) for i, v in enumerate(value))
-    return ratios
+    return notes
 
 
 @contextlib.contextmanager
@@ -130,11 +181,11 @@ class Sizes:
 
     Args:
         walk: the walk.
-        ratios: numbers that the network divides by one another.
+        notes: of the network's numbers.
     """
 
-    def __init__(self, walk: Walk, ratios: list[tuple[KeptSize, KeptSize]]) -> None:
-        self._walk, self._ratios = walk, ratios
+    def __init__(self, walk: Walk, notes: Notes) -> None:
+        self._walk, self._notes = walk, notes
         self._counted: dict[Source, list[Labels]] = {}
         self._made: dict[tuple[Source, bool], Labels] = {}  # of what is made out of nothing, zeros or not
 
@@ -147,6 +198,8 @@ class Sizes:
             result = function(*args, **kwargs)
             x = args[0] if args and isinstance(args[0], Tensor) else None
             name = getattr(function, "__name__", "")
+            if x is not None and (name == "size" or isinstance(result, torch.Size)):
+                return _with_axes(x, result, args[1:] if name == "size" else (), kwargs)
             if name.removeprefix("new_") in FACTORIES and isinstance(result, Tensor) and not self._walk.paused:
                 self._make(name, kwargs.get("size", args if x is None else args[1:]), result)
             elif x is not None:
@@ -169,10 +222,12 @@ class Sizes:
 
     def tie(self, numbering: Numbering) -> None:
         """Number each attribute as a side of its module; the channels that one attribute counts go together."""
-        for pair in self._ratios:  # of equals, as `in_channels // groups` where each channel has its own filter
-            for one, other in (pair, pair[::-1]) if pair[0] == pair[1] else ():
-                if other.source in self._counted:
-                    self._counted.setdefault(one.source, self._counted[other.source])
+        for equal, other in self._notes.equal:
+            self._count(equal, other.tensor, other.axis, slice(None))
+        for pair in self._notes.ratios:  # of equals, as `in_channels // groups` where each channel has its own filter
+            for one, whole in (pair, pair[::-1]) if pair[0] == pair[1] else ():
+                if whole.source in self._counted:
+                    self._counted.setdefault(one.source, self._counted[whole.source])
         layers = {(path, name): side for (path, side), cut in numbering.cuts.items() for name in cut[2]}
         for (path, name), arrays in self._counted.items():
             own = layers.get((path, name.partition("[")[0]), "")  # of a layer's own number, which shrinks already

@@ -121,6 +121,7 @@ class Trial:
                 cause = error
                 continue
             self._floors: dict[Check, list[float]] = {}
+            self._trains: dict[int, bool] = {}
             return
         raise ModelError(
             f"a copy of {type(network).__name__} in single precision does not run on the example "
@@ -169,7 +170,7 @@ class Trial:
             try:
                 results.append((check, self.outputs(smaller, check)))
             except NETWORK_ERRORS as error:
-                if check.training and not self.trains:
+                if check.training and not self.trains(check.inputs):
                     continue
                 advice = UPDATED if check.training and self._updates else advice_on(error)
                 few = " with one channel left" if mask in ("one", "smallest") else ""
@@ -184,7 +185,7 @@ class Trial:
             try:
                 expected = self.outputs(network, check)
             except NETWORK_ERRORS as error:
-                if check.training and not self.trains:
+                if check.training and not self.trains(check.inputs):
                     continue
                 return Failure(f"the network does not run with its channels at zero ({one_line(error)})", check)
             reason = self.differ(expected, actual, check, removals, kept)
@@ -267,27 +268,25 @@ class Trial:
         with plain_kernels(), KeptDouble() if self._rounds else contextlib.nullcontext():  # type: ignore[no-untyped-call]
             yield
 
-    @property
-    def trains(self) -> bool:
-        """Whether the network itself runs in training; BatchNorm does not on a single value."""
-        return self._training[0]
-
-    @property
-    def _updates(self) -> bool:
-        """Whether a run changes parameters in place, as a teacher's that are averages of its student's."""
-        return self._training[1]
+    def trains(self, number: int) -> bool:
+        """Whether the network itself runs in training on one of the inputs; BatchNorm does not on a single value."""
+        if number not in self._trains:
+            try:
+                self.outputs(copied(self.network, share=not self._updates), Check(number, True))
+            except NETWORK_ERRORS:
+                self._trains[number] = False
+            else:
+                self._trains[number] = True
+        return self._trains[number]
 
     @functools.cached_property
-    def _training(self) -> tuple[bool, bool]:
-        """Whether the network runs in training, and whether it changes parameters there or in evaluation."""
-        first = (len(self.inputs) - 2) % len(self.inputs) if self.large else 0
-        own, runs = copied(self.network, share=True), True
+    def _updates(self) -> bool:
+        """Whether a run changes parameters in place, as a teacher's that are averages of its student's."""
+        own = copied(self.network, share=True)
         before = fingerprint(own)
-        try:
-            self.outputs(own, Check(first, True))
-        except NETWORK_ERRORS:
-            runs = False
-        return runs, before != self._prints or before != fingerprint(own)
+        with contextlib.suppress(*NETWORK_ERRORS):
+            self.outputs(own, Check((len(self.inputs) - 2) % len(self.inputs) if self.large else 0, True))
+        return before != self._prints or before != fingerprint(own)
 
     def differ(
         self, expected: list[Tensor], actual: list[Tensor], check: Check, removals: Sequence[Removal],

@@ -1,0 +1,88 @@
+"""Modules that compare the sizes of what they are given with numbers that they keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from families.checks import agree
+from torch import Tensor, nn
+
+import archgrad as ag
+from archgrad.choices.access import choices
+
+
+class Compared(nn.Module):
+    """A convolution in a module that keeps its number of channels, and asks whether it is given as many."""
+
+    def __init__(self, inputs: int, outputs: int, way: str) -> None:
+        super().__init__()
+        self.channels, self.way, self.conv = inputs, way, nn.Conv2d(inputs, outputs, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        WAYS[self.way](self, x)
+        return self.conv(x).relu()
+
+
+def _shape(own: Compared, x: Tensor) -> None:
+    assert x.shape[1] == own.channels
+
+
+def _turned(own: Compared, x: Tensor) -> None:
+    assert own.channels == x.size(1), "other channels"
+
+
+def _unpacked(own: Compared, x: Tensor) -> None:
+    _, c, _, _ = x.shape
+    if c != own.channels:
+        raise ValueError("other channels")
+
+
+def _asserted(own: Compared, x: Tensor) -> None:
+    torch._assert(x.size()[1] == own.channels, "other channels")
+
+
+def _tuple(own: Compared, x: Tensor) -> None:
+    assert tuple(x.shape[1:2]) == (own.channels,)
+
+
+WAYS: dict[str, Callable[[Compared, Tensor], None]] = {
+    "shape": _shape, "turned": _turned, "unpacked": _unpacked, "asserted": _asserted, "tuple": _tuple,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_compared_with_channels_shrinks_with_them(way: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(Compared(3, 8, way), Compared(8, 8, way), Compared(8, 2, way)).double()
+    x = torch.randn(2, 3, 6, 6).double()
+    space = ag.slim(net, x)
+    assert {n: g[0].size for n, g in choices(space).items()} == {"0.conv": 8, "1.conv": 8}
+    agree(space, x, torch.randn(3, 3, 8, 8).double())
+    small = ag.build(space, ag.Architecture({"0.conv": (1, 5), "1.conv": (0, 2, 7)}))
+    assert (small[0].channels, small[1].channels, small[2].channels) == (3, 2, 3)
+    with pytest.raises((AssertionError, ValueError)):
+        small[1](torch.randn(1, 8, 6, 6).double())
+
+
+class Chosen(nn.Module):
+    """Numbers that equal a size of a tensor, and count something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps, self.conv = 8, nn.Conv1d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] == self.steps:
+            x = x[:, :, : self.steps // 2]
+        return self.conv(x).relu()
+
+
+def test_what_counts_something_else_costs_no_gate() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(3, 6, 1), nn.Conv1d(6, 8, 1), Chosen(), nn.Conv1d(8, 2, 1)).double()
+    x = torch.randn(2, 3, 8).double()
+    space = ag.slim(net, x)
+    assert "0" in choices(space)
+    agree(space, x, torch.randn(3, 3, 8).double())
