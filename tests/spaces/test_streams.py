@@ -44,6 +44,21 @@ class Evened(nn.Module):
         return x / (x.square().mean(-1, keepdim=True) + self.epsilon).sqrt() * self.scale
 
 
+class InSingle(nn.LayerNorm):
+    """In single precision whatever it is given, as in CLIP and Whisper."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = None if self.bias is None else self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), own, self.eps).type(x.dtype)
+
+
+class OfInSingle(nn.LayerNorm):
+    """The same, with weights that have to be in single precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).type(x.dtype)
+
+
 class Scaled(nn.Module):
     """A vector of unit length, times a number that the module keeps from when it had all of its channels."""
 
@@ -89,6 +104,7 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], int, bool]] = {  # how it is mad
     "with an activation": (RmsNormAct, 1, False),
     "of another name": (Evened, -1, False),
     "one group": (lambda: nn.GroupNorm(1, WIDTH), 1, True),
+    "in single precision": (lambda: InSingle(WIDTH), -1, True),
     "times a kept number": (Scaled, -1, False),
     "times a kept number, channels first": (lambda: Scaled(1), 1, False),
     "divided by a kept number": (Divided, -1, False),
@@ -210,6 +226,16 @@ def test_other_layers_are_no_norms_over_channels(other: nn.Module) -> None:
     assert channel_norm(other) is None
 
 
+def test_a_norm_that_runs_in_single_precision_alone_lets_its_stream_go() -> None:
+    torch.manual_seed(0)
+    net, x = Trunk(lambda: OfInSingle(WIDTH), -1), torch.randn(3, 5, 4)
+    space = ag.slim(net, x)
+    assert {n: same[0].size for n, same in choices(space).items()} == {"inlet": WIDTH, "up": 9, "up.branch": 1}
+    stir(space)
+    held, built = (make(space, extremes(space)[1]) for make in (hold, build))
+    assert difference(outputs(held, (x,)), outputs(built, (x,))) < 1e-5
+
+
 class Trunk(nn.Module):
     """A residual stream [B, T, C] between layers, normalized before each branch."""
 
@@ -245,7 +271,7 @@ def test_a_stream_is_one_gate_whose_removal_is_exact(name: str) -> None:
     ]:
         held, built = hold(space, architecture), build(space, architecture)
         assert difference(outputs(held, (x,)), outputs(built, (x,))) < (
-            1e-5 if "llama" in name or "gemma" in name else 1e-9
+            1e-5 if "llama" in name or "gemma" in name or "single" in name else 1e-9
         )
         for cost in (ag.macs(x), ag.params()):
             assert float(cost.expected(held)) == pytest.approx(cost.of(built), rel=1e-9)

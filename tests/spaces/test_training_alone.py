@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from archgrad.choices.access import choices, hold, sample
 from archgrad.extract.discretize import build
+from archgrad.spaces.slim import trial
 from archgrad.spaces.slim.slimmable import frozen, slim
 
 DOUBLE = torch.float64
@@ -71,3 +72,19 @@ def test_layers_of_training_alone_cost_nothing_in_what_is_out_of_reach() -> None
     plain = slim(Trained("left out at random", ()).double(), x)
     assert frozen(space).macs_fraction == pytest.approx(frozen(plain).macs_fraction)
     assert "output" in frozen(space)["head"]
+
+
+@pytest.mark.parametrize("batch", [2, 7])
+def test_a_large_network_that_does_not_train_on_a_single_example_is_slimmed(
+    batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "LARGE", 100)
+    net = nn.Sequential(
+        nn.Linear(6, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)
+    )
+    with pytest.raises(ValueError, match="more than 1 value"):
+        net.train()(torch.randn(1, 6))
+    assert {name: gates[0].size for name, gates in choices(slim(net, torch.randn(batch, 6))).items()} == {
+        "0": 9,
+        "3": 8,
+    }

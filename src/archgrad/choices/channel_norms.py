@@ -197,10 +197,17 @@ def channel_norm(module: nn.Module) -> Norm | None:
     and a small number. What they are is known by what they compute, whatever their class is called.
     """
     forms = list(_forms(module))
-    if not forms:
-        return None
-    # In double precision: in a half one, what it computes is known too roughly to tell kinds apart.
-    probe = in_mode(copy.deepcopy(module)).double()
+    # In double precision: in a half one, what it computes is known too roughly to tell kinds apart. One that makes
+    # single precision of its input, as `super().forward(x.float()).type(x.dtype)` does, runs in that alone.
+    for dtype in (torch.float64, torch.float32) if forms else ():
+        if kind := _measured(module, forms, dtype):
+            return kind
+    return None
+
+
+def _measured(module: nn.Module, forms: list[Norm], dtype: torch.dtype) -> Norm | None:
+    """The form that computes what a module does, in one precision."""
+    probe = in_mode(copy.deepcopy(module)).to(dtype)
     for hooks in (probe._forward_hooks, probe._forward_pre_hooks):
         hooks.clear()  # what the user's do is followed by itself
     generator = torch.Generator().manual_seed(0)
@@ -210,7 +217,7 @@ def channel_norm(module: nn.Module) -> Norm | None:
             parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
         for axis, shape in ((-1, (5,)), (-1, (2, 5)), (1, (3, 5)), (1, (4,)), (-1, (2, 3, 2)), (1, (2, 3, 2))):
             size = (2, *shape, forms[0].width) if axis == -1 else (2, forms[0].width, *shape)
-            x = (torch.randn(size, generator=generator) + 0.5).to(device, torch.float64)
+            x = (torch.randn(size, generator=generator) + 0.5).to(device, dtype)
             large = 1e3 * x  # where eps does not count
             actual = _normalized(probe, large)
             for form in forms if actual is not None else ():
