@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -194,3 +195,24 @@ def test_weights_that_a_layer_writes_into_have_no_gate(way: str) -> None:
     for architecture in extremes(space):
         held = hold(copy.deepcopy(space), architecture)
         assert difference(outputs(held, (x,)), outputs(build(space, architecture), (x,))) < 1e-9
+
+
+class Causal(nn.Module):
+    """A convolution whose directions are masked in each call, as in PixelSNAIL."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.conv = nn.utils.weight_norm(nn.Conv2d(1, 6, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.conv.weight_v.data[:, :, -1, 1:].zero_()  # type: ignore[operator, index]
+        return self.conv(x)
+
+
+def test_parts_of_a_weight_norm_that_forward_reads_stay_where_it_finds_them() -> None:
+    net, x = nn.Sequential(Causal(), nn.Conv2d(6, 7, 1), nn.ReLU(), nn.Conv2d(7, 2, 1)), torch.randn(2, 1, 5, 5)
+    space = slim(net, x)
+    assert set(choices(space)) == {"1"} and "weight_norm" in frozen(space)["0.conv"]
+    assert build(space, extremes(space)[1])(x).shape == (2, 2, 5, 5)

@@ -97,8 +97,19 @@ def slim(net: Network, example: Example | None = None, *, keep: Sequence[str] = 
         return any(path == k or path.startswith(f"{k}.") for k in keep)
 
     with quiet_graphs():
-        plain = without_spectral_norms(without_weight_norms(with_numbers(net)))
-        return _slimmed(plain, inputs_given, is_kept, inputs)
+        numbered = with_numbers(net)
+        plain = without_weight_norms(numbered)
+        if plain is not numbered and not _runs(plain, inputs_given):  # forward reads weight_v or weight_g itself
+            plain = numbered
+        return _slimmed(without_spectral_norms(plain), inputs_given, is_kept, inputs)
+
+
+def _runs(net: nn.Module, given: tuple[Tensor, ...]) -> bool:
+    try:
+        run(in_mode(copied(net)), given)
+    except NETWORK_ERRORS:
+        return False
+    return True
 
 
 def _uncompiled(net: Network) -> Network:
