@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -12,7 +13,7 @@ from families.checks import assert_plain, difference, outputs, stir
 from torch import Tensor, nn
 
 import archgrad as ag
-from archgrad.choices.access import choices, hold
+from archgrad.choices.access import choices, hold, sample
 from archgrad.extract.discretize import build
 
 WIDTH = 8
@@ -281,3 +282,54 @@ def test_what_a_module_hands_on_it_hands_on_without_its_branch() -> None:
     architecture = ag.Architecture({**whole, "parts.1.branch": ()})
     expected = outputs(hold(space, architecture), (x,))
     assert difference(expected, outputs(build(space, architecture), (x,))) < 1e-9
+
+
+class Twice(nn.Module):
+    """second(first(x)) + shortcut(x), as in diffusion U-Nets: `second` alone reads other channels than it makes."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.scale, self.first, self.second = (
+            nn.Linear(4, outputs),
+            Scaling(inputs, outputs),
+            Scaling(outputs, outputs),
+        )
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.second(self.first(x, self.scale(t)[:, :, None, None])) + self.shortcut(x)
+
+
+class Scaling(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(inputs, outputs, 3, padding=1), nn.Conv2d(outputs, outputs, 1)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        y = self.a(x)
+        return self.b((y if scale is None else y * (scale + 1)).relu())
+
+
+class Twins(nn.Module):
+    def __init__(self, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Twice(a, b) for a, b in itertools.pairwise((3, *widths)))
+        self.last = nn.Conv2d(widths[-1], 2, 1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, t)
+        return self.last(x)
+
+
+@pytest.mark.parametrize("widths", [(4, 4), (8, 8), (16, 16), (6, 6, 6, 6), (5, 7, 7)])
+def test_a_branch_whose_zeros_would_have_another_width_costs_no_channels(widths: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    example = torch.randn(2, 3, 6, 6, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
+    space = ag.slim(Twins(widths).double(), example)
+    assert {f"blocks.{i}.second.a" for i in range(len(widths))} <= set(choices(space))
+    stir(space)
+    for seed in range(12):
+        architecture = sample(space, generator=torch.Generator().manual_seed(seed))
+        held, built = hold(space, architecture), build(space, architecture)
+        assert difference(outputs(held, example), outputs(built, example)) < 1e-9

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -51,9 +51,10 @@ class Comparisons(Protocol):
         """What is kept, one after another."""
 
     def failure(
-        self, removals: Sequence[Removal], mask: str = ..., checks: Sequence[Check] | None = ...
-    ) -> Failure | None:
-        """Why these are not exact under a mask; None where they are."""
+        self, removals: Sequence[Removal], mask: str = ..., checks: Sequence[Check] | None = ...,
+        kept: Mapping[str, list[int]] | None = ...,
+    ) -> Failure | None:  # fmt: skip
+        """Why these are not exact under a mask, or where these entries are kept; None where they are."""
 
 
 def exercised(
@@ -89,11 +90,14 @@ def settle(
         if mask in BRANCHLESS and not any(r.vanishing for r in accepted):
             continue
         while accepted and budget.spend(f"trying {len(accepted)} gates together"):
-            failure = trial.failure(accepted, mask, checks)
+            kept = kept_entries(accepted, mask)
+            failure = trial.failure(accepted, mask, checks, kept)
             if failure is None:
                 break
-            search = _Search(trial, mask, checks if failure.check is None else [failure.check], budget)
-            sound = search.largest(accepted)
+            # Each keeps the same entries whatever others are tried beside it, or what fails may pass.
+            search = _Search(trial, mask, checks if failure.check is None else [failure.check], kept, budget)
+            found = search.largest(accepted)
+            sound = [r for r in accepted if r in found]
             if len(sound) == len(accepted):  # it failed together and passes now: it does not compute the same twice
                 search.reasons = {r.name: failure.reason for r in accepted}
                 sound = []
@@ -122,6 +126,7 @@ class _Search:
     trial: Comparisons
     mask: str
     checks: Sequence[Check] | None
+    kept: Mapping[str, list[int]]
     budget: Budget
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -133,7 +138,7 @@ class _Search:
         # Those that have passed are still to be tried under the masks that follow.
         if not self.budget.spend("looking for the gates that fail", reserve=3 * len(MASKS)):
             return OVERRUN
-        failure = self.trial.failure(removals, self.mask, self.checks)
+        failure = self.trial.failure(removals, self.mask, self.checks, self.kept)
         return failure.reason if failure else ""
 
     def _add(self, good: list[Removal], classes: list[list[Removal]], *, known: str) -> list[Removal]:

@@ -9,7 +9,7 @@ goes by another name, and is there as it was in front of the gate. A `forward` t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,10 +40,11 @@ class HeldSpace:
         return MASKS[:1]
 
     def failure(
-        self, removals: Sequence[Removal], mask: str = MASKS[0], checks: Sequence[Check] | None = None
-    ) -> Failure | None:
+        self, removals: Sequence[Removal], mask: str = MASKS[0], checks: Sequence[Check] | None = None,
+        kept: Mapping[str, list[int]] | None = None,
+    ) -> Failure | None:  # fmt: skip
         """Why gates do not compute what zeros do; None where they do."""
-        kept = kept_entries(removals, mask)
+        kept = kept_entries(removals, mask) if kept is None else kept
         number = len(self.trial.inputs) - 1 if self.trial.large else 0  # the cheapest
         runs = [n for n in (number, *range(len(self.trial.inputs))) if self.trial.trains(n)][:1]
         own = [Check(number, False), *(Check(n, True) for n in runs)]
@@ -59,7 +60,7 @@ class HeldSpace:
                     return Failure(_reason(held, removals[-1], ""), check)
         return None
 
-    def _held(self, removals: Sequence[Removal], kept: dict[str, list[int]]) -> nn.Module:
+    def _held(self, removals: Sequence[Removal], kept: Mapping[str, list[int]]) -> nn.Module:
         network = self.trial.copy()
         for removal in removals:
             attach(network, removal)

@@ -150,16 +150,18 @@ class Trial:
         return [Check(order % count, mask in HALVES)]
 
     def failure(
-        self, removals: Sequence[Removal], mask: str = "random", checks: Sequence[Check] | None = None
-    ) -> Failure | None:
+        self, removals: Sequence[Removal], mask: str = "random", checks: Sequence[Check] | None = None,
+        kept: Mapping[str, list[int]] | None = None,
+    ) -> Failure | None:  # fmt: skip
         """Why removing part of every group is not what closing it computes; None where it is.
 
         Args:
             removals: tried all together.
             mask: what is kept, see `kept_entries`.
             checks: the comparisons to make; default: those that belong to the mask.
+            kept: the entries of these and others; default: those that the mask keeps of these.
         """
-        kept = kept_entries(removals, mask)
+        kept = kept_entries(removals, mask) if kept is None else kept
         checks = self.checks(mask) if checks is None else checks
         try:
             smaller = self.removed(removals, kept)

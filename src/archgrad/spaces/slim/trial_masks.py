@@ -14,9 +14,9 @@ MASKS = ("random", "one", "every second", "all but one", "smallest")
 # Random entries of the gates whose number among those of their size has this bit, 1 or 0, and all of the rest.
 HALVES = {"odd gates": (0, 1), "even gates": (0, 0), "every other two": (1, 1), "every other four": (2, 1)}
 
-# No branch, and random entries of the gates whose number has this bit, 0 or 1: what stands in for a branch is then as
-# wide as its output by no chance, whatever the gates before and behind it.
-BRANCHLESS = {"no branches": (0, 0), "no branches, other two": (1, 0)}
+# No branch. Of the gates of one size each keeps another number, so that what stands in for a branch is as wide as its
+# output by no chance; or random entries of the gates whose number has this bit, 0 or 1, and all of the rest.
+BRANCHLESS = {"no branches": None, "no branches, other ones": (0, 0), "no branches, other two": (1, 0)}
 
 
 class Removable(Protocol):
@@ -69,8 +69,9 @@ def kept_entries(removals: Sequence[Removable], mask: str) -> dict[str, list[int
             bit, value = HALVES[mask]
             count = some if alike[size] >> bit & 1 == value else size
         if mask in BRANCHLESS:
-            bit, value = BRANCHLESS[mask]
-            count = some if alike.total() >> bit & 1 == value else size
+            bits = BRANCHLESS[mask]
+            count = size - alike[size] % size
+            count = count if bits is None else some if alike.total() >> bits[0] & 1 == bits[1] else size
         entries = list(range(0, size, 2)) if mask == "every second" else sorted(order[:count].tolist())
         less = alike[size] % -(-len(entries) // 2) if fewer else 0
         alike[size] += 1
