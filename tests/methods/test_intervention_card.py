@@ -24,10 +24,10 @@ def items(found: dict[str, Any]) -> dict[str, int]:
 
 
 def test_options_at_their_defaults_are_not_counted_and_goals_never() -> None:
-    settings = {"limit": {"cost": "macs"}, "prior": None, "halving": asdict(ROUNDS), "draws_per_trial": 4}
+    settings = {"limit": {"cost": "macs"}, "prior": None, "halving": asdict(ROUNDS), "refused_count": False}
     assert departures(multimodal_random, settings) == []
-    changed = settings | {"draws_per_trial": 1, "finalists": 2, "prior": {"first": [0.1, 0.9]}}
-    assert departures(multimodal_random, changed) == ["prior=given", "finalists=2", "draws_per_trial=1"]
+    changed = settings | {"refused_count": True, "finalists": 2, "prior": {"first": [0.1, 0.9]}}
+    assert departures(multimodal_random, changed) == ["prior=given", "finalists=2", "refused_count=True"]
 
 
 def test_of_a_dataclass_each_field_is_counted() -> None:

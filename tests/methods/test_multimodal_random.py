@@ -114,26 +114,15 @@ def test_a_limit_is_kept_by_all_that_is_tried() -> None:
     assert cost.of(found.network) <= 1500
     tried = [ag.Architecture(row["architecture"]) for row in found.record["trials"]]
     assert len(tried) == 6 and all(cost.of(ag.build(made, one)) <= 1500 for one in tried)
+    more = run(trials=30, steps=60)
+    paid = ag.multimodal_random(made, given, more, limit=cost.at_most(2500), finalists=1, refused_count=True)
+    assert 0 < len(paid.record["trials"]) < 30
 
 
-def test_of_so_many_draws_the_largest_is_tried() -> None:
-    given = task()
-    made, cost = space(given), ag.macs(given.example)
-
-    def tried(each: int, trials: int) -> list[ag.Architecture]:
-        found = ag.multimodal_random(made, given, run(trials=trials, steps=60), draws_per_trial=each)
-        return [ag.Architecture(row["architecture"]) for row in found.record["trials"]]
-
-    drawn = tried(1, 12)
-    sizes = [cost.of(ag.build(made, one)) for one in drawn]
-    assert tried(3, 4) == [drawn[max(range(i, i + 3), key=sizes.__getitem__)] for i in (0, 3, 6, 9)]
-    assert tried(1, 4) == drawn[:4]
-
-
-@pytest.mark.parametrize("settings", [{"finalists": 0}, {"draws_per_trial": 0}, {"search_fraction": 1.0}])
+@pytest.mark.parametrize("settings", [{"finalists": 0}, {"search_fraction": 1.0}])
 def test_settings_that_leave_no_finalist_are_refused(settings: dict[str, float]) -> None:
     given = task()
-    with pytest.raises(ConfigError, match="give 1 or more finalists, 1 or more draws"):
+    with pytest.raises(ConfigError, match="give 1 or more finalists, and a search_fraction"):
         ag.multimodal_random(space(given), given, run(), **settings)  # type: ignore[arg-type]
 
 

@@ -4,7 +4,7 @@ Paper: Alletto, Huang, Francois-Lavet, Nakata, Rabusseau, "RandomNet: towards fu
 design for multimodal learning", arXiv 2003.01181 (2020). Its full text was not at hand: known is the abstract, that
 encoders and fusion are sampled from one large space, and come close to the state of the art. Implemented:
 
-    for i in 1 ... n:  draw m architectures uniformly; over the limit: draw again; take the one with the most MACs
+    for i in 1 ... n:  draw an architecture uniformly; over the limit: draw again
     train all by one recipe, with successive halving: the best third goes on, for three times the steps
     the best k by validation score: train on, on training and validation data; report their mean on the test
 
@@ -12,8 +12,7 @@ It is `archgrad.random_search(halving=...)` but for the last line; they share `a
 `archgrad.fusion`, though any with OpChoice and InputChoice will do.
 
 What the paper leaves open, and what is done here: the space, which is ours; n (default 40, fewer where a trial would
-have less than 100 steps in the first round); m = 4, for of untrained networks the size is a good guess at accuracy
-(m = 1 is drawing alone); halving down to two, its eta of 3, and one cosine of the rate a round;
+have less than 100 steps in the first round); halving down to two, its eta of 3, and one cosine of the rate a round;
 AdamW at 0.002; k = 1, for the training of others than the best is thrown away; two thirds of the steps for it, which
 goes on from its trial's weights. What is handed back is the best by validation score, whatever the test says. A task
 that cannot join the two parts trains the k on its training part.
@@ -32,9 +31,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from archgrad.argument_types import checked
-from archgrad.choices.architecture import Architecture
 from archgrad.choices.policies import Prior, Uniform
-from archgrad.costs.count import macs
 from archgrad.costs.limits import Limit
 from archgrad.errors import ConfigError
 from archgrad.extract.discretize import build
@@ -79,7 +76,7 @@ class MultimodalRandomSettings:
     prior: Prior | None
     halving: Halving
     finalists: int
-    draws_per_trial: int
+    refused_count: bool
     search_fraction: float
     recipe: Recipe
 
@@ -94,7 +91,7 @@ def multimodal_random(
     prior: Prior | None = None,
     halving: Halving = ROUNDS,
     finalists: int = 1,
-    draws_per_trial: int = 4,
+    refused_count: bool = False,
     search_fraction: float = 0.35,
     recipe: Recipe = RECIPE,
 ) -> Found:
@@ -109,8 +106,7 @@ def multimodal_random(
         prior: logits that architectures are drawn from, in place of uniformly.
         halving: how trials are dropped.
         finalists: k.
-        draws_per_trial: of so many architectures drawn, the one with the most MACs is tried. A measured limit is
-            measured on all that are drawn.
+        refused_count: whether a draw over the limit counts as one of the trials.
         search_fraction: part of the budget that is searched in, below 1; the rest is for the finalists.
         recipe: how all networks are trained; default: AdamW at 0.002.
 
@@ -133,13 +129,12 @@ def multimodal_random(
         >>> len(found.record["trials"])
         2
     """
-    if min(finalists, draws_per_trial) < 1 or search_fraction >= 1.0:
+    if finalists < 1 or search_fraction >= 1.0:
         raise ConfigError(
-            f"finalists={finalists}, draws_per_trial={draws_per_trial}, search_fraction={search_fraction}: give 1 or "
-            f"more finalists, 1 or more draws, and a search_fraction below 1, which leaves a part of the budget for "
-            f"the finalists"
+            f"finalists={finalists}, search_fraction={search_fraction}: give 1 or more finalists, and a "
+            f"search_fraction below 1, which leaves a part of the budget for them"
         )
-    settings = MultimodalRandomSettings(limit, prior, halving, finalists, draws_per_trial, search_fraction, recipe)
+    settings = MultimodalRandomSettings(limit, prior, halving, finalists, refused_count, search_fraction, recipe)
     require(task, method="multimodal random search")
     space = prepare_supernet(space, run, needs="multimodal random search")
     check_candidates(space, task, recipe)
@@ -157,7 +152,7 @@ def multimodal_random(
             f"{steps} steps of search try {trials} networks, not {TRIALS}, so that each has {halving.floor} steps "
             "before any is left out; give more steps, or Run(trials=)."
         )
-    drawn = _largest(space, draw_architectures(policy, run, draws_per_trial * trials, constraint), task, trials)
+    drawn = draw_architectures(policy, run, trials, constraint, refused_count=refused_count)
     rounds = replace(halving, least=max(halving.least, finalists))  # finalists go on from the weights of the last
     rows, used, networks = successive_halving(
         space, task, run, drawn, halving=rounds, steps=steps, time_fraction=search_fraction, recipe=recipe
@@ -172,15 +167,6 @@ def multimodal_random(
         space, drawn[best[0]], task, run, steps=0, recipe=recipe, constraint=constraint, trained=kept[0],
         record=_record(space, task, run, settings, rows=rows, best=best, scores=scores),
     )  # fmt: skip
-
-
-def _largest(space: nn.Module, drawn: Sequence[Architecture], task: Task, trials: int) -> list[Architecture]:
-    """So many of those drawn: of each few that follow each other, the one with the most MACs."""
-    few = max(1, len(drawn) // trials)
-    if few == 1:
-        return list(drawn[:trials])
-    price = ArchitectureConstraint(space, macs(task.example).at_most(fraction=1.0)).price
-    return [max(drawn[few * i : few * (i + 1)], key=price) for i in range(trials)]
 
 
 def _train_finalists(
