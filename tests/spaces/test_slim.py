@@ -202,6 +202,23 @@ def test_a_space_is_not_slimmed_again() -> None:
         slim(nn.Sequential(gated), torch.randn(2, 4))
 
 
+class Heads(nn.Module):
+    """More outputs than a message has room for, beside the channels that matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.heads = nn.Linear(4, 6), nn.ModuleList(nn.Linear(6, 3) for _ in range(7))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = self.first(x).softmax(-1)
+        return [head(y) for head in self.heads]
+
+
+def test_a_refusal_tells_each_reason_once() -> None:
+    with pytest.raises(ModelError, match=r"heads\.0 and 6 more: its channels reach .*first: .*softmax"):
+        slim(Heads(), torch.randn(2, 4))
+
+
 def test_a_single_layer_has_nothing_to_remove() -> None:
     with pytest.raises(ModelError, match=r"Linear has no channels that can be removed.*output"):
         slim(nn.Linear(4, 3), torch.randn(2, 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -59,6 +60,19 @@ def advised(reason: str) -> str:
     """The reason, and what would help."""
     advice = next((text for words, text in ADVICE if words in reason), "leave it, or put a linear layer behind it")
     return f"{reason}; {advice}" if advice and ";" not in reason else reason
+
+
+def each_once(reasons: Mapping[str, str]) -> list[str]:
+    """Each reason with the first layer that it holds for, those of the most layers first; numbers aside."""
+    alike: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        alike.setdefault(re.sub(r"[\w.]*\d[\w.]*", "#", reason), []).append(name)
+    groups = sorted(alike.values(), key=lambda names: -len(names))
+    others = {1: "", 2: " and one more"}
+    return [
+        f"{names[0]}{others.get(len(names), f' and {len(names) - 1} more')}: {advised(reasons[names[0]])}"
+        for names in groups
+    ]
 
 
 class Frozen(dict[str, str]):

@@ -28,7 +28,7 @@ from archgrad.spaces.slim.branches import branches
 from archgrad.spaces.slim.channel_graph import ChannelGraph, trace
 from archgrad.spaces.slim.experts import experts
 from archgrad.spaces.slim.flat_kernels import Factors
-from archgrad.spaces.slim.frozen import Frozen, advised, reach
+from archgrad.spaces.slim.frozen import Frozen, each_once, reach
 from archgrad.spaces.slim.held_space import HeldSpace
 from archgrad.spaces.slim.input_features import input_features
 from archgrad.spaces.slim.own_widths import with_own_widths
@@ -149,7 +149,7 @@ def _slimmed(net: Network, given: tuple[Tensor, ...], is_kept: Callable[[str], b
     trial = Trial(net, given, macs=graph.whole)
     removals = without_rescaled(net, _accepted(trial, graph, within, is_kept), graph.frozen)
     if not removals:
-        reasons = "; ".join(f"{n}: {advised(r)}" for n, r in list(graph.frozen.items())[:5])
+        reasons = "; ".join(each_once(graph.frozen)[:5])
         raise ModelError(
             f"{type(net).__name__} has no channels that can be removed ({reasons or _without_layers(net)})"
             f"{'. The example holds NaN: give one without' if any(x.isnan().any() for x in tensors(given)) else ''}"
