@@ -95,11 +95,11 @@ clean:  ## remove .venv, caches and built files; runs/ stays
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# timm's models are test subjects only, and of axe the script is read that looks for barriers in pages. Without their dependencies, so that torch stays what constraints.txt says.
+# timm's models and the layers of einops are test subjects only, and of axe the script is read that looks for barriers in pages. Without their dependencies, so that torch stays what constraints.txt says.
 .venv/timm: .venv/installed
-	@echo "== installing timm and axe, for the tests on models and pages =="
+	@echo "== installing timm, einops and axe, for the tests on models and pages =="
 	@if $(BIN)/python -m pip install -q --retries 1 -c constraints.txt huggingface_hub && \
-	    $(BIN)/python -m pip install -q --retries 1 --no-deps timm==1.0.31 torchvision==0.28.0; \
+	    $(BIN)/python -m pip install -q --retries 1 --no-deps timm==1.0.31 torchvision==0.28.0 einops==0.8.2; \
 	then touch $@; else echo "timm could not be installed: the tests that need it will be skipped"; fi
 	@$(BIN)/python -m pip install -q --retries 1 --no-deps axe-playwright-python==0.1.8 || \
 	    echo "axe could not be installed: the tests that need it will be skipped"

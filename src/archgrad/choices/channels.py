@@ -197,6 +197,9 @@ class _Cut:
                 sizes = (left if i in places else size for i, size in enumerate(value))
                 _set(module, attribute, type(value)(sizes))
                 continue
+            if isinstance(value, dict):
+                set_axes_lengths(module, {**value, index: value[index] * left // len(mask)})
+                continue
             scaled, remainder = divmod(value * left, len(mask))
             assert remainder == 0, f"{member.module}.{name}: {value} does not shrink from {len(mask)} to {left}"
             _set(module, attribute, scaled)
@@ -209,6 +212,13 @@ class _Cut:
         key = (id(tensor), dim, mask.numpy().tobytes())
         made = nn.Parameter(smaller, requires_grad=tensor.requires_grad)
         return self.shared.setdefault(key, (tensor, made))[1]
+
+
+def set_axes_lengths(module: nn.Module, lengths: dict[str, int]) -> None:
+    """Give a layer of einops, such as `Rearrange("b n (h d) -> b h n d", h=4)`, other lengths, in place."""
+    for name, value in (("axes_lengths", lengths), ("_axes_lengths", tuple(lengths.items()))):
+        if name in vars(module):
+            vars(module)[name] = value
 
 
 def _select(network: nn.Module, path: str, mask: Tensor) -> None:

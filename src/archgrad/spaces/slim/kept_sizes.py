@@ -12,12 +12,14 @@ import functools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from archgrad.choices.channels import set_axes_lengths
 from archgrad.copy_and_run import Intercepted
 from archgrad.spaces.slim.dependency import Labels, Walk
 from archgrad.spaces.slim.layer_sides import counting_heads, cuts, has_sides, is_layer, sides_of
@@ -134,17 +136,22 @@ def know_sources(network: nn.Module) -> Notes:
         return size
 
     for path, module in network.named_modules():
-        heads, names = counting_heads(module), [*vars(module)]
+        heads, own = counting_heads(module), [*vars(module)]
         if type(module).__module__.startswith("torch.") and not isinstance(module, (fx.GraphModule, nn.Unflatten)):
             sides = sides_of(module) if has_sides(module) else ()
-            names = list(dict.fromkeys(n for side in sides for n in cuts(module, side)[1] if n in names))
-        for name, value in [(name, vars(module)[name]) for name in names]:
+            own = list(dict.fromkeys(n for side in sides for n in cuts(module, side)[1] if n in own))
+        for name, value in [(name, vars(module)[name]) for name in own]:
             if name == "num_groups" or (name == "groups" and is_layer(module)):  # which go with the layer's channels
                 continue
             if type(value) is int and value > 0:
                 vars(module)[name] = known(value, (path, name), heads)
             elif type(value) in (tuple, list) and value and all(type(v) is int and v > 0 for v in value):
                 vars(module)[name] = type(value)(known(v, (path, f"{name}[{i}]"), heads) for i, v in enumerate(value))
+        lengths = vars(module).get("axes_lengths")  # of a layer of einops, such as Rearrange("b n (h d) -> ...", h=4)
+        if isinstance(lengths, dict) and all(type(v) is int for v in lengths.values()):
+            names = {axis: f"axes_lengths[{axis}]" for axis in lengths}
+            of_heads = [names[axis] for axis in counting_heads(SimpleNamespace(**lengths))]
+            set_axes_lengths(module, {axis: known(v, (path, names[axis]), of_heads) for axis, v in lengths.items()})
     return notes
 
 

@@ -23,7 +23,7 @@ CUTTABLE = (_ConvNd, nn.Linear, nn.Bilinear, _NormBase, nn.GroupNorm, nn.PReLU, 
 BILINEAR = (("in first", 1, "in1_features"), ("in second", 2, "in2_features"))
 
 
-def counting_heads(module: nn.Module) -> tuple[str, ...]:
+def counting_heads(module: object) -> tuple[str, ...]:
     """Names of a module's own integers that count heads, of queries first; beside a `w`, an `h` is a height."""
     own = vars(module)
     names = [n for n, v in own.items() if isinstance(v, int) and not isinstance(v, bool)]
