@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import archgrad as ag
 from archgrad.choices.access import choices
+from archgrad.gates import full
 
 einops = pytest.importorskip("einops", reason="einops is installed by `make test`")
 layers = pytest.importorskip("einops.layers.torch", reason="einops is installed by `make test`")
@@ -70,6 +71,6 @@ def test_heads_that_layers_of_einops_divide_go_with_their_numbers(way: str, widt
 def test_a_number_of_a_layer_says_what_is_left() -> None:
     net = nn.Sequential(nn.Linear(5, WIDTH), Attention("one layer"), nn.Linear(WIDTH, 3))
     space = ag.slim(net, torch.randn(2, 6, 5))
-    small = ag.build(space, ag.Architecture({**ag.gates.full(space), "1.q": (1, 3)}))
+    small = ag.build(space, ag.Architecture({**full(space), "1.q": (1, 3)}))
     assert small[1].divide[0].axes_lengths == {"h": 2} and net[1].divide[0].axes_lengths == {"h": HEADS}
     assert repr(small[1].divide[0]) == "Rearrange('b n (h d) -> b h n d', h=2)"
