@@ -32,6 +32,7 @@ from archgrad.spaces.slim.frozen import Frozen, each_once, reach
 from archgrad.spaces.slim.held_space import HeldSpace
 from archgrad.spaces.slim.input_features import input_features
 from archgrad.spaces.slim.own_widths import with_own_widths
+from archgrad.spaces.slim.plain_tensors import with_buffers
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, quiet_graphs, run, without_scripts
 from archgrad.spaces.slim.spectral import in_front_of_norms, without_rescaled
 from archgrad.spaces.slim.torch_attention import named_again, torch_heads
@@ -97,7 +98,7 @@ def slim(net: Network, example: Example | None = None, *, keep: Sequence[str] = 
         return any(path == k or path.startswith(f"{k}.") for k in keep)
 
     with quiet_graphs():
-        numbered = with_numbers(net)
+        numbered = with_buffers(with_numbers(net))
         plain = without_weight_norms(numbered)
         if plain is not numbered and not _runs(plain, inputs_given):  # forward reads weight_v or weight_g itself
             plain = numbered

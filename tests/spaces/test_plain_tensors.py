@@ -1,0 +1,61 @@
+"""Tensors that a module keeps as plain attributes go with the channels that lie along them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families.checks import agree
+from torch import Tensor, nn
+
+import archgrad as ag
+from archgrad.choices.access import choices
+
+
+class Table(nn.Module):
+    """A table of positions that is added: a buffer, saved or not, or a plain attribute, as in SimpleViT."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        table = torch.arange(60.0).view(6, 10).sin()
+        if kind == "plain":
+            self.table = table
+        else:
+            self.register_buffer("table", table, persistent=kind == "saved")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table.to(x.device, dtype=x.dtype)
+
+
+class Kept(nn.Module):
+    """Keeps what it computed last, which is a tensor at first and then another, or none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.layer = torch.zeros(3), nn.Linear(10, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.layer(x).detach()
+        return self.layer(x).relu()
+
+
+@pytest.mark.parametrize("kind", ["plain", "saved", "not saved"])
+def test_a_table_is_cut_whatever_it_is_kept_as(kind: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 10), Table(kind), nn.ReLU(), nn.Linear(10, 3)).double()
+    before = list(net.state_dict())
+    x = torch.randn(2, 6, 4).double()
+    space = ag.slim(net, x)
+    assert {n: g[0].size for n, g in choices(space).items()} == {"0": 10}
+    agree(space, x, torch.randn(3, 6, 4).double())
+    small = ag.build(space, ag.Architecture({"0": (2, 7)}))
+    assert small[1].table.shape == (6, 2) and torch.equal(small[1].table, net[1].table[:, [2, 7]].to(small[1].table))
+    assert list(small.state_dict()) == before == list(net.state_dict())
+    assert ("table" in vars(net[1])) == (kind == "plain"), "the network that was given is left as it is"
+
+
+def test_what_a_module_keeps_of_a_call_costs_no_channels() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(4, 10), Kept(), nn.Linear(10, 3)).double(), torch.randn(2, 4).double()
+    space = ag.slim(net, x)
+    assert {n: g[0].size for n, g in choices(space).items()} == {"0": 10, "1.layer": 10}
+    agree(space, x, torch.randn(3, 4).double())
