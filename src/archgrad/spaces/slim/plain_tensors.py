@@ -1,4 +1,4 @@
-"""Tensors that modules keep as plain attributes, such as tables of positions: as buffers they are cut with channels."""
+"""Tensors that modules keep as plain attributes, such as tables of positions: buffers, which go with channels."""
 
 from __future__ import annotations
 
