@@ -149,11 +149,13 @@ def unas(task: ag.Classification, steps: int, seed: int) -> Figures:
     space = ag.fusion(task.example, classes=10, widths=WIDTHS)
     steps = round(UNAS_STEPS * steps)
     terms = UnasTerms(estimator="score_function")  # the others run all candidates in every step
-    found = ag.unas(space, task, run_of(steps, seed), terms=terms, search_recipe=RECIPE, recipe=RECIPE)
+    run = run_of(steps, seed)
+    found = ag.unas(space, task, run, terms=terms, search_recipe=RECIPE, recipe=RECIPE)
+    told = card(space, run, options=["terms.estimator=score_function"], data=task.splits)
     return {
         "valid": task.evaluate(found.network)["accuracy"], "test": found.score, "steps": steps,
-        "macs": found.costs["macs"], "intervention": found.record["card"]["total"],
-        "architecture": found.record["architecture_text"],
+        "macs": found.costs["macs"], "intervention": told["total"],
+        "architecture": space.describe(found.architecture)["architecture_text"],
     }  # fmt: skip
 
 
