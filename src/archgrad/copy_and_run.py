@@ -261,6 +261,10 @@ def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
     return copy.deepcopy(value, memo)
 
 
+_HOLDERS = (types.FunctionType, types.MethodType, functools.partial, dict, list, tuple, set)
+_LONG = 1000  # entries of a container above which it is data, and not looked into
+
+
 def _functions_of(network: nn.Module) -> tuple[dict[types.FunctionType, types.FunctionType], set[int]]:
     """Functions among attributes and hooks that lead to a part of the network, and the ids of all that does.
 
@@ -269,36 +273,38 @@ def _functions_of(network: nn.Module) -> tuple[dict[types.FunctionType, types.Fu
     """
     own = {id(part) for part in (*network.modules(), *network.parameters(), *network.buffers())}
     own |= {id(v) for m in network.modules() for v in vars(m).values() if isinstance(v, (list, dict, set))}
-    seen, leading, twins = set[int](), set[int](), dict[types.FunctionType, types.FunctionType]()
-
-    def leads(value: Any) -> bool:
-        if id(value) in own or id(value) in leading:
-            return True
-        if id(value) in seen or not isinstance(value, _HOLDERS):
-            return False
-        seen.add(id(value))
-        if not any(list(map(leads, _held(value)))):
-            return False
-        leading.add(id(value))
-        if isinstance(value, types.FunctionType):
-            cells = tuple(types.CellType() for _ in value.__closure__ or ())
-            twins[value] = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, cells)
-        return True
-
-    for attribute in (value for module in network.modules() for value in vars(module).values()):
-        for value in _held(attribute) if id(attribute) in own else [attribute]:
-            leads(value)
+    attributes = [value for module in network.modules() for value in vars(module).values()]
+    todo = [value for a in attributes for value in (_held(a) if id(a) in own else [a])]
+    seen, holders = dict[int, Any](), dict[int, list[int]]()  # what holds it, by what is held
+    while todo:
+        value = todo.pop()
+        if id(value) in own or id(value) in seen or not isinstance(value, _HOLDERS):
+            continue
+        seen[id(value)] = value
+        for inner in _held(value):
+            holders.setdefault(id(inner), []).append(id(value))
+            todo.append(inner)
+    leading, ids = set[int](), [held for held in holders if held in own]
+    while ids:
+        fresh = [holder for holder in holders.get(ids.pop(), ()) if holder not in leading]
+        leading.update(fresh)
+        ids += fresh
+    twins = {
+        f: types.FunctionType(f.__code__, f.__globals__, f.__name__, None, tuple(types.CellType() for _ in _cells(f)))
+        for f in (seen[i] for i in leading) if isinstance(f, types.FunctionType)
+    }  # fmt: skip
     return twins, leading
 
 
-_HOLDERS = (types.FunctionType, types.MethodType, functools.partial, dict, list, tuple, set)
+def _cells(function: types.FunctionType) -> tuple[types.CellType, ...]:
+    return function.__closure__ or ()
 
 
 def _held(value: Any) -> list[Any]:
     """What one of `_HOLDERS` holds, none for others."""
     match value:
         case types.FunctionType():
-            cells = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
+            cells = [cell.cell_contents for cell in _cells(value) if cell != types.CellType()]
             return [
                 *cells,
                 *(value.__defaults__ or ()),
@@ -309,23 +315,41 @@ def _held(value: Any) -> list[Any]:
             return [value.__func__, value.__self__]
         case functools.partial():
             return [value.func, *value.args, *value.keywords.values()]
-        case dict():
-            return list(value.values())
-        case list() | tuple() | set():
+        case dict() if len(value) <= _LONG:
+            return [*value, *value.values()]
+        case list() | tuple() | set() if len(value) <= _LONG:
             return list(value)
     return []
 
 
 def _bind(function: types.FunctionType, twin: types.FunctionType, memo: dict[int, Any], leading: set[int]) -> None:
-    """Give the twin what the function holds: of the network the parts of its copy."""
+    """Give the twin what the function holds: of the network the parts of its copy, of all else the same objects."""
 
     def of(value: Any) -> Any:
-        return _copy_value(value, memo) if id(value) in memo or id(value) in leading else value
+        if id(value) in memo or id(value) not in leading:
+            return memo.get(id(value), value)
+        match value:
+            case types.MethodType():
+                made: Any = types.MethodType(of(value.__func__), of(value.__self__))
+            case functools.partial():
+                made = functools.partial(of(value.func), *map(of, value.args), **of_each(value.keywords))
+            case dict():
+                made = memo[id(value)] = type(value)()
+                made.update(of_each(value))
+            case list():
+                made = memo[id(value)] = type(value)()
+                made.extend(map(of, value))
+            case _:
+                made = type(value)(map(of, value))
+        return memo.setdefault(id(value), made)
 
-    for mine, given in zip(twin.__closure__ or (), function.__closure__ or (), strict=True):
+    def of_each(values: dict[Any, Any]) -> dict[Any, Any]:
+        return {of(name): of(value) for name, value in values.items()}
+
+    for mine, given in zip(_cells(twin), _cells(function), strict=True):
         if given != types.CellType():
             mine.cell_contents = of(given.cell_contents)
     twin.__defaults__ = None if function.__defaults__ is None else tuple(map(of, function.__defaults__))
-    twin.__kwdefaults__ = {name: of(value) for name, value in (function.__kwdefaults__ or {}).items()} or None
-    vars(twin).update({name: of(value) for name, value in vars(function).items()})
+    twin.__kwdefaults__ = of_each(function.__kwdefaults__ or {}) or None
+    vars(twin).update(of_each(vars(function)))
     twin.__qualname__, twin.__doc__, twin.__module__ = function.__qualname__, function.__doc__, function.__module__

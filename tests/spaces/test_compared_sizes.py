@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from families.checks import agree
@@ -47,9 +48,37 @@ def _tuple(own: Compared, x: Tensor) -> None:
     assert tuple(x.shape[1:2]) == (own.channels,)
 
 
+def _float(own: Compared, x: Tensor) -> None:
+    assert x.shape[1] == float(own.channels) == own.channels
+
+
+def _of_numpy(own: Compared, x: Tensor) -> None:
+    assert x.shape[1] == np.int64(own.channels)
+
+
+def _of_torch(own: Compared, x: Tensor) -> None:
+    assert bool(x.shape[1] == torch.tensor(own.channels)) and not bool(torch.tensor(own.channels) != x.shape[1])
+
+
+def _half(own: Compared, x: Tensor) -> None:
+    assert x.shape[2] / 2 != own.channels + 0.5 and x.shape[0] != "two" and own.channels != "eight"
+
+
 WAYS: dict[str, Callable[[Compared, Tensor], None]] = {
     "shape": _shape, "turned": _turned, "unpacked": _unpacked, "asserted": _asserted, "tuple": _tuple,
 }  # fmt: skip
+
+
+# A number of another kind does not shrink.
+OTHERS = {"float": _float, "of numpy": _of_numpy, "of torch": _of_torch, "of no kind": _half}
+
+
+@pytest.mark.parametrize("way", OTHERS)
+def test_numbers_of_other_kinds_are_compared_as_ever(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(WAYS, way, OTHERS[way])
+    net = nn.Sequential(Compared(3, 8, "shape"), nn.Conv2d(8, 6, 1), Compared(6, 2, way)).double()
+    x = torch.randn(2, 3, 6, 6).double()
+    assert "0.conv" in choices(ag.slim(net, x, keep=["1"]))
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,37 @@ def _chained(block: Block) -> Function:
     return lambda x: functools.reduce(lambda y, part: part(y), parts, x)
 
 
+def _mutual(block: Block) -> Function:
+    up, down = block.up, block.down
+
+    def first(x: Tensor, left: int) -> Tensor:
+        return second(up(x).relu(), left)
+
+    def second(x: Tensor, left: int) -> Tensor:
+        return first(down(x), left - 1) if left else down(x)
+
+    return lambda x: second(up(x).relu(), 1)
+
+
+def _keyed(block: Block) -> Function:
+    factors, lock = {block.up: 0.5, block.down: 2.0, "lock": threading.Lock()}, threading.Lock()
+
+    def scaled(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        with lock, factors["lock"]:  # type: ignore[index, attr-defined]
+            return output * factors[module]  # type: ignore[index]
+
+    for layer in (block.up, block.down):
+        layer.register_forward_hook(scaled)
+    return lambda x: block.down(block.up(x).relu())
+
+
+def _composed(block: Block) -> Function:
+    function, data = block.plainly, list(range(200_000))
+    for _ in range(1200):
+        function = (lambda inner: lambda x: inner(x) if data else x)(function)
+    return lambda x: block.down(block.up(x).relu()) + 0.0 * len(data) if function else x
+
+
 KINDS: dict[str, Callable[[Block], Function]] = {
     "a container in a closure": lambda block: lambda x: block.both["down"](block.both["up"](x).relu()),
     "the module itself": lambda block: lambda x: block.down(block.up(x).relu()),
@@ -64,6 +96,9 @@ KINDS: dict[str, Callable[[Block], Function]] = {
     "a hook": _hooked,
     "a patched forward": _patched,
     "a bound method": lambda block: block.plainly,
+    "two that call each other": _mutual,
+    "a hook with factors by layer, and a lock": _keyed,
+    "a long chain, and a long list": _composed,
 }
 
 

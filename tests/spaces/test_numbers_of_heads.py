@@ -156,3 +156,26 @@ def test_numbers_that_a_cache_remembers_are_those_of_each_module() -> None:
         assert dict.fromkeys(paths, HEADS).items() <= {n: g[0].size for n, g in choices(space).items()}.items()
         assert isinstance(_divided, functools._lru_cache_wrapper)
         agree(space, x, torch.randn(3, STEPS + 1, 3).double(), plain=False)
+
+
+@functools.cache
+def _noted() -> dict[str, Tensor]:
+    """A cache that holds something on purpose."""
+    return {}
+
+
+class Noted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _noted()["hidden"] = self.first(x).relu()
+        if _noted.cache_info().currsize > 9:
+            _noted.cache_clear()
+        return self.last(_noted()["hidden"])
+
+
+def test_a_cache_goes_on_holding_what_it_is_for() -> None:
+    space = ag.slim(nn.Sequential(Noted()), torch.randn(2, 3))
+    assert {n: g[0].size for n, g in choices(space).items()} == {"0.first": 6}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from families.checks import agree
@@ -36,6 +38,46 @@ class Kept(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.last = self.layer(x).detach()
         return self.layer(x).relu()
+
+
+class Replaced(nn.Module):
+    """Keeps something else than a tensor of its last call, or looks for its tensor in a place of its own."""
+
+    last: object = None
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.layer = way, nn.Linear(10, 10)
+        self.kept = torch.zeros(10) if way != "over a name of the class" else 0.0
+        self.last = torch.zeros(10)
+
+    @functools.cached_property
+    def table(self) -> Tensor:
+        return torch.zeros(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x).relu()
+        if self.way == "a number":
+            self.kept = 0.0
+        elif self.way == "a list":
+            self.kept = [y.detach()]
+        elif self.way == "by its dictionary":
+            return y + float(vars(self)["kept"].sum())
+        elif self.way == "a cached property":
+            return y + float(self.table.sum())
+        return y
+
+
+@pytest.mark.parametrize(
+    "way", ["a number", "a list", "by its dictionary", "a cached property", "over a name of the class"]
+)
+def test_what_is_no_table_stays_what_it_is(way: str) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(4, 10), Replaced(way), nn.Linear(10, 3)).double(), torch.randn(2, 4).double()
+    net(x)
+    space = ag.slim(net, x)
+    assert {n: g[0].size for n, g in choices(space).items()} == {"0": 10, "1.layer": 10}
+    agree(space, x, torch.randn(3, 4).double(), plain=False)
 
 
 @pytest.mark.parametrize("kind", ["plain", "saved", "not saved"])

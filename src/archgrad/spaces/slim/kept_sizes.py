@@ -39,8 +39,8 @@ class KeptSize(int):
 
     def __eq__(self, other: object) -> bool:
         """As in `assert x.shape[1] == self.channels`."""
-        same = super().__eq__(other) is True
-        if same and isinstance(other, _AxisSize):
+        same = super().__eq__(other)  # NotImplemented where the other knows, as a float or a tensor does
+        if same is True and isinstance(other, _AxisSize):
             self.notes.equal.append((self, other))
         return same
 
@@ -81,7 +81,7 @@ class _AxisSize(int):
     __hash__ = int.__hash__
 
     def __eq__(self, other: object) -> bool:
-        return other == self if isinstance(other, KeptSize) else super().__eq__(other) is True
+        return other.__eq__(self) if isinstance(other, KeptSize) else super().__eq__(other)
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -157,7 +157,7 @@ def know_sources(network: nn.Module) -> Notes:
 
 @contextlib.contextmanager
 def without_caches(network: nn.Module) -> Iterator[None]:
-    """Inside, what `functools.lru_cache` wraps in the code of a network, and in einops, computes anew.
+    """Inside, what `functools.lru_cache` wraps in the code of a network, and in einops, computes such numbers anew.
 
     To a cache a number is what equals it: it would give back those of another module, of another network even, as
     einops does with the sizes of `rearrange(x, "b n (h d) -> b h n d", h=self.heads)`.
@@ -170,12 +170,30 @@ def without_caches(network: nn.Module) -> Iterator[None]:
         for name, value in vars(owner).items() if isinstance(value, functools._lru_cache_wrapper)
     ]  # fmt: skip
     for owner, name, value in caches:
-        setattr(owner, name, value.__wrapped__)
+        setattr(owner, name, _past_numbers(value))
     try:
         yield
     finally:
         for owner, name, value in caches:
             setattr(owner, name, value)
+
+
+def _past_numbers(cached: Any) -> Any:
+    """The cached function, which computes anew where it is given numbers that know where they are from."""
+
+    @functools.wraps(cached)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (cached.__wrapped__ if _knows((args, kwargs)) else cached)(*args, **kwargs)
+
+    for name in ("cache_info", "cache_clear", "cache_parameters"):
+        setattr(call, name, getattr(cached, name))
+    return call
+
+
+def _knows(value: object) -> bool:
+    if isinstance(value, (tuple, list, frozenset)):
+        return any(map(_knows, value))
+    return any(map(_knows, value.values())) if isinstance(value, dict) else isinstance(value, (KeptSize, _AxisSize))
 
 
 def is_of_heads(size: object) -> bool:

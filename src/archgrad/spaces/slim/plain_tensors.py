@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from archgrad.copy_and_run import copied
+from archgrad.copy_and_run import copied, in_mode
+from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, run
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def with_buffers(network: Network) -> Network:
-    """The network, or a copy in which tensors of the user's own modules are buffers that are not saved."""
-    if not any(True for module in network.modules() for _ in _tensors(module)):
+def with_buffers(network: Network, given: tuple[Any, ...]) -> Network:
+    """The network, or a copy in which tensors of the user's own modules are buffers that are not saved.
+
+    Those that a run on the given inputs replaces, such as what a module keeps of its last call, stay as they are.
+    """
+    found = [(path, name, x) for path, module in network.named_modules() for name, x in _tensors(module)]
+    if not found:
         return network
-    network = copied(network)
-    for module in network.modules():
-        for name, tensor in list(_tensors(module)):
-            del vars(module)[name]
-            module.register_buffer(name, tensor, persistent=False)
-    return network
+    probe = copied(network)
+    before = {(path, name): getattr(probe.get_submodule(path), name) for path, name, _ in found}
+    for training in (False, True):
+        with contextlib.suppress(*NETWORK_ERRORS):
+            run(in_mode(probe, training=training), given)
+    kept = [key for key, x in before.items() if vars(probe.get_submodule(key[0])).get(key[1]) is x]
+    made = copied(network)
+    for path, name in kept:
+        module = made.get_submodule(path)
+        module.register_buffer(name, vars(module).pop(name), persistent=False)
+    try:
+        run(in_mode(copied(made)), given)
+    except NETWORK_ERRORS:  # it looks for them where they were
+        return network
+    return made
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """By name those that hold numbers, but what hooks of torch compute: `weight` beside `weight_orig`."""
+    """By name those that hold numbers, but what hooks of torch compute (beside `weight_orig`), or a property does."""
     if type(module).__module__.startswith("torch."):
         return
     for name, value in vars(module).items():
         kept = type(value) is Tensor and value.is_leaf and not value.requires_grad and value.dim() > 0
-        if kept and value.is_floating_point() and f"{name}_orig" not in module._parameters:
+        computed = f"{name}_orig" in module._parameters or hasattr(type(module), name)
+        if kept and value.is_floating_point() and not computed:
             yield name, value

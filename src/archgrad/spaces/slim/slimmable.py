@@ -98,7 +98,7 @@ def slim(net: Network, example: Example | None = None, *, keep: Sequence[str] = 
         return any(path == k or path.startswith(f"{k}.") for k in keep)
 
     with quiet_graphs():
-        numbered = with_buffers(with_numbers(net))
+        numbered = with_buffers(with_numbers(net), inputs_given)
         plain = without_weight_norms(numbered)
         if plain is not numbered and not _runs(plain, inputs_given):  # forward reads weight_v or weight_g itself
             plain = numbered
