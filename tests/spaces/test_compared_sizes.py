@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 
 import numpy as np
@@ -115,3 +116,24 @@ def test_what_counts_something_else_costs_no_gate() -> None:
     space = ag.slim(net, x)
     assert "0" in choices(space)
     agree(space, x, torch.randn(3, 3, 8).double())
+
+
+class Strict(nn.Module):
+    """Asks whether a size is a plain number, or hands it to what takes no other."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.conv = way, nn.Conv1d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "type" and any(type(size) is not int for size in x.shape):
+            raise TypeError("sizes are to be of int")
+        if self.way == "pickle":
+            pickle.dumps(tuple(x.shape))
+        return self.conv(x).relu()
+
+
+@pytest.mark.parametrize("way", ["type", "pickle"])
+def test_sizes_are_plain_numbers_where_code_asks_for_those(way: str) -> None:
+    net = nn.Sequential(nn.Conv1d(3, 8, 1), Strict(way), nn.Conv1d(8, 2, 1)).double()
+    assert set(choices(ag.slim(net, torch.randn(2, 3, 5).double()))) == {"0", "1.conv"}

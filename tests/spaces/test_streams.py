@@ -82,6 +82,21 @@ class Divided(nn.Module):
         return self.weight * x * torch.rsqrt(x.square().sum(-1, keepdim=True) / self.features + 1e-6)
 
 
+class Counting(nn.Module):
+    """A norm whose number of channels is computed, and whose small number is a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(WIDTH)), torch.tensor([1e-6])
+
+    @property
+    def dim(self) -> int:
+        return len(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+
+
 class LayerScale(nn.Module):
     """A factor for each channel, beside a small number, is no norm."""
 
@@ -104,6 +119,7 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], int, bool]] = {  # how it is mad
     "with an activation": (RmsNormAct, 1, False),
     "of another name": (Evened, -1, False),
     "one group": (lambda: nn.GroupNorm(1, WIDTH), 1, True),
+    "with a property": (Counting, -1, False),
     "in single precision": (lambda: InSingle(WIDTH), -1, True),
     "times a kept number": (Scaled, -1, False),
     "times a kept number, channels first": (lambda: Scaled(1), 1, False),

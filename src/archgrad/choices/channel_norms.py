@@ -291,7 +291,7 @@ def _forms(module: nn.Module) -> Iterator[Norm]:
     then = tuple(name for name, _ in module.named_children())
     if not (torchs or (others and own)) or any(True for _ in module.buffers()) or any("." in name for name in own):
         return
-    counts = tuple(n for n in ("normalized_shape", "num_channels", "dim", "hidden_size") if hasattr(module, n))
+    counts = tuple(n for n in ("normalized_shape", "num_channels", "dim", "hidden_size") if n in vars(module))
     sizes = {p.numel() for p in own.values()} or {math.prod(_numbers(getattr(module, n))) for n in counts[:1]}
     width = sizes.pop() if len(sizes) == 1 else 0
     if width < 2 or any(max(p.shape) != width for p in own.values()) or not own.keys() <= {*_WEIGHTS, *_BIASES}:

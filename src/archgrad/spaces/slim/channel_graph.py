@@ -24,7 +24,7 @@ from archgrad.choices.channels import Coupling, kind_of
 from archgrad.choices.fewer_heads import AttentionCall
 from archgrad.spaces.slim.dependency import Components, Labels, Walk
 from archgrad.spaces.slim.flat_kernels import Factors, factors_of
-from archgrad.spaces.slim.kept_sizes import Notes, Sizes, know_sources, unflattening, without_caches
+from archgrad.spaces.slim.kept_sizes import Sizes, know_sources, unflattening, without_caches
 from archgrad.spaces.slim.layer_reasons import KEPT, UNREAD, say_what_does_not_run
 from archgrad.spaces.slim.layer_sides import (
     NORMS,
@@ -118,7 +118,7 @@ def trace(
         thinned: paths of GroupNorms whose groups lose places, where else whole groups go.
         factors: sides along which lie the filters of a kernel.
     """
-    notes = know_sources(network) if sources else Notes()
+    notes = know_sources(network) if sources else None
     numbering, components, is_read = _numbered(Numbering(network, thinned=thinned, factors=factors), keep)
     stack = [""]
     visited: set[str] = set()

@@ -206,11 +206,11 @@ class Sizes:
 
     Args:
         walk: the walk.
-        notes: of the network's numbers.
+        notes: of the network's numbers; None where they, and sizes of tensors, stay plain ones.
     """
 
-    def __init__(self, walk: Walk, notes: Notes) -> None:
-        self._walk, self._notes = walk, notes
+    def __init__(self, walk: Walk, notes: Notes | None) -> None:
+        self._walk, self._notes, self._known = walk, notes or Notes(), notes is not None
         self._counted: dict[Source, list[Labels]] = {}
         self._made: dict[tuple[Source, bool], Labels] = {}  # of what is made out of nothing, zeros or not
 
@@ -223,7 +223,7 @@ class Sizes:
             result = function(*args, **kwargs)
             x = args[0] if args and isinstance(args[0], Tensor) else None
             name = getattr(function, "__name__", "")
-            if x is not None and (name == "size" or isinstance(result, torch.Size)):
+            if self._known and x is not None and (name == "size" or isinstance(result, torch.Size)):
                 return _with_axes(x, result, args[1:] if name == "size" else (), kwargs)
             if name.removeprefix("new_") in FACTORIES and isinstance(result, Tensor) and not self._walk.paused:
                 self._make(name, kwargs.get("size", args if x is None else args[1:]), result)

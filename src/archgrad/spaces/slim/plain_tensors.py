@@ -44,7 +44,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     if type(module).__module__.startswith("torch."):
         return
     for name, value in vars(module).items():
-        kept = type(value) is Tensor and value.is_leaf and not value.requires_grad and value.dim() > 0
+        kept = type(value) is Tensor and value.is_leaf and not value.requires_grad and value.numel() > 1
         computed = f"{name}_orig" in module._parameters or hasattr(type(module), name)
         if kept and value.is_floating_point() and not computed:
             yield name, value
