@@ -334,13 +334,15 @@ def _bind(function: types.FunctionType, twin: types.FunctionType, memo: dict[int
             case functools.partial():
                 made = functools.partial(of(value.func), *map(of, value.args), **of_each(value.keywords))
             case dict():
-                made = memo[id(value)] = type(value)()
+                made = memo[id(value)] = copy.copy(value)
+                made.clear()
                 made.update(of_each(value))
             case list():
-                made = memo[id(value)] = type(value)()
-                made.extend(map(of, value))
+                made = memo[id(value)] = copy.copy(value)
+                made[:] = map(of, value)
             case _:
-                made = type(value)(map(of, value))
+                parts = map(of, value)
+                made = type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
         return memo.setdefault(id(value), made)
 
     def of_each(values: dict[Any, Any]) -> dict[Any, Any]:

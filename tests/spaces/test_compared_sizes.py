@@ -109,6 +109,26 @@ class Chosen(nn.Module):
         return self.conv(x).relu()
 
 
+class Window(nn.Module):
+    """Compares its number of channels with a number that only happens to be as large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.window, self.conv = 8, nn.Conv1d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).relu() if x.shape[1] == self.window else self.conv(x.relu())
+
+
+def test_a_number_that_is_compared_and_not_insisted_on_stays() -> None:
+    net = nn.Sequential(nn.Conv1d(3, 8, 1), Window(), nn.Conv1d(8, 2, 1)).double()
+    x = torch.randn(2, 3, 8).double()
+    space = ag.slim(net, x)
+    assert "1.conv" in choices(space)
+    small = ag.build(space, ag.sample(space, generator=torch.Generator().manual_seed(0)))
+    assert small[1].window == 8
+
+
 def test_what_counts_something_else_costs_no_gate() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv1d(3, 6, 1), nn.Conv1d(6, 8, 1), Chosen(), nn.Conv1d(8, 2, 1)).double()

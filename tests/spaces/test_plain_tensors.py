@@ -101,3 +101,21 @@ def test_what_a_module_keeps_of_a_call_costs_no_channels() -> None:
     space = ag.slim(net, x)
     assert {n: g[0].size for n, g in choices(space).items()} == {"0": 10, "1.layer": 10}
     agree(space, x, torch.randn(3, 4).double())
+
+
+class Scaled(nn.Module):
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.layer, self.table = nn.Linear(10, 10), table
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer(x).relu() * self.table
+
+
+def test_a_table_that_several_modules_keep_is_cut_in_each() -> None:
+    torch.manual_seed(0)
+    table, x = torch.linspace(0.5, 1, 10).double(), torch.randn(2, 4).double()
+    net = nn.Sequential(nn.Linear(4, 10), Scaled(table), Scaled(table), nn.Linear(10, 3)).double()
+    space = ag.slim(net, x)
+    assert choices(space)["0"][0].size == 10
+    agree(space, x, torch.randn(3, 4).double())

@@ -24,7 +24,7 @@ from archgrad.choices.channels import Coupling, kind_of
 from archgrad.choices.fewer_heads import AttentionCall
 from archgrad.spaces.slim.dependency import Components, Labels, Walk
 from archgrad.spaces.slim.flat_kernels import Factors, factors_of
-from archgrad.spaces.slim.kept_sizes import Sizes, know_sources, unflattening, without_caches
+from archgrad.spaces.slim.kept_sizes import Sizes, keep_checked, know_sources, unflattening
 from archgrad.spaces.slim.layer_reasons import KEPT, UNREAD, say_what_does_not_run
 from archgrad.spaces.slim.layer_sides import (
     NORMS,
@@ -34,6 +34,7 @@ from archgrad.spaces.slim.layer_sides import (
     shapes_of,
 )
 from archgrad.spaces.slim.makers import Makers, makers_of
+from archgrad.spaces.slim.number_caches import without_caches
 from archgrad.spaces.slim.numbering import ALONG, NORM_SIDE, ROWS, Numbering, Side, untouchable
 from archgrad.spaces.slim.operators import rule_of
 from archgrad.spaces.slim.own_widths import GivenAxes, Wides, note_widths, wides_of
@@ -157,6 +158,8 @@ def trace(
         walk.freeze(x, f"its channels reach the network's output {name}".rstrip())
     makers = makers_of(numbering, walk)
     parts = note_products(numbering, walk, outer.parts if outer else {})
+    if notes is not None:
+        keep_checked(notes, network, example)
     sizes.tie(numbering)
     note_numbers(numbering, walk)
     read = note_reads(numbering, walk, positions, keep)

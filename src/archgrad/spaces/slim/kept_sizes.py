@@ -7,10 +7,7 @@ one, it counts the channels there.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +21,7 @@ from archgrad.copy_and_run import Intercepted
 from archgrad.spaces.slim.dependency import Labels, Walk
 from archgrad.spaces.slim.layer_sides import counting_heads, cuts, has_sides, is_layer, sides_of
 from archgrad.spaces.slim.numbering import Numbering
+from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, run
 
 FACTORIES = ("empty", "full", "ones", "rand", "randn", "zeros")  # what makes a tensor of sizes
 Source = tuple[str, str]  # path of the module, and the attribute: "dim_conv", or "splits[1]"
@@ -40,7 +38,7 @@ class KeptSize(int):
     def __eq__(self, other: object) -> bool:
         """As in `assert x.shape[1] == self.channels`."""
         same = super().__eq__(other)  # NotImplemented where the other knows, as a float or a tensor does
-        if same is True and isinstance(other, _AxisSize):
+        if same is True and isinstance(other, AxisSize):
             self.notes.equal.append((self, other))
         return same
 
@@ -73,7 +71,7 @@ class KeptSize(int):
         return self if isinstance(other, int) and other == 1 else super().__floordiv__(other)
 
 
-class _AxisSize(int):
+class AxisSize(int):
     """The size of a tensor along an axis."""
 
     tensor: Tensor
@@ -90,8 +88,8 @@ class _AxisSize(int):
 def _with_axes(x: Tensor, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What `x.shape`, `x.size()` or `x.size(axis)` gave, of numbers that know where they are from."""
 
-    def known(size: int, axis: int) -> _AxisSize:
-        number = _AxisSize(size)
+    def known(size: int, axis: int) -> AxisSize:
+        number = AxisSize(size)
         number.tensor, number.axis = x, axis
         return number
 
@@ -122,7 +120,34 @@ class Notes:
     """
 
     ratios: list[tuple[KeptSize, KeptSize]] = field(default_factory=list)
-    equal: list[tuple[KeptSize, _AxisSize]] = field(default_factory=list)
+    equal: list[tuple[KeptSize, AxisSize]] = field(default_factory=list)
+
+
+def keep_checked(notes: Notes, network: nn.Module, example: tuple[Any, ...]) -> None:
+    """Forget comparisons that the network does not insist on: it runs with another number, too.
+
+    Modules of one class are asked once. The network is one that knows its sources; it is left as it is.
+    """
+    insists: dict[tuple[type, str], bool] = {}
+    for size, _ in notes.equal:
+        path, name = size.source
+        attribute, module = name.partition("[")[0], network.get_submodule(path)
+        if (type(module), name) in insists:
+            continue
+        before = vars(module)[attribute]
+        other = [int(v) + 1 for v in before] if isinstance(before, (tuple, list)) else size + 1
+        vars(module)[attribute] = type(before)(other) if isinstance(other, list) else other
+        try:
+            run(network, example)
+            insists[type(module), name] = False
+        except NETWORK_ERRORS:
+            insists[type(module), name] = True
+        finally:
+            vars(module)[attribute] = before
+    notes.equal[:] = [
+        pair for pair in notes.equal
+        if insists[type(network.get_submodule(pair[0].source[0])), pair[0].source[1]]
+    ]  # fmt: skip
 
 
 def know_sources(network: nn.Module) -> Notes:
@@ -153,47 +178,6 @@ def know_sources(network: nn.Module) -> Notes:
             of_heads = [names[axis] for axis in counting_heads(SimpleNamespace(**lengths))]
             set_axes_lengths(module, {axis: known(v, (path, names[axis]), of_heads) for axis, v in lengths.items()})
     return notes
-
-
-@contextlib.contextmanager
-def without_caches(network: nn.Module) -> Iterator[None]:
-    """Inside, what `functools.lru_cache` wraps in the code of a network, and in einops, computes such numbers anew.
-
-    To a cache a number is what equals it: it would give back those of another module, of another network even, as
-    einops does with the sizes of `rearrange(x, "b n (h d) -> b h n d", h=self.heads)`.
-    """
-    rooms = {type(module).__module__.partition(".")[0] for module in network.modules()} - {"torch"} | {"einops"}
-    owners: list[Any] = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] in rooms and m]
-    owners += [kind for room in owners for kind in vars(room).values() if isinstance(kind, type)]
-    caches = [
-        (owner, name, value) for owner in owners if getattr(owner, "__module__", "").partition(".")[0] != "torch"
-        for name, value in vars(owner).items() if isinstance(value, functools._lru_cache_wrapper)
-    ]  # fmt: skip
-    for owner, name, value in caches:
-        setattr(owner, name, _past_numbers(value))
-    try:
-        yield
-    finally:
-        for owner, name, value in caches:
-            setattr(owner, name, value)
-
-
-def _past_numbers(cached: Any) -> Any:
-    """The cached function, which computes anew where it is given numbers that know where they are from."""
-
-    @functools.wraps(cached)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return (cached.__wrapped__ if _knows((args, kwargs)) else cached)(*args, **kwargs)
-
-    for name in ("cache_info", "cache_clear", "cache_parameters"):
-        setattr(call, name, getattr(cached, name))
-    return call
-
-
-def _knows(value: object) -> bool:
-    if isinstance(value, (tuple, list, frozenset)):
-        return any(map(_knows, value))
-    return any(map(_knows, value.values())) if isinstance(value, dict) else isinstance(value, (KeptSize, _AxisSize))
 
 
 def is_of_heads(size: object) -> bool:

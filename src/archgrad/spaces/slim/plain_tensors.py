@@ -17,21 +17,29 @@ Network = TypeVar("Network", bound=nn.Module)
 def with_buffers(network: Network, given: tuple[Any, ...]) -> Network:
     """The network, or a copy in which tensors of the user's own modules are buffers that are not saved.
 
-    Those that a run on the given inputs replaces, such as what a module keeps of its last call, stay as they are.
+    Those that a run on the given inputs replaces or writes into, such as what a module keeps of its last call, stay
+    as they are.
     """
     found = [(path, name, x) for path, module in network.named_modules() for name, x in _tensors(module)]
     if not found:
         return network
     probe = copied(network)
-    before = {(path, name): getattr(probe.get_submodule(path), name) for path, name, _ in found}
+    before: dict[tuple[str, str], Tensor] = {
+        (path, name): vars(probe.get_submodule(path))[name] for path, name, _ in found
+    }
+    versions: dict[tuple[str, str], int] = {key: x._version for key, x in before.items()}
     for training in (False, True):
         with contextlib.suppress(*NETWORK_ERRORS):
             run(in_mode(probe, training=training), given)
-    kept = [key for key, x in before.items() if vars(probe.get_submodule(key[0])).get(key[1]) is x]
+    kept = [
+        (path, name) for (path, name), x in before.items()
+        if vars(probe.get_submodule(path)).get(name) is x and x._version == versions[path, name]
+    ]  # fmt: skip
     made = copied(network)
     for path, name in kept:
         module = made.get_submodule(path)
-        module.register_buffer(name, vars(module).pop(name), persistent=False)
+        # Its own, where several modules keep one.
+        module.register_buffer(name, vars(module).pop(name).clone(), persistent=False)
     try:
         run(in_mode(copied(made)), given)
     except NETWORK_ERRORS:  # it looks for them where they were

@@ -13,7 +13,8 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from archgrad.copy_and_run import copied, in_mode
-from archgrad.spaces.slim.kept_sizes import know_sources, without_caches
+from archgrad.spaces.slim.kept_sizes import know_sources
+from archgrad.spaces.slim.number_caches import without_caches
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS
 
 _FIXED = (type(None), bool, str, float, torch.dtype)  # arguments that are taken as the example has them
