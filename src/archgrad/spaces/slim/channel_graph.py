@@ -24,7 +24,7 @@ from archgrad.choices.channels import Coupling, kind_of
 from archgrad.choices.fewer_heads import AttentionCall
 from archgrad.spaces.slim.dependency import Components, Labels, Walk
 from archgrad.spaces.slim.flat_kernels import Factors, factors_of
-from archgrad.spaces.slim.kept_sizes import Sizes, keep_checked, know_sources, unflattening
+from archgrad.spaces.slim.kept_sizes import Sizes, know_sources, unflattening
 from archgrad.spaces.slim.layer_reasons import KEPT, UNREAD, say_what_does_not_run
 from archgrad.spaces.slim.layer_sides import (
     NORMS,
@@ -158,9 +158,7 @@ def trace(
         walk.freeze(x, f"its channels reach the network's output {name}".rstrip())
     makers = makers_of(numbering, walk)
     parts = note_products(numbering, walk, outer.parts if outer else {})
-    if notes is not None:
-        keep_checked(notes, network, example)
-    sizes.tie(numbering)
+    sizes.tie(numbering, example)
     note_numbers(numbering, walk)
     read = note_reads(numbering, walk, positions, keep)
     graph = _collect(numbering, components, makers, within=walk.inner if outer else None, read=read)

@@ -229,8 +229,9 @@ class Sizes:
 
         return Intercepted(noted)
 
-    def tie(self, numbering: Numbering) -> None:
+    def tie(self, numbering: Numbering, example: tuple[Any, ...]) -> None:
         """Number each attribute as a side of its module; the channels that one attribute counts go together."""
+        keep_checked(self._notes, numbering.modules[""], example)
         for equal, other in self._notes.equal:
             self._count(equal, other.tensor, other.axis, slice(None))
         for pair in self._notes.ratios:  # of equals, as `in_channels // groups` where each channel has its own filter
