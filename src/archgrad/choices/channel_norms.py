@@ -51,7 +51,7 @@ class ChannelNorm:
         counts: attributes that hold their number.
         then: names of its modules that follow, such as an activation, which treat each element alone.
         groups: of channels side by side that each have statistics of their own; all lose the same places.
-        of_all: whether it goes on dividing by `width` when channels are gone, since it keeps that as a number.
+        keeps_width: whether it goes on dividing by `width` when channels are gone, since it keeps that as a number.
     """
 
     width: int
@@ -67,7 +67,7 @@ class ChannelNorm:
     counts: tuple[str, ...] = ()
     then: tuple[str, ...] = ()
     groups: int = 1
-    of_all: bool = False
+    keeps_width: bool = False
 
     def __call__(self, norm: nn.Module, x: Tensor, is_open: Tensor) -> Tensor:
         """What `norm` computes of x, [B, ...], with the statistics of the channels that are open, [width]."""
@@ -75,7 +75,7 @@ class ChannelNorm:
         shape[self.axis] = -1
         values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         share = is_open.to(values).view(self.groups, -1)
-        count = torch.full_like(share[:, :1], self.width) if self.of_all else share.sum(1, keepdim=True)
+        count = torch.full_like(share[:, :1], self.width) if self.keeps_width else share.sum(1, keepdim=True)
         share = (share / count.clamp_min(torch.finfo(values.dtype).tiny)).view(shape)
         others = [d for d in range(1, x.dim()) if d != self.axis] if self.everywhere else []
 
@@ -241,7 +241,7 @@ def _when_cut(kind: Norm, norm: nn.Module, x: Tensor) -> Norm:
         value = getattr(norm, name)
         setattr(small, name, len(kept) if isinstance(value, int) else type(value)([len(kept)]))
     actual, is_open = _normalized(small, x.index_select(kind.axis, kept)), torch.zeros(kind.width, device=x.device)
-    other = dataclasses.replace(kind, of_all=True)
+    other = dataclasses.replace(kind, keeps_width=True)
     left = other(norm, x, is_open.index_fill(0, kept, 1.0)).index_select(kind.axis, kept)
     same = actual is not None and bool((left - actual).abs().max() <= _EXACT * actual.abs().max())
     return other if same else kind
