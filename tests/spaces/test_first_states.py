@@ -26,6 +26,8 @@ MAKERS: dict[str, Callable[..., Tensor]] = {
     "full": lambda x, *sizes: torch.full(sizes, 0.3, dtype=x.dtype),
     "new_full": lambda x, *sizes: x.new_full(sizes, 0.3),
     "empty": lambda x, *sizes: torch.empty(*sizes, dtype=x.dtype).fill_(0.2),
+    "new": lambda x, *sizes: x.new(*sizes).zero_(),
+    "new of data": lambda x, *sizes: x.data.new(*sizes).fill_(0.1),
     "moved": lambda x, *sizes: (torch.zeros(*sizes) + 1).to(x),
 }
 NUMBERS = ("own", "listed", "of the layer", "several")

@@ -82,6 +82,19 @@ class Divided(nn.Module):
         return self.weight * x * torch.rsqrt(x.square().sum(-1, keepdim=True) / self.features + 1e-6)
 
 
+class Annotated(nn.Module):
+    """The norm of the annotated transformer: an unbiased deviation, and a small number beside it."""
+
+    def __init__(self, unbiased: bool = True) -> None:
+        super().__init__()
+        self.a_2, self.b_2 = nn.Parameter(torch.ones(WIDTH)), nn.Parameter(torch.zeros(WIDTH))
+        self.eps, self.unbiased = 1e-6, unbiased
+
+    def forward(self, x: Tensor) -> Tensor:
+        deviation = x.std(-1, keepdim=True, unbiased=self.unbiased)
+        return self.a_2 * (x - x.mean(-1, keepdim=True)) / (deviation + self.eps) + self.b_2
+
+
 class Counting(nn.Module):
     """A norm whose number of channels is computed, and whose small number is a tensor."""
 
@@ -119,6 +132,7 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], int, bool]] = {  # how it is mad
     "with an activation": (RmsNormAct, 1, False),
     "of another name": (Evened, -1, False),
     "one group": (lambda: nn.GroupNorm(1, WIDTH), 1, True),
+    "a biased deviation beside a number": (lambda: Annotated(unbiased=False), -1, True),
     "with a property": (Counting, -1, False),
     "in single precision": (lambda: InSingle(WIDTH), -1, True),
     "times a kept number": (Scaled, -1, False),
@@ -250,6 +264,22 @@ def test_a_norm_that_runs_in_single_precision_alone_lets_its_stream_go() -> None
     stir(space)
     held, built = (make(space, extremes(space)[1]) for make in (hold, build))
     assert difference(outputs(held, (x,)), outputs(built, (x,))) < 1e-5
+
+
+def test_channels_of_an_unbiased_deviation_go_in_pairs() -> None:
+    kind = channel_norm(stirred(Annotated()))
+    assert kind is not None and kind.unbiased and kind.outside and kind.eps == 1e-6  # type: ignore[union-attr]
+    torch.manual_seed(0)
+    net, x = Trunk(Annotated, -1).double(), torch.randn(3, 5, 4).double()
+    space = ag.slim(net, x)
+    assert {n: same[0].size for n, same in choices(space).items()} == {"inlet": WIDTH // 2, "up": 9, "up.branch": 1}
+    stir(space)
+    for architecture in [*extremes(space), sample(space, generator=torch.Generator().manual_seed(0))]:
+        held, built = hold(space, architecture), build(space, architecture)
+        assert difference(outputs(held, (x,)), outputs(built, (x,))) < 1e-9
+    soft = ag.relax(space, ag.scaled_sigmoid)
+    soft(x).sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in ag.logits(soft) if p.grad is not None)
 
 
 class Trunk(nn.Module):

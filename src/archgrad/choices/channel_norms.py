@@ -26,8 +26,7 @@ from archgrad.choices.standardized_weights import Mask, OpenWeight, Standardized
 from archgrad.copy_and_run import in_mode
 
 STATISTICS = "_archgrad_statistics"  # the child of a norm that computes its statistics over open channels
-_WEIGHTS = ("weight", "gamma", "scale", "g")
-_BIASES = ("bias", "beta", "b")
+_BIASES = ("bias", "beta", "b", "b_2")  # tried as such first; a parameter may have any name
 _EPSILONS = (1e-5, 1e-6, 1e-8, 1e-12, 1e-3, 1e-2, 1e-4, 1e-7, 1e-9, 1e-10, 1e-11)  # forward may have one as a number
 _LEAST = 1e-12  # that of F.normalize
 _TORCHS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # their eps is the one that they keep
@@ -51,6 +50,8 @@ class ChannelNorm:
         counts: attributes that hold their number.
         then: names of its modules that follow, such as an activation, which treat each element alone.
         groups: of channels side by side that each have statistics of their own; all lose the same places.
+        unbiased: whether its variance is divided by one less than the number of channels, as `x.std(-1)` is.
+        outside: whether eps is added to the root of the variance: (x - m) / (std + eps).
         keeps_width: whether it goes on dividing by `width` when channels are gone, since it keeps that as a number.
     """
 
@@ -67,6 +68,8 @@ class ChannelNorm:
     counts: tuple[str, ...] = ()
     then: tuple[str, ...] = ()
     groups: int = 1
+    unbiased: bool = False
+    outside: bool = False
     keeps_width: bool = False
 
     def __call__(self, norm: nn.Module, x: Tensor, is_open: Tensor) -> Tensor:
@@ -92,7 +95,13 @@ class ChannelNorm:
             # Nothing limits what a closed channel holds: where few are open, each norm would multiply it.
             values = values.masked_fill(share == 0.0, 0.0)
         variance = mean(values.square())
-        if self.eps == 0.0:
+        if self.unbiased:
+            others_left = count - 1.0  # none of a lone channel, whose variance is not a number
+            others_left = others_left.clamp_min(1e-3) if is_open.requires_grad else others_left
+            variance = variance * (count / others_left).view([1] * x.dim())
+        if self.outside:
+            variance = (variance.sqrt() + (self.eps or 0.0)).square()
+        elif self.eps == 0.0:
             each = count.detach().mean() * math.prod(x.shape[d] for d in others)
             variance = variance.clamp_min(self.least**2 / each.clamp_min(torch.finfo(values.dtype).eps))
         else:
@@ -273,6 +282,8 @@ def _with_eps(form: Norm, module: nn.Module, x: Tensor) -> Iterator[tuple[Norm, 
         return
     for eps in small:
         yield dataclasses.replace(form, eps=eps), (1.0, math.sqrt(eps))
+        if not isinstance(module, _TORCHS):
+            yield dataclasses.replace(form, eps=eps, outside=True), (1.0, eps)
     if 0.0 in kept or not isinstance(module, _TORCHS):
         for least in small:
             below = 0.1 * least / float(x.norm())
@@ -294,21 +305,33 @@ def _forms(module: nn.Module) -> Iterator[Norm]:
     counts = tuple(n for n in ("normalized_shape", "num_channels", "dim", "hidden_size") if n in vars(module))
     sizes = {p.numel() for p in own.values()} or {math.prod(_numbers(getattr(module, n))) for n in counts[:1]}
     width = sizes.pop() if len(sizes) == 1 else 0
-    if width < 2 or any(max(p.shape) != width for p in own.values()) or not own.keys() <= {*_WEIGHTS, *_BIASES}:
+    if width < 2 or any(max(p.shape) != width for p in own.values()) or len(own) > 2:
         return
     counts = tuple(n for n in counts if _numbers(getattr(module, n)) == [width])
-    weight = next((n for n in own if n in _WEIGHTS), "")
-    bias = next((n for n in own if n in _BIASES), "")
     tensors = tuple((name, list(p.shape).index(width)) for name, p in own.items())
-    for offset in (0.0, 1.0) if weight else (0.0,):
-        for centered in (True, False):
-            for axis, everywhere in ((-1, False), (1, False), (1, True)):
-                yield ChannelNorm(
-                    width, axis, centered, everywhere, 0.0, weight=weight, bias=bias, offset=offset, tensors=tensors,
-                    counts=counts, then=then,
-                )  # fmt: skip
+    roles = _roles(list(own))
+    for (weight, bias), centered, unbiased in itertools.product(roles, (True, False), (False, True)):
+        if unbiased and (torchs or not centered):
+            continue
+        for offset, (axis, everywhere) in itertools.product(
+            (0.0, 1.0) if weight else (0.0,), ((-1, False), (1, False), (1, True))
+        ):
+            yield ChannelNorm(
+                width, axis, centered, everywhere, 0.0, weight=weight, bias=bias, offset=offset, tensors=tensors,
+                counts=counts, then=then, unbiased=unbiased,
+            )  # fmt: skip
+    weight, bias = roles[0]
     for axis, residual in itertools.product((-1, 1), (True, False)) if others and weight and not then else ():
         yield ResponseNorm(width, axis, residual, weight=weight, bias=bias, tensors=tensors, counts=counts)
+
+
+def _roles(names: list[str]) -> list[tuple[str, str]]:
+    """Which of at most two parameters may be the weight, and which the bias; the likelier way first."""
+    if not names:
+        return [("", "")]
+    first, second = (*names, "")[:2]
+    ways = [(first, second), (second, first)]
+    return ways[::-1] if first in _BIASES else ways
 
 
 def _numbers(value: object) -> list[int]:

@@ -209,7 +209,11 @@ class Sizes:
             name = getattr(function, "__name__", "")
             if self._known and x is not None and (name == "size" or isinstance(result, torch.Size)):
                 return _with_axes(x, result, args[1:] if name == "size" else (), kwargs)
-            if name.removeprefix("new_") in FACTORIES and isinstance(result, Tensor) and not self._walk.paused:
+            if (
+                (name.removeprefix("new_") in FACTORIES or name == "new")
+                and isinstance(result, Tensor)
+                and not self._walk.paused
+            ):
                 self._make(name, kwargs.get("size", args if x is None else args[1:]), result)
             elif x is not None:
                 if name in ("split", "split_with_sizes"):

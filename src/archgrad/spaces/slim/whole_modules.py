@@ -151,6 +151,8 @@ def whole_hooks(numbering: Numbering, walk: Walk) -> list[Any]:
             if kind.groups > 1:
                 places = labels.reshape(kind.groups, -1)
                 walk.components.join(places, np.broadcast_to(places[:1], places.shape), "")
+            if getattr(kind, "unbiased", False) and len(labels) % 2 == 0:  # a lone channel has no variance
+                walk.components.join(labels[::2], labels[1::2], "")
             if axis not in axes:
                 walk.components.freeze(labels, f"{where} normalizes over a fixed number of channels")
             others = [d for d in range(1, x.dim()) if d != axis] if kind.everywhere else []
