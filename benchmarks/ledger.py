@@ -387,6 +387,18 @@ ENTRIES: dict[str, Entry] = {
         of_rows("test accuracy, %", "accuracy", group="kind", scale=100),
         peers=("darts, random subspace", "policy only", "random search", "random search, equal time"),
     ),
+    "memory_bound_planted_long": Entry(
+        "The same in four times the steps?",
+        _run(
+            "memory_bound",
+            "--sizes --accuracy-sizes --planted --accuracy-data digits --seeds 3 --steps 2400 "
+            "--methods radars 'radars, ours' 'random search' 'random search, equal time'",
+            "memory_bound_planted_long",
+        ),
+        "docs/benchmarks/memory-bound.md",
+        of_rows("test accuracy, %", "accuracy", group="kind", scale=100),
+        peers=("random search", "random search, equal time"),
+    ),
     "alexnet": Entry(
         "The same on networks that are trained and timed?", _run("alexnet", "--seeds 20"),
         "docs/benchmarks/multiobjective.md", tabled, peers=("random",),
