@@ -216,3 +216,36 @@ def test_parts_of_a_weight_norm_that_forward_reads_stay_where_it_finds_them() ->
     space = slim(net, x)
     assert set(choices(space)) == {"1"} and "weight_norm" in frozen(space)["0.conv"]
     assert build(space, extremes(space)[1])(x).shape == (2, 2, 5, 5)
+
+
+class OwnSpectral(nn.Module):
+    """A spectral norm by hand, whose vectors are parameters that each call writes into, as in copies of SAGAN."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer, weight = layer, layer.weight
+        del layer._parameters["weight"]
+        self.u = nn.Parameter(F.normalize(torch.randn(len(weight)), dim=0), requires_grad=False)
+        self.v = nn.Parameter(F.normalize(torch.randn(weight.shape[1]), dim=0), requires_grad=False)
+        self.bar = nn.Parameter(weight.data)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.v.data = F.normalize(torch.mv(self.bar.data.t(), self.u.data), dim=0)
+        self.u.data = F.normalize(torch.mv(self.bar.data, self.v.data), dim=0)
+        self.layer.weight = self.bar / self.u.dot(self.bar.mv(self.v))  # type: ignore[assignment]
+        return self.layer(x)
+
+
+def test_what_a_call_writes_into_a_weight_and_the_next_reads_has_no_gate() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), OwnSpectral(nn.Linear(16, 12)), nn.ReLU(), nn.Linear(12, 9),
+                        nn.ReLU(), nn.Linear(9, 4)).double().eval()  # fmt: skip
+    x = torch.randn(2, 6, dtype=DOUBLE)
+    space = slim(net, x).eval()
+    assert "4" in choices(space)
+    for seed in range(3):
+        architecture = sample(space, generator=torch.Generator().manual_seed(seed))
+        held, built = hold(space, architecture).eval(), build(space, architecture).eval()
+        for _ in range(4):
+            with torch.no_grad():
+                assert torch.allclose(held(x), built(x), atol=1e-9)

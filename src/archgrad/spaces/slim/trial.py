@@ -247,14 +247,18 @@ class Trial:
             noise = torch.sin(torch.arange(output.numel(), device=output.device) * 12.9898 + phase)
             return output * (1.0 + size * noise.to(output.dtype).view(output.shape))
 
+        def jittered() -> list[Tensor]:
+            own = copied(network) if self._updates else network  # what a run changes is not for the next
+            leaves = [m for m in own.modules() if not any(True for _ in m.children())]
+            handles = [m.register_forward_hook(jitter) for m in leaves]
+            try:
+                return self.outputs(own, check)
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+        again = [jittered(), jittered()]
         first = self.outputs(network, check)
-        leaves = [m for m in network.modules() if not any(True for _ in m.children())]
-        handles = [m.register_forward_hook(jitter) for m in leaves]
-        try:
-            again = [self.outputs(network, check) for _ in range(2)]
-        finally:
-            for handle in handles:
-                handle.remove()
         return [max(difference(a, b) for b in others) for a, *others in zip(first, *again, strict=True)]
 
     def outputs(self, network: nn.Module, check: Check, *, aligned: bool = False) -> list[Tensor]:
