@@ -282,6 +282,14 @@ def test_channels_of_an_unbiased_deviation_go_in_pairs() -> None:
     assert all(bool(p.grad.isfinite().all()) for p in ag.logits(soft) if p.grad is not None)
 
 
+def test_an_odd_number_of_channels_under_an_unbiased_deviation_stays() -> None:
+    norm = Annotated()
+    norm.a_2, norm.b_2 = nn.Parameter(torch.ones(7)), nn.Parameter(torch.zeros(7))
+    net = nn.Sequential(nn.Linear(4, 7), norm, nn.Linear(7, 8), nn.ReLU(), nn.Linear(8, 2))
+    space = ag.slim(net, torch.randn(3, 4))
+    assert set(choices(space)) == {"2"} and "odd number" in ag.frozen(space)["0"]
+
+
 class Trunk(nn.Module):
     """A residual stream [B, T, C] between layers, normalized before each branch."""
 

@@ -96,9 +96,9 @@ class ChannelNorm:
             values = values.masked_fill(share == 0.0, 0.0)
         variance = mean(values.square())
         if self.unbiased:
-            others_left = count - 1.0  # none of a lone channel, whose variance is not a number
-            others_left = others_left.clamp_min(1e-3) if is_open.requires_grad else others_left
-            variance = variance * (count / others_left).view([1] * x.dim())
+            beside = count - 1.0  # 0 for a lone channel, whose variance is not a number
+            beside = beside.clamp_min(1e-3) if is_open.requires_grad else beside
+            variance = variance * (count / beside).view([1] * x.dim())
         if self.outside:
             variance = (variance.sqrt() + (self.eps or 0.0)).square()
         elif self.eps == 0.0:

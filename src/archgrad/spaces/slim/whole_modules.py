@@ -151,8 +151,8 @@ def whole_hooks(numbering: Numbering, walk: Walk) -> list[Any]:
             if kind.groups > 1:
                 places = labels.reshape(kind.groups, -1)
                 walk.components.join(places, np.broadcast_to(places[:1], places.shape), "")
-            if getattr(kind, "unbiased", False) and len(labels) % 2 == 0:  # a lone channel has no variance
-                walk.components.join(labels[::2], labels[1::2], "")
+            if getattr(kind, "unbiased", False):
+                _tie_pairs(walk, labels, where)
             if axis not in axes:
                 walk.components.freeze(labels, f"{where} normalizes over a fixed number of channels")
             others = [d for d in range(1, x.dim()) if d != axis] if kind.everywhere else []
@@ -184,6 +184,14 @@ def whole_hooks(numbering: Numbering, walk: Walk) -> list[Any]:
                 numbering.calls,
             )
     return handles
+
+
+def _tie_pairs(walk: Walk, labels: Labels, where: str) -> None:
+    """A lone channel has no unbiased variance: two stay at least."""
+    if len(labels) % 2:
+        walk.components.freeze(labels, f"{where} takes the unbiased variance of an odd number of channels")
+    else:
+        walk.components.join(labels[::2], labels[1::2], "")
 
 
 def _sliding_hooks(path: str, numbering: Numbering, walk: Walk, axis: int) -> list[Any]:
