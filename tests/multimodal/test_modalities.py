@@ -122,7 +122,7 @@ def test_a_network_that_misses_an_input_is_told_its_shapes() -> None:
 
 
 def test_slim_takes_a_network_of_a_dict() -> None:
-    with pytest.raises(ModelError, match="image: its channels reach the network's output"):
+    with pytest.raises(ModelError, match="image and one more: its channels reach the network's output"):
         ag.slim(Both(), task().example)
 
 
