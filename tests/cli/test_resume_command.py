@@ -32,7 +32,7 @@ def test_stopped_twice_damaged_and_resumed_is_the_run_never_stopped(
         *SLIM,
         "--out",
         out,
-        stop_at=18,
+        stop_at=24,
         by=signal.SIGTERM,
     )
     assert first.returncode == 143, first.stderr
@@ -43,7 +43,7 @@ def test_stopped_twice_damaged_and_resumed_is_the_run_never_stopped(
 
     moved = tmp_path / "moved"
     out.rename(moved)
-    second = _process("resume", moved, stop_at=22, by=signal.SIGINT)
+    second = _process("resume", moved, stop_at=28, by=signal.SIGINT)
     assert second.returncode == 130, second.stderr
     assert "Stopped by SIGINT" in second.stderr
     assert f"archgrad resume {moved}" in second.stderr
@@ -53,7 +53,7 @@ def test_stopped_twice_damaged_and_resumed_is_the_run_never_stopped(
     result = cli("resume", moved, "--json")
     assert result.exit_code == 0, result.output
     assert "Fell back to what was saved before it" in str(json.loads(result.stdout)["notes"])
-    assert 'variable JOB_STOP_AT (given nothing, in the folder "22")' in str(json.loads(result.stdout)["notes"])
+    assert 'variable JOB_STOP_AT (given nothing, in the folder "28")' in str(json.loads(result.stdout)["notes"])
     for name in ("network.safetensors", "architecture.json"):
         assert (moved / name).read_bytes() == (slimmed / name).read_bytes()
 
