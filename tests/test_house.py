@@ -112,8 +112,6 @@ def test_nothing_forbidden_in_the_library(path: Path) -> None:
         # library's callbacks get more keywords with each of its versions.
         name = node.name if isinstance(node, ast.FunctionDef) else ""
         event = parts[0] == "integrations" and name.startswith("on_")
-        decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
-        event |= any(isinstance(d, ast.Call) and ast.unparse(d.func) == "functools.wraps" for d in decorators)
         free = parts[0] in ("cli", "argument_types") or name in ("register_state", "forward") or event
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.args.kwarg and not free:
             wrong.append(f"line {node.lineno}: {node.name} takes **{node.args.kwarg.arg}")

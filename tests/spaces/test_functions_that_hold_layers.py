@@ -16,6 +16,7 @@ from torch.nn import functional
 import archgrad as ag
 from archgrad.choices.access import choices
 from archgrad.copy_and_run import copied
+from archgrad.errors import ModelError
 
 Function = Callable[..., Any]
 
@@ -143,6 +144,39 @@ def test_what_is_cut_is_cut_in_the_function_too(kind: str) -> None:
     space = ag.slim(network(kind), example)
     assert set(choices(space)) >= {"0", "2.up"}, "the stream, and the units within the block"
     agree(space, example, torch.randn(7, 5, dtype=torch.float64), plain=False)  # closures cannot be pickled
+
+
+class Holder:
+    """What is no module, and holds a layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class Indirect(nn.Module):
+    """A function that leads to a layer through what copying leaves as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+        holder = Holder(self.up)
+        self.function = lambda x: holder(x).relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.function(x))
+
+
+def test_a_copy_that_computes_with_the_weights_of_the_original_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(5, 8), Indirect(), nn.Linear(8, 3))
+    with pytest.raises(
+        ModelError, match=r"a copy of Sequential computes with 1\.up\.weight, 1\.up\.bias of the netw"
+    ):
+        ag.slim(net, torch.randn(4, 5))
+    net[1].function = lambda x: net[1].up(x).relu()  # type: ignore[assignment, operator]
+    assert "1.up" in choices(ag.slim(net, torch.randn(4, 5)))
 
 
 def test_what_is_not_of_the_network_stays_shared() -> None:

@@ -29,7 +29,7 @@ class Table(nn.Module):
 
 
 class Kept(nn.Module):
-    """Keeps what it computed last, which is a tensor at first and then another, or none."""
+    """Keeps what it computed last, a tensor at first and then another."""
 
     def __init__(self) -> None:
         super().__init__()

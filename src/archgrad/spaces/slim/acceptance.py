@@ -51,10 +51,9 @@ class Comparisons(Protocol):
         """What is kept, one after another."""
 
     def failure(
-        self, removals: Sequence[Removal], mask: str = ..., checks: Sequence[Check] | None = ...,
-        kept: Mapping[str, list[int]] | None = ...,
-    ) -> Failure | None:  # fmt: skip
-        """Why these are not exact under a mask, or where these entries are kept; None where they are."""
+        self, removals: Sequence[Removal], mask: str, checks: Sequence[Check] | None, kept: Mapping[str, list[int]]
+    ) -> Failure | None:
+        """Why these are not exact under a mask, which keeps these entries; None where they are."""
 
 
 def exercised(

@@ -21,7 +21,7 @@ from archgrad.errors import one_line
 from archgrad.spaces.slim.attaching import attach
 from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS
 from archgrad.spaces.slim.trial import Check, Failure, Removal, Trial
-from archgrad.spaces.slim.trial_masks import MASKS, kept_entries
+from archgrad.spaces.slim.trial_masks import MASKS
 
 
 @dataclass
@@ -40,11 +40,9 @@ class HeldSpace:
         return MASKS[:1]
 
     def failure(
-        self, removals: Sequence[Removal], mask: str = MASKS[0], checks: Sequence[Check] | None = None,
-        kept: Mapping[str, list[int]] | None = None,
-    ) -> Failure | None:  # fmt: skip
+        self, removals: Sequence[Removal], mask: str, checks: Sequence[Check] | None, kept: Mapping[str, list[int]]
+    ) -> Failure | None:
         """Why gates do not compute what zeros do; None where they do."""
-        kept = kept_entries(removals, mask) if kept is None else kept
         number = len(self.trial.inputs) - 1 if self.trial.large else 0  # the cheapest
         runs = [n for n in (number, *range(len(self.trial.inputs))) if self.trial.trains(n)][:1]
         own = [Check(number, False), *(Check(n, True) for n in runs)]

@@ -124,7 +124,7 @@ class Notes:
     equal: list[tuple[KeptSize, AxisSize]] = field(default_factory=list)
 
 
-def keep_checked(notes: Notes, network: nn.Module, example: tuple[Any, ...]) -> None:
+def _keep_checked(notes: Notes, network: nn.Module, example: tuple[Any, ...]) -> None:
     """Forget comparisons that the network does not insist on: it runs with another number, too.
 
     Modules of one class are asked once. The network is one that knows its sources; it is left as it is.
@@ -136,8 +136,11 @@ def keep_checked(notes: Notes, network: nn.Module, example: tuple[Any, ...]) -> 
         if (type(module), name) in insists:
             continue
         before = vars(module)[attribute]
-        other = [int(v) + 1 for v in before] if isinstance(before, (tuple, list)) else size + 1
-        vars(module)[attribute] = type(before)(other) if isinstance(other, list) else other
+        if isinstance(before, dict):  # lengths of axes, which einops itself compares
+            insists[type(module), name] = False
+            continue
+        several = isinstance(before, (tuple, list))
+        vars(module)[attribute] = type(before)(int(v) + 1 for v in before) if several else size + 1
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # one that warns of the number does not insist on it
@@ -238,7 +241,7 @@ class Sizes:
 
     def tie(self, numbering: Numbering, example: tuple[Any, ...]) -> None:
         """Number each attribute as a side of its module; the channels that one attribute counts go together."""
-        keep_checked(self._notes, numbering.modules[""], example)
+        _keep_checked(self._notes, numbering.modules[""], example)
         for equal, other in self._notes.equal:
             self._count(equal, other.tensor, other.axis, slice(None))
         for pair in self._notes.ratios:  # of equals, as `in_channels // groups` where each channel has its own filter

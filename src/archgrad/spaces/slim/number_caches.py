@@ -39,10 +39,9 @@ def without_caches(network: nn.Module) -> Iterator[None]:
 def _past_numbers(cached: Any) -> Any:
     """The cached function, which computes anew where it is given numbers that know where they are from."""
 
-    @functools.wraps(cached)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return (cached.__wrapped__ if _knows((args, kwargs)) else cached)(*args, **kwargs)
-
+    call: Any = functools.update_wrapper(
+        lambda *args, **kwargs: (cached.__wrapped__ if _knows((args, kwargs)) else cached)(*args, **kwargs), cached
+    )
     for name in ("cache_info", "cache_clear", "cache_parameters"):
         setattr(call, name, getattr(cached, name))
     return call

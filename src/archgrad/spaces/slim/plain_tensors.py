@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from archgrad.copy_and_run import copied, in_mode
-from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, run
+from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, run, runs
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -40,11 +40,7 @@ def with_buffers(network: Network, given: tuple[Any, ...]) -> Network:
         module = made.get_submodule(path)
         # Its own, where several modules keep one.
         module.register_buffer(name, vars(module).pop(name).clone(), persistent=False)
-    try:
-        run(in_mode(copied(made)), given)
-    except NETWORK_ERRORS:  # it looks for them where they were
-        return network
-    return made
+    return made if runs(made, given) else network  # which may look for them where they were
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from archgrad.copy_and_run import call
+from archgrad.copy_and_run import call, copied, in_mode
 
 # What tracing or running a network of the user's may raise; nothing here is ours.
 NETWORK_ERRORS = (
@@ -81,6 +81,31 @@ def run(network: nn.Module, inputs: tuple[Any, ...], *, seed: int = 0, grad: boo
     finally:
         random.setstate(python)
         np.random.set_state(numeric)
+
+
+def runs(network: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Whether a copy of the network runs on the inputs, in eval mode."""
+    try:
+        run(in_mode(copied(network)), inputs)
+    except NETWORK_ERRORS:
+        return False
+    return True
+
+
+def parameters_read(network: nn.Module, inputs: tuple[Any, ...], names: Mapping[int, str]) -> list[str]:
+    """Which of some parameters, by their ids, operators read while the network runs, or as far as it does."""
+    found: dict[str, None] = {}
+
+    class Noting(OperatorMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(
+            self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            found.update({names[id(x)]: None for x in tensors_in((args, kwargs or {})) if id(x) in names})
+            return func(*args, **(kwargs or {}))
+
+    with contextlib.suppress(*NETWORK_ERRORS), plain_kernels(), Noting():  # type: ignore[no-untyped-call]
+        run(network, inputs)  # one that fails is told so by those who run it for more
+    return list(found)
 
 
 def reseed(seed: int) -> None:

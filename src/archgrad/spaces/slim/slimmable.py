@@ -33,7 +33,7 @@ from archgrad.spaces.slim.held_space import HeldSpace
 from archgrad.spaces.slim.input_features import input_features
 from archgrad.spaces.slim.own_widths import with_own_widths
 from archgrad.spaces.slim.plain_tensors import with_buffers
-from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, quiet_graphs, run, without_scripts
+from archgrad.spaces.slim.seeded_run import NETWORK_ERRORS, parameters_read, quiet_graphs, run, runs, without_scripts
 from archgrad.spaces.slim.spectral import in_front_of_norms, without_rescaled
 from archgrad.spaces.slim.torch_attention import named_again, torch_heads
 from archgrad.spaces.slim.trial import Removal, Trial
@@ -98,19 +98,26 @@ def slim(net: Network, example: Example | None = None, *, keep: Sequence[str] = 
         return any(path == k or path.startswith(f"{k}.") for k in keep)
 
     with quiet_graphs():
+        _require_own_weights(net, inputs_given)
         numbered = with_buffers(with_numbers(net), inputs_given)
         plain = without_weight_norms(numbered)
-        if plain is not numbered and not _runs(plain, inputs_given):  # forward reads weight_v or weight_g itself
+        if plain is not numbered and not runs(plain, inputs_given):  # forward reads weight_v or weight_g itself
             plain = numbered
         return _slimmed(without_spectral_norms(plain), inputs_given, is_kept, inputs)
 
 
-def _runs(net: nn.Module, given: tuple[Tensor, ...]) -> bool:
-    try:
-        run(in_mode(copied(net)), given)
-    except NETWORK_ERRORS:
-        return False
-    return True
+def _require_own_weights(net: nn.Module, given: tuple[Tensor, ...]) -> None:
+    """Raise where a copy computes with weights of the original: all that is made of it would."""
+    copy = in_mode(copied(net))
+    theirs = {id(p): name for name, p in net.named_parameters()}
+    for shared in copy.parameters():  # by a __deepcopy__ of the user's
+        theirs.pop(id(shared), None)
+    if read := parameters_read(copy, given, theirs):
+        raise ModelError(
+            f"a copy of {type(net).__name__} computes with {', '.join(read[:3])} of the network that was given: a "
+            f"function or a hook leads to its layer through an object that copying leaves as it is. Keep the object "
+            f"as an attribute of a module, or let forward take the layer from its module (self.layer)"
+        )
 
 
 def _uncompiled(net: Network) -> Network:
